@@ -1,0 +1,118 @@
+"""The command ``medmllm``: thin, each subcommand prints what a function of another room returns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from medmllm_plugins import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["lmms-eval"]:  # everything behind it is the host's, its own --help too
+        return _host(words[1:])
+    arguments = _parser().parse_args(words)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medmllm", description="Medical image classification for lmms-eval.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"medmllm-plugins {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("doctor", _doctor, "what is installed, found and missing, and the command that mends it"),
+        ("models", _models, "the models there are, with their sizes"),
+        ("datasets", _datasets, "the data sets there are, and which of them are on this machine"),
+        ("plugins", _plugins, "the plugins found, what they bring, and what failed"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.set_defaults(run=run)
+    commands.add_parser("lmms-eval", help="any lmms-eval command, with our tasks known to all of them")
+    return parser
+
+
+def _host(words: list[str]) -> int:
+    from medmllm_plugins.host.bridge import install_task_hook
+
+    install_task_hook()
+    from lmms_eval.cli.dispatch import main as host_main
+
+    sys.argv = ["lmms-eval", *words]
+    host_main()
+    return 0
+
+
+def _print(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.doctor import examine
+
+    findings = examine()
+    if arguments.json:
+        _print([finding.to_dict() for finding in findings])
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            print(f"{finding.state:<8} {finding.what:<{width}}  {finding.detail}")
+            if finding.mend:
+                print(f"{'':<8} {'':<{width}}  -> {finding.mend}")
+    return int(any(finding.state == "broken" for finding in findings))
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.doctor import models
+
+    rows = models()
+    if arguments.json:
+        _print(rows)
+        return 0
+    for row in rows:
+        print(f"{row['name']}: {row['summary']}")
+        for size, source in row["sizes"].items():
+            print(f"    pretrained={size:<12} {source}")
+    return 0
+
+
+def _datasets(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.doctor import datasets
+
+    rows = datasets()
+    if arguments.json:
+        _print(rows)
+        return 0
+    for row in rows:
+        print(f"{row['name']}: {row['title']}")
+        print(f"    task     {row['task'] or 'none'}")
+        print(f"    classes  {', '.join(row['classes'])}")
+        print(f"    licence  {row['licence']}")
+        print(f"    found    {row['found']}" if row["found"] else f"    missing  looked at {row['looked_at']}")
+        if row["mend"]:
+            print(f"    -> {row['mend']}")
+    return 0
+
+
+def _plugins(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.manager import get_manager
+
+    found = get_manager().describe()
+    if arguments.json:
+        _print(found)
+        return 0
+    for plugin in found["plugins"]:
+        state = " (disabled)" if plugin["disabled"] else ""
+        print(f"{plugin['name']}{state}: {plugin['distribution']} {plugin['version']}")
+        print(f"    hooks: {', '.join(plugin['hooks']) or 'none'}")
+    for failure in found["failures"]:
+        print(f"FAILED {failure['plugin']} ({failure['distribution']} {failure['version']}): {failure['message']}")
+    return 0

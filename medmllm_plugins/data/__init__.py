@@ -1,0 +1,1 @@
+"""Images in, labelled and grouped documents out."""

@@ -1,0 +1,72 @@
+"""Layout of BUSI, the breast ultrasound images of Al-Dhabyani et al., Data in Brief 28, 104863 (2020)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from medmllm_plugins.data.class_folders import (
+    LabelledFile,
+    image_files,
+    joined_sources,
+    raise_faults,
+    scan,
+    subfolders,
+)
+from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.folds import grouped_folds
+from medmllm_plugins.data.images import read_rgb
+from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.errors import DataError
+
+ARCHIVE_FOLDER = "Dataset_BUSI_with_GT"
+"""The folder in the published archive; its content may also lie in the data set's folder directly."""
+
+_NAME = re.compile(r"(?P<label>.+) \(\d+\)(?P<mask>_mask(_\d+)?)?")
+
+
+class Busi:
+    """``Dataset_BUSI_with_GT/<class>/<class> (n).png``; the class folders are the classes of the declaration.
+
+    Lesion masks (``<class> (n)_mask.png``, ``_mask_1.png``) stand beside the images and are no documents. A document's
+    id is the file name without its ending, ``benign (1)``, as it holds the class. The authors publish no patient ids,
+    so the only groups are near-duplicates, some of them in two classes; a group bears the first of its ids. There is no
+    official split: the folds are :func:`medmllm_plugins.data.folds.grouped_folds` with seed 0.
+    """
+
+    def documents(self, spec: DatasetSpec, root: Path | None) -> list[Document]:
+        """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.Layout`."""
+        if root is None:
+            raise DataError(f"{spec.title}: expected the folder that holds {spec.folder}/, found none.")
+        folder = root / spec.folder
+        if (folder / ARCHIVE_FOLDER).is_dir():
+            folder = folder / ARCHIVE_FOLDER
+        expected = ", ".join(f"{label}/" for label in spec.labels)
+        faults = [
+            f"{path}: expected the class folders {expected} only, found an unexpected class folder"
+            for path in subfolders(folder)
+            if path.name not in spec.labels
+        ]
+        files = []
+        for label in spec.labels:
+            for path in image_files(folder / label, faults):
+                match = _NAME.fullmatch(path.stem)
+                if match is None or match["label"] != label:
+                    faults.append(f'{path}: expected a name like "{label} (1).png", found another')
+                elif not match["mask"]:
+                    files.append(LabelledFile(id=path.stem, path=path, label=label, source=path.stem))
+        facts = scan(files, faults)
+        raise_faults(spec, str(folder), faults)
+
+        groups = joined_sources(files, facts)
+        folds = grouped_folds([file.id for file in files], [file.label for file in files], groups)
+        return [
+            Document(id=file.id, image=str(file.path), label=file.label, group=group, fold=fold)
+            for file, group, fold in zip(files, groups, folds, strict=True)
+        ]
+
+    def image(self, document: Document) -> Image.Image:
+        """Read one image as RGB; see :func:`medmllm_plugins.data.images.read_rgb` for the errors."""
+        return read_rgb(Path(document.image))

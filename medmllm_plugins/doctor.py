@@ -1,0 +1,149 @@
+"""What is installed, what is found, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.dataset import DATA_VARIABLE
+from medmllm_plugins.environment import package_versions
+from medmllm_plugins.manager import get_manager
+
+State = Literal["ok", "missing", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: its name.
+        state: ``ok``; ``missing`` (something optional is not there); ``broken`` (evaluation will not work).
+        detail: what was found.
+        mend: the command or step that puts it right; empty when there is nothing to do.
+    """
+
+    what: str
+    state: State
+    detail: str
+    mend: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """As a JSON-safe mapping."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at packages, devices, the demo checkpoint, data sets and plugins, in that order."""
+    return [*_packages(), _device(), _demo(), *_datasets(), *_plugins()]
+
+
+def _packages() -> list[Finding]:
+    return [
+        Finding(name, "ok", version)
+        if version is not None
+        else Finding(name, "broken", "not installed", f"pip install {name}")
+        for name, version in package_versions().items()
+    ]
+
+
+def _device() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(
+            "device",
+            "ok",
+            "CPU only (float32)",
+            "" if torch.version.cuda is None else "for a GPU, install a driver that CUDA " + torch.version.cuda + " knows",
+        )
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return Finding("device", "ok", f"{names} (default dtype {'bfloat16' if torch.cuda.is_bf16_supported() else 'float32'})")
+
+
+def _demo() -> Finding:
+    folder = resources.files("medmllm_plugins") / "models" / "demo"
+    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()]
+    if missing:
+        return Finding("demo checkpoint", "broken", f"{', '.join(missing)} not found", "pip install --force-reinstall --no-deps medmllm-plugins")
+    return Finding("demo checkpoint", "ok", "embedded; use --model medm_vl --model_args pretrained=demo")
+
+
+def _datasets() -> list[Finding]:
+    return [
+        Finding(f"data set {row['name']}", "ok", row["found"])
+        if row["found"]
+        else Finding(f"data set {row['name']}", "missing", f"not found at {row['looked_at']}", row["mend"])
+        for row in datasets()
+    ]
+
+
+def datasets() -> list[dict[str, Any]]:
+    """Every declared data set: what it is, its task, and whether its folder is there."""
+    variable = os.environ.get(DATA_VARIABLE)
+    tasks = get_manager().tasks()
+    rows = []
+    for spec in dataset_specs().values():
+        folder = Path(variable).expanduser() / spec.folder if variable and spec.folder else None
+        if not spec.folder:
+            found, looked_at, mend = "drawn by code", "", ""
+        elif folder is None:
+            found, looked_at = "", f"${DATA_VARIABLE} (not set)"
+            mend = f"export {DATA_VARIABLE}=FOLDER holding {spec.folder}/; get the set from {spec.download}"
+        elif folder.is_dir():
+            found, looked_at, mend = str(folder.resolve()), str(folder.resolve()), ""
+        else:
+            found, looked_at, mend = "", str(folder.resolve()), f"get the set from {spec.download}"
+        task = f"med_cls_{spec.name}"
+        rows.append(
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "classes": list(spec.labels),
+                "task": task if task in tasks else None,
+                "licence": spec.licence,
+                "citation": spec.citation,
+                "found": found,
+                "looked_at": looked_at,
+                "mend": mend,
+            }
+        )
+    return rows
+
+
+def models() -> list[dict[str, Any]]:
+    """Every registered model: name, sizes and where each comes from."""
+    return [
+        {
+            "name": spec.name,
+            "summary": spec.summary,
+            "sizes": dict(spec.sizes),
+            "licence": spec.licence,
+            "citation": spec.citation,
+        }
+        for spec in get_manager().models().values()
+    ]
+
+
+def _plugins() -> list[Finding]:
+    manager = get_manager()
+    manager.tasks()
+    good = [
+        Finding(f"plugin {plugin.name}", "ok", f"{plugin.distribution} {plugin.version}")
+        for plugin in manager.plugins
+        if not plugin.disabled
+    ]
+    bad = [
+        Finding(
+            f"plugin {failure.plugin}",
+            "missing",
+            str(failure),
+            f"pip install --upgrade {failure.distribution}, or MEDMLLM_DISABLE={failure.plugin}",
+        )
+        for failure in manager.failures
+    ]
+    return [*good, *bad]

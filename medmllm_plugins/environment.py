@@ -1,0 +1,36 @@
+"""Which versions of the packages that move the numbers are installed here."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+PACKAGES = (
+    "medmllm-plugins",
+    "lmms-eval",
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "captum",
+    "pluggy",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+    "SimpleITK",
+)
+
+
+def package_versions() -> dict[str, str | None]:
+    """Python's and each package's version; ``None`` for a package that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions

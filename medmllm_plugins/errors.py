@@ -1,0 +1,23 @@
+"""Errors that a user can mend: each says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class MedMLLMError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class OptionError(MedMLLMError, ValueError):
+    """A model or task argument has a wrong name or value."""
+
+
+class DataError(MedMLLMError):
+    """The data on disk is missing, unreadable or labelled wrongly."""
+
+
+class ModelError(MedMLLMError):
+    """A checkpoint cannot be loaded as the model it claims to be, or cannot take an input."""
+
+
+class PluginError(MedMLLMError):
+    """A plugin is broken; raised only under ``MEDMLLM_STRICT=1``, reported otherwise."""

@@ -1,0 +1,161 @@
+"""How lmms-eval finds our models and tasks: its one entry point, and a hook on its task index.
+
+The host reads entry points for models only. It imports ``lmms_eval.models`` before it builds the task index, so the
+entry point for models is also where we see to it that the index, when built, holds the tasks of all plugins.
+Everything here runs inside ``import lmms_eval.models``: no torch, and no exception ever leaves it, since one would
+drop the models of every other package too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from loguru import logger
+
+from medmllm_plugins.manager import get_manager
+
+_TASKS_MODULE = "lmms_eval.tasks"
+_task_type: ContextVar[str] = ContextVar("medmllm_task_type", default="simple")
+
+
+def manifests() -> list[Any]:
+    """Entry point of the group ``lmms_eval.models``: one manifest for each plugin model.
+
+    Returns:
+        The host's ``ModelManifest`` objects; an empty list, and a warning, if anything at all goes wrong.
+    """
+    try:
+        install_task_hook()
+        return _manifests()
+    except Exception as error:
+        # The host drops the models of all packages if one entry point raises.
+        logger.warning(f"medmllm-plugins: no models registered: {type(error).__name__}: {error}")
+        return []
+
+
+def task_folders() -> list[str]:
+    """Entry point of the group ``lmms_eval.tasks`` (a group the host does not read yet): our task folders."""
+    try:
+        return sorted({str(entry.path.parent) for entry in get_manager().tasks().values()})
+    except Exception as error:
+        logger.warning(f"medmllm-plugins: no tasks registered: {type(error).__name__}: {error}")
+        return []
+
+
+def _manifests() -> list[Any]:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    host = sys.modules.get("lmms_eval.models")
+    simple = getattr(host, "AVAILABLE_SIMPLE_MODELS", {})
+    chat = getattr(host, "AVAILABLE_CHAT_TEMPLATE_MODELS", {})
+    found = []
+    for name, spec in get_manager().models().items():
+        path = spec.wrapper or f"medmllm_plugins.host.models.{name}"
+        taken = simple.get(name) or chat.get(name)
+        if taken is not None and taken != path:
+            logger.warning(f"medmllm-plugins: model {name!r} is left out: lmms-eval has a model of that name.")
+            continue
+        chat[name] = path  # `lmms-eval models` lists this table, not the registry
+        found.append(ModelManifest(model_id=name, chat_class_path=path))
+    return found
+
+
+def requested_task_type() -> str:
+    """``"chat"`` or ``"simple"``: the kind of requests that the model being evaluated takes."""
+    return _task_type.get()
+
+
+@contextmanager
+def _requesting(task_type: str) -> Iterator[None]:
+    token = _task_type.set(task_type)
+    try:
+        yield
+    finally:
+        _task_type.reset(token)
+
+
+def add_tasks(index: dict[str, dict[str, Any]]) -> None:
+    """Add the tasks of all plugins to a host task index, in place.
+
+    A name that the index holds already stays what it was: built-in before ``--include_path`` before plugin.
+    Failures of single plugins or files are warnings; under ``MEDMLLM_STRICT=1`` they raise ``PluginError``.
+    """
+    manager = get_manager()
+    entries = manager.tasks()
+    for failure in manager.failures:
+        logger.warning(f"medmllm-plugins: {failure}")
+    for name, entry in entries.items():
+        if name in index:
+            if Path(str(index[name].get("yaml_path"))) != entry.path:
+                logger.warning(f"medmllm-plugins: task {name!r} of {entry.plugin} is hidden by {index[name]}.")
+            continue
+        # "task" also for our class-based tasks: the host lists and loads these alike, while "python_task" entries
+        # are left out of its listings.
+        index[name] = {"type": entry.kind, "yaml_path": str(entry.path)}
+        if entry.kind == "group":
+            index[name]["task"] = -1
+
+
+def install_task_hook() -> None:
+    """See to it that every ``TaskManager`` built from now on in this process knows the plugins' tasks."""
+    loaded = sys.modules.get(_TASKS_MODULE)
+    if loaded is not None and hasattr(loaded, "TaskManager"):
+        _extend(loaded)
+    elif not any(isinstance(finder, _TasksFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TasksFinder())
+
+
+def _extend(tasks: ModuleType) -> None:
+    host: Any = tasks.TaskManager
+    if getattr(host.initialize_tasks, "medmllm", False):
+        return
+    initialize: Callable[..., dict[str, dict[str, Any]]] = host.initialize_tasks
+    load: Callable[..., dict[str, Any]] = host.load_task_or_group
+
+    @functools.wraps(initialize)
+    def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
+        index = initialize(self, *args, **kwargs)
+        add_tasks(index)
+        return index
+
+    @functools.wraps(load)
+    def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
+        # The host builds class-based tasks without telling them which kind of requests the model takes.
+        with _requesting(task_type):
+            return load(self, task_list, task_type)
+
+    initialize_tasks.medmllm = True  # type: ignore[attr-defined]
+    host.initialize_tasks = initialize_tasks
+    host.load_task_or_group = load_task_or_group
+
+
+class _TasksFinder(importlib.abc.MetaPathFinder):
+    """Stands aside at the first import of ``lmms_eval.tasks`` and extends the module once it has run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _TASKS_MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            _extend(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,133 @@
+"""The run folder: what one evaluation leaves on disk beside the host's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medmllm_plugins.environment import package_versions
+from medmllm_plugins.manager import get_manager
+
+MANIFEST = "manifest.json"
+DEFAULT_PARENT = "medmllm_runs"
+
+
+class Run:
+    """One evaluation: its folder, and the manifest that says how its numbers were made.
+
+    Nothing is written before :meth:`open`, which happens when the first answers are asked for: a run that fails on
+    its data or its arguments leaves no folder behind.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.output_path: str | None = None
+        self.manifest: dict[str, Any] = {
+            "medmllm_manifest": 1,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "platform": platform.platform(),
+            "versions": package_versions(),
+            "plugins": get_manager().describe()["plugins"],
+            "seed": None,
+            "model": None,
+            "tasks": {},
+            "stages": [],
+        }
+
+    def arguments(self, arguments: Any) -> None:
+        """Note what the host's command line says (a namespace, or ``None`` when it is called from Python)."""
+        self.output_path = getattr(arguments, "output_path", None) or self.output_path
+        self.manifest["seed"] = getattr(arguments, "seed", None)
+
+    def open(self, folder: str | Path | None, model: str) -> Path:
+        """Settle on a folder, make it and write the manifest; a second call changes nothing.
+
+        Args:
+            folder: the folder asked for by ``run_dir``; without it a new one below the host's ``--output_path``,
+                else below ``medmllm_runs``.
+            model: name of the model, for the new folder's name.
+        """
+        if self.folder is None:
+            if folder is None:
+                stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+                folder = Path(self.output_path or ".") / DEFAULT_PARENT / f"{stamp}-{model}-{os.getpid()}"
+            self.folder = Path(folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.write()
+        return self.folder
+
+    def task(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Add facts about one task to the manifest."""
+        self.manifest["tasks"].setdefault(name, {}).update(facts)
+        self.write()
+
+    def model(self, facts: Mapping[str, Any]) -> None:
+        """Note the model that answers."""
+        self.manifest["model"] = dict(facts)
+        self.write()
+
+    @contextmanager
+    def stage(self, name: str, device: str = "cpu") -> Iterator[None]:
+        """Measure wall time and peak memory of a stage; stages of one name are added up.
+
+        The process's peak is what the operating system reports for the whole life of the process so far; the
+        device's peak is the stage's own.
+        """
+        cuda = device.startswith("cuda")
+        if cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            entry = next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
+            if entry is None:
+                entry = {"name": name, "seconds": 0.0, "process_peak_bytes": 0, "device_peak_bytes": None}
+                self.manifest["stages"].append(entry)
+            entry["seconds"] = round(entry["seconds"] + seconds, 4)
+            entry["process_peak_bytes"] = _process_peak()
+            if cuda:
+                entry["device_peak_bytes"] = max(
+                    entry["device_peak_bytes"] or 0, torch.cuda.max_memory_allocated(device)
+                )
+            self.write()
+
+    def write(self) -> None:
+        """Write the manifest whole, or leave the old one."""
+        if self.folder is not None:
+            target = self.folder / MANIFEST
+            draft = target.with_suffix(f".{os.getpid()}.tmp")
+            draft.write_text(json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            draft.replace(target)
+
+
+def _process_peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
+
+
+_current: Run | None = None
+
+
+def start() -> Run:
+    """Begin a new run: called when the host loads the tasks of an evaluation."""
+    global _current
+    _current = Run()
+    return _current
+
+
+def current() -> Run:
+    """The run in progress, a new one if none is."""
+    return _current if _current is not None else start()

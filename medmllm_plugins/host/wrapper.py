@@ -1,0 +1,285 @@
+"""Our models as the host sees them: chat requests in, answers out, in batches."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from PIL import Image
+from tqdm import tqdm
+
+from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.host import envelope, run
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.specs import ModelSpec
+
+DEFAULT_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One request, as the model needs it."""
+
+    text: str
+    image: Image.Image
+    max_new_tokens: int
+    until: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    wrapped: bool  # whether the task reads envelopes
+
+
+class MedicalMLLM(lmms):  # type: ignore[misc]
+    """A medical MLLM loaded by this package, behind the host's chat interface.
+
+    Arguments are checked at once; the weights are loaded when the first answer is asked for, so that faults in the
+    data, which the host reads after it has made the model, are found before minutes are spent on loading.
+
+    Args:
+        pretrained: a size name of the model, a hub id, or a folder.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        dtype: ``"auto"`` (bfloat16 on a GPU that has it, else float32) or a floating-point type.
+        attn_implementation: attention kernel of transformers; its default when ``None``.
+        batch_size: images a batch.
+        max_new_tokens: longest answer; what the task asks for when ``None``.
+        run_dir: folder for the manifest and the detailed results.
+        unknown: anything else is an error that lists the arguments there are.
+
+    Raises:
+        OptionError: an argument has a wrong name or value.
+    """
+
+    is_simple = False
+    spec: ClassVar[ModelSpec]
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        batch_size: int | str = 1,
+        max_new_tokens: int | None = None,
+        run_dir: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            known = "attn_implementation, batch_size, device, dtype, max_new_tokens, pretrained, run_dir"
+            raise OptionError(f"{self.spec.name}: unknown model arguments {sorted(unknown)}; expected some of {known}.")
+        if pretrained is None:
+            sizes = ", ".join(self.spec.sizes) or "none"
+            raise OptionError(
+                f"{self.spec.name}: expected `pretrained=` to be a size ({sizes}), a hub id or a folder, found nothing."
+            )
+        self.batch_size = _positive("batch_size", batch_size)
+        self.max_new_tokens = None if max_new_tokens is None else _positive("max_new_tokens", max_new_tokens)
+        self.run_dir = _run_folder(run_dir)
+        self.options = LoadOptions(
+            pretrained=str(pretrained), device=_local(device), dtype=dtype, attn_implementation=attn_implementation
+        )
+        self.options.check()
+        self._loaded: LoadedModel | None = None
+
+    @property
+    def device(self) -> str:
+        """The device the weights are on, or will be."""
+        return str(self.options.torch_device)
+
+    def load(self) -> LoadedModel:
+        """The model itself, loaded at the first call."""
+        if self._loaded is None:
+            module, _, function = str(self.spec.loader).partition(":")
+            progress = run.current()
+            with progress.stage("load", self.device):
+                self._loaded = getattr(importlib.import_module(module), function)(self.options)
+            progress.model(self._facts(self._loaded))
+        return self._loaded
+
+    def _facts(self, loaded: LoadedModel) -> dict[str, Any]:
+        return {
+            "name": self.spec.name,
+            "pretrained": self.options.pretrained,
+            "fingerprint": loaded.fingerprint,
+            "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+            "device": str(loaded.device),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "attn_implementation": loaded.model.config._attn_implementation,
+            "max_length": loaded.max_length,
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer the requests of any mix of tasks, greedily.
+
+        Requests of our own tasks are answered with an envelope (text and label scores), those of any other task with
+        plain text.
+
+        Raises:
+            ModelError: a request has not exactly one image, asks for sampling, or is too long for the model.
+        """
+        progress = run.current()
+        progress.open(self.run_dir, self.spec.name)
+        loaded = self.load()
+        # A rank is padded with clones of its last request: answered once, given to all.
+        unique = {_key(request): request for request in requests}
+        answers: dict[tuple[str, str, int, int], GenerationResult] = {}
+        for task, group in _by_task(unique.values()).items():
+            with progress.stage(f"answer {task}", self.device):
+                prompt: str | None = None
+                bar = tqdm(total=len(group), desc=f"{self.spec.name}: {task}", disable=self.rank != 0)
+                for batch, questions in self._batches(group):
+                    if prompt is None:
+                        prompt = loaded.render(questions[0].text)
+                        progress.task(task, {"prompt": prompt})
+                    for request, result in zip(batch, self._answer(loaded, questions), strict=True):
+                        answers[_key(request)] = result
+                    bar.update(len(batch))
+                bar.close()
+        return [answers[_key(request)] for request in requests]
+
+    def _batches(self, requests: Sequence[Instance]) -> Iterator[tuple[list[Instance], list[_Question]]]:
+        """Batches of requests with one generation setting, images decoded one batch ahead of the model."""
+        settings: dict[str, list[Instance]] = {}
+        for request in requests:
+            settings.setdefault(repr(sorted(request.args[2].items())), []).append(request)
+        batches = [
+            alike[start : start + self.batch_size]
+            for alike in settings.values()
+            for start in range(0, len(alike), self.batch_size)
+        ]
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="medmllm-read") as reader:
+            ahead = reader.submit(self._read, batches[0]) if batches else None
+            for position, batch in enumerate(batches):
+                assert ahead is not None
+                questions = ahead.result()
+                if position + 1 < len(batches):
+                    ahead = reader.submit(self._read, batches[position + 1])
+                yield batch, questions
+
+    def _read(self, requests: Sequence[Instance]) -> list[_Question]:
+        return [self._question(request) for request in requests]
+
+    def _question(self, request: Instance) -> _Question:
+        _, doc_to_messages, settings, doc_id, task, split = request.args
+        text, image = _one_image(doc_to_messages(self.task_dict[task][split][doc_id]), f"{task}, document {doc_id}")
+        if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) > 1:
+            raise ModelError(
+                f"{task}: {self.spec.name} decodes greedily; expected do_sample=False, temperature=0 and num_beams=1, "
+                f"found {settings}. Set them with --gen_kwargs do_sample=False,temperature=0,num_beams=1."
+            )
+        until = settings.get("until") or ()
+        asked = (request.metadata or {}).get("medmllm")
+        labels = asked.get("labels") if isinstance(asked, Mapping) else None
+        return _Question(
+            text=text,
+            image=image,
+            max_new_tokens=self.max_new_tokens or int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
+            until=(until,) if isinstance(until, str) else tuple(until),
+            labels=None if labels is None else tuple(labels),
+            wrapped=isinstance(asked, Mapping),
+        )
+
+    @staticmethod
+    def _answer(loaded: LoadedModel, questions: Sequence[_Question]) -> list[GenerationResult]:
+        first = questions[0]
+        generations = loaded.generate(
+            [question.text for question in questions],
+            [question.image for question in questions],
+            max_new_tokens=first.max_new_tokens,
+            labels=first.labels,
+        )
+        results = []
+        for question, generation in zip(questions, generations, strict=True):
+            text = generation.text
+            for stop in question.until:
+                text = text.split(stop)[0] if stop else text
+            text = text.strip()
+            if question.wrapped:
+                text = envelope.pack(envelope.Reply(text, generation.scores))
+            results.append(GenerationResult(text=text, token_counts=TokenCounts(output_tokens=generation.tokens)))
+        return results
+
+    def clean(self) -> None:
+        """Free the weights; the host calls this between the answers and the scoring."""
+        self._loaded = None
+        super().clean()
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: the host sends chat models no such requests; label scores come with the answers."""
+        raise ModelError(
+            f"{self.spec.name} answers generation tasks only; its label scores come with the answers of med_cls tasks."
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered: classification is one question and one answer."""
+        raise ModelError(f"{self.spec.name} answers single-round generation tasks only.")
+
+
+def _key(request: Instance) -> tuple[str, str, int, int]:
+    return (str(request.args[4]), str(request.args[5]), int(request.args[3]), int(request.idx))
+
+
+def _by_task(requests: Any) -> dict[str, list[Instance]]:
+    groups: dict[str, list[Instance]] = {}
+    for request in requests:
+        groups.setdefault(str(request.args[4]), []).append(request)
+    return groups
+
+
+def _one_image(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, Image.Image]:
+    texts: list[str] = []
+    images: list[Any] = []
+    for message in messages:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                texts.append(part["text"])
+            else:
+                images.append(part["url"] if part["type"] == "image" else part["type"])
+    if len(messages) != 1 or len(images) != 1:
+        raise ModelError(
+            f"{where}: expected one user turn with one image, found {len(messages)} turns with {len(images)} images "
+            "or other media; choose a task that asks about one image at a time."
+        )
+    image = images[0]
+    if isinstance(image, str | os.PathLike):
+        with Image.open(image) as opened:
+            image = opened.convert("RGB")
+    if not isinstance(image, Image.Image):
+        raise ModelError(f"{where}: expected an image, found {image!r}.")
+    return "\n".join(texts), image
+
+
+def _positive(name: str, value: int | str) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or str(number) != str(value):
+        raise OptionError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
+    return number
+
+
+def _run_folder(folder: str | None) -> str | None:
+    if folder is not None and (not str(folder) or os.path.isfile(str(folder))):
+        raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {folder!r}.")
+    return None if folder is None else str(folder)
+
+
+def _local(device: str) -> str:
+    """Under a launcher of several processes, "the GPU" is this process's own."""
+    rank = os.environ.get("LOCAL_RANK")
+    if device in ("auto", "cuda") and rank is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        return f"cuda:{rank}" if torch.cuda.is_available() else device
+    return device

@@ -1,0 +1,641 @@
+"""Plugins: found, loaded and asked one by one, so that a broken one costs only what it brings itself.
+
+Nothing heavy is imported here, and YAML is read only when tasks are asked for. Every failure is recorded with the
+distribution and version it comes from; under ``MEDMLLM_STRICT=1`` it raises :class:`PluginError` instead.
+``MEDMLLM_DISABLE=NAME,…`` leaves plugins out by the name of their entry point, before they are imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+import pluggy
+
+from medmllm_plugins import __version__, hookspecs
+from medmllm_plugins.errors import PluginError
+from medmllm_plugins.hookspecs import PROJECT
+from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+
+GROUP: Final = "medmllm_plugins"
+STRICT: Final = "MEDMLLM_STRICT"
+DISABLE: Final = "MEDMLLM_DISABLE"
+HOOKS: Final[Mapping[str, type[Any]]] = {
+    "medmllm_models": ModelSpec,
+    "medmllm_tasks": TaskFolder,
+    "medmllm_probes": ProbeSpec,
+    "medmllm_attributions": AttributionSpec,
+}
+DATASETS: Final = "datasets"
+
+Stage = Literal["import", "register", "hook", "duplicate", "invalid", "task file"]
+
+_BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.builtin")
+_IN_PROCESS = "(registered in process)"
+_UNKNOWN = "unknown"
+# A plugin that calls sys.exit() must not end the evaluation; KeyboardInterrupt is the user's and passes.
+_CAUGHT = (Exception, SystemExit)
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Item = TypeVar("_Item")
+_NamedItem = TypeVar("_NamedItem", bound=_Named)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something of a plugin that was left out.
+
+    Attributes:
+        plugin: name of the plugin's entry point.
+        distribution: the distribution it comes from; empty where no plugin is to blame.
+        version: that distribution's version.
+        stage: where it went wrong.
+        hook: the hook concerned, if one is.
+        message: what was expected and what was found.
+    """
+
+    plugin: str
+    distribution: str
+    version: str
+    stage: Stage
+    hook: str | None
+    message: str
+
+    def __str__(self) -> str:
+        origin = f" ({_origin(self.distribution, self.version)})" if self.distribution else ""
+        return f"plugin {self.plugin}{origin}: {self.stage}{f' of {self.hook}' if self.hook else ''}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """A plugin that is registered, or disabled by name.
+
+    Attributes:
+        name: name of its entry point.
+        distribution: the distribution it comes from.
+        version: that distribution's version.
+        hooks: the hooks it implements, faulty ones left out.
+        disabled: whether ``MEDMLLM_DISABLE`` names it.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    hooks: tuple[str, ...] = ()
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """A task or a group of tasks, as the host's index needs it.
+
+    Attributes:
+        name: what stands behind ``--tasks``.
+        path: its YAML file.
+        kind: ``"task"`` or ``"group"``.
+        plugin: name of the plugin that brings it.
+    """
+
+    name: str
+    path: Path
+    kind: Literal["task", "group"]
+    plugin: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An entry point, with the distribution it was found in."""
+
+    entry: importlib.metadata.EntryPoint
+    distribution: str
+    version: str
+
+    @property
+    def info(self) -> PluginInfo:
+        return PluginInfo(self.entry.name, self.distribution, self.version)
+
+
+class _Registry(pluggy.PluginManager):
+    """pluggy's manager, except that a faulty hook is left out alone, and the plugin's good ones go on working."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self.add_hookspecs(hookspecs)
+        self.changes = 0
+        self.faults: dict[str, list[tuple[str, str]]] = {}
+        self._found: list[tuple[str, str]] = []
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        """Register a plugin; what is wrong with its hooks is in ``faults[name]`` afterwards."""
+        self._found = []
+        registered = super().register(plugin, name)
+        if registered is not None:
+            self.faults[registered] = self._found
+        self.changes += 1
+        return registered
+
+    def unregister(self, plugin: Any = None, name: str | None = None) -> Any:
+        """Unregister a plugin by object or name."""
+        self.changes += 1
+        return super().unregister(plugin, name)
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
+        """Return the options of a sound hook implementation; ``None`` for anything else."""
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options is None:
+            if name in HOOKS and callable(inspect.getattr_static(plugin, name, None)):
+                self._found.append((name, f"Expected {name!r} to carry @hookimpl, but it does not."))
+            return None
+        hook = options.get("specname") or name
+        fault = _hook_fault(plugin, name, hook, options)
+        if fault:
+            self._found.append((hook, fault))
+            return None
+        return options if hook in HOOKS else None
+
+
+def _hook_fault(plugin: Any, name: str, hook: str, options: pluggy.HookimplOpts) -> str:
+    if hook not in HOOKS:
+        if options.get("optionalhook"):  # meant for a later version of this package
+            return ""
+        import difflib
+
+        close = difflib.get_close_matches(hook, HOOKS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the hooks are {', '.join(HOOKS)}."
+        return f"There is no hook {hook!r}; {hint}"
+    if options.get("wrapper") or options.get("hookwrapper"):
+        return f"Expected {name!r} to be a plain hook, but got a wrapper; hooks are called one plugin at a time."
+    required = [
+        parameter.name
+        for parameter in inspect.signature(getattr(plugin, name)).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    return f"Expected {name!r} to take no arguments, but it requires {', '.join(required)}." if required else ""
+
+
+class Manager:
+    """All plugins, and what they bring.
+
+    Hooks are called when their results are first asked for, each plugin on its own; results are kept until a plugin
+    is registered or unregistered through :attr:`pluggy`. A hook that raises, be it midway through a generator,
+    brings nothing. Of two things with one name the first counts: this package's own, then by distribution name.
+
+    Attributes:
+        pluggy: the plugin manager behind it, to register further plugins in process.
+        strict: whether a failure raises; ``MEDMLLM_STRICT`` as it stood at discovery.
+    """
+
+    def __init__(self) -> None:
+        """Find and register all plugins; see :func:`discover`."""
+        self.strict = os.environ.get(STRICT, "").strip() not in ("", "0")
+        self.pluggy = _Registry()
+        self._registered: list[PluginInfo] = []
+        self._disabled: list[PluginInfo] = []
+        self._discovery: list[Failure] = []
+        self._changes = 0
+        self._results: dict[str, tuple[Any, list[Failure]]] = {}
+        self._discover()
+
+    # -- discovery ---------------------------------------------------------------------------------------------
+
+    def _discover(self) -> None:
+        disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")} - {""}
+        candidates = self._candidates()
+        for name in sorted(disabled - {candidate.entry.name for candidate in candidates}):
+            known = ", ".join(sorted({candidate.entry.name for candidate in candidates}))
+            message = f"Expected {DISABLE} to name plugins ({known}), but there is none called {name!r}."
+            self._fail(self._discovery, PluginInfo(name, "", ""), "invalid", None, message)
+        winners: dict[str, PluginInfo] = {}
+        for candidate in candidates:
+            info = candidate.info
+            if info.name in disabled:
+                self._disabled.append(PluginInfo(info.name, info.distribution, info.version, disabled=True))
+            elif info.name in winners:
+                message = _taken("plugin", info.name, winners[info.name], info)
+                self._fail(self._discovery, info, "duplicate", None, message)
+            else:
+                winners[info.name] = info
+                self._load(candidate)
+
+    def _candidates(self) -> list[_Candidate]:
+        """Entry points of our group: this package's own, then by distribution name."""
+        found: list[_Candidate] = []
+        seen: set[str] = set()
+        for distribution in importlib.metadata.distributions():
+            # One distribution at a time, and only those that name our group, so that no unreadable metadata of an
+            # unrelated package stands in the way.
+            text = _read_entry_points(distribution)
+            if GROUP not in text:
+                continue
+            name, version = _identity(distribution)
+            if name != _UNKNOWN and _normal(name) in seen:  # an older copy further down the path
+                continue
+            seen.add(_normal(name))
+            try:
+                entries = list(distribution.entry_points.select(group=GROUP))
+            except _CAUGHT as error:
+                message = f"Expected entry_points.txt to be readable, but got {_text(error)}"
+                self._fail(self._discovery, PluginInfo(name, name, version), "import", None, message, error)
+                continue
+            found.extend(_Candidate(entry, name, version) for entry in entries)
+        if not any(_is_builtin(candidate) for candidate in found):  # a source tree that is not installed
+            entry = importlib.metadata.EntryPoint(_BUILTIN[1], _BUILTIN[2], GROUP)
+            found.append(_Candidate(entry, _BUILTIN[0], __version__))
+        return sorted(found, key=lambda one: (not _is_builtin(one), _normal(one.distribution), one.entry.name))
+
+    def _load(self, candidate: _Candidate) -> None:
+        info = candidate.info
+        try:
+            plugin = candidate.entry.load()
+        except _CAUGHT as error:
+            message = f"Expected {candidate.entry.value!r} to be importable, but got {_text(error)}"
+            self._fail(self._discovery, info, "import", None, message, error)
+            return
+        if plugin is None:
+            message = f"Expected {candidate.entry.value!r} to be a module or an object, but got None."
+            self._fail(self._discovery, info, "register", None, message)
+            return
+        try:
+            self.pluggy.register(plugin, info.name)
+        except _CAUGHT as error:
+            if self.pluggy.get_plugin(info.name) is plugin:
+                self.pluggy.unregister(plugin, info.name)
+            self._fail(self._discovery, info, "register", None, _text(error), error)
+            return
+        self._registered.append(info)
+        if self.strict:
+            self._registry_faults([])
+
+    # -- what there is -----------------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> list[PluginInfo]:
+        """Plugins that are registered, in the order in which they are asked, then those disabled by name."""
+        return [*self._sources(), *self._disabled]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """All failures, in the order plugins, hooks, task files; hooks not called so far are called now.
+
+        Raises:
+            PluginError: there is one, and ``MEDMLLM_STRICT=1``.
+        """
+        found = [*self._discovery, *self._results_of("registry", self._registry_faults)[1]]
+        for hook, ask in self._asks().items():
+            found.extend(self._results_of(hook, ask)[1])
+        return found
+
+    def models(self) -> dict[str, ModelSpec]:
+        """Models by name."""
+        return {name: spec for name, (spec, _) in self._named("medmllm_models", ModelSpec).items()}
+
+    def model_provenance(self) -> dict[str, PluginInfo]:
+        """The plugin each model comes from, by the model's name."""
+        return {name: info for name, (_, info) in self._named("medmllm_models", ModelSpec).items()}
+
+    def probes(self) -> dict[str, ProbeSpec]:
+        """Probes by name."""
+        return {name: spec for name, (spec, _) in self._named("medmllm_probes", ProbeSpec).items()}
+
+    def attributions(self) -> dict[str, AttributionSpec]:
+        """Attribution methods by name."""
+        return {name: spec for name, (spec, _) in self._named("medmllm_attributions", AttributionSpec).items()}
+
+    def tasks(self) -> dict[str, TaskEntry]:
+        """Tasks and groups by name, from every ``*.yaml`` below the task folders.
+
+        Left aside are files whose name starts with ``_`` (bases for ``include``), and folders that are called
+        ``datasets`` or ``__pycache__`` or start with a dot.
+        """
+        entries: dict[str, TaskEntry] = self._results_of("task files", self._ask_tasks)[0]
+        return dict(entries)
+
+    def dataset_folders(self) -> list[Path]:
+        """Folders of data-set declarations: every ``datasets`` folder below a task folder."""
+        folders = {path.resolve(): path for _, _, found in reversed(self._walked()) for path in reversed(found)}
+        return list(reversed(folders.values()))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything above, JSON-safe, for ``medmllm plugins --json``."""
+        given: dict[str, dict[str, list[str]]] = {
+            info.name: {"models": [], "tasks": [], "probes": [], "attributions": []} for info in self.plugins
+        }
+        for what, hook in (("models", "medmllm_models"), ("probes", "medmllm_probes")):
+            for name, (_, info) in self._named(hook, HOOKS[hook]).items():
+                given[info.name][what].append(name)
+        for name, (_, info) in self._named("medmllm_attributions", AttributionSpec).items():
+            given[info.name]["attributions"].append(name)
+        for entry in self.tasks().values():
+            given[entry.plugin]["tasks"].append(entry.name)
+        return {
+            "plugins": [{**asdict(info), "hooks": list(info.hooks), **given[info.name]} for info in self.plugins],
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    # -- asking plugins ----------------------------------------------------------------------------------------
+
+    def _asks(self) -> dict[str, Callable[[list[Failure]], Any]]:
+        return {
+            "medmllm_models": functools.partial(self._ask_named, "medmllm_models", ModelSpec),
+            "medmllm_probes": functools.partial(self._ask_named, "medmllm_probes", ProbeSpec),
+            "medmllm_attributions": functools.partial(self._ask_named, "medmllm_attributions", AttributionSpec),
+            "medmllm_tasks": self._ask_folders,
+            "task files": self._ask_tasks,
+        }
+
+    def _results_of(self, key: str, ask: Callable[[list[Failure]], Any]) -> tuple[Any, list[Failure]]:
+        """What ``ask`` finds and where it fails, kept until plugins come or go; nothing is kept when it raises."""
+        if self._changes != self.pluggy.changes:
+            self._results.clear()
+            self._changes = self.pluggy.changes
+        if key not in self._results:
+            failures: list[Failure] = []
+            self._results[key] = (ask(failures), failures)
+        return self._results[key]
+
+    def _sources(self) -> list[PluginInfo]:
+        """Plugins registered now: discovered ones in their order, then those registered in process, by name."""
+        now = {name for name, plugin in self.pluggy.list_name_plugin() if plugin is not None}
+        discovered = [info for info in self._registered if info.name in now]
+        others = sorted(now - {info.name for info in discovered})
+        return [
+            PluginInfo(info.name, info.distribution, info.version, tuple(h for h in HOOKS if self._functions(info, h)))
+            for info in [*discovered, *(PluginInfo(name, _IN_PROCESS, "") for name in others)]
+        ]
+
+    def _functions(self, info: PluginInfo, hook: str) -> list[Callable[[], object]]:
+        """A plugin's implementations of a hook: more than one where ``specname`` is used."""
+        caller: pluggy.HookCaller = getattr(self.pluggy.hook, hook)
+        return [one.function for one in caller.get_hookimpls() if one.plugin_name == info.name]
+
+    def _registry_faults(self, failures: list[Failure]) -> None:
+        for info in self._sources():
+            for hook, fault in self.pluggy.faults.get(info.name, ()):
+                self._fail(failures, info, "register", hook, fault)
+
+    def _call(self, hook: str, kind: type[_Item], failures: list[Failure]) -> Iterator[tuple[_Item, PluginInfo]]:
+        """Call one hook of each plugin on its own; what is not of ``kind`` is left out."""
+        sources = [(info, function) for info in self._sources() for function in self._functions(info, hook)]
+        for info, function in sources:
+            try:
+                result = function()
+                items = list(result) if isinstance(result, Iterable) and not isinstance(result, str | Mapping) else None
+            except _CAUGHT as error:
+                self._fail(failures, info, "hook", hook, f"{hook!r} raised {_text(error)}", error)
+                continue
+            if items is None:
+                message = f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {_shown(result)}."
+                self._fail(failures, info, "invalid", hook, message)
+                continue
+            for position, item in enumerate(items):
+                if isinstance(item, kind):
+                    yield item, info
+                else:
+                    message = f"Expected item {position} of {hook!r} to be {kind.__name__}, but got {_shown(item)}."
+                    self._fail(failures, info, "invalid", hook, message)
+
+    def _named(self, hook: str, kind: type[_NamedItem]) -> dict[str, tuple[_NamedItem, PluginInfo]]:
+        found: dict[str, tuple[_NamedItem, PluginInfo]] = self._results_of(
+            hook, functools.partial(self._ask_named, hook, kind)
+        )[0]
+        return found
+
+    def _ask_named(
+        self, hook: str, kind: type[_NamedItem], failures: list[Failure]
+    ) -> dict[str, tuple[_NamedItem, PluginInfo]]:
+        found: dict[str, tuple[_NamedItem, PluginInfo]] = {}
+        what = hook.removeprefix("medmllm_").removesuffix("s")
+        for item, info in self._call(hook, kind, failures):
+            if item.name in found:
+                message = _taken(what, item.name, found[item.name][1], info)
+                self._fail(failures, info, "duplicate", hook, message)
+            else:
+                found[item.name] = (item, info)
+        return found
+
+    def _walked(self) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
+        walked, _ = self._results_of("medmllm_tasks", self._ask_folders)
+        return list(walked)
+
+    def _ask_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
+        """For each task folder its plugin, its task files and its ``datasets`` folders."""
+        walked = []
+        for folder, info in self._call("medmllm_tasks", TaskFolder, failures):
+            try:
+                files, datasets = _walk(folder.resolve())
+            except _CAUGHT as error:
+                message = str(error) if isinstance(error, PluginError) else f"{folder.path!r} raised {_text(error)}"
+                self._fail(failures, info, "invalid", "medmllm_tasks", message, error)
+                continue
+            walked.append((info, files, datasets))
+        return walked
+
+    def _ask_tasks(self, failures: list[Failure]) -> dict[str, TaskEntry]:
+        found: dict[str, TaskEntry] = {}
+        owners: dict[str, PluginInfo] = {}
+        read: set[Path] = set()
+        for info, files, _ in self._walked():
+            for path in files:
+                if path.resolve() in read:  # two task folders may overlap
+                    continue
+                read.add(path.resolve())
+                try:
+                    name, kind = _read_task(path)
+                except _CAUGHT as error:
+                    message = str(error) if isinstance(error, PluginError) else f"{path}: {_text(error)}"
+                    self._fail(failures, info, "task file", "medmllm_tasks", message, error)
+                    continue
+                if name in found:
+                    message = f"{path}: {_taken('task', name, owners[name], info)} The first is {found[name].path}."
+                    self._fail(failures, info, "duplicate", "medmllm_tasks", message)
+                    continue
+                found[name], owners[name] = TaskEntry(name, path, kind, info.name), info
+        return found
+
+    def _fail(
+        self,
+        failures: list[Failure],
+        info: PluginInfo,
+        stage: Stage,
+        hook: str | None,
+        message: str,
+        cause: BaseException | None = None,
+    ) -> None:
+        failure = Failure(info.name, info.distribution, info.version, stage, hook, message)
+        if self.strict:
+            raise PluginError(str(failure)) from cause
+        failures.append(failure)
+
+
+def discover() -> Manager:
+    """Find all plugins anew.
+
+    Raises:
+        PluginError: one is broken, and ``MEDMLLM_STRICT=1``.
+    """
+    return Manager()
+
+
+@functools.cache
+def get_manager() -> Manager:
+    """The process's manager, made at the first call; see :func:`discover` for the errors."""
+    return discover()
+
+
+def reset() -> None:
+    """Forget the process's manager, so that the next :func:`get_manager` looks again."""
+    get_manager.cache_clear()
+
+
+def _read_entry_points(distribution: importlib.metadata.Distribution) -> str:
+    try:
+        return distribution.read_text("entry_points.txt") or ""
+    except (OSError, UnicodeDecodeError):
+        return ""  # no plugin of ours can be told from it, and it is for its installer to complain
+
+
+def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Name and version; metadata on disk may lack either."""
+    try:
+        metadata = distribution.metadata
+        return str(metadata["Name"] or _UNKNOWN), str(metadata["Version"] or _UNKNOWN)
+    except _CAUGHT:
+        return _UNKNOWN, _UNKNOWN
+
+
+def _is_builtin(candidate: _Candidate) -> bool:
+    return (_normal(candidate.distribution), candidate.entry.name, candidate.entry.value) == _BUILTIN
+
+
+def _normal(distribution: str) -> str:
+    """A distribution's name as packaging compares names."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _origin(distribution: str, version: str) -> str:
+    return f"{distribution} {version}".rstrip()
+
+
+def _taken(what: str, name: str, first: PluginInfo, second: PluginInfo) -> str:
+    return (
+        f"The {what} name {name!r} is taken by {_origin(first.distribution, first.version)}; "
+        f"that of {_origin(second.distribution, second.version)} is left out."
+    )
+
+
+def _text(error: BaseException) -> str:
+    """An error on one line; the traceback module also copes with errors that cannot be printed."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())
+
+
+def _shown(value: object) -> str:
+    try:
+        shown = repr(value)
+    except _CAUGHT:
+        shown = f"a {type(value).__name__}"
+    return shown if len(shown) <= 120 else shown[:119] + "…"
+
+
+# -- task files ----------------------------------------------------------------------------------------------------
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Task files and ``datasets`` folders below ``folder``, each sorted.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def give_up(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    datasets: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=give_up):
+        here = Path(root)
+        if DATASETS in folders:
+            datasets.append(here / DATASETS)
+        folders[:] = [name for name in folders if name not in (DATASETS, "__pycache__") and not name.startswith(".")]
+        files.extend(here / name for name in names if name.endswith(".yaml") and not name.startswith(("_", ".")))
+    return sorted(files), sorted(datasets)
+
+
+@functools.cache
+def _loader() -> Any:
+    """A safe YAML loader to which ``!function a.b.c`` and any other tag is but text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep=deep)
+            except ValueError as error:  # such as a date with a 13th month; PyYAML gives no line for it
+                raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+    def as_text(loader: Any, node: Any) -> str:
+        return str(node.value) if isinstance(node, yaml.ScalarNode) else str(node.tag)
+
+    Loader.add_constructor(None, as_text)
+    return Loader
+
+
+def _read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
+    """Name and kind of the task or group that a YAML file declares.
+
+    Raises:
+        PluginError: the file is no UTF-8 or no YAML, or declares neither; the message names file and line.
+        OSError: it cannot be read.
+    """
+    import yaml
+
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PluginError(f"{path}, line {line}: expected UTF-8, but found byte {data[error.start]:#04x}.") from error
+    loader = None
+    try:
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        content = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        raise PluginError(f"{path}, line {line}: expected YAML, but got {error.problem or error.context}.") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise PluginError(f"{path}, line {line}: expected YAML, but got {error.reason}.") from error
+    except RecursionError as error:
+        line = 1 if loader is None else loader.line + 1
+        raise PluginError(f"{path}, line {line}: expected YAML, but it is nested too deep.") from error
+    if not isinstance(content, dict):
+        raise PluginError(
+            f"{path}, line 1: expected keys and values, `task: NAME` among them, but got {_shown(content)}."
+        )
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+    task, kind = content.get("task"), "task"
+    if isinstance(task, list):
+        task, kind = content.get("group"), "group"
+    if not isinstance(task, str) or not task or re.search(r"[\s,]", task):
+        found = f"got {kind}: {_shown(task)}" if kind in content else "it has none"
+        wanted = "`task: NAME`" if kind == "task" else "`group: NAME` beside a list of tasks"
+        raise PluginError(
+            f"{path}, line {lines.get(kind, lines.get('task', 1))}: expected {wanted}, the name without blanks and "
+            f"commas, but {found}."
+        )
+    return task, "group" if kind == "group" else "task"

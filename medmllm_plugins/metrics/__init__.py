@@ -1,0 +1,1 @@
+"""Classification metrics, baselines and intervals that respect groups."""

@@ -1,0 +1,43 @@
+"""What answering without looking at the image would score."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medmllm_plugins.metrics.classification import Floats, accuracy, balanced_accuracy, macro_f1, matthews
+
+
+def majority_class(support: Floats) -> int:
+    """Index of the most frequent true class; the first one of several.
+
+    Args:
+        support: (K,) number of documents of each class.
+    """
+    return int(np.argmax(support))
+
+
+def baselines(support: Floats) -> dict[str, dict[str, float]]:
+    """Scores of answering blindly.
+
+    Args:
+        support: (K,) number of documents of each true class, at least one of them positive.
+
+    Returns:
+        By baseline and metric: ``majority_class``, which always answers the most frequent class (``accuracy``,
+        ``balanced``, ``macro_f1``, ``mcc``); ``uniform_random``, expected scores of drawing each of the K classes with
+        probability 1 / K (``accuracy``, ``balanced``); ``prior_matched_random``, expected ``accuracy`` of drawing
+        class k with its share p_k, the sum of p_k squared.
+    """
+    classes = support.size
+    counts = np.zeros((classes, classes + 1))
+    counts[:, majority_class(support)] = support
+    return {
+        "majority_class": {
+            "accuracy": float(accuracy(counts)),
+            "balanced": float(balanced_accuracy(counts)),
+            "macro_f1": float(macro_f1(counts)),
+            "mcc": float(matthews(counts)),
+        },
+        "uniform_random": {"accuracy": 1 / classes, "balanced": 1 / classes},
+        "prior_matched_random": {"accuracy": float(((support / support.sum()) ** 2).sum())},
+    }

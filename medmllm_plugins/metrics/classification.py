@@ -1,0 +1,111 @@
+"""Metrics of hard answers, computed from confusion counts.
+
+Every metric takes ``counts`` of shape (..., K, K + 1), float64: rows are the K true classes, the first K columns the
+predicted classes in the same order, and the last column the answers that were not parsed. Leading axes are independent
+tables (one a resample). A ratio with nothing to divide by is NaN unless the function says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """``numerator / denominator``, NaN where the denominator is 0; shapes broadcast."""
+    value: Floats = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
+    np.divide(numerator, denominator, out=value, where=denominator > 0)
+    return value
+
+
+def accuracy(counts: Floats) -> Floats:
+    """Share of right answers among all; an answer that was not parsed is wrong. Shape (...)."""
+    return ratio(_hits(counts).sum(-1), counts.sum((-2, -1)))
+
+
+def parsed_share(counts: Floats) -> Floats:
+    """Share of answers that were parsed, whether right or wrong. Shape (...)."""
+    return ratio(counts[..., :-1].sum((-2, -1)), counts.sum((-2, -1)))
+
+
+def accuracy_on_parsed(counts: Floats) -> Floats:
+    """Share of right answers among the parsed ones; NaN where none was. Shape (...)."""
+    return ratio(_hits(counts).sum(-1), counts[..., :-1].sum((-2, -1)))
+
+
+def sensitivity(counts: Floats) -> Floats:
+    """Recall of each class; an answer that was not parsed is a miss. Shape (..., K)."""
+    return ratio(_hits(counts), counts.sum(-1))
+
+
+def specificity(counts: Floats) -> Floats:
+    """Among the documents of all other classes, the share answered with a class other than this one. Shape (..., K).
+
+    An answer that was not parsed counts as wrong here too, else refusing everything would be perfectly specific. So
+    with two classes the specificity of one is the sensitivity of the other.
+    """
+    parsed_elsewhere = _others(counts[..., :-1].sum(-1))
+    false_positives = counts[..., :-1].sum(-2) - _hits(counts)
+    return ratio(parsed_elsewhere - false_positives, _others(counts.sum(-1)))
+
+
+def precision(counts: Floats) -> Floats:
+    """Share of right answers among those that name the class; NaN where none does. Shape (..., K)."""
+    return ratio(_hits(counts), counts[..., :-1].sum(-2))
+
+
+def f1(counts: Floats) -> Floats:
+    """F1 of each class, 2 TP / (2 TP + FP + FN). Shape (..., K).
+
+    0 for a class that is never answered; NaN only where it is neither true nor answered.
+    """
+    return ratio(2 * _hits(counts), counts.sum(-1) + counts[..., :-1].sum(-2))
+
+
+def balanced_accuracy(counts: Floats) -> Floats:
+    """Mean recall over the classes that occur among the true labels. Shape (...)."""
+    return _mean_over_present(sensitivity(counts), counts)
+
+
+def macro_f1(counts: Floats) -> Floats:
+    """Mean F1 over the classes that occur among the true labels. Shape (...).
+
+    A class that is never answered stays in with F1 0. A class that is answered but never true has no F1 of its own; the
+    answers naming it are misses of their true classes. The same holds for answers that were not parsed.
+    """
+    return _mean_over_present(f1(counts), counts)
+
+
+def matthews(counts: Floats) -> Floats:
+    """Multi-class Matthews correlation, answers not parsed being a category of their own. Shape (...).
+
+    0 where there is one true class or one kind of answer only, as in scikit-learn. Source: Gorodkin, "Comparing two
+    K-category assignments by a K-category correlation coefficient", 2004.
+    """
+    total = counts.sum((-2, -1))
+    true, answered = counts.sum(-1), counts.sum(-2)
+    covariance = _hits(counts).sum(-1) * total - (true * answered[..., :-1]).sum(-1)
+    spread = (total**2 - (true**2).sum(-1)) * (total**2 - (answered**2).sum(-1))
+    defined = spread > 0
+    value = np.where(defined, covariance / np.sqrt(np.where(defined, spread, 1.0)), 0.0)
+    clipped: Floats = np.clip(value, -1.0, 1.0)  # rounding can leave a perfect score a hair above 1
+    return clipped
+
+
+def _hits(counts: Floats) -> Floats:
+    diagonal: Floats = np.diagonal(counts, axis1=-2, axis2=-1)
+    return diagonal
+
+
+def _others(of_class: Floats) -> Floats:
+    others: Floats = of_class.sum(-1, keepdims=True) - of_class
+    return others
+
+
+def _mean_over_present(of_class: Floats, counts: Floats) -> Floats:
+    present = counts.sum(-1) > 0
+    return ratio(np.where(present, of_class, 0.0).sum(-1), present.sum(-1).astype(np.float64))

@@ -1,0 +1,82 @@
+"""The unit of scoring: what one document's answer came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from medmllm_plugins.errors import DataError
+
+Status = Literal["parsed", "ambiguous", "out_of_list", "refusal"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""How parsing an answer can end; only ``"parsed"`` comes with a predicted class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One scored document.
+
+    Attributes:
+        id: the document's id, unique within a run.
+        group: what is resampled as a whole for intervals (patient, lesion or source figure).
+        label: the true class.
+        predicted: the class that was answered; ``None`` exactly when the answer was not parsed.
+        status: ``"parsed"``, ``"ambiguous"``, ``"out_of_list"`` or ``"refusal"``.
+        scores: log p(label | prompt, image) of each class in class order, in nats; ``None`` if the model gave none.
+
+    Raises:
+        DataError: ``status`` is none of the four, ``predicted`` does not agree with it, or a score is not finite.
+    """
+
+    id: str
+    group: str
+    label: str
+    predicted: str | None
+    status: str
+    scores: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise DataError(f"Document {self.id!r}: expected `status` to be one of {STATUSES}, found {self.status!r}.")
+        if (self.predicted is not None) != (self.status == "parsed"):
+            raise DataError(
+                f"Document {self.id!r}: expected `predicted` to be a class exactly where `status` is 'parsed', "
+                f"found predicted={self.predicted!r} with status={self.status!r}."
+            )
+        if self.scores is not None and not all(map(math.isfinite, self.scores)):
+            raise DataError(
+                f"Document {self.id!r}: expected finite label scores, found {self.scores!r}. The model's outputs "
+                "overflow in this precision; load it in bfloat16 or float32."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain JSON types; ``scores`` becomes a list."""
+        return {
+            "id": self.id,
+            "group": self.group,
+            "label": self.label,
+            "predicted": self.predicted,
+            "status": self.status,
+            "scores": None if self.scores is None else [float(score) for score in self.scores],
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Outcome:
+        """Read what :meth:`to_dict` wrote; ``scores`` may be missing.
+
+        Raises:
+            DataError: a key is missing or a value is invalid.
+        """
+        if missing := sorted({"id", "group", "label", "predicted", "status"} - set(record)):
+            raise DataError(f"Expected an outcome with all of its keys, but {missing} are missing in {dict(record)!r}.")
+        scores = record.get("scores")
+        return cls(
+            id=record["id"],
+            group=record["group"],
+            label=record["label"],
+            predicted=record["predicted"],
+            status=record["status"],
+            scores=None if scores is None else tuple(float(score) for score in scores),
+        )

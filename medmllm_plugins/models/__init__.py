@@ -1,0 +1,1 @@
+"""Loading medical MLLMs, and where the stages of each family stand."""

@@ -1,0 +1,261 @@
+"""Checkpoint folders: finding them, reading safetensors files, and filling a model without a second copy in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from medmllm_plugins.errors import ModelError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PATTERNS = ("*.json", "*.safetensors", "*.txt")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LISTED = 20
+
+
+def demo_folder() -> Path:
+    """The checkpoint that ships with this package."""
+    return Path(str(resources.files("medmllm_plugins.models") / "demo"))
+
+
+def find_folder(pretrained: str, sizes: Mapping[str, str]) -> Path:
+    """Turn the option ``pretrained`` into a local folder.
+
+    Args:
+        pretrained: ``"demo"``, a local folder, a short name in ``sizes``, or a hub id.
+        sizes: short names of the family and the hub ids they stand for.
+
+    Returns:
+        A folder that exists. A local folder is returned without any network access; a hub id is looked up in the
+        hub's cache and downloaded where ``HF_HUB_OFFLINE`` does not forbid it.
+
+    Raises:
+        ModelError: there is no such folder or repository.
+    """
+    if pretrained == "demo":
+        return demo_folder()
+    local = Path(pretrained).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise ModelError(f"Expected `pretrained` to be a checkpoint folder, but {pretrained!r} is a file.")
+    repo = sizes.get(pretrained.lower(), pretrained)
+    if _HUB_ID.fullmatch(repo) is None:
+        known = ", ".join(["demo", *sizes])
+        raise ModelError(
+            f"Expected `pretrained` to be a folder, a hub id (owner/name) or one of {known}; "
+            f"{pretrained!r} is none of them and no such folder exists."
+        )
+    return hub_snapshot(repo, _PATTERNS)
+
+
+def hub_snapshot(repo: str, patterns: Iterable[str]) -> Path:
+    """Download the files of a hub repository that match ``patterns``, or find them in the hub's cache.
+
+    Raises:
+        ModelError: the repository cannot be reached, does not exist, or is not cached while offline.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{repo!r} is neither a local folder nor in the hub's cache, and could not be downloaded: {error}. "
+            "Check the name, the network and HF_HUB_OFFLINE, and for a gated repository `hf auth login`; or give a "
+            "local folder."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ModelError: the file is missing, no JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: is {path.parent} a whole checkpoint folder?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"Expected {path} to hold a JSON object, but found {type(content).__name__}.")
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors of a checkpoint, by their headers; no tensor is in memory.
+
+    Attributes:
+        files: safetensors files.
+        where: tensor name to its file.
+        shapes: tensor name to its shape.
+    """
+
+    files: tuple[Path, ...]
+    where: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def open_weights(folder: Path) -> Weights:
+    """Read the headers of a folder's safetensors files.
+
+    Raises:
+        ModelError: there are no safetensors files, a shard is missing or broken, or index and shards disagree.
+    """
+    files, indexed = _weight_files(folder)
+    where: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 - the handle is no mapping
+                    if name in where:
+                        raise ModelError(f"Tensor {name!r} stands in both {where[name].name} and {file.name}.")
+                    where[name] = file
+                    shapes[name] = tuple(handle.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{file} cannot be read as safetensors: {error}. It may be a broken download or a Git LFS pointer: "
+                "fetch it again."
+            ) from error
+    if indexed is not None and (wrong := sorted(indexed.items() ^ {(name, f.name) for name, f in where.items()})):
+        raise ModelError(
+            f"{folder / INDEX} and the files it names disagree about {len(wrong)} entries: "
+            f"{_some(f'{name} in {file}' for name, file in wrong)}."
+        )
+    return Weights(tuple(files), where, shapes)
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The safetensors files of a folder, and what its index says stands in them if it has one."""
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file() and index.is_file():
+        raise ModelError(f"{folder} has both {SINGLE} and {INDEX}: remove the one that is out of date.")
+    if single.is_file():
+        return [single], None
+    if index.is_file():
+        indexed = read_json(index).get("weight_map")
+        if not isinstance(indexed, dict) or not all(isinstance(name, str) for name in indexed.values()):
+            raise ModelError(f"Expected {index} to map tensor names to files under `weight_map`.")
+        names = sorted(set(indexed.values()))
+        if odd := [name for name in names if Path(name).name != name]:
+            raise ModelError(f"{index} names files outside its folder: {_some(odd)}.")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {_some(missing)}.")
+        return [folder / name for name in names], indexed
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    found = f"found {_some(pickled)}" if pickled else "found no weights at all"
+    raise ModelError(
+        f"Expected {SINGLE} or {INDEX} in {folder}, but {found}. Only safetensors are read, since unpickling can run "
+        "any code. To convert a checkpoint you trust, load its state dict with torch and write it with "
+        "`safetensors.torch.save_file(state_dict, 'model.safetensors')`."
+    )
+
+
+def match_weights(
+    weights: Weights, rename: Callable[[str], str | None], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
+    """Match a checkpoint's tensors with a model's, and refuse anything but a full match.
+
+    Args:
+        weights: the checkpoint.
+        rename: gives the model's name for a checkpoint's name; ``None`` for a tensor that is left out on purpose.
+        expected: the model's tensor names and shapes.
+
+    Returns:
+        Checkpoint name to model name.
+
+    Raises:
+        ModelError: tensors are missing, left over, doubled or of another shape; lists the first 20 of each.
+    """
+    names = {name: target for name in weights.where if (target := rename(name)) is not None}
+    sources: dict[str, list[str]] = {}
+    for name, target in names.items():
+        sources.setdefault(target, []).append(name)
+    problems = {
+        "missing from the checkpoint": sorted(set(expected) - set(sources)),
+        "unknown to the model": sorted(name for name, target in names.items() if target not in expected),
+        "given more than once": sorted(" and ".join(both) for both in sources.values() if len(both) > 1),
+        "of another shape": sorted(
+            f"{name} (expected {expected[target]}, found {weights.shapes[name]})"
+            for name, target in names.items()
+            if target in expected and weights.shapes[name] != expected[target]
+        ),
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{len(these)} {what}: {_some(these)}" for what, these in problems.items() if these)
+        raise ModelError(
+            f"The weights in {weights.files[0].parent} do not fit the model that its config.json describes: {said}."
+        )
+    return names
+
+
+def fill(
+    model: PreTrainedModel, weights: Weights, names: Mapping[str, str], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Put a checkpoint's tensors into a model built on the meta device; each is in memory once.
+
+    Args:
+        model: parameters on the meta device, buffers real.
+        weights: the checkpoint.
+        names: checkpoint name to model name, from :func:`match_weights`.
+        dtype: dtype of all weights; buffers such as rotary frequencies keep theirs.
+        device: where everything goes.
+
+    Raises:
+        ModelError: a tensor is not of a floating dtype (quantised), or a parameter got no value.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file in weights.files:
+        with safe_open(str(file), framework="pt") as handle:
+            for name in (name for name, place in weights.where.items() if place == file and name in names):
+                tensor = handle.get_tensor(name)
+                if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                    raise ModelError(
+                        f"Tensor {name!r} in {file.name} is {tensor.dtype}, but only float32, float16 and bfloat16 "
+                        "weights are read: use the checkpoint before quantisation."
+                    )
+                # A copy, so that the model does not hang on the memory-mapped file.
+                state[names[name]] = tensor.to(device=device, dtype=dtype, copy=True)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    if left := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]:
+        raise ModelError(f"{len(left)} parameters got no value from {weights.files[0].parent}: {_some(left)}.")
+    # Buffers only: the parameters are there already. No dtype, which would round the rotary frequencies.
+    model.to(device)  # type: ignore[arg-type]
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """SHA-256 over the names, sizes and whole contents of files, in hexadecimal.
+
+    Every byte is read (some seconds for a 3B model), because a sample would miss an edit of a few weights, and what
+    is stored under a fingerprint must not be taken for another model's.
+    """
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        with file.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        total.update(f"{file.name}\0{file.stat().st_size}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first 20 names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more

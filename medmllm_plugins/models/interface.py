@@ -1,0 +1,137 @@
+"""The one interface behind which every family of models stands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.checkpoint import fingerprint
+from medmllm_plugins.models.generation import greedy, prefill, score_labels
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A model's answer.
+
+    Attributes:
+        text: the generated text as decoded, special tokens left out and whitespace kept.
+        tokens: number of generated tokens, the end-of-sequence token not counted.
+        scores: log p(label | prompt, image) in nats for each label asked about, see
+            :func:`medmllm_plugins.models.generation.score_labels`; ``None`` when none was.
+    """
+
+    text: str
+    tokens: int
+    scores: tuple[float, ...] | None = None
+
+
+class LoadedModel(ABC):
+    """A model in memory, ready to be asked about images.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, its parameters frozen.
+        tokenizer: its tokenizer.
+        device: where the model is.
+        dtype: dtype of its weights.
+        max_length: the most tokens that prompt (image tokens included) and answer may have together.
+        eos_token_ids: tokens that end an answer.
+        pad_token_id: the token prompts are padded with on the left.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    _files: tuple[Path, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all files the model was made from, see :func:`medmllm_plugins.models.checkpoint.fingerprint`."""
+        return fingerprint(self._files)
+
+    @abstractmethod
+    def render(self, question: str) -> str:
+        """Return the whole prompt as text, image placeholder included."""
+
+    @abstractmethod
+    def prepare(self, questions: Sequence[str], images: Sequence[Image]) -> dict[str, Tensor]:
+        """Make the model's input from B questions about one image each.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, (B, L), int64, padded on the left; ``pixel_values``, (B, 3, H, W),
+            of the model's dtype. All on the model's device.
+
+        Raises:
+            ModelError: a question or an image cannot be taken.
+        """
+
+    @abstractmethod
+    def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
+        """Token ids of each label as the answer to ``question``.
+
+        Raises:
+            ModelError: a label is empty, or merges with the prompt's last token so that it has no tokens of its own.
+        """
+
+    def check_length(self, prompt: int, new: int) -> None:
+        """Refuse a prompt of ``prompt`` tokens with ``new`` tokens to come if both exceed ``max_length``."""
+        if prompt + new > self.max_length:
+            raise ModelError(
+                f"The prompt has {prompt} tokens (image tokens included) and {new} may follow: {prompt + new} in all, "
+                f"but the model takes {self.max_length}. Shorten the question or lower max_new_tokens."
+            )
+
+    def generate(
+        self,
+        questions: Sequence[str],
+        images: Sequence[Image],
+        *,
+        max_new_tokens: int,
+        labels: Sequence[str] | None = None,
+    ) -> list[Generation]:
+        """Answer B questions about one image each, greedily, and score labels from the same prefill.
+
+        Args:
+            questions: one for each image.
+            images: 8-bit images.
+            max_new_tokens: the most tokens of an answer; 0 gives empty texts, for when only scores are wanted.
+            labels: answers to score for each question; ``None`` or empty for none.
+
+        Raises:
+            ModelError: the input cannot be taken, or is too long with what is to follow.
+        """
+        if max_new_tokens < 0:
+            raise ModelError(f"Expected `max_new_tokens` to be 0 or more, but got {max_new_tokens}.")
+        if not questions and not images:
+            return []
+        inputs = self.prepare(questions, images)
+        ids = [self.label_ids(question, labels) for question in questions] if labels else []
+        longest = max((len(label) for row in ids for label in row), default=0)
+        self.check_length(int(inputs["attention_mask"].sum(-1).max()), max(max_new_tokens, longest))
+
+        start = prefill(self.model, inputs)
+        # Scores come first: greedy decoding extends the cache in place.
+        scores = [tuple(row) for row in score_labels(self.model, start, ids).tolist()] if ids else [None] * len(images)
+        rows = greedy(
+            self.model,
+            start,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=self.eos_token_ids,
+        )
+        texts = [
+            str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            for row in rows
+        ]
+        return [Generation(text, len(row), score) for text, row, score in zip(texts, rows, scores, strict=True)]

@@ -1,0 +1,78 @@
+"""The weighted AUROC equals scikit-learn's, ties and absent classes included."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
+
+from medmllm_plugins.metrics.ranking import MacroAUROC, WeightedAUROC, log_odds
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40
+    )
+)
+def test_weighted_area_with_ties_equals_scikit_learn(rows):
+    score, positive, *weights = (np.array(column) for column in zip(*rows, strict=True))
+    found = WeightedAUROC(score.astype(float), positive)(np.stack(weights, axis=1).astype(float))
+    for value, weight in zip(found, weights, strict=True):
+        if weight[positive].sum() and weight[~positive].sum():
+            assert value == pytest.approx(roc_auc_score(positive, score, sample_weight=weight), abs=1e-12)
+        else:
+            assert np.isnan(value)
+
+
+def test_hand_computed_area():
+    # Positives 0.9 and 0.4, negatives 0.4 and 0.1: of four pairs three are won and one is a tie.
+    area = WeightedAUROC(np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False]))
+    assert area(np.ones((4, 1))) == pytest.approx([3.5 / 4])
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_macro_one_vs_rest_equals_scikit_learn(classes):
+    generator = np.random.default_rng(classes)
+    truth = generator.integers(classes, size=200)
+    scores = generator.normal(size=(200, classes))
+    scores[np.arange(200), truth] += 1
+    weights = generator.integers(0, 4, size=(200, 3)).astype(float)
+    found = MacroAUROC(scores, truth)(weights)
+    for b in range(3):
+        expected = roc_auc_score(truth, softmax(scores, axis=1), multi_class="ovr", sample_weight=weights[:, b])
+        assert found[b] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_mean_runs_over_the_classes_that_occur():
+    generator = np.random.default_rng(0)
+    truth = np.array([0, 2] * 20)  # of four classes two never occur
+    scores = generator.normal(size=(40, 4))
+    probability = softmax(scores, axis=1)
+    expected = np.mean([roc_auc_score(truth == k, probability[:, k]) for k in (0, 2)])
+    assert MacroAUROC(scores, truth)(np.ones((40, 1))) == pytest.approx([expected])
+    only_first = (truth == 0).astype(float)[:, None]
+    assert np.isnan(MacroAUROC(scores, truth)(only_first)).all()
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_of_two_classes_either_has_the_same_area(positive):
+    generator = np.random.default_rng(1)
+    truth = generator.integers(2, size=60)
+    scores = generator.normal(size=(60, 2))
+    expected = roc_auc_score(truth == positive, softmax(scores, axis=1)[:, positive])
+    assert MacroAUROC(scores, truth)(np.ones((60, 1))) == pytest.approx([expected], abs=1e-12)
+
+
+def test_log_odds_are_the_logit_of_the_softmax_and_ignore_a_shift():
+    scores = np.random.default_rng(2).normal(size=(50, 4))
+    probability = softmax(scores, axis=1)
+    np.testing.assert_allclose(log_odds(scores), np.log(probability / (1 - probability)), atol=1e-10)
+    np.testing.assert_allclose(log_odds(scores - 300.0), log_odds(scores), atol=1e-10)
+
+
+def test_log_odds_do_not_saturate():
+    scores = np.array([[0.0, -800.0, -900.0], [0.0, -801.0, -900.0]])
+    assert (softmax(scores, axis=1)[:, 0] == 1).all()
+    assert log_odds(scores)[:, 0] == pytest.approx([800.0, 801.0])

@@ -1,0 +1,129 @@
+"""The embedded demo checkpoint: small, in the authors' layout, and right about phantoms it has not seen."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from medmllm_plugins.answers.prompts import closed_set
+from medmllm_plugins.data.phantoms import Phantoms
+from medmllm_plugins.data.spec import builtin_specs
+from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.models.interface import Generation
+from medmllm_plugins.models.medm_vl import MedMVL, load
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.tokens import encode_text
+
+torch.set_num_threads(1)
+SPEC = builtin_specs()["demo"]
+DOCUMENTS = [document for document in Phantoms().documents(SPEC, None) if document.fold == "test"][:120]
+TRUTH = [document.label for document in DOCUMENTS]
+
+
+@pytest.fixture(scope="module")
+def demo() -> MedMVL:
+    return load(LoadOptions("demo", device="cpu", dtype="float32"))
+
+
+def ask(demo: MedMVL, question: str, count: int) -> list[Generation]:
+    """Answers about the first test phantoms, with a score for each label."""
+    answers = []
+    for start in range(0, count, 40):
+        images = [Phantoms().image(document) for document in DOCUMENTS[start : min(start + 40, count)]]
+        answers += demo.generate([question] * len(images), images, max_new_tokens=8, labels=SPEC.labels)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def answers(demo: MedMVL) -> list[Generation]:
+    return ask(demo, closed_set(SPEC.modality, SPEC.labels), len(DOCUMENTS))
+
+
+def test_folder_is_small_and_whole() -> None:
+    sizes = {path.name: path.stat().st_size for path in demo_folder().iterdir() if path.is_file()}
+    assert sum(sizes.values()) <= 6 * 2**20
+    whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert whole | {"preprocessor_config.json", "generation_config.json"} <= set(sizes)
+    readme = (demo_folder() / "README.md").read_text()
+    assert all(word in readme for word in ("synthetic", "examples/train_demo.py", "Not for clinical use"))
+
+
+def test_config_is_the_authors_and_deep_enough() -> None:
+    config = json.loads((demo_folder() / "config.json").read_text())
+    assert "model_type" not in config
+    assert config["llm_config"]["num_hidden_layers"] >= 6
+    assert config["encoder_image_config"]["num_hidden_layers"] >= 6
+    assert config["llm_config"]["num_key_value_heads"] < config["llm_config"]["num_attention_heads"]
+    assert (config["encoder_image_type"], config["connector_image_name"]) == ("siglip", "mlp2x_gelu")
+
+
+def test_tensors_bear_the_authors_names() -> None:
+    pattern = re.compile(
+        r"llm\.model\.(embed_tokens|norm|layers\.\d+)\.|encoder_image\.encoder\.vision_model\.|"
+        r"connector_image\.connector\.[02]\.(weight|bias)$"
+    )
+    with safe_open(str(demo_folder() / "model.safetensors"), framework="pt") as handle:
+        names = list(handle.keys())
+        dtypes = {handle.get_tensor(name).dtype for name in names}
+    assert [name for name in names if not pattern.match(name)] == []
+    assert not any("lm_head" in name for name in names)
+    assert dtypes == {torch.float16}
+
+
+def test_answers_are_right(answers: list[Generation]) -> None:
+    right = [answer.text.strip() == label for answer, label in zip(answers, TRUTH, strict=True)]
+    assert sum(right) / len(right) >= 0.9
+
+
+def test_every_class_is_answered_about_as_often_as_it_is_there(answers: list[Generation]) -> None:
+    given, truth = Counter(answer.text.strip() for answer in answers), Counter(TRUTH)
+    assert set(given) == set(SPEC.labels)
+    assert all(abs(given[label] - truth[label]) <= 12 for label in SPEC.labels)
+
+
+def test_label_scores_agree_with_the_answers(answers: list[Generation]) -> None:
+    best = [SPEC.labels[max(range(4), key=lambda k, a=answer: a.scores[k])] for answer in answers]  # type: ignore[misc]
+    agree = [label == answer.text.strip() for label, answer in zip(best, answers, strict=True)]
+    assert sum(agree) / len(agree) >= 0.95
+
+
+def test_answers_do_not_hang_on_the_order_of_the_options(demo: MedMVL) -> None:
+    answers = ask(demo, closed_set(SPEC.modality, SPEC.labels[::-1]), 40)
+    right = [answer.text.strip() == label for answer, label in zip(answers, TRUTH[:40], strict=True)]
+    assert sum(right) / 40 >= 0.85
+
+
+def test_answers_use_the_words_of_the_question(demo: MedMVL) -> None:
+    """Options of other words with the same meaning are read, not ignored."""
+    words = {label: SPEC.classes[label][0] for label in SPEC.labels}
+    answers = ask(demo, closed_set(SPEC.modality, list(words.values())), 40)
+    right = [answer.text.strip() == words[label] for answer, label in zip(answers, TRUTH[:40], strict=True)]
+    assert sum(right) / 40 >= 0.85
+
+
+def test_the_answer_comes_from_the_image(demo: MedMVL) -> None:
+    """With the same grey image for all, one answer remains."""
+    blank = Phantoms().image(DOCUMENTS[0]).point(lambda _: 128)
+    given = demo.generate([closed_set(SPEC.modality, SPEC.labels)] * 2, [blank] * 2, max_new_tokens=8)
+    assert given[0].text.strip() == given[1].text.strip() == "no finding"
+
+
+def test_prompt_is_short(demo: MedMVL) -> None:
+    inputs = demo.prepare([closed_set(SPEC.modality, SPEC.labels)], [Phantoms().image(DOCUMENTS[0])])
+    assert inputs["input_ids"].shape[1] <= 150
+    assert demo.image_tokens == 64
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_survives_the_tokenizer(demo: MedMVL, text: str) -> None:
+    ids = encode_text(demo.tokenizer, text)
+    assert demo.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize("NFC", text)
