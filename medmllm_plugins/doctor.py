@@ -59,17 +59,19 @@ def _device() -> Finding:
             "device",
             "ok",
             "CPU only (float32)",
-            "" if torch.version.cuda is None else "for a GPU, install a driver that CUDA " + torch.version.cuda + " knows",
+            f"for a GPU, install a driver that knows CUDA {torch.version.cuda}" if torch.version.cuda else "",
         )
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return Finding("device", "ok", f"{names} (default dtype {'bfloat16' if torch.cuda.is_bf16_supported() else 'float32'})")
+    dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return Finding("device", "ok", f"{names} (default dtype {dtype})")
 
 
 def _demo() -> Finding:
     folder = resources.files("medmllm_plugins") / "models" / "demo"
     missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
-        return Finding("demo checkpoint", "broken", f"{', '.join(missing)} not found", "pip install --force-reinstall --no-deps medmllm-plugins")
+        mend = "pip install --force-reinstall --no-deps medmllm-plugins"
+        return Finding("demo checkpoint", "broken", f"{', '.join(missing)} not found", mend)
     return Finding("demo checkpoint", "ok", "embedded; use --model medm_vl --model_args pretrained=demo")
 
 

@@ -193,7 +193,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(found, Mapping) or "dataset" not in found:
         raise OptionError(f"Task {name!r}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, found {metadata!r}.")
     if unknown := sorted(set(found) - {"dataset", "protocol", "folds"}):
-        raise OptionError(f"Task {name!r}: unknown keys {unknown} in metadata.medmllm; known: dataset, protocol, folds.")
+        raise OptionError(f"Task {name!r}: unknown keys {unknown} in medmllm; expected dataset, protocol, folds.")
     protocol = found.get("protocol", "closed_set")
     if protocol not in PROTOCOLS:
         raise OptionError(f"Task {name!r}: expected `protocol` to be one of {list(PROTOCOLS)}, found {protocol!r}.")
