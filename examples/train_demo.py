@@ -439,7 +439,8 @@ model whose truth is known: `--model medm_vl --model_args pretrained=demo --task
 Made by `examples/train_demo.py` from random weights; no published weights or data went into it. Licence: Apache-2.0.
 
 - Layout: that of MedM-VL's authors (Shi et al., arXiv 2504.04323), April 2025; float16 safetensors.
-- Vision tower: SigLIP, {TOWER["num_hidden_layers"]} blocks of width {TOWER["hidden_size"]}, {phantoms.SIZE} px, patch {PATCH}.
+- Vision tower: SigLIP, {TOWER["num_hidden_layers"]} blocks of width {TOWER["hidden_size"]}, {phantoms.SIZE} px,
+  patch {PATCH}.
 - Connector: two-layer MLP, GELU.
 - LLM: Qwen2, {LLM["num_hidden_layers"]} blocks of width {LLM["hidden_size"]}, tied embeddings, {VOCABULARY} tokens.
 - Accuracy of generated answers: {accuracies["test"]:.3f} on the held-out test fold ({sizes["test"]} images),
@@ -458,7 +459,7 @@ def main() -> None:
     """Train, write and evaluate."""
     parser = argparse.ArgumentParser(description="Make the demo checkpoint from synthetic phantoms.")
     parser.add_argument("--out", type=Path, default=demo_folder(), help="folder to write (default: the package's own)")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of the second stage; the first has half as many again")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of stage two; stage one has half as many again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -42,7 +42,7 @@ class ClassificationTask:
         raise AssertionError("never reached: __new__ returns an instance of another class")
 
 
-class _Classification(ConfigurableTask):  # type: ignore[misc]
+class _Classification(ConfigurableTask):
     """Closed-set classification of one data set.
 
     ``metadata.medmllm`` of the YAML holds ``dataset`` (a declared data set), ``protocol`` (``closed_set``) and
@@ -86,7 +86,7 @@ class _Classification(ConfigurableTask):  # type: ignore[misc]
 
     def _prepare_metric_and_aggregation(self) -> None:
         self._metric_fn_list = dict.fromkeys(METRICS)
-        self._metric_fn_kwargs = {metric: {} for metric in METRICS}
+        self._metric_fn_kwargs: dict[str, dict[str, Any]] = {metric: {} for metric in METRICS}
         self._aggregation_list = {metric: self._aggregation(metric) for metric in METRICS}
         self._higher_is_better = dict.fromkeys(METRICS, True)
 
@@ -173,7 +173,7 @@ class _SimpleClassification(_Classification):
     OUTPUT_TYPE: ClassVar[str | None] = None
 
 
-class _ChatClassification(_Classification, ConfigurableMessagesTask):  # type: ignore[misc]
+class _ChatClassification(_Classification, ConfigurableMessagesTask):
     """For the host's chat models, ours among them."""
 
     def doc_to_messages(self, doc: Mapping[str, Any], **rounds: Any) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class _Question:
     wrapped: bool  # whether the task reads envelopes
 
 
-class MedicalMLLM(lmms):  # type: ignore[misc]
+class MedicalMLLM(lmms):
     """A medical MLLM loaded by this package, behind the host's chat interface.
 
     Arguments are checked at once; the weights are loaded when the first answer is asked for, so that faults in the
