@@ -25,7 +25,8 @@ from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import Failure, Manager, discover, get_manager, reset
 from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 
-ROOT = Path(medmllm_plugins.__file__).parents[1]
+ROOT = Path(__file__).parents[2]  # the checkout, which an installed package is tested from
+PACKAGE = Path(medmllm_plugins.__file__).parent
 EXAMPLE = ROOT / "examples" / "plugin"
 
 HEAD = """
@@ -267,7 +268,7 @@ def test_our_pyproject_declares_the_plugin_that_a_source_tree_falls_back_to() ->
 
 
 def test_builtin_sizes_are_those_the_loader_knows() -> None:
-    source = (ROOT / "medmllm_plugins" / "models" / "medm_vl.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "models" / "medm_vl.py").read_text(encoding="utf-8")
     [sizes] = [
         ast.literal_eval(node.value)
         for node in ast.parse(source).body
@@ -280,13 +281,18 @@ def test_builtin_sizes_are_those_the_loader_knows() -> None:
 
 def test_builtin_tasks_are_all_the_yaml_files_of_the_task_folder(site: Site) -> None:
     found = discover()
-    files = {path for path in (ROOT / "tasks").rglob("*.yaml") if "datasets" not in path.parts}
+    files = {path.relative_to(ROOT / "tasks") for path in (ROOT / "tasks").rglob("*.yaml")}
     entries = found.tasks()
-    assert {entry.path.resolve() for entry in entries.values()} == {path.resolve() for path in files}
+    assert {entry.path.relative_to(PACKAGE / "tasks") for entry in entries.values()} == {
+        path for path in files if path.parts[0] != "datasets"
+    }
     assert entries["med_cls"].kind == "group"
     assert entries["med_cls_demo"].kind == "task"
     assert {entry.plugin for entry in entries.values()} == {"builtin"}
-    assert [path.resolve() for path in found.dataset_folders()] == [(ROOT / "tasks" / "datasets").resolve()]
+    assert found.dataset_folders() == [PACKAGE / "tasks" / "datasets"]
+    assert {path.name for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml")} == {
+        path.name for path in files if path.parts[0] == "datasets"
+    }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=IDS)
