@@ -37,7 +37,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 
 from medmllm_plugins.answers.prompts import closed_set
 from medmllm_plugins.data import phantoms
-from medmllm_plugins.data.spec import DatasetSpec, builtin_specs
+from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.medm_vl import IMAGE_TOKEN, SYSTEM, load
 from medmllm_plugins.models.medm_vl_config import read_config
@@ -98,7 +99,9 @@ def write_tokenizer(folder: Path, spec: DatasetSpec) -> PreTrainedTokenizerBase:
     )
     # The prompt's own words count often, so that each becomes one token before the vocabulary is full.
     texts = [GENERAL]
-    for known in builtin_specs().values():
+    # Named one by one, so that the tokenizer stays the same when data sets are added.
+    for name in ("busi", "covid19_ct", "demo"):
+        known = dataset_specs()[name]
         texts += [closed_set(known.modality, known.labels)] * 4
     words = [word for label, synonyms in spec.classes.items() for word in (label, *synonyms)]
     own = [f"{SYSTEM} USER: ", f"\n{closed_set(spec.modality, words)} ASSISTANT:"]
@@ -470,7 +473,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed)
     begin = time.perf_counter()
 
-    spec = builtin_specs()["demo"]
+    spec = dataset_specs()["demo"]
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(options.out, spec)
     write_configs(options.out, tokenizer)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import DATA_VARIABLE
 from medmllm_plugins.environment import package_versions
-from medmllm_plugins.manager import get_manager
+from medmllm_plugins.manager import DISABLE, get_manager
 
 State = Literal["ok", "missing", "broken"]
 
@@ -144,7 +144,9 @@ def _plugins() -> list[Finding]:
             f"plugin {failure.plugin}",
             "missing",
             str(failure),
-            f"pip install --upgrade {failure.distribution}, or MEDMLLM_DISABLE={failure.plugin}",
+            f"pip install --upgrade {failure.distribution}, or MEDMLLM_DISABLE={failure.plugin}"
+            if failure.distribution
+            else f"name only plugins that `medmllm plugins` lists in {DISABLE}",
         )
         for failure in manager.failures
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 
 class MedMLLMError(Exception):
     """Base of every error this package raises on purpose."""
@@ -21,3 +23,17 @@ class ModelError(MedMLLMError):
 
 class PluginError(MedMLLMError):
     """A plugin is broken; raised only under ``MEDMLLM_STRICT=1``, reported otherwise."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error on one line; the traceback module also copes with errors that cannot be printed."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it, cut at 120 characters."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -12,7 +12,6 @@ import importlib.metadata
 import inspect
 import os
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 import pluggy
 
 from medmllm_plugins import __version__, hookspecs
-from medmllm_plugins.errors import PluginError
+from medmllm_plugins.errors import PluginError, one_line, shown
 from medmllm_plugins.hookspecs import PROJECT
 from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.taskfiles import read_task, walk
 
 GROUP: Final = "medmllm_plugins"
 STRICT: Final = "MEDMLLM_STRICT"
@@ -34,7 +34,6 @@ HOOKS: Final[Mapping[str, type[Any]]] = {
     "medmllm_probes": ProbeSpec,
     "medmllm_attributions": AttributionSpec,
 }
-DATASETS: Final = "datasets"
 
 Stage = Literal["import", "register", "hook", "duplicate", "invalid", "task file"]
 
@@ -248,7 +247,7 @@ class Manager:
             try:
                 entries = list(distribution.entry_points.select(group=GROUP))
             except _CAUGHT as error:
-                message = f"Expected entry_points.txt to be readable, but got {_text(error)}"
+                message = f"Expected entry_points.txt to be readable, but got {one_line(error)}"
                 self._fail(self._discovery, PluginInfo(name, name, version), "import", None, message, error)
                 continue
             found.extend(_Candidate(entry, name, version) for entry in entries)
@@ -262,7 +261,7 @@ class Manager:
         try:
             plugin = candidate.entry.load()
         except _CAUGHT as error:
-            message = f"Expected {candidate.entry.value!r} to be importable, but got {_text(error)}"
+            message = f"Expected {candidate.entry.value!r} to be importable, but got {one_line(error)}"
             self._fail(self._discovery, info, "import", None, message, error)
             return
         if plugin is None:
@@ -274,7 +273,7 @@ class Manager:
         except _CAUGHT as error:
             if self.pluggy.get_plugin(info.name) is plugin:
                 self.pluggy.unregister(plugin, info.name)
-            self._fail(self._discovery, info, "register", None, _text(error), error)
+            self._fail(self._discovery, info, "register", None, one_line(error), error)
             return
         self._registered.append(info)
         if self.strict:
@@ -395,17 +394,17 @@ class Manager:
                 result = function()
                 items = list(result) if isinstance(result, Iterable) and not isinstance(result, str | Mapping) else None
             except _CAUGHT as error:
-                self._fail(failures, info, "hook", hook, f"{hook!r} raised {_text(error)}", error)
+                self._fail(failures, info, "hook", hook, f"{hook!r} raised {one_line(error)}", error)
                 continue
             if items is None:
-                message = f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {_shown(result)}."
+                message = f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {shown(result)}."
                 self._fail(failures, info, "invalid", hook, message)
                 continue
             for position, item in enumerate(items):
                 if isinstance(item, kind):
                     yield item, info
                 else:
-                    message = f"Expected item {position} of {hook!r} to be {kind.__name__}, but got {_shown(item)}."
+                    message = f"Expected item {position} of {hook!r} to be {kind.__name__}, but got {shown(item)}."
                     self._fail(failures, info, "invalid", hook, message)
 
     def _named(self, hook: str, kind: type[_NamedItem]) -> dict[str, tuple[_NamedItem, PluginInfo]]:
@@ -436,9 +435,9 @@ class Manager:
         walked = []
         for folder, info in self._call("medmllm_tasks", TaskFolder, failures):
             try:
-                files, datasets = _walk(folder.resolve())
+                files, datasets = walk(folder.resolve())
             except _CAUGHT as error:
-                message = str(error) if isinstance(error, PluginError) else f"{folder.path!r} raised {_text(error)}"
+                message = str(error) if isinstance(error, PluginError) else f"{folder.path!r} raised {one_line(error)}"
                 self._fail(failures, info, "invalid", "medmllm_tasks", message, error)
                 continue
             walked.append((info, files, datasets))
@@ -454,9 +453,9 @@ class Manager:
                     continue
                 read.add(path.resolve())
                 try:
-                    name, kind = _read_task(path)
+                    name, kind = read_task(path)
                 except _CAUGHT as error:
-                    message = str(error) if isinstance(error, PluginError) else f"{path}: {_text(error)}"
+                    message = str(error) if isinstance(error, PluginError) else f"{path}: {one_line(error)}"
                     self._fail(failures, info, "task file", "medmllm_tasks", message, error)
                     continue
                 if name in found:
@@ -535,107 +534,3 @@ def _taken(what: str, name: str, first: PluginInfo, second: PluginInfo) -> str:
         f"The {what} name {name!r} is taken by {_origin(first.distribution, first.version)}; "
         f"that of {_origin(second.distribution, second.version)} is left out."
     )
-
-
-def _text(error: BaseException) -> str:
-    """An error on one line; the traceback module also copes with errors that cannot be printed."""
-    return " ".join("".join(traceback.format_exception_only(error)).split())
-
-
-def _shown(value: object) -> str:
-    try:
-        shown = repr(value)
-    except _CAUGHT:
-        shown = f"a {type(value).__name__}"
-    return shown if len(shown) <= 120 else shown[:119] + "…"
-
-
-# -- task files ----------------------------------------------------------------------------------------------------
-
-
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Task files and ``datasets`` folders below ``folder``, each sorted.
-
-    Raises:
-        OSError: a folder cannot be listed.
-    """
-
-    def give_up(error: OSError) -> None:
-        raise error
-
-    files: list[Path] = []
-    datasets: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=give_up):
-        here = Path(root)
-        if DATASETS in folders:
-            datasets.append(here / DATASETS)
-        folders[:] = [name for name in folders if name not in (DATASETS, "__pycache__") and not name.startswith(".")]
-        files.extend(here / name for name in names if name.endswith(".yaml") and not name.startswith(("_", ".")))
-    return sorted(files), sorted(datasets)
-
-
-@functools.cache
-def _loader() -> Any:
-    """A safe YAML loader to which ``!function a.b.c`` and any other tag is but text."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_object(self, node: Any, deep: bool = False) -> Any:
-            try:
-                return super().construct_object(node, deep=deep)
-            except ValueError as error:  # such as a date with a 13th month; PyYAML gives no line for it
-                raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
-
-    def as_text(loader: Any, node: Any) -> str:
-        return str(node.value) if isinstance(node, yaml.ScalarNode) else str(node.tag)
-
-    Loader.add_constructor(None, as_text)
-    return Loader
-
-
-def _read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
-    """Name and kind of the task or group that a YAML file declares.
-
-    Raises:
-        PluginError: the file is no UTF-8 or no YAML, or declares neither; the message names file and line.
-        OSError: it cannot be read.
-    """
-    import yaml
-
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PluginError(f"{path}, line {line}: expected UTF-8, but found byte {data[error.start]:#04x}.") from error
-    loader = None
-    try:
-        loader = _loader()(text)
-        node = loader.get_single_node()
-        content = None if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = 1 if mark is None else mark.line + 1
-        raise PluginError(f"{path}, line {line}: expected YAML, but got {error.problem or error.context}.") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise PluginError(f"{path}, line {line}: expected YAML, but got {error.reason}.") from error
-    except RecursionError as error:
-        line = 1 if loader is None else loader.line + 1
-        raise PluginError(f"{path}, line {line}: expected YAML, but it is nested too deep.") from error
-    if not isinstance(content, dict):
-        raise PluginError(
-            f"{path}, line 1: expected keys and values, `task: NAME` among them, but got {_shown(content)}."
-        )
-    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-    task, kind = content.get("task"), "task"
-    if isinstance(task, list):
-        task, kind = content.get("group"), "group"
-    if not isinstance(task, str) or not task or re.search(r"[\s,]", task):
-        found = f"got {kind}: {_shown(task)}" if kind in content else "it has none"
-        wanted = "`task: NAME`" if kind == "task" else "`group: NAME` beside a list of tasks"
-        raise PluginError(
-            f"{path}, line {lines.get(kind, lines.get('task', 1))}: expected {wanted}, the name without blanks and "
-            f"commas, but {found}."
-        )
-    return task, "group" if kind == "group" else "task"

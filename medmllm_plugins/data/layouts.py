@@ -47,10 +47,19 @@ _LAYOUTS = {
 def layout(name: str) -> Layout:
     """Make the layout of that name; its module is imported now and not before.
 
+    Args:
+        name: one of this package's layouts, or ``"package.module:Class"``, a plugin's own.
+
     Raises:
         DataError: no layout has that name.
     """
-    if name not in _LAYOUTS:
-        raise DataError(f"Expected `layout` to be one of {sorted(_LAYOUTS)}, found {name!r}.")
-    module, _, attribute = _LAYOUTS[name].partition(":")
-    return cast(Layout, getattr(import_module(module), attribute)())
+    module, _, attribute = _LAYOUTS.get(name, name).partition(":")
+    if not attribute:
+        raise DataError(
+            f'Expected `layout` to be one of {sorted(_LAYOUTS)} or "package.module:Class", found {name!r}.'
+        )
+    try:
+        made = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise DataError(f"Expected the layout {name!r} to be a class that can be made, found {error}.") from error
+    return cast(Layout, made)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,8 @@ def parse_spec(raw: Mapping[str, Any], source: str) -> DatasetSpec:
     Raises:
         DataError: a key is missing or unknown, there are fewer than two classes, or ``positive`` is no class.
     """
+    if not isinstance(raw, Mapping):
+        raise DataError(f"{source}: expected keys and values, found {raw!r}.")
     known = {f.name for f in fields(DatasetSpec)}
     required = {"name", "title", "layout", "modality", "classes"}
     if unknown := sorted(set(raw) - known):
@@ -69,6 +70,9 @@ def parse_spec(raw: Mapping[str, Any], source: str) -> DatasetSpec:
     classes = raw["classes"]
     if not isinstance(classes, Mapping) or len(classes) < 2:
         raise DataError(f"{source}: expected `classes` to map at least two class names to synonyms, found {classes!r}.")
+    for label, synonyms in classes.items():
+        if synonyms is not None and (isinstance(synonyms, str) or not isinstance(synonyms, Sequence)):
+            raise DataError(f"{source}: expected the synonyms of class {label!r} to be a list, found {synonyms!r}.")
     frozen = {str(label): tuple(str(s) for s in synonyms or ()) for label, synonyms in classes.items()}
     positive = raw.get("positive")
     if positive is not None and positive not in frozen:
@@ -78,11 +82,8 @@ def parse_spec(raw: Mapping[str, Any], source: str) -> DatasetSpec:
 
 def read_spec(path: Path) -> DatasetSpec:
     """Read one declaration from a YAML file; see :func:`parse_spec` for the errors."""
-    return parse_spec(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, path.name)
-
-
-def builtin_specs() -> dict[str, DatasetSpec]:
-    """All data sets declared in this package's ``tasks/datasets``, by name."""
-    folder = Path(str(resources.files("medmllm_plugins") / "tasks" / "datasets"))
-    specs = (read_spec(path) for path in sorted(folder.glob("*.yaml")))
-    return {spec.name: spec for spec in specs}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: expected YAML in UTF-8, found {' '.join(str(error).split())}.") from error
+    return parse_spec({} if content is None else content, path.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from accelerate import init_empty_weights
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from medmllm_plugins.errors import ModelError, OptionError

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from support.image_files import cut, picture, snapshot, write_picture
 
+from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.covid19_ct import sources
 from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.data.documents import FOLDS
-from medmllm_plugins.data.spec import builtin_specs
 from medmllm_plugins.errors import DataError
 
-SPEC = builtin_specs()["covid19_ct"]
+SPEC = dataset_specs()["covid19_ct"]
 
 COVID = [
     "2020.02.25.20027763-p15-53%0.png",

@@ -11,12 +11,13 @@ from support.image_files import cut, picture, write_picture
 
 from medmllm_plugins.data import dataset as dataset_module
 from medmllm_plugins.data import layouts
+from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.data.documents import FOLDS, Document
-from medmllm_plugins.data.spec import DatasetSpec, builtin_specs
+from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 
-BUSI = builtin_specs()["busi"]
+BUSI = dataset_specs()["busi"]
 DRAWN = DatasetSpec(name="drawn", title="Drawn", layout="drawn", modality="drawing", classes={"a": (), "b": ()})
 
 
@@ -167,7 +168,7 @@ def test_unknown_layout() -> None:
         load_dataset(DRAWN)
 
 
-@pytest.mark.parametrize("name", sorted(spec.layout for spec in builtin_specs().values()))
+@pytest.mark.parametrize("name", sorted(spec.layout for spec in dataset_specs().values()))
 def test_layouts_of_declared_sets_exist(name: str) -> None:
     reader = layouts.layout(name)
     assert callable(reader.documents) and callable(reader.image)

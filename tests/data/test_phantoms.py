@@ -15,14 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import load_dataset
 from medmllm_plugins.data.documents import FOLDS, Document
 from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.phantoms import FOLD_SIZES, LABELS, SIZE, Phantom, Phantoms, draw, phantom, records
-from medmllm_plugins.data.spec import builtin_specs, parse_spec
+from medmllm_plugins.data.spec import parse_spec
 from medmllm_plugins.errors import DataError
 
-SPEC = builtin_specs()["demo"]
+SPEC = dataset_specs()["demo"]
 TOTAL = sum(FOLD_SIZES.values())
 indices = st.integers(0, TOTAL - 1)
 

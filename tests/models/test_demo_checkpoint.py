@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from medmllm_plugins.answers.prompts import closed_set
+from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.phantoms import Phantoms
-from medmllm_plugins.data.spec import builtin_specs
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.interface import Generation
 from medmllm_plugins.models.medm_vl import MedMVL, load
@@ -23,7 +23,7 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import encode_text
 
 torch.set_num_threads(1)
-SPEC = builtin_specs()["demo"]
+SPEC = dataset_specs()["demo"]
 DOCUMENTS = [document for document in Phantoms().documents(SPEC, None) if document.fold == "test"][:120]
 TRUTH = [document.label for document in DOCUMENTS]
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import medmllm_plugins
 from medmllm_plugins import manager as manager_module
+from medmllm_plugins import taskfiles
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import Failure, Manager, discover, get_manager, reset
@@ -594,7 +595,7 @@ def test_any_file_is_a_task_or_a_failure_that_names_it(tmp_path_factory: pytest.
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
     try:
-        name, kind = manager_module._read_task(path)
+        name, kind = taskfiles.read_task(path)
     except PluginError as error:
         assert str(error).startswith(f"{path}, line ")
     else:
@@ -611,7 +612,7 @@ def test_whatever_else_a_task_file_holds_its_name_is_read(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "named.yaml"
     path.write_text(yaml.safe_dump({**rest, "task": name}, allow_unicode=True), encoding="utf-8")
-    assert manager_module._read_task(path) == (name, "task")
+    assert taskfiles.read_task(path) == (name, "task")
 
 
 def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
