@@ -38,6 +38,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 from medmllm_plugins.answers.prompts import closed_set
 from medmllm_plugins.data import phantoms
 from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.dataset import load_dataset
+from medmllm_plugins.data.documents import FOLDS
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.medm_vl import IMAGE_TOKEN, SYSTEM, load
@@ -410,14 +412,14 @@ class Log:
 def evaluate(folder: Path, spec: DatasetSpec) -> dict[str, float]:
     """Accuracy of generated answers by fold, with the checkpoint as written; right is the label and nothing more."""
     loaded = load(LoadOptions(str(folder), device="cpu", dtype="float32"))
-    layout, question = phantoms.Phantoms(), closed_set(spec.modality, spec.labels)
+    data, question = load_dataset(spec), closed_set(spec.modality, spec.labels)
     accuracies = {}
-    for fold in ("validation", "test"):
-        documents = [document for document in layout.documents(spec, None) if document.fold == fold]
+    for fold in FOLDS[1:]:
+        documents = data.select([fold])
         right, answers = 0, dict.fromkeys(spec.labels, 0)
         for start in range(0, len(documents), 40):
             some = documents[start : start + 40]
-            images = [layout.image(document) for document in some]
+            images = [data.image(document) for document in some]
             for document, answer in zip(
                 some, loaded.generate([question] * len(some), images, max_new_tokens=8), strict=True
             ):

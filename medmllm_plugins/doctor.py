@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import DATA_VARIABLE
 from medmllm_plugins.environment import package_versions
 from medmllm_plugins.manager import DISABLE, get_manager
+from medmllm_plugins.places import DATA_VARIABLE
 
 State = Literal["ok", "missing", "broken"]
 

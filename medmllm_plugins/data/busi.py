@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from PIL import Image
-
 from medmllm_plugins.data.class_folders import (
     LabelledFile,
     image_files,
     joined_sources,
-    raise_faults,
     scan,
     subfolders,
 )
 from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.faults import Faults, relative
 from medmllm_plugins.data.folds import grouped_folds
-from medmllm_plugins.data.images import read_rgb
+from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.spec import DatasetSpec
-from medmllm_plugins.errors import DataError
 
 ARCHIVE_FOLDER = "Dataset_BUSI_with_GT"
 """The folder in the published archive; its content may also lie in the data set's folder directly."""
@@ -27,7 +24,7 @@ ARCHIVE_FOLDER = "Dataset_BUSI_with_GT"
 _NAME = re.compile(r"(?P<label>.+) \(\d+\)(?P<mask>_mask(_\d+)?)?")
 
 
-class Busi:
+class Busi(FileLayout):
     """``Dataset_BUSI_with_GT/<class>/<class> (n).png``; the class folders are the classes of the declaration.
 
     Lesion masks (``<class> (n)_mask.png``, ``_mask_1.png``) stand beside the images and are no documents. A document's
@@ -36,37 +33,27 @@ class Busi:
     official split: the folds are :func:`medmllm_plugins.data.folds.grouped_folds` with seed 0.
     """
 
-    def documents(self, spec: DatasetSpec, root: Path | None) -> list[Document]:
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.Layout`."""
-        if root is None:
-            raise DataError(f"{spec.title}: expected the folder that holds {spec.folder}/, found none.")
-        folder = root / spec.folder
-        if (folder / ARCHIVE_FOLDER).is_dir():
-            folder = folder / ARCHIVE_FOLDER
+        top = folder / ARCHIVE_FOLDER if (folder / ARCHIVE_FOLDER).is_dir() else folder
         expected = ", ".join(f"{label}/" for label in spec.labels)
-        faults = [
-            f"{path}: expected the class folders {expected} only, found an unexpected class folder"
-            for path in subfolders(folder)
-            if path.name not in spec.labels
-        ]
-        files = []
+        for path in subfolders(top):
+            if path.name not in spec.labels:
+                faults.add(f"{path}: expected the class folders {expected} only, found an unexpected class folder")
+        files: list[LabelledFile] = []
         for label in spec.labels:
-            for path in image_files(folder / label, faults):
+            for path in image_files(top / label, faults):
                 match = _NAME.fullmatch(path.stem)
                 if match is None or match["label"] != label:
-                    faults.append(f'{path}: expected a name like "{label} (1).png", found another')
+                    faults.add(f'{path}: expected a name like "{label} (1).png", found another')
                 elif not match["mask"]:
                     files.append(LabelledFile(id=path.stem, path=path, label=label, source=path.stem))
-        facts = scan(files, faults)
-        raise_faults(spec, str(folder), faults)
+        files, facts = scan(files, faults)
+        faults.stop()
 
         groups = joined_sources(files, facts)
         folds = grouped_folds([file.id for file in files], [file.label for file in files], groups)
         return [
-            Document(id=file.id, image=str(file.path), label=file.label, group=group, fold=fold)
+            Document(id=file.id, image=relative(file.path, folder), label=file.label, group=group, fold=fold)
             for file, group, fold in zip(files, groups, folds, strict=True)
         ]
-
-    def image(self, document: Document) -> Image.Image:
-        """Read one image as RGB; see :func:`medmllm_plugins.data.images.read_rgb` for the errors."""
-        return read_rgb(Path(document.image))

@@ -10,12 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from medmllm_plugins.data.duplicates import join_groups, near_duplicates
+from medmllm_plugins.data.faults import Faults
 from medmllm_plugins.data.images import SUFFIXES, ImageFacts, scan_images
-from medmllm_plugins.data.spec import DatasetSpec
-from medmllm_plugins.errors import DataError
-
-FAULTS_SHOWN = 20
-"""So many faults are named in an error; of the rest, the number."""
 
 _LITTER = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
 
@@ -35,7 +31,7 @@ def is_litter(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _LITTER
 
 
-def image_files(folder: Path, faults: list[str]) -> list[Path]:
+def image_files(folder: Path, faults: Faults) -> list[Path]:
     """List the files of a class folder that claim to be images, by name.
 
     Files of other types are left alone. A folder in the folder is a fault, as images in it would be lost unseen, and
@@ -46,15 +42,15 @@ def image_files(folder: Path, faults: list[str]) -> list[Path]:
         faults: what is wrong is added here.
     """
     if not folder.is_dir():
-        faults.append(f"{folder}: expected a class folder with images, found none")
+        faults.add(f"{folder}: expected a class folder with images, found none")
         return []
     entries = sorted(path for path in folder.iterdir() if not is_litter(path))
-    faults.extend(
-        f"{path}: expected images only, found a folder in a class folder" for path in entries if path.is_dir()
-    )
+    for path in entries:
+        if path.is_dir():
+            faults.add(f"{path}: expected images only, found a folder in a class folder")
     images = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     if not images:
-        faults.append(f"{folder}: expected images, found none (empty class folder)")
+        faults.add(f"{folder}: expected images, found none (empty class folder)")
     return images
 
 
@@ -63,7 +59,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path))
 
 
-def scan(files: Sequence[LabelledFile], faults: list[str]) -> dict[Path, ImageFacts]:
+def scan(files: Sequence[LabelledFile], faults: Faults) -> tuple[list[LabelledFile], dict[Path, ImageFacts]]:
     """Decode all files and look for two with one identifier.
 
     Args:
@@ -71,12 +67,14 @@ def scan(files: Sequence[LabelledFile], faults: list[str]) -> dict[Path, ImageFa
         faults: what is wrong is added here.
 
     Returns:
-        Facts of the good images by path.
+        The files that are good, in the order given, and facts of their images by path.
     """
-    faults.extend(repeated_ids((file.id, str(file.path)) for file in files))
+    for fault in repeated_ids((file.id, str(file.path)) for file in files):
+        faults.add(fault)
     facts, unreadable = scan_images([file.path for file in files])
-    faults.extend(unreadable)
-    return facts
+    for fault in unreadable:
+        faults.file(fault)
+    return [file for file in files if file.path in facts], facts
 
 
 def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
@@ -111,23 +109,3 @@ def joined_sources(files: Sequence[LabelledFile], facts: dict[Path, ImageFacts])
     for index, file in enumerate(files):
         pairs.append((first_with.setdefault(facts[file.path].pixels, index), index))
     return join_groups([file.source for file in files], pairs)
-
-
-def raise_faults(spec: DatasetSpec, folder: str, faults: Sequence[str]) -> None:
-    """Raise all faults as one error, or do nothing when there is none.
-
-    Args:
-        spec: the data set.
-        folder: where it was looked for.
-        faults: one line each; the first :data:`FAULTS_SHOWN` are shown, and the total.
-
-    Raises:
-        DataError: there is a fault.
-    """
-    if not faults:
-        return
-    shown = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
-    more = f"\n  ... and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-    mend = f"\nMend these, or get the set again from {spec.download}." if spec.download else ""
-    noun = "fault" if len(faults) == 1 else "faults"
-    raise DataError(f"{spec.title}: {len(faults)} {noun} in {folder}:\n{shown}{more}{mend}")

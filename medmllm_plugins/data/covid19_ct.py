@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from medmllm_plugins.data.class_folders import (
     LabelledFile,
     image_files,
     joined_sources,
-    raise_faults,
     scan,
     subfolders,
 )
 from medmllm_plugins.data.documents import Document, Fold
+from medmllm_plugins.data.faults import Faults, relative
 from medmllm_plugins.data.folds import grouped_folds
-from medmllm_plugins.data.images import SUFFIXES, read_rgb
+from medmllm_plugins.data.images import SUFFIXES
+from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 
@@ -41,7 +39,7 @@ _PAGE = re.compile(r"(?P<source>.+)-[pg]\d+(?:-[^%]*)?")
 _PLAIN_PAGE = re.compile(r"(?P<source>.+)_\d+")
 
 
-class Covid19CT:
+class Covid19CT(FileLayout):
     """``CT_COVID/*`` and ``CT_NonCOVID/*``, PNG and JPEG, and the official split where it is present.
 
     A document's id is folder and file name without its ending, ``CT_COVID/2020.02.25.20027763-p15-53%0``; those are
@@ -49,51 +47,44 @@ class Covid19CT:
     share a near-duplicate.
 
     With ``Data-split/`` in the set's folder the folds are the official ones, taken as they are although several sources
-    lie on both sides; the number of test images concerned is logged as a warning. Without it the folds are
+    lie on both sides. Without it the folds are
     :func:`medmllm_plugins.data.folds.grouped_folds` with seed 0.
     """
 
-    def documents(self, spec: DatasetSpec, root: Path | None) -> list[Document]:
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.Layout`."""
-        if root is None:
-            raise DataError(f"{spec.title}: expected the folder that holds {spec.folder}/, found none.")
         if set(spec.labels) != set(CLASS_FOLDERS.values()):
             raise DataError(
                 f"{spec.title}: layout {spec.layout!r} has the classes {list(CLASS_FOLDERS.values())}, "
                 f"the declaration {list(spec.labels)}."
             )
-        top = root / spec.folder
         # In a clone of the authors' repository the archives, and what they unpack to, lie one level down.
-        inner = top / _REPOSITORY_FOLDER
-        folder = inner if any((inner / name).is_dir() for name in CLASS_FOLDERS) else top
-        faults = _unexpected_folders(folder)
+        inner = folder / _REPOSITORY_FOLDER
+        top = inner if any((inner / name).is_dir() for name in CLASS_FOLDERS) else folder
+        for fault in _unexpected_folders(top):
+            faults.add(fault)
         files: list[LabelledFile] = []
         for name, label in CLASS_FOLDERS.items():
-            archives = [path for path in (top / f"{name}.zip", inner / f"{name}.zip") if path.is_file()]
-            if archives and not (folder / name).is_dir():
-                faults.append(f"{archives[0]}: expected the folder {folder / name}, found only the archive; unzip it")
+            archives = [path for path in (folder / f"{name}.zip", inner / f"{name}.zip") if path.is_file()]
+            if archives and not (top / name).is_dir():
+                faults.add(f"{archives[0]}: expected the folder {top / name}, found only the archive; unzip it")
                 continue
-            paths = image_files(folder / name, faults)
+            paths = image_files(top / name, faults)
             for path, source in zip(paths, sources(name, [path.name for path in paths]), strict=True):
                 files.append(LabelledFile(id=f"{name}/{path.stem}", path=path, label=label, source=source))
-        facts = scan(files, faults)
-        official = _official_folds(top / SPLIT_FOLDER, faults)
-        raise_faults(spec, str(folder), faults)
+        files, facts = scan(files, faults)
+        official = _official_folds(folder / SPLIT_FOLDER, faults)
+        faults.stop()
 
         groups = joined_sources(files, facts)
         if official:
             folds = _assign_official(files, official)
-            _warn_of_leaks(spec, groups, folds)
         else:
             folds = grouped_folds([file.id for file in files], [file.label for file in files], groups)
         return [
-            Document(id=file.id, image=str(file.path), label=file.label, group=group, fold=fold)
+            Document(id=file.id, image=relative(file.path, folder), label=file.label, group=group, fold=fold)
             for file, group, fold in zip(files, groups, folds, strict=True)
         ]
-
-    def image(self, document: Document) -> Image.Image:
-        """Read one image as RGB; see :func:`medmllm_plugins.data.images.read_rgb` for the errors."""
-        return read_rgb(Path(document.image))
 
 
 def sources(folder: str, names: Sequence[str]) -> list[str]:
@@ -152,7 +143,7 @@ def _unexpected_folders(folder: Path) -> list[str]:
     return found
 
 
-def _official_folds(folder: Path, faults: list[str]) -> dict[tuple[str, str], Fold]:
+def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]:
     """Read the official split: class folder and file name to fold; empty where there is none."""
     if not folder.is_dir():
         return {}
@@ -161,13 +152,13 @@ def _official_folds(folder: Path, faults: list[str]) -> dict[tuple[str, str], Fo
         for prefix, fold in _SPLIT_NAMES.items():
             path = folder / name.removeprefix("CT_") / f"{prefix}{name}.txt"
             if not path.is_file():
-                faults.append(f"{path}: expected a list of the official split beside the others, found none")
+                faults.add(f"{path}: expected a list of the official split beside the others, found none")
                 continue
             for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
                 # Published lists hold bare names; copies in use hold whole paths.
                 file = line.strip().rpartition("/")[2]
                 if file and folds.setdefault((name, file), fold) != fold:
-                    faults.append(f"{path}: {file} is also listed in the {folds[name, file]} fold; expected one fold")
+                    faults.add(f"{path}: {file} is also listed in the {folds[name, file]} fold; expected one fold")
     return folds
 
 
@@ -184,17 +175,3 @@ def _assign_official(files: Sequence[LabelledFile], official: Mapping[tuple[str,
             "%d of %d images in the lists of the official split are not in the folders", missing, len(official)
         )
     return [official.get(key, "train") for key in keys]
-
-
-def _warn_of_leaks(spec: DatasetSpec, groups: Sequence[str], folds: Sequence[Fold]) -> None:
-    places: dict[str, set[Fold]] = defaultdict(set)
-    for group, fold in zip(groups, folds, strict=True):
-        places[group].add(fold)
-    leaking = sum(fold == "test" and len(places[group]) > 1 for group, fold in zip(groups, folds, strict=True))
-    if leaking:
-        logger.warning(
-            "%s: %d of %d test images of the official split share a source with train or validation",
-            spec.title,
-            leaking,
-            sum(fold == "test" for fold in folds),
-        )

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from medmllm_plugins.data.class_folders import raise_faults, repeated_ids
+from medmllm_plugins.data import fold_manifest, remembered
+from medmllm_plugins.data.class_folders import repeated_ids
 from medmllm_plugins.data.documents import FOLDS, Document, Fold
+from medmllm_plugins.data.faults import Faults, OnError
 from medmllm_plugins.data.layouts import Layout, layout
+from medmllm_plugins.data.leaks import divided_groups
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.places import DATA_VARIABLE
 
-DATA_VARIABLE = "MEDMLLM_DATA"
-"""Environment variable with the folder that holds the data sets' folders."""
+if TYPE_CHECKING:
+    from medmllm_plugins.data.volumes import Volume
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,24 +36,46 @@ class Dataset:
     Attributes:
         spec: its declaration.
         documents: all documents, sorted by id.
-        fingerprint: SHA-256, in hexadecimal, over ids, labels, groups, folds, file sizes and file contents (for
-            generated sets, the pixels); it changes when any of them does, and not with the place of the folder.
+        fingerprint: SHA-256, in hexadecimal, over ids, labels, groups, folds and contents (of generated sets, the
+            pixels); it changes when any of them does, and not with the place of the folder.
+        folder: the data set's folder; of generated sets an empty path.
+        skipped: faults of the files that were left out, with ``on_error="skip"``.
         reader: the layout that reads the images.
     """
 
     spec: DatasetSpec
     documents: tuple[Document, ...]
     fingerprint: str
-    reader: Layout | None = field(default=None, repr=False, compare=False)
+    folder: Path
+    reader: Layout = field(repr=False, compare=False)
+    skipped: tuple[str, ...] = ()
 
     def image(self, document: Document) -> Image.Image:
         """The document's image in mode ``RGB``.
 
         Raises:
-            DataError: the image cannot be read any more.
+            DataError: the image cannot be read any more, or the set holds volumes.
         """
-        reader = layout(self.spec.layout) if self.reader is None else self.reader
-        return reader.image(document)
+        found = self.reader.image(self.spec, self.folder, document)
+        if not isinstance(found, Image.Image):
+            raise DataError(f"{self.spec.title} holds volumes, not images: {document.id} cannot be read as one image.")
+        return found
+
+    def volume(self, document: Document) -> Volume:
+        """The document's volume.
+
+        Raises:
+            DataError: it cannot be read any more, or the set holds images.
+        """
+        found = self.reader.image(self.spec, self.folder, document)
+        if isinstance(found, Image.Image):
+            raise DataError(f"{self.spec.title} holds images, not volumes: {document.id} cannot be read as a volume.")
+        return found
+
+    @property
+    def folds_hash(self) -> str:
+        """What two machines compare to know that their folds are the same."""
+        return fold_manifest.folds_hash(self.documents)
 
     def select(self, folds: Iterable[Fold]) -> tuple[Document, ...]:
         """The documents of some folds, sorted by id.
@@ -59,14 +89,18 @@ class Dataset:
         return tuple(document for document in self.documents if document.fold in wanted)
 
     def counts(self) -> dict[Fold, dict[str, int]]:
-        """Number of documents by fold and label, zeros included, labels in prompt order."""
+        """Number of documents by fold and class, zeros included, classes in prompt order.
+
+        A document of a multi-label set counts once for each of its findings.
+        """
         table: dict[Fold, dict[str, int]] = {fold: dict.fromkeys(self.spec.labels, 0) for fold in FOLDS}
         for document in self.documents:
-            table[document.fold][document.label] += 1
+            for label in document.labels:
+                table[document.fold][label] += 1
         return table
 
 
-def load_dataset(spec: DatasetSpec, *, root: Path | None = None) -> Dataset:
+def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnError = "raise") -> Dataset:
     """Read and check a whole data set; nothing is written to its folder.
 
     Every image is decoded in full, in threads. All faults (unreadable images, empty or unexpected class folders, labels
@@ -75,26 +109,42 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None) -> Dataset:
     Args:
         spec: the declaration.
         root: the folder that holds the data set's folder; default: environment variable ``MEDMLLM_DATA``. Not used for
-            generated sets (those without ``spec.folder``).
+            generated sets (those without ``spec.folder``) and for those with an absolute folder.
+        on_error: ``"skip"`` leaves files out that cannot be read, and lists them.
 
     Raises:
         DataError: the folder is missing or something in it is wrong.
     """
-    place = _root(spec, root) if spec.folder else None
+    folder = _folder(spec, root) if spec.folder else Path()
     reader = layout(spec.layout)
-    try:
-        documents = tuple(sorted(reader.documents(spec, place), key=lambda document: document.id))
-        raise_faults(spec, str(place / spec.folder) if place else f"layout {spec.layout!r}", _faults(spec, documents))
-        fingerprint = _fingerprint(documents, reader, from_files=place is not None)
-    except OSError as error:
-        raise DataError(f"{spec.title}: expected files that can be read, found {error}.") from error
-    return Dataset(spec=spec, documents=documents, fingerprint=fingerprint, reader=reader)
+    faults = Faults(
+        spec.title, str(folder) if spec.folder else f"layout {spec.layout!r}", download=spec.download, on_error=on_error
+    )
+    key = remembered.state(spec, folder, on_error) if spec.folder else None
+    known = remembered.recall(spec.name, key)
+    if known is not None:
+        fingerprint, documents = known
+    else:
+        try:
+            documents = tuple(sorted(reader.documents(spec, folder, faults), key=lambda document: document.id))
+            for fault in _faults(spec, documents):
+                faults.add(fault)
+            faults.stop()
+            fingerprint = _fingerprint(spec, folder, documents, reader)
+        except OSError as error:
+            raise DataError(f"{spec.title}: expected files that can be read, found {error}.") from error
+        faults.report()
+        if not faults.skipped:
+            remembered.remember(spec.name, key, fingerprint, documents)
+    _warn_of_leaks(spec, documents)
+    return Dataset(spec, documents, fingerprint, folder, reader, tuple(faults.skipped))
 
 
-def _root(spec: DatasetSpec, root: Path | None) -> Path:
-    """The folder with the data set's folder in it, absolute; an error that says how to get the set where not."""
+def _folder(spec: DatasetSpec, root: Path | None) -> Path:
+    """The data set's folder, absolute; an error that says how to get the set where it is not there."""
     get = f"Get the set from {spec.download}" if spec.download else "Put the set there"
-    if root is None:
+    declared = Path(spec.folder).expanduser()
+    if root is None and not declared.is_absolute():
         value = os.environ.get(DATA_VARIABLE)
         if not value:
             raise DataError(
@@ -102,49 +152,54 @@ def _root(spec: DatasetSpec, root: Path | None) -> Path:
                 f"{spec.folder}/, found it unset. {get}, then: export {DATA_VARIABLE}=FOLDER."
             )
         root = Path(value)
-    root = root.expanduser().absolute()
-    folder = root / spec.folder
+    root = Path() if root is None else root.expanduser().absolute()
+    folder = root / declared
     if not folder.is_dir():
         found = "a file of that name" if folder.exists() else "none" if root.is_dir() else f"not even {root}"
-        raise DataError(
-            f"{spec.title}: expected the folder {folder}, found {found}. {get}, and set {DATA_VARIABLE} to the folder "
-            f"that holds {spec.folder}/."
-        )
-    return root
+        mend = "." if declared.is_absolute() else f", and set {DATA_VARIABLE} to the folder that holds {spec.folder}/."
+        raise DataError(f"{spec.title}: expected the folder {folder}, found {found}. {get}{mend}")
+    return folder
 
 
 def _faults(spec: DatasetSpec, documents: tuple[Document, ...]) -> list[str]:
     """What no layout may return, built in or not."""
-    labels = spec.labels
+    labels = set(spec.labels)
     faults = [
-        f"{document.image}: expected a label among {list(labels)}, found {document.label!r}"
+        f"{document.image}: expected a label among {list(spec.labels)}, found {document.label!r}"
         for document in documents
-        if document.label not in labels
+        if not labels.issuperset(document.labels) or isinstance(document.label, str) != (spec.kind != "multilabel")
     ]
     faults += [
         f"{document.image}: expected a fold among {list(FOLDS)}, found {document.fold!r}"
         for document in documents
         if document.fold not in FOLDS
     ]
-    present = {document.label for document in documents}
-    faults += [f"class {label!r}: expected images, found none" for label in labels if label not in present]
+    present = {label for document in documents for label in document.labels}
+    if spec.kind != "multilabel":
+        faults += [f"class {label!r}: expected images, found none" for label in spec.labels if label not in present]
+    elif not documents:
+        faults.append("expected images, found none")
     return faults + repeated_ids((document.id, document.image) for document in documents)
 
 
-def _fingerprint(documents: tuple[Document, ...], reader: Layout, *, from_files: bool) -> str:
-    def content(document: Document) -> tuple[int, str]:
-        if from_files:
-            data = Path(document.image).read_bytes()
-        else:
-            image = reader.image(document)
-            data = repr(image.size).encode() + image.tobytes()
-        return len(data), hashlib.sha256(data).hexdigest()
-
+def _fingerprint(spec: DatasetSpec, folder: Path, documents: tuple[Document, ...], reader: Layout) -> str:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        contents = list(pool.map(content, documents))
+        contents = list(pool.map(lambda document: reader.digest(spec, folder, document), documents))
     digest = hashlib.sha256()
-    for document, (size, content_digest) in zip(documents, contents, strict=True):
-        row = (document.id, document.label, document.group, document.fold, str(size), content_digest)
+    for document, content in zip(documents, contents, strict=True):
         # repr quotes and escapes, so that no two rows read alike.
-        digest.update(repr(row).encode())
+        digest.update(repr((document.id, document.labels, document.group, document.fold, content)).encode())
     return digest.hexdigest()
+
+
+def _warn_of_leaks(spec: DatasetSpec, documents: tuple[Document, ...]) -> None:
+    divided = divided_groups(documents)
+    leaking = sum(document.fold == "test" and document.group in divided for document in documents)
+    if leaking:
+        logger.warning(
+            "%s: %d of %d test documents share a group (patient, lesion, source or near-duplicate) with another fold; "
+            "`medmllm datasets --check` lists them.",
+            spec.title,
+            leaking,
+            sum(document.fold == "test" for document in documents),
+        )

@@ -1,4 +1,4 @@
-"""The unit of evaluation: one labelled image with its group and fold."""
+"""The unit of evaluation: one labelled image or volume with its group and fold."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ FOLDS: tuple[Fold, ...] = get_args(Fold)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One image of a data set.
+    """One image or volume of a data set.
 
     Attributes:
         id: unique within the data set and stable between machines (never an absolute path).
-        image: where the image is: a path on disk, or for generated sets the generator's index.
-        label: one of the data set's class names.
+        image: where the image is, below the data set's folder: a file or folder in POSIX form, a place inside a file
+            (``"pathmnist_224.npz#test/17"``), or for generated sets the generator's index; the layout reads it.
+        label: one of the data set's class names; of a multi-label set the findings present, in class order.
         group: what must stay on one side of a split (patient, lesion or source figure).
         fold: ``"train"``, ``"validation"`` or ``"test"``; all documents of a group share it, except where a published
-            split divides groups (its layout logs how many).
+            split divides groups (:mod:`medmllm_plugins.data.leaks` finds those).
     """
 
     id: str
     image: str
-    label: str
+    label: str | tuple[str, ...]
     group: str
     fold: Fold
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that apply: one, or of a multi-label set any number."""
+        return (self.label,) if isinstance(self.label, str) else self.label

@@ -2,39 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.images import read_rgb
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 
+if TYPE_CHECKING:
+    from medmllm_plugins.data.volumes import Volume
 
-class Layout(Protocol):
-    """A reader of one way to lay out a data set."""
 
-    def documents(self, spec: DatasetSpec, root: Path | None) -> list[Document]:
-        """List all documents, having checked every file; nothing is written below ``root``.
+class Layout(ABC):
+    """A reader of one way to lay out a data set. It holds no state: every method is told the declaration and place."""
+
+    @abstractmethod
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
+        """List all documents, having checked every file; nothing is written below ``folder``.
 
         Args:
             spec: the declaration.
-            root: the folder that holds the data set's folder ``spec.folder``; ``None`` for generated sets.
+            folder: the data set's folder; of generated sets an empty path.
+            faults: what is wrong goes here; what is left after ``faults.stop()`` is good.
 
         Raises:
             DataError: something is wrong with the data; one error with all faults.
         """
-        ...
 
-    def image(self, document: Document) -> Image.Image:
-        """The document's image in mode ``RGB``.
+    @abstractmethod
+    def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
+        """Read the document's image, in mode ``RGB``, or in a set of volumes its volume.
 
         Raises:
             DataError: the image cannot be read any more.
         """
-        ...
+
+    def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
+        """A checksum of the document's content that is the same on every machine: here that of the pixels."""
+        image = self.image(spec, folder, document)
+        if not isinstance(image, Image.Image):
+            raise NotImplementedError(f"{type(self).__name__} reads volumes and has to say how they are checked.")
+        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+class FileLayout(Layout):
+    """A layout with one image file for each document."""
+
+    def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
+        """Read the file as RGB; see :func:`medmllm_plugins.data.images.read_rgb` for the errors."""
+        return read_rgb(folder / document.image)
+
+    def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
+        """SHA-256 of the file, or of a folder's files in the order of their names."""
+        path = folder / document.image
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
 
 
 _LAYOUTS = {
@@ -62,4 +95,6 @@ def layout(name: str) -> Layout:
         made = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError) as error:
         raise DataError(f"Expected the layout {name!r} to be a class that can be made, found {error}.") from error
-    return cast(Layout, made)
+    if not isinstance(made, Layout):
+        raise DataError(f"Expected the layout {name!r} to be a medmllm_plugins.data.layouts.Layout, found {made!r}.")
+    return made

@@ -23,6 +23,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.documents import Document, Fold
+from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.layouts import Layout
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 
@@ -269,11 +271,11 @@ def _speckle(stream: _Stream) -> _Array:
     return smooth * 1.96
 
 
-class Phantoms:
+class Phantoms(Layout):
     """The synthetic phantoms as a data set: no files, and nothing is drawn before an image is asked for."""
 
-    def documents(self, spec: DatasetSpec, root: Path | None) -> list[Document]:
-        """List the set; ``root`` is not used. See :class:`medmllm_plugins.data.layouts.Layout`.
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
+        """List the set; ``folder`` is not used. See :class:`medmllm_plugins.data.layouts.Layout`.
 
         Raises:
             DataError: the declaration's classes are not :data:`LABELS`.
@@ -285,7 +287,7 @@ class Phantoms:
             )
         return list(_documents())
 
-    def image(self, document: Document) -> Image.Image:
+    def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image:
         """Draw the document's image, 64 x 64 pixels, the same grey value in all three channels.
 
         Raises:

@@ -203,7 +203,7 @@ def test_leaks_of_the_official_split_are_counted(folder: Path, caplog: pytest.Lo
     write_split(folder, test={COVID[0], COVID[3], COVID[5]})
     with caplog.at_level(logging.WARNING):
         load(folder)
-    assert "2 of 3 test images of the official split share a source" in caplog.text
+    assert "2 of 3 test documents share a group" in caplog.text
 
 
 def test_official_split_with_other_files(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

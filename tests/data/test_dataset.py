@@ -1,6 +1,5 @@
 """Loading: what is missing is said with what to do, and the fingerprint follows the content."""
 
-import dataclasses
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,8 @@ from medmllm_plugins.data import layouts
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.data.documents import FOLDS, Document
+from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.layouts import Layout
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 
@@ -21,7 +22,7 @@ BUSI = dataset_specs()["busi"]
 DRAWN = DatasetSpec(name="drawn", title="Drawn", layout="drawn", modality="drawing", classes={"a": (), "b": ()})
 
 
-class Drawn:
+class Drawn(Layout):
     """A generated set, and what may be wrong with one."""
 
     rows: tuple[tuple[str, str, str, str], ...] = (
@@ -31,11 +32,11 @@ class Drawn:
     )
     key = "drawn"
 
-    def documents(self, spec: DatasetSpec, root: Path | None) -> list[Document]:
-        assert root is None
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
+        assert folder == Path()
         return [Document(id, id, label, group, fold) for id, label, group, fold in self.rows]  # type: ignore[arg-type]
 
-    def image(self, document: Document) -> Image.Image:
+    def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image:
         return picture(f"{self.key}{document.image}").convert("RGB")
 
 
@@ -107,7 +108,7 @@ def test_truncation_is_found_under_the_host_flag(tree: Path, monkeypatch: pytest
 
 def test_image_that_goes_bad_after_loading(tree: Path) -> None:
     data = load_dataset(BUSI, root=tree)
-    Path(data.documents[0].image).unlink()
+    (data.folder / data.documents[0].image).unlink()
     with pytest.raises(DataError, match="benign"):
         data.image(data.documents[0])
 
@@ -171,11 +172,11 @@ def test_unknown_layout() -> None:
 @pytest.mark.parametrize("name", sorted(spec.layout for spec in dataset_specs().values()))
 def test_layouts_of_declared_sets_exist(name: str) -> None:
     reader = layouts.layout(name)
-    assert callable(reader.documents) and callable(reader.image)
+    assert isinstance(reader, Layout)
 
 
 def test_dataset_made_by_hand_reads_images(tree: Path) -> None:
     loaded = load_dataset(BUSI, root=tree)
-    made = Dataset(BUSI, loaded.documents, loaded.fingerprint)
-    assert made == loaded == dataclasses.replace(loaded, reader=None)
+    made = Dataset(BUSI, loaded.documents, loaded.fingerprint, loaded.folder, loaded.reader)
+    assert made == loaded
     assert made.image(made.documents[0]).tobytes() == loaded.image(loaded.documents[0]).tobytes()

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import load_dataset
 from medmllm_plugins.data.documents import FOLDS, Document
+from medmllm_plugins.data.faults import Faults
 from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.phantoms import FOLD_SIZES, LABELS, SIZE, Phantom, Phantoms, draw, phantom, records
 from medmllm_plugins.data.spec import parse_spec
@@ -30,7 +32,7 @@ indices = st.integers(0, TOTAL - 1)
 
 @lru_cache(maxsize=1)
 def documents() -> list[Document]:
-    return Phantoms().documents(SPEC, None)
+    return Phantoms().documents(SPEC, Path(), Faults("", ""))
 
 
 @lru_cache(maxsize=8)
@@ -160,7 +162,7 @@ def test_texture_has_the_grey_level_of_its_surroundings() -> None:
 
 def test_layout_gives_rgb_images() -> None:
     reader = layout("phantoms")
-    image = reader.image(documents()[5])
+    image = reader.image(SPEC, Path(), documents()[5])
     assert (image.mode, image.size) == ("RGB", (64, 64))
     channels = np.asarray(image)
     for channel in range(3):
@@ -177,14 +179,14 @@ def test_dataset_loads_without_a_folder(monkeypatch: pytest.MonkeyPatch) -> None
 def test_other_classes_are_refused() -> None:
     raw = {"name": "x", "title": "X", "layout": "phantoms", "modality": "image", "classes": {"round mass": [], "b": []}}
     with pytest.raises(DataError, match=r"expected the classes .*'textured patch'.* found \['b', 'round mass'\]"):
-        Phantoms().documents(parse_spec(raw, "x.yaml"), None)
+        Phantoms().documents(parse_spec(raw, "x.yaml"), Path(), Faults("", ""))
 
 
 @pytest.mark.parametrize("image", ["-1", str(TOTAL), "1.5", "", "x.png", "²"])
 def test_image_of_an_unknown_index_is_refused(image: str) -> None:
     document = Document(id="phantom-x", image=image, label="no finding", group="patient-0", fold="test")
     with pytest.raises(DataError, match="index"):
-        Phantoms().image(document)
+        Phantoms().image(SPEC, Path(), document)
 
 
 def test_unknown_label_is_refused() -> None:

@@ -68,14 +68,15 @@ def test_every_shipped_declaration_can_be_cited() -> None:
 
 
 def test_layout_of_a_plugin_is_named_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "throwaway_layouts.py").write_text("from pathlib import PurePath as Flat\nnot_a_class = 1\n")
+    (tmp_path / "throwaway_layouts.py").write_text("from medmllm_plugins.data.busi import Busi\nnot_a_class = 1\nclass Other: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert type(layout("throwaway_layouts:Flat")).__module__ == "pathlib"
+    assert type(layout("throwaway_layouts:Busi")).__module__ == "medmllm_plugins.data.busi"
     for name, says in (
         ("nothing_of_that_name", "one of"),
         ("throwaway_layouts:Missing", "Missing"),
         ("throwaway_layouts:not_a_class", "not callable"),
-        ("no_such_module:Flat", "no_such_module"),
+        ("throwaway_layouts:Other", "to be a medmllm_plugins.data.layouts.Layout"),
+        ("no_such_module:Busi", "no_such_module"),
     ):
         with pytest.raises(DataError, match=says):
             layout(name)

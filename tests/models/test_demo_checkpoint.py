@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from medmllm_plugins.answers.prompts import closed_set
 from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.phantoms import Phantoms
+from medmllm_plugins.data.dataset import load_dataset
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.interface import Generation
 from medmllm_plugins.models.medm_vl import MedMVL, load
@@ -24,7 +24,8 @@ from medmllm_plugins.models.tokens import encode_text
 
 torch.set_num_threads(1)
 SPEC = dataset_specs()["demo"]
-DOCUMENTS = [document for document in Phantoms().documents(SPEC, None) if document.fold == "test"][:120]
+PHANTOMS = load_dataset(SPEC)
+DOCUMENTS = PHANTOMS.select(["test"])[:120]
 TRUTH = [document.label for document in DOCUMENTS]
 
 
@@ -37,7 +38,7 @@ def ask(demo: MedMVL, question: str, count: int) -> list[Generation]:
     """Answers about the first test phantoms, with a score for each label."""
     answers = []
     for start in range(0, count, 40):
-        images = [Phantoms().image(document) for document in DOCUMENTS[start : min(start + 40, count)]]
+        images = [PHANTOMS.image(document) for document in DOCUMENTS[start : min(start + 40, count)]]
         answers += demo.generate([question] * len(images), images, max_new_tokens=8, labels=SPEC.labels)
     return answers
 
@@ -103,13 +104,13 @@ def test_answers_do_not_hang_on_the_order_of_the_options(demo: MedMVL) -> None:
 
 def test_the_answer_comes_from_the_image(demo: MedMVL) -> None:
     """With the same grey image for all, one answer remains."""
-    blank = Phantoms().image(DOCUMENTS[0]).point(lambda _: 128)
+    blank = PHANTOMS.image(DOCUMENTS[0]).point(lambda _: 128)
     given = demo.generate([closed_set(SPEC.modality, SPEC.labels)] * 2, [blank] * 2, max_new_tokens=8)
     assert given[0].text.strip() == given[1].text.strip() == "no finding"
 
 
 def test_prompt_is_short(demo: MedMVL) -> None:
-    inputs = demo.prepare([closed_set(SPEC.modality, SPEC.labels)], [Phantoms().image(DOCUMENTS[0])])
+    inputs = demo.prepare([closed_set(SPEC.modality, SPEC.labels)], [PHANTOMS.image(DOCUMENTS[0])])
     assert inputs["input_ids"].shape[1] <= 150
     assert demo.image_tokens == 64
 

@@ -1,0 +1,77 @@
+"""What is wrong with a data set, collected and raised as one error, or skipped file by file where the user says so."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal, get_args
+
+from medmllm_plugins.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+ON_ERROR: tuple[OnError, ...] = get_args(OnError)
+
+FAULTS_SHOWN = 20
+"""So many faults are named in an error; of the rest, the number."""
+
+
+class Faults:
+    """Collects faults while a layout reads a data set.
+
+    A fault of the set as a whole (a missing folder, an unknown label) is always an error. A fault of one file is an
+    error too, unless ``on_error`` is ``"skip"``: then the file is left out and listed.
+
+    Attributes:
+        on_error: ``"raise"`` or ``"skip"``.
+        skipped: faults of the files left out so far, one line each.
+    """
+
+    def __init__(self, title: str, place: str, *, download: str = "", on_error: OnError = "raise") -> None:
+        """Begin without faults.
+
+        Args:
+            title: the data set's name for people.
+            place: where it was looked for.
+            download: where people get the set, for the message.
+            on_error: what to do about a bad file.
+        """
+        self.on_error = on_error
+        self.skipped: list[str] = []
+        self._title, self._place, self._download = title, place, download
+        self._errors: list[str] = []
+
+    def add(self, fault: str) -> None:
+        """Note a fault of the set as a whole."""
+        self._errors.append(fault)
+
+    def file(self, fault: str) -> None:
+        """Note a fault of one file, which begins with the file's path."""
+        (self.skipped if self.on_error == "skip" else self._errors).append(fault)
+
+    def stop(self) -> None:
+        """Raise all faults as one error, or go on when there is none.
+
+        Raises:
+            DataError: there is a fault that is not to be skipped; the first :data:`FAULTS_SHOWN` are shown, and the
+                total.
+        """
+        if not self._errors:
+            return
+        shown = "\n".join(f"  {fault}" for fault in self._errors[:FAULTS_SHOWN])
+        more = f"\n  ... and {len(self._errors) - FAULTS_SHOWN} more" if len(self._errors) > FAULTS_SHOWN else ""
+        mend = f"\nMend these, or get the set again from {self._download}." if self._download else ""
+        noun = "fault" if len(self._errors) == 1 else "faults"
+        raise DataError(f"{self._title}: {len(self._errors)} {noun} in {self._place}:\n{shown}{more}{mend}")
+
+    def report(self) -> None:
+        """Log the files that were left out."""
+        if self.skipped:
+            shown = "\n".join(f"  {fault}" for fault in self.skipped[:FAULTS_SHOWN])
+            logger.warning("%s: %d files left out (on_error=skip):\n%s", self._title, len(self.skipped), shown)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path below a folder as a document names it: relative, in POSIX form."""
+    return path.relative_to(folder).as_posix()
