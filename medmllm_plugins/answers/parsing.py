@@ -124,6 +124,12 @@ def parse_answer(
     return _verdict(whole)
 
 
+def mentions(plain: str, phrase: str, synonyms: tuple[str, ...] = ()) -> tuple[bool, bool]:
+    """Whether cleaned text asserts a phrase or one of its synonyms anywhere, and whether it negates one."""
+    reading = _lexicon(((phrase, synonyms),), None).read(plain)
+    return bool(reading.asserted), bool(reading.negated)
+
+
 def _verdict(reading: _Reading) -> Answer:
     names = reading.asserted
     if len(names) == 1:

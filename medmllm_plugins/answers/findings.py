@@ -1,0 +1,68 @@
+"""Read yes or no out of the answer to a question about one finding, and never guess one."""
+
+from __future__ import annotations
+
+import re
+
+from medmllm_plugins.answers.normalise import (
+    answer_block,
+    boxed,
+    drop_reasoning,
+    fold,
+    strip_chat_tokens,
+    strip_markup,
+)
+from medmllm_plugins.answers.parsing import Answer, mentions
+from medmllm_plugins.answers.refusals import is_refusal
+
+# Yes or no counts as a reply where it stands by itself: not in "no change", nor in "yes or no".
+_REPLY = re.compile(
+    r"(?:^|[\n.:;!(\[]|\b(?:answer|reply|response|conclusion)(?: is| would be)?|->|=)[\s\"'(\[:]*"
+    r"(?P<word>yes|no|是的|不是|是|否)(?=[\s\"')\]]*(?:$|[.,;:!\n)\]。,、;—–-]))"
+)
+_YES = frozenset({"yes", "是的", "是"})
+_SENTENCE = re.compile(r"[^.;!?\n]+[.;!?\n]?")
+# A sentence with one of these neither affirms nor denies.
+_UNSURE = re.compile(
+    r"\?|\b(?:whether|if|unless|unsure|uncertain|unclear|can ?not|can't|could|may|might|would|possibl[ey]|perhaps|maybe"
+    r"|question|asks?|exclude[ds]?|rule[ds]? out|determine|suspicio(?:n|us)|differential)\b|是否|可能|不能|无法"
+)
+
+
+def parse_finding(text: str, finding: str, synonyms: tuple[str, ...] = ()) -> Answer:
+    r"""Read whether an answer says that a finding is there.
+
+    A reply "yes" or "no" decides, else a sentence that asserts or negates the finding by name. A reply and a sentence
+    that contradict each other are ambiguous; a sentence that supposes or asks says nothing. Reasoning blocks are
+    dropped; an ``<answer>`` element or a ``\boxed{…}`` decides alone.
+
+    Args:
+        text: what the model wrote; any string.
+        finding: the finding that was asked about.
+        synonyms: other words for it.
+
+    Returns:
+        The answer, whose label is ``"yes"`` or ``"no"``; see :class:`medmllm_plugins.answers.parsing.Answer`.
+    """
+    rest = drop_reasoning(fold(text))
+    if rest is None:
+        return Answer("out_of_list", None, ())
+    rest = strip_chat_tokens(rest)
+    block = answer_block(rest)
+    rest = rest if block is None else block
+    box = boxed(rest)
+    plain = strip_markup(rest if box is None else box).strip()
+
+    said = {"yes" if match["word"] in _YES else "no" for match in _REPLY.finditer(plain)}
+    sentences = [part for part in _SENTENCE.findall(plain) if not _UNSURE.search(part)]
+    readings = [mentions(sentence, finding, synonyms) for sentence in sentences]
+    if any(asserted for asserted, _ in readings):
+        said.add("yes")
+    elif any(negated for _, negated in readings):
+        said.add("no")
+    if len(said) == 1:
+        label = said.pop()
+        return Answer("parsed", label, (label,))
+    if said:
+        return Answer("ambiguous", None, ("yes", "no"))
+    return Answer("refusal" if is_refusal(plain) else "out_of_list", None, ())
