@@ -22,6 +22,7 @@ import pluggy
 from medmllm_plugins import __version__, hookspecs
 from medmllm_plugins.errors import PluginError, one_line, shown
 from medmllm_plugins.hookspecs import PROJECT
+from medmllm_plugins.places import tasks_folder
 from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 from medmllm_plugins.taskfiles import read_task, walk
 
@@ -95,6 +96,10 @@ class PluginInfo:
     version: str
     hooks: tuple[str, ...] = ()
     disabled: bool = False
+
+
+USER: Final = PluginInfo("(user)", "", "", ("medmllm_tasks",))
+"""What stands for the user's own task folder among the plugins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,8 +335,9 @@ class Manager:
 
     def describe(self) -> dict[str, Any]:
         """Everything above, JSON-safe, for ``medmllm plugins --json``."""
+        shown = [*self.plugins, *([USER] if tasks_folder().is_dir() else [])]
         given: dict[str, dict[str, list[str]]] = {
-            info.name: {"models": [], "tasks": [], "probes": [], "attributions": []} for info in self.plugins
+            info.name: {"models": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }
         for what, hook in (("models", "medmllm_models"), ("probes", "medmllm_probes")):
             for name, (_, info) in self._named(hook, HOOKS[hook]).items():
@@ -341,7 +347,7 @@ class Manager:
         for entry in self.tasks().values():
             given[entry.plugin]["tasks"].append(entry.name)
         return {
-            "plugins": [{**asdict(info), "hooks": list(info.hooks), **given[info.name]} for info in self.plugins],
+            "plugins": [{**asdict(info), "hooks": list(info.hooks), **given[info.name]} for info in shown],
             "failures": [asdict(failure) for failure in self.failures],
         }
 
@@ -433,7 +439,10 @@ class Manager:
     def _ask_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
         """For each task folder its plugin, its task files and its ``datasets`` folders."""
         walked = []
-        for folder, info in self._call("medmllm_tasks", TaskFolder, failures):
+        folders = [*self._call("medmllm_tasks", TaskFolder, failures)]
+        if tasks_folder().is_dir():
+            folders.append((TaskFolder(path=str(tasks_folder())), USER))
+        for folder, info in folders:
             try:
                 files, datasets = walk(folder.resolve())
             except _CAUGHT as error:

@@ -54,6 +54,16 @@ def _loader() -> Any:
     return Loader
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a task's YAML file holds, tags such as ``!function`` as plain text.
+
+    Raises:
+        PluginError: the file is no UTF-8, no YAML, or holds no keys; the message names file and line.
+        OSError: it cannot be read.
+    """
+    return _read(path)[0]
+
+
 def read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
     """Name and kind of the task or group that a YAML file declares.
 
@@ -61,6 +71,22 @@ def read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
         PluginError: the file is no UTF-8 or no YAML, or declares neither; the message names file and line.
         OSError: it cannot be read.
     """
+    content, lines = _read(path)
+    task, kind = content.get("task"), "task"
+    if isinstance(task, list):
+        task, kind = content.get("group"), "group"
+    if not isinstance(task, str) or not task or re.search(r"[\s,]", task):
+        found = f"got {kind}: {shown(task)}" if kind in content else "it has none"
+        wanted = "`task: NAME`" if kind == "task" else "`group: NAME` beside a list of tasks"
+        raise PluginError(
+            f"{path}, line {lines.get(kind, lines.get('task', 1))}: expected {wanted}, the name without blanks and "
+            f"commas, but {found}."
+        )
+    return task, "group" if kind == "group" else "task"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A file's keys and values, and the lines on which the keys stand."""
     import yaml
 
     data = path.read_bytes()
@@ -89,14 +115,4 @@ def read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
             f"{path}, line 1: expected keys and values, `task: NAME` among them, but got {shown(content)}."
         )
     lines = {key.value: key.start_mark.line + 1 for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-    task, kind = content.get("task"), "task"
-    if isinstance(task, list):
-        task, kind = content.get("group"), "group"
-    if not isinstance(task, str) or not task or re.search(r"[\s,]", task):
-        found = f"got {kind}: {shown(task)}" if kind in content else "it has none"
-        wanted = "`task: NAME`" if kind == "task" else "`group: NAME` beside a list of tasks"
-        raise PluginError(
-            f"{path}, line {lines.get(kind, lines.get('task', 1))}: expected {wanted}, the name without blanks and "
-            f"commas, but {found}."
-        )
-    return task, "group" if kind == "group" else "task"
+    return content, lines

@@ -13,15 +13,15 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from loguru import logger
 
+from medmllm_plugins.host import names
 from medmllm_plugins.manager import get_manager
 
 _TASKS_MODULE = "lmms_eval.tasks"
@@ -84,28 +84,6 @@ def _requesting(task_type: str) -> Iterator[None]:
         _task_type.reset(token)
 
 
-def add_tasks(index: dict[str, dict[str, Any]]) -> None:
-    """Add the tasks of all plugins to a host task index, in place.
-
-    A name that the index holds already stays what it was: built-in before ``--include_path`` before plugin.
-    Failures of single plugins or files are warnings; under ``MEDMLLM_STRICT=1`` they raise ``PluginError``.
-    """
-    manager = get_manager()
-    entries = manager.tasks()
-    for failure in manager.failures:
-        logger.warning(f"medmllm-plugins: {failure}")
-    for name, entry in entries.items():
-        if name in index:
-            if Path(str(index[name].get("yaml_path"))) != entry.path:
-                logger.warning(f"medmllm-plugins: task {name!r} of {entry.plugin} is hidden by {index[name]}.")
-            continue
-        # "task" also for our class-based tasks: the host lists and loads these alike, while "python_task" entries
-        # are left out of its listings.
-        index[name] = {"type": entry.kind, "yaml_path": str(entry.path)}
-        if entry.kind == "group":
-            index[name]["task"] = -1
-
-
 def install_task_hook() -> None:
     """See to it that every ``TaskManager`` built from now on in this process knows the plugins' tasks."""
     loaded = sys.modules.get(_TASKS_MODULE)
@@ -119,24 +97,53 @@ def _extend(tasks: ModuleType) -> None:
     host: Any = tasks.TaskManager
     if getattr(host.initialize_tasks, "medmllm", False):
         return
-    initialize: Callable[..., dict[str, dict[str, Any]]] = host.initialize_tasks
-    load: Callable[..., dict[str, Any]] = host.load_task_or_group
+    initialize, match, load = host.initialize_tasks, host.match_tasks, host.load_task_or_group
+    get_config = host._get_config
 
     @functools.wraps(initialize)
     def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
-        index = initialize(self, *args, **kwargs)
-        add_tasks(index)
+        index: dict[str, dict[str, Any]] = initialize(self, *args, **kwargs)
+        names.add_tasks(index)
         return index
+
+    @functools.wraps(match)
+    def match_tasks(self: Any, task_list: Any) -> list[str]:
+        patterns = [task_list] if isinstance(task_list, str) else list(task_list)
+        found: list[str] = match(self, patterns)
+        # What the user wrote is what the host looks for in the result, so a path stays a path here.
+        return sorted({*found, *(pattern for pattern in patterns if _known(self, pattern))})
 
     @functools.wraps(load)
     def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
+        wanted = [task_list] if isinstance(task_list, str) else list(task_list or ())
+        resolved = [_resolve(self, task) if isinstance(task, str) else task for task in wanted]
         # The host builds class-based tasks without telling them which kind of requests the model takes.
         with _requesting(task_type):
-            return load(self, task_list, task_type)
+            loaded: dict[str, Any] = load(self, resolved, task_type)
+            return loaded
+
+    @functools.wraps(get_config)
+    def _get_config(self: Any, name: str) -> Any:
+        found = names.config(self.task_index.get(name, {}), name, functools.partial(get_config, self))
+        return get_config(self, name) if found is None else found
 
     initialize_tasks.medmllm = True  # type: ignore[attr-defined]
     host.initialize_tasks = initialize_tasks
+    host.match_tasks = match_tasks
     host.load_task_or_group = load_task_or_group
+    host._get_config = _get_config
+
+
+def _resolve(manager: Any, name: str) -> str:
+    """Make the host's task manager know what a user wrote; see :func:`names.resolve` for the errors."""
+    known = names.resolve(manager._task_index, name)
+    if known in manager._task_index and known not in manager._all_tasks:
+        manager._all_tasks = sorted([*manager._all_tasks, known])
+    return known
+
+
+def _known(manager: Any, name: str) -> bool:
+    return _resolve(manager, name) in manager._task_index
 
 
 class _TasksFinder(importlib.abc.MetaPathFinder):

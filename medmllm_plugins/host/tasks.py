@@ -1,8 +1,7 @@
-"""Classification tasks as the host sees them: a YAML file names a data set and a protocol, this class does the rest."""
+"""Classification tasks as the host sees them: a data set and a protocol are named, this module does the rest."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,19 +10,17 @@ from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from loguru import logger
 from PIL import Image
 
-from medmllm_plugins.answers.parsing import parse_answer
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.controls import blank, partners
 from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import FOLDS, Document
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.shots import Shots
 from medmllm_plugins.host import bridge, envelope, run
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.summary import Summary, summarise
+from medmllm_plugins.questions import scoring
+from medmllm_plugins.questions.rows import Rows, right_answer
+from medmllm_plugins.questions.settings import Settings, read_settings
 
-METRICS = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "parsed")
 SPLIT = "test"
-PROTOCOLS = ("closed_set",)
 DEFAULT_GENERATION = {"max_new_tokens": 64, "do_sample": False, "temperature": 0.0, "until": []}
 
 
@@ -43,25 +40,23 @@ class ClassificationTask:
 
 
 class _Classification(ConfigurableTask):
-    """Closed-set classification of one data set.
-
-    ``metadata.medmllm`` of the YAML holds ``dataset`` (a declared data set), ``protocol`` (``closed_set``) and
-    ``folds`` (which folds to evaluate; ``[test]`` when absent).
-    """
+    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.questions.settings`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
-        settings = _settings(config)
-        self.data: Dataset = _load(settings["dataset"])
-        self.evaluated: tuple[Document, ...] = tuple(
-            sorted(self.data.select(settings["folds"]), key=lambda document: _shuffled(document.id))
-        )
-        self._documents = {document.id: document for document in self.evaluated}
-        self._summary: tuple[int, Summary] | None = None
+        self.settings: Settings = read_settings(config.get("task"), config.get("metadata"))
+        with run.current().stage("data"):
+            self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
+        documents = self.data.select(self.settings.folds)
+        self.rows = Rows(self.settings, documents)
+        self._documents = {document.id: document for document in documents}
+        self._partners = partners(documents) if self.settings.image == "shuffled" else {}
+        self._shots: dict[str, Shots] = {}
+        self._scored: tuple[int, scoring.AnySummary] | None = None
         metadata = dict(config["metadata"])
         # All of this reaches the model with each request, and is part of the response cache's key: answers cached
-        # for other data, other folds or other labels are not taken for these.
-        metadata["medmllm"] = {**settings, "labels": list(self.data.spec.labels), "data": self.data.fingerprint}
+        # for other data, other folds or another way of asking are not taken for these.
+        metadata["medmllm"] = {**self.settings.to_dict(), "data": self.data.fingerprint}
         generation = {**DEFAULT_GENERATION, **(config.get("generation_kwargs") or {})}
         super().__init__(
             config={
@@ -75,56 +70,93 @@ class _Classification(ConfigurableTask):
         run.current().task(
             self.config.task,
             {
-                "dataset": self.data.spec.name,
-                "protocol": settings["protocol"],
-                "folds": settings["folds"],
+                **self.settings.to_dict(),
                 "dataset_fingerprint": self.data.fingerprint,
+                "folds_hash": self.data.folds_hash,
                 "counts": self.data.counts(),
-                "documents": len(self.evaluated),
+                "documents": len(self.rows.documents),
+                "questions": len(self.dataset[SPLIT]),
+                "skipped": list(self.data.skipped),
+                "overlaps": dict(self.data.spec.overlaps),
+                "notes": list(self.data.spec.notes),
             },
         )
 
     def _prepare_metric_and_aggregation(self) -> None:
-        self._metric_fn_list = dict.fromkeys(METRICS)
-        self._metric_fn_kwargs: dict[str, dict[str, Any]] = {metric: {} for metric in METRICS}
-        self._aggregation_list = {metric: self._aggregation(metric) for metric in METRICS}
-        self._higher_is_better = dict.fromkeys(METRICS, True)
+        metrics = scoring.metrics(self.settings)
+        self._metric_fn_list = dict.fromkeys(metrics)
+        self._metric_fn_kwargs: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
+        self._aggregation_list = {metric: self._aggregation(metric) for metric in metrics}
+        self._higher_is_better = {metric: metric not in scoring.LOWER_IS_BETTER for metric in metrics}
 
     def download(self, dataset_kwargs: Any = None) -> None:
         """Give the host its rows: no download, and no image or path among them, so none reaches a log."""
-        rows = [
-            {"id": document.id, "label": document.label, "group": document.group, "fold": document.fold}
-            for document in self.evaluated
-        ]
-        self.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(rows)})
+        self.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(list(self.rows))})
         self.dataset_no_image = self.dataset
 
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests; the first moment at which the task knows the command line."""
         run.current().arguments(getattr(self, "args", None))
+        run.current().task(self.config.task, {"shots": self.shots})
         super().build_all_requests(**kwargs)
 
+    @property
+    def shots(self) -> int:
+        """Number of few-shot examples before each question: the host's ``--num_fewshot``."""
+        return int(self.config.num_fewshot or 0)
+
+    def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        """The whole text of a request to a simple model, solved examples first; their pictures come in that order."""
+        asked = super().fewshot_context(doc, 0, *args, **kwargs)
+        solved = [f"{self.doc_to_text(doc)}\n{answer}\n\n" for _, answer in self._examples(doc)]
+        return "".join(solved) + asked if solved else asked
+
     def doc_to_text(self, doc: Mapping[str, Any], *args: Any) -> str:
-        """The question about one document."""
-        return closed_set(self.data.spec.modality, self.data.spec.labels)
+        """The question of one row."""
+        return self.rows.question(doc).text
 
     def doc_to_visual(self, doc: Mapping[str, Any]) -> list[Image.Image]:
-        """The image of one document, RGB."""
-        return [self.data.image(self._documents[doc["id"]])]
+        """The pictures of one row, RGB: those of the examples first, then its own."""
+        shown = [picture for shot, _ in self._examples(doc) for picture in self._pictures(shot)]
+        return [*shown, *self._asked_about(doc)]
 
     def doc_to_target(self, doc: Mapping[str, Any], *args: Any) -> str:
-        """The class of one document."""
+        """The class of one row."""
         return str(doc["label"])
+
+    def _pictures(self, document: Document) -> list[Image.Image]:
+        return self.settings.view.pictures(self.data, document)
+
+    def _asked_about(self, doc: Mapping[str, Any]) -> list[Image.Image]:
+        """The pictures of the document asked about, or of the control that stands in for it."""
+        document = self._documents[doc["document"]]
+        if self.settings.image == "shuffled":
+            return self._pictures(self._partners[document.id])
+        pictures = self._pictures(document)
+        return [blank(picture) for picture in pictures] if self.settings.image == "blank" else pictures
+
+    def _examples(self, doc: Mapping[str, Any]) -> list[tuple[Document, str]]:
+        """Few-shot examples for one row, each with its right answer."""
+        if not self.shots:
+            return []
+        finding, question = doc["finding"] or None, self.rows.question(doc)
+        shots = self._shots.get(doc["finding"])
+        if shots is None:
+            shots = Shots(self.data.documents, tuple(question.classes), lambda shot: right_answer(shot, finding))
+            self._shots[doc["finding"]] = shots
+        answers = dict(zip(question.classes, question.labels, strict=True))
+        chosen = shots.before(self._documents[doc["document"]], self.shots)
+        return [(shot, answers[right_answer(shot, finding)]) for shot in chosen]
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
         """Parse one answer.
 
         Returns:
-            For each metric the record of the document, from which the aggregation computes it; that of ``accuracy``
-            carries ``score`` and ``group`` beside it, by which the host computes its own standard errors.
+            For each metric the record of the row, from which the aggregation computes it; that of ``accuracy``
+            carries ``score`` and ``group`` beside it, by which the host computes its own standard errors, and the answer.
         """
         reply = envelope.unpack(str(results[0] or ""))
-        answer = parse_answer(reply.text, self.data.spec.classes)
+        answer = self.rows.question(doc).read(reply.text)
         outcome = Outcome(
             id=doc["id"],
             group=doc["group"],
@@ -132,37 +164,41 @@ class _Classification(ConfigurableTask):
             predicted=answer.label,
             status=answer.status,
             scores=reply.scores,
+            finding=doc["finding"] or None,
+            variant=doc["variant"],
+            document=doc["document"],
         )
-        record = outcome.to_dict()
-        values: dict[str, Any] = {metric: {"outcome": record} for metric in METRICS}
-        values["accuracy"] = {**values["accuracy"], "score": float(answer.label == doc["label"]), "group": doc["group"]}
+        values: dict[str, Any] = {metric: {"outcome": outcome.to_dict()} for metric in self._aggregation_list}
+        right = float(answer.label == doc["label"])
+        values["accuracy"] = {**values["accuracy"], "score": right, "group": doc["group"], "answer": reply.text}
         if reply.scores is None:
-            del values["auroc"]  # a text answer ranks nothing
+            values.pop("auroc", None)  # a text answer ranks nothing
         return values
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
         def aggregate(values: list[dict[str, Any]]) -> float | str:
-            summary = self._summarise([Outcome.from_dict(value["outcome"]) for value in values])
+            outcomes = [Outcome.from_dict(value["outcome"]) for value in values]
+            summary = self._score(outcomes)
             if metric == "accuracy":
-                self._write(summary)
+                self._write(summary, outcomes, {value["outcome"]["id"]: value["answer"] for value in values})
             estimate = summary.metrics.get(metric)
             return "N/A" if estimate is None else estimate.value
 
         return aggregate
 
-    def _summarise(self, outcomes: Sequence[Outcome]) -> Summary:
+    def _score(self, outcomes: Sequence[Outcome]) -> scoring.AnySummary:
         """All metrics at once, since one resampling serves them all; the host asks for them one by one."""
         key = hash(tuple(outcomes))
-        if self._summary is None or self._summary[0] != key:
+        if self._scored is None or self._scored[0] != key:
             with run.current().stage("score"):
-                self._summary = (key, summarise(outcomes, self.data.spec.labels, self.data.spec.positive))
-        return self._summary[1]
+                self._scored = (key, scoring.score(outcomes, self.settings))
+        return self._scored[1]
 
-    def _write(self, summary: Summary) -> None:
+    def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         """Put the details into the run folder; the host's own table holds the values alone."""
         progress = run.current()
         folder = progress.open(None, getattr(getattr(self, "args", None), "model", None) or "model")
-        summary.write(folder, self.config.task)
+        scoring.write(folder, self.config.task, summary, outcomes, answers, self.data)
         progress.task(self.config.task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
         logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
 
@@ -177,40 +213,18 @@ class _ChatClassification(_Classification, ConfigurableMessagesTask):
     """For the host's chat models, ours among them."""
 
     def doc_to_messages(self, doc: Mapping[str, Any], **rounds: Any) -> list[dict[str, Any]]:
-        """One user turn: the image, then the question."""
-        content: list[dict[str, Any]] = [{"type": "image", "url": image} for image in self.doc_to_visual(doc)]
-        return [{"role": "user", "content": [*content, {"type": "text", "text": self.doc_to_text(doc)}]}]
+        """A user turn with the pictures and the question; before it the solved examples, one turn each."""
+        question = self.doc_to_text(doc)
+        messages = []
+        for shot, answer in self._examples(doc):
+            messages.append(_user(self._pictures(shot), question))
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return [*messages, _user(self._asked_about(doc), question)]
+
+
+def _user(pictures: Sequence[Image.Image], question: str) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image", "url": picture} for picture in pictures]
+    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
 
 
 _TASKS: dict[str, type[_Classification]] = {"simple": _SimpleClassification, "chat": _ChatClassification}
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Check ``metadata.medmllm`` of a task's YAML."""
-    name = config.get("task")
-    metadata = config.get("metadata")
-    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
-    if not isinstance(found, Mapping) or "dataset" not in found:
-        raise OptionError(f"Task {name!r}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, found {metadata!r}.")
-    if unknown := sorted(set(found) - {"dataset", "protocol", "folds"}):
-        raise OptionError(f"Task {name!r}: unknown keys {unknown} in medmllm; expected dataset, protocol, folds.")
-    protocol = found.get("protocol", "closed_set")
-    if protocol not in PROTOCOLS:
-        raise OptionError(f"Task {name!r}: expected `protocol` to be one of {list(PROTOCOLS)}, found {protocol!r}.")
-    folds = found.get("folds", [SPLIT])
-    if not isinstance(folds, list) or not folds or set(folds) - set(FOLDS):
-        raise OptionError(f"Task {name!r}: expected `folds` to be a list of {list(FOLDS)}, found {folds!r}.")
-    return {"dataset": str(found["dataset"]), "protocol": protocol, "folds": list(folds)}
-
-
-def _load(name: str) -> Dataset:
-    specs = dataset_specs()
-    if name not in specs:
-        raise OptionError(f"No data set is called {name!r}; declared are {sorted(specs)}.")
-    with run.current().stage("data"):
-        return load_dataset(specs[name])
-
-
-def _shuffled(identifier: str) -> str:
-    """A fixed order in which classes mix, so that the host's ``--limit`` takes a sample and not one class."""
-    return hashlib.sha256(identifier.encode()).hexdigest()

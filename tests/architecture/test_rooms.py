@@ -17,6 +17,7 @@ ROOMS = (
     ("data",),
     ("answers",),
     ("metrics",),
+    ("questions",),
     ("models",),
     ("capture",),
     ("probes",),

@@ -1,0 +1,1 @@
+"""What a task asks: its settings, its rows, and the names by which it is called."""

@@ -1,0 +1,101 @@
+"""Which metrics a task has, and how its outcomes become numbers and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from medmllm_plugins.data import fold_manifest
+from medmllm_plugins.data.dataset import Dataset
+from medmllm_plugins.metrics.files import write_whole
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.multilabel import summarise_findings
+from medmllm_plugins.metrics.outcome_files import write_outcomes
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.metrics.variants import summarise_variants
+from medmllm_plugins.questions.rows import variants
+from medmllm_plugins.questions.settings import Settings
+
+METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "parsed")
+LOWER_IS_BETTER: Final = frozenset({"spread", "flips"})
+
+
+class AnySummary(Protocol):
+    """What every summary of a task's outcomes offers."""
+
+    @property
+    def metrics(self) -> Mapping[str, Estimate]:
+        """Each metric with its interval."""
+
+    @property
+    def n(self) -> int:
+        """Number of rows that were scored."""
+
+    def headline(self) -> str:
+        """The one sentence to read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+
+    def write(self, folder: Path, stem: str) -> list[Path]:
+        """Write the figures as JSON and CSV."""
+
+
+def metrics(settings: Settings) -> tuple[str, ...]:
+    """The metrics that the host prints for a task."""
+    found = METRICS
+    if settings.dataset.kind == "ordinal":
+        found = (*found, "kappa")
+    return (*found, "spread", "flips") if len(variants(settings)) > 1 else found
+
+
+def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
+    """Compute every metric of a task.
+
+    Raises:
+        DataError: the outcomes do not go with the data set.
+    """
+    spec = settings.dataset
+    if spec.kind == "multilabel":
+        return summarise_findings(outcomes, spec.labels)
+    compared = variants(settings)
+    if len(compared) > 1:
+        return summarise_variants(outcomes, spec.labels, spec.positive, kind=spec.kind, orders=_listed(settings))
+    return summarise(outcomes, spec.labels, spec.positive, kind=spec.kind)
+
+
+def _listed(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """The classes in the order in which each variant lists them."""
+    labels = settings.dataset.labels
+    return {
+        variant.name: tuple(labels[position] for position in variant.order)
+        for variant in variants(settings)
+        if variant.order is not None
+    }
+
+
+def write(
+    folder: Path, task: str, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str], data: Dataset
+) -> None:
+    """Put a task's figures, its outcomes row by row and its folds into a run folder.
+
+    Args:
+        folder: the run folder.
+        task: the task's name, from which the files' names are made.
+        summary: its figures.
+        outcomes: its rows.
+        answers: what the model wrote, by the rows' ids.
+        data: its data set.
+    """
+    stem = file_stem(task)
+    summary.write(folder, stem)
+    write_outcomes(folder / f"{stem}.outcomes.jsonl", outcomes, answers)
+    manifest = fold_manifest.to_json(data.spec.name, data.fingerprint, data.documents)
+    write_whole(folder / f"{data.spec.name}.folds.json", manifest)
+
+
+def file_stem(task: str) -> str:
+    """A task's name as a part of file names: arguments behind it are joined by ``+``."""
+    return task.replace(":", "+")

@@ -1,0 +1,182 @@
+"""What a task is told: by ``metadata.medmllm`` of its YAML, and by arguments behind its name on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from medmllm_plugins.answers.prompts import PARAPHRASES
+from medmllm_plugins.answers.protocols import PROTOCOLS, Protocol
+from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.documents import FOLDS, Fold
+from medmllm_plugins.data.faults import ON_ERROR, OnError
+from medmllm_plugins.data.spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.views import View
+from medmllm_plugins.errors import OptionError
+
+ORDERS: Final = ("given", "varied")
+IMAGES: Final = ("shown", "blank", "shuffled")
+ALL: Final = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides what is asked, and about which images.
+
+    Attributes:
+        dataset: the data set's declaration, its options changed by arguments.
+        protocol: ``"closed_set"``, ``"letter"`` or ``"open"``.
+        folds: which folds are evaluated.
+        order: ``"given"``, or ``"varied"``: every document is asked with the options in several orders.
+        paraphrase: which wording, 0 to 3, or ``"all"``: every document is asked in every wording.
+        image: ``"shown"``, or as a control ``"blank"`` or ``"shuffled"`` (another group's image).
+        on_error: ``"raise"``, or ``"skip"``: leave out files that cannot be read, and list them.
+        view: how volumes are shown.
+    """
+
+    dataset: DatasetSpec
+    protocol: Protocol = "closed_set"
+    folds: tuple[Fold, ...] = ("test",)
+    order: str = "given"
+    paraphrase: int | str = 0
+    image: str = "shown"
+    on_error: OnError = "raise"
+    view: View = field(default_factory=View)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: what the manifest says, and part of the response cache's key."""
+        return {
+            "dataset": self.dataset.name,
+            "dataset_options": dict(self.dataset.options),
+            "protocol": self.protocol,
+            "folds": list(self.folds),
+            "order": self.order,
+            "paraphrase": self.paraphrase,
+            "image": self.image,
+            "on_error": self.on_error,
+            "view": dataclasses.asdict(self.view) if self.dataset.dimensions == 3 else None,
+        }
+
+
+def _choice(*allowed: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in allowed:
+            raise OptionError(f"Expected `{name}` to be one of {list(allowed)}, found {value!r}.")
+        return value
+
+    return check
+
+
+def _whole(name: str, value: Any) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit():
+        raise OptionError(f"Expected `{name}` to be a whole number, found {value!r}.")
+    return int(text)
+
+
+def _paraphrase(name: str, value: Any) -> int | str:
+    if value == ALL:
+        return ALL
+    number = _whole(name, value)
+    if number > PARAPHRASES:
+        raise OptionError(f"Expected `{name}` to be 0 to {PARAPHRASES} or {ALL!r}, found {value!r}.")
+    return number
+
+
+def _folds(name: str, value: Any) -> tuple[Fold, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or set(parts) - set(FOLDS):
+        raise OptionError(f"Expected `{name}` to be some of {list(FOLDS)}, joined by + in a name, found {value!r}.")
+    return tuple(fold for fold in FOLDS if fold in parts)
+
+
+def _text(name: str, value: Any) -> str:
+    return str(value)
+
+
+_PLAIN: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "protocol": _choice(*PROTOCOLS),
+    "folds": _folds,
+    "order": _choice(*ORDERS),
+    "paraphrase": _paraphrase,
+    "image": _choice(*IMAGES),
+    "on_error": _choice(*ON_ERROR),
+}
+_VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "slices": _whole,
+    "montage": _whole,
+    "plane": _text,
+    "window": _text,
+}
+_OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole}
+ARGUMENTS: Final = (*_PLAIN, *_VIEW, *_OPTIONS)
+"""What may stand behind a task's name, ``NAME:argument=value:…``, and under ``metadata.medmllm`` of a YAML."""
+
+
+def read_settings(task: object, metadata: object) -> Settings:
+    """Check ``metadata.medmllm`` of a task.
+
+    Args:
+        task: the task's name, for messages.
+        metadata: the ``metadata`` of its YAML. ``medmllm.dataset`` is the name of a declared data set, or a
+            declaration.
+
+    Raises:
+        OptionError: a key or a value is wrong, or no data set has that name.
+        DataError: the declaration is wrong.
+    """
+    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    if not isinstance(found, Mapping) or "dataset" not in found:
+        raise OptionError(f"Task {task!r}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, found {metadata!r}.")
+    if unknown := sorted(set(found) - {"dataset", *ARGUMENTS}):
+        raise OptionError(f"Task {task!r}: unknown keys {unknown}; expected dataset, {', '.join(ARGUMENTS)}.")
+    try:
+        spec = _spec(found["dataset"], str(task))
+        plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
+        view = {key: check(key, found[key]) for key, check in _VIEW.items() if key in found}
+        options = {key: check(key, found[key]) for key, check in _OPTIONS.items() if key in found}
+        settings = Settings(
+            dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
+        )
+        _check_together(settings, view, options)
+    except OptionError as error:
+        raise OptionError(f"Task {task!r}: {error}") from error
+    return settings
+
+
+def _spec(dataset: object, task: str) -> DatasetSpec:
+    if isinstance(dataset, Mapping):
+        return parse_spec(dataset, task)
+    specs = dataset_specs()
+    if dataset not in specs:
+        raise OptionError(f"No data set is called {dataset!r}; declared are {sorted(specs)}.")
+    return specs[str(dataset)]
+
+
+def _view(found: Mapping[str, Any]) -> View:
+    if "slices" in found and "montage" in found:
+        raise OptionError("Expected either `slices` (one picture each) or `montage` (one picture), found both.")
+    count = found.get("montage", found.get("slices"))
+    rest = {key: found[key] for key in ("plane", "window") if key in found}
+    return View(**rest) if count is None else View(slices=count, montage="montage" in found, **rest)
+
+
+def _check_together(settings: Settings, view: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    spec = settings.dataset
+    if spec.kind == "multilabel" and (settings.protocol != "closed_set" or settings.order != "given"):
+        raise OptionError(
+            f"{spec.title} asks one yes/no question a finding: expected protocol closed_set and order given, "
+            f"found {settings.protocol} and {settings.order}."
+        )
+    if settings.protocol == "open" and settings.order != "given":
+        raise OptionError("An open question lists no options: expected order given, found varied.")
+    if settings.order == "varied" and settings.paraphrase == ALL:
+        raise OptionError("Expected one thing to vary at a time, found order=varied with paraphrase=all.")
+    if spec.kind == "multilabel" and settings.paraphrase == ALL:
+        raise OptionError(f"{spec.title} is multi-label: expected one wording at a time, found paraphrase=all.")
+    if view and spec.dimensions == 2:
+        raise OptionError(f"{spec.title} holds images, not volumes: {sorted(view)} do not apply.")
+    if options and spec.layout != "medmnist":
+        raise OptionError(f"{spec.title} comes in one size: {sorted(options)} do not apply.")
