@@ -38,7 +38,7 @@ HOOKS: Final[Mapping[str, type[Any]]] = {
 Stage = Literal["import", "register", "hook", "duplicate", "invalid", "task file"]
 
 _BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.builtin")
-_IN_PROCESS = "(registered in process)"
+IN_PROCESS = "(registered in process)"
 _UNKNOWN = "unknown"
 # A plugin that calls sys.exit() must not end the evaluation; KeyboardInterrupt is the user's and passes.
 _CAUGHT = (Exception, SystemExit)
@@ -373,7 +373,7 @@ class Manager:
         others = sorted(now - {info.name for info in discovered})
         return [
             PluginInfo(info.name, info.distribution, info.version, tuple(h for h in HOOKS if self._functions(info, h)))
-            for info in [*discovered, *(PluginInfo(name, _IN_PROCESS, "") for name in others)]
+            for info in [*discovered, *(PluginInfo(name, IN_PROCESS, "") for name in others)]
         ]
 
     def _functions(self, info: PluginInfo, hook: str) -> list[Callable[[], object]]:

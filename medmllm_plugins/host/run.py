@@ -16,6 +16,7 @@ from typing import Any
 
 from medmllm_plugins.environment import package_versions
 from medmllm_plugins.manager import get_manager
+from medmllm_plugins.metrics.files import write_whole
 
 MANIFEST = "manifest.json"
 DEFAULT_PARENT = "medmllm_runs"
@@ -28,7 +29,13 @@ class Run:
     its data or its arguments leaves no folder behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_dir: str | Path | None = None) -> None:
+        """Begin a run.
+
+        Args:
+            run_dir: the folder that was asked for; ``None`` for a new one below the host's ``--output_path``.
+        """
+        self.run_dir = run_dir
         self.folder: Path | None = None
         self.output_path: str | None = None
         self.manifest: dict[str, Any] = {
@@ -48,15 +55,14 @@ class Run:
         self.output_path = getattr(arguments, "output_path", None) or self.output_path
         self.manifest["seed"] = getattr(arguments, "seed", None)
 
-    def open(self, folder: str | Path | None, model: str) -> Path:
+    def open(self, model: str) -> Path:
         """Settle on a folder, make it and write the manifest; a second call changes nothing.
 
         Args:
-            folder: the folder asked for by ``run_dir``; without it a new one below the host's ``--output_path``,
-                else below ``medmllm_runs``.
-            model: name of the model, for the new folder's name.
+            model: name of the model, for a new folder's name.
         """
         if self.folder is None:
+            folder = self.run_dir
             if folder is None:
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
                 folder = Path(self.output_path or ".") / DEFAULT_PARENT / f"{stamp}-{model}-{os.getpid()}"
@@ -107,10 +113,8 @@ class Run:
     def write(self) -> None:
         """Write the manifest whole, or leave the old one."""
         if self.folder is not None:
-            target = self.folder / MANIFEST
-            draft = target.with_suffix(f".{os.getpid()}.tmp")
-            draft.write_text(json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            draft.replace(target)
+            text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
+            write_whole(self.folder / MANIFEST, text)
 
 
 def _process_peak() -> int:
@@ -121,11 +125,23 @@ def _process_peak() -> int:
 _current: Run | None = None
 
 
-def start() -> Run:
-    """Begin a new run: called when the host loads the tasks of an evaluation."""
+def start(run_dir: str | Path | None = None) -> Run:
+    """Begin a new run: called when the host makes a model of ours, the first thing in an evaluation.
+
+    Args:
+        run_dir: the folder that was asked for.
+    """
     global _current
-    _current = Run()
+    _current = Run(run_dir)
     return _current
+
+
+def begin() -> Run:
+    """Begin a new run unless one has just begun: called when the host loads the tasks of an evaluation.
+
+    With a model that is not ours nothing of this package is called earlier.
+    """
+    return current() if current().folder is None else start()
 
 
 def current() -> Run:

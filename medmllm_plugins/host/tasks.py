@@ -161,7 +161,7 @@ class _Classification(ConfigurableTask):
     def _write(self, summary: Summary) -> None:
         """Put the details into the run folder; the host's own table holds the values alone."""
         progress = run.current()
-        folder = progress.open(None, getattr(getattr(self, "args", None), "model", None) or "model")
+        folder = progress.open(getattr(getattr(self, "args", None), "model", None) or "model")
         summary.write(folder, self.config.task)
         progress.task(self.config.task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
         logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
