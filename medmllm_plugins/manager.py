@@ -508,12 +508,18 @@ def _read_entry_points(distribution: importlib.metadata.Distribution) -> str:
 
 
 def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Name and version; metadata on disk may lack either."""
+    """Name and version; metadata on disk may lack either.
+
+    Read from the head of the file itself: parsing it whole, as ``distribution.metadata`` does, takes as long as all of
+    the rest of discovery, and every command of the host waits for it.
+    """
     try:
-        metadata = distribution.metadata
-        return str(metadata["Name"] or _UNKNOWN), str(metadata["Version"] or _UNKNOWN)
-    except _CAUGHT:
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    except (OSError, UnicodeDecodeError):
         return _UNKNOWN, _UNKNOWN
+    head = re.split(r"\n\r?\n", text, maxsplit=1)[0]
+    found = {key.lower(): value.strip() for key, value in re.findall(r"(?m)^(Name|Version):(.*)$", head, re.IGNORECASE)}
+    return found.get("name") or _UNKNOWN, found.get("version") or _UNKNOWN
 
 
 def _is_builtin(candidate: _Candidate) -> bool:
