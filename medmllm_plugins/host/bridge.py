@@ -141,7 +141,7 @@ def _extend(tasks: ModuleType) -> None:
     def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
         from medmllm_plugins.host import run  # not at import time, which every command of the host pays for
 
-        run.begin()
+        run.start()
         # The host builds class-based tasks without telling them which kind of requests the model takes.
         with _requesting(task_type):
             return load(self, task_list, task_type)

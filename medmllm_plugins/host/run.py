@@ -33,7 +33,8 @@ class Run:
         """Begin a run.
 
         Args:
-            run_dir: the folder that was asked for; ``None`` for a new one below the host's ``--output_path``.
+            run_dir: the folder that was asked for; ``None`` for a new one below the host's ``--output_path``. It may
+                be set up to :meth:`open`.
         """
         self.run_dir = run_dir
         self.folder: Path | None = None
@@ -126,7 +127,7 @@ _current: Run | None = None
 
 
 def start(run_dir: str | Path | None = None) -> Run:
-    """Begin a new run: called when the host makes a model of ours, the first thing in an evaluation.
+    """Begin a new run: called when the host loads the tasks of an evaluation.
 
     Args:
         run_dir: the folder that was asked for.
@@ -136,12 +137,14 @@ def start(run_dir: str | Path | None = None) -> Run:
     return _current
 
 
-def begin() -> Run:
-    """Begin a new run unless one has just begun: called when the host loads the tasks of an evaluation.
+def joined_by(task: str) -> Run:
+    """The run that a task is about to be part of: called when the host builds the task's requests.
 
-    With a model that is not ours nothing of this package is called earlier.
+    A new one where the current run has answered already, or has a task of that name: then the host was handed tasks
+    that were loaded before, and nothing else tells that another evaluation has begun.
     """
-    return current() if current().folder is None else start()
+    progress = current()
+    return start() if progress.folder is not None or task in progress.manifest["tasks"] else progress
 
 
 def current() -> Run:

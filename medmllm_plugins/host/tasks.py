@@ -51,7 +51,7 @@ class _Classification(ConfigurableTask):
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
-        settings = _settings(config)
+        self.settings = settings = _settings(config)
         self.data: Dataset = _load(settings["dataset"])
         self.evaluated: tuple[Document, ...] = tuple(
             sorted(self.data.select(settings["folds"]), key=lambda document: _shuffled(document.id))
@@ -72,17 +72,6 @@ class _Classification(ConfigurableTask):
                 "cluster_key": "group",
             }
         )
-        run.current().task(
-            self.config.task,
-            {
-                "dataset": self.data.spec.name,
-                "protocol": settings["protocol"],
-                "folds": settings["folds"],
-                "dataset_fingerprint": self.data.fingerprint,
-                "counts": self.data.counts(),
-                "documents": len(self.evaluated),
-            },
-        )
 
     def _prepare_metric_and_aggregation(self) -> None:
         self._metric_fn_list = dict.fromkeys(METRICS)
@@ -100,8 +89,20 @@ class _Classification(ConfigurableTask):
         self.dataset_no_image = self.dataset
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests; the first moment at which the task knows the command line."""
-        run.current().arguments(getattr(self, "args", None))
+        """Build the requests; the first moment at which the task knows the command line and is part of a run."""
+        progress = run.joined_by(self.config.task)
+        progress.arguments(getattr(self, "args", None))
+        progress.task(
+            self.config.task,
+            {
+                "dataset": self.data.spec.name,
+                "protocol": self.settings["protocol"],
+                "folds": self.settings["folds"],
+                "dataset_fingerprint": self.data.fingerprint,
+                "counts": self.data.counts(),
+                "documents": len(self.evaluated),
+            },
+        )
         super().build_all_requests(**kwargs)
 
     def doc_to_text(self, doc: Mapping[str, Any], *args: Any) -> str:

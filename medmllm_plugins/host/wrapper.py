@@ -88,7 +88,6 @@ class MedicalMLLM(lmms):
         )
         self.options.check()
         self._loaded: LoadedModel | None = None
-        run.start(self.run_dir)
 
     @property
     def device(self) -> str:
@@ -102,7 +101,6 @@ class MedicalMLLM(lmms):
             progress = run.current()
             with progress.stage("load", self.device):
                 self._loaded = getattr(importlib.import_module(module), function)(self.options)
-            progress.model(self._facts(self._loaded))
         return self._loaded
 
     def _facts(self, loaded: LoadedModel) -> dict[str, Any]:
@@ -130,7 +128,9 @@ class MedicalMLLM(lmms):
         """
         progress = run.current()
         loaded = self.load()
+        progress.run_dir = self.run_dir
         progress.open(self.spec.name)
+        progress.model(self._facts(loaded))
         # A rank is padded with clones of its last request: answered once, given to all.
         unique = {_key(request): request for request in requests}
         answers: dict[tuple[str, str, int, int], GenerationResult] = {}
@@ -212,6 +212,7 @@ class MedicalMLLM(lmms):
 
     def clean(self) -> None:
         """Free the weights; the host calls this between the answers and the scoring."""
+        run.current().run_dir = self.run_dir  # where all answers were cached, nothing else tells it
         self._loaded = None
         super().clean()
 
@@ -281,7 +282,7 @@ def _run_folder(folder: str | None) -> str | None:
     path = Path(str(folder)).expanduser().absolute()
     if not str(folder) or any(place.exists() and not place.is_dir() for place in (path, *path.parents)):
         raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {folder!r}.")
-    return str(folder)
+    return str(path)
 
 
 def _local(device: str) -> str:

@@ -345,7 +345,7 @@ def test_a_broken_plugin_is_named_with_what_to_do(medmllm: Medmllm, install: Cal
 def test_a_broken_task_file_of_a_plugin_is_found(
     medmllm: Medmllm, install: Callable[[str, str], None], tmp_path: Path
 ) -> None:
-    """The doctor has to ask for the tasks: no file is read before."""
+    """No task file is read before somebody asks for the tasks, so the doctor has to."""
     (tmp_path / "bad.yaml").write_text("task: [\n")
     source = (
         "from medmllm_plugins.hookspecs import hookimpl\nfrom medmllm_plugins.specs import TaskFolder\n\n"

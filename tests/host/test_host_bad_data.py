@@ -52,8 +52,8 @@ def test_every_fault_is_in_one_error(data_tree: Path, fault: Callable[..., str])
     (folder / "malignant" / "malignant (3).png").write_text("an image, honestly")
     write_picture(folder / "malignant" / "malignant (4).jpg")
     write_picture(folder / "suspicious" / "suspicious (1).png")
-    for path in (folder / "normal").iterdir():
-        path.unlink()
+    for image in (folder / "normal").iterdir():
+        image.unlink()
     message = fault()
     assert "6 faults" in message.splitlines()[0]
     for path, reason in {

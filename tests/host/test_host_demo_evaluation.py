@@ -110,6 +110,21 @@ def test_metrics_are_those_of_scikit_learn(demo: Any) -> None:
     assert written["baselines"]["majority_class"]["accuracy"] == pytest.approx(majority)
 
 
+def test_the_hosts_standard_errors_know_our_groups(demo: Any) -> None:
+    samples = demo.samples(TASK)
+    hits = np.array([json.loads(sample["filtered_resps"][0])["text"] == sample["target"] for sample in samples], float)
+    spread = hits - hits.mean()
+    naive = hits.std(ddof=1) / len(hits) ** 0.5
+    # Pairs of images of one patient add what they have in common (Miller, arXiv:2411.00640, equation 4).
+    patients = np.array([sample["doc"]["group"] for sample in samples])
+    same = (patients[:, None] == patients) & ~np.eye(len(hits), dtype=bool)
+    assert same.any()
+    shared = (spread[:, None] * spread)[same].sum() / len(hits) ** 2
+    results = demo.returned["results"][TASK]
+    assert results["accuracy_stderr_clt,none"] == pytest.approx(naive)
+    assert results["accuracy_stderr_clustered,none"] == pytest.approx((naive**2 + shared) ** 0.5)
+
+
 def test_tables_are_those_of_scikit_learn(demo: Any) -> None:
     truth, text, _ = predictions(demo)
     confusion = table(demo.folder / f"{TASK}.confusion.csv")
@@ -308,6 +323,51 @@ def test_run_dir_is_obeyed_when_all_answers_are_cached(evaluate: Callable[..., A
     }
     for _ in range(2):
         assert evaluate(tmp_path / "out", **settings).folder == tmp_path / "mine"
+
+
+def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_path: Path) -> None:
+    """As in a notebook: models are made first and evaluated later, and again."""
+    import lmms_eval.models
+    from lmms_eval.evaluator import simple_evaluate
+
+    model = lmms_eval.models.get_model("medm_vl")
+    one, two = (model(pretrained="demo", device="cpu", run_dir=str(tmp_path / name)) for name in ("one", "two"))
+    settings = {"tasks": [TASK], "task_manager": task_manager, "bootstrap_iters": 0}
+    for made, limit in ((one, 1), (two, 2), (one, 3)):
+        simple_evaluate(model=made, limit=limit, **settings)
+        found = json.loads((Path(made.run_dir) / "manifest.json").read_text())
+        assert found["tasks"][TASK]["evaluated"] == limit
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+def test_a_task_loaded_beforehand_is_in_the_manifest_too(
+    evaluate: Callable[..., Any], task_manager: Any, tmp_path: Path
+) -> None:
+    """The host takes task objects as well as names; such a task is there before the run is."""
+    task = task_manager.load_task_or_group(TASK, "chat")[TASK]
+    facts = evaluate(tmp_path, tasks=[task], limit=1).manifest["tasks"][TASK]
+    assert facts["dataset"] == "demo" and facts["documents"] == sum(facts["counts"]["test"].values())
+
+
+def test_nothing_of_a_failed_evaluation_is_in_the_next(
+    task_manager: Any, drawn_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook: the first attempt fails on its data, the second is of another model and task."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    from medmllm_plugins.errors import DataError
+    from medmllm_plugins.host import run
+
+    settings = {"task_manager": task_manager, "bootstrap_iters": 0, "limit": 1}
+    mine = f"pretrained=demo,device=cpu,run_dir={tmp_path / 'mine'}"
+    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
+    with pytest.raises(DataError):
+        simple_evaluate(model="medm_vl", model_args=mine, tasks=["med_cls_demo", "med_cls_busi"], **settings)
+    failed = run.current()
+    simple_evaluate(model="dummy", model_args="", tasks=[TASK], **settings)
+    assert run.current() is not failed
+    assert not (tmp_path / "mine").exists()
+    assert set(run.current().manifest["tasks"]) == {TASK}
 
 
 def test_cached_answers_are_taken_for_the_same_data_only(

@@ -400,6 +400,17 @@ def test_run_dir_may_be_there_or_not(echo: Echo, tmp_path: Path) -> None:
         assert (tmp_path / folder / "manifest.json").is_file()
 
 
+def test_a_tilde_in_run_dir_is_the_home_folder(
+    echo: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: Callable[[], set[str]]
+) -> None:
+    """No shell expands it behind the ``=`` of a model argument."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    model = build("pretrained=demo,run_dir=~/runs")
+    model.generate_until(ask(model, user(grey(1), "q")))
+    assert everything() == {"home", "home/runs", "home/runs/manifest.json"}
+
+
 def test_the_hosts_device_option_is_taken(echo: Echo) -> None:
     assert build("pretrained=demo", device="cpu").device == "cpu"
     with pytest.raises(OptionError, match="`device`"):
