@@ -136,7 +136,6 @@ def models() -> list[dict[str, Any]]:
 
 def _plugins() -> list[Finding]:
     manager = get_manager()
-    manager.tasks()
     good = [
         Finding(f"plugin {plugin.name}", "ok", f"{plugin.distribution} {plugin.version}")
         for plugin in manager.plugins

@@ -20,6 +20,7 @@ from medmllm_plugins.metrics.files import write_whole
 
 MANIFEST = "manifest.json"
 DEFAULT_PARENT = "medmllm_runs"
+_COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
 
 class Run:
@@ -45,6 +46,7 @@ class Run:
             "platform": platform.platform(),
             "versions": package_versions(),
             "plugins": get_manager().describe()["plugins"],
+            "command": None,
             "seed": None,
             "model": None,
             "tasks": {},
@@ -55,6 +57,8 @@ class Run:
         """Note what the host's command line says (a namespace, or ``None`` when it is called from Python)."""
         self.output_path = getattr(arguments, "output_path", None) or self.output_path
         self.manifest["seed"] = getattr(arguments, "seed", None)
+        if arguments is not None:
+            self.manifest["command"] = {name: getattr(arguments, name, None) for name in _COMMAND}
 
     def open(self, model: str) -> Path:
         """Settle on a folder, make it and write the manifest; a second call changes nothing.
