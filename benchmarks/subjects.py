@@ -103,7 +103,7 @@ def random(config: MedMVLConfig, dtype: torch.dtype, device: torch.device) -> Su
         ModelError: the machine has not the memory.
     """
     tokenizer = load_qwen_tokenizer(demo_folder())
-    model = unfilled(llava_config(config, tokenizer.get_vocab()[medm_vl.IMAGE_TOKEN]))
+    model = unfilled(medm_vl.llava_config(config, tokenizer.get_vocab()[medm_vl.IMAGE_TOKEN]))
     _check_memory(model.num_parameters() * dtype.itemsize, device)
     fill(model, dtype, device)
     processor = siglip_processor(int(config.vision.image_size))  # type: ignore[arg-type]
@@ -122,20 +122,6 @@ def config_3b() -> MedMVLConfig:
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(_CONFIG_3B), encoding="utf-8")
         return read_config(Path(folder))
-
-
-def llava_config(config: MedMVLConfig, image_token: int) -> LlavaConfig:
-    """The same shapes as transformers takes them, set as :func:`medmllm_plugins.models.medm_vl.load` sets them."""
-    return LlavaConfig(
-        vision_config=config.vision,
-        text_config=config.llm,
-        image_token_index=image_token,
-        image_seq_length=config.image_tokens,
-        projector_hidden_act="gelu",
-        vision_feature_select_strategy=config.select,
-        vision_feature_layer=config.select_layer,
-        tie_word_embeddings=bool(config.llm.tie_word_embeddings),
-    )
 
 
 def unfilled(config: LlavaConfig) -> LlavaForConditionalGeneration:

@@ -19,6 +19,7 @@ from medmllm_plugins.answers.prompts import closed_set
 from medmllm_plugins.data import phantoms
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models import medm_vl
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.medm_vl_config import read_config
 
@@ -159,7 +160,7 @@ def test_the_large_model_has_the_published_shapes() -> None:
     """Counted by hand from the shapes; d is the width, f that of the MLP."""
     config = subjects.config_3b()
     with torch.device("meta"):
-        model = subjects.unfilled(subjects.llava_config(config, 7))
+        model = subjects.unfilled(medm_vl.llava_config(config, 7))
     assert all(parameter.is_meta for parameter in model.parameters())
 
     d, f, kv = 2048, 11008, 2 * 128
@@ -184,7 +185,7 @@ def test_shapes_are_set_as_the_loader_sets_them(name: str, request: pytest.Fixtu
     else:
         write_checkpoint(tmp_path, tied=False)
         config = read_config(tmp_path)
-    made = subjects.unfilled(subjects.llava_config(config, int(loaded.model.config.image_token_id)))
+    made = subjects.unfilled(medm_vl.llava_config(config, int(loaded.model.config.image_token_id)))
 
     def plain(model: Any) -> dict[str, Any]:
         found: dict[str, Any] = model.config.to_dict()
