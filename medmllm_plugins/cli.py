@@ -113,6 +113,10 @@ def _plugins(arguments: argparse.Namespace) -> int:
         state = " (disabled)" if plugin["disabled"] else ""
         print(f"{plugin['name']}{state}: {plugin['distribution']} {plugin['version']}")
         print(f"    hooks: {', '.join(plugin['hooks']) or 'none'}")
+        for what in ("models", "tasks", "probes", "attributions"):
+            if plugin[what]:
+                print(f"    {what}: {', '.join(plugin[what])}")
     for failure in found["failures"]:
-        print(f"FAILED {failure['plugin']} ({failure['distribution']} {failure['version']}): {failure['message']}")
+        origin = f" ({failure['distribution']} {failure['version']})" if failure["distribution"] else ""
+        print(f"FAILED {failure['plugin']}{origin}: {failure['message']}")
     return 0

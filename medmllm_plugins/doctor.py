@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.environment import package_versions
-from medmllm_plugins.manager import DISABLE, get_manager
+from medmllm_plugins.errors import one_line
+from medmllm_plugins.manager import DISABLE, IN_PROCESS, Failure, get_manager
 from medmllm_plugins.places import DATA_VARIABLE
 
 State = Literal["ok", "missing", "broken"]
@@ -52,8 +53,10 @@ def _packages() -> list[Finding]:
 
 
 def _device() -> Finding:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library of torch's that does not load here
+        return Finding("device", "broken", f"torch cannot be imported: {one_line(error)}", "pip install torch")
     if not torch.cuda.is_available():
         return Finding(
             "device",
@@ -133,7 +136,6 @@ def models() -> list[dict[str, Any]]:
 
 def _plugins() -> list[Finding]:
     manager = get_manager()
-    manager.tasks()
     good = [
         Finding(f"plugin {plugin.name}", "ok", f"{plugin.distribution} {plugin.version}")
         for plugin in manager.plugins
@@ -144,10 +146,16 @@ def _plugins() -> list[Finding]:
             f"plugin {failure.plugin}",
             "missing",
             str(failure),
-            f"pip install --upgrade {failure.distribution}, or MEDMLLM_DISABLE={failure.plugin}"
-            if failure.distribution
-            else f"name only plugins that `medmllm plugins` lists in {DISABLE}",
+            _mend(failure),
         )
         for failure in manager.failures
     ]
     return [*good, *bad]
+
+
+def _mend(failure: Failure) -> str:
+    if failure.distribution == IN_PROCESS:
+        return "mend it where this process registers it"
+    if not failure.distribution:
+        return f"name only plugins that `medmllm plugins` lists in {DISABLE}"
+    return f"pip install --upgrade {failure.distribution}, or MEDMLLM_DISABLE={failure.plugin}"

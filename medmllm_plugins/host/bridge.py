@@ -21,6 +21,7 @@ from typing import Any
 
 from loguru import logger
 
+from medmllm_plugins.errors import PluginError
 from medmllm_plugins.host import names
 from medmllm_plugins.manager import get_manager
 
@@ -58,11 +59,13 @@ def _manifests() -> list[Any]:
     host = sys.modules.get("lmms_eval.models")
     simple = getattr(host, "AVAILABLE_SIMPLE_MODELS", {})
     chat = getattr(host, "AVAILABLE_CHAT_TEMPLATE_MODELS", {})
+    # Under a second name of one of its models the host would let itself be overwritten.
+    aliases = {alias for names in getattr(host, "MODEL_ALIASES", {}).values() for alias in names}
     found = []
     for name, spec in get_manager().models().items():
         path = spec.wrapper or f"medmllm_plugins.host.models.{name}"
         taken = simple.get(name) or chat.get(name)
-        if taken is not None and taken != path:
+        if name in aliases or (taken is not None and taken != path):
             logger.warning(f"medmllm-plugins: model {name!r} is left out: lmms-eval has a model of that name.")
             continue
         chat[name] = path  # `lmms-eval models` lists this table, not the registry
@@ -103,7 +106,13 @@ def _extend(tasks: ModuleType) -> None:
     @functools.wraps(initialize)
     def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
         index: dict[str, dict[str, Any]] = initialize(self, *args, **kwargs)
-        names.add_tasks(index)
+        try:
+            names.add_tasks(index)
+        except PluginError:
+            raise  # asked for by MEDMLLM_STRICT=1
+        except Exception as error:
+            # Every command of the host comes by here, also where nobody asks for our tasks.
+            logger.warning(f"medmllm-plugins: tasks are missing: {type(error).__name__}: {error}")
         return index
 
     @functools.wraps(match)
@@ -115,6 +124,9 @@ def _extend(tasks: ModuleType) -> None:
 
     @functools.wraps(load)
     def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
+        from medmllm_plugins.host import run  # not at import time, which every command of the host pays for
+
+        run.start()
         wanted = [task_list] if isinstance(task_list, str) else list(task_list or ())
         resolved = [_resolve(self, task) if isinstance(task, str) else task for task in wanted]
         # The host builds class-based tasks without telling them which kind of requests the model takes.
@@ -147,22 +159,30 @@ def _known(manager: Any, name: str) -> bool:
 
 
 class _TasksFinder(importlib.abc.MetaPathFinder):
-    """Stands aside at the first import of ``lmms_eval.tasks`` and extends the module once it has run."""
+    """Extends ``lmms_eval.tasks`` once its first import has run, then goes."""
+
+    def __init__(self) -> None:
+        self._looking = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TASKS_MODULE:
+        if fullname != _TASKS_MODULE or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._looking = False
         if spec is None or spec.loader is None:
             return spec
-        run = spec.loader.exec_module
+        execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            run(module)
+            execute(module)
             _extend(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

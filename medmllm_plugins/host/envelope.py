@@ -24,10 +24,8 @@ class Reply:
 
 def pack(reply: Reply) -> str:
     """Serialise a reply; the response cache stores it as it is, so it holds plain JSON and nothing else."""
-    return json.dumps(
-        {"medmllm": VERSION, "text": reply.text, "scores": None if reply.scores is None else list(reply.scores)},
-        ensure_ascii=False,
-    )
+    scores = None if reply.scores is None else [float(score) for score in reply.scores]
+    return json.dumps({"medmllm": VERSION, "text": reply.text, "scores": scores}, ensure_ascii=False)
 
 
 def unpack(response: str) -> Reply:
@@ -39,9 +37,16 @@ def unpack(response: str) -> Reply:
         return Reply(response)
     try:
         found = json.loads(response)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nesting without end
         return Reply(response)
-    if found.get("medmllm") != VERSION or not isinstance(found.get("text"), str):
+    if set(found) != {"medmllm", "text", "scores"} or type(found["medmllm"]) is not int or found["medmllm"] != VERSION:
         return Reply(response)
-    scores = found.get("scores")
-    return Reply(found["text"], None if scores is None else tuple(float(score) for score in scores))
+    scores = found["scores"]
+    if not isinstance(found["text"], str) or not (scores is None or _are_scores(scores)):
+        return Reply(response)
+    return Reply(found["text"], None if scores is None else tuple(scores))
+
+
+def _are_scores(found: object) -> bool:
+    """Whether this is what :func:`pack` writes for scores: a list of floating-point numbers."""
+    return isinstance(found, list) and all(type(score) is float for score in found)

@@ -16,9 +16,11 @@ from typing import Any
 
 from medmllm_plugins.environment import package_versions
 from medmllm_plugins.manager import get_manager
+from medmllm_plugins.metrics.files import write_whole
 
 MANIFEST = "manifest.json"
 DEFAULT_PARENT = "medmllm_runs"
+_COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
 
 class Run:
@@ -28,7 +30,14 @@ class Run:
     its data or its arguments leaves no folder behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_dir: str | Path | None = None) -> None:
+        """Begin a run.
+
+        Args:
+            run_dir: the folder that was asked for; ``None`` for a new one below the host's ``--output_path``. It may
+                be set up to :meth:`open`.
+        """
+        self.run_dir = run_dir
         self.folder: Path | None = None
         self.output_path: str | None = None
         self.manifest: dict[str, Any] = {
@@ -37,6 +46,7 @@ class Run:
             "platform": platform.platform(),
             "versions": package_versions(),
             "plugins": get_manager().describe()["plugins"],
+            "command": None,
             "seed": None,
             "model": None,
             "tasks": {},
@@ -47,16 +57,17 @@ class Run:
         """Note what the host's command line says (a namespace, or ``None`` when it is called from Python)."""
         self.output_path = getattr(arguments, "output_path", None) or self.output_path
         self.manifest["seed"] = getattr(arguments, "seed", None)
+        if arguments is not None:
+            self.manifest["command"] = {name: getattr(arguments, name, None) for name in _COMMAND}
 
-    def open(self, folder: str | Path | None, model: str) -> Path:
+    def open(self, model: str) -> Path:
         """Settle on a folder, make it and write the manifest; a second call changes nothing.
 
         Args:
-            folder: the folder asked for by ``run_dir``; without it a new one below the host's ``--output_path``,
-                else below ``medmllm_runs``.
-            model: name of the model, for the new folder's name.
+            model: name of the model, for a new folder's name.
         """
         if self.folder is None:
+            folder = self.run_dir
             if folder is None:
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
                 folder = Path(self.output_path or ".") / DEFAULT_PARENT / f"{stamp}-{model}-{os.getpid()}"
@@ -107,10 +118,8 @@ class Run:
     def write(self) -> None:
         """Write the manifest whole, or leave the old one."""
         if self.folder is not None:
-            target = self.folder / MANIFEST
-            draft = target.with_suffix(f".{os.getpid()}.tmp")
-            draft.write_text(json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            draft.replace(target)
+            text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
+            write_whole(self.folder / MANIFEST, text)
 
 
 def _process_peak() -> int:
@@ -121,11 +130,25 @@ def _process_peak() -> int:
 _current: Run | None = None
 
 
-def start() -> Run:
-    """Begin a new run: called when the host loads the tasks of an evaluation."""
+def start(run_dir: str | Path | None = None) -> Run:
+    """Begin a new run: called when the host loads the tasks of an evaluation.
+
+    Args:
+        run_dir: the folder that was asked for.
+    """
     global _current
-    _current = Run()
+    _current = Run(run_dir)
     return _current
+
+
+def joined_by(task: str) -> Run:
+    """The run that a task is about to be part of: called when the host builds the task's requests.
+
+    A new one where the current run has answered already, or has a task of that name: then the host was handed tasks
+    that were loaded before, and nothing else tells that another evaluation has begun.
+    """
+    progress = current()
+    return start() if progress.folder is not None or task in progress.manifest["tasks"] else progress
 
 
 def current() -> Run:

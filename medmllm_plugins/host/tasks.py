@@ -67,20 +67,6 @@ class _Classification(ConfigurableTask):
                 "cluster_key": "group",
             }
         )
-        run.current().task(
-            self.config.task,
-            {
-                **self.settings.to_dict(),
-                "dataset_fingerprint": self.data.fingerprint,
-                "folds_hash": self.data.folds_hash,
-                "counts": self.data.counts(),
-                "documents": len(self.rows.documents),
-                "questions": len(self.dataset[SPLIT]),
-                "skipped": list(self.data.skipped),
-                "overlaps": dict(self.data.spec.overlaps),
-                "notes": list(self.data.spec.notes),
-            },
-        )
 
     def _prepare_metric_and_aggregation(self) -> None:
         metrics = scoring.metrics(self.settings)
@@ -95,9 +81,24 @@ class _Classification(ConfigurableTask):
         self.dataset_no_image = self.dataset
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests; the first moment at which the task knows the command line."""
-        run.current().arguments(getattr(self, "args", None))
-        run.current().task(self.config.task, {"shots": self.shots})
+        """Build the requests; the first moment at which the task knows the command line and is part of a run."""
+        progress = run.joined_by(self.config.task)
+        progress.arguments(getattr(self, "args", None))
+        progress.task(
+            self.config.task,
+            {
+                **self.settings.to_dict(),
+                "dataset_fingerprint": self.data.fingerprint,
+                "folds_hash": self.data.folds_hash,
+                "counts": self.data.counts(),
+                "documents": len(self.rows.documents),
+                "questions": len(self.dataset[SPLIT]),
+                "shots": self.shots,
+                "skipped": list(self.data.skipped),
+                "overlaps": dict(self.data.spec.overlaps),
+                "notes": list(self.data.spec.notes),
+            },
+        )
         super().build_all_requests(**kwargs)
 
     @property
@@ -197,7 +198,7 @@ class _Classification(ConfigurableTask):
     def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         """Put the details into the run folder; the host's own table holds the values alone."""
         progress = run.current()
-        folder = progress.open(None, getattr(getattr(self, "args", None), "model", None) or "model")
+        folder = progress.open(getattr(getattr(self, "args", None), "model", None) or "model")
         scoring.write(folder, self.config.task, summary, outcomes, answers, self.data)
         progress.task(self.config.task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
         logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -100,7 +101,6 @@ class MedicalMLLM(lmms):
             progress = run.current()
             with progress.stage("load", self.device):
                 self._loaded = getattr(importlib.import_module(module), function)(self.options)
-            progress.model(self._facts(self._loaded))
         return self._loaded
 
     def _facts(self, loaded: LoadedModel) -> dict[str, Any]:
@@ -127,8 +127,10 @@ class MedicalMLLM(lmms):
             ModelError: a request has not exactly one image, asks for sampling, or is too long for the model.
         """
         progress = run.current()
-        progress.open(self.run_dir, self.spec.name)
         loaded = self.load()
+        progress.run_dir = self.run_dir
+        progress.open(self.spec.name)
+        progress.model(self._facts(loaded))
         # A rank is padded with clones of its last request: answered once, given to all.
         unique = {_key(request): request for request in requests}
         answers: dict[tuple[str, str, int, int], GenerationResult] = {}
@@ -210,6 +212,7 @@ class MedicalMLLM(lmms):
 
     def clean(self) -> None:
         """Free the weights; the host calls this between the answers and the scoring."""
+        run.current().run_dir = self.run_dir  # where all answers were cached, nothing else tells it
         self._loaded = None
         super().clean()
 
@@ -238,17 +241,21 @@ def _by_task(requests: Any) -> dict[str, list[Instance]]:
 def _one_image(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, Image.Image]:
     texts: list[str] = []
     images: list[Any] = []
+    others: list[str] = []
     for message in messages:
         content = message["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "text":
                 texts.append(part["text"])
+            elif part["type"] == "image":
+                images.append(part["url"])
             else:
-                images.append(part["url"] if part["type"] == "image" else part["type"])
-    if len(messages) != 1 or len(images) != 1:
+                others.append(part["type"])
+    if len(messages) != 1 or len(images) != 1 or others:
+        media = f" and {', '.join(others)}" if others else ""
         raise ModelError(
-            f"{where}: expected one user turn with one image, found {len(messages)} turns with {len(images)} images "
-            "or other media; choose a task that asks about one image at a time."
+            f"{where}: expected one user turn with one image, found {len(messages)} turns with {len(images)} images"
+            f"{media}; choose a task that asks about one image at a time."
         )
     image = images[0]
     if isinstance(image, str | os.PathLike):
@@ -262,7 +269,7 @@ def _one_image(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, 
 def _positive(name: str, value: int | str) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1 or str(number) != str(value):
         raise OptionError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
@@ -270,9 +277,12 @@ def _positive(name: str, value: int | str) -> int:
 
 
 def _run_folder(folder: str | None) -> str | None:
-    if folder is not None and (not str(folder) or os.path.isfile(str(folder))):
+    if folder is None:
+        return None
+    path = Path(str(folder)).expanduser().absolute()
+    if not str(folder) or any(place.exists() and not place.is_dir() for place in (path, *path.parents)):
         raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {folder!r}.")
-    return None if folder is None else str(folder)
+    return str(path)
 
 
 def _local(device: str) -> str:

@@ -68,18 +68,8 @@ def load(options: LoadOptions) -> MedMVL:
     words = tokenizer_folder(folder, config.llm_name)
     tokenizer = load_qwen_tokenizer(words)
     processor = siglip_processor(folder, int(config.vision.image_size))  # type: ignore[arg-type]
-    image_token = _image_token(tokenizer, config, words)
     model = build_llava(
-        LlavaConfig(
-            vision_config=config.vision,
-            text_config=config.llm,
-            image_token_index=image_token,
-            image_seq_length=config.image_tokens,
-            projector_hidden_act="gelu",
-            vision_feature_select_strategy=config.select,
-            vision_feature_layer=config.select_layer,
-            tie_word_embeddings=bool(config.llm.tie_word_embeddings),
-        ),
+        llava_config(config, _image_token(tokenizer, config, words)),
         weights,
         _rename_tied(weights) if config.llm.tie_word_embeddings else rename,
         dtype=options.torch_dtype,
@@ -88,6 +78,25 @@ def load(options: LoadOptions) -> MedMVL:
     )
     files = [folder / "config.json", folder / PREPROCESSOR, *(words / name for name in TOKENIZER_FILES), *weights.files]
     return MedMVL(model, tokenizer, processor, config, tuple(file for file in files if file.is_file()))
+
+
+def llava_config(config: MedMVLConfig, image_token: int) -> LlavaConfig:
+    """A checkpoint's shapes as transformers takes them.
+
+    Args:
+        config: what its config.json says.
+        image_token: the token that holds the image's place.
+    """
+    return LlavaConfig(
+        vision_config=config.vision,
+        text_config=config.llm,
+        image_token_index=image_token,
+        image_seq_length=config.image_tokens,
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy=config.select,
+        vision_feature_layer=config.select_layer,
+        tie_word_embeddings=bool(config.llm.tie_word_embeddings),
+    )
 
 
 def _image_token(tokenizer: PreTrainedTokenizerBase, config: MedMVLConfig, folder: Path) -> int:

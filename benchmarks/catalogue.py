@@ -1,0 +1,88 @@
+"""The table of benchmarks, and what may be asked of each."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from benchmarks.record import Record, Settings
+from medmllm_plugins.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark, not imported before it runs.
+
+    Attributes:
+        module: where it stands: a module with a function ``run(settings: Settings) -> Record``.
+        summary: what is compared, in one line.
+        repeats: how often each side is timed unless the user says otherwise.
+        devices: where it can run.
+        sizes: sizes of model it knows, its default first; empty where there is no model.
+    """
+
+    module: str
+    summary: str
+    repeats: int
+    devices: tuple[str, ...] = ("cpu",)
+    sizes: tuple[str, ...] = ()
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "startup": Benchmark(
+        module="benchmarks.startup",
+        summary="import lmms_eval.models, with this package's entry point against without",
+        repeats=15,
+    ),
+    "generation": Benchmark(
+        module="benchmarks.generation",
+        summary="answers in batches of 16 against MedM-VL's reference loop, one image at a time",
+        repeats=7,
+        devices=("cpu", "cuda"),
+        sizes=("tiny", "3b"),
+    ),
+}
+
+
+def settings_for(name: str, *, device: str, size: str | None, repeats: int | None) -> Settings:
+    """Check what the user asked for, and fill in the defaults.
+
+    Args:
+        name: one of :data:`BENCHMARKS`.
+        device: ``"cpu"`` or ``"cuda"``.
+        size: size of the model; ``None`` for the benchmark's default.
+        repeats: timed runs of each side; ``None`` for the benchmark's default.
+
+    Raises:
+        OptionError: there is no such benchmark, or it cannot run so.
+    """
+    benchmark = BENCHMARKS.get(name)
+    if benchmark is None:
+        raise OptionError(f"Expected a benchmark's name ({', '.join(BENCHMARKS)}), but got {name!r}.")
+    if device not in benchmark.devices:
+        raise OptionError(
+            f"{name}: expected `--device` to be {' or '.join(benchmark.devices)}, but got {device!r}: "
+            f"use `--device {benchmark.devices[0]}`."
+        )
+    if size is not None and not benchmark.sizes:
+        raise OptionError(f"{name}: expected no `--size`, since there is no model, but got {size!r}: leave it out.")
+    if size is not None and size not in benchmark.sizes:
+        raise OptionError(
+            f"{name}: expected `--size` to be {' or '.join(benchmark.sizes)}, but got {size!r}: "
+            f"use `--size {benchmark.sizes[0]}`."
+        )
+    if repeats is not None and repeats < 1:
+        raise OptionError(f"{name}: expected `--repeats` to be at least 1, but got {repeats}: use `--repeats 1`.")
+    return Settings(
+        name=name,
+        device=device,
+        size=size or (benchmark.sizes[0] if benchmark.sizes else None),
+        repeats=benchmark.repeats if repeats is None else repeats,
+    )
+
+
+def run(settings: Settings) -> Record:
+    """Run the benchmark that ``settings`` names."""
+    record: Record = importlib.import_module(BENCHMARKS[settings.name].module).run(settings)
+    return record

@@ -1,0 +1,201 @@
+"""One evaluation harness for all tests of this room: loaded once, and the demo's answers are shared."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.image_files import write_picture
+
+REAL_DATA = os.environ.get("MEDMLLM_DATA")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one call of the host's ``simple_evaluate`` returned, and the run folder it left."""
+
+    returned: dict[str, Any]
+    folder: Path
+    seconds: float
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return found
+
+    def values(self, task: str) -> dict[str, Any]:
+        """The task's metrics, without the host's standard errors."""
+        found = self.returned["results"][task]
+        return {key: value for key, value in found.items() if "_stderr" not in key and key != "alias"}
+
+    def samples(self, task: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.returned["samples"][task]
+        return found
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in a folder of its own, since a run without ``run_dir`` makes its folder where it stands."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("MEDMLLM_DATA", "MEDMLLM_STRICT", "MEDMLLM_DISABLE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def task_manager() -> Any:
+    """The host's index of all its tasks and ours; takes seconds to build."""
+    import lmms_eval.models  # noqa: F401 - reads our entry point, as it does before every evaluation
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+@pytest.fixture(scope="session")
+def drawn_once() -> Iterator[None]:
+    """Draw the phantoms once in a session and not once an evaluation; sets on disk are read every time."""
+    from medmllm_plugins.host import tasks
+
+    real, drawn = tasks.load_dataset, {}
+
+    def load_dataset(spec: Any) -> Any:
+        if spec.folder:
+            return real(spec)
+        if spec.name not in drawn:
+            drawn[spec.name] = real(spec)
+        return drawn[spec.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "load_dataset", load_dataset)
+        yield
+
+
+@pytest.fixture(scope="session")
+def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
+    """Evaluate as the host's command line does, in process: ``evaluate(folder, model=..., tasks=[...], ...)``.
+
+    ``folder`` is where the command line's ``--output_path`` points.
+    """
+    import torch
+    from lmms_eval.evaluator import simple_evaluate
+
+    from medmllm_plugins.host import run
+
+    torch.set_num_threads(1)  # the demo is too small for more; on a busy machine they wait for each other
+
+    def call(folder: Path, **settings: Any) -> Evaluated:
+        run.start()
+        settings = {
+            "model": "medm_vl",
+            "model_args": "pretrained=demo,device=cpu",
+            "tasks": ["med_cls_demo"],
+            "task_manager": task_manager,
+            "bootstrap_iters": 0,
+            "cli_args": Namespace(
+                output_path=str(folder), seed=[7, 8, 9, 10], model="from_command_line", process_with_media=False
+            ),
+            **settings,
+        }
+        # The host collects garbage twice an evaluation; what is loaded already need not be looked through for it.
+        gc.freeze()
+        try:
+            began = time.perf_counter()
+            returned = simple_evaluate(**settings)
+            seconds = time.perf_counter() - began
+        finally:
+            gc.unfreeze()
+        found = run.current().folder
+        assert found is not None
+        return Evaluated(returned, found.absolute(), seconds)
+
+    return call
+
+
+DEMO_LIMIT = 42  # leaves a batch that is not full at 16 and at 5
+
+
+@pytest.fixture(scope="session")
+def demo_by_batch(evaluate: Callable[..., Evaluated], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Evaluated]:
+    """The demo's evaluation by batch size."""
+    folder = tmp_path_factory.mktemp("demo")
+    return {
+        size: evaluate(
+            folder / "not_here",
+            model_args=f"pretrained=demo,device=cpu,run_dir={folder / str(size)}",
+            batch_size=size,
+            limit=DEMO_LIMIT,
+        )
+        for size in (16, 5, 1)
+    }
+
+
+@pytest.fixture(scope="session")
+def demo(demo_by_batch: dict[int, Evaluated]) -> Evaluated:
+    """The demo's evaluation at batch size 16."""
+    return demo_by_batch[16]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images that ``MEDMLLM_DATA`` named when the session began."""
+    if REAL_DATA is None:
+        pytest.skip("MEDMLLM_DATA is not set: no real images")
+    return Path(REAL_DATA).absolute()
+
+
+@pytest.fixture
+def data_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small sound BUSI and COVID19-CT trees, named by ``MEDMLLM_DATA``."""
+    root = tmp_path / "data"
+    for label in ("benign", "malignant", "normal"):
+        for number in range(1, 7):
+            write_picture(root / "busi" / "Dataset_BUSI_with_GT" / label / f"{label} ({number}).png")
+    for name in ("CT_COVID", "CT_NonCOVID"):
+        for number in range(6):
+            write_picture(root / "covid19_ct" / name / f"{name}{number}-p{number}.png")
+    monkeypatch.setenv("MEDMLLM_DATA", str(root))
+    return root
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> Callable[[], set[str]]:
+    """Says which files and folders there are below the test's folder, to show that nothing was left behind."""
+
+    def listed() -> set[str]:
+        return {
+            os.path.relpath(os.path.join(root, name), tmp_path)
+            for root, folders, files in os.walk(tmp_path)
+            for name in (*folders, *files)
+        }
+
+    return listed
+
+
+@pytest.fixture
+def fresh_manager() -> Iterator[None]:
+    """A plugin manager of the test's own."""
+    from medmllm_plugins.manager import reset
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """Warnings that the host's logger was given."""
+    import lmms_eval.models  # noqa: F401 - sets the logger up anew at its import
+    from loguru import logger
+
+    messages: list[str] = []
+    sink = logger.add(lambda message: messages.append(str(message)), level="WARNING", format="{message}")
+    yield messages
+    logger.remove(sink)

@@ -1,0 +1,461 @@
+"""How the host gets to know our models and tasks, and that no fault of a plugin costs the host anything."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lmms_eval
+import lmms_eval.models
+import lmms_eval.tasks
+import pytest
+from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
+
+import medmllm_plugins
+from medmllm_plugins.errors import PluginError
+from medmllm_plugins.hookspecs import hookimpl
+from medmllm_plugins.host import bridge
+from medmllm_plugins.manager import get_manager, reset
+from medmllm_plugins.specs import ModelSpec, TaskFolder
+
+PACKAGE = Path(medmllm_plugins.__file__).parent
+OURS = {"med_cls", "med_cls_demo", "med_cls_busi", "med_cls_covid19_ct"}
+MEDM_VL = ModelManifest(model_id="medm_vl", chat_class_path="medmllm_plugins.host.models.medm_vl")
+
+
+class Plugin:
+    """A plugin registered in process, with the models and the task folder it is given."""
+
+    def __init__(self, *models: ModelSpec, tasks: Path | None = None) -> None:
+        self.models = models
+        self.tasks = tasks
+
+    @hookimpl
+    def medmllm_models(self) -> list[ModelSpec]:
+        return list(self.models)
+
+    @hookimpl
+    def medmllm_tasks(self) -> list[TaskFolder]:
+        return [] if self.tasks is None else [TaskFolder(path=str(self.tasks))]
+
+
+class Broken(Plugin):
+    @hookimpl
+    def medmllm_models(self) -> list[ModelSpec]:
+        raise RuntimeError("this plugin is broken")
+
+
+@pytest.fixture(autouse=True)
+def own_tables(fresh_manager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's listings as copies, since what is registered shows in them."""
+    for table in ("AVAILABLE_SIMPLE_MODELS", "AVAILABLE_CHAT_TEMPLATE_MODELS"):
+        monkeypatch.setattr(lmms_eval.models, table, dict(getattr(lmms_eval.models, table)))
+
+
+@pytest.fixture
+def register() -> Callable[..., None]:
+    def call(plugin: Plugin, name: str = "throwaway") -> None:
+        get_manager().pluggy.register(plugin, name=name)
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., Path]:
+    """Write ``NAME.yaml`` files into a folder."""
+
+    def call(folder: str, **contents: str) -> Path:
+        (tmp_path / folder).mkdir()
+        for name, content in contents.items():
+            (tmp_path / folder / f"{name}.yaml").write_text(content)
+        return tmp_path / folder
+
+    return call
+
+
+def spec(name: str, **changes: Any) -> ModelSpec:
+    return ModelSpec(**{"name": name, "summary": "A model.", "loader": "nowhere.module:load", **changes})
+
+
+def plain_index(**settings: Any) -> TaskManager:
+    """A task manager without the host's own tasks, which take seconds to read."""
+    return TaskManager(include_defaults=False, **settings)
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hosts_registry_knows_our_model() -> None:
+    from lmms_eval.api.model import lmms
+
+    assert bridge.manifests() == [MEDM_VL]
+    assert "medm_vl" in lmms_eval.models.list_available_models()
+    model = lmms_eval.models.get_model("medm_vl")
+    assert issubclass(model, lmms) and model.is_simple is False
+    assert (model.__name__, model.__module__) == ("medm_vl", "medmllm_plugins.host.models")
+    assert model.spec.loader == "medmllm_plugins.models.medm_vl:load"
+
+
+def test_the_entry_points_lead_here() -> None:
+    from importlib.metadata import entry_points
+
+    for group, function in (("lmms_eval.models", bridge.manifests), ("lmms_eval.tasks", bridge.task_folders)):
+        (entry,) = [entry for entry in entry_points(group=group) if entry.name == "medmllm_plugins"]
+        assert entry.load() is function
+
+
+def test_a_class_of_an_unknown_model_is_an_attribute_error() -> None:
+    from medmllm_plugins.host import models
+
+    with pytest.raises(AttributeError, match="no registered model has that name"):
+        _ = models.no_such_model
+    assert not hasattr(models, "no_such_model")  # what import machinery asks
+
+
+def test_plugin_models_are_named_beside_ours(register: Callable[..., None]) -> None:
+    register(Plugin(spec("of_loader"), spec("of_wrapper", loader=None, wrapper="package.module.Class")))
+    found = {manifest.model_id: manifest for manifest in bridge.manifests()}
+    assert found["medm_vl"] == MEDM_VL
+    assert found["of_loader"].chat_class_path == "medmllm_plugins.host.models.of_loader"
+    assert found["of_wrapper"].chat_class_path == "package.module.Class"
+    # `lmms-eval models` reads this table.
+    assert lmms_eval.models.AVAILABLE_CHAT_TEMPLATE_MODELS["of_wrapper"] == "package.module.Class"
+    # The host imports by the dotted path.
+    assert importlib.import_module("medmllm_plugins.host.models").of_loader.spec.name == "of_loader"
+
+
+def test_manifests_may_be_asked_for_twice(warned: list[str]) -> None:
+    assert bridge.manifests() == bridge.manifests() == [MEDM_VL]
+    assert warned == []
+
+
+@pytest.mark.parametrize("name", ["dummy", "qwen2_5_vl", "async_openai"])
+def test_a_models_name_that_the_host_has_stays_the_hosts(
+    register: Callable[..., None], warned: list[str], name: str
+) -> None:
+    register(Plugin(spec(name), spec("of_its_own")))
+    assert [manifest.model_id for manifest in bridge.manifests()] == ["medm_vl", "of_its_own"]
+    assert len(warned) == 1 and f"'{name}'" in warned[0] and "left out" in warned[0]
+
+
+@pytest.mark.parametrize("name", ["gemini_api", "openai_compatible", "dummy_video_reader"])
+def test_a_models_second_name_in_the_host_stays_the_hosts(
+    register: Callable[..., None], warned: list[str], name: str
+) -> None:
+    """The host registers plugins with overwriting: what we hand over under such a name would take it away."""
+    assert any(name in names for names in lmms_eval.models.MODEL_ALIASES.values())
+    register(Plugin(spec(name)))
+    assert bridge.manifests() == [MEDM_VL]
+    assert len(warned) == 1 and f"'{name}'" in warned[0]
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def call(*arguments: Any, **settings: Any) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("get_manager", RuntimeError("no manager")),
+        ("get_manager", PluginError("strict")),
+        ("get_manager", RecursionError()),
+        ("get_manager", UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text")),
+        ("install_task_hook", OSError("no hook")),
+        ("install_task_hook", ImportError("no module")),
+        ("_manifests", AttributeError("the host has changed")),
+    ],
+    ids=repr,
+)
+def test_manifests_never_raise(
+    monkeypatch: pytest.MonkeyPatch, warned: list[str], function: str, error: BaseException
+) -> None:
+    """One exception would drop the models of every other package."""
+    monkeypatch.setattr(bridge, function, failing(error))
+    assert bridge.manifests() == []
+    assert len(warned) == 1 and type(error).__name__ in warned[0] and "medmllm-plugins" in warned[0]
+
+
+def test_task_folders_never_raise(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
+    assert [Path(folder) for folder in bridge.task_folders()] == [PACKAGE / "tasks" / "med_cls"]
+    monkeypatch.setattr(bridge, "get_manager", failing(RuntimeError("no manager")))
+    assert bridge.task_folders() == []
+    assert len(warned) == 1 and "RuntimeError" in warned[0]
+
+
+@pytest.mark.parametrize("table", ["AVAILABLE_SIMPLE_MODELS", "AVAILABLE_CHAT_TEMPLATE_MODELS", "MODEL_ALIASES"])
+def test_a_host_without_its_tables_gets_our_models_all_the_same(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    monkeypatch.delattr(lmms_eval.models, table)
+    assert bridge.manifests() == [MEDM_VL]
+
+
+def test_a_host_of_another_make_gets_nothing_and_no_error(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
+    monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", None)  # importing it raises ImportError
+    assert bridge.manifests() == []
+    assert len(warned) == 1
+
+
+def test_a_broken_plugin_costs_its_own_models_only(register: Callable[..., None]) -> None:
+    register(Broken(), "broken")
+    register(Plugin(spec("sound")), "sound")
+    assert [manifest.model_id for manifest in bridge.manifests()] == ["medm_vl", "sound"]
+
+
+def test_strict_names_no_models_but_does_not_raise_here(
+    register: Callable[..., None], monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    monkeypatch.setenv("MEDMLLM_STRICT", "1")
+    reset()
+    register(Broken())
+    assert bridge.manifests() == []
+    assert len(warned) == 1 and "PluginError" in warned[0] and "this plugin is broken" in warned[0]
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hosts_index_holds_our_tasks_beside_its_own(task_manager: TaskManager) -> None:
+    assert set(task_manager.all_tasks) >= OURS
+    assert "med_cls" in task_manager.all_groups
+    assert set(task_manager.all_subtasks) >= OURS - {"med_cls"}
+    assert len(task_manager.all_tasks) > 100 and "mme" in task_manager.all_tasks
+    assert task_manager.match_tasks(["med_cls_d*"]) == ["med_cls_demo"]
+
+
+def test_the_hosts_listing_shows_our_tasks() -> None:
+    listed = plain_index().list_all_tasks()
+    assert all(f"|{name}" in listed for name in OURS)
+    assert "generate_until" in listed
+
+
+def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
+    from medmllm_plugins.host.tasks import ClassificationTask
+
+    paths = sorted(path for path in (PACKAGE / "tasks").rglob("*.yaml") if path.parent.name != "datasets")
+    names = set()
+    for path in paths:
+        simple, full = (load_yaml_config(str(path), mode=mode) for mode in ("simple", "full"))
+        assert set(simple) == set(full)
+        assert full["metadata"]["version"]
+        if isinstance(full["task"], str):
+            assert full["class"] is ClassificationTask
+            assert full["output_type"] == "generate_until"  # all that the host's chat models answer
+            assert full["task"] == f"med_cls_{full['metadata']['medmllm']['dataset']}"
+            names.add(full["task"])
+        else:
+            assert set(full["task"]) < OURS
+            names.add(full["group"])
+    assert names == OURS
+
+
+def test_the_host_finds_them_by_itself_too() -> None:
+    """What the host's own walk over our folder finds, and what we add, agree; and neither hides the other."""
+    theirs = plain_index()
+    for name in OURS:
+        assert Path(theirs.task_index[name]["yaml_path"]).is_file()
+    walked = theirs._get_task_and_group(str(PACKAGE / "tasks" / "med_cls"))
+    assert set(walked) == OURS
+    for name, entry in walked.items():
+        assert Path(entry["yaml_path"]).samefile(theirs.task_index[name]["yaml_path"])
+        assert (entry["type"] == "group") == (theirs.task_index[name]["type"] == "group")
+        assert entry.get("task") == theirs.task_index[name].get("task")
+
+
+def test_no_metrics_name_holds_another() -> None:
+    """The host finds the metrics of a group by substring."""
+    from medmllm_plugins.host.tasks import METRICS
+
+    assert not [(a, b) for a in METRICS for b in METRICS if a != b and a in b]
+
+
+def test_a_name_that_is_taken_stays_as_it_was(
+    register: Callable[..., None], files: Callable[..., Path], warned: list[str]
+) -> None:
+    """Built-in before ``--include_path`` before plugin."""
+    included = files("included", a="task: med_cls_demo\ndataset_path: json\n", b="task: shared\ndataset_path: json\n")
+    register(Plugin(tasks=files("plugin", b="task: shared\n", c="task: free\n")))
+    index = plain_index(include_path=str(included)).task_index
+    assert Path(index["med_cls_demo"]["yaml_path"]).parent == included
+    assert Path(index["shared"]["yaml_path"]).parent == included
+    assert index["free"]["type"] == "task"
+    assert len(warned) == 2
+    for name, plugin in (("med_cls_demo", "builtin"), ("shared", "throwaway")):
+        assert any(f"'{name}' of {plugin} is hidden" in message for message in warned)
+
+
+def test_a_task_of_the_host_is_not_replaced(
+    register: Callable[..., None], files: Callable[..., Path], warned: list[str], task_manager: TaskManager
+) -> None:
+    register(Plugin(tasks=files("plugin", a="task: mme\n")))
+    index = {name: dict(entry) for name, entry in task_manager.task_index.items() if name not in OURS}
+    before = dict(index["mme"])
+    bridge.add_tasks(index)
+    assert index["mme"] == before and set(index) >= OURS
+    assert len(warned) == 1 and "'mme'" in warned[0]
+
+
+def test_naming_our_own_folder_is_no_conflict(warned: list[str]) -> None:
+    index = plain_index(include_path=str(PACKAGE / "tasks" / "med_cls")).task_index
+    assert set(index) == OURS
+    assert warned == []
+
+
+def test_a_broken_task_file_costs_only_itself(
+    register: Callable[..., None], files: Callable[..., Path], warned: list[str]
+) -> None:
+    """In a folder that the host walks itself, one such file ends every command."""
+    folder = files("plugin", bad="task: bad\nmetadata: {a: [1\n", good="task: good\n", odd="- a list\n", none="a: 1\n")
+    register(Plugin(tasks=folder))
+    assert set(plain_index().all_tasks) == OURS | {"good"}
+    assert len(warned) == 3
+    for name in ("bad", "odd", "none"):
+        assert any(f"{name}.yaml, line" in message and "throwaway" in message for message in warned)
+
+
+def test_a_broken_plugin_costs_only_its_own_tasks(
+    register: Callable[..., None], files: Callable[..., Path], warned: list[str]
+) -> None:
+    register(Plugin(tasks=Path(str(files("gone")) + "/not_there")), "lost")
+    register(Broken(tasks=files("kept", a="task: kept\n")), "broken")
+    assert set(plain_index().all_tasks) == OURS | {"kept"}
+    assert sorted("lost" in message for message in warned) == [False, True]
+
+
+def test_groups_of_plugins_are_groups(register: Callable[..., None], files: Callable[..., Path]) -> None:
+    register(Plugin(tasks=files("plugin", g="group: several\ntask: [med_cls_demo]\n")))
+    found = plain_index()
+    assert "several" in found.all_groups
+    assert found.task_index["several"]["task"] == -1  # the host's sign for "read the file when called"
+
+
+def test_strict_raises_when_the_index_is_built(
+    register: Callable[..., None], files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDMLLM_STRICT", "1")
+    reset()
+    assert set(plain_index().all_tasks) == OURS
+    register(Plugin(tasks=files("plugin", bad="task: [\n")))
+    with pytest.raises(PluginError, match=r"bad\.yaml, line"):
+        plain_index()
+
+
+class Faulty:
+    """A manager that breaks where it is asked to."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def tasks(self) -> dict[str, Any]:
+        if self.where == "tasks":
+            raise RuntimeError("tasks are broken")
+        return dict(get_manager().tasks())
+
+    @property
+    def failures(self) -> list[Any]:
+        if self.where == "failures":
+            raise RuntimeError("failures are broken")
+        return []
+
+
+@pytest.mark.parametrize("where", ["tasks", "failures", "get_manager"])
+def test_a_faulty_manager_does_not_cost_the_host_its_own_tasks(
+    monkeypatch: pytest.MonkeyPatch, files: Callable[..., Path], warned: list[str], where: str
+) -> None:
+    """This runs in every command of a host that has us installed, also where nobody asks for our tasks."""
+    broken = failing(RuntimeError("no manager")) if where == "get_manager" else lambda: Faulty(where)
+    monkeypatch.setattr(bridge, "get_manager", broken)
+    index = plain_index(include_path=str(files("theirs", a="task: theirs\ndataset_path: json\n")))
+    assert "theirs" in index.all_tasks
+    assert any("medmllm-plugins" in message for message in warned)
+
+
+def test_the_kind_of_request_is_forgotten_after_an_error() -> None:
+    assert bridge.requested_task_type() == "simple"
+    with pytest.raises(KeyError):
+        plain_index().load_task_or_group("no_such_task", "chat")
+    assert bridge.requested_task_type() == "simple"
+
+
+# -- the hook on the host's module -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def not_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """``lmms_eval.tasks`` as if it had not been imported; the real one is back afterwards."""
+    monkeypatch.setattr(lmms_eval, "tasks", lmms_eval.tasks)
+    monkeypatch.delitem(sys.modules, "lmms_eval.tasks")
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, bridge._TasksFinder)])
+    yield
+
+
+def finders() -> int:
+    return sum(isinstance(finder, bridge._TasksFinder) for finder in sys.meta_path)
+
+
+def hooked(module: ModuleType) -> bool:
+    return set(module.TaskManager(include_defaults=False).all_tasks) == OURS
+
+
+def test_hook_before_the_import(not_imported: None) -> None:
+    bridge.install_task_hook()
+    assert "lmms_eval.tasks" not in sys.modules and finders() == 1
+    module = importlib.import_module("lmms_eval.tasks")
+    assert hooked(module)
+    assert finders() == 0  # one-shot: no other import is touched
+    assert module.TaskManager.initialize_tasks.__doc__  # wrapped, and still itself
+
+
+def test_hook_after_the_import(not_imported: None) -> None:
+    module = importlib.import_module("lmms_eval.tasks")
+    assert not hasattr(module.TaskManager.initialize_tasks, "medmllm")
+    assert module.TaskManager(include_defaults=False).all_tasks == []
+    bridge.install_task_hook()
+    assert hooked(module) and finders() == 0
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.MonkeyPatch, imported: bool) -> None:
+    if imported:
+        importlib.import_module("lmms_eval.tasks")
+    for _ in range(3):
+        bridge.install_task_hook()
+    assert finders() == (0 if imported else 1)
+    module = importlib.import_module("lmms_eval.tasks")
+    bridge.install_task_hook()
+    calls: list[int] = []
+    real = bridge.add_tasks
+    monkeypatch.setattr(bridge, "add_tasks", lambda index: calls.append(1) or real(index))  # type: ignore[func-returns-value]
+    assert hooked(module) and calls == [1]
+
+
+def test_looking_for_the_module_does_not_use_the_hook_up(not_imported: None) -> None:
+    """Tools ask whether a module is there before they import it."""
+    bridge.install_task_hook()
+    found = importlib.util.find_spec("lmms_eval.tasks")
+    assert found is not None and found.origin is not None
+    assert hooked(importlib.import_module("lmms_eval.tasks"))
+
+
+def test_other_imports_are_left_alone(not_imported: None) -> None:
+    bridge.install_task_hook()
+    (finder,) = [finder for finder in sys.meta_path if isinstance(finder, bridge._TasksFinder)]
+    assert finder.find_spec("lmms_eval.tasks.mme") is None
+    assert finder.find_spec("lmms_eval") is None
+    assert finder.find_spec("tasks") is None
+    assert finders() == 1
+
+
+def test_an_import_that_fails_is_the_hosts_own_error(not_imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmms_eval, "__path__", [])
+    bridge.install_task_hook()
+    with pytest.raises(ModuleNotFoundError, match="lmms_eval"):
+        importlib.import_module("lmms_eval.tasks")
