@@ -154,7 +154,8 @@ class _Classification(ConfigurableTask):
 
         Returns:
             For each metric the record of the row, from which the aggregation computes it; that of ``accuracy``
-            carries ``score`` and ``group`` beside it, by which the host computes its own standard errors, and the answer.
+            carries ``score`` and ``group`` beside it, by which the host computes its own standard errors, and the
+            answer.
         """
         reply = envelope.unpack(str(results[0] or ""))
         answer = self.rows.question(doc).read(reply.text)

@@ -149,10 +149,10 @@ class MedicalMLLM(lmms):
         return [answers[_key(request)] for request in requests]
 
     def _batches(self, requests: Sequence[Instance]) -> Iterator[tuple[list[Instance], list[_Question]]]:
-        """Batches of requests with one generation setting, images decoded one batch ahead of the model."""
-        settings: dict[str, list[Instance]] = {}
+        """Batches with one generation setting and one set of labels, images decoded one batch ahead of the model."""
+        settings: dict[tuple[str, tuple[str, ...] | None], list[Instance]] = {}
         for request in requests:
-            settings.setdefault(repr(sorted(request.args[2].items())), []).append(request)
+            settings.setdefault((repr(sorted(request.args[2].items())), self._labels(request)), []).append(request)
         batches = [
             alike[start : start + self.batch_size]
             for alike in settings.values()
@@ -167,6 +167,13 @@ class MedicalMLLM(lmms):
                     ahead = reader.submit(self._read, batches[position + 1])
                 yield batch, questions
 
+    def _labels(self, request: Instance) -> tuple[str, ...] | None:
+        """The answers to score: tasks of this package name them in each row."""
+        if not _is_ours(request):
+            return None
+        _, _, _, doc_id, task, split = request.args
+        return tuple(self.task_dict[task][split][doc_id]["answers"])
+
     def _read(self, requests: Sequence[Instance]) -> list[_Question]:
         return [self._question(request) for request in requests]
 
@@ -179,15 +186,13 @@ class MedicalMLLM(lmms):
                 f"found {settings}. Set them with --gen_kwargs do_sample=False,temperature=0,num_beams=1."
             )
         until = settings.get("until") or ()
-        asked = (request.metadata or {}).get("medmllm")
-        labels = asked.get("labels") if isinstance(asked, Mapping) else None
         return _Question(
             text=text,
             image=image,
             max_new_tokens=self.max_new_tokens or int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
             until=(until,) if isinstance(until, str) else tuple(until),
-            labels=None if labels is None else tuple(labels),
-            wrapped=isinstance(asked, Mapping),
+            labels=self._labels(request),
+            wrapped=_is_ours(request),
         )
 
     @staticmethod
@@ -225,6 +230,11 @@ class MedicalMLLM(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered: classification is one question and one answer."""
         raise ModelError(f"{self.spec.name} answers single-round generation tasks only.")
+
+
+def _is_ours(request: Instance) -> bool:
+    """Whether the task that asks reads envelopes."""
+    return isinstance((request.metadata or {}).get("medmllm"), Mapping)
 
 
 def _key(request: Instance) -> tuple[str, str, int, int]:

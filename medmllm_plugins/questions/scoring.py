@@ -45,7 +45,7 @@ class AnySummary(Protocol):
 
 def metrics(settings: Settings) -> tuple[str, ...]:
     """The metrics that the host prints for a task."""
-    found = METRICS
+    found: tuple[str, ...] = METRICS
     if settings.dataset.kind == "ordinal":
         found = (*found, "kappa")
     return (*found, "spread", "flips") if len(variants(settings)) > 1 else found
