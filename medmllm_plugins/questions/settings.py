@@ -150,9 +150,9 @@ def _spec(dataset: object, task: str) -> DatasetSpec:
     if isinstance(dataset, Mapping):
         return parse_spec(dataset, task)
     specs = dataset_specs()
-    if dataset not in specs:
+    if not isinstance(dataset, str) or dataset not in specs:
         raise OptionError(f"No data set is called {dataset!r}; declared are {sorted(specs)}.")
-    return specs[str(dataset)]
+    return specs[dataset]
 
 
 def _view(found: Mapping[str, Any]) -> View:
