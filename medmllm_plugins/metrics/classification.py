@@ -96,6 +96,24 @@ def matthews(counts: Floats) -> Floats:
     return clipped
 
 
+def quadratic_kappa(counts: Floats) -> Floats:
+    """Agreement of ordered classes beyond chance, disagreements weighted by the square of their distance. Shape (...).
+
+    An answer that was not parsed counts as far from the truth as an answer can be, so that refusing hard documents
+    cannot raise it. NaN where all documents have one class and one answer. Source: Cohen, "Weighted kappa", 1968.
+    """
+    classes = counts.shape[-2]
+    rank = np.arange(classes, dtype=np.float64)
+    weight = np.empty((classes, classes + 1))
+    weight[:, :-1] = (rank[:, None] - rank[None, :]) ** 2
+    weight[:, -1] = np.maximum(rank, classes - 1 - rank) ** 2
+    total = counts.sum((-2, -1))
+    true, answered = counts.sum(-1), counts.sum(-2)
+    expected = ratio(np.einsum("...i,...j,ij->...", true, answered, weight), total)
+    value: Floats = 1.0 - ratio((counts * weight).sum((-2, -1)), expected)
+    return value
+
+
 def _hits(counts: Floats) -> Floats:
     diagonal: Floats = np.diagonal(counts, axis1=-2, axis2=-1)
     return diagonal

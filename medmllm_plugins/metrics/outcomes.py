@@ -25,6 +25,9 @@ class Outcome:
         predicted: the class that was answered; ``None`` exactly when the answer was not parsed.
         status: ``"parsed"``, ``"ambiguous"``, ``"out_of_list"`` or ``"refusal"``.
         scores: log p(label | prompt, image) of each class in class order, in nats; ``None`` if the model gave none.
+        finding: what was asked about in a multi-label set, whose labels are then yes and no; ``None`` elsewhere.
+        variant: which order of options or which wording was used, where several are compared.
+        document: the document asked about; several rows may be about one. ``None`` where ``id`` says it.
 
     Raises:
         DataError: ``status`` is none of the four, ``predicted`` does not agree with it, or a score is not finite.
@@ -36,6 +39,9 @@ class Outcome:
     predicted: str | None
     status: str
     scores: tuple[float, ...] | None = None
+    finding: str | None = None
+    variant: str = ""
+    document: str | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -52,7 +58,8 @@ class Outcome:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The outcome as plain JSON types; ``scores`` becomes a list."""
+        """The outcome as plain JSON types; ``scores`` becomes a list, and what does not apply is left out."""
+        told = {"finding": self.finding, "variant": self.variant, "document": self.document}
         return {
             "id": self.id,
             "group": self.group,
@@ -60,6 +67,7 @@ class Outcome:
             "predicted": self.predicted,
             "status": self.status,
             "scores": None if self.scores is None else [float(score) for score in self.scores],
+            **{key: value for key, value in told.items() if value},
         }
 
     @classmethod
@@ -79,4 +87,7 @@ class Outcome:
             predicted=record["predicted"],
             status=record["status"],
             scores=None if scores is None else tuple(float(score) for score in scores),
+            finding=record.get("finding"),
+            variant=record.get("variant", ""),
+            document=record.get("document"),
         )

@@ -1,4 +1,4 @@
-"""Area under the ROC curve of label scores, under many weightings of the documents at once."""
+"""How well label scores rank documents, under many weightings of the documents at once."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def log_odds(scores: Floats) -> Floats:
     return odds
 
 
-class WeightedAUROC:
-    """Area under the ROC curve of one score; sorted once, evaluated for any weights.
+class WeightedRanking:
+    """How well one score ranks: AUROC and average precision; sorted once, evaluated for any weights.
 
-    The area is the probability that a positive document scores higher than a negative one, a tie counting one half
-    (Mann and Whitney 1947; Hanley and McNeil 1982).
+    AUROC is the probability that a positive document scores higher than a negative one, a tie counting one half (Mann
+    and Whitney 1947; Hanley and McNeil 1982). Average precision is the mean precision at the rank of each positive,
+    documents of equal scores sharing a rank (scikit-learn's ``average_precision_score``).
 
     Args:
         score: (n,) float64, higher for documents more likely to be positive.
@@ -54,15 +55,18 @@ class WeightedAUROC:
         # Where the run of equal scores around each positive begins and ends, in the sorted order.
         self._begin: Ints = np.searchsorted(ranked, ranked[at], side="left")
         self._end: Ints = np.searchsorted(ranked, ranked[at], side="right")
+        # The first positive of each positive's run, among the positives.
+        self._first: Ints = np.searchsorted(self._begin, self._begin, side="left")
 
-    def __call__(self, weights: Floats) -> Floats:
-        """Compute the area.
+    def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Compute both.
 
         Args:
             weights: (n, B) float64, not negative; column b holds how often each document occurs in resample b.
 
         Returns:
-            (B,) float64; NaN where a column gives all its weight to positives, or all to negatives.
+            AUROC, (B,) float64, NaN where a column gives all its weight to positives, or all to negatives; average
+            precision, (B,) float64, NaN where it gives none to positives.
         """
         below = np.zeros((weights.shape[0] + 1, weights.shape[1]))
         np.cumsum(weights[self._order], axis=0, out=below[1:])
@@ -70,15 +74,21 @@ class WeightedAUROC:
         positive, total = mine.sum(0), below[-1]
         # Twice the weight below each positive, its ties counted half, positives included; among themselves the
         # positives contribute exactly positive**2, since every pair counts one in total.
-        wins = (mine * (below[self._begin] + below[self._end])).sum(0) - positive**2
+        under = below[self._begin]
+        wins = (mine * (under + below[self._end])).sum(0) - positive**2
         pairs = 2 * positive * (total - positive)
-        return ratio(wins, pairs)
+        # Precision at each positive: of the weight that scores at least as high, the share of positives.
+        lower = np.zeros((len(mine) + 1, weights.shape[1]))
+        np.cumsum(mine, axis=0, out=lower[1:])
+        reached = ratio(positive - lower[self._first], total - under)
+        found = (mine * np.nan_to_num(reached)).sum(0)  # undefined only where nothing above has any weight
+        return ratio(wins, pairs), ratio(found, positive)
 
 
-class MacroAUROC:
-    """AUROC of label scores: the mean one-vs-rest over the classes present.
+class MacroRanking:
+    """AUROC and average precision of label scores: means one-vs-rest over the classes present.
 
-    Of two classes either has the same area, so that mean is the AUROC of the positive class, whichever it is.
+    Of two classes either has the same AUROC, so that mean is the AUROC of the positive class, whichever it is.
 
     Source: Provost and Domingos, "Well-trained PETs: improving probability estimation trees", 2000, in its
     unweighted (macro) form.
@@ -90,14 +100,18 @@ class MacroAUROC:
 
     def __init__(self, scores: Floats, truth: Ints) -> None:
         odds = log_odds(scores)
-        classes = [1] if scores.shape[1] == 2 else [int(k) for k in np.unique(truth)]
-        self._areas = [WeightedAUROC(odds[:, k], truth == k) for k in classes]
+        self._rankings = [WeightedRanking(odds[:, k], truth == k) for k in np.unique(truth)]
 
-    def __call__(self, weights: Floats) -> Floats:
-        """Compute it for weights of shape (n, B); (B,) float64.
+    def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Compute AUROC and average precision for weights of shape (n, B); (B,) float64 each.
 
-        The mean runs over the classes that occur in the resample; NaN where that is one class only.
+        The means run over the classes that occur in the resample; NaN where that is one class only.
         """
-        areas = np.stack([area(weights) for area in self._areas])
+        areas, precisions = (np.stack(found) for found in zip(*(rank(weights) for rank in self._rankings), strict=True))
         defined = ~np.isnan(areas)
-        return ratio(np.where(defined, areas, 0.0).sum(0), defined.sum(0).astype(np.float64))
+        count = defined.sum(0).astype(np.float64)
+
+        def mean(values: Floats) -> Floats:
+            return ratio(np.where(defined, values, 0.0).sum(0), count)
+
+        return mean(areas), mean(precisions)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medmllm_plugins.metrics.ranking import MacroAUROC, WeightedAUROC, log_odds
+from medmllm_plugins.metrics.ranking import MacroRanking, WeightedRanking, log_odds
 
 
 @settings(max_examples=100, deadline=None)
@@ -18,8 +18,13 @@ from medmllm_plugins.metrics.ranking import MacroAUROC, WeightedAUROC, log_odds
 )
 def test_weighted_area_with_ties_equals_scikit_learn(rows):
     score, positive, *weights = (np.array(column) for column in zip(*rows, strict=True))
-    found = WeightedAUROC(score.astype(float), positive)(np.stack(weights, axis=1).astype(float))
-    for value, weight in zip(found, weights, strict=True):
+    found, precision = WeightedRanking(score.astype(float), positive)(np.stack(weights, axis=1).astype(float))
+    for value, average, weight in zip(found, precision, weights, strict=True):
+        if weight[positive].sum():
+            expected = average_precision_score(positive, score, sample_weight=weight)
+            assert average == pytest.approx(expected, abs=1e-12)
+        else:
+            assert np.isnan(average)
         if weight[positive].sum() and weight[~positive].sum():
             assert value == pytest.approx(roc_auc_score(positive, score, sample_weight=weight), abs=1e-12)
         else:
@@ -28,8 +33,11 @@ def test_weighted_area_with_ties_equals_scikit_learn(rows):
 
 def test_hand_computed_area():
     # Positives 0.9 and 0.4, negatives 0.4 and 0.1: of four pairs three are won and one is a tie.
-    area = WeightedAUROC(np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False]))
-    assert area(np.ones((4, 1))) == pytest.approx([3.5 / 4])
+    ranking = WeightedRanking(np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False]))
+    area, precision = ranking(np.ones((4, 1)))
+    assert area == pytest.approx([3.5 / 4])
+    # Precision is 1 at the first positive and 2/3 at the second, which shares its rank with a negative.
+    assert precision == pytest.approx([(1 + 2 / 3) / 2])
 
 
 @pytest.mark.parametrize("classes", [3, 5])
@@ -39,10 +47,15 @@ def test_macro_one_vs_rest_equals_scikit_learn(classes):
     scores = generator.normal(size=(200, classes))
     scores[np.arange(200), truth] += 1
     weights = generator.integers(0, 4, size=(200, 3)).astype(float)
-    found = MacroAUROC(scores, truth)(weights)
+    found, precision = MacroRanking(scores, truth)(weights)
     for b in range(3):
         expected = roc_auc_score(truth, softmax(scores, axis=1), multi_class="ovr", sample_weight=weights[:, b])
         assert found[b] == pytest.approx(expected, abs=1e-12)
+        each = [
+            average_precision_score(truth == k, softmax(scores, axis=1)[:, k], sample_weight=weights[:, b])
+            for k in range(classes)
+        ]
+        assert precision[b] == pytest.approx(np.mean(each), abs=1e-12)
 
 
 def test_the_mean_runs_over_the_classes_that_occur():
@@ -51,9 +64,9 @@ def test_the_mean_runs_over_the_classes_that_occur():
     scores = generator.normal(size=(40, 4))
     probability = softmax(scores, axis=1)
     expected = np.mean([roc_auc_score(truth == k, probability[:, k]) for k in (0, 2)])
-    assert MacroAUROC(scores, truth)(np.ones((40, 1))) == pytest.approx([expected])
+    assert MacroRanking(scores, truth)(np.ones((40, 1)))[0] == pytest.approx([expected])
     only_first = (truth == 0).astype(float)[:, None]
-    assert np.isnan(MacroAUROC(scores, truth)(only_first)).all()
+    assert np.isnan(MacroRanking(scores, truth)(only_first)).all()
 
 
 @pytest.mark.parametrize("positive", [0, 1])
@@ -62,7 +75,7 @@ def test_of_two_classes_either_has_the_same_area(positive):
     truth = generator.integers(2, size=60)
     scores = generator.normal(size=(60, 2))
     expected = roc_auc_score(truth == positive, softmax(scores, axis=1)[:, positive])
-    assert MacroAUROC(scores, truth)(np.ones((60, 1))) == pytest.approx([expected], abs=1e-12)
+    assert MacroRanking(scores, truth)(np.ones((60, 1)))[0] == pytest.approx([expected], abs=1e-12)
 
 
 def test_log_odds_are_the_logit_of_the_softmax_and_ignore_a_shift():

@@ -1,0 +1,88 @@
+"""Whether the probabilities of label scores mean what they say, under many weightings of the documents at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medmllm_plugins.metrics.classification import Floats, ratio
+from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.metrics.ranking import Ints
+
+BINS = 15
+"""Bins of equal width between 0 and 1, as in Guo et al. 2017."""
+
+
+def probabilities(scores: Floats) -> Floats:
+    """Softmax of label scores, (n, K), over the classes."""
+    shifted = np.exp(scores - scores.max(1, keepdims=True))
+    found: Floats = shifted / shifted.sum(1, keepdims=True)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability diagram.
+
+    Attributes:
+        low: lower end of its confidences.
+        high: upper end.
+        n: documents in it.
+        confidence: mean probability of the top class; NaN where there is none.
+        accuracy: share of documents whose top class is the true one; NaN where there is none.
+    """
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    accuracy: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, ``None`` in place of NaN."""
+        return {
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "confidence": number(self.confidence),
+            "accuracy": number(self.accuracy),
+        }
+
+
+class Calibration:
+    """Expected calibration error of the top class, and Brier score.
+
+    Sources: Guo et al., "On calibration of modern neural networks", 2017 (ECE); Brier, "Verification of forecasts
+    expressed in terms of probability", 1950, in its multi-class form, from 0 to 2.
+
+    Args:
+        scores: (n, K) label scores, in nats.
+        truth: (n,) indices of the true classes.
+    """
+
+    def __init__(self, scores: Floats, truth: Ints) -> None:
+        p = probabilities(scores)
+        rows = np.arange(len(p))
+        self._confidence = p.max(1)
+        self._right = (p.argmax(1) == truth).astype(np.float64)
+        self._brier = (p**2).sum(1) - 2 * p[rows, truth] + 1
+        # A confidence on the edge of two bins belongs to the lower one.
+        self._bin = np.clip(np.ceil(self._confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
+        self._gaps = np.zeros((BINS, len(p)))
+        self._gaps[self._bin, rows] = self._right - self._confidence
+
+    def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Compute both for weights of shape (n, B); expected calibration error and Brier score, (B,) float64 each."""
+        total = weights.sum(0)
+        return ratio(np.abs(self._gaps @ weights).sum(0), total), ratio(self._brier @ weights, total)
+
+    def table(self) -> tuple[Bin, ...]:
+        """The reliability diagram: one entry a bin, lowest confidences first."""
+        n = np.bincount(self._bin, minlength=BINS).astype(np.float64)
+        confidence = ratio(np.bincount(self._bin, self._confidence, BINS), n)
+        right = ratio(np.bincount(self._bin, self._right, BINS), n)
+        return tuple(
+            Bin(k / BINS, (k + 1) / BINS, int(n[k]), float(confidence[k]), float(right[k])) for k in range(BINS)
+        )
