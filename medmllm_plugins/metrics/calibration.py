@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from medmllm_plugins.metrics.classification import Floats, ratio
+from medmllm_plugins.metrics.classification import Floats, Ints, ratio
 from medmllm_plugins.metrics.intervals import number
-from medmllm_plugins.metrics.ranking import Ints
 
 BINS = 15
 """Bins of equal width between 0 and 1, as in Guo et al. 2017."""
@@ -30,25 +29,19 @@ class Bin:
         low: lower end of its confidences.
         high: upper end.
         n: documents in it.
-        confidence: mean probability of the top class; NaN where there is none.
-        accuracy: share of documents whose top class is the true one; NaN where there is none.
+        confidence: mean probability of the top class; ``None`` where there is none.
+        accuracy: share of documents whose top class is the true one; ``None`` where there is none.
     """
 
     low: float
     high: float
     n: int
-    confidence: float
-    accuracy: float
+    confidence: float | None
+    accuracy: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, ``None`` in place of NaN."""
-        return {
-            "low": self.low,
-            "high": self.high,
-            "n": self.n,
-            "confidence": number(self.confidence),
-            "accuracy": number(self.accuracy),
-        }
+        """Plain JSON types."""
+        return asdict(self)
 
 
 class Calibration:
@@ -81,8 +74,8 @@ class Calibration:
     def table(self) -> tuple[Bin, ...]:
         """The reliability diagram: one entry a bin, lowest confidences first."""
         n = np.bincount(self._bin, minlength=BINS).astype(np.float64)
-        confidence = ratio(np.bincount(self._bin, self._confidence, BINS), n)
-        right = ratio(np.bincount(self._bin, self._right, BINS), n)
+        confidence = ratio(np.bincount(self._bin, self._confidence, BINS).astype(np.float64), n)
+        right = ratio(np.bincount(self._bin, self._right, BINS).astype(np.float64), n)
         return tuple(
-            Bin(k / BINS, (k + 1) / BINS, int(n[k]), float(confidence[k]), float(right[k])) for k in range(BINS)
+            Bin(k / BINS, (k + 1) / BINS, int(n[k]), number(confidence[k]), number(right[k])) for k in range(BINS)
         )

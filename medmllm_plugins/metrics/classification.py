@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.intp]
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -99,17 +100,17 @@ def matthews(counts: Floats) -> Floats:
 def quadratic_kappa(counts: Floats) -> Floats:
     """Agreement of ordered classes beyond chance, disagreements weighted by the square of their distance. Shape (...).
 
-    An answer that was not parsed counts as far from the truth as an answer can be, so that refusing hard documents
-    cannot raise it. NaN where all documents have one class and one answer. Source: Cohen, "Weighted kappa", 1968.
+    In the observed disagreement an answer that was not parsed is as far from the truth as an answer can be, so that
+    refusing does not pay; the disagreement expected by chance is that of the parsed answers. NaN where no answer was
+    parsed, or all documents have one class and one answer. Source: Cohen, "Weighted kappa", 1968.
     """
     classes = counts.shape[-2]
     rank = np.arange(classes, dtype=np.float64)
     weight = np.empty((classes, classes + 1))
     weight[:, :-1] = (rank[:, None] - rank[None, :]) ** 2
     weight[:, -1] = np.maximum(rank, classes - 1 - rank) ** 2
-    total = counts.sum((-2, -1))
-    true, answered = counts.sum(-1), counts.sum(-2)
-    expected = ratio(np.einsum("...i,...j,ij->...", true, answered, weight), total)
+    true, answered = counts.sum(-1), counts[..., :-1].sum(-2)
+    expected = ratio(np.einsum("...i,...j,ij->...", true, answered, weight[:, :-1]), answered.sum(-1))
     value: Floats = 1.0 - ratio((counts * weight).sum((-2, -1)), expected)
     return value
 

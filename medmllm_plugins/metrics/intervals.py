@@ -8,14 +8,17 @@ and each brings all of its documents. Sources: Efron and Tibshirani, "An Introdu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.classification import Floats, Ints
 
 LEVEL = 0.95
+RESAMPLES = 2000
+_CELLS = 2_000_000
+"""Numbers in one array of resampled weights, 16 MB: enough for speed, and bounded for any size of data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,12 @@ class Estimate:
     def to_dict(self) -> dict[str, float | None]:
         """The three numbers, ``None`` in place of NaN."""
         return {"value": number(self.value), "low": number(self.low), "high": number(self.high)}
+
+    def percent(self) -> str:
+        """As people read it: the value and its interval, in percent."""
+        if math.isnan(self.low):
+            return f"{self.value:.1%} (no interval: one group)"
+        return f"{self.value:.1%} (95 % CI {self.low:.1%} to {self.high:.1%})"
 
 
 def number(value: float) -> float | None:
@@ -59,6 +68,28 @@ def resampled_weights(groups: int, resamples: int, seed: int, *, at_once: int) -
         size = min(at_once, resamples - start)
         drawn = generator.integers(groups, size=(size, groups)) * size + np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=groups * size).reshape(groups, size).astype(np.float64)
+
+
+def bootstrap(
+    evaluate: Callable[[Floats], Mapping[str, Floats]], group: Ints, *, resamples: int, seed: int, cells: int = 1
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Evaluate metrics on all documents, and on resamples of their groups.
+
+    Args:
+        evaluate: metrics under document weights of shape (n, B); each has the shape (B, ...).
+        group: (n,) index of each document's group, from 0.
+        resamples: number of resamples.
+        seed: of the random generator.
+        cells: numbers that ``evaluate`` holds for each resample where these are more than documents.
+
+    Returns:
+        For each metric its value, (...), and its values on the resamples, (resamples, ...).
+    """
+    values = {name: found[0] for name, found in evaluate(np.ones((len(group), 1))).items()}
+    at_once = max(1, _CELLS // max(len(group), cells))
+    weights = resampled_weights(int(group.max()) + 1, resamples, seed, at_once=at_once)
+    parts = [evaluate(drawn[group]) for drawn in weights]
+    return values, {name: np.concatenate([part[name] for part in parts]) for name in values}
 
 
 def estimate(value: float, resampled: Floats, *, groups: int) -> Estimate:

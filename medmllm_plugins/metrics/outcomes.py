@@ -12,6 +12,8 @@ from medmllm_plugins.errors import DataError
 Status = Literal["parsed", "ambiguous", "out_of_list", "refusal"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 """How parsing an answer can end; only ``"parsed"`` comes with a predicted class."""
+UNPARSED = tuple(f"({status})" for status in STATUSES if status != "parsed")
+"""How tables call the answers that were not parsed."""
 
 
 @dataclass(frozen=True, slots=True)

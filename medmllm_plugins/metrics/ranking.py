@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 from numpy.typing import NDArray
 
-from medmllm_plugins.metrics.classification import Floats, ratio
-
-Ints: TypeAlias = NDArray[np.intp]
+from medmllm_plugins.metrics.classification import Floats, Ints, ratio
 
 
 def log_odds(scores: Floats) -> Floats:
@@ -96,11 +92,13 @@ class MacroRanking:
     Args:
         scores: (n, K) label scores, in nats.
         truth: (n,) indices of the true classes.
+        only: rank this class alone.
     """
 
-    def __init__(self, scores: Floats, truth: Ints) -> None:
+    def __init__(self, scores: Floats, truth: Ints, *, only: int | None = None) -> None:
         odds = log_odds(scores)
-        self._rankings = [WeightedRanking(odds[:, k], truth == k) for k in np.unique(truth)]
+        ranked = np.unique(truth) if only is None else [only]
+        self._rankings = [WeightedRanking(odds[:, k], truth == k) for k in ranked]
 
     def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
         """Compute AUROC and average precision for weights of shape (n, B); (B,) float64 each.

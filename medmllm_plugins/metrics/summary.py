@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.baselines import baselines, majority_class
-from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.calibration import Bin, Calibration
+from medmllm_plugins.metrics.checks import check_options, check_outcomes
+from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.files import csv_text, write_whole
-from medmllm_plugins.metrics.intervals import Estimate, estimate, number, resampled_weights
-from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
-from medmllm_plugins.metrics.ranking import Ints, MacroAUROC
-
-_OVERALL: dict[str, Callable[[Floats], Floats]] = {
-    "accuracy": classification.accuracy,
-    "balanced": classification.balanced_accuracy,
-    "macro_f1": classification.macro_f1,
-    "mcc": classification.matthews,
-    "parsed": classification.parsed_share,
-}
-_UNPARSED = tuple(f"({status})" for status in STATUSES if status != "parsed")
-_NAMED = 20
-_CELLS = 2_000_000
-"""Numbers in one array of resampled weights, 16 MB: enough for speed, and bounded for any size of data set."""
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
+from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
+from medmllm_plugins.metrics.ranking import MacroRanking
+from medmllm_plugins.metrics.tables import OVERALL, SCORED, Tables, score_matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +69,9 @@ class Summary:
         positive: the positive class, if the data set has one.
         n: documents.
         n_groups: groups they fall into.
-        metrics: ``accuracy``, ``balanced``, ``macro_f1``, ``mcc``, ``parsed``, and ``auroc`` where every document has
-            scores and at least two classes occur.
+        metrics: ``accuracy``, ``balanced``, ``macro_f1``, ``mcc``, ``parsed``; ``kappa`` where the classes are ordered;
+            and where every document has scores and at least two classes occur, ``auroc``, ``auprc`` (average
+            precision), ``ece`` (expected calibration error) and ``brier``.
         accuracy_on_parsed: value NaN where no answer was parsed.
         sensitivity: of ``positive``; ``None`` if there is no such class.
         specificity: likewise.
@@ -88,6 +80,7 @@ class Summary:
         per_class: one entry a class, in class order.
         confusion: K rows (true) of K + 3 counts: answers of each class, then ambiguous, out of list, refusal.
         statuses: number of answers of each status, all four named.
+        reliability: the reliability diagram of the label scores; empty without them.
         resamples: bootstrap resamples drawn.
         seed: of the random generator.
     """
@@ -105,6 +98,7 @@ class Summary:
     per_class: tuple[ClassSummary, ...]
     confusion: tuple[tuple[int, ...], ...]
     statuses: dict[str, int]
+    reliability: tuple[Bin, ...]
     resamples: int
     seed: int
 
@@ -112,8 +106,8 @@ class Summary:
         """The one sentence to read: accuracy, what it has to beat, and how much was parsed."""
         accuracy = self.metrics["accuracy"]
         return (
-            f"accuracy {_percent(accuracy)} (majority class {self.baselines['majority_class']['accuracy']:.1%}), "
-            f"balanced accuracy {_percent(self.metrics['balanced'])}, "
+            f"accuracy {accuracy.percent()} (majority class {self.baselines['majority_class']['accuracy']:.1%}), "
+            f"balanced accuracy {self.metrics['balanced'].percent()}, "
             f"{self.metrics['parsed'].value:.1%} of {self.n} answers parsed, {self.n_groups} groups."
         )
 
@@ -133,10 +127,11 @@ class Summary:
             "per_class": [found.to_dict() for found in self.per_class],
             "confusion": {
                 "rows": list(self.labels),
-                "columns": [*self.labels, *_UNPARSED],
+                "columns": [*self.labels, *UNPARSED],
                 "counts": [list(row) for row in self.confusion],
             },
             "statuses": dict(self.statuses),
+            "reliability": [found.to_dict() for found in self.reliability],
             "interval": "95 % percentile, cluster bootstrap over groups",
             "resamples": self.resamples,
             "seed": self.seed,
@@ -215,7 +210,7 @@ class Summary:
 
     def _confusion_csv(self) -> str:
         return csv_text(
-            ["true", *self.labels, *_UNPARSED],
+            ["true", *self.labels, *UNPARSED],
             ([label, *row] for label, row in zip(self.labels, self.confusion, strict=True)),
         )
 
@@ -225,7 +220,8 @@ def summarise(
     labels: Sequence[str],
     positive: str | None,
     *,
-    resamples: int = 1000,
+    kind: str = "multiclass",
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Summary:
     """Compute every metric with a cluster bootstrap interval.
@@ -242,6 +238,7 @@ def summarise(
         labels: the K >= 2 classes; their order is that of ``Outcome.scores`` and of all tables.
         positive: the class whose sensitivity and specificity stand at the top level. For two classes it does not touch
             the AUROC, which is the same for either.
+        kind: ``"ordinal"`` where the order of ``labels`` is that of grades; then ``kappa`` is among the metrics.
         resamples: bootstrap resamples.
         seed: of the random generator; same seed, same intervals.
 
@@ -251,8 +248,8 @@ def summarise(
         OptionError: ``labels``, ``positive``, ``resamples`` or ``seed`` is invalid.
     """
     labels = tuple(labels)
-    _check_options(labels, positive, resamples, seed)
-    _check_outcomes(outcomes, labels)
+    check_options(labels, positive, resamples, seed)
+    check_outcomes(outcomes, labels)
 
     # A fixed order of documents and groups, so that the seed alone decides what is drawn.
     ordered = sorted(outcomes, key=lambda outcome: outcome.id)
@@ -266,31 +263,31 @@ def summarise(
     )
     group: Ints = np.array([group_index[outcome.group] for outcome in ordered], dtype=np.intp)
 
-    tables = _Tables(truth, answer, classes)
-    auroc = _auroc(ordered, truth)
+    tables = Tables(truth, answer, classes)
+    overall_metrics = {**OVERALL, "kappa": classification.quadratic_kappa} if kind == "ordinal" else OVERALL
+    scores = score_matrix(ordered)
+    ranked = None if scores is None or np.unique(truth).size < 2 else MacroRanking(scores, truth)
+    calibration = None if scores is None or ranked is None else Calibration(scores, truth)
 
     def evaluate(weights: Floats) -> dict[str, Floats]:
         """Every metric under document weights of shape (n, B): (B,) arrays, those by class (B, K)."""
         counts = tables(weights)
-        found = {name: metric(counts) for name, metric in _OVERALL.items()}
-        if auroc is not None:
-            found["auroc"] = auroc(weights)
+        found = {name: metric(counts) for name, metric in overall_metrics.items()}
+        if ranked is not None and calibration is not None:
+            found["auroc"], found["auprc"] = ranked(weights)
+            found["ece"], found["brier"] = calibration(weights)
         found["accuracy_on_parsed"] = classification.accuracy_on_parsed(counts)
         found["sensitivity"] = classification.sensitivity(counts)
         found["specificity"] = classification.specificity(counts)
         return found
 
-    values = evaluate(np.ones((len(ordered), 1)))
-    # A resample takes a column of n weights and a table of K (K + 1) counts.
-    at_once = max(1, _CELLS // max(len(ordered), classes * (classes + 1)))
-    parts = [evaluate(weights[group]) for weights in resampled_weights(groups, resamples, seed, at_once=at_once)]
-    resampled = {name: np.concatenate([part[name] for part in parts]) for name in values}
+    values, resampled = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=classes * (classes + 1))
 
     def overall(name: str, rests_on: int) -> Estimate:
-        return estimate(float(values[name][0]), resampled[name], groups=rests_on)
+        return estimate(float(values[name]), resampled[name], groups=rests_on)
 
     def of_class(name: str, k: int, rests_on: int) -> Estimate:
-        return estimate(float(values[name][0, k]), resampled[name][:, k], groups=rests_on)
+        return estimate(float(values[name][k]), resampled[name][:, k], groups=rests_on)
 
     counts = tables(np.ones((len(ordered), 1)))[0]
     support = counts.sum(1)
@@ -317,7 +314,7 @@ def summarise(
         positive=positive,
         n=len(ordered),
         n_groups=groups,
-        metrics={name: overall(name, groups) for name in (*_OVERALL, "auroc") if name in values},
+        metrics={name: overall(name, groups) for name in (*overall_metrics, *SCORED) if name in values},
         accuracy_on_parsed=overall("accuracy_on_parsed", parsed_groups),
         sensitivity=None if chosen is None else chosen.sensitivity,
         specificity=None if chosen is None else chosen.specificity,
@@ -326,88 +323,13 @@ def summarise(
         per_class=tuple(per_class),
         confusion=_confusion(ordered, labels),
         statuses={status: statuses[status] for status in STATUSES},
+        reliability=() if calibration is None else calibration.table(),
         resamples=resamples,
         seed=seed,
     )
 
 
-class _Tables:
-    """Confusion counts under any document weights.
-
-    Documents are sorted by cell once, and a resample's table is the sum of weights in each cell; only cells that hold a
-    document are stored, so many groups and many classes cost no memory.
-    """
-
-    def __init__(self, truth: Ints, answer: Ints, classes: int) -> None:
-        cell = truth * (classes + 1) + answer
-        self._order: Ints = np.argsort(cell, kind="stable")
-        self._cells, self._starts = np.unique(cell[self._order], return_index=True)
-        self._classes = classes
-
-    def __call__(self, weights: Floats) -> Floats:
-        """Tables of shape (B, K, K + 1) for weights of shape (n, B)."""
-        counts = np.zeros((weights.shape[1], self._classes * (self._classes + 1)))
-        counts[:, self._cells] = np.add.reduceat(weights[self._order], self._starts, axis=0).T
-        return counts.reshape(-1, self._classes, self._classes + 1)
-
-
-def _auroc(outcomes: Sequence[Outcome], truth: Ints) -> MacroAUROC | None:
-    scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
-    if len(scores) < len(outcomes) or np.unique(truth).size < 2:
-        return None
-    return MacroAUROC(np.array(scores, dtype=np.float64), truth)
-
-
 def _confusion(outcomes: Iterable[Outcome], labels: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     """Counts with a column for each way of not being parsed."""
     cells = Counter((o.label, f"({o.status})" if o.predicted is None else o.predicted) for o in outcomes)
-    return tuple(tuple(cells[label, column] for column in (*labels, *_UNPARSED)) for label in labels)
-
-
-def _check_options(labels: tuple[str, ...], positive: str | None, resamples: int, seed: int) -> None:
-    if len(labels) < 2 or len(set(labels)) < len(labels) or set(labels) & set(_UNPARSED):
-        raise OptionError(
-            f"Expected argument `labels` to be at least two different class names, none of them in {list(_UNPARSED)}, "
-            f"but got {list(labels)}."
-        )
-    if positive is not None and positive not in labels:
-        raise OptionError(f"Expected argument `positive` to be None or one of {list(labels)}, but got {positive!r}.")
-    if resamples < 1:
-        raise OptionError(f"Expected argument `resamples` to be at least 1, but got {resamples!r}.")
-    if seed < 0:
-        raise OptionError(f"Expected argument `seed` to be 0 or more, but got {seed!r}.")
-
-
-def _check_outcomes(outcomes: Sequence[Outcome], labels: tuple[str, ...]) -> None:
-    if not outcomes:
-        raise DataError("Expected at least one scored document, found none. Does the evaluated fold hold documents?")
-    if repeated := [identifier for identifier, times in Counter(o.id for o in outcomes).items() if times > 1]:
-        raise DataError(
-            f"Expected every document id once, found {len(repeated)} more than once: {_first(sorted(repeated))}. "
-            "Score each document a single time."
-        )
-    known = set(labels)
-    for role, strangers in {
-        "true": [(o.id, o.label) for o in outcomes if o.label not in known],
-        "predicted": [(o.id, o.predicted) for o in outcomes if o.predicted is not None and o.predicted not in known],
-    }.items():
-        if strangers:
-            raise DataError(
-                f"Expected every {role} class to be one of {list(labels)}, found another in {len(strangers)} documents "
-                f"(id, class): {_first(sorted(strangers))}. Use the class names of the data set's declaration."
-            )
-    if odd := [(o.id, len(o.scores)) for o in outcomes if o.scores is not None and len(o.scores) != len(labels)]:
-        raise DataError(
-            f"Expected {len(labels)} scores a document, one a class, found another number in {len(odd)} documents "
-            f"(id, scores): {_first(sorted(odd))}. Score the labels in the order {list(labels)}."
-        )
-
-
-def _first(items: Sequence[object]) -> str:
-    return ", ".join(map(repr, items[:_NAMED])) + (", …" if len(items) > _NAMED else "")
-
-
-def _percent(found: Estimate) -> str:
-    ends = found.to_dict()
-    interval = "no interval: one group" if ends["low"] is None else f"95 % CI {found.low:.1%} to {found.high:.1%}"
-    return f"{found.value:.1%} ({interval})"
+    return tuple(tuple(cells[label, column] for column in (*labels, *UNPARSED)) for label in labels)

@@ -11,7 +11,7 @@ from medmllm_plugins.data.dataset import Dataset
 from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.multilabel import summarise_findings
-from medmllm_plugins.metrics.outcome_files import write_outcomes
+from medmllm_plugins.metrics.outcome_files import SUFFIX, file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.metrics.variants import summarise_variants
@@ -91,11 +91,6 @@ def write(
     """
     stem = file_stem(task)
     summary.write(folder, stem)
-    write_outcomes(folder / f"{stem}.outcomes.jsonl", outcomes, answers)
+    write_outcomes(folder / f"{stem}{SUFFIX}", outcomes, answers)
     manifest = fold_manifest.to_json(data.spec.name, data.fingerprint, data.documents)
     write_whole(folder / f"{data.spec.name}.folds.json", manifest)
-
-
-def file_stem(task: str) -> str:
-    """A task's name as a part of file names: arguments behind it are joined by ``+``."""
-    return task.replace(":", "+")

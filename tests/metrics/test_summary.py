@@ -75,7 +75,43 @@ def test_order_changes_nothing_and_json_holds_everything(run, shuffler):
         if first["n_groups"] == 1:
             assert found["low"] is None, name
         elif found["low"] is not None:
-            assert -1 <= found["low"] <= found["high"] <= 1
+            assert -1 <= found["low"] <= found["high"] <= (2 if name == "brier" else 1)
+
+
+def written_out_ece(probability, truth):
+    """Expected calibration error of Guo et al. 2017, bin by bin."""
+    confidence, right = probability.max(1), probability.argmax(1) == np.array(truth)
+    total = 0.0
+    for k in range(15):
+        inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+def test_kappa_of_grades_equals_scikit_learn():
+    outcomes = [
+        Outcome(str(i), str(i % 7), LABELS[t], LABELS[a], "parsed")
+        for i, (t, a) in enumerate(np.random.default_rng(3).integers(3, size=(60, 2)).tolist())
+    ]
+    found = summarise(outcomes, LABELS, None, kind="ordinal", resamples=20).metrics["kappa"].value
+    truth, answer = ([LABELS.index(getattr(o, name)) for o in outcomes] for name in ("label", "predicted"))
+    assert found == pytest.approx(reference.cohen_kappa_score(truth, answer, weights="quadratic"))
+    refused = [Outcome(o.id, o.group, o.label, None, "refusal") if o.label != o.predicted else o for o in outcomes]
+    assert summarise(refused, LABELS, None, kind="ordinal", resamples=20).metrics["kappa"].value < found
+    assert "kappa" not in summarise(outcomes, LABELS, None, resamples=20).metrics
+
+
+def test_no_name_of_a_metric_holds_another():
+    """The host finds a group's metrics by substring."""
+    names = [*summarise(random_outcomes(), LABELS, None, kind="ordinal", resamples=10).metrics, "spread", "flips"]
+    assert not [(a, b) for a in names for b in names if a != b and a in b]
+
+
+def test_the_reliability_table_counts_every_document():
+    found = summarise(random_outcomes(), LABELS, None, resamples=10)
+    assert sum(one.n for one in found.reliability) == found.n and len(found.reliability) == 15
+    assert all(one.low - 1e-9 <= one.confidence <= one.high + 1e-9 for one in found.reliability if one.n)
 
 
 def test_values_equal_scikit_learn():
@@ -91,6 +127,11 @@ def test_values_equal_scikit_learn():
         "mcc": reference.matthews_corrcoef(truth, answer),
         "auroc": reference.roc_auc_score(truth, softmax(scores, axis=1), multi_class="ovr", labels=list(LABELS)),
         "parsed": np.mean([outcome.status == "parsed" for outcome in outcomes]),
+        "auprc": reference.average_precision_score(
+            np.array(truth)[:, None] == np.array(LABELS), softmax(scores, axis=1), average="macro"
+        ),
+        "brier": ((softmax(scores, axis=1) - (np.array(truth)[:, None] == np.array(LABELS))) ** 2).sum(1).mean(),
+        "ece": written_out_ece(softmax(scores, axis=1), [LABELS.index(label) for label in truth]),
     }
     assert {name: found.value for name, found in summary.metrics.items()} == pytest.approx(expected)
     assert summary.sensitivity == summary.per_class[1].sensitivity
@@ -133,7 +174,7 @@ def test_intervals_equal_a_bootstrap_written_out():
 def test_splitting_the_resamples_into_parts_changes_nothing(monkeypatch):
     outcomes = random_outcomes(n=40, groups=15)
     whole = summarise(outcomes, LABELS, "malignant", resamples=64).to_dict()
-    monkeypatch.setattr("medmllm_plugins.metrics.summary._CELLS", 40 * 8)
+    monkeypatch.setattr("medmllm_plugins.metrics.intervals._CELLS", 40 * 8)
     assert summarise(outcomes, LABELS, "malignant", resamples=64).to_dict() == whole
 
 
