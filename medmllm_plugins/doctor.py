@@ -13,6 +13,7 @@ from medmllm_plugins.environment import package_versions
 from medmllm_plugins.errors import one_line
 from medmllm_plugins.manager import DISABLE, IN_PROCESS, Failure, get_manager
 from medmllm_plugins.places import DATA_VARIABLE
+from medmllm_plugins.questions.names import declared_tasks
 
 State = Literal["ok", "missing", "broken"]
 
@@ -90,7 +91,7 @@ def _datasets() -> list[Finding]:
 def datasets() -> list[dict[str, Any]]:
     """Every declared data set: what it is, its task, and whether its folder is there."""
     variable = os.environ.get(DATA_VARIABLE)
-    tasks = get_manager().tasks()
+    tasks = declared_tasks()
     rows = []
     for spec in dataset_specs().values():
         folder = Path(variable).expanduser() / spec.folder if variable and spec.folder else None

@@ -333,7 +333,7 @@ class Manager:
         """Everything above, JSON-safe, for ``medmllm plugins --json``."""
         shown = [*self.plugins, *([USER] if tasks_folder().is_dir() else [])]
         given: dict[str, dict[str, list[str]]] = {
-            info.name: {"models": [], "tasks": [], "probes": [], "attributions": []} for info in shown
+            info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }
         for what, hook in (("models", "medmllm_models"), ("probes", "medmllm_probes")):
             for name, (_, info) in self._named(hook, HOOKS[hook]).items():
@@ -342,6 +342,8 @@ class Manager:
             given[info.name]["attributions"].append(name)
         for entry in self.tasks().values():
             given[entry.plugin]["tasks"].append(entry.name)
+        for info, _, folders in self._walked():
+            given[info.name]["datasets"] += sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
         return {
             "plugins": [{**info._asdict(), "hooks": list(info.hooks), **given[info.name]} for info in shown],
             "failures": [failure._asdict() for failure in self.failures],

@@ -47,8 +47,11 @@ def add_tasks(index: Index) -> None:
     from medmllm_plugins.questions.names import declared_tasks  # reads all declarations, which importing us must not
 
     for name, task in declared_tasks().items():
+        if name in index:
+            logger.warning(f"medmllm-plugins: task {name!r} of data set {task.dataset} is hidden by {index[name]}.")
+            continue
         asked = {"dataset": task.dataset, "protocol": task.protocol}
-        index.setdefault(name, {"type": "task", "yaml_path": str(task.path), _CONFIG: asked})
+        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked}
 
 
 def resolve(index: Index, name: str) -> str:

@@ -198,7 +198,10 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     found = json.loads(medmllm("plugins", "--json")[1])
     assert set(found) == {"plugins", "failures"}
     plugins = {plugin["name"]: plugin for plugin in found["plugins"]}
-    fields = {"name", "distribution", "version", "hooks", "disabled", "models", "tasks", "probes", "attributions"}
+    fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"} | {
+        "probes",
+        "attributions",
+    }
     assert all(set(plugin) == fields for plugin in plugins.values())
     assert plugins["giver"]["models"] == ["giver_vl"] and plugins["giver"]["version"] == "3.1"
     assert plugins["unwanted"]["disabled"] and not plugins["giver"]["disabled"]
@@ -217,7 +220,7 @@ def test_plugins_as_text_tell_what_each_brings(medmllm: Medmllm, install: Callab
     """As the command's own help and the README say."""
     install("giver", GIVING)
     text = medmllm("plugins")[1]
-    assert "giver_vl" in text and "medm_vl" in text and "med_cls_demo" in text
+    assert "giver_vl" in text and "medm_vl" in text and "datasets: busi, covid19_ct, demo\n" in text
 
 
 def test_a_failure_that_no_plugin_caused_reads_well(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:

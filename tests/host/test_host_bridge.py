@@ -21,12 +21,15 @@ from lmms_eval.utils import load_yaml_config
 import medmllm_plugins
 from medmllm_plugins.errors import PluginError
 from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.host import bridge
+from medmllm_plugins.host import bridge, names
 from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.specs import ModelSpec, TaskFolder
 
 PACKAGE = Path(medmllm_plugins.__file__).parent
-OURS = {"med_cls", "med_cls_demo", "med_cls_busi", "med_cls_covid19_ct"}
+FILES = {"med_cls"}
+OURS = FILES | {
+    f"med_cls_{dataset}{ending}" for dataset in ("demo", "busi", "covid19_ct") for ending in ("", "_letter", "_open")
+}
 MEDM_VL = ModelManifest(model_id="medm_vl", chat_class_path="medmllm_plugins.host.models.medm_vl")
 
 
@@ -228,33 +231,36 @@ def test_the_hosts_index_holds_our_tasks_beside_its_own(task_manager: TaskManage
     assert "med_cls" in task_manager.all_groups
     assert set(task_manager.all_subtasks) >= OURS - {"med_cls"}
     assert len(task_manager.all_tasks) > 100 and "mme" in task_manager.all_tasks
-    assert task_manager.match_tasks(["med_cls_d*"]) == ["med_cls_demo"]
+    assert task_manager.match_tasks(["med_cls_d*o"]) == ["med_cls_demo"]
 
 
 def test_the_hosts_listing_shows_our_tasks() -> None:
     listed = plain_index().list_all_tasks()
     assert all(f"|{name}" in listed for name in OURS)
-    assert "generate_until" in listed
 
 
 def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
-    from medmllm_plugins.host.tasks import ClassificationTask
-
     paths = sorted(path for path in (PACKAGE / "tasks").rglob("*.yaml") if path.parent.name != "datasets")
-    names = set()
+    found = set()
     for path in paths:
         simple, full = (load_yaml_config(str(path), mode=mode) for mode in ("simple", "full"))
         assert set(simple) == set(full)
         assert full["metadata"]["version"]
-        if isinstance(full["task"], str):
-            assert full["class"] is ClassificationTask
-            assert full["output_type"] == "generate_until"  # all that the host's chat models answer
-            assert full["task"] == f"med_cls_{full['metadata']['medmllm']['dataset']}"
-            names.add(full["task"])
-        else:
-            assert set(full["task"]) < OURS
-            names.add(full["group"])
-    assert names == OURS
+        assert set(full["task"]) < OURS
+        found.add(full["group"])
+    assert found == FILES
+
+
+def test_declared_tasks_load_with_the_hosts_own_loader() -> None:
+    """Its listing reads the file that stands behind each name."""
+    from medmllm_plugins.host.tasks import ClassificationTask
+
+    index = plain_index()
+    for name in OURS - FILES:
+        assert load_yaml_config(index.task_index[name]["yaml_path"], mode="simple")["classes"]
+        config = index._get_config(name)
+        assert config["class"] is ClassificationTask and config["task"] == name
+        assert config["output_type"] == "generate_until"  # all that the host's chat models answer
 
 
 def test_the_host_finds_them_by_itself_too() -> None:
@@ -263,7 +269,7 @@ def test_the_host_finds_them_by_itself_too() -> None:
     for name in OURS:
         assert Path(theirs.task_index[name]["yaml_path"]).is_file()
     walked = theirs._get_task_and_group(str(PACKAGE / "tasks" / "med_cls"))
-    assert set(walked) == OURS
+    assert set(walked) == FILES
     for name, entry in walked.items():
         assert Path(entry["yaml_path"]).samefile(theirs.task_index[name]["yaml_path"])
         assert (entry["type"] == "group") == (theirs.task_index[name]["type"] == "group")
@@ -272,24 +278,25 @@ def test_the_host_finds_them_by_itself_too() -> None:
 
 def test_no_metrics_name_holds_another() -> None:
     """The host finds the metrics of a group by substring."""
-    from medmllm_plugins.host.tasks import METRICS
+    from medmllm_plugins.questions.scoring import LOWER_IS_BETTER, METRICS
 
-    assert not [(a, b) for a in METRICS for b in METRICS if a != b and a in b]
+    printed = [*METRICS, *LOWER_IS_BETTER, "kappa"]
+    assert not [(a, b) for a in printed for b in printed if a != b and a in b]
 
 
 def test_a_name_that_is_taken_stays_as_it_was(
     register: Callable[..., None], files: Callable[..., Path], warned: list[str]
 ) -> None:
     """Built-in before ``--include_path`` before plugin."""
-    included = files("included", a="task: med_cls_demo\ndataset_path: json\n", b="task: shared\ndataset_path: json\n")
+    included = files("included", a="task: med_cls_demo_open\ndataset_path: json\n", b="task: shared\ndataset_path: json\n")
     register(Plugin(tasks=files("plugin", b="task: shared\n", c="task: free\n")))
     index = plain_index(include_path=str(included)).task_index
-    assert Path(index["med_cls_demo"]["yaml_path"]).parent == included
+    assert Path(index["med_cls_demo_open"]["yaml_path"]).parent == included
     assert Path(index["shared"]["yaml_path"]).parent == included
     assert index["free"]["type"] == "task"
     assert len(warned) == 2
-    for name, plugin in (("med_cls_demo", "builtin"), ("shared", "throwaway")):
-        assert any(f"'{name}' of {plugin} is hidden" in message for message in warned)
+    for name, origin in (("med_cls_demo_open", "data set demo"), ("shared", "throwaway")):
+        assert any(f"'{name}' of {origin} is hidden" in message for message in warned)
 
 
 def test_a_task_of_the_host_is_not_replaced(
@@ -298,7 +305,7 @@ def test_a_task_of_the_host_is_not_replaced(
     register(Plugin(tasks=files("plugin", a="task: mme\n")))
     index = {name: dict(entry) for name, entry in task_manager.task_index.items() if name not in OURS}
     before = dict(index["mme"])
-    bridge.add_tasks(index)
+    names.add_tasks(index)
     assert index["mme"] == before and set(index) >= OURS
     assert len(warned) == 1 and "'mme'" in warned[0]
 
@@ -372,7 +379,7 @@ def test_a_faulty_manager_does_not_cost_the_host_its_own_tasks(
 ) -> None:
     """This runs in every command of a host that has us installed, also where nobody asks for our tasks."""
     broken = failing(RuntimeError("no manager")) if where == "get_manager" else lambda: Faulty(where)
-    monkeypatch.setattr(bridge, "get_manager", broken)
+    monkeypatch.setattr(names, "get_manager", broken)
     index = plain_index(include_path=str(files("theirs", a="task: theirs\ndataset_path: json\n")))
     assert "theirs" in index.all_tasks
     assert any("medmllm-plugins" in message for message in warned)
@@ -432,8 +439,8 @@ def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.Monke
     module = importlib.import_module("lmms_eval.tasks")
     bridge.install_task_hook()
     calls: list[int] = []
-    real = bridge.add_tasks
-    monkeypatch.setattr(bridge, "add_tasks", lambda index: calls.append(1) or real(index))  # type: ignore[func-returns-value]
+    real = names.add_tasks
+    monkeypatch.setattr(names, "add_tasks", lambda index: calls.append(1) or real(index))  # type: ignore[func-returns-value]
     assert hooked(module) and calls == [1]
 
 

@@ -72,7 +72,7 @@ def test_samples_carry_our_id_and_label(demo: Any) -> None:
     samples = demo.samples(TASK)
     for sample in samples:
         # No image and no path among them, so that none reaches a log that is shared.
-        assert set(sample["doc"]) == {"id", "label", "group", "fold"}
+        assert set(sample["doc"]) == {"id", "document", "label", "group", "fold", "finding", "variant", "answers"}
         record = known[sample["doc"]["id"]]
         assert sample["target"] == sample["doc"]["label"] == record.label
         assert sample["doc"]["fold"] == record.fold == "test"
@@ -99,7 +99,9 @@ def test_metrics_are_those_of_scikit_learn(demo: Any) -> None:
         "parsed": 1.0,
     }
     written = json.loads((demo.folder / f"{TASK}.metrics.json").read_text(encoding="utf-8"))
-    assert {name: found["value"] for name, found in written["metrics"].items()} == pytest.approx(expected, abs=1e-9)
+    values = {name: found["value"] for name, found in written["metrics"].items()}
+    assert set(values) == set(expected) | {"auprc", "ece", "brier"}  # in the files, not in the host's table
+    assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-9)
     assert demo.values(TASK) == pytest.approx({f"{name},none": value for name, value in expected.items()}, abs=1e-9)
     assert all(found["low"] <= found["value"] <= found["high"] for found in written["metrics"].values())
     assert demo.manifest["tasks"][TASK]["metrics"] == written["metrics"]
@@ -151,8 +153,9 @@ def test_tables_are_those_of_scikit_learn(demo: Any) -> None:
 
 
 def test_run_folder_holds_these_files_and_no_drafts(demo: Any) -> None:
-    ends = ("metrics.json", "metrics.csv", "per_class.csv", "confusion.csv")
-    assert {path.name for path in demo.folder.iterdir()} == {"manifest.json", *(f"{TASK}.{end}" for end in ends)}
+    ends = ("metrics.json", "metrics.csv", "per_class.csv", "confusion.csv", "outcomes.jsonl")
+    expected = {"manifest.json", "demo.folds.json", *(f"{TASK}.{end}" for end in ends)}
+    assert {path.name for path in demo.folder.iterdir()} == expected
 
 
 def test_manifest_names_every_package_and_plugin(demo: Any) -> None:
@@ -273,7 +276,7 @@ def test_folds_of_a_task_are_obeyed(evaluate: Callable[..., Any], tmp_path: Path
     [
         ("{}", "`metadata: {medmllm: {dataset: NAME}}`"),
         ("{dataset: demo, colour: red}", "unknown keys ['colour']"),
-        ("{dataset: demo, protocol: open}", "closed_set"),
+        ("{dataset: demo, protocol: opened}", "closed_set"),
         ("{dataset: demo, folds: [tests]}", "validation"),
         ("{dataset: demo, folds: []}", "validation"),
         ("{dataset: nowhere}", "declared are ['busi', 'covid19_ct', 'demo']"),
@@ -387,8 +390,8 @@ def test_cached_answers_are_taken_for_the_same_data_only(
     assert answers(again) == answers(first)
     assert again.values(TASK) == first.values(TASK) and "auroc,none" in again.values(TASK)
 
-    def changed(spec: Any) -> Dataset:
-        return replace(load_dataset(spec), fingerprint="0" * 64)
+    def changed(spec: Any, **how: Any) -> Dataset:
+        return replace(load_dataset(spec, **how), fingerprint="0" * 64)
 
     monkeypatch.setattr(tasks, "load_dataset", changed)
     evaluate(tmp_path / "changed", **settings)

@@ -94,16 +94,17 @@ def ask(
     *messages: list[dict[str, Any]],
     task: str = "stranger",
     settings: dict[str, Any] | None = None,
+    labels: Sequence[str] = (),
     **metadata: Any,
 ) -> list[Any]:
-    """Requests of a chat task with one document for each of ``messages``."""
+    """Requests of a chat task with one row for each of ``messages``; rows of our own tasks hold the answers scored."""
     from lmms_eval.api.instance import Instance
 
-    model.task_dict[task] = {"test": list(messages)}
+    model.task_dict[task] = {"test": [{"messages": message, "answers": list(labels)} for message in messages]}
     return [
         Instance(
             request_type="generate_until",
-            arguments=("unused", lambda doc: doc, dict(settings or GREEDY), index, task, "test"),
+            arguments=("unused", lambda doc: doc["messages"], dict(settings or GREEDY), index, task, "test"),
             idx=0,
             metadata={"task": task, "doc_id": index, "repeats": 1, **metadata},
         )
@@ -128,7 +129,7 @@ def test_a_task_that_is_not_ours_gets_plain_text(echo: Echo) -> None:
 
 def test_a_task_of_ours_gets_an_envelope_with_scores_in_class_order(echo: Echo) -> None:
     model = build()
-    asked = ask(model, user(grey(7), "Which?"), task="ours", medmllm={"dataset": "d", "labels": ["normal", "cyst"]})
+    asked = ask(model, user(grey(7), "Which?"), task="ours", labels=["normal", "cyst"], medmllm={"dataset": "d"})
     (result,) = model.generate_until(asked)
     assert json.loads(result.text) == {"medmllm": 1, "text": "Which? 7. STOP and more", "scores": [-6.0, -4.0]}
     assert echo.batches[0]["labels"] == ("normal", "cyst")
@@ -137,7 +138,7 @@ def test_a_task_of_ours_gets_an_envelope_with_scores_in_class_order(echo: Echo) 
 def test_tasks_may_be_mixed_and_every_answer_finds_its_request(echo: Echo) -> None:
     model = build(batch_size=2)
     plain = ask(model, *(user(grey(i), f"p{i}") for i in range(5)), task="plain")
-    ours = ask(model, *(user(grey(i), f"o{i}") for i in range(3)), task="ours", medmllm={"labels": ["a", "bb"]})
+    ours = ask(model, *(user(grey(i), f"o{i}") for i in range(3)), task="ours", labels=["a", "bb"], medmllm={})
     # The same documents once more under other settings: they cannot share a batch.
     short = ask(
         model, *(user(grey(i), f"s{i}") for i in range(3)), task="short", settings={**GREEDY, "max_new_tokens": 2}
@@ -173,7 +174,7 @@ def test_padding_and_repeats_are_answered_once(echo: Echo) -> None:
     from lmms_eval.evaluator import _clone_padding_request
 
     model = build(batch_size=4)
-    requests = ask(model, user(grey(1), "a"), user(grey(2), "b"), task="ours", medmllm={"labels": ["x"]})
+    requests = ask(model, user(grey(1), "a"), user(grey(2), "b"), task="ours", labels=["x"], medmllm={})
     padded = [requests[0], requests[0], requests[1], _clone_padding_request(requests[1])]
     results = texts(model.generate_until(padded))
     assert [json.loads(text)["text"][0] for text in results] == ["a", "a", "b", "b"]
@@ -461,11 +462,11 @@ def test_a_fault_found_while_answering_stops_the_run(
 
     real, read = Phantoms.image, []
 
-    def image(self: Phantoms, document: Any) -> Image.Image:
+    def image(self: Phantoms, spec: Any, folder: Path, document: Any) -> Image.Image:
         read.append(document.id)
         if len(read) == 4:
             raise DataError(f"{document.id}: gone since it was checked.")
-        return real(self, document)
+        return real(self, spec, folder, document)
 
     monkeypatch.setattr(Phantoms, "image", image)
     with pytest.raises(DataError, match="gone since"):

@@ -191,7 +191,7 @@ def duplicate_model(site: Site) -> None:
 
 
 def duplicate_task(site: Site) -> None:
-    path = site.tasks("dup", a="task: med_cls_demo\n")
+    path = site.tasks("dup", a="task: med_cls\n")
     site.add("faulty", models("kept") + folder(path))
 
 
@@ -228,7 +228,7 @@ FAULTS: dict[Callable[[Site], None], tuple[str, str | None, str, bool]] = {
     returns_string: ("invalid", "medmllm_tasks", "iterable of TaskFolder, but got 'tasks'", True),
     returns_wrong_item: ("invalid", "medmllm_models", "item 1 of 'medmllm_models' to be ModelSpec", True),
     duplicate_model: ("duplicate", "medmllm_models", "model name 'medm_vl' is taken by medmllm-plugins", True),
-    duplicate_task: ("duplicate", "medmllm_tasks", "task name 'med_cls_demo' is taken by medmllm-plugins", True),
+    duplicate_task: ("duplicate", "medmllm_tasks", "task name 'med_cls' is taken by medmllm-plugins", True),
     lost_folder: ("invalid", "medmllm_tasks", "no/such/folder", True),
     lost_package: ("invalid", "medmllm_tasks", "'no_such_package'", True),
     malformed_yaml: ("task file", "medmllm_tasks", "b.yaml, line 3", True),
@@ -288,7 +288,6 @@ def test_builtin_tasks_are_all_the_yaml_files_of_the_task_folder(site: Site) -> 
         path for path in files if path.parts[0] != "datasets"
     }
     assert entries["med_cls"].kind == "group"
-    assert entries["med_cls_demo"].kind == "task"
     assert {entry.plugin for entry in entries.values()} == {"builtin"}
     assert found.dataset_folders() == [PACKAGE / "tasks" / "datasets"]
     assert {path.name for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml")} == {
@@ -305,7 +304,7 @@ def test_a_fault_costs_only_what_is_faulty(site: Site, fault: Callable[[Site], N
     found = discover()
     expected = {"medm_vl", "good_before", "good_after"} | ({"kept"} if kept else set())
     assert set(found.models()) == expected
-    assert {"med_cls_demo", "good_task"} <= set(found.tasks())
+    assert {"med_cls", "good_task"} <= set(found.tasks())
     failure = only(found, "faulty")
     assert (failure.distribution, failure.version) == ("faulty", "1.2")
     assert (failure.stage, failure.hook) == (stage, hook)
@@ -337,12 +336,12 @@ def test_all_faults_at_once(site: Site) -> None:
     site.add("g-model", models("g_model", "shared"))
     bad = site.tasks("bad", a="task: [\n", b=b"\xff\xfe\x00", c="nothing: here\n", d="task: bad_but_one\n")
     site.add("h-yaml", HEAD + folder(bad))
-    site.add("i-task", HEAD + folder(site.tasks("dup", a="task: med_cls_busi\n", b="task: i_task\n")))
+    site.add("i-task", HEAD + folder(site.tasks("dup", a="task: med_cls\n", b="task: i_task\n")))
     site.add("j-good", models("j_model") + folder(site.tasks("good", a="task: j_task\n")))
     found = discover()
     assert list(found.models()) == ["medm_vl", "c_model", "e_model", "shared", "g_model", "j_model"]
-    assert {"bad_but_one", "i_task", "j_task", "med_cls_busi"} <= set(found.tasks())
-    assert found.tasks()["med_cls_busi"].plugin == "builtin"
+    assert {"bad_but_one", "i_task", "j_task", "med_cls"} <= set(found.tasks())
+    assert found.tasks()["med_cls"].plugin == "builtin"
     assert sorted((failure.distribution, failure.version, failure.stage) for failure in found.failures) == [
         ("b-import", "1.2", "import"),
         ("c-spelling", "1.2", "register"),
@@ -620,7 +619,7 @@ def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
     broken_import(site)
     described = json.loads(json.dumps(discover().describe()))
     builtin, giver = described["plugins"]
-    assert builtin["name"] == "builtin" and builtin["models"] == ["medm_vl"] and "med_cls_demo" in builtin["tasks"]
+    assert builtin["name"] == "builtin" and builtin["models"] == ["medm_vl"] and "med_cls" in builtin["tasks"]
     assert giver == {
         "name": "giver",
         "distribution": "giver",
@@ -628,6 +627,7 @@ def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
         "hooks": ["medmllm_models", "medmllm_tasks"],
         "disabled": False,
         "models": ["given"],
+        "datasets": [],
         "tasks": ["given_task"],
         "probes": [],
         "attributions": [],
