@@ -68,7 +68,8 @@ def test_every_shipped_declaration_can_be_cited() -> None:
 
 
 def test_layout_of_a_plugin_is_named_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "throwaway_layouts.py").write_text("from medmllm_plugins.data.busi import Busi\nnot_a_class = 1\nclass Other: ...\n")
+    source = "from medmllm_plugins.data.busi import Busi\nnot_a_class = 1\nclass Other: ...\n"
+    (tmp_path / "throwaway_layouts.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert type(layout("throwaway_layouts:Busi")).__module__ == "medmllm_plugins.data.busi"
     for name, says in (

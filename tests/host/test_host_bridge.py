@@ -288,7 +288,8 @@ def test_a_name_that_is_taken_stays_as_it_was(
     register: Callable[..., None], files: Callable[..., Path], warned: list[str]
 ) -> None:
     """Built-in before ``--include_path`` before plugin."""
-    included = files("included", a="task: med_cls_demo_open\ndataset_path: json\n", b="task: shared\ndataset_path: json\n")
+    taken = "task: med_cls_demo_open\ndataset_path: json\n"
+    included = files("included", a=taken, b="task: shared\ndataset_path: json\n")
     register(Plugin(tasks=files("plugin", b="task: shared\n", c="task: free\n")))
     index = plain_index(include_path=str(included)).task_index
     assert Path(index["med_cls_demo_open"]["yaml_path"]).parent == included
