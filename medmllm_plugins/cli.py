@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from medmllm_plugins import __version__
+from medmllm_plugins.errors import MedMLLMError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["lmms-eval"]:  # everything behind it is the host's, its own --help too
         return _host(words[1:])
     arguments = _parser().parse_args(words)
-    status: int = arguments.run(arguments)
+    try:
+        status: int = arguments.run(arguments)
+    except MedMLLMError as error:
+        print(f"medmllm: {error}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -36,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
+    text = "compare two runs on the same data: differences with paired tests that respect groups"
+    comparing = commands.add_parser("compare", help=text, description=text)
+    comparing.add_argument("first", type=Path, metavar="RUN_A", help="run folder")
+    comparing.add_argument("second", type=Path, metavar="RUN_B", help="run folder")
+    comparing.add_argument("--json", action="store_true", help="print JSON")
+    comparing.set_defaults(run=_compare)
     commands.add_parser("lmms-eval", help="any lmms-eval command, with our tasks known to all of them")
     return parser
 
@@ -102,6 +114,19 @@ def _datasets(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.metrics.comparison import compare_runs, render
+
+    compared, warnings = compare_runs(arguments.first, arguments.second)
+    if arguments.json:
+        _print({"comparisons": [one.to_dict() for one in compared], "warnings": warnings})
+        return 0
+    print(render(compared))
+    for warning in warnings:
+        print(f"Warning: {warning}")
+    return 0
+
+
 def _plugins(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.manager import get_manager
 
@@ -113,7 +138,7 @@ def _plugins(arguments: argparse.Namespace) -> int:
         state = " (disabled)" if plugin["disabled"] else ""
         print(f"{plugin['name']}{state}: {plugin['distribution']} {plugin['version']}")
         print(f"    hooks: {', '.join(plugin['hooks']) or 'none'}")
-        for what in ("models", "tasks", "probes", "attributions"):
+        for what in ("models", "datasets", "tasks", "probes", "attributions"):
             if plugin[what]:
                 print(f"    {what}: {', '.join(plugin[what])}")
     for failure in found["failures"]:
