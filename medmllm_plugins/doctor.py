@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.layouts import layout
+from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.environment import package_versions
-from medmllm_plugins.errors import one_line
+from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.manager import DISABLE, IN_PROCESS, Failure, get_manager
 from medmllm_plugins.places import DATA_VARIABLE
 from medmllm_plugins.questions.names import declared_tasks
@@ -100,7 +102,7 @@ def datasets() -> list[dict[str, Any]]:
         elif folder is None:
             found, looked_at = "", f"${DATA_VARIABLE} (not set)"
             mend = f"export {DATA_VARIABLE}=FOLDER holding {spec.folder}/; get the set from {spec.download}"
-        elif folder.is_dir():
+        elif _is_there(spec, folder):
             found, looked_at, mend = str(folder.resolve()), str(folder.resolve()), ""
         else:
             found, looked_at, mend = "", str(folder.resolve()), f"get the set from {spec.download}"
@@ -119,6 +121,13 @@ def datasets() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _is_there(spec: DatasetSpec, folder: Path) -> bool:
+    try:
+        return layout(spec.layout).is_there(spec, folder)
+    except DataError:  # a plugin's layout that cannot be had
+        return False
 
 
 def models() -> list[dict[str, Any]]:

@@ -44,6 +44,10 @@ class Layout(ABC):
             DataError: the image cannot be read any more.
         """
 
+    def is_there(self, spec: DatasetSpec, folder: Path) -> bool:
+        """Whether the set seems to be in its folder; nothing is read."""
+        return folder.is_dir()
+
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
         """A checksum of the document's content that is the same on every machine: here that of the pixels."""
         image = self.image(spec, folder, document)
@@ -73,6 +77,7 @@ class FileLayout(Layout):
 _LAYOUTS = {
     "busi": "medmllm_plugins.data.busi:Busi",
     "covid19_ct": "medmllm_plugins.data.covid19_ct:Covid19CT",
+    "medmnist": "medmllm_plugins.data.medmnist:MedMNIST",
     "phantoms": "medmllm_plugins.data.phantoms:Phantoms",
 }
 

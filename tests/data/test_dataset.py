@@ -169,7 +169,7 @@ def test_unknown_layout() -> None:
         load_dataset(DRAWN)
 
 
-@pytest.mark.parametrize("name", sorted(spec.layout for spec in dataset_specs().values()))
+@pytest.mark.parametrize("name", sorted({spec.layout for spec in dataset_specs().values()}))
 def test_layouts_of_declared_sets_exist(name: str) -> None:
     reader = layouts.layout(name)
     assert isinstance(reader, Layout)
