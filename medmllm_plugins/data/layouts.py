@@ -76,6 +76,7 @@ class FileLayout(Layout):
 
 _LAYOUTS = {
     "busi": "medmllm_plugins.data.busi:Busi",
+    "chest_xray": "medmllm_plugins.data.chest_xray:ChestXray",
     "covid19_ct": "medmllm_plugins.data.covid19_ct:Covid19CT",
     "medmnist": "medmllm_plugins.data.medmnist:MedMNIST",
     "phantoms": "medmllm_plugins.data.phantoms:Phantoms",

@@ -153,11 +153,15 @@ def real_data() -> Path:
 
 @pytest.fixture
 def data_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Small sound BUSI and COVID19-CT trees, named by ``MEDMLLM_DATA``."""
+    """Small sound trees of the three sets of ``med_cls``, named by ``MEDMLLM_DATA``."""
     root = tmp_path / "data"
     for label in ("benign", "malignant", "normal"):
         for number in range(1, 7):
             write_picture(root / "busi" / "Dataset_BUSI_with_GT" / label / f"{label} ({number}).png")
+    for split, count in (("train", 4), ("test", 3)):
+        for number in range(count):
+            write_picture(root / "chest_xray" / split / "NORMAL" / f"NORMAL-{number}-0001.jpeg", f"{split}n{number}")
+            write_picture(root / "chest_xray" / split / "PNEUMONIA" / f"VIRUS-{number}-0001.jpeg", f"{split}v{number}")
     for name in ("CT_COVID", "CT_NonCOVID"):
         for number in range(6):
             write_picture(root / "covid19_ct" / name / f"{name}{number}-p{number}.png")

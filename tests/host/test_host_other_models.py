@@ -78,15 +78,17 @@ def test_group_runs_over_its_tasks(evaluate: Callable[..., Any], tmp_path: Path,
     from lmms_eval.utils import make_table
 
     evaluated = evaluate(tmp_path / "out", model=answering("benign"), model_args=None, tasks=["med_cls"])
-    busi, covid = evaluated.values("med_cls_busi"), evaluated.values("med_cls_covid19_ct")
-    assert set(busi) == set(covid) == {f"{metric},none" for metric in TEXT_METRICS}
+    busi, covid, chest = (evaluated.values(f"med_cls_{name}") for name in ("busi", "covid19_ct", "chest_xray"))
+    assert set(busi) == set(covid) == set(chest) == {f"{metric},none" for metric in TEXT_METRICS}
     assert (busi["parsed,none"], covid["parsed,none"]) == (1.0, 0.0)
     assert busi["balanced,none"] == pytest.approx(1 / 3)
     assert covid["accuracy,none"] == 0.0
 
     group = evaluated.returned["groups"]["med_cls"]
     for metric in ("accuracy", "balanced"):
-        assert group[f"{metric},none"] == pytest.approx((busi[f"{metric},none"] + covid[f"{metric},none"]) / 2)
+        assert group[f"{metric},none"] == pytest.approx(
+            (busi[f"{metric},none"] + covid[f"{metric},none"] + chest[f"{metric},none"]) / 3
+        )
     # No other metric may leak into a group's row: the host finds its metrics by substring.
     assert {key for key in group if "stderr" not in key} == {"accuracy,none", "balanced,none", "alias"}
     _, _, *rows = [
@@ -99,34 +101,35 @@ def test_group_runs_over_its_tasks(evaluate: Callable[..., Any], tmp_path: Path,
     assert {path.name for path in evaluated.folder.glob("*.metrics.json")} == {
         "med_cls_busi.metrics.json",
         "med_cls_covid19_ct.metrics.json",
+        "med_cls_chest_xray.metrics.json",
     }
-    assert set(evaluated.manifest["tasks"]) == {"med_cls_busi", "med_cls_covid19_ct"}
-    for task, images in (("med_cls_busi", 18), ("med_cls_covid19_ct", 12)):
+    assert set(evaluated.manifest["tasks"]) == {"med_cls_busi", "med_cls_covid19_ct", "med_cls_chest_xray"}
+    for task, images in (("med_cls_busi", 18), ("med_cls_covid19_ct", 12), ("med_cls_chest_xray", 14)):
         facts = evaluated.manifest["tasks"][task]
         assert sum(sum(counts.values()) for counts in facts["counts"].values()) == images
         assert facts["evaluated"] == facts["documents"] == sum(facts["counts"]["test"].values())
 
 
-def test_group_runs_with_our_model_over_both_tasks(
+def test_group_runs_with_our_model_over_all_tasks(
     evaluate: Callable[..., Any], tmp_path: Path, data_tree: Path
 ) -> None:
-    """Two tasks in one call of the model: each gets the scores of its own labels, three and two."""
+    """Three tasks in one call of the model: each gets the scores of its own labels, three and two and two."""
     evaluated = evaluate(tmp_path / "out", tasks=["med_cls"], batch_size=16)
-    for task, labels in (("med_cls_busi", 3), ("med_cls_covid19_ct", 2)):
+    for task, labels in (("med_cls_busi", 3), ("med_cls_covid19_ct", 2), ("med_cls_chest_xray", 2)):
         replies = [json.loads(sample["filtered_resps"][0]) for sample in evaluated.samples(task)]
         assert replies and all(len(reply["scores"]) == labels for reply in replies)
         assert 0.0 <= evaluated.values(task)["auroc,none"] <= 1.0
     prompts = {task: facts["prompt"] for task, facts in evaluated.manifest["tasks"].items()}
     assert "breast ultrasound" in prompts["med_cls_busi"] and "chest CT" in prompts["med_cls_covid19_ct"]
     names = [stage["name"] for stage in evaluated.manifest["stages"]]
-    assert sorted(names) == sorted({"data", "load", "score", "answer med_cls_busi", "answer med_cls_covid19_ct"})
+    assert sorted(names) == sorted({"data", "load", "score", *(f"answer {task}" for task in prompts)})
 
 
 def test_real_images(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Path
 ) -> None:
     monkeypatch.setenv("MEDMLLM_DATA", str(real_data))
-    evaluated = evaluate(tmp_path, tasks=["med_cls"], batch_size=16, limit=16)
+    evaluated = evaluate(tmp_path, tasks=["med_cls_busi", "med_cls_covid19_ct"], batch_size=16, limit=16)
     for task, labels in (("med_cls_busi", 3), ("med_cls_covid19_ct", 2)):
         samples = evaluated.samples(task)
         assert len(samples) == 16
