@@ -237,9 +237,7 @@ def render(comparisons: Sequence[Comparison]) -> str:
                 f"{one.first:.1%}",
                 f"{one.second:.1%}",
                 f"{gap.value:+.1%} ({interval})",
-                f"{one.p:.4f}",
-                f"{one.p_holm:.4f}",
-                f"{one.p_mcnemar:.4f}",
+                *(f"{p:.4f}" if p >= 0.0001 else "<0.0001" for p in (one.p, one.p_holm, one.p_mcnemar)),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
