@@ -225,7 +225,9 @@ def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
 
 def render(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as a table for people."""
-    rows = [("task", "n", "groups", "first", "second", "difference (95 % CI)", "p", "p Holm", "p McNemar")]
+    rows: list[tuple[str, ...]] = [
+        ("task", "n", "groups", "first", "second", "difference (95 % CI)", "p", "p Holm", "p McNemar")
+    ]
     for one in comparisons:
         gap = one.accuracy
         interval = "no interval" if math.isnan(gap.low) else f"{gap.low:+.1%} to {gap.high:+.1%}"
