@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medmllm_plugins import __version__
-from medmllm_plugins.errors import MedMLLMError
+from medmllm_plugins.errors import MedMLLMError, OptionError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,9 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     try:
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
     except MedMLLMError as error:
         print(f"medmllm: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # as of `medmllm datasets | head`, which wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return status
 
 
@@ -42,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
+        if name == "datasets":
+            command.add_argument("names", nargs="*", metavar="NAME", help="these only")
+            command.add_argument(
+                "--check", action="store_true", help="read them whole and look for leaks; exit status 1 if one leaks"
+            )
+    _add_task_commands(commands)
     text = "compare two runs on the same data: differences with paired tests that respect groups"
     comparing = commands.add_parser("compare", help=text, description=text)
     comparing.add_argument("first", type=Path, metavar="RUN_A", help="run folder")
@@ -50,6 +61,37 @@ def _parser() -> argparse.ArgumentParser:
     comparing.set_defaults(run=_compare)
     commands.add_parser("lmms-eval", help="any lmms-eval command, with our tasks known to all of them")
     return parser
+
+
+def _add_task_commands(commands: Any) -> None:
+    text = "make a task of your own images or volumes, or list the tasks there are"
+    task = commands.add_parser("task", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+    text = "the tasks there are, and their files"
+    listing = task.add_parser("list", help=text, description=text)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_task_list)
+    text = "check your own images or volumes, and write a task for them (docs/own-data.md)"
+    new = task.add_parser("new", help=text, description=text, allow_abbrev=False)
+    new.add_argument("name", metavar="NAME", help="lower-case letters, digits and underscores")
+    new.add_argument("--images", required=True, metavar="DIR|GLOB", help="the folder, or a pattern in quotes")
+    new.add_argument(
+        "--labels", required=True, metavar="CSV|folders", help="a table, or: folders are named like classes"
+    )
+    new.add_argument("--image-column", metavar="COLUMN", help="the column that names images")
+    new.add_argument("--label-column", metavar="COLUMN", help="the column of classes")
+    new.add_argument("--group", metavar="COLUMN", help="the column of patients, or `none`")
+    new.add_argument("--fold", metavar="COLUMN", help="the column of train, validation and test, or `none`")
+    new.add_argument(
+        "--classes", default="", metavar="A,B,C", help="the classes in order; 0=normal,1=pneumonia names them"
+    )
+    new.add_argument("--positive", metavar="CLASS", help="the class whose sensitivity is reported")
+    new.add_argument("--modality", default="", metavar="TEXT", help='what the images are: "chest X-ray"')
+    new.add_argument("--multilabel", action="store_true", help="an image may have several classes, or none")
+    new.add_argument("--ordinal", action="store_true", help="the classes are grades, in the order of --classes")
+    new.add_argument("--unit", choices=("HU", "any"), help="HU: NIfTI, NRRD or npy volumes are CT in Hounsfield units")
+    new.add_argument("--overwrite", action="store_true", help="replace the task of that name")
+    new.add_argument("--output", default="", metavar="DIR", help="folder for the task file, instead of your own tasks'")
+    new.set_defaults(run=_task_new)
 
 
 def _host(words: list[str]) -> int:
@@ -96,10 +138,47 @@ def _models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _task_new(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.new_task import Wishes, create
+
+    create(Wishes(**{key: value for key, value in vars(arguments).items() if key != "run"}), print)
+    return 0
+
+
+def _task_list(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.new_task import tasks
+
+    rows = tasks()
+    if arguments.json:
+        _print(rows)
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['from']:<10}  {row['file']}")
+    return 0
+
+
+def _check_datasets(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.check import check_sets, lines, status
+
+    reports = check_sets(arguments.names)
+    if arguments.json:
+        _print([report.to_dict() for report in reports])
+    else:
+        for report in reports:
+            print("\n".join(lines(report)))
+    return status(reports, bool(arguments.names))
+
+
 def _datasets(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.doctor import datasets
 
+    if arguments.check:
+        return _check_datasets(arguments)
     rows = datasets()
+    if unknown := set(arguments.names) - {row["name"] for row in rows}:
+        raise OptionError(f"Expected names among {[row['name'] for row in rows]}, found {sorted(unknown)}.")
+    rows = [row for row in rows if not arguments.names or row["name"] in arguments.names]
     if arguments.json:
         _print(rows)
         return 0

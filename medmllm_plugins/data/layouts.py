@@ -80,6 +80,7 @@ _LAYOUTS = {
     "covid19_ct": "medmllm_plugins.data.covid19_ct:Covid19CT",
     "medmnist": "medmllm_plugins.data.medmnist:MedMNIST",
     "phantoms": "medmllm_plugins.data.phantoms:Phantoms",
+    "table": "medmllm_plugins.data.table:Table",
 }
 
 
@@ -94,9 +95,7 @@ def layout(name: str) -> Layout:
     """
     module, _, attribute = _LAYOUTS.get(name, name).partition(":")
     if not attribute:
-        raise DataError(
-            f'Expected `layout` to be one of {sorted(_LAYOUTS)} or "package.module:Class", found {name!r}.'
-        )
+        raise DataError(f'Expected `layout` to be one of {sorted(_LAYOUTS)} or "package.module:Class", found {name!r}.')
     try:
         made = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError) as error:

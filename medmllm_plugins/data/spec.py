@@ -83,9 +83,7 @@ def parse_spec(raw: Mapping[str, Any], source: str) -> DatasetSpec:
         raise DataError(f"{source}: keys {missing} are missing.")
     name = raw["name"]
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DataError(
-            f"{source}: expected `name` to be lower-case letters, digits and underscores, found {name!r}."
-        )
+        raise DataError(f"{source}: expected `name` to be lower-case letters, digits and underscores, found {name!r}.")
     kind, dimensions = raw.get("kind", "multiclass"), raw.get("dimensions", 2)
     if kind not in KINDS:
         raise DataError(f"{source}: expected `kind` to be one of {list(KINDS)}, found {kind!r}.")

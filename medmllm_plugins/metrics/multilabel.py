@@ -252,9 +252,7 @@ def summarise_findings(
             finding=name,
             n=len(part.truth),
             positives=int((part.truth == 0).sum()),
-            metrics={
-                key.partition(":")[2]: overall(key) for key in values if key.partition(":")[0] == str(index)
-            },
+            metrics={key.partition(":")[2]: overall(key) for key in values if key.partition(":")[0] == str(index)},
         )
         for index, (name, part) in enumerate(zip(asked, parts, strict=True))
     )

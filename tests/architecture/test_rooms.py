@@ -24,7 +24,7 @@ ROOMS = (
     ("attribution",),
     ("report",),
     ("host",),
-    ("doctor", "cli"),
+    ("doctor", "commands", "cli"),
 )
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 BARRED = {

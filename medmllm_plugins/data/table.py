@@ -1,0 +1,413 @@
+"""Layout of a user's own images or volumes, labelled by a CSV table or by the folders they lie in."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from medmllm_plugins.data.class_folders import repeated_ids
+from medmllm_plugins.data.csv_rows import read_rows
+from medmllm_plugins.data.documents import Document, Fold
+from medmllm_plugins.data.duplicates import join_groups
+from medmllm_plugins.data.faults import Faults, relative
+from medmllm_plugins.data.folds import grouped_folds
+from medmllm_plugins.data.layouts import FileLayout
+from medmllm_plugins.data.leaks import MAX_COMPARED, picture_facts, similar, voxels_digest
+from medmllm_plugins.data.picture_files import picture_size, read_picture
+from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.user_files import NotFound, UserFiles, list_files, without_ending
+from medmllm_plugins.errors import DataError, shown
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+FOLDERS: Final = "folders"
+"""Value of the option ``labels``: the name of the folder an image lies in is its class."""
+FOLD_NAMES: Final[Mapping[str, Fold]] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What a fold column may say, in lower case."""
+SEPARATOR: Final = "|"
+_TICKS: Final = {"0": False, "0.0": False, "1": True, "1.0": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """The options of a declaration with this layout.
+
+    Attributes:
+        labels: a CSV file, absolute or below the set's folder; or ``"folders"``.
+        image_column: the column that names images, see :meth:`medmllm_plugins.data.user_files.UserFiles.find`.
+        label_column: the column that holds classes. In a multi-label table it may be left out: then there is a column
+            for each class, of its name, that says 0 or 1.
+        group_column: the column of what must stay together (patient, lesion, case).
+        fold_column: the column of folds, see :data:`FOLD_NAMES`.
+        pattern: a glob pattern below the folder; other files are left alone.
+        separator: what stands between the findings of a multi-label cell.
+        names: what the table says to the class it means, where the two differ (``{"0": normal, "1": pneumonia}``).
+        unit: ``"HU"`` for CT volumes in files that cannot say so (all but DICOM).
+    """
+
+    labels: str
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    fold_column: str | None = None
+    pattern: str | None = None
+    separator: str = SEPARATOR
+    names: Mapping[str, str] | None = None
+    unit: str | None = None
+
+
+def table_options(spec: DatasetSpec) -> TableOptions:
+    """Check the options of a declaration.
+
+    Raises:
+        DataError: one is missing, unknown or of the wrong type, or does not go with the others.
+    """
+    given = dict(spec.options)
+    known = [one.name for one in fields(TableOptions)]
+    if unknown := sorted(str(key) for key in set(given) - set(known)):
+        raise DataError(f"{spec.title}: unknown options {unknown}; layout 'table' takes {known}.")
+    for key, value in given.items():
+        good = isinstance(value, Mapping) if key == "names" else isinstance(value, str) and value != ""
+        if value is not None and not good:
+            wanted = "a mapping" if key == "names" else "text"
+            raise DataError(f"{spec.title}: expected the option `{key}` to be {wanted}, found {value!r}.")
+    if not given.get("labels"):
+        raise DataError(f'{spec.title}: expected the option `labels`, a CSV file or "{FOLDERS}", found none.')
+    names = {str(cell): str(label) for cell, label in (given.pop("names", None) or {}).items()}
+    if unknown := sorted(set(names.values()) - set(spec.labels)):
+        raise DataError(f"{spec.title}: expected `names` to lead to classes, found {unknown}.")
+    options = TableOptions(**{**given, "names": names, "separator": given.get("separator") or SEPARATOR})
+    _check_together(spec, options)
+    return options
+
+
+def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
+    columns = (options.image_column, options.label_column, options.group_column, options.fold_column)
+    if options.labels == FOLDERS:
+        if spec.kind == "multilabel":
+            raise DataError(f"{spec.title}: a folder is one class; expected a table for a multi-label set.")
+        if any(columns):
+            raise DataError(f"{spec.title}: expected no columns with labels: {FOLDERS}, found some.")
+    else:
+        if options.image_column is None:
+            raise DataError(f"{spec.title}: expected the option `image_column`, found none.")
+        if options.label_column is None and spec.kind != "multilabel":
+            raise DataError(f"{spec.title}: expected the option `label_column`, found none.")
+        named = [column for column in columns if column]
+        if len(set(named)) < len(named):
+            raise DataError(f"{spec.title}: expected a column of its own for each purpose, found {named}.")
+    if options.unit not in (None, "HU", "any") or (options.unit and spec.dimensions != 3):
+        raise DataError(f'{spec.title}: expected `unit` to be "HU" or "any", in a set of volumes, found otherwise.')
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image with what the table or its folder says.
+
+    Attributes:
+        path: the file or series folder.
+        id: its path below the set's folder without the ending.
+        label: its class, or findings in class order.
+        source: its group before near-duplicates are joined.
+        fold: its fold where the table has one.
+    """
+
+    path: Path
+    id: str
+    label: str | tuple[str, ...]
+    source: str
+    fold: Fold | None = None
+
+
+class Table(FileLayout):
+    """Images or volumes in a folder, and a table with a row for each; or folders that are named like the classes.
+
+    A document's id is its path below the folder without the ending, so that two files must not differ by their ending
+    alone. Its group is that of the group column, or its own; groups that share a picture (near-duplicates, see
+    :mod:`medmllm_plugins.data.duplicates`; of volumes, and beyond
+    :data:`medmllm_plugins.data.leaks.MAX_COMPARED` images, identical ones) are joined. Folds are those of the fold
+    column, taken as they are, or :func:`medmllm_plugins.data.folds.grouped_folds` with seed 0.
+
+    Files that no row names are counted in the log and left alone. A row that cannot be used (no such file, a path that
+    leads out of the folder, an empty cell, a damaged file) is a fault of one file; what makes the table itself
+    doubtful (missing columns, unknown classes, an image in two rows) is a fault of the set.
+    """
+
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
+        """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.Layout`."""
+        options = table_options(spec)
+        listed = entries(spec, folder, faults)
+        for fault in repeated_ids((entry.id, str(entry.path)) for entry in listed):
+            faults.add(f"{fault}; rename one, or leave it out by the pattern")
+        found = _read_all(spec, options, [entry.path for entry in listed], faults)
+        faults.stop()
+
+        listed = [entry for entry in listed if entry.path in found]
+        groups = _joined(listed, [found[entry.path] for entry in listed])
+        return [
+            Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
+            for entry, group, fold in zip(listed, groups, _folds(spec, listed, groups), strict=True)
+        ]
+
+    def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
+        """Read the document's picture or volume.
+
+        See :func:`medmllm_plugins.data.picture_files.read_picture` and
+        :func:`medmllm_plugins.data.volumes.read_volume` for the errors.
+        """
+        path = folder / document.image
+        return _volume(path, table_options(spec)) if spec.dimensions == 3 else read_picture(path)
+
+
+def entries(spec: DatasetSpec, folder: Path, faults: Faults) -> list[Entry]:
+    """What the table or the folders say, before any image is read.
+
+    Args:
+        spec: the declaration.
+        folder: the data set's folder.
+        faults: what is wrong goes here.
+
+    Raises:
+        DataError: an option is wrong.
+    """
+    options = table_options(spec)
+    files = list_files(folder, options.pattern, spec.dimensions)
+    for closed in files.closed:
+        faults.add(f"{closed}: expected a folder that can be listed, found that it cannot; see its permissions")
+    if options.labels == FOLDERS:
+        return _from_folders(spec, options, files, faults)
+    return _from_table(spec, options, files, faults)
+
+
+def size(spec: DatasetSpec, folder: Path, document: Document) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Size and spacing of a good document, from its header.
+
+    Returns:
+        Of an image width and height in pixels, and no spacing; of a volume both along z, y and x, in voxels and mm.
+
+    Raises:
+        DataError: the header cannot be read any more.
+    """
+    path = folder / document.image
+    if spec.dimensions == 2:
+        return picture_size(path), ()
+    from medmllm_plugins.data.volumes import volume_facts
+
+    facts = volume_facts(path)
+    return facts.shape, facts.spacing
+
+
+def labels_path(labels: str, folder: Path) -> Path:
+    """The table that the option ``labels`` names."""
+    return folder / Path(labels).expanduser()
+
+
+def _from_folders(spec: DatasetSpec, options: TableOptions, files: UserFiles, faults: Faults) -> list[Entry]:
+    assert options.names is not None
+    classes = {**{label: label for label in spec.labels}, **options.names}
+    folders = ", ".join(f"{name}/" for name in classes)
+    found = []
+    # DICOM files in a class folder are single ones; in a folder of their own they are a series.
+    series = [path for path in files.series if path.name not in classes]
+    slices = {file for path in series for file in files.series[path]}
+    for path in sorted([*(path for path in files.files if path not in slices), *series]):
+        if path in files.outside or any(file in files.outside for file in files.series.get(path, ())):
+            faults.file(f"{path}: expected a file below {files.folder}, found a link that leads out of the folder")
+        elif path.parent.name not in classes or path.parent == files.folder:
+            faults.add(f"{path}: expected images in the class folders {folders} only, found one in {path.parent.name}/")
+        else:
+            identifier = _identifier(path, files)
+            found.append(Entry(path, identifier, classes[path.parent.name], identifier))
+    for path in sorted(files.outside - set(files.files)):
+        faults.file(f"{path}: expected a folder, found a link that leads out of {files.folder}")
+    if not found:
+        faults.add(f"{files.folder}: expected the class folders {folders} with images, found none")
+    return found
+
+
+def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faults: Faults) -> list[Entry]:
+    assert options.image_column is not None
+    table = labels_path(options.labels, files.folder)
+    one_hot = spec.kind == "multilabel" and options.label_column is None
+    cells = [options.label_column, options.group_column, options.fold_column, *(spec.labels if one_hot else ())]
+    columns = [options.image_column, *(column for column in cells if column)]
+    found: dict[Path, Entry] = {}
+    lines: dict[Path, list[int]] = {}
+    labels: dict[Path, set[str | tuple[str, ...]]] = {}
+    read = _row_label(spec, options)
+    for line, row in read_rows(table, columns, faults):
+        where = f"{table}, line {line}"
+        cell = row[options.image_column]
+        empty = [column for column in columns if not row[column] and column not in _may_be_empty(spec, options)]
+        if empty:
+            faults.file(f"{where}: expected text in every column used, found none in {', '.join(map(repr, empty))}")
+            continue
+        try:
+            path = files.find(cell)
+        except NotFound as error:
+            faults.file(f"{where}: expected {shown(cell)} to be a file below {files.folder}, found {error}")
+            continue
+        try:
+            label = read(row)
+        except ValueError as error:
+            faults.add(f"{where}: {error}")
+            continue
+        fold = None
+        if options.fold_column:
+            fold = FOLD_NAMES.get(row[options.fold_column].lower())
+            if fold is None:
+                faults.add(
+                    f"{where}: expected {options.fold_column!r} to be one of {', '.join(FOLD_NAMES)}, "
+                    f"found {shown(row[options.fold_column])}"
+                )
+                continue
+        lines.setdefault(path, []).append(line)
+        labels.setdefault(path, set()).add(label)
+        identifier = _identifier(path, files)
+        source = row[options.group_column] if options.group_column else identifier
+        found.setdefault(path, Entry(path, identifier, label, source, fold))
+    for path, places in lines.items():
+        if len(places) > 1:
+            what = f"{len(labels[path])} labels" if len(labels[path]) > 1 else "the same label"
+            faults.add(
+                f"{table}, lines {', '.join(map(str, places))}: expected one row for {relative(path, files.folder)}, "
+                f"found {len(places)} with {what}"
+            )
+    if not lines:
+        faults.add(f"{table}: expected rows that name images below {files.folder}, found none that can be used")
+    _count_unused(table, files, found)
+    return list(found.values())
+
+
+def _count_unused(table: Path, files: UserFiles, used: Mapping[Path, Entry]) -> None:
+    inside = {file for path in used if path in files.series for file in files.series[path]}
+    unused = [path for path in files.files if path not in used and path not in inside]
+    if unused:
+        logger.warning(
+            "%s: %d of %d files below %s are in no row and are not used, such as %s",
+            table.name,
+            len(unused),
+            len(files.files),
+            files.folder,
+            relative(unused[0], files.folder),
+        )
+
+
+def _may_be_empty(spec: DatasetSpec, options: TableOptions) -> tuple[str | None, ...]:
+    """A multi-label cell without text is an image without findings."""
+    return (options.label_column,) if spec.kind == "multilabel" else ()
+
+
+def _row_label(spec: DatasetSpec, options: TableOptions) -> Callable[[Mapping[str, str]], str | tuple[str, ...]]:
+    """What reads the label of a row; it raises ``ValueError`` with a fault's text."""
+    known = {**{label: label for label in spec.labels}, **(options.names or {})}
+    column = options.label_column
+
+    def look_up(cell: str) -> str:
+        if cell not in known:
+            raise ValueError(f"expected {column!r} to be one of {list(known)}, found {shown(cell)}")
+        return known[cell]
+
+    def findings(row: Mapping[str, str]) -> tuple[str, ...]:
+        assert column is not None
+        present = {look_up(part.strip()) for part in row[column].split(options.separator) if part.strip()}
+        return tuple(label for label in spec.labels if label in present)
+
+    def ticked(row: Mapping[str, str]) -> tuple[str, ...]:
+        for label in spec.labels:
+            if row[label] not in _TICKS:
+                raise ValueError(f"expected {label!r} to be 0 or 1, found {shown(row[label])}")
+        return tuple(label for label in spec.labels if _TICKS[row[label]])
+
+    def single(row: Mapping[str, str]) -> str:
+        assert column is not None
+        return look_up(row[column])
+
+    if spec.kind != "multilabel":
+        return single
+    return ticked if column is None else findings
+
+
+def _identifier(path: Path, files: UserFiles) -> str:
+    place = relative(path, files.folder)
+    return place if path in files.series else without_ending(place)
+
+
+def _volume(path: Path, options: TableOptions) -> Volume:
+    from medmllm_plugins.data.volumes import read_volume  # SimpleITK is slow to import
+
+    unit = options.unit
+    return read_volume(path, unit="HU" if unit == "HU" else "any" if unit else None)
+
+
+_Found = tuple[str, npt.NDArray[np.float32] | None]
+
+
+def _read_all(spec: DatasetSpec, options: TableOptions, paths: Sequence[Path], faults: Faults) -> dict[Path, _Found]:
+    """Read everything once: a digest of the content and, of few enough images, the thumbnail."""
+    few = len(paths) <= MAX_COMPARED
+
+    def look(path: Path) -> _Found | str:
+        try:
+            if spec.dimensions == 3:
+                return voxels_digest(_volume(path, options)), None
+            facts = picture_facts(read_picture(path))
+        except DataError as error:
+            return str(error)
+        return facts.pixels, facts.thumbnail if few else None
+
+    if spec.dimensions == 2 and not few:
+        logger.warning("%s: more than %d images, so only identical ones are grouped", spec.title, MAX_COMPARED)
+    # One volume may take gigabytes, so that no more than two are in memory.
+    workers = 2 if spec.dimensions == 3 else min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        results = list(pool.map(look, paths))
+    found = {}
+    for path, result in zip(paths, results, strict=True):
+        if isinstance(result, str):
+            faults.file(result)
+        else:
+            found[path] = result
+    return found
+
+
+def _joined(listed: Sequence[Entry], found: Sequence[_Found]) -> list[str]:
+    contents = [content for content, _ in found]
+    small = [thumb for _, thumb in found if thumb is not None]
+    pairs = similar(contents, np.stack(small) if small and len(small) == len(found) else None)
+    return join_groups([entry.source for entry in listed], pairs)
+
+
+def _folds(spec: DatasetSpec, listed: Sequence[Entry], groups: Sequence[str]) -> list[Fold]:
+    given = [entry.fold for entry in listed if entry.fold is not None]
+    if given or not listed:
+        return given
+    # Of several findings the rarest decides, as it is the one that a fold may lack.
+    counts = Counter(label for entry in listed for label in _labels(entry))
+    strata = [min(_labels(entry), key=lambda label: (counts[label], label), default="") for entry in listed]
+    return grouped_folds([entry.id for entry in listed], strata, groups)
+
+
+def _labels(entry: Entry) -> tuple[str, ...]:
+    return (entry.label,) if isinstance(entry.label, str) else entry.label

@@ -1,0 +1,225 @@
+"""``medmllm task new``: what is guessed, said, written and refused; and ``medmllm datasets --check``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from support.dicom_files import write_series
+from support.image_files import snapshot, write_picture
+
+from medmllm_plugins.cli import main
+from medmllm_plugins.manager import reset
+from medmllm_plugins.questions.names import task_settings
+
+Medmllm = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "tasks"
+    monkeypatch.setenv("MEDMLLM_TASKS", str(folder))
+    monkeypatch.delenv("MEDMLLM_DATA", raising=False)
+    reset()
+    yield folder
+    reset()
+
+
+@pytest.fixture
+def medmllm(capsys: pytest.CaptureFixture[str]) -> Medmllm:
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        reset()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for index in range(8):
+        write_picture(folder / f"{index}.png", key=f"own {index}", size=(40 + index, 30))
+    return folder
+
+
+def table(path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...]) -> Path:
+    path.write_text("\r\n".join(",".join(map(str, row)) for row in (header, *rows)), encoding="utf-8-sig")
+    return path
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    rows = [(f"{index}.png", index % 2, f"p{index // 2}") for index in range(8)]
+    return table(tmp_path / "labels.csv", rows, ("File", "Diagnosis", "Patient_ID"))
+
+
+def test_a_table_becomes_a_task(medmllm: Medmllm, images: Path, labels: Path, own_tasks: Path) -> None:
+    before = snapshot(images)
+    status, said, _ = medmllm(
+        "task", "new", "chest", "--images", images, "--labels", labels,
+        "--classes", "0=normal,1=pneumonia", "--positive", "pneumonia", "--modality", "chest X-ray",
+    )  # fmt: skip
+    assert status == 0 and snapshot(images) == before
+    for line in (
+        "chosen     images: the column 'File'",
+        "chosen     groups: the column 'Patient_ID'",
+        "chosen     classes: the column 'Diagnosis'",
+        "images     8 (8 .png)",
+        "groups     4 (column 'Patient_ID'; none joined by near-duplicate images)",
+        "size       width 40–43–47, height 30 (min–median–max)",
+        f"written    {own_tasks / 'chest.yaml'}",
+        "--tasks chest",
+    ):
+        assert line in said
+    counts = {
+        row[0]: [int(cell) for cell in row[1:]]
+        for row in map(str.split, said.splitlines())
+        if len(row) == 4 and row[0] in ("normal", "pneumonia", "all")
+    }
+    assert sum(counts["normal"]) == sum(counts["pneumonia"]) == 4 and sum(counts["all"]) == 8
+    spec = task_settings("chest").dataset
+    assert spec.labels == ("normal", "pneumonia") and spec.positive == "pneumonia" and spec.modality == "chest X-ray"
+    assert spec.folder == str(images) and spec.options["names"] == {"0": "normal", "1": "pneumonia"}
+    listed = json.loads(medmllm("task", "list", "--json")[1])
+    assert {"name": "chest", "from": "(user)", "file": str(own_tasks / "chest.yaml")} in listed
+
+
+def test_folders_become_a_task(medmllm: Medmllm, tmp_path: Path) -> None:
+    for name in ("benign", "malignant"):
+        for index in range(4):
+            write_picture(tmp_path / "scans" / name / f"{index}.jpg", size=(60, 50))
+    assert medmllm("task", "new", "lesions", "--images", tmp_path / "scans", "--labels", "folders")[0] == 0
+    assert task_settings("lesions").dataset.labels == ("benign", "malignant")
+
+
+def test_a_pattern_chooses(medmllm: Medmllm, images: Path, labels: Path) -> None:
+    write_picture(images / "notes" / "0.png")  # would make "0.png" ambiguous
+    words = ("task", "new", "chosen", "--images", f"{images}/*.png", "--labels", labels)
+    assert medmllm(*words)[0] == 0
+    assert task_settings("chosen").dataset.options["pattern"] == "*.png"
+
+
+def test_several_findings(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:
+    cells = ["effusion;edema", "", "edema", "mass", "mass;edema", "", "effusion", "mass"]
+    rows = [(f"{index}.png", cell) for index, cell in enumerate(cells)]
+    labels = table(tmp_path / "f.csv", rows, ("image", "findings"))
+    status, said, _ = medmllm("task", "new", "found", "--images", images, "--labels", labels, "--multilabel")
+    assert status == 0 and "groups: none; give --group COLUMN" in said
+    spec = task_settings("found").dataset
+    assert spec.kind == "multilabel" and spec.labels == ("edema", "effusion", "mass")
+    assert spec.options["separator"] == ";"
+    ticks = table(tmp_path / "t.csv", [(f"{i}.png", i % 2, i // 4) for i in range(8)], ("image", "edema", "mass"))
+    status, said, _ = medmllm("task", "new", "ticks", "--images", images, "--labels", ticks, "--multilabel")
+    assert status == 0 and "one column of 0 and 1 each, 'edema', 'mass'" in said
+
+
+def test_grades(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:
+    labels = table(tmp_path / "g.csv", [(f"{i}.png", i % 3) for i in range(8)], ("image", "grade"))
+    words = ("task", "new", "grades", "--images", images, "--labels", labels, "--ordinal")
+    status, said, _ = medmllm(*words)
+    assert status == 0 and "classes are numbers, which say nothing to a model" in said
+    assert task_settings("grades").dataset.kind == "ordinal"
+
+
+def test_volumes_of_series_and_files(medmllm: Medmllm, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(4):
+        voxels = generator.integers(-1000, 1000, (4, 12, 10)).astype(np.int16)
+        if index % 2:
+            write_series(tmp_path / "scans" / f"case{index}", voxels)
+        else:
+            (tmp_path / "scans").mkdir(exist_ok=True)
+            image = sitk.GetImageFromArray(voxels)
+            image.SetSpacing((0.7, 0.7, 5.0))
+            sitk.WriteImage(image, str(tmp_path / "scans" / f"case{index}.nii.gz"))
+        rows.append((f"case{index}", "ab"[index // 2]))
+    labels = table(tmp_path / "v.csv", rows, ("case", "label"))
+    words = ("task", "new", "scans", "--images", tmp_path / "scans", "--labels", labels, "--image-column", "case")
+    status, said, _ = medmllm(*words, "--group", "none", "--unit", "HU")
+    assert status == 0
+    spec = task_settings("scans").dataset
+    assert spec.dimensions == 3 and spec.options["unit"] == "HU"
+    assert "volumes    4 (2 .nii.gz, 2 DICOM folders)" in said
+    assert "spacing    between slices" in said and "size       slices 4, rows 12, columns 10" in said
+
+
+def test_what_stands_there_is_not_overwritten_unasked(
+    medmllm: Medmllm, images: Path, labels: Path, own_tasks: Path
+) -> None:
+    words = ("task", "new", "chest", "--images", images, "--labels", labels)
+    assert medmllm(*words)[0] == 0
+    status, _, error = medmllm(*words)
+    assert status == 1 and "exists; give --overwrite to replace it" in error
+    assert medmllm(*words, "--overwrite", "--positive", "1")[0] == 0
+    assert task_settings("chest").dataset.positive == "1"
+    (own_tasks / "other.yaml").write_text("task: other\nmetadata: {version: 1}\n")
+    status, _, error = medmllm("task", "new", "other", *words[3:], "--overwrite")
+    assert status == 1 and "is no task that this command wrote" in error
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "name": (["Chest X-ray"], "lower-case letters, digits and underscores"),
+    "name with a path": (["../chest"], "lower-case letters, digits and underscores"),
+    "a declared task": (["med_cls_busi"], "'med_cls_busi' is taken by the task in"),
+    "a data set": (["busi"], "A data set is called 'busi'"),
+    "a task of the host": (["mmmu_val"], "'mmmu_val' is taken by the task in"),
+    "label column": (["own", "--label-column", "dx"], r"Expected --label-column to be one of the columns"),
+    "image column": (["own", "--image-column", "dx"], "Expected --image-column to be one of the columns"),
+    "not of images": (["own", "--image-column", "Patient_ID"], "expected the column 'Patient_ID' to name files"),
+    "group": (["own", "--group", "lesion"], "Expected --group to be one of the columns"),
+    "class that is not there": (["own", "--classes", "0=a,2=b"], r"expected 'Diagnosis' to be one of .* found '1'"),
+    "positive": (["own", "--positive", "pneumonia"], "positive class 'pneumonia' is none of"),
+    "both kinds": (["own", "--multilabel", "--ordinal"], "either --multilabel or --ordinal"),
+    "images": (["own", "--images", "/nowhere/at/all"], "Expected --images to be a folder, found none"),
+    "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, found that it cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_leaves_nothing(
+    medmllm: Medmllm, images: Path, labels: Path, own_tasks: Path, what: str
+) -> None:
+    words, expected = REFUSED[what]
+    given: list[Any] = ["task", "new", words[0], "--images", images, "--labels", labels, *words[1:]]
+    status, _, error = medmllm(*given)
+    assert status == 1
+    assert re.search(expected, error, re.IGNORECASE), error
+    assert error.startswith("medmllm: ") and not own_tasks.exists()
+
+
+def test_a_bad_image_is_named_and_nothing_written(
+    medmllm: Medmllm, images: Path, labels: Path, own_tasks: Path
+) -> None:
+    (images / "3.png").write_bytes(b"")
+    status, _, error = medmllm("task", "new", "chest", "--images", images, "--labels", labels)
+    assert status == 1 and "3.png: expected an image, found an empty file" in error and not own_tasks.exists()
+
+
+def test_a_check_finds_the_leak_of_a_users_own_split(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:
+    folds = ["train", "test", "train", "train", "validation", "validation", "test", "test"]
+    rows = [(f"{i}.png", "ab"[i % 2], f"p{i // 2}", folds[i]) for i in range(8)]
+    labels = table(tmp_path / "l.csv", rows, ("image", "label", "patient", "split"))
+    assert medmllm("task", "new", "leaky", "--images", images, "--labels", labels)[0] == 0
+    status, said, _ = medmllm("datasets", "--check", "leaky")
+    assert status == 1
+    assert "on both sides of a split: 1" in said and "p0: train, test" in said and "LEAK" in said
+    status, said, _ = medmllm("datasets", "--check", "leaky", "--json")
+    (report,) = json.loads(said)
+    assert status == 1 and report["divided_groups"] == {"p0": ["train", "test"]} and report["leaking"]
+
+
+def test_checks_of_what_is_not_there(medmllm: Medmllm) -> None:
+    status, said, _ = medmllm("datasets", "--check", "busi")
+    assert status == 1 and "busi: not checked" in said and "MEDMLLM_DATA" in said
+    status, _, error = medmllm("datasets", "--check", "nothing")
+    assert status == 1 and "found ['nothing']" in error
