@@ -70,6 +70,16 @@ def grouped_folds(
     return [fold_of[group] for group in groups]
 
 
+def rarest_labels(labels: Sequence[Sequence[str]]) -> list[str]:
+    """A class of each document to stratify by: of several findings the rarest, as it is the one a fold may lack.
+
+    Args:
+        labels: the classes of each document; none is the empty text.
+    """
+    counts = Counter(label for several in labels for label in several)
+    return [min(several, key=lambda label: (counts[label], label), default="") for several in labels]
+
+
 def _cover(counts: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> dict[int, int]:
     """Give every class a group in every fold where it can be; group to fold."""
     place: dict[int, int] = {}

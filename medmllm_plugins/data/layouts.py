@@ -78,7 +78,9 @@ _LAYOUTS = {
     "busi": "medmllm_plugins.data.busi:Busi",
     "chest_xray": "medmllm_plugins.data.chest_xray:ChestXray",
     "covid19_ct": "medmllm_plugins.data.covid19_ct:Covid19CT",
+    "ct_rate": "medmllm_plugins.data.ct_rate:CTRate",
     "medmnist": "medmllm_plugins.data.medmnist:MedMNIST",
+    "pcam": "medmllm_plugins.data.pcam:PCam",
     "phantoms": "medmllm_plugins.data.phantoms:Phantoms",
     "table": "medmllm_plugins.data.table:Table",
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +17,10 @@ from PIL import Image
 
 from medmllm_plugins.data.class_folders import repeated_ids
 from medmllm_plugins.data.csv_rows import read_rows
-from medmllm_plugins.data.documents import Document, Fold
+from medmllm_plugins.data.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.duplicates import join_groups
 from medmllm_plugins.data.faults import Faults, relative
-from medmllm_plugins.data.folds import grouped_folds
+from medmllm_plugins.data.folds import grouped_folds, rarest_labels
 from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.leaks import MAX_COMPARED, picture_facts, similar, voxels_digest
 from medmllm_plugins.data.picture_files import picture_size, read_picture
@@ -54,26 +54,38 @@ class TableOptions:
     """The options of a declaration with this layout.
 
     Attributes:
-        labels: a CSV file, absolute or below the set's folder; or ``"folders"``.
+        labels: a CSV file, absolute or below the set's folder; several names for the first of them that is there; or
+            ``"folders"``.
         image_column: the column that names images, see :meth:`medmllm_plugins.data.user_files.UserFiles.find`.
         label_column: the column that holds classes. In a multi-label table it may be left out: then there is a column
             for each class, of its name, that says 0 or 1.
         group_column: the column of what must stay together (patient, lesion, case).
+        group_pattern: in place of a group column, a regular expression found in the file's name, whose first group, or
+            the whole of it, is the group.
         fold_column: the column of folds, see :data:`FOLD_NAMES`.
-        pattern: a glob pattern below the folder; other files are left alone.
+        fold_files: in place of a fold column, for each fold a text file with the name of an image on each line. Images
+            in none of them are not used.
+        fold: in place of both, the fold of all.
+        pattern: a glob pattern below the folder; other files are left alone. Of several the first that finds files.
         separator: what stands between the findings of a multi-label cell.
-        names: what the table says to the class it means, where the two differ (``{"0": normal, "1": pneumonia}``).
+        no_finding: what a multi-label cell says when there is none, beside nothing at all.
+        names: what the table says, in cells or as the name of a column of 0 and 1, to the class it means, where the two
+            differ (``{"0": normal, "1": pneumonia}``).
         unit: ``"HU"`` for CT volumes in files that cannot say so (all but DICOM).
     """
 
-    labels: str
+    labels: tuple[str, ...]
     image_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    group_pattern: str | None = None
     fold_column: str | None = None
-    pattern: str | None = None
+    fold_files: Mapping[Fold, str] = field(default_factory=dict)
+    fold: Fold | None = None
+    pattern: tuple[str, ...] = ()
     separator: str = SEPARATOR
-    names: Mapping[str, str] | None = None
+    no_finding: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     unit: str | None = None
 
 
@@ -88,23 +100,37 @@ def table_options(spec: DatasetSpec) -> TableOptions:
     if unknown := sorted(str(key) for key in set(given) - set(known)):
         raise DataError(f"{spec.title}: unknown options {unknown}; layout 'table' takes {known}.")
     for key, value in given.items():
-        good = isinstance(value, Mapping) if key == "names" else isinstance(value, str) and value != ""
-        if value is not None and not good:
-            wanted = "a mapping" if key == "names" else "text"
+        if value is not None and not _good_type(key, value):
+            wanted = "a mapping" if key in _MAPPINGS else "text or a list of it" if key in _ALTERNATIVES else "text"
             raise DataError(f"{spec.title}: expected the option `{key}` to be {wanted}, found {value!r}.")
     if not given.get("labels"):
         raise DataError(f'{spec.title}: expected the option `labels`, a CSV file or "{FOLDERS}", found none.')
-    names = {str(cell): str(label) for cell, label in (given.pop("names", None) or {}).items()}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key in _ALTERNATIVES:
+        value = given.get(key, ())
+        given[key] = (value,) if isinstance(value, str) else tuple(value)
+    names = {str(cell): str(label) for cell, label in given.pop("names", {}).items()}
     if unknown := sorted(set(names.values()) - set(spec.labels)):
         raise DataError(f"{spec.title}: expected `names` to lead to classes, found {unknown}.")
-    options = TableOptions(**{**given, "names": names, "separator": given.get("separator") or SEPARATOR})
+    options = TableOptions(**given, names=names)
     _check_together(spec, options)
     return options
 
 
+_MAPPINGS: Final = ("names", "fold_files")
+_ALTERNATIVES: Final = ("labels", "pattern")
+
+
+def _good_type(key: str, value: object) -> bool:
+    if key in _MAPPINGS:
+        return isinstance(value, Mapping)
+    several = value if key in _ALTERNATIVES and isinstance(value, list) else [value]
+    return bool(several) and all(isinstance(one, str) and one for one in several)
+
+
 def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
     columns = (options.image_column, options.label_column, options.group_column, options.fold_column)
-    if options.labels == FOLDERS:
+    if options.labels == (FOLDERS,):
         if spec.kind == "multilabel":
             raise DataError(f"{spec.title}: a folder is one class; expected a table for a multi-label set.")
         if any(columns):
@@ -117,6 +143,21 @@ def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
         named = [column for column in columns if column]
         if len(set(named)) < len(named):
             raise DataError(f"{spec.title}: expected a column of its own for each purpose, found {named}.")
+    if options.group_column and options.group_pattern:
+        raise DataError(f"{spec.title}: expected `group_column` or `group_pattern`, found both.")
+    if options.group_pattern:
+        try:
+            re.compile(options.group_pattern)
+        except re.error as error:
+            raise DataError(
+                f"{spec.title}: expected `group_pattern` to be a regular expression, found {error}."
+            ) from None
+    if sum(map(bool, (options.fold_column, options.fold_files, options.fold))) > 1:
+        raise DataError(f"{spec.title}: expected one of `fold_column`, `fold_files` and `fold`, found several.")
+    if unknown := {*options.fold_files, *([options.fold] if options.fold else [])} - set(FOLDS):
+        raise DataError(f"{spec.title}: expected folds among {list(FOLDS)}, found {sorted(map(str, unknown))}.")
+    if options.no_finding and spec.kind != "multilabel":
+        raise DataError(f"{spec.title}: `no_finding` is for multi-label sets.")
     if options.unit not in (None, "HU", "any") or (options.unit and spec.dimensions != 3):
         raise DataError(f'{spec.title}: expected `unit` to be "HU" or "any", in a set of volumes, found otherwise.')
 
@@ -140,14 +181,28 @@ class Entry:
     fold: Fold | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What reading a file told.
+
+    Attributes:
+        content: a digest that is equal for equal contents.
+        thumbnail: of an image its thumbnail, ``[32, 32]``; ``None`` where it is not to be compared.
+    """
+
+    content: str
+    thumbnail: npt.NDArray[np.float32] | None = None
+
+
 class Table(FileLayout):
     """Images or volumes in a folder, and a table with a row for each; or folders that are named like the classes.
 
     A document's id is its path below the folder without the ending, so that two files must not differ by their ending
-    alone. Its group is that of the group column, or its own; groups that share a picture (near-duplicates, see
-    :mod:`medmllm_plugins.data.duplicates`; of volumes, and beyond
-    :data:`medmllm_plugins.data.leaks.MAX_COMPARED` images, identical ones) are joined. Folds are those of the fold
-    column, taken as they are, or :func:`medmllm_plugins.data.folds.grouped_folds` with seed 0.
+    alone. Its group is that of the group column or pattern, or its own; groups that share a picture (near-duplicates,
+    see :mod:`medmllm_plugins.data.duplicates`; of volumes, and beyond
+    :data:`medmllm_plugins.data.leaks.MAX_COMPARED` images, identical ones) are joined. Folds that the set states are
+    taken as they are, but where it states train and no validation, a fifth of train, by group, becomes validation.
+    Otherwise folds are :func:`medmllm_plugins.data.folds.grouped_folds` with seed 0.
 
     Files that no row names are counted in the log and left alone. A row that cannot be used (no such file, a path that
     leads out of the folder, an empty cell, a damaged file) is a fault of one file; what makes the table itself
@@ -156,18 +211,17 @@ class Table(FileLayout):
 
     def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.Layout`."""
-        options = table_options(spec)
         listed = entries(spec, folder, faults)
         for fault in repeated_ids((entry.id, str(entry.path)) for entry in listed):
             faults.add(f"{fault}; rename one, or leave it out by the pattern")
-        found = _read_all(spec, options, [entry.path for entry in listed], faults)
+        found = self._read_all(spec, folder, [entry.path for entry in listed], faults)
         faults.stop()
 
         listed = [entry for entry in listed if entry.path in found]
         groups = _joined(listed, [found[entry.path] for entry in listed])
         return [
             Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
-            for entry, group, fold in zip(listed, groups, _folds(spec, listed, groups), strict=True)
+            for entry, group, fold in zip(listed, groups, _folds(listed, groups), strict=True)
         ]
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
@@ -178,6 +232,41 @@ class Table(FileLayout):
         """
         path = folder / document.image
         return _volume(path, table_options(spec)) if spec.dimensions == 3 else read_picture(path)
+
+    def look(self, spec: DatasetSpec, folder: Path, path: Path) -> Seen:
+        """Read a file whole, as the check before an evaluation; a subclass may know a cheaper one.
+
+        Raises:
+            DataError: it is no good.
+        """
+        if spec.dimensions == 3:
+            return Seen(voxels_digest(_volume(path, table_options(spec))))
+        facts = picture_facts(read_picture(path))
+        return Seen(facts.pixels, facts.thumbnail)
+
+    def _read_all(self, spec: DatasetSpec, folder: Path, paths: Sequence[Path], faults: Faults) -> dict[Path, Seen]:
+        few = len(paths) <= MAX_COMPARED
+        if spec.dimensions == 2 and not few:
+            logger.warning("%s: more than %d images, so only identical ones are grouped", spec.title, MAX_COMPARED)
+
+        def look(path: Path) -> Seen | str:
+            try:
+                seen = self.look(spec, folder, path)
+            except DataError as error:
+                return str(error)
+            return seen if few else Seen(seen.content)
+
+        # One volume may take gigabytes, so that no more than two are in memory.
+        workers = 2 if spec.dimensions == 3 else min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            results = list(pool.map(look, paths))
+        found = {}
+        for path, result in zip(paths, results, strict=True):
+            if isinstance(result, str):
+                faults.file(result)
+            else:
+                found[path] = result
+        return found
 
 
 def entries(spec: DatasetSpec, folder: Path, faults: Faults) -> list[Entry]:
@@ -192,10 +281,10 @@ def entries(spec: DatasetSpec, folder: Path, faults: Faults) -> list[Entry]:
         DataError: an option is wrong.
     """
     options = table_options(spec)
-    files = list_files(folder, options.pattern, spec.dimensions)
+    files = _listed(folder, options.pattern, spec.dimensions)
     for closed in files.closed:
         faults.add(f"{closed}: expected a folder that can be listed, found that it cannot; see its permissions")
-    if options.labels == FOLDERS:
+    if options.labels == (FOLDERS,):
         return _from_folders(spec, options, files, faults)
     return _from_table(spec, options, files, faults)
 
@@ -218,13 +307,22 @@ def size(spec: DatasetSpec, folder: Path, document: Document) -> tuple[tuple[int
     return facts.shape, facts.spacing
 
 
-def labels_path(labels: str, folder: Path) -> Path:
-    """The table that the option ``labels`` names."""
-    return folder / Path(labels).expanduser()
+def _listed(folder: Path, patterns: Sequence[str], dimensions: int) -> UserFiles:
+    found = list_files(folder, patterns[0] if patterns else None, dimensions)
+    for pattern in patterns[1:]:
+        if found.files:
+            break
+        found = list_files(folder, pattern, dimensions)
+    return found
+
+
+def _table_file(options: TableOptions, folder: Path) -> Path:
+    """The first of the tables named that is there; where none is, the first."""
+    paths = [folder / Path(name).expanduser() for name in options.labels]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _from_folders(spec: DatasetSpec, options: TableOptions, files: UserFiles, faults: Faults) -> list[Entry]:
-    assert options.names is not None
     classes = {**{label: label for label in spec.labels}, **options.names}
     folders = ", ".join(f"{name}/" for name in classes)
     found = []
@@ -238,7 +336,8 @@ def _from_folders(spec: DatasetSpec, options: TableOptions, files: UserFiles, fa
             faults.add(f"{path}: expected images in the class folders {folders} only, found one in {path.parent.name}/")
         else:
             identifier = _identifier(path, files)
-            found.append(Entry(path, identifier, classes[path.parent.name], identifier))
+            source = _source(options, path, identifier, faults)
+            found.append(Entry(path, identifier, classes[path.parent.name], source, options.fold))
     for path in sorted(files.outside - set(files.files)):
         faults.file(f"{path}: expected a folder, found a link that leads out of {files.folder}")
     if not found:
@@ -248,14 +347,16 @@ def _from_folders(spec: DatasetSpec, options: TableOptions, files: UserFiles, fa
 
 def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faults: Faults) -> list[Entry]:
     assert options.image_column is not None
-    table = labels_path(options.labels, files.folder)
+    table = _table_file(options, files.folder)
     one_hot = spec.kind == "multilabel" and options.label_column is None
-    cells = [options.label_column, options.group_column, options.fold_column, *(spec.labels if one_hot else ())]
+    ticks = _ticked_columns(spec, options) if one_hot else {}
+    cells = [options.label_column, options.group_column, options.fold_column, *ticks]
     columns = [options.image_column, *(column for column in cells if column)]
     found: dict[Path, Entry] = {}
     lines: dict[Path, list[int]] = {}
     labels: dict[Path, set[str | tuple[str, ...]]] = {}
     read = _row_label(spec, options)
+    listed = _fold_lists(options, files, faults)
     for line, row in read_rows(table, columns, faults):
         where = f"{table}, line {line}"
         cell = row[options.image_column]
@@ -273,7 +374,7 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
         except ValueError as error:
             faults.add(f"{where}: {error}")
             continue
-        fold = None
+        fold = options.fold
         if options.fold_column:
             fold = FOLD_NAMES.get(row[options.fold_column].lower())
             if fold is None:
@@ -282,10 +383,14 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
                     f"found {shown(row[options.fold_column])}"
                 )
                 continue
+        elif options.fold_files:
+            fold = listed.get(path)
+            if fold is None:
+                continue
         lines.setdefault(path, []).append(line)
         labels.setdefault(path, set()).add(label)
         identifier = _identifier(path, files)
-        source = row[options.group_column] if options.group_column else identifier
+        source = row[options.group_column] if options.group_column else _source(options, path, identifier, faults)
         found.setdefault(path, Entry(path, identifier, label, source, fold))
     for path, places in lines.items():
         if len(places) > 1:
@@ -298,6 +403,45 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
         faults.add(f"{table}: expected rows that name images below {files.folder}, found none that can be used")
     _count_unused(table, files, found)
     return list(found.values())
+
+
+def _source(options: TableOptions, path: Path, identifier: str, faults: Faults) -> str:
+    if options.group_pattern is None:
+        return identifier
+    match = re.search(options.group_pattern, path.name)
+    if match is None:
+        faults.file(f"{path}: expected a name in which {options.group_pattern!r} is found, found none")
+        return identifier
+    return match[1] if match.re.groups else match[0]
+
+
+def _fold_lists(options: TableOptions, files: UserFiles, faults: Faults) -> dict[Path, Fold]:
+    """Which fold each image is in, by the text files that list them."""
+    found: dict[Path, Fold] = {}
+    for fold, name in options.fold_files.items():
+        place = files.folder / name
+        try:
+            lines = place.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            faults.add(f"{place}: expected a list of images in UTF-8, found that it cannot be read ({error})")
+            continue
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                path = files.find(line.strip())
+            except NotFound as error:
+                faults.file(f"{place}, line {number}: expected {shown(line.strip())} to be an image, found {error}")
+                continue
+            if found.setdefault(path, fold) != fold:
+                faults.add(f"{place}, line {number}: expected an image in one list, found {shown(line)} in two")
+    return found
+
+
+def _ticked_columns(spec: DatasetSpec, options: TableOptions) -> dict[str, str]:
+    """Columns of 0 and 1, to the finding each is for."""
+    called = {label: column for column, label in options.names.items()}
+    return {called.get(label, label): label for label in spec.labels}
 
 
 def _count_unused(table: Path, files: UserFiles, used: Mapping[Path, Entry]) -> None:
@@ -321,7 +465,8 @@ def _may_be_empty(spec: DatasetSpec, options: TableOptions) -> tuple[str | None,
 
 def _row_label(spec: DatasetSpec, options: TableOptions) -> Callable[[Mapping[str, str]], str | tuple[str, ...]]:
     """What reads the label of a row; it raises ``ValueError`` with a fault's text."""
-    known = {**{label: label for label in spec.labels}, **(options.names or {})}
+    known = {**{label: label for label in spec.labels}, **options.names}
+    ticks = _ticked_columns(spec, options)
     column = options.label_column
 
     def look_up(cell: str) -> str:
@@ -331,14 +476,17 @@ def _row_label(spec: DatasetSpec, options: TableOptions) -> Callable[[Mapping[st
 
     def findings(row: Mapping[str, str]) -> tuple[str, ...]:
         assert column is not None
-        present = {look_up(part.strip()) for part in row[column].split(options.separator) if part.strip()}
+        parts = [part.strip() for part in row[column].split(options.separator)]
+        if options.no_finding in parts and len(set(parts)) > 1:
+            raise ValueError(f"expected {options.no_finding!r} to stand alone, found {shown(row[column])}")
+        present = {look_up(part) for part in parts if part and part != options.no_finding}
         return tuple(label for label in spec.labels if label in present)
 
     def ticked(row: Mapping[str, str]) -> tuple[str, ...]:
-        for label in spec.labels:
-            if row[label] not in _TICKS:
-                raise ValueError(f"expected {label!r} to be 0 or 1, found {shown(row[label])}")
-        return tuple(label for label in spec.labels if _TICKS[row[label]])
+        for name in ticks:
+            if row[name] not in _TICKS:
+                raise ValueError(f"expected {name!r} to be 0 or 1, found {shown(row[name])}")
+        return tuple(label for name, label in ticks.items() if _TICKS[row[name]])
 
     def single(row: Mapping[str, str]) -> str:
         assert column is not None
@@ -361,52 +509,29 @@ def _volume(path: Path, options: TableOptions) -> Volume:
     return read_volume(path, unit="HU" if unit == "HU" else "any" if unit else None)
 
 
-_Found = tuple[str, npt.NDArray[np.float32] | None]
-
-
-def _read_all(spec: DatasetSpec, options: TableOptions, paths: Sequence[Path], faults: Faults) -> dict[Path, _Found]:
-    """Read everything once: a digest of the content and, of few enough images, the thumbnail."""
-    few = len(paths) <= MAX_COMPARED
-
-    def look(path: Path) -> _Found | str:
-        try:
-            if spec.dimensions == 3:
-                return voxels_digest(_volume(path, options)), None
-            facts = picture_facts(read_picture(path))
-        except DataError as error:
-            return str(error)
-        return facts.pixels, facts.thumbnail if few else None
-
-    if spec.dimensions == 2 and not few:
-        logger.warning("%s: more than %d images, so only identical ones are grouped", spec.title, MAX_COMPARED)
-    # One volume may take gigabytes, so that no more than two are in memory.
-    workers = 2 if spec.dimensions == 3 else min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        results = list(pool.map(look, paths))
-    found = {}
-    for path, result in zip(paths, results, strict=True):
-        if isinstance(result, str):
-            faults.file(result)
-        else:
-            found[path] = result
-    return found
-
-
-def _joined(listed: Sequence[Entry], found: Sequence[_Found]) -> list[str]:
-    contents = [content for content, _ in found]
-    small = [thumb for _, thumb in found if thumb is not None]
+def _joined(listed: Sequence[Entry], found: Sequence[Seen]) -> list[str]:
+    contents = [seen.content for seen in found]
+    small = [seen.thumbnail for seen in found if seen.thumbnail is not None]
     pairs = similar(contents, np.stack(small) if small and len(small) == len(found) else None)
     return join_groups([entry.source for entry in listed], pairs)
 
 
-def _folds(spec: DatasetSpec, listed: Sequence[Entry], groups: Sequence[str]) -> list[Fold]:
-    given = [entry.fold for entry in listed if entry.fold is not None]
-    if given or not listed:
-        return given
-    # Of several findings the rarest decides, as it is the one that a fold may lack.
-    counts = Counter(label for entry in listed for label in _labels(entry))
-    strata = [min(_labels(entry), key=lambda label: (counts[label], label), default="") for entry in listed]
-    return grouped_folds([entry.id for entry in listed], strata, groups)
+def _folds(listed: Sequence[Entry], groups: Sequence[str]) -> list[Fold]:
+    ids, strata = [entry.id for entry in listed], rarest_labels([_labels(entry) for entry in listed])
+    stated = {entry.fold for entry in listed}
+    if None in stated or not listed:
+        return grouped_folds(ids, strata, groups) if listed else []
+    folds = {entry.id: entry.fold for entry in listed if entry.fold is not None}
+    if "train" in stated and "validation" not in stated:
+        rows = [index for index, entry in enumerate(listed) if entry.fold == "train"]
+        made = grouped_folds(
+            [ids[index] for index in rows],
+            [strata[index] for index in rows],
+            [groups[index] for index in rows],
+            fractions=(0.8, 0.2, 0.0),
+        )
+        folds |= {ids[index]: fold for index, fold in zip(rows, made, strict=True)}
+    return [folds[identifier] for identifier in ids]
 
 
 def _labels(entry: Entry) -> tuple[str, ...]:

@@ -92,6 +92,28 @@ def test_groups_and_folds_from_columns(tmp_path: Path) -> None:
     assert [one.fold for one in data.documents] == ["train", "train", "validation", "validation", "test", "test"]
 
 
+def test_a_stated_split_without_validation_gets_one(tmp_path: Path) -> None:
+    rows = []
+    for index in range(20):
+        write_picture(tmp_path / f"{index}.png", key=f"twenty {index}")
+        rows.append(
+            f"{index},{'malignant' if index % 2 else 'benign'},p{index // 2},{'test' if index < 4 else 'train'}"
+        )
+    write_rows(tmp_path, rows, "file,label,patient,split")
+    data = load_dataset(declare(tmp_path, {**COLUMNS, "group_column": "patient", "fold_column": "split"}))
+    assert {one.id for one in data.select(["test"])} == {"0", "1", "2", "3"}
+    validation = data.select(["validation"])
+    assert len(validation) == 4 and len({one.group for one in validation}) == 2
+
+
+def test_groups_from_names(tmp_path: Path) -> None:
+    write_rows(tmp_path, [row.replace("images/", "") for row in six(tmp_path)])
+    found = load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": r"^[0-9]", "fold": "test"})).documents
+    assert [one.group for one in found] == list("012345") and {one.fold for one in found} == {"test"}
+    with pytest.raises(DataError, match=r"6 faults .*(.|\n)*0\.png: expected a name in which 'p"):
+        load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": "p[0-9]"}))
+
+
 def test_near_duplicates_join_groups(tmp_path: Path) -> None:
     rows = six(tmp_path)
     twin = np.clip(np.asarray(picture("picture 0"), dtype=int) + 2, 0, 255).astype(np.uint8)
@@ -353,6 +375,14 @@ def test_bad_volumes_are_an_error_or_listed(tmp_path: Path, make: Any, expected:
         ({"labels": "folders"}, {"kind": "multilabel"}, "a folder is one class"),
         ({"labels": "folders", "group_column": "x"}, {}, "expected no columns with labels: folders"),
         ({**COLUMNS, "pattern": "../*"}, {}, "a pattern below the folder"),
+        ({**COLUMNS, "group_column": "p", "group_pattern": "p"}, {}, "`group_column` or `group_pattern`, found both"),
+        ({**COLUMNS, "group_pattern": "("}, {}, "to be a regular expression"),
+        ({**COLUMNS, "fold_column": "f", "fold": "test"}, {}, "found several"),
+        ({**COLUMNS, "fold": "holdout"}, {}, r"expected folds among .* found \['holdout'\]"),
+        ({**COLUMNS, "fold_files": {"train": "none.txt"}}, {}, r"none\.txt: expected a list of images"),
+        ({**COLUMNS, "fold_files": "train.txt"}, {}, "expected the option `fold_files` to be a mapping"),
+        ({**COLUMNS, "no_finding": "none"}, {}, "`no_finding` is for multi-label sets"),
+        ({**COLUMNS, "labels": []}, {}, "to be text or a list of it"),
     ],
 )
 def test_options_that_do_not_go(tmp_path: Path, options: Any, more: Any, expected: str) -> None:

@@ -31,7 +31,8 @@ DATASETS = [path.stem for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml"
 OURS = FILES | {
     f"med_cls_{dataset}{ending}"
     for dataset in DATASETS
-    for ending in (("", "_letter", "_open") if dataset != "chestmnist" else ("",))  # asked yes or no
+    for ending in ("", "_letter", "_open")
+    if not (ending and dataset in ("chestmnist", "chestxray14", "ct_rate"))  # findings are asked yes or no
 }
 MEDM_VL = ModelManifest(model_id="medm_vl", chat_class_path="medmllm_plugins.host.models.medm_vl")
 

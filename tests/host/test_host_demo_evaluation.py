@@ -279,7 +279,7 @@ def test_folds_of_a_task_are_obeyed(evaluate: Callable[..., Any], tmp_path: Path
         ("{dataset: demo, protocol: opened}", "closed_set"),
         ("{dataset: demo, folds: [tests]}", "validation"),
         ("{dataset: demo, folds: []}", "validation"),
-        ("{dataset: nowhere}", "'busi', 'chest_xray', 'chestmnist', 'covid19_ct', 'demo'"),
+        ("{dataset: nowhere}", "'busi', 'chest_xray', 'chestmnist', 'chestxray14', 'covid19_ct', 'ct_rate', 'demo'"),
     ],
 )
 def test_a_faulty_declaration_says_what_was_expected(tmp_path: Path, settings: str, says: str) -> None:

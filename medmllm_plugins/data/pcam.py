@@ -1,0 +1,183 @@
+"""Layout of PatchCamelyon (Veeling et al., MICCAI 2018): patches of lymph nodes in HDF5 files."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from medmllm_plugins.data.csv_rows import read_rows
+from medmllm_plugins.data.documents import Document, Fold
+from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.layouts import Layout
+from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.errors import DataError, one_line
+
+SIDE = 96
+"""Side of a patch, in pixels."""
+
+_SPLITS: dict[str, Fold] = {"train": "train", "valid": "validation", "test": "test"}
+_STEM = "camelyonpatch_level_2_split_{}"
+_BLOCK = 512
+
+
+class PCam(Layout):
+    """``camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`` and ``…_meta.csv``, unpacked.
+
+    Folds are the official ones. A patch's group is the slide it was cut from, by the column ``wsi`` of the meta file;
+    without that file every patch is a group of its own, and intervals are as narrow as if all were of other patients.
+    The images of the test split, which is evaluated, are read in full before an evaluation; of the other splits
+    the labels and sizes are checked, and damage in their images is found when these are read.
+    """
+
+    def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
+        """Read labels and check all files; see :class:`medmllm_plugins.data.layouts.Layout`."""
+        found: list[Document] = []
+        for split, fold in _SPLITS.items():
+            try:
+                labels = _labels(_path(folder, split, "y"))
+                shape = _pixels(folder, split).shape
+                if shape != (len(labels), SIDE, SIDE, 3):
+                    raise DataError(
+                        f"{_path(folder, split, 'x')}: expected {len(labels)} images of {SIDE} x {SIDE} x 3, as many "
+                        f"as labels, found {list(shape)}; get the file again."
+                    )
+                slides = _slides(folder, split, len(labels))
+                _split_digest(folder, split)
+            except DataError as error:
+                faults.add(str(error))
+                continue
+            for index, label in enumerate(labels):
+                name = f"{split}/{index:06d}"
+                group = f"{split}/{slides[index]}" if slides else name
+                found.append(Document(name, name, spec.labels[int(label)], group, fold))
+        faults.stop()
+        return found
+
+    def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image:
+        """One patch as RGB."""
+        split, _, index = document.image.partition("/")
+        return Image.fromarray(_pixels(folder, split).read(int(index), int(index) + 1)[0])
+
+    def is_there(self, spec: DatasetSpec, folder: Path) -> bool:
+        """Whether the test split's images are there."""
+        return _path(folder, "test", "x").is_file()
+
+    def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
+        """That of the split's images, and the place in it."""
+        return f"{_split_digest(folder, document.image.partition('/')[0])}#{document.image}"
+
+
+def _path(folder: Path, split: str, what: str) -> Path:
+    return folder / f"{_STEM.format(split)}_{what}.h5"
+
+
+class _Array:
+    """The one array of an HDF5 file; threads take turns, as the library makes them do anyway."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            import h5py
+        except ImportError as error:
+            raise DataError(
+                f"{path}: expected the package h5py, which reads HDF5 files, found it missing; "
+                "pip install 'medmllm-plugins[pcam]'."
+            ) from error
+        try:
+            self._data: Any = h5py.File(path, "r")[key]
+            self.shape: tuple[int, ...] = tuple(self._data.shape)
+            dtype = np.dtype(self._data.dtype)
+        except (OSError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+            raise self._damaged(error) from error
+        if dtype.kind not in "iu":
+            raise DataError(f"{path}: expected whole numbers under {key!r}, found {dtype}; get the file again.")
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Some rows.
+
+        Raises:
+            DataError: the file is damaged there.
+        """
+        try:
+            with self._lock:
+                return np.asarray(self._data[start:stop]).astype(np.uint8, casting="same_kind")
+        except (OSError, RuntimeError, TypeError) as error:
+            raise self._damaged(error) from error
+
+    def blocks(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """All rows, some at a time."""
+        for start in range(0, self.shape[0], _BLOCK):
+            yield self.read(start, start + _BLOCK)
+
+    def _damaged(self, error: Exception) -> DataError:
+        return DataError(f"{self.path}: expected a whole HDF5 file, found {one_line(error)}; get the file again.")
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Size and time of change, by which a file that was read is known to be what it was."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        packed = path.with_name(f"{path.name}.gz")
+        mend = f"only {packed.name}; gunzip it" if packed.is_file() else f"that it cannot be read ({error.strerror})"
+        raise DataError(f"{path}: expected a file of PCam, found {mend}.") from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=6)
+def _opened(path: Path, key: str, state: tuple[int, int]) -> _Array:
+    return _Array(path, key)
+
+
+def _pixels(folder: Path, split: str) -> _Array:
+    path = _path(folder, split, "x")
+    return _opened(path, "x", _stat(path))
+
+
+def _labels(path: Path) -> npt.NDArray[np.uint8]:
+    array = _opened(path, "y", _stat(path))
+    if not array.shape or np.prod(array.shape) != array.shape[0]:
+        raise DataError(f"{path}: expected one label for each image, found the shape {list(array.shape)}.")
+    labels = array.read(0, array.shape[0]).reshape(-1)
+    if labels.size == 0 or int(labels.max()) > 1:
+        raise DataError(f"{path}: expected labels 0 and 1, found {sorted(set(labels.tolist()))[:5] or 'none'}.")
+    return labels
+
+
+def _slides(folder: Path, split: str, count: int) -> list[str]:
+    path = folder / f"{_STEM.format(split)}_meta.csv"
+    if not path.is_file():
+        return []
+    faults = Faults(path.name, str(path))
+    slides = [row["wsi"] for _, row in read_rows(path, ("wsi",), faults)]
+    if len(slides) != count:
+        faults.add(f"{path}: expected {count} rows, one for each image, found {len(slides)}")
+    faults.stop()
+    return slides
+
+
+def _split_digest(folder: Path, split: str) -> str:
+    """SHA-256 of a split's pixels; of the splits that are not evaluated, of labels and size of the file."""
+    pixels, labels = _path(folder, split, "x"), _path(folder, split, "y")
+    return _digest(folder, split, _stat(pixels), _stat(labels))
+
+
+@lru_cache(maxsize=6)
+def _digest(folder: Path, split: str, pixels: tuple[int, int], labels: tuple[int, int]) -> str:
+    digest = hashlib.sha256(_labels(_path(folder, split, "y")).tobytes())
+    array = _pixels(folder, split)
+    if _SPLITS[split] == "test":
+        for block in array.blocks():
+            digest.update(np.ascontiguousarray(block).data)
+    else:
+        digest.update(repr((array.shape, pixels[0])).encode())
+    return digest.hexdigest()
