@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--check", action="store_true", help="read them whole and look for leaks; exit status 1 if one leaks"
             )
     _add_task_commands(commands)
+    _add_baseline(commands)
     text = "compare two runs on the same data: differences with paired tests that respect groups"
     comparing = commands.add_parser("compare", help=text, description=text)
     comparing.add_argument("first", type=Path, metavar="RUN_A", help="run folder")
@@ -92,6 +93,23 @@ def _add_task_commands(commands: Any) -> None:
     new.add_argument("--overwrite", action="store_true", help="replace the task of that name")
     new.add_argument("--output", default="", metavar="DIR", help="folder for the task file, instead of your own tasks'")
     new.set_defaults(run=_task_new)
+
+
+def _add_baseline(commands: Any) -> None:
+    text = "train an ordinary classifier for tasks, and score it as a model is scored"
+    command = commands.add_parser("baseline", help=text, description=text, allow_abbrev=False)
+    command.add_argument("tasks", nargs="+", metavar="TASK", help="as for lmms-eval --tasks, one after the other")
+    command.add_argument(
+        "--method",
+        default="pixels",
+        help="majority (of the train fold), pixels (logistic regression), or timm:NAME (fine-tuned); default: pixels",
+    )
+    command.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="as --output_path of lmms-eval")
+    command.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="timm: pretrained weights")
+    command.add_argument("--epochs", type=int, help="timm: at most so many rounds")
+    command.add_argument("--device", help="timm: where to train")
+    command.set_defaults(run=_baseline)
 
 
 def _host(words: list[str]) -> int:
@@ -142,6 +160,19 @@ def _task_new(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.commands.new_task import Wishes, create
 
     create(Wishes(**{key: value for key, value in vars(arguments).items() if key != "run"}), print)
+    return 0
+
+
+def _baseline(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.baseline import baseline
+    from medmllm_plugins.reference.methods import classifier
+
+    def make() -> Any:
+        chosen = {"weights": arguments.weights, "epochs": arguments.epochs, "device": arguments.device}
+        return classifier(arguments.method, seed=arguments.seed, **chosen)
+
+    folder = baseline(arguments.tasks, arguments.method, make, output=arguments.output, say=print, seed=arguments.seed)
+    print(f"Details: {folder}")
     return 0
 
 

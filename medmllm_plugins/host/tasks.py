@@ -84,21 +84,8 @@ class _Classification(ConfigurableTask):
         """Build the requests; the first moment at which the task knows the command line and is part of a run."""
         progress = run.joined_by(self.config.task)
         progress.arguments(getattr(self, "args", None))
-        progress.task(
-            self.config.task,
-            {
-                **self.settings.to_dict(),
-                "dataset_fingerprint": self.data.fingerprint,
-                "folds_hash": self.data.folds_hash,
-                "counts": self.data.counts(),
-                "documents": len(self.rows.documents),
-                "questions": len(self.dataset[SPLIT]),
-                "shots": self.shots,
-                "skipped": list(self.data.skipped),
-                "overlaps": dict(self.data.spec.overlaps),
-                "notes": list(self.data.spec.notes),
-            },
-        )
+        rows = {"documents": len(self.rows.documents), "questions": len(self.dataset[SPLIT]), "shots": self.shots}
+        progress.task(self.config.task, scoring.facts(self.settings, self.data, **rows))
         super().build_all_requests(**kwargs)
 
     @property

@@ -76,6 +76,22 @@ def _listed(settings: Settings) -> dict[str, tuple[str, ...]]:
     }
 
 
+def facts(settings: Settings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
+    """What a manifest tells of a task before it is answered: its settings, its data and how many rows it has."""
+    return {
+        **settings.to_dict(),
+        "dataset_fingerprint": data.fingerprint,
+        "folds_hash": data.folds_hash,
+        "counts": data.counts(),
+        "documents": documents,
+        "questions": questions,
+        "shots": shots,
+        "skipped": list(data.skipped),
+        "overlaps": dict(data.spec.overlaps),
+        "notes": list(data.spec.notes),
+    }
+
+
 def write(
     folder: Path, task: str, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str], data: Dataset
 ) -> None:

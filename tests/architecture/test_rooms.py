@@ -18,6 +18,7 @@ ROOMS = (
     ("answers",),
     ("metrics",),
     ("questions",),
+    ("reference",),
     ("models",),
     ("capture",),
     ("probes",),
@@ -31,6 +32,7 @@ BARRED = {
     "data": {"torch", "transformers", "lmms_eval", "sklearn"},
     "answers": {"torch", "transformers", "lmms_eval"},
     "metrics": {"torch", "transformers", "lmms_eval"},
+    "reference": {"transformers", "lmms_eval"},
     "models": {"lmms_eval"},
     "probes": {"lmms_eval"},
 }

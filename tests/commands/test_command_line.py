@@ -221,7 +221,7 @@ def test_plugins_as_text_tell_what_each_brings(medmllm: Medmllm, install: Callab
     """As the command's own help and the README say."""
     install("giver", GIVING)
     text = medmllm("plugins")[1]
-    assert "giver_vl" in text and "medm_vl" in text and "    datasets: " in text and " covid19_ct, demo, " in text
+    assert "giver_vl" in text and "medm_vl" in text and "    datasets: " in text and " ct_rate, demo, " in text
 
 
 def test_a_failure_that_no_plugin_caused_reads_well(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,42 @@
+"""Reference classifiers by the name that the command line gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.reference.classifier import Classifier, Majority
+
+METHODS: Final = ("majority", "pixels", "timm:NAME")
+
+
+def classifier(
+    method: str, *, seed: int = 0, weights: Path | None = None, epochs: int | None = None, device: str | None = None
+) -> Classifier:
+    """Make an untrained classifier.
+
+    Args:
+        method: ``"majority"``, ``"pixels"`` or ``"timm:NAME"``.
+        seed: of everything that is drawn.
+        weights: for ``timm``, a file of pretrained weights.
+        epochs: for ``timm``, at most so many rounds.
+        device: for ``timm``, where to train.
+
+    Raises:
+        OptionError: there is no such method, or an option is not for it.
+    """
+    name, colon, network = method.partition(":")
+    if name == "timm" and network:
+        from medmllm_plugins.reference.network import EPOCHS, Network  # torch takes seconds to import
+
+        return Network(network, weights=weights, epochs=EPOCHS if epochs is None else epochs, device=device, seed=seed)
+    if colon or name not in METHODS:
+        raise OptionError(f"Expected a method among {', '.join(METHODS)}, found {method!r}.")
+    if weights is not None or epochs is not None or device is not None:
+        raise OptionError(f"Expected weights, epochs and device with timm:NAME only, found some with {method!r}.")
+    if name == "majority":
+        return Majority()
+    from medmllm_plugins.reference.pixels import Pixels  # scikit-learn takes a second to import
+
+    return Pixels(seed)

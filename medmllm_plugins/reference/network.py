@@ -1,0 +1,242 @@
+"""Any image network of timm, fine-tuned on the train fold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from medmllm_plugins.errors import DataError, OptionError, one_line
+from medmllm_plugins.reference.classifier import Classifier
+from medmllm_plugins.reference.examples import Examples, LogProbabilities
+
+logger = logging.getLogger(__name__)
+
+EPOCHS = 30
+"""At most so many rounds through the train fold."""
+PATIENCE = 5
+"""After so many rounds without a smaller log loss on the validation fold training ends."""
+BATCH = 32
+"""Documents in a batch; fewer where the train fold has no ten such batches, down to :data:`LEAST_BATCH`."""
+LEAST_BATCH = 8
+RATES = {True: 1e-4, False: 1e-3}
+"""Peak learning rate of AdamW, for pretrained weights and without."""
+WEIGHT_DECAY = 0.05
+CROP = 0.8
+"""Smallest side of a random crop, as a part of the picture's."""
+KEPT_BYTES = 4 << 30
+"""Pictures that take no more than this, shrunk to the network's input, are kept in memory."""
+
+
+class Network(Classifier):
+    """``timm:NAME``: the network with a new head, all of it trained; the best round on the validation fold is kept.
+
+    Pictures are those that an MLLM is shown, padded with black to a square and resized to the network's input. Where a
+    volume is shown as several slices, their logits are averaged. Training pictures are cropped at random; they are not
+    flipped, since left and right mean something in medical images.
+    """
+
+    def __init__(
+        self, name: str, *, weights: Path | None = None, epochs: int = EPOCHS, device: str | None = None, seed: int = 0
+    ) -> None:
+        """Look the network up.
+
+        Args:
+            name: timm's name for it, such as ``"resnet50.a1_in1k"``.
+            weights: a file with pretrained weights; without it those that timm knows are taken where they are in the
+                local cache or can be downloaded, and random ones otherwise.
+            epochs: at most so many rounds.
+            device: where to train; default: the GPU where there is one.
+            seed: of the new head, the order of examples and the crops.
+
+        Raises:
+            OptionError: timm is not installed, has no network of that name, or the weights are not there.
+        """
+        try:
+            import timm
+        except ImportError as error:
+            raise OptionError("timm is not installed; pip install 'medmllm-plugins[timm]'.") from error
+        if not timm.is_model(name):
+            close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+            raise OptionError(
+                f"timm has no network called {name!r}{'; similar: ' + ', '.join(close) if close else ''}."
+            )
+        if weights is not None and not weights.is_file():
+            raise OptionError(f"Expected weights in {weights}, found no such file.")
+        if epochs < 1:
+            raise OptionError(f"Expected at least one epoch, found {epochs}.")
+        self._timm: Any = timm
+        self._name, self._weights, self._epochs, self._seed = name, weights, epochs, seed
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._network: nn.Module = nn.Identity()
+        self._shape = (0, 0)
+        self._input: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
+
+    def fit(self, train: Examples, validation: Examples) -> None:
+        """Fine-tune with AdamW on a cosine schedule; keep the round with the smallest validation loss."""
+        self._shape = (len(train.findings), len(train.answers))
+        torch.manual_seed(self._seed)
+        pretrained = self._make(self._shape[0] * self._shape[1])
+        size = min(BATCH, max(LEAST_BATCH, len(train) // 10))
+        rounds = -(-len(train) // size)
+        optimiser = torch.optim.AdamW(self._network.parameters(), lr=RATES[pretrained], weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, RATES[pretrained], total_steps=rounds * self._epochs, pct_start=0.1
+        )
+        generator = np.random.default_rng(self._seed)
+        pictures, held_out = _Pictures(train, self._input), _Pictures(validation, self._input)
+        targets, right = torch.from_numpy(train.targets()), torch.from_numpy(validation.targets())
+        best, best_round, losses = float("inf"), -1, []
+        kept: dict[str, Tensor] = {}
+        for number in range(self._epochs):
+            self._network.train()
+            for indices in _batches(generator.permutation(len(train)), size):
+                if len(indices) == 1 and len(train) > 1:  # batch normalisation needs two
+                    continue
+                loss = self._loss(pictures.batch(indices, generator), targets[indices])
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+            found = self._predict(held_out)
+            losses.append(-float(found.gather(2, right[:, :, None]).mean()))
+            logger.info("epoch %d: log loss on the validation fold %.4f", number + 1, losses[-1])
+            if losses[-1] < best:
+                best, best_round = losses[-1], number
+                kept = {key: value.detach().cpu().clone() for key, value in self._network.state_dict().items()}
+            elif number - best_round >= PATIENCE:
+                break
+        if best_round < 0:
+            raise DataError(f"{self._name}: expected a finite loss on the validation fold, found {losses}.")
+        self._network.load_state_dict(kept)
+        self._facts |= {
+            "trained_on": len(train),
+            "epochs": len(losses),
+            "kept_epoch": best_round + 1,
+            "validation_losses": [round(loss, 6) for loss in losses],
+        }
+
+    def log_probabilities(self, examples: Examples) -> LogProbabilities:
+        """Log-softmax over the answers to each question."""
+        return np.asarray(self._predict(_Pictures(examples, self._input)).numpy(), dtype=np.float64)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Name, weights, input and the course of training."""
+        return self._facts
+
+    def _make(self, outputs: int) -> bool:
+        """Make the network; returns whether its weights are pretrained."""
+        known = self._weights is not None or self._timm.models.get_pretrained_cfg(self._name).has_weights
+        why = "" if known else "timm knows no weights for it"
+        network = None
+        if known:
+            overlay = {} if self._weights is None else {"file": str(self._weights)}
+            try:
+                network = self._timm.create_model(
+                    self._name, pretrained=True, num_classes=outputs, pretrained_cfg_overlay=overlay
+                )
+            # What the hub, the network and the file system raise has no common type; what it was is told.
+            except Exception as error:
+                if self._weights is not None:
+                    raise OptionError(
+                        f"{self._weights}: expected weights of {self._name}, found {one_line(error)}."
+                    ) from error
+                why = one_line(error)
+        if network is None:
+            logger.warning(
+                "%s starts from random weights, since its pretrained ones cannot be had: %s", self._name, why
+            )
+            network = self._timm.create_model(self._name, pretrained=False, num_classes=outputs)
+        self._network = network.to(self._device)
+        self._input = self._timm.data.resolve_model_data_config(network)
+        self._facts = {
+            "network": self._name,
+            "timm": self._timm.__version__,
+            "pretrained": not why,
+            "weights": "" if why else str(self._weights.name) if self._weights else "timm's",
+            "input": list(self._input["input_size"]),
+            "parameters": sum(one.numel() for one in network.parameters()),
+            "device": str(self._device),
+        }
+        return not why
+
+    def _logits(self, pictures: Tensor, counts: list[int]) -> Tensor:
+        """``[N, Q, A]``: mean over the pictures of each document."""
+        bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            found = self._network(pictures.to(self._device)).float()
+        return torch.stack([part.mean(0) for part in found.split(counts)]).view(-1, *self._shape)
+
+    def _loss(self, batch: tuple[Tensor, list[int]], targets: Tensor) -> Tensor:
+        logits = self._logits(*batch)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(self._device).flatten())
+
+    @torch.inference_mode()
+    def _predict(self, pictures: _Pictures) -> Tensor:
+        self._network.eval()
+        found = [
+            self._logits(*pictures.batch(indices)).log_softmax(-1).cpu()
+            for indices in _batches(np.arange(len(pictures)))
+        ]
+        return torch.cat(found)
+
+
+class _Pictures:
+    """Pictures as the network takes them, kept in memory where they fit."""
+
+    def __init__(self, examples: Examples, settings: Mapping[str, Any]) -> None:
+        self._examples = examples
+        self._channels, height, width = settings["input_size"]
+        self._size = (width, height)
+        self._mean, self._std = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
+        self._kept: dict[int, list[npt.NDArray[np.uint8]]] | None = (
+            {} if len(examples) * width * height * 3 <= KEPT_BYTES else None
+        )
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def batch(
+        self, indices: npt.NDArray[np.intp], generator: np.random.Generator | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Normalised pictures ``[P, C, H, W]`` and the number of each document's; cropped where one draws."""
+        several = self._examples.each(self._read, [int(index) for index in indices])
+        shown = [self._cropped(picture, generator) for pictures in several for picture in pictures]
+        values = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
+        if self._channels == 1:
+            values = values.mean(1, keepdim=True)
+        return (values - self._mean) / self._std, [len(pictures) for pictures in several]
+
+    def _read(self, index: int) -> list[npt.NDArray[np.uint8]]:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        pictures = [
+            np.asarray(ImageOps.pad(picture, self._size, Image.Resampling.BICUBIC, color=(0, 0, 0)))
+            for picture in self._examples.pictures(index)
+        ]
+        if self._kept is not None:
+            self._kept[index] = pictures
+        return pictures
+
+    def _cropped(self, picture: npt.NDArray[np.uint8], generator: np.random.Generator | None) -> npt.NDArray[np.uint8]:
+        if generator is None:
+            return picture
+        width, height = self._size
+        part = generator.uniform(CROP, 1.0)
+        left, top = generator.uniform(0, 1 - part, size=2)
+        box = (left * width, top * height, (left + part) * width, (top + part) * height)
+        return np.asarray(Image.fromarray(picture).resize(self._size, Image.Resampling.BILINEAR, box=box))
+
+
+def _batches(indices: npt.NDArray[np.intp], size: int = BATCH) -> Iterator[npt.NDArray[np.intp]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

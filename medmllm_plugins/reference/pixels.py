@@ -1,0 +1,131 @@
+"""Logistic regression on small pixels: what brightness and coarse shape alone tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from medmllm_plugins.reference.classifier import Classifier, log_shares
+from medmllm_plugins.reference.examples import Examples, LogProbabilities
+
+logger = logging.getLogger(__name__)
+
+SIDE = 32
+"""Side of the picture that is looked at, in pixels."""
+SLICES = 16
+"""Of a volume, so many evenly spaced slices are looked at, :data:`SLICE_SIDE` pixels a side."""
+SLICE_SIDE = 16
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Inverse strengths of the L2 penalty (scikit-learn's ``C``, on standardised pixels) to choose from."""
+MOST = 20_000
+"""From a larger train fold so many documents are drawn."""
+
+_FLOOR = 1e-12
+_STEPS = 1000
+
+
+class Pixels(Classifier):
+    """Standardised pixels, multinomial logistic regression, L2 penalty chosen by log loss on the validation fold.
+
+    Of images the whole picture is shrunk to 32 x 32, in colour; of volumes 16 slices to 16 x 16 grey values each.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        """Begin untrained; ``seed`` chooses the documents drawn from a large train fold."""
+        self._seed = seed
+        self._scaler = StandardScaler()
+        self._models: list[LogisticRegression | None] = []
+        self._shares: LogProbabilities = np.zeros((0, 0))
+        self._facts: dict[str, Any] = {}
+
+    def fit(self, train: Examples, validation: Examples) -> None:
+        """Fit at each strength and keep the one with the smallest log loss on the validation fold."""
+        drawn = self._drawn(train)
+        self._shares = log_shares(drawn)
+        features = self._scaler.fit_transform(pixels(drawn))
+        held_out = self._scaler.transform(pixels(validation))
+        targets, right = drawn.targets(), validation.targets()
+        chosen, converged = [], True
+        for question in range(targets.shape[1]):
+            best: tuple[float, float, LogisticRegression | None] = (np.inf, np.nan, None)
+            if len(np.unique(targets[:, question])) > 1:
+                for strength in STRENGTHS:
+                    model = LogisticRegression(C=strength, max_iter=_STEPS)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", ConvergenceWarning)  # told in the facts
+                        model.fit(features, targets[:, question])
+                    found = _scores(model, held_out, self._shares[question])
+                    loss = -float(found[np.arange(len(right)), right[:, question]].mean())
+                    if loss < best[0]:
+                        best = (loss, strength, model)
+            self._models.append(best[2])
+            chosen.append(best[1] if best[2] is not None else None)
+            converged &= best[2] is None or int(best[2].n_iter_.max()) < _STEPS
+        self._facts = {
+            "features": int(features.shape[1]),
+            "trained_on": len(drawn),
+            "C": chosen,
+            "converged": bool(converged),
+        }
+        if not converged:
+            logger.warning("logistic regression stopped before it converged, at %d steps", _STEPS)
+
+    def log_probabilities(self, examples: Examples) -> LogProbabilities:
+        """Of a question whose answer is always the same in the train fold, the shares."""
+        features = self._scaler.transform(pixels(examples))
+        found = []
+        for model, shares in zip(self._models, self._shares, strict=True):
+            found.append(
+                np.repeat(shares[None], len(examples), axis=0) if model is None else _scores(model, features, shares)
+            )
+        return np.stack(found, axis=1)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Size, penalty and whether the fit converged."""
+        return self._facts
+
+    def _drawn(self, train: Examples) -> Examples:
+        if len(train) <= MOST:
+            return train
+        logger.warning("the train fold has %d documents, of which %d are drawn", len(train), MOST)
+        order = sorted(
+            train.documents, key=lambda document: hashlib.sha256(f"{self._seed}\0{document.id}".encode()).digest()
+        )
+        return dataclasses.replace(train, documents=tuple(order[:MOST]))
+
+
+def pixels(examples: Examples) -> npt.NDArray[np.float32]:
+    """Shrunken pixels, ``[N, F]`` float32, 0 to 255: F is 3072 for images, 4096 for volumes."""
+    if examples.data.spec.dimensions == 2:
+        return np.stack(examples.each(lambda index: _shrunk(examples.pictures(index)[0], "RGB", SIDE)))
+    view = dataclasses.replace(examples.view, slices=SLICES, montage=False)
+
+    def slices(index: int) -> npt.NDArray[np.float32]:
+        found = [_shrunk(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
+        # A volume of fewer slices than that has some of them twice, as every volume needs as many values.
+        return np.concatenate([found[place] for place in np.linspace(0, len(found) - 1, SLICES).round().astype(int)])
+
+    return np.stack(examples.each(slices))
+
+
+def _shrunk(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:
+    small = picture.convert(mode).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).reshape(-1)
+
+
+def _scores(model: LogisticRegression, features: npt.NDArray[Any], shares: LogProbabilities) -> LogProbabilities:
+    """Log probabilities of all answers; those that the train fold lacks get almost nothing."""
+    found = np.full((len(features), len(shares)), _FLOOR)
+    found[:, model.classes_] = np.maximum(model.predict_proba(features), _FLOOR)
+    return np.asarray(np.log(found / found.sum(axis=1, keepdims=True)))
