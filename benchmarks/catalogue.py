@@ -42,6 +42,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         devices=("cpu", "cuda"),
         sizes=("tiny", "3b"),
     ),
+    "bootstrap": Benchmark(
+        module="benchmarks.bootstrap",
+        summary="2,000 clustered draws of every metric at once against a loop with scikit-learn",
+        repeats=5,
+    ),
 }
 
 

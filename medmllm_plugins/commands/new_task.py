@@ -25,7 +25,7 @@ from medmllm_plugins.data.spec import DatasetSpec, parse_spec
 from medmllm_plugins.data.table import FOLDERS, SEPARATOR, entries, size
 from medmllm_plugins.data.user_files import list_files
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.manager import get_manager
+from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.places import tasks_folder
 from medmllm_plugins.questions.names import declared_tasks
@@ -110,6 +110,7 @@ def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
         raise OptionError(f"{target} exists; give --overwrite to replace it.")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, text)
+    reset()  # so that this process finds the task too
     say(f"written    {target}")
     known = target.parent.is_relative_to(tasks_folder())
     say("next       lmms-eval --model medm_vl --model_args pretrained=2d-3b --batch_size 1 --output_path results \\")

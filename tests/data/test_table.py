@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
-from support.dicom_files import write_series
+from support.dicom_files import write_dicom, write_series
 from support.image_files import cut, picture, write_picture
 
 from medmllm_plugins.data.dataset import Dataset, load_dataset
@@ -261,6 +261,19 @@ def test_closed_files_and_folders(tmp_path: Path) -> None:
             load_dataset(declare(tmp_path))
     finally:
         closed.chmod(0o700)
+
+
+def test_single_dicom_files_are_pictures(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(6):
+        name = f"{index}.dcm" if index % 2 else f"IM{index:06d}"
+        write_dicom(tmp_path / name, generator.integers(0, 4000, (20, 24)).astype(np.uint16), modality="CR")
+        rows.append(f"{name},{'malignant' if index % 2 else 'benign'}")
+    write_rows(tmp_path, rows)
+    data = load_dataset(declare(tmp_path))
+    assert {data.image(one).size for one in data.documents} == {(24, 20)}
+    assert {one.id for one in data.documents} >= {"IM000000", "1"}
 
 
 def test_pictures_of_every_mode_are_read(tmp_path: Path) -> None:

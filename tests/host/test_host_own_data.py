@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from support.dicom_files import MARKER, write_series
 from support.image_files import write_picture
 
 from medmllm_plugins.cli import main
@@ -47,3 +49,31 @@ def test_by_name_with_arguments_and_by_path(own: Path, evaluate: Callable[..., A
     assert evaluated.manifest["tasks"]["own_lesions"]["dataset"] == "own_lesions"
     by_path = evaluate(tmp_path / "again", tasks=[str(own)], task_manager=manager)
     assert by_path.values("own_lesions") == evaluated.values("own_lesions")
+
+
+def test_nothing_of_a_dicom_header_but_geometry_reaches_a_file_or_a_log(
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path / "tasks"))
+    generator = np.random.default_rng(0)
+    for index in range(6):
+        folder = tmp_path / "scans" / ("round mass", "no finding")[index % 2] / f"case{index}"
+        write_series(folder, generator.integers(-1000, 1000, (4, 16, 16)).astype(np.int16))
+    with caplog.at_level("DEBUG"):
+        assert main(["task", "new", "scans", "--images", str(tmp_path / "scans"), "--labels", "folders"]) == 0
+        assert main(["datasets", "--check", "scans"]) == 0
+        evaluated = evaluate(tmp_path / "out", tasks=[str(tmp_path / "tasks" / "scans.yaml")])
+        (tmp_path / "scans" / "no finding" / "case1" / "IM0001.dcm").write_bytes(b"")
+        assert main(["datasets", "--check", "scans"]) == 0  # left out, and listed
+    reset()
+    assert len(evaluated.samples("scans")) == 2
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and (tmp_path / "scans") not in path.parents]
+    assert len(written) >= 6
+    said = capfd.readouterr()
+    logged = [said.out, said.err, caplog.text, repr(evaluated.returned)]
+    for text in [*logged, *(path.read_text(encoding="utf-8", errors="replace") for path in written)]:
+        assert MARKER not in text and "19010203" not in text and "1.2.826" not in text
