@@ -136,7 +136,7 @@ def open_weights(folder: Path) -> Weights:
     if indexed is not None and (wrong := sorted(indexed.items() ^ {(name, f.name) for name, f in where.items()})):
         raise ModelError(
             f"{folder / INDEX} and the files it names disagree about {len(wrong)} entries: "
-            f"{_some(f'{name} in {file}' for name, file in wrong)}."
+            f"{some(f'{name} in {file}' for name, file in wrong)}."
         )
     return Weights(tuple(files), where, shapes)
 
@@ -154,12 +154,12 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise ModelError(f"Expected {index} to map tensor names to files under `weight_map`.")
         names = sorted(set(indexed.values()))
         if odd := [name for name in names if Path(name).name != name]:
-            raise ModelError(f"{index} names files outside its folder: {_some(odd)}.")
+            raise ModelError(f"{index} names files outside its folder: {some(odd)}.")
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {_some(missing)}.")
+            raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {some(missing)}.")
         return [folder / name for name in names], indexed
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    found = f"found {_some(pickled)}" if pickled else "found no weights at all"
+    found = f"found {some(pickled)}" if pickled else "found no weights at all"
     raise ModelError(
         f"Expected {SINGLE} or {INDEX} in {folder}, but {found}. Only safetensors are read, since unpickling can run "
         "any code. To convert a checkpoint you trust, load its state dict with torch and write it with "
@@ -198,7 +198,7 @@ def match_weights(
         ),
     }
     if any(problems.values()):
-        said = "; ".join(f"{len(these)} {what}: {_some(these)}" for what, these in problems.items() if these)
+        said = "; ".join(f"{len(these)} {what}: {some(these)}" for what, these in problems.items() if these)
         raise ModelError(
             f"The weights in {weights.files[0].parent} do not fit the model that its config.json describes: {said}."
         )
@@ -235,7 +235,7 @@ def fill(
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     if left := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]:
-        raise ModelError(f"{len(left)} parameters got no value from {weights.files[0].parent}: {_some(left)}.")
+        raise ModelError(f"{len(left)} parameters got no value from {weights.files[0].parent}: {some(left)}.")
     # Buffers only: the parameters are there already. No dtype, which would round the rotary frequencies.
     model.to(device)  # type: ignore[arg-type]
 
@@ -254,8 +254,8 @@ def fingerprint(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _some(names: Iterable[str]) -> str:
-    """The first 20 names, and how many more there are."""
+def some(names: Iterable[str]) -> str:
+    """The first 20 names as a message lists them, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + more

@@ -1,7 +1,7 @@
 """Greedy decoding and label scores from one prefill.
 
 The prompt and the image go through the model once (:func:`prefill`). Its KV cache serves both the scores of every
-label (:func:`score_labels`, which works on a copy) and the generated text (:func:`greedy`, which uses it up), so
+label (:func:`score_labels`, which leaves it as it is) and the generated text (:func:`greedy`, which uses it up), so
 score first, then generate.
 """
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from medmllm_plugins.errors import ModelError
+
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
@@ -25,16 +27,14 @@ class Prefill:
         logits: next-token logits after each prompt, (B, V), float32.
         cache: keys and values of all prompt positions, padding included.
         attention_mask: 1 for prompt tokens and 0 for left padding, (B, L), int64.
+        next_position: the position of each row's next token, (B,), int64; not the number of its prompt tokens where
+            an image takes fewer positions than tokens, as in Qwen2-VL.
     """
 
     logits: Tensor
     cache: DynamicCache
     attention_mask: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """Number of prompt tokens of each row, (B,), int64: the position of its next token."""
-        return self.attention_mask.sum(-1)
+    next_position: Tensor
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -57,11 +57,37 @@ def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefill:
         model: a transformers image-text-to-text model in evaluation mode.
         inputs: left-padded ``input_ids`` (B, L) and ``attention_mask`` (B, L), and what else the model takes, such
             as ``pixel_values``.
+
+    Raises:
+        ModelError: the model places image tokens in a grid, and the inputs do not say which tokens these are.
     """
     mask = inputs["attention_mask"]
     cache = DynamicCache(config=model.config)
-    out = model(**inputs, position_ids=position_ids(mask), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefill(out.logits[:, -1].float(), cache, mask)
+    if not has_grid_positions(model):
+        positions = position_ids(mask) + first_position(model)
+        out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return Prefill(out.logits[:, -1].float(), cache, mask, positions[:, -1] + 1)
+    # Qwen2-VL and its kin: the model works the positions out, and keeps by how much they run ahead of the tokens. Left
+    # from another batch that would be taken for this one's; without the token types it would be left out unsaid.
+    if "mm_token_type_ids" not in inputs:
+        raise ModelError(
+            f"{model.config.model_type}: expected `mm_token_type_ids` among the inputs, without which image tokens are "
+            "placed like text; take them from the processor."
+        )
+    model.model.rope_deltas = None
+    out = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    ahead = model.model.rope_deltas.to(mask.device).view(-1)
+    return Prefill(out.logits[:, -1].float(), cache, mask, mask.sum(-1) + ahead)
+
+
+def has_grid_positions(model: Any) -> bool:
+    """Whether image tokens have positions in three directions, as in Qwen2-VL and what came of it."""
+    return hasattr(model.model, "rope_deltas")
+
+
+def first_position(model: Any) -> int:
+    """The position of the first token: PaliGemma counts from 1."""
+    return 1 if model.config.model_type == "paligemma" else 0
 
 
 @torch.no_grad()
@@ -72,60 +98,167 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
         model: the model that made ``start``.
         start: its cache is extended in place, so use it once.
         max_new_tokens: the most tokens to generate for a row.
-        eos_token_ids: tokens that end a row. Rows that have ended go on unheard until all have.
+        eos_token_ids: tokens that end a row.
 
     Returns:
         The tokens of each row, without the one that ended it.
     """
+    if max_new_tokens == 0:
+        return [[] for _ in range(len(start.logits))]
     eos = torch.tensor(sorted(eos_token_ids), device=start.logits.device)
-    logits, mask, position = start.logits, start.attention_mask, start.lengths
-    finished = torch.zeros_like(position, dtype=torch.bool)
-    steps: list[Tensor] = []
-    while len(steps) < max_new_tokens:
+    cache, logits, mask, position = start.cache, start.logits, start.attention_mask, start.next_position
+    rows: list[list[int]] = [[] for _ in range(len(logits))]
+    active = torch.arange(len(logits), device=logits.device)
+    for step in range(max_new_tokens):
         token = logits.argmax(-1)
-        steps.append(token)
-        finished = finished | torch.isin(token, eos)
-        if len(steps) == max_new_tokens or bool(finished.all()):
+        going = ~torch.isin(token, eos)
+        for index, one, on in zip(active.tolist(), token.tolist(), going.tolist(), strict=True):
+            if on:
+                rows[index].append(one)
+        if step + 1 == max_new_tokens or not bool(going.any()):
             break
+        if not bool(going.all()):  # rows that have ended are not computed any more
+            kept = going.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            active, token, mask, position = active[kept], token[kept], mask[kept], position[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         out = model(
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=position[:, None],
-            past_key_values=start.cache,
+            past_key_values=cache,
             use_cache=True,
         )
         logits, position = out.logits[:, -1].float(), position + 1
-    if not steps:
-        return [[] for _ in range(len(position))]
-    ends = set(eos_token_ids)
-    rows: list[list[int]] = torch.stack(steps, dim=1).tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    return rows
 
 
 @torch.no_grad()
-def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, given: int = 0) -> Tensor:
     """Log-probability of every label as the continuation of its prompt.
 
     The score is the sum over the label's tokens of log p(token | image, prompt, label tokens before it), in nats. The
     end-of-sequence token is not part of it, so a label that is a prefix of another never scores below it.
 
+    The labels of a row form a tree whose branches are what labels begin with in common. Its inner nodes go through the
+    model as one sequence, in which each sees the prompt and those above it, so that a token that labels share is
+    computed once and the cache is neither copied nor repeated. Where the attention kernel takes no such mask, or a
+    window of attention would slide past the prompt, each label is a row of its own.
+
     Args:
         model: the model that made ``start``.
-        start: left as it is; its cache is copied.
+        start: left as it is.
         labels: token ids of K labels for each of B rows, none of them empty.
+        given: so many tokens at the beginning of each label are given and not scored, such as an opening tag.
 
     Returns:
         (B, K), float32.
     """
+    if _takes_masks(model, start, max(len(ids) for row in labels for ids in row)):
+        return _score_tree(model, start, labels, given)
+    return _score_rows(model, start, labels, given)
+
+
+def _takes_masks(model: Any, start: Prefill, longest: int) -> bool:
+    if model.config._attn_implementation not in ("eager", "sdpa"):
+        return False
+    layers: Any = start.cache.layers
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    return all(start.attention_mask.shape[1] + longest <= window for window in windows)
+
+
+def _branch(cache: DynamicCache) -> DynamicCache:
+    """A cache that can grow on its own; keys and values are shared, since growing makes new tensors."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    return branch
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """What the labels of one row begin with: inner nodes, each after its parent, as lists of the same length.
+
+    Attributes:
+        tokens: token of each node.
+        parents: place of the node above, -1 for the prompt.
+        paths: for each label, the nodes that its tokens are predicted from: -1, then the node of its first token, ….
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    paths: list[list[int]]
+
+
+def _tree(labels: Sequence[Sequence[int]]) -> _Tree:
+    tokens: list[int] = []
+    parents: list[int] = []
+    places: dict[tuple[int, int], int] = {}
+    paths = []
+    for ids in labels:
+        path = [-1]
+        for token in ids[:-1]:  # nothing is predicted from a label's last token
+            key = (path[-1], token)
+            if key not in places:
+                places[key] = len(tokens)
+                tokens.append(token)
+                parents.append(path[-1])
+            path.append(places[key])
+        paths.append(path)
+    return _Tree(tokens, parents, paths)
+
+
+def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], given: int) -> Tensor:
+    device, batch = start.logits.device, len(labels)
+    trees = [_tree(row) for row in labels]
+    width = max(len(tree.tokens) for tree in trees)
+    logits = start.logits[:, None]
+    if width:
+        tokens = torch.zeros(batch, width, dtype=torch.long)
+        depth = torch.zeros(batch, width, dtype=torch.long)
+        above = torch.eye(width, dtype=torch.bool).repeat(batch, 1, 1)
+        for row, tree in enumerate(trees):
+            for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+                tokens[row, node] = token
+                if parent >= 0:
+                    depth[row, node] = depth[row, parent] + 1
+                    above[row, node] |= above[row, parent]
+        prompt = start.attention_mask.bool()[:, None].expand(-1, width, -1)
+        seen = torch.cat([prompt, above.to(device)], dim=-1)[:, None]
+        dtype = model.dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+        out = model(
+            input_ids=tokens.to(device),
+            attention_mask=mask,
+            position_ids=start.next_position[:, None] + depth.to(device),
+            past_key_values=_branch(start.cache),
+            use_cache=True,
+        )
+        logits = torch.cat([logits, out.logits.float()], dim=1)
+    # Node -1 is the prompt, which comes first. All tokens of all labels are looked up at once.
+    where = [
+        (row, label, place + 1, token)
+        for row, tree in enumerate(trees)
+        for label, (path, ids) in enumerate(zip(tree.paths, labels[row], strict=True))
+        for place, token in list(zip(path, ids, strict=True))[given:]
+    ]
+    rows, columns, places, wanted = torch.tensor(where, device=device).T
+    # gather - logsumexp spares the copy of all logits that log_softmax would make.
+    found = logits[rows, places, wanted] - logits.logsumexp(-1)[rows, places]
+    scores = torch.zeros(batch, len(labels[0]), device=device)
+    return scores.index_put((rows, columns), found, accumulate=True)
+
+
+def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], given: int) -> Tensor:
     device = start.logits.device
     rows = [ids for row in labels for ids in row]
     repeats, longest = len(rows) // len(labels), max(map(len, rows))
     targets = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=device)
     valid = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows], device=device)
+    scored = valid.clone()
+    scored[:, :given] = 0
 
     first = start.logits.log_softmax(-1).repeat_interleave(repeats, dim=0).gather(1, targets[:, :1])
-    scores = first.squeeze(1)
+    scores = first.squeeze(1) * scored[:, 0]
     if longest > 1:
         cache = copy.deepcopy(start.cache)
         cache.batch_repeat_interleave(repeats)
@@ -134,11 +267,10 @@ def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[
         logits = model(
             input_ids=targets[:, :-1],
             attention_mask=mask,
-            position_ids=start.lengths.repeat_interleave(repeats)[:, None] + offsets,
+            position_ids=start.next_position.repeat_interleave(repeats)[:, None] + offsets,
             past_key_values=cache,
             use_cache=True,
         ).logits.float()
-        # gather - logsumexp spares the (B * K, T, V) copy that log_softmax would make.
         later = logits.gather(2, targets[:, 1:, None]).squeeze(2) - logits.logsumexp(-1)
-        scores = scores + later.masked_fill(valid[:, 1:] == 0, 0.0).sum(1)
+        scores = scores + later.masked_fill(scored[:, 1:] == 0, 0.0).sum(1)
     return scores.view(len(labels), repeats)

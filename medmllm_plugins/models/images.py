@@ -57,13 +57,19 @@ def pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:
         ModelError: an image has more than 8 bits a channel. Its window must be chosen by whoever reads the data:
             Pillow would clip everything above 255 to white without a word.
     """
-    for index, image in enumerate(images):
-        if not isinstance(image, Image.Image):
-            raise ModelError(f"Expected image {index} to be a PIL image, but got {type(image).__name__}.")
-        if image.mode.startswith(("I", "F")):
-            raise ModelError(
-                f"Expected image {index} to have 8 bits a channel, but its mode is {image.mode!r}: map its values to "
-                "0..255 first."
-            )
-    found: Tensor = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+    found: Tensor = processor(
+        images=[eight_bit(image, index) for index, image in enumerate(images)], return_tensors="pt"
+    )["pixel_values"]
     return found
+
+
+def eight_bit(image: object, index: int) -> Image.Image:
+    """An image as RGB with 8 bits a channel; see :func:`pixel_values` for the errors."""
+    if not isinstance(image, Image.Image):
+        raise ModelError(f"Expected image {index} to be a PIL image, but got {type(image).__name__}.")
+    if image.mode.startswith(("I", "F")):
+        raise ModelError(
+            f"Expected image {index} to have 8 bits a channel, but its mode is {image.mode!r}: map its values to "
+            "0..255 first."
+        )
+    return image.convert("RGB")

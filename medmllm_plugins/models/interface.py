@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, Union
 
 import torch
 from PIL.Image import Image
@@ -16,6 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import fingerprint
 from medmllm_plugins.models.generation import greedy, prefill, score_labels
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.volumes import Volume
+
+Shown: TypeAlias = Union[Image, Sequence[Image], "Volume"]
+"""What a question is about: an image, several of them, or a volume; which of these, the model says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,13 @@ class LoadedModel(ABC):
         max_length: the most tokens that prompt (image tokens included) and answer may have together.
         eos_token_ids: tokens that end an answer.
         pad_token_id: the token prompts are padded with on the left.
+        shows: what a question to it is about: ``"image"`` (one), ``"images"`` (one or several) or ``"volume"``.
+        given: so many tokens at the beginning of each of :meth:`label_ids` stand before the label and are not scored.
+        max_new_tokens: the longest answer, where the model needs more than a task asks for; ``None`` otherwise.
+        doubts: what looks wrong with the weights, a sentence each.
     """
+
+    shows: ClassVar[Literal["image", "images", "volume"]] = "image"
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -54,7 +67,14 @@ class LoadedModel(ABC):
     max_length: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    max_new_tokens: int | None = None
+    doubts: tuple[str, ...] = ()
     _files: tuple[Path, ...]
+
+    @property
+    def given(self) -> int:
+        """Number of tokens before each label that are not scored."""
+        return 0
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,7 +86,7 @@ class LoadedModel(ABC):
         """Return the whole prompt as text, image placeholder included."""
 
     @abstractmethod
-    def prepare(self, questions: Sequence[str], images: Sequence[Image]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
         """Make the model's input from B questions about one image each.
 
         Returns:
@@ -96,7 +116,7 @@ class LoadedModel(ABC):
     def generate(
         self,
         questions: Sequence[str],
-        images: Sequence[Image],
+        images: Sequence[Shown],
         *,
         max_new_tokens: int,
         labels: Sequence[str] | None = None,
@@ -117,13 +137,17 @@ class LoadedModel(ABC):
         if not questions and not images:
             return []
         inputs = self.prepare(questions, images)
-        ids = [self.label_ids(question, labels) for question in questions] if labels else []
+        ids = self._ids_of(questions, labels) if labels else []
         longest = max((len(label) for row in ids for label in row), default=0)
         self.check_length(int(inputs["attention_mask"].sum(-1).max()), max(max_new_tokens, longest))
 
         start = prefill(self.model, inputs)
         # Scores come first: greedy decoding extends the cache in place.
-        scores = [tuple(row) for row in score_labels(self.model, start, ids).tolist()] if ids else [None] * len(images)
+        scores = (
+            [tuple(row) for row in score_labels(self.model, start, ids, given=self.given).tolist()]
+            if ids
+            else [None] * len(images)
+        )
         rows = greedy(
             self.model,
             start,
@@ -135,3 +159,11 @@ class LoadedModel(ABC):
             for row in rows
         ]
         return [Generation(text, len(row), score) for text, row, score in zip(texts, rows, scores, strict=True)]
+
+    def _ids_of(self, questions: Sequence[str], labels: Sequence[str]) -> list[list[list[int]]]:
+        """Token ids of the labels for each question; questions that are asked often are tokenised once."""
+        known = {question: self.label_ids(question, labels) for question in dict.fromkeys(questions)}
+        for ids in known.values():
+            if len({tuple(row) for row in ids}) < len(ids):
+                raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
+        return [known[question] for question in questions]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from safetensors import safe_open
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.images import PREPROCESSOR, pixel_values, siglip_processor
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.llava import build_llava
 from medmllm_plugins.models.medm_vl_config import MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
@@ -177,7 +176,7 @@ class MedMVL(LoadedModel):
         """The prompt after the image. The authors strip image and question together, so its start is kept."""
         return f"{IMAGE}\n{question}".strip().removeprefix(IMAGE) + " ASSISTANT:"
 
-    def prepare(self, questions: Sequence[str], images: Sequence[Image]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each.
 
         The text before and after the image is tokenised apart, as the authors do, with no beginning-of-sequence token.
@@ -188,7 +187,7 @@ class MedMVL(LoadedModel):
             raise ModelError(f"Expected one image a question, but got {len(questions)} and {len(images)}.")
         if not questions:
             raise ModelError("Expected at least one question and image, but got none.")
-        pixels = pixel_values(self._processor, images)
+        pixels = pixel_values(self._processor, [_one(item) for item in images])
         rows = [self._prompt_ids(question) for question in questions]
         longest = max(map(len, rows))
         self.check_length(longest, 0)
@@ -218,3 +217,11 @@ class MedMVL(LoadedModel):
                 )
             found.append(joint[len(prompt) :])
         return found
+
+
+def _one(item: Shown) -> Any:
+    if not isinstance(item, Sequence):
+        return item
+    if len(item) != 1:
+        raise ModelError(f"Expected one image a question, which is what MedM-VL takes, found {len(item)}.")
+    return item[0]

@@ -9,6 +9,8 @@ import torch
 from medmllm_plugins.errors import OptionError
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+BITS = ("8bit", "4bit")
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -30,6 +32,12 @@ class LoadOptions:
         dtype: ``"auto"`` (bfloat16 on a CUDA device that has it, else float32) or a name in ``float32 fp32 bfloat16
             bf16 float16 fp16``.
         attn_implementation: ``"eager"``, ``"sdpa"`` or ``"flash_attention_2"``; ``None`` leaves it to transformers.
+        device_map: ``"auto"``, ``"balanced"``, ``"balanced_low_0"`` or ``"sequential"``: spread the model over all
+            devices, see accelerate; ``None`` for one device.
+        load_in: ``"8bit"`` or ``"4bit"``: quantise while loading, with bitsandbytes.
+        peft: a LoRA adapter's folder or hub id, merged into the weights.
+        trust_remote_code: the very text of ``pretrained``, to let a checkpoint run the code it brings.
+        system: a system prompt in place of the model's own.
 
     Raises:
         OptionError: a value has the wrong type or is none of the above. Whether the device exists is checked by
@@ -40,6 +48,11 @@ class LoadOptions:
     device: str = "auto"
     dtype: str = "auto"
     attn_implementation: str | None = None
+    device_map: str | None = None
+    load_in: str | None = None
+    peft: str | None = None
+    trust_remote_code: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("pretrained", "device", "dtype"):
@@ -53,6 +66,21 @@ class LoadOptions:
             raise OptionError(
                 f"Expected `attn_implementation` to be one of {', '.join(ATTENTION)}, "
                 f"but got {self.attn_implementation!r}."
+            )
+
+        for name, known in (("device_map", DEVICE_MAPS), ("load_in", BITS)):
+            if getattr(self, name) not in (None, *known):
+                raise OptionError(
+                    f"Expected `{name}` to be one of {', '.join(known)}, but got {getattr(self, name)!r}."
+                )
+        for name in ("peft", "trust_remote_code", "system"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise OptionError(f"Expected `{name}` to be text, but got {value!r}.")
+        if self.trust_remote_code is not None and self.trust_remote_code != self.pretrained:
+            raise OptionError(
+                f"Expected `trust_remote_code` to be the name of the checkpoint whose code may run, "
+                f"{self.pretrained!r}, but got {self.trust_remote_code!r}."
             )
 
     @property

@@ -1,0 +1,169 @@
+"""Any model of a family that transformers knows, asked through its own processor and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+
+from medmllm_plugins.errors import ModelError, one_line
+from medmllm_plugins.models.images import eight_bit
+from medmllm_plugins.models.interface import LoadedModel, Shown
+from medmllm_plugins.models.native import Native, eos_tokens, longest_input
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a model wants to be asked.
+
+    Attributes:
+        system: its system prompt; ``None`` for what the chat template does without one.
+        question: makes the user's text of a question; the question itself by default.
+        opening: what the model writes before an answer, such as an opening tag; labels are scored behind it.
+        template: arguments of the chat template, such as ``{"enable_thinking": False}``.
+        max_new_tokens: the longest answer, where the model needs more than a task asks for, to think aloud.
+    """
+
+    system: str | None = None
+    question: Callable[[str], str] = str
+    opening: str = ""
+    template: tuple[tuple[str, Any], ...] = ()
+    max_new_tokens: int | None = None
+
+
+class ChatModel(LoadedModel):
+    """A model in memory; see :class:`medmllm_plugins.models.interface.LoadedModel`.
+
+    A question's images, one or several, stand before its text, in one user turn.
+    """
+
+    shows = "images"
+
+    def __init__(self, native: Native, manner: Manner | None = None) -> None:
+        """Wrap a loaded checkpoint.
+
+        Raises:
+            ModelError: its chat template has no place for an image.
+        """
+        self.model = native.model
+        self.processor = native.processor
+        self.tokenizer = native.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.family = native.family
+        self.manner = manner or Manner()
+        self.device = native.model.device
+        self.dtype = native.model.dtype
+        self.max_length = longest_input(native.model)
+        self.eos_token_ids = eos_tokens(native.model, self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id = int(self.eos_token_ids[0] if pad is None else pad)
+        self.max_new_tokens = self.manner.max_new_tokens
+        self.doubts = native.doubts
+        self._files = native.files
+        # What stands for an image in a prompt: Gemma 3's processor expands another token than the model looks for.
+        self._slot = str(getattr(self.processor, "boi_token", None) or self.processor.image_token)
+        self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
+        if self._slot not in self.render(""):
+            raise ModelError(
+                f"{native.folder}: expected a chat template that puts {self._slot} where an image stands, found "
+                "one that does not; give the checkpoint the template of an image model (chat_template.jinja)."
+            )
+
+    def render(self, question: str, images: int = 1) -> str:
+        """Return the whole prompt as text, one placeholder for each image.
+
+        Raises:
+            ModelError: the question holds the name of a special token, which would end the turn or claim an image.
+        """
+        if held := [token for token in self._special if token in question]:
+            raise ModelError(
+                f"The question {question!r} holds {held[0]!r}, which the model takes for a special token; write it "
+                "differently."
+            )
+        text = self.manner.question(question)
+        if self.processor.chat_template is None:  # PaliGemma has none: a prompt is one line
+            return f"{self._slot * images}{self._begin()}{text}\n"
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.manner.system:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.manner.system}]})
+        try:
+            return str(
+                self.processor.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True, **dict(self.manner.template)
+                )
+            )
+        except Exception as error:  # jinja's errors, and those that a template raises itself
+            raise ModelError(f"The checkpoint's chat template cannot take the question: {one_line(error)}") from error
+
+    def _begin(self) -> str:
+        return str(self.tokenizer.bos_token or "")
+
+    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
+        """Make the input of B questions, as the checkpoint's processor does; padded on the left."""
+        if len(questions) != len(images) or not questions:
+            raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
+        shown = [_pictures(item) for item in images]
+        texts = [self.render(question, len(several)) for question, several in zip(questions, shown, strict=True)]
+        begin = self._begin()
+        if self.processor.chat_template is None:
+            # Its processor writes placeholders and line end itself.
+            texts = [
+                text.replace(f"{self._slot * len(several)}{begin}", self._slot * len(several)).removesuffix("\n")
+                for text, several in zip(texts, shown, strict=True)
+            ]
+        found = self.processor(
+            text=texts,
+            images=shown,
+            padding=True,
+            return_tensors="pt",
+            # A template that writes the first token must not get it twice.
+            add_special_tokens=not (begin and texts[0].startswith(begin)),
+        )
+        inputs = {
+            name: (value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device))
+            for name, value in found.items()
+            if isinstance(value, Tensor) and name != "labels"  # PaliGemma's processor makes some to train on
+        }
+        self.check_length(int(inputs["attention_mask"].sum(-1).max()), 0)
+        return inputs
+
+    def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
+        """Token ids of each label as it follows the prompt, tokenised together with it; :attr:`given` comes first."""
+        prompt = self.render(question) + self.manner.opening
+        # Behind a line end or a tag an answer begins at once, behind a word with a blank.
+        blank = "" if prompt[-1:].isspace() or prompt.endswith((">", "]")) else " "
+        whole = self._encode(self.render(question))
+        before = self._encode(prompt)
+        if before[: len(whole)] != whole:
+            raise ModelError(f"The opening {self.manner.opening!r} is tokenised into one token with the prompt's end.")
+        found = []
+        for label in labels:
+            joint = self._encode(f"{prompt}{blank}{label.strip()}")
+            if not label.strip() or joint[: len(before)] != before or len(joint) == len(before):
+                raise ModelError(
+                    f"The label {label!r} cannot be scored: it is empty, or its first characters are tokenised into "
+                    "one token with the end of the prompt."
+                )
+            found.append(joint[len(whole) :])
+        return found
+
+    @property
+    def given(self) -> int:
+        """Number of tokens of the opening, which stand before each label and are not scored."""
+        prompt = self.render("")
+        return len(self._encode(prompt + self.manner.opening)) - len(self._encode(prompt))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def _pictures(item: Shown) -> list[Image]:
+    several = list(item) if isinstance(item, Sequence) else [item]
+    if not several:
+        raise ModelError("Expected at least one image a question, found none.")
+    return [eight_bit(picture, index) for index, picture in enumerate(several)]

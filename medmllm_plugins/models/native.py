@@ -1,0 +1,179 @@
+"""Checkpoints in transformers' own format: opened from a local folder, every fault told before weights are read."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from medmllm_plugins.errors import ModelError, OptionError, one_line
+from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json, some
+from medmllm_plugins.models.families import Family, family
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.quantised import quantisation
+from medmllm_plugins.models.trained import untrained_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A checkpoint in memory.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, its parameters frozen.
+        processor: its processor: tokenizer, image processor and chat template.
+        family: its architecture.
+        folder: where it came from.
+        files: everything it was made from.
+        doubts: what looks wrong with the weights, see :func:`medmllm_plugins.models.trained.untrained_parts`.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    family: Family
+    folder: Path
+    files: tuple[Path, ...]
+    doubts: tuple[str, ...]
+
+
+def open_native(options: LoadOptions, sizes: Mapping[str, str], *, expected: tuple[str, ...] = ()) -> Native:
+    """Load a checkpoint whose architecture transformers knows.
+
+    Args:
+        options: what the user chose.
+        sizes: short names of the model, to hub ids.
+        expected: the architectures (``model_type``) that the model may have; any known one if empty.
+
+    Raises:
+        ModelError: there is no such checkpoint; it is of another architecture, needs its own code, has no safetensors
+            weights, or these do not fit the model that its config.json describes.
+        OptionError: the device, the attention kernel or the quantisation cannot be had.
+    """
+    options.check()
+    folder = find_folder(options.pretrained, sizes)
+    raw = read_json(folder / "config.json")
+    kind = raw.get("model_type")
+    if raw.get("auto_map") and options.trust_remote_code != options.pretrained:
+        raise ModelError(
+            f"{folder}: the checkpoint brings code of its own ({some(map(str, raw['auto_map'].values()))}), which is "
+            f"not run unasked. If you trust it, say so by its name: trust_remote_code={options.pretrained}."
+        )
+    known = family(kind, folder)
+    if expected and kind not in expected:
+        raise ModelError(
+            f"{folder}: expected a checkpoint of architecture {' or '.join(expected)}, found {kind!r}; use --model "
+            "medmllm_hf for any checkpoint of a known architecture."
+        )
+    if missing := [name for name in known.needs if importlib.util.find_spec(name) is None]:
+        raise ModelError(f"{known.title} needs the packages {missing}; pip install {' '.join(missing)}.")
+    weights = open_weights(folder)
+    processor = _processor(folder)
+    model = _model(folder, options)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
+    doubts = untrained_parts(model, known)
+    return Native(model, processor, known, folder, (*files, *weights.files), doubts)
+
+
+def _processor(folder: Path) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(str(folder), local_files_only=True)  # type: ignore[no-untyped-call]
+    # Missing and broken files are met with errors of a dozen types.
+    except Exception as error:
+        raise ModelError(
+            f"{folder}: expected a tokenizer, an image processor and a chat template, found {one_line(error)}. Is it a "
+            "whole checkpoint folder? Fetch the files that are missing."
+        ) from error
+
+
+def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
+    settings: dict[str, Any] = {"dtype": options.torch_dtype}
+    if options.attn_implementation is not None:
+        settings["attn_implementation"] = options.attn_implementation
+    if (bits := quantisation(options)) is not None:
+        settings["quantization_config"] = bits
+    if options.device_map is not None:
+        settings["device_map"] = options.device_map
+    elif bits is not None:
+        settings["device_map"] = {"": options.torch_device}
+    trusted = options.trust_remote_code == options.pretrained
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trusted)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            output_loading_info=True,
+            **settings,
+        )
+    except ImportError as error:
+        raise OptionError(f"{folder} cannot be loaded so: {one_line(error)}") from error
+    except Exception as error:
+        # A config that lies about shapes is met with errors of many types; torch's own text says which tensor.
+        raise ModelError(f"{folder}: the weights cannot be loaded: {one_line(error)}") from error
+    model, told = loaded
+    problems = {
+        what: sorted(map(str, told.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
+        raise ModelError(
+            f"{folder}: the weights do not fit the model that config.json describes: {said}. Parts without weights "
+            "would stand at random values; is it a whole checkpoint, or an adapter (peft=)?"
+        )
+    if options.device_map is None and quantisation(options) is None:
+        model.to(options.torch_device)
+    if options.peft is not None:
+        model = _with_adapter(model, options.peft)
+    model.requires_grad_(False)
+    found: PreTrainedModel = model.eval()
+    return found
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    """Add a LoRA adapter and merge it into the weights, so that stages keep their names."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise OptionError("peft= needs the package peft; pip install peft.") from error
+    folder = find_folder(adapter, {})
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, found none.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: expected adapter_model.safetensors, found none; pickled adapters are not read.")
+    before = {name: value.detach().float().sum().item() for name, value in model.named_parameters()}
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except Exception as error:
+        raise ModelError(f"{folder}: the adapter does not fit the model: {one_line(error)}") from error
+    changed = [
+        name for name, value in merged.named_parameters() if before.get(name) != value.detach().float().sum().item()
+    ]
+    if not changed:
+        raise ModelError(f"{folder}: the adapter changed no weight of the model; is it of another model?")
+    return merged
+
+
+def eos_tokens(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends an answer: those of the generation config, and the tokenizer's.
+
+    Raises:
+        ModelError: neither names one.
+    """
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    several = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    found = {int(token) for token in [*several, tokenizer.eos_token_id] if token is not None}
+    if not found:
+        raise ModelError("The checkpoint names no token that ends an answer (eos_token_id).")
+    return tuple(sorted(found))
+
+
+def longest_input(model: PreTrainedModel) -> int:
+    """The most tokens that the LLM takes."""
+    text = model.config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or torch.iinfo(torch.int32).max)
