@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
@@ -14,11 +14,15 @@ from medmllm_plugins.data.controls import blank, partners
 from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.data.shots import Shots
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host import bridge, envelope, run
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.questions import scoring
 from medmllm_plugins.questions.rows import Rows, right_answer
 from medmllm_plugins.questions.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.volumes import Volume
 
 SPLIT = "test"
 DEFAULT_GENERATION = {"max_new_tokens": 64, "do_sample": False, "temperature": 0.0, "until": []}
@@ -107,6 +111,20 @@ class _Classification(ConfigurableTask):
         """The pictures of one row, RGB: those of the examples first, then its own."""
         shown = [picture for shot, _ in self._examples(doc) for picture in self._pictures(shot)]
         return [*shown, *self._asked_about(doc)]
+
+    def doc_to_volume(self, doc: Mapping[str, Any]) -> Volume:
+        """The volume of one row, for models that read volumes; of a 2D set, and of controls, there is none.
+
+        Raises:
+            OptionError: the task asks about images, or about a control image.
+            DataError: the volume cannot be read any more.
+        """
+        if self.settings.dataset.dimensions != 3 or self.settings.image != "shown":
+            raise OptionError(
+                f"{self.config.task}: expected a 3D set with image=shown, since the model reads volumes, found "
+                f"{self.settings.dataset.dimensions}D and image={self.settings.image}."
+            )
+        return self.data.volume(self._documents[doc["document"]])
 
     def doc_to_target(self, doc: Mapping[str, Any], *args: Any) -> str:
         """The class of one row."""

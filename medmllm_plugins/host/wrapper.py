@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope, run
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.specs import ModelSpec
 
@@ -29,7 +30,7 @@ class _Question:
     """One request, as the model needs it."""
 
     text: str
-    image: Image.Image
+    shown: Shown
     max_new_tokens: int
     until: tuple[str, ...]
     labels: tuple[str, ...] | None
@@ -47,7 +48,12 @@ class MedicalMLLM(lmms):
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         dtype: ``"auto"`` (bfloat16 on a GPU that has it, else float32) or a floating-point type.
         attn_implementation: attention kernel of transformers; its default when ``None``.
-        batch_size: images a batch.
+        device_map: ``"auto"`` and others of accelerate's: spread a large model over all devices.
+        load_in: ``"8bit"`` or ``"4bit"``, with bitsandbytes.
+        peft: a LoRA adapter's folder or hub id.
+        trust_remote_code: the very text of ``pretrained``, to let a checkpoint run the code it brings.
+        system: a system prompt in place of the model's own.
+        batch_size: documents a batch.
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
         unknown: anything else is an error that lists the arguments there are.
@@ -66,6 +72,11 @@ class MedicalMLLM(lmms):
         device: str = "auto",
         dtype: str = "auto",
         attn_implementation: str | None = None,
+        device_map: str | None = None,
+        load_in: str | None = None,
+        peft: str | None = None,
+        trust_remote_code: str | None = None,
+        system: str | None = None,
         batch_size: int | str = 1,
         max_new_tokens: int | None = None,
         run_dir: str | None = None,
@@ -73,7 +84,7 @@ class MedicalMLLM(lmms):
     ) -> None:
         super().__init__()
         if unknown:
-            known = "attn_implementation, batch_size, device, dtype, max_new_tokens, pretrained, run_dir"
+            known = ", ".join(sorted({*LoadOptions.__slots__, "batch_size", "max_new_tokens", "run_dir"}))
             raise OptionError(f"{self.spec.name}: unknown model arguments {sorted(unknown)}; expected some of {known}.")
         if pretrained is None:
             sizes = ", ".join(self.spec.sizes) or "none"
@@ -84,7 +95,15 @@ class MedicalMLLM(lmms):
         self.max_new_tokens = None if max_new_tokens is None else _positive("max_new_tokens", max_new_tokens)
         self.run_dir = _run_folder(run_dir)
         self.options = LoadOptions(
-            pretrained=str(pretrained), device=_local(device), dtype=dtype, attn_implementation=attn_implementation
+            pretrained=str(pretrained),
+            device=_local(device),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            load_in=load_in,
+            peft=None if peft is None else str(peft),
+            trust_remote_code=None if trust_remote_code is None else str(trust_remote_code),
+            system=system,
         )
         self.options.check()
         self._loaded: LoadedModel | None = None
@@ -101,6 +120,8 @@ class MedicalMLLM(lmms):
             progress = run.current()
             with progress.stage("load", self.device):
                 self._loaded = getattr(importlib.import_module(module), function)(self.options)
+            for doubt in self._loaded.doubts:
+                logger.warning(f"{self.spec.name}: {doubt}; answers may mean nothing.")
         return self._loaded
 
     def _facts(self, loaded: LoadedModel) -> dict[str, Any]:
@@ -112,6 +133,11 @@ class MedicalMLLM(lmms):
             "device": str(loaded.device),
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "attn_implementation": loaded.model.config._attn_implementation,
+            "device_map": self.options.device_map,
+            "load_in": self.options.load_in,
+            "peft": self.options.peft,
+            "system": self.options.system,
+            "doubts": list(loaded.doubts),
             "max_length": loaded.max_length,
             "batch_size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
@@ -179,7 +205,27 @@ class MedicalMLLM(lmms):
 
     def _question(self, request: Instance) -> _Question:
         _, doc_to_messages, settings, doc_id, task, split = request.args
-        text, image = _one_image(doc_to_messages(self.task_dict[task][split][doc_id]), f"{task}, document {doc_id}")
+        doc, where = self.task_dict[task][split][doc_id], f"{task}, document {doc_id}"
+        shows = self.load().shows
+        # Of our own tasks a model of volumes gets the volume itself, not the pictures that others are shown.
+        volume = (
+            getattr(getattr(doc_to_messages, "__self__", None), "doc_to_volume", None) if shows == "volume" else None
+        )
+        shown: Shown
+        if volume is not None:
+            text, shown = doc_to_messages.__self__.doc_to_text(doc), volume(doc)
+        else:
+            text, pictures = _content(doc_to_messages(doc), where)
+            if shows == "volume":
+                raise ModelError(
+                    f"{where}: {self.spec.name} reads volumes; expected a task of this package on a 3D set."
+                )
+            if shows == "image" and len(pictures) != 1:
+                raise ModelError(
+                    f"{where}: expected one image a question, which is what {self.spec.name} takes, found "
+                    f"{len(pictures)} images; show a volume as one picture with montage=9."
+                )
+            shown = pictures[0] if shows == "image" else pictures
         if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) > 1:
             raise ModelError(
                 f"{task}: {self.spec.name} decodes greedily; expected do_sample=False, temperature=0 and num_beams=1, "
@@ -188,8 +234,10 @@ class MedicalMLLM(lmms):
         until = settings.get("until") or ()
         return _Question(
             text=text,
-            image=image,
-            max_new_tokens=self.max_new_tokens or int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
+            shown=shown,
+            max_new_tokens=self.max_new_tokens
+            or self.load().max_new_tokens
+            or int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
             until=(until,) if isinstance(until, str) else tuple(until),
             labels=self._labels(request),
             wrapped=_is_ours(request),
@@ -200,7 +248,7 @@ class MedicalMLLM(lmms):
         first = questions[0]
         generations = loaded.generate(
             [question.text for question in questions],
-            [question.image for question in questions],
+            [question.shown for question in questions],
             max_new_tokens=first.max_new_tokens,
             labels=first.labels,
         )
@@ -248,7 +296,8 @@ def _by_task(requests: Any) -> dict[str, list[Instance]]:
     return groups
 
 
-def _one_image(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, Image.Image]:
+def _content(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, list[Image.Image]]:
+    """Text and pictures of a request with one user turn."""
     texts: list[str] = []
     images: list[Any] = []
     others: list[str] = []
@@ -261,19 +310,22 @@ def _one_image(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, 
                 images.append(part["url"])
             else:
                 others.append(part["type"])
-    if len(messages) != 1 or len(images) != 1 or others:
+    if len(messages) != 1 or not images or others:
         media = f" and {', '.join(others)}" if others else ""
         raise ModelError(
-            f"{where}: expected one user turn with one image, found {len(messages)} turns with {len(images)} images"
-            f"{media}; choose a task that asks about one image at a time."
+            f"{where}: expected one user turn with images, found {len(messages)} turns with {len(images)} images"
+            f"{media}; choose a task that asks one question about images, without few-shot examples."
         )
-    image = images[0]
+    return "\n".join(texts), [_picture(image, where) for image in images]
+
+
+def _picture(image: Any, where: str) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         with Image.open(image) as opened:
             image = opened.convert("RGB")
     if not isinstance(image, Image.Image):
         raise ModelError(f"{where}: expected an image, found {image!r}.")
-    return "\n".join(texts), image
+    return image
 
 
 def _positive(name: str, value: int | str) -> int:

@@ -56,6 +56,34 @@ LLMS: Mapping[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-3B-Instruct": _qwen(2048, 11008, 36, 16, 2, True, 151936),
     "Qwen/Qwen2.5-7B-Instruct": _qwen(3584, 18944, 28, 28, 4, False, 152064),
 }
+CLIP_TOWERS: Mapping[str, dict[str, Any]] = {
+    "openai/clip-vit-large-patch14-336": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+}
+NAVIT_TOWERS: Mapping[str, dict[str, Any]] = {
+    # SigLIP's largest tower with rotary positions, as VideoLLaMA 3 and Hulu-Med have it.
+    "DAMO-NLP-SG/VL3-SigLIP-NaViT": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "patch_size": 14,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    }
+}
 VISION_TOWERS: Mapping[str, dict[str, Any]] = {
     "google/siglip-base-patch16-224": _siglip(768, 3072, 12, 12, 224, 16),
     "google/siglip-base-patch16-256": _siglip(768, 3072, 12, 12, 256, 16),

@@ -90,12 +90,10 @@ class ChatModel(LoadedModel):
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.manner.system:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.manner.system}]})
+        # What a template does not name would be taken for an argument of the processor.
+        known = {key: value for key, value in self.manner.template if key in str(self.processor.chat_template)}
         try:
-            return str(
-                self.processor.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, **dict(self.manner.template)
-                )
-            )
+            return str(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **known))
         except Exception as error:  # jinja's errors, and those that a template raises itself
             raise ModelError(f"The checkpoint's chat template cannot take the question: {one_line(error)}") from error
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.images import PREPROCESSOR, pixel_values, siglip_processor
 from medmllm_plugins.models.interface import LoadedModel, Shown
-from medmllm_plugins.models.llava import build_llava
 from medmllm_plugins.models.medm_vl_config import MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, load_qwen_tokenizer, tokenizer_folder
+from medmllm_plugins.published import MEDM_VL
 
-SIZES = {"2d-3b": "shiym2000/MedM-VL-2D-3B-en"}
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -61,19 +61,19 @@ def load(options: LoadOptions) -> MedMVL:
         OptionError: the device or the attention implementation cannot be had.
     """
     options.check()
-    folder = find_folder(options.pretrained, SIZES)
+    folder = find_folder(options.pretrained, MEDM_VL)
     config = read_config(folder)
     weights = open_weights(folder)
     words = tokenizer_folder(folder, config.llm_name)
     tokenizer = load_qwen_tokenizer(words)
     processor = siglip_processor(folder, int(config.vision.image_size))  # type: ignore[arg-type]
-    model = build_llava(
+    model = build_model(
+        LlavaForConditionalGeneration,
         llava_config(config, _image_token(tokenizer, config, words)),
         weights,
         _rename_tied(weights) if config.llm.tie_word_embeddings else rename,
-        dtype=options.torch_dtype,
-        device=options.torch_device,
-        attn_implementation=options.attn_implementation,
+        options,
+        left_out=(*FOREIGN, "system"),
     )
     files = [folder / "config.json", folder / PREPROCESSOR, *(words / name for name in TOKENIZER_FILES), *weights.files]
     return MedMVL(model, tokenizer, processor, config, tuple(file for file in files if file.is_file()))
@@ -220,7 +220,7 @@ class MedMVL(LoadedModel):
 
 
 def _one(item: Shown) -> Any:
-    if not isinstance(item, Sequence):
+    if not isinstance(item, list | tuple):
         return item
     if len(item) != 1:
         raise ModelError(f"Expected one image a question, which is what MedM-VL takes, found {len(item)}.")

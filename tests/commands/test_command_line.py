@@ -134,7 +134,8 @@ def test_models(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
     install("giver", GIVING)
     rows = json.loads(medmllm("models", "--json")[1])
     assert all(set(row) == {"name", "summary", "sizes", "licence", "citation"} for row in rows)
-    ours, giver = rows
+    ours, giver = rows[0], rows[-1]
+    assert {"lingshu", "medgemma", "hulu_med", "medmllm_hf"} <= {row["name"] for row in rows}
     assert ours["name"] == "medm_vl" and set(ours["sizes"]) == {"demo", "2d-3b"} and "arXiv" in ours["citation"]
     assert giver["sizes"] == {"tiny": "owner/tiny"}
     text = medmllm("models")[1].splitlines()

@@ -19,6 +19,7 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 
 import medmllm_plugins
+from medmllm_plugins import builtin
 from medmllm_plugins.errors import PluginError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.host import bridge, names
@@ -34,7 +35,12 @@ OURS = FILES | {
     for ending in ("", "_letter", "_open")
     if not (ending and dataset in ("chestmnist", "chestxray14", "ct_rate"))  # findings are asked yes or no
 }
-MEDM_VL = ModelManifest(model_id="medm_vl", chat_class_path="medmllm_plugins.host.models.medm_vl")
+MANIFESTS = [
+    ModelManifest(model_id=spec.name, chat_class_path=f"medmllm_plugins.host.models.{spec.name}")
+    for spec in builtin.medmllm_models()
+]
+MEDM_VL = MANIFESTS[0]
+NAMES = [manifest.model_id for manifest in MANIFESTS]
 
 
 class Plugin:
@@ -102,7 +108,7 @@ def plain_index(**settings: Any) -> TaskManager:
 def test_the_hosts_registry_knows_our_model() -> None:
     from lmms_eval.api.model import lmms
 
-    assert bridge.manifests() == [MEDM_VL]
+    assert bridge.manifests() == MANIFESTS
     assert "medm_vl" in lmms_eval.models.list_available_models()
     model = lmms_eval.models.get_model("medm_vl")
     assert issubclass(model, lmms) and model.is_simple is False
@@ -139,7 +145,7 @@ def test_plugin_models_are_named_beside_ours(register: Callable[..., None]) -> N
 
 
 def test_manifests_may_be_asked_for_twice(warned: list[str]) -> None:
-    assert bridge.manifests() == bridge.manifests() == [MEDM_VL]
+    assert bridge.manifests() == bridge.manifests() == MANIFESTS
     assert warned == []
 
 
@@ -148,7 +154,7 @@ def test_a_models_name_that_the_host_has_stays_the_hosts(
     register: Callable[..., None], warned: list[str], name: str
 ) -> None:
     register(Plugin(spec(name), spec("of_its_own")))
-    assert [manifest.model_id for manifest in bridge.manifests()] == ["medm_vl", "of_its_own"]
+    assert [manifest.model_id for manifest in bridge.manifests()] == [*NAMES, "of_its_own"]
     assert len(warned) == 1 and f"'{name}'" in warned[0] and "left out" in warned[0]
 
 
@@ -159,7 +165,7 @@ def test_a_models_second_name_in_the_host_stays_the_hosts(
     """The host registers plugins with overwriting: what we hand over under such a name would take it away."""
     assert any(name in names for names in lmms_eval.models.MODEL_ALIASES.values())
     register(Plugin(spec(name)))
-    assert bridge.manifests() == [MEDM_VL]
+    assert bridge.manifests() == MANIFESTS
     assert len(warned) == 1 and f"'{name}'" in warned[0]
 
 
@@ -202,7 +208,7 @@ def test_task_folders_never_raise(monkeypatch: pytest.MonkeyPatch, warned: list[
 @pytest.mark.parametrize("table", ["AVAILABLE_SIMPLE_MODELS", "AVAILABLE_CHAT_TEMPLATE_MODELS", "MODEL_ALIASES"])
 def test_a_host_without_its_tables_gets_our_models_all_the_same(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     monkeypatch.delattr(lmms_eval.models, table)
-    assert bridge.manifests() == [MEDM_VL]
+    assert bridge.manifests() == MANIFESTS
 
 
 def test_a_host_of_another_make_gets_nothing_and_no_error(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
@@ -214,7 +220,7 @@ def test_a_host_of_another_make_gets_nothing_and_no_error(monkeypatch: pytest.Mo
 def test_a_broken_plugin_costs_its_own_models_only(register: Callable[..., None]) -> None:
     register(Broken(), "broken")
     register(Plugin(spec("sound")), "sound")
-    assert [manifest.model_id for manifest in bridge.manifests()] == ["medm_vl", "sound"]
+    assert [manifest.model_id for manifest in bridge.manifests()] == [*NAMES, "sound"]
 
 
 def test_strict_names_no_models_but_does_not_raise_here(

@@ -149,7 +149,7 @@ def test_examples_reach_a_simple_model_as_text_and_images(manager: Any) -> None:
 
 
 def test_our_models_say_that_they_take_one_image(evaluate: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(MedMLLMError, match="one user turn with one image"):
+    with pytest.raises(MedMLLMError, match="one user turn with images"):
         evaluate(tmp_path, limit=2, num_fewshot=2)
 
 

@@ -30,6 +30,9 @@ class Echo:
     device = torch.device("cpu")
     dtype = torch.float32
     max_length = 100
+    shows = "image"
+    max_new_tokens = None
+    doubts: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.model = SimpleNamespace(
@@ -338,7 +341,7 @@ def test_other_kinds_of_requests_are_refused(echo: Echo) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("pretrained=demo,colour=red", ["['colour']", "attn_implementation, batch_size, device, dtype"]),
+        ("pretrained=demo,colour=red", ["['colour']", "attn_implementation, batch_size, device, device_map, dtype"]),
         ("pretrained=demo,max_pixels=3,min_pixels=1", ["['max_pixels', 'min_pixels']"]),
         ("", ["`pretrained=`", "demo", "2d-3b", "a hub id or a folder"]),
         ("device=cpu", ["`pretrained=`"]),

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder, fill, find_folder, open_weights
-from medmllm_plugins.models.medm_vl import SIZES, MedMVL, load
+from medmllm_plugins.models.medm_vl import MedMVL, load
 from medmllm_plugins.models.medm_vl_config import read_config
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.published import MEDM_VL
 
 EMBED = "llm.model.embed_tokens.weight"
 
@@ -242,15 +243,15 @@ def test_names_become_folders(tiny_folder: Path, tmp_path: Path, monkeypatch: py
         return str(tiny_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_folder("2d-3b", SIZES) == find_folder("someone/some-model", SIZES) == tiny_folder
+    assert find_folder("2d-3b", MEDM_VL) == find_folder("someone/some-model", MEDM_VL) == tiny_folder
     assert asked == [("shiym2000/MedM-VL-2D-3B-en", True, False), ("someone/some-model", True, False)]
-    assert find_folder("demo", SIZES) == demo_folder()
-    assert find_folder(str(tiny_folder), SIZES) == tiny_folder
+    assert find_folder("demo", MEDM_VL) == demo_folder()
+    assert find_folder(str(tiny_folder), MEDM_VL) == tiny_folder
     for wrong in ("2d-5b", "/no/such/folder", "./nowhere", "a/b/c"):
         with pytest.raises(ModelError, match=r"a folder, a hub id .* demo, 2d-3b"):
-            find_folder(wrong, SIZES)
+            find_folder(wrong, MEDM_VL)
     with pytest.raises(ModelError, match="is a file"):
-        find_folder(str(tiny_folder / "config.json"), SIZES)
+        find_folder(str(tiny_folder / "config.json"), MEDM_VL)
     assert len(asked) == 2
 
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import medmllm_plugins
+from medmllm_plugins import builtin, taskfiles
 from medmllm_plugins import manager as manager_module
-from medmllm_plugins import taskfiles
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import Failure, Manager, discover, get_manager, reset
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]  # the checkout, which an installed package is 
 PACKAGE = Path(medmllm_plugins.__file__).parent
 EXAMPLE = ROOT / "examples" / "plugin"
 
+BUILTIN = [spec.name for spec in builtin.medmllm_models()]
 HEAD = """
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
@@ -244,7 +245,7 @@ def test_builtin_plugin_is_found_once_and_first(site: Site) -> None:
         ("aaa", "aaa"),
     ]
     assert found.plugins[0].hooks == ("medmllm_models", "medmllm_tasks")
-    assert list(found.models()) == ["medm_vl", "aaa_model"]
+    assert list(found.models()) == [*BUILTIN, "aaa_model"]
     assert found.failures == []
 
 
@@ -259,7 +260,7 @@ def test_builtin_plugin_of_an_installed_distribution_is_not_loaded_twice(site: S
 def test_an_entry_point_called_builtin_does_not_displace_ours(site: Site) -> None:
     site.add("aaa", models("other"), plugin="builtin")
     found = discover()
-    assert list(found.models()) == ["medm_vl"]
+    assert list(found.models()) == BUILTIN
     assert only(found, "builtin").distribution == "aaa"
 
 
@@ -268,16 +269,12 @@ def test_our_pyproject_declares_the_plugin_that_a_source_tree_falls_back_to() ->
     assert project["entry-points"]["medmllm_plugins"] == {"builtin": "medmllm_plugins.builtin"}
 
 
-def test_builtin_sizes_are_those_the_loader_knows() -> None:
-    source = (PACKAGE / "models" / "medm_vl.py").read_text(encoding="utf-8")
-    [sizes] = [
-        ast.literal_eval(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "SIZES"
-    ]
-    spec = discover().models()["medm_vl"]
-    assert {size: source for size, source in spec.sizes.items() if size != "demo"} == sizes
-    assert spec.loader == "medmllm_plugins.models.medm_vl:load"
+def test_every_builtin_loader_is_there_and_imports_nothing_to_be_listed() -> None:
+    for spec in discover().models().values():
+        module, _, function = str(spec.loader).partition(":")
+        source = (PACKAGE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        defined = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+        assert function in defined, spec.loader
 
 
 def test_builtin_tasks_are_all_the_yaml_files_of_the_task_folder(site: Site) -> None:
@@ -302,7 +299,7 @@ def test_a_fault_costs_only_what_is_faulty(site: Site, fault: Callable[[Site], N
     fault(site)
     site.add("zzz-good", models("good_after") + folder(site.tasks("good", g="task: good_task\n")))
     found = discover()
-    expected = {"medm_vl", "good_before", "good_after"} | ({"kept"} if kept else set())
+    expected = {*BUILTIN, "good_before", "good_after"} | ({"kept"} if kept else set())
     assert set(found.models()) == expected
     assert {"med_cls", "good_task"} <= set(found.tasks())
     failure = only(found, "faulty")
@@ -339,7 +336,7 @@ def test_all_faults_at_once(site: Site) -> None:
     site.add("i-task", HEAD + folder(site.tasks("dup", a="task: med_cls\n", b="task: i_task\n")))
     site.add("j-good", models("j_model") + folder(site.tasks("good", a="task: j_task\n")))
     found = discover()
-    assert list(found.models()) == ["medm_vl", "c_model", "e_model", "shared", "g_model", "j_model"]
+    assert list(found.models()) == [*BUILTIN, "c_model", "e_model", "shared", "g_model", "j_model"]
     assert {"bad_but_one", "i_task", "j_task", "med_cls"} <= set(found.tasks())
     assert found.tasks()["med_cls"].plugin == "builtin"
     assert sorted((failure.distribution, failure.version, failure.stage) for failure in found.failures) == [
@@ -476,16 +473,16 @@ def test_a_plugin_registered_in_process_works_until_it_is_unregistered(site: Sit
             return []
 
     found = get_manager()
-    assert list(found.models()) == ["medm_vl"]
+    assert list(found.models()) == BUILTIN
     plugin = Plugin()
     found.pluggy.register(plugin, name="throwaway")
     try:
-        assert list(found.models()) == ["medm_vl", "throwaway"]
+        assert list(found.models()) == [*BUILTIN, "throwaway"]
         assert found.model_provenance()["throwaway"].name == "throwaway"
         assert only(found, "throwaway").hook == "medmllm_modelz"
     finally:
         found.pluggy.unregister(plugin)
-    assert list(found.models()) == ["medm_vl"]
+    assert list(found.models()) == BUILTIN
     assert found.failures == []
 
 
@@ -619,7 +616,7 @@ def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
     broken_import(site)
     described = json.loads(json.dumps(discover().describe()))
     builtin, giver = described["plugins"]
-    assert builtin["name"] == "builtin" and builtin["models"] == ["medm_vl"] and "med_cls" in builtin["tasks"]
+    assert builtin["name"] == "builtin" and builtin["models"] == BUILTIN and "med_cls" in builtin["tasks"]
     assert giver == {
         "name": "giver",
         "distribution": "giver",

@@ -1,0 +1,75 @@
+"""A transformers model filled from a checkpoint that names its tensors in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from accelerate import init_empty_weights
+from transformers import PreTrainedModel
+
+from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.models.checkpoint import Weights, fill, match_weights
+from medmllm_plugins.models.options import LoadOptions
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Rename = Callable[[str], str | None]
+
+
+def build_model(
+    kind: type[Model],
+    config: Any,
+    weights: Weights,
+    rename: Rename,
+    options: LoadOptions,
+    *,
+    left_out: Sequence[str] = (),
+) -> Model:
+    """Build a model and fill it from a checkpoint of other tensor names.
+
+    Names and shapes are checked before any tensor is read. The parameters are made on the meta device, so that the
+    weights are in memory once.
+
+    Args:
+        kind: transformers' class.
+        config: shapes of all parts.
+        weights: the checkpoint.
+        rename: gives transformers' name for a checkpoint's name; ``None`` for a tensor left out on purpose.
+        options: device, dtype and attention kernel.
+        left_out: what these models cannot do, by the options' names.
+
+    Returns:
+        The model in evaluation mode, its parameters frozen (activations can still be differentiated).
+
+    Raises:
+        ModelError: the weights do not fit.
+        OptionError: the attention kernel cannot be had, or an option is one of those left out.
+    """
+    if asked := [name for name in left_out if getattr(options, name) is not None]:
+        raise OptionError(
+            f"Got {', '.join(f'`{name}={getattr(options, name)}`' for name in asked)}, which models that are "
+            "filled from their authors' own format do not take; save the model in transformers' format first, "
+            "or leave it out."
+        )
+    config._attn_implementation = options.attn_implementation
+    config.dtype = options.torch_dtype
+    try:
+        # Buffers (rotary frequencies, position indices) are not in checkpoints, so they must be real from the start.
+        with init_empty_weights(include_buffers=False):
+            model: Any = kind(config)
+    except ImportError as error:
+        raise OptionError(f"Got `attn_implementation={options.attn_implementation}`, but {error}") from error
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop("lm_head.weight")
+    names = match_weights(weights, rename, expected)
+    fill(model, weights, names, options.torch_dtype, options.torch_device)
+    if config.tie_word_embeddings and model.lm_head.weight is not model.model.language_model.embed_tokens.weight:
+        raise ModelError("transformers did not tie the output embeddings to the input embeddings as the config asks.")
+    model.requires_grad_(False)
+    found: Model = model.eval()
+    return found
+
+
+FOREIGN = ("device_map", "load_in", "peft", "trust_remote_code")
+"""Options that a model filled from another format does not take."""
