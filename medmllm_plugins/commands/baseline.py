@@ -63,7 +63,7 @@ def baseline(
             model.fit(folds["train"], folds["validation"])
         with run.stage("answer"):
             found = model.log_probabilities(folds["test"])
-        run.open(f"baseline-{method.replace(':', '-').replace('/', '-')}")
+        run.folder_for(f"baseline-{method.replace(':', '-').replace('/', '-')}")
         run.model({"name": f"baseline {method}", "method": method})
         _write(run, task, settings, folds["test"], found, say)
         run.task(task, {"baseline": {"method": method, **model.facts()}})
@@ -124,10 +124,10 @@ def _write(
             )
         )
     summary = scoring.score(outcomes, settings)
-    folder = run.open("baseline")
+    folder = run.folder_for("baseline")
     run.task(task, scoring.facts(settings, data, documents=len(rows.documents), questions=len(outcomes)))
     scoring.write(folder, task, summary, outcomes, {one.id: one.predicted or "" for one in outcomes}, data)
-    run.task(task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
+    run.scored(task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
     say(f"{task}: {summary.headline()}")
 
 

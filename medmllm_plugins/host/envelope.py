@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 VERSION = 1
 
@@ -16,16 +17,25 @@ class Reply:
         text: the generated text.
         scores: log p(label | prompt, image) for each label in class order, in nats; ``None`` when the model
             gave none, as every model but ours does.
+        tokens: number of tokens of each label.
+        blank: scores of the labels for the same question about a blank image.
     """
 
     text: str
     scores: tuple[float, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    blank: tuple[float, ...] | None = None
 
 
 def pack(reply: Reply) -> str:
     """Serialise a reply; the response cache stores it as it is, so it holds plain JSON and nothing else."""
     scores = None if reply.scores is None else [float(score) for score in reply.scores]
-    return json.dumps({"medmllm": VERSION, "text": reply.text, "scores": scores}, ensure_ascii=False)
+    told: dict[str, Any] = {"medmllm": VERSION, "text": reply.text, "scores": scores}
+    if reply.tokens is not None:
+        told["tokens"] = list(reply.tokens)
+    if reply.blank is not None:
+        told["blank"] = [float(score) for score in reply.blank]
+    return json.dumps(told, ensure_ascii=False)
 
 
 def unpack(response: str) -> Reply:
@@ -39,14 +49,27 @@ def unpack(response: str) -> Reply:
         found = json.loads(response)
     except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nesting without end
         return Reply(response)
-    if set(found) != {"medmllm", "text", "scores"} or type(found["medmllm"]) is not int or found["medmllm"] != VERSION:
+    if not {"medmllm", "text", "scores"} <= set(found) <= {"medmllm", "text", "scores", "tokens", "blank"}:
         return Reply(response)
-    scores = found["scores"]
-    if not isinstance(found["text"], str) or not (scores is None or _are_scores(scores)):
+    scores, tokens, blank = found["scores"], found.get("tokens"), found.get("blank")
+    if (
+        type(found["medmllm"]) is not int
+        or found["medmllm"] != VERSION
+        or not isinstance(found["text"], str)
+        or not (scores is None or _are_scores(scores))
+        or not (tokens is None or _are_counts(tokens))
+        or not (blank is None or _are_scores(blank))
+        or any(beside is not None and len(beside) != len(scores or ()) for beside in (tokens, blank))
+    ):
         return Reply(response)
-    return Reply(found["text"], None if scores is None else tuple(scores))
+    several = (None if values is None else tuple(values) for values in (scores, tokens, blank))
+    return Reply(found["text"], *several)
 
 
 def _are_scores(found: object) -> bool:
     """Whether this is what :func:`pack` writes for scores: a list of floating-point numbers."""
     return isinstance(found, list) and all(type(score) is float for score in found)
+
+
+def _are_counts(found: object) -> bool:
+    return isinstance(found, list) and all(type(count) is int and count > 0 for count in found)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.environment import package_versions
+from medmllm_plugins.host import journal
+from medmllm_plugins.host.journal import Journal
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.files import write_whole
 
@@ -40,8 +42,11 @@ class Run:
         self.run_dir = run_dir
         self.folder: Path | None = None
         self.output_path: str | None = None
+        self.rank = int(os.environ.get("RANK") or 0)
+        self._journal: Journal | None = None
         self.manifest: dict[str, Any] = {
             "medmllm_manifest": 1,
+            "finished": None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "platform": platform.platform(),
             "versions": package_versions(),
@@ -60,21 +65,61 @@ class Run:
         if arguments is not None:
             self.manifest["command"] = {name: getattr(arguments, name, None) for name in _COMMAND}
 
-    def open(self, model: str) -> Path:
+    def folder_for(self, model: str) -> Path:
         """Settle on a folder, make it and write the manifest; a second call changes nothing.
 
         Args:
             model: name of the model, for a new folder's name.
         """
         if self.folder is None:
-            folder = self.run_dir
+            folder = (None if self._journal is None else self._journal.run) or self.run_dir
             if folder is None:
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-                folder = Path(self.output_path or ".") / DEFAULT_PARENT / f"{stamp}-{model}-{os.getpid()}"
+                folder = self._parent / f"{stamp}-{model}-{os.getpid()}"
             self.folder = Path(folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.rank == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if self._journal is not None:
+                    self._journal.run = self.folder
             self.write()
         return self.folder
+
+    def open(self, model: str, facts: Mapping[str, Any]) -> Journal:
+        """Begin to answer: find or make the journal of these answers, and the run's folder.
+
+        A second call, for another kind of request, goes on with the same.
+
+        Args:
+            model: name of the model.
+            facts: what decides the answers beside the tasks: the model, its options, this package's version.
+        """
+        if self._journal is None:
+            tasks = {name: _deciding(told) for name, told in self.manifest["tasks"].items()}
+            self._journal = Journal(self._parent, journal.state({**facts, "tasks": tasks}), self.rank)
+        self.folder_for(model)
+        return self._journal
+
+    @property
+    def _parent(self) -> Path:
+        """Where run folders, and journals beside them, are."""
+        return Path(self.run_dir) if self.run_dir is not None else Path(self.output_path or ".") / DEFAULT_PARENT
+
+    def answered(self) -> None:
+        """All requests are answered: of tasks that are not ours nothing more is to come."""
+        if self._journal is not None and not any("dataset" in told for told in self.manifest["tasks"].values()):
+            self._journal.remove()
+            self._journal = None
+
+    def scored(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Add a task's figures to the manifest; with those of the last task the run is finished."""
+        self.task(name, facts)
+        ours = [told for told in self.manifest["tasks"].values() if "dataset" in told]
+        if all("metrics" in told for told in ours):
+            self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+            self.write()
+            if self._journal is not None:
+                self._journal.remove()
+                self._journal = None
 
     def task(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add facts about one task to the manifest."""
@@ -117,9 +162,18 @@ class Run:
 
     def write(self) -> None:
         """Write the manifest whole, or leave the old one."""
-        if self.folder is not None:
+        if self.folder is not None and self.rank == 0:
             text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
             write_whole(self.folder / MANIFEST, text)
+
+
+def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a task's facts decides its answers: not how many of its documents this start evaluates."""
+    return {
+        key: told[key]
+        for key in ("dataset_fingerprint", "protocol", "order", "paraphrase", "image", "view")
+        if key in told
+    }
 
 
 def _process_peak() -> int:

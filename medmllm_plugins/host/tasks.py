@@ -154,6 +154,11 @@ class _Classification(ConfigurableTask):
         chosen = shots.before(self._documents[doc["document"]], self.shots)
         return [(shot, answers[right_answer(shot, finding)]) for shot in chosen]
 
+    def is_parsed(self, doc_id: int, response: str) -> bool:
+        """Whether a class can be read out of the answer to a row."""
+        row = self.dataset[SPLIT][doc_id]
+        return bool(self.rows.question(row).read(envelope.unpack(response).text).status == "parsed")
+
     def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
         """Parse one answer.
 
@@ -174,6 +179,8 @@ class _Classification(ConfigurableTask):
             finding=doc["finding"] or None,
             variant=doc["variant"],
             document=doc["document"],
+            tokens=reply.tokens,
+            blank=reply.blank,
         )
         values: dict[str, Any] = {metric: {"outcome": outcome.to_dict()} for metric in self._aggregation_list}
         right = float(answer.label == doc["label"])
@@ -204,9 +211,9 @@ class _Classification(ConfigurableTask):
     def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         """Put the details into the run folder; the host's own table holds the values alone."""
         progress = run.current()
-        folder = progress.open(getattr(getattr(self, "args", None), "model", None) or "model")
+        folder = progress.folder_for(getattr(getattr(self, "args", None), "model", None) or "model")
         scoring.write(folder, self.config.task, summary, outcomes, answers, self.data)
-        progress.task(self.config.task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
+        progress.scored(self.config.task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
         logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
 
 

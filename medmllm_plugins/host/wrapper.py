@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,13 +17,19 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
+from medmllm_plugins import __version__
+from medmllm_plugins.data.controls import GREY
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope, run
+from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
+from medmllm_plugins.host.journal import Answered
 from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.specs import ModelSpec
 
 DEFAULT_NEW_TOKENS = 64
+BLANK = Image.new("RGB", (336, 336), GREY)
+"""The image that holds nothing, for the labels' scores without content; of one size, so that every process agrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class MedicalMLLM(lmms):
         peft: a LoRA adapter's folder or hub id.
         trust_remote_code: the very text of ``pretrained``, to let a checkpoint run the code it brings.
         system: a system prompt in place of the model's own.
-        batch_size: documents a batch.
+        batch_size: documents a batch, or ``"auto"``: the largest that fits. A batch that does not fit is halved.
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
         unknown: anything else is an error that lists the arguments there are.
@@ -91,7 +98,7 @@ class MedicalMLLM(lmms):
             raise OptionError(
                 f"{self.spec.name}: expected `pretrained=` to be a size ({sizes}), a hub id or a folder, found nothing."
             )
-        self.batch_size = _positive("batch_size", batch_size)
+        self.batch_size = BatchSize(batch_size).size if batch_size != AUTO else AUTO
         self.max_new_tokens = None if max_new_tokens is None else _positive("max_new_tokens", max_new_tokens)
         self.run_dir = _run_folder(run_dir)
         self.options = LoadOptions(
@@ -107,6 +114,7 @@ class MedicalMLLM(lmms):
         )
         self.options.check()
         self._loaded: LoadedModel | None = None
+        self._blank: dict[tuple[str, tuple[str, ...]], tuple[float, ...] | None] = {}
 
     @property
     def device(self) -> str:
@@ -155,43 +163,50 @@ class MedicalMLLM(lmms):
         progress = run.current()
         loaded = self.load()
         progress.run_dir = self.run_dir
-        progress.open(self.spec.name)
-        progress.model(self._facts(loaded))
+        facts = self._facts(loaded)
+        deciding = {key: value for key, value in facts.items() if key not in ("batch_size", "device")}
+        deciding |= {"device": loaded.device.type, "version": __version__}
+        journal = progress.open(self.spec.name, deciding)
+        progress.model(facts)
         # A rank is padded with clones of its last request: answered once, given to all.
         unique = {_key(request): request for request in requests}
-        answers: dict[tuple[str, str, int, int], GenerationResult] = {}
-        for task, group in _by_task(unique.values()).items():
-            with progress.stage(f"answer {task}", self.device):
-                prompt: str | None = None
-                bar = tqdm(total=len(group), desc=f"{self.spec.name}: {task}", disable=self.rank != 0)
-                for batch, questions in self._batches(group):
-                    if prompt is None:
-                        prompt = loaded.render(questions[0].text)
-                        progress.task(task, {"prompt": prompt})
-                    for request, result in zip(batch, self._answer(loaded, questions), strict=True):
-                        answers[_key(request)] = result
-                    bar.update(len(batch))
-                bar.close()
-        return [answers[_key(request)] for request in requests]
+        found: dict[str, Answered] = {}
+        names = {key: _stored(request) for key, request in unique.items() if _is_ours(request)}
+        for name in names.values():
+            if name in journal.known:
+                found[name] = journal.known[name]
+        if found:
+            progress.manifest["answers_of_an_earlier_start"] = len(found)
+            logger.info(f"{self.spec.name}: {len(found)} of {len(unique)} answers are there from an earlier start.")
+        answers = {key: found[name] for key, name in names.items() if name in found}
+        with _Bar(self.spec.name, len(unique), len(answers), shown=self.rank == 0) as bar:
+            for task, group in _by_task(unique[key] for key in unique if key not in answers).items():
+                with progress.stage(f"answer {task}", self.device):
+                    prompted = False
+                    for batch, questions, results in self._batches(loaded, group):
+                        if not prompted:
+                            progress.task(task, {"prompt": loaded.render(questions[0].text)})
+                            prompted = True
+                        answers |= {_key(request): result for request, result in zip(batch, results, strict=True)}
+                        journal.add({names[_key(one)]: answers[_key(one)] for one in batch if _key(one) in names})
+                        bar.update(batch, results)
+        progress.answered()
+        return [
+            GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
+            for one in (answers[_key(request)] for request in requests)
+        ]
 
-    def _batches(self, requests: Sequence[Instance]) -> Iterator[tuple[list[Instance], list[_Question]]]:
-        """Batches with one generation setting and one set of labels, images decoded one batch ahead of the model."""
+    def _batches(
+        self, loaded: LoadedModel, requests: Sequence[Instance]
+    ) -> Iterator[tuple[list[Instance], list[_Question], list[Answered]]]:
+        """Answers in batches with one generation setting and one set of labels; see :class:`Batches`."""
         settings: dict[tuple[str, tuple[str, ...] | None], list[Instance]] = {}
         for request in requests:
             settings.setdefault((repr(sorted(request.args[2].items())), self._labels(request)), []).append(request)
-        batches = [
-            alike[start : start + self.batch_size]
-            for alike in settings.values()
-            for start in range(0, len(alike), self.batch_size)
-        ]
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="medmllm-read") as reader:
-            ahead = reader.submit(self._read, batches[0]) if batches else None
-            for position, batch in enumerate(batches):
-                assert ahead is not None
-                questions = ahead.result()
-                if position + 1 < len(batches):
-                    ahead = reader.submit(self._read, batches[position + 1])
-                yield batch, questions
+        size = BatchSize(self.batch_size)
+        for alike in settings.values():
+            batches = Batches(size, self._question, _weight, lambda questions: self._answer(loaded, questions))
+            yield from batches.run(alike)
 
     def _labels(self, request: Instance) -> tuple[str, ...] | None:
         """The answers to score: tasks of this package name them in each row."""
@@ -199,9 +214,6 @@ class MedicalMLLM(lmms):
             return None
         _, _, _, doc_id, task, split = request.args
         return tuple(self.task_dict[task][split][doc_id]["answers"])
-
-    def _read(self, requests: Sequence[Instance]) -> list[_Question]:
-        return [self._question(request) for request in requests]
 
     def _question(self, request: Instance) -> _Question:
         _, doc_to_messages, settings, doc_id, task, split = request.args
@@ -243,8 +255,18 @@ class MedicalMLLM(lmms):
             wrapped=_is_ours(request),
         )
 
-    @staticmethod
-    def _answer(loaded: LoadedModel, questions: Sequence[_Question]) -> list[GenerationResult]:
+    def _blank_scores(self, loaded: LoadedModel, question: _Question) -> tuple[float, ...] | None:
+        """Scores of the labels for the same question about an image that holds nothing; worked out once a question."""
+        if question.labels is None or loaded.shows == "volume":
+            return None
+        key = (question.text, question.labels)
+        if key not in self._blank:
+            shown = [BLANK] if loaded.shows == "images" else BLANK
+            (found,) = loaded.generate([question.text], [shown], max_new_tokens=0, labels=question.labels)
+            self._blank[key] = found.scores
+        return self._blank[key]
+
+    def _answer(self, loaded: LoadedModel, questions: Sequence[_Question]) -> list[Answered]:
         first = questions[0]
         generations = loaded.generate(
             [question.text for question in questions],
@@ -259,8 +281,9 @@ class MedicalMLLM(lmms):
                 text = text.split(stop)[0] if stop else text
             text = text.strip()
             if question.wrapped:
-                text = envelope.pack(envelope.Reply(text, generation.scores))
-            results.append(GenerationResult(text=text, token_counts=TokenCounts(output_tokens=generation.tokens)))
+                blank = self._blank_scores(loaded, question)
+                text = envelope.pack(envelope.Reply(text, generation.scores, generation.label_tokens, blank))
+            results.append(Answered(text, generation.tokens))
         return results
 
     def clean(self) -> None:
@@ -287,6 +310,53 @@ def _is_ours(request: Instance) -> bool:
 
 def _key(request: Instance) -> tuple[str, str, int, int]:
     return (str(request.args[4]), str(request.args[5]), int(request.args[3]), int(request.idx))
+
+
+def _stored(request: Instance) -> str:
+    """The name of a request's answer in a journal: it tells the question, the document and the settings."""
+    _, _, settings, doc_id, task, split = request.args
+    told = (task, split, int(doc_id), int(request.idx), sorted(settings.items()), request.metadata["medmllm"])
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _weight(question: _Question) -> float:
+    """How much there is to compute: pixels, or the voxels of a volume."""
+    shown = question.shown
+    if isinstance(shown, Image.Image):
+        return float(shown.width * shown.height)
+    if isinstance(shown, list | tuple):
+        return float(sum(picture.width * picture.height for picture in shown))
+    return float(shown.voxels.size)  # type: ignore[union-attr]
+
+
+class _Bar:
+    """One bar for a run: documents, their rate, time left, and how many answers were not parsed; for terminals only."""
+
+    def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
+        self._unparsed = 0
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit="doc",
+            smoothing=0.05,
+            disable=None if shown else True,  # None: quiet where there is no terminal
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, batch: Sequence[Instance], results: Sequence[Answered]) -> None:
+        """Move on by a batch."""
+        for request, result in zip(batch, results, strict=True):
+            parsed = getattr(getattr(request.args[1], "__self__", None), "is_parsed", None)
+            if parsed is not None and not parsed(int(request.args[3]), result.text):
+                self._unparsed += 1
+        self._bar.set_postfix(unparsed=self._unparsed, refresh=False)
+        self._bar.update(len(batch))
 
 
 def _by_task(requests: Any) -> dict[str, list[Instance]]:

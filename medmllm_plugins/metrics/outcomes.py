@@ -27,6 +27,8 @@ class Outcome:
         predicted: the class that was answered; ``None`` exactly when the answer was not parsed.
         status: ``"parsed"``, ``"ambiguous"``, ``"out_of_list"`` or ``"refusal"``.
         scores: log p(label | prompt, image) of each class in class order, in nats; ``None`` if the model gave none.
+        tokens: number of tokens of each label, over which ``scores`` are sums; ``None`` if the model does not say.
+        blank: scores of the labels for the same question about an image that holds nothing; ``None`` likewise.
         finding: what was asked about in a multi-label set, whose labels are then yes and no; ``None`` elsewhere.
         variant: which order of options or which wording was used, where several are compared.
         document: the document asked about; several rows may be about one. ``None`` where ``id`` says it.
@@ -44,6 +46,8 @@ class Outcome:
     finding: str | None = None
     variant: str = ""
     document: str | None = None
+    tokens: tuple[int, ...] | None = None
+    blank: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -53,7 +57,16 @@ class Outcome:
                 f"Document {self.id!r}: expected `predicted` to be a class exactly where `status` is 'parsed', "
                 f"found predicted={self.predicted!r} with status={self.status!r}."
             )
-        if self.scores is not None and not all(map(math.isfinite, self.scores)):
+        for name in ("tokens", "blank"):
+            beside = getattr(self, name)
+            if beside is not None and (self.scores is None or len(beside) != len(self.scores)):
+                raise DataError(
+                    f"Document {self.id!r}: expected `{name}` for each label score, found {beside!r} with "
+                    f"{self.scores!r}."
+                )
+        if self.tokens is not None and min(self.tokens) < 1:
+            raise DataError(f"Document {self.id!r}: expected labels of at least one token, found {self.tokens!r}.")
+        if not all(map(math.isfinite, (*(self.scores or ()), *(self.blank or ())))):
             raise DataError(
                 f"Document {self.id!r}: expected finite label scores, found {self.scores!r}. The model's outputs "
                 "overflow in this precision; load it in bfloat16 or float32."
@@ -61,7 +74,8 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain JSON types; ``scores`` becomes a list, and what does not apply is left out."""
-        told = {"finding": self.finding, "variant": self.variant, "document": self.document}
+        told: dict[str, Any] = {"finding": self.finding, "variant": self.variant, "document": self.document}
+        told |= {"tokens": self.tokens and list(self.tokens), "blank": self.blank and list(map(float, self.blank))}
         return {
             "id": self.id,
             "group": self.group,
@@ -81,7 +95,7 @@ class Outcome:
         """
         if missing := sorted({"id", "group", "label", "predicted", "status"} - set(record)):
             raise DataError(f"Expected an outcome with all of its keys, but {missing} are missing in {dict(record)!r}.")
-        scores = record.get("scores")
+        scores, tokens, blank = (record.get(name) for name in ("scores", "tokens", "blank"))
         return cls(
             id=record["id"],
             group=record["group"],
@@ -92,4 +106,6 @@ class Outcome:
             finding=record.get("finding"),
             variant=record.get("variant", ""),
             document=record.get("document"),
+            tokens=None if tokens is None else tuple(int(count) for count in tokens),
+            blank=None if blank is None else tuple(float(score) for score in blank),
         )

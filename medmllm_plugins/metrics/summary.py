@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from medmllm_plugins.metrics.checks import check_options, check_outcomes
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.files import csv_text, write_whole
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
+from medmllm_plugins.metrics.label_scores import LabelScores
 from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
 from medmllm_plugins.metrics.tables import OVERALL, SCORED, Tables, score_matrix
@@ -81,6 +82,8 @@ class Summary:
         confusion: K rows (true) of K + 3 counts: answers of each class, then ambiguous, out of list, refusal.
         statuses: number of answers of each status, all four named.
         reliability: the reliability diagram of the label scores; empty without them.
+        label_scores: for each form of the label scores (:mod:`medmllm_plugins.metrics.label_scores`), the figures of
+            answering with the label that scores highest; empty without scores.
         resamples: bootstrap resamples drawn.
         seed: of the random generator.
     """
@@ -99,6 +102,7 @@ class Summary:
     confusion: tuple[tuple[int, ...], ...]
     statuses: dict[str, int]
     reliability: tuple[Bin, ...]
+    label_scores: dict[str, dict[str, Estimate]]
     resamples: int
     seed: int
 
@@ -132,6 +136,10 @@ class Summary:
             },
             "statuses": dict(self.statuses),
             "reliability": [found.to_dict() for found in self.reliability],
+            "label_scores": {
+                form: {name: found.to_dict() for name, found in metrics.items()}
+                for form, metrics in self.label_scores.items()
+            },
             "interval": "95 % percentile, cluster bootstrap over groups",
             "resamples": self.resamples,
             "seed": self.seed,
@@ -145,7 +153,8 @@ class Summary:
             stem: first part of the file names.
 
         Returns:
-            ``<stem>.metrics.json``, ``<stem>.metrics.csv``, ``<stem>.per_class.csv`` and ``<stem>.confusion.csv``.
+            ``<stem>.metrics.json``, ``<stem>.metrics.csv``, ``<stem>.per_class.csv`` and ``<stem>.confusion.csv``; with
+            label scores ``<stem>.label_scores.csv`` too.
 
         Raises:
             OptionError: ``stem`` is not a plain file name.
@@ -160,6 +169,8 @@ class Summary:
             "per_class.csv": self._per_class_csv(),
             "confusion.csv": self._confusion_csv(),
         }
+        if self.label_scores:
+            texts["label_scores.csv"] = self._label_scores_csv()
         paths = []
         for name, text in texts.items():
             paths.append(folder / f"{stem}.{name}")
@@ -205,6 +216,16 @@ class Summary:
                     number(found.f1),
                 ]
                 for found in self.per_class
+            ),
+        )
+
+    def _label_scores_csv(self) -> str:
+        return csv_text(
+            ["form", "metric", "value", "low", "high"],
+            (
+                [form, name, *found.to_dict().values()]
+                for form, metrics in self.label_scores.items()
+                for name, found in metrics.items()
             ),
         )
 
@@ -269,6 +290,8 @@ def summarise(
     ranked = None if scores is None or np.unique(truth).size < 2 else MacroRanking(scores, truth)
     calibration = None if scores is None or ranked is None else Calibration(scores, truth)
 
+    by_form = LabelScores(ordered if calibration is not None else (), truth, classes)
+
     def evaluate(weights: Floats) -> dict[str, Floats]:
         """Every metric under document weights of shape (n, B): (B,) arrays, those by class (B, K)."""
         counts = tables(weights)
@@ -276,6 +299,7 @@ def summarise(
         if ranked is not None and calibration is not None:
             found["auroc"], found["auprc"] = ranked(weights)
             found["ece"], found["brier"] = calibration(weights)
+            found |= by_form(weights, found["auroc"], found["ece"])
         found["accuracy_on_parsed"] = classification.accuracy_on_parsed(counts)
         found["sensitivity"] = classification.sensitivity(counts)
         found["specificity"] = classification.specificity(counts)
@@ -324,9 +348,18 @@ def summarise(
         confusion=_confusion(ordered, labels),
         statuses={status: statuses[status] for status in STATUSES},
         reliability=() if calibration is None else calibration.table(),
+        label_scores=_by_form({name: overall(name, groups) for name in values if ":" in name}),
         resamples=resamples,
         seed=seed,
     )
+
+
+def _by_form(found: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate]]:
+    forms: dict[str, dict[str, Estimate]] = {}
+    for name, one in found.items():
+        form, _, metric = name.partition(":")
+        forms.setdefault(form, {})[metric] = one
+    return forms
 
 
 def _confusion(outcomes: Iterable[Outcome], labels: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:

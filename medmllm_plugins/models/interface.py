@@ -34,11 +34,13 @@ class Generation:
         tokens: number of generated tokens, the end-of-sequence token not counted.
         scores: log p(label | prompt, image) in nats for each label asked about, see
             :func:`medmllm_plugins.models.generation.score_labels`; ``None`` when none was.
+        label_tokens: number of tokens that each of these scores is a sum over.
     """
 
     text: str
     tokens: int
     scores: tuple[float, ...] | None = None
+    label_tokens: tuple[int, ...] | None = None
 
 
 class LoadedModel(ABC):
@@ -158,7 +160,11 @@ class LoadedModel(ABC):
             str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             for row in rows
         ]
-        return [Generation(text, len(row), score) for text, row, score in zip(texts, rows, scores, strict=True)]
+        counts = [tuple(len(label) - self.given for label in labels) for labels in ids] if ids else [None] * len(images)
+        return [
+            Generation(text, len(row), score, count)
+            for text, row, score, count in zip(texts, rows, scores, counts, strict=True)
+        ]
 
     def _ids_of(self, questions: Sequence[str], labels: Sequence[str]) -> list[list[list[int]]]:
         """Token ids of the labels for each question; questions that are asked often are tokenised once."""

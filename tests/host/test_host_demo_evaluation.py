@@ -153,7 +153,7 @@ def test_tables_are_those_of_scikit_learn(demo: Any) -> None:
 
 
 def test_run_folder_holds_these_files_and_no_drafts(demo: Any) -> None:
-    ends = ("metrics.json", "metrics.csv", "per_class.csv", "confusion.csv", "outcomes.jsonl")
+    ends = ("metrics.json", "metrics.csv", "per_class.csv", "confusion.csv", "label_scores.csv", "outcomes.jsonl")
     expected = {"manifest.json", "demo.folds.json", *(f"{TASK}.{end}" for end in ends)}
     assert {path.name for path in demo.folder.iterdir()} == expected
 

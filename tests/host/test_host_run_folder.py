@@ -59,7 +59,7 @@ def test_open_writes_all_that_was_noted_before(tmp_path: Path) -> None:
     with progress.stage("data"):
         progress.task("t", {"counts": {"test": {"benign": 3}}})
     progress.model({"name": "m"})
-    folder = progress.open("m")
+    folder = progress.folder_for("m")
     assert folder == tmp_path / "a" / "b"
     found = manifest(folder)
     assert found["tasks"] == {"t": {"counts": {"test": {"benign": 3}}}}
@@ -73,7 +73,7 @@ def test_open_writes_all_that_was_noted_before(tmp_path: Path) -> None:
 
 def test_the_first_folder_stays(tmp_path: Path, everything: Callable[[], set[str]]) -> None:
     progress = Run(tmp_path / "one")
-    assert progress.open("m") == progress.open("other") == tmp_path / "one"
+    assert progress.folder_for("m") == progress.folder_for("other") == tmp_path / "one"
     assert everything() == {"one", "one/manifest.json"}
 
 
@@ -82,8 +82,8 @@ def test_folders_without_a_name_of_their_own(tmp_path: Path) -> None:
     below.arguments(Namespace(output_path=str(tmp_path / "out")))
     # Each task tells the arguments again; a later one without them must not undo the first.
     below.arguments(None)
-    assert below.open("medm_vl").parent == tmp_path / "out" / "medmllm_runs"
-    here = Run().open("medm_vl")
+    assert below.folder_for("medm_vl").parent == tmp_path / "out" / "medmllm_runs"
+    here = Run().folder_for("medm_vl")
     assert here.absolute().parent == tmp_path / "medmllm_runs" and here.name.split("-")[1] == "medm_vl"
 
 
@@ -93,7 +93,7 @@ def test_stages_of_one_name_add_up(tmp_path: Path, clock: Clock) -> None:
         with progress.stage(name):
             clock.now += seconds
         clock.now += 10  # between stages, which is nobody's
-    progress.open("m")
+    progress.folder_for("m")
     with progress.stage("answer"):
         clock.now += 4
         with progress.stage("score"):
@@ -110,7 +110,7 @@ def test_stages_of_one_name_add_up(tmp_path: Path, clock: Clock) -> None:
 
 def test_a_stage_that_fails_is_counted_and_its_error_passes(tmp_path: Path, clock: Clock) -> None:
     progress = Run(tmp_path)
-    progress.open("m")
+    progress.folder_for("m")
     with pytest.raises(ZeroDivisionError), progress.stage("load"):
         clock.now += 3
         raise ZeroDivisionError
@@ -138,7 +138,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, everything: Callable[[], set[str]]
 ) -> None:
     progress = Run(tmp_path / "r")
-    progress.open("m")
+    progress.folder_for("m")
     progress.task("t", {"good": 1})
     before = manifest(tmp_path / "r")
     with pytest.raises(TypeError):
@@ -150,7 +150,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(
 def test_the_manifest_is_replaced_and_not_overwritten(tmp_path: Path) -> None:
     """Who has it open reads the old one to its end: another file takes its place."""
     progress = Run(tmp_path)
-    progress.open("m")
+    progress.folder_for("m")
     with (tmp_path / "manifest.json").open(encoding="utf-8") as reader:
         start = reader.read(10)
         progress.task("t", {"long": "x" * 100_000})
@@ -161,7 +161,7 @@ def test_the_manifest_is_replaced_and_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_manifest_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Run(tmp_path)
-    progress.open("m")
+    progress.folder_for("m")
     before = manifest(tmp_path)
 
     def full(*arguments: object) -> None:
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_old_manifest_and_no_draft(tmp_path: Path, monkey
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     progress = Run(tmp_path)
-    progress.open("m")
+    progress.folder_for("m")
     progress.task("t", {"prompt": "Läsion → 良性"})
     assert "Läsion → 良性".encode() in (tmp_path / "manifest.json").read_bytes()
 
@@ -186,13 +186,13 @@ def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
 def test_start_begins_a_new_run(tmp_path: Path) -> None:
     first = run.start(tmp_path / "first")
     assert run.current() is first
-    first.open("m")
+    first.folder_for("m")
     with first.stage("data"):
         first.task("t", {"evaluated": 1})
     second = run.start(tmp_path / "second")
     assert second is run.current() is not first
     assert second.folder is None and second.output_path is None
     assert second.manifest["tasks"] == {} and second.manifest["stages"] == []
-    second.open("m")
+    second.folder_for("m")
     assert "t" in manifest(tmp_path / "first")["tasks"]  # type: ignore[operator]
     assert manifest(tmp_path / "second")["tasks"] == {}

@@ -57,6 +57,9 @@ class Echo:
         max_new_tokens: int,
         labels: Sequence[str] | None = None,
     ) -> list[Generation]:
+        if not max_new_tokens:  # the labels' scores on a blank image
+            assert labels is not None and [image.getpixel((0, 0)) for image in images] == [(128, 128, 128)]
+            return [Generation("", 0, tuple(-float(len(label)) / 2 for label in labels), (1,) * len(labels))]
         self.batches.append({"questions": list(questions), "max_new_tokens": max_new_tokens, "labels": labels})
         assert all(image.mode == "RGB" for image in images)
         scores = None if labels is None else tuple(-float(len(label)) for label in labels)
@@ -134,7 +137,12 @@ def test_a_task_of_ours_gets_an_envelope_with_scores_in_class_order(echo: Echo) 
     model = build()
     asked = ask(model, user(grey(7), "Which?"), task="ours", labels=["normal", "cyst"], medmllm={"dataset": "d"})
     (result,) = model.generate_until(asked)
-    assert json.loads(result.text) == {"medmllm": 1, "text": "Which? 7. STOP and more", "scores": [-6.0, -4.0]}
+    assert json.loads(result.text) == {
+        "medmllm": 1,
+        "text": "Which? 7. STOP and more",
+        "scores": [-6.0, -4.0],
+        "blank": [-3.0, -2.0],
+    }
     assert echo.batches[0]["labels"] == ("normal", "cyst")
 
 
@@ -370,7 +378,7 @@ def test_a_wrong_argument_says_what_was_expected(echo: Echo, arguments: str, say
     assert echo.loaded == []
 
 
-@pytest.mark.parametrize("size", [0, -1, "two", 1.5, "0", "-1", "1.5", "auto", "", " 2", True, float("inf")])
+@pytest.mark.parametrize("size", [0, -1, "two", 1.5, "0", "-1", "1.5", "", " 2", True, float("inf")])
 def test_a_wrong_batch_size_is_refused(echo: Echo, size: Any) -> None:
     with pytest.raises(OptionError) as caught:
         build(batch_size=size)

@@ -232,6 +232,7 @@ def test_csv_files_equal_the_json(tmp_path):
     outcomes = random_outcomes(labels=labels)
     paths = summarise(outcomes, labels, "tumör", resamples=50).write(tmp_path / "new", "med_cls_x")
     names = ["med_cls_x.metrics.json", "med_cls_x.metrics.csv", "med_cls_x.per_class.csv", "med_cls_x.confusion.csv"]
+    names.append("med_cls_x.label_scores.csv")
     assert [path.name for path in paths] == names
     assert sorted(os.listdir(tmp_path / "new")) == sorted(names)  # no draft is left behind
     written = json.loads(paths[0].read_text(encoding="utf-8"))

@@ -1,0 +1,144 @@
+"""Batches: requests that go together, read ahead in threads, and the size that fits into memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, Generic, TypeVar
+
+import torch
+
+from medmllm_plugins.errors import OptionError
+
+Request = TypeVar("Request")
+Read = TypeVar("Read")
+Answer = TypeVar("Answer")
+
+AUTO: Final = "auto"
+FIRST: Final = 4
+"""Where the search for the largest batch begins."""
+LARGEST: Final = 256
+WINDOW: Final = 8
+"""So many batches are read ahead and sorted by size, so that a batch holds pictures of like size."""
+MOST_AHEAD: Final = 128
+"""No more requests than that are read ahead, or a batch where that is more, to bound memory."""
+
+
+class BatchSize:
+    """The number of documents at a time: fixed, or with ``"auto"`` doubled until the memory is full.
+
+    Whatever it is, a batch that does not fit is halved.
+    """
+
+    def __init__(self, asked: int | str) -> None:
+        """Take a number or ``"auto"``.
+
+        Raises:
+            OptionError: it is neither.
+        """
+        self.growing = asked == AUTO
+        self.size = FIRST if self.growing else _positive(asked)
+
+    def fits(self) -> None:
+        """A batch of this size was answered."""
+        if self.growing:
+            self.size = min(2 * self.size, LARGEST)
+
+    def too_large(self, size: int) -> None:
+        """A batch of ``size`` did not fit."""
+        self.growing = False
+        self.size = max(1, size // 2)
+
+
+def _positive(asked: int | str) -> int:
+    try:
+        number = int(asked)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1 or str(number) != str(asked):
+        raise OptionError(
+            f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {asked!r}."
+        )
+    return number
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a computation failed for want of memory on its device."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+class Batches(Generic[Request, Read, Answer]):
+    """Reads requests ahead in threads, and answers them in batches of like size."""
+
+    def __init__(
+        self,
+        size: BatchSize,
+        read: Callable[[Request], Read],
+        weigh: Callable[[Read], float],
+        answer: Callable[[list[Read]], list[Answer]],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            size: how many at a time.
+            read: reads a request; runs in several threads.
+            weigh: how much there is to compute; like stands with like.
+            answer: answers a batch.
+        """
+        self._size, self._read, self._weigh, self._answer = size, read, weigh, answer
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
+        """Answer all requests; yields each batch as it is done, not in the order given.
+
+        Every request is answered exactly once, also where batches had to be halved.
+        """
+        workers = min(8, os.cpu_count() or 1)
+        todo = deque(requests)
+        ahead: deque[tuple[Request, Future[Read]]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="medmllm-read") as pool:
+
+            def refill() -> None:
+                wanted = max(self._size.size, min(WINDOW * self._size.size, MOST_AHEAD))
+                while todo and len(ahead) < wanted:
+                    request = todo.popleft()
+                    ahead.append((request, pool.submit(self._read, request)))
+
+            try:
+                while todo or ahead:
+                    refill()
+                    half = max(self._size.size, min(WINDOW * self._size.size, MOST_AHEAD) // 2)
+                    count = min(len(ahead), half)
+                    window = [(request, future.result()) for request, future in (ahead.popleft() for _ in range(count))]
+                    refill()  # while the model is busy, the next are read
+                    window.sort(
+                        key=lambda pair: self._weigh(pair[1]), reverse=True
+                    )  # the largest first: it may not fit
+                    yield from self._answer_all(window)
+            finally:
+                for _, future in ahead:
+                    future.cancel()
+
+    def _answer_all(
+        self, window: list[tuple[Request, Read]]
+    ) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
+        place = 0
+        while place < len(window):
+            batch = window[place : place + self._size.size]
+            try:
+                answers = self._answer([read for _, read in batch])
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                self._size.too_large(len(batch))
+                del error
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            if len(batch) == self._size.size:
+                self._size.fits()
+            place += len(batch)
+            yield [request for request, _ in batch], [read for _, read in batch], answers

@@ -1,0 +1,80 @@
+"""Answers read from label scores instead of the text, in three forms, side by side.
+
+The raw sum of log-probabilities favours short labels and those that the model likes to say; the mean per token makes up
+for length, and subtracting the scores on an image that holds nothing makes up for what the words alone suggest. Source
+of the last: Zhao et al., "Calibrate Before Use", ICML 2021 (contextual calibration), with a blank image as the
+content-free input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from medmllm_plugins.metrics.calibration import Calibration
+from medmllm_plugins.metrics.classification import Floats, Ints, accuracy, balanced_accuracy, macro_f1
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.ranking import MacroRanking
+from medmllm_plugins.metrics.tables import Tables
+
+FORMS: Final = ("sum", "mean", "calibrated")
+"""Sum over a label's tokens; mean over them; sum less that on a blank image."""
+
+
+def forms(outcomes: Sequence[Outcome]) -> dict[str, Floats]:
+    """The scores in each form that all outcomes allow, ``[n, K]`` each; none where an outcome has no scores."""
+    if not outcomes or any(outcome.scores is None for outcome in outcomes):
+        return {}
+    raw = np.array([outcome.scores for outcome in outcomes], dtype=np.float64)
+    found = {"sum": raw}
+    if all(outcome.tokens is not None for outcome in outcomes):
+        found["mean"] = raw / np.array([outcome.tokens for outcome in outcomes], dtype=np.float64)
+    if all(outcome.blank is not None for outcome in outcomes):
+        found["calibrated"] = raw - np.array([outcome.blank for outcome in outcomes], dtype=np.float64)
+    return found
+
+
+class LabelScores:
+    """Accuracy, balanced accuracy, macro-F1, AUROC and calibration of the label that scores highest, in each form.
+
+    Args:
+        outcomes: n checked outcomes.
+        truth: (n,) index of the true class; at least two classes occur.
+        classes: K.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], truth: Ints, classes: int) -> None:
+        self._tables: dict[str, Tables] = {}
+        self._ranked: dict[str, tuple[MacroRanking, Calibration]] = {}
+        for name, scores in forms(outcomes).items():
+            self._tables[name] = Tables(truth, scores.argmax(1).astype(np.intp), classes)
+            if name != "sum":  # whose AUROC and calibration are those of the summary
+                self._ranked[name] = (MacroRanking(scores, truth), Calibration(scores, truth))
+
+    def __call__(self, weights: Floats, auroc: Floats, ece: Floats) -> dict[str, Floats]:
+        """Every figure under document weights.
+
+        Args:
+            weights: (n, B).
+            auroc: (B,) that of the sums, known already.
+            ece: (B,) likewise.
+
+        Returns:
+            ``"form:metric"`` to (B,).
+        """
+        found: dict[str, Floats] = {}
+        for name, tables in self._tables.items():
+            counts = tables(weights)
+            found |= {
+                f"{name}:accuracy": accuracy(counts),
+                f"{name}:balanced": balanced_accuracy(counts),
+                f"{name}:macro_f1": macro_f1(counts),
+            }
+            if name in self._ranked:
+                ranked, calibration = self._ranked[name]
+                found |= {f"{name}:auroc": ranked(weights)[0], f"{name}:ece": calibration(weights)[0]}
+            else:
+                found |= {f"{name}:auroc": auroc, f"{name}:ece": ece}
+        return found

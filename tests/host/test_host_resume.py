@@ -1,0 +1,213 @@
+"""A run that was killed goes on: no document lost, none asked twice, the numbers those of one unbroken run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medmllm_plugins.host.journal import Answered, Journal, state
+from medmllm_plugins.models.interface import LoadedModel
+
+RUNS = "medmllm_runs"
+
+
+def journals(folder: Path) -> list[Path]:
+    return sorted((folder / RUNS / ".unfinished").glob("*"))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the model was asked."""
+    sizes: list[int] = []
+    generate = LoadedModel.generate
+
+    def counted(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["max_new_tokens"]:  # and not the labels' scores on a blank image
+            sizes.append(len(questions))
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "generate", counted)
+    return sizes
+
+
+def test_a_broken_run_goes_on(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    settings = {"tasks": ["med_cls_demo", "med_cls_demo:protocol=letter"], "limit": 40, "batch_size": 8}
+    whole = evaluate(tmp_path / "whole", **settings)
+    assert sum(asked) == 80 and journals(tmp_path / "whole") == []
+    asked.clear()
+
+    counting = LoadedModel.generate
+
+    def failing(self: LoadedModel, *args: Any, **kwargs: Any) -> Any:
+        if len(asked) == 7:
+            raise KeyboardInterrupt  # no error that anything here would catch
+        return counting(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModel, "generate", failing)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path / "out", **settings)
+    assert sum(asked) == 56 and len(journals(tmp_path / "out")) == 1
+    (begun,) = [path for path in (tmp_path / "out" / RUNS).iterdir() if path.name != ".unfinished"]
+    assert json.loads((begun / "manifest.json").read_text())["finished"] is None
+    # What a process leaves of a line that it was writing when it died.
+    (part,) = journals(tmp_path / "out")[0].glob("answers.*.jsonl")
+    part.write_text(part.read_text() + '{"key": "0123", "te')
+    asked.clear()
+
+    again = evaluate(tmp_path / "out", **settings)
+    assert sum(asked) == 80 - 56
+    assert again.folder == begun.absolute() and again.manifest["finished"] and journals(tmp_path / "out") == []
+    assert again.manifest["answers_of_an_earlier_start"] == 56
+    for task in settings["tasks"]:
+        assert again.values(task) == whole.values(task)
+        stem = task.replace(":", "+")
+        assert (again.folder / f"{stem}.outcomes.jsonl").read_text() == (
+            whole.folder / f"{stem}.outcomes.jsonl"
+        ).read_text()
+    asked.clear()
+    evaluate(tmp_path / "out", **settings)  # what is finished is done anew when asked for anew
+    assert sum(asked) == 80
+
+
+def test_other_settings_do_not_take_its_answers(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    counting = LoadedModel.generate
+
+    def failing(self: LoadedModel, *args: Any, **kwargs: Any) -> Any:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return counting(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModel, "generate", failing)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path / "out", limit=24, batch_size=8)
+    asked.clear()
+    evaluate(tmp_path / "out", tasks=["med_cls_demo:paraphrase=1"], limit=24, batch_size=8)
+    evaluate(tmp_path / "out", model_args="pretrained=demo,device=cpu,max_new_tokens=3", limit=24, batch_size=8)
+    assert sum(asked) == 48 and len(journals(tmp_path / "out")) == 1
+    asked.clear()
+    evaluate(tmp_path / "out", limit=32, batch_size=4)  # more documents, other batches: the same answers
+    assert sum(asked) == 32 - 16 and journals(tmp_path / "out") == []
+
+
+def test_two_runs_at_once_have_a_journal_each(tmp_path: Path) -> None:
+    name = state({"model": "m"})
+    first = Journal(tmp_path, name, 0)
+    first.add({"a": Answered("one", 1)})
+    second = Journal(tmp_path, name, 0)
+    assert second.folder != first.folder and second.known == {}
+    second.remove()
+    first.close()
+    third = Journal(tmp_path, name, 0)
+    assert third.folder == first.folder and third.known == {"a": Answered("one", 1)}
+    other = Journal(tmp_path, name, 1)
+    assert other.folder == third.folder and other.known == third.known
+    third.remove()
+    other.remove()
+    assert not (tmp_path / ".unfinished").exists()
+
+
+def test_damage_in_a_journal_costs_single_answers(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "x", 0)
+    journal.add({"a": Answered("öne\n", 1), "b": Answered("two", 2)})
+    journal.close()
+    (path,) = journal.folder.glob("answers.*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b'"two"', b'"tw\xff') + b'[1]\n{"key": "c"}\n{"key": "d", "text"')
+    again = Journal(tmp_path, "x", 0)
+    assert again.known == {"a": Answered("öne\n", 1)}
+    again.add({"e": Answered("five", 5)})
+    again.close()
+    assert Journal(tmp_path, "x", 1).known == {"a": Answered("öne\n", 1), "e": Answered("five", 5)}
+
+
+# -- whole commands ----------------------------------------------------------------------------------------------------
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+COMMAND = "--model medm_vl --model_args pretrained=demo,device=cpu --tasks med_cls_demo --batch_size 4 --output_path"
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MEDMLLM_", "PYTHONPATH"))}
+    return subprocess.Popen(
+        list(words),
+        cwd=folder,
+        env={**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MEDMLLM_CACHE": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=600)
+    return said
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / RUNS).glob("*/med_cls_demo.metrics.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def outcomes(folder: Path) -> list[str]:
+    (path,) = (folder / RUNS).glob("*/med_cls_demo.outcomes.jsonl")
+    return path.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    said = finish(start(folder, str(SCRIPTS / "lmms-eval"), *COMMAND.split(), "out"))
+    assert (folder / "out" / RUNS).is_dir(), said
+    return folder / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True], ids=["plain", "with the host's cache"])
+def test_a_killed_command_goes_on(unbroken: Path, tmp_path: Path, cached: bool) -> None:
+    words = [str(SCRIPTS / "lmms-eval"), *COMMAND.split(), "out", *(["--use_cache", "cache"] if cached else [])]
+    process = start(tmp_path, *words)
+    deadline = time.time() + 300
+    stored = 0
+    while stored < 60 and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+        stored = sum(
+            path.read_text().count("\n") for path in (tmp_path / "out" / RUNS).glob(".unfinished/*/answers.*.jsonl")
+        )
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert 60 <= stored < 480
+    said = finish(start(tmp_path, *words))
+    assert "answers are there from an earlier start" in said
+    assert metrics(tmp_path / "out") == metrics(unbroken)
+    assert outcomes(tmp_path / "out") == outcomes(unbroken)
+    assert not (tmp_path / "out" / RUNS / ".unfinished").exists()
+    assert len(list((tmp_path / "out" / RUNS).iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(unbroken: Path, tmp_path: Path) -> None:
+    words = [str(SCRIPTS / "torchrun"), "--nproc_per_node", "2", "--master_port", "29531", "-m", "lmms_eval"]
+    said = finish(start(tmp_path, *words, *COMMAND.split(), "out"))
+    assert (tmp_path / "out" / RUNS).is_dir(), said
+    assert metrics(tmp_path / "out") == metrics(unbroken)
+    assert outcomes(tmp_path / "out") == outcomes(unbroken)
+    (one,) = (tmp_path / "out" / RUNS).iterdir()
+    (other,) = (unbroken / RUNS).iterdir()
+    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert manifest["finished"] and manifest["tasks"]["med_cls_demo"]["evaluated"] == 480
