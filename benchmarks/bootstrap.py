@@ -39,6 +39,8 @@ def outcomes(seed: int = 0) -> list[Outcome]:
             predicted=LABELS[int(scores[index].argmax())],
             status="parsed",
             scores=tuple(map(float, scores[index])),
+            tokens=(1, 2, 3, 2),
+            blank=(-1.5, -1.4, -1.3, -1.2),
         )
         for index in range(DOCUMENTS)
     ]

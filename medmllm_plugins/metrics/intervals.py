@@ -17,8 +17,8 @@ from medmllm_plugins.metrics.classification import Floats, Ints
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_CELLS = 2_000_000
-"""Numbers in one array of resampled weights, 16 MB: enough for speed, and bounded for any size of data set."""
+_CELLS = 200_000
+"""Numbers in one array of resampled weights, 1.6 MB: they stay near the processor, which is fastest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 
-from medmllm_plugins.metrics.calibration import Calibration
 from medmllm_plugins.metrics.classification import Floats, Ints, accuracy, balanced_accuracy, macro_f1
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
@@ -37,7 +36,9 @@ def forms(outcomes: Sequence[Outcome]) -> dict[str, Floats]:
 
 
 class LabelScores:
-    """Accuracy, balanced accuracy, macro-F1, AUROC and calibration of the label that scores highest, in each form.
+    """Accuracy, balanced accuracy and macro-F1 of the label that scores highest, in each form.
+
+    AUROC stands beside them for the sums and, as the calibration is meant to mend their ranking, for the calibrated.
 
     Args:
         outcomes: n checked outcomes.
@@ -46,20 +47,18 @@ class LabelScores:
     """
 
     def __init__(self, outcomes: Sequence[Outcome], truth: Ints, classes: int) -> None:
-        self._tables: dict[str, Tables] = {}
-        self._ranked: dict[str, tuple[MacroRanking, Calibration]] = {}
-        for name, scores in forms(outcomes).items():
-            self._tables[name] = Tables(truth, scores.argmax(1).astype(np.intp), classes)
-            if name != "sum":  # whose AUROC and calibration are those of the summary
-                self._ranked[name] = (MacroRanking(scores, truth), Calibration(scores, truth))
+        found = forms(outcomes)
+        self._tables = {
+            name: Tables(truth, scores.argmax(1).astype(np.intp), classes) for name, scores in found.items()
+        }
+        self._calibrated = MacroRanking(found["calibrated"], truth) if "calibrated" in found else None
 
-    def __call__(self, weights: Floats, auroc: Floats, ece: Floats) -> dict[str, Floats]:
+    def __call__(self, weights: Floats, auroc: Floats) -> dict[str, Floats]:
         """Every figure under document weights.
 
         Args:
             weights: (n, B).
-            auroc: (B,) that of the sums, known already.
-            ece: (B,) likewise.
+            auroc: (B,) that of the sums, which the summary has already.
 
         Returns:
             ``"form:metric"`` to (B,).
@@ -72,9 +71,8 @@ class LabelScores:
                 f"{name}:balanced": balanced_accuracy(counts),
                 f"{name}:macro_f1": macro_f1(counts),
             }
-            if name in self._ranked:
-                ranked, calibration = self._ranked[name]
-                found |= {f"{name}:auroc": ranked(weights)[0], f"{name}:ece": calibration(weights)[0]}
-            else:
-                found |= {f"{name}:auroc": auroc, f"{name}:ece": ece}
+        if "sum" in self._tables:
+            found["sum:auroc"] = auroc
+        if self._calibrated is not None:
+            found["calibrated:auroc"] = self._calibrated.auroc(weights)
         return found

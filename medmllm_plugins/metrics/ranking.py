@@ -54,6 +54,10 @@ class WeightedRanking:
         # The first positive of each positive's run, among the positives.
         self._first: Ints = np.searchsorted(self._begin, self._begin, side="left")
 
+    def auroc(self, weights: Floats) -> Floats:
+        """AUROC alone, which is quicker; see :meth:`__call__`."""
+        return self._auroc(weights)[0]
+
     def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
         """Compute both.
 
@@ -64,6 +68,16 @@ class WeightedRanking:
             AUROC, (B,) float64, NaN where a column gives all its weight to positives, or all to negatives; average
             precision, (B,) float64, NaN where it gives none to positives.
         """
+        area, mine, positive, above = self._auroc(weights)
+        # Precision at each positive: of the weight that scores at least as high, the share of positives.
+        lower = np.zeros((len(mine) + 1, weights.shape[1]))
+        np.cumsum(mine, axis=0, out=lower[1:])
+        reached = ratio(positive - lower[self._first], above)
+        found = (mine * np.nan_to_num(reached)).sum(0)  # undefined only where nothing above has any weight
+        return area, ratio(found, positive)
+
+    def _auroc(self, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """AUROC; for each positive its weight, (P, B); their sum, (B,); and the weight not below each, (P, B)."""
         below = np.zeros((weights.shape[0] + 1, weights.shape[1]))
         np.cumsum(weights[self._order], axis=0, out=below[1:])
         mine = weights[self._positives]
@@ -73,12 +87,7 @@ class WeightedRanking:
         under = below[self._begin]
         wins = (mine * (under + below[self._end])).sum(0) - positive**2
         pairs = 2 * positive * (total - positive)
-        # Precision at each positive: of the weight that scores at least as high, the share of positives.
-        lower = np.zeros((len(mine) + 1, weights.shape[1]))
-        np.cumsum(mine, axis=0, out=lower[1:])
-        reached = ratio(positive - lower[self._first], total - under)
-        found = (mine * np.nan_to_num(reached)).sum(0)  # undefined only where nothing above has any weight
-        return ratio(wins, pairs), ratio(found, positive)
+        return ratio(wins, pairs), mine, positive, total - under
 
 
 class MacroRanking:
@@ -107,9 +116,14 @@ class MacroRanking:
         """
         areas, precisions = (np.stack(found) for found in zip(*(rank(weights) for rank in self._rankings), strict=True))
         defined = ~np.isnan(areas)
-        count = defined.sum(0).astype(np.float64)
+        return _mean(areas, defined), _mean(precisions, defined)
 
-        def mean(values: Floats) -> Floats:
-            return ratio(np.where(defined, values, 0.0).sum(0), count)
+    def auroc(self, weights: Floats) -> Floats:
+        """AUROC alone, which is quicker."""
+        areas = np.stack([rank.auroc(weights) for rank in self._rankings])
+        return _mean(areas, ~np.isnan(areas))
 
-        return mean(areas), mean(precisions)
+
+def _mean(values: Floats, defined: NDArray[np.bool_]) -> Floats:
+    """Means over the first axis, of what is defined."""
+    return ratio(np.where(defined, values, 0.0).sum(0), defined.sum(0).astype(np.float64))

@@ -299,7 +299,7 @@ def summarise(
         if ranked is not None and calibration is not None:
             found["auroc"], found["auprc"] = ranked(weights)
             found["ece"], found["brier"] = calibration(weights)
-            found |= by_form(weights, found["auroc"], found["ece"])
+            found |= by_form(weights, found["auroc"])
         found["accuracy_on_parsed"] = classification.accuracy_on_parsed(counts)
         found["sensitivity"] = classification.sensitivity(counts)
         found["specificity"] = classification.specificity(counts)

@@ -60,10 +60,13 @@ def test_figures_equal_scikit_learns() -> None:
         assert found[name]["macro_f1"].value == pytest.approx(
             sk.f1_score(truth, answer, average="macro", labels=range(3), zero_division=0)
         )
+        if name == "mean":
+            assert "auroc" not in found[name]
+            continue
         likely = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         expected = sk.roc_auc_score(truth, likely, multi_class="ovr", average="macro")
         assert found[name]["auroc"].value == pytest.approx(expected)
-        assert found[name]["accuracy"].low < found[name]["accuracy"].value < found[name]["accuracy"].high
+        assert found[name]["auroc"].low < found[name]["auroc"].value < found[name]["auroc"].high
     # What the words alone suggest is taken out.
     assert found["calibrated"]["balanced"].value > found["sum"]["balanced"].value + 0.1
 
