@@ -22,6 +22,14 @@ def medmllm_models() -> list[ModelSpec]:
             citation="Shi et al. MedM-VL: What Makes a Good Medical LVLM? arXiv:2504.04323 (2025).",
         ),
         ModelSpec(
+            name="medm_vl_ct",
+            summary="MedM-VL for chest CT volumes: SigLIP on 32 slices, attention pooling, Qwen2.5.",
+            loader=f"{_MODELS}medm_vl_ct:load",
+            sizes=published.MEDM_VL_CT,
+            licence="as stated on its model card",
+            citation="Shi et al. MedM-VL: What Makes a Good Medical LVLM? arXiv:2504.04323 (2025).",
+        ),
+        ModelSpec(
             name="lingshu",
             summary="Lingshu: Qwen2.5-VL.",
             loader=f"{_MODELS}named:lingshu",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,7 +17,7 @@ from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.images import PREPROCESSOR, pixel_values, siglip_processor
 from medmllm_plugins.models.interface import LoadedModel, Shown
-from medmllm_plugins.models.medm_vl_config import MedMVLConfig, read_config
+from medmllm_plugins.models.medm_vl_config import MLP, MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, load_qwen_tokenizer, tokenizer_folder
 from medmllm_plugins.published import MEDM_VL
@@ -36,9 +36,12 @@ _RENAME = (
     (re.compile(r"^encoder_image\.encoder\.(?:vision_model\.)?"), "model.vision_tower."),
     (re.compile(r"^connector_image\.connector\.0\."), "model.multi_modal_projector.linear_1."),
     (re.compile(r"^connector_image\.connector\.2\."), "model.multi_modal_projector.linear_2."),
+    (re.compile(r"^connector_image\.(query$|attn\.)"), r"model.multi_modal_projector.\1"),
 )
 # The tower's attention-pooling head is saved with the tower, but the connector takes hidden states from before it.
 _POOLING_HEAD = re.compile(r"^encoder_image\.encoder\.(?:vision_model\.)?head\.")
+
+Wrapped = TypeVar("Wrapped", bound="MedMVL")
 
 
 def rename(name: str) -> str | None:
@@ -60,15 +63,34 @@ def load(options: LoadOptions) -> MedMVL:
         ModelError: there is no such checkpoint, or it is no MedM-VL 2D checkpoint.
         OptionError: the device or the attention implementation cannot be had.
     """
+    return open_medm_vl(options, MEDM_VL, MLP, LlavaForConditionalGeneration, MedMVL)
+
+
+def open_medm_vl(
+    options: LoadOptions,
+    sizes: Mapping[str, str],
+    connector: str,
+    architecture: type[LlavaForConditionalGeneration],
+    wrap: type[Wrapped],
+) -> Wrapped:
+    """Load a MedM-VL checkpoint; see :func:`load` for the errors.
+
+    Args:
+        options: what the user chose.
+        sizes: short names, to hub ids.
+        connector: the connector's type, which tells the models apart.
+        architecture: transformers' class, or one derived from it.
+        wrap: our class for it.
+    """
     options.check()
-    folder = find_folder(options.pretrained, MEDM_VL)
-    config = read_config(folder)
+    folder = find_folder(options.pretrained, sizes)
+    config = read_config(folder, connector)
     weights = open_weights(folder)
     words = tokenizer_folder(folder, config.llm_name)
     tokenizer = load_qwen_tokenizer(words)
     processor = siglip_processor(folder, int(config.vision.image_size))  # type: ignore[arg-type]
     model = build_model(
-        LlavaForConditionalGeneration,
+        architecture,
         llava_config(config, _image_token(tokenizer, config, words)),
         weights,
         _rename_tied(weights) if config.llm.tie_word_embeddings else rename,
@@ -76,7 +98,7 @@ def load(options: LoadOptions) -> MedMVL:
         left_out=(*FOREIGN, "system"),
     )
     files = [folder / "config.json", folder / PREPROCESSOR, *(words / name for name in TOKENIZER_FILES), *weights.files]
-    return MedMVL(model, tokenizer, processor, config, tuple(file for file in files if file.is_file()))
+    return wrap(model, tokenizer, processor, config, tuple(file for file in files if file.is_file()))
 
 
 def llava_config(config: MedMVLConfig, image_token: int) -> LlavaConfig:
@@ -187,7 +209,7 @@ class MedMVL(LoadedModel):
             raise ModelError(f"Expected one image a question, but got {len(questions)} and {len(images)}.")
         if not questions:
             raise ModelError("Expected at least one question and image, but got none.")
-        pixels = pixel_values(self._processor, [_one(item) for item in images])
+        pixels = self._pixels(images)
         rows = [self._prompt_ids(question) for question in questions]
         longest = max(map(len, rows))
         self.check_length(longest, 0)
@@ -198,6 +220,10 @@ class MedMVL(LoadedModel):
             "attention_mask": mask.to(self.device),
             "pixel_values": pixels.to(device=self.device, dtype=self.dtype),
         }
+
+    def _pixels(self, images: Sequence[Shown]) -> Tensor:
+        """(B, 3, H, W), float32."""
+        return pixel_values(self._processor, [_one(item) for item in images])
 
     def _prompt_ids(self, question: str) -> list[int]:
         closing = encode_text(self.tokenizer, self._closing(question))

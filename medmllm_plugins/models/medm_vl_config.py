@@ -53,9 +53,14 @@ _VISION_KEYS = (
 _SELECT: Mapping[str, Literal["default", "full"]] = {"cls_patch": "full", "patch": "default"}
 
 
+MLP, ATTENTION_POOLING = "mlp", "attn_pooling"
+_MODELS: Mapping[str, str] = {MLP: "medm_vl", ATTENTION_POOLING: "medm_vl_ct"}
+"""Type of the connector to the model that has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class MedMVLConfig:
-    """A MedM-VL 2D checkpoint's description.
+    """A MedM-VL checkpoint's description, of the 2D model or of that for chest CT.
 
     Attributes:
         llm_name: the language model it builds on, as a hub id or path; where its tokenizer comes from.
@@ -76,13 +81,17 @@ class MedMVLConfig:
 
     @property
     def image_tokens(self) -> int:
-        """Number of tokens that stand for an image."""
+        """Number of tokens that stand for an image, or for a volume, whose queries are as many."""
         side = int(self.vision.image_size) // int(self.vision.patch_size)  # type: ignore[arg-type]
         return side * side - (self.select == "default")
 
 
-def read_config(folder: Path) -> MedMVLConfig:
-    """Read the ``config.json`` of a MedM-VL 2D checkpoint.
+def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
+    """Read the ``config.json`` of a MedM-VL checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        connector: :data:`MLP` for the 2D model, :data:`ATTENTION_POOLING` for that for chest CT.
 
     Raises:
         ModelError: it is of neither format, describes a part this package does not know, or is not consistent.
@@ -97,13 +106,18 @@ def read_config(folder: Path) -> MedMVLConfig:
     def expect(name: str, *values: str) -> None:
         if get(name) not in values:
             raise ModelError(
-                f"{source}: expected `{prefix}{name}` to be {' or '.join(map(repr, values))} for MedM-VL 2D, "
+                f"{source}: expected `{prefix}{name}` to be {' or '.join(map(repr, values))} for {_MODELS[connector]}, "
                 f"but found {get(name)!r}."
             )
 
     expect("llm_type", "qwen2")
     expect("encoder_image_type", "siglip")
-    expect("connector_image_type", "mlp")
+    if get("connector_image_type") in _MODELS and get("connector_image_type") != connector:
+        raise ModelError(
+            f"{source}: expected a checkpoint of {_MODELS[connector]}, but this is one of "
+            f"{_MODELS[get('connector_image_type')]}: load it with --model {_MODELS[get('connector_image_type')]}."
+        )
+    expect("connector_image_type", connector)
     expect("connector_image_name", "mlp2x_gelu")
     expect("encoder_image_select_feature", *_SELECT)
     if get("encoder_image3d_type") is not None:

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from support.dicom_files import MARKER, write_series
 from support.image_files import write_picture
+from support.tiny_families import write_family
+from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.cli import main
+from medmllm_plugins.errors import MedMLLMError
 from medmllm_plugins.manager import reset
 
 
@@ -77,3 +80,26 @@ def test_nothing_of_a_dicom_header_but_geometry_reaches_a_file_or_a_log(
     logged = [said.out, said.err, caplog.text, repr(evaluated.returned)]
     for text in [*logged, *(path.read_text(encoding="utf-8", errors="replace") for path in written)]:
         assert MARKER not in text and "19010203" not in text and "1.2.826" not in text
+
+
+def test_a_model_of_volumes_gets_volumes(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path / "tasks"))
+    generator = np.random.default_rng(0)
+    for index in range(6):
+        folder = tmp_path / "scans" / ("benign", "malignant")[index % 2] / f"case{index}"
+        write_series(folder, generator.integers(-1000, 1000, (4, 16, 16)).astype(np.int16), rescale=(0, 1))
+    words = ["task", "new", "ct_scans", "--images", str(tmp_path / "scans"), "--labels", "folders", "--unit", "HU"]
+    assert main(words) == 0
+    task = str(tmp_path / "tasks" / "ct_scans.yaml")
+    model = f"pretrained={write_ct_checkpoint(tmp_path / 'ct')},device=cpu"
+    evaluated = evaluate(tmp_path / "out", model="medm_vl_ct", model_args=model, tasks=[task])
+    assert len(evaluated.samples("ct_scans")) == 2 and "auroc,none" in evaluated.values("ct_scans")
+    with pytest.raises(MedMLLMError, match="since the model reads volumes"):
+        evaluate(tmp_path / "no", model="medm_vl_ct", model_args=model, tasks=["med_cls_demo"], limit=2)
+    # Models of several images are shown slices, one picture each; those of one, a montage.
+    folder = write_family("qwen2_5_vl", tmp_path / "qwen")
+    found = evaluate(tmp_path / "hf", model="medmllm_hf", model_args=f"pretrained={folder},device=cpu", tasks=[task])
+    assert found.manifest["model"]["name"] == "medmllm_hf" and len(found.samples("ct_scans")) == 2
+    reset()

@@ -169,7 +169,10 @@ def test_faults_of_shards(tmp_path: Path) -> None:
         ([], "JSON object, but found list"),
         (april_config(llm_config(), vision_config(), llm_type="phi3"), "`llm_type` to be 'qwen2'.*'phi3'"),
         (april_config(llm_config(), vision_config(), encoder_image_type="clip"), "'siglip'.*'clip'"),
-        (april_config(llm_config(), vision_config(), connector_image_type="attn_pooling"), "'mlp'.*'attn_pooling'"),
+        (
+            april_config(llm_config(), vision_config(), connector_image_type="attn_pooling"),
+            "one of medm_vl_ct: load it with --model medm_vl_ct",
+        ),
         (april_config(llm_config(), vision_config(), connector_image_name="mlp3x_gelu"), "'mlp2x_gelu'.*'mlp3x_gelu'"),
         (april_config(llm_config(), vision_config(), encoder_image_select_feature="cls"), "'cls_patch' or 'patch'"),
         (april_config(llm_config(), vision_config(), encoder_image_select_layer=7), "3 hidden states"),

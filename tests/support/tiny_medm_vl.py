@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -275,3 +275,19 @@ def write_weights(folder: Path, weights: dict[str, Tensor], *, shards: int = 1) 
         save_file({name: weights[name] for name in names[i::shards]}, folder / file, metadata={"format": "pt"})
         where.update(dict.fromkeys(names[i::shards], file))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def write_ct_checkpoint(folder: Path, form: str = "april") -> Path:
+    """The same with the connector for chest CT: learned queries that attend to the patches of all slices."""
+    write_checkpoint(folder, form=form, tied=False)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    generator = torch.Generator().manual_seed(3)
+    tensors["connector_image.query"] = torch.randn(16, 24, generator=generator)
+    for name, value in torch.nn.MultiheadAttention(24, 8, batch_first=True).state_dict().items():
+        tensors[f"connector_image.attn.{name}"] = torch.randn(value.shape, generator=generator) * 0.3
+    save_file(tensors, path)
+    config = json.loads((folder / "config.json").read_text())
+    config["connector_image_type" if form == "april" else "lvlm_connector_image_type"] = "attn_pooling"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
