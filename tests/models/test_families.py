@@ -395,3 +395,28 @@ def test_a_system_prompt_an_opening_and_a_manner_of_asking(folders: Callable[[st
 def test_options_that_cannot_be_had(folders: Callable[[str], Path], options: dict[str, Any], says: str) -> None:
     with pytest.raises((OptionError, ModelError), match=says):
         open_native(LoadOptions(str(folders("llava")), device="cpu", **options), {})
+
+
+def test_an_adapter_is_merged(folders: Callable[[str], Path], load: Callable[..., ChatModel], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the package peft is not installed, which loads adapters")
+    base = open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu"), {}).model
+    targets = r"model\.language_model\..*q_proj"
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=targets, lora_alpha=64))
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.copy_(torch.randn_like(value))
+    adapted.save_pretrained(tmp_path / "adapter")
+    options = LoadOptions(str(folders("qwen2_5_vl")), device="cpu", peft=str(tmp_path / "adapter"))
+    model = ChatModel(open_native(options, {}))
+    inputs = load("qwen2_5_vl").prepare(QUESTIONS[:1], IMAGES[:1])
+    with torch.no_grad():
+        adapted.base_model.model.model.rope_deltas = None
+        expected = adapted(**inputs).logits
+        model.model.model.rope_deltas = None
+        torch.testing.assert_close(model.model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    plain_scores = load("qwen2_5_vl").generate(QUESTIONS[:1], IMAGES[:1], max_new_tokens=0, labels=LABELS)[0].scores
+    assert model.generate(QUESTIONS[:1], IMAGES[:1], max_new_tokens=0, labels=LABELS)[0].scores != plain_scores
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ModelError, match=r"expected an adapter with an adapter_config\.json"):
+        open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu", peft=str(tmp_path / "none")), {})

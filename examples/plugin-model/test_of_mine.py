@@ -1,0 +1,9 @@
+"""The plugin's own test: once installed, its model is one of those there are."""
+
+from medmllm_plugins.manager import get_manager
+
+
+def test_the_model_is_there() -> None:
+    spec = get_manager().models()["of_mine"]
+    assert spec.sizes["7b"] == "our-hospital/qwen2.5-vl-7b-radiology"
+    assert not [failure for failure in get_manager().describe()["failures"] if "of_mine" in str(failure)]
