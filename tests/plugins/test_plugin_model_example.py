@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -34,7 +35,8 @@ def run(words: list[str], folder: Path, **variables: str) -> str:
 def test_a_third_partys_model_runs_through_the_host(tmp_path: Path) -> None:
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     pip = [sys.executable, "-m", "pip"]
-    said = run([*pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT / "examples" / "plugin-model")], tmp_path)
+    source = shutil.copytree(ROOT / "examples" / "plugin-model", tmp_path / "source")  # building leaves files behind
+    said = run([*pip, "wheel", "--no-deps", "-w", str(wheels), str(source)], tmp_path)
     (wheel,) = wheels.glob("medmllm_of_mine-*.whl")
     said += run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], tmp_path)
     assert (site / "medmllm_of_mine" / "__init__.py").is_file(), said
@@ -47,7 +49,7 @@ def test_a_third_partys_model_runs_through_the_host(tmp_path: Path) -> None:
             "-q",
             "-p",
             "no:cacheprovider",
-            str(ROOT / "examples/plugin-model/test_of_mine.py"),
+            str(source / "test_of_mine.py"),
         ],
         tmp_path,
         PYTHONPATH=str(site),
