@@ -42,6 +42,18 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         devices=("cpu", "cuda"),
         sizes=("tiny", "3b"),
     ),
+    "label_scoring": Benchmark(
+        module="benchmarks.label_scoring",
+        summary="scores of 2, 8 and 14 labels from one prefill against a whole forward pass for each",
+        repeats=5,
+        devices=("cpu", "cuda"),
+        sizes=("tiny", "3b"),
+    ),
+    "readers": Benchmark(
+        module="benchmarks.readers",
+        summary="images and volumes read ahead in threads against a plain loop",
+        repeats=5,
+    ),
     "bootstrap": Benchmark(
         module="benchmarks.bootstrap",
         summary="2,000 clustered draws of every metric at once against a loop with scikit-learn",

@@ -24,6 +24,8 @@ class Family:
         llm_blocks: the list of the LLM's blocks.
         llm_norm: the norm behind the last of them.
         head: the output embeddings.
+        grid: whether the tower's patches stand in one flat list, as many as each image's grid says; otherwise a row
+            for each tile.
         needs: packages beyond this one's own that its processor needs.
     """
 
@@ -35,6 +37,7 @@ class Family:
     llm_blocks: str = "model.language_model.layers"
     llm_norm: str = "model.language_model.norm"
     head: str = "lm_head"
+    grid: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -52,7 +55,9 @@ def _idefics(title: str, needs: tuple[str, ...] = ()) -> Family:
 
 
 def _qwen(title: str) -> Family:
-    return Family(title=title, vision_blocks="model.visual.blocks", vision_norm=None, connector="model.visual.merger")
+    return Family(
+        title=title, vision_blocks="model.visual.blocks", vision_norm=None, connector="model.visual.merger", grid=True
+    )
 
 
 def _projected(title: str, **changes: Any) -> Family:
@@ -80,6 +85,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         vision_blocks="model.vision_model.encoder.layers",
         vision_norm="model.vision_model.post_layernorm",
         connector="model.projector",
+        grid=True,
     ),
     "idefics3": _idefics("Idefics 3"),
     "smolvlm": _idefics("SmolVLM", needs=("num2words",)),

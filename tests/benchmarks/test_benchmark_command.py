@@ -134,7 +134,10 @@ def test_defaults(asked: list[Settings], words: list[str], settings: Settings) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speed"], "Expected a benchmark's name (startup, generation, bootstrap), but got 'speed'."),
+        (
+            ["speed"],
+            "Expected a benchmark's name (startup, generation, label_scoring, readers, bootstrap), but got 'speed'.",
+        ),
         (["startup", "--device", "cuda"], "expected `--device` to be cpu, but got 'cuda': use `--device cpu`."),
         (["generation", "--device", "mps"], "expected `--device` to be cpu or cuda, but got 'mps'"),
         (["startup", "--size", "tiny"], "expected no `--size`, since there is no model, but got 'tiny': leave it out."),
