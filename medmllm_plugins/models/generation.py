@@ -209,43 +209,50 @@ def _tree(labels: Sequence[Sequence[int]]) -> _Tree:
 
 def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], given: int) -> Tensor:
     device, batch = start.logits.device, len(labels)
-    trees = [_tree(row) for row in labels]
+    # Most batches ask one question: its labels are laid out once.
+    kinds: dict[tuple[tuple[int, ...], ...], int] = {}
+    of = [kinds.setdefault(tuple(map(tuple, row)), len(kinds)) for row in labels]
+    trees = [_tree(row) for row in kinds]
     width = max(len(tree.tokens) for tree in trees)
     logits = start.logits[:, None]
     if width:
-        tokens = torch.zeros(batch, width, dtype=torch.long)
-        depth = torch.zeros(batch, width, dtype=torch.long)
-        above = torch.eye(width, dtype=torch.bool).repeat(batch, 1, 1)
-        for row, tree in enumerate(trees):
-            for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
-                tokens[row, node] = token
+        tokens = torch.zeros(len(trees), width, dtype=torch.long)
+        depth = torch.zeros(len(trees), width, dtype=torch.long)
+        above = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+        for kind, tree in enumerate(trees):
+            tokens[kind, : len(tree.tokens)] = torch.tensor(tree.tokens, dtype=torch.long)
+            for node, parent in enumerate(tree.parents):
                 if parent >= 0:
-                    depth[row, node] = depth[row, parent] + 1
-                    above[row, node] |= above[row, parent]
+                    depth[kind, node] = depth[kind, parent] + 1
+                    above[kind, node] |= above[kind, parent]
+        chosen = torch.tensor(of)
         prompt = start.attention_mask.bool()[:, None].expand(-1, width, -1)
-        seen = torch.cat([prompt, above.to(device)], dim=-1)[:, None]
+        seen = torch.cat([prompt, above[chosen].to(device)], dim=-1)[:, None]
         dtype = model.dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
         out = model(
-            input_ids=tokens.to(device),
+            input_ids=tokens[chosen].to(device),
             attention_mask=mask,
-            position_ids=start.next_position[:, None] + depth.to(device),
+            position_ids=start.next_position[:, None] + depth[chosen].to(device),
             past_key_values=_branch(start.cache),
             use_cache=True,
         )
         logits = torch.cat([logits, out.logits.float()], dim=1)
-    # Node -1 is the prompt, which comes first. All tokens of all labels are looked up at once.
-    where = [
-        (row, label, place + 1, token)
-        for row, tree in enumerate(trees)
-        for label, (path, ids) in enumerate(zip(tree.paths, labels[row], strict=True))
-        for place, token in list(zip(path, ids, strict=True))[given:]
-    ]
-    rows, columns, places, wanted = torch.tensor(where, device=device).T
-    # gather - logsumexp spares the copy of all logits that log_softmax would make.
-    found = logits[rows, places, wanted] - logits.logsumexp(-1)[rows, places]
     scores = torch.zeros(batch, len(labels[0]), device=device)
-    return scores.index_put((rows, columns), found, accumulate=True)
+    norms = logits.logsumexp(-1)
+    for row, tree, kind in zip(kinds, trees, range(len(trees)), strict=True):
+        members = torch.tensor([index for index, one in enumerate(of) if one == kind], device=device)
+        # Node -1 is the prompt, which comes first. All tokens of all labels are looked up at once.
+        where = [
+            (label, place + 1, token)
+            for label, (path, ids) in enumerate(zip(tree.paths, row, strict=True))
+            for place, token in list(zip(path, ids, strict=True))[given:]
+        ]
+        columns, places, wanted = torch.tensor(where, device=device).T
+        # gather - logsumexp spares the copy of all logits that log_softmax would make.
+        found = logits[members[:, None], places, wanted] - norms[members[:, None], places]
+        scores[members] = torch.zeros(len(members), len(row), device=device).index_add(1, columns, found)
+    return scores
 
 
 def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], given: int) -> Tensor:
