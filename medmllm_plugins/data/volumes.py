@@ -163,7 +163,9 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     if kind == "dicom":
         scan = read_dicom(path)
         return _volume(path, scan.image, orientation, unit or scan.unit, scan.single)
-    image = read_pixels(_open(path, kind, whole=True), path)
+    image = _packed_image(path) if path.name.lower().endswith(".gz") else None
+    if image is None:
+        image = read_pixels(_open(path, kind, whole=True), path)
     flat = image.GetDimension() == 2
     if flat:
         image = sitk.JoinSeries([image])
@@ -200,6 +202,37 @@ def volume_facts(path: Path) -> VolumeFacts:
             (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0) if flat else tuple(_matrix(reader.GetDirection()).ravel())
         )
     return VolumeFacts(kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _stands(direction))
+
+
+def _packed_image(path: Path) -> sitk.Image | None:
+    """A three-dimensional ``.nii.gz`` of plain numbers, unpacked once; ``None`` for others, which SimpleITK reads.
+
+    SimpleITK does not compare the check sum, so that it would be unpacked a second time for that. Where the volume
+    stands comes from SimpleITK all the same.
+    """
+    reader = _open(path, "nifti", whole=False)
+    header = _nifti_header(_unpacked_head(path, 540))
+    if header is None or header.dtype is None or not header.scaling or reader.GetDimension() != 3:
+        return None
+    shape = header.shape[3:0:-1]
+    wanted = int(header.offset) + math.prod(shape) * header.bits // 8
+    content = _unpacked(path)
+    if len(content) < wanted:
+        raise _cut_short(path, wanted, len(content))
+    raw = np.frombuffer(content, np.dtype(header.dtype), math.prod(shape), int(header.offset)).reshape(shape)
+    slope, intercept = header.scaling
+    if (slope, intercept) == (1.0, 0.0):
+        image = sitk.GetImageFromArray(raw.astype(raw.dtype.newbyteorder("="), copy=False))
+    else:
+        voxels = np.empty(shape, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+            for target, source in zip(voxels, raw, strict=True):
+                target[:] = source * slope + intercept
+        image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(reader.GetSpacing())
+    image.SetOrigin(reader.GetOrigin())
+    image.SetDirection(reader.GetDirection())
+    return image
 
 
 def packed_nifti_sum(path: Path) -> str:
@@ -329,10 +362,11 @@ def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single:
         image = sitk.DICOMOrient(image, orientation)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise DataError(f"{path}: expected one value a voxel, found {image.GetNumberOfComponentsPerPixel()}.")
+    stored = sitk.GetArrayViewFromImage(image)
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused
-        voxels = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)
+        voxels = stored.astype(np.float32)
     x, y, z = image.GetSpacing()
-    return Volume(finite(voxels, path), (z, y, x), orientation, unit)
+    return Volume(voxels if stored.dtype.kind in "iu" else finite(voxels, path), (z, y, x), orientation, unit)
 
 
 def _stands(direction: Sequence[float]) -> str:
@@ -468,6 +502,21 @@ class _Nifti:
     offset: float
     placed: bool
     floats: str | None  # NumPy's name of the type if it is a float of 32 or 64 bits
+    dtype: str | None  # NumPy's name of the type if it is one number a voxel
+    scaling: tuple[float, float] | None  # slope and intercept; None where they are not finite
+
+
+_NUMBERS = {
+    (2, 8): "u1",
+    (4, 16): "i2",
+    (8, 32): "i4",
+    (16, 32): "f4",
+    (64, 64): "f8",
+    (256, 8): "i1",
+    (512, 16): "u2",
+    (768, 32): "u4",
+}
+"""NIfTI's code and bits to NumPy's name of the type."""
 
 
 def _nifti_header(start: bytes) -> _Nifti | None:
@@ -477,19 +526,24 @@ def _nifti_header(start: bytes) -> _Nifti | None:
             spacing = struct.unpack_from(f"{order}8f", start, 76)[1:]
             shape, bits = struct.unpack_from(f"{order}8h", start, 40), struct.unpack_from(f"{order}h", start, 72)[0]
             code = struct.unpack_from(f"{order}h", start, 70)[0]
-            offset = struct.unpack_from(f"{order}f", start, 108)[0]
+            offset, slope, intercept = struct.unpack_from(f"{order}3f", start, 108)
         elif len(start) >= 540 and struct.unpack_from(f"{order}i", start)[0] == 540 and start[4:7] == b"n+2":
             codes = struct.unpack_from(f"{order}2i", start, 344)
             spacing = struct.unpack_from(f"{order}8d", start, 104)[1:]
             shape, bits = struct.unpack_from(f"{order}8q", start, 16), struct.unpack_from(f"{order}h", start, 14)[0]
             code = struct.unpack_from(f"{order}h", start, 12)[0]
-            offset = struct.unpack_from(f"{order}q", start, 168)[0]
+            offset, slope, intercept = struct.unpack_from(f"{order}q2d", start, 168)
         else:
             continue
         if not math.isfinite(offset) or offset < 0 or bits < 1:
             return None
         floats = {(16, 32): f"{order}f4", (64, 64): f"{order}f8"}.get((code, bits))
-        return _Nifti(shape, spacing, bits, offset, any(one > 0 for one in codes), floats)
+        kind = _NUMBERS.get((code, bits))
+        # As SimpleITK does: no slope is one of 1, whatever the intercept.
+        stated = (1.0 if slope == 0 else float(slope), float(intercept))
+        scaling = stated if all(map(math.isfinite, stated)) else None
+        placed = any(one > 0 for one in codes)
+        return _Nifti(shape, spacing, bits, offset, placed, floats, kind and f"{order}{kind}", scaling)
     return None
 
 
@@ -580,6 +634,22 @@ def _unpacked_head(path: Path, count: int) -> bytes:
             return opened.read(count)
     except (OSError, EOFError, zlib.error):
         raise _damaged_gzip(path) from None
+
+
+def _unpacked(path: Path) -> bytes:
+    """All that is packed, its check sum compared."""
+    parts = []
+    try:
+        left = path.read_bytes()
+        while left:  # a file may be several packed ones, as parallel packers write it
+            unpacker = zlib.decompressobj(wbits=31)  # gzip, which zlib checks; in one call, so that other threads run
+            parts.append(unpacker.decompress(left))
+            if not unpacker.eof:
+                raise _damaged_gzip(path)
+            left = unpacker.unused_data.lstrip(b"\0")
+    except (OSError, zlib.error):
+        raise _damaged_gzip(path) from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _unpacked_size(path: Path, offset: int = 0) -> int:
