@@ -49,6 +49,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         devices=("cpu", "cuda"),
         sizes=("tiny", "3b"),
     ),
+    "host_wrapper": Benchmark(
+        module="benchmarks.host_wrapper",
+        summary="answers through the host: our wrapper against its own qwen2_5_vl, on one checkpoint",
+        repeats=5,
+        devices=("cpu", "cuda"),
+    ),
     "readers": Benchmark(
         module="benchmarks.readers",
         summary="images and volumes read ahead in threads against a plain loop",

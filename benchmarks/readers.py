@@ -52,7 +52,9 @@ def _read(path: Path) -> float:
 def ahead(paths: list[Path]) -> list[float]:
     """As the wrapper does: read ahead in threads, handed over in batches."""
     found: dict[Path, float] = {}
-    batches: Batches[Path, float, float] = Batches(BatchSize(8), _read, float, list)
+    batches: Batches[Path, float, None, float] = Batches(
+        BatchSize(8), _read, float, lambda _: None, lambda read, _: read
+    )
     for requests, values, _ in batches.run(paths):
         found |= dict(zip(requests, values, strict=True))
     return [found[path] for path in paths]

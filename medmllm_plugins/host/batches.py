@@ -14,6 +14,7 @@ from medmllm_plugins.errors import OptionError
 
 Request = TypeVar("Request")
 Read = TypeVar("Read")
+Prepared = TypeVar("Prepared")
 Answer = TypeVar("Answer")
 
 AUTO: Final = "auto"
@@ -71,25 +72,27 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-class Batches(Generic[Request, Read, Answer]):
-    """Reads requests ahead in threads, and answers them in batches of like size."""
+class Batches(Generic[Request, Read, Prepared, Answer]):
+    """Reads requests ahead in threads, and answers them in batches of like size, the next prepared meanwhile."""
 
     def __init__(
         self,
         size: BatchSize,
         read: Callable[[Request], Read],
         weigh: Callable[[Read], float],
-        answer: Callable[[list[Read]], list[Answer]],
+        prepare: Callable[[list[Read]], Prepared],
+        answer: Callable[[list[Read], Prepared], list[Answer]],
     ) -> None:
-        """Prepare.
+        """Take the steps.
 
         Args:
             size: how many at a time.
             read: reads a request; runs in several threads.
             weigh: how much there is to compute; like stands with like.
+            prepare: makes the model's input of a batch; runs in a thread.
             answer: answers a batch.
         """
-        self._size, self._read, self._weigh, self._answer = size, read, weigh, answer
+        self._size, self._read, self._weigh, self._prepare, self._answer = size, read, weigh, prepare, answer
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
         """Answer all requests; yields each batch as it is done, not in the order given.
@@ -99,7 +102,10 @@ class Batches(Generic[Request, Read, Answer]):
         workers = min(8, os.cpu_count() or 1)
         todo = deque(requests)
         ahead: deque[tuple[Request, Future[Read]]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="medmllm-read") as pool:
+        with (
+            ThreadPoolExecutor(workers, thread_name_prefix="medmllm-read") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="medmllm-prepare") as preparer,
+        ):
 
             def refill() -> None:
                 wanted = max(self._size.size, min(WINDOW * self._size.size, MOST_AHEAD))
@@ -117,23 +123,32 @@ class Batches(Generic[Request, Read, Answer]):
                     window.sort(
                         key=lambda pair: self._weigh(pair[1]), reverse=True
                     )  # the largest first: it may not fit
-                    yield from self._answer_all(window)
+                    yield from self._answer_all(window, preparer)
             finally:
                 for _, future in ahead:
                     future.cancel()
 
     def _answer_all(
-        self, window: list[tuple[Request, Read]]
+        self, window: list[tuple[Request, Read]], preparer: ThreadPoolExecutor
     ) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
         place = 0
+        ready: tuple[int, int, Future[Prepared]] | None = None  # where it begins, how many, and its input
         while place < len(window):
             batch = window[place : place + self._size.size]
+            read = [one for _, one in batch]
+            prepared = ready[2] if ready is not None and ready[:2] == (place, len(batch)) else None
+            prepared = prepared or preparer.submit(self._prepare, read)
+            following = [one for _, one in window[place + len(batch) : place + len(batch) + self._size.size]]
             try:
-                answers = self._answer([read for _, read in batch])
+                given = prepared.result()
+                if following:
+                    ready = (place + len(batch), len(following), preparer.submit(self._prepare, following))
+                answers = self._answer(read, given)
             except RuntimeError as error:
                 if not out_of_memory(error) or len(batch) == 1:
                     raise
                 self._size.too_large(len(batch))
+                ready = None
                 del error
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -141,4 +156,4 @@ class Batches(Generic[Request, Read, Answer]):
             if len(batch) == self._size.size:
                 self._size.fits()
             place += len(batch)
-            yield [request for request, _ in batch], [read for _, read in batch], answers
+            yield [request for request, _ in batch], read, answers

@@ -205,8 +205,14 @@ class MedicalMLLM(lmms):
             settings.setdefault((repr(sorted(request.args[2].items())), self._labels(request)), []).append(request)
         size = BatchSize(self.batch_size)
         for alike in settings.values():
-            batches = Batches(size, self._question, _weight, lambda questions: self._answer(loaded, questions))
-            yield from batches.run(alike)
+
+            def prepare(questions: list[_Question]) -> dict[str, Any]:
+                return loaded.prepare([one.text for one in questions], [one.shown for one in questions])
+
+            def answer(questions: list[_Question], inputs: dict[str, Any]) -> list[Answered]:
+                return self._answer(loaded, questions, inputs)
+
+            yield from Batches(size, self._question, _weight, prepare, answer).run(alike)
 
     def _labels(self, request: Instance) -> tuple[str, ...] | None:
         """The answers to score: tasks of this package name them in each row."""
@@ -266,13 +272,14 @@ class MedicalMLLM(lmms):
             self._blank[key] = found.scores
         return self._blank[key]
 
-    def _answer(self, loaded: LoadedModel, questions: Sequence[_Question]) -> list[Answered]:
+    def _answer(self, loaded: LoadedModel, questions: Sequence[_Question], inputs: dict[str, Any]) -> list[Answered]:
         first = questions[0]
         generations = loaded.generate(
             [question.text for question in questions],
             [question.shown for question in questions],
             max_new_tokens=first.max_new_tokens,
             labels=first.labels,
+            inputs=inputs,
         )
         results = []
         for question, generation in zip(questions, generations, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from medmllm_plugins.errors import ModelError, one_line
 from medmllm_plugins.models.images import eight_bit
 from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
+from medmllm_plugins.models.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,8 @@ class ChatModel(LoadedModel):
         self.pad_token_id = int(self.eos_token_ids[0] if pad is None else pad)
         self.max_new_tokens = self.manner.max_new_tokens
         self.doubts = native.doubts
+        # The next batch is prepared in a thread; a tokenizer that pads must not be set anew while it is in use.
+        self._tokenizing = threading.Lock()
         self._files = native.files
         # What stands for an image in a prompt: Gemma 3's processor expands another token than the model looks for.
         self._slot = str(getattr(self.processor, "boi_token", None) or self.processor.image_token)
@@ -113,20 +117,21 @@ class ChatModel(LoadedModel):
                 text.replace(f"{self._slot * len(several)}{begin}", self._slot * len(several)).removesuffix("\n")
                 for text, several in zip(texts, shown, strict=True)
             ]
-        found = self.processor(
-            text=texts,
-            images=shown,
-            padding=True,
-            return_tensors="pt",
-            # A template that writes the first token must not get it twice.
-            add_special_tokens=not (begin and texts[0].startswith(begin)),
-        )
+        with self._tokenizing:
+            found = self.processor(
+                text=texts,
+                images=shown,
+                padding=True,
+                return_tensors="pt",
+                # A template that writes the first token must not get it twice.
+                add_special_tokens=not (begin and texts[0].startswith(begin)),
+            )
         inputs = {
-            name: (value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device))
+            name: to_device(value, self.device, self.dtype)
             for name, value in found.items()
             if isinstance(value, Tensor) and name != "labels"  # PaliGemma's processor makes some to train on
         }
-        self.check_length(int(inputs["attention_mask"].sum(-1).max()), 0)
+        self.check_length(int(found["attention_mask"].sum(-1).max()), 0)
         return inputs
 
     def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
@@ -156,7 +161,8 @@ class ChatModel(LoadedModel):
         return len(self._encode(prompt + self.manner.opening)) - len(self._encode(prompt))
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with self._tokenizing:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 

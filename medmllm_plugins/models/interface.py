@@ -122,6 +122,7 @@ class LoadedModel(ABC):
         *,
         max_new_tokens: int,
         labels: Sequence[str] | None = None,
+        inputs: dict[str, Tensor] | None = None,
     ) -> list[Generation]:
         """Answer B questions about one image each, greedily, and score labels from the same prefill.
 
@@ -130,6 +131,7 @@ class LoadedModel(ABC):
             images: 8-bit images.
             max_new_tokens: the most tokens of an answer; 0 gives empty texts, for when only scores are wanted.
             labels: answers to score for each question; ``None`` or empty for none.
+            inputs: what :meth:`prepare` returned for these questions, where it was called ahead.
 
         Raises:
             ModelError: the input cannot be taken, or is too long with what is to follow.
@@ -138,7 +140,8 @@ class LoadedModel(ABC):
             raise ModelError(f"Expected `max_new_tokens` to be 0 or more, but got {max_new_tokens}.")
         if not questions and not images:
             return []
-        inputs = self.prepare(questions, images)
+        if inputs is None:
+            inputs = self.prepare(questions, images)
         ids = self._ids_of(questions, labels) if labels else []
         longest = max((len(label) for row in ids for label in row), default=0)
         self.check_length(int(inputs["attention_mask"].sum(-1).max()), max(max_new_tokens, longest))
@@ -167,9 +170,18 @@ class LoadedModel(ABC):
         ]
 
     def _ids_of(self, questions: Sequence[str], labels: Sequence[str]) -> list[list[list[int]]]:
-        """Token ids of the labels for each question; questions that are asked often are tokenised once."""
-        known = {question: self.label_ids(question, labels) for question in dict.fromkeys(questions)}
-        for ids in known.values():
-            if len({tuple(row) for row in ids}) < len(ids):
-                raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
-        return [known[question] for question in questions]
+        """Token ids of the labels for each question; a question that is asked often is tokenised once."""
+        found = []
+        for question in questions:
+            key = (question, tuple(labels))
+            if key not in self._labels_of:
+                ids = self.label_ids(question, labels)
+                if len({tuple(row) for row in ids}) < len(ids):
+                    raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
+                self._labels_of[key] = ids
+            found.append(self._labels_of[key])
+        return found
+
+    @cached_property
+    def _labels_of(self) -> dict[tuple[str, tuple[str, ...]], list[list[int]]]:
+        return {}

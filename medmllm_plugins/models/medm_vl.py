@@ -20,6 +20,7 @@ from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.medm_vl_config import MLP, MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, load_qwen_tokenizer, tokenizer_folder
+from medmllm_plugins.models.transfer import to_device
 from medmllm_plugins.published import MEDM_VL
 
 SYSTEM = (
@@ -216,9 +217,9 @@ class MedMVL(LoadedModel):
         ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         return {
-            "input_ids": ids.to(self.device),
-            "attention_mask": mask.to(self.device),
-            "pixel_values": pixels.to(device=self.device, dtype=self.dtype),
+            "input_ids": to_device(ids, self.device, self.dtype),
+            "attention_mask": to_device(mask, self.device, self.dtype),
+            "pixel_values": to_device(pixels, self.device, self.dtype),
         }
 
     def _pixels(self, images: Sequence[Shown]) -> Tensor:

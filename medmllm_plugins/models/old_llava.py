@@ -37,6 +37,7 @@ from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text
 from medmllm_plugins.models.trained import untrained_parts
+from medmllm_plugins.models.transfer import to_device
 from medmllm_plugins.published import HUATUOGPT_VISION, LLAVA_MED
 
 _LLMS: Mapping[str, Any] = {
@@ -231,9 +232,9 @@ class OldLlava(LoadedModel):
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         pixels: Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
         return {
-            "input_ids": ids.to(self.device),
-            "attention_mask": mask.to(self.device),
-            "pixel_values": pixels.to(device=self.device, dtype=self.dtype),
+            "input_ids": to_device(ids, self.device, self.dtype),
+            "attention_mask": to_device(mask, self.device, self.dtype),
+            "pixel_values": to_device(pixels, self.device, self.dtype),
         }
 
     def _padded(self, picture: Image.Image) -> Image.Image:

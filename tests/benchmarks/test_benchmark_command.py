@@ -136,7 +136,7 @@ def test_defaults(asked: list[Settings], words: list[str], settings: Settings) -
     [
         (
             ["speed"],
-            "Expected a benchmark's name (startup, generation, label_scoring, readers, bootstrap), but got 'speed'.",
+            "(startup, generation, label_scoring, host_wrapper, readers, bootstrap), but got 'speed'.",
         ),
         (["startup", "--device", "cuda"], "expected `--device` to be cpu, but got 'cuda': use `--device cpu`."),
         (["generation", "--device", "mps"], "expected `--device` to be cpu or cuda, but got 'mps'"),

@@ -18,14 +18,15 @@ def answer_all(count: int, size: int | str, fits: int) -> tuple[list[int], list[
     """Answers in the order of the requests, and the sizes of the batches that were answered."""
     sizes: list[int] = []
 
-    def answer(batch: list[int]) -> list[int]:
+    def answer(batch: list[int], prepared: tuple[int, ...]) -> list[int]:
+        assert prepared == tuple(batch)
         if len(batch) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         sizes.append(len(batch))
         return [value * 10 for value in batch]
 
     found: dict[int, int] = {}
-    batches = Batches(BatchSize(size), lambda request: request, float, answer)
+    batches = Batches(BatchSize(size), lambda request: request, float, tuple, answer)
     for requests, read, answers in batches.run(range(count)):
         assert read == requests
         for request, one in zip(requests, answers, strict=True):
@@ -55,16 +56,16 @@ def test_a_batch_of_one_that_does_not_fit_is_an_error() -> None:
 
 
 def test_other_errors_pass() -> None:
-    def broken(batch: list[int]) -> list[int]:
+    def broken(batch: list[int], prepared: tuple[int, ...]) -> list[int]:
         raise RuntimeError("the sizes of tensors must match")
 
     with pytest.raises(RuntimeError, match="must match"):
-        list(Batches(BatchSize(4), lambda request: request, float, broken).run(range(8)))
+        list(Batches(BatchSize(4), lambda request: request, float, tuple, broken).run(range(8)))
 
 
 def test_like_sizes_stand_together() -> None:
     weights = {request: float(request % 2) for request in range(64)}
-    batches = Batches(BatchSize(8), lambda request: request, weights.__getitem__, lambda batch: list(batch))
+    batches = Batches(BatchSize(8), lambda request: request, weights.__getitem__, tuple, lambda batch, _: list(batch))
     mixed = [len({weights[one] for one in requests}) for requests, _, _ in batches.run(range(64))]
     assert mixed.count(1) == len(mixed)
 
@@ -85,7 +86,7 @@ def test_reading_runs_ahead_in_threads_and_not_too_far() -> None:
         return request
 
     done = 0
-    for requests, _, _ in Batches(BatchSize(2), slow, float, lambda batch: list(batch)).run(range(400)):
+    for requests, _, _ in Batches(BatchSize(2), slow, float, tuple, lambda batch, _: list(batch)).run(range(400)):
         done += len(requests)
         ahead = max(ahead, len(read) - done)
     assert done == 400 and most > 1 and 2 < ahead <= MOST_AHEAD + 16

@@ -49,6 +49,9 @@ class Echo:
     def render(self, question: str) -> str:
         return f"SYSTEM <image> {question} END"
 
+    def prepare(self, questions: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Any]:
+        return {"questions": list(questions), "images": list(images)}
+
     def generate(
         self,
         questions: Sequence[str],
@@ -56,7 +59,9 @@ class Echo:
         *,
         max_new_tokens: int,
         labels: Sequence[str] | None = None,
+        inputs: dict[str, Any] | None = None,
     ) -> list[Generation]:
+        assert inputs is None or inputs == {"questions": list(questions), "images": list(images)}
         if not max_new_tokens:  # the labels' scores on a blank image
             assert labels is not None and [image.getpixel((0, 0)) for image in images] == [(128, 128, 128)]
             return [Generation("", 0, tuple(-float(len(label)) / 2 for label in labels), (1,) * len(labels))]
