@@ -119,6 +119,10 @@ def run(settings: Settings) -> Record:
             raise ModelError(
                 f"Expected both wrappers to write as many tokens, found {counts[0][:4]} and {counts[1][:4]}."
             )
+        single = _ours(checkpoint, str(device), Path(folder), batch=1)
+        single.task_dict = tasks
+        pairs = zip(ours.generate_until(asked), single.generate_until(asked), strict=True)
+        agree = sum(one.text == other.text for one, other in pairs) / IMAGES
         comparison = compare(
             stopwatch(_answering(host, asked), device),
             stopwatch(_answering(ours, asked), device),
@@ -136,6 +140,7 @@ def run(settings: Settings) -> Record:
             "host_images_per_s": IMAGES / comparison.numerator.median,
             "ours_images_per_s": IMAGES / comparison.denominator.median,
             "dtype": "bfloat16",
+            "batched_equals_single": agree,
             "threads": torch.get_num_threads(),
         },
     )
@@ -149,9 +154,7 @@ def _host(checkpoint: Path, device: str) -> Any:
     try:
         from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
     except ImportError as error:
-        raise ModelError(
-            f"lmms-eval's qwen2_5_vl cannot be imported: {error}; pip install decord qwen-vl-utils."
-        ) from error
+        raise ModelError(f"lmms-eval's qwen2_5_vl needs more: {error}; pip install decord qwen-vl-utils.") from error
     model: Any = Qwen2_5_VL
     return model(
         pretrained=str(checkpoint),
@@ -163,7 +166,7 @@ def _host(checkpoint: Path, device: str) -> Any:
     )
 
 
-def _ours(checkpoint: Path, device: str, folder: Path) -> Any:
+def _ours(checkpoint: Path, device: str, folder: Path, batch: int = BATCH) -> Any:
     from medmllm_plugins.host import models
 
     made: Any = models.medmllm_hf
@@ -171,7 +174,7 @@ def _ours(checkpoint: Path, device: str, folder: Path) -> Any:
         pretrained=str(checkpoint),
         device=device,
         dtype="bfloat16",
-        batch_size=BATCH,
+        batch_size=batch,
         system="You are a helpful assistant.",
         run_dir=str(folder / "run"),
     )

@@ -53,7 +53,7 @@ def ahead(paths: list[Path]) -> list[float]:
     """As the wrapper does: read ahead in threads, handed over in batches."""
     found: dict[Path, float] = {}
     batches: Batches[Path, float, None, float] = Batches(
-        BatchSize(8), _read, float, lambda _: None, lambda read, _: read
+        BatchSize(8), _read, float, lambda _: None, lambda read, _: read, ahead=False
     )
     for requests, values, _ in batches.run(paths):
         found |= dict(zip(requests, values, strict=True))

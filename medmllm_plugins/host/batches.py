@@ -82,6 +82,8 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
         weigh: Callable[[Read], float],
         prepare: Callable[[list[Read]], Prepared],
         answer: Callable[[list[Read], Prepared], list[Answer]],
+        *,
+        ahead: bool = True,
     ) -> None:
         """Take the steps.
 
@@ -89,10 +91,12 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
             size: how many at a time.
             read: reads a request; runs in several threads.
             weigh: how much there is to compute; like stands with like.
-            prepare: makes the model's input of a batch; runs in a thread.
+            prepare: makes the model's input of a batch.
             answer: answers a batch.
+            ahead: whether the next batch is prepared in a thread; on a CPU the two would fight for its cores.
         """
         self._size, self._read, self._weigh, self._prepare, self._answer = size, read, weigh, prepare, answer
+        self._ahead = ahead
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
         """Answer all requests; yields each batch as it is done, not in the order given.
@@ -120,9 +124,8 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
                     count = min(len(ahead), half)
                     window = [(request, future.result()) for request, future in (ahead.popleft() for _ in range(count))]
                     refill()  # while the model is busy, the next are read
-                    window.sort(
-                        key=lambda pair: self._weigh(pair[1]), reverse=True
-                    )  # the largest first: it may not fit
+                    # The largest first, as they may not fit.
+                    window.sort(key=lambda pair: self._weigh(pair[1]), reverse=True)
                     yield from self._answer_all(window, preparer)
             finally:
                 for _, future in ahead:
@@ -137,11 +140,10 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
             batch = window[place : place + self._size.size]
             read = [one for _, one in batch]
             prepared = ready[2] if ready is not None and ready[:2] == (place, len(batch)) else None
-            prepared = prepared or preparer.submit(self._prepare, read)
             following = [one for _, one in window[place + len(batch) : place + len(batch) + self._size.size]]
             try:
-                given = prepared.result()
-                if following:
+                given = self._prepare(read) if prepared is None else prepared.result()
+                if following and self._ahead:
                     ready = (place + len(batch), len(following), preparer.submit(self._prepare, following))
                 answers = self._answer(read, given)
             except RuntimeError as error:

@@ -212,7 +212,8 @@ class MedicalMLLM(lmms):
             def answer(questions: list[_Question], inputs: dict[str, Any]) -> list[Answered]:
                 return self._answer(loaded, questions, inputs)
 
-            yield from Batches(size, self._question, _weight, prepare, answer).run(alike)
+            ahead = loaded.device.type != "cpu"
+            yield from Batches(size, self._question, _weight, prepare, answer, ahead=ahead).run(alike)
 
     def _labels(self, request: Instance) -> tuple[str, ...] | None:
         """The answers to score: tasks of this package name them in each row."""

@@ -49,7 +49,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefill:
     """Run prompts and images through the model once.
 
@@ -90,7 +90,7 @@ def first_position(model: Any) -> int:
     return 1 if model.config.model_type == "paligemma" else 0
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[list[int]]:
     """Greedy decoding, equal to ``model.generate(do_sample=False)``.
 
@@ -133,7 +133,7 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
     return rows
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, given: int = 0) -> Tensor:
     """Log-probability of every label as the continuation of its prompt.
 

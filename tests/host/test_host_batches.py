@@ -14,7 +14,7 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host.batches import AUTO, LARGEST, MOST_AHEAD, Batches, BatchSize
 
 
-def answer_all(count: int, size: int | str, fits: int) -> tuple[list[int], list[int]]:
+def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tuple[list[int], list[int]]:
     """Answers in the order of the requests, and the sizes of the batches that were answered."""
     sizes: list[int] = []
 
@@ -26,7 +26,7 @@ def answer_all(count: int, size: int | str, fits: int) -> tuple[list[int], list[
         return [value * 10 for value in batch]
 
     found: dict[int, int] = {}
-    batches = Batches(BatchSize(size), lambda request: request, float, tuple, answer)
+    batches = Batches(BatchSize(size), lambda request: request, float, tuple, answer, ahead=ahead)
     for requests, read, answers in batches.run(range(count)):
         assert read == requests
         for request, one in zip(requests, answers, strict=True):
@@ -36,9 +36,14 @@ def answer_all(count: int, size: int | str, fits: int) -> tuple[list[int], list[
 
 
 @settings(max_examples=80, deadline=None)
-@given(count=st.integers(0, 300), size=st.one_of(st.integers(1, 70), st.just(AUTO)), fits=st.integers(1, 300))
-def test_every_request_is_answered_once(count: int, size: int | str, fits: int) -> None:
-    answers, sizes = answer_all(count, size, fits)
+@given(
+    count=st.integers(0, 300),
+    size=st.one_of(st.integers(1, 70), st.just(AUTO)),
+    fits=st.integers(1, 300),
+    ahead=st.booleans(),
+)
+def test_every_request_is_answered_once(count: int, size: int | str, fits: int, ahead: bool) -> None:
+    answers, sizes = answer_all(count, size, fits, ahead)
     assert answers == [request * 10 for request in range(count)]
     assert sum(sizes) == count and all(one <= fits for one in sizes)
 

@@ -199,9 +199,27 @@ def test_a_killed_command_goes_on(unbroken: Path, tmp_path: Path, cached: bool) 
     assert len(list((tmp_path / "out" / RUNS).iterdir())) == 1
 
 
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--nproc_per_node", "2", "--master_port", "29531", "-m", "lmms_eval"],
+    "accelerate": [
+        "accelerate",
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "29532",
+        "-m",
+        "lmms_eval",
+    ],
+}
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(unbroken: Path, tmp_path: Path) -> None:
-    words = [str(SCRIPTS / "torchrun"), "--nproc_per_node", "2", "--master_port", "29531", "-m", "lmms_eval"]
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_give_what_one_gives(unbroken: Path, tmp_path: Path, launcher: str) -> None:
+    program, *rest = LAUNCHERS[launcher]
+    words = [str(SCRIPTS / program), *rest]
     said = finish(start(tmp_path, *words, *COMMAND.split(), "out"))
     assert (tmp_path / "out" / RUNS).is_dir(), said
     assert metrics(tmp_path / "out") == metrics(unbroken)

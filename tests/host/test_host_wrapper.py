@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -487,3 +490,29 @@ def test_a_fault_found_while_answering_stops_the_run(
     monkeypatch.setattr(Phantoms, "image", image)
     with pytest.raises(DataError, match="gone since"):
         evaluate(tmp_path, limit=6, batch_size=2)
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_bar_for_terminals_and_none_elsewhere(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents, their rate, time left and the answers that were not parsed."""
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        evaluate(tmp_path / "a", limit=12, batch_size=4, model_args="pretrained=demo,device=cpu,max_new_tokens=1")
+    last = [line for line in terminal.getvalue().split("\r") if line.startswith("medm_vl:")][-1]
+    assert "12/12" in last and "doc/s" in last and re.search(r"unparsed=\d+", last)
+    assert int(re.search(r"unparsed=(\d+)", last)[1]) > 0  # type: ignore[index]
+    pipe = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", pipe)
+        evaluate(tmp_path / "b", limit=12, batch_size=4)
+    assert "medm_vl:" not in pipe.getvalue()
