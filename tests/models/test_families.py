@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from support.tiny_families import FAMILIES as TINY
-from support.tiny_families import write_family
+from support.tiny_families import randomise, write_family
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
@@ -323,7 +323,7 @@ def test_tensors_that_are_missing_or_left_over_are_errors(
         open_native(LoadOptions(str(folder), device="cpu"), {})
 
 
-def test_a_tower_that_was_never_trained_is_told(tmp_path: Path) -> None:
+def test_a_tower_that_was_never_trained_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = TINY["llava"]()
     for block in model.model.vision_tower.encoder.layers:
         for value in block.parameters():
@@ -331,14 +331,23 @@ def test_a_tower_that_was_never_trained_is_told(tmp_path: Path) -> None:
                 torch.nn.init.normal_(value, std=model.config.vision_config.initializer_range)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    import medmllm_plugins.models.trained as trained
-
-    least, trained.LEAST = trained.LEAST, 512
-    try:
-        native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
-    finally:
-        trained.LEAST = least
+    monkeypatch.setattr("medmllm_plugins.models.trained.LEAST", 512)
+    native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
     assert any("vision tower" in doubt and "never been trained" in doubt for doubt in native.doubts)
+
+
+def test_a_connector_that_is_all_zeros_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Gemma 3's is made: an answer comes all the same, and the image has no part in it."""
+    model, processor = TINY["gemma3"]()
+    randomise(model)
+    with torch.no_grad():
+        model.model.multi_modal_projector.mm_input_projection_weight.zero_()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr("medmllm_plugins.models.trained.LEAST", 512)
+    native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
+    assert [doubt for doubt in native.doubts if "connector" in doubt]
+    assert not [doubt for doubt in native.doubts if "vision tower" in doubt]
 
 
 def test_a_template_without_a_place_for_images(folders: Callable[[str], Path], tmp_path: Path) -> None:
