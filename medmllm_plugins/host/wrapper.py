@@ -23,7 +23,7 @@ from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope, run
 from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
 from medmllm_plugins.host.journal import Answered
-from medmllm_plugins.models.interface import LoadedModel, Shown
+from medmllm_plugins.models.interface import Asked, Example, LoadedModel, Question, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.specs import ModelSpec
 
@@ -36,7 +36,7 @@ BLANK = Image.new("RGB", (336, 336), GREY)
 class _Question:
     """One request, as the model needs it."""
 
-    text: str
+    text: Question
     shown: Shown
     max_new_tokens: int
     until: tuple[str, ...]
@@ -114,7 +114,7 @@ class MedicalMLLM(lmms):
         )
         self.options.check()
         self._loaded: LoadedModel | None = None
-        self._blank: dict[tuple[str, tuple[str, ...]], tuple[float, ...] | None] = {}
+        self._blank: dict[tuple[Question, tuple[str, ...]], tuple[float, ...] | None] = {}
 
     @property
     def device(self) -> str:
@@ -231,10 +231,11 @@ class MedicalMLLM(lmms):
             getattr(getattr(doc_to_messages, "__self__", None), "doc_to_volume", None) if shows == "volume" else None
         )
         shown: Shown
+        text: Question
         if volume is not None:
             text, shown = doc_to_messages.__self__.doc_to_text(doc), volume(doc)
         else:
-            text, pictures = _content(doc_to_messages(doc), where)
+            text, pictures = _content(doc_to_messages(doc), where, several=shows == "images")
             if shows == "volume":
                 raise ModelError(
                     f"{where}: {self.spec.name} reads volumes; expected a task of this package on a 3D set."
@@ -264,7 +265,7 @@ class MedicalMLLM(lmms):
 
     def _blank_scores(self, loaded: LoadedModel, question: _Question) -> tuple[float, ...] | None:
         """Scores of the labels for the same question about an image that holds nothing; worked out once a question."""
-        if question.labels is None or loaded.shows == "volume":
+        if question.labels is None or loaded.shows == "volume" or isinstance(question.text, Asked):
             return None
         key = (question.text, question.labels)
         if key not in self._blank:
@@ -374,27 +375,38 @@ def _by_task(requests: Any) -> dict[str, list[Instance]]:
     return groups
 
 
-def _content(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[str, list[Image.Image]]:
-    """Text and pictures of a request with one user turn."""
-    texts: list[str] = []
-    images: list[Any] = []
-    others: list[str] = []
-    for message in messages:
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "text":
-                texts.append(part["text"])
-            elif part["type"] == "image":
-                images.append(part["url"])
-            else:
-                others.append(part["type"])
-    if len(messages) != 1 or not images or others:
-        media = f" and {', '.join(others)}" if others else ""
+def _content(messages: Sequence[Mapping[str, Any]], where: str, *, several: bool) -> tuple[Question, list[Image.Image]]:
+    """Question and pictures of a request; ``several``: solved examples may stand before it as earlier turns."""
+    turns = [_turn(message, where) for message in messages]
+    roles = [message["role"] for message in messages]
+    pairs = len(messages) // 2
+    if roles != ["user", "assistant"] * pairs + ["user"] or (pairs and not several) or not turns[-1][1]:
         raise ModelError(
-            f"{where}: expected one user turn with images, found {len(messages)} turns with {len(images)} images"
-            f"{media}; choose a task that asks one question about images, without few-shot examples."
+            f"{where}: expected one user turn with images{', few-shot examples before it' if several else ''}, found "
+            f"{len(messages)} turns with {sum(len(images) for _, images in turns)} images; choose a task that asks one "
+            f"question about images{'' if several else ', without few-shot examples'}."
         )
-    return "\n".join(texts), [_picture(image, where) for image in images]
+    pictures = [image for _, images in turns for image in images]
+    if not pairs:
+        return turns[0][0], pictures
+    examples = tuple(
+        Example(turns[2 * place][0], len(turns[2 * place][1]), turns[2 * place + 1][0]) for place in range(pairs)
+    )
+    return Asked(examples, turns[-1][0]), pictures
+
+
+def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[Image.Image]]:
+    content = message["content"]
+    texts: list[str] = []
+    images: list[Image.Image] = []
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        if part["type"] == "text":
+            texts.append(part["text"])
+        elif part["type"] == "image":
+            images.append(_picture(part["url"], where))
+        else:
+            raise ModelError(f"{where}: expected one user turn with images, found {part['type']}; choose another task.")
+    return "\n".join(texts), images
 
 
 def _picture(image: Any, where: str) -> Image.Image:

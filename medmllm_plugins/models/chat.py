@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError, one_line
 from medmllm_plugins.models.images import eight_bit
-from medmllm_plugins.models.interface import LoadedModel, Shown
+from medmllm_plugins.models.interface import Asked, LoadedModel, Question, Shown, single
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
 from medmllm_plugins.models.transfer import to_device
 
@@ -76,22 +76,34 @@ class ChatModel(LoadedModel):
                 "one that does not; give the checkpoint the template of an image model (chat_template.jinja)."
             )
 
-    def render(self, question: str, images: int = 1) -> str:
+    def render(self, question: Question, images: int | None = None) -> str:
         """Return the whole prompt as text, one placeholder for each image.
+
+        Args:
+            question: the question, solved examples before it as earlier turns.
+            images: number of images in all; one more than the examples have where it is not said.
 
         Raises:
             ModelError: the question holds the name of a special token, which would end the turn or claim an image.
         """
-        if held := [token for token in self._special if token in question]:
+        asked = question if isinstance(question, Asked) else Asked((), question)
+        shown = sum(example.images for example in asked.examples)
+        images = (shown + 1 if images is None else images) - shown
+        said = [asked.question, *(part for one in asked.examples for part in (one.question, one.answer))]
+        if held := [token for token in self._special for text in said if token in text]:
             raise ModelError(
-                f"The question {question!r} holds {held[0]!r}, which the model takes for a special token; write it "
-                "differently."
+                f"The question {asked.question!r} holds {held[0]!r}, which the model takes for a special token; write "
+                "it differently."
             )
-        text = self.manner.question(question)
+        text = self.manner.question(asked.question)
         if self.processor.chat_template is None:  # PaliGemma has none: a prompt is one line
+            single(question)
             return f"{self._slot * images}{self._begin()}{text}\n"
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        turns: list[dict[str, Any]] = []
+        for example in asked.examples:
+            turns.append(_user(self.manner.question(example.question), example.images))
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": example.answer}]})
+        turns.append(_user(text, images))
         if self.manner.system:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.manner.system}]})
         # What a template does not name would be taken for an argument of the processor.
@@ -104,7 +116,7 @@ class ChatModel(LoadedModel):
     def _begin(self) -> str:
         return str(self.tokenizer.bos_token or "")
 
-    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
         """Make the input of B questions, as the checkpoint's processor does; padded on the left."""
         if len(questions) != len(images) or not questions:
             raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
@@ -134,7 +146,7 @@ class ChatModel(LoadedModel):
         self.check_length(int(found["attention_mask"].sum(-1).max()), 0)
         return inputs
 
-    def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
+    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
         """Token ids of each label as it follows the prompt, tokenised together with it; :attr:`given` comes first."""
         prompt = self.render(question) + self.manner.opening
         # Behind a line end or a tag an answer begins at once, behind a word with a blank.
@@ -164,6 +176,11 @@ class ChatModel(LoadedModel):
         with self._tokenizing:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _user(text: str, images: int) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
 def _pictures(item: Shown) -> list[Image]:

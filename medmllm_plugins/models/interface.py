@@ -26,6 +26,38 @@ Shown: TypeAlias = Union[Image, Sequence[Image], "Volume"]
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """A solved example before a question: its text, the number of its images, and the right answer."""
+
+    question: str
+    images: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question behind solved examples, whose images come first."""
+
+    examples: tuple[Example, ...]
+    question: str
+
+
+Question: TypeAlias = str | Asked
+"""What is asked: a text, or one behind solved examples, which models that take several images may be given."""
+
+
+def single(question: Question) -> str:
+    """The text of a question without examples.
+
+    Raises:
+        ModelError: it has some, and the model answers single turns.
+    """
+    if isinstance(question, Asked):
+        raise ModelError("Expected a question without few-shot examples, since the model answers single turns.")
+    return question
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """A model's answer.
 
@@ -84,11 +116,11 @@ class LoadedModel(ABC):
         return fingerprint(self._files)
 
     @abstractmethod
-    def render(self, question: str) -> str:
+    def render(self, question: Question) -> str:
         """Return the whole prompt as text, image placeholder included."""
 
     @abstractmethod
-    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
         """Make the model's input from B questions about one image each.
 
         Returns:
@@ -100,7 +132,7 @@ class LoadedModel(ABC):
         """
 
     @abstractmethod
-    def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
+    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
         """Token ids of each label as the answer to ``question``.
 
         Raises:
@@ -117,7 +149,7 @@ class LoadedModel(ABC):
 
     def generate(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         images: Sequence[Shown],
         *,
         max_new_tokens: int,
@@ -169,7 +201,7 @@ class LoadedModel(ABC):
             for text, row, score, count in zip(texts, rows, scores, counts, strict=True)
         ]
 
-    def _ids_of(self, questions: Sequence[str], labels: Sequence[str]) -> list[list[list[int]]]:
+    def _ids_of(self, questions: Sequence[Question], labels: Sequence[str]) -> list[list[list[int]]]:
         """Token ids of the labels for each question; a question that is asked often is tokenised once."""
         found = []
         for question in questions:
@@ -183,5 +215,5 @@ class LoadedModel(ABC):
         return found
 
     @cached_property
-    def _labels_of(self) -> dict[tuple[str, tuple[str, ...]], list[list[int]]]:
+    def _labels_of(self) -> dict[tuple[Question, tuple[str, ...]], list[list[int]]]:
         return {}

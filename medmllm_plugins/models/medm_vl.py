@@ -16,7 +16,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.images import PREPROCESSOR, pixel_values, siglip_processor
-from medmllm_plugins.models.interface import LoadedModel, Shown
+from medmllm_plugins.models.interface import LoadedModel, Question, Shown, single
 from medmllm_plugins.models.medm_vl_config import MLP, MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, load_qwen_tokenizer, tokenizer_folder
@@ -188,18 +188,18 @@ class MedMVL(LoadedModel):
         self._files = files
         self._opening = encode_text(tokenizer, f"{SYSTEM} USER: ")
 
-    def render(self, question: str) -> str:
+    def render(self, question: Question) -> str:
         """Return the whole prompt; the first ``<image>`` in it stands for the image's tokens.
 
         Like the authors' template, it strips white space at the question's end.
         """
-        return f"{SYSTEM} USER: {IMAGE}{self._closing(question)}"
+        return f"{SYSTEM} USER: {IMAGE}{self._closing(single(question))}"
 
     def _closing(self, question: str) -> str:
         """The prompt after the image. The authors strip image and question together, so its start is kept."""
         return f"{IMAGE}\n{question}".strip().removeprefix(IMAGE) + " ASSISTANT:"
 
-    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each.
 
         The text before and after the image is tokenised apart, as the authors do, with no beginning-of-sequence token.
@@ -211,7 +211,7 @@ class MedMVL(LoadedModel):
         if not questions:
             raise ModelError("Expected at least one question and image, but got none.")
         pixels = self._pixels(images)
-        rows = [self._prompt_ids(question) for question in questions]
+        rows = [self._prompt_ids(single(question)) for question in questions]
         longest = max(map(len, rows))
         self.check_length(longest, 0)
         ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
@@ -230,9 +230,9 @@ class MedMVL(LoadedModel):
         closing = encode_text(self.tokenizer, self._closing(question))
         return [*self._opening, *[self._image_token] * self.image_tokens, *closing]
 
-    def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
+    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
         """Token ids of ``" " + label`` as they follow ``ASSISTANT:``, tokenised together with the prompt."""
-        closing = self._closing(question)
+        closing = self._closing(single(question))
         prompt = encode_text(self.tokenizer, closing)
         found = []
         for label in labels:

@@ -33,7 +33,7 @@ from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.families import FAMILIES
 from medmllm_plugins.models.images import eight_bit
-from medmllm_plugins.models.interface import LoadedModel, Shown
+from medmllm_plugins.models.interface import LoadedModel, Question, Shown, single
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text
 from medmllm_plugins.models.trained import untrained_parts
@@ -210,11 +210,11 @@ class OldLlava(LoadedModel):
         begin = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
         self._opening = [*([] if begin is None else [int(begin)]), *encode_text(tokenizer, template.before)]
 
-    def render(self, question: str) -> str:
+    def render(self, question: Question) -> str:
         """Return the whole prompt, ``<image>`` for the image's tokens."""
-        return f"{self._template.before}<image>{self._template.behind.format(question)}"
+        return f"{self._template.before}<image>{self._template.behind.format(single(question))}"
 
-    def prepare(self, questions: Sequence[str], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each; text before and behind the image is tokenised apart."""
         if len(questions) != len(images) or not questions:
             raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
@@ -225,7 +225,7 @@ class OldLlava(LoadedModel):
                 raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
             picture = eight_bit(several[0], index)
             pictures.append(self._padded(picture) if self._square else picture)
-        rows = [self._prompt_ids(question) for question in questions]
+        rows = [self._prompt_ids(single(question)) for question in questions]
         longest = max(map(len, rows))
         self.check_length(longest, 0)
         ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
@@ -248,9 +248,9 @@ class OldLlava(LoadedModel):
         behind = encode_text(self.tokenizer, self._template.behind.format(question))
         return [*self._opening, *[self._image_token] * self.image_tokens, *behind]
 
-    def label_ids(self, question: str, labels: Sequence[str]) -> list[list[int]]:
+    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
         """Token ids of each label as it follows the prompt, tokenised together with the text behind the image."""
-        behind = self._template.behind.format(question)
+        behind = self._template.behind.format(single(question))
         blank = "" if behind.endswith("\n") else " "
         prompt = encode_text(self.tokenizer, behind)
         found = []

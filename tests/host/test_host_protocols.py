@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tiny_families import write_family
 
 from medmllm_plugins.errors import MedMLLMError
 from medmllm_plugins.host import bridge
@@ -155,3 +156,15 @@ def test_our_models_say_that_they_take_one_image(evaluate: Callable[..., Any], t
 
 def _file(found: Any, task: str, ending: str) -> Path:
     return Path(found.folder) / f"{task.replace(':', '+')}.{ending}"
+
+
+def test_models_of_several_images_get_solved_examples(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    folder = write_family("qwen2_5_vl", tmp_path / "checkpoint")
+    model = {"model": "medmllm_hf", "model_args": f"pretrained={folder},device=cpu"}
+    shot = evaluate(tmp_path / "shot", limit=4, num_fewshot=2, batch_size=2, **model)
+    none = evaluate(tmp_path / "none", limit=4, batch_size=2, **model)
+    assert shot.manifest["tasks"]["med_cls_demo"]["shots"] == 2
+    prompts = [run.manifest["tasks"]["med_cls_demo"]["prompt"] for run in (shot, none)]
+    assert [prompt.count("<|image_pad|>") for prompt in prompts] == [3, 1]
+    assert [prompt.count("assistant") for prompt in prompts] == [3, 1]
+    assert len(shot.samples("med_cls_demo")) == 4

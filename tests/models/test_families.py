@@ -18,6 +18,7 @@ from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
 from medmllm_plugins.models.chat import ChatModel, Manner
 from medmllm_plugins.models.families import FAMILIES, stage
+from medmllm_plugins.models.interface import Asked, Example
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 
@@ -429,3 +430,28 @@ def test_an_adapter_is_merged(folders: Callable[[str], Path], load: Callable[...
     (tmp_path / "none").mkdir()
     with pytest.raises(ModelError, match=r"expected an adapter with an adapter_config\.json"):
         open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu", peft=str(tmp_path / "none")), {})
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "internvl", "idefics3"])
+def test_solved_examples_are_earlier_turns(load: Callable[..., ChatModel], kind: str) -> None:
+    model = load(kind)
+    asked = Asked((Example("What is it?", 1, "benign"), Example("And this?", 1, "no")), QUESTIONS[0])
+    (found,) = model.generate([asked], [IMAGES], max_new_tokens=4, labels=LABELS)
+
+    def user(text: str, image: Image.Image) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
+
+    def said(text: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+    turns = [user("What is it?", IMAGES[0]), said("benign"), user("And this?", IMAGES[1]), said("no")]
+    inputs = model.processor.apply_chat_template(
+        [*turns, user(QUESTIONS[0], IMAGES[2])],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert found.text == plain_answer(model, dict(inputs), 4)
+    for ids, score in zip(model.label_ids(asked, LABELS), found.scores or (), strict=True):
+        assert score == pytest.approx(log_p(model, dict(inputs), ids, kind), abs=1e-3)
