@@ -15,7 +15,6 @@ import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, accuracy, balanced_accuracy, macro_f1
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.ranking import MacroRanking
 from medmllm_plugins.metrics.tables import Tables
 
 FORMS: Final = ("sum", "mean", "calibrated")
@@ -38,7 +37,8 @@ def forms(outcomes: Sequence[Outcome]) -> dict[str, Floats]:
 class LabelScores:
     """Accuracy, balanced accuracy and macro-F1 of the label that scores highest, in each form.
 
-    AUROC stands beside them for the sums and, as the calibration is meant to mend their ranking, for the calibrated.
+    AUROC stands beside the sums alone: calibration takes the same from every document, which moves the border between
+    classes and not their ranking.
 
     Args:
         outcomes: n checked outcomes.
@@ -47,11 +47,9 @@ class LabelScores:
     """
 
     def __init__(self, outcomes: Sequence[Outcome], truth: Ints, classes: int) -> None:
-        found = forms(outcomes)
         self._tables = {
-            name: Tables(truth, scores.argmax(1).astype(np.intp), classes) for name, scores in found.items()
+            name: Tables(truth, scores.argmax(1).astype(np.intp), classes) for name, scores in forms(outcomes).items()
         }
-        self._calibrated = MacroRanking(found["calibrated"], truth) if "calibrated" in found else None
 
     def __call__(self, weights: Floats, auroc: Floats) -> dict[str, Floats]:
         """Every figure under document weights.
@@ -73,6 +71,4 @@ class LabelScores:
             }
         if "sum" in self._tables:
             found["sum:auroc"] = auroc
-        if self._calibrated is not None:
-            found["calibrated:auroc"] = self._calibrated.auroc(weights)
         return found

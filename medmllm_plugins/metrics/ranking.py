@@ -54,10 +54,6 @@ class WeightedRanking:
         # The first positive of each positive's run, among the positives.
         self._first: Ints = np.searchsorted(self._begin, self._begin, side="left")
 
-    def auroc(self, weights: Floats) -> Floats:
-        """AUROC alone, which is quicker; see :meth:`__call__`."""
-        return self._auroc(weights)[0]
-
     def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
         """Compute both.
 
@@ -117,11 +113,6 @@ class MacroRanking:
         areas, precisions = (np.stack(found) for found in zip(*(rank(weights) for rank in self._rankings), strict=True))
         defined = ~np.isnan(areas)
         return _mean(areas, defined), _mean(precisions, defined)
-
-    def auroc(self, weights: Floats) -> Floats:
-        """AUROC alone, which is quicker."""
-        areas = np.stack([rank.auroc(weights) for rank in self._rankings])
-        return _mean(areas, ~np.isnan(areas))
 
 
 def _mean(values: Floats, defined: NDArray[np.bool_]) -> Floats:
