@@ -163,9 +163,9 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     if kind == "dicom":
         scan = read_dicom(path)
         return _volume(path, scan.image, orientation, unit or scan.unit, scan.single)
-    image = _packed_image(path) if path.name.lower().endswith(".gz") else None
-    if image is None:
-        image = read_pixels(_open(path, kind, whole=True), path)
+    if path.name.lower().endswith(".gz") and (found := _packed_volume(path, orientation, unit or "any")) is not None:
+        return found
+    image = read_pixels(_open(path, kind, whole=True), path)
     flat = image.GetDimension() == 2
     if flat:
         image = sitk.JoinSeries([image])
@@ -204,35 +204,45 @@ def volume_facts(path: Path) -> VolumeFacts:
     return VolumeFacts(kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _stands(direction))
 
 
-def _packed_image(path: Path) -> sitk.Image | None:
+def _packed_volume(path: Path, orientation: str, unit: Unit) -> Volume | None:
     """A three-dimensional ``.nii.gz`` of plain numbers, unpacked once; ``None`` for others, which SimpleITK reads.
 
-    SimpleITK does not compare the check sum, so that it would be unpacked a second time for that. Where the volume
-    stands comes from SimpleITK all the same.
+    SimpleITK does not compare the check sum, so that a file would be unpacked a second time for that; and it lets no
+    other thread run meanwhile. How the axes stand comes from SimpleITK all the same.
     """
     reader = _open(path, "nifti", whole=False)
     header = _nifti_header(_unpacked_head(path, 540))
     if header is None or header.dtype is None or not header.scaling or reader.GetDimension() != 3:
         return None
     shape = header.shape[3:0:-1]
+    if 1 in shape:
+        return None
     wanted = int(header.offset) + math.prod(shape) * header.bits // 8
     content = _unpacked(path)
     if len(content) < wanted:
         raise _cut_short(path, wanted, len(content))
     raw = np.frombuffer(content, np.dtype(header.dtype), math.prod(shape), int(header.offset)).reshape(shape)
+    # For x, y and z of the result: the axis that runs that way in the file, or against it.
+    stands = _stands(reader.GetDirection())
+    sources = [next(axis for axis, side in enumerate(stands) if side in _SIDES[wish]) for wish in orientation]
+    turned = [2 - at for at, source in enumerate(sources) if stands[source] != orientation[at]]
+    placed = np.flip(raw.transpose([2 - sources[2 - axis] for axis in range(3)]), tuple(turned))
     slope, intercept = header.scaling
-    if (slope, intercept) == (1.0, 0.0):
-        image = sitk.GetImageFromArray(raw.astype(raw.dtype.newbyteorder("="), copy=False))
-    else:
-        voxels = np.empty(shape, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-            for target, source in zip(voxels, raw, strict=True):
-                target[:] = source * slope + intercept
-        image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(reader.GetSpacing())
-    image.SetOrigin(reader.GetOrigin())
-    image.SetDirection(reader.GetDirection())
-    return image
+    voxels: npt.NDArray[np.float32] = np.empty(placed.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        if (slope, intercept) == (1.0, 0.0):
+            voxels[...] = placed
+        else:
+            for at, layer in enumerate(placed):
+                voxels[at] = layer * slope + intercept
+    spacing = reader.GetSpacing()
+    steps = (spacing[sources[2]], spacing[sources[1]], spacing[sources[0]])
+    whole = raw.dtype.kind in "iu" and (slope, intercept) == (1.0, 0.0)
+    return Volume(voxels if whole else finite(voxels, path), steps, orientation, unit)
+
+
+_SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
+"""A side of the patient, to the two ends of its axis."""
 
 
 def packed_nifti_sum(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
 from pathlib import Path
 
@@ -68,3 +69,23 @@ def test_one_flipped_bit_is_found(tmp_path: Path, where: int) -> None:
     (tmp_path / "scan.nii.gz").write_bytes(bytes(packed))
     with pytest.raises(DataError, match=r"scan\.nii\.gz"):
         read_volume(tmp_path / "scan.nii.gz")
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((1.0, -1.0), repeat=3)))
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR"])
+def test_every_way_to_stand(tmp_path: Path, axes: tuple[int, ...], signs: tuple[float, ...], orientation: str) -> None:
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing((0.5, 0.75, 2.0))
+    direction = np.zeros((3, 3))
+    for axis, (target, sign) in enumerate(zip(axes, signs, strict=True)):
+        direction[target, axis] = sign
+    turn = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]])  # oblique
+    image.SetDirection((turn @ direction).ravel().tolist())
+    for ending in (".nii", ".nii.gz"):
+        sitk.WriteImage(image, str(tmp_path / f"scan{ending}"))
+    plain = read_volume(tmp_path / "scan.nii", orientation=orientation)
+    packed = read_volume(tmp_path / "scan.nii.gz", orientation=orientation)
+    assert np.array_equal(packed.voxels, plain.voxels) and packed.orientation == plain.orientation == orientation
+    assert packed.spacing == pytest.approx(plain.spacing, rel=1e-5)
