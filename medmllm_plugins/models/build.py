@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from accelerate import init_empty_weights
+import torch
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+from accelerate.utils import get_balanced_memory
 from transformers import PreTrainedModel
 
 from medmllm_plugins.errors import ModelError, OptionError
@@ -63,13 +65,30 @@ def build_model(
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight")
     names = match_weights(weights, rename, expected)
-    fill(model, weights, names, options.torch_dtype, options.torch_device)
+    spread = options.device_map is not None
+    fill(model, weights, names, options.torch_dtype, torch.device("cpu") if spread else options.torch_device)
     if config.tie_word_embeddings and model.lm_head.weight is not model.model.language_model.embed_tokens.weight:
         raise ModelError("transformers did not tie the output embeddings to the input embeddings as the config asks.")
     model.requires_grad_(False)
+    if spread:
+        _spread(model, str(options.device_map))
     found: Model = model.eval()
     return found
 
 
-FOREIGN = ("device_map", "load_in", "peft", "trust_remote_code")
+def _spread(model: Any, how: str) -> None:
+    """Divide a model over all devices, as transformers does for ``device_map``, without dividing a block."""
+    whole = sorted(model._no_split_modules or ())
+    memory = None
+    if how != "sequential":
+        memory = get_balanced_memory(
+            model, dtype=model.dtype, no_split_module_classes=whole, low_zero=how == "balanced_low_0"
+        )
+    places = infer_auto_device_map(model, max_memory=memory, dtype=model.dtype, no_split_module_classes=whole)
+    if "disk" in places.values():
+        raise ModelError(f"Got `device_map={how}`, but the model does not fit into the memory of all devices.")
+    dispatch_model(model, places)
+
+
+FOREIGN = ("load_in", "peft", "trust_remote_code")
 """Options that a model filled from another format does not take."""

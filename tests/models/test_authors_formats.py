@@ -189,9 +189,18 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
 
 def test_options_that_do_not_go_with_these_formats(tmp_path: Path) -> None:
     folder = tiny_authors.old_llava(tmp_path)
-    with pytest.raises(OptionError, match=r"Got `device_map=auto`, which models that are filled"):
-        old_llava.huatuogpt_vision(options(folder, device_map="auto"))
+    with pytest.raises(OptionError, match=r"Got `peft=adapter`, which models that are filled"):
+        old_llava.huatuogpt_vision(options(folder, peft="adapter"))
     with pytest.raises(OptionError, match=r"Got `system=Be brief`"):
         old_llava.huatuogpt_vision(options(folder, system="Be brief"))
     with pytest.raises(ModelError, match="one image a question"):
         old_llava.huatuogpt_vision(options(folder)).generate(QUESTIONS[:1], [IMAGES[:2]], max_new_tokens=0)
+
+
+@pytest.mark.parametrize("how", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_a_model_spread_over_devices_answers_the_same(tmp_path: Path, how: str) -> None:
+    folder = tiny_authors.hulu_med(tmp_path)
+    whole, spread = hulu_med.load(options(folder)), hulu_med.load(options(folder, device_map=how))
+    assert spread.generate(QUESTIONS, IMAGES, max_new_tokens=3, labels=LABELS) == whole.generate(
+        QUESTIONS, IMAGES, max_new_tokens=3, labels=LABELS
+    )
