@@ -105,7 +105,7 @@ def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
             "the fold column, or give --fold none to have folds made."
         )
     text = task_text(spec)
-    read_settings(spec.name, yaml.load(text, _loader())["metadata"])
+    read_settings(spec.name, _metadata(spec))
     if target.exists() and not wishes.overwrite:  # it may have come while the images were read
         raise OptionError(f"{target} exists; give --overwrite to replace it.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,13 +173,7 @@ def _kind(path: Path) -> str:
 
 def task_text(spec: DatasetSpec) -> str:
     """The YAML file of a task with this data set, its declaration inside."""
-    dataset: dict[str, Any] = {"name": spec.name, "title": spec.title, "layout": spec.layout, "folder": spec.folder}
-    dataset |= {"modality": spec.modality, "kind": spec.kind, "dimensions": spec.dimensions}
-    dataset["classes"] = {label: list(synonyms) for label, synonyms in spec.classes.items()}
-    if spec.positive is not None:
-        dataset["positive"] = spec.positive
-    dataset["options"] = dict(spec.options)
-    content = {"metadata": {"version": 1.0, "medmllm": {"protocol": "closed_set", "dataset": dataset}}}
+    content = {"metadata": _metadata(spec)}
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     return (
         f"task: {yaml.safe_dump(spec.name).splitlines()[0]}\n"
@@ -188,22 +182,22 @@ def task_text(spec: DatasetSpec) -> str:
     )
 
 
+def _metadata(spec: DatasetSpec) -> dict[str, Any]:
+    dataset: dict[str, Any] = {"name": spec.name, "title": spec.title, "layout": spec.layout, "folder": spec.folder}
+    dataset |= {"modality": spec.modality, "kind": spec.kind, "dimensions": spec.dimensions}
+    dataset["classes"] = {label: list(synonyms) for label, synonyms in spec.classes.items()}
+    if spec.positive is not None:
+        dataset["positive"] = spec.positive
+    dataset["options"] = dict(spec.options)
+    return {"version": 1.0, "medmllm": {"protocol": "closed_set", "dataset": dataset}}
+
+
 def tasks() -> list[dict[str, str]]:
     """Every task of this package, its plugins and the user: name, where it comes from, and its file."""
     found = {entry.name: (entry.plugin, entry.path) for entry in get_manager().tasks().values()}
     for name, task in declared_tasks().items():
         found.setdefault(name, ("data set", task.path))
     return [{"name": name, "from": origin, "file": str(path)} for name, (origin, path) in sorted(found.items())]
-
-
-def _loader() -> type[yaml.SafeLoader]:
-    """A safe loader to which ``!function`` is text."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda loader, node: str(node.value))
-    return Loader
 
 
 # -- names and places --------------------------------------------------------------------------------------------

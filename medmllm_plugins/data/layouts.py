@@ -52,7 +52,7 @@ class Layout(ABC):
         """A checksum of the document's content that is the same on every machine: here that of the pixels."""
         image = self.image(spec, folder, document)
         if not isinstance(image, Image.Image):
-            raise NotImplementedError(f"{type(self).__name__} reads volumes and has to say how they are checked.")
+            raise DataError(f"{type(self).__name__}: expected a layout of volumes to define `digest`, found none.")
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 

@@ -19,7 +19,13 @@ from medmllm_plugins.models.images import PREPROCESSOR, pixel_values, siglip_pro
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown, single
 from medmllm_plugins.models.medm_vl_config import MLP, MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, load_qwen_tokenizer, tokenizer_folder
+from medmllm_plugins.models.tokens import (
+    TOKENIZER_FILES,
+    encode_text,
+    label_tokens,
+    load_qwen_tokenizer,
+    tokenizer_folder,
+)
 from medmllm_plugins.models.transfer import to_device
 from medmllm_plugins.published import MEDM_VL
 
@@ -232,18 +238,7 @@ class MedMVL(LoadedModel):
 
     def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
         """Token ids of ``" " + label`` as they follow ``ASSISTANT:``, tokenised together with the prompt."""
-        closing = self._closing(single(question))
-        prompt = encode_text(self.tokenizer, closing)
-        found = []
-        for label in labels:
-            joint = encode_text(self.tokenizer, f"{closing} {label.strip()}")
-            if not label.strip() or joint[: len(prompt)] != prompt:
-                raise ModelError(
-                    f"The label {label!r} cannot be scored: it is empty, or its first characters are tokenised into "
-                    "one token with the end of the prompt."
-                )
-            found.append(joint[len(prompt) :])
-        return found
+        return label_tokens(self.tokenizer, self._closing(single(question)), " ", labels)
 
 
 def _one(item: Shown) -> Any:

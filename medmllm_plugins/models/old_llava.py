@@ -35,7 +35,7 @@ from medmllm_plugins.models.families import FAMILIES
 from medmllm_plugins.models.images import eight_bit
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown, single
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text
+from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, label_tokens
 from medmllm_plugins.models.trained import untrained_parts
 from medmllm_plugins.models.transfer import to_device
 from medmllm_plugins.published import HUATUOGPT_VISION, LLAVA_MED
@@ -252,14 +252,4 @@ class OldLlava(LoadedModel):
         """Token ids of each label as it follows the prompt, tokenised together with the text behind the image."""
         behind = self._template.behind.format(single(question))
         blank = "" if behind.endswith("\n") else " "
-        prompt = encode_text(self.tokenizer, behind)
-        found = []
-        for label in labels:
-            joint = encode_text(self.tokenizer, f"{behind}{blank}{label.strip()}")
-            if not label.strip() or joint[: len(prompt)] != prompt:
-                raise ModelError(
-                    f"The label {label!r} cannot be scored: it is empty, or its first characters are tokenised into "
-                    "one token with the end of the prompt."
-                )
-            found.append(joint[len(prompt) :])
-        return found
+        return label_tokens(self.tokenizer, behind, blank, labels)

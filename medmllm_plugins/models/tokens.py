@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
@@ -90,3 +91,28 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         names = tokenizer.convert_ids_to_tokens(found)
         raise ModelError(f"The text {text!r} was tokenised into special tokens {names}, which text must not hold.")
     return ids
+
+
+def label_tokens(tokenizer: PreTrainedTokenizerBase, text: str, blank: str, labels: Sequence[str]) -> list[list[int]]:
+    """Token ids of each label behind a text, tokenised together with it.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: what stands before the label.
+        blank: what stands between the two, as part of the label.
+        labels: the labels.
+
+    Raises:
+        ModelError: a label is empty, or merges with the text's last token so that it has no tokens of its own.
+    """
+    before = encode_text(tokenizer, text)
+    found = []
+    for label in labels:
+        joint = encode_text(tokenizer, f"{text}{blank}{label.strip()}")
+        if not label.strip() or joint[: len(before)] != before:
+            raise ModelError(
+                f"The label {label!r} cannot be scored: it is empty, or its first characters are tokenised into "
+                "one token with the end of the prompt."
+            )
+        found.append(joint[len(before) :])
+    return found
