@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("second", type=Path, metavar="RUN_B", help="run folder")
     comparing.add_argument("--json", action="store_true", help="print JSON")
     comparing.set_defaults(run=_compare)
+    _add_diagnose(commands)
     commands.add_parser("lmms-eval", help="any lmms-eval command, with our tasks known to all of them")
     return parser
 
@@ -110,6 +111,32 @@ def _add_baseline(commands: Any) -> None:
     command.add_argument("--epochs", type=int, help="timm: at most so many rounds")
     command.add_argument("--device", help="timm: where to train")
     command.set_defaults(run=_baseline)
+
+
+def _add_diagnose(commands: Any) -> None:
+    text = "compute what probes tell anew from the features that a med_probe run left; no model needed"
+    command = commands.add_parser("diagnose", help=text, description=text, allow_abbrev=False)
+    command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder")
+    command.add_argument("--task", action="append", default=[], metavar="TASK", help="this one only; may be repeated")
+    command.add_argument(
+        "--protocol",
+        default="linear",
+        help="linear (logistic regression, the default) or paper (the two-layer MLP of arXiv 2604.08333)",
+    )
+    command.add_argument("--grid", default="", metavar="C,C,…", help="inverse L2 strengths to choose from")
+    command.add_argument("--pooling", default="", metavar="A,B", help="these only: mean, last, cls, max, answer")
+    command.add_argument("--width", type=int, default=0, metavar="N", help="project every locus at random to N numbers")
+    command.add_argument(
+        "--folds", type=int, default=0, metavar="N", help="fit again on N further divisions into folds"
+    )
+    command.add_argument("--shuffles", type=int, default=20, metavar="N", help="refits on shuffled labels")
+    command.add_argument("--controls", type=int, default=3, metavar="N", help="drawings of the control task")
+    command.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    command.add_argument("--reference", type=Path, metavar="RUN_DIR", help="run of a reference classifier")
+    command.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: the run folder")
+    command.add_argument("--device", help="where to fit: cpu or cuda")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_diagnose)
 
 
 def _host(words: list[str]) -> int:
@@ -234,6 +261,36 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(render(compared))
     for warning in warnings:
         print(f"Warning: {warning}")
+    return 0
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.diagnose import diagnose
+    from medmllm_plugins.probes.options import Options, parse_strengths
+    from medmllm_plugins.probes.summary import render
+
+    options = Options(
+        protocol=arguments.protocol,
+        **({"strengths": parse_strengths(arguments.grid)} if arguments.grid else {}),
+        poolings=tuple(filter(None, arguments.pooling.split(","))),
+        width=arguments.width,
+        shuffles=arguments.shuffles,
+        controls=arguments.controls,
+        repeats=arguments.folds,
+        seed=arguments.seed,
+    )
+    found = diagnose(
+        arguments.folder,
+        options,
+        tasks=arguments.task,
+        reference=arguments.reference,
+        output=arguments.output,
+        device=arguments.device,
+    )
+    if arguments.json:
+        _print([analysis.to_dict() for analysis in found])
+    else:
+        print("\n\n".join(render(analysis) for analysis in found))
     return 0
 
 

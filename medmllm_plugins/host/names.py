@@ -18,6 +18,7 @@ from medmllm_plugins.taskfiles import read_task
 
 _CONFIG = "medmllm_config"
 _BASE = "medmllm_base"
+_PROBING = "medmllm_probing"
 _YAML = (".yaml", ".yml")
 
 Index = dict[str, dict[str, Any]]
@@ -51,7 +52,7 @@ def add_tasks(index: Index) -> None:
             logger.warning(f"medmllm-plugins: task {name!r} of data set {task.dataset} is hidden by {index[name]}.")
             continue
         asked = {"dataset": task.dataset, "protocol": task.protocol}
-        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked}
+        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PROBING: task.probing}
 
 
 def resolve(index: Index, name: str) -> str:
@@ -102,13 +103,11 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     """
     if _CONFIG not in entry:
         return None
-    from medmllm_plugins.host.tasks import ClassificationTask
-
     asked = dict(entry[_CONFIG])
     if "dataset" in asked:
         return {
             "task": name,
-            "class": ClassificationTask,
+            "class": _task_class(probing=bool(entry.get(_PROBING))),
             "output_type": "generate_until",
             "metadata": {"version": 1.0, "medmllm": asked},
         }
@@ -117,3 +116,14 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     if not isinstance(metadata, Mapping) or "medmllm" not in metadata:
         raise OptionError(f"{entry[_BASE]} is no task of medmllm-plugins and takes no arguments; found {name!r}.")
     return {**found, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **asked}}}
+
+
+def _task_class(*, probing: bool) -> type[Any]:
+    """The class of a declared task; probes are imported only where one probes."""
+    if probing:
+        from medmllm_plugins.host.probing import ProbingTask
+
+        return ProbingTask
+    from medmllm_plugins.host.tasks import ClassificationTask
+
+    return ClassificationTask

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,10 @@ from medmllm_plugins.host import journal
 from medmllm_plugins.host.journal import Journal
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.files import write_whole
+from medmllm_plugins.metrics.outcome_files import file_stem
 
 MANIFEST = "manifest.json"
+FEATURES = "features"
 DEFAULT_PARENT = "medmllm_runs"
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
@@ -99,6 +102,31 @@ class Run:
         self.folder_for(model)
         return self._journal
 
+    def features_folder(self, task: str) -> Path:
+        """Where the features of a task are kept while its documents are answered: with the journal, known to all ranks.
+
+        Raises:
+            RuntimeError: :meth:`open` was not called.
+        """
+        if self._journal is None:
+            raise RuntimeError("features are kept beside the journal of answers: call open() first")
+        return self._journal.folder / FEATURES / file_stem(task)
+
+    def keep_features(self, task: str) -> Path | None:
+        """Move the features of a task, now that all processes have written theirs, into the run folder.
+
+        Returns:
+            The store's folder; ``None`` where no features were kept, as where a cache served all answers.
+        """
+        assert self.folder is not None, "the run has a folder once answers are there"
+        target = self.folder / FEATURES / file_stem(task)
+        source = None if self._journal is None else self.features_folder(task)
+        if source is not None and source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target)
+        return target if target.is_dir() else None
+
     @property
     def _parent(self) -> Path:
         """Where run folders, and journals beside them, are."""
@@ -171,7 +199,7 @@ def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
     """What of a task's facts decides its answers: not how many of its documents this start evaluates."""
     return {
         key: told[key]
-        for key in ("dataset_fingerprint", "protocol", "order", "paraphrase", "image", "view")
+        for key in ("dataset_fingerprint", "protocol", "order", "paraphrase", "image", "view", "features", "finding")
         if key in told
     }
 

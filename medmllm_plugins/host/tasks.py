@@ -35,20 +35,24 @@ class ClassificationTask:
     and this class hands out the right one of the two.
     """
 
+    kinds: ClassVar[Mapping[str, type[Classification]]]
+
     def __new__(cls, config: dict[str, Any]) -> Any:
         """Return the task for the kind of model being evaluated; ``config`` is the YAML file's content."""
-        return _TASKS[bridge.requested_task_type()](config=config)
+        return cls.kinds[bridge.requested_task_type()](config=config)
 
     def __init__(self, config: dict[str, Any]) -> None:  # the host looks for `config` in this signature
         raise AssertionError("never reached: __new__ returns an instance of another class")
 
 
-class _Classification(ConfigurableTask):
+class Classification(ConfigurableTask):
     """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.questions.settings`."""
+
+    PROBING: ClassVar[bool] = False
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
-        self.settings: Settings = read_settings(config.get("task"), config.get("metadata"))
+        self.settings: Settings = read_settings(config.get("task"), config.get("metadata"), probing=self.PROBING)
         with run.current().stage("data"):
             self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
         documents = self.data.select(self.settings.folds)
@@ -60,7 +64,11 @@ class _Classification(ConfigurableTask):
         metadata = dict(config["metadata"])
         # All of this reaches the model with each request, and is part of the response cache's key: answers cached
         # for other data, other folds or another way of asking are not taken for these.
-        metadata["medmllm"] = {**self.settings.to_dict(), "data": self.data.fingerprint}
+        metadata["medmllm"] = {
+            **self.settings.to_dict(),
+            "data": self.data.fingerprint,
+            "labels": list(self.rows.classes),
+        }
         generation = {**DEFAULT_GENERATION, **(config.get("generation_kwargs") or {})}
         super().__init__(
             config={
@@ -73,11 +81,15 @@ class _Classification(ConfigurableTask):
         )
 
     def _prepare_metric_and_aggregation(self) -> None:
-        metrics = scoring.metrics(self.settings)
+        metrics = self.metrics()
         self._metric_fn_list = dict.fromkeys(metrics)
         self._metric_fn_kwargs: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
         self._aggregation_list = {metric: self._aggregation(metric) for metric in metrics}
         self._higher_is_better = {metric: metric not in scoring.LOWER_IS_BETTER for metric in metrics}
+
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the host prints."""
+        return scoring.metrics(self.settings)
 
     def download(self, dataset_kwargs: Any = None) -> None:
         """Give the host its rows: no download, and no image or path among them, so none reaches a log."""
@@ -217,13 +229,13 @@ class _Classification(ConfigurableTask):
         logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
 
 
-class _SimpleClassification(_Classification):
+class SimpleClassification(Classification):
     """For the host's simple models, such as ``dummy``."""
 
     OUTPUT_TYPE: ClassVar[str | None] = None
 
 
-class _ChatClassification(_Classification, ConfigurableMessagesTask):
+class ChatClassification(Classification, ConfigurableMessagesTask):
     """For the host's chat models, ours among them."""
 
     def doc_to_messages(self, doc: Mapping[str, Any], **rounds: Any) -> list[dict[str, Any]]:
@@ -241,4 +253,4 @@ def _user(pictures: Sequence[Image.Image], question: str) -> dict[str, Any]:
     return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
 
 
-_TASKS: dict[str, type[_Classification]] = {"simple": _SimpleClassification, "chat": _ChatClassification}
+ClassificationTask.kinds = {"simple": SimpleClassification, "chat": ChatClassification}

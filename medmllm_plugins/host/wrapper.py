@@ -7,10 +7,13 @@ import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
@@ -18,13 +21,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from medmllm_plugins import __version__
+from medmllm_plugins.capture.floors import pixels
+from medmllm_plugins.capture.session import Capture, Subject
+from medmllm_plugins.capture.store import stored_ids
 from medmllm_plugins.data.controls import GREY
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope, run
 from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
-from medmllm_plugins.host.journal import Answered
+from medmllm_plugins.host.journal import Answered, Journal
 from medmllm_plugins.models.interface import Asked, Example, LoadedModel, Question, Shown
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.questions.features import Features
 from medmllm_plugins.specs import ModelSpec
 
 DEFAULT_NEW_TOKENS = 64
@@ -42,6 +49,8 @@ class _Question:
     until: tuple[str, ...]
     labels: tuple[str, ...] | None
     wrapped: bool  # whether the task reads envelopes
+    row: Mapping[str, Any]
+    pixels: npt.NDArray[np.float16] | None  # for the floor of features, where these are kept
 
 
 class MedicalMLLM(lmms):
@@ -172,8 +181,14 @@ class MedicalMLLM(lmms):
         unique = {_key(request): request for request in requests}
         found: dict[str, Answered] = {}
         names = {key: _stored(request) for key, request in unique.items() if _is_ours(request)}
-        for name in names.values():
-            if name in journal.known:
+        stored = {
+            task: stored_ids(progress.features_folder(task))
+            for task in {str(request.args[4]) for request in unique.values() if _features(request) is not None}
+        }
+        for key, name in names.items():
+            # An answer whose features did not reach the disk is asked for again.
+            kept = stored.get(key[0])
+            if name in journal.known and (kept is None or self._row(unique[key])["id"] in kept):
                 found[name] = journal.known[name]
         if found:
             progress.manifest["answers_of_an_earlier_start"] = len(found)
@@ -181,46 +196,87 @@ class MedicalMLLM(lmms):
         answers = {key: found[name] for key, name in names.items() if name in found}
         with _Bar(self.spec.name, len(unique), len(answers), shown=self.rank == 0) as bar:
             for task, group in _by_task(unique[key] for key in unique if key not in answers).items():
-                with progress.stage(f"answer {task}", self.device):
+                with progress.stage(f"answer {task}", self.device), self._capturing(loaded, task, group) as capture:
                     prompted = False
-                    for batch, questions, results in self._batches(loaded, group):
+                    keep = _Durable(journal, capture)
+                    for batch, questions, results in self._batches(loaded, group, capture):
                         if not prompted:
                             progress.task(task, {"prompt": loaded.render(questions[0].text)})
                             prompted = True
                         answers |= {_key(request): result for request, result in zip(batch, results, strict=True)}
-                        journal.add({names[_key(one)]: answers[_key(one)] for one in batch if _key(one) in names})
+                        for one, question in zip(batch, questions, strict=True):
+                            if _key(one) in names:
+                                keep.add(str(question.row["id"]), names[_key(one)], answers[_key(one)])
+                        keep.flush()
                         bar.update(batch, results)
+                    keep.close()
         progress.answered()
         return [
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
             for one in (answers[_key(request)] for request in requests)
         ]
 
+    @contextmanager
+    def _capturing(self, loaded: LoadedModel, task: str, requests: Sequence[Instance]) -> Iterator[Capture | None]:
+        """Keep the features of a task, where it asks for them."""
+        features = _features(requests[0])
+        if features is None:
+            yield None
+            return
+        told, progress = requests[0].metadata["medmllm"], run.current()
+        subject = Subject(
+            task=task,
+            dataset=str(told["dataset"]),
+            labels=tuple(told["labels"]),
+            dataset_fingerprint=str(told["data"]),
+            model=self.spec.name,
+            model_fingerprint=loaded.fingerprint,
+        )
+        capture = Capture(loaded, features, subject, progress.features_folder(task), self.rank)
+        try:
+            yield capture
+        finally:
+            capture.close()
+
+    def _row(self, request: Instance) -> Mapping[str, Any]:
+        """The row of a task that a request asks about."""
+        _, _, _, doc_id, task, split = request.args
+        row: Mapping[str, Any] = self.task_dict[task][split][doc_id]
+        return row
+
     def _batches(
-        self, loaded: LoadedModel, requests: Sequence[Instance]
+        self, loaded: LoadedModel, requests: Sequence[Instance], capture: Capture | None = None
     ) -> Iterator[tuple[list[Instance], list[_Question], list[Answered]]]:
         """Answers in batches with one generation setting and one set of labels; see :class:`Batches`."""
-        settings: dict[tuple[str, tuple[str, ...] | None], list[Instance]] = {}
+        settings: dict[tuple[str, str, tuple[str, ...] | None], list[Instance]] = {}
         for request in requests:
-            settings.setdefault((repr(sorted(request.args[2].items())), self._labels(request)), []).append(request)
+            alike = (repr(sorted(request.args[2].items())), self._needs(request), self._labels(request))
+            settings.setdefault(alike, []).append(request)
         size = BatchSize(self.batch_size)
-        for alike in settings.values():
+        for group in settings.values():
 
             def prepare(questions: list[_Question]) -> dict[str, Any]:
                 return loaded.prepare([one.text for one in questions], [one.shown for one in questions])
 
             def answer(questions: list[_Question], inputs: dict[str, Any]) -> list[Answered]:
-                return self._answer(loaded, questions, inputs)
+                return self._answer(loaded, questions, inputs, capture)
 
             ahead = loaded.device.type != "cpu"
-            yield from Batches(size, self._question, _weight, prepare, answer, ahead=ahead).run(alike)
+            yield from Batches(size, self._question, _weight, prepare, answer, ahead=ahead).run(group)
 
     def _labels(self, request: Instance) -> tuple[str, ...] | None:
         """The answers to score: tasks of this package name them in each row."""
-        if not _is_ours(request):
+        if self._needs(request) == "features" or not _is_ours(request):
             return None
-        _, _, _, doc_id, task, split = request.args
-        return tuple(self.task_dict[task][split][doc_id]["answers"])
+        return tuple(self._row(request)["answers"])
+
+    def _needs(self, request: Instance) -> str:
+        """What of a document is needed: ``"answer"``; where features are kept, of the train fold these alone, and of
+        the validation fold the label scores beside them, both of which a prefill gives.
+        """
+        if _features(request) is None:
+            return "answer"
+        return {"train": "features", "validation": "scores"}.get(str(self._row(request)["fold"]), "answer")
 
     def _question(self, request: Instance) -> _Question:
         _, doc_to_messages, settings, doc_id, task, split = request.args
@@ -252,15 +308,20 @@ class MedicalMLLM(lmms):
                 f"found {settings}. Set them with --gen_kwargs do_sample=False,temperature=0,num_beams=1."
             )
         until = settings.get("until") or ()
+        prefill_only = self._needs(request) != "answer"
         return _Question(
             text=text,
             shown=shown,
-            max_new_tokens=self.max_new_tokens
+            max_new_tokens=0
+            if prefill_only
+            else self.max_new_tokens
             or self.load().max_new_tokens
             or int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
             until=(until,) if isinstance(until, str) else tuple(until),
             labels=self._labels(request),
             wrapped=_is_ours(request),
+            row=doc,
+            pixels=None if _features(request) is None else pixels(shown),
         )
 
     def _blank_scores(self, loaded: LoadedModel, question: _Question) -> tuple[float, ...] | None:
@@ -274,7 +335,13 @@ class MedicalMLLM(lmms):
             self._blank[key] = found.scores
         return self._blank[key]
 
-    def _answer(self, loaded: LoadedModel, questions: Sequence[_Question], inputs: dict[str, Any]) -> list[Answered]:
+    def _answer(
+        self,
+        loaded: LoadedModel,
+        questions: Sequence[_Question],
+        inputs: dict[str, Any],
+        capture: Capture | None = None,
+    ) -> list[Answered]:
         first = questions[0]
         generations = loaded.generate(
             [question.text for question in questions],
@@ -282,17 +349,25 @@ class MedicalMLLM(lmms):
             max_new_tokens=first.max_new_tokens,
             labels=first.labels,
             inputs=inputs,
+            watch=None if capture is None else capture.watch,
         )
-        results = []
+        results, records = [], []
         for question, generation in zip(questions, generations, strict=True):
             text = generation.text
             for stop in question.until:
                 text = text.split(stop)[0] if stop else text
             text = text.strip()
             if question.wrapped:
-                blank = self._blank_scores(loaded, question)
-                text = envelope.pack(envelope.Reply(text, generation.scores, generation.label_tokens, blank))
+                reply = envelope.Reply(
+                    text, generation.scores, generation.label_tokens, self._blank_scores(loaded, question)
+                )
+                records.append(_record(question.row, reply))
+                text = envelope.pack(reply)
             results.append(Answered(text, generation.tokens))
+        if capture is not None:
+            labels = loaded.label_ids(first.text, first.row["answers"])
+            shown = [question.pixels for question in questions if question.pixels is not None]
+            capture.keep(records, inputs, shown, [ids[loaded.given :] for ids in labels])
         return results
 
     def clean(self) -> None:
@@ -315,6 +390,45 @@ class MedicalMLLM(lmms):
 def _is_ours(request: Instance) -> bool:
     """Whether the task that asks reads envelopes."""
     return isinstance((request.metadata or {}).get("medmllm"), Mapping)
+
+
+def _features(request: Instance) -> Features | None:
+    """What features the task that asks wants to be kept; ``None`` for none."""
+    told = (request.metadata or {}).get("medmllm")
+    found = told.get("features") if isinstance(told, Mapping) else None
+    return None if found is None else Features.from_dict(found)
+
+
+def _record(row: Mapping[str, Any], reply: envelope.Reply) -> dict[str, Any]:
+    """What the index of a feature store tells of a document."""
+    told = {name: row[name] for name in ("id", "document", "group", "fold", "label")}
+    lists = {"scores": reply.scores, "blank": reply.blank, "label_tokens": reply.tokens}
+    return {**told, "answer": reply.text, **{name: None if one is None else list(one) for name, one in lists.items()}}
+
+
+class _Durable:
+    """Answers on their way to the journal: where features are kept, these must be on disk first."""
+
+    def __init__(self, journal: Journal, capture: Capture | None) -> None:
+        self._journal, self._capture = journal, capture
+        self._waiting: dict[str, tuple[str, Answered]] = {}
+
+    def add(self, identifier: str, name: str, answered: Answered) -> None:
+        """Take an answer."""
+        self._waiting[identifier] = (name, answered)
+
+    def flush(self) -> None:
+        """Write what can be written."""
+        ready = list(self._waiting) if self._capture is None else self._capture.durable()
+        done = dict(self._waiting.pop(identifier) for identifier in ready if identifier in self._waiting)
+        if done:
+            self._journal.add(done)
+
+    def close(self) -> None:
+        """Wait for the features that are still on their way, and write the rest."""
+        if self._capture is not None:
+            self._capture.close()
+        self.flush()
 
 
 def _key(request: Instance) -> tuple[str, str, int, int]:

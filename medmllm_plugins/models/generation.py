@@ -134,6 +134,24 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
 
 
 @torch.inference_mode()
+def first_token(model: Any, start: Prefill) -> None:
+    """Run the likeliest first token of each answer through the model, for whoever looks on.
+
+    Args:
+        model: the model that made ``start``.
+        start: left as it is.
+    """
+    mask = start.attention_mask
+    model(
+        input_ids=start.logits.argmax(-1)[:, None],
+        attention_mask=torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
+        position_ids=start.next_position[:, None],
+        past_key_values=_branch(start.cache),
+        use_cache=True,
+    )
+
+
+@torch.inference_mode()
 def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, given: int = 0) -> Tensor:
     """Log-probability of every label as the continuation of its prompt.
 

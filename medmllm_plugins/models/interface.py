@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, Union
 
 import torch
 from PIL.Image import Image
@@ -16,7 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import fingerprint
-from medmllm_plugins.models.generation import greedy, prefill, score_labels
+from medmllm_plugins.models.families import Family
+from medmllm_plugins.models.generation import first_token, greedy, prefill, score_labels
+from medmllm_plugins.models.slicing import Stage, rows_of
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
@@ -75,12 +78,27 @@ class Generation:
     label_tokens: tuple[int, ...] | None = None
 
 
+class Watch(Protocol):
+    """Who looks at what the stages return while a model answers."""
+
+    @property
+    def looks_at_answers(self) -> bool:
+        """Whether the first token of each answer is run for it."""
+
+    def prompt(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+        """Entered while the prompts of a batch, with their images, go through the model, and no longer."""
+
+    def answer(self) -> AbstractContextManager[object]:
+        """Entered while the first token of each answer does."""
+
+
 class LoadedModel(ABC):
     """A model in memory, ready to be asked about images.
 
     Attributes:
         model: the transformers model, in evaluation mode, its parameters frozen.
         tokenizer: its tokenizer.
+        family: its architecture, which says where its stages stand; a model of a plugin's own may bring its own.
         device: where the model is.
         dtype: dtype of its weights.
         max_length: the most tokens that prompt (image tokens included) and answer may have together.
@@ -96,6 +114,7 @@ class LoadedModel(ABC):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    family: Family
     device: torch.device
     dtype: torch.dtype
     max_length: int
@@ -139,6 +158,20 @@ class LoadedModel(ABC):
             ModelError: a label is empty, or merges with the prompt's last token so that it has no tokens of its own.
         """
 
+    def rows_of(self, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
+        """How many rows of a stage's output belong to each of B documents.
+
+        Args:
+            stage: ``"vision"`` or ``"connector"``.
+            inputs: what :meth:`prepare` returned for them.
+        """
+        return rows_of(self.model, self.family, stage, inputs)
+
+    def image_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Which tokens of the prompts stand for images, (B, L), bool."""
+        config: Any = self.model.config
+        return inputs["input_ids"] == int(config.image_token_id)
+
     def check_length(self, prompt: int, new: int) -> None:
         """Refuse a prompt of ``prompt`` tokens with ``new`` tokens to come if both exceed ``max_length``."""
         if prompt + new > self.max_length:
@@ -155,6 +188,7 @@ class LoadedModel(ABC):
         max_new_tokens: int,
         labels: Sequence[str] | None = None,
         inputs: dict[str, Tensor] | None = None,
+        watch: Watch | None = None,
     ) -> list[Generation]:
         """Answer B questions about one image each, greedily, and score labels from the same prefill.
 
@@ -164,6 +198,7 @@ class LoadedModel(ABC):
             max_new_tokens: the most tokens of an answer; 0 gives empty texts, for when only scores are wanted.
             labels: answers to score for each question; ``None`` or empty for none.
             inputs: what :meth:`prepare` returned for these questions, where it was called ahead.
+            watch: looks at what the stages return.
 
         Raises:
             ModelError: the input cannot be taken, or is too long with what is to follow.
@@ -178,7 +213,11 @@ class LoadedModel(ABC):
         longest = max((len(label) for row in ids for label in row), default=0)
         self.check_length(int(inputs["attention_mask"].sum(-1).max()), max(max_new_tokens, longest))
 
-        start = prefill(self.model, inputs)
+        with nullcontext() if watch is None else watch.prompt(inputs):
+            start = prefill(self.model, inputs)
+        if watch is not None and watch.looks_at_answers:
+            with watch.answer():
+                first_token(self.model, start)
         # Scores come first: greedy decoding extends the cache in place.
         scores = (
             [tuple(row) for row in score_labels(self.model, start, ids, given=self.given).tolist()]

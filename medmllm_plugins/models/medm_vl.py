@@ -15,6 +15,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
+from medmllm_plugins.models.families import FAMILIES
 from medmllm_plugins.models.images import PREPROCESSOR, pixel_values, siglip_processor
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown, single
 from medmllm_plugins.models.medm_vl_config import MLP, MedMVLConfig, read_config
@@ -182,6 +183,7 @@ class MedMVL(LoadedModel):
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.family = FAMILIES["llava"]
         self.device = model.device
         self.dtype = model.dtype
         self.max_length = min(config.max_length, int(config.llm.max_position_embeddings))

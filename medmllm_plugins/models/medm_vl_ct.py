@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from medmllm_plugins.models.interface import Shown
 from medmllm_plugins.models.medm_vl import MedMVL, open_medm_vl
 from medmllm_plugins.models.medm_vl_config import ATTENTION_POOLING
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.slicing import Stage
 from medmllm_plugins.published import MEDM_VL_CT
 
 SLICES = 32
@@ -105,6 +106,10 @@ class MedMVLCT(MedMVL):
     """A MedM-VL-CT model in memory; a question to it is about a volume."""
 
     shows = "volume"
+
+    def rows_of(self, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
+        """The tower returns a row for each slice, the connector one for each volume."""
+        return [SLICES if stage == "vision" else 1] * len(inputs["input_ids"])
 
     def _pixels(self, images: Sequence[Shown]) -> Tensor:
         """(B * 32, 3, H, W), float32: the slices of all volumes, one after the other."""

@@ -36,18 +36,32 @@ def by_document(model: Any, family: Family, stage: Stage, output: Tensor, inputs
     Raises:
         ModelError: the output is not as long as the input says.
     """
-    counts = _flat_counts(model, stage, inputs) if family.grid else _tile_counts(model, inputs)
+    counts = rows_of(model, family, stage, inputs)
     if sum(counts) != output.shape[0]:
-        raise ModelError(
-            f"{family.title}: expected {sum(counts)} rows from the {stage} stage, by the batch's input, found "
-            f"{output.shape[0]}; this version of transformers lays it out differently."
-        )
+        raise wrong_length(family, stage, sum(counts), output.shape[0])
     if family.grid:
         return list(torch.split(output, counts))
-    patches = _patches_of_a_tile(model)
-    if stage == "vision" and output.shape[1] == patches + 1:
+    if stage == "vision" and has_class_token(model, output):
         output = output[:, 1:]
     return [part.reshape(-1, part.shape[-1]) for part in torch.split(output, counts)]
+
+
+def rows_of(model: Any, family: Family, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
+    """How many rows of a stage's output belong to each of B documents: patches or tokens of a flat tower, else tiles."""
+    return _flat_counts(model, stage, inputs) if family.grid else _tile_counts(model, inputs)
+
+
+def has_class_token(model: Any, output: Tensor) -> bool:
+    """Whether a tower's output, (tiles, patches, d), holds one token before the patches."""
+    return output.dim() == 3 and output.shape[1] == _patches_of_a_tile(model) + 1
+
+
+def wrong_length(family: Family, stage: Stage, expected: int, found: int) -> ModelError:
+    """The error for an output that is not as long as the input says."""
+    return ModelError(
+        f"{family.title}: expected {expected} rows from the {stage} stage, by the batch's input, found {found}; this "
+        "version of transformers lays it out differently."
+    )
 
 
 def image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:

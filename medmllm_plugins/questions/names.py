@@ -1,7 +1,7 @@
 """Names of tasks: those that data-set declarations give, and the arguments that may stand behind a name.
 
 A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
-of its own. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
+of its own, and the same with ``med_probe_``, which probe a model's stages. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from medmllm_plugins.manager import get_manager
 from medmllm_plugins.questions.settings import ARGUMENTS, Settings, read_settings
 from medmllm_plugins.taskfiles import read_yaml
 
-PREFIX: Final = "med_cls_"
+CLASSIFY: Final = "med_cls_"
+PROBE: Final = "med_probe_"
 SUFFIXES: Final[Mapping[str, Protocol]] = {"": "closed_set", "_letter": "letter", "_open": "open"}
 """Ending of a task's name to its protocol."""
 
@@ -31,11 +32,13 @@ class DeclaredTask:
         dataset: the data set's name.
         protocol: how its classes are asked for.
         path: the declaration's file.
+        probing: whether it probes a model's stages.
     """
 
     dataset: str
     protocol: Protocol
     path: Path
+    probing: bool = False
 
 
 def declared_tasks() -> dict[str, DeclaredTask]:
@@ -45,7 +48,9 @@ def declared_tasks() -> dict[str, DeclaredTask]:
         for suffix, protocol in SUFFIXES.items():
             if suffix and declaration.spec.kind == "multilabel":  # asked one yes/no question a finding
                 continue
-            found[f"{PREFIX}{dataset}{suffix}"] = DeclaredTask(dataset, protocol, declaration.path)
+            for prefix in (CLASSIFY, PROBE):
+                task = DeclaredTask(dataset, protocol, declaration.path, probing=prefix == PROBE)
+                found[f"{prefix}{dataset}{suffix}"] = task
     return found
 
 
@@ -78,7 +83,8 @@ def task_settings(name: str) -> Settings:
     base, arguments = split_name(name)
     task = declared_tasks().get(base)
     if task is not None:
-        return read_settings(name, {"medmllm": {"dataset": task.dataset, "protocol": task.protocol, **arguments}})
+        asked = {"dataset": task.dataset, "protocol": task.protocol, **arguments}
+        return read_settings(name, {"medmllm": asked}, probing=task.probing)
     entry = get_manager().tasks().get(base)
     if entry is None or entry.kind != "task":
         others = (name for name, one in get_manager().tasks().items() if one.kind == "task")

@@ -55,12 +55,21 @@ class Rows:
         spec = settings.dataset
         self._questions: dict[tuple[str, str], Question] = {}
         for variant in self.variants:
-            for finding in self._findings(spec):
+            for finding in self.findings:
                 self._questions[variant.name, finding or ""] = self._ask(spec, variant, finding)
 
-    @staticmethod
-    def _findings(spec: DatasetSpec) -> tuple[str | None, ...]:
-        return spec.labels if spec.kind == "multilabel" else (None,)
+    @property
+    def findings(self) -> tuple[str | None, ...]:
+        """What of a multi-label set is asked about, each in a row of its own; ``None`` elsewhere."""
+        spec = self._settings.dataset
+        if spec.kind != "multilabel":
+            return (None,)
+        return spec.labels if self._settings.finding is None else (self._settings.finding,)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The right answers there can be: the classes, or yes and no."""
+        return tuple(YES_NO) if self._settings.dataset.kind == "multilabel" else self._settings.dataset.labels
 
     def _ask(self, spec: DatasetSpec, variant: Variant, finding: str | None) -> Question:
         if finding is not None:
@@ -80,7 +89,7 @@ class Rows:
         only one; ``answers`` are the answers that are scored, in class order.
         """
         for document in self.documents:
-            for finding in self._findings(self._settings.dataset):
+            for finding in self.findings:
                 for variant in self.variants:
                     parts = [part for part in (finding, variant.name) if part]
                     yield {

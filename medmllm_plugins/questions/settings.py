@@ -15,6 +15,7 @@ from medmllm_plugins.data.faults import ON_ERROR, OnError
 from medmllm_plugins.data.spec import DatasetSpec, parse_spec
 from medmllm_plugins.data.views import View
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.questions.features import EXTRA, Features
 
 ORDERS: Final = ("given", "varied")
 IMAGES: Final = ("shown", "blank", "shuffled")
@@ -34,6 +35,8 @@ class Settings:
         image: ``"shown"``, or as a control ``"blank"`` or ``"shuffled"`` (another group's image).
         on_error: ``"raise"``, or ``"skip"``: leave out files that cannot be read, and list them.
         view: how volumes are shown.
+        finding: which finding of a multi-label set is asked about, where it is one.
+        features: what is to be kept of a model's stages; ``None`` where answers alone are wanted.
     """
 
     dataset: DatasetSpec
@@ -44,9 +47,12 @@ class Settings:
     image: str = "shown"
     on_error: OnError = "raise"
     view: View = field(default_factory=View)
+    finding: str | None = None
+    features: Features | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: what the manifest says, and part of the response cache's key."""
+        probing = {} if self.features is None else {"features": self.features.to_dict(), "finding": self.finding}
         return {
             "dataset": self.dataset.name,
             "dataset_options": dict(self.dataset.options),
@@ -57,6 +63,7 @@ class Settings:
             "image": self.image,
             "on_error": self.on_error,
             "view": dataclasses.asdict(self.view) if self.dataset.dimensions == 3 else None,
+            **probing,
         }
 
 
@@ -96,6 +103,13 @@ def _text(name: str, value: Any) -> str:
     return str(value)
 
 
+def _pool(name: str, value: Any) -> tuple[str, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or set(parts) - set(EXTRA):
+        raise OptionError(f"Expected `{name}` to be some of {list(EXTRA)}, joined by + in a name, found {value!r}.")
+    return tuple(pooling for pooling in EXTRA if pooling in parts)
+
+
 _PLAIN: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "protocol": _choice(*PROTOCOLS),
     "folds": _folds,
@@ -111,17 +125,23 @@ _VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "window": _text,
 }
 _OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole}
-ARGUMENTS: Final = (*_PLAIN, *_VIEW, *_OPTIONS)
+_PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "pool": _pool,
+    "floor": _choice("on", "off"),
+    "finding": _text,
+}
+ARGUMENTS: Final = (*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING)
 """What may stand behind a task's name, ``NAME:argument=value:…``, and under ``metadata.medmllm`` of a YAML."""
 
 
-def read_settings(task: object, metadata: object) -> Settings:
+def read_settings(task: object, metadata: object, *, probing: bool = False) -> Settings:
     """Check ``metadata.medmllm`` of a task.
 
     Args:
         task: the task's name, for messages.
         metadata: the ``metadata`` of its YAML. ``medmllm.dataset`` is the name of a declared data set, or a
             declaration.
+        probing: whether the task probes a model's stages, and so asks about all folds and keeps features.
 
     Raises:
         OptionError: a key or a value is wrong, or no data set has that name.
@@ -137,10 +157,15 @@ def read_settings(task: object, metadata: object) -> Settings:
         plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
         view = {key: check(key, found[key]) for key, check in _VIEW.items() if key in found}
         options = {key: check(key, found[key]) for key, check in _OPTIONS.items() if key in found}
+        asked = {key: check(key, found[key]) for key, check in _PROBING.items() if key in found}
         settings = Settings(
             dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
         )
         _check_together(settings, view, options)
+        if probing:
+            settings = _probing(settings, plain, asked)
+        elif asked:
+            raise OptionError(f"{sorted(asked)} apply to med_probe tasks only.")
     except OptionError as error:
         raise OptionError(f"Task {task!r}: {error}") from error
     return settings
@@ -161,6 +186,26 @@ def _view(found: Mapping[str, Any]) -> View:
     count = found.get("montage", found.get("slices"))
     rest = {key: found[key] for key in ("plane", "window") if key in found}
     return View(**rest) if count is None else View(slices=count, montage="montage" in found, **rest)
+
+
+def _probing(settings: Settings, plain: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
+    """The settings of a task that probes: all folds, one question a document."""
+    if "folds" in plain:
+        raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
+    if settings.order != "given" or settings.paraphrase == ALL:
+        raise OptionError("Probes look at one way of asking: expected order=given and one paraphrase, found several.")
+    finding = asked.get("finding")
+    labels = settings.dataset.labels
+    if settings.dataset.kind == "multilabel":
+        if finding not in labels:
+            raise OptionError(
+                f"{settings.dataset.title} is multi-label, and a probe is of one finding: expected finding= one of "
+                f"{list(labels)}, found {finding!r}."
+            )
+    elif finding is not None:
+        raise OptionError(f"{settings.dataset.title} has one class an image: `finding` does not apply.")
+    features = Features(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
+    return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
 
 
 def _check_together(settings: Settings, view: Mapping[str, Any], options: Mapping[str, Any]) -> None:

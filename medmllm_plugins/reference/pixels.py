@@ -108,20 +108,21 @@ class Pixels(Classifier):
 def pixels(examples: Examples) -> npt.NDArray[np.float32]:
     """Shrunken pixels, ``[N, F]`` float32, 0 to 255: F is 3072 for images, 4096 for volumes."""
     if examples.data.spec.dimensions == 2:
-        return np.stack(examples.each(lambda index: _shrunk(examples.pictures(index)[0], "RGB", SIDE)))
+        return np.stack(examples.each(lambda index: small(examples.pictures(index)[0], "RGB", SIDE)))
     view = dataclasses.replace(examples.view, slices=SLICES, montage=False)
 
     def slices(index: int) -> npt.NDArray[np.float32]:
-        found = [_shrunk(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
+        found = [small(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
         # A volume of fewer slices than that has some of them twice, as every volume needs as many values.
         return np.concatenate([found[place] for place in np.linspace(0, len(found) - 1, SLICES).round().astype(int)])
 
     return np.stack(examples.each(slices))
 
 
-def _shrunk(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:
-    small = picture.convert(mode).resize((side, side), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32).reshape(-1)
+def small(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:
+    """A picture shrunk to a square and laid out flat, 0 to 255: (side * side * channels,) float32."""
+    shrunk = picture.convert(mode).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(shrunk, dtype=np.float32).reshape(-1)
 
 
 def _scores(model: LogisticRegression, features: npt.NDArray[Any], shares: LogProbabilities) -> LogProbabilities:

@@ -1,0 +1,94 @@
+"""``medmllm diagnose``: everything that probes tell, computed anew from the features that a run left; no model needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.host.run import FEATURES
+from medmllm_plugins.metrics.outcome_files import RunResults, file_stem, load_run
+from medmllm_plugins.probes import files
+from medmllm_plugins.probes.analysis import Analysis, analyse
+from medmllm_plugins.probes.options import Options
+from medmllm_plugins.probes.reference import Reference, find_reference, read_reference
+
+
+def diagnose(
+    folder: Path,
+    options: Options,
+    *,
+    tasks: Sequence[str] = (),
+    reference: Path | None = None,
+    output: Path | None = None,
+    device: str | None = None,
+) -> list[Analysis]:
+    """Recompute the analyses of a run, and write them.
+
+    Args:
+        folder: the run folder.
+        options: how to fit and compare.
+        tasks: these only; all that kept features where empty.
+        reference: run folder of a reference classifier; one that stands beside the run is found by itself.
+        output: where to write; the run folder, whose earlier files are replaced, where ``None``.
+        device: where to fit.
+
+    Raises:
+        DataError: the run kept no features, or they are damaged or of another model or data set than the run.
+        OptionError: there is no such task.
+    """
+    import torch
+
+    run = load_run(folder)
+    held = [task for task in run.manifest["tasks"] if (folder / FEATURES / file_stem(task)).is_dir()]
+    if not held:
+        raise DataError(
+            f"{folder}: expected features of a med_probe task, found none. Run one: lmms-eval --tasks med_probe_NAME."
+        )
+    if unknown := sorted(set(tasks) - set(held)):
+        raise OptionError(f"Expected tasks among {held}, which kept features, found {unknown}.")
+    target = folder if output is None else output
+    target.mkdir(parents=True, exist_ok=True)
+    found = []
+    for task in tasks or held:
+        store = open_store(run, task)
+        compared = _reference(folder, reference, store)
+        analysis = analyse(
+            store,
+            run.outcomes.get(task, []),
+            options,
+            reference=compared,
+            device=None if device is None else torch.device(device),
+        )
+        files.write(target, file_stem(task), analysis)
+        found.append(analysis)
+    return found
+
+
+def open_store(run: RunResults, task: str) -> FeatureStore:
+    """The features of a task of a run, checked to be of this run and as they were written.
+
+    Raises:
+        DataError: they are damaged, or of another model or data set.
+    """
+    store = FeatureStore(run.folder / FEATURES / file_stem(task))
+    store.check()
+    told: dict[str, Any] = run.manifest["tasks"][task]
+    model: dict[str, Any] = run.manifest.get("model") or {}
+    for what, expected, there in (
+        ("model", model.get("fingerprint"), store.header.model_fingerprint),
+        ("data set", told.get("dataset_fingerprint"), store.header.dataset_fingerprint),
+    ):
+        if expected != there:
+            raise DataError(
+                f"{store.folder}: expected features of the run's own {what} (fingerprint {str(expected)[:12]}…), found "
+                f"those of another ({there[:12]}…). Do not mix run folders; run the task again."
+            )
+    return store
+
+
+def _reference(folder: Path, named: Path | None, store: FeatureStore) -> Reference | None:
+    fingerprint = store.header.dataset_fingerprint
+    return find_reference(folder, fingerprint) if named is None else read_reference(named, fingerprint)

@@ -1,0 +1,51 @@
+"""Which features of a model's stages a task asks for, beside the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from medmllm_plugins.errors import OptionError
+
+MEAN, LAST, CLS, MAX, ANSWER = "mean", "last", "cls", "max", "answer"
+ALWAYS: Final = (MEAN, LAST, CLS)
+"""Poolings that are always kept: the mean over the image's own patches or tokens, the last token of the prompt, and a
+tower's class token where it has one."""
+EXTRA: Final = (MAX, ANSWER)
+"""Poolings that are kept on request: the maximum over patches or tokens, and the first token of the answer."""
+POOLINGS: Final = (*ALWAYS, *EXTRA)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What is to be kept of a model's stages.
+
+    Attributes:
+        extra: poolings beyond those of :data:`ALWAYS`.
+        floor: whether a re-initialised vision tower is run on the same images, for comparison.
+    """
+
+    extra: tuple[str, ...] = ()
+    floor: bool = True
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """All of them, in a fixed order."""
+        return tuple(name for name in POOLINGS if name in ALWAYS or name in self.extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, as they travel with each request."""
+        return {"extra": list(self.extra), "floor": self.floor}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Features:
+        """Read what :meth:`to_dict` gave.
+
+        Raises:
+            OptionError: a pooling is none that can be asked for.
+        """
+        extra = tuple(told.get("extra") or ())
+        if unknown := sorted(set(extra) - set(EXTRA)):
+            raise OptionError(f"Expected poolings among {list(EXTRA)}, found {unknown}.")
+        return cls(extra=extra, floor=bool(told.get("floor", True)))

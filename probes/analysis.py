@@ -1,0 +1,359 @@
+"""From a feature store and the answers to the whole picture: curves, health, semantic mapping, diagnosis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.intervals import Estimate, number
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.probes.curves import Draws, Point, draw, points
+from medmllm_plugins.probes.diagnosis import ANSWER, MODES, REFERENCE, TITLES, Diagnosis, diagnose
+from medmllm_plugins.probes.fitting import Fitted, fit_probes
+from medmllm_plugins.probes.health import Health, health, health_score
+from medmllm_plugins.probes.mapping import UNPARSED, ScoredFold, SemanticMapping, ValidationFold, semantic_mapping
+from medmllm_plugins.probes.options import Options
+from medmllm_plugins.probes.reference import Reference
+from medmllm_plugins.probes.samples import Samples, divided_groups, read_samples, refolded
+from medmllm_plugins.questions.features import LAST, MEAN
+
+PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *(f"lost_{mode}" for mode in MODES))
+"""Figures that the host prints beside the answers' accuracy."""
+MODULES: Final = ("vision", "connector", "llm")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleHealth:
+    """The Feature Health Score of one module.
+
+    Attributes:
+        module: ``"vision"``, ``"connector"`` or ``"llm"``.
+        pooling: of the curve.
+        health: the score and its parts.
+        score: the score with its interval.
+        loci: the curve's loci, in order.
+    """
+
+    module: str
+    pooling: str
+    health: Health
+    score: Estimate
+    loci: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        told = {
+            "module": self.module,
+            "pooling": self.pooling,
+            "loci": list(self.loci),
+            "interval": self.score.to_dict(),
+        }
+        return told | self.health.to_dict()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Analysis:
+    """Everything that the probes of one task tell.
+
+    Attributes:
+        task: the task's name.
+        model: the model's name.
+        options: how it was done.
+        labels: the classes.
+        counts: number of documents by fold.
+        groups: number of groups in the test fold.
+        chance: ``1 / K``, the balanced accuracy of guessing.
+        majority: accuracy of always answering the train fold's commonest class.
+        answer: accuracy of the answers.
+        reference: accuracy of the reference classifier; ``None`` without one.
+        reference_name: its name; empty without one.
+        points: the curves.
+        best: the locus and pooling whose probe is best on the validation fold, floors and unread layers left out.
+        health: Feature Health Scores by module and pooling.
+        mapping: the semantic mapping.
+        diagnosis: the four modes.
+        types: number of types of the control task.
+        warnings: what the reader must know.
+        seconds: wall time of fitting and of everything.
+    """
+
+    task: str
+    model: str
+    options: Options
+    labels: tuple[str, ...]
+    counts: dict[str, int]
+    groups: int
+    chance: float
+    majority: float
+    answer: Estimate
+    reference: Estimate | None
+    reference_name: str
+    points: tuple[Point, ...]
+    best: Point
+    health: tuple[ModuleHealth, ...]
+    mapping: SemanticMapping
+    diagnosis: Diagnosis
+    lens: tuple[str, ...]
+    types: int
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def health_of(self, module: str, pooling: str) -> ModuleHealth | None:
+        """The health of one module; ``None`` where there is no such curve."""
+        return next((one for one in self.health if (one.module, one.pooling) == (module, pooling)), None)
+
+    def printed(self) -> dict[str, float | None]:
+        """The figures of :data:`PRINTED`; ``None`` for what is not known."""
+        found: dict[str, float | None] = {"probe": self.best.accuracy.value}
+        for module in MODULES:
+            curve = self.health_of(module, MEAN)
+            found[f"fhs_{module}"] = None if curve is None else number(curve.score.value)
+        return found | {f"lost_{one.mode}": number(one.loss.value) for one in self.diagnosis.effects}
+
+    def headline(self) -> str:
+        """The sentences to read."""
+        named = self.diagnosis.named
+        first = (
+            f"answers {self.answer.percent()}, best probe {self.best.accuracy.percent()} at {self.best.key.locus} "
+            f"({self.best.key.pooling})"
+        )
+        if named is None:
+            open_ones = [one.mode for one in self.diagnosis.effects if one.verdict == "cannot tell"]
+            rest = f"; cannot tell of {', '.join(open_ones)}" if open_ones else ""
+            return f"{first}. No failure mode is supported{rest}."
+        effect = self.diagnosis.of(named)
+        return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}"
+
+    def headline_facts(self) -> dict[str, Any]:
+        """What the manifest tells."""
+        return {
+            "named": self.diagnosis.named,
+            **{f"verdict_{one.mode}": one.verdict for one in self.diagnosis.effects},
+            "best": f"{self.best.key.locus} ({self.best.key.pooling})",
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+            **self.printed(),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "medmllm_probes": 1,
+            "task": self.task,
+            "model": self.model,
+            "headline": self.headline(),
+            "options": self.options.to_dict(),
+            "labels": list(self.labels),
+            "counts": self.counts,
+            "groups": self.groups,
+            "chance": self.chance,
+            "majority": self.majority,
+            "answer": self.answer.to_dict(),
+            "reference": None if self.reference is None else self.reference.to_dict(),
+            "reference_name": self.reference_name,
+            "diagnosis": self.diagnosis.to_dict(),
+            "health": [one.to_dict() for one in self.health],
+            "best": self.best.to_dict(),
+            "mapping": {**self.mapping.to_dict(), "lens_loci": list(self.lens)},
+            "points": [one.to_dict() for one in self.points],
+            "control_types": self.types,
+            "warnings": list(self.warnings),
+            "seconds": self.seconds,
+        }
+
+
+def analyse(
+    store: FeatureStore | Path,
+    outcomes: Sequence[Outcome],
+    options: Options | None = None,
+    *,
+    reference: Reference | None = None,
+    device: torch.device | None = None,
+) -> Analysis:
+    """Fit the probes of a task and judge what they tell.
+
+    Args:
+        store: the features.
+        outcomes: the scored answers of the test fold.
+        options: how; the defaults where ``None``.
+        reference: the run of a reference classifier.
+        device: where to fit; a CUDA device where there is one, by default.
+
+    Raises:
+        DataError: the folds cannot carry probes, features are damaged or not finite, or features and answers are not
+            of the same documents.
+    """
+    began = time.perf_counter()
+    options = options or Options()
+    store = FeatureStore(store) if isinstance(store, Path) else store
+    samples = read_samples(store, options.seed)
+    answers = _answers(store, samples, outcomes)
+    fitted = fit_probes(store, samples, options, device)
+    fit_seconds = time.perf_counter() - began
+    truth = samples.of("test")
+    beside: dict[str, Floats] = {ANSWER: (answers == truth).astype(np.float64)}
+    if reference is not None:
+        beside[REFERENCE] = (_referred(store, samples, reference.predicted) == truth).astype(np.float64)
+    draws = draw(fitted, samples, beside, seed=options.seed)
+    curve = points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
+    scores = _scores(store, samples, "validation")
+    scored = None if scores is None else float((scores.argmax(1) == samples.of("validation")).mean())
+    own = [one for one in curve if one.key.part != "floor" and one.key.read]
+    majority = int(np.bincount(samples.of("train")).argmax())
+    return Analysis(
+        task=store.header.task,
+        model=store.header.model,
+        options=options,
+        labels=samples.labels,
+        counts={fold: len(rows) for fold, rows in samples.rows.items()},
+        groups=draws.groups,
+        chance=1 / len(samples.labels),
+        majority=float((truth == majority).mean()),
+        answer=draws.estimate(float(draws.values[ANSWER]), draws.resampled[ANSWER]),
+        reference=None
+        if reference is None
+        else draws.estimate(float(draws.values[REFERENCE]), draws.resampled[REFERENCE]),
+        reference_name="" if reference is None else reference.name,
+        points=curve,
+        best=max(own, key=lambda one: one.validation),
+        health=_health(fitted, draws),
+        mapping=_mapping(store, samples, fitted, answers, scores, options.seed),
+        diagnosis=diagnose(fitted, draws, samples.of("validation"), scored),
+        lens=store.header.lens,
+        types=fitted.types,
+        warnings=_warnings(samples, curve),
+        seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
+    )
+
+
+def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome]) -> Ints:
+    """The class answered to each document of the test fold; :data:`UNPARSED` where none."""
+    by_id = {outcome.id: outcome for outcome in outcomes}
+    rows = samples.rows["test"]
+    ids = store.index["id"].astype(str).to_numpy()[rows]
+    if without := [identifier for identifier in by_id if identifier not in set(ids)]:
+        raise DataError(
+            f"{store.header.task}: expected features of all {len(by_id)} answered documents, found none of "
+            f"{len(without)}, such as {without[0]!r}: the host's cache served their answers without asking the model. "
+            "Run again without --use_cache, or with another folder for it."
+        )
+    if missing := [identifier for identifier in ids if identifier not in by_id]:
+        raise DataError(
+            f"{store.header.task}: expected an answer to every document of the test fold, found none to "
+            f"{len(missing)}, such as {missing[0]!r}; features and outcomes are of different runs."
+        )
+    number = {label: place for place, label in enumerate(samples.labels)}
+    for identifier, row in zip(ids, rows, strict=True):
+        if by_id[identifier].label != samples.labels[samples.truth[row]]:
+            raise DataError(
+                f"{store.header.task}: expected one class of {identifier!r}, found "
+                f"{samples.labels[samples.truth[row]]!r} in the features and {by_id[identifier].label!r} in the "
+                "answers: they are of different data."
+            )
+    predicted = [by_id[identifier].predicted for identifier in ids]
+    return np.array([UNPARSED if one is None else number[one] for one in predicted], dtype=np.intp)
+
+
+def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str | None]) -> Ints:
+    ids = store.index["id"].astype(str).to_numpy()[samples.rows["test"]]
+    if missing := [identifier for identifier in ids if identifier not in reference]:
+        raise DataError(
+            f"Expected the reference run to have every document of the test fold, found {len(missing)} missing, such as "
+            f"{missing[0]!r}; run `medmllm baseline` on the same data without a limit."
+        )
+    number = {label: place for place, label in enumerate(samples.labels)}
+    return np.array([number.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)
+
+
+def _scores(store: FeatureStore, samples: Samples, fold: str, column: str = "scores") -> Floats | None:
+    """Label scores of a fold's documents, (n, K); ``None`` unless all have them."""
+    rows = samples.rows[fold]  # type: ignore[index]
+    values = [store.index[column].iloc[row] for row in rows]
+    if any(one is None or np.ndim(one) == 0 for one in values):
+        return None
+    return np.array([np.asarray(one, dtype=np.float64) for one in values])
+
+
+def _repeated(
+    store: FeatureStore, samples: Samples, options: Options, device: torch.device | None, fitted: Fitted
+) -> Floats:
+    """Accuracies on further divisions into folds, (repeats, F)."""
+    found = np.empty((options.repeats, len(fitted.keys)))
+    for number in range(options.repeats):
+        divided = refolded(samples, store, options.seed + 1 + number)
+        again = fit_probes(store, divided, options, device)
+        found[number] = (again.test == divided.of("test")).mean(1)
+    return found
+
+
+def _health(fitted: Fitted, draws: Draws) -> tuple[ModuleHealth, ...]:
+    found = []
+    for module in MODULES:
+        for pooling in (MEAN, LAST):
+            places = [
+                place
+                for place, key in enumerate(fitted.keys)
+                # The LLM's input is the connector's output among words; its first layer is its first block.
+                if key.part == module and key.pooling == pooling and key.read and key.locus != "llm.embed"
+            ]
+            if not places:
+                continue
+            resampled = health_score(np.clip(draws.resampled["probe"][:, places], 0, 1))
+            parts = health(np.clip(draws.values["probe"][places], 0, 1))
+            found.append(
+                ModuleHealth(
+                    module,
+                    pooling,
+                    parts,
+                    draws.estimate(parts.score, resampled),
+                    tuple(fitted.keys[place].locus for place in places),
+                )
+            )
+    return tuple(found)
+
+
+def _mapping(
+    store: FeatureStore, samples: Samples, fitted: Fitted, answers: Ints, scores: Floats | None, seed: int
+) -> SemanticMapping:
+    test = samples.rows["test"]
+    tested = _scores(store, samples, "test")
+    blank = _scores(store, samples, "test", "blank")
+    lens = store.lens(test)
+    last = fitted.at("llm.norm", LAST)
+    both = scores is not None and tested is not None
+    return semantic_mapping(
+        ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),
+        ScoredFold(
+            truth=samples.of("test"),
+            group=samples.groups_of("test"),
+            answers=answers,
+            probe=fitted.test[last],
+            scores=tested if both else None,
+            blank=blank if both else None,
+            lens=None if lens is None else lens.transpose(1, 0, 2).astype(np.float64),
+        ),
+        len(samples.labels),
+        seed=seed,
+    )
+
+
+def _warnings(samples: Samples, curve: Sequence[Point]) -> tuple[str, ...]:
+    found = []
+    if shared := divided_groups(samples):
+        found.append(
+            f"{shared} of {len(samples.rows['test'])} test documents share a group (patient, lesion, source) with "
+            "another fold, as the published split has it: probes may know the group, and their figures flatter."
+        )
+    stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
+    if stuck:
+        found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].key.locus}.")
+    return tuple(found)

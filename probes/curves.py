@@ -1,0 +1,210 @@
+"""Curves over the loci with their controls, bands and p-values, from what the probes predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.comparison import holm
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
+from medmllm_plugins.probes.controls import shuffled
+from medmllm_plugins.probes.fitting import Fitted, Key
+from medmllm_plugins.probes.samples import Samples
+
+PERMUTATIONS: Final = 9_999
+"""Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred loci."""
+_CELLS: Final = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One locus and pooling of the curves; all figures are of the test fold unless they say otherwise.
+
+    Attributes:
+        key: which.
+        accuracy: of the probe.
+        balanced: its mean recall over the classes.
+        corrected: balanced accuracy above chance, ``(b - 1/K) / (1 - 1/K)``: 0 is chance, 1 all right.
+        control: accuracy on the control task, mean over its drawings.
+        selectivity: ``accuracy - control``.
+        null: mean balanced accuracy of probes of shuffled labels.
+        null_high: its 95th percentile.
+        p: share of shuffles of the test fold's labels (by group) under which the probe's balanced accuracy is as high.
+        p_holm: corrected over the loci of the model.
+        validation: accuracy on the validation fold.
+        strength: the inverse L2 strength chosen there; ``None`` where there is none.
+        gradient_norm: at the solution; ``None`` likewise.
+        repeats: accuracies on further divisions into folds, in order.
+    """
+
+    key: Key
+    accuracy: Estimate
+    balanced: Estimate
+    corrected: Estimate
+    control: Estimate
+    selectivity: Estimate
+    null: float
+    null_high: float
+    p: float
+    p_holm: float
+    validation: float
+    strength: float | None
+    gradient_norm: float | None
+    repeats: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        told: dict[str, Any] = {name: getattr(self.key, name) for name in self.key.__slots__}
+        for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
+            told[name] = getattr(self, name).to_dict()
+        for name in ("null", "null_high", "p", "p_holm", "validation"):
+            told[name] = number(getattr(self, name))
+        return {**told, "C": self.strength, "gradient_norm": self.gradient_norm, "repeats": list(self.repeats)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """Accuracies of everything on the test fold and on one set of resamples of its groups.
+
+    Attributes:
+        groups: number of groups.
+        values: accuracy by name; ``"probe"``, ``"control"`` (F,), and whatever else was given, ().
+        resampled: the same on each resample: (B, F) or (B,).
+    """
+
+    groups: int
+    values: Mapping[str, Floats]
+    resampled: Mapping[str, Floats]
+
+    def estimate(self, value: Floats | float, resampled: Floats) -> Estimate:
+        """A figure with its interval."""
+        return estimate(float(value), resampled, groups=self.groups)
+
+
+def draw(fitted: Fitted, samples: Samples, beside: Mapping[str, Floats], *, seed: int = 0) -> Draws:
+    """Resample the test fold's groups once for all figures, so that differences between them are paired.
+
+    Args:
+        fitted: the probes.
+        samples: who they were fitted on.
+        beside: (t,) what else is averaged over documents, such as whether the answer was right.
+        seed: of the resamples.
+    """
+    truth, group = samples.of("test"), samples.groups_of("test")
+    right = (fitted.test == truth).astype(np.float32)
+    control = (fitted.control == fitted.control_truth).mean(1).astype(np.float32)
+    others = np.array([beside[name] for name in beside], dtype=np.float32).reshape(len(beside), len(truth))
+    rows = np.concatenate([right, control, others])
+    present = np.unique(truth)
+    classes = np.array([truth == number for number in present], dtype=np.float32)
+    count = len(fitted.keys)
+
+    def evaluate(weights: Floats) -> dict[str, Floats]:
+        drawn = weights.astype(np.float32)
+        means = (rows @ drawn / drawn.sum(0)).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A resample without a class has no recall of it; the mean is then over the classes it has.
+            recalls = np.array([right @ (drawn * one[:, None]) / (one @ drawn) for one in classes])
+        found = {"probe": means[:, :count], "control": means[:, count : 2 * count]}
+        found |= {name: means[:, 2 * count + place] for place, name in enumerate(beside)}
+        found["balanced"] = np.nanmean(recalls, axis=0).T
+        return {name: value.astype(np.float64) for name, value in found.items()}
+
+    values, resampled = bootstrap(evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(rows) * (1 + len(present)))
+    return Draws(int(group.max()) + 1, values, resampled)
+
+
+def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, seed: int = 0) -> tuple[Point, ...]:
+    """The curves.
+
+    Args:
+        fitted: the probes.
+        samples: who they were fitted on.
+        draws: see :func:`draw`.
+        repeats: (R, F) accuracies on further divisions into folds; R may be 0.
+        seed: of the shuffles behind the p-values.
+    """
+    classes = len(samples.labels)
+    null = _balanced(fitted.null, fitted.null_truth[None], classes)
+    p = p_values(fitted.test, samples, seed=seed)
+    own = [place for place, key in enumerate(fitted.keys) if key.part != "floor"]
+    corrected = np.full(len(p), np.nan)
+    corrected[own] = holm([float(p[place]) for place in own])
+    validation = (fitted.validation == samples.of("validation")).mean(1)
+    chance = 1 / classes
+    found = []
+    for place, key in enumerate(fitted.keys):
+        accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
+        balanced = draws.resampled["balanced"][:, place]
+        value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}
+        strength, norm = float(fitted.strength[place]), float(fitted.gradient_norm[place])
+        found.append(
+            Point(
+                key=key,
+                accuracy=draws.estimate(value["probe"], accuracy),
+                balanced=draws.estimate(value["balanced"], balanced),
+                corrected=draws.estimate(
+                    (value["balanced"] - chance) / (1 - chance), (balanced - chance) / (1 - chance)
+                ),
+                control=draws.estimate(value["control"], control),
+                selectivity=draws.estimate(value["probe"] - value["control"], accuracy - control),
+                null=float(null[place].mean()),
+                null_high=float(np.quantile(null[place], 0.95)),
+                p=float(p[place]),
+                p_holm=float(corrected[place]),
+                validation=float(validation[place]),
+                strength=None if np.isnan(strength) else strength,
+                gradient_norm=None if np.isnan(norm) else norm,
+                repeats=tuple(map(float, repeats[:, place])),
+            )
+        )
+    return tuple(found)
+
+
+def p_values(test: Ints, samples: Samples, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Floats:
+    """How often a probe would look as good if the test fold's labels meant nothing.
+
+    Labels are shuffled by group and the fitted probes are held against them. Given its predictions, a probe whose
+    features say nothing of the class is as good on any of these as on the real labels, so this needs no refit, and the
+    p-value, ``(1 + b) / (1 + B)``, can be as small as many loci need.
+
+    Args:
+        test: (F, t) predictions.
+        samples: who they are of.
+        seed: of the shuffles.
+        permutations: their number, B.
+
+    Returns:
+        (F,).
+    """
+    truth, group, classes = samples.of("test"), samples.groups_of("test"), len(samples.labels)
+    generator = np.random.default_rng((seed, 1))
+    counts = np.bincount(truth, minlength=classes)
+    share = np.divide(1.0, counts * (counts > 0).sum(), out=np.zeros(classes), where=counts > 0)
+    said = np.eye(classes, dtype=np.float32)[test].reshape(len(test), -1)
+    observed = _balanced(test[:, None], truth[None, None], classes)[:, 0]
+    as_good = np.zeros(len(test))
+    at_once = max(1, _CELLS // (len(truth) * classes))
+    for start in range(0, permutations, at_once):
+        drawn = shuffled(truth, group, min(at_once, permutations - start), generator)
+        weights = np.eye(classes, dtype=np.float32)[drawn] * share.astype(np.float32)
+        # A rounding error must not make an equal figure a smaller one.
+        as_good += (said @ weights.reshape(len(drawn), -1).T >= observed[:, None] - 1e-6).sum(1)
+    found: Floats = (1 + as_good) / (1 + permutations)
+    return found
+
+
+def _balanced(predicted: Ints, truth: Ints, classes: int) -> Floats:
+    """Mean recall over the classes that occur, (F, S), of predictions (F, S, t) against labels (1, S, t)."""
+    recalls = []
+    for number in range(classes):
+        members = truth == number
+        count = members.sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recalls.append(((predicted == number) & members).sum(-1) / count)
+    found: Floats = np.nanmean(np.broadcast_arrays(*recalls), axis=0)
+    return found

@@ -1,0 +1,218 @@
+"""Which of the four failure modes the evidence supports, by rules that stand here and in docs/diagnosis.md.
+
+The four modes are those of "Lost in the Hype" (arXiv:2604.08333). What a stage holds of the class is measured by probes
+on held-out documents, and each mode is what is lost from one stage to the next, in accuracy:
+
+=============== ==================================================================================================
+vision          what a reference classifier reaches, less what the vision tower hands over
+connector       what the vision tower hands over, less what the connector hands over
+comprehension   what the connector hands over, less what the last token holds at the end of the LLM
+mapping         what the last token holds at the end of the LLM, less the answers' accuracy
+=============== ==================================================================================================
+
+The four add up to the reference's accuracy less the answers'. A stage hands over at least what any later one still
+shows, since no later stage can know more of the image than it was given; so a stage is measured at the locus, among its
+own and all later ones, whose probe is best on the validation fold, and the figure is that locus's on the test fold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.probes.curves import Draws
+from medmllm_plugins.probes.fitting import Fitted, Key
+from medmllm_plugins.questions.features import CLS, LAST, MEAN
+
+Mode = Literal["vision", "connector", "comprehension", "mapping"]
+Verdict = Literal["supported", "not supported", "cannot tell"]
+MODES: Final[tuple[Mode, ...]] = ("vision", "connector", "comprehension", "mapping")
+TITLES: Final[Mapping[Mode, str]] = {
+    "vision": "quality limitation in visual representation",
+    "connector": "fidelity loss in connector projection",
+    "comprehension": "comprehension deficit in LLM reasoning",
+    "mapping": "misalignment of semantic mapping",
+}
+MARGIN: Final = 0.03
+"""A loss counts from here on, given that its interval lies above zero."""
+TOLERANCE: Final = 0.10
+"""A loss is ruled out only where its whole interval lies below this; a wider one cannot tell."""
+FEWEST_GROUPS: Final = 20
+"""With fewer groups in the test fold no verdict is given."""
+FOLLOWS: Final = 0.25
+"""A stage behind a broken one is given what it was never trained on, and loses more. The first supported loss of at least
+this share of the largest is therefore named, and not the largest."""
+ANSWER: Final = "answer"
+REFERENCE: Final = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One failure mode.
+
+    Attributes:
+        mode: which.
+        loss: accuracy lost at this stage, with its interval; NaN where it cannot be known.
+        verdict: whether the evidence supports it.
+        why: one sentence.
+        before: what the stage before was measured by: a locus and pooling, ``"reference"`` or a floor.
+        after: what this stage was measured by; ``"answer"`` for the answers.
+    """
+
+    mode: Mode
+    loss: Estimate
+    verdict: Verdict
+    why: str
+    before: str
+    after: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "mode": self.mode,
+            "title": TITLES[self.mode],
+            "loss": self.loss.to_dict(),
+            "verdict": self.verdict,
+            "why": self.why,
+            "before": self.before,
+            "after": self.after,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The verdicts on all four modes.
+
+    Attributes:
+        effects: one a mode, in the order in which an image passes the stages.
+        named: the mode that the losses are charged to first; ``None`` where none is supported.
+    """
+
+    effects: tuple[Effect, ...]
+    named: Mode | None
+
+    def of(self, mode: Mode) -> Effect:
+        """The effect of one mode."""
+        return self.effects[MODES.index(mode)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"named": self.named, "effects": [effect.to_dict() for effect in self.effects]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """What one stage shows: its name, its accuracy and that on each resample."""
+
+    name: str
+    value: float
+    resampled: Floats
+
+
+def diagnose(fitted: Fitted, draws: Draws, truth: Floats, answer_validation: float | None) -> Diagnosis:
+    """Judge the four modes.
+
+    Args:
+        fitted: the probes.
+        draws: accuracies and resamples; ``"answer"`` among them, and ``"reference"`` where there is one.
+        truth: (v,) classes of the validation fold.
+        answer_validation: accuracy of the label that scores highest on the validation fold; ``None`` without scores.
+    """
+    on_validation = (fitted.validation == truth).mean(1)
+    stages = _stages(fitted.keys)
+    answer = _Measure(ANSWER, float(draws.values[ANSWER]), draws.resampled[ANSWER])
+
+    def best(places: Sequence[int]) -> _Measure:
+        # Of equally good ones the last, so that a difference is nothing where nothing is shown to be lost.
+        place = max(reversed(places), key=lambda one: on_validation[one])
+        if answer_validation is not None and answer_validation >= on_validation[place]:
+            return answer
+        key = fitted.keys[place]
+        return _Measure(
+            f"{key.locus} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
+        )
+
+    vision, connector, llm = (best(places) for places in stages)
+    enough = draws.groups >= FEWEST_GROUPS
+    effects = (
+        _vision(fitted, draws, on_validation, vision, enough),
+        _effect("connector", vision, connector, draws, enough),
+        _effect("comprehension", connector, llm, draws, enough),
+        _effect("mapping", llm, answer, draws, enough),
+    )
+    return Diagnosis(effects, _named(effects))
+
+
+def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
+    """Places of what tower, connector and LLM hand over: the loci of each stage's end, and all behind it."""
+    tower = [place for place, key in enumerate(keys) if key.part == "vision" and key.read]
+    end = keys[tower[-1]].locus if tower else ""
+    handed = [place for place in tower if keys[place].locus == end and keys[place].pooling in (MEAN, CLS)]
+    behind = [place for place, key in enumerate(keys) if key.part in ("connector", "llm")]
+    last = [place for place in behind if keys[place].locus == "llm.norm" and keys[place].pooling == LAST]
+    return [*handed, *behind], behind, last
+
+
+def _vision(fitted: Fitted, draws: Draws, on_validation: Floats, vision: _Measure, enough: bool) -> Effect:
+    if REFERENCE in draws.values:
+        reference = _Measure(REFERENCE, float(draws.values[REFERENCE]), draws.resampled[REFERENCE])
+        return _effect("vision", reference, vision, draws, enough)
+    floors = [place for place, key in enumerate(fitted.keys) if key.part == "floor"]
+    place = max(floors, key=lambda one: on_validation[one])
+    key = fitted.keys[place]
+    floor = _Measure(
+        f"{key.locus} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
+    )
+    gain = draws.estimate(vision.value - floor.value, vision.resampled - floor.resampled)
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    if enough and gain.high < MARGIN:
+        loss = draws.estimate(floor.value - vision.value, floor.resampled - vision.resampled)
+        why = f"the tower hands over no more than {floor.name} does without it ({_points(gain)} against it)."
+        return Effect("vision", loss, "supported", why, floor.name, vision.name)
+    why = (
+        f"what an ordinary classifier reaches on these data is not known: give the run of one (medmllm baseline, then "
+        f"--reference). Against {floor.name} the tower is {_points(gain)}."
+    )
+    return Effect("vision", nothing, "cannot tell", why, floor.name, vision.name)
+
+
+def _effect(mode: Mode, before: _Measure, after: _Measure, draws: Draws, enough: bool) -> Effect:
+    loss = draws.estimate(before.value - after.value, before.resampled - after.resampled)
+    verdict, why = judge(loss)
+    if not enough:
+        verdict, why = "cannot tell", f"the test fold has {draws.groups} groups; {FEWEST_GROUPS} are needed."
+    elif before.name == after.name:
+        why = f"{after.name} shows all that was there before."
+    return Effect(mode, loss, verdict, why, before.name, after.name)
+
+
+def judge(loss: Estimate) -> tuple[Verdict, str]:
+    """The verdict on a loss of accuracy, and why."""
+    if np.isnan(loss.low):
+        return "cannot tell", "there are too few groups for an interval."
+    if loss.low > 0 and loss.value >= MARGIN:
+        return "supported", f"{_points(loss)}, all above zero."
+    if loss.high < TOLERANCE:
+        return "not supported", f"{_points(loss)}; a loss of {TOLERANCE:.0%} is ruled out."
+    return "cannot tell", f"{_points(loss)}: too wide to tell; more documents would."
+
+
+def _named(effects: Sequence[Effect]) -> Mode | None:
+    supported = [effect for effect in effects if effect.verdict == "supported"]
+    if not supported:
+        return None
+    largest = max(effect.loss.value for effect in supported)
+    return next(effect.mode for effect in supported if effect.loss.value >= FOLLOWS * largest)
+
+
+def _points(found: Estimate) -> str:
+    """Accuracy points with their interval."""
+    if math.isnan(found.low):
+        return f"{100 * found.value:+.1f} points"
+    return f"{100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"

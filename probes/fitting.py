@@ -1,0 +1,242 @@
+"""Fits the probes of all loci: read from the store a block at a time, so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medmllm_plugins.capture.floors import PIXELS
+from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.metrics.classification import Ints
+from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
+from medmllm_plugins.probes.logistic import RowSpace, solve
+from medmllm_plugins.probes.options import Options
+from medmllm_plugins.probes.samples import Samples
+from medmllm_plugins.questions.features import MEAN
+
+BLOCK_BYTES = 128 * 2**20
+"""Features that are in memory at a time; at least one locus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A curve's point: a locus and a pooling."""
+
+    locus: str
+    part: str
+    pooling: str
+    width: int
+    read: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What the probes predict, and on what they were fitted.
+
+    Attributes:
+        keys: the loci and poolings, F of them.
+        validation: (F, v) predicted classes of the validation fold.
+        test: (F, t) predicted classes of the test fold.
+        validation_loss: (F,) mean log loss on the validation fold, in nats.
+        strength: (F,) the inverse L2 strength that was chosen; NaN where there is none to choose.
+        gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN likewise.
+        control: (F, S, t) predictions of the control task's classes.
+        control_truth: (S, t) these classes.
+        null: (F, R, t) predictions after fitting on shuffled labels.
+        null_truth: (R, t) the test fold's labels, shuffled likewise.
+        types: number of types of the control task.
+    """
+
+    keys: tuple[Key, ...]
+    validation: Ints
+    test: Ints
+    validation_loss: npt.NDArray[np.float64]
+    strength: npt.NDArray[np.float64]
+    gradient_norm: npt.NDArray[np.float64]
+    control: Ints
+    control_truth: Ints
+    null: Ints
+    null_truth: Ints
+    types: int
+
+    def at(self, locus: str, pooling: str) -> int:
+        """The place of a locus and pooling among :attr:`keys`; -1 where it is not there."""
+        return next((i for i, key in enumerate(self.keys) if (key.locus, key.pooling) == (locus, pooling)), -1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Labels:
+    """Label sets: the real one first, then the control task's, then the shuffled ones; by fold."""
+
+    train: Ints
+    validation: Ints
+    test: Ints
+    controls: int
+    types: int
+
+
+def keys_of(store: FeatureStore, poolings: Sequence[str] = ()) -> tuple[Key, ...]:
+    """The loci and poolings of a store, floors at the end.
+
+    Raises:
+        OptionError: a pooling was asked for that no locus has.
+    """
+    held = {pooling for locus in store.header.loci for pooling in locus.poolings}
+    if unknown := sorted(set(poolings) - held):
+        raise OptionError(f"Expected poolings among {sorted(held)}, which the store holds, found {unknown}.")
+    return tuple(
+        Key(locus.name, locus.part, pooling, width, locus.read)
+        for locus in store.header.loci
+        for pooling, width in zip(locus.poolings, locus.widths, strict=True)
+        if not poolings or pooling in poolings or locus.part == "floor"
+    )
+
+
+def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: torch.device | None = None) -> Fitted:
+    """Fit a probe for every locus and pooling, on the real labels, the control task's and shuffled ones.
+
+    The strength of the penalty is chosen by log loss on the validation fold: for the real labels and for each drawing
+    of the control task on its own. Probes of shuffled labels take the strength of the real ones. The test fold is
+    looked at once, at the end.
+
+    Args:
+        store: the features.
+        samples: its documents.
+        options: how.
+        device: where to compute; a CUDA device where there is one, by default.
+
+    Raises:
+        DataError: features are not finite, or cannot be read.
+    """
+    keys = keys_of(store, options.poolings)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    labels = _label_sets(store, samples, options)
+    rows = np.concatenate([samples.rows["train"], samples.rows["validation"], samples.rows["test"]])
+    folds = [len(samples.rows["train"]), len(samples.rows["validation"]), len(samples.rows["test"])]
+    parts: dict[int, _Block] = {}
+    for block in _blocks(keys, len(rows)):
+        features = np.stack([_features(store, keys[place], rows, options) for place in block])
+        train, validation, test = torch.from_numpy(features).to(device).split(folds, dim=1)
+        fit = _linear if options.protocol == "linear" else _paper
+        found = fit(train, validation, test, labels, len(samples.labels), options)
+        parts |= {place: found[number] for number, place in enumerate(block)}
+    whole = [parts[place] for place in range(len(keys))]
+    controls = labels.controls
+    return Fitted(
+        keys=keys,
+        validation=np.stack([one.validation for one in whole]),
+        test=np.stack([one.test[0] for one in whole]),
+        validation_loss=np.array([one.loss for one in whole]),
+        strength=np.array([one.strength for one in whole]),
+        gradient_norm=np.array([one.gradient_norm for one in whole]),
+        control=np.stack([one.test[1 : 1 + controls] for one in whole]),
+        control_truth=labels.test[1 : 1 + controls],
+        null=np.stack([one.test[1 + controls :] for one in whole]),
+        null_truth=labels.test[1 + controls :],
+        types=labels.types,
+    )
+
+
+def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
+    generator = np.random.default_rng(options.seed)
+    types = image_types(store.features(PIXELS, MEAN), samples, options.seed)
+    control = control_labels(types, samples, options.controls, generator)
+    by_fold = []
+    for fold in ("train", "validation", "test"):
+        rows = samples.rows[fold]
+        null = shuffled(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
+        by_fold.append(np.concatenate([samples.truth[rows][None], control[:, rows], null]))
+    return _Labels(*by_fold, controls=options.controls, types=int(types.max()) + 1)
+
+
+def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
+    """Places of keys of one width, as many as fit into a block."""
+    by_width: dict[int, list[int]] = {}
+    for place, key in enumerate(keys):
+        by_width.setdefault(key.width, []).append(place)
+    for width, places in by_width.items():
+        size = max(1, BLOCK_BYTES // (4 * rows * width))
+        for start in range(0, len(places), size):
+            yield places[start : start + size]
+
+
+def _features(store: FeatureStore, key: Key, rows: Ints, options: Options) -> npt.NDArray[np.float32]:
+    found = store.features(key.locus, key.pooling, rows)
+    if options.width and key.width > options.width:
+        # One projection for all loci of a width: what differs between them is then not the projection.
+        generator = np.random.default_rng((options.seed, key.width))
+        matrix = generator.standard_normal((key.width, options.width), dtype=np.float32)
+        found = found @ (matrix / np.float32(np.sqrt(options.width)))
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """The probes of one locus."""
+
+    validation: Ints
+    test: Ints
+    loss: float
+    strength: float
+    gradient_norm: float
+
+
+def _linear(
+    train: Tensor, validation: Tensor, test: Tensor, labels: _Labels, classes: int, options: Options
+) -> list[_Block]:
+    device = train.device
+    space = RowSpace(train)
+    held_out, tested = space.coordinates(validation), space.coordinates(test)
+    real = 1 + labels.controls
+    strengths = torch.tensor(options.strengths, dtype=torch.float32, device=device)
+    targets = torch.from_numpy(labels.train).to(device)
+    grid = solve(space, targets[:real], strengths, classes=classes)
+    right = torch.from_numpy(labels.validation[:real]).to(device)
+    log_p = grid.logits(held_out).log_softmax(-1)
+    index = right[None, :, None, :, None].expand(*log_p.shape[:-1], 1)
+    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, P, G)
+    chosen = losses.argmin(-1)
+    best = grid.choose(chosen)
+    null = solve(space, targets[real:], strengths[chosen[:, :1]].expand(-1, len(targets) - real), classes=classes)
+    predicted = torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in (best, null)], dim=1)
+    validated = best.logits(held_out)[:, 0, 0].argmax(-1)
+    loss = losses.gather(-1, chosen[..., None])[:, 0, 0]
+    return [
+        _Block(
+            validated[number].cpu().numpy(),
+            predicted[number].cpu().numpy(),
+            float(loss[number]),
+            float(strengths[chosen[number, 0]]),
+            float(best.gradient_norm[number, 0, 0]),
+        )
+        for number in range(len(train))
+    ]
+
+
+def _paper(
+    train: Tensor, validation: Tensor, test: Tensor, labels: _Labels, classes: int, options: Options
+) -> list[_Block]:
+    from medmllm_plugins.probes.mlp import fit_mlp
+
+    targets = torch.from_numpy(labels.train).to(train.device)
+    probes = fit_mlp(train, targets, classes=classes, seed=options.seed)
+    log_p = probes.logits(validation)[:, 0].log_softmax(-1)
+    right = torch.from_numpy(labels.validation[0]).to(train.device)
+    losses = -log_p.gather(-1, right[None, :, None].expand(len(log_p), -1, 1)).mean((1, 2))
+    predicted = probes.logits(test).argmax(-1)
+    return [
+        _Block(
+            log_p[number].argmax(-1).cpu().numpy(),
+            predicted[number].cpu().numpy(),
+            float(losses[number]),
+            float("nan"),
+            float("nan"),
+        )
+        for number in range(len(train))
+    ]

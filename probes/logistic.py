@@ -1,0 +1,513 @@
+"""Many multinomial logistic regressions at once: all loci, label sets and L2 strengths in a few matrix products.
+
+The objective of every problem is scikit-learn's ``LogisticRegression(C=...)`` after its ``StandardScaler``: the sum of
+log losses times C, plus half of the squared weights, with free intercepts. Two facts make many of them cheap. The
+solution lies in the span of the train rows, so with N rows of D > N features the fit moves to N coordinates, once for
+each locus, and the penalty stays what it is. And in coordinates along the principal axes the curvature of the loss is
+nearly diagonal, whatever the labels, so one diagonal preconditioner serves each problem and conjugate gradients need
+few steps.
+
+Sources: Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Stat. Math. 44, 1992 (the curvature of the
+loss is at most one half of that of least squares); Hastie and Tibshirani, "Efficient quadratic regularization for
+expression arrays", Biostatistics 5, 2004 (the row space); Nocedal and Wright, "Numerical Optimization", 2006, chapter 5
+(nonlinear conjugate gradients, Polak and Ribiere).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from medmllm_plugins.errors import DataError, OptionError
+
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse strengths of the penalty, scikit-learn's ``C`` on standardised features, from stiff to free.
+
+With some thousand features the sum of squares over a row is in the thousands, so the useful range lies far below
+scikit-learn's default of 1, which is the free end here: it separates the train rows almost perfectly.
+"""
+
+_SMALLEST = 1e-10
+"""Axes whose variance is smaller than this share of the largest are left out: float16 features hold noise there."""
+_ABSENT = -50.0
+"""Logit of a class without train rows: a probability of about 1e-21, yet a finite log loss."""
+_CELLS = {"cpu": 1 << 17, "cuda": 1 << 27}
+"""Numbers in one array of logits: on a CPU what stays in its cache, on a GPU what leaves room in its memory."""
+_DECOMPOSED = {"cpu": 1, "cuda": 1 << 27}
+"""Float64 numbers decomposed at once, at least one locus; a CPU gains nothing from more."""
+_SEARCHES = 6
+"""Lengths that a line search tries at most; one or two are the rule."""
+_NEAR = 0.2
+"""A line search ends where the slope has fallen to this share of what it was."""
+_CROWD = 0.75
+"""Finished problems are put aside once the locus with most open ones has no more than this share of them left."""
+_FLAT = 1e-6
+"""Least mean curvature that the preconditioner reckons with."""
+_TINY = 1e-30
+"""In place of a divisor of zero."""
+
+
+class RowSpace:
+    """Train features of several loci in coordinates along their principal axes.
+
+    Features are standardised per locus with the statistics of the train rows; a constant feature has scale 1 and
+    contributes nothing. With fewer rows than features the axes come from the N x N matrix of inner products, else from
+    the D x D one. Either is made and decomposed in float64: in float32 its rounding would exceed weak penalties.
+
+    Attributes:
+        mean: (L, D) float32, subtracted from features.
+        basis: (L, D, r) float32, from centred features to coordinates, r = min(N, D); zero for axes left out.
+        train: (L, N, r) float32, Z, the coordinates of the train rows. Z^T Z is diagonal.
+        squares: (L, r) float32, that diagonal, descending.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    train: Tensor
+    squares: Tensor
+
+    def __init__(self, train: Tensor) -> None:
+        """Standardise and decompose.
+
+        Args:
+            train: (L, N, D) float32 features of L loci of one width.
+
+        Raises:
+            DataError: a feature is NaN or infinite.
+            OptionError: the shape or the type is another.
+        """
+        _expect_features("train", train)
+        loci, rows, width = train.shape
+        rank = min(rows, width)
+        self.mean = train.new_empty(loci, width)
+        self.basis = train.new_empty(loci, width, rank)
+        self.train = train.new_empty(loci, rows, rank)
+        self.squares = train.new_empty(loci, rank)
+        at_once = max(1, _DECOMPOSED[_kind(train)] // (rows * width))
+        for start in range(0, loci, at_once):
+            self._decompose(train, slice(start, start + at_once))
+
+    def _decompose(self, train: Tensor, at: slice) -> None:
+        exact = train[at].double()
+        # The mean as float32 holds it, since held-out rows will be centred with just that.
+        mean = exact.mean(1).float()
+        exact -= mean.double()[:, None]
+        scale = exact.std(1, correction=0)
+        if not bool(scale.isfinite().all()):
+            raise DataError(_not_finite(train[at], first=at.start))
+        scale[scale == 0] = 1
+        exact /= scale[:, None]
+        # Rounded once, so that both bases below rest on the same rows.
+        rows = exact.float()
+        if exact.shape[1] < exact.shape[2]:
+            squares, axes = torch.linalg.eigh(exact @ exact.mT)
+        else:
+            squares, axes = torch.linalg.eigh(exact.mT @ exact)
+        squares, axes = squares.flip(-1), axes.flip(-1)
+        kept = squares > _SMALLEST * squares[:, :1]
+        squares = squares.where(kept, 0)
+        length = squares.sqrt()
+        if exact.shape[1] < exact.shape[2]:
+            self.train[at] = axes * length[:, None]
+            basis = rows.mT @ (axes / length.where(kept, torch.inf)[:, None]).float()
+        else:
+            basis = (axes * kept[:, None]).float()
+            self.train[at] = rows @ basis
+        self.mean[at] = mean
+        self.basis[at] = basis / scale.float()[..., None]
+        self.squares[at] = squares
+
+    def coordinates(self, features: Tensor) -> Tensor:
+        """Bring further rows into the coordinates of the train rows, with the same standardisation.
+
+        Args:
+            features: (L, M, D) float32, on the device of the train rows.
+
+        Returns:
+            (L, M, r) float32. What lies outside of the span of the train rows is lost, as it has no weight.
+
+        Raises:
+            DataError: a feature is NaN or infinite.
+            OptionError: the shape or the type is another.
+        """
+        _expect_features("features", features)
+        loci, width = self.mean.shape
+        if features.shape[0] != loci or features.shape[2] != width:
+            raise OptionError(
+                f"Expected argument `features` to have the shape ({loci}, rows, {width}) of the train rows, but got "
+                f"{tuple(features.shape)}: pass the same loci in the same order."
+            )
+        found = (features - self.mean[:, None]) @ self.basis
+        if not bool(found.isfinite().all()):
+            raise DataError(_not_finite(features, first=0))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Fitted regressions of L loci, P label sets and G strengths each, with K classes.
+
+    Attributes:
+        weights: (L, P, G, K, r) float32, on the coordinates of a :class:`RowSpace`.
+        intercepts: (L, P, G, K) float32.
+        gradient_norm: (L, P, G) float32, what :func:`solve` stops on.
+        converged: (L, P, G) bool, whether it came under the tolerance.
+        steps: (L, P, G) int64, steps taken.
+    """
+
+    weights: Tensor
+    intercepts: Tensor
+    gradient_norm: Tensor
+    converged: Tensor
+    steps: Tensor
+
+    def logits(self, coordinates: Tensor) -> Tensor:
+        """Logits of rows.
+
+        Args:
+            coordinates: (L, M, r) float32, see :meth:`RowSpace.coordinates`.
+
+        Returns:
+            (L, P, G, M, K) float32; their softmax over the classes is the probability.
+        """
+        loci, sets, grid, classes, rank = self.weights.shape
+        if coordinates.ndim != 3 or coordinates.shape[0] != loci or coordinates.shape[2] != rank:
+            raise OptionError(
+                f"Expected argument `coordinates` to have the shape ({loci}, rows, {rank}), but got "
+                f"{tuple(coordinates.shape)}: make them with `RowSpace.coordinates` of the space that was solved."
+            )
+        found = self.weights.flatten(1, 3) @ coordinates.mT
+        return (found.view(loci, sets, grid, classes, -1) + self.intercepts[..., None]).mT
+
+    def choose(self, indices: Tensor) -> Solution:
+        """Keep one strength for each locus and label set.
+
+        Args:
+            indices: (L, P) int64, into the G strengths.
+
+        Returns:
+            The same regressions with G = 1.
+
+        Raises:
+            OptionError: the shape is another, or an index is not one of the strengths.
+        """
+        loci, sets, grid = self.steps.shape
+        if indices.shape != (loci, sets) or not _within(indices, grid):
+            raise OptionError(
+                f"Expected argument `indices` to hold ({loci}, {sets}) integers from 0 to {grid - 1}, but got "
+                f"{_described(indices)}: choose one of the {grid} strengths for each locus and label set."
+            )
+        locus = torch.arange(loci, device=indices.device)[:, None]
+        label_set = torch.arange(sets, device=indices.device)
+        parts = (self.weights, self.intercepts, self.gradient_norm, self.converged, self.steps)
+        return Solution(*(part[locus, label_set, indices][:, :, None] for part in parts))
+
+
+def solve(
+    space: RowSpace,
+    targets: Tensor,
+    strengths: Tensor,
+    *,
+    classes: int,
+    tolerance: float = 3e-4,
+    most_steps: int = 300,
+) -> Solution:
+    """Fit multinomial logistic regressions for all loci, label sets and strengths.
+
+    Each equals scikit-learn's ``LogisticRegression(C=strength)`` on the standardised rows: with the classes that occur
+    in its labels, and with one weight vector where these are two. A class that does not occur gets a probability near
+    zero; where only one occurs it is always predicted.
+
+    The norm that decides when to stop is that of the gradient g in the metric of the mean curvature M, relative to the
+    objective F: sqrt(g^T M^-1 g / F). Half of its square is about the share of the objective that is still to be
+    gained, so the default of 3e-4 leaves less than 1e-7 of it.
+
+    Args:
+        space: the loci.
+        targets: int64 classes from 0 to K - 1 of the train rows: (P, N) for all loci alike, or (L, P, N).
+        strengths: float, above 0: (G,) tried for every problem, or (L, P) one for each, and then G = 1.
+        classes: K, at least 2.
+        tolerance: of the norm above.
+        most_steps: after which a problem is given up and reported as not converged.
+
+    Raises:
+        OptionError: an argument has another shape or range.
+    """
+    loci, rows, rank = space.train.shape
+    device = space.train.device
+    targets, strengths = targets.to(device), strengths.to(device, torch.float32)
+    if classes < 2:
+        raise OptionError(f"Expected argument `classes` to be at least 2, but got {classes}: nothing is to be told.")
+    if targets.ndim == 2:
+        targets = targets[None]
+    if targets.ndim != 3 or targets.shape[0] not in (1, loci) or targets.shape[2] != rows:
+        raise OptionError(
+            f"Expected argument `targets` to have the shape (label sets, {rows}) or ({loci}, label sets, {rows}), but "
+            f"got {tuple(targets.shape)}: give each train row one class in each label set."
+        )
+    if not _within(targets, classes):
+        raise OptionError(
+            f"Expected argument `targets` to hold int64 classes from 0 to {classes - 1}, but got "
+            f"{_described(targets)}: number the classes from 0."
+        )
+    sets = targets.shape[1]
+    if strengths.ndim != 1 and strengths.shape != (loci, sets):
+        raise OptionError(
+            f"Expected argument `strengths` to have the shape (strengths,) or ({loci}, {sets}), but got "
+            f"{tuple(strengths.shape)}: give one grid for all, or one strength for each locus and label set."
+        )
+    if not bool(((strengths > 0) & strengths.isfinite()).all()):
+        raise OptionError(f"Expected argument `strengths` to be above 0, but got {_described(strengths)}.")
+    grid = strengths.shape[0] if strengths.ndim == 1 else 1
+    strength = strengths.expand(loci, sets, grid) if strengths.ndim == 1 else strengths[..., None]
+    problems = sets * grid
+    targets = targets.expand(loci, sets, rows)[:, :, None].expand(loci, sets, grid, rows).reshape(loci, problems, rows)
+    strength = strength.reshape(loci, problems)
+    at_once = max(1, _CELLS[_kind(targets)] // max(1, problems * classes * max(rows, rank)))
+    parts = zip(
+        *(part.split(at_once) for part in (space.train, space.squares, targets, strength)),
+        strict=True,
+    )
+    found = [
+        _solve(train, squares, _start(target, inverse, classes, rank), tolerance, most_steps)
+        for train, squares, target, inverse in parts
+    ]
+    weights, intercepts, norm, steps = (torch.cat(blocks) for blocks in zip(*found, strict=True))
+    shape = (loci, sets, grid)
+    return Solution(
+        weights=weights.view(*shape, classes, rank),
+        intercepts=intercepts.view(*shape, classes),
+        gradient_norm=norm.view(shape),
+        converged=(norm <= tolerance).view(shape),
+        steps=steps.view(shape),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Where the problems of some loci stand: l loci with q problems each, and the step that led here."""
+
+    problem: Tensor  # (l, q) int64, the number of the problem
+    target: Tensor  # (l, q, 1, N) int64
+    right: Tensor  # (l, q, K, N), the same as zeros and ones
+    penalty: Tensor  # (l, q), the factor of half the squared weights where that of the loss is 1
+    free: Tensor  # (l, q), classes that occur, less one, and at least 1
+    weights: Tensor  # (l, q, K, r)
+    intercepts: Tensor  # (l, q, K)
+    logits: Tensor  # (l, q, K, N)
+    chance: Tensor  # (l, q, K, N), the softmax of the logits
+    direction: Tensor  # (l, q, K, r), of the weights
+    lift: Tensor  # (l, q, K), the direction of the intercepts
+    gradient: Tensor  # (l, q, K, r), of the weights where the step began
+    tilt: Tensor  # (l, q, K), the gradient of the intercepts there
+    square: Tensor  # (l, q), the squared norm of that gradient
+    slope: Tensor  # (l, q), of the objective along the direction where the step ended
+    norm: Tensor  # (l, q), what decides when to stop
+    steps: Tensor  # (l, q) int64
+
+    def pick(self, at: Tensor) -> _State:
+        """The problems at (l, q') places of each locus."""
+        locus = _column(at)
+        return _State(*(getattr(self, part.name)[locus, at] for part in fields(self)))
+
+
+def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State:
+    """Zero weights, and the intercepts that fit best with them.
+
+    Args:
+        targets: (l, q, N) int64.
+        strength: (l, q) float32.
+        classes: K.
+        rank: r.
+    """
+    loci, problems, _ = targets.shape
+    right = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
+    counts = right.sum(-1)
+    occurs = counts > 0
+    occurring = occurs.sum(-1)
+    intercepts = counts.clamp_min(1).log()
+    intercepts = (intercepts - (intercepts.sum(-1) / occurring)[..., None]).where(occurs, _ABSENT)
+    logits = intercepts[..., None].expand_as(right).contiguous()
+    nothing = torch.zeros_like(strength)
+    weights = strength.new_zeros(loci, problems, classes, rank)
+    return _State(
+        problem=torch.arange(problems, device=targets.device).expand(loci, problems),
+        target=targets[:, :, None],
+        right=right,
+        # For two classes scikit-learn fits one weight vector w. It is -w/2 and w/2 here, which has half its square.
+        penalty=torch.where(occurring == 2, 2, 1) / strength,
+        free=(occurring - 1).clamp_min(1),
+        weights=weights,
+        intercepts=intercepts,
+        logits=logits,
+        chance=logits.softmax(2),
+        direction=weights,
+        lift=torch.zeros_like(intercepts),
+        gradient=weights,
+        tilt=torch.zeros_like(intercepts),
+        square=nothing,
+        slope=nothing,
+        norm=nothing,
+        steps=torch.zeros_like(occurring),
+    )
+
+
+def _solve(
+    train: Tensor, squares: Tensor, state: _State, tolerance: float, most_steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take steps until every problem of a block is solved or given up.
+
+    Args:
+        train: (l, N, r) float32.
+        squares: (l, r) float32.
+        state: where to start.
+        tolerance: of the norm of the gradient.
+        most_steps: steps at most.
+
+    Returns:
+        Weights (l, q, K, r), intercepts (l, q, K), norms of the gradient (l, q) and steps (l, q).
+    """
+    found = tuple(torch.empty_like(part) for part in _answer(state))
+    for step in range(most_steps + 1):
+        state, scaled, scaled_tilt, gradient, tilt, square = _look(train, squares, state)
+        is_open = state.norm > tolerance
+        count = 0 if step == most_steps or not is_open.numel() else int(is_open.sum(1).max())
+        if count <= _CROWD * is_open.shape[1]:
+            # Finished problems are put aside. A locus that has fewer open ones than another keeps some of them.
+            for whole, part in zip(found, _answer(state), strict=True):
+                whole[_column(state.problem), state.problem] = part
+            if count == 0:
+                break
+            at = is_open.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            locus = _column(at)
+            state, is_open = state.pick(at), is_open[locus, at]
+            parts = (scaled, scaled_tilt, gradient, tilt, square)
+            scaled, scaled_tilt, gradient, tilt, square = (part[locus, at] for part in parts)
+        shared = _dot(state.gradient, scaled) + (state.tilt * scaled_tilt).sum(-1)
+        turn = ((square - shared) / state.square.clamp_min(_TINY)).clamp_min(0)
+        # The new direction leads down unless the last search ended far from the bottom: then start anew.
+        turn = turn.where(turn * state.slope < 0.9 * square, 0)[..., None]
+        state = replace(
+            state,
+            direction=turn[..., None] * state.direction - scaled,
+            lift=turn * state.lift - scaled_tilt,
+            gradient=gradient,
+            tilt=tilt,
+            square=square,
+        )
+        state = _search(train, state, is_open)
+    weights, intercepts, norm, steps = found
+    return weights, intercepts, norm, steps
+
+
+def _look(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradient, and what tells how far the bottom is.
+
+    Returns:
+        The state with its norm; the gradient times the preconditioner, for the weights (l, q, K, r) and the intercepts
+        (l, q, K); the gradient itself, likewise; the product of the two, (l, q).
+    """
+    rows = train.shape[1]
+    penalty = state.penalty[..., None, None]
+    residual = state.chance - state.right
+    gradient = torch.addcmul(_times(residual, train), penalty, state.weights)
+    tilt = residual.sum(-1)
+    # Boehning's bound has 1/2 in place of this mean, which is far less where the rows are told apart with confidence.
+    curvature = ((1 - _dot(state.chance, state.chance) / rows) / state.free).clamp_min(_FLAT)[..., None]
+    scaled = gradient / torch.addcmul(penalty, curvature[..., None], squares[:, None, None])
+    scaled_tilt = tilt / (curvature * rows)
+    square = _dot(gradient, scaled) + (tilt * scaled_tilt).sum(-1)
+    loss = -state.chance.gather(2, state.target).clamp_min(_TINY).log().sum((2, 3))
+    objective = loss + state.penalty * _dot(state.weights, state.weights) / 2
+    norm = (square / objective.clamp_min(_TINY)).sqrt()
+    return replace(state, norm=norm), scaled, scaled_tilt, gradient, tilt, square
+
+
+def _search(train: Tensor, state: _State, is_open: Tensor) -> _State:
+    """Go along the direction to about where the objective is least; what is finished stays where it is.
+
+    Logits are linear in the length of the step, so that one product serves every length that is tried.
+    """
+    move = _times(state.direction, train.mT) + state.lift[..., None]
+    bend = state.penalty * _dot(state.direction, state.direction)
+    pull = state.penalty * _dot(state.weights, state.direction) - _dot(state.right, move)
+    weighted = state.chance * move
+    start = weighted.sum((2, 3)) + pull
+    second = _dot(weighted, move) - weighted.sum(2).square().sum(-1) + bend
+    goes = is_open & (start < 0)
+    length = (-start / second.clamp_min(_TINY)).where(goes, 0)
+    low, slope_low = torch.zeros_like(length), start
+    high, slope_high = torch.full_like(length, torch.inf), torch.full_like(length, torch.inf)
+    for search in range(_SEARCHES):
+        logits = torch.addcmul(state.logits, length[..., None, None], move)
+        chance = logits.softmax(2)
+        slope = _dot(chance, move) + pull + length * bend
+        wide = goes & (slope.abs() > _NEAR * start.abs())
+        if search == _SEARCHES - 1 or not bool(wide.any()):
+            break
+        below = slope < 0
+        low, slope_low = length.where(below, low), slope.where(below, slope_low)
+        high, slope_high = high.where(below, length), slope_high.where(below, slope)
+        between = low - slope_low * (high - low) / (slope_high - slope_low)
+        length = between.where(high.isfinite(), 4 * low).where(wide, length)
+    return replace(
+        state,
+        logits=logits,
+        chance=chance,
+        slope=slope,
+        weights=torch.addcmul(state.weights, length[..., None, None], state.direction),
+        intercepts=torch.addcmul(state.intercepts, length[..., None], state.lift),
+        steps=state.steps + is_open,
+    )
+
+
+def _answer(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return state.weights, state.intercepts, state.norm, state.steps
+
+
+def _column(at: Tensor) -> Tensor:
+    """(l, 1), the number of each locus, to index with (l, q) places."""
+    return torch.arange(at.shape[0], device=at.device)[:, None]
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """(l, q, K, a) times (l, a, b) is (l, q, K, b), as one product for each locus."""
+    return (left.flatten(1, 2) @ right).view(*left.shape[:3], -1)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """(l, q), inner products over the last two dimensions."""
+    return (left * right).sum((2, 3))
+
+
+def _kind(tensor: Tensor) -> str:
+    return tensor.device.type if tensor.device.type in _CELLS else "cpu"
+
+
+def _within(integers: Tensor, end: int) -> bool:
+    """Whether all are int64 from 0 to ``end`` - 1."""
+    return integers.dtype == torch.int64 and bool(((integers >= 0) & (integers < end)).all())
+
+
+def _described(tensor: Tensor) -> str:
+    span = f" from {tensor.min().item():g} to {tensor.max().item():g}" if tensor.numel() else ""
+    return f"{tensor.dtype} of the shape {tuple(tensor.shape)}{span}"
+
+
+def _expect_features(name: str, features: Tensor) -> None:
+    if features.ndim != 3 or 0 in features.shape or features.dtype != torch.float32:
+        raise OptionError(
+            f"Expected argument `{name}` to be float32 of the shape (loci, rows, features), none of them 0, but got "
+            f"{features.dtype} of the shape {tuple(features.shape)}: stack loci of one width, and cast them."
+        )
+
+
+def _not_finite(features: Tensor, *, first: int) -> str:
+    """The message about the first feature that is NaN or infinite; ``first`` is the number of the first locus."""
+    locus, row, column = (~features.isfinite()).nonzero()[0].tolist()
+    return (
+        f"Expected finite features, found {features[locus, row, column].item()} in locus {first + locus}, row {row}, "
+        f"column {column}: capture the features again, or leave that document out."
+    )

@@ -1,0 +1,68 @@
+"""How probes are fitted and compared; everything that ``medmllm diagnose`` can change without a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.probes.logistic import STRENGTHS
+
+PROTOCOLS: Final = ("linear", "paper")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Settings of an analysis.
+
+    Attributes:
+        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold, or
+            ``"paper"``, the two-layer MLP of arXiv:2604.08333.
+        strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
+        poolings: which poolings to look at; all that the store holds where empty.
+        width: features of every locus are projected at random to so many dimensions, so that loci of different width
+            compare at equal capacity; 0 for as they are.
+        shuffles: refits on shuffled labels, for the null band.
+        controls: drawings of the control task.
+        repeats: further divisions into folds, on which the curves are fitted again.
+        seed: of everything that is drawn.
+
+    Raises:
+        OptionError: a value makes no sense.
+    """
+
+    protocol: str = "linear"
+    strengths: tuple[float, ...] = field(default=STRENGTHS)
+    poolings: tuple[str, ...] = ()
+    width: int = 0
+    shuffles: int = 20
+    controls: int = 3
+    repeats: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise OptionError(
+                f"Expected argument `protocol` to be one of {list(PROTOCOLS)}, but got {self.protocol!r}."
+            )
+        if not self.strengths or min(self.strengths) <= 0:
+            raise OptionError(f"Expected argument `strengths` to be numbers above 0, but got {list(self.strengths)}.")
+        for name, least in (("width", 0), ("shuffles", 1), ("controls", 1), ("repeats", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise OptionError(f"Expected argument `{name}` to be at least {least}, but got {getattr(self, name)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "strengths": list(self.strengths), "poolings": list(self.poolings)}
+
+
+def parse_strengths(text: str) -> tuple[float, ...]:
+    """Numbers between commas.
+
+    Raises:
+        OptionError: one of them is none.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"Expected inverse L2 strengths such as 1e-4,1e-2, found {text!r}.") from error

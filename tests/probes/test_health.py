@@ -1,0 +1,182 @@
+"""The Feature Health Score: values worked out by hand, its edges, and what holds for every curve."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.probes.health import Health, health, health_score
+
+# Away from 0, where the growth is defined for every curve.
+CURVES = arrays(np.float64, st.integers(1, 12), elements=st.floats(0.01, 1.0))
+
+
+def score(*accuracies, **options):
+    return float(health_score(np.array(accuracies), **options))
+
+
+def test_a_rising_curve():
+    # start = min = 0.5, end = 0.8: growth = ln(0.8 / sqrt(0.5 * 0.5)) = ln 1.6 = 0.4700036
+    # changes 0.1 + 0.2 = 0.3: volatility = exp(-0.2 * 0.3 / 0.8) = exp(-0.075) = 0.9277435
+    # score = 0.8 * 1.4700036 * 0.9277435 = 1.0910292
+    assert score(0.5, 0.6, 0.8) == pytest.approx(1.0910292, abs=1e-6)
+    assert score(0.5, 0.6, 0.8) == pytest.approx(0.8 * (1 + math.log(1.6)) * math.exp(-0.075))
+
+
+def test_a_curve_that_drops_and_recovers():
+    # start 0.9, min 0.4, end 0.6: growth = ln(0.6 / sqrt(0.9 * 0.4)) = ln(0.6 / 0.6) = 0
+    # changes 0.5 + 0.2 = 0.7: volatility = exp(-0.2 * 0.7 / 0.6) = exp(-0.2333333) = 0.7918895
+    # score = 0.6 * 1 * 0.7918895 = 0.4751337
+    assert score(0.9, 0.4, 0.6) == pytest.approx(0.4751337, abs=1e-6)
+
+
+def test_a_declining_curve_can_score_below_zero():
+    # start 1, min = end = 0.04: growth = ln(0.04 / sqrt(1 * 0.04)) = ln 0.2 = -1.6094379
+    # changes 0.96: volatility = exp(-0.2 * 0.96 / 0.04) = exp(-4.8) = 0.0082297
+    # score = 0.04 * -0.6094379 * 0.0082297 = -0.00020062
+    assert score(1.0, 0.04) == pytest.approx(-0.00020062, abs=1e-8)
+
+
+def test_the_decay_is_the_papers_unless_told():
+    # the rising curve with lambda = 1: exp(-0.3 / 0.8) = exp(-0.375)
+    assert score(0.5, 0.6, 0.8, decay=1.0) == pytest.approx(0.8 * (1 + math.log(1.6)) * math.exp(-0.375))
+    assert score(0.5, 0.6, 0.8, decay=0.0) == pytest.approx(0.8 * (1 + math.log(1.6)))
+    assert score(0.5, 0.6, 0.8, decay=0.2) == score(0.5, 0.6, 0.8)
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1e-200, 0.3, 1.0])
+@pytest.mark.parametrize("layers", [1, 2, 7])
+def test_a_flat_curve_scores_its_accuracy(accuracy, layers):
+    assert score(*[accuracy] * layers) == accuracy
+
+
+def test_nothing_left_at_the_end_scores_zero():
+    assert score(0.5, 0.3, 0.0) == 0.0
+    assert score(0.0, 0.3, 0.0) == 0.0
+    assert score(0.5, 0.3, 0.0, decay=0.0) == 0.0
+    # the limit
+    assert score(0.5, 0.3, 1e-9) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("curve", [(0.0, 0.5), (0.5, 0.0, 0.5), (0.0, 0.0, 0.1)])
+def test_growth_from_nothing_is_not_defined(curve):
+    assert math.isnan(score(*curve))
+
+
+@pytest.mark.parametrize(
+    "curve", [(math.nan, 0.5), (0.5, math.nan, 0.5), (0.5, math.nan), (0.0, math.nan, 0.1), (math.nan,)]
+)
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_an_undefined_accuracy_leaves_the_score_undefined(curve, decay):
+    assert math.isnan(score(*curve, decay=decay))
+
+
+def test_an_undefined_accuracy_before_a_zero_end_leaves_the_score_undefined():
+    assert math.isnan(score(0.5, math.nan, 0.0))
+
+
+def test_curves_at_once_are_curves_one_by_one():
+    curves = np.random.default_rng(0).random((3, 5, 8))
+    curves[0, 0], curves[1, 1, 2], curves[2, 2, -1] = 0.4, math.nan, 0.0
+    found = health_score(curves)
+    assert found.shape == (3, 5)
+    assert found.dtype == np.float64
+    single = [[float(health_score(curve)) for curve in row] for row in curves]
+    np.testing.assert_array_equal(found, single)
+
+
+def test_parts_make_the_score():
+    found = health(np.array([0.5, 0.25, 0.6, 0.5]))
+    # growth = ln(0.5 / sqrt(0.5 * 0.25)) = ln sqrt 2; changes 0.25 + 0.35 + 0.1 = 0.7
+    assert found.growth == pytest.approx(math.log(2) / 2)
+    assert found.volatility == pytest.approx(math.exp(-0.2 * 0.7 / 0.5))
+    assert (found.p_start, found.p_min, found.p_end) == (0.5, 0.25, 0.5)
+    assert found.score == pytest.approx(found.p_end * (1 + found.growth) * found.volatility)
+
+
+def test_parts_as_json():
+    assert health(np.array([0.4])).to_dict() == {
+        "score": 0.4,
+        "growth": 0.0,
+        "volatility": 1.0,
+        "p_start": 0.4,
+        "p_min": 0.4,
+        "p_end": 0.4,
+    }
+    undefined = health(np.array([0.0, 0.5])).to_dict()
+    assert (undefined["score"], undefined["growth"]) == (None, None)
+    json.dumps(undefined, allow_nan=False)
+    lost = health(np.array([0.5, 0.0]))
+    assert (lost.score, lost.volatility) == (0.0, 0.0)
+    assert math.isnan(lost.growth)
+
+
+def test_health_is_frozen():
+    with pytest.raises(AttributeError):
+        health(np.array([0.4])).score = 1.0
+    assert Health.__slots__ == ("score", "growth", "volatility", "p_start", "p_min", "p_end")
+
+
+@pytest.mark.parametrize("curve", [[0.5, 1.01], [-0.1, 0.5], [math.nan, 80.0], [0.5, math.inf]])
+def test_accuracies_out_of_range_are_refused(curve):
+    with pytest.raises(DataError, match=r"between 0 and 1, found .* not percent"):
+        health_score(np.array(curve))
+
+
+@pytest.mark.parametrize("curve", [np.float64(0.5), np.zeros(0), np.zeros((3, 0))])
+def test_curves_without_layers_are_refused(curve):
+    with pytest.raises(DataError, match="at least one layer"):
+        health_score(curve)
+
+
+def test_parts_are_of_one_curve():
+    with pytest.raises(DataError, match=r"shape \(2, 3\)\. .*health_score"):
+        health(np.full((2, 3), 0.5))
+
+
+@pytest.mark.parametrize("decay", [-0.1, math.nan, math.inf])
+def test_a_decay_that_rewards_is_refused(decay):
+    with pytest.raises(OptionError, match="`decay` to be at least 0"):
+        health_score(np.array([0.5]), decay)
+
+
+@given(CURVES, st.floats(0.1, 1.0))
+def test_score_scales_with_the_accuracies(curve, factor):
+    # growth and volatility are ratios of accuracies
+    assert score(*curve * factor) == pytest.approx(score(*curve) * factor, rel=1e-9, abs=1e-12)
+
+
+@given(CURVES, st.integers(2, 3))
+def test_layers_that_change_nothing_do_not_count(curve, times):
+    assert score(*np.repeat(curve, times)) == pytest.approx(score(*curve), rel=1e-9, abs=1e-12)
+
+
+@given(CURVES, st.floats(0, 5), st.floats(0, 5))
+def test_a_larger_decay_brings_the_score_nearer_to_zero(curve, one, two):
+    low, high = sorted((one, two))
+    assert abs(score(*curve, decay=high)) <= abs(score(*curve, decay=low)) + 1e-12
+
+
+@given(CURVES, st.floats(0.01, 1.0))
+def test_a_better_end_scores_better_unless_the_score_is_negative(curve, end):
+    # Reading the curve backwards in time cannot help: only the end is raised, and only upwards from the highest before
+    # it, where growth rises and the relative change of a longer last step stays below lambda's reach.
+    if len(curve) < 2:
+        return
+    top = curve[:-1].max()
+    before = np.append(curve[:-1], top)
+    after = np.append(curve[:-1], max(top, end))
+    assert score(*after) >= score(*before) - 1e-12
+
+
+@given(CURVES)
+def test_score_of_a_curve_that_never_falls(curve):
+    rising = np.sort(curve)
+    start, end = rising[0], rising[-1]
+    expected = end * (1 + math.log(end / start)) * math.exp(-0.2 * (1 - start / end))
+    assert score(*rising) == pytest.approx(expected)
