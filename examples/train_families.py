@@ -58,14 +58,16 @@ MERGE = 2
 """Patches along each side of what becomes one token of the language model."""
 WINDOW = 4
 """Patches along each side of a window of Qwen2.5-VL's tower."""
-TOWER_WIDTH = 96
-TOWER_DEPTH = 3
+TOWER_WIDTH = 64
+TOWER_DEPTH = 4
 LLM_WIDTH = 96
 HEADS = 4
 VOCABULARY = 420
 # Patients from here on are in no fold of the set.
 _FIRST_EXTRA = 1_000_000
-_PATIENTS = 3000
+_PATIENTS = 4500
+# Rate of AdamW as a share of the matrices'.
+_OTHERS = 0.15
 
 
 def write_tokenizer(special: Sequence[str], end: str, roles: str, **named: str) -> Any:
@@ -143,13 +145,13 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         vision_config={
             "hidden_size": TOWER_WIDTH,
             "out_hidden_size": LLM_WIDTH,
-            "intermediate_size": 4 * TOWER_WIDTH // 3,
+            "intermediate_size": 3 * TOWER_WIDTH // 2,
             "depth": TOWER_DEPTH,
             "num_heads": HEADS,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "window_size": WINDOW * PATCH,
-            "fullatt_block_indexes": list(range(1, TOWER_DEPTH)),
+            "fullatt_block_indexes": list(range(1, TOWER_DEPTH, 2)),
         },
         tie_word_embeddings=True,
         **ids,
@@ -241,7 +243,7 @@ class Recipe:
         tower: where the tower stands in the model.
         connector: where the connector does, if not inside the tower.
         steps: steps of the two stages.
-        rate: highest step length of the matrices, as a share of their entries' size.
+        rate: see :class:`Descent`.
     """
 
     build: Callable[[], tuple[Any, Any]]
@@ -281,8 +283,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         patches=_windowed(),
         tower="model.visual",
         connector=None,
-        steps=(350, 150),
-        rate=0.02,
+        steps=(500, 150),
+        rate=0.008,
     ),
     "gemma3": Recipe(
         build=gemma3,
@@ -290,8 +292,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         patches=torch.arange(SIDE**2),
         tower="model.vision_tower",
         connector="model.multi_modal_projector",
-        steps=(350, 150),
-        rate=0.02,
+        steps=(400, 150),
+        rate=0.01,
     ),
 }
 
@@ -307,6 +309,9 @@ def start(model: nn.Module, recipe: Recipe) -> None:
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 # Photographs, for which that is right, vary several times as much as one phantom does.
                 module.weight.data.mul_(4.0)
+        if isinstance(module, nn.Embedding):
+            # Tied to the output, so that their spread is also how sure an answer can be at first.
+            nn.init.normal_(module.weight, std=LLM_WIDTH**-0.5)
     if recipe.connector is not None:
         for value in model.get_submodule(recipe.connector).parameters():
             if value.dim() == 2:  # Gemma 3's projection is zero before it is trained
@@ -397,36 +402,54 @@ def training_set(labels: Sequence[str], patients: int) -> TrainingSet:
 class Descent:
     """Muon for matrices and AdamW for all else, with warm-up, cosine decay and clipped gradients."""
 
-    def __init__(self, modules: Sequence[nn.Module], rate: float, steps: int) -> None:
-        looked_up = {
-            id(module.weight) for one in modules for module in one.modules() if isinstance(module, nn.Embedding)
-        }
-        self.parameters = list({id(value): value for one in modules for value in one.parameters()}.values())
-        self.matrices = [value for value in self.parameters if value.dim() == 2 and id(value) not in looked_up]
-        self.momenta = [torch.zeros_like(value) for value in self.matrices]
-        known = {id(value) for value in self.matrices}
-        others = [value for value in self.parameters if id(value) not in known]
-        self.adam = torch.optim.AdamW(others, lr=rate / 10, betas=(0.9, 0.98), weight_decay=0.02)
-        self.rate, self.steps, self.done = rate, steps, 0
+    def __init__(self, parts: Sequence[tuple[nn.Module, float]], rate: float, steps: int) -> None:
+        """Take over the parameters of some modules.
+
+        Args:
+            parts: each with its share of the rate; a parameter of several goes by the first.
+            rate: highest rate; a matrix goes 0.2 times as far at each step, in the mean over its entries.
+            steps: steps to come.
+        """
+        shares: dict[nn.Parameter, float] = {}
+        looked_up = set()
+        for part, share in parts:
+            shares = dict.fromkeys(part.parameters(), share) | shares
+            looked_up |= {module.weight for module in part.modules() if isinstance(module, nn.Embedding)}
+        self.parameters = list(shares)
+        self.matrices = [
+            (value, torch.zeros_like(value), share)
+            for value, share in shares.items()
+            if value.dim() == 2 and value not in looked_up
+        ]
+        known = {value for value, _, _ in self.matrices}
+        groups = [
+            {"params": [value], "lr": share * rate * _OTHERS} for value, share in shares.items() if value not in known
+        ]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
+        warm = max(1, steps // 20)
+
+        def factor(step: int) -> float:
+            cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))
+            return min(1.0, (step + 1) / warm) * (0.02 + 0.98 * cosine)
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, factor)
+        self.rate, self.factor = rate, factor
 
     def step(self, loss: Tensor) -> None:
         """Go one step down the loss."""
-        cosine = 0.5 + 0.5 * math.cos(math.pi * self.done / self.steps)
-        factor = min(1.0, (self.done + 1) / max(1, self.steps // 20)) * (0.02 + 0.98 * cosine)
-        self.done += 1
         for value in self.parameters:
             value.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for group in self.adam.param_groups:
-            group["lr"] = factor * self.rate / 10
+        rate = self.rate * self.factor(self.schedule.last_epoch)
         self.adam.step()
+        self.schedule.step()
         with torch.no_grad():
-            for value, momentum in zip(self.matrices, self.momenta, strict=True):
+            for value, momentum, share in self.matrices:
                 if value.grad is not None:
                     momentum.mul_(0.95).add_(value.grad)
-                    length = 0.2 * math.sqrt(max(value.shape)) * factor * self.rate
-                    value.mul_(1.0 - 0.02 * factor * self.rate)
+                    value.mul_(1.0 - 0.02 * share * rate)
+                    length = 0.2 * math.sqrt(max(value.shape)) * share * rate
                     value.sub_(orthogonal(value.grad + 0.95 * momentum), alpha=length)
 
 
@@ -503,7 +526,8 @@ def train_tower(
     by_tower, by_connector = nn.Linear(TOWER_WIDTH, classes), nn.Linear(LLM_WIDTH, classes)
     by_patch = nn.Linear(TOWER_WIDTH, classes + 1)
     parts = [model.get_submodule(name) for name in (recipe.tower, recipe.connector) if name is not None]
-    descent, log = Descent([*parts, by_tower, by_connector, by_patch], recipe.rate, steps), Log("tower", steps, say)
+    modules = [*parts, by_tower, by_connector, by_patch]
+    descent, log = Descent([(one, 1.0) for one in modules], recipe.rate, steps), Log("tower", steps, say)
     entropy = nn.functional.cross_entropy
     for grey, covers, labels in data.batches(64, steps, generator):
         found = model.model.get_image_features(**asker.shown(grey), return_dict=True)
@@ -524,7 +548,9 @@ def train_all(
 ) -> None:
     """Stage 2: the whole model, with the loss on the answer's tokens."""
     steps = asker.recipe.steps[1]
-    descent, log = Descent([model], asker.recipe.rate / 2, steps), Log("answer", steps, say)
+    # The tower has learnt most of what it can, and would only be shaken.
+    parts = [(model.get_submodule(asker.recipe.tower), 0.2), (model, 1.0)]
+    descent, log = Descent(parts, asker.recipe.rate, steps), Log("answer", steps, say)
     for grey, _, labels in data.batches(32, steps, generator):
         inputs, targets = asker.asked(grey, labels)
         logits = model(**inputs, use_cache=False, logits_to_keep=asker.longest).logits

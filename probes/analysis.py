@@ -251,7 +251,7 @@ def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome])
             f"{store.header.task}: expected an answer to every document of the test fold, found none to "
             f"{len(missing)}, such as {missing[0]!r}; features and outcomes are of different runs."
         )
-    number = {label: place for place, label in enumerate(samples.labels)}
+    place_of = {label: place for place, label in enumerate(samples.labels)}
     for identifier, row in zip(ids, rows, strict=True):
         if by_id[identifier].label != samples.labels[samples.truth[row]]:
             raise DataError(
@@ -260,7 +260,7 @@ def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome])
                 "answers: they are of different data."
             )
     predicted = [by_id[identifier].predicted for identifier in ids]
-    return np.array([UNPARSED if one is None else number[one] for one in predicted], dtype=np.intp)
+    return np.array([UNPARSED if one is None else place_of[one] for one in predicted], dtype=np.intp)
 
 
 def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str | None]) -> Ints:
@@ -270,8 +270,8 @@ def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str
             f"Expected the reference run to have every document of the test fold, found {len(missing)} missing, such as "
             f"{missing[0]!r}; run `medmllm baseline` on the same data without a limit."
         )
-    number = {label: place for place, label in enumerate(samples.labels)}
-    return np.array([number.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)
+    place_of = {label: place for place, label in enumerate(samples.labels)}
+    return np.array([place_of.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)
 
 
 def _scores(store: FeatureStore, samples: Samples, fold: str, column: str = "scores") -> Floats | None:
@@ -288,10 +288,10 @@ def _repeated(
 ) -> Floats:
     """Accuracies on further divisions into folds, (repeats, F)."""
     found = np.empty((options.repeats, len(fitted.keys)))
-    for number in range(options.repeats):
-        divided = refolded(samples, store, options.seed + 1 + number)
+    for turn in range(options.repeats):
+        divided = refolded(samples, store, options.seed + 1 + turn)
         again = fit_probes(store, divided, options, device)
-        found[number] = (again.test == divided.of("test")).mean(1)
+        found[turn] = (again.test == divided.of("test")).mean(1)
     return found
 
 

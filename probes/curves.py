@@ -201,10 +201,10 @@ def p_values(test: Ints, samples: Samples, *, seed: int = 0, permutations: int =
 def _balanced(predicted: Ints, truth: Ints, classes: int) -> Floats:
     """Mean recall over the classes that occur, (F, S), of predictions (F, S, t) against labels (1, S, t)."""
     recalls = []
-    for number in range(classes):
-        members = truth == number
+    for kind in range(classes):
+        members = truth == kind
         count = members.sum(-1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            recalls.append(((predicted == number) & members).sum(-1) / count)
+            recalls.append(((predicted == kind) & members).sum(-1) / count)
     found: Floats = np.nanmean(np.broadcast_arrays(*recalls), axis=0)
     return found

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.curves import Draws
 from medmllm_plugins.probes.fitting import Fitted, Key
@@ -115,7 +115,7 @@ class _Measure:
     resampled: Floats
 
 
-def diagnose(fitted: Fitted, draws: Draws, truth: Floats, answer_validation: float | None) -> Diagnosis:
+def diagnose(fitted: Fitted, draws: Draws, truth: Ints, answer_validation: float | None) -> Diagnosis:
     """Judge the four modes.
 
     Args:

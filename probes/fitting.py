@@ -122,9 +122,8 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     parts: dict[int, _Block] = {}
     for block in _blocks(keys, len(rows)):
         features = np.stack([_features(store, keys[place], rows, options) for place in block])
-        train, validation, test = torch.from_numpy(features).to(device).split(folds, dim=1)
-        fit = _linear if options.protocol == "linear" else _paper
-        found = fit(train, validation, test, labels, len(samples.labels), options)
+        train, validation, test = torch.split(torch.from_numpy(features).to(device), folds, dim=1)
+        found = _linear(train, validation, test, labels, len(samples.labels), options)
         parts |= {place: found[number] for number, place in enumerate(block)}
     whole = [parts[place] for place in range(len(keys))]
     controls = labels.controls
@@ -152,7 +151,7 @@ def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Lab
         rows = samples.rows[fold]
         null = shuffled(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
         by_fold.append(np.concatenate([samples.truth[rows][None], control[:, rows], null]))
-    return _Labels(*by_fold, controls=options.controls, types=int(types.max()) + 1)
+    return _Labels(by_fold[0], by_fold[1], by_fold[2], controls=options.controls, types=int(types.max()) + 1)
 
 
 def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
@@ -214,29 +213,6 @@ def _linear(
             float(loss[number]),
             float(strengths[chosen[number, 0]]),
             float(best.gradient_norm[number, 0, 0]),
-        )
-        for number in range(len(train))
-    ]
-
-
-def _paper(
-    train: Tensor, validation: Tensor, test: Tensor, labels: _Labels, classes: int, options: Options
-) -> list[_Block]:
-    from medmllm_plugins.probes.mlp import fit_mlp
-
-    targets = torch.from_numpy(labels.train).to(train.device)
-    probes = fit_mlp(train, targets, classes=classes, seed=options.seed)
-    log_p = probes.logits(validation)[:, 0].log_softmax(-1)
-    right = torch.from_numpy(labels.validation[0]).to(train.device)
-    losses = -log_p.gather(-1, right[None, :, None].expand(len(log_p), -1, 1)).mean((1, 2))
-    predicted = probes.logits(test).argmax(-1)
-    return [
-        _Block(
-            log_p[number].argmax(-1).cpu().numpy(),
-            predicted[number].cpu().numpy(),
-            float(losses[number]),
-            float("nan"),
-            float("nan"),
         )
         for number in range(len(train))
     ]

@@ -267,7 +267,7 @@ def solve(
     strength = strength.reshape(loci, problems)
     at_once = max(1, _CELLS[_kind(targets)] // max(1, problems * classes * max(rows, rank)))
     parts = zip(
-        *(part.split(at_once) for part in (space.train, space.squares, targets, strength)),
+        *(torch.split(part, at_once) for part in (space.train, space.squares, targets, strength)),
         strict=True,
     )
     found = [

@@ -8,7 +8,7 @@ from typing import Any, Final
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.logistic import STRENGTHS
 
-PROTOCOLS: Final = ("linear", "paper")
+PROTOCOLS: Final = ("linear",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +16,7 @@ class Options:
     """Settings of an analysis.
 
     Attributes:
-        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold, or
-            ``"paper"``, the two-layer MLP of arXiv:2604.08333.
+        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold.
         strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
         poolings: which poolings to look at; all that the store holds where empty.
         width: features of every locus are projected at random to so many dimensions, so that loci of different width

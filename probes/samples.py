@@ -64,7 +64,7 @@ def read_samples(store: FeatureStore, seed: int = 0) -> Samples:
     truth = names.map(known).to_numpy(np.intp)
     group = pd.factorize(index["group"].astype(str), sort=True)[0].astype(np.intp)
     fold = index["fold"].astype(str).to_numpy()
-    rows: dict[Fold, Ints] = {name: np.flatnonzero(fold == name) for name in FOLDS}
+    rows: dict[Fold, Ints] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
     samples = _checked(Samples(labels, truth, group, rows), str(store.folder))
     drawn = rows["train"]
     if len(drawn) > MOST_ROWS:
@@ -86,7 +86,7 @@ def refolded(samples: Samples, store: FeatureStore, seed: int) -> Samples:
     groups = [str(number) for number in samples.group[rows]]
     fractions = (float(shares[0]), float(shares[1]), float(1 - shares[0] - shares[1]))
     found = np.array(grouped_folds(list(names), labels, groups, seed=seed, fractions=fractions))
-    divided: dict[Fold, Ints] = {name: np.sort(rows[found == name]) for name in FOLDS}
+    divided: dict[Fold, Ints] = {name: np.sort(rows[found == name]).astype(np.intp) for name in FOLDS}
     return _checked(replace(samples, rows=divided), str(store.folder))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.analysis import MODULES, Analysis
@@ -71,7 +72,7 @@ def _curves(analysis: Analysis) -> list[str]:
     return [*_table(rows), f"  chance {_percent(analysis.chance)}, majority {_percent(analysis.majority)}"]
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def pixels(shown: Shown) -> npt.NDArray[np.float16]:
     if isinstance(shown, Image.Image):
         return small(shown, "RGB", SIDE).astype(np.float16)
     if isinstance(shown, Sequence):
-        return np.mean([small(picture, "RGB", SIDE) for picture in shown], axis=0).astype(np.float16)
+        return np.asarray(np.mean([small(picture, "RGB", SIDE) for picture in shown], axis=0), dtype=np.float16)
     return _slices(shown)
 
 
@@ -92,10 +92,8 @@ class RandomEncoder:
         handle = stage(self._loaded.model, self._loaded.family.connector).register_forward_hook(stop)
         try:
             with self._exchanged(), self._taps.prompt(inputs):
-                try:
+                with suppress(_Enough):  # the LLM has no part in the floor
                     prefill(self._loaded.model, inputs)
-                except _Enough:
-                    pass  # the LLM has no part in the floor
         finally:
             handle.remove()
         return {(f"{RANDOM}.{name}", pooling): value for (name, pooling), value in self._taps.found.items()}

@@ -110,7 +110,7 @@ def _over(rows: Tensor, counts: list[int], poolings: Sequence[str]) -> dict[str,
         if MAX in poolings:
             found[MAX] = each.amax(1).float()
         return found
-    parts = rows.split(counts)
+    parts = torch.split(rows, counts)
     if MEAN in poolings:
         found[MEAN] = torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
     if MAX in poolings:

@@ -172,7 +172,7 @@ def stacked(found: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], l
             if device.type == "cuda":
                 there = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
                 whole = there.copy_(whole, non_blocking=True)
-                event = torch.cuda.Event()
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record(torch.cuda.current_stream(device))
                 copied.append(event)
             names.append([name for name, _ in members])

@@ -271,7 +271,9 @@ class MedicalMLLM(lmms):
         return tuple(self._row(request)["answers"])
 
     def _needs(self, request: Instance) -> str:
-        """What of a document is needed: ``"answer"``; where features are kept, of the train fold these alone, and of
+        """What of a document is needed.
+
+        ``"answer"``; where features are kept, of the train fold these alone, and of
         the validation fold the label scores beside them, both of which a prefill gives.
         """
         if _features(request) is None:
