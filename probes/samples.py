@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,10 +62,10 @@ def read_samples(store: FeatureStore, seed: int = 0) -> Samples:
         raise DataError(
             f"{store.folder}: expected classes among {list(labels)}, found {strangers}; the index is not this task's."
         )
-    truth = names.map(known).to_numpy(np.intp)
-    group = pd.factorize(index["group"].astype(str), sort=True)[0].astype(np.intp)
+    truth: Any = names.map(known).to_numpy(np.intp)
+    group: Any = pd.factorize(index["group"].astype(str), sort=True)[0].astype(np.intp)
     fold = index["fold"].astype(str).to_numpy()
-    rows: dict[Fold, Ints] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
+    rows: dict[Fold, Any] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
     samples = _checked(Samples(labels, truth, group, rows), str(store.folder))
     drawn = rows["train"]
     if len(drawn) > MOST_ROWS:

@@ -91,9 +91,8 @@ class RandomEncoder:
 
         handle = stage(self._loaded.model, self._loaded.family.connector).register_forward_hook(stop)
         try:
-            with self._exchanged(), self._taps.prompt(inputs):
-                with suppress(_Enough):  # the LLM has no part in the floor
-                    prefill(self._loaded.model, inputs)
+            with self._exchanged(), self._taps.prompt(inputs), suppress(_Enough):  # the LLM has no part in the floor
+                prefill(self._loaded.model, inputs)
         finally:
             handle.remove()
         return {(f"{RANDOM}.{name}", pooling): value for (name, pooling), value in self._taps.found.items()}
