@@ -69,7 +69,8 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
         OptionError: ``decay`` is negative or not finite.
     """
     _, growth, volatility, end = _parts(accuracies, decay)
-    score: Floats = np.where(end == 0, 0.0, end * (1 + growth) * volatility)
+    undefined = np.isnan(np.asarray(accuracies)).any(-1)
+    score: Floats = np.where((end == 0) & ~undefined, 0.0, end * (1 + growth) * volatility)
     return score
 
 
