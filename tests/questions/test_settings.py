@@ -160,7 +160,7 @@ def test_a_yaml_task_takes_arguments_too(tmp_path: Path, monkeypatch: pytest.Mon
 def test_settings_are_plain_json() -> None:
     import json
 
-    for name in declared_tasks():
+    for name in (name for name, task in declared_tasks().items() if not task.probing):
         found = task_settings(name).to_dict()
         assert json.loads(json.dumps(found)) == found
 
