@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.interface import LoadedModel
@@ -42,16 +42,24 @@ def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
 
 
 def _changed(loaded: LoadedModel, place: Place, inputs: Mapping[str, Tensor]) -> Tensor:
-    def change(_: nn.Module, __: Any, output: Any) -> Any:
+    """The next token's logits, with what a layer returns changed."""
+    own = place.module.__dict__.get("forward")  # accelerate puts one on a module that is spread over devices
+    usual = place.module.forward
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        output = usual(*args, **kwargs)
         if isinstance(output, tuple):
             return (_noisy(output[0]), *output[1:])
         return _noisy(output)
 
-    handle = place.module.register_forward_hook(change)
+    # Not by a hook: LLaVA takes its layer from states that transformers' own hooks recorded before ours would run.
+    place.module.forward = changed
     try:
         return prefill(loaded.model, inputs).logits
     finally:
-        handle.remove()
+        del place.module.forward
+        if own is not None:
+            place.module.forward = own
 
 
 def _noisy(output: Tensor) -> Tensor:
