@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment, minimize  # type: ignore[impor
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
@@ -48,6 +49,7 @@ FOLDS = 5
 UNPARSED = -1
 """Stands in ``answers`` for an answer that was not parsed; it is wrong under every reading."""
 _FLOOR = 1e-6
+"""Smaller probabilities count as this, so that no document alone decides on a strength."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -493,15 +495,17 @@ def fit_affine(scores: Floats, truth: Ints, group: Ints, seed: int = 0) -> Pipel
     """
     features = affine_features(scores)
     losses = np.zeros(len(STRENGTHS))
-    for held in _parts(truth, group, seed):
-        if len(np.unique(truth[~held])) < 2:
-            continue  # nothing can be fitted without this part
-        for row, strength in enumerate(STRENGTHS):
-            model = _regression(strength).fit(features[~held], truth[~held])
-            true = model.predict_proba(features[held])[truth[held][:, None] == model.classes_]
-            # A class that only occurs in the held-out part has no probability: the floor, under every strength.
-            losses[row] -= np.log(np.maximum(true, _FLOOR)).sum()
-    return _regression(STRENGTHS[int(losses.argmin())]).fit(features, truth)
+    # Systems this small gain nothing from threads, and on a busy machine lose tenfold by waiting for one another.
+    with threadpool_limits(1):
+        for held in _parts(truth, group, seed):
+            if len(np.unique(truth[~held])) < 2:
+                continue  # nothing can be fitted without this part
+            for row, strength in enumerate(STRENGTHS):
+                model = _regression(strength).fit(features[~held], truth[~held])
+                true = model.predict_proba(features[held])[truth[held][:, None] == model.classes_]
+                # A class that only occurs in the held-out part adds the same under every strength: it is left out.
+                losses[row] -= np.log(np.maximum(true, _FLOOR)).sum()
+        return _regression(STRENGTHS[int(losses.argmin())]).fit(features, truth)
 
 
 def affine_features(scores: Floats) -> Floats:
@@ -616,10 +620,11 @@ def _check(validation: ValidationFold, test: ScoredFold, classes: int) -> None:
 
 
 def _check_indices(name: str, values: Ints, n: int, low: int | None, classes: int | None) -> None:
-    if values.shape != (n,) or values.dtype.kind not in "iu":
+    # A narrower type would overflow in the counts of triples of classes.
+    if values.shape != (n,) or values.dtype != np.intp:
         raise DataError(
-            f"Expected `{name}` to be {n} integers, found shape {values.shape} of {values.dtype}. Give one index a "
-            "document, in the order of `truth`."
+            f"Expected `{name}` to be {n} integers of type {np.dtype(np.intp)}, found shape {values.shape} of "
+            f"{values.dtype}. Give one index a document, in the order of `truth`."
         )
     if low is not None and classes is not None and (values.min() < low or values.max() >= classes):
         raise DataError(

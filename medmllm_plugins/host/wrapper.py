@@ -205,8 +205,8 @@ class MedicalMLLM(lmms):
                             prompted = True
                         answers |= {_key(request): result for request, result in zip(batch, results, strict=True)}
                         for one, question in zip(batch, questions, strict=True):
-                            if _key(one) in names:
-                                keep.add(str(question.row["id"]), names[_key(one)], answers[_key(one)])
+                            if (name := names.get(_key(one))) is not None:
+                                keep.add(name if capture is None else str(question.row["id"]), name, answers[_key(one)])
                         keep.flush()
                         bar.update(batch, results)
                     keep.close()
@@ -351,7 +351,8 @@ class MedicalMLLM(lmms):
             max_new_tokens=first.max_new_tokens,
             labels=first.labels,
             inputs=inputs,
-            watch=None if capture is None else capture.watch,
+            # A model of a plugin's own may answer in a way of its own, and need not know of this unless it is probed.
+            **({} if capture is None else {"watch": capture.watch}),
         )
         results, records = [], []
         for question, generation in zip(questions, generations, strict=True):
@@ -363,7 +364,8 @@ class MedicalMLLM(lmms):
                 reply = envelope.Reply(
                     text, generation.scores, generation.label_tokens, self._blank_scores(loaded, question)
                 )
-                records.append(_record(question.row, reply))
+                if capture is not None:
+                    records.append(_record(question.row, reply))
                 text = envelope.pack(reply)
             results.append(Answered(text, generation.tokens))
         if capture is not None:

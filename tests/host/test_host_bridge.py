@@ -27,10 +27,11 @@ from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.specs import ModelSpec, TaskFolder
 
 PACKAGE = Path(medmllm_plugins.__file__).parent
-FILES = {"med_cls", "med_cls_medmnist"}
+FILES = {f"{prefix}{ending}" for prefix in ("med_cls", "med_probe") for ending in ("", "_medmnist")}
 DATASETS = [path.stem for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml")]
 OURS = FILES | {
-    f"med_cls_{dataset}{ending}"
+    f"{prefix}_{dataset}{ending}"
+    for prefix in ("med_cls", "med_probe")
     for dataset in DATASETS
     for ending in ("", "_letter", "_open")
     if not (ending and dataset in ("chestmnist", "chestxray14", "ct_rate"))  # findings are asked yes or no
@@ -199,7 +200,9 @@ def test_manifests_never_raise(
 
 
 def test_task_folders_never_raise(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
-    assert [Path(folder) for folder in bridge.task_folders()] == [PACKAGE / "tasks" / "med_cls"]
+    assert [Path(folder) for folder in bridge.task_folders()] == [
+        PACKAGE / "tasks" / folder for folder in ("med_cls", "med_probe")
+    ]
     monkeypatch.setattr(bridge, "get_manager", failing(RuntimeError("no manager")))
     assert bridge.task_folders() == []
     assert len(warned) == 1 and "RuntimeError" in warned[0]
@@ -263,13 +266,15 @@ def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
 
 def test_declared_tasks_load_with_the_hosts_own_loader() -> None:
     """Its listing reads the file that stands behind each name."""
+    from medmllm_plugins.host.probing import ProbingTask
     from medmllm_plugins.host.tasks import ClassificationTask
 
     index = plain_index()
     for name in OURS - FILES:
         assert load_yaml_config(index.task_index[name]["yaml_path"], mode="simple")["classes"]
         config = index._get_config(name)
-        assert config["class"] is ClassificationTask and config["task"] == name
+        assert config["class"] is (ProbingTask if name.startswith("med_probe") else ClassificationTask)
+        assert config["task"] == name
         assert config["output_type"] == "generate_until"  # all that the host's chat models answer
 
 
@@ -278,7 +283,9 @@ def test_the_host_finds_them_by_itself_too() -> None:
     theirs = plain_index()
     for name in OURS:
         assert Path(theirs.task_index[name]["yaml_path"]).is_file()
-    walked = theirs._get_task_and_group(str(PACKAGE / "tasks" / "med_cls"))
+    walked: dict[str, Any] = {}
+    for folder in ("med_cls", "med_probe"):
+        walked |= theirs._get_task_and_group(str(PACKAGE / "tasks" / folder))
     assert set(walked) == FILES
     for name, entry in walked.items():
         assert Path(entry["yaml_path"]).samefile(theirs.task_index[name]["yaml_path"])
@@ -288,9 +295,10 @@ def test_the_host_finds_them_by_itself_too() -> None:
 
 def test_no_metrics_name_holds_another() -> None:
     """The host finds the metrics of a group by substring."""
+    from medmllm_plugins.probes.analysis import PRINTED
     from medmllm_plugins.questions.scoring import LOWER_IS_BETTER, METRICS
 
-    printed = [*METRICS, *LOWER_IS_BETTER, "kappa"]
+    printed = [*METRICS, *LOWER_IS_BETTER, "kappa", *PRINTED]
     assert not [(a, b) for a in printed for b in printed if a != b and a in b]
 
 

@@ -1,0 +1,440 @@
+"""Planted faults: they break the stage they name and none before it, and nothing of them is left afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.tiny_families import FAMILIES as TINY
+from support.tiny_families import write_family
+from torch import Tensor
+
+from medmllm_plugins.answers.prompts import closed_set
+from medmllm_plugins.data.phantoms import LABELS as FINDINGS
+from medmllm_plugins.data.phantoms import phantom
+from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.models import generation
+from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.generation import prefill
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.medm_vl import load as load_medm_vl
+from medmllm_plugins.models.native import open_native
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.stages import places
+from medmllm_plugins.probes.faults import (
+    HEALTHY,
+    KINDS,
+    MODES,
+    STRENGTHS,
+    Fault,
+    Strength,
+    all_faults,
+    class_directions,
+    planted,
+    read_blocks,
+)
+
+torch.set_num_threads(1)
+
+NAMES = ("demo", "qwen2_5_vl", "gemma3")
+EVERY = [(mode, kind) for mode in MODES for kind in KINDS[mode]]
+BY_SHARE = ("tower_lost", "directions_removed", "connector_lost", "blind")
+# They share beginnings, one is the beginning of another, and they differ in length.
+LABELS = ("benign", "malignant tumour", "benign tumour", "no", "malignant")
+QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.", "Is it no mass?")
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]:
+    made: dict[tuple[str, str], LoadedModel] = {}
+    folders: dict[str, Path] = {}
+
+    def loaded(kind: str, attention: str = "sdpa") -> LoadedModel:
+        if (kind, attention) not in made:
+            if kind == "demo":
+                made[kind, attention] = load_medm_vl(LoadOptions("demo", device="cpu", attn_implementation=attention))
+            else:
+                if kind not in folders:
+                    folders[kind] = write_family(kind, tmp_path_factory.mktemp(kind))
+                options = LoadOptions(str(folders[kind]), device="cpu", attn_implementation=attention)
+                made[kind, attention] = ChatModel(open_native(options, {}))
+        return made[kind, attention]
+
+    return loaded
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [picture(seed) for seed in range(count)]
+
+
+def context(model: LoadedModel, fault: Fault) -> Any:
+    """A fault with all it needs: as directions some that the tiny models' connectors vary in."""
+    width = int(model.model.config.get_text_config().hidden_size)
+    directions = {"connector": torch.eye(width)[:3]}
+    return planted(model, fault, directions=directions, question=QUESTIONS[0], labels=LABELS)
+
+
+@contextmanager
+def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
+    """What every locus returns while prompts go through."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    def entering(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["llm.embed"] = args[0] if args else kwargs["hidden_states"]
+
+    handles = [
+        place.module.register_forward_pre_hook(entering, with_kwargs=True)
+        if place.enters
+        else place.module.register_forward_hook(keep(place.name))
+        for place in places(model)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(model: LoadedModel, fault: Fault, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    with context(model, fault), looking(model) as seen:
+        seen["logits"] = prefill(model.model, inputs).logits
+    return seen
+
+
+def hooks(model: LoadedModel) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.model.modules())
+
+
+def own(model: LoadedModel, mode: str) -> str:
+    """The locus at the end of a fault's own stage."""
+    last = f"vision.{len(read_blocks(model)) - 1:02d}"
+    return {"vision": last, "connector": "connector", "comprehension": "llm.norm", "mapping": "scores"}[mode]
+
+
+def before(model: LoadedModel, mode: str) -> list[str]:
+    names = [place.name for place in places(model)]
+    if mode == "vision":
+        return []
+    if mode == "connector":
+        return [name for name in names if name.startswith("vision")]
+    return names if mode == "mapping" else [name for name in names if not name.startswith("llm.")] + ["llm.embed"]
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize(("mode", "name"), EVERY)
+def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
+    load: Callable[..., LoadedModel], kind: str, mode: Any, name: str
+) -> None:
+    model, questions, images = load(kind), [QUESTIONS[0]] * 8, pictures(8)
+    inputs = model.prepare(questions, images)
+
+    def look(fault: Fault) -> dict[str, Tensor]:
+        seen = run(model, fault, inputs)
+        if mode == "mapping":
+            with context(model, fault):
+                found = model.generate(questions, images, max_new_tokens=0, labels=LABELS)
+            seen["scores"] = torch.tensor([one.scores for one in found])
+        return seen
+
+    kept = {key: value.clone() for key, value in model.model.state_dict().items()}
+    healthy, at, changes = look(HEALTHY), own(model, mode), []
+    count = hooks(model)  # transformers leaves some of its own at the first call
+    for strength in STRENGTHS:
+        fault = Fault(name, mode, strength, seed=3)
+        broken = look(fault)
+        for locus in before(model, mode):
+            assert torch.equal(broken[locus], healthy[locus]), locus
+        change = (broken[at] - healthy[at]).abs()
+        changes.append(float((change > 1e-6).float().mean() if name == "labels_permuted" else change.mean()))
+        assert hooks(model) == count
+        assert all(torch.equal(value, kept[key]) for key, value in model.model.state_dict().items())
+    assert torch.equal(look(fault)[at], broken[at])
+    # Of few documents the weakest fault may choose none.
+    assert changes[0] <= changes[1] <= changes[2] and changes[0] < changes[2], changes
+    assert changes[0] > 0 or name in BY_SHARE
+    with pytest.raises(ZeroDivisionError), context(model, fault):
+        prefill(model.model, inputs)
+        raise ZeroDivisionError
+    assert hooks(model) == count
+    again = run(model, HEALTHY, inputs)
+    assert all(torch.equal(again[locus], healthy[locus]) for locus in again)
+
+
+@pytest.mark.parametrize("name", ["tower_noise", "tower_reset", "tower_blur", "tower_lost", "connector_blur"])
+def test_another_seed_is_another_fault(load: Callable[..., LoadedModel], name: str) -> None:
+    model = load("qwen2_5_vl")
+    inputs = model.prepare([QUESTIONS[0]] * 8, pictures(8))
+    faults = [Fault(name, "vision" if "tower" in name else "connector", 2, seed) for seed in (0, 1)]
+    first, second = (run(model, fault, inputs)["connector"] for fault in faults)
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize(("mode", "name"), EVERY)
+def test_a_batch_gives_what_single_questions_give(
+    load: Callable[..., LoadedModel], kind: str, mode: Any, name: str
+) -> None:
+    model = load(kind)
+    images = pictures(3)
+    with context(model, Fault(name, mode, 2, seed=1)):
+        batch = model.generate(QUESTIONS, images, max_new_tokens=4, labels=LABELS)
+        for question, image, found in zip(QUESTIONS, images, batch, strict=True):
+            (single,) = model.generate([question], [image], max_new_tokens=4, labels=LABELS)
+            assert single.text == found.text
+            assert single.scores == pytest.approx(found.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["demo", *TINY])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_blind_text_does_not_hang_on_the_image(
+    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch, kind: str, attention: str
+) -> None:
+    """Prompts, label scores in one sequence and row by row, and answers, of padded prompts."""
+    model, images = load(kind, attention), pictures(4)
+    questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[1]]
+    inputs = model.prepare(questions, images)
+    healthy, broken = (run(model, fault, inputs) for fault in (HEALTHY, Fault("blind", "comprehension", 3)))
+    text = ~model.image_positions(inputs) & inputs["attention_mask"].bool()
+    for locus in ("llm.00", "llm.norm"):
+        torch.testing.assert_close(broken[locus][0][text[0]], broken[locus][2][text[2]], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(healthy[locus][0][text[0]], healthy[locus][2][text[2]], atol=1e-3)
+    images_at = model.image_positions(inputs)
+    torch.testing.assert_close(broken["llm.00"][images_at], healthy["llm.00"][images_at], atol=1e-5, rtol=1e-5)
+    with context(model, Fault("blind", "comprehension", 3)):
+        found = model.generate(questions, images, max_new_tokens=6, labels=LABELS)
+        monkeypatch.setattr(generation, "_takes_masks", lambda *_: False)
+        by_row = model.generate(questions, images, max_new_tokens=0, labels=LABELS)
+    for one, other in ((found[0], found[2]), (found[1], found[3])):
+        assert one.text == other.text
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    for one, other in zip(found, by_row, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+def test_blindness_holds_where_a_window_has_passed_the_image(tmp_path: Path) -> None:
+    """Step by step, with a cache that keeps the last keys only, as in one pass without a cache."""
+    folder = write_family("gemma3", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 24
+    (folder / "config.json").write_text(json.dumps(config))
+    model = ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    images = pictures(2)
+    with context(model, Fault("blind", "comprehension", 3)):
+        inputs = model.prepare([QUESTIONS[1]] * 2, images)
+        assert inputs["input_ids"].shape[1] > 24
+        first, second = model.generate([QUESTIONS[1]] * 2, images, max_new_tokens=12, labels=LABELS)
+        assert first.text == second.text and first.scores == pytest.approx(second.scores, abs=1e-4)
+        start = prefill(model.model, inputs)
+        token = start.logits.argmax(-1)[:, None]
+        step = model.model(
+            input_ids=token,
+            attention_mask=torch.cat([start.attention_mask, torch.ones_like(token)], dim=1),
+            position_ids=start.next_position[:, None],
+            past_key_values=start.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        whole = dict(inputs)
+        whole["input_ids"] = torch.cat([inputs["input_ids"], token], dim=1)
+        for name in ("attention_mask", "token_type_ids"):
+            more = torch.full_like(token, int(name == "attention_mask"))
+            whole[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], dim=1)
+        torch.testing.assert_close(model.model(**whole, use_cache=False).logits[:, -1], step, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", BY_SHARE)
+def test_documents_that_keep_their_image_are_not_touched(load: Callable[..., LoadedModel], name: str) -> None:
+    """And those that lose it at one strength lose it at the next."""
+    model = load("demo")
+    mode = next(mode for mode, kind in EVERY if kind == name)
+    inputs = model.prepare([QUESTIONS[0]] * 24, pictures(24))
+    healthy = run(model, HEALTHY, inputs)["logits"]
+    lost: set[int] = set()
+    for strength in STRENGTHS:
+        logits = run(model, Fault(name, mode, strength, seed=2), inputs)["logits"]
+        now = {row for row in range(24) if not torch.allclose(logits[row], healthy[row], atol=1e-4)}
+        assert lost < now
+        lost = now
+    assert len(lost) < 24 or name in ("blind", "directions_removed")
+
+
+def test_a_stage_that_lost_the_image_says_nothing_of_it(load: Callable[..., LoadedModel]) -> None:
+    model = load("demo")
+    inputs = model.prepare([QUESTIONS[0]] * 24, pictures(24))
+    found = run(model, Fault("tower_lost", "vision", 3), inputs)
+    rows = found["connector"].flatten(1)
+    same = [row for row in rows if float((row - rows).abs().amax(1).eq(0).sum()) > 1]
+    assert 6 <= len(same) < 24 and all(torch.equal(row, same[0]) for row in same)
+    assert float(found[own(model, "vision")].abs().amax((1, 2)).eq(0).sum()) == len(same)
+
+
+def test_removed_directions_leave_the_classes_one_mean(load: Callable[..., LoadedModel]) -> None:
+    model = load("demo")
+    labels = [FINDINGS[number % 4] for number in range(16)]
+    images = pictures(16)
+    inputs = model.prepare([QUESTIONS[0]] * 16, images)
+    features = run(model, HEALTHY, inputs)["connector"].mean(1)
+    directions = class_directions(features, labels)
+    assert directions.shape == (3, features.shape[1])
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3, dtype=torch.float64))
+    fault = Fault("directions_removed", "connector", 3)
+    with planted(model, fault, directions={"connector": directions}), looking(model) as seen:
+        prefill(model.model, inputs)
+    means = torch.stack([seen["connector"].mean(1)[number::4].mean(0) for number in range(4)])
+    torch.testing.assert_close(means, means[:1].expand(4, -1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bias_raises_one_label_and_no_other(load: Callable[..., LoadedModel], kind: str, seed: int) -> None:
+    model = load(kind)
+
+    def scores(strength: Strength | None) -> Tensor:
+        with context(model, HEALTHY if strength is None else Fault("label_bias", "mapping", strength, seed)):
+            found = model.generate(QUESTIONS, pictures(3), max_new_tokens=0, labels=LABELS)
+        return torch.tensor([one.scores for one in found])
+
+    healthy, last = scores(None), scores(None)
+    raised = set()
+    for strength in STRENGTHS:
+        now = scores(strength)
+        up = (now > healthy + 1e-4).all(0)
+        assert int(up.sum()) == 1 and bool((now[:, ~up] <= healthy[:, ~up] + 1e-4).all())
+        assert bool((now[:, up] > last[:, up]).all())
+        raised.add(int(up.nonzero()))
+        last = now
+    assert len(raised) == 1
+
+
+def test_permuted_labels_are_words_of_other_labels(load: Callable[..., LoadedModel]) -> None:
+    """In answers and in scores; at strength 1 two labels change places."""
+    model = load("demo")
+    question = closed_set("synthetic phantom image", FINDINGS)
+    images = [Image.fromarray(phantom(index).image).convert("RGB") for index in range(2800, 2816)]
+
+    def answers(fault: Fault) -> list[tuple[str, str]]:
+        with planted(model, fault, question=question, labels=FINDINGS):
+            found = model.generate([question] * len(images), images, max_new_tokens=6, labels=FINDINGS)
+        return [(one.text.strip(), FINDINGS[int(np.argmax(one.scores or ()))]) for one in found]
+
+    healthy = answers(HEALTHY)
+    moved = []
+    for strength in STRENGTHS:
+        broken = answers(Fault("labels_permuted", "mapping", strength, seed=1))
+        assert {word for pair in broken for word in pair} <= set(FINDINGS)
+        became = {(old[0], new[0]) for old, new in zip(healthy, broken, strict=True)}
+        assert len(became) == len({old for old, _ in became})  # one label has become one other
+        moved.append(sum(old != new for old, new in became))
+    assert moved == [2, 3, 4]
+
+
+def test_labels_that_share_beginnings_change_places_where_they_part(load: Callable[..., LoadedModel]) -> None:
+    model = load("gemma3")
+    ids = model.label_ids(QUESTIONS[0], ["no benign", "no malignant"])
+    assert ids[0][0] == ids[1][0]
+    for fault in (HEALTHY, Fault("labels_permuted", "mapping", 1)):
+        with planted(model, fault, question=QUESTIONS[0], labels=["no benign", "no malignant"]):
+            inputs = model.prepare(QUESTIONS[:1], pictures(1))
+            start = prefill(model.model, inputs)
+            token = torch.tensor([[ids[0][0]]])
+            step = model.model(
+                input_ids=token,
+                attention_mask=torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long),
+                position_ids=start.next_position[:, None],
+                past_key_values=start.cache,
+                use_cache=True,
+            ).logits[0, -1]
+        if fault == HEALTHY:
+            first, second = start.logits, step
+    part = next(place for place in range(len(ids[0])) if ids[0][place] != ids[1][place])
+    assert torch.equal(start.logits, first)  # the beginning in common is as likely as before
+    if part == 1:
+        one, other = ids[0][1], ids[1][1]
+        assert torch.equal(step[[one, other]], second[[other, one]])
+        assert int((step != second).sum()) == 2
+
+
+def test_blocks_behind_the_one_that_llava_reads_are_left_alone(load: Callable[..., LoadedModel]) -> None:
+    assert len(read_blocks(load("demo"))) == 6
+    llava = load("llava")  # reads the last but one of two
+    assert len(read_blocks(llava)) == 1
+
+
+def test_all_faults_are_each_kind_at_each_strength() -> None:
+    faults = all_faults(seed=5)
+    assert len(faults) == len(set(faults)) == 3 * len(EVERY)
+    assert {fault.seed for fault in faults} == {5}
+    assert {fault.mode for fault in all_faults(modes=("mapping",))} == {"mapping"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"name": "tower"}, "`name` and `mode` of a fault"),
+        ({"mode": "mapping"}, "`name` and `mode` of a fault"),
+        ({"strength": 4}, "`strength` of a fault to be 1, 2 or 3"),
+    ],
+)
+def test_faults_that_there_are_not(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        replace(Fault("tower_noise", "vision"), **wrong)
+
+
+def test_what_a_fault_needs_and_was_not_given(load: Callable[..., LoadedModel]) -> None:
+    model = load("demo")
+    removed, bias = Fault("directions_removed", "connector"), Fault("label_bias", "mapping")
+    for given in (None, {}, {"connector": torch.ones(3)}):
+        with pytest.raises(OptionError, match="directions_removed needs"), planted(model, removed, directions=given):
+            pass
+    for labels in ((), ("benign",)):
+        with (
+            pytest.raises(OptionError, match="at least two `labels`"),
+            planted(model, bias, question="?", labels=labels),
+        ):
+            pass
+    inputs, narrow = model.prepare(QUESTIONS[:1], pictures(1)), {"connector": torch.eye(3)}
+    prefill(model.model, inputs)
+    count = hooks(model)
+    with pytest.raises(ModelError, match="Expected directions as wide"), planted(model, removed, directions=narrow):
+        prefill(model.model, inputs)
+    permuted, nested = replace(bias, name="labels_permuted"), ("no", "no finding")
+    with pytest.raises(OptionError, match="part at a token"), planted(model, permuted, question="?", labels=nested):
+        pass
+    with pytest.raises(OptionError, match="at least two of them different"):
+        class_directions(torch.ones(2, 3), ["a", "a"])
+    assert hooks(model) == count
+
+
+def test_caches_and_attention_that_a_fault_cannot_work_with(
+    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("demo")
+    inputs = model.prepare(QUESTIONS[:1], pictures(1))
+    start = prefill(model.model, inputs)
+    count = hooks(model)
+    with context(model, Fault("blind", "comprehension", 3)):
+        with pytest.raises(ModelError, match="a cache of before"):
+            generation.greedy(model.model, start, max_new_tokens=2, eos_token_ids=())
+        with pytest.raises(ModelError, match="with `input_ids`"):
+            model.model(inputs_embeds=torch.zeros(1, 2, 128))
+    monkeypatch.setattr(model.model.config.get_text_config(), "_attn_implementation", "flash_attention_2")
+    with pytest.raises(ModelError, match="found 'flash_attention_2'"), context(model, Fault("blind", "comprehension")):
+        pass
+    assert hooks(model) == count
