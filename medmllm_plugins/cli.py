@@ -121,10 +121,11 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument(
         "--protocol",
         default="linear",
-        help="linear: logistic regression, the default",
+        help="linear (logistic regression, the default) or paper (the two-layer MLP of arXiv 2604.08333)",
     )
     command.add_argument("--grid", default="", metavar="C,C,…", help="inverse L2 strengths to choose from")
     command.add_argument("--pooling", default="", metavar="A,B", help="these only: mean, last, cls, max, answer")
+    command.add_argument("--loci", default="", metavar="A,B", help="these only, beside those the diagnosis rests on")
     command.add_argument("--width", type=int, default=0, metavar="N", help="project every locus at random to N numbers")
     command.add_argument(
         "--folds", type=int, default=0, metavar="N", help="fit again on N further divisions into folds"
@@ -273,6 +274,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         protocol=arguments.protocol,
         **({"strengths": parse_strengths(arguments.grid)} if arguments.grid else {}),
         poolings=tuple(filter(None, arguments.pooling.split(","))),
+        loci=tuple(filter(None, arguments.loci.split(","))),
         width=arguments.width,
         shuffles=arguments.shuffles,
         controls=arguments.controls,

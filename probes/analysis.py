@@ -18,7 +18,7 @@ from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.curves import Draws, Point, draw, points
 from medmllm_plugins.probes.diagnosis import ANSWER, MODES, REFERENCE, TITLES, Diagnosis, diagnose
-from medmllm_plugins.probes.fitting import Fitted, fit_probes
+from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, fit_probes
 from medmllm_plugins.probes.health import Health, health, health_score
 from medmllm_plugins.probes.mapping import UNPARSED, ScoredFold, SemanticMapping, ValidationFold, semantic_mapping
 from medmllm_plugins.probes.options import Options
@@ -328,7 +328,7 @@ def _mapping(
     tested = _scores(store, samples, "test")
     blank = _scores(store, samples, "test", "blank")
     lens = store.lens(test)
-    last = fitted.at("llm.norm", LAST)
+    last = fitted.at(LAST_LOCUS, LAST)
     both = scores is not None and tested is not None
     return semantic_mapping(
         ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),

@@ -10,9 +10,10 @@ comprehension   what the connector hands over, less what the last token holds at
 mapping         what the last token holds at the end of the LLM, less the answers' accuracy
 =============== ==================================================================================================
 
-The four add up to the reference's accuracy less the answers'. A stage hands over at least what any later one still
-shows, since no later stage can know more of the image than it was given; so a stage is measured at the locus, among its
-own and all later ones, whose probe is best on the validation fold, and the figure is that locus's on the test fold.
+Tower and connector are measured by the mean over patches or tokens (or the class token, if that is better on the
+validation fold), the end of the LLM by its last norm's state of the prompt's last token. No stage knows more of the
+image than it was given, so against a reference the tower is credited with what any later stage still shows, and
+against the connector the end of the LLM with what the answers show.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.curves import Draws
-from medmllm_plugins.probes.fitting import Fitted, Key
+from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, Key
 from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
 Mode = Literal["vision", "connector", "comprehension", "mapping"]
@@ -46,8 +47,9 @@ TOLERANCE: Final = 0.10
 FEWEST_GROUPS: Final = 20
 """With fewer groups in the test fold no verdict is given."""
 FOLLOWS: Final = 0.25
-"""A stage behind a broken one is given what it was never trained on, and loses more. The first supported loss of at least
-this share of the largest is therefore named, and not the largest."""
+"""A stage behind a broken one is given what it was never trained on, and loses more. So the first supported loss of at
+least this share of the largest is named, and not the largest; and none is named where the losses before it, too small or
+uncertain to be supported themselves, come to this share of it."""
 ANSWER: Final = "answer"
 REFERENCE: Final = "reference"
 
@@ -129,34 +131,39 @@ def diagnose(fitted: Fitted, draws: Draws, truth: Ints, answer_validation: float
     answer = _Measure(ANSWER, float(draws.values[ANSWER]), draws.resampled[ANSWER])
 
     def best(places: Sequence[int]) -> _Measure:
-        # Of equally good ones the last, so that a difference is nothing where nothing is shown to be lost.
-        place = max(reversed(places), key=lambda one: on_validation[one])
-        if answer_validation is not None and answer_validation >= on_validation[place]:
-            return answer
+        place = max(places, key=lambda one: on_validation[one])
         key = fitted.keys[place]
         return _Measure(
             f"{key.locus} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
         )
 
-    vision, connector, llm = (best(places) for places in stages)
+    tower, connector, last = (best(places) for places in stages)
+    shown = best([place for places in stages for place in places])
+    understood = last
+    if answer_validation is not None:
+        # On the validation fold, since what is chosen on the test fold flatters.
+        if answer_validation > on_validation[fitted.at(LAST_LOCUS, LAST)]:
+            understood = answer
+        if answer_validation > max(on_validation[place] for places in stages for place in places):
+            shown = answer
     enough = draws.groups >= FEWEST_GROUPS
     effects = (
-        _vision(fitted, draws, on_validation, vision, enough),
-        _effect("connector", vision, connector, draws, enough),
-        _effect("comprehension", connector, llm, draws, enough),
-        _effect("mapping", llm, answer, draws, enough),
+        _vision(fitted, draws, on_validation, shown, enough),
+        _effect("connector", tower, connector, draws, enough),
+        _effect("comprehension", connector, understood, draws, enough),
+        _effect("mapping", last, answer, draws, enough),
     )
     return Diagnosis(effects, _named(effects))
 
 
 def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
-    """Places of what tower, connector and LLM hand over: the loci of each stage's end, and all behind it."""
+    """Places of what tower, connector and LLM hand over; the fit always holds them."""
     tower = [place for place, key in enumerate(keys) if key.part == "vision" and key.read]
-    end = keys[tower[-1]].locus if tower else ""
+    end = keys[tower[-1]].locus
     handed = [place for place in tower if keys[place].locus == end and keys[place].pooling in (MEAN, CLS)]
-    behind = [place for place, key in enumerate(keys) if key.part in ("connector", "llm")]
-    last = [place for place in behind if keys[place].locus == "llm.norm" and keys[place].pooling == LAST]
-    return [*handed, *behind], behind, last
+    connector = [place for place, key in enumerate(keys) if key.part == "connector" and key.pooling == MEAN]
+    last = [place for place, key in enumerate(keys) if (key.locus, key.pooling) == (LAST_LOCUS, LAST)]
+    return handed, connector, last
 
 
 def _vision(fitted: Fitted, draws: Draws, on_validation: Floats, vision: _Measure, enough: bool) -> Effect:
@@ -208,7 +215,10 @@ def _named(effects: Sequence[Effect]) -> Mode | None:
     if not supported:
         return None
     largest = max(effect.loss.value for effect in supported)
-    return next(effect.mode for effect in supported if effect.loss.value >= FOLLOWS * largest)
+    first = next(effect for effect in supported if effect.loss.value >= FOLLOWS * largest)
+    before = effects[: effects.index(first)]
+    lost = sum(max(0.0, effect.loss.value) for effect in before if not math.isnan(effect.loss.value))
+    return None if lost >= FOLLOWS * first.loss.value else first.mode
 
 
 def _points(found: Estimate) -> str:

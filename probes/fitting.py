@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.capture.floors import PIXELS
-from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.capture.store import FeatureStore, Locus
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
 from medmllm_plugins.probes.logistic import RowSpace, solve
+from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.options import Options
 from medmllm_plugins.probes.samples import Samples
-from medmllm_plugins.questions.features import MEAN
+from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
+LAST_LOCUS = "llm.norm"
+"""The locus at the end of the LLM."""
 BLOCK_BYTES = 128 * 2**20
 """Features that are in memory at a time; at least one locus."""
 
@@ -81,21 +84,36 @@ class _Labels:
     types: int
 
 
-def keys_of(store: FeatureStore, poolings: Sequence[str] = ()) -> tuple[Key, ...]:
-    """The loci and poolings of a store, floors at the end.
+def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
+    """The loci and poolings to look at, in the store's order, floors at the end.
 
     Raises:
-        OptionError: a pooling was asked for that no locus has.
+        OptionError: a pooling or a locus was asked for that the store does not hold.
     """
-    held = {pooling for locus in store.header.loci for pooling in locus.poolings}
-    if unknown := sorted(set(poolings) - held):
+    loci = store.header.loci
+    held = {pooling for locus in loci for pooling in locus.poolings}
+    if unknown := sorted(set(options.poolings) - held):
         raise OptionError(f"Expected poolings among {sorted(held)}, which the store holds, found {unknown}.")
+    if unknown := sorted(set(options.loci) - {locus.name for locus in loci}):
+        raise OptionError(f"Expected loci among {[locus.name for locus in loci]}, found {unknown}.")
+    needed = ends(loci)
     return tuple(
         Key(locus.name, locus.part, pooling, width, locus.read)
-        for locus in store.header.loci
+        for locus in loci
         for pooling, width in zip(locus.poolings, locus.widths, strict=True)
-        if not poolings or pooling in poolings or locus.part == "floor"
+        if (locus.name, pooling) in needed
+        or (
+            (not options.loci or locus.name in options.loci)
+            and (not options.poolings or pooling in options.poolings or locus.part == "floor")
+        )
     )
+
+
+def ends(loci: Sequence[Locus]) -> frozenset[tuple[str, str]]:
+    """The loci and poolings at which tower, connector and LLM hand over, and the raw pixels."""
+    tower = [locus.name for locus in loci if locus.part == "vision" and locus.read][-1:]
+    found = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
+    return frozenset(found | {("connector", MEAN), (LAST_LOCUS, LAST), (PIXELS, MEAN)})
 
 
 def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: torch.device | None = None) -> Fitted:
@@ -114,7 +132,7 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     Raises:
         DataError: features are not finite, or cannot be read.
     """
-    keys = keys_of(store, options.poolings)
+    keys = keys_of(store, options)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = _label_sets(store, samples, options)
     rows = np.concatenate([samples.rows["train"], samples.rows["validation"], samples.rows["test"]])
@@ -123,7 +141,8 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     for block in _blocks(keys, len(rows)):
         features = np.stack([_features(store, keys[place], rows, options) for place in block])
         train, validation, test = torch.split(torch.from_numpy(features).to(device), folds, dim=1)
-        found = _linear(train, validation, test, labels, len(samples.labels), options)
+        fit = _linear if options.protocol == "linear" else _paper
+        found = fit(train, validation, test, labels, len(samples.labels), options)
         parts |= {place: found[number] for number, place in enumerate(block)}
     whole = [parts[place] for place in range(len(keys))]
     controls = labels.controls
@@ -213,6 +232,27 @@ def _linear(
             float(loss[number]),
             float(strengths[chosen[number, 0]]),
             float(best.gradient_norm[number, 0, 0]),
+        )
+        for number in range(len(train))
+    ]
+
+
+def _paper(
+    train: Tensor, validation: Tensor, test: Tensor, labels: _Labels, classes: int, options: Options
+) -> list[_Block]:
+    targets = torch.from_numpy(labels.train).to(train.device)
+    probes = fit_mlp(train, targets, classes=classes, seed=options.seed)
+    log_p = probes.logits(validation)[:, 0].log_softmax(-1)
+    right = torch.from_numpy(labels.validation[0]).to(train.device)
+    losses = -log_p.gather(-1, right[None, :, None].expand(len(log_p), -1, 1)).mean((1, 2))
+    predicted = probes.logits(test).argmax(-1)
+    return [
+        _Block(
+            log_p[number].argmax(-1).cpu().numpy(),
+            predicted[number].cpu().numpy(),
+            float(losses[number]),
+            float("nan"),
+            float("nan"),
         )
         for number in range(len(train))
     ]

@@ -45,8 +45,35 @@ _CROWD = 0.75
 """Finished problems are put aside once the locus with most open ones has no more than this share of them left."""
 _FLAT = 1e-6
 """Least mean curvature that the preconditioner reckons with."""
+_NOTHING = 1e-12
+"""Objective below which there is nothing to gain: all rows are of one class."""
 _TINY = 1e-30
 """In place of a divisor of zero."""
+
+
+def standardise(train: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean 0 and variance 1 for every feature of each locus; a constant feature becomes 0.
+
+    Args:
+        train: (L, N, D) float32.
+        first: number of the first locus, for messages.
+
+    Returns:
+        Mean (L, D) and scale (L, D) in float32, as further rows are to be treated with them, and the rows so treated,
+        (L, N, D) in float64.
+
+    Raises:
+        DataError: a feature is NaN or infinite.
+    """
+    rows = train.double()
+    mean = rows.mean(1).float()
+    rows -= mean.double()[:, None]
+    scale = rows.std(1, correction=0).float()
+    if not bool(scale.isfinite().all()):
+        raise DataError(not_finite(train, first=first))
+    scale[scale == 0] = 1
+    rows /= scale.double()[:, None]
+    return mean, scale, rows
 
 
 class RowSpace:
@@ -78,7 +105,7 @@ class RowSpace:
             DataError: a feature is NaN or infinite.
             OptionError: the shape or the type is another.
         """
-        _expect_features("train", train)
+        expect_features("train", train)
         loci, rows, width = train.shape
         rank = min(rows, width)
         self.mean = train.new_empty(loci, width)
@@ -90,16 +117,7 @@ class RowSpace:
             self._decompose(train, slice(start, start + at_once))
 
     def _decompose(self, train: Tensor, at: slice) -> None:
-        exact = train[at].double()
-        # The mean as float32 holds it, since held-out rows will be centred with just that.
-        mean = exact.mean(1).float()
-        exact -= mean.double()[:, None]
-        scale = exact.std(1, correction=0)
-        if not bool(scale.isfinite().all()):
-            raise DataError(_not_finite(train[at], first=at.start))
-        scale[scale == 0] = 1
-        exact /= scale[:, None]
-        # Rounded once, so that both bases below rest on the same rows.
+        mean, scale, exact = standardise(train[at], first=at.start)
         rows = exact.float()
         if exact.shape[1] < exact.shape[2]:
             squares, axes = torch.linalg.eigh(exact @ exact.mT)
@@ -116,7 +134,7 @@ class RowSpace:
             basis = (axes * kept[:, None]).float()
             self.train[at] = rows @ basis
         self.mean[at] = mean
-        self.basis[at] = basis / scale.float()[..., None]
+        self.basis[at] = basis / scale[..., None]
         self.squares[at] = squares
 
     def coordinates(self, features: Tensor) -> Tensor:
@@ -132,7 +150,7 @@ class RowSpace:
             DataError: a feature is NaN or infinite.
             OptionError: the shape or the type is another.
         """
-        _expect_features("features", features)
+        expect_features("features", features)
         loci, width = self.mean.shape
         if features.shape[0] != loci or features.shape[2] != width:
             raise OptionError(
@@ -141,7 +159,7 @@ class RowSpace:
             )
         found = (features - self.mean[:, None]) @ self.basis
         if not bool(found.isfinite().all()):
-            raise DataError(_not_finite(features, first=0))
+            raise DataError(not_finite(features, first=0))
         return found
 
 
@@ -179,7 +197,7 @@ class Solution:
                 f"{tuple(coordinates.shape)}: make them with `RowSpace.coordinates` of the space that was solved."
             )
         found = self.weights.flatten(1, 3) @ coordinates.mT
-        return (found.view(loci, sets, grid, classes, -1) + self.intercepts[..., None]).mT
+        return (found.view(loci, sets, grid, classes, coordinates.shape[1]) + self.intercepts[..., None]).mT
 
     def choose(self, indices: Tensor) -> Solution:
         """Keep one strength for each locus and label set.
@@ -211,7 +229,7 @@ def solve(
     strengths: Tensor,
     *,
     classes: int,
-    tolerance: float = 3e-4,
+    tolerance: float = 1e-4,
     most_steps: int = 300,
 ) -> Solution:
     """Fit multinomial logistic regressions for all loci, label sets and strengths.
@@ -222,7 +240,7 @@ def solve(
 
     The norm that decides when to stop is that of the gradient g in the metric of the mean curvature M, relative to the
     objective F: sqrt(g^T M^-1 g / F). Half of its square is about the share of the objective that is still to be
-    gained, so the default of 3e-4 leaves less than 1e-7 of it.
+    gained, so the default of 1e-4 leaves about 1e-8 of it.
 
     Args:
         space: the loci.
@@ -421,7 +439,7 @@ def _look(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Tensor
     square = _dot(gradient, scaled) + (tilt * scaled_tilt).sum(-1)
     loss = -state.chance.gather(2, state.target).clamp_min(_TINY).log().sum((2, 3))
     objective = loss + state.penalty * _dot(state.weights, state.weights) / 2
-    norm = (square / objective.clamp_min(_TINY)).sqrt()
+    norm = (square / objective.clamp_min(_NOTHING)).sqrt()
     return replace(state, norm=norm), scaled, scaled_tilt, gradient, tilt, square
 
 
@@ -474,7 +492,7 @@ def _column(at: Tensor) -> Tensor:
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
     """(l, q, K, a) times (l, a, b) is (l, q, K, b), as one product for each locus."""
-    return (left.flatten(1, 2) @ right).view(*left.shape[:3], -1)
+    return (left.flatten(1, 2) @ right).view(*left.shape[:3], right.shape[-1])
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -496,7 +514,12 @@ def _described(tensor: Tensor) -> str:
     return f"{tensor.dtype} of the shape {tuple(tensor.shape)}{span}"
 
 
-def _expect_features(name: str, features: Tensor) -> None:
+def expect_features(name: str, features: Tensor) -> None:
+    """See to it that an argument holds features of loci.
+
+    Raises:
+        OptionError: it does not.
+    """
     if features.ndim != 3 or 0 in features.shape or features.dtype != torch.float32:
         raise OptionError(
             f"Expected argument `{name}` to be float32 of the shape (loci, rows, features), none of them 0, but got "
@@ -504,7 +527,7 @@ def _expect_features(name: str, features: Tensor) -> None:
         )
 
 
-def _not_finite(features: Tensor, *, first: int) -> str:
+def not_finite(features: Tensor, *, first: int) -> str:
     """The message about the first feature that is NaN or infinite; ``first`` is the number of the first locus."""
     locus, row, column = (~features.isfinite()).nonzero()[0].tolist()
     return (

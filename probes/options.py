@@ -8,7 +8,7 @@ from typing import Any, Final
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.logistic import STRENGTHS
 
-PROTOCOLS: Final = ("linear",)
+PROTOCOLS: Final = ("linear", "paper")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +16,12 @@ class Options:
     """Settings of an analysis.
 
     Attributes:
-        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold.
+        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold, or
+            ``"paper"``, the two-layer MLP of arXiv:2604.08333.
         strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
         poolings: which poolings to look at; all that the store holds where empty.
+        loci: which loci to look at; all that the store holds where empty. Those that the diagnosis rests on, and the
+            raw pixels, are always looked at.
         width: features of every locus are projected at random to so many dimensions, so that loci of different width
             compare at equal capacity; 0 for as they are.
         shuffles: refits on shuffled labels, for the null band.
@@ -33,6 +36,7 @@ class Options:
     protocol: str = "linear"
     strengths: tuple[float, ...] = field(default=STRENGTHS)
     poolings: tuple[str, ...] = ()
+    loci: tuple[str, ...] = ()
     width: int = 0
     shuffles: int = 20
     controls: int = 3
@@ -52,7 +56,12 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "strengths": list(self.strengths), "poolings": list(self.poolings)}
+        return {
+            **asdict(self),
+            "strengths": list(self.strengths),
+            "poolings": list(self.poolings),
+            "loci": list(self.loci),
+        }
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ a row for each document. A shard counts once its index file is there, so that a 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,10 +121,14 @@ class FeatureStore:
         self.index = read_index(folder)
         if self.index.empty:
             raise DataError(f"{folder}: expected features of at least one document, found none; run the task again.")
-        self._places = {
-            shard: (part.index.to_numpy(), part["row"].to_numpy(np.int64))
-            for shard, part in self.index.groupby("shard", sort=True, observed=True)
-        }
+        self._places = _places(self.index)
+
+    def only(self, rows: npt.NDArray[np.intp]) -> FeatureStore:
+        """The same store with some of its documents; ``rows`` of :attr:`index`."""
+        part = copy.copy(self)
+        part.index = self.index.iloc[np.sort(rows)].reset_index(drop=True)
+        part._places = _places(part.index)
+        return part
 
     def __len__(self) -> int:
         return len(self.index)
@@ -205,6 +210,14 @@ class FeatureStore:
                 raise DataError(f"{path}: expected a shard of features, found no file; copy the folder again.")
             if sha256(path) != expected:
                 raise DataError(f"{path}: the shard is damaged (its checksum is another); copy the folder again.")
+
+
+def _places(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """By shard, the rows of an index that are in it, and their places there."""
+    return {
+        shard: (part.index.to_numpy(), part["row"].to_numpy(np.int64))
+        for shard, part in index.groupby("shard", sort=True, observed=True)
+    }
 
 
 def read_index(folder: Path) -> pd.DataFrame:

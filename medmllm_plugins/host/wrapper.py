@@ -205,8 +205,9 @@ class MedicalMLLM(lmms):
                             prompted = True
                         answers |= {_key(request): result for request, result in zip(batch, results, strict=True)}
                         for one, question in zip(batch, questions, strict=True):
-                            if (name := names.get(_key(one))) is not None:
-                                keep.add(name if capture is None else str(question.row["id"]), name, answers[_key(one)])
+                            if (stored_as := names.get(_key(one))) is not None:
+                                identifier = stored_as if capture is None else str(question.row["id"])
+                                keep.add(identifier, stored_as, answers[_key(one)])
                         keep.flush()
                         bar.update(batch, results)
                     keep.close()

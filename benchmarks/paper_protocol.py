@@ -1,0 +1,136 @@
+"""The paper's MLP probes of all loci: trained together by this package, or one after the other in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import compare, stopwatch
+from benchmarks.probe_fit import CLASSES, Problem, problem
+from benchmarks.record import Record, Settings, Target
+from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, fit_mlp, initial, rate
+
+EPOCHS = 20
+FOLDS = (400, 4, 400)
+"""Train, validation and test rows; the recipe has nothing to choose, and leaves the second fold alone."""
+POINTS = 1.0
+"""How far mean test accuracy may lie apart, in percentage points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What is fitted.
+
+    Attributes:
+        loci: how many.
+        width: of their features.
+        compared: loci that are trained one after the other; the time of that is told for all.
+    """
+
+    loci: int
+    width: int
+    compared: tuple[int, ...]
+
+
+SIZES = {"tiny": Size(48, 128, (0, 15, 31, 47)), "3b": Size(76, 2048, (0, 37, 75))}
+"""As wide as the demo checkpoint, and as the LLM of MedM-VL-2D-3B."""
+
+
+def together(data: Problem, device: torch.device) -> Tensor:
+    """This package: test accuracy of each locus."""
+    train, _, test = (part.to(device).float() for part in data.features)
+    targets = data.labels[0][:1].to(device)
+    answers = fit_mlp(train, targets, classes=CLASSES, seed=0, epochs=EPOCHS).logits(test)[:, 0].argmax(-1)
+    return (answers == data.labels[2][0].to(device)).float().mean(-1).cpu()
+
+
+def one_by_one(data: Problem, loci: Sequence[int], device: torch.device) -> Tensor:
+    """Plain PyTorch, with autograd, AdamW and LambdaLR as they come: test accuracy of these loci."""
+    target, right = (data.labels[fold][0].to(device) for fold in (0, 2))
+    return torch.tensor([_one(data, locus, target, right, device) for locus in loci])
+
+
+def _one(data: Problem, locus: int, target: Tensor, right: Tensor, device: torch.device) -> float:
+    rows, _, tested = (part[locus].to(device).float() for part in data.features)
+    mean, scale = rows.mean(0), rows.std(0, correction=0)
+    rows, tested = (rows - mean) / scale, (tested - mean) / scale
+    model = nn.Sequential(
+        nn.Linear(rows.shape[1], HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, CLASSES)
+    ).to(device)
+    start = initial(rows.shape[1], HIDDEN, CLASSES, seed=0)
+    state = {"0.weight": start.first.T, "0.bias": start.first_0, "3.weight": start.second.T, "3.bias": start.second_0}
+    model.load_state_dict(state)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    steps = EPOCHS * math.ceil(len(rows) / BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
+    for _ in range(EPOCHS):
+        for at in torch.randperm(len(rows), device=device).split(BATCH):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(rows[at]), target[at]).backward()
+            optimiser.step()
+            schedule.step()
+    model.eval()
+    with torch.no_grad():
+        return float((model(tested).argmax(-1) == right).float().mean())
+
+
+def check(ours: Tensor, theirs: Tensor) -> float:
+    """See to it that both sides are as accurate on average.
+
+    Returns:
+        By how many percentage points ours are better.
+
+    Raises:
+        ModelError: they lie too far apart.
+    """
+    points = 100 * float((ours - theirs).mean())
+    if abs(points) > POINTS:
+        raise ModelError(
+            f"Expected mean test accuracies within {POINTS:g} point, found {points:+.2f}: run "
+            "`pytest tests/probes/test_mlp.py`."
+        )
+    return points
+
+
+def run(settings: Settings) -> Record:
+    """Compare the two ways.
+
+    Raises:
+        ModelError: they are not as accurate.
+        OptionError: there is no such device.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise OptionError("Expected a GPU for `--device cuda`, but torch finds no CUDA device here: use the CPU.")
+    device = torch.device(settings.device)
+    size = SIZES[str(settings.size)]
+    data = problem(size.loci, size.width, FOLDS)
+    torch.manual_seed(0)
+    ours = together(data, device)
+    points = check(ours[list(size.compared)], one_by_one(data, size.compared, device))
+    fast = stopwatch(lambda: together(data, device), device)
+    slow = stopwatch(lambda: one_by_one(data, size.compared, device), device)
+    comparison = compare(lambda: slow() * size.loci / len(size.compared), fast, repeats=settings.repeats)
+    return Record(
+        settings=settings,
+        sides=(
+            ("one_by_one", f"plain PyTorch, {len(size.compared)} loci timed and told for {size.loci}"),
+            ("together", "this package: all loci in one batched computation"),
+        ),
+        comparison=comparison,
+        target=Target("at least", 20.0) if settings.device == "cuda" else None,
+        details={
+            "loci": size.loci,
+            "train_rows": FOLDS[0],
+            "width": size.width,
+            "epochs": EPOCHS,
+            "loci_of_the_loop": len(size.compared),
+            "points_better": round(points, 3),
+            "accuracy": float(ours.mean()),
+            "threads": torch.get_num_threads(),
+        },
+    )
