@@ -1,0 +1,108 @@
+"""Stores with known contents, for everything that reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medmllm_plugins.capture.store import FeatureStore, Header, Locus, write_header
+from medmllm_plugins.capture.writer import Kept, Writer, stacked
+from medmllm_plugins.metrics.outcomes import Outcome
+
+LABELS = ("benign", "malignant", "normal")
+FOLDS = ("train", "validation", "test")
+LOCI = (
+    ("vision.00", "vision", ("mean",), 12, 0.6, True),
+    ("vision.01", "vision", ("mean",), 12, 2.5, True),
+    ("vision.norm", "vision", ("mean",), 12, 0.0, False),
+    ("connector", "connector", ("mean",), 16, 2.5, True),
+    ("llm.embed", "llm", ("mean", "last"), 16, 2.5, True),
+    ("llm.00", "llm", ("mean", "last"), 16, 2.5, True),
+    ("llm.norm", "llm", ("mean", "last"), 16, 2.5, True),
+    ("floor.random.vision.01", "floor", ("mean",), 12, 0.2, True),
+    ("floor.pixels", "floor", ("mean",), 20, 0.2, True),
+)
+"""Name, part, poolings, width, how clearly the class stands there, and whether it is read."""
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome]]]:
+    """Write a store of synthetic features; ``clear`` overrides how clearly the class stands at a locus."""
+
+    def make(
+        sizes: tuple[int, int, int] = (150, 60, 90),
+        *,
+        clear: dict[str, float] | None = None,
+        answers: Callable[[int, np.random.Generator], int | None] = lambda truth, _: truth,
+        group: int = 2,
+        seed: int = 0,
+        name: str = "store",
+        change: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    ) -> tuple[FeatureStore, list[Outcome]]:
+        generator = np.random.default_rng(seed)
+        count = sum(sizes)
+        truth = generator.integers(0, 3, count)
+        truth[: count // group * group] = np.repeat(truth[: count // group], group)[: count // group * group]
+        folds = np.repeat(FOLDS, sizes)
+        records: list[dict[str, Any]] = []
+        outcomes = []
+        for number in range(count):
+            label = LABELS[truth[number]]
+            said = answers(int(truth[number]), generator)
+            scores = generator.normal(0, 0.3, 3)
+            if said is not None:
+                scores[said] += 3
+            records.append(
+                {
+                    "id": f"doc-{number:04d}",
+                    "document": f"doc-{number:04d}",
+                    "group": f"{folds[number]}-{number // group}",
+                    "fold": folds[number],
+                    "label": label,
+                    "answer": "" if said is None else LABELS[said],
+                    "scores": None if folds[number] == "train" else list(map(float, scores)),
+                    "blank": None if folds[number] == "train" else [-1.0, -1.0, -1.0],
+                    "label_tokens": None,
+                }
+            )
+            if folds[number] == "test":
+                status = "out_of_list" if said is None else "parsed"
+                predicted = None if said is None else LABELS[said]
+                outcomes.append(Outcome(f"doc-{number:04d}", records[-1]["group"], label, predicted, status))
+        change(records)
+        found: dict[tuple[str, str], torch.Tensor] = {}
+        loci = []
+        for locus, part, poolings, width, clarity, read in LOCI:
+            loci.append(Locus(locus, part, poolings, (width,) * len(poolings), read))
+            for pooling in poolings:
+                amount = (clear or {}).get(f"{locus}/{pooling}", (clear or {}).get(locus, clarity))
+                if (locus, pooling) == ("llm.embed", "last"):
+                    amount = 0.0  # the last token of a prompt knows nothing of the image before the first block
+                directions = generator.normal(0, 1, (3, width)) / width**0.5
+                noise = generator.normal(0, 1, (count, width))
+                found[locus, pooling] = torch.from_numpy((amount * 4 * directions[truth] + noise).astype(np.float32))
+        lens = np.zeros((count, 2, 3), dtype=np.float32)
+        lens[np.arange(count), 1, truth] = 1.0
+        folder = tmp_path / name
+        header = Header(
+            task="med_probe_x",
+            dataset="x",
+            labels=LABELS,
+            dataset_fingerprint="data",
+            model="m",
+            model_fingerprint="model",
+            loci=tuple(loci),
+            lens=("llm.00", "llm.norm"),
+        )
+        write_header(folder, header)
+        writer = Writer(folder, 0)
+        writer.add(Kept(records, *stacked(found)[:2], {"lens": lens}))
+        writer.close()
+        return FeatureStore(folder), outcomes
+
+    return make

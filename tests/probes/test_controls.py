@@ -1,0 +1,88 @@
+"""Label sets that mean nothing: what they keep of the real ones, and that they cannot leak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
+from medmllm_plugins.probes.samples import read_samples
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=60), st.integers(0, 10))
+def test_shuffles_keep_the_counts_of_classes(rows: list[tuple[int, int]], seed: int) -> None:
+    truth, group = (np.array(column) for column in zip(*rows, strict=True))
+    found = shuffled(truth, group, 5, np.random.default_rng(seed))
+    assert found.shape == (5, len(truth))
+    for row in found:
+        assert sorted(row) == sorted(truth)
+
+
+def test_groups_of_one_size_keep_their_labels_together() -> None:
+    group = np.repeat(np.arange(20), 3)[np.random.default_rng(0).permutation(60)]
+    truth = group % 4
+    for row in shuffled(truth, group, 10, np.random.default_rng(1)):
+        assert all(len(set(row[group == number])) == 1 for number in range(20))
+    moved = shuffled(truth, group, 200, np.random.default_rng(1))
+    # Each label is as likely anywhere.
+    np.testing.assert_allclose((moved == 0).mean(0), 0.25, atol=0.12)
+
+
+def test_shuffled_labels_carry_nothing_over() -> None:
+    truth = np.arange(300) % 3
+    found = shuffled(truth, np.arange(300), 50, np.random.default_rng(0))
+    assert abs(float((found == truth).mean()) - 1 / 3) < 0.02
+
+
+def test_types_are_of_groups_and_occur_in_every_fold(make_store: Callable[..., Any]) -> None:
+    store, _ = make_store((180, 60, 90), group=3)
+    samples = read_samples(store)
+    types = image_types(store.features("floor.pixels", "mean"), samples)
+    for group in np.unique(samples.group):
+        assert len(set(types[samples.group == group])) == 1
+    folds = [set(types[rows]) for rows in samples.rows.values()]
+    assert folds[0] == folds[1] == folds[2] == set(range(types.max() + 1))
+    assert types.max() >= 1
+
+
+def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
+    make_store: Callable[..., Any],
+) -> None:
+    store, _ = make_store((300, 90, 90))
+    samples = read_samples(store)
+    types = image_types(store.features("floor.pixels", "mean"), samples)
+    drawn = control_labels(types, samples, 200, np.random.default_rng(0))
+    for labels in drawn[:5]:
+        for kind in np.unique(types):
+            assert len(set(labels[types == kind])) == 1
+    # Over the drawings no type prefers a class, so that a probe of the class cannot help.
+    agreement = (drawn == samples.truth).mean()
+    assert abs(float(agreement) - 1 / 3) < 0.03
+
+
+def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Callable[..., Any]) -> None:
+    store, _ = make_store((600, 90, 90))
+    samples = read_samples(store)
+    types = image_types(store.features("floor.pixels", "mean"), samples)
+    rows = samples.rows["train"]
+
+    def entropy(labels: Any) -> float:
+        share = np.bincount(labels, minlength=3) / len(labels)
+        return float(-(share[share > 0] * np.log(share[share > 0])).sum())
+
+    real = entropy(samples.truth[rows])
+    found = [entropy(labels[rows]) for labels in control_labels(types, samples, 20, np.random.default_rng(0))]
+    assert abs(float(np.mean(found)) - real) < 0.1
+
+
+def test_pictures_that_are_all_alike_have_no_types(make_store: Callable[..., Any]) -> None:
+    store, _ = make_store()
+    samples = read_samples(store)
+    with pytest.raises(DataError, match="at least two types of pictures"):
+        image_types(np.zeros((len(store), 4), dtype=np.float32), samples)
