@@ -1,0 +1,325 @@
+"""Curves, verdicts and files, on stores whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.preprocessing import StandardScaler
+
+from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.probes import files
+from medmllm_plugins.probes.analysis import PRINTED, Analysis, analyse
+from medmllm_plugins.probes.curves import draw, p_values
+from medmllm_plugins.probes.diagnosis import judge
+from medmllm_plugins.probes.fitting import fit_probes
+from medmllm_plugins.probes.options import Options, parse_strengths
+from medmllm_plugins.probes.reference import Reference
+from medmllm_plugins.probes.samples import read_samples
+from medmllm_plugins.probes.summary import render
+
+QUICK = Options(shuffles=5, controls=2)
+WEAK = 0.25
+
+
+def wrong_often(truth: int, generator: np.random.Generator) -> int:
+    """Right in about 40 of 100 cases."""
+    return truth if generator.random() < 0.1 else int(generator.integers(0, 3))
+
+
+def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store(clear={"vision.00": 0.3})
+    found = analyse(store, outcomes, QUICK)
+    samples = read_samples(store)
+    for point in found.points:
+        features = store.features(point.key.locus, point.key.pooling).astype(np.float64)
+        train, test = samples.rows["train"], samples.rows["test"]
+        scaler = StandardScaler().fit(features[train])
+        model = LogisticRegression(C=point.strength, tol=1e-8, max_iter=2000)
+        model.fit(scaler.transform(features[train]), samples.of("train"))
+        predicted = model.predict(scaler.transform(features[test]))
+        assert point.accuracy.value == pytest.approx(accuracy_score(samples.of("test"), predicted), abs=0.012)
+        assert point.balanced.value == pytest.approx(balanced_accuracy_score(samples.of("test"), predicted), abs=0.012)
+        assert point.corrected.value == pytest.approx((point.balanced.value - 1 / 3) / (1 - 1 / 3))
+
+
+def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store(clear={"vision.00": 0.3})
+    found = analyse(store, outcomes, QUICK)
+    samples = read_samples(store)
+    point = found.points[0]
+    features = store.features("vision.00", "mean").astype(np.float64)
+    train, validation = samples.rows["train"], samples.rows["validation"]
+    scaler = StandardScaler().fit(features[train])
+    losses = []
+    for strength in QUICK.strengths:
+        model = LogisticRegression(C=strength, tol=1e-8, max_iter=2000)
+        model.fit(scaler.transform(features[train]), samples.of("train"))
+        log_p = model.predict_log_proba(scaler.transform(features[validation]))
+        losses.append(-log_p[np.arange(len(validation)), samples.of("validation")].mean())
+    assert point.strength == pytest.approx(QUICK.strengths[int(np.argmin(losses))])
+
+
+def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((300, 90, 150), clear={"llm.00/last": 0.0})
+    found = analyse(store, outcomes, QUICK)
+    by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
+    clear, nothing = by_name["connector", "mean"], by_name["llm.embed", "last"]
+    assert clear.p == pytest.approx(1e-4) and clear.p_holm < 0.01 and clear.balanced.low > clear.null_high
+    assert nothing.p > 0.01 and nothing.p_holm > 0.05
+    assert nothing.accuracy.low < found.chance + 0.05
+    assert clear.selectivity.low > 0.2
+    assert all(abs(one.null - found.chance) < 0.1 for one in found.points)
+    assert np.isnan(by_name["floor.pixels", "mean"].p_holm)  # floors are no loci of the model
+    assert found.best.key.locus not in ("vision.00", "vision.norm") and found.best.key.part != "floor"
+
+
+def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..., Any]) -> None:
+    store, _ = make_store((60, 30, 90))
+    samples = read_samples(store)
+    generator = np.random.default_rng(0)
+    guesses = generator.integers(0, 3, (400, 90))
+    p = p_values(guesses, samples, permutations=499)
+    for level in (0.05, 0.2, 0.5):
+        # Of 400 guessers that many come under a level, but for chance (three standard errors).
+        assert abs(float((p <= level).mean()) - level) < 3 * (level * (1 - level) / 400) ** 0.5 + 1 / 500
+    truth = samples.of("test")
+    assert p_values(truth[None], samples, permutations=499)[0] == pytest.approx(1 / 500)
+    assert p_values(np.zeros((1, 90), dtype=np.intp), samples, permutations=499)[0] == 1.0
+
+
+def test_bands_are_those_of_a_plain_loop_over_groups(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store(answers=wrong_often)
+    samples = read_samples(store)
+    fitted = fit_probes(store, samples, QUICK)
+    hits = np.array([outcome.predicted == outcome.label for outcome in outcomes], dtype=np.float64)
+    draws = draw(fitted, samples, {"answer": hits})
+    group = samples.groups_of("test")
+    (weights,) = resampled_weights(draws.groups, 2000, 0, at_once=2000)
+    right = fitted.test[3] == samples.of("test")
+    for turn in range(0, 2000, 97):
+        repeated = np.repeat(np.arange(len(group)), weights[group, turn].astype(int))
+        assert draws.resampled["probe"][turn, 3] == pytest.approx(right[repeated].mean(), abs=1e-5)
+        assert draws.resampled["answer"][turn] == pytest.approx(hits[repeated].mean(), abs=1e-5)
+        recalls = [right[repeated][samples.of("test")[repeated] == k].mean() for k in range(3)]
+        assert draws.resampled["balanced"][turn, 3] == pytest.approx(np.mean(recalls), abs=1e-5)
+
+
+def perfect(outcomes: list[Outcome]) -> Reference:
+    return Reference("perfect", Path(), {outcome.id: outcome.label for outcome in outcomes})
+
+
+PLANTED = {
+    "vision": {"clear": dict.fromkeys(("vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), WEAK)},
+    "connector": {"clear": dict.fromkeys(("connector", "llm.embed", "llm.00", "llm.norm"), WEAK)},
+    "comprehension": {"clear": {"llm.norm/last": WEAK, "llm.00/last": WEAK}},
+    "mapping": {},
+}
+
+
+@pytest.mark.parametrize("mode", PLANTED)
+def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., Any], mode: str) -> None:
+    store, outcomes = make_store((300, 120, 240), answers=wrong_often, **PLANTED[mode])
+    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert found.diagnosis.named == mode
+    effect = found.diagnosis.of(mode)  # type: ignore[arg-type]
+    assert effect.verdict == "supported" and effect.loss.low > 0 and effect.loss.value > 0.1
+    assert mode in found.headline()
+    for earlier in found.diagnosis.effects[: found.diagnosis.effects.index(effect)]:
+        assert earlier.verdict != "supported"
+
+
+def test_a_healthy_model_is_called_healthy(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((300, 120, 240))
+    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert found.diagnosis.named is None
+    assert {one.verdict for one in found.diagnosis.effects} == {"not supported"}
+
+
+def test_without_a_reference_the_floors_judge_the_tower(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((300, 120, 240))
+    vision = analyse(store, outcomes, QUICK).diagnosis.of("vision")
+    assert vision.verdict == "cannot tell" and np.isnan(vision.loss.value) and "--reference" in vision.why
+    blind = dict.fromkeys(("vision.00", "vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), 0.0)
+    store, outcomes = make_store(
+        (300, 120, 240), clear={**blind, "floor.pixels": 1.0}, name="blind", answers=wrong_often
+    )
+    found = analyse(store, outcomes, QUICK).diagnosis
+    assert found.of("vision").verdict == "supported" and found.named == "vision"
+    assert found.of("vision").before == "floor.pixels (mean)"
+
+
+def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((150, 60, 30), group=2, answers=wrong_often)
+    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert found.diagnosis.named is None
+    assert {one.verdict for one in found.diagnosis.effects} == {"cannot tell"}
+    assert all("15 groups" in one.why for one in found.diagnosis.effects)
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"),
+    [
+        ((0.10, 0.05, 0.15), "supported"),
+        ((0.02, 0.01, 0.03), "not supported"),
+        ((0.05, -0.01, 0.11), "cannot tell"),
+        ((0.05, -0.01, 0.09), "not supported"),
+        ((-0.30, -0.40, -0.20), "not supported"),
+        ((0.05, float("nan"), float("nan")), "cannot tell"),
+    ],
+)
+def test_the_rules_of_a_verdict(loss: tuple[float, float, float], verdict: str) -> None:
+    assert judge(Estimate(*loss))[0] == verdict
+
+
+def test_health_follows_the_curves(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store(clear={"vision.00": 0.3})
+    found = analyse(store, outcomes, QUICK)
+    vision, connector, llm = (found.health_of(module, "mean") for module in ("vision", "connector", "llm"))
+    assert vision is not None and connector is not None and llm is not None
+    assert vision.loci == ("vision.00", "vision.01")  # the norm is never read
+    assert llm.loci == ("llm.00", "llm.norm")
+    accuracy = {(one.key.locus, one.key.pooling): one.accuracy.value for one in found.points}
+    start, end = accuracy["vision.00", "mean"], accuracy["vision.01", "mean"]
+    low = min(start, end)
+    expected = end * (1 + np.log(end / np.sqrt(start * low))) * np.exp(-0.2 * abs(end - start) / end)
+    assert vision.health.score == pytest.approx(expected)
+    assert vision.score.low <= vision.score.value <= vision.score.high
+    assert connector.health.score == pytest.approx(accuracy["connector", "mean"])
+
+
+def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((300, 200, 240), answers=lambda truth, _: (truth + 1) % 3)
+    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert found.mapping.kind == "permuted" and found.mapping.relabelling == (2, 0, 1)
+    assert found.mapping.lens is not None
+    assert [one.value for one in found.mapping.lens] == [pytest.approx(1 / 3, abs=0.12), 1.0]
+    assert found.diagnosis.named == "mapping"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(shuffles=2, controls=1, width=8),
+        Options(shuffles=2, controls=1, strengths=(1e-2, 1.0)),
+        Options(shuffles=2, controls=1, poolings=("last",)),
+        Options(shuffles=2, controls=1, loci=("vision.00",)),
+        Options(shuffles=2, controls=1, repeats=2),
+    ],
+)
+def test_other_options(make_store: Callable[..., Any], options: Options) -> None:
+    store, outcomes = make_store()
+    found = analyse(store, outcomes, options)
+    names = {(one.key.locus, one.key.pooling) for one in found.points}
+    # What the verdicts rest on is always there.
+    assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("floor.pixels", "mean")} <= names
+    assert all(len(one.repeats) == options.repeats for one in found.points)
+    assert all(one.strength in [pytest.approx(value) for value in options.strengths] for one in found.points)
+    if options.loci:
+        assert ("llm.00", "mean") not in names and ("vision.00", "mean") in names
+    if options.poolings:
+        assert ("llm.00", "mean") not in names and ("llm.00", "last") in names
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((120, 45, 60))
+    found = analyse(store, outcomes, Options(protocol="paper", shuffles=1, controls=1))
+    by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
+    assert by_name["connector", "mean"].accuracy.value > 0.8
+    assert by_name["connector", "mean"].strength is None
+
+
+def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
+    store, outcomes = make_store()
+    found = analyse(store, outcomes, QUICK)
+    written = files.write(tmp_path, "med_probe_x", found)
+    assert [path.name for path in written] == [
+        "med_probe_x.probes.json",
+        "med_probe_x.probes.csv",
+        "med_probe_x.diagnosis.csv",
+    ]
+    table = pd.read_csv(written[1])
+    assert len(table.drop_duplicates(["locus", "pooling", "fold", "metric"])) == len(table)
+    curve = table.query("fold == 'test' and metric == 'accuracy' and pooling == 'mean'").set_index("locus")["value"]
+    assert curve["connector"] == pytest.approx(found.points[3].accuracy.value)
+    assert list(pd.read_csv(written[2])["mode"]) == ["vision", "connector", "comprehension", "mapping"]
+    content = json.loads(written[0].read_text(encoding="utf-8"))
+    assert content["diagnosis"]["named"] == found.diagnosis.named and set(found.printed()) == set(PRINTED)
+    text = render(found)
+    assert "connector" in text and "not that the model uses it" in text and found.headline() in text
+
+
+def test_an_analysis_repeats_itself(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+
+    def told(one: Analysis) -> dict[str, Any]:
+        return {key: value for key, value in one.to_dict().items() if key != "seconds"}
+
+    assert told(analyse(store, outcomes, QUICK)) == told(analyse(store, outcomes, QUICK))
+
+
+def test_features_and_answers_of_different_runs(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    with pytest.raises(DataError, match="Run again without --use_cache"):
+        analyse(store, [*outcomes, Outcome("doc-9999", "g", "benign", "benign", "parsed")], QUICK)
+    with pytest.raises(DataError, match="features and outcomes are of different runs"):
+        analyse(store, outcomes[1:], QUICK)
+    first = outcomes[0]
+    other = next(label for label in ("benign", "normal") if label != first.label)
+    with pytest.raises(DataError, match="they are of different data"):
+        analyse(store, [Outcome(first.id, first.group, other, other, "parsed"), *outcomes[1:]], QUICK)
+    with pytest.raises(DataError, match="without a limit"):
+        analyse(store, outcomes, QUICK, reference=Reference("short", Path(), {first.id: "benign"}))
+
+
+def test_constant_features_are_no_better_than_chance(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    plain = store.features
+
+    def constant(locus: str, pooling: str, rows: Any = None) -> Any:
+        found = plain(locus, pooling, rows)
+        return np.full_like(found, 3.0) if locus == "vision.00" else found
+
+    store.features = constant
+    found = analyse(store, outcomes, QUICK)
+    assert found.points[0].balanced.value == pytest.approx(1 / 3)
+    assert found.points[0].p == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocol": "tree"}, "`protocol`"),
+        ({"strengths": ()}, "`strengths`"),
+        ({"strengths": (0.0,)}, "`strengths`"),
+        ({"shuffles": 0}, "`shuffles`"),
+        ({"width": -1}, "`width`"),
+    ],
+)
+def test_options_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Options(**settings)
+
+
+def test_unknown_poolings_and_loci_list_what_there_is(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    with pytest.raises(OptionError, match=r"\['last', 'mean'\], which the store holds, found \['max'\]"):
+        analyse(store, outcomes, Options(poolings=("max",)))
+    with pytest.raises(OptionError, match=r"loci among .*found \['llm.99'\]"):
+        analyse(store, outcomes, Options(loci=("llm.99",)))
+
+
+def test_strengths_from_text() -> None:
+    assert parse_strengths("1e-3,1") == (1e-3, 1.0)
+    with pytest.raises(OptionError, match="found '1,x'"):
+        parse_strengths("1,x")
