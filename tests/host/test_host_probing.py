@@ -1,0 +1,347 @@
+"""med_probe tasks through the host: one pass gives answers, features and the diagnosis."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medmllm_plugins.capture import writer
+from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.cli import main
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.reference import pixels
+
+TASK = "med_probe_demo"
+LIMIT = 400
+PRINTED = {
+    "accuracy", "balanced", "probe", "fhs_vision", "fhs_connector", "fhs_llm", "lost_vision", "lost_connector",
+    "lost_comprehension", "lost_mapping",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def probed(evaluate: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return evaluate(tmp_path_factory.mktemp("probed"), tasks=[TASK], batch_size=16, limit=LIMIT)
+
+
+@pytest.fixture
+def copied(probed: Any, tmp_path: Path) -> Path:
+    """A run folder that a test may spoil."""
+    return Path(shutil.copytree(probed.folder, tmp_path / "run"))
+
+
+def store_of(folder: Path, task: str = TASK) -> FeatureStore:
+    return FeatureStore(folder / "features" / task.replace(":", "+"))
+
+
+def test_the_host_prints_answers_probe_health_and_effects(probed: Any) -> None:
+    values = probed.values(TASK)
+    assert set(values) == {f"{metric},none" for metric in PRINTED}
+    assert values["accuracy,none"] > 0.9 and values["probe,none"] > 0.8
+    assert values["lost_vision,none"] == "N/A"  # no reference stands beside the run
+    assert all(isinstance(values[f"{name},none"], float) for name in PRINTED - {"lost_vision"})
+    told = json.loads((probed.folder / f"{TASK}.probes.json").read_text(encoding="utf-8"))
+    assert told["diagnosis"]["named"] is None
+    assert told["best"]["accuracy"]["value"] == pytest.approx(values["probe,none"])
+    assert probed.manifest["finished"] and probed.manifest["tasks"][TASK]["probes"]["named"] is None
+    assert {stage["name"] for stage in probed.manifest["stages"]} >= {f"answer {TASK}", f"probe {TASK}"}
+
+
+def test_every_stage_of_every_document_is_kept_once(probed: Any) -> None:
+    store = store_of(probed.folder)
+    assert len(store) == LIMIT and store.header.model == "medm_vl"
+    names = [locus.name for locus in store.header.loci if locus.part != "floor"]
+    blocks = [f"{part}.{number:02d}" for part in ("vision", "llm") for number in range(6)]
+    assert names == [*blocks[:6], "vision.norm", "connector", "llm.embed", *blocks[6:], "llm.norm"]
+    assert [locus.name for locus in store.header.loci if not locus.read] == ["vision.norm", "floor.random.vision.norm"]
+    assert store.header.model_fingerprint == probed.manifest["model"]["fingerprint"]
+    assert store.header.dataset_fingerprint == probed.manifest["tasks"][TASK]["dataset_fingerprint"]
+    store.check()
+    for locus in store.header.loci:
+        for pooling in locus.poolings:
+            assert np.isfinite(store.features(locus.name, pooling)).all()
+
+
+def test_train_and_validation_need_the_prefill_alone(probed: Any) -> None:
+    index = store_of(probed.folder).index
+    fold = index["fold"].astype(str)
+    answered = index["answer"].str.len() > 0
+    scored = index["scores"].map(lambda one: one is not None)
+    assert answered[fold == "test"].all() and not answered[fold != "test"].any()
+    assert scored[fold != "train"].all() and not scored[fold == "train"].any()
+    assert len(probed.samples(TASK)) == LIMIT
+    evaluated = probed.manifest["tasks"][TASK]["evaluated"]
+    assert evaluated == int((fold == "test").sum()) > 40
+
+
+def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any) -> None:
+    from medmllm_plugins.data.catalogue import dataset_specs
+    from medmllm_plugins.data.dataset import load_dataset
+    from medmllm_plugins.models.medm_vl import load
+    from medmllm_plugins.models.options import LoadOptions
+
+    model = load(LoadOptions("demo", device="cpu"))
+    data = load_dataset(dataset_specs()["demo"])
+    documents = {document.id: document for document in data.documents}
+    store = store_of(probed.folder)
+    with (probed.folder / f"{TASK}.outcomes.jsonl").open(encoding="utf-8") as handle:
+        answers = {row["id"]: row["answer"] for row in map(json.loads, handle)}
+    prompt = probed.manifest["tasks"][TASK]["prompt"].split("<image>\n")[1].removesuffix(" ASSISTANT:")
+    for row in (0, 101, 399):
+        name = str(store.index["id"].iloc[row])
+        inputs = model.prepare([prompt], [data.image(documents[name])])
+        length = inputs["input_ids"].shape[1]
+        out = model.model(**inputs, output_hidden_states=True, use_cache=False)
+        mask = inputs["input_ids"][0] == model.model.config.image_token_id
+        assert length > int(mask.sum()) > 0
+        for locus, state in (("llm.embed", 0), ("llm.02", 3), ("llm.norm", -1)):
+            hidden = out.hidden_states[state][0].detach().numpy()
+            for pooling, expected in (("last", hidden[-1]), ("mean", hidden[mask].mean(0))):
+                found = store.features(locus, pooling, np.array([row]))[0]
+                np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+        if name in answers:
+            (plain,) = model.generate([prompt], [data.image(documents[name])], max_new_tokens=8)
+            assert answers[name] == plain.text.strip()
+
+
+def test_other_batches_give_the_same(probed: Any, evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    other = evaluate(tmp_path, tasks=[TASK], batch_size=7, limit=LIMIT)
+    one, two = store_of(probed.folder), store_of(other.folder)
+    assert list(one.index["id"]) == list(two.index["id"]) and list(one.index["answer"]) == list(two.index["answer"])
+    np.testing.assert_allclose(one.features("llm.05", "last"), two.features("llm.05", "last"), rtol=2e-3, atol=5e-3)
+    for name, value in probed.values(TASK).items():
+        assert other.values(TASK)[name] == (value if isinstance(value, str) else pytest.approx(value, abs=0.02))
+
+
+def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
+    probed: Any, evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHARD_ROWS", 32)
+    asked: list[int] = []
+    generate = LoadedModel.generate
+
+    def failing(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if "watch" in kwargs:
+            asked.append(len(questions))
+            if len(asked) == 15:
+                raise KeyboardInterrupt
+        return generate(self, questions, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LoadedModel, "generate", failing)
+        evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
+    (features,) = (tmp_path / "medmllm_runs" / ".unfinished").glob("*/features/*")
+    done = len(FeatureStore(features))
+    assert 0 < done <= 14 * 16
+    # The last shard is lost, though its answers are in the journal.
+    last = sorted((features / "index").glob("*.parquet"))[-1]
+    lost = len(pd.read_parquet(last))
+    last.unlink()
+    asked.clear()
+    asked.extend([0] * 20)
+
+    def counting(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if "watch" in kwargs:
+            asked.append(len(questions))
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "generate", counting)
+    again = evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
+    assert sum(asked) == LIMIT - done + lost
+    assert len(store_of(again.folder)) == LIMIT
+    assert again.values(TASK)["accuracy,none"] == probed.values(TASK)["accuracy,none"]
+    assert again.values(TASK)["probe,none"] == pytest.approx(probed.values(TASK)["probe,none"], abs=0.02)
+    assert not list((tmp_path / "medmllm_runs").glob(".unfinished/*"))
+
+
+def test_a_model_of_the_hosts_gets_what_text_allows(
+    evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
+) -> None:
+    found = evaluate(tmp_path, model="dummy", model_args="response=round mass", tasks=[TASK], batch_size=1, limit=120)
+    values = found.values(TASK)
+    assert 0 <= values["accuracy,none"] < 0.6 and values["balanced,none"] == pytest.approx(0.25)
+    assert {values[f"{name},none"] for name in PRINTED - {"accuracy", "balanced"}} == {"N/A"}
+    assert any("expected features of the model's stages, found none" in message for message in warned)
+
+
+def test_answers_of_the_hosts_cache_have_no_features(
+    evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
+) -> None:
+    settings = {"tasks": [TASK], "batch_size": 16, "limit": 200, "use_cache": str(tmp_path / "cache")}
+    first = evaluate(tmp_path / "one", **settings)
+    assert isinstance(first.values(TASK)["probe,none"], float)
+    second = evaluate(tmp_path / "two", **settings)
+    assert second.values(TASK)["probe,none"] == "N/A"
+    assert second.values(TASK)["accuracy,none"] == first.values(TASK)["accuracy,none"]
+    assert any("run again without --use_cache" in message for message in warned)
+
+
+def test_too_small_a_sample_is_told_and_the_answers_are_scored(
+    evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
+) -> None:
+    found = evaluate(tmp_path, tasks=[TASK], batch_size=8, limit=8)
+    assert found.values(TASK)["probe,none"] == "N/A" and "accuracy,none" in found.values(TASK)
+    assert any("no probes: " in message for message in warned)
+    assert "failed" in found.manifest["tasks"][TASK]["probes"]
+
+
+def test_poolings_on_request_and_the_floor_left_out(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    task = f"{TASK}:pool=max+answer:floor=off"
+    found = evaluate(tmp_path, tasks=[task], batch_size=16, limit=200)
+    store = store_of(found.folder, task)
+    poolings = {locus.name: locus.poolings for locus in store.header.loci}
+    assert poolings["vision.03"] == ("mean", "max") and poolings["connector"] == ("mean", "max")
+    assert set(poolings["llm.03"]) == {"last", "mean", "max", "answer"}
+    assert [name for name in poolings if name.startswith("floor")] == ["floor.pixels"]
+
+
+def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="expected no few-shot examples"):
+        evaluate(tmp_path, tasks=[TASK], num_fewshot=2, limit=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{TASK}:folds=test", "leave `folds` out"),
+        (f"{TASK}:order=varied", "one way of asking"),
+        (f"{TASK}:pool=sum", "Expected `pool` to be some of"),
+        (f"{TASK}:finding=mass", "`finding` does not apply"),
+        ("med_probe_chestmnist", "a probe is of one finding"),
+        ("med_cls_demo:pool=max", "apply to med_probe tasks only"),
+    ],
+)
+def test_arguments_that_do_not_go_together(name: str, message: str) -> None:
+    from medmllm_plugins.questions.names import task_settings
+
+    with pytest.raises(OptionError, match=message):
+        task_settings(name)
+
+
+def test_a_finding_of_a_multilabel_set_is_probed_alone() -> None:
+    from medmllm_plugins.questions.names import task_settings
+    from medmllm_plugins.questions.rows import Rows
+
+    settings = task_settings("med_probe_chestmnist:finding=edema")
+    rows = Rows(settings, ())
+    assert rows.findings == ("edema",) and rows.classes == ("yes", "no")
+
+
+def test_diagnose_gives_the_same_without_a_model(
+    probed: Any, copied: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = json.loads((copied / f"{TASK}.probes.json").read_text(encoding="utf-8"))
+    assert main(["diagnose", str(copied), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    for told in (before, found):
+        told.pop("seconds")
+    assert found == before
+    assert main(["diagnose", str(copied), "--output", str(tmp_path / "other"), "--grid", "1e-2", "--width", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert "Feature Health" in printed and "connector" in printed
+    assert json.loads((tmp_path / "other" / f"{TASK}.probes.json").read_text())["options"]["width"] == 16
+
+
+def test_a_reference_beside_the_run_judges_the_tower(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("STRENGTHS", (1e-4,)), ("MOST", 300), ("_STEPS", 50)):  # a quick baseline will do
+        monkeypatch.setattr(pixels, name, value)
+    assert main(["baseline", "med_cls_demo", "--method", "pixels", "--output", str(tmp_path / "base")]) == 0
+    (reference,) = (tmp_path / "base" / "medmllm_runs").iterdir()
+    capsys.readouterr()
+    assert main(["diagnose", str(copied), "--json", "--reference", str(reference)]) == 0
+    (named,) = json.loads(capsys.readouterr().out)
+    shutil.copytree(reference, copied.parent / "beside")
+    assert main(["diagnose", str(copied), "--json"]) == 0
+    (beside,) = json.loads(capsys.readouterr().out)
+    for told in (named, beside):
+        effect = told["diagnosis"]["effects"][0]
+        # Pixels alone tell little of phantoms; the tower hands over far more.
+        assert told["reference_name"] == "baseline pixels" and effect["loss"]["value"] < -0.3
+        assert effect["verdict"] == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda told: told["model"].update(fingerprint="another"), "features of the run's own model"),
+        (lambda told: told["tasks"][TASK].update(dataset_fingerprint="another"), "features of the run's own data set"),
+    ],
+)
+def test_features_of_another_model_or_data_set_are_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
+    spoil(manifest)
+    (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert main(["diagnose", str(copied)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_features_says_how_to_get_them(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(demo.folder)]) == 1
+    assert "Run one: lmms-eval --tasks med_probe_NAME" in capsys.readouterr().err
+    assert main(["diagnose", str(demo.folder / "nowhere")]) == 1
+
+
+def test_damaged_features_are_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = next((copied / "features" / TASK).glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    assert main(["diagnose", str(copied)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """Torchrun with gloo, as on several GPUs: each rank writes its own shards, rank 0 fits."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    words = ["-m", "lmms_eval", "--model", "medm_vl", "--model_args", "pretrained=demo,device=cpu", "--tasks", TASK]
+    words += ["--batch_size", "16", "--limit", "301"]
+    commands = {
+        "one": [sys.executable, *words],
+        "two": [str(scripts / "torchrun"), "--nproc_per_node", "2", "--master_port", "29541", *words],
+    }
+    found = {}
+    for name, command in commands.items():
+        subprocess.run(
+            [*command, "--output_path", str(tmp_path / name)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            check=True,
+            capture_output=True,
+            timeout=400,
+        )
+        (folder,) = (tmp_path / name / "medmllm_runs").glob("2*")
+        found[name] = folder
+    one, two = (store_of(folder) for folder in found.values())
+    assert list(one.index["id"]) == list(two.index["id"]) and set(two.index["rank"]) == {0, 1}
+    np.testing.assert_allclose(one.features("llm.05", "last"), two.features("llm.05", "last"), rtol=2e-3, atol=5e-3)
+    told = [json.loads((folder / f"{TASK}.probes.json").read_text()) for folder in found.values()]
+    assert told[0]["answer"] == told[1]["answer"] and told[0]["diagnosis"]["named"] == told[1]["diagnosis"]["named"]
+
+
+@pytest.mark.parametrize("name", ["busi", "covid19_ct"])
+@pytest.mark.slow
+def test_real_images_run_to_the_end(
+    evaluate: Callable[..., Any], real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("MEDMLLM_DATA", str(real_data))
+    found = evaluate(tmp_path, tasks=[f"med_probe_{name}"], batch_size=16)
+    values = found.values(f"med_probe_{name}")
+    assert values["accuracy,none"] < 0.2  # the demo has never seen such images
+    assert values["probe,none"] > 0.4  # and yet its tower tells some of them apart
+    store_of(found.folder, f"med_probe_{name}").check()
