@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("--json", action="store_true", help="print JSON")
     comparing.set_defaults(run=_compare)
     _add_diagnose(commands)
+    _add_selfcheck(commands)
     commands.add_parser("lmms-eval", help="any lmms-eval command, with our tasks known to all of them")
     return parser
 
@@ -138,6 +139,14 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument("--device", help="where to fit: cpu or cuda")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_diagnose)
+
+
+def _add_selfcheck(commands: Any) -> None:
+    text = "break the demo model on purpose, in every stage, and see whether the diagnosis names the broken one"
+    command = commands.add_parser("selfcheck", help=text, description=text, allow_abbrev=False)
+    command.add_argument("--seeds", type=int, default=20, metavar="N", help="rounds; 13 trials each (default: 20)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_selfcheck)
 
 
 def _host(words: list[str]) -> int:
@@ -294,6 +303,20 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     else:
         print("\n\n".join(render(analysis) for analysis in found))
     return 0
+
+
+def _selfcheck(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.selfcheck import check_demo
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    report = check_demo(arguments.seeds, say)
+    if arguments.json:
+        _print(report.to_dict())
+    else:
+        print(report.render())
+    return int(not report.passed)
 
 
 def _plugins(arguments: argparse.Namespace) -> int:

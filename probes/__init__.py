@@ -1,1 +1,1 @@
-"""Probes: what each layer of a model knows of the label. Reads the feature store; knows no model and no host."""
+"""Probes: what each layer of a model knows of the label. Reads the feature store and knows no host; only the planted faults know models."""

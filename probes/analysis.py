@@ -267,8 +267,8 @@ def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str
     ids = store.index["id"].astype(str).to_numpy()[samples.rows["test"]]
     if missing := [identifier for identifier in ids if identifier not in reference]:
         raise DataError(
-            f"Expected the reference run to have every document of the test fold, found {len(missing)} missing, such as "
-            f"{missing[0]!r}; run `medmllm baseline` on the same data without a limit."
+            f"Expected the reference run to have every document of the test fold, found {len(missing)} missing, such "
+            f"as {missing[0]!r}; run `medmllm baseline` on the same data without a limit."
         )
     place_of = {label: place for place, label in enumerate(samples.labels)}
     return np.array([place_of.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)

@@ -1,8 +1,8 @@
 """Label sets that mean nothing, to measure what a probe finds where there is nothing to find.
 
-Shuffled labels keep the classes' shares and how they cluster in groups. A control task (Hewitt and Liang, "Designing and
-interpreting probes with control tasks", D19-1275, 2019) gives each type of document a class at random, so that only a
-probe that memorises types can learn it; types occur in every fold, or it could not be learnt at all.
+Shuffled labels keep the classes' shares and how they cluster in groups. A control task (Hewitt and Liang, "Designing
+and interpreting probes with control tasks", D19-1275, 2019) gives each type of document a class at random, so that only
+a probe that memorises types can learn it; types occur in every fold, or it could not be learnt at all.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ FEWEST_GROUPS: Final = 20
 """With fewer groups in the test fold no verdict is given."""
 FOLLOWS: Final = 0.25
 """A stage behind a broken one is given what it was never trained on, and loses more. So the first supported loss of at
-least this share of the largest is named, and not the largest; and none is named where the losses before it, too small or
-uncertain to be supported themselves, come to this share of it."""
+least this share of the largest is named, and not the largest; and none is named where the losses before it, too small
+or uncertain to be supported themselves, come to this share of it."""
 ANSWER: Final = "answer"
 REFERENCE: Final = "reference"
 

@@ -1,8 +1,8 @@
 """The feature store: what the stages of one model hold of the documents of one task, on disk.
 
 A folder with ``store.json`` (what it is of, and its loci), shards ``rank0-00000.safetensors`` … with a float16 tensor
-``LOCUS/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table with
-a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing half-written.
+``LOCUS/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table
+with a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing half-written.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class FeatureStore:
             self.header = Header.from_json((folder / STORE).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{folder}: expected a feature store with {STORE}, found {type(error).__name__}: {error}. Run a med_probe "
-                "task to make one."
+                f"{folder}: expected a feature store with {STORE}, found {type(error).__name__}: {error}. Run a "
+                "med_probe task to make one."
             ) from error
         self.index = read_index(folder)
         if self.index.empty:

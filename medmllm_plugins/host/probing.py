@@ -88,8 +88,8 @@ class Probing(Classification):
             store = progress.keep_features(task)
             if store is None:
                 raise DataError(
-                    f"{task}: expected features of the model's stages, found none. The model is none of this package's, "
-                    "or the answers came from the host's cache: run again without --use_cache."
+                    f"{task}: expected features of the model's stages, found none. The model is none of this "
+                    "package's, or the answers came from the host's cache: run again without --use_cache."
                 )
             with progress.stage(f"probe {task}"):
                 compared = find_reference(folder, self.data.fingerprint)

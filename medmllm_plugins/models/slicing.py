@@ -47,7 +47,7 @@ def by_document(model: Any, family: Family, stage: Stage, output: Tensor, inputs
 
 
 def rows_of(model: Any, family: Family, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
-    """How many rows of a stage's output belong to each of B documents: patches or tokens of a flat tower, else tiles."""
+    """How many rows of a stage's output belong to each of B documents: patches of a flat tower, else tiles."""
     return _flat_counts(model, stage, inputs) if family.grid else _tile_counts(model, inputs)
 
 

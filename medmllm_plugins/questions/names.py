@@ -1,7 +1,8 @@
 """Names of tasks: those that data-set declarations give, and the arguments that may stand behind a name.
 
 A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
-of its own, and the same with ``med_probe_``, which probe a model's stages. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
+of its own, and the same with ``med_probe_``, which probe a model's stages. Every task of this package takes arguments
+behind its name: ``med_cls_X:order=varied``.
 """
 
 from __future__ import annotations
