@@ -1,1 +1,4 @@
-"""Probes: what each layer of a model knows of the label. Reads the feature store and knows no host; only the planted faults know models."""
+"""Probes: what each layer of a model knows of the label.
+
+Reads the feature store and knows no host. Models are known to the planted faults and the selfcheck alone.
+"""

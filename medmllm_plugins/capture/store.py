@@ -2,7 +2,8 @@
 
 A folder with ``store.json`` (what it is of, and its loci), shards ``rank0-00000.safetensors`` … with a float16 tensor
 ``LOCUS/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table
-with a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing half-written.
+with a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing
+half-written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``medmllm diagnose``: everything that probes tell, computed anew from the features that a run left; no model needed."""
+"""``medmllm diagnose``: what probes tell, computed anew from the features that a run left; no model needed."""
 
 from __future__ import annotations
 
