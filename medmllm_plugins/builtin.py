@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from medmllm_plugins import published
 from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.specs import ModelSpec, TaskFolder
+from medmllm_plugins.specs import ModelSpec, ProbeSpec, TaskFolder
 
 _MODELS = "medmllm_plugins.models."
 
@@ -96,6 +96,23 @@ def medmllm_models() -> list[ModelSpec]:
             summary="Any checkpoint of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3, LLaVA, LLaVA-NeXT, InternVL, "
             "VideoLLaMA 3, Idefics 3, SmolVLM or PaliGemma.",
             loader=f"{_MODELS}named:any_family",
+        ),
+    ]
+
+
+@hookimpl
+def medmllm_probes() -> list[ProbeSpec]:
+    """The probes of ``medmllm diagnose --protocol NAME``."""
+    return [
+        ProbeSpec(
+            name="linear",
+            target="medmllm_plugins.probes.recipes:linear",
+            summary="Multinomial logistic regression, its L2 strength chosen on the validation fold.",
+        ),
+        ProbeSpec(
+            name="paper",
+            target="medmllm_plugins.probes.recipes:paper",
+            summary="The two-layer MLP of arXiv:2604.08333.",
         ),
     ]
 

@@ -122,7 +122,7 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument(
         "--protocol",
         default="linear",
-        help="linear (logistic regression, the default) or paper (the two-layer MLP of arXiv 2604.08333)",
+        help="linear (logistic regression, the default), paper (the two-layer MLP of arXiv 2604.08333), or a plugin's",
     )
     command.add_argument("--grid", default="", metavar="C,C,…", help="inverse L2 strengths to choose from")
     command.add_argument("--pooling", default="", metavar="A,B", help="these only: mean, last, cls, max, answer")

@@ -117,11 +117,12 @@ class TaskFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSpec:
-    """A probe.
+    """A probe for ``medmllm diagnose --protocol NAME``.
 
     Attributes:
         name: lower-case letters, digits and underscores.
-        target: ``"package.module:callable"``.
+        target: ``"package.module:function"``, which takes a ``Material`` and returns ``Predictions``, both of
+            :mod:`medmllm_plugins.probes.recipes`.
         summary: one line for people.
 
     Raises:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from medmllm_plugins.capture.floors import PIXELS
 from medmllm_plugins.capture.store import FeatureStore, Locus
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
-from medmllm_plugins.probes.logistic import RowSpace, solve
-from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.options import Options
+from medmllm_plugins.probes.recipes import Material, Predictions, probe
 from medmllm_plugins.probes.samples import Samples
 from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
@@ -137,13 +135,25 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     labels = _label_sets(store, samples, options)
     rows = np.concatenate([samples.rows["train"], samples.rows["validation"], samples.rows["test"]])
     folds = [len(samples.rows["train"]), len(samples.rows["validation"]), len(samples.rows["test"])]
-    parts: dict[int, _Block] = {}
+    targets, right = (torch.from_numpy(part).to(device) for part in (labels.train, labels.validation))
+    fit = probe(options.protocol)
+    parts: dict[int, _Said] = {}
     for block in _blocks(keys, len(rows)):
         features = np.stack([_features(store, keys[place], rows, options) for place in block])
         train, validation, test = torch.split(torch.from_numpy(features).to(device), folds, dim=1)
-        fit = _linear if options.protocol == "linear" else _paper
-        found = fit(train, validation, test, labels, len(samples.labels), options)
-        parts |= {place: found[number] for number, place in enumerate(block)}
+        material = Material(
+            train=train,
+            validation=validation,
+            test=test,
+            targets=targets,
+            right=right,
+            controls=labels.controls,
+            classes=len(samples.labels),
+            strengths=options.strengths,
+            seed=options.seed,
+        )
+        said = fit(material)
+        parts |= {place: _Said.of(said, number) for number, place in enumerate(block)}
     whole = [parts[place] for place in range(len(keys))]
     controls = labels.controls
     return Fitted(
@@ -159,6 +169,30 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
         null_truth=labels.test[1 + controls :],
         types=labels.types,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Said:
+    """The predictions of one locus."""
+
+    validation: Ints
+    test: Ints
+    loss: float
+    strength: float
+    gradient_norm: float
+
+    @classmethod
+    def of(cls, said: Predictions, number: int) -> _Said:
+        strength, norm = (
+            float("nan") if part is None else float(part[number]) for part in (said.strength, said.gradient_norm)
+        )
+        return cls(
+            said.validation[number].cpu().numpy(),
+            said.test[number].cpu().numpy(),
+            float(said.loss[number]),
+            strength,
+            norm,
+        )
 
 
 def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
@@ -192,67 +226,3 @@ def _features(store: FeatureStore, key: Key, rows: Ints, options: Options) -> np
         matrix = generator.standard_normal((key.width, options.width), dtype=np.float32)
         found = found @ (matrix / np.float32(np.sqrt(options.width)))
     return found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """The probes of one locus."""
-
-    validation: Ints
-    test: Ints
-    loss: float
-    strength: float
-    gradient_norm: float
-
-
-def _linear(
-    train: Tensor, validation: Tensor, test: Tensor, labels: _Labels, classes: int, options: Options
-) -> list[_Block]:
-    device = train.device
-    space = RowSpace(train)
-    held_out, tested = space.coordinates(validation), space.coordinates(test)
-    real = 1 + labels.controls
-    strengths = torch.tensor(options.strengths, dtype=torch.float32, device=device)
-    targets = torch.from_numpy(labels.train).to(device)
-    grid = solve(space, targets[:real], strengths, classes=classes)
-    right = torch.from_numpy(labels.validation[:real]).to(device)
-    log_p = grid.logits(held_out).log_softmax(-1)
-    index = right[None, :, None, :, None].expand(*log_p.shape[:-1], 1)
-    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, P, G)
-    chosen = losses.argmin(-1)
-    best = grid.choose(chosen)
-    null = solve(space, targets[real:], strengths[chosen[:, :1]].expand(-1, len(targets) - real), classes=classes)
-    predicted = torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in (best, null)], dim=1)
-    validated = best.logits(held_out)[:, 0, 0].argmax(-1)
-    loss = losses.gather(-1, chosen[..., None])[:, 0, 0]
-    return [
-        _Block(
-            validated[number].cpu().numpy(),
-            predicted[number].cpu().numpy(),
-            float(loss[number]),
-            float(strengths[chosen[number, 0]]),
-            float(best.gradient_norm[number, 0, 0]),
-        )
-        for number in range(len(train))
-    ]
-
-
-def _paper(
-    train: Tensor, validation: Tensor, test: Tensor, labels: _Labels, classes: int, options: Options
-) -> list[_Block]:
-    targets = torch.from_numpy(labels.train).to(train.device)
-    probes = fit_mlp(train, targets, classes=classes, seed=options.seed)
-    log_p = probes.logits(validation)[:, 0].log_softmax(-1)
-    right = torch.from_numpy(labels.validation[0]).to(train.device)
-    losses = -log_p.gather(-1, right[None, :, None].expand(len(log_p), -1, 1)).mean((1, 2))
-    predicted = probes.logits(test).argmax(-1)
-    return [
-        _Block(
-            log_p[number].argmax(-1).cpu().numpy(),
-            predicted[number].cpu().numpy(),
-            float(losses[number]),
-            float("nan"),
-            float("nan"),
-        )
-        for number in range(len(train))
-    ]

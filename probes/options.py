@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.logistic import STRENGTHS
-
-PROTOCOLS: Final = ("linear", "paper")
+from medmllm_plugins.probes.recipes import probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +16,7 @@ class Options:
 
     Attributes:
         protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold, or
-            ``"paper"``, the two-layer MLP of arXiv:2604.08333.
+            ``"paper"``, the two-layer MLP of arXiv:2604.08333, or a probe that a plugin brings.
         strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
         poolings: which poolings to look at; all that the store holds where empty.
         loci: which loci to look at; all that the store holds where empty. Those that the diagnosis rests on, and the
@@ -44,10 +43,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise OptionError(
-                f"Expected argument `protocol` to be one of {list(PROTOCOLS)}, but got {self.protocol!r}."
-            )
+        probe(self.protocol)
         if not self.strengths or min(self.strengths) <= 0:
             raise OptionError(f"Expected argument `strengths` to be numbers above 0, but got {list(self.strengths)}.")
         for name, least in (("width", 0), ("shuffles", 1), ("controls", 1), ("repeats", 0), ("seed", 0)):

@@ -244,7 +244,7 @@ def test_builtin_plugin_is_found_once_and_first(site: Site) -> None:
         ("builtin", "medmllm-plugins"),
         ("aaa", "aaa"),
     ]
-    assert found.plugins[0].hooks == ("medmllm_models", "medmllm_tasks")
+    assert found.plugins[0].hooks == ("medmllm_models", "medmllm_tasks", "medmllm_probes")
     assert list(found.models()) == [*BUILTIN, "aaa_model"]
     assert found.failures == []
 
@@ -428,7 +428,7 @@ def test_probes_and_attributions(site: Site) -> None:
     )
     site.add("both", source)
     found = discover()
-    assert found.probes() == {"p": ProbeSpec(name="p", target="a.b:c", summary="P.")}
+    assert found.probes()["p"] == ProbeSpec(name="p", target="a.b:c", summary="P.")
     assert found.attributions() == {"q": AttributionSpec(name="q", target="a.b:c", summary="Q.")}
 
 

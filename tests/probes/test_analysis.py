@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +24,7 @@ from medmllm_plugins.probes.curves import draw, p_values
 from medmllm_plugins.probes.diagnosis import judge
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.options import Options, parse_strengths
+from medmllm_plugins.probes.recipes import Material, Predictions
 from medmllm_plugins.probes.reference import Reference
 from medmllm_plugins.probes.samples import read_samples
 from medmllm_plugins.probes.summary import render
@@ -323,3 +325,39 @@ def test_strengths_from_text() -> None:
     assert parse_strengths("1e-3,1") == (1e-3, 1.0)
     with pytest.raises(OptionError, match="found '1,x'"):
         parse_strengths("1,x")
+
+
+def nearest_centre(material: Material) -> Predictions:
+    """A plugin's probe: the class whose mean is nearest."""
+    said = []
+    for targets in material.targets:
+        centres = torch.stack([material.train[:, targets == kind].mean(1) for kind in range(material.classes)], dim=1)
+        said.append([torch.cdist(rows, centres).argmin(-1) for rows in (material.validation, material.test)])
+    return Predictions(
+        validation=said[0][0],
+        test=torch.stack([test for _, test in said], dim=1),
+        loss=(said[0][0] != material.right[0]).float().mean(-1),
+    )
+
+
+def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
+    from medmllm_plugins.hookspecs import hookimpl
+    from medmllm_plugins.manager import get_manager
+    from medmllm_plugins.specs import ProbeSpec
+
+    class Plugin:
+        @hookimpl
+        def medmllm_probes(self) -> list[ProbeSpec]:
+            return [ProbeSpec(name="centre", target=f"{__name__}:nearest_centre", summary="Nearest centre.")]
+
+    store, outcomes = make_store()
+    plugin = Plugin()
+    get_manager().pluggy.register(plugin, name="centre")
+    try:
+        found = analyse(store, outcomes, Options(protocol="centre", shuffles=2, controls=1))
+    finally:
+        get_manager().pluggy.unregister(plugin)
+    by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
+    assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].strength is None
+    with pytest.raises(OptionError, match=r"\['linear', 'paper'\], but got 'centre'"):
+        Options(protocol="centre")
