@@ -65,6 +65,19 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         summary="2,000 clustered draws of every metric at once against a loop with scikit-learn",
         repeats=5,
     ),
+    "probe_fit": Benchmark(
+        module="benchmarks.probe_fit",
+        summary="probes of 140 loci with grid, controls and shuffled labels against a loop with scikit-learn",
+        repeats=1,
+        devices=("cpu", "cuda"),
+    ),
+    "paper_protocol": Benchmark(
+        module="benchmarks.paper_protocol",
+        summary="the paper's MLP probes of 140 loci trained together against plain PyTorch, one after the other",
+        repeats=1,
+        devices=("cpu", "cuda"),
+        sizes=("tiny", "3b"),
+    ),
 }
 
 

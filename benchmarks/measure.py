@@ -7,10 +7,12 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,20 @@ def stopwatch(work: Callable[[], Any], device: torch.device) -> Callable[[], flo
         return perf_counter() - start
 
     return timed
+
+
+class Noted(Generic[Result]):
+    """Work that remembers what it gave, so that a side of some minutes is checked by the run that was timed."""
+
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work = work
+        self.results: list[Result] = []
+
+    def __call__(self) -> None:
+        """Do the work once."""
+        self.results = [self._work()]
+
+    @property
+    def last(self) -> Result:
+        """What the last run gave; it must have run."""
+        return self.results[-1]

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import compare, stopwatch
+from benchmarks.measure import Noted, compare, stopwatch
 from benchmarks.probe_fit import CLASSES, Problem, problem
 from benchmarks.record import Record, Settings, Target
-from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, fit_mlp, initial, rate
 
 EPOCHS = 20
-FOLDS = (400, 4, 400)
+FOLDS = (200, 4, 400)
 """Train, validation and test rows; the recipe has nothing to choose, and leaves the second fold alone."""
-POINTS = 1.0
-"""How far mean test accuracy may lie apart, in percentage points."""
+POINTS = 1.5
+"""How far mean test accuracy over the loci of the loop may lie apart, in percentage points: the two draw other shuffles
+and drop other units, and these loci are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Size:
     compared: tuple[int, ...]
 
 
-SIZES = {"tiny": Size(48, 128, (0, 15, 31, 47)), "3b": Size(76, 2048, (0, 37, 75))}
-"""As wide as the demo checkpoint, and as the LLM of MedM-VL-2D-3B."""
+SIZES = {"tiny": Size(140, 128, (0, 20, 40, 60, 80, 100, 120, 139)), "3b": Size(140, 2048, (0, 70, 139))}
+"""70 places with two poolings each, as wide as the demo checkpoint, and as the LLM of MedM-VL-2D-3B."""
 
 
 def together(data: Problem, device: torch.device) -> Tensor:
@@ -89,9 +91,9 @@ def check(ours: Tensor, theirs: Tensor) -> float:
         ModelError: they lie too far apart.
     """
     points = 100 * float((ours - theirs).mean())
-    if abs(points) > POINTS:
+    if not abs(points) <= POINTS:
         raise ModelError(
-            f"Expected mean test accuracies within {POINTS:g} point, found {points:+.2f}: run "
+            f"Expected mean test accuracies within {POINTS:g} points, found {points:+.2f}: run "
             "`pytest tests/probes/test_mlp.py`."
         )
     return points
@@ -104,17 +106,17 @@ def run(settings: Settings) -> Record:
         ModelError: they are not as accurate.
         OptionError: there is no such device.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise OptionError("Expected a GPU for `--device cuda`, but torch finds no CUDA device here: use the CPU.")
-    device = torch.device(settings.device)
+    device = resolve_device(settings.device)
     size = SIZES[str(settings.size)]
     data = problem(size.loci, size.width, FOLDS)
     torch.manual_seed(0)
-    ours = together(data, device)
-    points = check(ours[list(size.compared)], one_by_one(data, size.compared, device))
-    fast = stopwatch(lambda: together(data, device), device)
-    slow = stopwatch(lambda: one_by_one(data, size.compared, device), device)
+    first = Problem(tuple(part[:1] for part in data.features), data.labels)
+    together(first, device)  # the warm-up
+    one_by_one(first, (0,), device)
+    ours, theirs = Noted(lambda: together(data, device)), Noted(lambda: one_by_one(data, size.compared, device))
+    fast, slow = stopwatch(ours, device), stopwatch(theirs, device)
     comparison = compare(lambda: slow() * size.loci / len(size.compared), fast, repeats=settings.repeats)
+    points = check(ours.last[list(size.compared)], theirs.last)
     return Record(
         settings=settings,
         sides=(
@@ -122,7 +124,7 @@ def run(settings: Settings) -> Record:
             ("together", "this package: all loci in one batched computation"),
         ),
         comparison=comparison,
-        target=Target("at least", 20.0) if settings.device == "cuda" else None,
+        target=Target("at least", 20.0),
         details={
             "loci": size.loci,
             "train_rows": FOLDS[0],
@@ -130,7 +132,7 @@ def run(settings: Settings) -> Record:
             "epochs": EPOCHS,
             "loci_of_the_loop": len(size.compared),
             "points_better": round(points, 3),
-            "accuracy": float(ours.mean()),
+            "accuracy": float(ours.last.mean()),
             "threads": torch.get_num_threads(),
         },
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import measure
-from benchmarks.measure import Comparison, Times, compare, stopwatch
+from benchmarks.measure import Comparison, Noted, Times, compare, stopwatch
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,12 @@ def test_on_cuda_the_clock_waits_for_the_device(monkeypatch: pytest.MonkeyPatch)
     events = fake_clock(monkeypatch)
     assert stopwatch(lambda: events.append("work"), torch.device("cuda", 1))() == 1.0
     assert events == ["collect", "synchronise cuda:1", "clock", "work", "synchronise cuda:1", "clock"]
+
+
+def test_a_timed_run_is_remembered() -> None:
+    numbers = iter([3, 4])
+    work: Noted[int] = Noted(lambda: next(numbers))
+    timed = stopwatch(work, torch.device("cpu"))
+    assert timed() > 0 and work.last == 3
+    timed()
+    assert (work.last, work.results) == (4, [4])
