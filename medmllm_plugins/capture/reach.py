@@ -6,8 +6,9 @@ probe there says nothing of what the LLM was given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,33 +17,51 @@ from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.stages import Place, places
 
+NOTICED: Final = 1e-3
+"""Share of the largest state by which a state must move; less is the order in which a GPU adds."""
+
 
 @torch.inference_mode()
 def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the loci of the vision tower that the LLM never reads.
 
-    Found by trying: what a layer returns is changed, and if the next token's logits stay the same to the last bit,
-    nothing after it reads the layer. It begins at the end of the tower and stops at the first layer that is read, since
-    each layer reads the one before.
+    Found by trying: what a layer returns is changed by much, and if the states at the end of the LLM, those of the
+    image tokens among them, stay the same, nothing after it reads the layer. It begins at the end of the tower and stops
+    at the first layer that is read, since each layer reads the one before. Where no layer at all is read, the image is
+    lost between tower and LLM, and nothing can be said of single layers: none is returned.
 
     Args:
         loaded: the model.
         inputs: of a batch, best of one document.
     """
     tower = [place for place in places(loaded) if place.part == "vision"]
-    usual = prefill(loaded.model, inputs).logits
+    usual = _states(loaded, inputs)
     found = set()
     for place in reversed(tower):
-        if not torch.equal(usual, _changed(loaded, place, inputs)):
+        with _changed(place):
+            states = _states(loaded, inputs)
+        if float((states - usual).abs().max()) > NOTICED * float(usual.abs().max()):
             if place.name != "vision.norm":
-                break
+                return frozenset(found)
             continue  # a norm may be read by a part of its own; what stands before it is looked at all the same
         found.add(place.name)
-    return frozenset(found)
+    return frozenset()
 
 
-def _changed(loaded: LoadedModel, place: Place, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The next token's logits, with what a layer returns changed."""
+def _states(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """States of all prompt tokens behind the LLM's last norm, (B, L, D) float32."""
+    seen: list[Tensor] = []
+    handle = places(loaded)[-1].module.register_forward_hook(lambda _, __, output: seen.append(output.float()))
+    try:
+        prefill(loaded.model, inputs)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+@contextmanager
+def _changed(place: Place) -> Iterator[None]:
+    """Change what a layer returns while the context is open."""
     own = place.module.__dict__.get("forward")  # accelerate puts one on a module that is spread over devices
     usual = place.module.forward
 
@@ -55,7 +74,7 @@ def _changed(loaded: LoadedModel, place: Place, inputs: Mapping[str, Tensor]) ->
     # Not by a hook: LLaVA takes its layer from states that transformers' own hooks recorded before ours would run.
     place.module.forward = changed
     try:
-        return prefill(loaded.model, inputs).logits
+        yield
     finally:
         del place.module.forward
         if own is not None:
