@@ -26,9 +26,9 @@ def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the loci of the vision tower that the LLM never reads.
 
     Found by trying: what a layer returns is changed by much, and if the states at the end of the LLM, those of the
-    image tokens among them, stay the same, nothing after it reads the layer. It begins at the end of the tower and stops
-    at the first layer that is read, since each layer reads the one before. Where no layer at all is read, the image is
-    lost between tower and LLM, and nothing can be said of single layers: none is returned.
+    image tokens among them, stay the same, nothing after it reads the layer. It begins at the end of the tower and
+    stops at the first layer that is read, since each layer reads the one before. Where no layer at all is read, the
+    image is lost between tower and LLM, and nothing can be said of single layers: none is returned.
 
     Args:
         loaded: the model.
@@ -36,7 +36,7 @@ def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
     """
     tower = [place for place in places(loaded) if place.part == "vision"]
     usual = _states(loaded, inputs)
-    found = set()
+    found: set[str] = set()
     for place in reversed(tower):
         with _changed(place):
             states = _states(loaded, inputs)
