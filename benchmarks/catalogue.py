@@ -78,6 +78,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         devices=("cpu", "cuda"),
         sizes=("tiny", "3b"),
     ),
+    "capture": Benchmark(
+        module="benchmarks.capture",
+        summary="answers with the features of every stage kept against without",
+        repeats=3,
+        devices=("cpu", "cuda"),
+        sizes=("tiny", "3b"),
+    ),
 }
 
 

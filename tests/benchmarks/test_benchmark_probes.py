@@ -1,4 +1,4 @@
-"""The sides of ``probe_fit`` and ``paper_protocol`` find the same on small problems, and are caught when they do not."""
+"""The sides of ``probe_fit`` and ``paper_protocol`` find the same on small problems, and are caught where not."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""The sides of the benchmark ``capture`` answer alike, what was seen is in the store, and faults are caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import capture
+from benchmarks.capture import Kept, captured, check, plain
+from benchmarks.record import Settings, Target
+from benchmarks.subjects import Subject, checkpoint, images
+from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.errors import ModelError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Subject:
+    return checkpoint("demo", "cpu")
+
+
+@pytest.mark.parametrize("floor", [False, True])
+def test_both_sides_answer_alike_and_features_are_kept(demo: Subject, tmp_path: Path, floor: bool) -> None:
+    pictures = images(18)
+    without, texts = plain(demo, pictures), captured(demo, pictures, tmp_path, floor=floor)
+    assert texts == without
+    kept = Kept.of(tmp_path)
+    check(without, texts, kept, exact=True)
+    assert kept.documents == 18
+    assert kept.size > 18 * 2 * 3072
+    store = FeatureStore(tmp_path)
+    assert kept.loci == len(store.header.loci) and kept.tensors > kept.loci
+    assert any(locus.name.startswith("floor.random") for locus in store.header.loci) is floor
+    assert [row["answer"] for _, row in store.index.iterrows()] == list(texts)
+    assert all(np.shape(scores) == (4,) for scores in store.index["scores"])
+    assert not demo.loaded.model.model.language_model.norm._forward_hooks
+
+
+def test_sides_that_differ_are_caught() -> None:
+    kept = Kept(documents=2, loci=3, tensors=4, size=5)
+    check(["a", "b"], ["a", "c"], kept, exact=False)
+    with pytest.raises(ModelError, match="found 1 other answers and 2 documents"):
+        check(["a", "b"], ["a", "c"], kept, exact=True)
+    with pytest.raises(ModelError, match="found 0 other answers and 2 documents"):
+        check(["a", "b", "c"], ["a", "b", "c"], kept, exact=False)
+
+
+def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(capture.IMAGES, "tiny", 17)  # type: ignore[arg-type]
+    record = capture.run(Settings("capture", "cpu", "tiny", 1))
+    assert [name for name, _ in record.sides] == ["captured", "plain"]
+    assert record.target == Target("at most", 1.10)
+    assert (record.details["documents"], record.details["loci"], record.details["loci_and_poolings"]) == (17, 17, 25)
+    assert record.details["bytes_a_document_with_floor"] > record.details["bytes_a_document"] > 2 * 3072
+    assert record.details["ratio_with_floor"] > 0
