@@ -85,6 +85,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         devices=("cpu", "cuda"),
         sizes=("tiny", "3b"),
     ),
+    "diagnosis": Benchmark(
+        module="benchmarks.diagnosis",
+        summary="an evaluation with probes in one pass against a second pass and a loop with scikit-learn",
+        repeats=1,
+        devices=("cpu", "cuda"),
+    ),
 }
 
 
