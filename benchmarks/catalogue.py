@@ -91,6 +91,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         repeats=1,
         devices=("cpu", "cuda"),
     ),
+    "memory": Benchmark(
+        module="benchmarks.memory",
+        summary="peak memory of reading and fitting features of 100,000 documents against 10,000",
+        repeats=1,
+    ),
 }
 
 

@@ -56,6 +56,7 @@ class Record:
         comparison: the times.
         target: what the ratio is to be; ``None`` where nothing is promised for this device and size.
         details: further facts of this benchmark, fit for JSON.
+        unit: of what was measured: ``"s"`` for times, ``"mb"`` for memory in 10^6 bytes.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class Record:
     comparison: Comparison
     target: Target | None
     details: Mapping[str, Any]
+    unit: str = "s"
 
     @property
     def met(self) -> bool | None:
@@ -70,7 +72,7 @@ class Record:
         return None if self.target is None else self.target.met(self.comparison.ratio)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON takes it, its keys as docs/benchmarks.md lists them; times in seconds."""
+        """The record as JSON takes it, its keys as docs/benchmarks.md lists them."""
         target = self.target
         times = (self.comparison.numerator, self.comparison.denominator)
         return {
@@ -80,7 +82,8 @@ class Record:
             "target": None if target is None else {"sense": target.sense, "ratio": target.ratio},
             "met": self.met,
             "sides": {
-                name: {"what": what, **_side(side)} for (name, what), side in zip(self.sides, times, strict=True)
+                name: {"what": what, **_side(side, self.unit)}
+                for (name, what), side in zip(self.sides, times, strict=True)
             },
             "repeats": self.settings.repeats,
             "device": self.settings.device,
@@ -107,15 +110,16 @@ class Record:
             self.sides, (self.comparison.numerator, self.comparison.denominator), strict=True
         ):
             low, high = side.spread
-            lines.append(f"    {name:<{width}}  median {side.median:.4g} s [{low:.4g} to {high:.4g}]  {what}")
+            lines.append(f"    {name:<{width}}  median {side.median:.4g} {self.unit} [{low:.4g} to {high:.4g}]  {what}")
         facts = {**self.details, **_machine()}
         lines.append("    " + ", ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
         return "\n".join(lines)
 
 
-def _side(times: Times) -> dict[str, Any]:
+def _side(times: Times, unit: str) -> dict[str, Any]:
     low, high = times.spread
-    return {"median_s": times.median, "min_s": low, "max_s": high, "runs_s": list(times.seconds)}
+    told = {"median": times.median, "min": low, "max": high, "runs": list(times.seconds)}
+    return {f"{name}_{unit}": value for name, value in told.items()}
 
 
 def _machine() -> dict[str, Any]:
