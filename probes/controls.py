@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
+from sklearn.utils.extmath import randomized_svd
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.samples import Samples
 
-MOST_TYPES = 48
 GROUPS_A_TYPE = 6
-"""So many train groups are to fall into a type on average."""
+"""At least so many train groups are to fall into a type on average."""
+FEWEST_AXES, MOST_AXES = 2, 5
+"""Principal axes along which types are divided: 4 to 32 types."""
 
 
 def shuffled(truth: Ints, group: Ints, count: int, generator: np.random.Generator) -> Ints:
@@ -49,16 +50,16 @@ def shuffled(truth: Ints, group: Ints, count: int, generator: np.random.Generato
     return found
 
 
-def image_types(pixels: npt.NDArray[np.float32], samples: Samples, seed: int = 0) -> Ints:
-    """The type of each document: a cluster of what its group looks like, blind to the classes.
+def image_types(pixels: npt.NDArray[np.float32], samples: Samples) -> Ints:
+    """The type of each document: what its group's pictures look like, coarsely, blind to the classes.
 
-    Groups are clustered (k-means) by the mean of their shrunken pictures; the centres are those of the train fold's
-    groups. Types that a fold lacks are merged into the nearest that all folds have.
+    Groups are described by the mean of their shrunken pictures. Along each of the first principal axes of the train
+    fold's groups they are divided at the median, and groups on the same sides of all of these are of one type. Types
+    that a fold lacks are merged into the nearest that all folds have.
 
     Args:
         pixels: (n, F) the raw-pixel features of all rows of the store.
         samples: who they are.
-        seed: of k-means.
 
     Returns:
         (n,) type of each document, from 0; all documents of a group have the same.
@@ -76,24 +77,25 @@ def image_types(pixels: npt.NDArray[np.float32], samples: Samples, seed: int = 0
         fold: np.unique([place[number] for number in samples.group[rows]]) for fold, rows in samples.rows.items()
     }
     train = means[in_fold["train"]]
-    wanted = int(np.clip(len(train) // GROUPS_A_TYPE, 2 * len(samples.labels), MOST_TYPES))
-    wanted = min(wanted, len(np.unique(train, axis=0)))
-    model = KMeans(wanted, n_init=1, random_state=seed).fit(train)
-    types = model.predict(means)
-    shared = [
-        number for number in range(wanted) if all((types[members] == number).any() for members in in_fold.values())
-    ]
+    axes = int(np.clip(np.log2(max(1, len(train) // GROUPS_A_TYPE)), FEWEST_AXES, MOST_AXES))
+    centre = train.mean(0)
+    # A whole decomposition of some thousand groups would take longer than all the probes.
+    principal = randomized_svd(train - centre, axes, n_iter=4, random_state=0)[2]
+    along = (means - centre) @ principal.T
+    sides = (along > np.median(along[in_fold["train"]], axis=0)).astype(np.intp)
+    types = sides @ (1 << np.arange(sides.shape[1]))
+    kinds = np.unique(types[in_fold["train"]])
+    shared = [int(kind) for kind in kinds if all((types[members] == kind).any() for members in in_fold.values())]
     if len(shared) < 2:
         raise DataError(
             "Expected at least two types of pictures that occur in every fold, for the control task, found "
-            f"{len(shared)}: the folds are too small, or their pictures are of different kinds."
+            f"{len(shared)}: the folds are too small, or their pictures are all alike."
         )
-    centres = model.cluster_centers_
-    nearest = {
-        number: shared[int(((centres[shared] - centres[number]) ** 2).sum(1).argmin())] for number in range(wanted)
-    }
-    merged = np.array([shared.index(nearest[number]) for number in types], dtype=np.intp)
-    found = np.zeros(len(samples.truth), dtype=np.intp)
+    centres = np.array([along[in_fold["train"]][types[in_fold["train"]] == kind].mean(0) for kind in shared])
+    nearest = ((along[:, None] - centres) ** 2).sum(-1).argmin(1)
+    known = {kind: number for number, kind in enumerate(shared)}
+    merged = np.array([known.get(int(kind), near) for kind, near in zip(types, nearest, strict=True)], dtype=np.intp)
+    found: Ints = np.zeros(len(samples.truth), dtype=np.intp)
     found[everyone] = merged[of]
     return found
 

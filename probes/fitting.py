@@ -197,7 +197,7 @@ class _Said:
 
 def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
     generator = np.random.default_rng(options.seed)
-    types = image_types(store.features(PIXELS, MEAN), samples, options.seed)
+    types = image_types(store.features(PIXELS, MEAN), samples)
     control = control_labels(types, samples, options.controls, generator)
     by_fold = []
     for fold in ("train", "validation", "test"):
