@@ -57,10 +57,11 @@ def test_sides_that_differ_are_caught() -> None:
 
 
 def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(capture.IMAGES, "tiny", 17)  # type: ignore[arg-type]
+    monkeypatch.setitem(capture.IMAGES, "tiny", 5)  # type: ignore[arg-type]
+    monkeypatch.setattr(capture, "BATCH", 2)
     record = capture.run(Settings("capture", "cpu", "tiny", 1))
     assert [name for name, _ in record.sides] == ["captured", "plain"]
     assert record.target == Target("at most", 1.10)
-    assert (record.details["documents"], record.details["loci"], record.details["loci_and_poolings"]) == (17, 17, 25)
+    assert (record.details["documents"], record.details["loci"], record.details["loci_and_poolings"]) == (5, 17, 25)
     assert record.details["bytes_a_document_with_floor"] > record.details["bytes_a_document"] > 2 * 3072
     assert record.details["ratio_with_floor"] > 0

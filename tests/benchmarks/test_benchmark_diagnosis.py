@@ -17,7 +17,7 @@ from medmllm_plugins.capture.store import FeatureStore
 from medmllm_plugins.data import phantoms
 from medmllm_plugins.errors import ModelError
 
-SIZES = {"train": 60, "validation": 20, "test": 30}
+SIZES = {"train": 96, "validation": 32, "test": 48}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documents_are_the_first_of_each_fold() -> None:
     found = documents(SIZES)
     assert {fold: sum(one.fold == fold for one in found) for fold in SIZES} == SIZES
-    assert [one.label for one in found[:60]] == [record.label for record in phantoms.records()[:60]]
+    assert [one.label for one in found[:96]] == [record.label for record in phantoms.records()[:96]]
     assert {one.label for one in found if one.fold == "train"} == set(phantoms.LABELS)
     # No patient is in two folds.
     assert all(len({one.fold for one in found if one.group == group}) == 1 for group in {one.group for one in found})
@@ -48,7 +48,7 @@ def test_documents_are_the_first_of_each_fold() -> None:
 def test_both_sides_look_at_the_same_and_answer_alike(tmp_path: Path) -> None:
     subject, everyone = checkpoint("demo", "cpu"), documents(SIZES)
     ours, theirs = one_pass(subject, everyone, tmp_path, floor=True), by_hand(subject, everyone)
-    assert ours.texts == theirs.texts and len(ours.texts) == 30
+    assert ours.texts == theirs.texts and len(ours.texts) == 48
     store = FeatureStore(tmp_path)
     states = hidden_states(subject, everyone[3].picture)
     assert set(states) == set(theirs.accuracy)
