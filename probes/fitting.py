@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
 from medmllm_plugins.probes.options import Options
-from medmllm_plugins.probes.recipes import Material, Predictions, probe
+from medmllm_plugins.probes.recipes import Material, Predictions, Probe, probe
 from medmllm_plugins.probes.samples import Samples
 from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
@@ -152,8 +153,7 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
             strengths=options.strengths,
             seed=options.seed,
         )
-        said = fit(material)
-        parts |= {place: _Said.of(said, number) for number, place in enumerate(block)}
+        parts |= dict(zip(block, _fit(fit, material), strict=True))
     whole = [parts[place] for place in range(len(keys))]
     controls = labels.controls
     return Fitted(
@@ -171,6 +171,28 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     )
 
 
+def _fit(fit: Probe, material: Material) -> list[_Said]:
+    """Fit the loci of a block; on a CPU a share of them on each core.
+
+    Products this small gain little from several cores each, and decompositions lose by it.
+    """
+    loci, threads = len(material.train), torch.get_num_threads()
+    shares = 1 if material.train.device.type != "cpu" else min(threads, loci)
+    parts = zip(
+        *(torch.tensor_split(part, shares) for part in (material.train, material.validation, material.test)),
+        strict=True,
+    )
+    materials = [replace(material, train=one, validation=two, test=three) for one, two, three in parts]
+    if shares == 1:
+        return _Said.each(fit(materials[0]))
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(shares, thread_name_prefix="medmllm-probes") as pool:
+            return [said for found in pool.map(fit, materials) for said in _Said.each(found)]
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Said:
     """The predictions of one locus."""
@@ -182,17 +204,14 @@ class _Said:
     gradient_norm: float
 
     @classmethod
-    def of(cls, said: Predictions, number: int) -> _Said:
-        strength, norm = (
-            float("nan") if part is None else float(part[number]) for part in (said.strength, said.gradient_norm)
-        )
-        return cls(
-            said.validation[number].cpu().numpy(),
-            said.test[number].cpu().numpy(),
-            float(said.loss[number]),
-            strength,
-            norm,
-        )
+    def each(cls, said: Predictions) -> list[_Said]:
+        """The predictions of some loci, one by one."""
+        nothing = torch.full_like(said.loss, float("nan"))
+        strength = nothing if said.strength is None else said.strength
+        norm = nothing if said.gradient_norm is None else said.gradient_norm
+        validation, test = said.validation.cpu().numpy(), said.test.cpu().numpy()
+        rows = zip(said.loss.tolist(), strength.tolist(), norm.tolist(), strict=True)
+        return [cls(validation[place], test[place], *figures) for place, figures in enumerate(rows)]
 
 
 def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
