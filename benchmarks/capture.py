@@ -86,7 +86,8 @@ def captured(subject: Subject, pictures: Sequence[Image], folder: Path, *, floor
     loaded = subject.loaded
     texts: list[str] = []
     told = session.Subject("capture", "demo", phantoms.LABELS, "", "benchmark", "")
-    capture = Capture(loaded, Features(floor=floor), told, folder, rank=0)
+    example = loaded.prepare([QUESTION], [pictures[0]])
+    capture = Capture(loaded, Features(floor=floor), told, folder, rank=0, example=example)
     try:
         verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, phantoms.LABELS)]
         for batch in _batches(pictures):

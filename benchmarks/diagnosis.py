@@ -104,7 +104,8 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     question = ask("closed_set", "", dataset_specs()["demo"].classes)
     told = session.Subject("diagnosis", "demo", labels, "", "benchmark", "")
     outcomes, texts = [], []
-    capture = Capture(loaded, Features(floor=floor), told, folder, rank=0)
+    example = loaded.prepare([QUESTION], [everyone[0].picture])
+    capture = Capture(loaded, Features(floor=floor), told, folder, rank=0, example=example)
     try:
         verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, labels)]
         for batch in _batches(everyone):

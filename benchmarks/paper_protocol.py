@@ -14,7 +14,9 @@ from benchmarks.probe_fit import CLASSES, Problem, problem
 from benchmarks.record import Record, Settings, Target
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
+from medmllm_plugins.probes.fitting import fit_block
 from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, fit_mlp, initial, rate
+from medmllm_plugins.probes.recipes import Fitting, Material
 
 EPOCHS = 20
 FOLDS = (200, 4, 400)
@@ -46,9 +48,27 @@ SIZES = {"tiny": Size(140, 128, (0, 20, 40, 60, 80, 100, 120, 139)), "3b": Size(
 def together(data: Problem, device: torch.device) -> Tensor:
     """This package: test accuracy of each locus."""
     train, _, test = (part.to(device).float() for part in data.features)
-    targets = data.labels[0][:1].to(device)
-    answers = fit_mlp(train, targets, classes=CLASSES, seed=0, epochs=EPOCHS).logits(test)[:, 0].argmax(-1)
-    return (answers == data.labels[2][0].to(device)).float().mean(-1).cpu()
+    material = Material(
+        train=train,
+        validation=test[:, :1],
+        targets=data.labels[0][:1].to(device),
+        right=data.labels[2][:1, :1].to(device),
+        controls=0,
+        classes=CLASSES,
+        strengths=(),
+        seed=0,
+    )
+    with fit_block(_fit, material) as (_, predict):
+        answers = torch.from_numpy(predict(test))[:, 0]
+    return (answers == data.labels[2][0]).float().mean(-1)
+
+
+def _fit(material: Material) -> Fitting:
+    """As :func:`medmllm_plugins.probes.recipes.paper`, without its figures of the validation fold."""
+    classes, seed = material.classes, material.seed
+    probes = fit_mlp(material.train, material.targets, classes=classes, seed=seed, epochs=EPOCHS)
+    nothing = torch.zeros(len(material.train), 1)
+    return Fitting(lambda features: probes.logits(features).argmax(-1), nothing, nothing)
 
 
 def one_by_one(data: Problem, loci: Sequence[int], device: torch.device) -> Tensor:

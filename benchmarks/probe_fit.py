@@ -17,8 +17,9 @@ from benchmarks.measure import Noted, compare, stopwatch
 from benchmarks.record import Record, Settings, Target
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
-from medmllm_plugins.probes.fitting import BLOCK_BYTES
-from medmllm_plugins.probes.logistic import STRENGTHS, RowSpace, solve
+from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
+from medmllm_plugins.probes.logistic import STRENGTHS
+from medmllm_plugins.probes.recipes import Material, linear
 
 LOCI, WIDTH, CLASSES = 140, 2048, 3
 """70 places in a model with two poolings each, as wide as the LLM of MedM-VL."""
@@ -76,26 +77,25 @@ def problem(loci: int, width: int, folds: tuple[int, int, int], seed: int = 0) -
 
 def at_once(data: Problem, device: torch.device) -> Tensor:
     """This package: test accuracy (L, label sets), with strengths chosen by log loss on the validation fold."""
-    real = 1 + CONTROLS
-    train, validation, test = (part.to(device) for part in data.labels)
-    strengths = torch.tensor(STRENGTHS, device=device)
+    train, validation, test = data.labels
     found = []
-    each_locus = 4 * data.features[0].shape[2] * sum(part.shape[1] for part in data.features)
+    each_locus = 4 * data.features[0].shape[2] * sum(part.shape[1] for part in data.features[:2])
     block = max(1, BLOCK_BYTES // each_locus)  # as many as a run holds
     for start in range(0, len(data.features[0]), block):
         rows, held_out, tested = (part[start : start + block].to(device).float() for part in data.features)
-        space = RowSpace(rows)
-        grid = solve(space, train[:real], strengths, classes=CLASSES)
-        log_p = grid.logits(space.coordinates(held_out)).log_softmax(-1)
-        index = validation[:real, None, :, None].expand(*log_p.shape[:-1], 1)
-        chosen = log_p.gather(-1, index).mean((-1, -2)).argmax(-1)
-        each = strengths[chosen[:, :1]].expand(-1, SHUFFLES)
-        null = solve(space, train[real:], each, classes=CLASSES)
-        coordinates = space.coordinates(tested)
-        fits = (grid.choose(chosen), null)
-        answers = torch.cat([fit.logits(coordinates)[:, :, 0].argmax(-1) for fit in fits], dim=1)
-        found.append((answers == test).float().mean(-1).cpu())
-    return torch.cat(found)
+        material = Material(
+            train=rows,
+            validation=held_out,
+            targets=train.to(device),
+            right=validation.to(device),
+            controls=CONTROLS,
+            classes=CLASSES,
+            strengths=STRENGTHS,
+            seed=0,
+        )
+        with fit_block(linear, material) as (_, predict):
+            found.append(torch.from_numpy(predict(tested)) == test)
+    return torch.cat(found).float().mean(-1)
 
 
 def loop(data: Problem, loci: Sequence[int]) -> Tensor:

@@ -121,7 +121,7 @@ class ProbeSpec:
 
     Attributes:
         name: lower-case letters, digits and underscores.
-        target: ``"package.module:function"``, which takes a ``Material`` and returns ``Predictions``, both of
+        target: ``"package.module:function"``, which takes a ``Material`` and returns a ``Fitting``, both of
             :mod:`medmllm_plugins.probes.recipes`.
         summary: one line for people.
 

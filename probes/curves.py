@@ -12,7 +12,7 @@ from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.comparison import holm
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
 from medmllm_plugins.probes.controls import shuffled
-from medmllm_plugins.probes.fitting import Fitted, Key
+from medmllm_plugins.probes.fitting import Fitted, Key, balanced
 from medmllm_plugins.probes.samples import Samples
 
 PERMUTATIONS: Final = 9_999
@@ -96,9 +96,8 @@ def draw(fitted: Fitted, samples: Samples, beside: Mapping[str, Floats], *, seed
     """
     truth, group = samples.of("test"), samples.groups_of("test")
     right = (fitted.test == truth).astype(np.float32)
-    control = (fitted.control == fitted.control_truth).mean(1).astype(np.float32)
     others = np.array([beside[name] for name in beside], dtype=np.float32).reshape(len(beside), len(truth))
-    rows = np.concatenate([right, control, others])
+    rows = np.concatenate([right, fitted.control, others])
     present = np.unique(truth)
     classes = np.array([truth == number for number in present], dtype=np.float32)
     count = len(fitted.keys)
@@ -129,7 +128,6 @@ def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, s
         seed: of the shuffles behind the p-values.
     """
     classes = len(samples.labels)
-    null = _balanced(fitted.null, fitted.null_truth[None], classes)
     p = p_values(fitted.test, samples, seed=seed)
     own = [place for place, key in enumerate(fitted.keys) if key.part != "floor"]
     corrected = np.full(len(p), np.nan)
@@ -152,8 +150,8 @@ def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, s
                 ),
                 control=draws.estimate(value["control"], control),
                 selectivity=draws.estimate(value["probe"] - value["control"], accuracy - control),
-                null=float(null[place].mean()),
-                null_high=float(np.quantile(null[place], 0.95)),
+                null=float(fitted.null[place].mean()),
+                null_high=float(np.quantile(fitted.null[place], 0.95)),
                 p=float(p[place]),
                 p_holm=float(corrected[place]),
                 validation=float(validation[place]),
@@ -186,7 +184,7 @@ def p_values(test: Ints, samples: Samples, *, seed: int = 0, permutations: int =
     counts = np.bincount(truth, minlength=classes)
     share = np.divide(1.0, counts * (counts > 0).sum(), out=np.zeros(classes), where=counts > 0)
     said = np.eye(classes, dtype=np.float32)[test].reshape(len(test), -1)
-    observed = _balanced(test[:, None], truth[None, None], classes)[:, 0]
+    observed = balanced(test, truth)
     as_good = np.zeros(len(test))
     at_once = max(1, _CELLS // (len(truth) * classes))
     for start in range(0, permutations, at_once):
@@ -195,16 +193,4 @@ def p_values(test: Ints, samples: Samples, *, seed: int = 0, permutations: int =
         # A rounding error must not make an equal figure a smaller one.
         as_good += (said @ weights.reshape(len(drawn), -1).T >= observed[:, None] - 1e-6).sum(1)
     found: Floats = (1 + as_good) / (1 + permutations)
-    return found
-
-
-def _balanced(predicted: Ints, truth: Ints, classes: int) -> Floats:
-    """Mean recall over the classes that occur, (F, S), of predictions (F, S, t) against labels (1, S, t)."""
-    recalls = []
-    for kind in range(classes):
-        members = truth == kind
-        count = members.sum(-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recalls.append(((predicted == kind) & members).sum(-1) / count)
-    found: Floats = np.nanmean(np.broadcast_arrays(*recalls), axis=0)
     return found

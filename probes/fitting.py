@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from medmllm_plugins.capture.floors import PIXELS
 from medmllm_plugins.capture.store import FeatureStore, Locus
@@ -16,13 +18,14 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
 from medmllm_plugins.probes.options import Options
-from medmllm_plugins.probes.recipes import Material, Predictions, Probe, probe
+from medmllm_plugins.probes.recipes import Fitting, Material, Probe, probe
 from medmllm_plugins.probes.samples import Samples
 from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
 LAST_LOCUS = "llm.norm"
 """The locus at the end of the LLM."""
-BLOCK_BYTES = 128 * 2**20
+_LOOKS = 64
+BLOCK_BYTES = 64 * 2**20
 """Features that are in memory at a time; at least one locus."""
 
 
@@ -48,10 +51,8 @@ class Fitted:
         validation_loss: (F,) mean log loss on the validation fold, in nats.
         strength: (F,) the inverse L2 strength that was chosen; NaN where there is none to choose.
         gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN likewise.
-        control: (F, S, t) predictions of the control task's classes.
-        control_truth: (S, t) these classes.
-        null: (F, R, t) predictions after fitting on shuffled labels.
-        null_truth: (R, t) the test fold's labels, shuffled likewise.
+        control: (F, t) float32, share of the control task's drawings whose class is predicted.
+        null: (F, R) balanced accuracies of probes of shuffled labels, against the test fold's labels shuffled likewise.
         types: number of types of the control task.
     """
 
@@ -61,10 +62,8 @@ class Fitted:
     validation_loss: npt.NDArray[np.float64]
     strength: npt.NDArray[np.float64]
     gradient_norm: npt.NDArray[np.float64]
-    control: Ints
-    control_truth: Ints
-    null: Ints
-    null_truth: Ints
+    control: npt.NDArray[np.float32]
+    null: npt.NDArray[np.float64]
     types: int
 
     def at(self, locus: str, pooling: str) -> int:
@@ -134,18 +133,19 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     keys = keys_of(store, options)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = _label_sets(store, samples, options)
-    rows = np.concatenate([samples.rows["train"], samples.rows["validation"], samples.rows["test"]])
-    folds = [len(samples.rows["train"]), len(samples.rows["validation"]), len(samples.rows["test"])]
+    train, validation, test = (samples.rows[fold] for fold in ("train", "validation", "test"))
     targets, right = (torch.from_numpy(part).to(device) for part in (labels.train, labels.validation))
     fit = probe(options.protocol)
     parts: dict[int, _Said] = {}
-    for block in _blocks(keys, len(rows)):
-        features = np.stack([_features(store, keys[place], rows, options) for place in block])
-        train, validation, test = torch.split(torch.from_numpy(features).to(device), folds, dim=1)
+    for block in _blocks(keys, len(train) + len(validation)):
+        chosen = [keys[place] for place in block]
+
+        def read(rows: Ints, chosen: Sequence[Key] = chosen) -> Tensor:
+            return torch.from_numpy(np.stack([_features(store, key, rows, options) for key in chosen])).to(device)
+
         material = Material(
-            train=train,
-            validation=validation,
-            test=test,
+            train=read(train),
+            validation=read(validation),
             targets=targets,
             right=right,
             controls=labels.controls,
@@ -153,70 +153,112 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
             strengths=options.strengths,
             seed=options.seed,
         )
-        parts |= dict(zip(block, _fit(fit, material), strict=True))
+        with fit_block(fit, material) as (fittings, predict):
+            # The test fold may be larger than the others by far; it is read in parts.
+            at_once = max(1, BLOCK_BYTES // (4 * len(chosen) * chosen[0].width))
+            said = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
+        predicted = np.concatenate(said, axis=2)
+        for place, figures, one in zip(block, _each(fittings), predicted, strict=True):
+            parts[place] = _judge(figures, one, labels)
     whole = [parts[place] for place in range(len(keys))]
-    controls = labels.controls
     return Fitted(
         keys=keys,
         validation=np.stack([one.validation for one in whole]),
-        test=np.stack([one.test[0] for one in whole]),
+        test=np.stack([one.test for one in whole]),
         validation_loss=np.array([one.loss for one in whole]),
         strength=np.array([one.strength for one in whole]),
         gradient_norm=np.array([one.gradient_norm for one in whole]),
-        control=np.stack([one.test[1 : 1 + controls] for one in whole]),
-        control_truth=labels.test[1 : 1 + controls],
-        null=np.stack([one.test[1 + controls :] for one in whole]),
-        null_truth=labels.test[1 + controls :],
+        control=np.stack([one.control for one in whole]),
+        null=np.stack([one.null for one in whole]),
         types=labels.types,
     )
 
 
-def _fit(fit: Probe, material: Material) -> list[_Said]:
+@contextmanager
+def fit_block(
+    fit: Probe, material: Material
+) -> Iterator[tuple[list[Fitting], Callable[[Tensor], npt.NDArray[np.int16]]]]:
     """Fit the loci of a block; on a CPU a share of them on each core.
 
     Products this small gain little from several cores each, and decompositions lose by it.
+
+    Yields:
+        The fitted probes of each share, and what predicts the classes of further rows, (L, T, D) to (L, P, T), for all
+        shares together.
     """
     loci, threads = len(material.train), torch.get_num_threads()
     shares = 1 if material.train.device.type != "cpu" else min(threads, loci)
-    parts = zip(
-        *(torch.tensor_split(part, shares) for part in (material.train, material.validation, material.test)),
-        strict=True,
-    )
-    materials = [replace(material, train=one, validation=two, test=three) for one, two, three in parts]
-    if shares == 1:
-        return _Said.each(fit(materials[0]))
-    torch.set_num_threads(1)
+
+    def divided(features: Tensor) -> tuple[Tensor, ...]:
+        return torch.tensor_split(features, shares)
+
+    materials = [
+        replace(material, train=train, validation=validation)
+        for train, validation in zip(divided(material.train), divided(material.validation), strict=True)
+    ]
+    torch.set_num_threads(1 if shares > 1 else threads)
     try:
         with ThreadPoolExecutor(shares, thread_name_prefix="medmllm-probes") as pool:
-            return [said for found in pool.map(fit, materials) for said in _Said.each(found)]
+            fittings = list(pool.map(fit, materials))
+
+            def predict(features: Tensor) -> npt.NDArray[np.int16]:
+                found = pool.map(lambda pair: pair[0].predict(pair[1]), zip(fittings, divided(features), strict=True))
+                return np.concatenate([part.cpu().numpy().astype(np.int16) for part in found])
+
+            yield fittings, predict
     finally:
         torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Said:
-    """The predictions of one locus."""
+    """What the probes of one locus say."""
 
     validation: Ints
     test: Ints
     loss: float
     strength: float
     gradient_norm: float
+    control: npt.NDArray[np.float32]
+    null: npt.NDArray[np.float64]
 
-    @classmethod
-    def each(cls, said: Predictions) -> list[_Said]:
-        """The predictions of some loci, one by one."""
-        nothing = torch.full_like(said.loss, float("nan"))
-        strength = nothing if said.strength is None else said.strength
-        norm = nothing if said.gradient_norm is None else said.gradient_norm
-        validation, test = said.validation.cpu().numpy(), said.test.cpu().numpy()
-        rows = zip(said.loss.tolist(), strength.tolist(), norm.tolist(), strict=True)
-        return [cls(validation[place], test[place], *figures) for place, figures in enumerate(rows)]
+
+def _each(fittings: Sequence[Fitting]) -> Iterator[tuple[Ints, float, float, float]]:
+    """Of each locus the predictions of the validation fold, their loss, the strength and the norm of the gradient."""
+    for fitting in fittings:
+        nothing = torch.full_like(fitting.loss, float("nan"))
+        strength = nothing if fitting.strength is None else fitting.strength
+        norm = nothing if fitting.gradient_norm is None else fitting.gradient_norm
+        figures = zip(fitting.loss.tolist(), strength.tolist(), norm.tolist(), strict=True)
+        yield from (
+            (validation, *figure) for validation, figure in zip(fitting.validation.cpu().numpy(), figures, strict=True)
+        )
+
+
+def _judge(figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.int16], labels: _Labels) -> _Said:
+    """Hold a locus's predictions of the test fold, (P, t), against the label sets."""
+    validation, loss, strength, norm = figures
+    real, real_and_control = 1, 1 + labels.controls
+    right = predicted[real:real_and_control] == labels.test[real:real_and_control]
+    null = balanced(predicted[real_and_control:], labels.test[real_and_control:])
+    test = predicted[0].astype(np.intp)
+    return _Said(validation, test, loss, strength, norm, right.mean(0, dtype=np.float32), null)
+
+
+def balanced(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
+    """Mean recall over the classes that occur, (...), of predictions (..., t) against labels (..., t)."""
+    recalls = []
+    for kind in np.unique(truth):
+        members = truth == kind
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recalls.append(((predicted == kind) & members).sum(-1) / members.sum(-1))
+    found: npt.NDArray[np.float64] = np.nanmean(np.array(np.broadcast_arrays(*recalls)), axis=0)
+    return found
 
 
 def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
     generator = np.random.default_rng(options.seed)
-    types = image_types(store.features(PIXELS, MEAN), samples)
+    types = image_types(_looks(store), samples)
     control = control_labels(types, samples, options.controls, generator)
     by_fold = []
     for fold in ("train", "validation", "test"):
@@ -224,6 +266,18 @@ def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Lab
         null = shuffled(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
         by_fold.append(np.concatenate([samples.truth[rows][None], control[:, rows], null]))
     return _Labels(by_fold[0], by_fold[1], by_fold[2], controls=options.controls, types=int(types.max()) + 1)
+
+
+def _looks(store: FeatureStore) -> npt.NDArray[np.float32]:
+    """What pictures look like, coarsely, (n, 64): raw pixels under one random projection, read in parts."""
+    width = store.locus(PIXELS).widths[0]
+    matrix = np.random.default_rng(width).standard_normal((width, _LOOKS), dtype=np.float32) / np.sqrt(width)
+    at_once = max(1, BLOCK_BYTES // (8 * width))
+    parts = [
+        store.features(PIXELS, MEAN, np.arange(start, min(start + at_once, len(store)))) @ matrix
+        for start in range(0, len(store), at_once)
+    ]
+    return np.concatenate(parts).astype(np.float32)
 
 
 def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""Probes as the fit uses them: features and label sets in, predictions out. A plugin may bring its own."""
+"""Probes as the fit uses them: features and label sets in, fitted probes out. A plugin may bring its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Material:
     Attributes:
         train: (L, N, D) float32 features of L loci of one width.
         validation: (L, V, D) float32.
-        test: (L, T, D) float32.
         targets: (P, N) int64 classes of the train fold, a row for each label set.
         right: (P, V) int64 classes of the validation fold, likewise.
         controls: number of label sets of the control task, C.
@@ -36,7 +35,6 @@ class Material:
 
     train: Tensor
     validation: Tensor
-    test: Tensor
     targets: Tensor
     right: Tensor
     controls: int
@@ -46,36 +44,37 @@ class Material:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Predictions:
-    """What the fitted probes say.
+class Fitting:
+    """Fitted probes.
 
     Attributes:
+        predict: takes (L, T, D) float32 features, in one go or in parts, and returns the classes predicted after
+            fitting on each label set, (L, P, T) int64.
         validation: (L, V) int64, classes predicted after fitting on the real labels.
-        test: (L, P, T) int64, classes predicted after fitting on each label set.
         loss: (L,) float, mean log loss of the real labels on the validation fold, in nats.
         strength: (L,) float, the strength chosen for the real labels; ``None`` where there is none to choose.
         gradient_norm: (L,) float, at the solution; ``None`` where it is not known.
     """
 
+    predict: Callable[[Tensor], Tensor]
     validation: Tensor
-    test: Tensor
     loss: Tensor
     strength: Tensor | None = None
     gradient_norm: Tensor | None = None
 
 
-Probe: TypeAlias = Callable[[Material], Predictions]
+Probe: TypeAlias = Callable[[Material], Fitting]
 """What a plugin's ``ProbeSpec`` names as its target."""
 
 
-def linear(material: Material) -> Predictions:
+def linear(material: Material) -> Fitting:
     """Multinomial logistic regression, the strength chosen by log loss on the validation fold.
 
     For the real labels and each drawing of the control task on its own; shuffled labels take the real ones' strength.
     """
     real = 1 + material.controls
     space = RowSpace(material.train)
-    held_out, tested = space.coordinates(material.validation), space.coordinates(material.test)
+    held_out = space.coordinates(material.validation)
     strengths = torch.tensor(material.strengths, dtype=torch.float32, device=material.train.device)
     grid = solve(space, material.targets[:real], strengths, classes=material.classes)
     log_p = grid.logits(held_out).log_softmax(-1)
@@ -86,23 +85,28 @@ def linear(material: Material) -> Predictions:
     shuffled = material.targets[real:]
     same = strengths[chosen[:, :1]].expand(-1, len(shuffled))
     null = solve(space, shuffled, same, classes=material.classes)
-    return Predictions(
+
+    def predict(features: Tensor) -> Tensor:
+        tested = space.coordinates(features)
+        return torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in (best, null)], dim=1)
+
+    return Fitting(
+        predict=predict,
         validation=best.logits(held_out)[:, 0, 0].argmax(-1),
-        test=torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in (best, null)], dim=1),
         loss=losses.gather(-1, chosen[..., None])[:, 0, 0],
         strength=strengths[chosen[:, 0]],
         gradient_norm=best.gradient_norm[:, 0, 0],
     )
 
 
-def paper(material: Material) -> Predictions:
+def paper(material: Material) -> Fitting:
     """The two-layer MLP of "Lost in the Hype" (arXiv:2604.08333), as it stands after its last epoch."""
     probes = fit_mlp(material.train, material.targets, classes=material.classes, seed=material.seed)
     log_p = probes.logits(material.validation)[:, 0].log_softmax(-1)
     index = material.right[0][None, :, None].expand(len(log_p), -1, 1)
-    return Predictions(
+    return Fitting(
+        predict=lambda features: probes.logits(features).argmax(-1),
         validation=log_p.argmax(-1),
-        test=probes.logits(material.test).argmax(-1),
         loss=-log_p.gather(-1, index).mean((1, 2)),
     )
 

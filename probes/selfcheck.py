@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -253,7 +253,10 @@ class Bench:
         subject = Subject("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "")
         found: dict[str, Outcome] = {}
         planting = planted(self._loaded, fault, directions=directions or None, question=question.text, labels=labels)
-        with planting, _capturing(self._loaded, subject, folder) as capture:
+        first: Any = self._data.image(documents[0])
+        shown_first = [first] if self._loaded.shows == "images" else first
+        example = self._loaded.prepare([question.text], [shown_first])
+        with planting, _capturing(self._loaded, subject, folder, example) as capture:
             ids = self._loaded.label_ids(question.text, labels)
             shown_blank = [BLANK] if self._loaded.shows == "images" else BLANK
             (blank,) = self._loaded.generate([question.text], [shown_blank], max_new_tokens=0, labels=labels)
@@ -299,8 +302,10 @@ class Bench:
 
 
 @contextmanager
-def _capturing(loaded: LoadedModel, subject: Subject, folder: Path) -> Iterator[Capture]:
-    capture = Capture(loaded, Features(floor=False), subject, folder, rank=0)
+def _capturing(
+    loaded: LoadedModel, subject: Subject, folder: Path, example: Mapping[str, torch.Tensor]
+) -> Iterator[Capture]:
+    capture = Capture(loaded, Features(floor=False), subject, folder, rank=0, example=example)
     try:
         yield capture
     finally:

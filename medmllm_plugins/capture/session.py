@@ -38,7 +38,15 @@ class Subject:
 class Capture:
     """Features of one task, from the hooks on the model to the store on disk."""
 
-    def __init__(self, loaded: LoadedModel, features: Features, subject: Subject, folder: Path, rank: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        features: Features,
+        subject: Subject,
+        folder: Path,
+        rank: int,
+        example: Mapping[str, Tensor],
+    ) -> None:
         """Put hooks on the model.
 
         Args:
@@ -47,7 +55,9 @@ class Capture:
             subject: what it is of.
             folder: of the store; made when the first batch comes.
             rank: of this process.
+            example: the input of one document, to try on it which layers the LLM reads.
         """
+        self._unread = unread(loaded, example)
         self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
         self.watch = Taps(loaded, features.poolings)
         self._random: RandomEncoder | None = None
@@ -81,17 +91,14 @@ class Capture:
             found |= self._random.features(inputs)
         shrunk = np.stack(pixels)
         if self._writer is None:
-            self._open(found, shrunk.shape[1], lens, inputs)
+            self._open(found, shrunk.shape[1], lens)
         assert self._writer is not None
         names, stacks, copied = stacked(found)
         beside = {f"{PIXELS}/{MEAN}": shrunk.astype(np.float32), LENS: logits.transpose(0, 1).cpu().numpy()}
         self._writer.add(Kept(records, names, stacks, beside, copied))
 
-    def _open(
-        self, found: Mapping[Key, Tensor], pixels: int, lens: tuple[str, ...], inputs: Mapping[str, Tensor]
-    ) -> None:
-        """Begin the store: only now the widths are known, and which layers the LLM reads can be tried."""
-        never = unread(self._loaded, inputs)
+    def _open(self, found: Mapping[Key, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
+        """Begin the store: only now the widths are known."""
         part_of = {place.name: place.part for place in self.watch.places}
         poolings: dict[str, dict[str, int]] = {}
         for (name, pooling), value in found.items():
@@ -104,7 +111,7 @@ class Capture:
                 part_of.get(name, "floor"),
                 tuple(poolings[name]),
                 tuple(poolings[name].values()),
-                read=name.removeprefix(f"{RANDOM}.") not in never,
+                read=name.removeprefix(f"{RANDOM}.") not in self._unread,
             )
             for name in order
         ]

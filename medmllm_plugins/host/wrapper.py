@@ -233,7 +233,9 @@ class MedicalMLLM(lmms):
             model=self.spec.name,
             model_fingerprint=loaded.fingerprint,
         )
-        capture = Capture(loaded, features, subject, progress.features_folder(task), self.rank)
+        first = self._question(requests[0])
+        example = loaded.prepare([first.text], [first.shown])
+        capture = Capture(loaded, features, subject, progress.features_folder(task), self.rank, example)
         try:
             yield capture
         finally:

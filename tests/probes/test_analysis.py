@@ -24,7 +24,7 @@ from medmllm_plugins.probes.curves import draw, p_values
 from medmllm_plugins.probes.diagnosis import judge
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.options import Options, parse_strengths
-from medmllm_plugins.probes.recipes import Material, Predictions
+from medmllm_plugins.probes.recipes import Fitting, Material
 from medmllm_plugins.probes.reference import Reference
 from medmllm_plugins.probes.samples import read_samples
 from medmllm_plugins.probes.summary import render
@@ -327,17 +327,19 @@ def test_strengths_from_text() -> None:
         parse_strengths("1,x")
 
 
-def nearest_centre(material: Material) -> Predictions:
+def nearest_centre(material: Material) -> Fitting:
     """A plugin's probe: the class whose mean is nearest."""
-    said = []
-    for targets in material.targets:
-        centres = torch.stack([material.train[:, targets == kind].mean(1) for kind in range(material.classes)], dim=1)
-        said.append([torch.cdist(rows, centres).argmin(-1) for rows in (material.validation, material.test)])
-    return Predictions(
-        validation=said[0][0],
-        test=torch.stack([test for _, test in said], dim=1),
-        loss=(said[0][0] != material.right[0]).float().mean(-1),
-    )
+    kinds = range(material.classes)
+    centres = [
+        torch.stack([material.train[:, targets == kind].mean(1) for kind in kinds], dim=1)
+        for targets in material.targets
+    ]
+
+    def predict(features: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.cdist(features, centre).argmin(-1) for centre in centres], dim=1)
+
+    validation = predict(material.validation)[:, 0]
+    return Fitting(predict, validation, loss=(validation != material.right[0]).float().mean(-1))
 
 
 def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
