@@ -331,7 +331,8 @@ class Manager:
 
     def describe(self) -> dict[str, Any]:
         """Everything above, JSON-safe, for ``medmllm plugins --json``."""
-        shown = [*self.plugins, *([USER] if tasks_folder().is_dir() else [])]
+        # Asked of what was read, not of the disk: the folder may have gone since.
+        shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._walked()) else [])]
         given: dict[str, dict[str, list[str]]] = {
             info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support.dicom_files import write_series
 from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli import main
-from medmllm_plugins.manager import reset
+from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.questions.names import task_settings
 
 Medmllm = Callable[..., tuple[int, str, str]]
@@ -91,6 +92,14 @@ def test_a_table_becomes_a_task(medmllm: Medmllm, images: Path, labels: Path, ow
     assert spec.folder == str(images) and spec.options["names"] == {"0": "normal", "1": "pneumonia"}
     listed = json.loads(medmllm("task", "list", "--json")[1])
     assert {"name": "chest", "from": "(user)", "file": str(own_tasks / "chest.yaml")} in listed
+
+
+def test_what_was_read_is_told_though_the_folder_has_gone(own_tasks: Path) -> None:
+    own_tasks.mkdir()
+    (own_tasks / "here.yaml").write_text("task: here\nmetadata: {version: 1}\n")
+    assert get_manager().tasks()["here"].plugin == "(user)"
+    shutil.rmtree(own_tasks)
+    assert [plugin["tasks"] for plugin in get_manager().describe()["plugins"] if plugin["name"] == "(user)"] == [["here"]]
 
 
 def test_folders_become_a_task(medmllm: Medmllm, tmp_path: Path) -> None:
