@@ -29,6 +29,11 @@ from medmllm_plugins.questions.features import LAST, MEAN
 PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *(f"lost_{mode}" for mode in MODES))
 """Figures that the host prints beside the answers' accuracy."""
 MODULES: Final = ("vision", "connector", "llm")
+UNREAD: Final = (
+    "No fixed re-reading of the scores recovers it: either the words mean nothing to the model, or a stage hands the "
+    "image over in a form that the next has not learnt to read."
+)
+"""What is added where the mapping is called missing: a probe is fitted anew at every stage, so it cannot tell these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,8 @@ class Analysis:
             rest = f"; cannot tell of {', '.join(open_ones)}" if open_ones else ""
             return f"{first}. No failure mode is supported{rest}."
         effect = self.diagnosis.of(named)
-        return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}"
+        more = f" {UNREAD}" if named == "mapping" and self.mapping.kind == "missing" else ""
+        return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}{more}"
 
     def headline_facts(self) -> dict[str, Any]:
         """What the manifest tells."""

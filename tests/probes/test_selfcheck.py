@@ -1,0 +1,173 @@
+"""The diagnosis tried on planted faults: what is planted, what is counted, and that the demo passes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from medmllm_plugins.cli import main
+from medmllm_plugins.commands import selfcheck as command
+from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.dataset import Dataset, load_dataset
+from medmllm_plugins.data.documents import FOLDS, Document
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.medm_vl import load
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.probes import selfcheck
+from medmllm_plugins.probes.diagnosis import MODES, Diagnosis, Effect, Mode
+from medmllm_plugins.probes.faults import HEALTHY, KINDS, STRENGTHS, Fault
+from medmllm_plugins.probes.selfcheck import Bench, Report, Trial, faults_of
+
+FEW = {"train": 200, "validation": 80, "test": 120}
+ENDS: dict[Mode, str] = {
+    "vision": "tower_lost",
+    "connector": "connector_lost",
+    "comprehension": "blind",
+    "mapping": "labels_permuted",
+}
+
+
+def said(named: Mode | None) -> Diagnosis:
+    nothing = Estimate(0.0, 0.0, 0.0)
+    effects = tuple(Effect(mode, nothing, "not supported", "", "", "") for mode in MODES)
+    return Diagnosis(effects, named)
+
+
+def trials(mode: Mode, strength: int, *named: Mode | None) -> list[Trial]:
+    return [Trial(Fault(ENDS[mode], mode, strength), said(one)) for one in named]  # type: ignore[arg-type]
+
+
+def test_a_seed_plants_every_mode_at_every_strength_once() -> None:
+    for seed in range(3):
+        found = faults_of(seed)
+        assert found[0] == replace(HEALTHY, seed=seed) and {fault.seed for fault in found} == {seed}
+        assert Counter((fault.mode, fault.strength) for fault in found[1:]) == Counter(
+            (mode, strength) for mode in MODES for strength in STRENGTHS
+        )
+
+
+def test_twelve_seeds_plant_every_kind_at_every_strength() -> None:
+    planted = {(fault.name, fault.strength) for seed in range(12) for fault in faults_of(seed)[1:]}
+    assert planted == {(name, strength) for mode in MODES for name in KINDS[mode] for strength in STRENGTHS}
+
+
+def test_what_counts_as_right_and_as_charged_to_another() -> None:
+    for named, right, misattributed in (("vision", True, False), (None, False, False), ("mapping", False, True)):
+        (trial,) = trials("vision", 2, named)  # type: ignore[arg-type]
+        assert (trial.right, trial.misattributed) == (right, misattributed)
+    for named, right in ((None, True), ("vision", False)):
+        trial = Trial(HEALTHY, said(named))  # type: ignore[arg-type]
+        assert trial.right is right and trial.misattributed is not right
+
+
+def test_the_figures_are_those_counted_by_hand() -> None:
+    healthy = [Trial(HEALTHY, said(None))] * 19 + [Trial(HEALTHY, said("mapping"))]
+    firm = trials("vision", 2, *["vision"] * 10) + trials("mapping", 3, *["mapping"] * 9, None)
+    mild = trials("connector", 1, *["connector"] * 4, *[None] * 5, "vision")
+    report = Report((*healthy, *firm, *mild))
+    assert (report.firm, report.false_alarms, report.misattributed) == (0.95, 0.05, 0.1)
+    assert report.passed
+    told = json.loads(json.dumps(report.to_dict()))
+    assert told["passed"] and told["trials"] == 50 and len(told["each"]) == 50
+    named = {"connector": 4, "none": 5, "vision": 1}
+    assert {"fault": "connector_lost", "mode": "connector", "strength": 1, "named": named} in told["by_fault"]
+    lines = report.render().splitlines()
+    assert "connector  connector_lost   1         none 5, connector 4, vision 1" in lines
+    assert lines[-1] == "passed" and "named rightly at strengths 2 and 3: 95.0% (at least 95 % wanted)" in lines
+
+
+@pytest.mark.parametrize(
+    "more",
+    [trials("vision", 2, None), [Trial(HEALTHY, said("vision"))], trials("mapping", 1, "vision")],
+    ids=["not named", "false alarm", "charged to another"],
+)
+def test_each_promise_can_be_broken_alone(more: list[Trial]) -> None:
+    good = [Trial(HEALTHY, said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
+    assert Report(tuple(good)).passed and not Report((*good, *more)).passed
+
+
+def test_what_was_not_tried_has_no_figure() -> None:
+    report = Report(tuple(trials("vision", 2, "vision")))
+    assert report.firm == 1 and math.isnan(report.false_alarms) and math.isnan(report.misattributed)
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return load(LoadOptions("demo", device="cpu", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def some() -> Dataset:
+    """Of the demo's phantoms so many that a small trial and its reference are served; whole patients."""
+    phantoms = load_dataset(dataset_specs()["demo"])
+    taken: list[Document] = []
+    for fold in FOLDS:
+        want, start = FEW[fold] * (2 if fold == "train" else 1), len(taken)
+        for document in phantoms.select([fold]):
+            if len(taken) - start >= want and document.group != taken[-1].group:
+                break
+            taken.append(document)
+    return replace(phantoms, documents=tuple(taken))
+
+
+@pytest.fixture(scope="module")
+def bench(demo: LoadedModel, some: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selfcheck, "SIZES", FEW)
+        yield Bench(demo, some, tmp_path_factory.mktemp("bench"))
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_each_stage_is_named_when_it_is_broken_and_none_when_none_is(bench: Bench, mode: Mode | None) -> None:
+    trial = bench.trial(HEALTHY if mode is None else Fault(ENDS[mode], mode, 3))
+    assert trial.diagnosis.named == mode, trial.to_dict()
+
+
+def test_a_seed_gives_the_same_again(bench: Bench) -> None:
+    fault = Fault("directions_removed", "connector", 2, seed=4)
+    assert bench.trial(fault) == bench.trial(fault)
+
+
+def test_the_model_is_left_as_it_was(demo: LoadedModel, bench: Bench) -> None:
+    kept = {name: value.clone() for name, value in demo.model.state_dict().items()}
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in demo.model.modules()]
+    bench.trial(Fault("tower_reset", "vision", 3))
+    assert all(torch.equal(value, kept[name]) for name, value in demo.model.state_dict().items())
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in demo.model.modules()]
+
+
+def test_too_few_documents_for_the_reference_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "SIZES", {**FEW, "train": 400})
+    with pytest.raises(DataError, match=r"expected at least 600 train documents, .* found \d left over"):
+        bench.trial(HEALTHY)
+
+
+def test_the_command_prints_and_its_status_is_the_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [Trial(HEALTHY, said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
+    for found, status in ((good, 0), (good + trials("mapping", 3, None), 1)):
+        monkeypatch.setattr(command, "selfcheck", lambda *_, found=found, **__: Report(tuple(found)))
+        assert main(["selfcheck", "--seeds", "1"]) == status
+        assert capsys.readouterr().out.splitlines()[-1] == ("passed" if status == 0 else "FAILED")
+        assert main(["selfcheck", "--seeds", "1", "--json"]) == status
+        assert json.loads(capsys.readouterr().out)["passed"] is (status == 0)
+    assert main(["selfcheck", "--seeds", "0"]) == 1
+    assert "Expected argument `seeds` to be at least 1, but got 0." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_demo_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selfcheck", "--seeds", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["passed"] and told["trials"] == 39
+    assert told["named_rightly_at_strengths_2_and_3"] >= 0.95 and told["false_alarms"] == 0
