@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ from medmllm_plugins.data.folds import grouped_folds
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Ints
 
-MOST_ROWS = 6_000
-"""From a larger train or validation fold so many documents are drawn, with the classes in proportion: more move a
-linear probe little, and memory stays bounded whatever the data set."""
+MOST_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
+"""From a larger fold so many documents are drawn, with the classes in proportion: more move a linear probe and its
+strength little, and memory stays bounded whatever the data set. The test fold is always used whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +69,10 @@ def read_samples(store: FeatureStore, seed: int = 0) -> Samples:
     fold = index["fold"].astype(str).to_numpy()
     rows: dict[Fold, Any] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
     samples = _checked(Samples(labels, truth, group, rows), str(store.folder))
-    drawn: dict[Fold, Ints] = {
-        fold: members if fold == "test" or len(members) <= MOST_ROWS else _drawn(members, truth[members], seed)
-        for fold, members in rows.items()
-    }
-    return replace(samples, rows=drawn)
+    for part, most in MOST_ROWS.items():
+        if len(rows[part]) > most:
+            rows[part] = _drawn(rows[part], truth[rows[part]], most, seed)
+    return replace(samples, rows=rows)
 
 
 def refolded(samples: Samples, store: FeatureStore, seed: int) -> Samples:
@@ -120,12 +120,12 @@ def _checked(samples: Samples, where: str) -> Samples:
     return samples
 
 
-def _drawn(rows: Ints, truth: Ints, seed: int) -> Ints:
+def _drawn(rows: Ints, truth: Ints, most: int, seed: int) -> Ints:
     generator = np.random.default_rng(seed)
     kept = []
     for number in np.unique(truth):
         members = rows[truth == number]
-        wanted = max(1, round(MOST_ROWS * len(members) / len(rows)))
+        wanted = max(1, round(most * len(members) / len(rows)))
         kept.append(generator.choice(members, size=min(wanted, len(members)), replace=False))
     found: Ints = np.sort(np.concatenate(kept))
     return found

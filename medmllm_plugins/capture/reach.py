@@ -6,22 +6,21 @@ probe there says nothing of what the LLM was given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.models.stages import Place, places
+from medmllm_plugins.models.stages import changed, places
 
 NOTICED: Final = 1e-3
 """Share of the largest state by which a state must move; less is the order in which a GPU adds."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the loci of the vision tower that the LLM never reads.
 
@@ -38,7 +37,7 @@ def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
     usual = _states(loaded, inputs)
     found: set[str] = set()
     for place in reversed(tower):
-        with _changed(place):
+        with changed(place, _noisy):
             states = _states(loaded, inputs)
         if float((states - usual).abs().max()) > NOTICED * float(usual.abs().max()):
             if place.name != "vision.norm":
@@ -57,28 +56,6 @@ def _states(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     finally:
         handle.remove()
     return seen[0]
-
-
-@contextmanager
-def _changed(place: Place) -> Iterator[None]:
-    """Change what a layer returns while the context is open."""
-    own = place.module.__dict__.get("forward")  # accelerate puts one on a module that is spread over devices
-    usual = place.module.forward
-
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        output = usual(*args, **kwargs)
-        if isinstance(output, tuple):
-            return (_noisy(output[0]), *output[1:])
-        return _noisy(output)
-
-    # Not by a hook: LLaVA takes its layer from states that transformers' own hooks recorded before ours would run.
-    place.module.forward = changed
-    try:
-        yield
-    finally:
-        del place.module.forward
-        if own is not None:
-            place.module.forward = own
 
 
 def _noisy(output: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 The prompt and the image go through the model once (:func:`prefill`). Its KV cache serves both the scores of every
 label (:func:`score_labels`, which leaves it as it is) and the generated text (:func:`greedy`, which uses it up), so
-score first, then generate.
+score first, then generate. Nothing here switches gradients off but the decoding, so that attributions run the very
+same code; :meth:`medmllm_plugins.models.interface.LoadedModel.generate` does.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +52,6 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-@torch.inference_mode()
 def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefill:
     """Run prompts and images through the model once.
 
@@ -65,7 +67,7 @@ def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefill:
     cache = DynamicCache(config=model.config)
     if not has_grid_positions(model):
         positions = position_ids(mask) + first_position(model)
-        out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(**inputs, position_ids=positions, **_given(model, cache), use_cache=True, logits_to_keep=1)
         return Prefill(out.logits[:, -1].float(), cache, mask, positions[:, -1] + 1)
     # Qwen2-VL and its kin: the model works the positions out, and keeps by how much they run ahead of the tokens. Left
     # from another batch that would be taken for this one's; without the token types it would be left out unsaid.
@@ -75,9 +77,20 @@ def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefill:
             "placed like text; take them from the processor."
         )
     model.model.rope_deltas = None
-    out = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    out = model(**inputs, **_given(model, cache), use_cache=True, logits_to_keep=1)
     ahead = model.model.rope_deltas.to(mask.device).view(-1)
     return Prefill(out.logits[:, -1].float(), cache, mask, mask.sum(-1) + ahead)
+
+
+def _given(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The cache under the name that the model's class has for it: transformers 5.24 renamed the argument."""
+    kind: Any = type(model)
+    return {_cache_argument(kind): cache}
+
+
+@functools.lru_cache
+def _cache_argument(model_class: Any) -> str:
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
 def has_grid_positions(model: Any) -> bool:
@@ -90,7 +103,7 @@ def first_position(model: Any) -> int:
     return 1 if model.config.model_type == "paligemma" else 0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[list[int]]:
     """Greedy decoding, equal to ``model.generate(do_sample=False)``.
 
@@ -126,14 +139,13 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=position[:, None],
-            past_key_values=cache,
+            **_given(model, cache),
             use_cache=True,
         )
         logits, position = out.logits[:, -1].float(), position + 1
     return rows
 
 
-@torch.inference_mode()
 def first_token(model: Any, start: Prefill) -> None:
     """Run the likeliest first token of each answer through the model, for whoever looks on.
 
@@ -146,12 +158,11 @@ def first_token(model: Any, start: Prefill) -> None:
         input_ids=start.logits.argmax(-1)[:, None],
         attention_mask=torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
         position_ids=start.next_position[:, None],
-        past_key_values=_branch(start.cache),
+        **_given(model, _branch(start.cache)),
         use_cache=True,
     )
 
 
-@torch.inference_mode()
 def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, given: int = 0) -> Tensor:
     """Log-probability of every label as the continuation of its prompt.
 
@@ -252,7 +263,7 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
             input_ids=tokens[chosen].to(device),
             attention_mask=mask,
             position_ids=start.next_position[:, None] + depth[chosen].to(device),
-            past_key_values=_branch(start.cache),
+            **_given(model, _branch(start.cache)),
             use_cache=True,
         )
         logits = torch.cat([logits, out.logits.float()], dim=1)
@@ -293,7 +304,7 @@ def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
             input_ids=targets[:, :-1],
             attention_mask=mask,
             position_ids=start.next_position.repeat_interleave(repeats)[:, None] + offsets,
-            past_key_values=cache,
+            **_given(model, cache),
             use_cache=True,
         ).logits.float()
         later = logits.gather(2, targets[:, 1:, None]).squeeze(2) - logits.logsumexp(-1)

@@ -180,6 +180,7 @@ class LoadedModel(ABC):
                 f"but the model takes {self.max_length}. Shorten the question or lower max_new_tokens."
             )
 
+    @torch.no_grad()
     def generate(
         self,
         questions: Sequence[Question],

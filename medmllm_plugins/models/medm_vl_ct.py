@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
@@ -90,16 +91,44 @@ def volume_pixels(volume: Volume, side: int) -> Tensor:
             "Expected a CT volume in Hounsfield units, found one of another or unknown unit; declare `unit: HU` if the "
             "files are CT (medmllm task new … --unit HU)."
         )
-    grey = (np.clip(volume.voxels, LOW, HIGH) - LOW) / (HIGH - LOW) * 255
-    shown = grey > 0
-    if shown.any():
-        for axis in range(3):
-            there = np.flatnonzero(shown.any(axis=tuple(other for other in range(3) if other != axis)))
-            grey = np.take(grey, range(there[0], there[-1] + 1), axis=axis)
-    cropped = torch.from_numpy(np.ascontiguousarray(grey, dtype=np.float32))[None, None]
+    grey = _grey(volume)
+    cropped = torch.from_numpy(np.ascontiguousarray(grey[_shown(grey)], dtype=np.float32))[None, None]
     resized = interpolate(cropped, size=(SLICES, side, side), mode="trilinear", align_corners=False)[0, 0]
     levels = resized.to(torch.uint8).float()  # towards zero, as the authors' conversion does
     return ((levels / 255 - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1)
+
+
+def crop(volume: Volume) -> tuple[slice, slice, slice]:
+    """What is shown of a volume, along its three axes: the box around all that is above 0 on the grey scale."""
+    return _shown(_grey(volume))
+
+
+def _shown(grey: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
+    shown = grey > 0
+    if not shown.any():
+        return slice(0, shown.shape[0]), slice(0, shown.shape[1]), slice(0, shown.shape[2])
+    found = []
+    for axis in range(3):
+        there = np.flatnonzero(shown.any(axis=tuple(other for other in range(3) if other != axis)))
+        found.append(slice(int(there[0]), int(there[-1]) + 1))
+    return found[0], found[1], found[2]
+
+
+def slices_read(volume: Volume) -> list[tuple[int, int]]:
+    """The first and the last slice of the volume that each of the 32 is made from.
+
+    Each stands for a 32nd of what is shown, but is interpolated between the two slices at the middle of it (one, where
+    it falls on that or lies at the end); in a deep volume those between are not looked at.
+    """
+    shown = crop(volume)[0]
+    deep = shown.stop - shown.start
+    middles = np.clip((np.arange(SLICES) + 0.5) * deep / SLICES - 0.5, 0, deep - 1) + shown.start
+    return [(int(np.floor(middle)), int(np.ceil(middle))) for middle in middles]
+
+
+def _grey(volume: Volume) -> npt.NDArray[np.float32]:
+    grey: npt.NDArray[np.float32] = (np.clip(volume.voxels, LOW, HIGH) - LOW) / (HIGH - LOW) * 255
+    return grey
 
 
 class MedMVLCT(MedMVL):

@@ -7,11 +7,12 @@ its blocks, ``llm.norm``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.families import stage
@@ -59,6 +60,51 @@ def places(loaded: LoadedModel) -> tuple[Place, ...]:
     found.append(Place(EMBED, "llm", blocks[0], enters=True))
     found += [Place(_numbered("llm", number), "llm", module) for number, module in enumerate(blocks)]
     return (*found, Place("llm.norm", "llm", stage(model, known.llm_norm)))
+
+
+@contextmanager
+def changed(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Change what a locus holds, or look at it, while the context is open.
+
+    Args:
+        place: the locus.
+        change: takes what stands there, in the shape that the model gives it, and returns what is to stand there.
+
+    Raises:
+        ModelError: the module returns no tensor, or is called without one.
+    """
+    module = place.module
+    own = module.__dict__.get("forward")  # accelerate puts one on a module that is spread over devices
+    usual = module.forward
+
+    def entering(*args: Any, **kwargs: Any) -> Any:
+        if args:
+            return usual(change(_tensor(place, args[0])), *args[1:], **kwargs)
+        return usual(**{**kwargs, "hidden_states": change(_tensor(place, kwargs.get("hidden_states")))})
+
+    def leaving(*args: Any, **kwargs: Any) -> Any:
+        output = usual(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (change(_tensor(place, output[0])), *output[1:])
+        return change(_tensor(place, output))
+
+    # Not by a hook: LLaVA takes its layer from states that transformers' own hooks recorded before ours would run.
+    module.forward = entering if place.enters else leaving
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _tensor(place: Place, found: object) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"{place.name}: expected the stage to hold a tensor, found {type(found).__name__}; this version of "
+            "transformers lays the model out differently."
+        )
+    return found
 
 
 def _listed(module: nn.Module) -> list[nn.Module]:
