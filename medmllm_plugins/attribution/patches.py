@@ -1,0 +1,89 @@
+"""Any layout of a document's pixel values cut into the tower's patches, and put together again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.interface import LoadedModel
+
+CHANNELS = 3
+
+
+def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
+    """Cut one document's pixel values into patches; every value is kept, and gradients pass.
+
+    Args:
+        loaded: the model.
+        pixel_values: of one document, flat, (P, 3 * T * p * p), or tiles, (..., 3, H, W).
+
+    Returns:
+        (n, c, p, p): flat ones in their order, others tile after tile, each row by row. c is 3, or 3 * T where the
+        tower takes T equal frames of a picture (Qwen: 2), channel first: red 0 … red T - 1, green 0 ….
+
+    Raises:
+        ModelError: the layout is another, or not of whole patches.
+    """
+    side = patch_side(loaded)
+    if pixel_values.dim() == 2:
+        return pixel_values.reshape(len(pixel_values), _flat_channels(side, pixel_values), side, side)
+    down, across = _counts(side, pixel_values)
+    cut = pixel_values.reshape(-1, CHANNELS, down, side, across, side)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, CHANNELS, side, side)
+
+
+def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
+    """Put patches together: the inverse of :func:`to_patches`.
+
+    Args:
+        loaded: the model.
+        patches: (n, c, p, p).
+        like: pixel values whose layout is wanted.
+
+    Returns:
+        Of the shape of ``like``, its values those of ``patches``.
+
+    Raises:
+        ModelError: the layout of ``like`` is none that is known, or the patches are not as many as it holds.
+    """
+    side = patch_side(loaded)
+    if like.dim() == 2:
+        wanted: tuple[int, ...] = (len(like), _flat_channels(side, like), side, side)
+    else:
+        down, across = _counts(side, like)
+        wanted = (like.numel() // (CHANNELS * side**2), CHANNELS, side, side)
+    if tuple(patches.shape) != wanted:
+        raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, found {patches.shape}.")
+    if like.dim() == 2:
+        return patches.reshape(like.shape)
+    tiles = patches.reshape(-1, down, across, CHANNELS, side, side)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
+
+
+def patch_side(loaded: LoadedModel) -> int:
+    """Pixels along the side of a patch of the model's tower."""
+    config: Any = loaded.model.config
+    side = config.vision_config.patch_size
+    return int(side[0] if isinstance(side, list | tuple) else side)
+
+
+def _flat_channels(side: int, flat: Tensor) -> int:
+    channels, rest = divmod(flat.shape[1], side**2)
+    if rest or channels % CHANNELS or not channels:
+        raise ModelError(
+            f"Expected rows of 3 x frames x {side} x {side} pixel values, since patches have {side} pixels a side, "
+            f"found rows of {flat.shape[1]}."
+        )
+    return channels
+
+
+def _counts(side: int, tiles: Tensor) -> tuple[int, int]:
+    """Patches down and across a tile."""
+    if tiles.dim() < 4 or tiles.shape[-3] != CHANNELS or tiles.shape[-2] % side or tiles.shape[-1] % side:
+        raise ModelError(
+            f"Expected pixel values (…, 3, H, W) with sides of whole patches of {side} pixels, or flat patches, found "
+            f"{tuple(tiles.shape)}."
+        )
+    return tiles.shape[-2] // side, tiles.shape[-1] // side
