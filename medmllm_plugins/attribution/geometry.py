@@ -191,7 +191,8 @@ def _merges(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> list[int]:
 
 def _windows(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> IntArray:
     """Qwen2.5-VL attends within windows, and puts blocks of patches in their order: which block comes when."""
-    vision: Any = loaded.model.config.vision_config  # type: ignore[attr-defined]
+    config: Any = loaded.model.config
+    vision = config.vision_config
     order, _ = get_vision_window_index(
         inputs["image_grid_thw"].cpu(), vision.spatial_merge_size, vision.window_size, vision.patch_size
     )
@@ -229,7 +230,7 @@ def _packed(loaded: LoadedModel, inputs: Mapping[str, Tensor], connector: IntArr
     rows = torch.arange(len(connector), dtype=torch.float64).reshape(sum(counts), -1, 1)
     model: Any = loaded.model.model
     packed, _ = model.pack_image_features(
-        list(rows.split(counts)),
+        list(torch.split(rows, counts)),
         inputs["image_sizes"].cpu(),
         loaded.model.config.vision_feature_select_strategy,
         image_newline=torch.tensor([-1.0], dtype=torch.float64),
