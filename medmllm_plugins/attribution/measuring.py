@@ -33,9 +33,9 @@ QUESTION: Final = "What is shown?"
 _LOW, _HIGH = 32, 223
 """Levels between which ramps run: beyond, sharp resampling filters would be cut off at black and white."""
 _RUNS = 2
-_NOISE = 12 * 0.41 / (_HIGH - _LOW) / CHANNELS / _RUNS
-"""12 standard deviations of a place that is told by levels rounded twice: an end of a line fitted to k of them is off
-by 4 over the root of k; three times that, as such errors come in patterns."""
+_NOISE = 24 * 0.41 / (_HIGH - _LOW) / CHANNELS / _RUNS
+"""24 standard deviations of a place that is told by levels rounded twice. An end of a line fitted to k of them is off
+by 4 over the root of k, and by more where sizes are nearly alike, so that roundings come in long waves."""
 _DIGITS = 16
 """Levels of a channel that a picture's number is told by."""
 _EDGE = 3
@@ -233,14 +233,14 @@ def _edges(cover: FloatArray, whole: npt.NDArray[np.bool_], place: FloatArray, s
     rows = rows[_EDGE:-_EDGE] if len(rows) > 2 * _EDGE else rows[len(rows) // 2 : len(rows) // 2 + 1]
     count = start = math.nan
     if len(inner) >= 4:
-        values = place[np.ix_(rows, inner)].mean(0)
-        slope, offset = np.polyfit(inner + 0.5, values, 1)
+        values: FloatArray = np.asarray(place[np.ix_(rows, inner)].mean(0), np.float64)
+        slope, offset = np.polyfit(inner + 0.5, values, 1).tolist()
         if slope <= 0 or np.abs(slope * (inner + 0.5) + offset - values).max() > 0.05:
             raise _irregular("a picture that is not evenly stretched over its tile")
         # Where a pixel is covered in whole, the picture reaches.
-        start = min(-offset / slope, seen[0])
-        end = max((1 - offset) / slope, seen[-1] + 1)
-        count, start = _rounded(inner + 0.5, values, end - start, start)
+        start = min(-offset / slope, float(seen[0]))
+        end = max((1 - offset) / slope, float(seen[-1]) + 1)
+        count, start = _rounded(np.asarray(inner + 0.5, np.float64), values, end - start, start)
     else:
         # Too small for a line to be fitted: taken for whole, what it covers is its size.
         profile = cover[rows].mean(0)

@@ -1,0 +1,94 @@
+"""Values laid over pictures and read off them: cases worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medmllm_plugins.attribution.geometry import Cells, paint, sample
+from medmllm_plugins.attribution.painting import cells_of, united
+from medmllm_plugins.errors import ModelError
+
+
+def made(*boxes: tuple[float, float, float, float], picture: list[int] | None = None) -> Cells:
+    return cells_of(np.array([0] * len(boxes) if picture is None else picture), np.array(boxes, float).reshape(-1, 4))
+
+
+def test_a_value_fills_its_box_and_nothing_else() -> None:
+    found = paint(made((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), np.array([2.0, 5.0]), (2, 4), 1)
+    nan = np.nan
+    np.testing.assert_array_equal(found, [[[2, 2, nan, nan], [nan, nan, 5, 5]]])
+
+
+def test_cells_that_overlap_are_averaged_by_the_area_they_cover() -> None:
+    # The first covers the left three quarters of a row of two pixels, the second all of it.
+    found = paint(made((0, 0, 0.75, 1), (0, 0, 1, 1)), np.array([3.0, 0.0]), (1, 2), 1)
+    np.testing.assert_allclose(found, [[[1.5, 3 * 0.5 / 1.5]]])
+
+
+def test_values_of_a_cell_stand_in_its_rows_and_columns() -> None:
+    values = np.array([[[1.0, 2.0], [3.0, 4.0]]])
+    np.testing.assert_array_equal(paint(made((0, 0, 1, 1)), values, (2, 2), 1)[0], values[0])
+    np.testing.assert_array_equal(paint(made((0, 0, 1, 1)), values, (4, 2), 1)[0], np.repeat(values[0], 2, axis=0))
+    np.testing.assert_array_equal(paint(made((0, 0, 1, 1)), values, (1, 1), 1), [[[2.5]]])
+    # Half of the patch is padding above the picture: only its lower values are on it.
+    partly = made((0, -1, 1, 1))
+    np.testing.assert_array_equal(partly.box, [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(paint(partly, values, (1, 2), 1), [[[3, 4]]])
+
+
+def test_pictures_are_kept_apart_and_rows_on_none_left_out() -> None:
+    cells = made((0, 0, 1, 1), (0, 0, 1, 1), (0, 0, 1, 1), picture=[1, -1, 0])
+    assert np.isnan(cells.box[1]).all()
+    found = paint(cells, np.array([1.0, 99.0, 2.0]), (2, 2), 3)
+    np.testing.assert_array_equal(found[:2], [np.full((2, 2), 2.0), np.full((2, 2), 1.0)])
+    assert np.isnan(found[2]).all()
+    np.testing.assert_array_equal(sample(found, cells), [1, np.nan, 2])
+
+
+@pytest.mark.parametrize("size", [(7, 5), (40, 64), (3, 200)])
+def test_mass_is_kept(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    across, down = (np.array([0, *np.sort(rng.uniform(0, 1, 5)), 1]) for _ in range(2))
+    boxes = [(across[c], down[r], across[c + 1], down[r + 1]) for r in range(6) for c in range(6)]
+    values, areas = rng.normal(size=36), np.array([(box[2] - box[0]) * (box[3] - box[1]) for box in boxes])
+    found = paint(made(*boxes), values, size, 1)
+    assert found.mean() == pytest.approx((values * areas).sum())
+    fine = rng.normal(size=(36, 3, 3))
+    assert paint(made(*boxes), fine, size, 1).mean() == pytest.approx((fine.mean((1, 2)) * areas).sum())
+
+
+def test_a_map_is_read_by_the_area_of_each_box() -> None:
+    painted = np.array([[[1.0, 2.0], [3.0, np.nan]]])
+    cells = made((0, 0, 0.5, 0.5), (0, 0, 1, 0.5), (0, 0, 0.75, 0.5), (0, 0, 1, 1), (0.5, 0.5, 1, 1))
+    np.testing.assert_allclose(sample(painted, cells), [1, 1.5, (1 + 2 * 0.5) / 1.5, 2, np.nan])
+
+
+def test_what_was_painted_is_read_again() -> None:
+    boxes = [(c / 4, r / 3, (c + 1) / 4, (r + 1) / 3) for r in range(3) for c in range(4)]
+    values = np.arange(12.0)
+    np.testing.assert_allclose(sample(paint(made(*boxes), values, (30, 40), 1), made(*boxes)), values)
+
+
+def test_a_token_stands_on_the_box_around_its_patches() -> None:
+    cells = made((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0, 1, 1), (9, 9, 9, 9), picture=[0, 0, 1, -1])
+    found = united(cells, np.array([[0, 1], [2, -1], [3, 0], [-1, 3]]))
+    np.testing.assert_array_equal(found.picture, [0, 1, 0, -1])
+    np.testing.assert_array_equal(found.box[:3], [[0, 0, 1, 0.5], [0, 0, 1, 1], [0, 0, 0.5, 0.5]])
+    assert np.isnan(found.box[3]).all()
+    with pytest.raises(ModelError, match="patches of one picture"):
+        united(cells, np.array([[0, 2]]))
+
+
+def test_what_does_not_fit_together() -> None:
+    cells = made((0, 0, 1, 1), picture=[2])
+    with pytest.raises(ModelError, match=r"Expected 1 values, one or p x p for each cell, found \(2,\)"):
+        paint(cells, np.ones(2), (2, 2), 3)
+    with pytest.raises(ModelError, match="Expected cells on 2 pictures, found one on picture 2"):
+        paint(cells, np.ones(1), (2, 2), 2)
+    with pytest.raises(ModelError, match="found one on picture 2"):
+        sample(np.ones((2, 2, 2)), cells)
+    with pytest.raises(ModelError, match=r"Expected a map \(pictures, height, width\)"):
+        sample(np.ones((2, 2)), cells)
+    with pytest.raises(ModelError, match="Expected `picture`"):
+        Cells(np.zeros(2, int), np.zeros((1, 4)), np.zeros((2, 4)))
