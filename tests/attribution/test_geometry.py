@@ -212,7 +212,7 @@ def same_place(one: Cells, row: int, other: Cells, rows: np.ndarray) -> np.ndarr
 def test_a_patch_changes_the_row_of_a_block_that_stands_there(model: LoadedModel) -> None:
     """With attention off: Qwen2.5-VL's windows, class tokens, and tiles that are left out."""
     rng = np.random.default_rng(1)
-    for pictures in documents(model)[:2] + documents(model)[-1:]:
+    for pictures in documents(model)[:2] + documents(model)[-2:]:
         inputs = prepared(model, pictures)
         pixels, vision = (cells(model, inputs, pictures, stage) for stage in ("pixels", "vision"))
         patches = to_patches(model, inputs["pixel_values"])
@@ -239,7 +239,7 @@ def read_layer(model: LoadedModel) -> str:
 def test_a_row_of_a_block_changes_the_connectors_row_that_stands_there(model: LoadedModel) -> None:
     rng = np.random.default_rng(2)
     at = read_layer(model)
-    for pictures in documents(model)[:2] + documents(model)[-1:]:
+    for pictures in documents(model)[:2] + documents(model)[-2:]:
         inputs = prepared(model, pictures)
         vision, connector = (cells(model, inputs, pictures, stage) for stage in ("vision", "connector"))
         before = look(model, inputs, "connector")
