@@ -62,6 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     comparing.set_defaults(run=_compare)
     _add_diagnose(commands)
     _add_selfcheck(commands)
+    text = "one page of runs to read: how good, where it is lost, what it looked at, how it was made"
+    reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    reporting.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, of any tasks")
+    reporting.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE.html",
+        help="the page; tables, figures and report.json come beside it, in FILE_files (default: report.html)",
+    )
+    reporting.set_defaults(run=_report)
     commands.add_parser("lmms-eval", help="any lmms-eval command, with our tasks known to all of them")
     return parser
 
@@ -302,6 +314,14 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         _print([analysis.to_dict() for analysis in found])
     else:
         print("\n\n".join(render(analysis) for analysis in found))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.commands.report import report
+
+    for line in report(arguments.folders, arguments.output):
+        print(line)
     return 0
 
 

@@ -35,6 +35,7 @@ BARRED = {
     "reference": {"transformers", "lmms_eval"},
     "models": {"lmms_eval"},
     "probes": {"lmms_eval"},
+    "report": {"torch", "transformers", "captum", "lmms_eval"},
 }
 
 

@@ -1,0 +1,215 @@
+"""How figures look, and how a matplotlib figure becomes an SVG that follows the page, and files for a paper.
+
+One drawing serves three uses. Its colours are those of :data:`THEME`; in the SVG of the page each becomes a CSS
+variable, so that a figure follows light and dark; the SVG and PNG files keep them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medmllm_plugins.report.text import cut
+
+INK: Final = "#1b2127"
+MUTED: Final = "#5d6872"
+GRID: Final = "#dde2e6"
+PAPER: Final = "#fefefe"
+SERIES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colours of Okabe and Ito, "Color universal design", 2008, without black and yellow, which a page may swallow."""
+THEME: Final = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "line",
+    PAPER: "card",
+    **{colour: f"series-{place}" for place, colour in enumerate(SERIES)},
+}
+DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
+DPI: Final = 150
+"""Of the PNG files: 7.2 inches make 1,080 pixels, a journal's double column at 150 dpi."""
+_SETTINGS: Final[Any] = {  # typed as any: matplotlib's own type is a literal of all its settings
+    "svg.fonttype": "none",  # text stays text: it can be read out, searched and scaled
+    "text.parse_math": False,  # a label may hold a dollar sign
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": PAPER,
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A finished figure.
+
+    Attributes:
+        stem: name of its files, without the ending.
+        title: what it shows, for its caption.
+        caption: how to read it.
+        alt: what can be seen, in words, for those who do not see it.
+        inline: SVG for the page; empty where the page shows a table in its place.
+        svg: SVG for a file.
+        png: PNG for a file.
+        width: natural width in CSS pixels.
+    """
+
+    stem: str
+    title: str
+    caption: str
+    alt: str
+    inline: str
+    svg: str
+    png: bytes
+    width: int
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Settings under which all figures are made, without touching those of the process."""
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # A label in a script that the font lacks: the SVG has it as text all the same.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def finish(
+    figure: Figure, stem: str, title: str, caption: str, alt: str, *, on_page: bool = True, number: int = 0
+) -> Drawing:
+    """Turn a figure into its files and into what stands on the page.
+
+    Args:
+        figure: drawn under :func:`style`.
+        stem: name of its files.
+        title: see :class:`Drawing`.
+        caption: likewise.
+        alt: likewise.
+        on_page: whether it stands on the page, or only beside it.
+        number: of the figure, which keeps ids on one page apart.
+    """
+    svg, png = io.StringIO(), io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": stem}):
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": cut(title, 200)})
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    text = svg.getvalue()
+    width = round(figure.get_size_inches()[0] * 96)
+    inline = themed(text, f"f{number}", alt) if on_page else ""
+    return Drawing(stem, title, caption, alt, inline, text, png.getvalue(), width)
+
+
+def themed(svg: str, prefix: str, alt: str) -> str:
+    """SVG for the page: colours as CSS variables, ids of its own, one picture to a screen reader.
+
+    Args:
+        svg: as matplotlib writes it.
+        prefix: put before all ids.
+        alt: text alternative; escaped here.
+    """
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<title>.*?</title>", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(r' id="series(\d+)-\d+"', r' class="series" data-series="\1"', body)
+    body = re.sub(r' id="([\w.-]+)"', rf' id="{prefix}-\1"', body)
+    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", body)
+    for colour, name in THEME.items():
+        body = body.replace(colour, f"var(--{name})")
+    body = re.sub(r"\s*\n\s*", " ", body)
+    head, _, rest = body.partition(">")
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    escaped = alt.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return f'{head} role="img" aria-label="{escaped}" focusable="false">{rest}'
+
+
+def colour(number: int) -> str:
+    """Colour of a model, or of a class."""
+    return SERIES[number % len(SERIES)]
+
+
+def dash(number: int) -> Any:
+    """Dashes, which differ where colours come round again."""
+    return DASHES[(number // len(SERIES) + number) % len(DASHES)]
+
+
+def marker(number: int) -> str:
+    """Marker; no two of the first 24 share it with colour and dashes."""
+    return MARKERS[number % len(MARKERS)]
+
+
+class Marks:
+    """Gives what is drawn of a model its number, so that the page can show and hide it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, number: int, artists: Artist | Sequence[Any]) -> None:
+        """Mark artists as those of model ``number``; containers are taken apart."""
+        for one in [artists] if isinstance(artists, Artist) else artists:
+            if isinstance(one, Artist):
+                self._count += 1
+                one.set_gid(f"series{number}-{self._count}")
+            elif one is not None:
+                self(number, one)
+
+
+def grid(
+    count: int, across: int, draw: Callable[[Axes, int], None], *, size: tuple[float, float], shared: bool = True
+) -> Figure:
+    """Small multiples.
+
+    Args:
+        count: number of panels.
+        across: at most so many in a row.
+        draw: draws panel i into its axes.
+        size: inches of one panel.
+        shared: whether ticks and labels stand at the outer panels only.
+    """
+    columns = min(across, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=shared, sharey=shared)
+    for place, one in enumerate(axes.flat):
+        if place < count:
+            draw(one, place)
+        else:
+            one.set_axis_off()
+    if shared and count < lines * columns:
+        # The panels above an empty place carry the ticks that would stand below it.
+        for column in range(count - (lines - 1) * columns, columns):
+            axes[lines - 2][column].xaxis.set_tick_params(labelbottom=True)
+    return figure

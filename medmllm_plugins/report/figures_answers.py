@@ -1,0 +1,361 @@
+"""Figures of the answers: metrics, confusion, reliability, ROC, and what other orders and words do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.ranking import log_odds
+from medmllm_plugins.report.drawing import (
+    INK,
+    MUTED,
+    PAPER,
+    SERIES,
+    Drawing,
+    Marks,
+    colour,
+    dash,
+    finish,
+    grid,
+    marker,
+)
+from medmllm_plugins.report.gathering import Cell, DataPart
+from medmllm_plugins.report.tables import variant_accuracies
+from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, percent, sequence
+from medmllm_plugins.report.verdict import blind_baseline
+
+_MOST_CLASSES = 14
+
+
+def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
+    """Accuracy and balanced accuracy of everyone with intervals, beside the blind baseline."""
+    cells = mains(part)
+    if not cells:
+        return None
+    figure = Figure(figsize=(7.2, 1.15 + 0.34 * len(cells)), layout="constrained")
+    axes, marks = figure.subplots(), Marks()
+    for row, cell in enumerate(cells):
+        place = cell.subject.number
+        for shift, name, face in ((-0.12, "accuracy", colour(place)), (0.16, "balanced", PAPER)):
+            found = cell.metrics.get(name)
+            if not known(found) or found is None:
+                continue
+            label = {"accuracy": "accuracy", "balanced": "balanced accuracy"}[name] if row == 0 else None
+            drawn = axes.errorbar(
+                100 * found.value,
+                row + shift,
+                xerr=ends(found, 100),
+                fmt=marker(place),
+                color=colour(place),
+                markerfacecolor=face,
+                capsize=2,
+                elinewidth=1.2,
+                label=label,
+            )
+            marks(place, drawn.get_children())
+    name, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
+    if name:
+        axes.axvline(100 * value, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
+    axes.set_yticks(range(len(cells)), [cut(cell.subject.label, 36) for cell in cells])
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.set_xlim(0, 101)
+    axes.set_xlabel("percent")
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=3)
+    told = [f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)}" for cell in cells]
+    return finish(
+        figure,
+        f"{part.name}.accuracy",
+        f"{part.title}: how good",
+        "Filled: accuracy; open: balanced accuracy; bars: 95 % intervals from a bootstrap over groups. Dashed: what a "
+        "blind answer reaches.",
+        f"Accuracy on {part.title}: {listed(told)}; blind answer {percent(value)}.",
+        number=figure_number,
+    )
+
+
+def confusion(part: DataPart, figure_number: int) -> Drawing | None:
+    """Confusion matrices for papers; the page shows them as tables."""
+    found = [(cell, *matrix) for cell in mains(part) if (matrix := confusion_of(cell)) is not None]
+    if not found:
+        return None
+    cmap = LinearSegmentedColormap.from_list("cells", [PAPER, SERIES[0]])
+    classes = max(len(rows) for _, rows, _, _ in found)
+    side = max(2.6, 0.42 * classes + 1.6)
+
+    def draw(axes: Axes, place: int) -> None:
+        cell, rows, columns, counts = found[place]
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axes.pcolormesh(shares, cmap=cmap, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1)
+        for (y, x), count in np.ndenumerate(counts):
+            shade = PAPER if shares[y, x] > 0.55 else INK
+            axes.text(x + 0.5, y + 0.5, f"{int(count)}", ha="center", va="center", color=shade, fontsize=7.5)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [cut(one, 16) for one in columns], rotation=40, ha="right")
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [cut(one, 16) for one in rows])
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set_title(cut(cell.subject.label, 32))
+        axes.set_xlabel("answered")
+        axes.set_ylabel("true")
+
+    figure = grid(len(found), 3, draw, size=(side * 1.15, side), shared=False)
+    told = [f"{cell.subject.label}, {int(np.trace(counts[:, : len(rows)]))} right" for cell, rows, _, counts in found]
+    return finish(
+        figure,
+        f"{part.name}.confusion",
+        f"{part.title}: confusion matrices",
+        "Rows: true class; columns: answered class. Shade: share of the row.",
+        f"Confusion matrices on {part.title}: {listed(told)}.",
+        on_page=False,
+        number=figure_number,
+    )
+
+
+def confusion_of(cell: Cell) -> tuple[list[str], list[str], Floats] | None:
+    """Names of rows and columns and the counts of a cell, summed over variants; ``None`` without them."""
+    told = cell.task.metrics
+    sources = [told] if told.get("confusion") else list(mapping(told.get("variants")).values())
+    total: Floats | None = None
+    rows: list[str] = []
+    columns: list[str] = []
+    for one in sources:
+        matrix = mapping(mapping(one).get("confusion"))
+        rows, columns = ([clean(name) for name in sequence(matrix.get(key))] for key in ("rows", "columns"))
+        try:
+            counts = np.array(matrix.get("counts"), dtype=np.float64)
+        except (TypeError, ValueError):
+            return None
+        if counts.shape != (len(rows), len(columns)) or not rows:
+            return None
+        total = counts if total is None or total.shape != counts.shape else total + counts
+    if total is None:
+        return None
+    # Of the answers that were not parsed only kinds that occur are worth a column.
+    kept = [place for place in range(len(columns)) if place < len(rows) or total[:, place].any()]
+    return rows, [columns[place].strip("()").replace("_", " ") for place in kept], total[:, kept]
+
+
+def reliability(part: DataPart, figure_number: int) -> Drawing | None:
+    """Reliability diagrams of the label scores, a panel a model."""
+    found = [(cell, bins) for cell in mains(part) if (bins := _bins(cell))]
+    if not found:
+        return None
+
+    def draw(axes: Axes, place: int) -> None:
+        cell, bins = found[place]
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        most = max(count for *_, count in bins)
+        axes.bar(
+            [confidence for confidence, _, _ in bins],
+            [0.16 * count / most for *_, count in bins],
+            width=0.045,
+            color=MUTED,
+            alpha=0.35,
+        )
+        axes.plot(
+            [confidence for confidence, _, _ in bins],
+            [right for _, right, _ in bins],
+            color=colour(cell.subject.number),
+            marker=marker(cell.subject.number),
+        )
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.04)
+        error = cell.metrics.get("ece")
+        below = f"\ncalibration error {error.value:.3f}" if error is not None and known(error) else ""
+        axes.set_title(cut(cell.subject.label, 26) + below)
+
+    figure = grid(len(found), 4 if len(found) > 4 else 3, draw, size=(2.4, 2.45))
+    figure.supxlabel("probability of the top class", fontsize=9)
+    figure.supylabel("share that is right", fontsize=9)
+    told = [
+        f"{cell.subject.label}, calibration error {cell.metrics['ece'].value:.3f}"
+        for cell, _ in found
+        if "ece" in cell.metrics
+    ]
+    return finish(
+        figure,
+        f"{part.name}.reliability",
+        f"{part.title}: reliability",
+        "On the dashed line, probabilities mean what they say; below it, the model is too sure. Grey bars: how many "
+        "answers are in each bin.",
+        f"Reliability diagrams of the label scores on {part.title}: {listed(told)}.",
+        number=figure_number,
+    )
+
+
+def _bins(cell: Cell) -> list[tuple[float, float, int]]:
+    told = [mapping(one) for one in sequence(cell.task.metrics.get("reliability"))]
+    triples = [(number(one.get("confidence")), number(one.get("accuracy")), number(one.get("n"))) for one in told]
+    return [(x, y, int(n)) for x, y, n in triples if known(x) and known(y) and n > 0]
+
+
+def roc(part: DataPart, figure_number: int) -> tuple[Drawing, list[tuple[Cell, str, float, int]]] | None:
+    """ROC curves one class against the others, a panel a model; and the areas for a table."""
+    found = [(cell, curves) for cell in mains(part) if (curves := roc_of(cell))]
+    if not found:
+        return None
+    names = list(dict.fromkeys(name for _, curves in found for name, *_ in curves))
+
+    def draw(axes: Axes, place: int) -> None:
+        cell, curves = found[place]
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        for name, x, y, _, _ in curves[:_MOST_CLASSES]:
+            at = names.index(name)
+            label = cut(name, 24) if place == 0 else None
+            axes.plot(x, y, color=colour(at), linestyle=dash(at), linewidth=1.4, label=label)
+        axes.set_xlim(-0.01, 1)
+        axes.set_ylim(0, 1.02)
+        areas = [area for *_, area, _ in curves]
+        axes.set_title(f"{cut(cell.subject.label, 26)}\nmean area {sum(areas) / len(areas):.3f}")
+
+    figure = grid(len(found), 4 if len(found) > 4 else 3, draw, size=(2.4, 2.5))
+    figure.supxlabel("1 − specificity", fontsize=9)
+    figure.supylabel("sensitivity", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=min(4, len(found[0][1])))
+    areas = [(cell, name, area, positives) for cell, curves in found for name, _, _, area, positives in curves]
+    told = [
+        f"{cell.subject.label}, {listed([f'{name} {area:.3f}' for name, _, _, area, _ in curves])}"
+        for cell, curves in found
+    ]
+    drawing = finish(
+        figure,
+        f"{part.name}.roc",
+        f"{part.title}: ROC of each class",
+        "Each class against all others, ranked by the log-odds of its label score.",
+        f"ROC curves on {part.title}, areas: {'; '.join(told)}.",
+        number=figure_number,
+    )
+    return drawing, areas
+
+
+def roc_of(cell: Cell) -> list[tuple[str, Floats, Floats, float, int]]:
+    """ROC of each class of a cell: name, 1 - specificity, sensitivity, area, number of positives.
+
+    Of a multi-label set these are the findings; empty without label scores.
+    """
+    rows = [one for one in cell.task.outcomes if one.scores is not None]
+    if not rows or len(rows) < len(cell.task.outcomes):
+        return []
+    found = []
+    if any(one.finding for one in rows):
+        for finding in dict.fromkeys(str(one.finding) for one in rows):
+            mine = [one for one in rows if one.finding == finding]
+            if {len(one.scores or ()) for one in mine} != {2}:
+                return []
+            odds = log_odds(np.array([one.scores for one in mine], dtype=np.float64))[:, 0]
+            found += list(_curve(finding, odds, np.array([one.label == "yes" for one in mine])))
+        return found
+    labels = cell.task.labels
+    if {len(one.scores or ()) for one in rows} != {len(labels)} or len(labels) < 2:
+        return []
+    odds = log_odds(np.array([one.scores for one in rows], dtype=np.float64))
+    for place, label in enumerate(labels):
+        found += list(_curve(label, odds[:, place], np.array([clean(one.label) == label for one in rows])))
+    return found
+
+
+def _curve(name: str, score: Floats, positive: np.ndarray) -> Iterator[tuple[str, Floats, Floats, float, int]]:
+    if positive.all() or not positive.any():
+        return
+    order = np.argsort(-score, kind="stable")
+    ranked, hit = score[order], positive[order]
+    # Equal scores make one step, or ties would be counted in our favour.
+    ends_of_ties = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    y = np.concatenate([[0.0], np.cumsum(hit)[ends_of_ties] / hit.sum()])
+    x = np.concatenate([[0.0], np.cumsum(~hit)[ends_of_ties] / (~hit).sum()])
+    area = float(np.trapezoid(y, x))
+    keep = np.ones(len(x), dtype=bool)
+    # Inner points of a straight stretch say nothing and weigh.
+    keep[1:-1] = ~((np.diff(x)[:-1] == 0) & (np.diff(x)[1:] == 0) | (np.diff(y)[:-1] == 0) & (np.diff(y)[1:] == 0))
+    yield name, x[keep], y[keep], area, int(positive.sum())
+
+
+def sensitivity(
+    part: DataPart, blind: Sequence[tuple[Cell, Cell | None, Estimate]], figure_number: int
+) -> Drawing | None:
+    """Accuracy under each order and wording, and under the blind controls, a line a task."""
+    rows: list[tuple[Cell, str, list[Estimate]]] = []
+    for cell in part.cells:
+        if cell.task.scored and cell.task.varied and (each := variant_accuracies(cell)):
+            what = "orders" if cell.task.varied == "order" else "wordings"
+            rows.append((cell, f"{len(each)} {what}", list(each.values())))
+    rows += [
+        (control, f"image {control.task.image}", [control.metrics["accuracy"]])
+        for control, *_ in blind
+        if "accuracy" in control.metrics
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row[0].subject.number)
+    figure = Figure(figsize=(7.2, 1.1 + 0.32 * len(rows)), layout="constrained")
+    axes, marks = figure.subplots(), Marks()
+    for place, (cell, _, values) in enumerate(rows):
+        at = cell.subject.number
+        plain = part.main(cell.subject)
+        shown = plain.metrics.get("accuracy") if plain is not None and plain.task.plain else None
+        if shown is not None and known(shown):
+            label = "as it is usually asked" if place == 0 else None
+            drawn = axes.plot(
+                [100 * shown.value] * 2, [place - 0.34, place + 0.34], color=INK, linewidth=1.6, label=label
+            )
+            marks(at, drawn)
+        blind_row = cell.task.image != "shown"
+        for reached in values:
+            drawn_values = axes.errorbar(
+                100 * reached.value,
+                place,
+                xerr=ends(reached, 100) if len(values) == 1 else None,
+                fmt=marker(at),
+                color=colour(at),
+                markerfacecolor=PAPER if blind_row else colour(at),
+                capsize=2,
+                alpha=1 if blind_row else 0.8,
+            )
+            marks(at, drawn_values.get_children())
+    name, value = next((one for cell, *_ in rows if (one := blind_baseline(cell))[0]), ("", math.nan))
+    if name:
+        axes.axvline(100 * value, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
+    axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {what}" for cell, what, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 101)
+    axes.set_xlabel("accuracy, percent")
+    axes.grid(visible=False, axis="y")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=3)
+    told = [f"{cell.subject.label}, {what}: {_range(values)}" for cell, what, values in rows]
+    return finish(
+        figure,
+        f"{part.name}.sensitivity",
+        f"{part.title}: other orders, other words, no image",
+        "A dot for each order or wording; open: a blind control, where the image is grey or another group's. The "
+        "upright stroke is the usual question.",
+        f"Accuracy on {part.title} under changed questions. {'; '.join(told)}.",
+        number=figure_number,
+    )
+
+
+def _range(values: Sequence[Estimate]) -> str:
+    known_values = [one.value for one in values if known(one)]
+    if not known_values:
+        return "not known"
+    low, high = min(known_values), max(known_values)
+    return percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+
+
+def ends(found: Estimate, scale: float = 1) -> list[list[float]] | None:
+    """Lengths of an error bar below and above a value; ``None`` where there is no interval."""
+    if math.isnan(found.low) or math.isnan(found.high):
+        return None
+    return [[scale * max(0.0, found.value - found.low)], [scale * max(0.0, found.high - found.value)]]
+
+
+def mains(part: DataPart) -> list[Cell]:
+    """The main cell of everyone on a data set, models first."""
+    return [cell for one in part.subjects if (cell := part.main(one)) is not None and "accuracy" in cell.metrics]

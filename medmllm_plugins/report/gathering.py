@@ -1,0 +1,269 @@
+"""Run folders put together: which models, which data sets, and which run holds what of them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report.reading import RunFolder, TaskRun, read_run
+from medmllm_plugins.report.text import clean, cut, estimate, known, mapping, without_secrets
+
+_BLIND: Final = "majority"
+_PROTOCOLS: Final = ("closed_set", "letter", "open")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model, or a reference classifier.
+
+    Attributes:
+        number: its place among all; decides its colour and marker everywhere.
+        label: its name on the page.
+        runs: its run folders.
+        reference: whether it is an ordinary classifier (``medmllm baseline``).
+        blind: whether it looks at no image.
+    """
+
+    number: int
+    label: str
+    runs: tuple[RunFolder, ...]
+    reference: bool = False
+    blind: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """One task of one subject, in one run folder."""
+
+    subject: Subject
+    run: RunFolder
+    task: TaskRun
+
+    @property
+    def metrics(self) -> Mapping[str, Estimate]:
+        """The metrics with their intervals, by name."""
+        return {name: estimate(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataPart:
+    """One data set and all that was run on it.
+
+    Attributes:
+        name: the data set's.
+        title: its name for people.
+        spec: its declaration; ``None`` where this installation has none.
+        cells: all tasks on it.
+        divided: whether the runs saw other data, by the fingerprints that they note.
+    """
+
+    name: str
+    title: str
+    spec: DatasetSpec | None
+    cells: tuple[Cell, ...]
+    divided: bool
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Who was run on it, models first."""
+        found = {cell.subject.number: cell.subject for cell in self.cells}
+        return sorted(found.values(), key=lambda one: (one.reference, one.number))
+
+    @property
+    def models(self) -> list[Subject]:
+        """Those that are no reference classifiers."""
+        return [one for one in self.subjects if not one.reference]
+
+    def of(self, subject: Subject) -> list[Cell]:
+        """All cells of one subject."""
+        return [cell for cell in self.cells if cell.subject is subject]
+
+    def main(self, subject: Subject) -> Cell | None:
+        """The cell that says how good a subject is: the plain question before others, of all documents if possible."""
+        scored = [cell for cell in self.of(subject) if cell.task.scored and cell.task.image == "shown"]
+        return min(scored, key=_rank) if scored else None
+
+    @property
+    def reference(self) -> Cell | None:
+        """The best of the reference classifiers that look at images."""
+        found = [self.main(one) for one in self.subjects if one.reference and not one.blind]
+        scored = [cell for cell in found if cell is not None and known(cell.metrics.get("accuracy"))]
+        return max(scored, key=lambda cell: cell.metrics["accuracy"].value) if scored else None
+
+    def probed(self) -> list[Cell]:
+        """Cells with probes."""
+        return [cell for cell in self.cells if cell.task.probing is not None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """Everything that the report is about."""
+
+    runs: tuple[RunFolder, ...]
+    subjects: tuple[Subject, ...]
+    sets: tuple[DataPart, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def models(self) -> list[Subject]:
+        """Subjects that are no reference classifiers."""
+        return [one for one in self.subjects if not one.reference]
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells, data set by data set."""
+        for part in self.sets:
+            yield from part.cells
+
+
+def gather(folders: Sequence[Path]) -> Gathered:
+    """Read run folders and sort what they hold by data set and model.
+
+    A finished run of a reference classifier on the same data that stands beside a named folder is read too, as
+    ``medmllm diagnose`` does.
+
+    Raises:
+        DataError: a folder is no run folder.
+    """
+    unique = list({folder.resolve(): folder for folder in folders}.values())
+    if not unique:
+        raise DataError(
+            "expected at least one run folder, found none. Name the folder that an evaluation's log ends with."
+        )
+    runs = [read_run(folder) for folder in unique]
+    notes = []
+    for folder in _references_beside(runs):
+        runs.append(read_run(folder))
+        notes.append(f"The reference classifier in {cut(folder.name)} stands beside the runs and was read by itself.")
+    subjects, holder = _subjects(runs)
+    cells: dict[str, list[Cell]] = defaultdict(list)
+    for run in runs:
+        for task in run.tasks:
+            cells[task.dataset].append(Cell(holder[id(run)], run, task))
+    known_sets = dataset_specs()
+    sets = tuple(_part(name, found, known_sets.get(name)) for name, found in cells.items())
+    return Gathered(tuple(runs), tuple(subjects), sets, tuple(notes))
+
+
+def _part(name: str, cells: list[Cell], spec: DatasetSpec | None) -> DataPart:
+    prints = {str(cell.task.told["dataset_fingerprint"]) for cell in cells if cell.task.told.get("dataset_fingerprint")}
+    title = clean(spec.title) if spec is not None else cut(name)
+    return DataPart(name, title, spec, tuple(cells), divided=len(prints) > 1)
+
+
+def _rank(cell: Cell) -> tuple[int, int, int, str]:
+    """The plain closed-set question first; of several with the same, the one that asked about most documents."""
+    task = cell.task
+    protocol = str(task.told.get("protocol") or "closed_set")
+    place = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
+    return (int(not task.plain), place, -len(task.outcomes), task.name)
+
+
+def _subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subject]]:
+    """One subject a model; a run that holds a task again begins another of the same name."""
+    bundles: list[tuple[tuple[str, ...], list[RunFolder]]] = []
+    for run in runs:
+        names = {task.name for task in run.tasks}
+        bundle = next(
+            (
+                held
+                for key, held in bundles
+                if key == _key(run) and not names & {task.name for one in held for task in one.tasks}
+            ),
+            None,
+        )
+        if bundle is None:
+            bundles.append((_key(run), [run]))
+        else:
+            bundle.append(run)
+    labels = _labels([held for _, held in bundles])
+    order = sorted(range(len(bundles)), key=lambda place: bool(bundles[place][1][0].baseline))
+    subjects: list[Subject] = []
+    holder: dict[int, Subject] = {}
+    for number, place in enumerate(order):
+        held = bundles[place][1]
+        method = held[0].baseline
+        subject = Subject(number, labels[place], tuple(held), bool(method), method == _BLIND)
+        subjects.append(subject)
+        holder |= {id(run): subject for run in held}
+    return subjects, holder
+
+
+def _key(run: RunFolder) -> tuple[str, ...]:
+    told = run.model
+    if not told:
+        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""))
+    names = ("name", "pretrained", "fingerprint", "method", "dtype", "peft", "load_in", "system", "max_new_tokens")
+    return tuple(str(told.get(name)) for name in names)
+
+
+def _labels(bundles: Sequence[Sequence[RunFolder]]) -> list[str]:
+    """The shortest names that tell all apart: the model's, its size or path, its precision, the run folder's."""
+    forms = [_forms(held[0]) for held in bundles]
+    chosen = [1] * len(bundles)
+    for depth in range(1, 4):
+        labels = [form[depth_] for form, depth_ in zip(forms, chosen, strict=True)]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if not twice:
+            break
+        chosen = [min(depth + 1, 3) if label in twice else at for label, at in zip(labels, chosen, strict=True)]
+    labels = [form[at] for form, at in zip(forms, chosen, strict=True)]
+    return [
+        label if labels.count(label) == 1 else f"{label} #{labels[:place].count(label) + 1}"
+        for place, label in enumerate(labels)
+    ]
+
+
+def _forms(run: RunFolder) -> tuple[str, str, str, str]:
+    told = run.model
+    name = cut(told.get("name") or run.command.get("model") or run.name, 40)
+    size = cut(Path(str(told["pretrained"])).name, 30) if told.get("pretrained") else ""
+    if not told and run.command.get("model_args"):
+        size = cut(without_secrets(str(run.command["model_args"])), 40)
+    plain = f"{name} ({size})" if size else name
+    how = [str(told[part]) for part in ("dtype", "load_in", "peft") if told.get(part)]
+    precise = f"{plain}, {cut(', '.join(how), 40)}" if how else plain
+    return name, plain, precise, f"{plain}, {cut(run.name, 60)}"
+
+
+def _references_beside(runs: Sequence[RunFolder]) -> list[Path]:
+    """Folders of reference classifiers to read along: the newest beside the runs, for data sets that lack one."""
+    lacking: dict[str, set[Path]] = defaultdict(set)
+    have = {
+        str(task.told.get("dataset_fingerprint"))
+        for run in runs
+        if run.baseline and run.baseline != _BLIND
+        for task in run.tasks
+    }
+    for run in runs:
+        for task in run.tasks:
+            mark = task.told.get("dataset_fingerprint")
+            if mark and str(mark) not in have:
+                lacking[str(mark)].add(run.folder.resolve().parent)
+    read = {run.folder.resolve() for run in runs}
+    found: list[Path] = []
+    for mark, parents in lacking.items():
+        there = sorted(one for parent in sorted(parents) for one in _finished_baselines(parent, mark))
+        if there and there[-1][1].resolve() not in read | {one.resolve() for one in found}:
+            found.append(there[-1][1])
+    return found
+
+
+def _finished_baselines(parent: Path, fingerprint: str) -> Iterator[tuple[str, Path]]:
+    for path in parent.glob("*-baseline-*/manifest.json"):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            method = mapping(manifest.get("command")).get("baseline")
+            tasks = mapping(manifest.get("tasks")).values()
+            same = any(mapping(told).get("dataset_fingerprint") == fingerprint for told in tasks)
+        except (OSError, ValueError, AttributeError):
+            continue  # being written, or damaged: nobody asked for it by name
+        if method and method != _BLIND and same and manifest.get("finished"):
+            yield str(manifest.get("started")), path.parent

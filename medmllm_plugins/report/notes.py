@@ -1,0 +1,99 @@
+"""What a reader must know before trusting the numbers: leaks, limits, doubts and what the runs warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from medmllm_plugins.report.gathering import Gathered
+from medmllm_plugins.report.reading import RunFolder, TaskRun
+from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, quantity, sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Sentences for the page: what is missing, what leaks, and further warnings."""
+
+    missing: tuple[str, ...]
+    leaks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def notes(gathered: Gathered) -> Notes:
+    """Collect them from all runs, each sentence once."""
+    several = len(gathered.runs) > 1
+    missing = [f"{cut(run.name, 60)}: {one}" if several else one for run in gathered.runs for one in run.all_missing()]
+    if not any(cell.task.probing for cell in gathered.cells()):
+        missing.append(
+            "No run has probes, so nothing is known of where the signal is lost: lmms-eval --tasks med_probe_NAME."
+        )
+    for part in gathered.sets:
+        if (
+            part.models
+            and part.reference is None
+            and not any(cell.task.probing and known(cell.task.probing.reference) for cell in part.cells)
+        ):
+            missing.append(
+                f"{part.title}: no reference classifier to hold against: medmllm baseline med_cls_{part.name} makes one."
+            )
+    return Notes(
+        missing=tuple(dict.fromkeys(missing)),
+        leaks=tuple(dict.fromkeys(_leaks(gathered))),
+        warnings=tuple(dict.fromkeys(_warnings(gathered))),
+    )
+
+
+def _leaks(gathered: Gathered) -> Iterator[str]:
+    for run in gathered.runs:
+        for folds in run.folds.values():
+            if folds.divided:
+                yield (
+                    f"{folds.dataset}: {quantity(folds.divided, 'group')} (patient, lesion, source or near-duplicate) "
+                    f"stand in more than one fold, which exposes {quantity(folds.exposed, 'test document')}."
+                )
+        for task in run.tasks:
+            if task.told.get("leaks"):
+                yield clean(task.told["leaks"])
+
+
+def _warnings(gathered: Gathered) -> Iterator[str]:
+    yield from gathered.notes
+    for part in gathered.sets:
+        if part.divided:
+            yield f"{part.title}: the runs saw different data (their fingerprints differ). Do not compare them."
+    for run in gathered.runs:
+        yield from _of_run(run)
+    versions: dict[str, set[str]] = {}
+    for run in gathered.runs:
+        for package, version in mapping(run.manifest.get("versions")).items():
+            versions.setdefault(clean(package), set()).add(clean(version))
+    differing = [f"{package} ({', '.join(sorted(found))})" for package, found in versions.items() if len(found) > 1]
+    if differing:
+        yield f"The runs were made with different versions of {listed(differing)}."
+
+
+def _of_run(run: RunFolder) -> Iterator[str]:
+    limit = number(run.command.get("limit"))
+    if known(limit):
+        what = f"{limit:.0%} of the" if 0 < limit < 1 else f"the first {int(limit):,}"
+        yield f"{cut(run.name, 60)}: only {what} rows of each task were asked about (--limit)."
+    for doubt in sequence(run.model.get("doubts")):
+        yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(doubt)}"
+    for task in run.tasks:
+        yield from _of_task(task)
+
+
+def _of_task(task: TaskRun) -> Iterator[str]:
+    skipped = sequence(task.told.get("skipped"))
+    if skipped:
+        yield f"{task.name}: {quantity(len(skipped), 'file')} could not be read and were left out (on_error=skip)."
+    for note in sequence(task.told.get("notes")):
+        yield f"{task.dataset}: {clean(note)}"
+    for other, why in mapping(task.told.get("overlaps")).items():
+        yield f"{task.dataset} shares images with {clean(other)} ({clean(why)}): results on both are not independent."
+    if task.probing is not None:
+        yield from (f"{task.name}: {one}" for one in task.probing.warnings)
+    if task.attributions is not None:
+        yield from (f"{task.name}: {one}" for one in task.attributions.warnings)
+        for one in task.attributions.summary:
+            yield from (f"{task.name}, {one.method} at {one.locus}: {failed}" for failed in one.failed)

@@ -1,0 +1,390 @@
+"""The page: everything gathered, drawn and tabled, put into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+import jinja2
+from markupsafe import Markup
+
+from medmllm_plugins import __version__
+from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report import (
+    figures_answers,
+    figures_attribution,
+    figures_layers,
+    figures_mapping,
+    methods,
+    tables,
+    text,
+)
+from medmllm_plugins.report.drawing import Drawing, style
+from medmllm_plugins.report.gallery import Gallery, gallery
+from medmllm_plugins.report.gathering import Cell, DataPart, Gathered, Subject
+from medmllm_plugins.report.notes import Notes, notes
+from medmllm_plugins.report.tables import Column, Table
+from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
+from medmllm_plugins.report.verdict import Verdict, groups_of, hits_of, overview, paired, verdicts
+
+ROWS: Final = 300
+"""So many rows of a table stand on the page; all are in its CSV file."""
+WHOLE: Final = 100_000
+"""So many characters of a long text stand on the page."""
+ALL_TEXT: Final = 1_500_000
+"""So many characters of long texts stand on the page together."""
+_TEMPLATES: Final = "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A matrix of counts as a table with shaded cells.
+
+    Attributes:
+        title: what it is of.
+        series: number of the model.
+        down: what the rows are.
+        across: what the columns are.
+        columns: their names.
+        rows: name of each row, and of each cell its count and its share of the row in percent.
+    """
+
+    title: str
+    series: int
+    down: str
+    across: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What the page says of one data set."""
+
+    part: DataPart
+    sentence: str
+    verdicts: tuple[Verdict, ...]
+    accuracy: Drawing | None
+    metrics: Table
+    classes: Table
+    parsing: Table
+    unparsed: Table
+    confusion: tuple[Heat, ...]
+    reliability: Drawing | None
+    roc: Drawing | None
+    areas: Table | None
+    sensitivity: Drawing | None
+    changes: Table
+    positions: Table | None
+    layers: Drawing | None
+    single_layers: tuple[tuple[Subject, Drawing], ...]
+    health: Drawing | None
+    diagnosis: Table
+    health_table: Table
+    curves: Table
+    agreement: tuple[Heat, ...]
+    gains: Drawing | None
+    mapping: Table
+    lens: Drawing | None
+    checks: Drawing | None
+    randomisation: Drawing | None
+    attributions: Table
+    for_papers: tuple[Drawing, ...]
+
+    def tables(self) -> list[Table]:
+        """Its tables with rows, each of which is a CSV file."""
+        found = [self.metrics, self.classes, self.parsing, self.unparsed, self.areas, self.changes, self.positions]
+        found += [self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
+        return [one for one in found if one is not None and one.rows]
+
+    def drawings(self) -> list[Drawing]:
+        """Its figures."""
+        found = [self.accuracy, self.reliability, self.roc, self.sensitivity, self.layers, self.health]
+        found += [one for _, one in self.single_layers]
+        found += [self.gains, self.lens, self.checks, self.randomisation, *self.for_papers]
+        return [one for one in found if one is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A finished report, before it is written.
+
+    Attributes:
+        gathered: what it is of.
+        title: its title.
+        sections: one a data set.
+        gallery: the attributions.
+        notes: what is missing, leaks, warnings.
+        methods: the paragraph for a paper.
+        runs: the runs behind it.
+        data: the data sets behind it.
+    """
+
+    gathered: Gathered
+    title: str
+    sections: tuple[Section, ...]
+    gallery: Gallery
+    notes: Notes
+    methods: methods.Methods
+    runs: Table
+    data: Table
+
+    def tables(self) -> list[Table]:
+        """All tables with rows."""
+        return [*(one for section in self.sections for one in section.tables()), self.runs, self.data]
+
+    def drawings(self) -> list[Drawing]:
+        """All figures."""
+        return [one for section in self.sections for one in section.drawings()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: the verdicts, every table, and how all was made."""
+        return {
+            "medmllm_report": 1,
+            "version": __version__,
+            "title": self.title,
+            "datasets": [
+                {
+                    "dataset": section.part.name,
+                    "title": section.part.title,
+                    "sentence": section.sentence,
+                    "verdicts": [_verdict(one) for one in section.verdicts],
+                    "tables": {one.stem: one.to_dict() for one in section.tables() if one is not section.unparsed},
+                }
+                for section in self.sections
+            ],
+            "runs": self.runs.to_dict(),
+            "data": self.data.to_dict(),
+            "missing": list(self.notes.missing),
+            "leaks": list(self.notes.leaks),
+            "warnings": list(self.notes.warnings),
+            "methods": list(self.methods.paragraphs),
+            "references": list(self.methods.references),
+        }
+
+
+def build(gathered: Gathered) -> Report:
+    """Draw and table everything."""
+    numbers = iter(range(10_000))
+
+    def number() -> int:
+        return next(numbers)
+
+    with style():
+        sections = tuple(_section(part, number) for part in gathered.sets)
+    models = [one.label for one in gathered.models] or [one.label for one in gathered.subjects]
+    who = text.listed(models) if len(models) <= 2 else text.quantity(len(models), "model")
+    what = [part.title for part in gathered.sets]
+    on = text.listed(what) if len(what) <= 2 else text.quantity(len(what), "data set")
+    return Report(
+        gathered=gathered,
+        title=f"{who} on {on}" if what else who,
+        sections=sections,
+        gallery=gallery(list(gathered.cells())),
+        notes=notes(gathered),
+        methods=methods.methods(gathered),
+        runs=tables.runs_table(gathered),
+        data=tables.data_table(gathered),
+    )
+
+
+def _section(part: DataPart, number: Callable[[], int]) -> Section:
+    found = verdicts(part)
+    blind = _blind(part)
+    roc = figures_answers.roc(part, number())
+    probed = part.probed()
+    for_papers = [figures_answers.confusion(part, number()), figures_mapping.agreement(part, number())]
+    return Section(
+        part=part,
+        sentence=overview(part, found),
+        verdicts=tuple(found),
+        accuracy=figures_answers.accuracies(part, number()),
+        metrics=tables.metrics_table(part, found),
+        classes=tables.class_table(part),
+        parsing=tables.parsing_table(part),
+        unparsed=tables.unparsed_table(part),
+        confusion=_confusion(part),
+        reliability=figures_answers.reliability(part, number()),
+        roc=None if roc is None else roc[0],
+        areas=None if roc is None else _areas(part, roc[1]),
+        sensitivity=figures_answers.sensitivity(part, blind, number()),
+        changes=tables.sensitivity_table(part, blind),
+        positions=tables.positions_table(part),
+        layers=figures_layers.overlaid(part, number()),
+        single_layers=tuple((cell.subject, figures_layers.single(cell, part, number())) for cell in probed),
+        health=figures_layers.health(part, number()),
+        diagnosis=tables.diagnosis_table(part),
+        health_table=tables.health_table(part),
+        curves=tables.curves_table(part),
+        agreement=_agreement(part),
+        gains=figures_mapping.gains(part, number()),
+        mapping=tables.mapping_table(part),
+        lens=figures_mapping.lens(part, number()),
+        checks=figures_attribution.checks(part, number()),
+        randomisation=figures_attribution.randomisation(part, number()),
+        attributions=tables.attribution_table(part),
+        for_papers=tuple(one for one in for_papers if one is not None),
+    )
+
+
+def _blind(part: DataPart) -> list[tuple[Cell, Cell | None, Estimate]]:
+    """Blind controls, each with the task it is held against and the paired difference of shown less blind."""
+    controls = [cell for cell in part.cells if cell.task.scored and cell.task.image != "shown"]
+    plain = {id(cell): part.main(cell.subject) for cell in controls}
+    wanted = {
+        str(place): (hits_of(shown), hits_of(cell), groups_of(shown))
+        for place, cell in enumerate(controls)
+        if (shown := plain[id(cell)]) is not None
+    }
+    gaps = paired(wanted)
+    nothing = (text.UNKNOWN, 0.0, 0)
+    return [(cell, plain[id(cell)], gaps.get(str(place), nothing)[0]) for place, cell in enumerate(controls)]
+
+
+def _confusion(part: DataPart) -> tuple[Heat, ...]:
+    found = []
+    for cell in figures_answers.mains(part):
+        matrix = figures_answers.confusion_of(cell)
+        if matrix is not None:
+            found.append(_heat(cell, *matrix, down="true", across="answered"))
+    return tuple(found)
+
+
+def _agreement(part: DataPart) -> tuple[Heat, ...]:
+    found = []
+    for cell, told in figures_mapping.mapped(part):
+        matrix = figures_mapping.agreement_of(cell, told)
+        if matrix is not None:
+            found.append(_heat(cell, *matrix, down="probe says", across="answer says"))
+    return tuple(found)
+
+
+def _heat(cell: Cell, rows: Sequence[str], columns: Sequence[str], counts: Floats, *, down: str, across: str) -> Heat:
+    lines = []
+    for name, line in zip(rows, counts, strict=True):
+        total = float(line.sum()) or 1.0
+        lines.append((cut(name, 40), tuple((int(count), round(100 * float(count) / total, 1)) for count in line)))
+    return Heat(
+        f"{cell.subject.label}, {cell.task.name}",
+        cell.subject.number,
+        down,
+        across,
+        tuple(cut(name, 40) for name in columns),
+        tuple(lines),
+    )
+
+
+def _areas(part: DataPart, found: Sequence[tuple[Cell, str, float, int]]) -> Table:
+    columns = (
+        Column("Model", "model"),
+        Column("Class", "class"),
+        Column("Positives", "n", "count"),
+        Column("Area under the ROC curve", "auroc", "decimal"),
+    )
+    rows = tuple((cell.subject.label, name, positives, area) for cell, name, area, positives in found)
+    owners = tuple(cell.subject.number for cell, *_ in found)
+    return Table(f"{part.name}.roc", f"{part.title}: areas under the ROC curves", columns, rows, owners)
+
+
+def _verdict(one: Verdict) -> dict[str, Any]:
+    return {
+        "model": one.subject.label,
+        "task": one.cell.task.name,
+        "sentence": one.sentence,
+        "accuracy": one.accuracy.to_dict(),
+        "blind": one.blind,
+        "blind_accuracy": _plain(one.blind_accuracy),
+        "over_blind": one.over_blind.to_dict(),
+        "reference": one.reference,
+        "reference_accuracy": _plain(one.reference_accuracy),
+        "over_reference": one.over_reference.to_dict(),
+        "probed": one.probed,
+        "named": one.named,
+        "supported": [effect.mode for effect in one.supported],
+        "cannot_tell": list(one.undecided),
+    }
+
+
+def _plain(value: float) -> float | None:
+    return value if text.known(value) else None
+
+
+class LongText:
+    """Cuts long texts for the page, and bounds what all of them take together."""
+
+    def __init__(self) -> None:
+        self._left = ALL_TEXT
+
+    def __call__(self, value: object) -> tuple[str, int]:
+        """As much of a text as the page can hold, and how many characters that leaves out."""
+        whole = clean(value)
+        kept = whole[: min(WHOLE, max(2_000, self._left))]
+        self._left -= len(kept)
+        return kept, len(whole) - len(kept)
+
+
+def render(report: Report, beside: str) -> str:
+    """The HTML.
+
+    Args:
+        report: what to show.
+        beside: name of the folder with tables and figures, which lies beside the page.
+    """
+    script, css = _own("report.js"), _own("report.css")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_own),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "cut": cut, "decimal": text.decimal, "interval": text.interval}
+    environment.globals["known"] = text.known
+    manifests = [
+        (run.name, json.dumps(_shareable(run.manifest), indent=1, ensure_ascii=False)) for run in report.gathered.runs
+    ]
+    return environment.get_template("report.html").render(
+        report=report,
+        beside=beside,
+        version=__version__,
+        css=Markup(css),  # our own file
+        script=Markup(script),  # likewise
+        policy=_policy(script),
+        whole=LongText(),
+        rows=ROWS,
+        markup=Markup,  # for the figures alone, in whose SVG matplotlib escapes every text
+        prompts=methods.prompts(report.gathered),
+        commands=[(run.name, without_secrets(methods.commands(run))) for run in report.gathered.runs],
+        manifests=manifests,
+        citations={section.part.name: methods.set_citations(section.part) for section in report.sections},
+    )
+
+
+def _own(name: str) -> str:
+    """A file of this package's templates."""
+    return files(str(__package__)).joinpath(_TEMPLATES, name).read_text("utf-8")
+
+
+def _policy(script: str) -> str:
+    """A policy under which the page can load nothing, send nothing, and run no script but its own."""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _shareable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without what looks like a key in its command, and without the list of plugins."""
+    told = {key: value for key, value in manifest.items() if key != "plugins"}
+    told["command"] = {
+        key: without_secrets(value) if isinstance(value, str) else value
+        for key, value in mapping(manifest.get("command")).items()
+    }
+    return told
