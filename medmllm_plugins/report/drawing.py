@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from PIL import Image
 
 from medmllm_plugins.report.text import cut
 
@@ -123,10 +127,17 @@ def finish(
         on_page: whether it stands on the page, or only beside it.
         number: of the figure, which keeps ids on one page apart.
     """
+    # Figure.savefig draws twice and lays out each time; a page of ten models has no time for that.
     svg, png = io.StringIO(), io.BytesIO()
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib's canvases carry no types
+    canvas.draw()
+    figure.set_layout_engine("none")
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(png, "PNG", dpi=(DPI, DPI), compress_level=4)
     with matplotlib.rc_context({"svg.hashsalt": stem}):
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": cut(title, 200)})
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+        metadata = {"Date": None, "Creator": None, "Title": cut(title, 200)}
+        vector: Any = FigureCanvasSVG(figure)
+        vector.print_svg(svg, metadata=metadata)
     text = svg.getvalue()
     width = round(figure.get_size_inches()[0] * 96)
     inline = themed(text, f"f{number}", alt) if on_page else ""
@@ -188,7 +199,12 @@ class Marks:
 
 
 def grid(
-    count: int, across: int, draw: Callable[[Axes, int], None], *, size: tuple[float, float], shared: bool = True
+    count: int,
+    across: int,
+    draw: Callable[[Axes, int], None],
+    *,
+    size: tuple[float, float],
+    titles: tuple[str, str] | None = None,
 ) -> Figure:
     """Small multiples.
 
@@ -197,19 +213,24 @@ def grid(
         across: at most so many in a row.
         draw: draws panel i into its axes.
         size: inches of one panel.
-        shared: whether ticks and labels stand at the outer panels only.
+        titles: of both axes, where all panels have the same; ticks then stand at the outer panels only.
     """
     columns = min(across, count)
     lines = -(-count // columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+    shared = titles is not None
     axes = figure.subplots(lines, columns, squeeze=False, sharex=shared, sharey=shared)
     for place, one in enumerate(axes.flat):
         if place < count:
             draw(one, place)
         else:
             one.set_axis_off()
-    if shared and count < lines * columns:
-        # The panels above an empty place carry the ticks that would stand below it.
-        for column in range(count - (lines - 1) * columns, columns):
-            axes[lines - 2][column].xaxis.set_tick_params(labelbottom=True)
+    if titles is not None:
+        for column in range(columns):
+            # A panel above an empty place carries what would stand below it.
+            last = axes[lines - 1 if (lines - 1) * columns + column < count else lines - 2][column]
+            last.xaxis.set_tick_params(labelbottom=True)
+            last.set_xlabel(titles[0])
+        for line in range(lines):
+            axes[line][0].set_ylabel(titles[1])
     return figure

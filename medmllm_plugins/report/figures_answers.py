@@ -27,11 +27,12 @@ from medmllm_plugins.report.drawing import (
     marker,
 )
 from medmllm_plugins.report.gathering import Cell, DataPart
-from medmllm_plugins.report.tables import variant_accuracies
+from medmllm_plugins.report.tables import Control, variant_accuracies
 from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, percent, sequence
 from medmllm_plugins.report.verdict import blind_baseline
 
 _MOST_CLASSES = 14
+_HALVES = (0, 0.5, 1)
 
 
 def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
@@ -39,7 +40,7 @@ def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
     cells = mains(part)
     if not cells:
         return None
-    figure = Figure(figsize=(7.2, 1.15 + 0.34 * len(cells)), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.15 + 0.34 * len(cells)), layout="constrained")
     axes, marks = figure.subplots(), Marks()
     for row, cell in enumerate(cells):
         place = cell.subject.number
@@ -105,7 +106,7 @@ def confusion(part: DataPart, figure_number: int) -> Drawing | None:
         axes.set_xlabel("answered")
         axes.set_ylabel("true")
 
-    figure = grid(len(found), 3, draw, size=(side * 1.15, side), shared=False)
+    figure = grid(len(found), 3, draw, size=(side * 1.15, side))
     told = [f"{cell.subject.label}, {int(np.trace(counts[:, : len(rows)]))} right" for cell, rows, _, counts in found]
     return finish(
         figure,
@@ -167,13 +168,19 @@ def reliability(part: DataPart, figure_number: int) -> Drawing | None:
         )
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.04)
+        axes.set_xticks(_HALVES)
+        axes.set_yticks(_HALVES)
         error = cell.metrics.get("ece")
         below = f"\ncalibration error {error.value:.3f}" if error is not None and known(error) else ""
         axes.set_title(cut(cell.subject.label, 26) + below)
 
-    figure = grid(len(found), 4 if len(found) > 4 else 3, draw, size=(2.4, 2.45))
-    figure.supxlabel("probability of the top class", fontsize=9)
-    figure.supylabel("share that is right", fontsize=9)
+    figure = grid(
+        len(found),
+        4 if len(found) > 4 else 3,
+        draw,
+        size=(2.5, 2.6),
+        titles=("probability of the top class", "share that is right"),
+    )
     told = [
         f"{cell.subject.label}, calibration error {cell.metrics['ece'].value:.3f}"
         for cell, _ in found
@@ -196,8 +203,8 @@ def _bins(cell: Cell) -> list[tuple[float, float, int]]:
     return [(x, y, int(n)) for x, y, n in triples if known(x) and known(y) and n > 0]
 
 
-def roc(part: DataPart, figure_number: int) -> tuple[Drawing, list[tuple[Cell, str, float, int]]] | None:
-    """ROC curves one class against the others, a panel a model; and the areas for a table."""
+def roc(part: DataPart, figure_number: int) -> Drawing | None:
+    """ROC curves one class against the others, a panel a model."""
     found = [(cell, curves) for cell in mains(part) if (curves := roc_of(cell))]
     if not found:
         return None
@@ -212,19 +219,21 @@ def roc(part: DataPart, figure_number: int) -> tuple[Drawing, list[tuple[Cell, s
             axes.plot(x, y, color=colour(at), linestyle=dash(at), linewidth=1.4, label=label)
         axes.set_xlim(-0.01, 1)
         axes.set_ylim(0, 1.02)
+        axes.set_xticks(_HALVES)
+        axes.set_yticks(_HALVES)
         areas = [area for *_, area, _ in curves]
         axes.set_title(f"{cut(cell.subject.label, 26)}\nmean area {sum(areas) / len(areas):.3f}")
 
-    figure = grid(len(found), 4 if len(found) > 4 else 3, draw, size=(2.4, 2.5))
-    figure.supxlabel("1 − specificity", fontsize=9)
-    figure.supylabel("sensitivity", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=min(4, len(found[0][1])))
-    areas = [(cell, name, area, positives) for cell, curves in found for name, _, _, area, positives in curves]
+    wide = 1.5 / len(found) if len(found) < 3 else 0  # room for the legend at the side
+    titles = ("1 − specificity", "sensitivity")
+    figure = grid(len(found), 4 if len(found) > 4 else 3, draw, size=(2.5 + wide, 2.6), titles=titles)
+    narrow = len(found) < 3
+    figure.legend(loc="outside right upper" if narrow else "outside lower center", ncols=1 if narrow else 4)
     told = [
         f"{cell.subject.label}, {listed([f'{name} {area:.3f}' for name, _, _, area, _ in curves])}"
         for cell, curves in found
     ]
-    drawing = finish(
+    return finish(
         figure,
         f"{part.name}.roc",
         f"{part.title}: ROC of each class",
@@ -232,7 +241,6 @@ def roc(part: DataPart, figure_number: int) -> tuple[Drawing, list[tuple[Cell, s
         f"ROC curves on {part.title}, areas: {'; '.join(told)}.",
         number=figure_number,
     )
-    return drawing, areas
 
 
 def roc_of(cell: Cell) -> list[tuple[str, Floats, Floats, float, int]]:
@@ -270,16 +278,14 @@ def _curve(name: str, score: Floats, positive: np.ndarray) -> Iterator[tuple[str
     ends_of_ties = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
     y = np.concatenate([[0.0], np.cumsum(hit)[ends_of_ties] / hit.sum()])
     x = np.concatenate([[0.0], np.cumsum(~hit)[ends_of_ties] / (~hit).sum()])
-    area = float(np.trapezoid(y, x))
+    area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
     keep = np.ones(len(x), dtype=bool)
     # Inner points of a straight stretch say nothing and weigh.
     keep[1:-1] = ~((np.diff(x)[:-1] == 0) & (np.diff(x)[1:] == 0) | (np.diff(y)[:-1] == 0) & (np.diff(y)[1:] == 0))
     yield name, x[keep], y[keep], area, int(positive.sum())
 
 
-def sensitivity(
-    part: DataPart, blind: Sequence[tuple[Cell, Cell | None, Estimate]], figure_number: int
-) -> Drawing | None:
+def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) -> Drawing | None:
     """Accuracy under each order and wording, and under the blind controls, a line a task."""
     rows: list[tuple[Cell, str, list[Estimate]]] = []
     for cell in part.cells:

@@ -44,8 +44,10 @@ def single(cell: Cell, part: DataPart, figure_number: int) -> Drawing:
     probing = cell.task.probing
     assert probing is not None
     axis = _axis(probing.loci())
-    figure = Figure(figsize=(7.6, 5.6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.9, 1))
+    # Fixed margins: there is one such figure a model, and a layout engine takes longer than the drawing.
+    figure = Figure(figsize=(7.6, 5.9))
+    margins = {"left": 0.075, "right": 0.985, "top": 0.955, "bottom": 0.245, "hspace": 0.07}
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.9, 1), gridspec_kw=margins)
     for axes in (upper, lower):
         _modules(axes, axis, titled=axes is upper)
     for pooling, tone, sign, line in (("mean", _MEAN, "o", "-"), ("last", _LAST, "s", (0, (5, 2)))):
@@ -65,9 +67,11 @@ def single(cell: Cell, part: DataPart, figure_number: int) -> Drawing:
     lower.set_ylabel("balanced, percent")
     for axes in (upper, lower):
         axes.set_ylim(0, 103)
+    upper.set_yticks(range(0, 101, 20))
+    lower.set_yticks((0, 50, 100))
     lower.set_xlim(-0.7, axis.answer + 0.7)
     _ticks(lower, axis)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="lower center", ncols=3)
     best = probing.best
     peak = "" if best is None else f" Best probe: {percent(best.accuracy.value)} at {best.locus} ({best.pooling})."
     return finish(
@@ -304,7 +308,7 @@ def _answer(axes: Axes, axis: _Axis, probing: Probing) -> None:
 
 def _ticks(axes: Axes, axis: _Axis) -> None:
     names = list(axis.places)
-    step = max(1, math.ceil(len(names) / 26))
+    step = max(1, math.ceil(len(names) / 16))
     kept = [
         name
         for part, members in groupby(names, key=lambda name: name.partition(".")[0])

@@ -72,7 +72,7 @@ def agreement(part: DataPart, figure_number: int) -> Drawing | None:
         axes.set_xlabel("the answer says")
         axes.set_ylabel("the probe says")
 
-    figure = grid(len(found), 3, draw, size=(side * 1.15, side), shared=False)
+    figure = grid(len(found), 3, draw, size=(side * 1.15, side))
     told = [
         f"{cell.subject.label}, {percent(float(np.trace(counts[:, : len(rows)]) / max(1.0, counts.sum())))} agree"
         for cell, rows, _, counts in found

@@ -255,8 +255,8 @@ def _probes(gathered: Gathered, cite: _References) -> Iterator[str]:
         lens = f", and the labels' words read off each layer by the logit lens{cite('lens')}"
         yield (
             "Semantic mapping compares the probe of the last token with the answers, the best one-to-one renaming of "
-            f"the answers{cite('hungarian')}, scores less those of a blank image{cite('calibrate')}, fitted class offsets "
-            f"and an affine map, all fitted on the validation fold"
+            f"the answers{cite('hungarian')}, scores less those of a blank image{cite('calibrate')}, fitted class "
+            f"offsets and an affine map, all fitted on the validation fold"
             f"{lens if any(one.mapping and one.mapping.lens for one in probings) else ''}."
         )
 

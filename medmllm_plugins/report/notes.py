@@ -34,7 +34,7 @@ def notes(gathered: Gathered) -> Notes:
             and not any(cell.task.probing and known(cell.task.probing.reference) for cell in part.cells)
         ):
             missing.append(
-                f"{part.title}: no reference classifier to hold against: medmllm baseline med_cls_{part.name} makes one."
+                f"{part.title}: no reference classifier to compare with (medmllm baseline med_cls_{part.name})."
             )
     return Notes(
         missing=tuple(dict.fromkeys(missing)),

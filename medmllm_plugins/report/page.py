@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,6 @@ from markupsafe import Markup
 
 from medmllm_plugins import __version__
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import (
     figures_answers,
     figures_attribution,
@@ -25,12 +26,13 @@ from medmllm_plugins.report import (
     tables,
     text,
 )
-from medmllm_plugins.report.drawing import Drawing, style
+from medmllm_plugins.report.drawing import Drawing
 from medmllm_plugins.report.gallery import Gallery, gallery
 from medmllm_plugins.report.gathering import Cell, DataPart, Gathered, Subject
 from medmllm_plugins.report.notes import Notes, notes
-from medmllm_plugins.report.tables import Column, Table
+from medmllm_plugins.report.tables import Column, Control, Table
 from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
+from medmllm_plugins.report.together import draw_all
 from medmllm_plugins.report.verdict import Verdict, groups_of, hits_of, overview, paired, verdicts
 
 ROWS: Final = 300
@@ -78,7 +80,7 @@ class Section:
     confusion: tuple[Heat, ...]
     reliability: Drawing | None
     roc: Drawing | None
-    areas: Table | None
+    areas: Table
     sensitivity: Drawing | None
     changes: Table
     positions: Table | None
@@ -171,13 +173,20 @@ class Report:
 
 def build(gathered: Gathered) -> Report:
     """Draw and table everything."""
-    numbers = iter(range(10_000))
-
-    def number() -> int:
-        return next(numbers)
-
-    with style():
-        sections = tuple(_section(part, number) for part in gathered.sets)
+    numbers = itertools.count()
+    plans = [(part, verdicts(part), _blind(part)) for part in gathered.sets]
+    jobs = [
+        (place, name, functools.partial(job, next(numbers)))
+        for place, (part, _, blind) in enumerate(plans)
+        for name, job in _jobs(part, blind)
+    ]
+    drawn: list[dict[str, Drawing]] = [{} for _ in plans]
+    for (place, name, _), drawing in zip(jobs, draw_all([job for *_, job in jobs]), strict=True):
+        if drawing is not None:
+            drawn[place][name] = drawing
+    sections = tuple(
+        _section(part, found, blind, figures) for (part, found, blind), figures in zip(plans, drawn, strict=True)
+    )
     models = [one.label for one in gathered.models] or [one.label for one in gathered.subjects]
     who = text.listed(models) if len(models) <= 2 else text.quantity(len(models), "model")
     what = [part.title for part in gathered.sets]
@@ -194,46 +203,67 @@ def build(gathered: Gathered) -> Report:
     )
 
 
-def _section(part: DataPart, number: Callable[[], int]) -> Section:
-    found = verdicts(part)
-    blind = _blind(part)
-    roc = figures_answers.roc(part, number())
-    probed = part.probed()
-    for_papers = [figures_answers.confusion(part, number()), figures_mapping.agreement(part, number())]
+def _jobs(part: DataPart, blind: Sequence[Control]) -> list[tuple[str, Callable[[int], Drawing | None]]]:
+    """What is to be drawn of a data set, by name; each takes the number of the figure. The longest come first."""
+    found: list[tuple[str, Callable[[int], Drawing | None]]] = [
+        (f"layers {place}", functools.partial(figures_layers.single, cell, part))
+        for place, cell in enumerate(part.probed())
+    ]
+    for name, draw in (
+        ("confusion", figures_answers.confusion),
+        ("agreement", figures_mapping.agreement),
+        ("reliability", figures_answers.reliability),
+        ("roc", figures_answers.roc),
+        ("gains", figures_mapping.gains),
+        ("checks", figures_attribution.checks),
+        ("layers", figures_layers.overlaid),
+        ("accuracy", figures_answers.accuracies),
+        ("health", figures_layers.health),
+        ("lens", figures_mapping.lens),
+        ("randomisation", figures_attribution.randomisation),
+    ):
+        found.append((name, functools.partial(draw, part)))
+    return [*found, ("sensitivity", functools.partial(figures_answers.sensitivity, part, blind))]
+
+
+def _section(
+    part: DataPart, found: Sequence[Verdict], blind: Sequence[Control], figures: Mapping[str, Drawing]
+) -> Section:
+    singles = [(cell.subject, figures.get(f"layers {place}")) for place, cell in enumerate(part.probed())]
     return Section(
         part=part,
         sentence=overview(part, found),
         verdicts=tuple(found),
-        accuracy=figures_answers.accuracies(part, number()),
+        accuracy=figures.get("accuracy"),
         metrics=tables.metrics_table(part, found),
         classes=tables.class_table(part),
         parsing=tables.parsing_table(part),
         unparsed=tables.unparsed_table(part),
         confusion=_confusion(part),
-        reliability=figures_answers.reliability(part, number()),
-        roc=None if roc is None else roc[0],
-        areas=None if roc is None else _areas(part, roc[1]),
-        sensitivity=figures_answers.sensitivity(part, blind, number()),
+        reliability=figures.get("reliability"),
+        roc=figures.get("roc"),
+        areas=_areas(part),
+        sensitivity=figures.get("sensitivity"),
         changes=tables.sensitivity_table(part, blind),
         positions=tables.positions_table(part),
-        layers=figures_layers.overlaid(part, number()),
-        single_layers=tuple((cell.subject, figures_layers.single(cell, part, number())) for cell in probed),
-        health=figures_layers.health(part, number()),
+        layers=figures.get("layers"),
+        single_layers=tuple((subject, one) for subject, one in singles if one is not None),
+        health=figures.get("health"),
         diagnosis=tables.diagnosis_table(part),
         health_table=tables.health_table(part),
         curves=tables.curves_table(part),
         agreement=_agreement(part),
-        gains=figures_mapping.gains(part, number()),
+        gains=figures.get("gains"),
         mapping=tables.mapping_table(part),
-        lens=figures_mapping.lens(part, number()),
-        checks=figures_attribution.checks(part, number()),
-        randomisation=figures_attribution.randomisation(part, number()),
+        lens=figures.get("lens"),
+        checks=figures.get("checks"),
+        randomisation=figures.get("randomisation"),
         attributions=tables.attribution_table(part),
-        for_papers=tuple(one for one in for_papers if one is not None),
+        for_papers=tuple(figures[name] for name in ("confusion", "agreement") if name in figures),
     )
 
 
-def _blind(part: DataPart) -> list[tuple[Cell, Cell | None, Estimate]]:
+def _blind(part: DataPart) -> list[Control]:
     """Blind controls, each with the task it is held against and the paired difference of shown less blind."""
     controls = [cell for cell in part.cells if cell.task.scored and cell.task.image != "shown"]
     plain = {id(cell): part.main(cell.subject) for cell in controls}
@@ -280,15 +310,16 @@ def _heat(cell: Cell, rows: Sequence[str], columns: Sequence[str], counts: Float
     )
 
 
-def _areas(part: DataPart, found: Sequence[tuple[Cell, str, float, int]]) -> Table:
+def _areas(part: DataPart) -> Table:
     columns = (
         Column("Model", "model"),
         Column("Class", "class"),
         Column("Positives", "n", "count"),
         Column("Area under the ROC curve", "auroc", "decimal"),
     )
-    rows = tuple((cell.subject.label, name, positives, area) for cell, name, area, positives in found)
-    owners = tuple(cell.subject.number for cell, *_ in found)
+    found = [(cell, curve) for cell in figures_answers.mains(part) for curve in figures_answers.roc_of(cell)]
+    rows = tuple((cell.subject.label, name, positives, area) for cell, (name, _, _, area, positives) in found)
+    owners = tuple(cell.subject.number for cell, _ in found)
     return Table(f"{part.name}.roc", f"{part.title}: areas under the ROC curves", columns, rows, owners)
 
 

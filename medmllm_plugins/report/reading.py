@@ -220,8 +220,11 @@ def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
     if told and not told.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
-    metrics = mapping(_json(folder / f"{stem}{METRICS}", missing, f"no figures of the answers. {_AGAIN}"))
-    outcomes, unparsed = _outcomes(folder / f"{stem}{SUFFIX}", missing)
+    attributions = _attributions(folder / FOLDER / stem / INDEX, name, missing)
+    # A task that explains answers may leave no figures of them.
+    told_of = [] if attributions is not None else missing
+    metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {_AGAIN}"))
+    outcomes, unparsed = _outcomes(folder / f"{stem}{SUFFIX}", told_of)
     return TaskRun(
         name=clean(name),
         told=told,
@@ -229,7 +232,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
         outcomes=outcomes,
         unparsed=unparsed,
         probing=_probing(folder / f"{stem}{PROBES}", name, told, missing),
-        attributions=_attributions(folder / FOLDER / stem / INDEX, name, missing),
+        attributions=attributions,
         missing=tuple(missing),
     )
 
@@ -292,7 +295,10 @@ def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str])
 
 def _attributions(path: Path, name: str, missing: list[str]) -> Attributions | None:
     if not path.exists():
-        if name.startswith("med_attr"):
+        begun = sum(1 for _ in path.parent.glob("entries/*.json"))
+        if begun:
+            missing.append(f"attributions of {quantity(begun, 'document')} were begun, but not put together. {_AGAIN}")
+        elif name.startswith("med_attr"):
             missing.append(f"no attributions ({FOLDER}/{path.parent.name}/{INDEX}).")
         return None
     try:

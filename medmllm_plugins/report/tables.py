@@ -19,6 +19,8 @@ from medmllm_plugins.report.verdict import Verdict, blind_baseline
 Kind: TypeAlias = Literal["text", "share", "gap", "decimal", "count", "p"]
 """What a column holds: words; a share of 1 or a difference of shares, shown in percent; a plain number; a count; p."""
 Value: TypeAlias = str | int | float | Estimate | None
+Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
+"""A blind control, the task that it is held against, and the paired difference: shown less blind."""
 METRICS: Final = {
     "accuracy": "Accuracy",
     "balanced": "Balanced accuracy",
@@ -127,7 +129,7 @@ def show(value: Value, kind: Kind) -> Shown:
         return Shown(text.NOTHING, "", "")
     signed = kind == "gap"
     if kind in ("share", "gap"):
-        words = text.percent(main, signed=signed).removesuffix(" %")
+        words = text.percent(main, signed=signed).removesuffix("\N{NO-BREAK SPACE}%")
     elif kind == "count":
         words = f"{int(main):,}"
     else:
@@ -143,24 +145,24 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
     """All metrics of all tasks of a data set, with the gaps to blind answers and to the reference classifier."""
     by_number = {one.subject.number: one for one in found}
     cells = [cell for cell in part.cells if cell.task.scored]
-    present = [name for name in METRICS if any(text.known(cell.metrics.get(name)) for cell in cells)]
+    present = [
+        name for name in METRICS if name != "accuracy" and any(text.known(cell.metrics.get(name)) for cell in cells)
+    ]
     gaps = any(one.reference for one in found)
     columns = [Column("Model", "model"), Column("Task", "task")]
     columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
+    columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Over blind", "over_blind", "gap")]
+    columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
     columns += [Column(METRICS[name], name, "decimal" if name in _DECIMALS else "share") for name in present]
-    columns.append(Column("Over blind", "over_blind", "gap"))
-    if gaps:
-        columns.append(Column("Over reference", "over_reference", "gap"))
     rows: list[tuple[Value, ...]] = []
     for cell in cells:
         told = cell.task.metrics
         verdict = by_number.get(cell.subject.number)
         mine = verdict if verdict is not None and verdict.cell is cell else None
         row: list[Value] = [cell.subject.label, cell.task.name, _whole(told.get("n")), _whole(told.get("n_groups"))]
+        row += [cell.metrics.get("accuracy"), mine.over_blind if mine else None]
+        row += [mine.over_reference if mine and mine.reference else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
-        row.append(mine.over_blind if mine else None)
-        if gaps:
-            row.append(mine.over_reference if mine and mine.reference else None)
         rows.append(tuple(row))
     owners = [cell.subject.number for cell in cells]
     blind, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
@@ -261,7 +263,7 @@ def unparsed_table(part: DataPart, most: int = 8) -> Table:
     return Table(f"{part.name}.unparsed", title, columns, tuple(rows), tuple(owners))
 
 
-def sensitivity_table(part: DataPart, blind: Sequence[tuple[Cell, Cell | None, Estimate]]) -> Table:
+def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
     """What orders of options, wordings and blind controls do to accuracy.
 
     Args:

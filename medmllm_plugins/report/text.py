@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import Estimate
 
+_SPACE: Final = "\N{NO-BREAK SPACE}"
 NOTHING: Final = "–"
 """Stands for a number that is not defined or not there."""
 UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan)
@@ -55,10 +56,10 @@ def known(found: Estimate | float | None) -> bool:
 
 
 def percent(value: float | None, *, signed: bool = False) -> str:
-    """A share in percent with one decimal: ``97.7 %``."""
+    """A share in percent with one decimal, ``97.7 %``, that no line break divides."""
     if value is None or math.isnan(value):
         return NOTHING
-    return f"{_minus(f'{100 * value:+.1f}' if signed else f'{100 * value:.1f}')} %"
+    return f"{_minus(f'{100 * value:+.1f}' if signed else f'{100 * value:.1f}')}{_SPACE}%"
 
 
 def decimal(value: float | None, places: int = 2, *, signed: bool = False) -> str:
@@ -70,7 +71,7 @@ def decimal(value: float | None, places: int = 2, *, signed: bool = False) -> st
 
 def points(value: float | None) -> str:
     """A difference of shares in percentage points, without a sign: ``12.3 points``."""
-    return NOTHING if value is None or math.isnan(value) else f"{abs(100 * value):.1f} points"
+    return NOTHING if value is None or math.isnan(value) else f"{abs(100 * value):.1f}{_SPACE}points"
 
 
 def interval(found: Estimate, *, signed: bool = False) -> str:
@@ -78,7 +79,12 @@ def interval(found: Estimate, *, signed: bool = False) -> str:
     if math.isnan(found.low) or math.isnan(found.high):
         return "no interval"
     low, high = (f"{100 * end:+.1f}" if signed else f"{100 * end:.1f}" for end in (found.low, found.high))
-    return f"95 % CI {_minus(low)} to {_minus(high)}"
+    return f"95{_SPACE}%{_SPACE}CI {_minus(low)}{_SPACE}to{_SPACE}{_minus(high)}"
+
+
+def turned(found: Estimate) -> Estimate:
+    """A difference seen from the other side."""
+    return Estimate(-found.value, -found.high, -found.low)
 
 
 def p_value(value: float) -> str:

@@ -23,6 +23,7 @@ from medmllm_plugins.report.text import (
     percent,
     points,
     quantity,
+    turned,
 )
 
 Key: TypeAlias = tuple[str, str, str]
@@ -218,20 +219,19 @@ def _sentence(one: Verdict, rows: int) -> str:
         if 0 < one.shared < rows:
             what += f", on the {one.shared:,} questions that both answered"
         against.append(_against(one.over_reference, one.over_reference.value, what, one.reference_accuracy))
-    else:
-        against.append("no reference classifier was run")
-    return f"{first}, {listed(against)}; {_modes(one)}."
+    beside = "" if one.reference else "; no reference classifier was run"
+    return f"{', '.join([first, *filter(None, [listed(against)])])}{beside}; {_modes(one)}."
 
 
 def _against(gap: Estimate, value: float, what: str, reached: float) -> str:
     """One comparison: a difference only where its interval leaves out zero."""
     side = "above" if value > 0 else "below"
     if not known(gap.low):
-        return f"{points(value)} {side} {what} ({percent(reached)})"
-    told = f"{interval(gap, signed=True)}"
+        return f"{points(value)} {side} {what} at {percent(reached)}"
     if gap.low <= 0 <= gap.high:
-        return f"not told apart from {what} ({percent(reached)}; difference {percent(gap.value, signed=True)}, {told})"
-    return f"{points(gap.value)} {side} {what} ({percent(reached)}; {told})"
+        told = f"{points(gap.value)} {side}, {interval(gap, signed=True)}"
+        return f"not told apart from {what} at {percent(reached)} ({told})"
+    return f"{points(gap.value)} ({interval(gap if value > 0 else turned(gap))}) {side} {what} at {percent(reached)}"
 
 
 def _modes(one: Verdict) -> str:
