@@ -14,8 +14,8 @@ from medmllm_plugins.report.text import clean, estimate, known, mapping, number,
 FOLDER: Final = "attributions"
 INDEX: Final = "index.json"
 GAINS: Final = {
-    "deletion_gain": "deletion, better than random order",
-    "insertion_gain": "insertion, better than random order",
+    "deletion_gain": "deletion over random order",
+    "insertion_gain": "insertion over random order",
     "stability": "stability under noise",
     "inside": "mass inside the mask",
     "pointing": "pointing game",

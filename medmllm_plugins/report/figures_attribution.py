@@ -36,7 +36,7 @@ def checks(part: DataPart, figure_number: int) -> Drawing | None:
                 marks(at, axes.plot([one.area] * 2, [place - 0.3, place + 0.3], color=INK, linewidth=1.4))
         if name.endswith("_gain"):
             axes.axvline(0, color=MUTED, linewidth=0.9)
-        axes.set_title(GAINS[name], fontsize=8.5)
+        axes.set_title(GAINS[name].replace(" over ", "\nover ").replace(" under ", "\nunder "), fontsize=8.5)
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(rows) - 0.5, -0.5)
     for axes in panels.flat[len(names) :]:

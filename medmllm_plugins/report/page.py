@@ -87,6 +87,7 @@ class Section:
     layers: Drawing | None
     single_layers: tuple[tuple[Subject, Drawing], ...]
     health: Drawing | None
+    modes: Table
     diagnosis: Table
     health_table: Table
     curves: Table
@@ -102,7 +103,7 @@ class Section:
     def tables(self) -> list[Table]:
         """Its tables with rows, each of which is a CSV file."""
         found = [self.metrics, self.classes, self.parsing, self.unparsed, self.areas, self.changes, self.positions]
-        found += [self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
+        found += [self.modes, self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
         return [one for one in found if one is not None and one.rows]
 
     def drawings(self) -> list[Drawing]:
@@ -249,6 +250,7 @@ def _section(
         layers=figures.get("layers"),
         single_layers=tuple((subject, one) for subject, one in singles if one is not None),
         health=figures.get("health"),
+        modes=tables.modes_table(part),
         diagnosis=tables.diagnosis_table(part),
         health_table=tables.health_table(part),
         curves=tables.curves_table(part),

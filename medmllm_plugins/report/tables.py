@@ -32,10 +32,8 @@ METRICS: Final = {
     "ece": "Calibration error",
     "brier": "Brier score",
     "parsed": "Parsed",
-    "spread": "Spread over variants",
-    "flips": "Answers that change",
 }
-"""Metrics in the order of columns; shares of 1 apart from those of :data:`_DECIMALS`."""
+"""Metrics in the order of columns, shares of 1 apart from those of :data:`_DECIMALS`."""
 _DECIMALS: Final = frozenset({"macro_f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
 _STATUSES: Final = ("parsed", "ambiguous", "out_of_list", "refusal")
 
@@ -144,7 +142,12 @@ def show(value: Value, kind: Kind) -> Shown:
 def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
     """All metrics of all tasks of a data set, with the gaps to blind answers and to the reference classifier."""
     by_number = {one.subject.number: one for one in found}
-    cells = [cell for cell in part.cells if cell.task.scored]
+    main = {id(part.main(one)) for one in part.subjects}
+    # What a model is worth stands first; other questions and blind controls follow.
+    cells = sorted(
+        (cell for cell in part.cells if cell.task.scored),
+        key=lambda cell: (id(cell) not in main, not cell.task.plain, cell.task.image != "shown", cell.subject.number),
+    )
     present = [
         name for name in METRICS if name != "accuracy" and any(text.known(cell.metrics.get(name)) for cell in cells)
     ]
@@ -384,6 +387,38 @@ def diagnosis_table(part: DataPart) -> Table:
     )
 
 
+def modes_table(part: DataPart) -> Table:
+    """The failure modes of several models side by side: what each loses where."""
+    columns = (
+        Column("Model", "model"),
+        Column("Answers", "answers", "share"),
+        Column("Best probe", "probe", "share"),
+        *(Column(f"Lost: {mode}", f"lost_{mode}", "gap") for mode in TITLES),
+        Column("Supported", "supported"),
+        Column("Named", "named"),
+        Column("Semantic mapping", "mapping"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for cell in part.probed():
+        found = cell.task.probing
+        assert found is not None
+        lost = {one.mode: one.loss for one in found.effects}
+        supported = ", ".join(one.mode for one in found.supported()) or "none"
+        rows.append(
+            (
+                cell.subject.label,
+                found.answer,
+                found.best.accuracy if found.best else None,
+                *(lost.get(mode) for mode in TITLES),
+                supported,
+                found.named or "none",
+                found.mapping.kind if found.mapping else None,
+            )
+        )
+    owners = tuple(cell.subject.number for cell in part.probed())
+    return Table(f"{part.name}.modes", f"{part.title}: what is lost where", columns, tuple(rows), owners)
+
+
 def health_table(part: DataPart) -> Table:
     """The Feature Health profile: a score a module, and the answers' accuracy at the end."""
     columns = (
@@ -524,8 +559,8 @@ def runs_table(gathered: Gathered) -> Table:
                     run.name,
                     subject.label,
                     ", ".join(task.name for task in run.tasks),
-                    clean(run.manifest.get("started") or "") or None,
-                    clean(run.manifest.get("finished") or "not finished"),
+                    _moment(run.manifest.get("started")) or None,
+                    _moment(run.manifest.get("finished")) or "not finished",
                     cut(run.model.get("fingerprint") or "", 13) or None,
                     number(run.model.get("parameters")),
                     clean(run.model.get("dtype") or "") or None,
@@ -551,30 +586,35 @@ def data_table(gathered: Gathered) -> Table:
         Column("Divided groups", "divided", "count"),
         Column("Exposed test documents", "exposed", "count"),
     )
-    rows: dict[tuple[Value, ...], None] = {}
+    rows: dict[tuple[str, str], tuple[Value, ...]] = {}
     for part in gathered.sets:
-        for cell in part.cells:
+        for cell in sorted(part.cells, key=lambda cell: part.name not in cell.run.folds):
             told = cell.task.told
             folds = cell.run.folds.get(part.name)
             counts = folds.counts if folds else {name: _total(one) for name, one in mapping(told.get("counts")).items()}
-            rows[
-                (
-                    part.title,
-                    clean(told.get("dataset_fingerprint") or "") or None,
-                    clean(told.get("folds_hash") or (folds.digest if folds else "")) or None,
-                    *(counts.get(name) for name in ("train", "validation", "test")),
-                    folds.groups if folds else None,
-                    folds.divided if folds else None,
-                    folds.exposed if folds else None,
-                )
-            ] = None
+            mark = clean(told.get("dataset_fingerprint") or "")
+            row: tuple[Value, ...] = (
+                part.title,
+                mark or None,
+                clean(told.get("folds_hash") or (folds.digest if folds else "")) or None,
+                *(counts.get(name) for name in ("train", "validation", "test")),
+                folds.groups if folds else None,
+                folds.divided if folds else None,
+                folds.exposed if folds else None,
+            )
+            rows.setdefault((part.name, mark), row)
     return Table(
         "data",
         "The data",
         columns,
-        tuple(rows),
+        tuple(rows.values()),
         note="Equal fingerprints mean equal files and labels. Divided: groups with documents in more than one fold.",
     )
+
+
+def _moment(told: object) -> str:
+    """Date and minute of a time stamp."""
+    return clean(told or "").replace("T", " ")[:16]
 
 
 def _total(told: object) -> int:
@@ -582,7 +622,7 @@ def _total(told: object) -> int:
 
 
 def _mains(part: DataPart) -> list[Cell]:
-    return [cell for one in part.subjects if (cell := part.main(one)) is not None]
+    return [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
 
 
 def _whole(value: object) -> int | None:

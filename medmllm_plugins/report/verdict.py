@@ -266,7 +266,7 @@ def overview(part: DataPart, found: Sequence[Verdict]) -> str:
         count = sum(one.over_reference.low > 0 for one in reference)
         below = sum(one.over_reference.high < 0 for one in reference)
         parts.append(
-            f"{count} above and {below} below the reference classifier {reference[0].reference} "
+            f"{count or 'none'} above and {below or 'none'} below the reference classifier {reference[0].reference} "
             f"({percent(reference[0].reference_accuracy)})"
         )
     probed = [one for one in ranked if one.probed]

@@ -1,0 +1,229 @@
+"""The page in a real browser: no error, no request to any host, and everything works with keys."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.run_folders import Folder, outcomes
+
+from medmllm_plugins.report.files import make
+
+pytestmark = pytest.mark.chromium
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def find(*names: str) -> str:
+    """Path of a program; a skip that names it where there is none."""
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no {names[0]} on this machine: apt-get install chromium chromium-driver")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("chromium")
+    made = Folder(root / "a")
+    made.answers("med_cls_toy", outcomes(), said=[EVIL, "x" * 1_000_000, "hm"])
+    made.answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=5), image="blank")
+    made.attributions("med_attr_toy", documents=6, answer=EVIL)
+    made.attributions("med_attr_toy3d", documents=2, slices=8, methods=("occlusion",), loci=("pixels",))
+    other = Folder(root / "b", "model-b").answers("med_probe_toy", outcomes(seed=4, skill=1)).probes("med_probe_toy")
+    baseline = Folder(root / "c", "baseline pixels", baseline="pixels").answers(
+        "med_cls_toy", outcomes(skill=3, seed=9)
+    )
+    make([made.folder, other.folder, baseline.folder], root / "report.html")
+    return root / "report.html"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    chromium, chromedriver = find("chromium", "chromium-browser"), find("chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for one in (*OPTIONS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(one)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def show(browser: Any, page: Path, width: int = 1280, *, dark: bool = False) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.get(page.as_uri())
+
+
+def requests(browser: Any, page: Path) -> list[str]:
+    """Addresses that the page asked for; the browser's own first tab asks for parts of the browser."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    return [one["request"]["url"] for one in sent if one["documentURL"] == page.as_uri()]
+
+
+def press(browser: Any, selector: str, *keys: str) -> None:
+    """Focus an element as a keyboard does, and press keys."""
+    from selenium.webdriver.common.by import By
+
+    element = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].focus()", element)
+    element.send_keys(*keys)
+
+
+def shown_cards(browser: Any) -> int:
+    count: int = browser.execute_script(
+        "return [...document.querySelectorAll('.card')].filter(one => one.offsetParent !== null).length"
+    )
+    return count
+
+
+def test_it_loads_without_an_error_and_asks_no_host(browser: Any, page: Path) -> None:
+    show(browser, page)
+    asked = [url for url in requests(browser, page) if not url.startswith("data:")]
+    assert asked == [page.as_uri()]
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.classList.contains('scripted')")
+    assert browser.execute_script("return document.images.length") == 0, "a document's text became an image"
+    assert browser.execute_script("return document.scripts.length") == 1
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_wider_than_the_screen(browser: Any, page: Path, width: int, dark: bool, tmp_path: Path) -> None:
+    show(browser, page, width, dark=dark)
+    browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.save_screenshot(str(tmp_path / "screen.png"))
+    back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    ink = browser.execute_script("return getComputedStyle(document.querySelector('figure svg text')).fill")
+    light = [sum(map(int, one[4:-1].split(","))) > 382 for one in (back, ink)]
+    assert light == ([False, True] if dark else [True, False]), (back, ink)
+
+
+def test_numbers_in_tables_sort_by_keys(browser: Any, page: Path) -> None:
+    show(browser, page)
+    column = """
+        const table = document.querySelector('#good table.sortable');
+        const place = [...table.tHead.rows[0].cells].findIndex(one => one.textContent.trim() === 'Accuracy');
+        return [place, [...table.tBodies[0].rows].map(row => row.cells[place].dataset.sort)];
+    """
+    place, _ = browser.execute_script(column)
+    head = f"#good table.sortable thead th:nth-child({place + 1})"
+    press(browser, f"{head} button", "\ue007")  # Enter
+    down = [float(one) for one in browser.execute_script(column)[1]]
+    assert down == sorted(down, reverse=True) and len(down) > 2
+    press(browser, f"{head} button", " ")
+    up = [float(one) for one in browser.execute_script(column)[1]]
+    assert up == sorted(up)
+    assert browser.execute_script(f"return document.querySelector('{head}').getAttribute('aria-sort')") == "ascending"
+
+
+def test_filters_of_the_gallery(browser: Any, page: Path) -> None:
+    show(browser, page)
+    everything = shown_cards(browser)
+    assert everything == 6 * 4 + 1 + 2 + 1
+    press(browser, "[data-filter=method]", "occlusion")
+    assert shown_cards(browser) == 4 and "4 of 28" in browser.execute_script("return count.textContent")
+    press(browser, "[data-filter=locus]", "prompt")
+    assert shown_cards(browser) == 2
+    browser.execute_script(
+        "for (const one of document.querySelectorAll('[data-filter]')) {"
+        " one.value = ''; one.dispatchEvent(new Event('change')); }"
+    )
+    press(browser, "[data-filter=hit]", "misses")
+    misses = shown_cards(browser)
+    assert 0 < misses < everything
+
+
+def test_opacity_and_slices_by_keys(browser: Any, page: Path) -> None:
+    show(browser, page)
+    opacity = "return getComputedStyle(document.querySelector('.layer')).opacity"
+    assert browser.execute_script(opacity) == "0.6"
+    press(browser, "#opacity", "\ue010")  # End
+    assert browser.execute_script(opacity) == "1"
+    press(browser, "#opacity", "\ue011")  # Home
+    assert browser.execute_script(opacity) == "0"
+    boxes = (
+        "return [...document.querySelector('input.slice').closest('.card').querySelectorAll('.pair svg')]"
+        ".map(one => one.viewBox.baseVal.y / one.viewBox.baseVal.height)"
+    )
+    assert browser.execute_script(boxes) == [4, 4]
+    press(browser, "input.slice", "\ue014")  # right arrow
+    assert browser.execute_script(boxes) == [5, 5]
+    assert browser.execute_script("return document.querySelector('.card output').textContent") == "6 of 8"
+
+
+def test_models_are_hidden_everywhere(browser: Any, page: Path) -> None:
+    show(browser, page)
+    seen = """
+        return [...document.querySelectorAll('[data-series="0"]')]
+            .filter(one => getComputedStyle(one).display !== 'none').length
+    """
+    assert browser.execute_script(seen) > 10
+    press(browser, "[data-shows='0']", " ")
+    assert browser.execute_script(seen) == 0
+    press(browser, "[data-shows='0']", " ")
+    assert browser.execute_script(seen) > 10
+
+
+def test_everything_can_be_reached_by_keys(browser: Any, page: Path) -> None:
+    show(browser, page)
+    wanted = browser.execute_script(
+        "return [...document.querySelectorAll('a[href], button, input, select, summary, [tabindex]')]"
+        ".filter(one => one.tabIndex < 0).length"
+    )
+    assert wanted == 0
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys("\ue004").perform()  # Tab
+    assert browser.execute_script("return document.activeElement.className") == "skip"
+
+
+def test_a_huge_answer_is_cut_and_the_whole_folded_away(browser: Any, page: Path) -> None:
+    show(browser, page)
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('#answers tbody tr')].map(one => one.getBoundingClientRect().height)"
+    )
+    assert heights and max(heights) < 400
+    words = browser.execute_script(
+        "return [...document.querySelectorAll('details.whole pre')].map(one => one.textContent.length)"
+    )
+    assert max(words) == 100_000
+    assert browser.execute_script(f"return document.body.textContent.includes({json.dumps(EVIL)})")
+
+
+def test_it_reads_without_script_and_prints(browser: Any, page: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    show(browser, page)
+    from selenium.webdriver.common.by import By
+
+    assert browser.find_element(By.CSS_SELECTOR, ".verdict").is_displayed()
+    assert not browser.find_element(By.ID, "filters").is_displayed()
+    assert browser.find_element(By.CSS_SELECTOR, "#good table.sortable td").is_displayed()
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
+    assert len(printed["data"]) > 50_000

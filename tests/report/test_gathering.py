@@ -1,0 +1,63 @@
+"""Runs become models and data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.run_folders import Folder, outcomes
+
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.report.gathering import gather
+
+
+def test_runs_of_one_model_are_one_model(tmp_path: Path) -> None:
+    Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    Folder(tmp_path / "b").probes("med_probe_toy")
+    Folder(tmp_path / "c", fingerprint="other").answers("med_cls_toy", outcomes(seed=2))
+    found = gather([tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "a"])
+    assert [[run.name for run in one.runs] for one in found.subjects] == [["a", "b"], ["c"]]
+    assert len({one.label for one in found.subjects}) == 2 and "c" in found.subjects[1].label
+
+
+def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Folder(tmp_path / name).answers("med_cls_toy", outcomes())
+    found = gather([tmp_path / "a", tmp_path / "b"])
+    assert len(found.subjects) == 2 and len({one.label for one in found.subjects}) == 2
+
+
+def test_the_plain_question_counts_first(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy:image=blank", outcomes(seed=1), image="blank")
+    made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
+    made.answers("med_probe_toy", outcomes(seed=3)[:50])
+    made.answers("med_cls_toy", outcomes(seed=4))
+    (part,) = gather([made.folder]).sets
+    cell = part.main(part.subjects[0])
+    assert cell is not None and cell.task.name == "med_cls_toy"
+
+
+def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
+    Folder(tmp_path / "run").answers("med_cls_toy", outcomes())
+    Folder(tmp_path / "1-baseline-pixels-1", baseline="pixels").answers("med_cls_toy", outcomes(skill=3))
+    Folder(tmp_path / "2-baseline-majority-1", baseline="majority").answers("med_cls_toy", outcomes(skill=0))
+    other = Folder(tmp_path / "3-baseline-pixels-1", baseline="pixels")
+    other.answers("med_cls_toy", outcomes(), dataset_fingerprint="other data")
+    found = gather([tmp_path / "run"])
+    assert [one.name for one in found.runs] == ["run", "1-baseline-pixels-1"] and len(found.notes) == 1
+    (part,) = found.sets
+    assert part.reference is not None and part.reference.subject.reference and not part.divided
+    assert len(found.models) == 1
+
+
+def test_other_data_are_told_of(tmp_path: Path) -> None:
+    Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(), dataset_fingerprint="f2")
+    (part,) = gather([tmp_path / "a", tmp_path / "b"]).sets
+    assert part.divided
+
+
+def test_nothing_to_gather_is_an_error() -> None:
+    with pytest.raises(DataError, match="at least one run folder"):
+        gather([])

@@ -1,0 +1,184 @@
+"""Text, tables, figures, gallery and methods of a report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from support.run_folders import LABELS, Folder, outcomes
+
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report import figures_answers, figures_layers, methods, tables, text
+from medmllm_plugins.report.drawing import THEME, style
+from medmllm_plugins.report.gallery import gallery
+from medmllm_plugins.report.gathering import DataPart, gather
+from medmllm_plugins.report.notes import notes
+from medmllm_plugins.report.together import draw_all
+from medmllm_plugins.report.verdict import verdicts
+
+
+def part_of(*folders: Folder) -> DataPart:
+    (part,) = gather([one.folder for one in folders]).sets
+    return part
+
+
+def test_text_survives_whatever_a_document_holds() -> None:
+    assert text.clean("a\x00b\ud800\x1b") == "a\ufffdb?\ufffd"
+    assert text.cut("x" * 1_000_000, 10) == "x" * 9 + "…" and text.cut("a\n b") == "a b"
+    assert text.percent(-0.0001, signed=True) == "0.0\xa0%" and text.percent(float("nan")) == text.NOTHING
+    assert text.percent(0.123, signed=True) == "+12.3\xa0%" and text.percent(-0.5) == "−50.0\xa0%"
+    assert text.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
+    assert text.interval(text.UNKNOWN) == "no interval" and text.p_value(0) == "< 0.0001"
+    assert text.listed(["a", "b", "c"]) == "a, b and c" and text.listed([]) == ""
+    assert text.without_secrets("model=x,api_key=abc,token=1") == "model=x,api_key=…,token=…"
+    assert np.isnan(text.number(True)) and np.isnan(text.number("3")) and np.isnan(text.number(float("inf")))
+
+
+def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
+    part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes()))
+    table = tables.metrics_table(part, verdicts(part))
+    (row, blind) = csv.DictReader(io.StringIO(table.csv()))
+    right = np.mean([one.predicted == one.label for one in outcomes()])
+    assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
+    assert row["model"] == "model-a (tiny)" and blind["model"].startswith("(blind)") and blind["balanced"] == ""
+    shown = table.shown()[0][1][4]
+    assert shown.words == f"{100 * right:.1f}" and " to " in shown.below and float(shown.sort) == pytest.approx(right)
+
+
+def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
+    part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(), said=("no idea", "no idea", "<b>hm</b>")))
+    (row,) = csv.DictReader(io.StringIO(tables.parsing_table(part).csv()))
+    assert sum(float(row[name]) for name in ("parsed", "ambiguous", "out_of_list", "refusal")) == pytest.approx(1)
+    said = tables.unparsed_table(part).rows
+    assert {one[4] for one in said} <= {"no idea", "<b>hm</b>"} and said[0][3] == max(int(str(one[3])) for one in said)
+
+
+def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    rows = outcomes()
+    (cell,) = part_of(Folder(tmp_path / "a").answers("med_cls_toy", rows)).cells
+    curves = figures_answers.roc_of(cell)
+    scores = np.array([one.scores for one in rows])
+    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert [name for name, *_ in curves] == list(LABELS)
+    for place, (name, x, y, area, positives) in enumerate(curves):
+        positive = np.array([one.label == name for one in rows])
+        assert area == pytest.approx(roc_auc_score(positive, shares[:, place])) and positives == positive.sum()
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and (np.diff(x) >= 0).all()
+
+
+def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
+    evil = ("$\\frac{1$<script>", "b&w", "\x00c")
+    made = Folder(tmp_path / "a", "m$odel</svg>")
+    made.answers("med_cls_toy", outcomes(labels=evil), labels=evil)
+    part = part_of(made)
+    with style():
+        drawing = figures_answers.roc(part, 3)
+        confusion = figures_answers.confusion(part, 4)
+    assert drawing is not None and confusion is not None and confusion.inline == ""
+    for one in (drawing, confusion):
+        assert ET.fromstring(one.svg).tag.endswith("svg") and "<script" not in one.svg
+        assert Image.open(io.BytesIO(one.png)).width > 300
+    root = ET.fromstring(drawing.inline)
+    assert root.attrib["role"] == "img" and "areas" in root.attrib["aria-label"]
+    assert "var(--ink)" in drawing.inline and "var(--series-0)" in drawing.inline
+    assert not any(colour in drawing.inline for colour in THEME)
+    ids = [node.attrib["id"] for node in root.iter() if "id" in node.attrib]
+    assert ids and all(one.startswith("f3-") for one in ids) and len(ids) == len(set(ids))
+
+
+def test_layer_curves_show_every_control(tmp_path: Path) -> None:
+    part = part_of(Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy"))
+    with style():
+        drawing = figures_layers.single(part.probed()[0], part, 0)
+    words = " ".join(
+        "".join(node.itertext()) for node in ET.fromstring(drawing.svg).iter() if node.tag.endswith("text")
+    )
+    for said in ("vision tower", "connector", "LLM", "answer", "control task", "shuffled labels", "random encoder"):
+        assert said in words
+    for said in ("raw pixels", "chance", "commonest class", "generated answers", "mean token", "last token"):
+        assert said in words
+
+
+def test_figures_drawn_at_once_are_those_drawn_one_by_one(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+    part = part_of(made)
+    jobs = [lambda: figures_answers.accuracies(part, 0), lambda: figures_layers.health(part, 1), lambda: None] * 3
+    assert draw_all(jobs, workers=2) == draw_all(jobs, workers=1)
+
+
+def test_gallery_holds_each_original_once_and_keeps_its_budget(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=24, size=(200, 160), noise=True)
+    cells = list(part_of(made).cells)
+    whole = gallery(cells)
+    assert len(whole.pictures) == 24 and len(whole.cards) == 24 * 4 + 1 and whole.left_out == 0
+    assert whole.choices("locus") == ["pixels", "vision.05", "prompt"]
+    budget = 60_000
+    small = gallery(cells, budget)
+    spent = sum(len(one.data) for one in small.pictures) + sum(len(c.layer.data) for c in small.cards if c.layer)
+    assert spent <= budget * 1.1 and small.left_out == 97 - len(small.cards) > 0
+    assert {card.entry.label for card in small.cards} == set(LABELS) and {c.entry.hit for c in small.cards} == {
+        True,
+        False,
+    }
+
+
+def test_gallery_of_volumes_and_broken_pictures(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, size=(300, 260), slices=5)
+    (made.folder / "attributions" / "med_attr_toy" / "pictures" / "0.png").write_bytes(b"no picture")
+    found = gallery(list(part_of(made).cells))
+    (original,) = found.pictures
+    assert original.height == 5 * original.slice_height and max(original.width, original.slice_height) <= 256
+    assert found.failed and "0.png" in found.failed[0]
+    card = next(one for one in found.cards if one.entry.document == "doc-00001")
+    assert ("pointing game", "hit") in card.checks and ("deletion", "0.200") in card.checks
+
+
+def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
+    plain = gather([Folder(tmp_path / "a", "medm_vl").answers("med_cls_toy", outcomes()).folder])
+    told = methods.methods(plain).text()
+    assert "arXiv:2504.04323" in told and "lmms-eval 0.7.3" in told and "Hanley" in told
+    assert not any(name in told for name in ("Hewitt", "Petsiuk", "2309.03882", "logit lens"))
+    full = Folder(tmp_path / "b", "medm_vl").probes("med_probe_toy").attributions("med_attr_toy")
+    rows = [one for turn in (1, 2) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    full.answers("med_cls_toy:order=varied", rows, order="varied")
+    told = methods.methods(gather([full.folder])).text()
+    for name in (
+        "Hewitt",
+        "Petsiuk",
+        "2309.03882",
+        "logit lens",
+        "2604.08333",
+        "Someone. grad_cam",
+        "Captum",
+        "Adebayo",
+    ):
+        assert name in told
+    paragraph, references = methods.methods(gather([full.folder])), told
+    for place in range(1, len(paragraph.references) + 1):
+        assert f"[{place}]" in references
+
+
+def test_notes_tell_of_leaks_limits_and_doubts(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a", doubts=["its tokenizer is odd"])
+    made.answers("med_cls_toy", outcomes(), skipped=["x.png"], notes=["labels are noisy"], overlaps={"other": "reused"})
+    made.folds([("a", "g", "train"), ("b", "g", "test")])
+    made.manifest["command"]["limit"] = 40.0
+    made.write()
+    found = notes(gather([made.folder]))
+    warned = " ".join(found.warnings)
+    for said in (
+        "tokenizer is odd",
+        "1 file could not be read",
+        "labels are noisy",
+        "shares images with other",
+        "first 40",
+    ):
+        assert said in warned
+    assert "1 group" in found.leaks[0] and "1 test document" in found.leaks[0]
+    assert any("no reference classifier" in one for one in found.missing)

@@ -1,0 +1,113 @@
+"""Run folders are read as far as they go, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.run_folders import Folder, outcomes
+
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.report.reading import read_run
+
+
+def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run").answers("med_cls_toy", outcomes())
+    made.folds([("a", "g", "train"), ("b", "g", "test"), ("c", "h", "test")])
+    run = read_run(made.folder)
+    (task,) = run.tasks
+    assert run.all_missing() == [] and task.scored and len(task.outcomes) == 120 and task.plain
+    assert {one.status for one in task.unparsed} == {"refusal", "out_of_list", "ambiguous"}
+    folds = run.folds["toy"]
+    assert (folds.groups, folds.divided, folds.exposed, folds.counts["test"]) == (2, 1, 1, 2)
+
+
+def test_an_interrupted_run_says_what_it_lacks(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run")
+    made.manifest["finished"] = None
+    made.tell("med_probe_toy", features={"extra": []})
+    run = read_run(made.folder)
+    said = " ".join(run.all_missing())
+    assert "not finished" in said and "no figures" in said and "no probes" in said and "no scored answers" in said
+    made.manifest["tasks"] = {}
+    made.write()
+    assert "no task yet" in " ".join(read_run(made.folder).all_missing())
+
+
+def test_without_a_manifest_the_files_tell_the_tasks(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run").answers("med_cls_toy:image=blank", outcomes(), image="blank")
+    (made.folder / "manifest.json").write_text("{ not json", encoding="utf-8")
+    run = read_run(made.folder)
+    assert [task.name for task in run.tasks] == ["med_cls_toy:image=blank"]
+    assert run.tasks[0].dataset == "toy" and "manifest.json cannot be read" in run.missing[0]
+
+
+def test_damaged_files_are_notes_and_not_errors(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run").answers("med_cls_toy", outcomes()).probes("med_probe_toy")
+    path = made.folder / "med_cls_toy.outcomes.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + '{"id": 1\n[]\n', encoding="utf-8")
+    (made.folder / "med_probe_toy.probes.json").write_text('{"medmllm_probes": 1, "points": []}', encoding="utf-8")
+    (made.folder / "toy.folds.json").write_text("[]", encoding="utf-8")
+    run = read_run(made.folder)
+    said = " ".join(run.all_missing())
+    assert "2 damaged lines" in said and "expected the curves" in said and "toy.folds.json" in said
+    assert len(run.tasks[0].outcomes) == 120
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "[]", '{"medmllm_probes": 1, "points": [{}], "mapping": {"agreement": 3}}']
+)
+def test_probes_of_any_content_never_raise(tmp_path: Path, content: str) -> None:
+    made = Folder(tmp_path / "run").probes("med_probe_toy")
+    (made.folder / "med_probe_toy.probes.json").write_text(content, encoding="utf-8")
+    read_run(made.folder)
+
+
+def test_probes_that_failed_say_why(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run").answers("med_probe_toy", outcomes())
+    made.tell("med_probe_toy", probes={"failed": "the folds cannot carry probes"})
+    assert "the folds cannot carry probes" in " ".join(read_run(made.folder).all_missing())
+
+
+def test_attributions_are_read_and_pictures_outside_are_not(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run").attributions("med_attr_toy", documents=2)
+    (tmp_path / "secret.png").write_bytes(b"x")
+    index = made.folder / "attributions" / "med_attr_toy" / "index.json"
+    told = json.loads(index.read_text(encoding="utf-8"))
+    told["entries"][0]["original"] = "../../../secret.png"
+    told["entries"][1] = {}
+    index.write_text(json.dumps(told), encoding="utf-8")
+    (task,) = read_run(made.folder).tasks
+    assert task.attributions is not None and task.missing == ()
+    assert task.attributions.entries[0].original is None and task.attributions.entries[1].method == "unnamed"
+    assert any("secret.png" in one for one in task.attributions.warnings)
+    assert len(task.attributions.summary) == 4 and task.attributions.summary[0].area == 0.15
+
+
+def test_attributions_that_were_only_begun_are_told_of(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run")
+    made.tell("med_attr_toy")
+    assert "no attributions" in " ".join(read_run(made.folder).all_missing())
+    entries = made.folder / "attributions" / "med_attr_toy" / "entries"
+    entries.mkdir(parents=True)
+    (entries / "a.json").write_text("{}")
+    assert "attributions of 1 document were begun" in " ".join(read_run(made.folder).all_missing())
+
+
+def test_no_run_folder_is_an_error_that_helps(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a run folder, found none"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="manifest"):
+        read_run(tmp_path)
+    Folder(tmp_path / "inside")
+    with pytest.raises(DataError, match=r"It holds run folders: name them, such as .*inside"):
+        read_run(tmp_path)
+
+
+def test_a_task_of_another_package_is_named(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run")
+    made.manifest["tasks"] = {"mmmu": {"metrics": {}}, "../evil": {}}
+    made.write()
+    said = read_run(made.folder).all_missing()
+    assert any("not a task of this package" in one for one in said) and any("none of a file" in one for one in said)
