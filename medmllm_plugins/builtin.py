@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from medmllm_plugins import published
 from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.specs import ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 
 _MODELS = "medmllm_plugins.models."
+_ATTRIBUTION = "medmllm_plugins.attribution."
 
 
 @hookimpl
@@ -113,6 +114,94 @@ def medmllm_probes() -> list[ProbeSpec]:
             name="paper",
             target="medmllm_plugins.probes.recipes:paper",
             summary="The two-layer MLP of arXiv:2604.08333.",
+        ),
+    ]
+
+
+@hookimpl
+def medmllm_attributions() -> list[AttributionSpec]:
+    """Captum's methods at layers, pixels and words, and attention rollout to compare them with."""
+    return [
+        AttributionSpec(
+            name="saliency",
+            target=f"{_ATTRIBUTION}inputs:saliency",
+            summary="Size of the gradient at each pixel (Captum's Saliency).",
+            at="pixels",
+            citation="Simonyan et al. Deep Inside Convolutional Networks. arXiv:1312.6034 (2013).",
+        ),
+        AttributionSpec(
+            name="integrated_gradients",
+            target=f"{_ATTRIBUTION}inputs:integrated_gradients",
+            summary="Gradients along the way from the baseline to the image, at each pixel (Captum's).",
+            at="pixels",
+            citation="Sundararajan et al. Axiomatic Attribution for Deep Networks. arXiv:1703.01365 (2017).",
+        ),
+        AttributionSpec(
+            name="occlusion",
+            target=f"{_ATTRIBUTION}inputs:occlusion",
+            summary="What is lost with each patch of the image (Captum's FeatureAblation on patches).",
+            at="pixels",
+            gradients=False,
+            citation="Zeiler and Fergus. Visualizing and Understanding Convolutional Networks. ECCV (2014).",
+        ),
+        AttributionSpec(
+            name="layer_activation",
+            target=f"{_ATTRIBUTION}methods:layer_activation",
+            summary="Length of each state, whatever the answer (Captum's LayerActivation).",
+            gradients=False,
+        ),
+        AttributionSpec(
+            name="layer_gradient_x_activation",
+            target=f"{_ATTRIBUTION}methods:layer_gradient_x_activation",
+            summary="Gradient times state at layers (Captum's LayerGradientXActivation).",
+            citation="Shrikumar et al. Not Just a Black Box. arXiv:1605.01713 (2016).",
+        ),
+        AttributionSpec(
+            name="layer_grad_cam",
+            target=f"{_ATTRIBUTION}methods:layer_grad_cam",
+            summary="States weighted by the mean gradient of each channel (Captum's LayerGradCam).",
+            citation="Selvaraju et al. Grad-CAM. arXiv:1610.02391 (2016).",
+        ),
+        AttributionSpec(
+            name="layer_integrated_gradients",
+            target=f"{_ATTRIBUTION}methods:layer_integrated_gradients",
+            summary="Gradients along the way from the baseline's states to the document's (Captum's).",
+            citation="Sundararajan et al. Axiomatic Attribution for Deep Networks. arXiv:1703.01365 (2017).",
+        ),
+        AttributionSpec(
+            name="layer_conductance",
+            target=f"{_ATTRIBUTION}methods:layer_conductance",
+            summary="What flows through each state while the image comes up from its baseline (Captum's rule).",
+            citation="Dhamdhere et al. How Important Is a Neuron? arXiv:1805.12233 (2018).",
+        ),
+        AttributionSpec(
+            name="layer_feature_ablation",
+            target=f"{_ATTRIBUTION}methods:layer_feature_ablation",
+            summary="What is lost with each state (Captum's FeatureAblation).",
+            gradients=False,
+        ),
+        AttributionSpec(
+            name="attention_rollout",
+            target=f"{_ATTRIBUTION}rollout:attention_rollout",
+            summary="Attention multiplied through the LLM's layers, whatever the answer; a plain baseline.",
+            at="llm.embed",
+            gradients=False,
+            citation="Abnar and Zuidema. Quantifying Attention Flow in Transformers. arXiv:2005.00928 (2020).",
+        ),
+        AttributionSpec(
+            name="prompt_ablation",
+            target=f"{_ATTRIBUTION}inputs:prompt_ablation",
+            summary="What is lost with each word of the prompt (Captum's FeatureAblation).",
+            at="prompt",
+            gradients=False,
+        ),
+        AttributionSpec(
+            name="kernel_shap",
+            target=f"{_ATTRIBUTION}inputs:kernel_shap",
+            summary="Shapley values of the prompt's words (Captum's KernelShap).",
+            at="prompt",
+            gradients=False,
+            citation="Lundberg and Lee. A Unified Approach to Interpreting Model Predictions. arXiv:1705.07874 (2017).",
         ),
     ]
 

@@ -141,12 +141,17 @@ class ProbeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributionSpec:
-    """An attribution method.
+    """An attribution method for ``method=NAME`` of a ``med_attr`` task.
 
     Attributes:
         name: lower-case letters, digits and underscores.
-        target: ``"package.module:callable"``.
+        target: ``"package.module:function"``, a ``Method`` of :mod:`medmllm_plugins.attribution.methods`: it takes a
+            ``Case``, names of loci and a ``How``, and returns ``Scores`` for each locus.
         summary: one line for people.
+        at: where it looks: ``"layers"``, the loci that the user chooses, or the name of the one locus it has values
+            for, such as ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
+        gradients: whether it takes gradients, which quantised weights do not give.
+        citation: reference for the method.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -155,11 +160,15 @@ class AttributionSpec:
     name: str
     target: str
     summary: str
+    at: str = "layers"
+    gradients: bool = True
+    citation: str = ""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_function("target", self.target)
         _check_line("summary", self.summary)
+        _check_line("at", self.at)
 
 
 def _dotted(path: str) -> bool:

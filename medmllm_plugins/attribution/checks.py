@@ -1,0 +1,181 @@
+"""Numbers that tell whether a map deserves trust."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import uniform_filter  # type: ignore[import-untyped]
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+from torch import Tensor
+
+from medmllm_plugins.attribution.case import PIXELS, Case
+from medmllm_plugins.attribution.inputs import mixed_pixels, reading, segments
+from medmllm_plugins.attribution.maps import Map, cells_of_locus
+from medmllm_plugins.attribution.painting import FloatArray, sample
+from medmllm_plugins.attribution.patches import to_patches
+
+STEPS: Final = 10
+"""So many equal parts are taken away, or put back, one after the other."""
+RANDOM_ORDERS: Final = 4
+NOISE: Final = 0.05
+"""Standard deviation of the noise on pixels, as a share of their range."""
+NOISE_DRAWS: Final = 2
+_WINDOW = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What was found of one map; ``None`` for what does not apply to it.
+
+    Attributes:
+        completeness_gap: by how much the sum of a path method misses the difference it explains, as a share of it.
+        deletion: area under the target's probability while what the map holds most important is taken away first
+            (Petsiuk et al., arXiv:1806.07421); low is good.
+        deletion_random: the same, mean over random orders.
+        insertion: area while it is put back first; high is good.
+        insertion_random: the same, mean over random orders.
+        stability: rank correlation with maps of the image under noise, mean over draws.
+        inside: share of the positive values that lie in the lesion.
+        area: share of the picture that the lesion takes: what ``inside`` is by chance.
+        pointing: whether the largest value lies in the lesion (Zhang et al., arXiv:1608.00507).
+    """
+
+    completeness_gap: float | None = None
+    deletion: float | None = None
+    deletion_random: float | None = None
+    insertion: float | None = None
+    insertion_random: float | None = None
+    stability: float | None = None
+    inside: float | None = None
+    area: float | None = None
+    pointing: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Removal:
+    """Parts of a document's input that can be taken away: patches of the image, or words of the prompt."""
+
+    def __init__(self, case: Case, probability: Callable[[Tensor], Tensor], count: int, seed: int) -> None:
+        """Prepare.
+
+        Args:
+            case: the case.
+            probability: takes (R, n), 1 for parts that are kept, and returns the target's probability, (R,).
+            count: number of parts, n.
+            seed: of the random orders.
+        """
+        self._batch, self._probability, self._count = case.batch, probability, count
+        self._device = case.loaded.device
+        generator = np.random.default_rng(seed)
+        areas = [self.areas(generator.permutation(count)) for _ in range(RANDOM_ORDERS)]
+        self.random = tuple(float(np.mean(column)) for column in zip(*areas, strict=True))
+
+    @classmethod
+    def of_image(cls, case: Case, seed: int = 0) -> Removal:
+        """Patches of the image, which the baseline takes the place of."""
+        patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
+
+        def probability(keep: Tensor) -> Tensor:
+            shown = mixed_pixels(case, patches, blank, keep)
+            return case.target.probability(case.scores(len(keep), (), shown))
+
+        return cls(case, probability, len(patches), seed)
+
+    @classmethod
+    def of_prompt(cls, case: Case, seed: int = 0) -> Removal:
+        """Words of the prompt, which padding takes the place of."""
+        scores = reading(case)
+        return cls(case, lambda keep: case.target.probability(scores(keep)), int(segments(case).max()) + 1, seed)
+
+    def areas(self, order: Any) -> tuple[float, float]:
+        """Areas under the curves of deletion and of insertion.
+
+        Args:
+            order: (n,), the parts, the most important first.
+        """
+        cuts = np.linspace(0, self._count, STEPS + 1).round().astype(int)
+        place = np.empty(self._count, dtype=int)
+        place[np.asarray(order)] = np.arange(self._count)
+        gone = torch.from_numpy(place[None] < cuts[:, None]).to(self._device)
+        keep = torch.cat([~gone, gone]).float()
+        with torch.no_grad():
+            found = (
+                torch.cat([self._probability(part) for part in torch.split(keep, self._batch)]).double().cpu().numpy()
+            )
+        return tuple(float(np.trapezoid(part, dx=1 / STEPS)) for part in (found[: STEPS + 1], found[STEPS + 1 :]))  # type: ignore[return-value]
+
+
+def order_of_patches(case: Case, one: Map) -> Any:
+    """The tower's patches by a map, the most important first; those that no row of the map looks at come last."""
+    assert one.painted is not None
+    values = sample(one.painted, cells_of_locus(case, PIXELS))
+    return np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
+
+
+def order_of_words(case: Case, one: Map) -> Any:
+    """The prompt's words by their values, the most important first."""
+    words = segments(case).cpu().numpy()
+    assert one.tokens is not None
+    return np.argsort(-np.bincount(words[words >= 0], weights=one.tokens[words >= 0]), kind="stable")
+
+
+def similarity(one: FloatArray, other: FloatArray) -> float:
+    """Spearman's rank correlation of two sets of values; 0 where one of them is constant, NaN left out."""
+    both = np.isfinite(one) & np.isfinite(other)
+    first, second = rankdata(one[both]), rankdata(other[both])
+    if not both.any() or first.std() == 0 or second.std() == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def structural_similarity(one: FloatArray, other: FloatArray) -> float:
+    """Structural similarity (Wang et al. 2004) of two maps, (pictures, height, width), each scaled to 0 to 1."""
+    first, second = (_scaled(item) for item in (one, other))
+    window = (1, min(_WINDOW, first.shape[1]), min(_WINDOW, first.shape[2]))
+
+    def mean(values: FloatArray) -> FloatArray:
+        found: FloatArray = uniform_filter(values, window)
+        return found
+
+    m1, m2 = mean(first), mean(second)
+    v1, v2, both = mean(first**2) - m1**2, mean(second**2) - m2**2, mean(first * second) - m1 * m2
+    c1, c2 = 0.01**2, 0.03**2
+    return float(((2 * m1 * m2 + c1) * (2 * both + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))).mean())
+
+
+def lesion(painted: FloatArray, mask: Any) -> tuple[float | None, float, bool]:
+    """How much of a map lies in a lesion.
+
+    Args:
+        painted: (1, height, width).
+        mask: (h, w) bool, the lesion, on the whole picture, of any size.
+
+    Returns:
+        Share of the positive values inside (``None`` where there are none), the lesion's share of the picture, and
+        whether the largest value is inside.
+    """
+    height, width = painted.shape[1:]
+    inside = (
+        np.asarray(Image.fromarray(np.asarray(mask, np.uint8) * 255).resize((width, height), Image.Resampling.BOX))
+        / 255
+    )
+    values = np.nan_to_num(painted[0])
+    positive = values.clip(min=0)
+    total = positive.sum()
+    share = float((positive * inside).sum() / total) if total > 0 else None
+    return share, float(inside.mean()), bool(inside.flat[int(values.argmax())] >= 0.5)
+
+
+def _scaled(values: FloatArray) -> FloatArray:
+    values = np.nan_to_num(values)
+    span = values.max() - values.min()
+    found: FloatArray = (values - values.min()) / span if span > 0 else np.zeros_like(values)
+    return found

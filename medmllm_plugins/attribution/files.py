@@ -1,0 +1,158 @@
+"""Attributions on disk: maps as arrays, pictures to look at, one index over them.
+
+``TASK/entries/`` has a JSON file for each document as soon as it is explained, so that a broken run goes on; ``maps/``
+the arrays, ``pictures/`` the PNG files. :func:`gather` makes ``index.json`` and the table of them, on one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medmllm_plugins.attribution import pictures
+from medmllm_plugins.attribution.case import Case
+from medmllm_plugins.attribution.maps import Map
+from medmllm_plugins.attribution.summary import summarise, to_csv
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.metrics.files import write_whole
+
+INDEX = "index.json"
+FORMAT = 1
+
+
+class Shelf:
+    """The folder of one task's attributions, as one process fills it."""
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any], rank: int = 0) -> None:
+        """Open it.
+
+        Args:
+            folder: made where it is not there.
+            asked: what is explained and how; documents that were explained otherwise are explained anew.
+            rank: number of the process.
+        """
+        self.folder = folder
+        self._rank = rank
+        self._state = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        self._methods: list[dict[str, Any]] = []
+
+    def begin(self, methods: list[dict[str, Any]]) -> None:
+        """Note the methods' declarations."""
+        self._methods = methods
+
+    def has(self, identifier: str) -> bool:
+        """Whether a document was explained by an earlier start, in the same way."""
+        path = self._entry(identifier)
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["state"] == self._state
+
+    def original(self, identifier: str, picture: Image.Image) -> str:
+        """Write the pictures that were shown; returns the file's name below the folder."""
+        name = f"pictures/{stem(identifier)}.png"
+        pictures.save(picture, self.folder / name)
+        return name
+
+    def map(self, identifier: str, method: str, locus: str, one: Map, case: Case) -> dict[str, Any]:
+        """Write a map and its pictures; returns what its entry tells of them."""
+        base = f"{stem(identifier)}.{method}.{locus}"
+        held: dict[str, Any] = {"values": one.values.astype(np.float32)}
+        if one.painted is not None:
+            held["map"] = one.painted.astype(np.float32)
+        if one.tokens is not None:
+            held["tokens"] = one.tokens.astype(np.float32)
+        path = self.folder / "maps" / f"{base}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **held)
+        told: dict[str, Any] = {"map": f"maps/{base}.npz", "heat": None, "overlay": None, "slices": 1, "scale": None}
+        if one.painted is not None:
+            heat, both = f"pictures/{base}.heat.png", f"pictures/{base}.png"
+            pictures.save(pictures.stacked(pictures.heat(one.painted)), self.folder / heat)
+            pictures.save(pictures.overlay(pictures.originals(case), one.painted), self.folder / both)
+            told |= {"heat": heat, "overlay": both, "slices": len(one.painted)}
+            told["scale"] = list(pictures.scale_of(one.painted))
+        return told
+
+    def keep(self, identifier: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Note that a document is explained."""
+        self._write(self._entry(identifier), {"state": self._state, "entries": list(entries)})
+
+    def finish(self, randomised: Mapping[tuple[str, str], Any], warnings: Sequence[str]) -> None:
+        """Write what holds for all of this process's documents."""
+        told = [{"method": method, "locus": locus, "levels": levels} for (method, locus), levels in randomised.items()]
+        self._write(
+            self.folder / f"process-{self._rank}.json",
+            {"state": self._state, "methods": self._methods, "randomised": told, "warnings": list(warnings)},
+        )
+
+    def _entry(self, identifier: str) -> Path:
+        return self.folder / "entries" / f"{stem(identifier)}.json"
+
+    def _write(self, path: Path, content: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Make the index of what all processes explained, and the table beside the folder.
+
+    Args:
+        folder: the task's.
+        task: its name.
+        model: the model's name.
+        labels: the classes.
+
+    Returns:
+        The index, as it stands in ``index.json``.
+
+    Raises:
+        DataError: nothing was explained.
+    """
+    parts = [_read(path) for path in sorted(folder.glob("process-*.json"))]
+    states = {part["state"] for part in parts}
+    entries = [
+        entry
+        for path in sorted((folder / "entries").glob("*.json"))
+        for told in [_read(path)]
+        if told["state"] in states
+        for entry in told["entries"]
+    ]
+    if not entries:
+        raise DataError(f"{folder}: expected explained documents, found none.")
+    levels = [one for part in parts for one in part["randomised"]]
+    rows = summarise(entries, levels)
+    index = {
+        "medmllm_attributions": FORMAT,
+        "task": task,
+        "model": model,
+        "labels": list(labels),
+        "methods": parts[0]["methods"],
+        "entries": entries,
+        "summary": rows,
+        "warnings": sorted({warning for part in parts for warning in part["warnings"]}),
+    }
+    write_whole(folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
+    return index
+
+
+def write_table(path: Path, index: Mapping[str, Any]) -> None:
+    """Write the summary as CSV, a row for each method and locus."""
+    write_whole(path, to_csv(index["summary"]))
+
+
+def stem(identifier: str) -> str:
+    """A file name for a document's id: readable, and of its own for each."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", identifier)[:60].strip("._") or "document"
+    return f"{plain}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a file of attributions, found {error}; run the task again.") from error

@@ -1,0 +1,79 @@
+"""From what a method says of rows to a map of the pictures and a value for each word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from medmllm_plugins.attribution.case import PIXELS, Case
+from medmllm_plugins.attribution.geometry import cells
+from medmllm_plugins.attribution.inputs import PROMPT
+from medmllm_plugins.attribution.methods import Scores
+from medmllm_plugins.attribution.painting import Cells, FloatArray, paint
+
+LONGEST = 256
+"""Longest side of a map, in pixels; smaller pictures keep their size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Map:
+    """What a method says of one document at one locus.
+
+    Attributes:
+        locus: where.
+        values: (n, …) float64, as the method gave them, see :class:`medmllm_plugins.attribution.methods.Scores`.
+        painted: (pictures, height, width) float64, over the pictures shown; NaN where no patch looks. ``None`` for the
+            prompt.
+        tokens: (L,) float64, a value for each token of the prompt, 0 for image tokens; ``None`` at loci before the LLM.
+        gap: how far a path method is from complete, see :class:`medmllm_plugins.attribution.methods.Scores`.
+    """
+
+    locus: str
+    values: FloatArray
+    painted: FloatArray | None
+    tokens: FloatArray | None
+    gap: float | None
+
+
+def map_of(case: Case, locus: str, scores: Scores) -> Map:
+    """Lay a method's values over the pictures.
+
+    Raises:
+        ModelError: rows of this locus have no place on the picture.
+    """
+    values = scores.values.detach().double().cpu().numpy()
+    text = case.text.cpu().numpy()
+    if locus == PROMPT:
+        return Map(locus, values, None, values, scores.gap)
+    painted = paint(cells_of_locus(case, locus), values, map_size(case), pictures(case))
+    tokens = np.where(text, values, 0.0) if locus.startswith("llm") else None
+    return Map(locus, values, painted, tokens, scores.gap)
+
+
+def cells_of_locus(case: Case, locus: str) -> Cells:
+    """Where the rows of a locus stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
+    if locus == PIXELS:
+        return cells(case.loaded, case.inputs, case.shown, "pixels")
+    return cells(case.loaded, case.inputs, case.shown, case.place(locus).part)
+
+
+def pictures(case: Case) -> int:
+    """How many pictures the model was shown; of a volume as many as it takes slices."""
+    if isinstance(case.shown, Image.Image):
+        return 1
+    return len(case.shown) if isinstance(case.shown, Sequence) else len(case.pixels)
+
+
+def map_size(case: Case) -> tuple[int, int]:
+    """Height and width of the document's maps: the first picture's, shrunk to :data:`LONGEST`."""
+    if isinstance(case.shown, Image.Image):
+        width, height = case.shown.size
+    elif isinstance(case.shown, Sequence):
+        width, height = case.shown[0].size
+    else:
+        height, width = case.shown.voxels.shape[1:]
+    share = min(1.0, LONGEST / max(width, height))
+    return max(1, round(height * share)), max(1, round(width * share))

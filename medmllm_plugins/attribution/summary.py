@@ -1,0 +1,169 @@
+"""What the checks say of each method at each locus, over all documents that were explained."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from medmllm_plugins.metrics.intervals import number
+
+GAP_AT_MOST: Final = 0.05
+"""A path method whose sum misses more than this share of the difference has taken too few steps."""
+SURVIVES: Final = 0.5
+"""A map is said to survive shuffled weights from this rank correlation on."""
+STABLE: Final = 0.5
+DRAWS: Final = 2000
+_MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
+
+
+def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means with 95 % intervals, by method and locus, and which checks failed.
+
+    Intervals are percentile intervals of :data:`DRAWS` draws of groups. The gain of deletion is the area for random
+    orders less that for the map's, of insertion the map's less the random one: above zero, the map is better.
+
+    Args:
+        entries: of all documents, methods and loci.
+        randomised: what is known of models with shuffled weights, by process, method and locus.
+    """
+    keys = dict.fromkeys((entry["method"], entry["locus"]) for entry in entries)
+    return [_row(key, [one for one in entries if (one["method"], one["locus"]) == key], randomised) for key in keys]
+
+
+def _row(
+    key: tuple[str, str], entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    method, locus = key
+    groups = [str(entry["group"]) for entry in entries]
+    checks = [entry["checks"] for entry in entries]
+
+    def gain(name: str, sign: float) -> list[float | None]:
+        pairs = [(one[name], one[f"{name}_random"]) for one in checks]
+        return [None if a is None or b is None else sign * (b - a) for a, b in pairs]
+
+    row: dict[str, Any] = {"method": method, "locus": locus, "n": len(entries)}
+    row |= {name: _mean([one[name] for one in checks], groups) for name in _MEANS}
+    row["deletion_gain"] = _mean(gain("deletion", 1), groups)
+    row["insertion_gain"] = _mean(gain("insertion", -1), groups)
+    areas = [one["area"] for one in checks if one["area"] is not None]
+    row["area"] = float(np.mean(areas)) if areas else None
+    row["randomisation"] = _levels([one for one in randomised if (one["method"], one["locus"]) == key])
+    row["failed"] = _failed(row)
+    return row
+
+
+def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Levels of shuffling, means over processes weighted by their documents."""
+    names = dict.fromkeys(level["randomised"] for one in found for level in one["levels"])
+    rows = []
+    for name in names:
+        own = [level for one in found for level in one["levels"] if level["randomised"] == name]
+        weights = [level["documents"] for level in own]
+        shapes = [level["structural_similarity"] for level in own]
+        rows.append(
+            {
+                "randomised": name,
+                "similarity": float(np.average([level["similarity"] for level in own], weights=weights)),
+                "structural_similarity": None if None in shapes else float(np.average(shapes, weights=weights)),
+            }
+        )
+    return rows
+
+
+def _failed(row: Mapping[str, Any]) -> list[str]:
+    """One sentence for each check that a method fails at a locus."""
+    failed = []
+    gap = row["completeness_gap"]
+    if gap is not None and gap["value"] > GAP_AT_MOST:
+        failed.append(f"incomplete: the sum misses {gap['value']:.0%} of the difference; take more steps")
+    for name, said in (("deletion_gain", "deletion"), ("insertion_gain", "insertion")):
+        found = row[name]
+        if found is not None and not _above(found, 0):
+            failed.append(f"{said} no better than a random order{_few(found)}")
+    if row["randomisation"] and row["randomisation"][-1]["similarity"] > SURVIVES:
+        last = row["randomisation"][-1]["similarity"]
+        failed.append(f"survives shuffled weights: rank correlation {last:.2f}")
+    stability = row["stability"]
+    if stability is not None and stability["value"] < STABLE:
+        failed.append(f"unstable: rank correlation {stability['value']:.2f} under 5 % noise")
+    inside = row["inside"]
+    if inside is not None and not _above(inside, row["area"]):
+        failed.append(f"no more inside the lesion than its share of the picture{_few(inside)}")
+    return failed
+
+
+def _above(found: Mapping[str, Any], chance: float) -> bool:
+    """Whether the whole interval lies above chance."""
+    return found["low"] is not None and found["low"] > chance
+
+
+def _few(found: Mapping[str, Any]) -> str:
+    return "" if found["low"] is not None else ", as far as one group can tell"
+
+
+def _mean(values: Sequence[Any], groups: Sequence[str]) -> dict[str, float | None] | None:
+    """Mean with its interval, groups drawn whole; ``None`` where there are no values."""
+    known = [(float(value), group) for value, group in zip(values, groups, strict=True) if value is not None]
+    if not known:
+        return None
+    names = sorted({group for _, group in known})
+    sums = np.array([sum(value for value, group in known if group == name) for name in names])
+    counts = np.array([sum(group == name for _, group in known) for name in names])
+    low = high = math.nan
+    if len(names) > 1:
+        drawn = np.random.default_rng(0).integers(0, len(names), (DRAWS, len(names)))
+        low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return {"value": float(sums.sum() / counts.sum()), "low": number(float(low)), "high": number(float(high))}
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each method and locus, three columns for each figure."""
+    figures = (*_MEANS, "deletion_gain", "insertion_gain")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    ends = ("", "_low", "_high")
+    writer.writerow(
+        ["method", "locus", "n", *(f"{name}{end}" for name in figures for end in ends), "area", "survives", "failed"]
+    )
+    for row in rows:
+        cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
+        last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
+        writer.writerow([row["method"], row["locus"], row["n"], *cells, row["area"], last, "; ".join(row["failed"])])
+    return out.getvalue()
+
+
+def render(index: Mapping[str, Any]) -> str:
+    """For people: a line for each method and locus."""
+    rows = [("method", "locus", "n", "deletion gain", "inside", "area", "stability", "gap", "shuffled", "fails")]
+    for row in index["summary"]:
+        last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
+        rows.append(
+            (
+                row["method"],
+                row["locus"],
+                str(row["n"]),
+                _told(row["deletion_gain"], interval=True),
+                _told(row["inside"]),
+                "-" if row["area"] is None else f"{row['area']:.2f}",
+                _told(row["stability"]),
+                _told(row["completeness_gap"]),
+                "-" if last is None else f"{last:.2f}",
+                "; ".join(row["failed"]) or "nothing",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, *(f"Warning: {warning}" for warning in index["warnings"])])
+
+
+def _told(found: Mapping[str, Any] | None, *, interval: bool = False) -> str:
+    if found is None:
+        return "-"
+    if interval and found["low"] is not None:
+        return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+    return f"{found['value']:.2f}"
