@@ -96,6 +96,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         summary="peak memory of reading and fitting features of 100,000 documents against 10,000",
         repeats=1,
     ),
+    "report": Benchmark(
+        module="benchmarks.report",
+        summary="the page of ten models, figures drawn one after the other against on all cores at once",
+        repeats=3,
+    ),
 }
 
 

@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support.run_folders import Folder, outcomes
 
+from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.report.files import make

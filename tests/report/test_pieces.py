@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from support.run_folders import LABELS, Folder, outcomes
 
+from benchmarks.run_folders import LABELS, Folder, outcomes
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import figures_answers, figures_layers, methods, tables, text
 from medmllm_plugins.report.drawing import THEME, style

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support.run_folders import Folder, outcomes
 
+from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.report.reading import read_run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.run_folders import Folder, outcomes
 
+from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.metrics.comparison import compare
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.gathering import gather
