@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from medmllm_plugins.data.class_folders import (
     LabelledFile,
@@ -15,8 +19,10 @@ from medmllm_plugins.data.class_folders import (
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.data.faults import Faults, relative
 from medmllm_plugins.data.folds import grouped_folds
+from medmllm_plugins.data.images import read_rgb
 from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.errors import DataError
 
 ARCHIVE_FOLDER = "Dataset_BUSI_with_GT"
 """The folder in the published archive; its content may also lie in the data set's folder directly."""
@@ -57,3 +63,18 @@ class Busi(FileLayout):
             Document(id=file.id, image=relative(file.path, folder), label=file.label, group=group, fold=fold)
             for file, group, fold in zip(files, groups, folds, strict=True)
         ]
+
+    def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
+        """All of the image's lesions together, (height, width), bool; ``None`` where no mask stands beside it."""
+        path = folder / document.image
+        files = [
+            path.with_name(f"{path.stem}_mask{path.suffix}"),
+            *path.parent.glob(f"{glob.escape(path.stem)}_mask_*.png"),
+        ]
+        masks = [np.asarray(read_rgb(file)).max(-1) > 127 for file in files if file.is_file()]
+        if not masks:
+            return None
+        if len({one.shape for one in masks}) > 1:
+            raise DataError(f"{path}: expected masks of one size, found {[one.shape for one in masks]}.")
+        found: npt.NDArray[np.bool_] = np.logical_or.reduce(masks)
+        return found

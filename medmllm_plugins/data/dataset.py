@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data import fold_manifest, remembered
@@ -71,6 +73,14 @@ class Dataset:
         if isinstance(found, Image.Image):
             raise DataError(f"{self.spec.title} holds images, not volumes: {document.id} cannot be read as a volume.")
         return found
+
+    def mask(self, document: Document) -> npt.NDArray[np.bool_] | None:
+        """Where the finding is on the document's image, (height, width), bool; ``None`` where the set does not tell.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
+        return self.reader.mask(self.spec, self.folder, document)
 
     @property
     def folds_hash(self) -> str:

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.documents import Document
@@ -43,6 +45,14 @@ class Layout(ABC):
         Raises:
             DataError: the image cannot be read any more.
         """
+
+    def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
+        """Where the finding is on the document's image, (height, width), bool; ``None`` where the set does not tell.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
+        return None
 
     def is_there(self, spec: DatasetSpec, folder: Path) -> bool:
         """Whether the set seems to be in its folder; nothing is read."""

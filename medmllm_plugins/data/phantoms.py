@@ -297,6 +297,10 @@ class Phantoms(Layout):
             raise DataError(f"{document.id}: expected a phantom's index, found {document.image!r}.")
         return Image.fromarray(phantom(int(document.image)).image).convert("RGB")
 
+    def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
+        """Where the finding was drawn, (64, 64), bool; empty where there is none."""
+        return phantom(int(document.image)).mask
+
 
 def _documents() -> Iterator[Document]:
     for index, record in enumerate(records()):

@@ -18,7 +18,7 @@ from medmllm_plugins.taskfiles import read_task
 
 _CONFIG = "medmllm_config"
 _BASE = "medmllm_base"
-_PROBING = "medmllm_probing"
+_PURPOSE = "medmllm_purpose"
 _YAML = (".yaml", ".yml")
 
 Index = dict[str, dict[str, Any]]
@@ -52,7 +52,7 @@ def add_tasks(index: Index) -> None:
             logger.warning(f"medmllm-plugins: task {name!r} of data set {task.dataset} is hidden by {index[name]}.")
             continue
         asked = {"dataset": task.dataset, "protocol": task.protocol}
-        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PROBING: task.probing}
+        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PURPOSE: task.purpose}
 
 
 def resolve(index: Index, name: str) -> str:
@@ -107,7 +107,7 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     if "dataset" in asked:
         return {
             "task": name,
-            "class": _task_class(probing=bool(entry.get(_PROBING))),
+            "class": _task_class(str(entry.get(_PURPOSE))),
             "output_type": "generate_until",
             "metadata": {"version": 1.0, "medmllm": asked},
         }
@@ -118,12 +118,16 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     return {**found, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **asked}}}
 
 
-def _task_class(*, probing: bool) -> type[Any]:
-    """The class of a declared task; probes are imported only where one probes."""
-    if probing:
+def _task_class(purpose: str) -> type[Any]:
+    """The class of a declared task; what probes or explains is imported only where it is used."""
+    if purpose == "probe":
         from medmllm_plugins.host.probing import ProbingTask
 
         return ProbingTask
+    if purpose == "attribute":
+        from medmllm_plugins.host.attributing import AttributingTask
+
+        return AttributingTask
     from medmllm_plugins.host.tasks import ClassificationTask
 
     return ClassificationTask

@@ -15,6 +15,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis, files
 from medmllm_plugins.probes.reference import find_reference
 from medmllm_plugins.questions import scoring
+from medmllm_plugins.questions.settings import Purpose
 
 ANSWERED = ("accuracy", "balanced")
 """Metrics of the answers, which any model gives."""
@@ -31,7 +32,7 @@ class Probing(Classification):
     scores beside them, both of which a prefill gives; answers and their metrics are those of the test fold.
     """
 
-    PROBING: ClassVar[bool] = True
+    PURPOSE: ClassVar[Purpose] = "probe"
     _probed: tuple[int, analysis.Analysis | None] | None = None
 
     def metrics(self) -> tuple[str, ...]:

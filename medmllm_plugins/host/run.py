@@ -24,6 +24,7 @@ from medmllm_plugins.metrics.outcome_files import file_stem
 
 MANIFEST = "manifest.json"
 FEATURES = "features"
+ATTRIBUTIONS = "attributions"
 DEFAULT_PARENT = "medmllm_runs"
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
@@ -112,15 +113,29 @@ class Run:
             raise RuntimeError("features are kept beside the journal of answers: call open() first")
         return self._journal.folder / FEATURES / file_stem(task)
 
+    def attributions_folder(self, task: str) -> Path:
+        """Where the attributions of a task are kept meanwhile, likewise.
+
+        Raises:
+            RuntimeError: :meth:`open` was not called.
+        """
+        return self.features_folder(task).parent.parent / ATTRIBUTIONS / file_stem(task)
+
     def keep_features(self, task: str) -> Path | None:
         """Move the features of a task, now that all processes have written theirs, into the run folder.
 
         Returns:
             The store's folder; ``None`` where no features were kept, as where a cache served all answers.
         """
+        return self._keep(FEATURES, None if self._journal is None else self.features_folder(task), task)
+
+    def keep_attributions(self, task: str) -> Path | None:
+        """Move the attributions of a task into the run folder, as :meth:`keep_features` does features."""
+        return self._keep(ATTRIBUTIONS, None if self._journal is None else self.attributions_folder(task), task)
+
+    def _keep(self, kind: str, source: Path | None, task: str) -> Path | None:
         assert self.folder is not None, "the run has a folder once answers are there"
-        target = self.folder / FEATURES / file_stem(task)
-        source = None if self._journal is None else self.features_folder(task)
+        target = self.folder / kind / file_stem(task)
         if source is not None and source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from medmllm_plugins.host import bridge, envelope, run
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.questions import scoring
 from medmllm_plugins.questions.rows import Rows, right_answer
-from medmllm_plugins.questions.settings import Settings, read_settings
+from medmllm_plugins.questions.settings import Purpose, Settings, read_settings
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
@@ -48,11 +48,11 @@ class ClassificationTask:
 class Classification(ConfigurableTask):
     """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.questions.settings`."""
 
-    PROBING: ClassVar[bool] = False
+    PURPOSE: ClassVar[Purpose] = "classify"
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
-        self.settings: Settings = read_settings(config.get("task"), config.get("metadata"), probing=self.PROBING)
+        self.settings: Settings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
         with run.current().stage("data"):
             self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
         documents = self.data.select(self.settings.folds)

@@ -31,10 +31,13 @@ from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
 from medmllm_plugins.host.journal import Answered, Journal
 from medmllm_plugins.models.interface import Asked, Example, LoadedModel, Question, Shown
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.questions.attributions import Attributions
 from medmllm_plugins.questions.features import Features
 from medmllm_plugins.specs import ModelSpec
 
 DEFAULT_NEW_TOKENS = 64
+EXPLAINED_ROWS = 8
+"""Rows that attributions take together where the batch size is found by trying: gradients need room too."""
 BLANK = Image.new("RGB", (336, 336), GREY)
 """The image that holds nothing, for the labels' scores without content; of one size, so that every process agrees."""
 
@@ -211,6 +214,10 @@ class MedicalMLLM(lmms):
                         keep.flush()
                         bar.update(batch, results)
                     keep.close()
+        for task, group in _by_task(unique.values()).items():
+            if (asked := _attributions(group[0])) is not None:
+                with progress.stage(f"explain {task}", self.device):
+                    self._explain(loaded, task, asked, group, answers)
         progress.answered()
         return [
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
@@ -240,6 +247,40 @@ class MedicalMLLM(lmms):
             yield capture
         finally:
             capture.close()
+
+    def _explain(
+        self,
+        loaded: LoadedModel,
+        task: str,
+        asked: Attributions,
+        requests: Sequence[Instance],
+        answers: Mapping[tuple[str, str, int, int], Answered],
+    ) -> None:
+        """Explain some answers of a task, now that it is known which are hits; each process some of its own."""
+        from medmllm_plugins.attribution.explaining import explain
+        from medmllm_plugins.attribution.files import Shelf
+        from medmllm_plugins.attribution.sample import Answered as Known
+        from medmllm_plugins.attribution.sample import stratified
+
+        owner, progress = requests[0].args[1].__self__, run.current()
+        by_id = {str(self._row(request)["id"]): request for request in requests}
+        replies = {name: envelope.unpack(answers[_key(request)].text) for name, request in by_id.items()}
+        known = []
+        for name, request in by_id.items():
+            row = self._row(request)
+            said = owner.rows.question(row).read(replies[name].text).label
+            known.append(Known(name, str(row["label"]), said == row["label"]))
+        share = asked.n // self.world_size + (self.rank < asked.n % self.world_size)
+        items = []
+        for name in stratified(known, share) if share else []:
+            asking, row = self._question(by_id[name]), self._row(by_id[name])
+            items.append(owner.item(row, asking.text, asking.shown, replies[name]))
+        if not items:
+            return
+        told = {**asked.to_dict(), "task": dict(requests[0].metadata["medmllm"]), "model": loaded.fingerprint}
+        shelf = Shelf(progress.attributions_folder(task), told, self.rank)
+        batch = self.batch_size if isinstance(self.batch_size, int) else EXPLAINED_ROWS
+        progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch)})
 
     def _row(self, request: Instance) -> Mapping[str, Any]:
         """The row of a task that a request asks about."""
@@ -404,6 +445,13 @@ def _features(request: Instance) -> Features | None:
     told = (request.metadata or {}).get("medmllm")
     found = told.get("features") if isinstance(told, Mapping) else None
     return None if found is None else Features.from_dict(found)
+
+
+def _attributions(request: Instance) -> Attributions | None:
+    """What the task that asks wants to be explained; ``None`` for nothing."""
+    told = (request.metadata or {}).get("medmllm")
+    found = told.get("attributions") if isinstance(told, Mapping) else None
+    return None if found is None else Attributions.from_dict(found)
 
 
 def _record(row: Mapping[str, Any], reply: envelope.Reply) -> dict[str, Any]:

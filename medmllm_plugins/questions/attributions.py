@@ -12,10 +12,8 @@ Baseline = Literal["blank", "blurred"]
 BASELINES: Final[tuple[Baseline, ...]] = get_args(Baseline)
 DECISION, TRUTH, ANSWER = "decision", "truth", "answer"
 METHODS: Final = (
-    "saliency",
     "integrated_gradients",
     "occlusion",
-    "layer_gradient_x_activation",
     "layer_grad_cam",
     "layer_integrated_gradients",
     "attention_rollout",
@@ -45,7 +43,7 @@ class Attributions:
     methods: tuple[str, ...] = METHODS
     layers: tuple[str, ...] = ()
     target: str = DECISION
-    baseline: Baseline = "blank"
+    baseline: Baseline = "blurred"
     steps: int = 24
 
     def __post_init__(self) -> None:

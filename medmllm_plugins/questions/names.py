@@ -1,8 +1,8 @@
 """Names of tasks: those that data-set declarations give, and the arguments that may stand behind a name.
 
 A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
-of its own, and the same with ``med_probe_``, which probe a model's stages. Every task of this package takes arguments
-behind its name: ``med_cls_X:order=varied``.
+of its own, and the same with ``med_probe_``, which probe a model's stages, and with ``med_attr_``, which explain its
+answers. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from medmllm_plugins.answers.protocols import Protocol
 from medmllm_plugins.data.catalogue import declarations
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.questions.settings import ARGUMENTS, Settings, read_settings
+from medmllm_plugins.questions.settings import ARGUMENTS, Purpose, Settings, read_settings
 from medmllm_plugins.taskfiles import read_yaml
 
 CLASSIFY: Final = "med_cls_"
-PROBE: Final = "med_probe_"
+PREFIXES: Final[Mapping[str, Purpose]] = {CLASSIFY: "classify", "med_probe_": "probe", "med_attr_": "attribute"}
+"""Beginning of a task's name to what it is for."""
 SUFFIXES: Final[Mapping[str, Protocol]] = {"": "closed_set", "_letter": "letter", "_open": "open"}
 """Ending of a task's name to its protocol."""
 
@@ -33,13 +34,13 @@ class DeclaredTask:
         dataset: the data set's name.
         protocol: how its classes are asked for.
         path: the declaration's file.
-        probing: whether it probes a model's stages.
+        purpose: whether it asks only, probes a model's stages, or explains answers.
     """
 
     dataset: str
     protocol: Protocol
     path: Path
-    probing: bool = False
+    purpose: Purpose = "classify"
 
 
 def declared_tasks() -> dict[str, DeclaredTask]:
@@ -49,8 +50,8 @@ def declared_tasks() -> dict[str, DeclaredTask]:
         for suffix, protocol in SUFFIXES.items():
             if suffix and declaration.spec.kind == "multilabel":  # asked one yes/no question a finding
                 continue
-            for prefix in (CLASSIFY, PROBE):
-                task = DeclaredTask(dataset, protocol, declaration.path, probing=prefix == PROBE)
+            for prefix, purpose in PREFIXES.items():
+                task = DeclaredTask(dataset, protocol, declaration.path, purpose)
                 found[f"{prefix}{dataset}{suffix}"] = task
     return found
 
@@ -85,7 +86,7 @@ def task_settings(name: str) -> Settings:
     task = declared_tasks().get(base)
     if task is not None:
         asked = {"dataset": task.dataset, "protocol": task.protocol, **arguments}
-        return read_settings(name, {"medmllm": asked}, probing=task.probing)
+        return read_settings(name, {"medmllm": asked}, purpose=task.purpose)
     entry = get_manager().tasks().get(base)
     if entry is None or entry.kind != "task":
         others = (name for name, one in get_manager().tasks().items() if one.kind == "task")

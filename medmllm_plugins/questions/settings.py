@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from medmllm_plugins.answers.prompts import PARAPHRASES
 from medmllm_plugins.answers.protocols import PROTOCOLS, Protocol
@@ -15,8 +15,13 @@ from medmllm_plugins.data.faults import ON_ERROR, OnError
 from medmllm_plugins.data.spec import DatasetSpec, parse_spec
 from medmllm_plugins.data.views import View
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.questions.attributions import BASELINES, Attributions
 from medmllm_plugins.questions.features import EXTRA, Features
 
+Purpose = Literal["classify", "probe", "attribute"]
+CLASSIFYING: Final = "classify"
+PROBING: Final = "probe"
+ATTRIBUTING: Final = "attribute"
 ORDERS: Final = ("given", "varied")
 IMAGES: Final = ("shown", "blank", "shuffled")
 ALL: Final = "all"
@@ -36,7 +41,8 @@ class Settings:
         on_error: ``"raise"``, or ``"skip"``: leave out files that cannot be read, and list them.
         view: how volumes are shown.
         finding: which finding of a multi-label set is asked about, where it is one.
-        features: what is to be kept of a model's stages; ``None`` where answers alone are wanted.
+        features: what is to be kept of a model's stages; ``None`` where the task does not probe.
+        attributions: what is to be explained; ``None`` where the task explains nothing.
     """
 
     dataset: DatasetSpec
@@ -49,10 +55,15 @@ class Settings:
     view: View = field(default_factory=View)
     finding: str | None = None
     features: Features | None = None
+    attributions: Attributions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: what the manifest says, and part of the response cache's key."""
-        probing = {} if self.features is None else {"features": self.features.to_dict(), "finding": self.finding}
+        more: dict[str, Any] = {}
+        if self.features is not None:
+            more = {"features": self.features.to_dict(), "finding": self.finding}
+        if self.attributions is not None:
+            more = {"attributions": self.attributions.to_dict(), "finding": self.finding}
         return {
             "dataset": self.dataset.name,
             "dataset_options": dict(self.dataset.options),
@@ -63,7 +74,7 @@ class Settings:
             "image": self.image,
             "on_error": self.on_error,
             "view": dataclasses.asdict(self.view) if self.dataset.dimensions == 3 else None,
-            **probing,
+            **more,
         }
 
 
@@ -103,6 +114,13 @@ def _text(name: str, value: Any) -> str:
     return str(value)
 
 
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) and part for part in parts):
+        raise OptionError(f"Expected `{name}` to be names, joined by + in a task's name, found {value!r}.")
+    return tuple(dict.fromkeys(parts))
+
+
 def _pool(name: str, value: Any) -> tuple[str, ...]:
     parts = value.split("+") if isinstance(value, str) else value
     if not isinstance(parts, list) or not parts or set(parts) - set(EXTRA):
@@ -130,18 +148,30 @@ _PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "floor": _choice("on", "off"),
     "finding": _text,
 }
-ARGUMENTS: Final = (*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING)
+_ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "n": _whole,
+    "method": _several,
+    "layer": _several,
+    "target": _text,
+    "baseline": _choice(*BASELINES),
+    "steps": _whole,
+    "finding": _text,
+}
+ARGUMENTS: Final = tuple(dict.fromkeys((*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING, *_ATTRIBUTING)))
 """What may stand behind a task's name, ``NAME:argument=value:…``, and under ``metadata.medmllm`` of a YAML."""
+_OWN: Final[Mapping[Purpose, Mapping[str, Any]]] = {PROBING: _PROBING, ATTRIBUTING: _ATTRIBUTING}
+_WHERE: Final = (("med_probe", _PROBING), ("med_attr", _ATTRIBUTING))
 
 
-def read_settings(task: object, metadata: object, *, probing: bool = False) -> Settings:
+def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFYING) -> Settings:
     """Check ``metadata.medmllm`` of a task.
 
     Args:
         task: the task's name, for messages.
         metadata: the ``metadata`` of its YAML. ``medmllm.dataset`` is the name of a declared data set, or a
             declaration.
-        probing: whether the task probes a model's stages, and so asks about all folds and keeps features.
+        purpose: whether the task asks only; or probes a model's stages, and so asks about all folds and keeps
+            features; or explains answers.
 
     Raises:
         OptionError: a key or a value is wrong, or no data set has that name.
@@ -157,15 +187,21 @@ def read_settings(task: object, metadata: object, *, probing: bool = False) -> S
         plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
         view = {key: check(key, found[key]) for key, check in _VIEW.items() if key in found}
         options = {key: check(key, found[key]) for key, check in _OPTIONS.items() if key in found}
-        asked = {key: check(key, found[key]) for key, check in _PROBING.items() if key in found}
+        own = {**_PROBING, **_ATTRIBUTING} if purpose == CLASSIFYING else _OWN[purpose]
+        asked = {key: check(key, found[key]) for key, check in own.items() if key in found}
+        others = sorted({*_PROBING, *_ATTRIBUTING} & set(found) - set(own))
         settings = Settings(
             dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
         )
         _check_together(settings, view, options)
-        if probing:
+        if others or (purpose == CLASSIFYING and asked):
+            foreign = sorted(others or asked)
+            where = " and ".join(prefix for prefix, keys in _WHERE if set(foreign) & set(keys))
+            raise OptionError(f"{foreign} apply to {where} tasks only.")
+        if purpose == PROBING:
             settings = _probing(settings, plain, asked)
-        elif asked:
-            raise OptionError(f"{sorted(asked)} apply to med_probe tasks only.")
+        elif purpose == ATTRIBUTING:
+            settings = _attributing(settings, asked)
     except OptionError as error:
         raise OptionError(f"Task {task!r}: {error}") from error
     return settings
@@ -192,20 +228,35 @@ def _probing(settings: Settings, plain: Mapping[str, Any], asked: Mapping[str, A
     """The settings of a task that probes: all folds, one question a document."""
     if "folds" in plain:
         raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
+    finding = _one_question(settings, asked.get("finding"), "Probes look", "a probe is of one finding")
+    features = Features(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
+    return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
+
+
+def _attributing(settings: Settings, asked: Mapping[str, Any]) -> Settings:
+    """The settings of a task that explains: one question a document."""
+    finding = _one_question(settings, asked.get("finding"), "Attributions look", "an attribution is of one finding")
+    if settings.image != "shown":
+        raise OptionError("Attributions are of the image that was shown: leave `image` out.")
+    names = {"method": "methods", "layer": "layers"}
+    given = {names.get(key, key): value for key, value in asked.items() if key != "finding"}
+    return dataclasses.replace(settings, finding=finding, attributions=Attributions(**given))
+
+
+def _one_question(settings: Settings, finding: str | None, who: str, why: str) -> str | None:
+    """The finding that is asked about, having seen that each document is asked about once."""
     if settings.order != "given" or settings.paraphrase == ALL:
-        raise OptionError("Probes look at one way of asking: expected order=given and one paraphrase, found several.")
-    finding = asked.get("finding")
+        raise OptionError(f"{who} at one way of asking: expected order=given and one paraphrase, found several.")
     labels = settings.dataset.labels
     if settings.dataset.kind == "multilabel":
         if finding not in labels:
             raise OptionError(
-                f"{settings.dataset.title} is multi-label, and a probe is of one finding: expected finding= one of "
-                f"{list(labels)}, found {finding!r}."
+                f"{settings.dataset.title} is multi-label, and {why}: expected finding= one of {list(labels)}, found "
+                f"{finding!r}."
             )
     elif finding is not None:
         raise OptionError(f"{settings.dataset.title} has one class an image: `finding` does not apply.")
-    features = Features(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
-    return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
+    return finding
 
 
 def _check_together(settings: Settings, view: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -126,7 +126,7 @@ def test_every_data_set_gives_its_tasks() -> None:
     tasks = declared_tasks()
     assert {"med_cls_demo", "med_cls_demo_letter", "med_cls_demo_open", "med_cls_busi"} <= set(tasks)
     for name, task in tasks.items():
-        if task.probing:
+        if task.purpose == "probe":
             assert name.startswith(f"med_probe_{task.dataset}")
             continue
         found = task_settings(name)
@@ -160,7 +160,7 @@ def test_a_yaml_task_takes_arguments_too(tmp_path: Path, monkeypatch: pytest.Mon
 def test_settings_are_plain_json() -> None:
     import json
 
-    for name in (name for name, task in declared_tasks().items() if not task.probing):
+    for name in (name for name, task in declared_tasks().items() if task.purpose == "classify"):
         found = task_settings(name).to_dict()
         assert json.loads(json.dumps(found)) == found
 
