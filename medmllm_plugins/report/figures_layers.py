@@ -20,6 +20,7 @@ from medmllm_plugins.report.probing import Point, Probing
 from medmllm_plugins.report.text import cut, decimal, known, listed, percent
 
 PARTS = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
+POOLINGS = {"mean": "mean over tokens", "last": "last token"}
 _RANDOM = "floor.random."
 _PIXELS = "floor.pixels"
 _MEAN, _LAST, _CLS = SERIES[0], SERIES[1], SERIES[3]
@@ -51,8 +52,8 @@ def single(cell: Cell, part: DataPart, figure_number: int) -> Drawing:
     for axes in (upper, lower):
         _modules(axes, axis, titled=axes is upper)
     for pooling, tone, sign, line in (("mean", _MEAN, "o", "-"), ("last", _LAST, "s", (0, (5, 2)))):
-        _curve(upper, axis, probing.curve(pooling), f"{pooling} token, accuracy", tone, sign, line)
-        _control(upper, axis, probing.curve(pooling), f"{pooling} token, control task", tone)
+        _curve(upper, axis, probing.curve(pooling), f"{POOLINGS[pooling]}, accuracy", tone, sign, line)
+        _control(upper, axis, probing.curve(pooling), f"{POOLINGS[pooling]}, control task", tone)
     if classes := probing.curve("cls"):
         _curve(upper, axis, classes, "class token, accuracy", _CLS, "^", (0, (6, 2, 1, 2)))
     _floors(upper, axis, probing)
@@ -259,13 +260,13 @@ def _control(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, tone:
 
 def _floors(axes: Axes, axis: _Axis, probing: Probing) -> None:
     floors = {one.locus: one for one in probing.points if one.part == "floor" and one.pooling in ("mean", "last")}
-    found = [
-        (axis.places[name], floors[f"{_RANDOM}{name}"].accuracy.value)
-        for name in axis.places
-        if f"{_RANDOM}{name}" in floors
-    ]
-    if found:
-        x, y = [place for place, _ in found], [100 * value for _, value in found]
+    x: list[float] = []
+    y: list[float] = []
+    for _, start, end in axis.modules:
+        names = [name for name, place in axis.places.items() if start <= place <= end and f"{_RANDOM}{name}" in floors]
+        x += [*(axis.places[name] for name in names), math.nan]
+        y += [*(100 * floors[f"{_RANDOM}{name}"].accuracy.value for name in names), math.nan]
+    if any(map(math.isfinite, x)):
         axes.plot(
             x, y, color=SERIES[2], linestyle=(0, (3, 2)), linewidth=1.1, marker="x", label="random encoder (floor)"
         )

@@ -36,6 +36,14 @@ def notes(gathered: Gathered) -> Notes:
             missing.append(
                 f"{part.title}: no reference classifier to compare with (medmllm baseline med_cls_{part.name})."
             )
+        for cell in part.probed():
+            probing = cell.task.probing
+            if part.reference is not None and probing is not None and not known(probing.reference):
+                missing.append(
+                    f"{cell.task.name} of {cell.subject.label}: its probes were not held against the reference "
+                    f"classifier, which came later: medmllm diagnose {cut(cell.run.name, 60)} --reference "
+                    f"{cut(part.reference.run.name, 60)}."
+                )
     return Notes(
         missing=tuple(dict.fromkeys(missing)),
         leaks=tuple(dict.fromkeys(_leaks(gathered))),

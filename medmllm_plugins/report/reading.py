@@ -221,6 +221,10 @@ def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
         missing.append("not a task of this package; its figures are in the host's own results file.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
     attributions = _attributions(folder / FOLDER / stem / INDEX, name, missing)
+    scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, SUFFIX, PROBES))
+    if not scored and attributions is None:
+        missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
+        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
     # A task that explains answers may leave no figures of them.
     told_of = [] if attributions is not None else missing
     metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {_AGAIN}"))
@@ -235,6 +239,18 @@ def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
         attributions=attributions,
         missing=tuple(missing),
     )
+
+
+def _kept(folder: Path) -> str:
+    """How many answers an interrupted run keeps, in words; nothing where none are found."""
+    count = 0
+    for path in folder.glob(".unfinished/*/answers.*.jsonl"):
+        try:
+            with path.open("rb") as lines:
+                count += sum(bool(line.strip()) for line in lines)
+        except OSError:
+            continue  # it goes away when the run is finished
+    return f"; {quantity(count, 'answer')} of the run {'is' if count == 1 else 'are'} kept" if count else ""
 
 
 def _json(path: Path, missing: list[str], absent: str | None = None) -> Any:

@@ -16,8 +16,9 @@ from medmllm_plugins.report.probing import READINGS, TITLES, Point
 from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, sequence
 from medmllm_plugins.report.verdict import Verdict, blind_baseline
 
-Kind: TypeAlias = Literal["text", "share", "gap", "decimal", "count", "p"]
-"""What a column holds: words; a share of 1 or a difference of shares, shown in percent; a plain number; a count; p."""
+Kind: TypeAlias = Literal["text", "hash", "share", "gap", "decimal", "count", "p"]
+"""What a column holds: words; a fingerprint; a share of 1 or a difference of shares, shown in percent; a plain number;
+a count; a p-value."""
 Value: TypeAlias = str | int | float | Estimate | None
 Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
 """A blind control, the task that it is held against, and the paired difference: shown less blind."""
@@ -577,8 +578,8 @@ def data_table(gathered: Gathered) -> Table:
     """The data behind the page: fingerprints, folds and leaks."""
     columns = (
         Column("Data set", "dataset"),
-        Column("Fingerprint", "fingerprint"),
-        Column("Hash of the folds", "folds_hash"),
+        Column("Fingerprint", "fingerprint", "hash"),
+        Column("Hash of the folds", "folds_hash", "hash"),
         Column("Train", "train", "count"),
         Column("Validation", "validation", "count"),
         Column("Test", "test", "count"),

@@ -35,7 +35,11 @@ def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawing | 
     gc.collect()
     gc.freeze()  # or the children's collections would copy every page of the parent's memory
     try:
-        with multiprocessing.get_context("fork").Pool(count) as pool:
+        pool = multiprocessing.get_context("fork").Pool(count)
+    except OSError:  # a container without semaphores, or without room for another process
+        return [_draw(job) for job in jobs]
+    else:
+        with pool:
             return pool.map(_draw_at, range(len(jobs)), chunksize=1)
     finally:
         gc.unfreeze()

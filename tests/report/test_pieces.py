@@ -101,7 +101,7 @@ def test_layer_curves_show_every_control(tmp_path: Path) -> None:
     )
     for said in ("vision tower", "connector", "LLM", "answer", "control task", "shuffled labels", "random encoder"):
         assert said in words
-    for said in ("raw pixels", "chance", "commonest class", "generated answers", "mean token", "last token"):
+    for said in ("raw pixels", "chance", "commonest class", "generated answers", "mean over tokens", "last token"):
         assert said in words
 
 

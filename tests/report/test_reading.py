@@ -29,7 +29,17 @@ def test_an_interrupted_run_says_what_it_lacks(tmp_path: Path) -> None:
     made.tell("med_probe_toy", features={"extra": []})
     run = read_run(made.folder)
     said = " ".join(run.all_missing())
-    assert "not finished" in said and "no figures" in said and "no probes" in said and "no scored answers" in said
+    assert "not finished" in said and "nothing of it is scored yet." in said
+    kept = made.folder / ".unfinished" / "x"
+    kept.mkdir(parents=True)
+    (kept / "answers.0.jsonl").write_text("{}\n{}\n\n")
+    assert "nothing of it is scored yet; 2 answers of the run are kept." in " ".join(
+        read_run(made.folder).all_missing()
+    )
+    (made.folder / "med_probe_toy.outcomes.jsonl").write_text("")
+    said = " ".join(read_run(made.folder).all_missing())
+    assert "no figures of the answers" in said and "no probes" in said
+    (made.folder / "med_probe_toy.outcomes.jsonl").unlink()
     made.manifest["tasks"] = {}
     made.write()
     assert "no task yet" in " ".join(read_run(made.folder).all_missing())
@@ -88,6 +98,7 @@ def test_attributions_are_read_and_pictures_outside_are_not(tmp_path: Path) -> N
 def test_attributions_that_were_only_begun_are_told_of(tmp_path: Path) -> None:
     made = Folder(tmp_path / "run")
     made.tell("med_attr_toy")
+    (made.folder / "med_attr_toy.outcomes.jsonl").write_text("")
     assert "no attributions" in " ".join(read_run(made.folder).all_missing())
     entries = made.folder / "attributions" / "med_attr_toy" / "entries"
     entries.mkdir(parents=True)
