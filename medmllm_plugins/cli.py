@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     comparing.set_defaults(run=_compare)
     _add_diagnose(commands)
     _add_selfcheck(commands)
+    _add_attribute(commands)
     text = "one page of runs to read: how good, where it is lost, what it looked at, how it was made"
     reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     reporting.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, of any tasks")
@@ -151,6 +152,32 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument("--device", help="where to fit: cpu or cuda")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_diagnose)
+
+
+def _add_attribute(commands: Any) -> None:
+    from medmllm_plugins.questions.attributions import BASELINES, METHODS, Attributions
+
+    usual = Attributions()
+    text = "explain chosen documents of a run again, by other methods or at other layers; loads the run's model"
+    command = commands.add_parser("attribute", help=text, description=text, allow_abbrev=False)
+    command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder")
+    command.add_argument(
+        "--ids", nargs="+", required=True, metavar="ID", help="documents, as the run's files name them"
+    )
+    command.add_argument(
+        "--method", nargs="+", default=list(METHODS), metavar="NAME", help=f"of {', '.join(METHODS)}, …"
+    )
+    command.add_argument("--layer", nargs="+", default=[], metavar="LOCUS", help="such as vision.12, connector, llm.20")
+    command.add_argument("--target", default=usual.target, help="decision (the default), truth, answer, or a class")
+    command.add_argument("--baseline", default=usual.baseline, choices=BASELINES, help="what images are compared with")
+    command.add_argument("--steps", type=int, default=usual.steps, metavar="N", help="points of a path")
+    command.add_argument("--task", metavar="TASK", help="whose documents, where the run has several tasks")
+    command.add_argument("--device", help="where to compute: cpu, cuda")
+    command.add_argument(
+        "--batch_size", type=int, default=8, metavar="N", help="rows that go through the model together"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_attribute)
 
 
 def _add_selfcheck(commands: Any) -> None:
@@ -322,6 +349,33 @@ def _report(arguments: argparse.Namespace) -> int:
 
     for line in report(arguments.folders, arguments.output):
         print(line)
+    return 0
+
+
+def _attribute(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.attribution.summary import render
+    from medmllm_plugins.commands.attribute import attribute
+    from medmllm_plugins.questions.attributions import Attributions
+
+    asked = Attributions(
+        methods=tuple(arguments.method),
+        layers=tuple(arguments.layer),
+        target=arguments.target,
+        baseline=arguments.baseline,
+        steps=arguments.steps,
+    )
+    index = attribute(
+        arguments.folder,
+        arguments.ids,
+        asked,
+        task=arguments.task,
+        device=arguments.device,
+        batch=arguments.batch_size,
+    )
+    if arguments.json:
+        _print(index)
+    else:
+        print(render(index))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medmllm_plugins.answers.protocols import Question as AskedQuestion
 from medmllm_plugins.attribution import pictures, randomisation
 from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.checks import (
@@ -73,6 +74,33 @@ class Item:
     classes: tuple[str, ...]
     answers: tuple[str, ...]
     mask: Any = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], asked: AskedQuestion, shown: Shown, text: str, scores: Any, mask: Any) -> Item:
+        """A row of a task, as it was answered.
+
+        Args:
+            row: see :class:`medmllm_plugins.questions.rows.Rows`.
+            asked: its question.
+            shown: what the model was shown.
+            text: its answer.
+            scores: its scores of the answers.
+            mask: the lesion, where it is known.
+        """
+        return cls(
+            id=str(row["id"]),
+            document=str(row["document"]),
+            group=str(row["group"]),
+            label=str(row["label"]),
+            predicted=asked.read(text).label,
+            answer=text,
+            scores=tuple(scores or ()),
+            question=asked.text,
+            shown=shown,
+            classes=tuple(asked.classes),
+            answers=tuple(asked.labels),
+            mask=mask,
+        )
 
     def target(self, wanted: str) -> Target:
         """What is explained of it; see :class:`medmllm_plugins.questions.attributions.Attributions`.

@@ -30,16 +30,17 @@ FORMAT = 1
 class Shelf:
     """The folder of one task's attributions, as one process fills it."""
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any], rank: int = 0) -> None:
+    def __init__(self, folder: Path, asked: Mapping[str, Any], process: str = "0", *, again: bool = False) -> None:
         """Open it.
 
         Args:
             folder: made where it is not there.
             asked: what is explained and how; documents that were explained otherwise are explained anew.
-            rank: number of the process.
+            process: its name.
+            again: whether documents are explained again, so that what other methods said of them before stays.
         """
         self.folder = folder
-        self._rank = rank
+        self._process, self._again = process, again
         self._state = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         self._methods: list[dict[str, Any]] = []
 
@@ -50,7 +51,9 @@ class Shelf:
     def has(self, identifier: str) -> bool:
         """Whether a document was explained by an earlier start, in the same way."""
         path = self._entry(identifier)
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["state"] == self._state
+        return (
+            not self._again and path.is_file() and json.loads(path.read_text(encoding="utf-8"))["state"] == self._state
+        )
 
     def original(self, identifier: str, picture: Image.Image) -> str:
         """Write the pictures that were shown; returns the file's name below the folder."""
@@ -80,13 +83,16 @@ class Shelf:
 
     def keep(self, identifier: str, entries: Sequence[Mapping[str, Any]]) -> None:
         """Note that a document is explained."""
-        self._write(self._entry(identifier), {"state": self._state, "entries": list(entries)})
+        path, new = self._entry(identifier), [(one["method"], one["locus"]) for one in entries]
+        before = _read(path)["entries"] if self._again and path.is_file() else []
+        kept = [one for one in before if (one["method"], one["locus"]) not in new]
+        self._write(path, {"state": self._state, "entries": [*kept, *entries]})
 
     def finish(self, randomised: Mapping[tuple[str, str], Any], warnings: Sequence[str]) -> None:
         """Write what holds for all of this process's documents."""
         told = [{"method": method, "locus": locus, "levels": levels} for (method, locus), levels in randomised.items()]
         self._write(
-            self.folder / f"process-{self._rank}.json",
+            self.folder / f"process-{self._process}.json",
             {"state": self._state, "methods": self._methods, "randomised": told, "warnings": list(warnings)},
         )
 
@@ -114,14 +120,7 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         DataError: nothing was explained.
     """
     parts = [_read(path) for path in sorted(folder.glob("process-*.json"))]
-    states = {part["state"] for part in parts}
-    entries = [
-        entry
-        for path in sorted((folder / "entries").glob("*.json"))
-        for told in [_read(path)]
-        if told["state"] in states
-        for entry in told["entries"]
-    ]
+    entries = [entry for path in sorted((folder / "entries").glob("*.json")) for entry in _read(path)["entries"]]
     if not entries:
         raise DataError(f"{folder}: expected explained documents, found none.")
     levels = [one for part in parts for one in part["randomised"]]
@@ -131,7 +130,7 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         "task": task,
         "model": model,
         "labels": list(labels),
-        "methods": parts[0]["methods"],
+        "methods": list({one["name"]: one for part in parts for one in part["methods"]}.values()),
         "entries": entries,
         "summary": rows,
         "warnings": sorted({warning for part in parts for warning in part["warnings"]}),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loguru import logger
 
+from medmllm_plugins.data.dataset import Dataset
+from medmllm_plugins.data.documents import Document
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host import run
 from medmllm_plugins.host.envelope import Reply
@@ -14,7 +16,7 @@ from medmllm_plugins.host.tasks import ChatClassification, Classification, Class
 from medmllm_plugins.metrics.outcome_files import file_stem
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.questions import scoring
-from medmllm_plugins.questions.settings import Purpose
+from medmllm_plugins.questions.settings import Purpose, Settings
 
 if TYPE_CHECKING:
     from medmllm_plugins.attribution.explaining import Item
@@ -53,34 +55,18 @@ class Attributing(Classification):
             )
         super().build_all_requests(**kwargs)
 
-    def item(self, doc: Mapping[str, Any], question: Any, shown: Any, reply: Reply) -> Item:
+    def item(self, doc: Mapping[str, Any], shown: Any, reply: Reply) -> Item:
         """A row that was answered, as it is to be explained.
 
         Args:
             doc: the row.
-            question: as the model was asked.
             shown: as the model was shown it.
             reply: its answer.
         """
         from medmllm_plugins.attribution.explaining import Item
 
-        document = self._documents[doc["document"]]
-        asked = self.rows.question(doc)
-        single = self.settings.dataset.dimensions == 2 and doc["label"] != "no"
-        return Item(
-            id=str(doc["id"]),
-            document=document.id,
-            group=document.group,
-            label=str(doc["label"]),
-            predicted=asked.read(reply.text).label,
-            answer=reply.text,
-            scores=tuple(reply.scores or ()),
-            question=question,
-            shown=shown,
-            classes=tuple(asked.classes),
-            answers=tuple(asked.labels),
-            mask=self.data.mask(document) if single else None,
-        )
+        mask = lesion_of(self.settings, self.data, self._documents[doc["document"]], doc)
+        return Item.of(doc, self.rows.question(doc), shown, reply.text, reply.scores, mask)
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
         if metric in ANSWERED:
@@ -139,6 +125,12 @@ def _printed(index: Mapping[str, Any]) -> dict[str, float | None]:
         return {"deletion_gain": None, "inside": None, "trusted": float(sound)}
     inside = None if best["inside"] is None else best["inside"]["value"]
     return {"deletion_gain": best["deletion_gain"]["value"], "inside": inside, "trusted": float(sound)}
+
+
+def lesion_of(settings: Settings, data: Dataset, document: Document, row: Mapping[str, Any]) -> Any:
+    """The lesion of a document where one is asked about and the set tells, (h, w) bool; else ``None``."""
+    asked = settings.dataset.dimensions == 2 and not row["finding"]
+    return data.mask(document) if asked else None
 
 
 class SimpleAttributing(Attributing, SimpleClassification):

@@ -214,7 +214,17 @@ def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
     """What of a task's facts decides its answers: not how many of its documents this start evaluates."""
     return {
         key: told[key]
-        for key in ("dataset_fingerprint", "protocol", "order", "paraphrase", "image", "view", "features", "finding")
+        for key in (
+            "dataset_fingerprint",
+            "protocol",
+            "order",
+            "paraphrase",
+            "image",
+            "view",
+            "features",
+            "attributions",
+            "finding",
+        )
         if key in told
     }
 

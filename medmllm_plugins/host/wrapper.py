@@ -273,12 +273,11 @@ class MedicalMLLM(lmms):
         share = asked.n // self.world_size + (self.rank < asked.n % self.world_size)
         items = []
         for name in stratified(known, share) if share else []:
-            asking, row = self._question(by_id[name]), self._row(by_id[name])
-            items.append(owner.item(row, asking.text, asking.shown, replies[name]))
+            items.append(owner.item(self._row(by_id[name]), self._question(by_id[name]).shown, replies[name]))
         if not items:
             return
         told = {**asked.to_dict(), "task": dict(requests[0].metadata["medmllm"]), "model": loaded.fingerprint}
-        shelf = Shelf(progress.attributions_folder(task), told, self.rank)
+        shelf = Shelf(progress.attributions_folder(task), told, str(self.rank))
         batch = self.batch_size if isinstance(self.batch_size, int) else EXPLAINED_ROWS
         progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch)})
 

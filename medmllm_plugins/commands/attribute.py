@@ -1,0 +1,133 @@
+"""``medmllm attribute``: chosen documents of a run explained again, by other methods or at other layers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medmllm_plugins.attribution.explaining import Item, explain
+from medmllm_plugins.attribution.files import Shelf, gather, write_table
+from medmllm_plugins.data.dataset import Dataset, load_dataset
+from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.host.attributing import lesion_of
+from medmllm_plugins.host.run import ATTRIBUTIONS
+from medmllm_plugins.manager import get_manager
+from medmllm_plugins.metrics.outcome_files import file_stem, load_run
+from medmllm_plugins.models.interface import LoadedModel, Shown
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.questions.attributions import Attributions
+from medmllm_plugins.questions.names import task_settings
+from medmllm_plugins.questions.rows import Rows
+from medmllm_plugins.questions.settings import Settings
+
+NEW_TOKENS = 64
+
+
+def attribute(
+    folder: Path,
+    ids: Sequence[str],
+    asked: Attributions,
+    *,
+    task: str | None = None,
+    device: str | None = None,
+    batch: int = 8,
+) -> dict[str, Any]:
+    """Load a run's model again and explain documents; the results join those of the run.
+
+    Args:
+        folder: the run folder.
+        ids: of the documents.
+        asked: methods, layers, target and baseline; its ``n`` has no part in it.
+        task: whose; may be left out where the run has one task.
+        device: where to compute; as the run did where ``None``.
+        batch: the most rows that go through the model together.
+
+    Returns:
+        The index of all that is explained, see :func:`medmllm_plugins.attribution.files.gather`.
+
+    Raises:
+        DataError: the data are not those of the run, or have no such document.
+        OptionError: there is no such task, method, layer or label, or the model is none of this package's.
+    """
+    run = load_run(folder)
+    name = _task(list(run.manifest["tasks"]), task)
+    settings = task_settings(name)
+    data = load_dataset(settings.dataset, on_error=settings.on_error)
+    told = run.manifest["tasks"][name].get("dataset_fingerprint")
+    if told != data.fingerprint:
+        raise DataError(f"{name}: expected the data of the run (fingerprint {told}), found {data.fingerprint}.")
+    loaded = _load(run.manifest.get("model") or {}, device)
+    items = _items(loaded, settings, data, ids)
+    shelf = Shelf(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
+    explain(loaded, asked, items, shelf, batch)
+    model, labels = str(run.manifest["model"]["name"]), Rows(settings, ()).classes
+    index = gather(shelf.folder, name, model, labels)
+    write_table(folder / f"{file_stem(name)}.attributions.csv", index)
+    return index
+
+
+def _task(there: Sequence[str], wanted: str | None) -> str:
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if wanted not in there:
+        raise OptionError(f"Expected `--task` to be one of {list(there)}, found {wanted!r}.")
+    return str(wanted)
+
+
+def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
+    """The run's model, loaded as it was."""
+    spec = get_manager().models().get(str(facts.get("name")))
+    if spec is None or spec.loader is None:
+        raise OptionError(
+            f"Expected a run of a model that this package or a plugin loads, found {facts.get('name')!r}."
+        )
+    options = LoadOptions(
+        pretrained=str(facts["pretrained"]),
+        device=device or str(facts["device"]),
+        dtype=str(facts["dtype"]),
+        attn_implementation=facts.get("attn_implementation"),
+        device_map=facts.get("device_map"),
+        load_in=facts.get("load_in"),
+        peft=facts.get("peft"),
+        system=facts.get("system"),
+    )
+    module, _, function = spec.loader.partition(":")
+    loaded: LoadedModel = getattr(importlib.import_module(module), function)(options)
+    if loaded.fingerprint != facts["fingerprint"]:
+        raise DataError(
+            f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), found "
+            f"{loaded.fingerprint}."
+        )
+    return loaded
+
+
+def _items(loaded: LoadedModel, settings: Settings, data: Dataset, ids: Sequence[str]) -> list[Item]:
+    """The documents, answered anew, which takes less than to read what was answered."""
+    rows = Rows(settings, data.select(settings.folds))
+    by_id = {str(row["id"]): row for row in rows}
+    if unknown := [one for one in ids if one not in by_id]:
+        close = ", ".join(sorted(by_id)[:5])
+        raise DataError(
+            f"{data.spec.title}: expected ids of its documents, such as {close}; found {', '.join(unknown)}."
+        )
+    documents = {document.id: document for document in rows.documents}
+    items = []
+    for one in ids:
+        row = by_id[one]
+        document, question = documents[row["document"]], rows.question(row)
+        shown = _shown(loaded, settings, data, document)
+        (reply,) = loaded.generate(
+            [question.text], [shown], max_new_tokens=loaded.max_new_tokens or NEW_TOKENS, labels=question.labels
+        )
+        mask = lesion_of(settings, data, document, row)
+        items.append(Item.of(row, question, shown, reply.text.strip(), reply.scores, mask))
+    return items
+
+
+def _shown(loaded: LoadedModel, settings: Settings, data: Dataset, document: Any) -> Shown:
+    if loaded.shows == "volume":
+        return data.volume(document)
+    pictures = settings.view.pictures(data, document)
+    return pictures if loaded.shows == "images" else pictures[0]
