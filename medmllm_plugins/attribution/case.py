@@ -258,6 +258,21 @@ def _putting(one: StandIn, rows: int) -> Callable[[Tensor], Tensor]:
     return put
 
 
+@contextmanager
+def told_of_gradients(loci: Sequence[str]) -> Iterator[None]:
+    """Say in our words where another library finds no gradient at loci.
+
+    Raises:
+        ModelError: PyTorch said that the target has no gradient, or that nothing reads a locus.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(said in str(error) for said in ("does not require grad", "not have been used in the graph")):
+            raise _no_gradient(loci) from error
+        raise
+
+
 def _no_gradient(loci: Sequence[str]) -> ModelError:
     return ModelError(
         f"Expected the target's gradient at {', '.join(loci)}, found none: the model switches gradients off on the "

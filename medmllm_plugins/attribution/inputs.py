@@ -9,7 +9,7 @@ import torch
 from captum.attr import FeatureAblation, IntegratedGradients, KernelShap, Saliency
 from torch import Tensor
 
-from medmllm_plugins.attribution.case import PIXELS, Case, StandIn
+from medmllm_plugins.attribution.case import PIXELS, Case, StandIn, told_of_gradients
 from medmllm_plugins.attribution.methods import RULE, How, Scores, ablated, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.models.stages import EMBED
@@ -23,19 +23,21 @@ MOST_GROUPS = 196
 def saliency(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     """The size of the target's gradient at each pixel: Captum's Saliency (Simonyan et al., arXiv:1312.6034)."""
     given = case.pixels[None].detach().clone().requires_grad_()
-    found: Tensor = Saliency(lambda pixels: case.values(len(pixels), (), pixels)).attribute(given)
+    with told_of_gradients([PIXELS]):
+        found: Tensor = Saliency(lambda pixels: case.values(len(pixels), (), pixels)).attribute(given)
     return {PIXELS: Scores(_by_patch(case, found))}
 
 
 def integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     """Gradients along the way from baseline to image, at each pixel: Captum's IntegratedGradients."""
-    found: Tensor = IntegratedGradients(lambda pixels: case.values(len(pixels), (), pixels)).attribute(
-        case.pixels[None].detach().clone().requires_grad_(),
-        case.blank_pixels[None],
-        n_steps=how.steps,
-        method=RULE,
-        internal_batch_size=case.batch,
-    )
+    with told_of_gradients([PIXELS]):
+        found: Tensor = IntegratedGradients(lambda pixels: case.values(len(pixels), (), pixels)).attribute(
+            case.pixels[None].detach().clone().requires_grad_(),
+            case.blank_pixels[None],
+            n_steps=how.steps,
+            method=RULE,
+            internal_batch_size=case.batch,
+        )
     with torch.no_grad():
         wanted = case.value - float(case.values(1, (), case.blank_pixels[None]))
     return {PIXELS: Scores(_by_patch(case, found), completeness_gap(float(found.detach().sum()), wanted))}

@@ -16,7 +16,7 @@ from captum.attr import FeatureAblation, IntegratedGradients
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
-from medmllm_plugins.attribution.case import Case, Slopes, StandIn
+from medmllm_plugins.attribution.case import Case, Slopes, StandIn, told_of_gradients
 
 RULE = "gausslegendre"
 """Quadrature of paths: Captum's default."""
@@ -98,13 +98,14 @@ def layer_integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dic
         return case.values(rows * len(loci), put).view(len(loci), rows).sum(0)
 
     inputs, baselines = tuple(states[one] for one in loci), tuple(blank[one] for one in loci)
-    found = IntegratedGradients(forward).attribute(
-        inputs,
-        baselines,
-        n_steps=how.steps,
-        method=RULE,
-        internal_batch_size=max(1, case.batch // len(loci)),
-    )
+    with told_of_gradients(loci):
+        found = IntegratedGradients(forward).attribute(
+            inputs,
+            baselines,
+            n_steps=how.steps,
+            method=RULE,
+            internal_batch_size=max(1, case.batch // len(loci)),
+        )
     with torch.no_grad():
         wanted = [
             float(case.values(1, [StandIn(locus, states[locus])]) - case.values(1, [StandIn(locus, blank[locus])]))

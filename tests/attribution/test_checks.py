@@ -1,0 +1,428 @@
+"""The numbers beside a map, by hand; and weights that come back after they were shuffled."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from support.loading import load
+from torch import Tensor
+
+from medmllm_plugins.attribution import checks, randomisation
+from medmllm_plugins.attribution.case import Case
+from medmllm_plugins.attribution.checks import (
+    Checks,
+    Removal,
+    lesion,
+    order_of_patches,
+    order_of_words,
+    similarity,
+    structural_similarity,
+)
+from medmllm_plugins.attribution.inputs import reading, segments
+from medmllm_plugins.attribution.maps import Map, map_of
+from medmllm_plugins.attribution.methods import Scores, completeness_gap
+from medmllm_plugins.attribution.patches import from_patches, to_patches
+from medmllm_plugins.attribution.randomisation import LEVELS, shuffled
+from medmllm_plugins.attribution.sample import Answered, stratified
+from medmllm_plugins.attribution.summary import summarise, to_csv
+from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.stages import places
+
+torch.set_num_threads(1)
+
+QUESTION = "Is it benign?"
+LABELS = ("benign", "malignant tumour", "no")
+TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "llava", "gemma3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load(request.param, tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def case(model: LoadedModel) -> Case:
+    return Case(model, QUESTION, IMAGE, TARGET)
+
+
+def fake(batch: int) -> Any:
+    return SimpleNamespace(batch=batch, loaded=SimpleNamespace(device=torch.device("cpu")))
+
+
+# -- deletion and insertion ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16, 100])
+def test_areas_of_a_probability_that_adds_up(batch: int) -> None:
+    """Each of 10 parts carries a known share: curves are sums of what is left."""
+    shares = np.array([0.3, 0.0, 0.2, 0.1, 0.05, 0.05, 0.1, 0.1, 0.05, 0.05])
+    calls: list[int] = []
+
+    def probability(keep: Tensor) -> Tensor:
+        calls.append(len(keep))
+        return keep.double() @ torch.from_numpy(shares)
+
+    removal = Removal(fake(batch), probability, 10, seed=0)
+    assert max(calls) <= batch
+    order = np.argsort(-shares, kind="stable")
+    gone = np.concatenate([[0], shares[order].cumsum()])
+    deletion = float(np.sum((1 - gone)[1:] + (1 - gone)[:-1]) / 20)
+    insertion = float(np.sum(gone[1:] + gone[:-1]) / 20)
+    assert removal.areas(order) == pytest.approx((deletion, insertion))
+    assert removal.areas(order[::-1]) == pytest.approx((insertion, deletion))
+    # By any order the two add up to the whole, and random ones lie between the best and the worst.
+    assert sum(removal.random) == pytest.approx(1)
+    assert deletion < removal.random[0] < insertion
+    assert Removal(fake(batch), probability, 10, seed=0).random == pytest.approx(removal.random)
+    assert Removal(fake(batch), probability, 10, seed=1).random != pytest.approx(removal.random)
+
+
+def test_areas_where_parts_are_fewer_or_more_than_steps() -> None:
+    for count in (1, 3, 37, 1000):
+        removal = Removal(fake(16), lambda keep: keep[:, 0], count, seed=0)
+        first, last = removal.areas(np.arange(count)), removal.areas(np.arange(count)[::-1])
+        # What counts is taken away in one of the ten steps: half a step of the curve, or as late as it can be.
+        cut = int(np.flatnonzero(np.linspace(0, count, 11).round() >= 1)[0])
+        assert first == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
+        cut = int(np.flatnonzero(np.linspace(0, count, 11).round() >= count)[0])
+        assert last == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
+
+
+def test_removal_of_patches_and_words_by_hand(case: Case) -> None:
+    patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
+    count = len(patches)
+    order = np.random.default_rng(5).permutation(count)
+    deletion, insertion = Removal.of_image(case).areas(order)
+
+    def chance(pixels: Tensor) -> float:
+        with torch.no_grad():
+            return float(torch.softmax(case.scores(1, (), pixels[None]), 1)[0, 1])
+
+    curves: list[list[float]] = [[], []]
+    for step in range(11):
+        shown = [patches.clone(), blank.clone()]
+        taken = torch.from_numpy(order[: round(step * count / 10)].copy())
+        shown[0][taken], shown[1][taken] = blank[taken], patches[taken]
+        for curve, one in zip(curves, shown, strict=True):
+            curve.append(chance(from_patches(case.loaded, one, case.pixels)))
+    for curve, area in zip(curves, (deletion, insertion), strict=True):
+        assert area == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
+    assert curves[0][0] == pytest.approx(curves[1][-1], abs=1e-5)
+
+    words = int(segments(case).max()) + 1
+    deletion, insertion = Removal.of_prompt(case).areas(np.arange(words))
+    curve = []
+    for step in range(11):
+        keep = torch.ones(1, words)
+        keep[:, : int(np.round(step * words / 10))] = 0
+        with torch.no_grad():
+            curve.append(float(torch.softmax(reading(case)(keep), 1)[0, 1]))
+    assert deletion == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
+
+
+def test_orders_put_the_largest_first(case: Case) -> None:
+    words = segments(case)
+    values = torch.zeros(len(words))
+    values[words == 1] = 5.0 / int((words == 1).sum())
+    values[words == 0] = -1.0
+    order = order_of_words(case, map_of(case, "prompt", Scores(values)))
+    assert order[0] == 1 and order[-1] == 0 and sorted(order) == list(range(int(words.max()) + 1))
+
+    count = len(to_patches(case.loaded, case.pixels))
+    values = torch.randn(count, generator=torch.Generator().manual_seed(0))
+    one = map_of(case, "pixels", Scores(values))
+    assert one.painted is not None
+    order = order_of_patches(case, one)
+    assert sorted(order) == list(range(count))
+    if case.loaded.model.config.model_type in ("llava", "gemma3"):  # one patch of the tower is one of the picture
+        assert list(order) == np.argsort(-values.numpy(), kind="stable").tolist()
+    unseen = Map("pixels", one.values, np.where(one.painted > 0, np.nan, one.painted), None, None)
+    assert values[torch.from_numpy(order_of_patches(case, unseen)[:1].copy())] < 0
+
+
+# -- likeness, lesions --------------------------------------------------------------------------------------------
+
+
+def test_similarity_is_spearmans() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        one, other = rng.normal(size=(4, 9)), rng.integers(0, 4, (4, 9)).astype(float)
+        other += seed * one.round(1)
+        assert similarity(one, other) == pytest.approx(spearmanr(one.ravel(), other.ravel()).statistic)
+        held = one.copy()
+        held[0, :3] = np.nan
+        assert similarity(held, other) == pytest.approx(spearmanr(one.ravel()[3:], other.ravel()[3:]).statistic)
+    assert similarity(one, one) == pytest.approx(1) and similarity(one, -(one**3)) == pytest.approx(-1)
+    assert similarity(one, np.ones_like(one)) == 0 and similarity(one * np.nan, one) == 0
+
+
+def test_structural_similarity() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 20, 30)), rng.normal(size=(2, 20, 30))
+    assert structural_similarity(one, one) == pytest.approx(1)
+    assert structural_similarity(one, 3 * one + 7) == pytest.approx(1)  # each is scaled by itself
+    assert structural_similarity(one, other) == pytest.approx(structural_similarity(other, one))
+    assert structural_similarity(one, other) < 0.3
+    assert structural_similarity(one, np.zeros_like(one)) < 0.3
+    # Windows as large as the map hold all of it: the formula itself.
+    a, b = rng.uniform(size=(1, 7, 7)), rng.uniform(size=(1, 7, 7))
+    for values in (a, b):
+        values -= values.min()
+        values /= values.max()
+    windowed = []
+    for down in range(7):
+        for across in range(7):
+            rows, columns = (np.pad(np.arange(7), 3, mode="symmetric")[at : at + 7] for at in (down, across))
+            x, y = a[0][np.ix_(rows, columns)], b[0][np.ix_(rows, columns)]
+            shared = ((x - x.mean()) * (y - y.mean())).mean()
+            windowed.append(
+                (2 * x.mean() * y.mean() + 1e-4)
+                * (2 * shared + 9e-4)
+                / ((x.mean() ** 2 + y.mean() ** 2 + 1e-4) * (x.var() + y.var() + 9e-4))
+            )
+    assert structural_similarity(a, b) == pytest.approx(np.mean(windowed))
+
+
+def test_lesion_by_hand() -> None:
+    painted = np.array([[[1.0, 2.0], [-5.0, np.nan]]])
+    mask = np.array([[True, False], [True, False]])
+    assert lesion(painted, mask) == (pytest.approx(1 / 3), pytest.approx(0.5), False)
+    assert lesion(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(0.5), True)
+    # A mask of another size: a quarter of the first pixel.
+    fine = np.zeros((4, 4), bool)
+    fine[0, 0] = True
+    share, area, pointing = lesion(painted, fine)
+    assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 16, abs=2e-3), False)
+    assert lesion(-np.ones((1, 2, 2)), mask)[0] is None
+    assert lesion(np.ones((1, 2, 2)), np.ones((5, 5), bool)) == (1, 1, True)
+
+
+def test_checks_as_plain_types() -> None:
+    told = Checks(deletion=0.5, pointing=True).to_dict()
+    assert told["deletion"] == 0.5 and told["pointing"] is True and told["stability"] is None
+    assert set(told) == {field for field in Checks.__slots__}
+    assert completeness_gap(1.5, 2.0) == pytest.approx(0.25) and completeness_gap(-1.5, -2.0) == pytest.approx(0.25)
+    assert checks.STEPS == 10
+
+
+# -- shuffled weights ---------------------------------------------------------------------------------------------
+
+
+def weights(model: LoadedModel) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.model.named_parameters()}
+
+
+def part_of(model: LoadedModel, name: str) -> str:
+    """By the names in the checkpoint, of which level a weight is."""
+    parts = {id(value): "head" for value in model.model.get_submodule(model.family.head).parameters()}
+    found = [place for place in places(model) if not place.enters]
+    llm = [place.module for place in found if place.part == "llm"]
+    for place in found:
+        level = {"vision": "tower", "connector": "connector"}.get(place.part, "LLM")
+        if place.part == "llm" and place.module in llm[len(llm) // 2 :]:
+            level = "upper LLM"
+        for value in place.module.parameters():
+            parts.setdefault(id(value), level)
+    return parts.get(id(dict(model.model.named_parameters())[name]), "none")
+
+
+def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
+    before = weights(model)
+    inputs = model.prepare([QUESTION], [IMAGE])
+    of = {name: part_of(model, name) for name in before}
+    reached: list[str] = []
+    moved_before: set[str] = set()
+    for level in LEVELS:
+        reached.append(level)
+        with shuffled(model, level):
+            during = weights(model)
+            moved = {name for name in before if not torch.equal(before[name], during[name])}
+            for name in moved:
+                assert torch.equal(before[name].flatten().sort().values, during[name].flatten().sort().values)
+        matrices = {name for name, value in before.items() if value.dim() > 1 and of[name] in reached}
+        assert moved == matrices and moved_before < moved, level
+        moved_before = moved
+        after = weights(model)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any("embed_tokens" in name for name in moved_before)
+    again = Case(model, QUESTION, IMAGE, TARGET)
+    value = again.value
+    with shuffled(model, "head"):
+        again.forget()
+        assert abs(again.value - value) > 1e-3
+        first = again.value
+    with shuffled(model, "head", seed=1):
+        again.forget()
+        assert abs(again.value - first) > 1e-3
+    again.forget()
+    assert again.value == value
+    assert inputs.keys() == model.prepare([QUESTION], [IMAGE]).keys()
+
+
+def test_weights_come_back_after_an_error(model: LoadedModel) -> None:
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="in between"), shuffled(model, "tower"):
+        raise RuntimeError("in between")
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_a_tied_head_leaves_the_embeddings_alone(model: LoadedModel) -> None:
+    head: Any = model.model.get_submodule(model.family.head)
+    embed: Any = model.model.get_submodule(model.family.embed)
+    own, tied = head.weight, embed.weight
+    head.weight = tied
+    try:
+        kept = tied.detach().clone()
+        with shuffled(model, "tower"):
+            assert embed.weight is tied and torch.equal(tied, kept)
+            assert head.weight is not tied and not torch.equal(head.weight, kept)
+        assert head.weight is tied and embed.weight is tied and torch.equal(tied, kept)
+    finally:
+        head.weight = own
+
+
+def test_quantised_weights_cannot_be_shuffled(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert randomisation.possible(model)
+    packed = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
+    monkeypatch.setattr(model.model, "parameters", lambda: iter([packed]))
+    assert not randomisation.possible(model)
+
+
+# -- over documents -----------------------------------------------------------------------------------------------
+
+
+def entry(group: str, **more: Any) -> dict[str, Any]:
+    return {"method": "m", "locus": "l", "group": group, "checks": {**Checks().to_dict(), **more}}
+
+
+def level(name: str, similarity: float, documents: int = 1, shape: float | None = 0.5) -> dict[str, Any]:
+    return {"randomised": name, "similarity": similarity, "structural_similarity": shape, "documents": documents}
+
+
+def good(gain: float = 0.2) -> dict[str, Any]:
+    return {
+        "completeness_gap": 0.01,
+        "deletion": 0.4,
+        "deletion_random": 0.4 + gain,
+        "insertion": 0.6 + gain,
+        "insertion_random": 0.6,
+        "stability": 0.9,
+        "inside": 0.7,
+        "area": 0.1,
+        "pointing": True,
+    }
+
+
+def test_a_good_method_fails_nothing() -> None:
+    entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("b", **good(0.1)), entry("c", **good(0.2))]
+    entries.append({**entry("z"), "method": "other"})
+    (row, other) = summarise(
+        entries, [{"method": "m", "locus": "l", "levels": [level("head", 0.9), level("all", 0.1)]}]
+    )
+    assert (row["method"], row["locus"], row["n"], row["failed"]) == ("m", "l", 4, [])
+    assert row["deletion_gain"]["value"] == pytest.approx(0.2) == row["insertion_gain"]["value"]
+    assert 0.1 <= row["deletion_gain"]["low"] <= 0.2 <= row["deletion_gain"]["high"] <= 0.3
+    assert row["inside"]["value"] == pytest.approx(0.7) and row["area"] == pytest.approx(0.1)
+    assert row["pointing"]["value"] == 1
+    assert [one["similarity"] for one in row["randomisation"]] == [0.9, 0.1]
+    assert other["n"] == 1 and other["deletion_gain"] is None and other["failed"] == []
+    header, first, second = to_csv([row, other]).splitlines()
+    assert len(header.split(",")) == len(first.split(",")) == len(second.split(","))
+    assert dict(zip(header.split(","), first.split(","), strict=True))["survives"] == "0.1"
+
+
+def test_what_a_bad_method_fails() -> None:
+    bad = good(-0.1) | {"completeness_gap": 0.4, "stability": 0.2, "inside": 0.1, "area": 0.2}
+    entries = [entry("a", **bad), entry("b", **bad)]
+    told = [{"method": "m", "locus": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
+    (row,) = summarise(entries, told)
+    assert row["failed"] == [
+        "incomplete: the sum misses 40% of the difference; take more steps",
+        "deletion no better than a random order",
+        "insertion no better than a random order",
+        "survives shuffled weights: rank correlation 0.80",
+        "unstable: rank correlation 0.20 under 5 % noise",
+        "no more inside the lesion than its share of the picture",
+    ]
+
+
+def test_one_group_is_no_evidence() -> None:
+    (row,) = summarise([entry("a", **good()), entry("a", **good())], [])
+    assert row["deletion_gain"]["low"] is None
+    assert row["failed"] == [
+        "deletion no better than a random order, as far as one group can tell",
+        "insertion no better than a random order, as far as one group can tell",
+        "no more inside the lesion than its share of the picture, as far as one group can tell",
+    ]
+
+
+def test_groups_are_drawn_whole() -> None:
+    values = {"a": [0.1, 0.3], "b": [0.5], "c": [0.2, 0.2, 0.2]}
+    entries = [entry(group, stability=value) for group, several in values.items() for value in several]
+    (row,) = summarise(entries, [])
+    drawn = np.random.default_rng(0).integers(0, 3, (2000, 3))
+    sums, counts = np.array([0.4, 0.5, 0.6]), np.array([2, 1, 3])
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    assert row["stability"] == {
+        "value": pytest.approx(0.25),
+        "low": pytest.approx(low, abs=1e-5),
+        "high": pytest.approx(high, abs=1e-5),
+    }
+
+
+def test_levels_are_means_over_processes_weighted_by_documents() -> None:
+    told = [
+        {"method": "m", "locus": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
+        {"method": "m", "locus": "l", "levels": [level("head", 0.6, 3, 0.9), level("tower", 0.4, 3)]},
+        {"method": "other", "locus": "l", "levels": [level("head", 1.0, 9)]},
+    ]
+    (row,) = summarise([entry("a")], told)
+    assert row["randomisation"] == [
+        {"randomised": "head", "similarity": pytest.approx(0.5), "structural_similarity": pytest.approx(0.8)},
+        {"randomised": "tower", "similarity": pytest.approx(0.3), "structural_similarity": None},
+    ]
+
+
+def test_a_sample_has_hits_and_errors_of_each_class() -> None:
+    answered = [Answered(f"{label}{number}", label, number % 4 > 0) for label in "ab" for number in range(40)]
+    answered += [Answered(f"c{number}", "c", True) for number in range(5)]
+    answered += [Answered("d0", "d", False), Answered("e0", "e", True)]
+    chosen = stratified(answered, 4)
+    by = {one.id: one for one in answered}
+    for label in "ab":
+        own = [by[name].hit for name in chosen if by[name].label == label]
+        assert own == [True, True, False, False]
+    assert len([name for name in chosen if name[0] == "c"]) == 4  # no errors: hits in their place
+    assert chosen[-2:] == ["d0", "e0"] and len(set(chosen)) == len(chosen)
+    assert stratified(answered[::-1], 4) == chosen
+    assert [by[name].hit for name in stratified(answered, 3)[:3]] == [True, True, False]
+    assert [by[name].label for name in stratified(answered, 1)] == list("abcde")
+    assert [by[name].hit for name in stratified(answered, 1)] == [True, True, True, False, True]
+
+
+# -- the target ---------------------------------------------------------------------------------------------------
+
+
+def test_targets_by_hand() -> None:
+    scores = torch.tensor([[-1.0, -2.0, -3.0], [-9.0, -0.5, -4.0]])
+    target = Target.of_label("m", ("b", "m", "n"), LABELS)
+    wanted = scores[:, 1] - torch.log(scores[:, 0].exp() + scores[:, 2].exp())
+    torch.testing.assert_close(target.value(scores), wanted)
+    torch.testing.assert_close(target.probability(scores), torch.sigmoid(wanted))
+    answer = Target.of_answer(" a mass ")
+    assert answer.answers == ("a mass",) and not answer.is_label and target.is_label
+    assert torch.equal(answer.value(scores[:, :1]), scores[:, 0])
+    torch.testing.assert_close(answer.probability(scores[:, :1]), scores[:, 0].exp())
+    with pytest.raises(OptionError, match=r"one of \['b', 'm', 'n'\], found 'x'"):
+        Target.of_label("x", ("b", "m", "n"), LABELS)
+    with pytest.raises(OptionError, match="found an empty one"):
+        Target.of_answer("  ")

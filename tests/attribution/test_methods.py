@@ -1,0 +1,410 @@
+"""Every method says what Captum says when called directly, on a model of each family, through plain forward calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import (
+    FeatureAblation,
+    IntegratedGradients,
+    KernelShap,
+    LayerActivation,
+    LayerConductance,
+    LayerFeatureAblation,
+    LayerGradCam,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+    Saliency,
+)
+from PIL import Image
+from support.loading import ALL, load
+from torch import Tensor, nn
+
+from medmllm_plugins.attribution import inputs as at_inputs
+from medmllm_plugins.attribution import methods
+from medmllm_plugins.attribution.case import Case, StandIn
+from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.patches import from_patches, to_patches
+from medmllm_plugins.attribution.rollout import attention_rollout
+from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.stages import places
+
+torch.set_num_threads(1)
+
+QUESTION = "Benign?"
+LABELS = ("benign", "malignant tumour", "no")
+LOCI = ("vision.00", "connector", "llm.00")
+STEPS = 5
+HOW = How(steps=STEPS, samples=16, seed=3)
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+GREY = Image.new("RGB", IMAGE.size, (128, 128, 128))
+TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
+
+
+class Plain:
+    """The target by calls of the model itself, without a cache: each label behind the prompt is a row of its own.
+
+    A module that passes its input on stands where a locus is, for Captum to hook.
+    """
+
+    def __init__(self, loaded: LoadedModel, labels: Sequence[str] = LABELS, wanted: int = 1) -> None:
+        self.loaded, self.wanted = loaded, wanted
+        self.inputs = loaded.prepare([QUESTION], [IMAGE])
+        self.pixels = self.inputs["pixel_values"]
+        self.blank = loaded.prepare([QUESTION], [GREY])["pixel_values"]
+        self.prompt = self.inputs["input_ids"][0]
+        self.length = len(self.prompt)
+        self.labels = loaded.label_ids(QUESTION, list(labels))
+        self.image = loaded.image_positions(self.inputs)[0]
+        self.rows = 0
+
+    def scores(self, pixels: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """(rows, K), from pixels (rows, …) and prompts (rows, L)."""
+        many, longest, model = len(self.labels), max(map(len, self.labels)), self.loaded.model
+        self.rows = len(pixels)
+        prompts = self.prompt.expand(self.rows, -1) if prompts is None else prompts
+        ends = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in self.labels])
+        there = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in self.labels])
+        given: dict[str, Any] = {}
+        for name, value in self.inputs.items():
+            if name == "pixel_values":
+                given[name] = pixels.repeat_interleave(many, 0).flatten(0, 1)
+            elif name == "input_ids":
+                given[name] = torch.cat([prompts.repeat_interleave(many, 0), ends.repeat(self.rows, 1)], 1)
+            elif name == "attention_mask":
+                ones = torch.ones(self.rows * many, self.length, dtype=torch.long)
+                given[name] = torch.cat([ones, there.repeat(self.rows, 1)], 1)
+            elif name in ("token_type_ids", "mm_token_type_ids"):
+                # PaliGemma reads its prompt, type 0, in both directions.
+                kind = 1 if model.config.model_type == "paligemma" else 0
+                tail = torch.full((self.rows * many, longest), kind)
+                given[name] = torch.cat([value.repeat(self.rows * many, 1), tail], 1)
+            else:
+                given[name] = value.repeat(self.rows * many, *[1] * (value.dim() - 1))
+        inner: Any = model.model
+        if hasattr(inner, "rope_deltas"):
+            inner.rope_deltas = None
+        else:
+            first = 1 if model.config.model_type == "paligemma" else 0
+            given["position_ids"] = (torch.arange(self.length + longest) + first).expand(self.rows * many, -1)
+        logits = model(**given, use_cache=False).logits.log_softmax(-1)
+        logits = logits[:, self.length - 1 : -1].view(self.rows, many, longest, -1)
+        found = logits.gather(3, ends.expand(self.rows, -1, -1)[..., None]).squeeze(3)
+        return (found * there).sum(-1)
+
+    def __call__(self, pixels: Tensor, prompts: Tensor | None = None) -> Tensor:
+        chance = self.scores(pixels, prompts)
+        others = [place for place in range(len(self.labels)) if place != self.wanted]
+        return chance[:, self.wanted] - chance[:, others].exp().sum(1).log()
+
+    @contextmanager
+    def tapped(self, locus: str, *, channels_first: bool = False) -> Iterator[nn.Identity]:
+        """A module that is given (rows, n, d) at a locus, or of the image's rows (rows, d, n)."""
+        module: Any = next(place.module for place in places(self.loaded) if place.name == locus)
+        usual, tap = module.forward, nn.Identity()
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = usual(*args, **kwargs)
+            first = output[0] if isinstance(output, tuple) else output
+            grouped = first.reshape(self.rows, len(self.labels), -1, first.shape[-1])
+            size = self.length if locus.startswith("llm") else grouped.shape[2]
+            held, after = grouped[:, 0, :size], grouped[:, :, size:]
+            if channels_first:
+                own = self.image if locus.startswith("llm") else torch.ones(size, dtype=torch.bool)
+                new = tap(held[:, own].transpose(1, 2)).transpose(1, 2)
+                held = held.masked_scatter(own[:, None].expand_as(held), new)
+            else:
+                held = tap(held)
+            whole = torch.cat([held[:, None].expand(-1, len(self.labels), -1, -1), after], 2).reshape(first.shape)
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+        module.forward = forward
+        try:
+            yield tap
+        finally:
+            del module.forward
+
+
+@pytest.fixture(scope="module", params=ALL)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load(request.param, tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def plain(model: LoadedModel) -> Plain:
+    return Plain(model)
+
+
+@pytest.fixture(scope="module")
+def case(model: LoadedModel) -> Case:
+    # An evaluation answers first: what it keeps must not stand in gradients' way.
+    model.generate([QUESTION], [IMAGE], max_new_tokens=2, labels=list(LABELS))
+    return Case(model, QUESTION, IMAGE, TARGET)
+
+
+def close(found: Tensor, wanted: Tensor, share: float = 1e-4) -> None:
+    """Equal to a share of the largest value; where all are 0, equal."""
+    wanted = wanted.detach()
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found, wanted.to(found.dtype), rtol=0, atol=share * float(wanted.abs().max()))
+
+
+def gap_is(found: Scores, total: Tensor, difference: Tensor) -> None:
+    """The gap, worked out by hand."""
+    wanted = abs(float(total.sum()) - float(difference)) / abs(float(difference))
+    assert found.gap == pytest.approx(wanted, abs=1e-3, rel=1e-2)
+
+
+def captum(plain: Plain, locus: str, make: Callable[[Any], Tensor], **how: Any) -> Tensor:
+    with plain.tapped(locus, **how) as tap:
+        return make(tap)
+
+
+def at_layers(case: Case, method: methods.Method, loci: Sequence[str] = LOCI) -> dict[str, Scores]:
+    found = method(case, loci, HOW)
+    assert list(found) == list(loci)
+    return found
+
+
+def test_values_are_those_of_plain_calls(model: LoadedModel, case: Case, plain: Plain) -> None:
+    with torch.no_grad():
+        both = torch.stack([plain.pixels, plain.blank])
+        torch.testing.assert_close(case.scores(2, (), both), plain.scores(both), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(case.values(2, (), both), plain(both), atol=1e-4, rtol=1e-5)
+        assert case.value == pytest.approx(float(plain(plain.pixels[None])), abs=1e-4)
+        torch.testing.assert_close(case.blank_pixels, plain.blank)
+        answer = Case(model, QUESTION, IMAGE, Target.of_answer("malignant tumour"))
+        assert answer.value == pytest.approx(float(plain.scores(plain.pixels[None])[0, 1]), abs=1e-4)
+
+
+def test_what_stands_at_a_locus_can_be_replaced_in_some_rows(case: Case) -> None:
+    with torch.no_grad():
+        for locus in LOCI:
+            blank = case.baseline_states([locus])[locus]
+            put = [StandIn(locus, blank.repeat(2, 1, 1), 1)]
+            found = case.values(4, put)
+            assert found[0] == pytest.approx(case.value, abs=1e-4) == float(found[3])
+            assert found[1] == pytest.approx(float(case.values(1, [StandIn(locus, blank)])), abs=1e-4)
+            torch.testing.assert_close(found[1], found[2])
+            assert abs(float(found[1]) - case.value) > 1e-4
+
+
+def test_layer_activation(case: Case, plain: Plain) -> None:
+    for locus, found in at_layers(case, methods.layer_activation).items():
+        wanted = captum(plain, locus, lambda tap: LayerActivation(plain, tap).attribute(plain.pixels[None]))
+        close(found.values, wanted[0].norm(dim=-1))
+        close(case.states([locus])[locus], wanted)
+
+
+def test_layer_gradient_x_activation(case: Case, plain: Plain) -> None:
+    for locus, found in at_layers(case, methods.layer_gradient_x_activation).items():
+        wanted = captum(plain, locus, lambda tap: LayerGradientXActivation(plain, tap).attribute(plain.pixels[None]))
+        close(found.values, wanted[0].sum(-1))
+
+
+def test_layer_grad_cam(case: Case, plain: Plain) -> None:
+    for locus, found in at_layers(case, methods.layer_grad_cam).items():
+        signed, wanted = (
+            captum(
+                plain,
+                locus,
+                lambda tap, cut=cut: LayerGradCam(plain, tap).attribute(plain.pixels[None], relu_attributions=cut),
+                channels_first=True,
+            )[0, 0].detach()
+            for cut in (False, True)
+        )
+        values = found.values
+        if locus.startswith("llm"):
+            assert (values[~plain.image] == 0).all()
+            values = values[plain.image]
+        # Where all of it speaks against the target, nothing is left.
+        close(torch.cat([values, signed]), torch.cat([wanted, signed]))
+        assert float(signed.abs().max()) > 0
+
+
+def test_layer_integrated_gradients(case: Case, plain: Plain) -> None:
+    for locus, found in at_layers(case, methods.layer_integrated_gradients).items():
+        with plain.tapped(locus) as tap:
+            wanted = LayerIntegratedGradients(plain, tap).attribute(
+                plain.pixels[None], plain.blank[None], n_steps=STEPS
+            )
+            with torch.no_grad():
+                blank = LayerActivation(plain, tap).attribute(plain.blank[None])
+                handle = tap.register_forward_hook(lambda _, __, ___, blank=blank: blank)
+                without = plain(plain.pixels[None])
+                handle.remove()
+                difference = plain(plain.pixels[None]) - without
+        close(found.values, wanted[0].sum(-1))
+        gap_is(found, wanted.detach(), difference)
+
+
+def test_layer_conductance(case: Case, plain: Plain) -> None:
+    with torch.no_grad():
+        difference = plain(plain.pixels[None]) - plain(plain.blank[None])
+    for locus, found in at_layers(case, methods.layer_conductance).items():
+        wanted = captum(
+            plain,
+            locus,
+            lambda tap: LayerConductance(plain, tap).attribute(plain.pixels[None], plain.blank[None], n_steps=STEPS),
+        )
+        close(found.values, wanted[0].sum(-1))
+        gap_is(found, wanted.detach(), difference)
+
+
+def test_layer_feature_ablation(case: Case, plain: Plain) -> None:
+    for locus, found in at_layers(case, methods.layer_feature_ablation).items():
+        with plain.tapped(locus) as tap, torch.no_grad():
+            blank = LayerActivation(plain, tap).attribute(plain.blank[None])
+            groups = torch.arange(blank.shape[1])[None, :, None].expand_as(blank)
+            wanted = LayerFeatureAblation(plain, tap).attribute(
+                plain.pixels[None], layer_baselines=blank, layer_mask=groups
+            )
+        close(found.values, wanted[0, :, 0], 2e-4)
+
+
+def test_occlusion(case: Case, plain: Plain) -> None:
+    patches = to_patches(case.loaded, plain.pixels)
+    numbers = torch.arange(len(patches))[:, None, None, None].expand_as(patches).float()
+    mask = from_patches(case.loaded, numbers, plain.pixels).long()
+    with torch.no_grad():
+        wanted = FeatureAblation(plain).attribute(plain.pixels[None], plain.blank[None], feature_mask=mask[None])
+    (found,) = at_inputs.occlusion(case, ["pixels"], HOW).values()
+    close(found.values, to_patches(case.loaded, wanted[0])[:, 0, 0, 0])
+
+
+def test_saliency_and_integrated_gradients(case: Case, plain: Plain) -> None:
+    (found,) = at_inputs.saliency(case, ["pixels"], HOW).values()
+    wanted = Saliency(plain).attribute(plain.pixels[None].clone().requires_grad_())
+    close(found.values, to_patches(case.loaded, wanted[0]).sum(1))
+    (found,) = at_inputs.integrated_gradients(case, ["pixels"], HOW).values()
+    wanted = IntegratedGradients(plain).attribute(plain.pixels[None], plain.blank[None], n_steps=STEPS)
+    close(found.values, to_patches(case.loaded, wanted[0]).sum(1))
+    with torch.no_grad():
+        gap_is(found, wanted, plain(plain.pixels[None]) - plain(plain.blank[None]))
+
+
+def by_words(case: Case, plain: Plain) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The words, and the target when some of their tokens are padding."""
+    words = at_inputs.segments(case)
+    assert ((words < 0) == plain.image).all()
+
+    def forward(keep: Tensor) -> Tensor:
+        gone = (words >= 0) & (keep[:, words.clamp(min=0)] == 0)
+        prompts = torch.where(gone, torch.tensor(case.loaded.pad_token_id), plain.prompt)
+        return plain(plain.pixels.expand(len(keep), *plain.pixels.shape), prompts)
+
+    return words, forward
+
+
+def shared(values: Tensor, words: Tensor) -> Tensor:
+    return torch.tensor([float(values[0, w]) / int((words == w).sum()) if w >= 0 else 0.0 for w in words.tolist()])
+
+
+def test_words_of_the_prompt(case: Case, plain: Plain) -> None:
+    words, forward = by_words(case, plain)
+    keep = torch.ones(1, int(words.max()) + 1)
+    assert keep.shape[1] >= 2
+    with torch.no_grad():
+        wanted = FeatureAblation(forward).attribute(keep, 0.0)
+    (found,) = at_inputs.prompt_ablation(case, ["prompt"], HOW).values()
+    close(found.values, shared(wanted, words))
+    torch.manual_seed(HOW.seed)
+    with torch.no_grad():
+        wanted = KernelShap(forward).attribute(keep, 0.0, n_samples=max(HOW.samples, 2 * keep.shape[1]))
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    (found,) = at_inputs.kernel_shap(case, ["prompt"], HOW).values()
+    close(found.values, shared(wanted, words), 1e-3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_attention_rollout(model: LoadedModel, case: Case, plain: Plain) -> None:
+    usual = model.model.config._attn_implementation
+    (found,) = attention_rollout(case, ["llm.embed"], HOW).values()
+    assert model.model.config._attn_implementation == usual
+    inner: Any = model.model.model
+    more = {}
+    if hasattr(inner, "rope_deltas"):
+        inner.rope_deltas = None
+    else:
+        first = 1 if model.model.config.model_type == "paligemma" else 0
+        more = {"position_ids": torch.arange(plain.length)[None] + first}
+    model.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            weights = model.model(**plain.inputs, **more, use_cache=False, output_attentions=True).attentions
+    finally:
+        model.model.set_attn_implementation(usual)
+    whole = np.eye(plain.length)
+    for one in weights:
+        whole = (0.5 * one[0].double().mean(0).numpy() + 0.5 * np.eye(plain.length)) @ whole
+    close(found.values, torch.from_numpy(whole[-1]))
+    assert float(found.values.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "batches"),
+    [
+        (methods.layer_gradient_x_activation, ()),
+        (methods.layer_grad_cam, ()),
+        (methods.layer_integrated_gradients, (1, 3)),
+        (methods.layer_conductance, (1, 3)),
+    ],
+)
+def test_loci_together_and_batches_change_nothing(case: Case, method: methods.Method, batches: Sequence[int]) -> None:
+    assert case.batch == 16
+    together = at_layers(case, method)
+    for batch in batches:
+        other = Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch)
+        for locus, found in at_layers(other, method).items():
+            close(found.values, together[locus].values)
+    for locus in LOCI:
+        close(at_layers(case, method, [locus])[locus].values, together[locus].values)
+
+
+def test_batches_change_nothing_where_parts_are_left_out(case: Case) -> None:
+    for method, loci in (
+        (methods.layer_feature_ablation, ["connector"]),
+        (at_inputs.occlusion, ["pixels"]),
+        (at_inputs.prompt_ablation, ["prompt"]),
+    ):
+        (wanted,) = method(case, loci, HOW).values()
+        for batch in (1, 3) if loci == ["connector"] else (3,):
+            (found,) = method(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), loci, HOW).values()
+            close(found.values, wanted.values, 2e-4)
+    (wanted,) = at_inputs.integrated_gradients(case, ["pixels"], HOW).values()
+    (found,) = at_inputs.integrated_gradients(
+        Case(case.loaded, QUESTION, IMAGE, TARGET, batch=3), ["pixels"], HOW
+    ).values()
+    close(found.values, wanted.values)
+
+
+def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
+    """Of two labels of one token each, the log-odds are the difference of two rows of the head times the last state."""
+    labels = ("a", "b")
+    ids = model.label_ids(QUESTION, list(labels))
+    assert [len(one) for one in ids] == [1, 1]
+    case = Case(model, QUESTION, IMAGE, Target.of_label("a", labels, labels))
+    head: Any = model.model.get_submodule("lm_head")
+    row = (head.weight[ids[0][0]] - head.weight[ids[1][0]]).detach()
+    state, blank = (found["llm.norm"][0] for found in (case.states(["llm.norm"]), case.baseline_states(["llm.norm"])))
+
+    def check(method: methods.Method, value: Tensor) -> Scores:
+        found = method(case, ["llm.norm"], HOW)["llm.norm"]
+        close(found.values, torch.cat([torch.zeros(len(state) - 1), value[None]]))
+        return found
+
+    check(methods.layer_gradient_x_activation, state[-1] @ row)
+    whole = check(methods.layer_integrated_gradients, (state - blank)[-1] @ row)
+    assert whole.gap is not None and whole.gap < 1e-4
+    check(methods.layer_feature_ablation, (state - blank)[-1] @ row)
+    points = (np.polynomial.legendre.leggauss(STEPS + 1)[0] + 1) / 2
+    ends = [case.blank_pixels + float(one) * (case.pixels - case.blank_pixels) for one in (points[0], points[-1])]
+    first, last = case.states(["llm.norm"], torch.stack(ends))["llm.norm"][:, -1]
+    check(methods.layer_conductance, (last - first) @ row)

@@ -1,0 +1,219 @@
+"""Which methods and loci can be asked for, and what is said of those that cannot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.loading import load
+
+from medmllm_plugins.attribution import inputs as at_inputs
+from medmllm_plugins.attribution import methods
+from medmllm_plugins.attribution.case import Case
+from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.registry import choose, specs
+from medmllm_plugins.attribution.rollout import attention_rollout
+from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.capture.reach import unread
+from medmllm_plugins.errors import ModelError, OptionError, PluginError
+from medmllm_plugins.hookspecs import hookimpl
+from medmllm_plugins.manager import get_manager
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.specs import AttributionSpec
+
+torch.set_num_threads(1)
+
+QUESTION = "Is it benign?"
+LABELS = ("benign", "malignant")
+TARGET = Target.of_label("benign", LABELS, LABELS)
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+HOW = How(steps=2, samples=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load("llava", tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def missed(model: LoadedModel) -> frozenset[str]:
+    return unread(model, model.prepare([QUESTION], [IMAGE]))
+
+
+@pytest.fixture
+def case(model: LoadedModel) -> Case:
+    return Case(model, QUESTION, IMAGE, TARGET)
+
+
+def test_every_method_that_is_declared_gives_values(model: LoadedModel, missed: frozenset[str], case: Case) -> None:
+    chosen = choose(list(specs()), ["vision.0", "connector", "llm.2"], model, missed)
+    assert {one.spec.name for one in chosen} == set(specs())
+    for one in chosen:
+        found = one.method(case, one.loci, HOW)
+        assert set(found) == set(one.loci)
+        for scores in found.values():
+            assert scores.values.isfinite().all() and not scores.values.requires_grad
+            assert (scores.gap is not None) == (one.spec.name in PATHS)
+
+
+PATHS = {"integrated_gradients", "layer_integrated_gradients", "layer_conductance"}
+
+
+def test_loci_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
+    (one,) = choose(["layer_grad_cam"], ["vision.0", "llm.002", "vision.00", "llm.norm"], model, missed)
+    assert one.loci == ("vision.00", "llm.02", "llm.norm") and one.method is methods.layer_grad_cam
+    (one,) = choose(["layer_grad_cam"], [], model, missed)
+    assert one.loci == ("vision.00", "connector")  # the last that is read
+    (one,) = choose(["saliency", "saliency"], ["llm.01"], model, missed)
+    assert one.loci == ("pixels",)
+
+
+def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
+    with pytest.raises(OptionError, match=r"`method` to be some of saliency, .*kernel_shap, found smooth, other\."):
+        choose(["saliency", "smooth", "other"], [], model, missed)
+
+
+@pytest.mark.parametrize("name", ["vision.02", "llm.3", "head", "vision", "llm.-1", "pixels", ""])
+def test_an_unknown_layer(model: LoadedModel, missed: frozenset[str], case: Case, name: str) -> None:
+    said = r"LLaVA.*: expected `layer` to be some of vision.00, vision.01, .*connector, llm.embed, .*llm.norm, found "
+    with pytest.raises(OptionError, match=said) as raised:
+        choose(["layer_grad_cam"], ["connector", name], model, missed)
+    assert str(raised.value).endswith(f"found {name!r}.")
+    with pytest.raises(OptionError, match=r"expected `layer` to be one of vision.00, .*llm.norm, found"):
+        case.place(name)
+
+
+@pytest.mark.parametrize("name", ["vision.01", "vision.1", "vision.norm"])
+def test_a_layer_that_is_never_read(model: LoadedModel, missed: frozenset[str], name: str) -> None:
+    full = "vision.01" if name == "vision.1" else name
+    said = (
+        f"{full} is a layer of the tower whose output never reaches the answer, .* the last that is read is vision.00"
+    )
+    with pytest.raises(OptionError, match=said):
+        choose(["layer_grad_cam"], [name], model, missed)
+
+
+def test_a_layer_that_is_never_read_has_no_gradient(case: Case) -> None:
+    for method in (methods.layer_grad_cam, methods.layer_gradient_x_activation, methods.layer_conductance):
+        with pytest.raises(
+            ModelError, match=r"gradient at vision\.01, found none: .*nothing behind the locus reads it"
+        ):
+            method(case, ["vision.00", "vision.01"], HOW)
+
+
+def test_quantised_weights(model: LoadedModel, missed: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = torch.nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
+    usual = list(model.model.parameters())
+    monkeypatch.setattr(model.model, "parameters", lambda *args: iter([*usual, packed]))
+    with pytest.raises(OptionError, match="weights are quantised, found saliency, layer_grad_cam; these") as raised:
+        choose(["occlusion", "saliency", "layer_grad_cam"], [], model, missed)
+    free = [name for name, spec in specs().items() if not spec.gradients]
+    assert f"these still work: {', '.join(free)}. Or load without load_in." in str(raised.value)
+    assert {"occlusion", "layer_feature_ablation", "attention_rollout", "kernel_shap"} <= set(free)
+    assert len(choose(free, [], model, missed)) == len(free)
+
+
+def test_methods_without_gradients_need_none(model: LoadedModel, missed: frozenset[str], case: Case) -> None:
+    """As with weights that give none: every pass is taken where gradients are switched off."""
+    with torch.inference_mode():
+        case = Case(model, QUESTION, IMAGE, TARGET)
+        for one in choose([name for name, spec in specs().items() if not spec.gradients], [], model, missed):
+            assert all(scores.values.isfinite().all() for scores in one.method(case, one.loci, HOW).values())
+
+
+def test_a_label_outside_the_set() -> None:
+    with pytest.raises(
+        OptionError, match=r"`target` to be decision, .* or one of \['benign', 'malignant'\], found 'no'"
+    ):
+        Target.of_label("no", LABELS, LABELS)
+
+
+@pytest.fixture
+def without_gradients(model: LoadedModel) -> Iterator[None]:
+    usual = model.model.forward
+    model.model.forward = torch.no_grad()(usual)
+    try:
+        yield
+    finally:
+        del model.model.forward
+
+
+def test_a_model_that_switches_gradients_off(case: Case, without_gradients: None) -> None:
+    said = "found none: the model switches gradients off on the way"
+    for method in (
+        methods.layer_grad_cam,
+        methods.layer_gradient_x_activation,
+        methods.layer_conductance,
+        methods.layer_integrated_gradients,
+    ):
+        with pytest.raises(ModelError, match=said):
+            method(case, ["connector"], HOW)
+    for method in (at_inputs.saliency, at_inputs.integrated_gradients):
+        with pytest.raises(ModelError, match=said):
+            method(case, ["pixels"], HOW)
+    assert methods.layer_feature_ablation(case, ["connector"], HOW)["connector"].values.isfinite().all()
+    assert at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values.isfinite().all()
+
+
+def test_layers_without_attention_weights(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in case.loaded.model.get_submodule(case.loaded.family.llm_blocks):
+        usual: Any = block.self_attn.forward
+        monkeypatch.setattr(
+            block.self_attn, "forward", lambda *args, usual=usual, **kwargs: (usual(*args, **kwargs)[0], None)
+        )
+    with pytest.raises(ModelError, match="expected layers that give their attention, found none"):
+        attention_rollout(case, ["llm.embed"], HOW)
+
+
+# -- a third party's ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def third_party() -> Iterator[type]:
+    module = ModuleType("throwaway_attribution")
+
+    def ones(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+        return {locus: Scores(torch.ones(states.shape[1])) for locus, states in case.states(loci).items()}
+
+    module.ones = ones  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def medmllm_attributions() -> list[AttributionSpec]:
+            return [
+                AttributionSpec(
+                    name="ones", target="throwaway_attribution:ones", summary="The same everywhere.", gradients=False
+                ),
+                AttributionSpec(
+                    name="lost", target="throwaway_attribution:none", summary="A function there is none of."
+                ),
+            ]
+
+    manager = get_manager()
+    manager.pluggy.register(Plugin, name="throwaway")
+    try:
+        yield Plugin
+    finally:
+        manager.pluggy.unregister(Plugin)
+        del sys.modules[module.__name__]
+
+
+def test_a_third_partys_method(model: LoadedModel, missed: frozenset[str], case: Case, third_party: type) -> None:
+    one, own = choose(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
+    found = one.method(case, one.loci, HOW)
+    assert set(found) == {"connector", "llm.01"} == set(own.loci)
+    assert (found["connector"].values == 1).all() and len(found["connector"].values) == 16
+    with pytest.raises(PluginError, match="attribution 'lost': expected a function 'throwaway_attribution:none'"):
+        choose(["lost"], [], model, missed)
+
+
+def test_it_goes_with_its_plugin() -> None:
+    assert "ones" not in specs()
