@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.image_files import cut, picture, snapshot, write_picture
@@ -149,3 +150,21 @@ def test_real_images() -> None:
     for label in SPEC.labels:
         total = sum(data.counts()[fold][label] for fold in FOLDS)
         assert abs(data.counts()["test"][label] / total - 0.2) < 0.03
+
+
+def test_masks_of_all_lesions_are_one(tmp_path: Path) -> None:
+    folder = tmp_path / "busi" / "Dataset_BUSI_with_GT"
+    for label in SPEC.labels:
+        for number in range(1, 4):
+            write_picture(folder / label / f"{label} ({number}).png", key=f"{label} {number}", size=(20, 10))
+    for name, column in (("benign (1)_mask", 3), ("benign (1)_mask_1", 7), ("benign (2)_mask", 5)):
+        mask = np.zeros((10, 20), np.uint8)
+        mask[2:5, column] = 255
+        Image.fromarray(mask).save(folder / "benign" / f"{name}.png")
+    data = load_dataset(SPEC, root=tmp_path)
+    by_id = {document.id: document for document in data.documents}
+    found = data.mask(by_id["benign (1)"])
+    assert found is not None and found.shape == (10, 20) and found.dtype == bool
+    assert sorted(zip(*map(list, np.nonzero(found)), strict=True)) == [(r, c) for r in (2, 3, 4) for c in (3, 7)]
+    assert int(data.mask(by_id["benign (2)"]).sum()) == 3  # type: ignore[union-attr]
+    assert data.mask(by_id["normal (1)"]) is None

@@ -1,0 +1,143 @@
+"""med_attr tasks through the host: answers, then maps of some of them, checked, on disk; and explained again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmllm_plugins.cli import main
+from medmllm_plugins.data.phantoms import LABELS, phantom
+
+TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
+LIMIT = 32
+METHODS = {("integrated_gradients", "pixels"), ("prompt_ablation", "prompt"), ("layer_grad_cam", "connector")}
+
+
+@pytest.fixture(scope="session")
+def explained(evaluate: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return evaluate(tmp_path_factory.mktemp("explained"), tasks=[TASK], batch_size=16, limit=LIMIT)
+
+
+def shelf_of(folder: Path) -> Path:
+    (found,) = (folder / "attributions").iterdir()
+    return found
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((shelf_of(folder) / "index.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_host_prints_answers_and_checks(explained: Any) -> None:
+    values = explained.values(TASK)
+    assert set(values) == {f"{name},none" for name in ("accuracy", "balanced", "deletion_gain", "inside", "trusted")}
+    assert values["accuracy,none"] > 0.9 and 0 < values["inside,none"] <= 1
+    assert explained.manifest["finished"]
+    assert {stage["name"] for stage in explained.manifest["stages"]} >= {f"answer {TASK}", f"explain {TASK}"}
+
+
+def test_one_document_of_each_class_is_explained_by_every_method(explained: Any) -> None:
+    entries = index_of(explained.folder)["entries"]
+    by_document = {entry["id"]: entry["label"] for entry in entries}
+    assert Counter(by_document.values()) == Counter(dict.fromkeys(LABELS, 1))
+    for name in by_document:
+        assert {(one["method"], one["locus"]) for one in entries if one["id"] == name} == METHODS
+
+
+def test_what_the_index_names_is_there_and_fits(explained: Any) -> None:
+    shelf = shelf_of(explained.folder)
+    for entry in index_of(explained.folder)["entries"]:
+        held = np.load(shelf / entry["map"])
+        original = Image.open(shelf / entry["original"])
+        if entry["method"] == "prompt_ablation":
+            assert entry["heat"] is None and "map" not in held
+            assert "".join(token["text"] for token in entry["tokens"]).count("round mass") == 1
+            continue
+        assert held["map"].shape == (1, 64, 64) and np.isfinite(held["map"]).all()
+        heat = Image.open(shelf / entry["heat"])
+        assert heat.size == original.size and heat.mode == "RGBA" and entry["slices"] == 1
+        assert Image.open(shelf / entry["overlay"]).width >= heat.width
+        assert entry["scale"][0] <= 0 < entry["scale"][1]
+
+
+def test_checks_stand_beside_every_map(explained: Any) -> None:
+    for entry in index_of(explained.folder)["entries"]:
+        checks = entry["checks"]
+        for name in ("deletion", "deletion_random", "insertion", "insertion_random"):
+            assert 0 <= checks[name] <= 1
+        assert -1 <= checks["stability"] <= 1
+        assert (checks["completeness_gap"] is not None) == (entry["method"] == "integrated_gradients")
+        mask = phantom(int(entry["document"].removeprefix("phantom-"))).mask
+        if entry["locus"] != "prompt" and mask.any():
+            assert checks["area"] == pytest.approx(mask.mean(), abs=1e-6)
+            held = np.load(shelf_of(explained.folder) / entry["map"])["map"][0].clip(min=0)
+            assert checks["inside"] == pytest.approx(held[mask].sum() / held.sum(), abs=1e-5)
+        else:
+            assert checks["inside"] is None
+
+
+def test_the_table_holds_the_summary(explained: Any) -> None:
+    summary = {(row["method"], row["locus"]): row for row in index_of(explained.folder)["summary"]}
+    (path,) = explained.folder.glob("*.attributions.csv")
+    with path.open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert {(row["method"], row["locus"]) for row in rows} == METHODS == set(summary)
+    for row in rows:
+        told = summary[row["method"], row["locus"]]
+        assert float(row["deletion_gain"]) == pytest.approx(told["deletion_gain"]["value"])
+        assert told["randomisation"][0]["randomised"] == "head"
+        assert row["failed"] == "; ".join(told["failed"])
+
+
+def test_documents_are_explained_again_beside_what_was_there(
+    explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
+    before = index_of(folder)["entries"]
+    name = before[0]["id"]
+    words = ["attribute", str(folder), "--ids", name, "--method", "layer_activation", "--layer", "vision.0", "llm.1"]
+    assert main(words) == 0
+    assert "layer_activation" in capsys.readouterr().out
+    after = index_of(folder)["entries"]
+    new = [one for one in after if (one["method"], one["locus"]) not in METHODS]
+    assert [(one["id"], one["locus"]) for one in new] == [(name, "vision.00"), (name, "llm.01")]
+    assert [one for one in after if one not in new] == before
+    assert new[1]["tokens"] is not None and new[0]["tokens"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--ids", "nobody"], "expected ids of its documents, such as phantom-02800"),
+        (
+            ["--target", "lion"],
+            "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], found 'lion'",
+        ),
+        (["--layer", "vision.77"], "expected `layer` to be some of vision.00, vision.01"),
+        (["--method", "magic"], "Expected `method` to be some of saliency"),
+        (["--task", "med_cls_busi"], "Expected `--task` to be one of ['med_attr_demo:n=1"),
+    ],
+)
+def test_what_cannot_be_explained_is_told(
+    explained: Any, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    name = index_of(explained.folder)["entries"][0]["id"]
+    usual = ["attribute", str(explained.folder), *([] if "--ids" in words else ["--ids", name])]
+    assert main([*usual, *words]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    found = evaluate(tmp_path, model="dummy", model_args="", tasks=["med_attr_demo"], limit=8)
+    values = found.values("med_attr_demo")
+    assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
+    assert "found none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
