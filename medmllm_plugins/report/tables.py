@@ -515,9 +515,9 @@ def attribution_table(part: DataPart) -> Table:
         Column("Method", "method"),
         Column("Layer", "locus"),
         Column("n", "n", "count"),
+        Column("Checks failed", "failed", "count"),
         *(Column(title.capitalize(), name, "share" if name in shares else "decimal") for name, title in GAINS.items()),
         Column("Mask's share of the area", "area", "share"),
-        Column("Failed checks", "failed"),
     )
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
@@ -525,12 +525,16 @@ def attribution_table(part: DataPart) -> Table:
         if cell.task.attributions is None:
             continue
         for one in cell.task.attributions.summary:
-            failed = " ".join(one.failed) or "none"
             figures = (one.figures[name] for name in GAINS)
-            rows.append((cell.subject.label, one.method, one.locus, one.n, *figures, one.area, failed))
+            rows.append((cell.subject.label, one.method, one.locus, one.n, len(one.failed), *figures, one.area))
             owners.append(cell.subject.number)
     return Table(
-        f"{part.name}.attributions", f"{part.title}: checks of the attributions", columns, tuple(rows), tuple(owners)
+        f"{part.name}.attributions",
+        f"{part.title}: checks of the attributions",
+        columns,
+        tuple(rows),
+        tuple(owners),
+        "Which checks failed, and how, is said under “How it was made”.",
     )
 
 

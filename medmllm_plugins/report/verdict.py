@@ -207,9 +207,11 @@ def _probed(part: DataPart, subject: Subject) -> Cell | None:
 
 
 def _sentence(one: Verdict, rows: int) -> str:
+    sample = f"the {rows:,} documents of " if one.cell.task.attributions is not None else ""
+    explained = " that were explained" if sample else ""
     first = (
-        f"On {one.title}, {one.subject.label} answers {percent(one.accuracy.value)} of the questions rightly "
-        f"({interval(one.accuracy)})"
+        f"On {sample}{one.title}{explained}, {one.subject.label} answers {percent(one.accuracy.value)} of the questions "
+        f"rightly ({interval(one.accuracy)})"
     )
     against = []
     if one.blind:
