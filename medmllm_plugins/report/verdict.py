@@ -210,8 +210,8 @@ def _sentence(one: Verdict, rows: int) -> str:
     sample = f"the {rows:,} documents of " if one.cell.task.attributions is not None else ""
     explained = " that were explained" if sample else ""
     first = (
-        f"On {sample}{one.title}{explained}, {one.subject.label} answers {percent(one.accuracy.value)} of the questions "
-        f"rightly ({interval(one.accuracy)})"
+        f"On {sample}{one.title}{explained}, {one.subject.label} answers {percent(one.accuracy.value)} of the "
+        f"questions rightly ({interval(one.accuracy)})"
     )
     against = []
     if one.blind:
