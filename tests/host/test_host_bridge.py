@@ -27,11 +27,12 @@ from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.specs import ModelSpec, TaskFolder
 
 PACKAGE = Path(medmllm_plugins.__file__).parent
-FILES = {f"{prefix}{ending}" for prefix in ("med_cls", "med_probe") for ending in ("", "_medmnist")}
+PREFIXES = ("med_attr", "med_cls", "med_probe")
+FILES = {f"{prefix}{ending}" for prefix in PREFIXES for ending in ("", "_medmnist")}
 DATASETS = [path.stem for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml")]
 OURS = FILES | {
     f"{prefix}_{dataset}{ending}"
-    for prefix in ("med_cls", "med_probe")
+    for prefix in PREFIXES
     for dataset in DATASETS
     for ending in ("", "_letter", "_open")
     if not (ending and dataset in ("chestmnist", "chestxray14", "ct_rate"))  # findings are asked yes or no
@@ -200,9 +201,7 @@ def test_manifests_never_raise(
 
 
 def test_task_folders_never_raise(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
-    assert [Path(folder) for folder in bridge.task_folders()] == [
-        PACKAGE / "tasks" / folder for folder in ("med_cls", "med_probe")
-    ]
+    assert [Path(folder) for folder in bridge.task_folders()] == [PACKAGE / "tasks" / folder for folder in PREFIXES]
     monkeypatch.setattr(bridge, "get_manager", failing(RuntimeError("no manager")))
     assert bridge.task_folders() == []
     assert len(warned) == 1 and "RuntimeError" in warned[0]
@@ -266,14 +265,16 @@ def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
 
 def test_declared_tasks_load_with_the_hosts_own_loader() -> None:
     """Its listing reads the file that stands behind each name."""
+    from medmllm_plugins.host.attributing import AttributingTask
     from medmllm_plugins.host.probing import ProbingTask
     from medmllm_plugins.host.tasks import ClassificationTask
 
+    classes = {"med_attr": AttributingTask, "med_probe": ProbingTask, "med_cls": ClassificationTask}
     index = plain_index()
     for name in OURS - FILES:
         assert load_yaml_config(index.task_index[name]["yaml_path"], mode="simple")["classes"]
         config = index._get_config(name)
-        assert config["class"] is (ProbingTask if name.startswith("med_probe") else ClassificationTask)
+        assert config["class"] is classes["_".join(name.split("_")[:2])]
         assert config["task"] == name
         assert config["output_type"] == "generate_until"  # all that the host's chat models answer
 
@@ -284,7 +285,7 @@ def test_the_host_finds_them_by_itself_too() -> None:
     for name in OURS:
         assert Path(theirs.task_index[name]["yaml_path"]).is_file()
     walked: dict[str, Any] = {}
-    for folder in ("med_cls", "med_probe"):
+    for folder in PREFIXES:
         walked |= theirs._get_task_and_group(str(PACKAGE / "tasks" / folder))
     assert set(walked) == FILES
     for name, entry in walked.items():

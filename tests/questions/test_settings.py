@@ -126,8 +126,9 @@ def test_every_data_set_gives_its_tasks() -> None:
     tasks = declared_tasks()
     assert {"med_cls_demo", "med_cls_demo_letter", "med_cls_demo_open", "med_cls_busi"} <= set(tasks)
     for name, task in tasks.items():
-        if task.purpose == "probe":
-            assert name.startswith(f"med_probe_{task.dataset}")
+        prefix = {"classify": "med_cls", "probe": "med_probe", "attribute": "med_attr"}[task.purpose]
+        assert name.startswith(f"{prefix}_{task.dataset}")
+        if task.purpose != "classify":
             continue
         found = task_settings(name)
         assert name.startswith(f"med_cls_{found.dataset.name}")
