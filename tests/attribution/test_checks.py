@@ -97,7 +97,8 @@ def test_areas_where_parts_are_fewer_or_more_than_steps() -> None:
         assert last == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
 
 
-def test_removal_of_patches_and_words_by_hand(case: Case) -> None:
+def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "RANDOM_ORDERS", 1)
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
     count = len(patches)
     order = np.random.default_rng(5).permutation(count)

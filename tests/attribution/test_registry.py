@@ -17,6 +17,7 @@ from medmllm_plugins.attribution import inputs as at_inputs
 from medmllm_plugins.attribution import methods
 from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.attribution.registry import choose, specs
 from medmllm_plugins.attribution.rollout import attention_rollout
 from medmllm_plugins.attribution.target import Target
@@ -217,3 +218,16 @@ def test_a_third_partys_method(model: LoadedModel, missed: frozenset[str], case:
 
 def test_it_goes_with_its_plugin() -> None:
     assert "ones" not in specs()
+
+
+def test_patches_are_taken_together_where_there_are_many(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_inputs, "MOST_GROUPS", 5)
+    patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
+    found = at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values
+    assert len(found) == len(patches) == 16  # in groups of four
+    for first in range(0, 16, 4):
+        shown = patches.clone()
+        shown[first : first + 4] = blank[first : first + 4]
+        with torch.no_grad():
+            lost = case.value - float(case.values(1, (), from_patches(case.loaded, shown, case.pixels)[None]))
+        torch.testing.assert_close(found[first : first + 4], torch.full((4,), lost / 4), atol=1e-5, rtol=1e-3)
