@@ -203,6 +203,11 @@ def test_lesion_by_hand() -> None:
     fine[0, 0] = True
     share, area, pointing = lesion(painted, fine)
     assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 16, abs=2e-3), False)
+    # The largest value counts where at least half of its pixel is lesion.
+    fine[0, 2] = True
+    assert not lesion(painted, fine)[2]
+    fine[1, 2] = True
+    assert lesion(painted, fine)[2]
     assert lesion(-np.ones((1, 2, 2)), mask)[0] is None
     assert lesion(np.ones((1, 2, 2)), np.ones((5, 5), bool)) == (1, 1, True)
 

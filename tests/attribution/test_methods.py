@@ -43,7 +43,7 @@ from medmllm_plugins.models.stages import places
 torch.set_num_threads(1)
 
 QUESTION = "Benign?"
-LABELS = ("benign", "malignant tumour", "no")
+LABELS = ("benign", "malignant", "normal")
 LOCI = ("vision.00", "connector", "llm.00")
 STEPS = 5
 HOW = How(steps=STEPS, samples=16, seed=3)
@@ -184,7 +184,7 @@ def test_values_are_those_of_plain_calls(model: LoadedModel, case: Case, plain: 
         torch.testing.assert_close(case.values(2, (), both), plain(both), atol=1e-4, rtol=1e-5)
         assert case.value == pytest.approx(float(plain(plain.pixels[None])), abs=1e-4)
         torch.testing.assert_close(case.blank_pixels, plain.blank)
-        answer = Case(model, QUESTION, IMAGE, Target.of_answer("malignant tumour"))
+        answer = Case(model, QUESTION, IMAGE, Target.of_answer("malignant"))
         assert answer.value == pytest.approx(float(plain.scores(plain.pixels[None])[0, 1]), abs=1e-4)
 
 
