@@ -371,6 +371,12 @@ def test_one_group_is_no_evidence() -> None:
     ]
 
 
+def test_a_gain_whose_interval_holds_zero_is_none() -> None:
+    (row,) = summarise([entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], [])
+    assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
+    assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
+
+
 def test_groups_are_drawn_whole() -> None:
     values = {"a": [0.1, 0.3], "b": [0.5], "c": [0.2, 0.2, 0.2]}
     entries = [entry(group, stability=value) for group, several in values.items() for value in several]
