@@ -96,6 +96,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         summary="peak memory of reading and fitting features of 100,000 documents against 10,000",
         repeats=1,
     ),
+    "attribution": Benchmark(
+        module="benchmarks.attribution",
+        summary="attributions at six loci, all in one pass against a call of Captum for each",
+        repeats=3,
+        devices=("cpu", "cuda"),
+    ),
     "report": Benchmark(
         module="benchmarks.report",
         summary="the page of ten models, figures drawn one after the other against on all cores at once",

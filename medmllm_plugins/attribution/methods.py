@@ -182,5 +182,5 @@ def _image_rows(case: Case, locus: str, one: Slopes) -> Tensor:
 
 
 def completeness_gap(total: float, wanted: float) -> float:
-    """By how much a sum misses what it should be, as a share of that."""
-    return abs(total - wanted) / max(abs(wanted), 1e-6)
+    """By how much a sum misses what it should be, as a share of that, or of a tenth of a nat where that is less."""
+    return abs(total - wanted) / max(abs(wanted), 0.1)
