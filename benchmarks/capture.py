@@ -178,7 +178,7 @@ def run(settings: Settings) -> Record:
             texts, folder = work.last
             kept.append(Kept.of(folder))
             check(without.last, texts, kept[-1], exact=subject.exact)
-    first = subject.loaded.prepare([QUESTION] * BATCH, pictures[:BATCH])
+    first = subject.loaded.prepare([QUESTION], pictures[:1])
     trying = [stopwatch(lambda: unread(subject.loaded, first), device)() for _ in range(settings.repeats)]
     usual = comparisons[0].denominator.median
     return Record(

@@ -210,7 +210,8 @@ def test_manifest_tells_the_data(demo: Any) -> None:
 def test_manifest_tells_time_and_memory_of_each_stage(demo: Any) -> None:
     stages = demo.manifest["stages"]
     assert [stage["name"] for stage in stages] == ["data", "load", f"answer {TASK}", "score"]
-    assert all(stage["seconds"] > 0 for stage in stages)
+    # The phantoms are drawn once in a session, perhaps for another evaluation.
+    assert all(stage["seconds"] > 0 for stage in stages if stage["name"] != "data")
     assert sum(stage["seconds"] for stage in stages) <= demo.seconds
     # In bytes: torch alone takes more than 100 MB, and no test machine has 4 TB.
     assert all(100e6 < stage["process_peak_bytes"] < 4e12 for stage in stages)
