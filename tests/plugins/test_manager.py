@@ -244,7 +244,8 @@ def test_builtin_plugin_is_found_once_and_first(site: Site) -> None:
         ("builtin", "medmllm-plugins"),
         ("aaa", "aaa"),
     ]
-    assert found.plugins[0].hooks == ("medmllm_models", "medmllm_tasks", "medmllm_probes")
+    hooks = ("medmllm_models", "medmllm_tasks", "medmllm_probes", "medmllm_attributions")
+    assert found.plugins[0].hooks == hooks
     assert list(found.models()) == [*BUILTIN, "aaa_model"]
     assert found.failures == []
 
@@ -429,7 +430,7 @@ def test_probes_and_attributions(site: Site) -> None:
     site.add("both", source)
     found = discover()
     assert found.probes()["p"] == ProbeSpec(name="p", target="a.b:c", summary="P.")
-    assert found.attributions() == {"q": AttributionSpec(name="q", target="a.b:c", summary="Q.")}
+    assert found.attributions()["q"] == AttributionSpec(name="q", target="a.b:c", summary="Q.")
 
 
 @pytest.mark.parametrize("value", ["", "0"])
