@@ -25,6 +25,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_peak_never_falls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write(tmp_path, 640)
+    told = iter((100.0, 300.0, 299.9, 400.0))  # as the kernel may tell it: its counters are estimates
+    monkeypatch.setattr(memory, "_peak", lambda: next(told))
+    assert memory.read_and_fit(tmp_path)["by_stage"] == {"import": 100, "open": 300, "samples": 300, "fit": 400}
+
+
+@pytest.mark.usefixtures("small")
 def test_the_store_is_read_as_any_other(tmp_path: Path) -> None:
     write(tmp_path, 640)
     store = FeatureStore(tmp_path)
