@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import diagnosis, probe_fit
-from benchmarks.diagnosis import Found, by_hand, check, documents, hidden_states, one_pass
+from benchmarks.diagnosis import Found, by_hand, check, documents, floors, hidden_states, one_pass, redrawn
 from benchmarks.record import Settings, Target
 from benchmarks.subjects import checkpoint
 from medmllm_plugins.capture.store import FeatureStore
@@ -51,9 +51,10 @@ def test_both_sides_look_at_the_same_and_answer_alike(tmp_path: Path) -> None:
     assert ours.texts == theirs.texts and len(ours.texts) == 48
     store = FeatureStore(tmp_path)
     states = hidden_states(subject, everyone[3].picture)
-    assert set(states) == set(theirs.accuracy)
+    floor = {key for key in ours.accuracy if key[0].startswith("floor.")}
+    assert set(states) == set(theirs.accuracy) - floor and set(theirs.accuracy) >= floor
     assert set(ours.accuracy) == {(one.name, pooling) for one in store.header.loci for pooling in one.poolings}
-    model = {key for key in ours.accuracy if not key[0].startswith("floor.")}
+    model = set(ours.accuracy) - floor
     last = f"llm.{subject.loaded.model.config.text_config.num_hidden_layers - 1:02d}"
     assert model - set(states) == {(last, "mean"), (last, "last")}
     for (locus, pooling), value in states.items():
@@ -61,7 +62,27 @@ def test_both_sides_look_at_the_same_and_answer_alike(tmp_path: Path) -> None:
         np.testing.assert_allclose(kept, value.numpy(), rtol=2e-3, atol=2e-3 * float(value.abs().max()))
     folds = store.index.groupby("fold", observed=True)["scores"].apply(lambda scores: scores.notna().all())
     assert folds.to_dict() == {"train": False, "validation": True, "test": True}
-    assert max(abs(ours.accuracy[key] - value) for key, value in theirs.accuracy.items()) < 0.1
+    apart = {key: abs(ours.accuracy[key] - value) for key, value in theirs.accuracy.items()}
+    assert max(value for key, value in apart.items() if not key[0].startswith("floor.random")) < 0.1
+
+
+def test_floors_by_hand_are_of_a_tower_that_was_never_trained(tmp_path: Path) -> None:
+    subject, everyone = checkpoint("demo", "cpu"), documents(SIZES)
+    before = {name: value.clone() for name, value in subject.loaded.model.state_dict().items()}
+    found = floors(subject, redrawn(subject.loaded.model), everyone[3].picture)
+    one_pass(subject, everyone, tmp_path, floor=True)
+    store = FeatureStore(tmp_path)
+    ours = {(one.name, pooling) for one in store.header.loci for pooling in one.poolings if one.part == "floor"}
+    assert set(found) == ours
+    kept = store.features("floor.pixels", "mean", np.array([3]))[0]
+    np.testing.assert_array_equal(found["floor.pixels", "mean"], kept)
+    own = hidden_states(subject, everyone[3].picture)
+    for (locus, pooling), value in found.items():
+        if locus != "floor.pixels":
+            trained = own[locus.removeprefix("floor.random."), pooling]
+            assert value.shape == trained.shape and value.isfinite().all() and value.std() > 0
+            assert not torch.allclose(value, trained, atol=0.1)
+    assert all(torch.equal(value, before[name]) for name, value in subject.loaded.model.state_dict().items())
 
 
 def test_sides_that_differ_are_caught() -> None:
@@ -72,6 +93,9 @@ def test_sides_that_differ_are_caught() -> None:
         check(Found(("a", "c"), more, {}), theirs)
     with pytest.raises(ModelError, match=r"no probe of ours at \[\('connector', 'mean'\)\]"):
         check(Found(("a", "b"), {("llm.norm", "last"): 0.7}, {}), theirs)
+    drawn = ("floor.random.connector", "mean")  # each side draws its own weights
+    with_floors = Found(("a", "b"), {**theirs.accuracy, drawn: 0.1}, {})
+    assert check(Found(("a", "b"), {**more, drawn: 0.9}, {}), with_floors) == pytest.approx(0.75)
     with pytest.raises(ModelError, match=r"found \+1\.50"):
         check(Found(("a", "b"), {**more, ("llm.norm", "last"): 0.73}, {}), theirs)
 
@@ -80,7 +104,7 @@ def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy = {("llm.norm", "last"): 0.5}
     made = {
         "one_pass": lambda *_, floor: Found(("a",), accuracy, {"pass": 2.0, "analysis": 1.0}),
-        "by_hand": lambda *_: Found(("a",), accuracy, {"answers": 1.0, "pass": 5.0, "fits": 6.0}),
+        "by_hand": lambda *_: Found(("a",), accuracy, {"answers": 1.0, "pass": 5.0, "fits": 6.0, "floors_fits": 3.0}),
     }
     for name, side in made.items():
         monkeypatch.setattr(diagnosis, name, side)
@@ -88,4 +112,4 @@ def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name, _ in record.sides] == ["by_hand", "one_pass"]
     assert record.target == Target("at least", 5.0)
     assert (record.details["by_hand_fits_s"], record.details["one_pass_pass_s"]) == (6.0, 2.0)
-    assert record.details["ratio_without_floor"] == 4.0
+    assert record.details["ratio_without_floor"] == record.details["ratio_floors_on_our_side_alone"] == 4.0
