@@ -34,8 +34,8 @@ _SMALLEST = 1e-10
 _ABSENT = -50.0
 """Logit of a class without train rows: a probability of about 1e-21, yet a finite log loss."""
 _CELLS = {"cpu": 1 << 19, "cuda": 1 << 27}
-"""Numbers in one array of logits: on a CPU few enough for its cache and enough that Python's own share of a step does not
-count, on a GPU what leaves room in its memory."""
+"""Numbers in one array of logits: on a CPU few enough for its cache, and so many that Python's share is small; on a GPU
+what leaves room in its memory."""
 _DECOMPOSED = {"cpu": 1, "cuda": 1 << 27}
 """Float64 numbers decomposed at once, at least one locus; a CPU gains nothing from more."""
 _SEARCHES = 6

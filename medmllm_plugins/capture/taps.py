@@ -144,10 +144,7 @@ class Taps:
         head: Any = self._loaded.model.get_submodule(self._loaded.family.head)
         norm = self.places[-1].module
         weight = torch.stack([head.weight[torch.tensor(row, device=head.weight.device)].mean(0) for row in rows])
-        logits = []
-        for name in names:
-            state = self.found[name, LAST].to(weight.device)
-            if name != names[-1]:
-                state = norm.forward(state.to(weight.dtype))
-            logits.append(state.float() @ weight.float().T)
-        return names, torch.stack(logits)
+        # The norm of the last locus is taken already. One product for all loci: each is too small to be worth a call.
+        states = torch.stack([self.found[name, LAST].to(weight.device, weight.dtype) for name in names[:-1]])
+        normed = [*norm.forward(states).unbind(), self.found[names[-1], LAST].to(weight.device)]
+        return names, torch.stack([state.float() for state in normed]) @ weight.float().T
