@@ -93,7 +93,7 @@ def pool_tokens(hidden: Tensor, batch: Batch, poolings: Sequence[str]) -> dict[s
     Returns:
         (B, D) float32 by pooling: over the image's tokens, and the last token of the prompt.
     """
-    found = {LAST: hidden[:, -1].float()} if LAST in poolings else {}
+    found = {LAST: hidden[:, -1].to(torch.float32, copy=True)} if LAST in poolings else {}
     if {MEAN, MAX} & set(poolings):
         tokens = hidden.flatten(0, 1).index_select(0, batch.at(hidden.device))
         found |= _over(tokens, batch.tokens, poolings)

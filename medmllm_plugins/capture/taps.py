@@ -73,7 +73,7 @@ class Taps:
         self._calls[place.name] = self._calls.get(place.name, 0) + 1
         if self._mode == "answer":
             if place.part == "llm":
-                self.found[place.name, ANSWER] = output[:, -1].float()
+                self.found[place.name, ANSWER] = output[:, -1].to(torch.float32, copy=True)
             return
         assert self._batch is not None
         if place.part == "llm":

@@ -71,6 +71,15 @@ def alone(model: ChatModel, question: str, image: Any) -> tuple[dict[str, torch.
     return dict(enumerate(out.hidden_states)), inputs  # type: ignore[arg-type]
 
 
+def test_no_full_hidden_states_are_kept_alive(model: ChatModel, tap: Callable[..., Taps]) -> None:
+    taps = tap()
+    model.generate(QUESTIONS, IMAGES, max_new_tokens=2, watch=taps)
+    assert any(pooling == "answer" for _, pooling in taps.found)
+    for key, value in taps.found.items():
+        # A view would hold on to all that the stage returned.
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), key
+
+
 def test_llm_states_equal_output_hidden_states_of_single_images(model: ChatModel, tap: Callable[..., Taps]) -> None:
     taps = tap()
     model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=taps)
