@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +14,6 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
 from PIL import Image
-from tqdm import tqdm
 
 from medmllm_plugins import __version__
 from medmllm_plugins.capture.floors import pixels
@@ -27,12 +22,23 @@ from medmllm_plugins.capture.store import stored_ids
 from medmllm_plugins.data.controls import GREY
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope, run
+from medmllm_plugins.host.arguments import local_device, positive, run_folder
 from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
 from medmllm_plugins.host.journal import Answered, Journal
-from medmllm_plugins.models.interface import Asked, Example, LoadedModel, Question, Shown
+from medmllm_plugins.host.progress_bar import Bar
+from medmllm_plugins.host.requests import (
+    Key,
+    attributions_of,
+    by_task,
+    content_of,
+    features_of,
+    is_ours,
+    key_of,
+    stored_name,
+)
+from medmllm_plugins.models.interface import Asked, LoadedModel, Question, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
-from medmllm_plugins.questions.features import Features
 from medmllm_plugins.specs import ModelSpec
 
 DEFAULT_NEW_TOKENS = 64
@@ -111,11 +117,11 @@ class MedicalMLLM(lmms):
                 f"{self.spec.name}: expected `pretrained=` to be a size ({sizes}), a hub id or a folder, found nothing."
             )
         self.batch_size = BatchSize(batch_size).size if batch_size != AUTO else AUTO
-        self.max_new_tokens = None if max_new_tokens is None else _positive("max_new_tokens", max_new_tokens)
-        self.run_dir = _run_folder(run_dir)
+        self.max_new_tokens = None if max_new_tokens is None else positive("max_new_tokens", max_new_tokens)
+        self.run_dir = run_folder(run_dir)
         self.options = LoadOptions(
             pretrained=str(pretrained),
-            device=_local(device),
+            device=local_device(device),
             dtype=dtype,
             attn_implementation=attn_implementation,
             device_map=device_map,
@@ -181,12 +187,12 @@ class MedicalMLLM(lmms):
         journal = progress.open(self.spec.name, deciding)
         progress.model(facts)
         # A rank is padded with clones of its last request: answered once, given to all.
-        unique = {_key(request): request for request in requests}
+        unique = {key_of(request): request for request in requests}
         found: dict[str, Answered] = {}
-        names = {key: _stored(request) for key, request in unique.items() if _is_ours(request)}
+        names = {key: stored_name(request) for key, request in unique.items() if is_ours(request)}
         stored = {
             task: stored_ids(progress.features_folder(task))
-            for task in {str(request.args[4]) for request in unique.values() if _features(request) is not None}
+            for task in {str(request.args[4]) for request in unique.values() if features_of(request) is not None}
         }
         for key, name in names.items():
             # An answer whose features did not reach the disk is asked for again.
@@ -197,8 +203,8 @@ class MedicalMLLM(lmms):
             progress.manifest["answers_of_an_earlier_start"] = len(found)
             logger.info(f"{self.spec.name}: {len(found)} of {len(unique)} answers are there from an earlier start.")
         answers = {key: found[name] for key, name in names.items() if name in found}
-        with _Bar(self.spec.name, len(unique), len(answers), shown=self.rank == 0) as bar:
-            for task, group in _by_task(unique[key] for key in unique if key not in answers).items():
+        with Bar(self.spec.name, len(unique), len(answers), shown=self.rank == 0) as bar:
+            for task, group in by_task(unique[key] for key in unique if key not in answers).items():
                 with progress.stage(f"answer {task}", self.device), self._capturing(loaded, task, group) as capture:
                     prompted = False
                     keep = _Durable(journal, capture)
@@ -206,28 +212,28 @@ class MedicalMLLM(lmms):
                         if not prompted:
                             progress.task(task, {"prompt": loaded.render(questions[0].text)})
                             prompted = True
-                        answers |= {_key(request): result for request, result in zip(batch, results, strict=True)}
+                        answers |= {key_of(request): result for request, result in zip(batch, results, strict=True)}
                         for one, question in zip(batch, questions, strict=True):
-                            if (stored_as := names.get(_key(one))) is not None:
+                            if (stored_as := names.get(key_of(one))) is not None:
                                 identifier = stored_as if capture is None else str(question.row["id"])
-                                keep.add(identifier, stored_as, answers[_key(one)])
+                                keep.add(identifier, stored_as, answers[key_of(one)])
                         keep.flush()
                         bar.update(batch, results)
                     keep.close()
-        for task, group in _by_task(unique.values()).items():
-            if (asked := _attributions(group[0])) is not None:
+        for task, group in by_task(unique.values()).items():
+            if (asked := attributions_of(group[0])) is not None:
                 with progress.stage(f"explain {task}", self.device):
                     self._explain(loaded, task, asked, group, answers)
         progress.answered()
         return [
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
-            for one in (answers[_key(request)] for request in requests)
+            for one in (answers[key_of(request)] for request in requests)
         ]
 
     @contextmanager
     def _capturing(self, loaded: LoadedModel, task: str, requests: Sequence[Instance]) -> Iterator[Capture | None]:
         """Keep the features of a task, where it asks for them."""
-        features = _features(requests[0])
+        features = features_of(requests[0])
         if features is None:
             yield None
             return
@@ -254,7 +260,7 @@ class MedicalMLLM(lmms):
         task: str,
         asked: Attributions,
         requests: Sequence[Instance],
-        answers: Mapping[tuple[str, str, int, int], Answered],
+        answers: Mapping[Key, Answered],
     ) -> None:
         """Explain some answers of a task, now that it is known which are hits; each process some of its own."""
         from medmllm_plugins.attribution.explaining import explain
@@ -264,7 +270,7 @@ class MedicalMLLM(lmms):
 
         owner, progress = requests[0].args[1].__self__, run.current()
         by_id = {str(self._row(request)["id"]): request for request in requests}
-        replies = {name: envelope.unpack(answers[_key(request)].text) for name, request in by_id.items()}
+        replies = {name: envelope.unpack(answers[key_of(request)].text) for name, request in by_id.items()}
         known = []
         for name, request in by_id.items():
             row = self._row(request)
@@ -309,7 +315,7 @@ class MedicalMLLM(lmms):
 
     def _labels(self, request: Instance) -> tuple[str, ...] | None:
         """The answers to score: tasks of this package name them in each row."""
-        if self._needs(request) == "features" or not _is_ours(request):
+        if self._needs(request) == "features" or not is_ours(request):
             return None
         return tuple(self._row(request)["answers"])
 
@@ -319,7 +325,7 @@ class MedicalMLLM(lmms):
         ``"answer"``; where features are kept, of the train fold these alone, and of
         the validation fold the label scores beside them, both of which a prefill gives.
         """
-        if _features(request) is None:
+        if features_of(request) is None:
             return "answer"
         return {"train": "features", "validation": "scores"}.get(str(self._row(request)["fold"]), "answer")
 
@@ -336,7 +342,7 @@ class MedicalMLLM(lmms):
         if volume is not None:
             text, shown = doc_to_messages.__self__.doc_to_text(doc), volume(doc)
         else:
-            text, pictures = _content(doc_to_messages(doc), where, several=shows == "images")
+            text, pictures = content_of(doc_to_messages(doc), where, several=shows == "images")
             if shows == "volume":
                 raise ModelError(
                     f"{where}: {self.spec.name} reads volumes; expected a task of this package on a 3D set."
@@ -364,9 +370,9 @@ class MedicalMLLM(lmms):
             or int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
             until=(until,) if isinstance(until, str) else tuple(until),
             labels=self._labels(request),
-            wrapped=_is_ours(request),
+            wrapped=is_ours(request),
             row=doc,
-            pixels=None if _features(request) is None else pixels(shown),
+            pixels=None if features_of(request) is None else pixels(shown),
         )
 
     def _blank_scores(self, loaded: LoadedModel, question: _Question) -> tuple[float, ...] | None:
@@ -434,25 +440,6 @@ class MedicalMLLM(lmms):
         raise ModelError(f"{self.spec.name} answers single-round generation tasks only.")
 
 
-def _is_ours(request: Instance) -> bool:
-    """Whether the task that asks reads envelopes."""
-    return isinstance((request.metadata or {}).get("medmllm"), Mapping)
-
-
-def _features(request: Instance) -> Features | None:
-    """What features the task that asks wants to be kept; ``None`` for none."""
-    told = (request.metadata or {}).get("medmllm")
-    found = told.get("features") if isinstance(told, Mapping) else None
-    return None if found is None else Features.from_dict(found)
-
-
-def _attributions(request: Instance) -> Attributions | None:
-    """What the task that asks wants to be explained; ``None`` for nothing."""
-    told = (request.metadata or {}).get("medmllm")
-    found = told.get("attributions") if isinstance(told, Mapping) else None
-    return None if found is None else Attributions.from_dict(found)
-
-
 def _record(row: Mapping[str, Any], reply: envelope.Reply) -> dict[str, Any]:
     """What the index of a feature store tells of a document."""
     told = {name: row[name] for name in ("id", "document", "group", "fold", "label")}
@@ -485,17 +472,6 @@ class _Durable:
         self.flush()
 
 
-def _key(request: Instance) -> tuple[str, str, int, int]:
-    return (str(request.args[4]), str(request.args[5]), int(request.args[3]), int(request.idx))
-
-
-def _stored(request: Instance) -> str:
-    """The name of a request's answer in a journal: it tells the question, the document and the settings."""
-    _, _, settings, doc_id, task, split = request.args
-    told = (task, split, int(doc_id), int(request.idx), sorted(settings.items()), request.metadata["medmllm"])
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
 def _weight(question: _Question) -> float:
     """How much there is to compute: pixels, or the voxels of a volume."""
     shown = question.shown
@@ -504,112 +480,3 @@ def _weight(question: _Question) -> float:
     if isinstance(shown, list | tuple):
         return float(sum(picture.width * picture.height for picture in shown))
     return float(shown.voxels.size)  # type: ignore[union-attr]
-
-
-class _Bar:
-    """One bar for a run: documents, their rate, time left, and how many answers were not parsed; for terminals only."""
-
-    def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
-        self._unparsed = 0
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=name,
-            unit="doc",
-            smoothing=0.05,
-            disable=None if shown else True,  # None: quiet where there is no terminal
-        )
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def update(self, batch: Sequence[Instance], results: Sequence[Answered]) -> None:
-        """Move on by a batch."""
-        for request, result in zip(batch, results, strict=True):
-            parsed = getattr(getattr(request.args[1], "__self__", None), "is_parsed", None)
-            if parsed is not None and not parsed(int(request.args[3]), result.text):
-                self._unparsed += 1
-        self._bar.set_postfix(unparsed=self._unparsed, refresh=False)
-        self._bar.update(len(batch))
-
-
-def _by_task(requests: Any) -> dict[str, list[Instance]]:
-    groups: dict[str, list[Instance]] = {}
-    for request in requests:
-        groups.setdefault(str(request.args[4]), []).append(request)
-    return groups
-
-
-def _content(messages: Sequence[Mapping[str, Any]], where: str, *, several: bool) -> tuple[Question, list[Image.Image]]:
-    """Question and pictures of a request; ``several``: solved examples may stand before it as earlier turns."""
-    turns = [_turn(message, where) for message in messages]
-    roles = [message["role"] for message in messages]
-    pairs = len(messages) // 2
-    if roles != ["user", "assistant"] * pairs + ["user"] or (pairs and not several) or not turns[-1][1]:
-        raise ModelError(
-            f"{where}: expected one user turn with images{', few-shot examples before it' if several else ''}, found "
-            f"{len(messages)} turns with {sum(len(images) for _, images in turns)} images; choose a task that asks one "
-            f"question about images{'' if several else ', without few-shot examples'}."
-        )
-    pictures = [image for _, images in turns for image in images]
-    if not pairs:
-        return turns[0][0], pictures
-    examples = tuple(
-        Example(turns[2 * place][0], len(turns[2 * place][1]), turns[2 * place + 1][0]) for place in range(pairs)
-    )
-    return Asked(examples, turns[-1][0]), pictures
-
-
-def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[Image.Image]]:
-    content = message["content"]
-    texts: list[str] = []
-    images: list[Image.Image] = []
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        if part["type"] == "text":
-            texts.append(part["text"])
-        elif part["type"] == "image":
-            images.append(_picture(part["url"], where))
-        else:
-            raise ModelError(f"{where}: expected one user turn with images, found {part['type']}; choose another task.")
-    return "\n".join(texts), images
-
-
-def _picture(image: Any, where: str) -> Image.Image:
-    if isinstance(image, str | os.PathLike):
-        with Image.open(image) as opened:
-            image = opened.convert("RGB")
-    if not isinstance(image, Image.Image):
-        raise ModelError(f"{where}: expected an image, found {image!r}.")
-    return image
-
-
-def _positive(name: str, value: int | str) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = 0
-    if number < 1 or str(number) != str(value):
-        raise OptionError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
-    return number
-
-
-def _run_folder(folder: str | None) -> str | None:
-    if folder is None:
-        return None
-    path = Path(str(folder)).expanduser().absolute()
-    if not str(folder) or any(place.exists() and not place.is_dir() for place in (path, *path.parents)):
-        raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {folder!r}.")
-    return str(path)
-
-
-def _local(device: str) -> str:
-    """Under a launcher of several processes, "the GPU" is this process's own."""
-    rank = os.environ.get("LOCAL_RANK")
-    if device in ("auto", "cuda") and rank is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch
-
-        return f"cuda:{rank}" if torch.cuda.is_available() else device
-    return device
