@@ -27,7 +27,7 @@ from medmllm_plugins.report.drawing import (
     marker,
 )
 from medmllm_plugins.report.gathering import Cell, DataPart
-from medmllm_plugins.report.tables import Control, variant_accuracies
+from medmllm_plugins.report.tables_answers import Control, variant_accuracies
 from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, percent, sequence
 from medmllm_plugins.report.verdict import blind_baseline
 

@@ -23,14 +23,17 @@ from medmllm_plugins.report import (
     figures_layers,
     figures_mapping,
     methods,
-    tables,
+    tables_answers,
+    tables_layers,
+    tables_runs,
     text,
 )
 from medmllm_plugins.report.drawing import Drawing
 from medmllm_plugins.report.gallery import Gallery, gallery
 from medmllm_plugins.report.gathering import Cell, DataPart, Gathered, Subject
 from medmllm_plugins.report.notes import Notes, notes
-from medmllm_plugins.report.tables import Column, Control, Table
+from medmllm_plugins.report.table import Column, Table
+from medmllm_plugins.report.tables_answers import Control
 from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
 from medmllm_plugins.report.together import draw_all
 from medmllm_plugins.report.verdict import Verdict, groups_of, hits_of, overview, paired, verdicts
@@ -199,8 +202,8 @@ def build(gathered: Gathered) -> Report:
         gallery=gallery(list(gathered.cells())),
         notes=notes(gathered),
         methods=methods.methods(gathered),
-        runs=tables.runs_table(gathered),
-        data=tables.data_table(gathered),
+        runs=tables_runs.runs_table(gathered),
+        data=tables_runs.data_table(gathered),
     )
 
 
@@ -236,31 +239,31 @@ def _section(
         sentence=overview(part, found),
         verdicts=tuple(found),
         accuracy=figures.get("accuracy"),
-        metrics=tables.metrics_table(part, found),
-        classes=tables.class_table(part),
-        parsing=tables.parsing_table(part),
-        unparsed=tables.unparsed_table(part),
+        metrics=tables_answers.metrics_table(part, found),
+        classes=tables_answers.class_table(part),
+        parsing=tables_answers.parsing_table(part),
+        unparsed=tables_answers.unparsed_table(part),
         confusion=_confusion(part),
         reliability=figures.get("reliability"),
         roc=figures.get("roc"),
         areas=_areas(part),
         sensitivity=figures.get("sensitivity"),
-        changes=tables.sensitivity_table(part, blind),
-        positions=tables.positions_table(part),
+        changes=tables_answers.sensitivity_table(part, blind),
+        positions=tables_answers.positions_table(part),
         layers=figures.get("layers"),
         single_layers=tuple((subject, one) for subject, one in singles if one is not None),
         health=figures.get("health"),
-        modes=tables.modes_table(part),
-        diagnosis=tables.diagnosis_table(part),
-        health_table=tables.health_table(part),
-        curves=tables.curves_table(part),
+        modes=tables_layers.modes_table(part),
+        diagnosis=tables_layers.diagnosis_table(part),
+        health_table=tables_layers.health_table(part),
+        curves=tables_layers.curves_table(part),
         agreement=_agreement(part),
         gains=figures.get("gains"),
-        mapping=tables.mapping_table(part),
+        mapping=tables_layers.mapping_table(part),
         lens=figures.get("lens"),
         checks=figures.get("checks"),
         randomisation=figures.get("randomisation"),
-        attributions=tables.attribution_table(part),
+        attributions=tables_layers.attribution_table(part),
         for_papers=tuple(figures[name] for name in ("confusion", "agreement") if name in figures),
     )
 

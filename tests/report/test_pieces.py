@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.run_folders import LABELS, Folder, outcomes
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report import figures_answers, figures_layers, methods, tables, text
+from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, text
 from medmllm_plugins.report.drawing import THEME, style
 from medmllm_plugins.report.gallery import gallery
 from medmllm_plugins.report.gathering import DataPart, gather
@@ -42,7 +42,7 @@ def test_text_survives_whatever_a_document_holds() -> None:
 
 def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes()))
-    table = tables.metrics_table(part, verdicts(part))
+    table = tables_answers.metrics_table(part, verdicts(part))
     (row, blind) = csv.DictReader(io.StringIO(table.csv()))
     right = np.mean([one.predicted == one.label for one in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
@@ -53,9 +53,9 @@ def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
 
 def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(), said=("no idea", "no idea", "<b>hm</b>")))
-    (row,) = csv.DictReader(io.StringIO(tables.parsing_table(part).csv()))
+    (row,) = csv.DictReader(io.StringIO(tables_answers.parsing_table(part).csv()))
     assert sum(float(row[name]) for name in ("parsed", "ambiguous", "out_of_list", "refusal")) == pytest.approx(1)
-    said = tables.unparsed_table(part).rows
+    said = tables_answers.unparsed_table(part).rows
     assert {one[4] for one in said} <= {"no idea", "<b>hm</b>"} and said[0][3] == max(int(str(one[3])) for one in said)
 
 

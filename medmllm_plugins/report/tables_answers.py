@@ -1,0 +1,258 @@
+"""Tables of the answers: metrics, classes, parsing, and what changes with question and image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report import text
+from medmllm_plugins.report.gathering import Cell, DataPart
+from medmllm_plugins.report.table import Column, Table, Value
+from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, sequence
+from medmllm_plugins.report.verdict import Verdict, blind_baseline
+
+Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
+"""A blind control, the task that it is held against, and the paired difference: shown less blind."""
+METRICS: Final = {
+    "accuracy": "Accuracy",
+    "balanced": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "mcc": "MCC",
+    "auroc": "AUROC",
+    "auprc": "Average precision",
+    "kappa": "Quadratic kappa",
+    "ece": "Calibration error",
+    "brier": "Brier score",
+    "parsed": "Parsed",
+}
+"""Metrics in the order of columns, shares of 1 apart from those of :data:`_DECIMALS`."""
+_DECIMALS: Final = frozenset({"macro_f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
+_STATUSES: Final = ("parsed", "ambiguous", "out_of_list", "refusal")
+
+
+def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
+    """All metrics of all tasks of a data set, with the gaps to blind answers and to the reference classifier."""
+    by_number = {one.subject.number: one for one in found}
+    main = {id(part.main(one)) for one in part.subjects}
+    # What a model is worth stands first; other questions and blind controls follow.
+    cells = sorted(
+        (cell for cell in part.cells if cell.task.scored),
+        key=lambda cell: (id(cell) not in main, not cell.task.plain, cell.task.image != "shown", cell.subject.number),
+    )
+    present = [
+        name for name in METRICS if name != "accuracy" and any(text.known(cell.metrics.get(name)) for cell in cells)
+    ]
+    gaps = any(one.reference for one in found)
+    columns = [Column("Model", "model"), Column("Task", "task")]
+    columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
+    columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Over blind", "over_blind", "gap")]
+    columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
+    columns += [Column(METRICS[name], name, "decimal" if name in _DECIMALS else "share") for name in present]
+    rows: list[tuple[Value, ...]] = []
+    for cell in cells:
+        told = cell.task.metrics
+        verdict = by_number.get(cell.subject.number)
+        mine = verdict if verdict is not None and verdict.cell is cell else None
+        row: list[Value] = [cell.subject.label, cell.task.name, _whole(told.get("n")), _whole(told.get("n_groups"))]
+        row += [cell.metrics.get("accuracy"), mine.over_blind if mine else None]
+        row += [mine.over_reference if mine and mine.reference else None] if gaps else []
+        row += [cell.metrics.get(name) for name in present]
+        rows.append(tuple(row))
+    owners = [cell.subject.number for cell in cells]
+    blind, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
+    if blind:
+        rows.append(tuple(["(blind) " + blind.replace("_", " "), "", None, None, value, *[None] * (len(columns) - 5)]))
+        owners.append(-1)
+    return Table(
+        f"{part.name}.metrics",
+        f"{part.title}: metrics",
+        tuple(columns),
+        tuple(rows),
+        tuple(None if one < 0 else one for one in owners),
+        "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). “Over blind” and "
+        "“over reference” are paired differences of accuracy.",
+    )
+
+
+def class_table(part: DataPart) -> Table:
+    """Figures of each class (or finding) of each model's main task."""
+    columns = (
+        Column("Model", "model"),
+        Column("Class", "class"),
+        Column("n", "n", "count"),
+        Column("Sensitivity", "sensitivity", "share"),
+        Column("Specificity", "specificity", "share"),
+        Column("Precision", "precision", "share"),
+        Column("F1", "f1", "decimal"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    owners: list[int | None] = []
+    for cell in _mains(part):
+        told = cell.task.metrics
+        for one in map(mapping, [*sequence(told.get("per_class")), *sequence(told.get("per_finding"))]):
+            rows.append(
+                (
+                    cell.subject.label,
+                    cut(one.get("label") or one.get("finding") or ""),
+                    _whole(one.get("n")),
+                    estimate(one.get("sensitivity")),
+                    estimate(one.get("specificity")),
+                    number(one.get("precision")),
+                    estimate(one["f1"]) if isinstance(one.get("f1"), dict) else number(one.get("f1")),
+                )
+            )
+            owners.append(cell.subject.number)
+    return Table(f"{part.name}.classes", f"{part.title}: each class", columns, tuple(rows), tuple(owners))
+
+
+def parsing_table(part: DataPart) -> Table:
+    """Shares of answers that were parsed, ambiguous, out of list or refusals."""
+    titles = ("Parsed", "Ambiguous", "Out of list", "Refusal")
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("Answers", "n", "count"),
+        *(Column(title, name, "share") for title, name in zip(titles, _STATUSES, strict=True)),
+        Column("Accuracy of the parsed", "accuracy_on_parsed", "share"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    owners: list[int | None] = []
+    for cell in part.cells:
+        if not cell.task.scored:
+            continue
+        counts = statuses(cell)
+        total = sum(counts.values())
+        told = cell.task.metrics.get("accuracy_on_parsed")
+        shares: list[Value] = [counts[name] / total if total else math.nan for name in _STATUSES]
+        rows.append((cell.subject.label, cell.task.name, total, *shares, estimate(told)))
+        owners.append(cell.subject.number)
+    return Table(
+        f"{part.name}.parsing", f"{part.title}: what answers could be read", columns, tuple(rows), tuple(owners)
+    )
+
+
+def statuses(cell: Cell) -> dict[str, int]:
+    """Number of answers of each status, over all variants of a task."""
+    told = cell.task.metrics
+    sources = [told] if told.get("statuses") else list(mapping(told.get("variants")).values())
+    return {name: sum(_whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
+
+
+def unparsed_table(part: DataPart, most: int = 8) -> Table:
+    """The commonest answers from which no class was read, of each task; texts are whole."""
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("Judged", "status"),
+        Column("Times", "count", "count"),
+        Column("Answer", "answer"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    owners: list[int | None] = []
+    for cell in part.cells:
+        for one in cell.task.unparsed[:most]:
+            rows.append((cell.subject.label, cell.task.name, one.status.replace("_", " "), one.count, clean(one.text)))
+            owners.append(cell.subject.number)
+    title = f"{part.title}: commonest answers that could not be read"
+    return Table(f"{part.name}.unparsed", title, columns, tuple(rows), tuple(owners))
+
+
+def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
+    """What orders of options, wordings and blind controls do to accuracy.
+
+    Args:
+        part: the data set.
+        blind: for each blind control its cell, the cell it is held against, and the paired difference.
+    """
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("What changes", "what"),
+        Column("Accuracy", "accuracy", "share"),
+        Column("Lowest", "lowest", "share"),
+        Column("Highest", "highest", "share"),
+        Column("Spread", "spread", "share"),
+        Column("Answers that change", "flips", "share"),
+        Column("Shown less blind", "over_control", "gap"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    owners: list[int | None] = []
+    for cell in part.cells:
+        if not cell.task.scored or not cell.task.varied:
+            continue
+        each = variant_accuracies(cell)
+        values = [one.value for one in each.values() if text.known(one)]
+        what = "order of the options" if cell.task.varied == "order" else "wording of the question"
+        found = cell.metrics
+        rows.append(
+            (
+                cell.subject.label,
+                cell.task.name,
+                f"{what} ({len(each)})",
+                found.get("accuracy"),
+                min(values, default=math.nan),
+                max(values, default=math.nan),
+                found.get("spread"),
+                found.get("flips"),
+                None,
+            )
+        )
+        owners.append(cell.subject.number)
+    for control, _, gap in blind:
+        told = control.metrics.get("accuracy")
+        what = f"image {control.task.image}"
+        rows.append((control.subject.label, control.task.name, what, told, None, None, None, None, gap))
+        owners.append(control.subject.number)
+    return Table(
+        f"{part.name}.sensitivity",
+        f"{part.title}: other orders, other words, no image",
+        columns,
+        tuple(rows),
+        tuple(owners),
+        "What a model scores under a blind control (a grey or another group's image) it owes to the words. “Shown less "
+        "blind” is paired, over the documents that both answered.",
+    )
+
+
+def variant_accuracies(cell: Cell) -> dict[str, Estimate]:
+    """Accuracy of each variant of a task, by name."""
+    told = mapping(cell.task.metrics.get("variants"))
+    return {clean(name): estimate(mapping(mapping(one).get("metrics")).get("accuracy")) for name, one in told.items()}
+
+
+def positions_table(part: DataPart) -> Table | None:
+    """Which place of the list the answers name; ``None`` where no task varies the order."""
+    told = [
+        (cell, clean(name), [number(share) for share in sequence(shares)])
+        for cell in part.cells
+        for name, shares in mapping(cell.task.metrics.get("positions")).items()
+    ]
+    if not told:
+        return None
+    most = max(len(shares) for _, _, shares in told)
+    columns = (
+        Column("Model", "model"),
+        Column("Variant", "variant"),
+        *(Column(f"Place {place + 1}", f"place_{place + 1}", "share") for place in range(most)),
+    )
+    rows: list[tuple[Value, ...]] = [
+        (cell.subject.label, name, *shares, *[None] * (most - len(shares))) for cell, name, shares in told
+    ]
+    return Table(
+        f"{part.name}.positions",
+        f"{part.title}: share of answers by the option's place in the list",
+        columns,
+        tuple(rows),
+        tuple(cell.subject.number for cell, _, _ in told),
+    )
+
+
+def _mains(part: DataPart) -> list[Cell]:
+    return [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
+
+
+def _whole(value: object) -> int | None:
+    found = number(value)
+    return None if math.isnan(found) else int(found)
