@@ -151,13 +151,7 @@ class RowSpace:
             DataError: a feature is NaN or infinite.
             OptionError: the shape or the type is another.
         """
-        expect_features("features", features)
-        loci, width = self.mean.shape
-        if features.shape[0] != loci or features.shape[2] != width:
-            raise OptionError(
-                f"Expected argument `features` to have the shape ({loci}, rows, {width}) of the train rows, but got "
-                f"{tuple(features.shape)}: pass the same loci in the same order."
-            )
+        expect_alike(features, self.mean)
         found = (features - self.mean[:, None]) @ self.basis
         if not bool(found.isfinite().all()):
             raise DataError(not_finite(features, first=0))
@@ -525,6 +519,21 @@ def expect_features(name: str, features: Tensor) -> None:
         raise OptionError(
             f"Expected argument `{name}` to be float32 of the shape (loci, rows, features), none of them 0, but got "
             f"{features.dtype} of the shape {tuple(features.shape)}: stack loci of one width, and cast them."
+        )
+
+
+def expect_alike(features: Tensor, mean: Tensor) -> None:
+    """See to it that ``features`` are of the loci that something was fitted on, whose means are (L, D).
+
+    Raises:
+        OptionError: they are not.
+    """
+    expect_features("features", features)
+    loci, width = mean.shape
+    if features.shape[0] != loci or features.shape[2] != width:
+        raise OptionError(
+            f"Expected argument `features` to have the shape ({loci}, rows, {width}) of the train rows, but got "
+            f"{tuple(features.shape)}: pass the same loci in the same order."
         )
 
 

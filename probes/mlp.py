@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.probes.logistic import expect_features, not_finite, standardise
+from medmllm_plugins.probes.logistic import expect_alike, expect_features, not_finite, standardise
 
 HIDDEN = 512
 """Hidden units; the paper does not say how many."""
@@ -82,14 +82,8 @@ class MLPs:
             DataError: a feature is NaN or infinite.
             OptionError: the shape or the type is another.
         """
-        expect_features("features", features)
-        loci, width = self.mean.shape
-        if features.shape[0] != loci or features.shape[2] != width:
-            raise OptionError(
-                f"Expected argument `features` to have the shape ({loci}, rows, {width}) of the train rows, but got "
-                f"{tuple(features.shape)}: pass the same loci in the same order."
-            )
-        sets, hidden = self.second.shape[1:3]
+        expect_alike(features, self.mean)
+        loci, sets, hidden = self.second.shape[:3]
         rows = (features - self.mean[:, None]) / self.scale[:, None]
         units = torch.baddbmm(self.first_0, rows, self.first).relu()
         found: Tensor = units.view(loci, -1, sets, hidden).transpose(1, 2) @ self.second + self.second_0

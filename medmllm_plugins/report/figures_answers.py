@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
@@ -27,6 +26,7 @@ from medmllm_plugins.report.drawing import (
     marker,
 )
 from medmllm_plugins.report.gathering import Cell, DataPart
+from medmllm_plugins.report.matrices import Matrix, matrices
 from medmllm_plugins.report.tables_answers import Control, variant_accuracies
 from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, percent, sequence
 from medmllm_plugins.report.verdict import blind_baseline
@@ -87,26 +87,8 @@ def confusion(part: DataPart, figure_number: int) -> Drawing | None:
     found = [(cell, *matrix) for cell in mains(part) if (matrix := confusion_of(cell)) is not None]
     if not found:
         return None
-    cmap = LinearSegmentedColormap.from_list("cells", [PAPER, SERIES[0]])
-    classes = max(len(rows) for _, rows, _, _ in found)
-    side = max(2.6, 0.42 * classes + 1.6)
-
-    def draw(axes: Axes, place: int) -> None:
-        cell, rows, columns, counts = found[place]
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        axes.pcolormesh(shares, cmap=cmap, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1)
-        for (y, x), count in np.ndenumerate(counts):
-            shade = PAPER if shares[y, x] > 0.55 else INK
-            axes.text(x + 0.5, y + 0.5, f"{int(count)}", ha="center", va="center", color=shade, fontsize=7.5)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, [cut(one, 16) for one in columns], rotation=40, ha="right")
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [cut(one, 16) for one in rows])
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.set_title(cut(cell.subject.label, 32))
-        axes.set_xlabel("answered")
-        axes.set_ylabel("true")
-
-    figure = grid(len(found), 3, draw, size=(side * 1.15, side))
+    shown = [Matrix(cell.subject.label, rows, columns, counts) for cell, rows, columns, counts in found]
+    figure = matrices(shown, SERIES[0], across="answered", down="true")
     told = [f"{cell.subject.label}, {int(np.trace(counts[:, : len(rows)]))} right" for cell, rows, _, counts in found]
     return finish(
         figure,

@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.report.drawing import (
     INK,
     MUTED,
-    PAPER,
     SERIES,
     Drawing,
     Marks,
     colour,
     dash,
     finish,
-    grid,
     marker,
 )
 from medmllm_plugins.report.figures_answers import ends
 from medmllm_plugins.report.gathering import Cell, DataPart
+from medmllm_plugins.report.matrices import Matrix, matrices
 from medmllm_plugins.report.probing import READINGS, Mapped
 from medmllm_plugins.report.text import cut, known, listed, percent
 
@@ -54,25 +51,8 @@ def agreement(part: DataPart, figure_number: int) -> Drawing | None:
     found = [(cell, *one) for cell, told in mapped(part) if (one := agreement_of(cell, told)) is not None]
     if not found:
         return None
-    cmap = LinearSegmentedColormap.from_list("cells", [PAPER, SERIES[2]])
-    side = max(2.6, 0.42 * len(found[0][1]) + 1.6)
-
-    def draw(axes: Axes, place: int) -> None:
-        cell, rows, columns, counts = found[place]
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        axes.pcolormesh(shares, cmap=cmap, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1)
-        for (y, x), count in np.ndenumerate(counts):
-            tone = PAPER if shares[y, x] > 0.55 else INK
-            axes.text(x + 0.5, y + 0.5, f"{int(count)}", ha="center", va="center", color=tone, fontsize=7.5)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, [cut(one, 16) for one in columns], rotation=40, ha="right")
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [cut(one, 16) for one in rows])
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.set_title(cut(cell.subject.label, 32))
-        axes.set_xlabel("the answer says")
-        axes.set_ylabel("the probe says")
-
-    figure = grid(len(found), 3, draw, size=(side * 1.15, side))
+    shown = [Matrix(cell.subject.label, rows, columns, counts) for cell, rows, columns, counts in found]
+    figure = matrices(shown, SERIES[2], across="the answer says", down="the probe says")
     told = [
         f"{cell.subject.label}, {percent(float(np.trace(counts[:, : len(rows)]) / max(1.0, counts.sum())))} agree"
         for cell, rows, _, counts in found
