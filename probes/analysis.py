@@ -26,7 +26,8 @@ from medmllm_plugins.probes.reference import Reference
 from medmllm_plugins.probes.samples import Samples, divided_groups, read_samples, refolded
 from medmllm_plugins.questions.features import LAST, MEAN
 
-PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *(f"lost_{mode}" for mode in MODES))
+LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
+PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
 """Figures that the host prints beside the answers' accuracy."""
 MODULES: Final = ("vision", "connector", "llm")
 UNREAD: Final = (

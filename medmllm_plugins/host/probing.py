@@ -33,6 +33,7 @@ class Probing(Looking[analysis.Analysis]):
     OF = "probes"
     ALONE = "a probe is of what the model makes of one image"
     PRINTED = analysis.PRINTED
+    LOWER_IS_BETTER = frozenset(analysis.LOST)
 
     def is_parsed(self, doc_id: int, response: str) -> bool:
         """Whether a class can be read out of the answer to a row; rows of other folds than test have none."""

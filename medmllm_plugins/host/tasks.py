@@ -49,6 +49,8 @@ class Classification(ConfigurableTask):
     """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.questions.settings`."""
 
     PURPOSE: ClassVar[Purpose] = "classify"
+    LOWER_IS_BETTER: ClassVar[frozenset[str]] = scoring.LOWER_IS_BETTER
+    """Metrics that the host prints with an arrow down."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
@@ -85,7 +87,7 @@ class Classification(ConfigurableTask):
         self._metric_fn_list = dict.fromkeys(metrics)
         self._metric_fn_kwargs: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
         self._aggregation_list = {metric: self._aggregation(metric) for metric in metrics}
-        self._higher_is_better = {metric: metric not in scoring.LOWER_IS_BETTER for metric in metrics}
+        self._higher_is_better = {metric: metric not in self.LOWER_IS_BETTER for metric in metrics}
 
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the host prints."""

@@ -296,10 +296,11 @@ def test_the_host_finds_them_by_itself_too() -> None:
 
 def test_no_metrics_name_holds_another() -> None:
     """The host finds the metrics of a group by substring."""
-    from medmllm_plugins.probes.analysis import PRINTED
+    from medmllm_plugins.host.attributing import Attributing
+    from medmllm_plugins.host.probing import Probing
     from medmllm_plugins.questions.scoring import LOWER_IS_BETTER, METRICS
 
-    printed = [*METRICS, *LOWER_IS_BETTER, "kappa", *PRINTED]
+    printed = [*METRICS, *LOWER_IS_BETTER, "kappa", *Probing.PRINTED, *Attributing.PRINTED]
     assert not [(a, b) for a in printed for b in printed if a != b and a in b]
 
 

@@ -52,6 +52,8 @@ def test_the_host_prints_answers_probe_health_and_effects(probed: Any) -> None:
     assert values["accuracy,none"] > 0.9 and values["probe,none"] > 0.8
     assert values["lost_vision,none"] == "N/A"  # no reference stands beside the run
     assert all(isinstance(values[f"{name},none"], float) for name in PRINTED - {"lost_vision"})
+    better = probed.returned["higher_is_better"][TASK]
+    assert {name for name in PRINTED if not better[name]} == {name for name in PRINTED if name.startswith("lost_")}
     told = json.loads((probed.folder / f"{TASK}.probes.json").read_text(encoding="utf-8"))
     assert told["diagnosis"]["named"] is None
     assert told["best"]["accuracy"]["value"] == pytest.approx(values["probe,none"])
