@@ -20,9 +20,10 @@ from medmllm_plugins.probes.curves import Draws, Point, draw, points
 from medmllm_plugins.probes.diagnosis import ANSWER, MODES, REFERENCE, TITLES, Diagnosis, diagnose
 from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, fit_probes
 from medmllm_plugins.probes.health import Health, health, health_score
-from medmllm_plugins.probes.mapping import UNPARSED, ScoredFold, SemanticMapping, ValidationFold, semantic_mapping
+from medmllm_plugins.probes.mapping import SemanticMapping, semantic_mapping
 from medmllm_plugins.probes.options import Options
 from medmllm_plugins.probes.reference import Reference
+from medmllm_plugins.probes.rereadings import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.samples import Samples, divided_groups, read_samples, refolded
 from medmllm_plugins.questions.features import LAST, MEAN
 
@@ -247,7 +248,8 @@ def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome])
     by_id = {outcome.id: outcome for outcome in outcomes}
     rows = samples.rows["test"]
     ids = store.index["id"].astype(str).to_numpy()[rows]
-    if without := [identifier for identifier in by_id if identifier not in set(ids)]:
+    featured = set(ids)
+    if without := [identifier for identifier in by_id if identifier not in featured]:
         raise DataError(
             f"{store.header.task}: expected features of all {len(by_id)} answered documents, found none of "
             f"{len(without)}, such as {without[0]!r}: the host's cache served their answers without asking the model. "

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -33,7 +33,8 @@ from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
 Mode = Literal["vision", "connector", "comprehension", "mapping"]
 Verdict = Literal["supported", "not supported", "cannot tell"]
-MODES: Final[tuple[Mode, ...]] = ("vision", "connector", "comprehension", "mapping")
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+"""In the order in which an image passes the stages."""
 TITLES: Final[Mapping[Mode, str]] = {
     "vision": "quality limitation in visual representation",
     "connector": "fidelity loss in connector projection",

@@ -29,10 +29,10 @@ from medmllm_plugins.models.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import places
+from medmllm_plugins.probes.diagnosis import MODES
 from medmllm_plugins.probes.faults import (
     HEALTHY,
     KINDS,
-    MODES,
     STRENGTHS,
     Fault,
     Strength,
