@@ -15,7 +15,8 @@ from medmllm_plugins.data.documents import Document
 from medmllm_plugins.data.faults import Faults
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.data.table import Seen, Table
-from medmllm_plugins.data.volumes import Volume, packed_nifti_sum, read_volume, volume_facts
+from medmllm_plugins.data.volume_headers import packed_nifti_sum
+from medmllm_plugins.data.volumes import Volume, read_volume, volume_facts
 from medmllm_plugins.errors import DataError, shown
 
 FIXED = "_fixed"

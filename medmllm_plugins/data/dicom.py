@@ -14,38 +14,27 @@ are read, errors never quote a header value that is text, and the reader's own m
 from __future__ import annotations
 
 import math
-import mmap
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
+from medmllm_plugins.data.dicom_tags import Header, Tags, is_dicom, read_header
+from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite, read_pixels
 from medmllm_plugins.data.windows import Unit, to_grey
 from medmllm_plugins.errors import DataError
 
-MAX_VOXELS = 1024**3
-"""Largest volume that is read, in voxels: 4 GiB as float32."""
-
-MAX_SPACING = 100.0
-"""Largest spacing that is believed, in mm; no scanner steps that far."""
-
-_MAGIC = b"DICM"
 _FILE_NAMES = frozenset({"", ".dcm", ".dicom", ".ima"})
 # Below this two positions are the same: scanners state them to a thousandth of a millimetre or so.
 _SAME_PLACE = 0.01
 # Share of the spacing by which a gap may be off. Positions rounded to 0.1 mm, the coarsest in use, move a gap of 1 mm
 # by that much; a slice that is missing moves it by the whole spacing.
 _UNEVEN = 0.1
-
-# ITK's warnings go to the process's standard error and may quote headers.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +65,6 @@ class Geometry:
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
     direction: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """The tags of one file that matter; all frames of a multi-frame file share them but for the positions."""
-
-    path: Path
-    reader: sitk.ImageFileReader = field(repr=False)
-    size: tuple[int, int, int]
-    channels: int
-    series: str = field(repr=False)
-    photometric: str
-    slope: float
-    intercept: float
-    unit: Unit
-    spacing: tuple[float, float] | None  # between columns, between rows
-    orientation: tuple[float, ...] | None
-    positions: tuple[tuple[float, ...], ...]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file has the DICOM prefix: 128 bytes, then ``DICM`` (older files without it are not supported).
-
-    Raises:
-        DataError: the file cannot be opened.
-    """
-    return head(path, 132)[128:] == _MAGIC
 
 
 def read_dicom(path: Path) -> Scan:
@@ -173,7 +135,7 @@ def read_dicom_image(path: Path) -> Image.Image:
     Raises:
         DataError: the file is no DICOM, damaged, of several frames, or of colours with more than 8 bits.
     """
-    header = _header(path)
+    header = read_header(path)
     if header.size[2] != 1:
         raise DataError(f"{path}: expected one picture, found {header.size[2]} frames; read the file as a volume.")
     if header.channels == 3:
@@ -187,97 +149,9 @@ def read_dicom_image(path: Path) -> Image.Image:
     return Image.fromarray(255 - grey if header.photometric == "MONOCHROME1" else grey).convert("RGB")
 
 
-def head(path: Path, count: int) -> bytes:
-    """The first bytes of a file.
-
-    Raises:
-        DataError: it is missing, cannot be opened or is empty.
-    """
-    try:
-        with path.open("rb") as opened:
-            content = opened.read(count)
-    except OSError as error:
-        raise DataError(f"{path}: expected a file, found that it cannot be read ({error.strerror}).") from error
-    if not content:
-        raise DataError(f"{path}: expected a volume or picture, found an empty file (0 bytes); get the file again.")
-    return content
-
-
-def open_image(path: Path, reader_name: str) -> sitk.ImageFileReader:
-    """Read the header of a file.
-
-    Args:
-        path: the file.
-        reader_name: ITK's name of the reader, as the file's name or content decided; no other is tried.
-
-    Returns:
-        A reader that has read the header.
-
-    Raises:
-        DataError: the header cannot be read, or tells of more than :data:`MAX_VOXELS`.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(reader_name)
-    reader.SetFileName(str(path))
-    # ITK and GDCM throw many types. Their text may quote the header, hence `from None`.
-    try:
-        reader.ReadImageInformation()
-    except Exception:
-        raise DataError(
-            f"{path}: expected a whole {reader_name.removesuffix('ImageIO')} file, found one whose header cannot be "
-            "read; get the file again or convert it anew."
-        ) from None
-    if (count := math.prod(reader.GetSize())) > MAX_VOXELS:
-        raise DataError(f"{path}: expected at most {MAX_VOXELS} voxels, found {count}; crop or resample the volume.")
-    return reader
-
-
-def read_pixels(reader: sitk.ImageFileReader, path: Path) -> sitk.Image:
-    """Read the voxels after :func:`open_image`.
-
-    Raises:
-        DataError: they cannot be read.
-    """
-    try:
-        image: sitk.Image = reader.Execute()
-    except Exception:
-        raise DataError(
-            f"{path}: expected whole voxel data, found that they are cut short, damaged or compressed in a way "
-            "SimpleITK cannot decode; get the file again."
-        ) from None
-    return image
-
-
-def finite(voxels: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
-    """The voxels, if none is NaN or infinite.
-
-    Raises:
-        DataError: some are, with their number.
-    """
-    if bad := int(voxels.size - np.count_nonzero(np.isfinite(voxels))):
-        raise DataError(
-            f"{path}: expected finite values, found {bad} of {voxels.size} voxels NaN, infinite or beyond float32; "
-            "replace them, say by the value of air, or leave the volume out."
-        )
-    return voxels
-
-
-def check_spacing(spacing: Sequence[float], where: object) -> None:
-    """Check spacings in mm.
-
-    Raises:
-        DataError: one is not a number, not above 0, or above :data:`MAX_SPACING`.
-    """
-    if not all(math.isfinite(step) and 0 < step <= MAX_SPACING for step in spacing):
-        found = " x ".join(f"{step:g}" for step in spacing)
-        raise DataError(
-            f"{where}: expected spacings above 0 and up to {MAX_SPACING:g} mm, found {found} mm; correct the header."
-        )
-
-
-def _headers(path: Path) -> list[_Header]:
+def _headers(path: Path) -> list[Header]:
     if not path.is_dir():
-        header = _header(path)
+        header = read_header(path)
         if header.channels != 1:
             raise DataError(f"{path}: expected one value a voxel, found colour ({header.channels} values).")
         return [header]
@@ -294,7 +168,7 @@ def _headers(path: Path) -> list[_Header]:
             f"{path}: expected the DICOM files of one series, found none and {folders} folders; name the folder that "
             "holds the slices."
         )
-    headers = [_header(file) for file in files]
+    headers = [read_header(file) for file in files]
     _check_one_series(path, headers)
     if len(headers) == 1 and headers[0].size[2] == 1:
         raise DataError(
@@ -316,7 +190,7 @@ def _claims(file: Path) -> bool:
     return file.suffix.lower() in _FILE_NAMES or file.suffix[1:].isdigit()
 
 
-def _check_one_series(path: Path, headers: Sequence[_Header]) -> None:
+def _check_one_series(path: Path, headers: Sequence[Header]) -> None:
     counts = Counter(header.series for header in headers)
     if len(counts) > 1:
         listed = ", ".join(f"series {index} with {count}" for index, count in enumerate(counts.values(), start=1))
@@ -326,159 +200,7 @@ def _check_one_series(path: Path, headers: Sequence[_Header]) -> None:
         )
 
 
-def _header(path: Path) -> _Header:
-    if not is_dicom(path):
-        raise DataError(
-            f"{path}: expected a DICOM file, found one without the prefix DICM at byte 128; move other files out of "
-            "the folder, or get the file again."
-        )
-    reader = open_image(path, "GDCMImageIO")
-    tags = _Tags(path, reader)
-    size = tuple(reader.GetSize()) + (1,) * (3 - reader.GetDimension())
-    frames = _frame_tags(path) if size[2] > 1 else None
-    if frames is not None:
-        slope, intercept = frames.same("slope", default=1.0), frames.same("intercept", default=0.0)
-        scaled = bool(frames.found["intercept"])
-        spacing, orientation = frames.spacing(), frames.orientation()
-        positions = frames.positions(size[2])
-    else:
-        slope, intercept = tags.number("0028|1053", "Rescale Slope", 1.0), tags.number("0028|1052", "Intercept", 0.0)
-        scaled = tags.has("0028|1052")
-        spacing, orientation = tags.spacing(), tags.numbers("0020|0037", "Image Orientation", 6)
-        position = tags.numbers("0020|0032", "Image Position", 3)
-        positions = () if position is None else (position,)
-    if slope == 0:
-        raise DataError(f"{path}: expected a Rescale Slope other than 0, found 0; correct the header.")
-    ct = tags.text("0008|0060") == "CT" and scaled and tags.text("0028|1054") in ("", "HU", "US")
-    return _Header(
-        path=path,
-        reader=reader,
-        size=(size[0], size[1], size[2]),
-        channels=reader.GetNumberOfComponents(),
-        series=tags.text("0020|000e"),
-        photometric=tags.text("0028|0004"),
-        slope=slope,
-        intercept=intercept,
-        unit="HU" if ct else "any",
-        spacing=spacing,
-        orientation=orientation,
-        positions=positions,
-    )
-
-
-class _Tags:
-    """The tags of a file's own level; those within sequences SimpleITK does not show."""
-
-    def __init__(self, path: Path, reader: sitk.ImageFileReader) -> None:
-        self.path = path
-        self.reader = reader
-
-    def has(self, tag: str) -> bool:
-        return bool(self.text(tag))
-
-    def text(self, tag: str) -> str:
-        return str(self.reader.GetMetaData(tag)).strip(" \0") if self.reader.HasMetaDataKey(tag) else ""
-
-    def numbers(self, tag: str, name: str, count: int | None = None) -> tuple[float, ...] | None:
-        """The numbers of a tag, or ``None`` where it is not there or empty."""
-        text = self.text(tag)
-        return _numbers(text, self.path, name, count) if text else None
-
-    def number(self, tag: str, name: str, default: float) -> float:
-        found = self.numbers(tag, name)
-        return default if found is None else found[0]
-
-    def spacing(self) -> tuple[float, float] | None:
-        found = self.numbers("0028|0030", "Pixel Spacing", 2)
-        # The tag states the distance between rows first.
-        return None if found is None else (found[1], found[0])
-
-
-def _numbers(text: str, path: Path, name: str, count: int | None) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        values = ()
-    if not values or (count is not None and len(values) != count):
-        wanted = "numbers" if count is None else f"{count} numbers"
-        raise DataError(f"{path}: expected {wanted} in the tag {name}, found something else; correct the header.")
-    if name == "Pixel Spacing":
-        check_spacing(values, path)
-    if not all(map(math.isfinite, values)):
-        raise DataError(
-            f"{path}: expected finite numbers in the tag {name}, found NaN or infinity; correct the header."
-        )
-    return values
-
-
-class _FrameTags:
-    """Tags of the frames, found by their bytes, as SimpleITK shows nothing that lies in a sequence.
-
-    The bytes are those of a little-endian data set, with or without the type of the value; what is found counts only
-    if it reads as numbers and there is one for all frames or one for each.
-    """
-
-    _TAGS: ClassVar[dict[str, bytes]] = {
-        "position": b"\x20\x00\x32\x00",
-        "orientation": b"\x20\x00\x37\x00",
-        "spacing": b"\x28\x00\x30\x00",
-        "intercept": b"\x28\x00\x52\x10",
-        "slope": b"\x28\x00\x53\x10",
-    }
-
-    def __init__(self, path: Path, content: bytes | mmap.mmap) -> None:
-        self.path = path
-        end = content.rfind(b"\xe0\x7f\x10\x00O")
-        end = end if end >= 0 else len(content)
-        self.found = {name: self._values(content, tag, end) for name, tag in self._TAGS.items()}
-
-    @staticmethod
-    def _values(content: bytes | mmap.mmap, tag: bytes, end: int) -> list[str]:
-        values = []
-        for match in re.compile(re.escape(tag) + rb"(?:DS(..)|(..)\0\0)([-+0-9.eE\\ ]*)", re.DOTALL).finditer(
-            content, 0, end
-        ):
-            length = int.from_bytes(match[1] or match[2], "little")
-            text = match[3][:length]
-            if len(text) == length and text.strip():
-                values.append(text.decode("ascii").strip())
-        return values
-
-    def same(self, name: str, default: float) -> float:
-        values = {_numbers(text, self.path, name, 1)[0] for text in self.found[name]}
-        if len(values) > 1:
-            raise DataError(
-                f"{self.path}: expected one rescale {name} for all frames, found {len(values)}, which SimpleITK does "
-                "not apply frame by frame; convert the file to one with a single slope and intercept."
-            )
-        return values.pop() if values else default
-
-    def spacing(self) -> tuple[float, float] | None:
-        values = self._agreeing("spacing", "Pixel Spacing", 2)
-        return None if values is None else (values[1], values[0])
-
-    def orientation(self) -> tuple[float, ...] | None:
-        return self._agreeing("orientation", "Image Orientation", 6)
-
-    def positions(self, frames: int) -> tuple[tuple[float, ...], ...]:
-        values = tuple(_numbers(text, self.path, "Image Position", 3) for text in self.found["position"])
-        return values if len(values) == frames else ()
-
-    def _agreeing(self, name: str, tag: str, count: int) -> tuple[float, ...] | None:
-        values = [_numbers(text, self.path, tag, count) for text in self.found[name]]
-        if not values:
-            return None
-        if np.abs(np.array(values) - values[0]).max() > 1e-3:
-            raise DataError(f"{self.path}: expected one {tag} for all frames, found several; split the file.")
-        return values[0]
-
-
-def _frame_tags(path: Path) -> _FrameTags:
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _FrameTags(path, content)
-
-
-def _geometry(path: Path, headers: Sequence[_Header]) -> tuple[Geometry, list[int]]:
+def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int]]:
     """The geometry of the stack, and which slice or frame comes at each place of it."""
     first = headers[0]
     count = len(headers) if len(headers) > 1 else first.size[2]
@@ -511,7 +233,7 @@ def _geometry(path: Path, headers: Sequence[_Header]) -> tuple[Geometry, list[in
     return Geometry((*first.size[:2], count), spacing, direction), [int(index) for index in order]
 
 
-def _single(path: Path, header: _Header) -> Geometry:
+def _single(path: Path, header: Header) -> Geometry:
     assumed = header.reader.GetSpacing()
     spacing = (*(header.spacing or assumed[:2]), assumed[2] if len(assumed) > 2 else 1.0)
     check_spacing(spacing, path)
@@ -579,7 +301,7 @@ def _check_near(path: Path, what: str, values: Sequence[tuple[float, ...] | None
         )
 
 
-def _stored_sense(header: _Header) -> npt.NDArray[np.float32]:
+def _stored_sense(header: Header) -> npt.NDArray[np.float32]:
     """The pixels ``[frames, rows, columns]`` after slope and intercept, with GDCM's inversion of MONOCHROME1 undone.
 
     GDCM turns a stored value s into c - s before the rescale, c being the largest stored value (-1 where signed), so
@@ -588,7 +310,7 @@ def _stored_sense(header: _Header) -> npt.NDArray[np.float32]:
     image = read_pixels(header.reader, header.path)
     voxels = sitk.GetArrayFromImage(image).astype(np.float64).reshape(header.size[::-1])
     if header.photometric == "MONOCHROME1":
-        tags = _Tags(header.path, header.reader)
+        tags = Tags(header.path, header.reader)
         signed = tags.number("0028|0103", "Pixel Representation", 0.0) != 0
         largest = -1.0 if signed else 2.0 ** tags.number("0028|0101", "Bits Stored", 16.0) - 1.0
         voxels = header.slope * largest + 2 * header.intercept - voxels
@@ -596,8 +318,8 @@ def _stored_sense(header: _Header) -> npt.NDArray[np.float32]:
         return voxels.astype(np.float32)
 
 
-def _through_window(header: _Header, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    tags = _Tags(header.path, header.reader)
+def _through_window(header: Header, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    tags = Tags(header.path, header.reader)
     centre, width = (tags.number(tag, "Window", math.nan) for tag in ("0028|1050", "0028|1051"))
     if not width > 0 or math.isnan(centre):
         return to_grey(values, float(values.min()), float(values.max()))

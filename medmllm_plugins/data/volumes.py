@@ -9,14 +9,9 @@ a word and replaces spacings it cannot use by 1 mm.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
-import os
-import re
-import struct
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medmllm_plugins.data.dicom import (
-    MAX_VOXELS,
-    check_spacing,
-    dicom_geometry,
-    finite,
-    head,
-    is_dicom,
-    open_image,
-    read_dicom,
-    read_pixels,
-)
+from medmllm_plugins.data.dicom import dicom_geometry, read_dicom
+from medmllm_plugins.data.gzipped import unpacked, unpacked_head
+from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite, head, open_image, read_pixels
+from medmllm_plugins.data.volume_headers import check_header, cut_short, nifti_header, not_three, wrong_content
 from medmllm_plugins.data.windows import Unit
 from medmllm_plugins.errors import DataError, shown
 
@@ -53,17 +41,6 @@ _KINDS = {
     ".mhd": "metaimage",
 }
 _READERS = {"nifti": "NiftiImageIO", "nrrd": "NrrdImageIO", "metaimage": "MetaImageIO"}
-# Bytes a voxel, by MetaImage's names.
-_META_BYTES = {
-    **dict.fromkeys(("CHAR", "UCHAR"), 1),
-    **dict.fromkeys(("SHORT", "USHORT"), 2),
-    **dict.fromkeys(("INT", "UINT", "LONG", "ULONG", "FLOAT"), 4),
-    **dict.fromkeys(("LONG_LONG", "ULONG_LONG", "DOUBLE"), 8),
-}
-_NRRD_SPACES = ("right-anterior-sup", "left-anterior-sup", "left-posterior-sup", "ras", "las", "lps")
-_BLANK = (b"\n\n", b"\r\n\r\n")
-# Read at once while a compressed file is checked.
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +127,7 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     Raises:
         DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut
             short or damaged; the volume is not three-dimensional, has several values a voxel, one slice, more than
-            :data:`medmllm_plugins.data.dicom.MAX_VOXELS`, or values that are not finite; a spacing is not above 0 or
+            :data:`medmllm_plugins.data.itk.MAX_VOXELS`, or values that are not finite; a spacing is not above 0 or
             above 100 mm; a NIfTI or NRRD file does not state its orientation; axes are not perpendicular;
             ``orientation`` or ``unit`` does not exist.
     """
@@ -211,16 +188,16 @@ def _packed_volume(path: Path, orientation: str, unit: Unit) -> Volume | None:
     other thread run meanwhile. How the axes stand comes from SimpleITK all the same.
     """
     reader = _open(path, "nifti", whole=False)
-    header = _nifti_header(_unpacked_head(path, 540))
+    header = nifti_header(unpacked_head(path, 540))
     if header is None or header.dtype is None or not header.scaling or reader.GetDimension() != 3:
         return None
     shape = header.shape[3:0:-1]
     if 1 in shape:
         return None
     wanted = int(header.offset) + math.prod(shape) * header.bits // 8
-    content = _unpacked(path)
+    content = unpacked(path)
     if len(content) < wanted:
-        raise _cut_short(path, wanted, len(content))
+        raise cut_short(path, wanted, len(content))
     raw = np.frombuffer(content, np.dtype(header.dtype), math.prod(shape), int(header.offset)).reshape(shape)
     # For x, y and z of the result: the axis that runs that way in the file, or against it.
     stands = _stands(reader.GetDirection())
@@ -245,31 +222,6 @@ _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
 """A side of the patient, to the two ends of its axis."""
 
 
-def packed_nifti_sum(path: Path) -> str:
-    """CRC-32 and length that a ``.nii.gz`` file states of its content (RFC 1952), checked against the header.
-
-    A file cut short states chance numbers, which this finds without unpacking it all; other damage is found when the
-    volume is read.
-
-    Returns:
-        The sum and length as 16 hexadecimal digits.
-
-    Raises:
-        DataError: see :func:`volume_facts`; or the length does not go with the header.
-    """
-    header = _nifti_header(_unpacked_head(path, 540))
-    if header is None:
-        raise _wrong_content(path, "a NIfTI file in one piece (n+1 or n+2)")
-    wanted = int(header.offset) + math.prod(header.shape[1 : header.shape[0] + 1]) * header.bits // 8
-    with path.open("rb") as opened:
-        opened.seek(-8, os.SEEK_END)
-        end = opened.read(8)
-    # The length is stated modulo 4 GiB; some writers leave a few bytes behind the voxels.
-    if (int.from_bytes(end[4:], "little") - wanted) % (1 << 32) >= _CHUNK:
-        raise _damaged_gzip(path)
-    return end.hex()
-
-
 def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: Sequence[int] | None = None) -> Volume:
     """Resample linearly to another spacing or shape; give one of the two.
 
@@ -287,7 +239,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
 
     Raises:
         DataError: both or neither are given, there are not three, a value is not above 0, or the result would have
-            more than :data:`medmllm_plugins.data.dicom.MAX_VOXELS`.
+            more than :data:`medmllm_plugins.data.itk.MAX_VOXELS`.
     """
     if (spacing is None) == (shape is None):
         raise DataError("Expected either a spacing or a shape to resample to, found both or neither.")
@@ -391,11 +343,11 @@ def _matrix(direction: Sequence[float]) -> npt.NDArray[np.float64]:
 
 def _open(path: Path, kind: str, *, whole: bool) -> sitk.ImageFileReader:
     """Read and check a header; with ``whole`` also that the file holds all the voxels it states."""
-    _HEADERS[kind](path, whole)
+    check_header(path, kind, whole=whole)
     reader = open_image(path, _READERS[kind])
     size = reader.GetSize()
     if not 2 <= len(size) <= 3 and any(count != 1 for count in size[3:]):
-        raise _not_three(path, size[::-1])
+        raise not_three(path, size[::-1])
     if reader.GetNumberOfComponents() != 1:
         raise DataError(
             f"{path}: expected one value a voxel, found {reader.GetNumberOfComponents()} "
@@ -408,27 +360,10 @@ def _open(path: Path, kind: str, *, whole: bool) -> sitk.ImageFileReader:
     return reader
 
 
-def _not_three(path: Path, shape: Sequence[int]) -> DataError:
-    return DataError(
-        f"{path}: expected a volume of three dimensions [D, H, W], found {len(shape)}: {list(shape)}; "
-        "save one volume a file."
-    )
-
-
-def _wrong_content(path: Path, wanted: str) -> DataError:
-    found = "another format"
-    content = head(path, 352)
-    for name, prefix in (("gzip", b"\x1f\x8b"), ("NRRD", b"NRRD"), ("NumPy", b"\x93NUMPY"), ("MetaImage", b"ObjectT")):
-        found = name if content.startswith(prefix) else found
-    found = "DICOM" if is_dicom(path) else found
-    found = "uncompressed NIfTI" if content[344:347] in (b"n+1", b"ni1") else found
-    return DataError(f"{path}: expected {wanted} by its name, found {found}; correct the name or get the file again.")
-
-
 def _open_array(path: Path) -> npt.NDArray[np.generic]:
     """A ``.npy`` file as ``[D, H, W]``, on disk until it is used."""
     if not head(path, 8).startswith(b"\x93NUMPY"):
-        raise _wrong_content(path, "a NumPy array")
+        raise wrong_content(path, "a NumPy array")
     # Damaged headers are met with ValueError, SyntaxError, EOFError and others.
     try:
         array: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -440,7 +375,7 @@ def _open_array(path: Path) -> npt.NDArray[np.generic]:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: expected real numbers, found {array.dtype}; convert the array.")
     if not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 1)):
-        raise _not_three(path, array.shape)
+        raise not_three(path, array.shape)
     if min(array.shape[:3]) < 2:
         raise DataError(f"{path}: expected at least 2 voxels along each axis, found {list(array.shape)}.")
     if array.size > MAX_VOXELS:
@@ -451,230 +386,3 @@ def _open_array(path: Path) -> npt.NDArray[np.generic]:
 def _read_array(path: Path) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(_open_array(path), dtype=np.float32)
-
-
-def _check_nifti(path: Path, whole: bool) -> None:
-    """Check a NIfTI header and how much follows it (NIfTI-1 and NIfTI-2, nifti.nimh.nih.gov)."""
-    packed = path.name.lower().endswith(".gz")
-    if packed and head(path, 2) != b"\x1f\x8b":
-        raise _wrong_content(path, "a compressed NIfTI file")
-    start = _unpacked_head(path, 540) if packed else head(path, 540)
-    header = _nifti_header(start)
-    if header is None:
-        raise _wrong_content(path, "a NIfTI file in one piece (n+1 or n+2)")
-    dimensions = header.shape[0]
-    sizes = header.shape[1 : dimensions + 1]
-    if not 1 <= dimensions <= 7 or min(sizes) < 1:
-        raise DataError(f"{path}: expected sizes of at least 1 along 2 or 3 axes, found a damaged NIfTI header.")
-    if dimensions < 2 or any(count != 1 for count in sizes[3:]):
-        raise _not_three(path, sizes[::-1])
-    if math.prod(sizes) > MAX_VOXELS:
-        raise DataError(f"{path}: expected at most {MAX_VOXELS} voxels, found {math.prod(sizes)}; crop the volume.")
-    # From the raw numbers, as SimpleITK makes 1 mm of those it cannot use.
-    if not all(math.isfinite(step) and step > 0 for step in header.spacing[: min(dimensions, 3)]):
-        check_spacing(header.spacing[: min(dimensions, 3)][::-1], path)
-    if not (header.placed or dimensions == 2):
-        raise DataError(
-            f"{path}: expected a NIfTI file that states its orientation, found qform and sform both unset, so left and "
-            "right are unknown; set one, or save the voxels as .npy in the orientation you read with."
-        )
-    if whole:
-        wanted = int(header.offset) + math.prod(sizes) * header.bits // 8
-        found = _unpacked_size(path) if packed else path.stat().st_size
-        if found < wanted:
-            raise _cut_short(path, wanted, found)
-        if header.floats is not None:
-            _check_stored_floats(path, header, math.prod(sizes), packed)
-
-
-def _check_stored_floats(path: Path, header: _Nifti, count: int, packed: bool) -> None:
-    """Look for NaN and infinity in the file itself, as SimpleITK reads both as 0."""
-    dtype = np.dtype(header.floats)
-    with gzip.open(path) if packed else path.open("rb") as opened:
-        opened.seek(int(header.offset))
-        left, bad = count, 0
-        while left:
-            values = np.frombuffer(opened.read(min(left * dtype.itemsize, _CHUNK)), dtype)
-            bad += int(values.size - np.count_nonzero(np.isfinite(values)))
-            left -= values.size
-    if bad:
-        raise DataError(
-            f"{path}: expected finite values, found {bad} of {count} voxels NaN or infinite; replace them, say by the "
-            "value of air, or leave the volume out."
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Nifti:
-    shape: tuple[int, ...]  # number of dimensions, then their sizes, x first
-    spacing: tuple[float, ...]  # x first
-    bits: int
-    offset: float
-    placed: bool
-    floats: str | None  # NumPy's name of the type if it is a float of 32 or 64 bits
-    dtype: str | None  # NumPy's name of the type if it is one number a voxel
-    scaling: tuple[float, float] | None  # slope and intercept; None where they are not finite
-
-
-_NUMBERS = {
-    (2, 8): "u1",
-    (4, 16): "i2",
-    (8, 32): "i4",
-    (16, 32): "f4",
-    (64, 64): "f8",
-    (256, 8): "i1",
-    (512, 16): "u2",
-    (768, 32): "u4",
-}
-"""NIfTI's code and bits to NumPy's name of the type."""
-
-
-def _nifti_header(start: bytes) -> _Nifti | None:
-    for order in "<>":
-        if len(start) >= 348 and struct.unpack_from(f"{order}i", start)[0] == 348 and start[344:347] == b"n+1":
-            codes = struct.unpack_from(f"{order}2h", start, 252)
-            spacing = struct.unpack_from(f"{order}8f", start, 76)[1:]
-            shape, bits = struct.unpack_from(f"{order}8h", start, 40), struct.unpack_from(f"{order}h", start, 72)[0]
-            code = struct.unpack_from(f"{order}h", start, 70)[0]
-            offset, slope, intercept = struct.unpack_from(f"{order}3f", start, 108)
-        elif len(start) >= 540 and struct.unpack_from(f"{order}i", start)[0] == 540 and start[4:7] == b"n+2":
-            codes = struct.unpack_from(f"{order}2i", start, 344)
-            spacing = struct.unpack_from(f"{order}8d", start, 104)[1:]
-            shape, bits = struct.unpack_from(f"{order}8q", start, 16), struct.unpack_from(f"{order}h", start, 14)[0]
-            code = struct.unpack_from(f"{order}h", start, 12)[0]
-            offset, slope, intercept = struct.unpack_from(f"{order}q2d", start, 168)
-        else:
-            continue
-        if not math.isfinite(offset) or offset < 0 or bits < 1:
-            return None
-        floats = {(16, 32): f"{order}f4", (64, 64): f"{order}f8"}.get((code, bits))
-        kind = _NUMBERS.get((code, bits))
-        # As SimpleITK does: no slope is one of 1, whatever the intercept.
-        stated = (1.0 if slope == 0 else float(slope), float(intercept))
-        scaling = stated if all(map(math.isfinite, stated)) else None
-        placed = any(one > 0 for one in codes)
-        return _Nifti(shape, spacing, bits, offset, placed, floats, kind and f"{order}{kind}", scaling)
-    return None
-
-
-def _check_nrrd(path: Path, whole: bool) -> None:
-    """Check an NRRD header (teem.sourceforge.net/nrrd/format.html) and, of packed data, the check sum."""
-    with path.open("rb") as opened:
-        start = opened.read(1 << 16)
-    if not start.startswith(b"NRRD"):
-        raise _wrong_content(path, "an NRRD file")
-    text, gap, _ = start.replace(b"\r\n", b"\n").partition(b"\n\n")
-    lines = [line.partition(": ") for line in text.decode("ascii", "replace").split("\n") if line[:1] != "#"]
-    fields = {name.strip().lower(): value.strip() for name, colon, value in lines if colon and ":=" not in name}
-    space = fields.get("space", "").lower()
-    if not space.startswith(_NRRD_SPACES) and fields.get("dimension") != "2":
-        raise DataError(
-            f"{path}: expected an NRRD file whose field `space` states left, posterior and superior (or right, "
-            "anterior), found none of these, so left and right are unknown; set it, or save the voxels as .npy."
-        )
-    for value in fields.get("spacings", "").split():
-        # "nan" stands for axes that are not in space, of which a volume has none.
-        check_spacing([_number(value)], path)
-    for vector in re.findall(r"\(([^)]*)\)", fields.get("space directions", "")):
-        check_spacing([math.hypot(*(_number(part) for part in vector.split(",")))], path)
-    if whole and fields.get("encoding", "").lower() in ("gzip", "gz"):
-        other = fields.get("data file", fields.get("datafile", ""))
-        if not other and gap:
-            _unpacked_size(path, offset=min(at + len(end) for end in _BLANK if (at := start.find(end)) >= 0))
-        elif other and (path.parent / other).is_file():
-            _unpacked_size(path.parent / other)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _check_metaimage(path: Path, whole: bool) -> None:
-    """Check a MetaImage header, whose reader writes to standard error where it meets a fault."""
-    with path.open("rb") as opened:
-        start = opened.read(1 << 16)
-    fields: dict[str, str] = {}
-    offset = 0
-    while "ElementDataFile" not in fields:
-        end = start.find(b"\n", offset)
-        name, equals, value = start[offset : end if end >= 0 else len(start)].decode("ascii", "replace").partition("=")
-        if not equals:
-            raise _wrong_content(path, "a MetaImage")
-        fields[name.strip()] = value.strip()
-        offset = end + 1 if end >= 0 else len(start)
-    sizes = [int(size) for size in fields.get("DimSize", "").split() if size.isdigit()]
-    kind = _META_BYTES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
-    if fields.get("NDims") != str(len(sizes)) or not sizes or min(sizes) < 1 or kind is None:
-        raise DataError(
-            f"{path}: expected a MetaImage header with NDims, DimSize and an ElementType of real numbers that agree, "
-            "found others; convert the file anew."
-        )
-    if len(sizes) < 2 or any(size != 1 for size in sizes[3:]):
-        raise _not_three(path, sizes[::-1])
-    for name in ("ElementSpacing", "ElementSize"):
-        if name in fields:
-            check_spacing([_number(value) for value in fields[name].split()][:3], path)
-    source = fields["ElementDataFile"]
-    data = path if source == "LOCAL" else path.parent / source
-    if whole and (source == "LOCAL" or data.is_file()):
-        packed = fields.get("CompressedData", "").lower() == "true"
-        size = fields.get("CompressedDataSize", "0") if packed else str(math.prod(sizes) * kind)
-        found = data.stat().st_size - (offset if source == "LOCAL" else 0)
-        if size.isdigit() and found < int(size):
-            raise _cut_short(data, int(size), found)
-
-
-_HEADERS: dict[str, Callable[[Path, bool], None]] = {
-    "nifti": _check_nifti,
-    "nrrd": _check_nrrd,
-    "metaimage": _check_metaimage,
-}
-
-
-def _cut_short(path: Path, wanted: int, found: int) -> DataError:
-    return DataError(f"{path}: expected {wanted} bytes, found {found}: the file is cut short; get it again.")
-
-
-def _unpacked_head(path: Path, count: int) -> bytes:
-    try:
-        with gzip.open(path) as opened:
-            return opened.read(count)
-    except (OSError, EOFError, zlib.error):
-        raise _damaged_gzip(path) from None
-
-
-def _unpacked(path: Path) -> bytes:
-    """All that is packed, its check sum compared."""
-    parts = []
-    try:
-        left = path.read_bytes()
-        while left:  # a file may be several packed ones, as parallel packers write it
-            unpacker = zlib.decompressobj(wbits=31)  # gzip, which zlib checks; in one call, so that other threads run
-            parts.append(unpacker.decompress(left))
-            if not unpacker.eof:
-                raise _damaged_gzip(path)
-            left = unpacker.unused_data.lstrip(b"\0")
-    except (OSError, zlib.error):
-        raise _damaged_gzip(path) from None
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _unpacked_size(path: Path, offset: int = 0) -> int:
-    """Length of what is packed, having compared its check sum, which SimpleITK leaves out."""
-    total = 0
-    try:
-        with path.open("rb") as opened:
-            opened.seek(offset)
-            with gzip.GzipFile(fileobj=opened) as unpacked:
-                while chunk := unpacked.read(_CHUNK):
-                    total += len(chunk)
-    except (OSError, EOFError, zlib.error):
-        raise _damaged_gzip(path) from None
-    return total
-
-
-def _damaged_gzip(path: Path) -> DataError:
-    return DataError(f"{path}: expected whole gzip data, found that they are damaged or cut short; get the file again.")
