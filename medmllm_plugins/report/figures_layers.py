@@ -17,7 +17,7 @@ from medmllm_plugins.report.drawing import GRID, INK, MUTED, PAPER, SERIES, Draw
 from medmllm_plugins.report.figures_answers import ends
 from medmllm_plugins.report.gathering import Cell, DataPart
 from medmllm_plugins.report.probing import Point, Probing
-from medmllm_plugins.report.text import cut, decimal, known, listed, percent
+from medmllm_plugins.report.text import cut, decimal, known, listed, percent, quantity
 
 PARTS = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
 POOLINGS = {"mean": "mean over tokens", "last": "last token"}
@@ -25,6 +25,12 @@ _RANDOM = "floor.random."
 _PIXELS = "floor.pixels"
 _MEAN, _LAST, _CLS = SERIES[0], SERIES[1], SERIES[3]
 _GAP = 1.0
+_STARTS = {"vision": (0.0, 1.0), "connector": (1.3, 1.3), "llm": (1.6, 2.6)}
+"""Where each module begins and ends in the figure of several models."""
+_SAID = 2.9
+"""Where the answers stand there."""
+_ASIDE = 0.2
+"""How wide models stand beside each other there, at the connector and at the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +103,25 @@ def overlaid(part: DataPart, figure_number: int) -> Drawing | None:
     upper, lower = figure.subplots(2, 1, sharex=True, sharey=True)
     marks = Marks()
     for axes, pooling, title in ((upper, "mean", "mean over tokens"), (lower, "last", "last token")):
-        for place, (name, start, end) in enumerate((("vision", 0, 1), ("connector", 1.3, 1.3), ("llm", 1.6, 2.6))):
+        for place, (name, (start, end)) in enumerate(_STARTS.items()):
             if place:
                 axes.axvline(start - 0.15, color=MUTED, linewidth=0.9)
             if axes is upper:
                 axes.text((start + end) / 2, 1.02, PARTS[name], transform=axes.get_xaxis_transform(), ha="center")
-        axes.axvline(2.75, color=MUTED, linewidth=0.9)
-        for cell in cells:
+        axes.axvline(_SAID - 0.15, color=MUTED, linewidth=0.9)
+        for turn, cell in enumerate(cells):
             probing = cell.task.probing
             assert probing is not None
-            _stretched(axes, cell, probing, pooling, marks, many=len(cells) > 4)
-        chances = [cell.task.probing.chance for cell in cells if cell.task.probing]
-        axes.axhline(100 * chances[0], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+            aside = _ASIDE * ((turn + 0.5) / len(cells) - 0.5)
+            _stretched(axes, cell, probing, pooling, marks, aside=aside, many=len(cells) > 4)
+        chance_lines(axes, cells, labelled=False)
         axes.set_ylabel(f"{title}\naccuracy, percent")
         axes.set_ylim(0, 103)
-    upper.text(2.9, 1.02, "answer", transform=upper.get_xaxis_transform(), ha="center")
+    upper.text(_SAID, 1.02, "answer", transform=upper.get_xaxis_transform(), ha="center")
     lower.set_xticks(
-        [0, 0.5, 1, 1.3, 1.6, 2.1, 2.6, 2.9], ["first", "middle", "last", "", "first", "middle", "last", "said"]
+        [0, 0.5, 1, 1.3, 1.6, 2.1, 2.6, _SAID], ["first", "middle", "last", "", "first", "middle", "last", "said"]
     )
-    lower.set_xlim(-0.08, 3.02)
+    lower.set_xlim(-0.08, _SAID + 0.15)
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     told = [f"{cell.subject.label}: {_told(cell.task.probing)}" for cell in cells if cell.task.probing is not None]
     return finish(
@@ -326,22 +332,41 @@ def _ticks(axes: Axes, axis: _Axis) -> None:
     axes.grid(color=GRID, axis="y")
 
 
-def _stretched(axes: Axes, cell: Cell, probing: Probing, pooling: str, marks: Marks, *, many: bool) -> None:
-    """One model's curve, each module over its own unit of the axis."""
-    starts = {"vision": (0.0, 1.0), "connector": (1.3, 1.3), "llm": (1.6, 2.6)}
+def _stretched(
+    axes: Axes, cell: Cell, probing: Probing, pooling: str, marks: Marks, *, aside: float, many: bool
+) -> None:
+    """One model's curve, each module over its own unit of the axis.
+
+    Args:
+        axes: where it is drawn.
+        cell: the model's task.
+        probing: its probes.
+        pooling: which curve.
+        marks: takes what is drawn.
+        aside: how far from their column points that stand alone (connector, answers) move, so that models that score
+            alike do not hide each other.
+        many: leaves out the bands, of which so many would be one grey.
+    """
     at = cell.subject.number
     x: list[float] = []
     y: list[float] = []
     band: list[tuple[float, float]] = []
+    marked: list[int] = []
     for part, members in groupby(probing.curve(pooling), key=lambda one: one.part):
         points = [one for one in members if one.read]
-        if part not in starts or not points:
+        if part not in _STARTS or not points:
             continue
-        places = np.linspace(*starts[part], len(points)) if len(points) > 1 else [sum(starts[part]) / 2]
+        start, end = _STARTS[part]
+        alone = len(points) == 1
+        places = [(start + end) / 2 + aside] if alone else np.linspace(start, end, len(points))
+        # Every module has its own marks: a line has none of a single point, which only its mark shows.
+        marked += range(len(x), len(x) + len(points), max(1, len(points) // 7))
         x += [*map(float, places), math.nan]
         y += [*(100 * one.accuracy.value for one in points), math.nan]
-        band += [*((100 * one.accuracy.low, 100 * one.accuracy.high) for one in points), (math.nan, math.nan)]
-    name = cut(cell.subject.label, 30)
+        edges = [(100 * one.accuracy.low, 100 * one.accuracy.high) for one in points]
+        band += [*edges, (math.nan, math.nan)]
+        if alone:
+            marks(at, axes.plot([x[-2]] * 2, edges[0], color=colour(at), linewidth=1))
     drawn = axes.plot(
         x,
         y,
@@ -349,8 +374,8 @@ def _stretched(axes: Axes, cell: Cell, probing: Probing, pooling: str, marks: Ma
         linestyle=dash(at),
         marker=marker(at),
         markersize=3.5,
-        markevery=max(1, len(x) // 14),
-        label=name,
+        markevery=marked,
+        label=cut(cell.subject.label, 30),
     )
     marks(at, drawn)
     if not many:
@@ -361,9 +386,31 @@ def _stretched(axes: Axes, cell: Cell, probing: Probing, pooling: str, marks: Ma
         marks(
             at,
             axes.errorbar(
-                2.9, 100 * said.value, yerr=ends(said, 100), fmt=marker(at), color=colour(at), capsize=2, elinewidth=1
+                _SAID + aside,
+                100 * said.value,
+                yerr=ends(said, 100),
+                fmt=marker(at),
+                color=colour(at),
+                capsize=2,
+                elinewidth=1,
             ).get_children(),
         )
+
+
+def chance_lines(axes: Axes, cells: Sequence[Cell], *, labelled: bool) -> None:
+    """Chance of the models in a panel: one line, or one for each number of classes where they were asked about several.
+
+    Args:
+        axes: the panel.
+        cells: whose chance.
+        labelled: whether a single line needs a name in the legend; several always have one.
+    """
+    found = {len(one.labels): one.chance for cell in cells if (one := cell.task.probing) and known(one.chance)}
+    for turn, (classes, chance) in enumerate(sorted(found.items())):
+        several = f"chance, {quantity(classes, 'class', 'classes')}"
+        name = several if len(found) > 1 else "chance (1 / classes)" if labelled else None
+        line = (0, (4, 3)) if turn % 2 == 0 else (0, (4, 2, 1, 2))
+        axes.axhline(100 * chance, color=INK, linewidth=0.9, linestyle=line, label=name)
 
 
 def _told(probing: Probing) -> str:
@@ -374,4 +421,6 @@ def _told(probing: Probing) -> str:
             points = [one for one in probing.curve(pooling) if one.part == part and one.read]
             if points:
                 told.append(f"{name} ({pooling}) ends at {percent(points[-1].accuracy.value)}")
-    return f"{listed(told).capitalize()}; answers {percent(probing.answer.value)}."
+    words = listed(told)
+    # The first letter alone: capitalize() would make small ones of those in LLM.
+    return f"{words[:1].upper()}{words[1:]}; answers {percent(probing.answer.value)}."

@@ -20,6 +20,7 @@ from medmllm_plugins.report.drawing import (
     marker,
 )
 from medmllm_plugins.report.figures_answers import ends
+from medmllm_plugins.report.figures_layers import chance_lines
 from medmllm_plugins.report.gathering import Cell, DataPart
 from medmllm_plugins.report.matrices import Matrix, matrices
 from medmllm_plugins.report.probing import READINGS, Mapped
@@ -149,8 +150,7 @@ def lens(part: DataPart, figure_number: int) -> Drawing | None:
             )
     if not alone:
         axes.set_xticks([0, 0.5, 1], ["first", "middle", "last"])
-    chances = [cell.task.probing.chance for cell, _ in found if cell.task.probing]
-    axes.axhline(100 * chances[0], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="chance (1 / classes)")
+    chance_lines(axes, [cell for cell, _ in found], labelled=True)
     axes.set_ylim(0, 103)
     axes.set_xlabel("layer of the LLM")
     axes.set_ylabel("accuracy, percent")
