@@ -20,7 +20,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import DrawingArea
 from PIL import Image
 
 from medmllm_plugins.report.text import cut
@@ -186,16 +188,34 @@ class Marks:
     """Gives what is drawn of a model its number, so that the page can show and hide it."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._owners: dict[int, int] = {}
+        self._kept: list[Artist] = []  # an id is an artist's own only while the artist lives
 
     def __call__(self, number: int, artists: Artist | Sequence[Any]) -> None:
         """Mark artists as those of model ``number``; containers are taken apart."""
         for one in [artists] if isinstance(artists, Artist) else artists:
             if isinstance(one, Artist):
-                self._count += 1
-                one.set_gid(f"series{number}-{self._count}")
+                self._kept.append(one)
+                self._owners[id(one)] = number
+                one.set_gid(f"series{number}-{len(self._kept)}")
             elif one is not None:
                 self(number, one)
+
+    def names(self, axes: Axes, numbers: Sequence[int]) -> None:
+        """Mark the names beside rows, which axes have at their ticks."""
+        for number, label in zip(numbers, axes.get_yticklabels(), strict=True):
+            self(number, label)
+
+    def legend(self, figure: Figure, axes: Axes) -> None:
+        """Put a legend below a figure; names and signs of what is marked go with it."""
+        handles, labels = axes.get_legend_handles_labels()
+        made = figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        signs = [area.get_children() for area in made.findobj(DrawingArea)]
+        for handle, sign, text in zip(handles, signs, made.get_texts(), strict=True):
+            parts = handle.get_children() if isinstance(handle, Container) else [handle]
+            owner = next((self._owners[id(one)] for one in parts if id(one) in self._owners), None)
+            if owner is not None:
+                self(owner, [*sign, text])
 
 
 def grid(
@@ -205,6 +225,8 @@ def grid(
     *,
     size: tuple[float, float],
     titles: tuple[str, str] | None = None,
+    owners: Sequence[int] = (),
+    below: float = 0,
 ) -> Figure:
     """Small multiples.
 
@@ -213,24 +235,23 @@ def grid(
         across: at most so many in a row.
         draw: draws panel i into its axes.
         size: inches of one panel.
-        titles: of both axes, where all panels have the same; ticks then stand at the outer panels only.
+        titles: of both axes, where all panels have the same; they stand once, beside all panels.
+        owners: for each panel the model that it is of, with which it is shown and hidden; none where it is of no one.
+        below: inches for a legend below.
     """
     columns = min(across, count)
     lines = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
-    shared = titles is not None
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=shared, sharey=shared)
-    for place, one in enumerate(axes.flat):
-        if place < count:
-            draw(one, place)
-        else:
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines + below), layout="constrained")
+    marks = Marks()
+    for place, one in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+        if place >= count:
             one.set_axis_off()
+            continue
+        draw(one, place)
+        if owners:
+            marks(owners[place], one)
     if titles is not None:
-        for column in range(columns):
-            # A panel above an empty place carries what would stand below it.
-            last = axes[lines - 1 if (lines - 1) * columns + column < count else lines - 2][column]
-            last.xaxis.set_tick_params(labelbottom=True)
-            last.set_xlabel(titles[0])
-        for line in range(lines):
-            axes[line][0].set_ylabel(titles[1])
+        # Of the whole figure and not of a panel, since any panel may be hidden.
+        figure.supxlabel(titles[0], fontsize=_SETTINGS["axes.labelsize"])
+        figure.supylabel(titles[1], fontsize=_SETTINGS["axes.labelsize"])
     return figure

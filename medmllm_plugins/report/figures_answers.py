@@ -31,7 +31,10 @@ from medmllm_plugins.report.tables_answers import Control, variant_accuracies
 from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, percent, sequence
 from medmllm_plugins.report.verdict import blind_baseline
 
-_MOST_CLASSES = 14
+_MOST_CLASSES = 24
+"""So many curves differ in colour and dashes."""
+_BESIDE = 12
+"""So many names of a legend stand below each other beside a panel."""
 _HALVES = (0, 0.5, 1)
 
 
@@ -40,11 +43,21 @@ def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
     cells = mains(part, blind=True)
     if not cells:
         return None
-    figure = Figure(figsize=(6.4, 1.15 + 0.34 * len(cells)), layout="constrained")
+    # Narrow, with the names above the rows: on a phone the whole scale is seen, and the text is large enough.
+    figure = Figure(figsize=(4.2, 1.05 + 0.46 * len(cells)), layout="constrained")
     axes, marks = figure.subplots(), Marks()
     for row, cell in enumerate(cells):
         place = cell.subject.number
-        for shift, name, face in ((-0.12, "accuracy", colour(place)), (0.16, "balanced", PAPER)):
+        name_of = axes.text(
+            0.01,
+            row - 0.3,
+            cut(cell.subject.label, 48),
+            transform=axes.get_yaxis_transform(),
+            verticalalignment="center",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
+        )
+        marks(place, name_of)
+        for shift, name, face in ((0.02, "accuracy", colour(place)), (0.26, "balanced", PAPER)):
             found = cell.metrics.get(name)
             if not known(found) or found is None:
                 continue
@@ -64,12 +77,12 @@ def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
     name, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
     if name:
         axes.axvline(100 * value, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
-    axes.set_yticks(range(len(cells)), [cut(cell.subject.label, 36) for cell in cells])
-    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.set_ylim(len(cells) - 0.5, -0.55)
     axes.set_xlim(0, 101)
     axes.set_xlabel("percent")
     axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     told = [f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)}" for cell in cells]
     return finish(
         figure,
@@ -122,7 +135,12 @@ def confusion_of(cell: Cell) -> tuple[list[str], list[str], Floats] | None:
         return None
     # Of the answers that were not parsed only kinds that occur are worth a column.
     kept = [place for place in range(len(columns)) if place < len(rows) or total[:, place].any()]
-    return rows, [columns[place].strip("()").replace("_", " ") for place in kept], total[:, kept]
+    return rows, [*columns[: len(rows)], *(_kind(columns[place]) for place in kept[len(rows) :])], total[:, kept]
+
+
+def _kind(name: str) -> str:
+    """What an answer that was not parsed is called: ``(out_of_list)`` is ``out of list``."""
+    return name.removeprefix("(").removesuffix(")").replace("_", " ")
 
 
 def reliability(part: DataPart, figure_number: int) -> Drawing | None:
@@ -162,6 +180,7 @@ def reliability(part: DataPart, figure_number: int) -> Drawing | None:
         draw,
         size=(2.5, 2.6),
         titles=("probability of the top class", "share that is right"),
+        owners=[cell.subject.number for cell, _ in found],
     )
     told = [
         f"{cell.subject.label}, calibration error {cell.metrics['ece'].value:.3f}"
@@ -191,13 +210,19 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
     if not found:
         return None
     names = list(dict.fromkeys(name for _, curves in found for name, *_ in curves))
+    shown = names[:_MOST_CLASSES]
+    told_of: set[str] = set()
 
     def draw(axes: Axes, place: int) -> None:
         cell, curves = found[place]
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        for name, x, y, _, _ in curves[:_MOST_CLASSES]:
+        for name, x, y, _, _ in curves:
+            if name not in shown:
+                continue
             at = names.index(name)
-            label = cut(name, 24) if place == 0 else None
+            # Panels may have other classes: a name is in the legend from where it first appears.
+            label = cut(name, 24) if name not in told_of else None
+            told_of.add(name)
             axes.plot(x, y, color=colour(at), linestyle=dash(at), linewidth=1.4, label=label)
         axes.set_xlim(-0.01, 1)
         axes.set_ylim(0, 1.02)
@@ -206,20 +231,35 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
         areas = [area for *_, area, _ in curves]
         axes.set_title(f"{cut(cell.subject.label, 26)}\nmean area {sum(areas) / len(areas):.3f}")
 
-    wide = 1.5 / len(found) if len(found) < 3 else 0  # room for the legend at the side
-    titles = ("1 − specificity", "sensitivity")
-    figure = grid(len(found), 4 if len(found) > 4 else 3, draw, size=(2.5 + wide, 2.6), titles=titles)
-    narrow = len(found) < 3
-    figure.legend(loc="outside right upper" if narrow else "outside lower center", ncols=1 if narrow else 4)
+    beside = len(found) < 3
+    columns = -(-len(shown) // _BESIDE) if beside else 4
+    figure = grid(
+        len(found),
+        4 if len(found) > 4 else 3,
+        draw,
+        size=(2.5 + (1.5 * columns / len(found) if beside else 0), 2.6),
+        titles=("1 − specificity", "sensitivity"),
+        owners=[cell.subject.number for cell, _ in found],
+        below=0 if beside else 0.18 * -(-len(shown) // columns),
+    )
+    figure.legend(loc="outside right upper" if beside else "outside lower center", ncols=columns)
     told = [
         f"{cell.subject.label}, {listed([f'{name} {area:.3f}' for name, _, _, area, _ in curves])}"
         for cell, curves in found
     ]
+    findings = any(one.finding for cell, _ in found for one in cell.task.outcomes)
+    what = "Each finding, yes against no" if findings else "Each class against all others"
+    left = (
+        f" Drawn are the first {len(shown)} of {len(names)}, since more curves cannot be told apart; mean areas are "
+        "over all, and the areas of all stand in the table."
+        if len(names) > len(shown)
+        else ""
+    )
     return finish(
         figure,
         f"{part.name}.roc",
-        f"{part.title}: ROC of each class",
-        "Each class against all others, ranked by the log-odds of its label score.",
+        f"{part.title}: ROC of each {'finding' if findings else 'class'}",
+        f"{what}, ranked by the log-odds of its label score.{left}",
         f"ROC curves on {part.title}, areas: {'; '.join(told)}.",
         number=figure_number,
     )
@@ -311,6 +351,7 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
     if name:
         axes.axvline(100 * value, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
     axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {what}" for cell, what, _ in rows])
+    marks.names(axes, [cell.subject.number for cell, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.set_xlabel("accuracy, percent")

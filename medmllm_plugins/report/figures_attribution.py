@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 
 from medmllm_plugins.report.attributing import GAINS, MethodSummary
@@ -41,14 +43,13 @@ def checks(part: DataPart, figure_number: int) -> Drawing | None:
         axes.set_ylim(len(rows) - 0.5, -0.5)
     for axes in panels.flat[len(names) :]:
         axes.set_axis_off()
-    several = len({cell.subject.number for cell, _ in rows}) > 1
+    several = _several(rows)
     panels[0][0].set_yticks(
         range(len(rows)),
-        [
-            f"{cut(one.method, 22)} · {one.locus}" + (f" · {cut(cell.subject.label, 18)}" if several else "")
-            for cell, one in rows
-        ],
+        [_row_name(cell, one, several) for cell, one in rows],
     )
+    for axes in panels[:, 0]:  # the names stand at the first of each line
+        marks.names(axes, [cell.subject.number for cell, _ in rows])
     told = [f"{one.method} at {one.locus}: {len(one.failed)} checks failed" for _, one in rows]
     return finish(
         figure,
@@ -67,23 +68,25 @@ def randomisation(part: DataPart, figure_number: int) -> Drawing | None:
     if not rows:
         return None
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-    axes = figure.subplots()
+    axes, marks = figure.subplots(), Marks()
+    several = _several(rows)
     names = list(dict.fromkeys(name for _, one in rows for name, _ in one.randomisation))
-    for turn, (_, one) in enumerate(rows):
+    for turn, (cell, one) in enumerate(rows):
         places = [names.index(name) for name, _ in one.randomisation]
-        axes.plot(
+        drawn = axes.plot(
             places,
             [value for _, value in one.randomisation],
             color=colour(turn),
             linestyle=dash(turn),
             marker=marker(turn),
-            label=f"{cut(one.method, 24)} · {one.locus}",
+            label=_row_name(cell, one, several),
         )
+        marks(cell.subject.number, drawn)
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.set_xticks(range(len(names)), [cut(name, 18) for name in names], rotation=30, ha="right")
     axes.set_ylabel("similarity to the original")
     axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.05)
-    figure.legend(loc="outside lower center", ncols=3)
+    marks.legend(figure, axes)
     told = [f"{one.method} at {one.locus} ends at {decimal(one.randomisation[-1][1])}" for _, one in rows]
     return finish(
         figure,
@@ -93,6 +96,15 @@ def randomisation(part: DataPart, figure_number: int) -> Drawing | None:
         f"Similarity of attributions under random weights on {part.title}: {listed(told)}.",
         number=figure_number,
     )
+
+
+def _several(rows: Sequence[tuple[Cell, MethodSummary]]) -> bool:
+    return len({cell.subject.number for cell, _ in rows}) > 1
+
+
+def _row_name(cell: Cell, one: MethodSummary, several: bool) -> str:
+    """A method and its layer, and the model where there are several."""
+    return f"{cut(one.method, 22)} · {one.locus}" + (f" · {cut(cell.subject.label, 18)}" if several else "")
 
 
 def _rows(part: DataPart) -> list[tuple[Cell, MethodSummary]]:

@@ -122,7 +122,7 @@ def overlaid(part: DataPart, figure_number: int) -> Drawing | None:
         [0, 0.5, 1, 1.3, 1.6, 2.1, 2.6, _SAID], ["first", "middle", "last", "", "first", "middle", "last", "said"]
     )
     lower.set_xlim(-0.08, _SAID + 0.15)
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    marks.legend(figure, upper)
     told = [f"{cell.subject.label}: {_told(cell.task.probing)}" for cell in cells if cell.task.probing is not None]
     return finish(
         figure,
@@ -176,7 +176,7 @@ def health(part: DataPart, figure_number: int) -> Drawing | None:
     axes.set_ylabel("Feature Health Score")
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     if len(cells) > 1:
-        figure.legend(loc="outside lower center", ncols=3)
+        marks.legend(figure, axes)
     return finish(
         figure,
         f"{part.name}.health",

@@ -104,7 +104,7 @@ def gains(part: DataPart, figure_number: int) -> Drawing | None:
     axes.set_xlabel("gain in accuracy points")
     axes.grid(visible=False, axis="y")
     if len(found) > 1:
-        figure.legend(loc="outside lower center", ncols=3)
+        marks.legend(figure, axes)
     said = [f"{cell.subject.label}: {told.kind}, gap {percent(told.gap.value, signed=True)}" for cell, told in found]
     return finish(
         figure,
@@ -154,7 +154,7 @@ def lens(part: DataPart, figure_number: int) -> Drawing | None:
     axes.set_ylim(0, 103)
     axes.set_xlabel("layer of the LLM")
     axes.set_ylabel("accuracy, percent")
-    figure.legend(loc="outside lower center", ncols=3)
+    marks.legend(figure, axes)
     said = [f"{cell.subject.label} ends at {percent(told.lens[-1].value)}" for cell, told in found]
     return finish(
         figure,

@@ -7,10 +7,15 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from benchmarks.run_folders import Folder, outcomes
-from medmllm_plugins.report import figures_layers, figures_mapping
+from medmllm_plugins.report import figures_answers, figures_attribution, figures_layers, figures_mapping, text
 from medmllm_plugins.report.drawing import style
-from medmllm_plugins.report.gathering import DataPart, gather
+from medmllm_plugins.report.gathering import Cell, DataPart, Subject, gather
+from medmllm_plugins.report.reading import RunFolder, TaskRun
 
 SVG = "{http://www.w3.org/2000/svg}"
 USE = f"{SVG}use"
@@ -77,3 +82,93 @@ def test_alternatives_keep_the_letters_of_names(tmp_path: Path) -> None:
     with style():
         drawing = figures_layers.single(part.probed()[0], part, 0)
     assert "LLM (last)" in drawing.alt and "llm (last)" not in drawing.alt
+
+
+def many_classes(folder: Path, count: int, *, name: str = "model-a", seed: int = 0) -> Folder:
+    labels = [f"class {place:02d}" for place in range(count)]
+    return Folder(folder, name).answers("med_cls_toy", outcomes(count=400, labels=labels, seed=seed), labels=labels)
+
+
+@pytest.mark.parametrize("models", [1, 3])
+def test_every_class_has_its_roc_curve(tmp_path: Path, models: int) -> None:
+    part = part_of(*(many_classes(tmp_path / str(turn), 18, name=f"model-{turn}", seed=turn) for turn in range(models)))
+    with style():
+        drawing = figures_answers.roc(part, 0)
+    assert drawing is not None
+    said = words(drawing.svg)
+    assert [said.count(f"class {place:02d}") for place in range(18)] == [1] * 18
+    assert "first" not in drawing.caption
+
+
+def test_curves_that_are_left_out_are_told_of(tmp_path: Path) -> None:
+    part = part_of(many_classes(tmp_path / "a", 30))
+    with style():
+        drawing = figures_answers.roc(part, 0)
+    assert drawing is not None and "first 24 of 30" in drawing.caption
+    assert "class 23" in words(drawing.svg) and "class 24" not in words(drawing.svg)
+
+
+def test_curves_of_other_classes_have_names_too(tmp_path: Path) -> None:
+    two = ("benign", "malignant")
+    first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes(labels=two), labels=two)
+    second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=1))
+    with style():
+        drawing = figures_answers.roc(part_of(first, second), 0)
+    assert drawing is not None
+    said = words(drawing.svg)
+    assert [said.count(name) for name in ("benign", "malignant", "normal")] == [1, 1, 1]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=5, unique_by=text.clean))
+def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> None:
+    kinds = ["(ambiguous)", "(out_of_list)", "(refusal)"]
+    counts = [[1] * (len(names) + len(kinds)) for _ in names]
+    told = {"confusion": {"rows": names, "columns": [*names, *kinds], "counts": counts}}
+    found = figures_answers.confusion_of(cell_of(told))
+    assert found is not None
+    rows, columns, _ = found
+    assert columns[: len(names)] == rows == [text.clean(name) for name in names]
+    assert columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
+
+
+def cell_of(metrics: dict[str, Any]) -> Cell:
+    """A task with these figures of its answers."""
+    task = TaskRun("med_cls_toy", {}, metrics, (), (), None, None, ())
+    run = RunFolder(Path("run"), {}, (task,), {}, ())
+    return Cell(Subject(0, "model-a", (run,)), run, task)
+
+
+def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
+    part = part_of(*(everything(tmp_path / str(turn), turn) for turn in range(2)))
+    controls = [(cell, None, text.UNKNOWN) for cell in part.cells if cell.task.image != "shown"]
+    draws = [
+        figures_answers.accuracies,
+        figures_answers.reliability,
+        figures_answers.roc,
+        lambda part, number: figures_answers.sensitivity(part, controls, number),
+        figures_layers.overlaid,
+        figures_layers.health,
+        figures_mapping.gains,
+        figures_mapping.lens,
+        figures_attribution.checks,
+        figures_attribution.randomisation,
+    ]
+    for number, draw in enumerate(draws):
+        with style():
+            drawing = draw(part, number)
+        assert drawing is not None, draw
+        root = ET.fromstring(drawing.inline)
+        for parent in list(root.iter()):
+            for node in list(parent):
+                if node.attrib.get("data-series") == "0":
+                    parent.remove(node)
+        left = words(ET.tostring(root, encoding="unicode"))
+        assert not any("model-0" in one for one in left), (drawing.stem, left)
+        assert any("model-1" in one for one in left), (drawing.stem, left)
+
+
+def everything(folder: Path, turn: int) -> Folder:
+    """A model with a run of each kind."""
+    made = probed(folder, f"model-{turn}", seed=turn, layers=4)
+    made.answers("med_cls_toy", outcomes(seed=turn)).attributions("med_attr_toy")
+    return made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=turn + 5), image="blank")
