@@ -184,6 +184,10 @@ def marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
+_SIGN, _LETTER = 0.55, 0.058
+"""Inches that a sign of a legend and a letter of its names take."""
+
+
 class Marks:
     """Gives what is drawn of a model its number, so that the page can show and hide it."""
 
@@ -209,7 +213,9 @@ class Marks:
     def legend(self, figure: Figure, axes: Axes) -> None:
         """Put a legend below a figure; names and signs of what is marked go with it."""
         handles, labels = axes.get_legend_handles_labels()
-        made = figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        widest = _SIGN + _LETTER * max(map(len, labels), default=1)
+        columns = int(min(3, max(1, figure.get_figwidth() // widest)))
+        made = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         signs = [area.get_children() for area in made.findobj(DrawingArea)]
         for handle, sign, text in zip(handles, signs, made.get_texts(), strict=True):
             parts = handle.get_children() if isinstance(handle, Container) else [handle]
@@ -235,23 +241,24 @@ def grid(
         across: at most so many in a row.
         draw: draws panel i into its axes.
         size: inches of one panel.
-        titles: of both axes, where all panels have the same; they stand once, beside all panels.
+        titles: of both axes, where all panels have the same; below each column, and once beside all.
         owners: for each panel the model that it is of, with which it is shown and hidden; none where it is of no one.
         below: inches for a legend below.
     """
     columns = min(across, count)
     lines = -(-count // columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * lines + below), layout="constrained")
-    marks = Marks()
-    for place, one in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+    axes, marks = figure.subplots(lines, columns, squeeze=False), Marks()
+    for place, one in enumerate(axes.flat):
         if place >= count:
             one.set_axis_off()
             continue
         draw(one, place)
         if owners:
             marks(owners[place], one)
+        if titles is not None and place + columns >= count:  # the last of its column
+            one.set_xlabel(titles[0])
     if titles is not None:
-        # Of the whole figure and not of a panel, since any panel may be hidden.
-        figure.supxlabel(titles[0], fontsize=_SETTINGS["axes.labelsize"])
+        # Of the whole figure and not of the first panel of a line, which may be hidden.
         figure.supylabel(titles[1], fontsize=_SETTINGS["axes.labelsize"])
     return figure

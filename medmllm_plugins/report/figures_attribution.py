@@ -67,7 +67,7 @@ def randomisation(part: DataPart, figure_number: int) -> Drawing | None:
     rows = [(cell, one) for cell, one in _rows(part) if one.randomisation]
     if not rows:
         return None
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.9 + 0.1 * len(rows)), layout="constrained")
     axes, marks = figure.subplots(), Marks()
     several = _several(rows)
     names = list(dict.fromkeys(name for _, one in rows for name, _ in one.randomisation))
