@@ -1,0 +1,109 @@
+"""The files beside the page: each has a name of its own, none is a trap, and none of somebody else's goes away."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.run_folders import Folder, outcomes
+from medmllm_plugins.metrics.files import csv_text
+from medmllm_plugins.report import tables_answers
+from medmllm_plugins.report.files import make, plain_names
+from medmllm_plugins.report.gathering import gather
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+
+
+def inside(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_data_sets_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    for turn, name in enumerate(("a b", "a_b", "A_B", "x" * 300)):
+        made.answers(f"med_cls_{turn}", outcomes(count=20, seed=turn), dataset=name)
+    report = make([made.folder], tmp_path / "report.html")
+    beside = tmp_path / "report_files"
+    assert len(list(beside.glob("tables/*.csv"))) == len(report.tables())
+    assert len(list(beside.glob("figures/*.svg"))) == len(list(beside.glob("figures/*.png"))) == len(report.drawings())
+    names = [path.name for path in beside.rglob("*.metrics.csv")]
+    assert sorted(names)[:3] == ["A_B-3.metrics.csv", "a_b-2.metrics.csv", "a_b.metrics.csv"] and len(names) == 4
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=6, unique=True))
+def test_plain_names_are_names_of_files_and_all_differ(names: list[str]) -> None:
+    found = plain_names(names)
+    assert list(found) == names and len({one.casefold() for one in found.values()}) == len(names)
+    for one in found.values():
+        assert one and not one.startswith(".") and not set(one) & set('/\\:*?"<>|\0\n') and len(one.encode()) < 200
+
+
+def test_files_of_somebody_else_are_left(tmp_path: Path) -> None:
+    beside = tmp_path / "mine_files"
+    (beside / "figures").mkdir(parents=True)
+    (beside / "figures" / "thesis.png").write_bytes(b"mine")
+    many = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20), dataset="first")
+    make([many.folder], tmp_path / "mine.html")
+    before = inside(beside)
+    other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes(count=20), dataset="second")
+    make([other.folder], tmp_path / "mine.html")
+    after = inside(beside)
+    assert after["figures/thesis.png"] == b"mine"
+    assert any("first." in name for name in before) and not any("first." in name for name in after)
+
+
+def test_a_foreign_list_of_files_deletes_nothing_elsewhere(tmp_path: Path) -> None:
+    beside = tmp_path / "mine_files"
+    (beside / "tables").mkdir(parents=True)
+    kept = [tmp_path / "thesis.csv", beside / "notes.csv", beside / "tables" / ".hidden.csv"]
+    for path in kept:
+        path.write_text("mine", encoding="utf-8")
+    listed = ["../thesis.csv", "tables/../../thesis.csv", "notes.csv", "tables/.hidden.csv", str(kept[0]), 3, None]
+    told = json.dumps({"medmllm_report": 1, "files": listed})
+    (beside / "report.json").write_text(told, encoding="utf-8")
+    make([Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)).folder], tmp_path / "mine.html")
+    assert all(path.read_text("utf-8") == "mine" for path in kept)
+
+
+def test_a_damaged_list_of_files_is_no_hindrance(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)).folder
+    (tmp_path / "r_files").mkdir()
+    for broken in ("", "[]", '{"medmllm_report": 1, "files": 3}', "[" * 100_000):
+        (tmp_path / "r_files" / "report.json").write_text(broken, encoding="utf-8")
+        make([folder], tmp_path / "r.html")
+        assert json.loads((tmp_path / "r_files" / "report.json").read_text("utf-8"))["files"]
+
+
+CELLS = st.one_of(TEXTS, st.integers(), st.floats(allow_nan=False), st.none())
+
+
+@given(st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=5))
+def test_no_cell_is_a_formula_and_nothing_else_changes(rows: list[list[str | int | float | None]]) -> None:
+    found = list(csv.reader(io.StringIO(csv_text(["=a", "b"], rows), newline="")))
+    assert found[0] == ["'=a", "b"]
+    for row, read in zip(rows, found[1:], strict=True):
+        for value, cell in zip(row, read, strict=True):
+            if isinstance(value, str):
+                assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) and cell.removeprefix("'") in (
+                    value,
+                    value.removeprefix("'"),
+                )
+            else:
+                assert cell == ("" if value is None else str(value))
+
+
+def test_answers_and_classes_are_no_formulas(tmp_path: Path) -> None:
+    labels = ("=cmd|'/c calc'!A1", "-1+1", "normal")
+    said = ('=HYPERLINK("http://x")', "+1", "@SUM(A1)")
+    made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels, said=said)
+    (part,) = gather([made.folder]).sets
+    answers = {row["answer"] for row in csv.DictReader(io.StringIO(tables_answers.unparsed_table(part).csv()))}
+    assert answers == {f"'{one}" for one in said}
+    classes = [row["class"] for row in csv.DictReader(io.StringIO(tables_answers.class_table(part).csv()))]
+    assert classes == [f"'{labels[0]}", f"'{labels[1]}", "normal"]
+    assert (made.folder / "med_cls_toy.per_class.csv").read_text("utf-8").count("\n'") == 2
