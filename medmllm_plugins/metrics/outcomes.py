@@ -95,17 +95,40 @@ class Outcome:
         """
         if missing := sorted({"id", "group", "label", "predicted", "status"} - set(record)):
             raise DataError(f"Expected an outcome with all of its keys, but {missing} are missing in {dict(record)!r}.")
-        scores, tokens, blank = (record.get(name) for name in ("scores", "tokens", "blank"))
+        for name in ("id", "group", "label"):
+            _text(record, name)
+        scores, tokens, blank = (_numbers(record, name) for name in ("scores", "tokens", "blank"))
+        if tokens is not None and not all(one.is_integer() for one in tokens):
+            raise DataError(f"Expected `tokens` of an outcome to be counts, found {tokens!r} in {dict(record)!r}.")
         return cls(
             id=record["id"],
             group=record["group"],
             label=record["label"],
-            predicted=record["predicted"],
+            predicted=_text(record, "predicted", optional=True),
             status=record["status"],
-            scores=None if scores is None else tuple(float(score) for score in scores),
-            finding=record.get("finding"),
-            variant=record.get("variant", ""),
-            document=record.get("document"),
-            tokens=None if tokens is None else tuple(int(count) for count in tokens),
-            blank=None if blank is None else tuple(float(score) for score in blank),
+            scores=scores,
+            finding=_text(record, "finding", optional=True),
+            variant=_text(record, "variant", optional=True) or "",
+            document=_text(record, "document", optional=True),
+            tokens=None if tokens is None else tuple(map(int, tokens)),
+            blank=blank,
         )
+
+
+def _text(record: Mapping[str, Any], name: str, *, optional: bool = False) -> str | None:
+    found = record.get(name)
+    if isinstance(found, str) or (optional and found is None):
+        return found
+    raise DataError(f"Expected `{name}` of an outcome to be text, found {found!r} in {dict(record)!r}.")
+
+
+def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
+    found = record.get(name)
+    if found is None:
+        return None
+    try:
+        if isinstance(found, list | tuple) and not any(isinstance(one, str | bool) for one in found):
+            return tuple(map(float, found))
+    except (TypeError, ValueError, OverflowError):  # JSON bounds no integer
+        pass
+    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {found!r} in {dict(record)!r}.")

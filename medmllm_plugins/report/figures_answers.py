@@ -126,9 +126,9 @@ def confusion_of(cell: Cell) -> tuple[list[str], list[str], Floats] | None:
         rows, columns = ([clean(name) for name in sequence(matrix.get(key))] for key in ("rows", "columns"))
         try:
             counts = np.array(matrix.get("counts"), dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
-        if counts.shape != (len(rows), len(columns)) or not rows:
+        if counts.shape != (len(rows), len(columns)) or not rows or not _are_counts(counts):
             return None
         total = counts if total is None or total.shape != counts.shape else total + counts
     if total is None:
@@ -136,6 +136,11 @@ def confusion_of(cell: Cell) -> tuple[list[str], list[str], Floats] | None:
     # Of the answers that were not parsed only kinds that occur are worth a column.
     kept = [place for place in range(len(columns)) if place < len(rows) or total[:, place].any()]
     return rows, [*columns[: len(rows)], *(_kind(columns[place]) for place in kept[len(rows) :])], total[:, kept]
+
+
+def _are_counts(found: Floats) -> bool:
+    """Whether all are numbers of documents: JSON may hold ``null`` and ``Infinity`` in their place."""
+    return bool(np.isfinite(found).all() and (found >= 0).all())
 
 
 def _kind(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -35,7 +36,7 @@ from medmllm_plugins.report.notes import Notes, notes
 from medmllm_plugins.report.table import Column, Table
 from medmllm_plugins.report.tables_answers import Control
 from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
-from medmllm_plugins.report.together import draw_all
+from medmllm_plugins.report.together import Failed, draw_all
 from medmllm_plugins.report.verdict import Verdict, groups_of, hits_of, overview, paired, verdicts
 
 ROWS: Final = 300
@@ -185,9 +186,13 @@ def build(gathered: Gathered) -> Report:
         for name, job in _jobs(part, blind)
     ]
     drawn: list[dict[str, Drawing]] = [{} for _ in plans]
+    failed: list[str] = []
     for (place, name, _), drawing in zip(jobs, draw_all([job for *_, job in jobs]), strict=True):
-        if drawing is not None:
+        if isinstance(drawing, Failed):
+            failed.append(f"{plans[place][0].title}: the figure “{name}” could not be drawn ({drawing.why}).")
+        elif drawing is not None:
             drawn[place][name] = drawing
+    found_notes = notes(gathered)
     sections = tuple(
         _section(part, found, blind, figures) for (part, found, blind), figures in zip(plans, drawn, strict=True)
     )
@@ -200,7 +205,7 @@ def build(gathered: Gathered) -> Report:
         title=f"{who} on {on}" if what else who,
         sections=sections,
         gallery=gallery(list(gathered.cells())),
-        notes=notes(gathered),
+        notes=dataclasses.replace(found_notes, missing=(*found_notes.missing, *failed)),
         methods=methods.methods(gathered),
         runs=tables_runs.runs_table(gathered),
         data=tables_runs.data_table(gathered),

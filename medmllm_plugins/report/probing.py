@@ -229,7 +229,7 @@ def _mapping(told: Mapping[str, Any]) -> Mapped:
             for name in READINGS
             if isinstance(readings.get(name), Mapping)
         },
-        relabelling=tuple(map(int, sequence(told.get("relabelling")))),
+        relabelling=_counts(told.get("relabelling")) or (),
         agreement=_cube(told.get("agreement")),
         # Accuracies without the names of their layers cannot be drawn.
         lens=lens if len(lens) == len(loci) else (),
@@ -238,12 +238,20 @@ def _mapping(told: Mapping[str, Any]) -> Mapped:
 
 
 def _cube(told: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    try:
-        cube = tuple(tuple(tuple(int(count) for count in row) for row in by_truth) for by_truth in told)
-    except (TypeError, ValueError):
+    cube = [[_counts(row) for row in sequence(by_truth)] for by_truth in sequence(told)]
+    rows = [row for by_truth in cube for row in by_truth]
+    whole = [row for row in rows if row]
+    even = len({len(by_truth) for by_truth in cube}) == 1 and len({len(row) for row in whole}) == 1
+    if not even or len(whole) < len(rows):
         return ()
-    shapes = {(len(by_truth), len(row)) for by_truth in cube for row in by_truth}
-    return cube if len(shapes) == 1 else ()
+    each = len(cube[0])
+    return tuple(tuple(whole[start : start + each]) for start in range(0, len(whole), each))
+
+
+def _counts(told: Any) -> tuple[int, ...] | None:
+    """Whole numbers from JSON; ``None`` where one of them is none."""
+    found = [number(one) for one in sequence(told)]
+    return tuple(map(int, found)) if all(map(known, found)) else None
 
 
 def _whole(told: Any) -> int:

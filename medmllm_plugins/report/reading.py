@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ MANIFEST: Final = "manifest.json"
 METRICS: Final = ".metrics.json"
 PROBES: Final = ".probes.json"
 FOLDS: Final = ".folds.json"
+_LONGEST: Final = 220
+"""Bytes of a task's name, behind which its files have endings; a disk allows 255 for both."""
 _AGAIN: Final = "Start the same command again: answers that were given are kept, and it goes on where it was."
 
 
@@ -214,7 +217,7 @@ def _tasks_in(folder: Path) -> list[str]:
 def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
     missing: list[str] = []
     stem = file_stem(name)
-    if Path(stem).name != stem:
+    if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
         missing.append("its name is none of a file, so that its files are not looked for.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
     if told and not told.get("dataset"):

@@ -136,7 +136,7 @@ def parsing_table(part: DataPart) -> Table:
 def statuses(cell: Cell) -> dict[str, int]:
     """Number of answers of each status, over all variants of a task."""
     told = cell.task.metrics
-    sources = [told] if told.get("statuses") else list(mapping(told.get("variants")).values())
+    sources = [told] if told.get("statuses") else [mapping(one) for one in mapping(told.get("variants")).values()]
     return {name: sum(_whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
 
 

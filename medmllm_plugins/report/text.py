@@ -39,7 +39,11 @@ def number(value: object) -> float:
     """A number read from JSON; NaN for anything that is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if math.isfinite(value) else math.nan
+    try:
+        found = float(value)
+    except OverflowError:  # JSON bounds no integer
+        return math.nan
+    return found if math.isfinite(found) else math.nan
 
 
 def estimate(told: object) -> Estimate:

@@ -6,19 +6,32 @@ import gc
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeAlias
 
+from medmllm_plugins.errors import shown
 from medmllm_plugins.report.drawing import Drawing, style
 
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A figure that could not be drawn, and why."""
+
+    why: str
+
+
 Job: TypeAlias = Callable[[], Drawing | None]
+Drawn: TypeAlias = Drawing | Failed | None
 FEWEST: Final = 6
 """Fewer figures are drawn here and now."""
 _jobs: Sequence[Job] = ()
 
 
-def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawing | None]:
-    """Draw figures, in order.
+def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawn]:
+    """Draw figures, in order. One that cannot be drawn, of a damaged run folder, takes no other with it.
 
     Where the system can fork (on Linux), children draw them: they inherit all data and all imports, so that nothing but
     the finished figures travels. Elsewhere, and with one core, they are drawn one after the other, alike to the byte.
@@ -46,11 +59,15 @@ def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawing | 
         _jobs = ()
 
 
-def _draw_at(place: int) -> Drawing | None:
+def _draw_at(place: int) -> Drawn:
     gc.disable()  # a child lives for some seconds; collecting matplotlib's cycles would take a tenth of them
     return _draw(_jobs[place])
 
 
-def _draw(job: Job) -> Drawing | None:
-    with style():
-        return job()
+def _draw(job: Job) -> Drawn:
+    try:
+        with style():
+            return job()
+    except Exception as error:  # whatever a damaged file leads to: the page says so, and shows the rest
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Failed(f"{shown(error)}; {Path(where.filename).name}, line {where.lineno}")
