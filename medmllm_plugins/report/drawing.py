@@ -6,6 +6,7 @@ variable, so that a figure follows light and dark; the SVG and PNG files keep th
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import warnings
@@ -22,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.offsetbox import DrawingArea
 from PIL import Image
 
@@ -44,10 +46,19 @@ DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1,
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
 DPI: Final = 150
 """Of the PNG files: 7.2 inches make 1,080 pixels, a journal's double column at 150 dpi."""
+_FONT: Final = "DejaVu Sans"
+"""Comes with matplotlib; has Latin, Greek, Cyrillic, Arabic and more, but not Chinese, Japanese or Korean."""
+_OTHER_SCRIPTS: Final = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei"),
+    *("Arial Unicode MS", "Malgun Gothic", "Apple SD Gothic Neo", "Yu Gothic", "Noto Sans KR", "Noto Sans JP"),
+    *("Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Noto Sans Bengali"),
+)
+"""Fonts that systems have for scripts that :data:`_FONT` lacks."""
+_GLYPH: Final = re.compile(r"Glyph (\d+) .*missing from")
 _SETTINGS: Final[Any] = {  # typed as any: matplotlib's own type is a literal of all its settings
     "svg.fonttype": "none",  # text stays text: it can be read out, searched and scaled
     "text.parse_math": False,  # a label may hold a dollar sign
-    "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -94,6 +105,8 @@ class Drawing:
         svg: SVG for a file.
         png: PNG for a file.
         width: natural width in CSS pixels.
+        lacking: letters that are empty boxes in the PNG file, since no font that was found has them; the SVG holds them
+            as text.
     """
 
     stem: str
@@ -104,15 +117,34 @@ class Drawing:
     svg: str
     png: bytes
     width: int
+    lacking: str = ""
+
+
+@functools.cache
+def families() -> list[str]:
+    """Fonts in the order in which a letter is looked for in them: matplotlib's own, then those for other scripts."""
+    installed = {font.name for font in fontManager.ttflist}
+    return [_FONT, *(name for name in _OTHER_SCRIPTS if name in installed)]
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Settings under which all figures are made, without touching those of the process."""
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A label in a script that the font lacks: the SVG has it as text all the same.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with matplotlib.rc_context(_SETTINGS | {"font.family": families()}):
         yield
+
+
+@contextmanager
+def _hearing(lacking: set[str]) -> Iterator[None]:
+    """Collects the letters of which matplotlib warns that no font has them; other warnings go on."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        yield
+    for one in heard:
+        if found := _GLYPH.match(str(one.message)):
+            lacking.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def finish(
@@ -133,17 +165,20 @@ def finish(
     svg, png = io.StringIO(), io.BytesIO()
     figure.set_dpi(DPI)
     canvas: Any = FigureCanvasAgg(figure)  # matplotlib's canvases carry no types
-    canvas.draw()
+    lacking: set[str] = set()
+    with _hearing(lacking):
+        canvas.draw()
     figure.set_layout_engine("none")
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(png, "PNG", dpi=(DPI, DPI), compress_level=4)
     with matplotlib.rc_context({"svg.hashsalt": stem}):
         metadata = {"Date": None, "Creator": None, "Title": cut(title, 200)}
         vector: Any = FigureCanvasSVG(figure)
-        vector.print_svg(svg, metadata=metadata)
+        with _hearing(lacking):
+            vector.print_svg(svg, metadata=metadata)
     text = svg.getvalue()
     width = round(figure.get_size_inches()[0] * 96)
     inline = themed(text, f"f{number}", alt) if on_page else ""
-    return Drawing(stem, title, caption, alt, inline, text, png.getvalue(), width)
+    return Drawing(stem, title, caption, alt, inline, text, png.getvalue(), width, "".join(sorted(lacking)))
 
 
 def themed(svg: str, prefix: str, alt: str) -> str:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -205,11 +205,26 @@ def build(gathered: Gathered) -> Report:
         title=f"{who} on {on}" if what else who,
         sections=sections,
         gallery=gallery(list(gathered.cells())),
-        notes=dataclasses.replace(found_notes, missing=(*found_notes.missing, *failed)),
+        notes=dataclasses.replace(
+            found_notes,
+            missing=(*found_notes.missing, *failed),
+            warnings=(*found_notes.warnings, *_boxes(one for named in drawn for one in named.values())),
+        ),
         methods=methods.methods(gathered),
         runs=tables_runs.runs_table(gathered),
         data=tables_runs.data_table(gathered),
     )
+
+
+def _boxes(drawings: Iterable[Drawing]) -> list[str]:
+    """A warning where letters in pictures are empty boxes."""
+    lacking = "".join(sorted({letter for one in drawings for letter in one.lacking}))
+    if not lacking:
+        return []
+    return [
+        f"No font was found that has {cut(' '.join(lacking), 60)}: the PNG files of figures show boxes in their place. "
+        "The page and the SVG files hold them as text. Install a font for that script, such as Noto Sans CJK."
+    ]
 
 
 def _jobs(part: DataPart, blind: Sequence[Control]) -> list[tuple[str, Callable[[int], Drawing | None]]]:

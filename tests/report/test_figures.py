@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from benchmarks.run_folders import Folder, outcomes
-from medmllm_plugins.report import figures_answers, figures_attribution, figures_layers, figures_mapping, text
+from medmllm_plugins.report import drawing as drawing_module
+from medmllm_plugins.report import figures_answers, figures_attribution, figures_layers, figures_mapping, page, text
 from medmllm_plugins.report.drawing import style
 from medmllm_plugins.report.gathering import Cell, DataPart, Subject, gather
 from medmllm_plugins.report.reading import RunFolder, TaskRun
@@ -172,3 +176,30 @@ def everything(folder: Path, turn: int) -> Folder:
     made = probed(folder, f"model-{turn}", seed=turn, layers=4)
     made.answers("med_cls_toy", outcomes(seed=turn)).attributions("med_attr_toy")
     return made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=turn + 5), image="blank")
+
+
+def test_letters_without_a_font_are_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    labels = ("\N{EGYPTIAN HIEROGLYPH A001} one", "two")  # no font of the list has it
+    made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels)
+    report = page.build(gather([made.folder]))
+    (said,) = [one for one in report.notes.warnings if "boxes" in one]
+    assert "\N{EGYPTIAN HIEROGLYPH A001}" in said and "o" not in said.partition(":")[0].partition("has ")[2]
+    (roc,) = [one for one in report.drawings() if one.stem == "toy.roc"]
+    assert labels[0] in words(roc.svg) and roc.lacking == "\N{EGYPTIAN HIEROGLYPH A001}"
+    assert not any("Glyph" in str(one.message) for one in recwarn), "it is on the page, not in the terminal"
+
+
+def test_a_font_of_another_script_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing_module.fontManager, "ttflist", [SimpleNamespace(name="Noto Sans CJK SC")])
+    drawing_module.families.cache_clear()
+    try:
+        assert drawing_module.families() == ["DejaVu Sans", "Noto Sans CJK SC"]
+    finally:
+        drawing_module.families.cache_clear()
+
+
+def test_other_warnings_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with style(), pytest.warns(UserWarning, match="layout"):
+        figure = Figure(figsize=(2, 2))
+        monkeypatch.setattr(figure, "draw", lambda renderer: warnings.warn("layout failed", stacklevel=1))
+        drawing_module.finish(figure, "a", "b", "c", "d")
