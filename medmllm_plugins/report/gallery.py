@@ -15,6 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from medmllm_plugins.report.attributing import CHECKS, Entry
@@ -30,6 +32,8 @@ SIZES: Final = ((256, 76), (192, 70), (144, 64), (112, 56), (88, 50))
 _TALLEST: Final = 16_000
 """WebP ends at 16,383 pixels, and a volume's slices stand below each other."""
 _TOKENS: Final = 400
+ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
+"""What ``attribution/pictures.py`` paints with, which would load PyTorch here."""
 _NAMES: Final = {
     "completeness_gap": "completeness gap",
     "deletion": "deletion",
@@ -94,9 +98,23 @@ class Gallery:
     left_out: int
     failed: tuple[str, ...]
 
+    @property
+    def two_sided(self) -> str:
+        """Colours of attributions for and against, from against to for, as CSS lists them."""
+        return _stops(TWO_SIDED)
+
+    @property
+    def one_sided(self) -> str:
+        """Colours of attributions that are never negative, from none to most."""
+        return _stops(ONE_SIDED)
+
     def choices(self, name: str) -> list[str]:
         """Values of an attribute of the entries, in the order in which they come."""
         return list(dict.fromkeys(str(getattr(card.entry, name)) for card in self.cards))
+
+
+def _stops(name: str) -> str:
+    return ", ".join(to_hex(colormaps[name](place / 8)) for place in range(9))
 
 
 def gallery(cells: Sequence[Cell], budget: int = BUDGET) -> Gallery:

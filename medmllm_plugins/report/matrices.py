@@ -11,11 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.report.drawing import INK, PAPER, grid
+from medmllm_plugins.report.drawing import PAPER, grid
 from medmllm_plugins.report.text import cut
-
-_DARK = 0.55
-"""On a cell of a larger share the count is written in the paper's colour."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +49,8 @@ def matrices(shown: Sequence[Matrix], colour: str, *, across: str, down: str) ->
         shares = one.counts / np.maximum(one.counts.sum(1, keepdims=True), 1)
         axes.pcolormesh(shares, cmap=cmap, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1)
         for (y, x), count in np.ndenumerate(one.counts):
-            shade = PAPER if shares[y, x] > _DARK else INK
-            axes.text(x + 0.5, y + 0.5, f"{int(count)}", ha="center", va="center", color=shade, fontsize=7.5)
+            clear = legible(cmap(shares[y, x])[:3])
+            axes.text(x + 0.5, y + 0.5, f"{int(count)}", ha="center", va="center", color=clear, fontsize=7.5)
         axes.set_xticks(
             np.arange(len(one.columns)) + 0.5, [cut(name, 16) for name in one.columns], rotation=40, ha="right"
         )
@@ -65,3 +62,19 @@ def matrices(shown: Sequence[Matrix], colour: str, *, across: str, down: str) ->
         axes.set_ylabel(down)
 
     return grid(len(shown), 3, draw, size=(side * 1.15, side))
+
+
+def legible(back: tuple[float, float, float]) -> str:
+    """Black or white, whichever is the clearer on a colour; its contrast is 4.58 or more on any.
+
+    Args:
+        back: red, green and blue from 0 to 1.
+    """
+    light = luminance(back)
+    return "white" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "black"
+
+
+def luminance(colour: tuple[float, float, float]) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2.2 defines it."""
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -45,9 +45,10 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         name for name in METRICS if name != "accuracy" and any(text.known(cell.metrics.get(name)) for cell in cells)
     ]
     gaps = any(one.reference for one in found)
-    columns = [Column("Model", "model"), Column("Task", "task")]
+    # Accuracy stands beside the name: a phone shows no more than these two.
+    columns = [Column("Model", "model"), Column(METRICS["accuracy"], "accuracy", "share"), Column("Task", "task")]
     columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
-    columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Over blind", "over_blind", "gap")]
+    columns += [Column("Over blind", "over_blind", "gap")]
     columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
     columns += [Column(METRICS[name], name, "decimal" if name in _DECIMALS else "share") for name in present]
     rows: list[tuple[Value, ...]] = []
@@ -55,15 +56,15 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         told = cell.task.metrics
         verdict = by_number.get(cell.subject.number)
         mine = verdict if verdict is not None and verdict.cell is cell else None
-        row: list[Value] = [cell.subject.label, cell.task.name, _whole(told.get("n")), _whole(told.get("n_groups"))]
-        row += [cell.metrics.get("accuracy"), mine.over_blind if mine else None]
+        row: list[Value] = [cell.subject.label, cell.metrics.get("accuracy"), cell.task.name]
+        row += [_whole(told.get("n")), _whole(told.get("n_groups")), mine.over_blind if mine else None]
         row += [mine.over_reference if mine and mine.reference else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
         rows.append(tuple(row))
     owners = [cell.subject.number for cell in cells]
     blind, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
     if blind:
-        rows.append(tuple(["(blind) " + blind.replace("_", " "), "", None, None, value, *[None] * (len(columns) - 5)]))
+        rows.append(tuple(["(blind) " + blind.replace("_", " "), value, "", *[None] * (len(columns) - 3)]))
         owners.append(-1)
     return Table(
         f"{part.name}.metrics",

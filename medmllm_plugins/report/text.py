@@ -13,12 +13,15 @@ _SPACE: Final = "\N{NO-BREAK SPACE}"
 NOTHING: Final = "–"
 """Stands for a number that is not defined or not there."""
 UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan)
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _SECRET: Final = re.compile(r"(?i)\b([\w.-]*(?:key|token|secret|password)[\w.-]*)=([^,\s]+)")
 
 
 def clean(value: object) -> str:
-    """A value as text that UTF-8, HTML and SVG can all hold: lone surrogates and control characters are replaced."""
+    """A value as text that UTF-8, HTML and SVG can all hold: lone surrogates and control characters are replaced.
+
+    So are those that turn the direction of writing, by which a name could reverse the sentence and numbers behind it.
+    """
     text = str(value).encode("utf-8", "replace").decode("utf-8")
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 

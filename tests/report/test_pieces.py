@@ -47,7 +47,7 @@ def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     right = np.mean([one.predicted == one.label for one in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
     assert row["model"] == "model-a (tiny)" and blind["model"].startswith("(blind)") and blind["balanced"] == ""
-    shown = table.shown()[0][1][4]
+    shown = table.shown()[0][1][1]
     assert shown.words == f"{100 * right:.1f}" and " to " in shown.below and float(shown.sort) == pytest.approx(right)
 
 

@@ -78,6 +78,16 @@
       slider.parentElement.querySelector("output").textContent = `${slider.value} of ${slider.max}`;
     });
   }
+  // Paper cannot be unfolded: all is open on it but long texts and long tables, which say where they are.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = all("details:not(.whole, .screen):not([open])");
+    for (const one of folded) one.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
+    folded = [];
+  });
   filter(); // a browser may have kept the choices of an earlier visit
   for (const box of all("[data-shows]")) if (!box.checked) box.dispatchEvent(new Event("change"));
 })();
