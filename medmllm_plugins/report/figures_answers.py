@@ -44,7 +44,7 @@ def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
     if not cells:
         return None
     # Narrow, with the names above the rows: on a phone the whole scale is seen, and the text is large enough.
-    figure = Figure(figsize=(4.2, 1.05 + 0.46 * len(cells)), layout="constrained")
+    figure = Figure(figsize=(3.9, 1.05 + 0.46 * len(cells)), layout="constrained")
     axes, marks = figure.subplots(), Marks()
     for row, cell in enumerate(cells):
         place = cell.subject.number

@@ -69,13 +69,13 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         driver.quit()
 
 
-def show(browser: Any, page: Path, width: int = 1280, *, dark: bool = False) -> None:
+def show(browser: Any, page: Path, width: int = 1280, *, dark: bool = False, media: str = "") -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
     browser.get(page.as_uri())
 
 
@@ -185,8 +185,16 @@ def test_models_are_hidden_everywhere(browser: Any, page: Path) -> None:
             .filter(one => getComputedStyle(one).display !== 'none').length
     """
     assert browser.execute_script(seen) > 10
+    # How the runs were made is told of all.
+    named = """
+        return [...document.querySelectorAll('figure svg text, .heat caption, .sortable th, .card dd')]
+            .filter(one => !one.closest('#made') && one.getClientRects().length && one.textContent.includes('model-a'))
+            .map(one => one.textContent + one.closest('section').id)
+    """
+    assert len(browser.execute_script(named)) > 10
     press(browser, "[data-shows='0']", " ")
     assert browser.execute_script(seen) == 0
+    assert browser.execute_script(named) == []
     press(browser, "[data-shows='0']", " ")
     assert browser.execute_script(seen) > 10
 
@@ -227,3 +235,141 @@ def test_it_reads_without_script_and_prints(browser: Any, page: Path) -> None:
     assert browser.find_element(By.CSS_SELECTOR, "#good table.sortable td").is_displayed()
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
     assert len(printed["data"]) > 50_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two models of 18 classes with long names, one of which is nearly always right."""
+    root = tmp_path_factory.mktemp("many")
+    labels = [f"a long name of class {place:02d}" for place in range(18)]
+    folders = []
+    for turn, skill in enumerate((1.0, 9.0)):
+        made = Folder(root / str(turn), f"model-{turn}")
+        made.answers("med_cls_toy", outcomes(count=360, labels=labels, skill=skill, seed=turn), labels=labels)
+        folders.append(made.probes("med_probe_toy", layers=4, seed=turn).folder)
+    make(folders, root / "many.html")
+    return root / "many.html"
+
+
+CONTRAST = """
+    const context = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+    const linear = one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4;
+    const light = (...layers) => {
+        for (const layer of layers) { context.fillStyle = layer; context.fillRect(0, 0, 1, 1); }
+        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map(one => linear(one / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const worst = [];
+    for (const tone of ['blue', 'green']) {
+        const cell = document.querySelector(`.heat.${tone} td`);
+        const card = getComputedStyle(cell.closest('.heat-box')).backgroundColor;
+        for (let share = 0; share <= 100; share += 0.5) {
+            cell.style.setProperty('--share', `${share}%`);
+            const style = getComputedStyle(cell);
+            const [back, ink] = [light(card, style.backgroundColor), light(card, style.color)];
+            worst.push((Math.max(back, ink) + 0.05) / (Math.min(back, ink) + 0.05));
+        }
+    }
+    return Math.min(...worst);
+"""
+
+
+@pytest.mark.parametrize(("dark", "media"), [(False, ""), (True, ""), (True, "print")])
+def test_counts_can_be_read_on_every_shade(browser: Any, page: Path, dark: bool, media: str) -> None:
+    show(browser, page, dark=dark, media=media)
+    assert browser.execute_script(CONTRAST) >= 4.5
+
+
+def test_a_phone_shows_the_result_at_once(browser: Any, many: Path) -> None:
+    show(browser, many, 375)
+    edges = """
+        const marks = [...document.querySelectorAll('#good figure [data-series="1"] use')];
+        const head = [...document.querySelectorAll('#good table.sortable:first-of-type thead th')]
+            .find(one => one.textContent.trim() === 'Accuracy');
+        const cell = document.querySelector('#good table.sortable tbody').rows[0].cells[head.cellIndex];
+        return [...marks, head, cell].map(one => one.getBoundingClientRect().right);
+    """
+    found = browser.execute_script(edges)
+    assert len(found) > 3 and max(found) <= 375 - 16
+    size = "return document.querySelector('#good figure svg text').getBoundingClientRect().height"
+    assert browser.execute_script(size) > 8, "the words are too small to be read"
+
+
+def test_names_of_rows_stay_while_a_table_is_scrolled(browser: Any, many: Path) -> None:
+    show(browser, many, 375)
+    stays = """
+        return ['#good table.sortable', 'table.heat'].map(one => {
+            const table = document.querySelector(one), box = table.closest('.scroll');
+            box.scrollLeft = 200;
+            const name = table.tBodies[0].rows[0].cells[0].getBoundingClientRect();
+            return [box.scrollLeft, name.left - box.getBoundingClientRect().left];
+        })
+    """
+    for scrolled, left in browser.execute_script(stays):
+        assert scrolled == 200 and 0 <= left < 2
+
+
+@pytest.mark.parametrize(("width", "media"), [(1280, ""), (718, "print")])
+def test_many_classes_are_seen_whole(browser: Any, many: Path, width: int, media: str) -> None:
+    show(browser, many, width, media=media)
+    boxes = """
+        return [...document.querySelectorAll('#answers .heat-box')].map(box => {
+            const [outer, table] = [box, box.querySelector('table')].map(one => one.getBoundingClientRect());
+            return [outer.left, outer.right, outer.top, outer.bottom, table.left, table.right];
+        })
+    """
+    found = browser.execute_script(boxes)
+    assert len(found) == 2
+    for left, right, _, _, inner_left, inner_right in found:
+        assert left <= inner_left and inner_right <= right and right <= width
+    assert found[0][3] <= found[1][2], "they stand below each other"
+
+
+def test_paper_shows_what_is_folded_on_the_screen(browser: Any, page: Path) -> None:
+    show(browser, page)
+    closed = "return document.querySelectorAll('details:not([open], .whole, .screen)').length"
+    before = browser.execute_script(closed)
+    assert before > 0
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(closed) == 0
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(closed) == before
+    show(browser, page, media="print")  # without the script's help
+    assert browser.execute_script(closed) == before
+    heights = """
+        return [...document.querySelectorAll('details:not([open], .whole, .screen) > .scroll')]
+            .map(one => one.checkVisibility({contentVisibilityAuto: true}) ? one.getBoundingClientRect().height : 0)
+    """
+    assert min(browser.execute_script(heights)) > 20
+    told = """
+        return [...document.querySelectorAll('details.whole, details.screen')]
+            .map(one => getComputedStyle(one.querySelector('summary'), '::after').content)
+    """
+    assert all("on paper" in one for one in browser.execute_script(told))
+
+
+def test_colours_of_attributions_have_a_key(browser: Any, page: Path) -> None:
+    show(browser, page)
+    browser.execute_script("document.querySelector('.card .key').scrollIntoView({behavior: 'instant'})")
+    bar = "return getComputedStyle(document.querySelector('.card .key .bar')).backgroundImage"
+    found = browser.execute_script(bar)
+    assert found.startswith("linear-gradient(to right, rgb(127, 59, 8)") and found.endswith("rgb(45, 0, 75))")
+    said = browser.execute_script("return document.querySelector('.card .key').innerText").split()
+    assert said == ["−0.500", "against", "0.500", "for"]
+
+
+def test_a_name_turns_no_sentence_around(browser: Any, tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20), dataset="toy\u202e set")
+    make([made.folder], tmp_path / "report.html")
+    show(browser, tmp_path / "report.html")
+    turned = """
+        const words = document.querySelector('.verdict').firstChild, box = document.createRange();
+        const left = place => {
+            box.setStart(words, place);
+            box.setEnd(words, place + 1);
+            return box.getBoundingClientRect().left;
+        };
+        const start = words.data.indexOf('model-a');
+        return left(start) < left(start + 3);
+    """
+    assert browser.execute_script(turned)
