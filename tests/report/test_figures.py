@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from benchmarks.run_folders import Folder, outcomes
+from medmllm_plugins.attribution import pictures
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import drawing as drawing_module
-from medmllm_plugins.report import figures_answers, figures_attribution, figures_layers, figures_mapping, page, text
+from medmllm_plugins.report import (
+    figures_answers,
+    figures_attribution,
+    figures_layers,
+    figures_mapping,
+    gallery,
+    page,
+    tables_answers,
+    text,
+)
 from medmllm_plugins.report.drawing import style
 from medmllm_plugins.report.gathering import Cell, DataPart, Subject, gather
+from medmllm_plugins.report.matrices import Matrix, legible, luminance, matrices
 from medmllm_plugins.report.reading import RunFolder, TaskRun
+from medmllm_plugins.report.verdict import verdicts
 
 SVG = "{http://www.w3.org/2000/svg}"
 USE = f"{SVG}use"
@@ -203,3 +218,37 @@ def test_other_warnings_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
         figure = Figure(figsize=(2, 2))
         monkeypatch.setattr(figure, "draw", lambda renderer: warnings.warn("layout failed", stacklevel=1))
         drawing_module.finish(figure, "a", "b", "c", "d")
+
+
+@given(st.tuples(*[st.floats(0, 1)] * 3))
+def test_counts_are_clear_on_any_shade(back: tuple[float, float, float]) -> None:
+    light = [luminance({"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}[legible(back)]), luminance(back)]
+    assert (max(light) + 0.05) / (min(light) + 0.05) >= 4.5
+
+
+def test_counts_in_files_are_written_in_the_clearer_colour() -> None:
+    shares = np.array([[56, 44], [25, 75]])
+    with style():
+        figure = matrices([Matrix("m", ["a", "b"], ["a", "b"], shares)], "#0072b2", across="x", down="y")
+    assert {one.get_color() for one in figure.axes[0].texts} == {"black"}  # white on them is 3.3 and less
+
+
+def test_the_key_has_the_colours_that_attributions_are_painted_with() -> None:
+    assert (gallery.ONE_SIDED, gallery.TWO_SIDED) == (pictures.ONE_SIDED, pictures.TWO_SIDED)
+
+
+def test_accuracy_stands_beside_the_name_of_the_model(tmp_path: Path) -> None:
+    part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)))
+    table = tables_answers.metrics_table(part, verdicts(part))
+    assert [one.name for one in table.columns[:2]] == ["model", "accuracy"]
+    assert all(isinstance(row[1], float | Estimate) for row in table.rows)
+
+
+@given(st.text(st.characters()))
+def test_no_text_turns_the_writing_around_it(value: str) -> None:
+    found = text.clean(value)
+    assert not any(unicodedata.bidirectional(one) in TURNING for one in found)
+    assert text.clean(found) == found and len(found) == len(value)
+
+
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
