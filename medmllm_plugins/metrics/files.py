@@ -34,11 +34,15 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[str | int | float | 
     Text that a spreadsheet would run as a formula, such as an answer ``=HYPERLINK(…)``, gets an apostrophe before it,
     by which spreadsheets know text. Numbers stay numbers, negative ones too.
     """
+    return "".join(map(_line, (header, *rows)))
+
+
+def _line(row: Sequence[str | int | float | None]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([_inert(name) for name in header])
-    writer.writerows([_inert(value) if isinstance(value, str) else value for value in row] for row in rows)
-    return buffer.getvalue()
+    # With this end of a line, and not with "\n" alone, a carriage return within a cell is quoted: unquoted it would
+    # begin another row, and what follows it could be a formula.
+    csv.writer(buffer, lineterminator="\r\n").writerow(_inert(one) if isinstance(one, str) else one for one in row)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _inert(text: str) -> str:
