@@ -144,11 +144,11 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument(
         "--folds", type=int, default=0, metavar="N", help="fit again on N further divisions into folds"
     )
-    command.add_argument("--shuffles", type=int, default=20, metavar="N", help="refits on shuffled labels")
-    command.add_argument("--controls", type=int, default=3, metavar="N", help="drawings of the control task")
+    command.add_argument("--shuffles", type=int, metavar="N", help="refits on shuffled labels (20; paper: 0)")
+    command.add_argument("--controls", type=int, metavar="N", help="drawings of the control task (3; paper: 1)")
     command.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     command.add_argument("--reference", type=Path, metavar="RUN_DIR", help="run of a reference classifier")
-    command.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: the run folder")
+    command.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run folder)")
     command.add_argument("--device", help="where to fit: cpu or cuda")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_diagnose)
@@ -315,17 +315,18 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _diagnose(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.commands.diagnose import diagnose
-    from medmllm_plugins.probes.options import Options, parse_strengths
+    from medmllm_plugins.probes.options import Options, parse_strengths, usual_refits
     from medmllm_plugins.probes.summary import render
 
+    shuffles, controls = usual_refits(arguments.protocol)
     options = Options(
         protocol=arguments.protocol,
         **({"strengths": parse_strengths(arguments.grid)} if arguments.grid else {}),
         poolings=tuple(filter(None, arguments.pooling.split(","))),
         loci=tuple(filter(None, arguments.loci.split(","))),
         width=arguments.width,
-        shuffles=arguments.shuffles,
-        controls=arguments.controls,
+        shuffles=shuffles if arguments.shuffles is None else arguments.shuffles,
+        controls=controls if arguments.controls is None else arguments.controls,
         repeats=arguments.folds,
         seed=arguments.seed,
     )

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.capture.store import FeatureStore, Locus
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.curves import Draws, Point, draw, points
-from medmllm_plugins.probes.diagnosis import ANSWER, MODES, REFERENCE, TITLES, Diagnosis, diagnose
-from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, fit_probes
+from medmllm_plugins.probes.diagnosis import (
+    ANSWER,
+    MAJORITY,
+    MODES,
+    REFERENCE,
+    SCORES,
+    TITLES,
+    Diagnosis,
+    Effect,
+    diagnose,
+)
+from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, ends, fit_probes
 from medmllm_plugins.probes.health import Health, health, health_score
 from medmllm_plugins.probes.mapping import SemanticMapping, semantic_mapping
 from medmllm_plugins.probes.options import Options
@@ -32,10 +42,12 @@ PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
 """Figures that the host prints beside the answers' accuracy."""
 MODULES: Final = ("vision", "connector", "llm")
 UNREAD: Final = (
-    "No fixed re-reading of the scores recovers it: either the words mean nothing to the model, or a stage hands the "
-    "image over in a form that the next has not learnt to read."
+    "Either the words are to blame, or a stage before hands the image over in a form that the next has not learnt to "
+    "read: probes, which are fitted anew at every stage, cannot tell."
 )
-"""What is added where the mapping is called missing: a probe is fitted anew at every stage, so it cannot tell these."""
+"""What is added where the mapping is named and the label scores do not show that the LLM came to the right word."""
+PROVEN: Final = ("permuted", "decoding")
+"""Kinds of mapping where they do: the right word only has another's place, or is scored highest but not written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,13 @@ class Analysis:
         """The health of one module; ``None`` where there is no such curve."""
         return next((one for one in self.health if (one.module, one.pooling) == (module, pooling)), None)
 
+    def handed_over(self) -> tuple[Point, ...]:
+        """What tower, connector and LLM hand over, as the diagnosis reads them."""
+        handed = ends([Locus(one.key.locus, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points])
+        return tuple(
+            one for one in self.points if (one.key.locus, one.key.pooling) in handed and one.key.part != "floor"
+        )
+
     def printed(self) -> dict[str, float | None]:
         """The figures of :data:`PRINTED`; ``None`` for what is not known."""
         found: dict[str, float | None] = {"probe": self.best.accuracy.value}
@@ -133,13 +152,18 @@ class Analysis:
             f"answers {self.answer.percent()}, best probe {self.best.accuracy.percent()} at {self.best.key.locus} "
             f"({self.best.key.pooling})"
         )
+        supported = self.diagnosis.supported
         if named is None:
             open_ones = [one.mode for one in self.diagnosis.effects if one.verdict == "cannot tell"]
             rest = f"; cannot tell of {', '.join(open_ones)}" if open_ones else ""
-            return f"{first}. No failure mode is supported{rest}."
+            if not supported:
+                return f"{first}. No failure mode is supported{rest}."
+            return f"{first}. Supported, but not charged to one stage: {_lost(supported)}{rest}."
         effect = self.diagnosis.of(named)
-        more = f" {UNREAD}" if named == "mapping" and self.mapping.kind == "missing" else ""
-        return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}{more}"
+        more = f" {UNREAD}" if named == "mapping" and self.mapping.kind not in PROVEN else ""
+        others = [one for one in supported if one.mode != named]
+        beside = f" Supported beside it: {_lost(others)}." if others else ""
+        return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}{more}{beside}"
 
     def headline_facts(self) -> dict[str, Any]:
         """What the manifest tells."""
@@ -179,6 +203,11 @@ class Analysis:
         }
 
 
+def _lost(effects: Sequence[Effect]) -> str:
+    """Such as "connector (7.1 points), mapping (53.0 points)"."""
+    return ", ".join(f"{one.mode} ({100 * one.loss.value:.1f} points)" for one in effects)
+
+
 def analyse(
     store: FeatureStore | Path,
     outcomes: Sequence[Outcome],
@@ -208,15 +237,21 @@ def analyse(
     fitted = fit_probes(store, samples, options, device)
     fit_seconds = time.perf_counter() - began
     truth = samples.of("test")
-    beside: dict[str, Floats] = {ANSWER: (answers == truth).astype(np.float64)}
+    majority = int(np.bincount(samples.of("train")).argmax())
+    beside: dict[str, Floats] = {
+        ANSWER: (answers == truth).astype(np.float64),
+        MAJORITY: (truth == majority).astype(np.float64),
+    }
     if reference is not None:
         beside[REFERENCE] = (_referred(store, samples, reference.predicted) == truth).astype(np.float64)
+    scores, tested = _scores(store, samples, "validation"), _scores(store, samples, "test")
+    scored = None
+    if scores is not None and tested is not None:
+        scored = float((scores.argmax(1) == samples.of("validation")).mean())
+        beside[SCORES] = (tested.argmax(1) == truth).astype(np.float64)
     draws = draw(fitted, samples, beside, seed=options.seed)
     curve = points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
-    scores = _scores(store, samples, "validation")
-    scored = None if scores is None else float((scores.argmax(1) == samples.of("validation")).mean())
     own = [one for one in curve if one.key.part != "floor" and one.key.read]
-    majority = int(np.bincount(samples.of("train")).argmax())
     return Analysis(
         task=store.header.task,
         model=store.header.model,
@@ -225,7 +260,7 @@ def analyse(
         counts={fold: len(rows) for fold, rows in samples.rows.items()},
         groups=draws.groups,
         chance=1 / len(samples.labels),
-        majority=float((truth == majority).mean()),
+        majority=float(draws.values[MAJORITY]),
         answer=draws.estimate(float(draws.values[ANSWER]), draws.resampled[ANSWER]),
         reference=None
         if reference is None
@@ -233,12 +268,12 @@ def analyse(
         reference_name="" if reference is None else reference.name,
         points=curve,
         best=max(own, key=lambda one: one.validation),
-        health=_health(fitted, draws),
+        health=_health(fitted, draws, store.header.loci),
         mapping=_mapping(store, samples, fitted, answers, scores, options.seed),
         diagnosis=diagnose(fitted, draws, samples.of("validation"), scored),
         lens=store.header.lens,
         types=fitted.types,
-        warnings=_warnings(samples, curve),
+        warnings=_warnings(samples, fitted, curve, options),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
 
@@ -258,7 +293,8 @@ def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome])
     if missing := [identifier for identifier in ids if identifier not in by_id]:
         raise DataError(
             f"{store.header.task}: expected an answer to every document of the test fold, found none to "
-            f"{len(missing)}, such as {missing[0]!r}; features and outcomes are of different runs."
+            f"{len(missing)}, such as {missing[0]!r}; features and outcomes are of different runs, or the file of "
+            "outcomes is cut short."
         )
     place_of = {label: place for place, label in enumerate(samples.labels)}
     for identifier, row in zip(ids, rows, strict=True):
@@ -297,24 +333,26 @@ def _repeated(
 ) -> Floats:
     """Accuracies on further divisions into folds, (repeats, F)."""
     found = np.empty((options.repeats, len(fitted.keys)))
-    for turn in range(options.repeats):
+    options = replace(options, shuffles=0, controls=0)
+    for turn in range(len(found)):
         divided = refolded(samples, store, options.seed + 1 + turn)
         again = fit_probes(store, divided, options, device)
         found[turn] = (again.test == divided.of("test")).mean(1)
     return found
 
 
-def _health(fitted: Fitted, draws: Draws) -> tuple[ModuleHealth, ...]:
+def _health(fitted: Fitted, draws: Draws, loci: Sequence[Locus]) -> tuple[ModuleHealth, ...]:
+    """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
     found = []
     for module in MODULES:
         for pooling in (MEAN, LAST):
             places = [
-                place
-                for place, key in enumerate(fitted.keys)
+                fitted.at(locus.name, pooling)
+                for locus in loci
                 # The LLM's input is the connector's output among words; its first layer is its first block.
-                if key.part == module and key.pooling == pooling and key.read and key.locus != "llm.embed"
+                if locus.part == module and pooling in locus.poolings and locus.read and locus.name != "llm.embed"
             ]
-            if not places:
+            if not places or min(places) < 0:
                 continue
             resampled = health_score(np.clip(draws.resampled["probe"][:, places], 0, 1))
             parts = health(np.clip(draws.values["probe"][places], 0, 1))
@@ -355,8 +393,23 @@ def _mapping(
     )
 
 
-def _warnings(samples: Samples, curve: Sequence[Point]) -> tuple[str, ...]:
+def _warnings(samples: Samples, fitted: Fitted, curve: Sequence[Point], options: Options) -> tuple[str, ...]:
     found = []
+    if options.controls and fitted.types < 2:
+        found.append(
+            "There is no control task: fewer than two types of pictures occur in every fold, so that the folds are too "
+            "small or their pictures all alike."
+        )
+    elif options.controls and fitted.types < len(samples.labels):
+        found.append(
+            f"The control task has fewer classes than the data: only {fitted.types} types of pictures occur in every "
+            f"fold, for {len(samples.labels)} classes, so it is easier than it should be."
+        )
+    narrow = sorted({one.key.width for one in curve if one.key.part != "floor" and one.key.width < options.width})
+    if narrow:
+        found.append(
+            f"Not all loci are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
+        )
     if shared := divided_groups(samples):
         found.append(
             f"{shared} of {len(samples.rows['test'])} test documents share a group (patient, lesion, source) with "

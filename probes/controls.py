@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.extmath import randomized_svd
 
-from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.samples import Samples
 
@@ -62,10 +61,8 @@ def image_types(pixels: npt.NDArray[np.float32], samples: Samples) -> Ints:
         samples: who they are.
 
     Returns:
-        (n,) type of each document, from 0; all documents of a group have the same.
-
-    Raises:
-        DataError: fewer than two types occur in every fold.
+        (n,) type of each document, from 0; all documents of a group have the same. All are 0 where fewer than two types
+        occur in every fold, so that there is no control task: the folds are too small, or their pictures are all alike.
     """
     everyone = np.concatenate(list(samples.rows.values()))
     groups, of = np.unique(samples.group[everyone], return_inverse=True)
@@ -86,16 +83,13 @@ def image_types(pixels: npt.NDArray[np.float32], samples: Samples) -> Ints:
     types = sides @ (1 << np.arange(sides.shape[1]))
     kinds = np.unique(types[in_fold["train"]])
     shared = [int(kind) for kind in kinds if all((types[members] == kind).any() for members in in_fold.values())]
+    found: Ints = np.zeros(len(samples.truth), dtype=np.intp)
     if len(shared) < 2:
-        raise DataError(
-            "Expected at least two types of pictures that occur in every fold, for the control task, found "
-            f"{len(shared)}: the folds are too small, or their pictures are all alike."
-        )
+        return found
     centres = np.array([along[in_fold["train"]][types[in_fold["train"]] == kind].mean(0) for kind in shared])
     nearest = ((along[:, None] - centres) ** 2).sum(-1).argmin(1)
     known = {kind: number for number, kind in enumerate(shared)}
     merged = np.array([known.get(int(kind), near) for kind, near in zip(types, nearest, strict=True)], dtype=np.intp)
-    found: Ints = np.zeros(len(samples.truth), dtype=np.intp)
     found[everyone] = merged[of]
     return found
 

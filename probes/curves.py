@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,9 +30,9 @@ class Point:
         accuracy: of the probe.
         balanced: its mean recall over the classes.
         corrected: balanced accuracy above chance, ``(b - 1/K) / (1 - 1/K)``: 0 is chance, 1 all right.
-        control: accuracy on the control task, mean over its drawings.
+        control: accuracy on the control task, mean over its drawings; NaN without any.
         selectivity: ``accuracy - control``.
-        null: mean balanced accuracy of probes of shuffled labels.
+        null: mean balanced accuracy of probes of shuffled labels; NaN without any.
         null_high: its 95th percentile.
         p: share of shuffles of the test fold's labels (by group) under which the probe's balanced accuracy is as high.
         p_holm: corrected over the loci of the model.
@@ -139,7 +140,7 @@ def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, s
         accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
         balanced = draws.resampled["balanced"][:, place]
         value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}
-        strength, norm = float(fitted.strength[place]), float(fitted.gradient_norm[place])
+        strength, norm, null = float(fitted.strength[place]), float(fitted.gradient_norm[place]), fitted.null[place]
         found.append(
             Point(
                 key=key,
@@ -150,8 +151,8 @@ def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, s
                 ),
                 control=draws.estimate(value["control"], control),
                 selectivity=draws.estimate(value["probe"] - value["control"], accuracy - control),
-                null=float(fitted.null[place].mean()),
-                null_high=float(np.quantile(fitted.null[place], 0.95)),
+                null=float(null.mean()) if len(null) else math.nan,
+                null_high=float(np.quantile(null, 0.95)) if len(null) else math.nan,
                 p=float(p[place]),
                 p_holm=float(corrected[place]),
                 validation=float(validation[place]),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -49,10 +49,19 @@ FEWEST_GROUPS: Final = 20
 """With fewer groups in the test fold no verdict is given."""
 FOLLOWS: Final = 0.25
 """A stage behind a broken one is given what it was never trained on, and loses more. So the first supported loss of at
-least this share of the largest is named, and not the largest; and none is named where the losses before it, too small
-or uncertain to be supported themselves, come to this share of it."""
+least this share of the largest is named, and not the largest."""
+BEFORE: Final = 0.1
+"""None is named where supported losses before it come to this share of it; with those that may be, to FOLLOWS."""
+NOISE: Final = MARGIN / 2
+"""A smaller loss whose interval holds zero is taken for none at all."""
+AT_MOST: Final = 0.5
+"""Where nothing is known of what the tower loses, no stage behind it is named unless all that the tower can have lost,
+which is what it falls short of every answer being right, is less than this share of the loss."""
 ANSWER: Final = "answer"
+SCORES: Final = "label scores"
+"""The label that scores highest."""
 REFERENCE: Final = "reference"
+MAJORITY: Final = "majority"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +103,17 @@ class Diagnosis:
 
     Attributes:
         effects: one a mode, in the order in which an image passes the stages.
-        named: the mode that the losses are charged to first; ``None`` where none is supported.
+        named: the mode that the losses are charged to first; ``None`` where none is supported, or where one before it
+            may be to blame as well.
     """
 
     effects: tuple[Effect, ...]
     named: Mode | None
+
+    @property
+    def supported(self) -> tuple[Effect, ...]:
+        """The effects that the evidence supports, whether or not the losses are charged to one of them."""
+        return tuple(effect for effect in self.effects if effect.verdict == "supported")
 
     def of(self, mode: Mode) -> Effect:
         """The effect of one mode."""
@@ -118,18 +133,20 @@ class _Measure:
     resampled: Floats
 
 
-def diagnose(fitted: Fitted, draws: Draws, truth: Ints, answer_validation: float | None) -> Diagnosis:
+def diagnose(fitted: Fitted, draws: Draws, truth: Ints, scores_validation: float | None) -> Diagnosis:
     """Judge the four modes.
 
     Args:
         fitted: the probes.
         draws: accuracies and resamples; ``"answer"`` among them, and ``"reference"`` where there is one.
         truth: (v,) classes of the validation fold.
-        answer_validation: accuracy of the label that scores highest on the validation fold; ``None`` without scores.
+        scores_validation: accuracy of the label that scores highest on the validation fold; ``None`` without scores.
     """
     on_validation = (fitted.validation == truth).mean(1)
     stages = _stages(fitted.keys)
-    answer = _Measure(ANSWER, float(draws.values[ANSWER]), draws.resampled[ANSWER])
+
+    def told(name: str) -> _Measure:
+        return _Measure(name, float(draws.values[name]), draws.resampled[name])
 
     def best(places: Sequence[int]) -> _Measure:
         place = max(places, key=lambda one: on_validation[one])
@@ -141,20 +158,22 @@ def diagnose(fitted: Fitted, draws: Draws, truth: Ints, answer_validation: float
     tower, connector, last = (best(places) for places in stages)
     shown = best([place for places in stages for place in places])
     understood = last
-    if answer_validation is not None:
+    if scores_validation is not None:
         # On the validation fold, since what is chosen on the test fold flatters.
-        if answer_validation > on_validation[fitted.at(LAST_LOCUS, LAST)]:
-            understood = answer
-        if answer_validation > max(on_validation[place] for places in stages for place in places):
-            shown = answer
+        if scores_validation > on_validation[fitted.at(LAST_LOCUS, LAST)]:
+            understood = told(SCORES)
+        if scores_validation > max(on_validation[place] for places in stages for place in places):
+            shown = told(SCORES)
     enough = draws.groups >= FEWEST_GROUPS
+    floor = best([place for place, key in enumerate(fitted.keys) if key.part == "floor"])
+    known = REFERENCE in draws.values and _tells(told(REFERENCE), (floor, told(MAJORITY)), draws)
     effects = (
-        _vision(fitted, draws, on_validation, shown, enough),
+        _vision(told(REFERENCE) if REFERENCE in draws.values else None, known, shown, floor, draws, enough),
         _effect("connector", tower, connector, draws, enough),
         _effect("comprehension", connector, understood, draws, enough),
-        _effect("mapping", last, answer, draws, enough),
+        _effect("mapping", understood, told(ANSWER), draws, enough),
     )
-    return Diagnosis(effects, _named(effects))
+    return Diagnosis(effects, _named(effects, 0.0 if known else 1 - shown.value))
 
 
 def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
@@ -167,27 +186,37 @@ def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
     return handed, connector, last
 
 
-def _vision(fitted: Fitted, draws: Draws, on_validation: Floats, vision: _Measure, enough: bool) -> Effect:
-    if REFERENCE in draws.values:
-        reference = _Measure(REFERENCE, float(draws.values[REFERENCE]), draws.resampled[REFERENCE])
-        return _effect("vision", reference, vision, draws, enough)
-    floors = [place for place, key in enumerate(fitted.keys) if key.part == "floor"]
-    place = max(floors, key=lambda one: on_validation[one])
-    key = fitted.keys[place]
-    floor = _Measure(
-        f"{key.locus} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
-    )
-    gain = draws.estimate(vision.value - floor.value, vision.resampled - floor.resampled)
+def _tells(reference: _Measure, least: Sequence[_Measure], draws: Draws) -> bool:
+    """Whether a reference is better than what needs no training of a network: else it rules nothing out."""
+    gains = [draws.estimate(reference.value - one.value, reference.resampled - one.resampled) for one in least]
+    return all(gain.value >= MARGIN and gain.low > 0 for gain in gains)
+
+
+def _vision(
+    reference: _Measure | None, known: bool, shown: _Measure, floor: _Measure, draws: Draws, enough: bool
+) -> Effect:
+    """Against the reference, or else against the better of the floors."""
+    if reference is not None:
+        effect = _effect("vision", reference, shown, draws, enough)
+        if known or effect.verdict != "not supported":
+            return effect
+        why = (
+            f"{_points(effect.loss)}, but the reference ({100 * reference.value:.1f} %) is itself no better than "
+            f"{floor.name} ({100 * floor.value:.1f} %) or the commonest class, and rules nothing out: give the run of "
+            "a better one (medmllm baseline timm:NAME)."
+        )
+        return replace(effect, verdict="cannot tell", why=why)
+    gain = draws.estimate(shown.value - floor.value, shown.resampled - floor.resampled)
     nothing = Estimate(math.nan, math.nan, math.nan)
     if enough and gain.high < MARGIN:
-        loss = draws.estimate(floor.value - vision.value, floor.resampled - vision.resampled)
+        loss = draws.estimate(floor.value - shown.value, floor.resampled - shown.resampled)
         why = f"the tower hands over no more than {floor.name} does without it ({_points(gain)} against it)."
-        return Effect("vision", loss, "supported", why, floor.name, vision.name)
+        return Effect("vision", loss, "supported", why, floor.name, shown.name)
     why = (
         f"what an ordinary classifier reaches on these data is not known: give the run of one (medmllm baseline, then "
         f"--reference). Against {floor.name} the tower is {_points(gain)}."
     )
-    return Effect("vision", nothing, "cannot tell", why, floor.name, vision.name)
+    return Effect("vision", nothing, "cannot tell", why, floor.name, shown.name)
 
 
 def _effect(mode: Mode, before: _Measure, after: _Measure, draws: Draws, enough: bool) -> Effect:
@@ -211,15 +240,22 @@ def judge(loss: Estimate) -> tuple[Verdict, str]:
     return "cannot tell", f"{_points(loss)}: too wide to tell; more documents would."
 
 
-def _named(effects: Sequence[Effect]) -> Mode | None:
+def _named(effects: Sequence[Effect], unknown: float) -> Mode | None:
+    """The mode that losses are charged to; ``unknown`` is what the tower can have lost at most without our knowing."""
     supported = [effect for effect in effects if effect.verdict == "supported"]
     if not supported:
         return None
-    largest = max(effect.loss.value for effect in supported)
-    first = next(effect for effect in supported if effect.loss.value >= FOLLOWS * largest)
+    # A tower that is no better than the floors may still be better than they are by a little.
+    losses = {effect.mode: 0.0 if math.isnan(effect.loss.value) else max(0.0, effect.loss.value) for effect in effects}
+    largest = max(losses[effect.mode] for effect in supported)
+    first = next(effect for effect in supported if losses[effect.mode] >= FOLLOWS * largest)
     before = effects[: effects.index(first)]
-    lost = sum(max(0.0, effect.loss.value) for effect in before if not math.isnan(effect.loss.value))
-    return None if lost >= FOLLOWS * first.loss.value else first.mode
+    surely = sum(losses[one.mode] for one in before if one.verdict == "supported")
+    perhaps = sum(losses[one.mode] for one in before if losses[one.mode] >= NOISE or one.loss.low > 0)
+    loss = losses[first.mode]
+    if before and (surely >= BEFORE * loss or perhaps >= FOLLOWS * loss or unknown >= AT_MOST * loss):
+        return None
+    return first.mode
 
 
 def _points(found: Estimate) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,17 @@ from medmllm_plugins.questions.features import CLS, LAST, MEAN
 LAST_LOCUS = "llm.norm"
 """The locus at the end of the LLM."""
 _LOOKS = 64
+_LOUD = 10.0
+"""No feature is to vary more than so many times as much as the middle one when a locus is projected at random."""
 BLOCK_BYTES = 64 * 2**20
 """Features that are in memory at a time; at least one locus."""
+
+_Matrix: TypeAlias = npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A curve's point: a locus and a pooling."""
+    """A curve's point: a locus and a pooling; ``width`` is that of the features that are fitted."""
 
     locus: str
     part: str
@@ -51,9 +56,9 @@ class Fitted:
         validation_loss: (F,) mean log loss on the validation fold, in nats.
         strength: (F,) the inverse L2 strength that was chosen; NaN where there is none to choose.
         gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN likewise.
-        control: (F, t) float32, share of the control task's drawings whose class is predicted.
+        control: (F, t) float32, share of the control task's drawings whose class is predicted; NaN without a drawing.
         null: (F, R) balanced accuracies of probes of shuffled labels, against the test fold's labels shuffled likewise.
-        types: number of types of the control task.
+        types: number of types of pictures for the control task; with fewer than two there is none to draw.
     """
 
     keys: tuple[Key, ...]
@@ -96,22 +101,20 @@ def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
         raise OptionError(f"Expected loci among {[locus.name for locus in loci]}, found {unknown}.")
     needed = ends(loci)
     return tuple(
-        Key(locus.name, locus.part, pooling, width, locus.read)
+        Key(locus.name, locus.part, pooling, min(width, options.width or width), locus.read)
         for locus in loci
         for pooling, width in zip(locus.poolings, locus.widths, strict=True)
         if (locus.name, pooling) in needed
-        or (
-            (not options.loci or locus.name in options.loci)
-            and (not options.poolings or pooling in options.poolings or locus.part == "floor")
-        )
+        or ((not options.loci or locus.name in options.loci) and (not options.poolings or pooling in options.poolings))
     )
 
 
 def ends(loci: Sequence[Locus]) -> frozenset[tuple[str, str]]:
-    """The loci and poolings at which tower, connector and LLM hand over, and the raw pixels."""
+    """The loci and poolings at which tower, connector and LLM hand over, and the floors."""
     tower = [locus.name for locus in loci if locus.part == "vision" and locus.read][-1:]
     found = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
-    return frozenset(found | {("connector", MEAN), (LAST_LOCUS, LAST), (PIXELS, MEAN)})
+    floors = {(locus.name, pooling) for locus in loci if locus.part == "floor" for pooling in locus.poolings}
+    return frozenset(found | floors | {("connector", MEAN), (LAST_LOCUS, LAST)})
 
 
 def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: torch.device | None = None) -> Fitted:
@@ -139,9 +142,11 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     parts: dict[int, _Said] = {}
     for block in _blocks(keys, len(train) + len(validation)):
         chosen = [keys[place] for place in block]
+        projections = [_projection(store, key, train, options) for key in chosen]
 
-        def read(rows: Ints, chosen: Sequence[Key] = chosen) -> Tensor:
-            return torch.from_numpy(np.stack([_features(store, key, rows, options) for key in chosen])).to(device)
+        def read(rows: Ints, chosen: Sequence[Key] = chosen, projections: Sequence[_Matrix] = projections) -> Tensor:
+            pairs = zip(chosen, projections, strict=True)
+            return torch.from_numpy(np.stack([_features(store, key, rows, matrix) for key, matrix in pairs])).to(device)
 
         material = Material(
             train=read(train),
@@ -239,10 +244,14 @@ def _judge(figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.
     """Hold a locus's predictions of the test fold, (P, t), against the label sets."""
     validation, loss, strength, norm = figures
     real, real_and_control = 1, 1 + labels.controls
-    right = predicted[real:real_and_control] == labels.test[real:real_and_control]
-    null = balanced(predicted[real_and_control:], labels.test[real_and_control:])
     test = predicted[0].astype(np.intp)
-    return _Said(validation, test, loss, strength, norm, right.mean(0, dtype=np.float32), null)
+    control = np.full(len(test), np.nan, dtype=np.float32)
+    if labels.controls:
+        right = predicted[real:real_and_control] == labels.test[real:real_and_control]
+        control = right.mean(0, dtype=np.float32)
+    shuffles = predicted[real_and_control:]
+    null = balanced(shuffles, labels.test[real_and_control:]) if len(shuffles) else np.empty(0)
+    return _Said(validation, test, loss, strength, norm, control, null)
 
 
 def balanced(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
@@ -259,13 +268,15 @@ def balanced(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArra
 def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
     generator = np.random.default_rng(options.seed)
     types = image_types(_looks(store), samples)
-    control = control_labels(types, samples, options.controls, generator)
+    count = int(types.max()) + 1
+    controls = options.controls if count > 1 else 0
+    control = control_labels(types, samples, controls, generator)
     by_fold = []
     for fold in ("train", "validation", "test"):
         rows = samples.rows[fold]
         null = shuffled(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
         by_fold.append(np.concatenate([samples.truth[rows][None], control[:, rows], null]))
-    return _Labels(by_fold[0], by_fold[1], by_fold[2], controls=options.controls, types=int(types.max()) + 1)
+    return _Labels(by_fold[0], by_fold[1], by_fold[2], controls=controls, types=count)
 
 
 def _looks(store: FeatureStore) -> npt.NDArray[np.float32]:
@@ -291,11 +302,27 @@ def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
             yield places[start : start + size]
 
 
-def _features(store: FeatureStore, key: Key, rows: Ints, options: Options) -> npt.NDArray[np.float32]:
+def _projection(store: FeatureStore, key: Key, train: Ints, options: Options) -> _Matrix:
+    """The random matrix, (D, d), that a wide locus goes through; ``None`` for one that stays as it is.
+
+    Some features of large models vary a thousand times as much as all others, and would drown them in every sum: these
+    are held to :data:`_LOUD` times the middle one. Beyond that nothing is standardised, for what hardly varies is
+    mostly noise.
+    """
+    held = store.locus(key.locus)
+    width = held.widths[held.poolings.index(key.pooling)]
+    if width <= key.width:
+        return None
+    # One projection for all loci of a width: what differs between them is then not the projection.
+    generator = np.random.default_rng((options.seed, width))
+    matrix = generator.standard_normal((width, key.width), dtype=np.float32) / np.float32(np.sqrt(key.width))
+    spread = store.features(key.locus, key.pooling, train).std(0, dtype=np.float64)
+    most = _LOUD * float(np.median(spread))
+    if most > 0:
+        matrix *= np.minimum(1.0, most / np.maximum(spread, most))[:, None].astype(np.float32)
+    return matrix
+
+
+def _features(store: FeatureStore, key: Key, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
     found = store.features(key.locus, key.pooling, rows)
-    if options.width and key.width > options.width:
-        # One projection for all loci of a width: what differs between them is then not the projection.
-        generator = np.random.default_rng((options.seed, key.width))
-        matrix = generator.standard_normal((key.width, options.width), dtype=np.float32)
-        found = found @ (matrix / np.float32(np.sqrt(options.width)))
-    return found
+    return found if matrix is None else found @ matrix

@@ -13,7 +13,7 @@ differs between two of them does not lie in the draw.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ DECAY = 0.01
 """Weight decay; the paper does not say, this is torch's default."""
 
 _PARAMETERS = {"cpu": 1 << 20, "cuda": 1 << 29}
-"""Weights trained together, at least one locus: on a CPU what stays in its cache with the optimiser's two moments."""
+"""Weights trained together, at least one probe: on a CPU what stays in its cache with the optimiser's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +128,27 @@ def fit_mlp(
         )
     weights = initial(width, hidden, classes, seed)
     right = torch.nn.functional.one_hot(targets.to(train.device), classes).float()
-    size = width * hidden * max(1, len(targets))
-    at_once = max(1, _PARAMETERS.get(train.device.type, _PARAMETERS["cpu"]) // size)
-    blocks = [
-        _train(train[start : start + at_once], right, weights, start, epochs, dropout, seed)
-        for start in range(0, loci, at_once)
-    ]
-    mean, scale, first, first_0, second, second_0 = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    most = max(1, _PARAMETERS.get(train.device.type, _PARAMETERS["cpu"]) // (width * hidden))
+    sets_at_once = max(1, min(most, len(targets)))
+    loci_at_once = max(1, most // sets_at_once)
+    trained = []
+    for start in range(0, loci, loci_at_once):
+        part = train[start : start + loci_at_once]
+        trained.append(
+            _beside(
+                [_train(part, some, weights, start, epochs, dropout, seed) for some in right.split(sets_at_once)],
+            )
+        )
+    mean, scale, first, first_0, second, second_0 = (torch.cat(parts) for parts in zip(*trained, strict=True))
     return MLPs(mean, scale, first, first_0, second, second_0)
+
+
+def _beside(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The fields of :class:`MLPs` of the same loci and further label sets, joined."""
+    (mean, scale, *_), *_ = parts
+    first, first_0 = (torch.cat([part[field] for part in parts], dim=2) for field in (2, 3))
+    second, second_0 = (torch.cat([part[field] for part in parts], dim=1) for field in (4, 5))
+    return mean, scale, first, first_0, second, second_0
 
 
 def initial(width: int, hidden: int, classes: int, seed: int) -> Initial:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.logistic import STRENGTHS
 from medmllm_plugins.probes.recipes import probe
+
+SHUFFLES: Final = 20
+CONTROLS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +24,11 @@ class Options:
         strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
         poolings: which poolings to look at; all that the store holds where empty.
         loci: which loci to look at; all that the store holds where empty. Those that the diagnosis rests on, and the
-            raw pixels, are always looked at.
-        width: features of every locus are projected at random to so many dimensions, so that loci of different width
-            compare at equal capacity; 0 for as they are.
-        shuffles: refits on shuffled labels, for the null band.
-        controls: drawings of the control task.
+            floors, are always looked at.
+        width: features of every wider locus are projected at random to so many dimensions, so that loci of different
+            width compare at equal capacity; 0 for as they are.
+        shuffles: refits on shuffled labels, for the null band; 0 for no band.
+        controls: drawings of the control task; 0 for none.
         repeats: further divisions into folds, on which the curves are fitted again.
         seed: of everything that is drawn.
 
@@ -37,18 +41,20 @@ class Options:
     poolings: tuple[str, ...] = ()
     loci: tuple[str, ...] = ()
     width: int = 0
-    shuffles: int = 20
-    controls: int = 3
+    shuffles: int = SHUFFLES
+    controls: int = CONTROLS
     repeats: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         probe(self.protocol)
-        if not self.strengths or min(self.strengths) <= 0:
-            raise OptionError(f"Expected argument `strengths` to be numbers above 0, but got {list(self.strengths)}.")
-        for name, least in (("width", 0), ("shuffles", 1), ("controls", 1), ("repeats", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise OptionError(f"Expected argument `{name}` to be at least {least}, but got {getattr(self, name)}.")
+        if not self.strengths or not all(0 < strength < math.inf for strength in self.strengths):
+            raise OptionError(
+                f"Expected argument `strengths` (grid) to be finite numbers above 0, but got {list(self.strengths)}."
+            )
+        for name, alias in (("width", ""), ("shuffles", ""), ("controls", ""), ("repeats", " (folds)"), ("seed", "")):
+            if (found := getattr(self, name)) < 0:
+                raise OptionError(f"Expected argument `{name}`{alias} to be at least 0, but got {found}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -58,6 +64,14 @@ class Options:
             "poolings": list(self.poolings),
             "loci": list(self.loci),
         }
+
+
+def usual_refits(protocol: str) -> tuple[int, int]:
+    """Refits on shuffled labels and drawings of the control task, where nobody asked for others.
+
+    The MLP of the paper's protocol cannot be fitted on many label sets in the time of one, as the linear probe is.
+    """
+    return (0, 1) if protocol == "paper" else (SHUFFLES, CONTROLS)
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

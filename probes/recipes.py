@@ -82,13 +82,14 @@ def linear(material: Material) -> Fitting:
     losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, 1 + C, G)
     chosen = losses.argmin(-1)
     best = grid.choose(chosen)
-    shuffled = material.targets[real:]
-    same = strengths[chosen[:, :1]].expand(-1, len(shuffled))
-    null = solve(space, shuffled, same, classes=material.classes)
+    solved = [best]
+    if len(shuffled := material.targets[real:]):
+        same = strengths[chosen[:, :1]].expand(-1, len(shuffled))
+        solved.append(solve(space, shuffled, same, classes=material.classes))
 
     def predict(features: Tensor) -> Tensor:
         tested = space.coordinates(features)
-        return torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in (best, null)], dim=1)
+        return torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in solved], dim=1)
 
     return Fitting(
         predict=predict,

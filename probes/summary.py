@@ -38,6 +38,7 @@ def render(analysis: Analysis) -> str:
         "",
         *_curves(analysis),
     ]
+    lines += _repeats(analysis)
     lines += [f"  Warning: {warning}" for warning in analysis.warnings]
     lines.append("  A probe shows that a class can be read off a locus, not that the model uses it.")
     return "\n".join(lines)
@@ -70,6 +71,18 @@ def _curves(analysis: Analysis) -> list[str]:
             )
         )
     return [*_table(rows), f"  chance {_percent(analysis.chance)}, majority {_percent(analysis.majority)}"]
+
+
+def _repeats(analysis: Analysis) -> list[str]:
+    """How far the curve's ends move with the division into folds."""
+    if not analysis.options.repeats:
+        return []
+    ends = {(one.key.locus, one.key.pooling): one for one in (analysis.best, *analysis.handed_over())}
+    rows = [("locus", "pooling", "accuracy", "mean", "lowest", "highest")]
+    for (locus, pooling), one in ends.items():
+        spread = (sum(one.repeats) / len(one.repeats), min(one.repeats), max(one.repeats))
+        rows.append((locus, pooling, _percent(one.accuracy.value), *map(_percent, spread)))
+    return ["", f"  Divided into folds anew, {analysis.options.repeats} times:", *_table(rows), ""]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

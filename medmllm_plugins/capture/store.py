@@ -3,7 +3,7 @@
 A folder with ``store.json`` (what it is of, and its loci), shards ``rank0-00000.safetensors`` … with a float16 tensor
 ``LOCUS/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table
 with a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing
-half-written.
+half-written. ``seal.json`` is written when all processes have written theirs: it tells what a whole store has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from medmllm_plugins.metrics.files import write_whole
 VERSION: Final = 1
 STORE: Final = "store.json"
 INDEX: Final = "index"
+SEAL: Final = "seal.json"
 LENS: Final = "lens"
 """The tensor of a shard that holds the labels' logits after each block of the LLM, (n, loci, K) float32."""
 COLUMNS: Final = (
@@ -94,8 +95,8 @@ class Header:
             ValueError, KeyError, TypeError: it is something else.
         """
         told = dict(json.loads(text))
-        if told.pop("medmllm_features") != VERSION:
-            raise ValueError(f"expected version {VERSION} of the format")
+        if (found := told.pop("medmllm_features")) != VERSION:
+            raise ValueError(f"version {found} of the format, which is not this package's, {VERSION}")
         loci = tuple(
             Locus(**{**one, "poolings": tuple(one["poolings"]), "widths": tuple(one["widths"])}) for one in told["loci"]
         )
@@ -116,8 +117,8 @@ class FeatureStore:
             self.header = Header.from_json((folder / STORE).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{folder}: expected a feature store with {STORE}, found {type(error).__name__}: {error}. Run a "
-                "med_probe task to make one."
+                f"{folder}: expected a feature store with {STORE}, found {type(error).__name__}: {error}. Copy the "
+                "folder again, or run the med_probe task with this version of the package."
             ) from error
         self.index = read_index(folder)
         if self.index.empty:
@@ -200,17 +201,36 @@ class FeatureStore:
         return found
 
     def check(self) -> None:
-        """Compare the checksum of every shard.
+        """Compare the checksums of the header, of every part of the index and of every shard.
 
         Raises:
-            DataError: a shard is missing, or is not what was written.
+            DataError: a file is missing, or is not what was written.
         """
+        self._check_seal()
         for shard, expected in self.index.drop_duplicates("shard")[["shard", "sha256"]].itertuples(index=False):
             path = self.folder / str(shard)
             if not path.is_file():
                 raise DataError(f"{path}: expected a shard of features, found no file; copy the folder again.")
             if sha256(path) != expected:
                 raise DataError(f"{path}: the shard is damaged (its checksum is another); copy the folder again.")
+
+    def _check_seal(self) -> None:
+        """What the index no longer names would not be missed."""
+        path = self.folder / SEAL
+        try:
+            sealed: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}: expected a list of the store's files, found {type(error).__name__}: {error}. Copy the folder "
+                "again; if the run was stopped, start the same command again."
+            ) from error
+        found = _sums(self.folder)
+        if wrong := sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name)):
+            what = {name: "is missing" if name not in found else "is damaged or of another store" for name in wrong}
+            raise DataError(
+                f"{self.folder / wrong[0]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
+                "folder again."
+            )
 
 
 def _places(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
@@ -284,6 +304,21 @@ def write_header(folder: Path, header: Header) -> None:
     """
     (folder / INDEX).mkdir(parents=True, exist_ok=True)
     write_whole(folder / STORE, header.to_json())
+
+
+def seal(folder: Path) -> None:
+    """List what the store has, now that nothing more is to come.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_whole(folder / SEAL, json.dumps(_sums(folder), indent=2) + "\n")
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Checksums of the header and of the parts of the index, which in turn hold those of the shards."""
+    names = [STORE, *sorted(f"{INDEX}/{path.name}" for path in (folder / INDEX).glob("*.parquet"))]
+    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def stored_ids(folder: Path) -> frozenset[str]:

@@ -9,7 +9,9 @@ from typing import Any
 from medmllm_plugins.capture.store import FeatureStore
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host.run import FEATURES
-from medmllm_plugins.metrics.outcome_files import RunResults, file_stem, load_run
+from medmllm_plugins.metrics.outcome_files import SUFFIX, RunResults, file_stem, load_run
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes import files
 from medmllm_plugins.probes.analysis import Analysis, analyse
 from medmllm_plugins.probes.options import Options
@@ -36,35 +38,70 @@ def diagnose(
         device: where to fit.
 
     Raises:
-        DataError: the run kept no features, or they are damaged or of another model or data set than the run.
-        OptionError: there is no such task.
+        DataError: the run kept no features, or they are damaged or of another model or data set than the run; or the
+            run was stopped.
+        OptionError: there is no such task or device, ``reference`` is the run itself, or ``output`` is no folder or
+            left out with some of the loci or poolings only.
     """
-    import torch
-
     run = load_run(folder)
-    held = [task for task in run.manifest["tasks"] if (folder / FEATURES / file_stem(task)).is_dir()]
-    if not held:
-        raise DataError(
-            f"{folder}: expected features of a med_probe task, found none. Run one: lmms-eval --tasks med_probe_NAME."
-        )
+    held = _tasks(run)
     if unknown := sorted(set(tasks) - set(held)):
         raise OptionError(f"Expected tasks among {held}, which kept features, found {unknown}.")
-    target = folder if output is None else output
-    target.mkdir(parents=True, exist_ok=True)
+    target = _target(folder, output, options)
+    where = None if device is None else resolve_device(device)
     found = []
     for task in tasks or held:
         store = open_store(run, task)
         compared = _reference(folder, reference, store)
         analysis = analyse(
             store,
-            run.outcomes.get(task, []),
+            _outcomes(run, task),
             options,
             reference=compared,
-            device=None if device is None else torch.device(device),
+            device=where,
         )
         files.write(target, file_stem(task), analysis)
         found.append(analysis)
     return found
+
+
+def _tasks(run: RunResults) -> list[str]:
+    """The tasks of a run that kept features."""
+    held = [task for task in run.manifest["tasks"] if (run.folder / FEATURES / file_stem(task)).is_dir()]
+    if held:
+        return held
+    if run.manifest.get("finished") is None:
+        raise DataError(
+            f"{run.folder}: expected a finished run, found one that was stopped. What it has answered is kept: start "
+            "the same command again, and it goes on from there."
+        )
+    raise DataError(
+        f"{run.folder}: expected features of a med_probe task, found none. Run one: lmms-eval --tasks med_probe_NAME."
+    )
+
+
+def _target(folder: Path, output: Path | None, options: Options) -> Path:
+    """Where to write, made if need be; a part of the curves must not take the place of the whole."""
+    if output is None and (options.loci or options.poolings):
+        raise OptionError(
+            "Expected argument `output` with some of the loci or poolings only, as the run's own files hold all of "
+            "them: name a folder with --output."
+        )
+    target = folder if output is None else output
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"Expected `output` to be a folder, but {target} is none ({error.strerror}).") from error
+    return target
+
+
+def _outcomes(run: RunResults, task: str) -> Sequence[Outcome]:
+    if task not in run.outcomes:
+        raise DataError(
+            f"{run.folder / (file_stem(task) + SUFFIX)}: expected the scored answers of {task}, found no file; copy "
+            "the run folder again."
+        )
+    return run.outcomes[task]
 
 
 def open_store(run: RunResults, task: str) -> FeatureStore:
@@ -91,4 +128,6 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
 
 def _reference(folder: Path, named: Path | None, store: FeatureStore) -> Reference | None:
     fingerprint = store.header.dataset_fingerprint
+    if named is not None and named.resolve() == folder.resolve():
+        raise OptionError(f"Expected `reference` to be another run than {folder}, which would be held against itself.")
     return find_reference(folder, fingerprint) if named is None else read_reference(named, fingerprint)

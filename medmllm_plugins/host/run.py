@@ -127,7 +127,12 @@ class Run:
         Returns:
             The store's folder; ``None`` where no features were kept, as where a cache served all answers.
         """
-        return self._keep(FEATURES, None if self._journal is None else self.features_folder(task), task)
+        folder = self._keep(FEATURES, None if self._journal is None else self.features_folder(task), task)
+        if folder is not None:
+            from medmllm_plugins.capture.store import seal  # pandas, which runs without features can do without
+
+            seal(folder)
+        return folder
 
     def keep_attributions(self, task: str) -> Path | None:
         """Move the attributions of a task into the run folder, as :meth:`keep_features` does features."""

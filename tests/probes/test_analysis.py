@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ from sklearn.preprocessing import StandardScaler
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes import files
-from medmllm_plugins.probes.analysis import PRINTED, Analysis, analyse
+from medmllm_plugins.probes import analysis, files
+from medmllm_plugins.probes.analysis import PRINTED, UNREAD, Analysis, analyse
 from medmllm_plugins.probes.curves import draw, p_values
-from medmllm_plugins.probes.diagnosis import judge
+from medmllm_plugins.probes.diagnosis import MODES, Effect, _named, judge
 from medmllm_plugins.probes.fitting import fit_probes
-from medmllm_plugins.probes.options import Options, parse_strengths
+from medmllm_plugins.probes.options import Options, parse_strengths, usual_refits
 from medmllm_plugins.probes.recipes import Fitting, Material
 from medmllm_plugins.probes.reference import Reference
 from medmllm_plugins.probes.samples import read_samples
@@ -160,6 +162,83 @@ def test_without_a_reference_the_floors_judge_the_tower(make_store: Callable[...
     assert found.of("vision").before == "floor.pixels (mean)"
 
 
+def said_of(outcomes: list[Outcome], label: str | None) -> list[Outcome]:
+    """The same documents, all answered alike."""
+    status = "out_of_list" if label is None else "parsed"
+    return [Outcome(one.id, one.group, one.label, label, status) for one in outcomes]
+
+
+def test_text_that_breaks_behind_good_scores_is_the_words_fault(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((45, 120, 240), clear={"llm.norm/last": 0.5})  # the scores beat the probe
+    found = analyse(store, said_of(outcomes, None), QUICK, reference=perfect(outcomes))
+    comprehension, mapping = (found.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
+    assert comprehension.verdict != "supported" and comprehension.after == mapping.before == "label scores"
+    assert found.diagnosis.named == "mapping" and mapping.loss.value > 0.9
+    assert found.mapping.kind == "decoding" and UNREAD not in found.headline()
+
+
+def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store((300, 120, 240))
+    commonest = {outcome.id: "benign" for outcome in outcomes}
+    vision = analyse(store, outcomes, QUICK, reference=Reference("dull", Path(), commonest)).diagnosis.of("vision")
+    assert vision.loss.value < -0.5 and vision.verdict == "cannot tell" and "rules nothing out" in vision.why
+
+
+def test_behind_a_tower_of_unknown_worth_small_losses_are_not_charged(make_store: Callable[..., Any]) -> None:
+    poor = dict.fromkeys(("vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), WEAK)
+    store, outcomes = make_store((300, 120, 240), clear=poor, answers=wrong_often)
+    found = analyse(store, outcomes, QUICK)
+    assert found.diagnosis.of("mapping").verdict == "supported" and found.diagnosis.named is None
+    assert "Supported, but not charged to one stage: mapping (" in found.headline()
+    assert "cannot tell of vision" in found.headline()
+    assert analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis.named == "vision"
+    # A tower that shows nearly all cannot have lost as much as the words do.
+    store, outcomes = make_store((300, 120, 240), answers=wrong_often, name="good")
+    assert analyse(store, outcomes, QUICK).diagnosis.named == "mapping"
+
+
+def effects_of(*losses: tuple[float, float, float]) -> list[Effect]:
+    pairs = zip(MODES, losses, strict=True)
+    return [Effect(mode, Estimate(*loss), judge(Estimate(*loss))[0], "", "", "") for mode, loss in pairs]
+
+
+NONE = (0.0, -0.01, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("losses", "unknown", "named"),
+    [
+        ([NONE, NONE, NONE, (0.05, 0.02, 0.08)], 0.0, "mapping"),
+        ([(0.009, -0.005, 0.02), (0.006, -0.01, 0.02), NONE, (0.038, 0.02, 0.06)], 0.0, "mapping"),  # noise before it
+        ([(0.028, -0.001, 0.05), (0.019, 0.0, 0.04), NONE, (0.09, 0.05, 0.13)], 0.0, None),  # more than noise
+        ([(0.02, 0.01, 0.03), NONE, NONE, (0.07, 0.05, 0.09)], 0.0, None),  # small, but sure
+        ([(0.08, 0.05, 0.11), NONE, NONE, (0.30, 0.25, 0.35)], 0.0, "vision"),  # what follows loses more
+        ([NONE, (0.07, 0.04, 0.10), NONE, (0.53, 0.48, 0.58)], 0.0, None),  # too small to be all, too large for nothing
+        ([NONE, (0.04, 0.02, 0.06), NONE, (0.53, 0.48, 0.58)], 0.0, "mapping"),
+        ([(math.nan,) * 3, NONE, NONE, (0.30, 0.25, 0.35)], 0.10, "mapping"),
+        ([(math.nan,) * 3, NONE, NONE, (0.30, 0.25, 0.35)], 0.15, None),
+        ([NONE, NONE, NONE, NONE], 0.0, None),
+    ],
+)
+def test_what_is_charged_to_whom(losses: list[tuple[float, float, float]], unknown: float, named: str | None) -> None:
+    assert _named(effects_of(*losses), unknown) == named
+
+
+def test_a_tower_a_little_better_than_the_floors_is_charged_all_the_same() -> None:
+    gain = Estimate(-0.01, -0.02, 0.0)  # what the floors reach less what the tower does
+    vision = Effect("vision", gain, "supported", "", "", "")
+    assert _named([vision, *effects_of(NONE, NONE, NONE, NONE)[1:]], 0.6) == "vision"
+
+
+@pytest.mark.parametrize(("answers", "caveat"), [(lambda truth, _: (truth + 1) % 3, False), (wrong_often, True)])
+def test_what_probes_cannot_tell_is_said_unless_the_scores_show_it(
+    make_store: Callable[..., Any], answers: Callable[..., int], caveat: bool
+) -> None:
+    store, outcomes = make_store((300, 120, 240), answers=answers)
+    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert found.diagnosis.named == "mapping" and (UNREAD in found.headline()) is caveat
+
+
 def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((150, 60, 30), group=2, answers=wrong_often)
     found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
@@ -226,16 +305,72 @@ def test_other_options(make_store: Callable[..., Any], options: Options) -> None
     assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("floor.pixels", "mean")} <= names
     assert all(len(one.repeats) == options.repeats for one in found.points)
     assert all(one.strength in [pytest.approx(value) for value in options.strengths] for one in found.points)
+    assert {name for name, _ in names if name.startswith("floor.")} == {"floor.pixels", "floor.random.vision.01"}
+    assert all(one.key.width <= (options.width or 99) for one in found.points)
+    if options.repeats:
+        assert "Divided into folds anew, 2 times" in render(found)
     if options.loci:
+        # A score of some layers only would not be the module's.
+        assert found.health_of("vision", "mean") is not None and found.health_of("llm", "mean") is None
         assert ("llm.00", "mean") not in names and ("vision.00", "mean") in names
     if options.poolings:
         assert ("llm.00", "mean") not in names and ("llm.00", "last") in names
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_repeats_are_fitted_on_the_real_labels_alone(
+    make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, outcomes = make_store()
+    asked: list[Options] = []
+
+    def spy(*arguments: Any) -> Any:
+        asked.append(arguments[2])
+        return fit_probes(*arguments)
+
+    monkeypatch.setattr(analysis, "fit_probes", spy)
+    analyse(store, outcomes, replace(QUICK, repeats=2))
+    assert [(one.shuffles, one.controls) for one in asked] == [(5, 2), (0, 0), (0, 0)]
+
+
+def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    plain, noise = store.features, np.random.default_rng(5).normal(0, 3000, (len(store), 2))
+
+    def loud(locus: str, pooling: str, rows: Any = None) -> Any:
+        found = plain(locus, pooling, rows)
+        if locus == "connector":
+            found[:, :2] = noise if rows is None else noise[rows]
+        return found
+
+    store.features = loud
+    found = analyse(store, outcomes, replace(QUICK, width=12))
+    (point,) = (one for one in found.points if one.key.locus == "connector")
+    assert point.key.width == 12 and point.accuracy.value > 0.9
+    assert not found.warnings
+    assert "no more than 12 features" in analyse(store, outcomes, replace(QUICK, width=14)).warnings[0]
+
+
+def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    plain = store.features
+
+    def alike(locus: str, pooling: str, rows: Any = None) -> Any:
+        found = plain(locus, pooling, rows)
+        return np.zeros_like(found) if locus == "floor.pixels" else found
+
+    store.features = alike
+    found = analyse(store, outcomes, QUICK)
+    assert found.types == 1 and "There is no control task" in found.warnings[0]
+    assert all(np.isnan(one.control.value) and np.isnan(one.selectivity.value) for one in found.points)
+    assert found.points[3].accuracy.value > 0.9 and found.points[3].null < 0.5
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "connector" in render(found)
+
+
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
-    found = analyse(store, outcomes, Options(protocol="paper", shuffles=1, controls=1))
+    found = analyse(store, outcomes, Options(protocol="paper", shuffles=0, controls=1))
     by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
     assert by_name["connector", "mean"].accuracy.value > 0.8
     assert by_name["connector", "mean"].strength is None
@@ -304,7 +439,9 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
         ({"protocol": "tree"}, "`protocol`"),
         ({"strengths": ()}, "`strengths`"),
         ({"strengths": (0.0,)}, "`strengths`"),
-        ({"shuffles": 0}, "`shuffles`"),
+        ({"strengths": (float("nan"),)}, r"`strengths` \(grid\)"),
+        ({"shuffles": -1}, "`shuffles`"),
+        ({"repeats": -1}, r"`repeats` \(folds\)"),
         ({"width": -1}, "`width`"),
     ],
 )
@@ -319,6 +456,11 @@ def test_unknown_poolings_and_loci_list_what_there_is(make_store: Callable[..., 
         analyse(store, outcomes, Options(poolings=("max",)))
     with pytest.raises(OptionError, match=r"loci among .*found \['llm.99'\]"):
         analyse(store, outcomes, Options(loci=("llm.99",)))
+
+
+def test_the_mlp_is_not_refitted_as_often() -> None:
+    assert usual_refits("linear") == (Options().shuffles, Options().controls) == (20, 3)
+    assert usual_refits("paper") == (0, 1)
 
 
 def test_strengths_from_text() -> None:

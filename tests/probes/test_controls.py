@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.errors import DataError
 from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
 from medmllm_plugins.probes.samples import read_samples
 
@@ -84,5 +82,4 @@ def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Call
 def test_pictures_that_are_all_alike_have_no_types(make_store: Callable[..., Any]) -> None:
     store, _ = make_store()
     samples = read_samples(store)
-    with pytest.raises(DataError, match="at least two types of pictures"):
-        image_types(np.zeros((len(store), 4), dtype=np.float32), samples)
+    assert not image_types(np.zeros((len(store), 4), dtype=np.float32), samples).any()

@@ -92,12 +92,14 @@ def test_a_single_probe_of_the_default_width() -> None:
     torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 1 << 30])
+@pytest.mark.parametrize("size", [1, 2 * 12 * 16, 6 * 12 * 16])  # a probe, two label sets, two loci of all label sets
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     features, truth = make(5, 24, 12, 3)
 
+    targets = torch.stack([truth, truth.flip(0), truth.roll(1)])
+
     def fit() -> Tensor:
-        return fit_mlp(features, truth[None], classes=3, seed=0, epochs=2, hidden=16).logits(features)
+        return fit_mlp(features, targets, classes=3, seed=0, epochs=2, hidden=16).logits(features)
 
     expected = fit()
     monkeypatch.setattr(mlp, "_PARAMETERS", {"cpu": size})
