@@ -22,6 +22,7 @@ from medmllm_plugins.capture.store import (
     Locus,
     halves,
     read_index,
+    seal,
     stored_ids,
     write_header,
 )
@@ -78,6 +79,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         for numbers in batches:
             one.add(kept(numbers))
         one.close()
+        seal(tmp_path)
         return tmp_path
 
     return written
@@ -147,6 +149,25 @@ def test_a_damaged_shard_is_an_error(write: Callable[..., Path], how: str) -> No
             store.features("vision.00", "mean")
 
 
+@pytest.mark.parametrize("how", ["gone", "changed", "added", "no seal"])
+def test_an_index_that_is_not_the_sealed_one_is_an_error(write: Callable[..., Path], how: str) -> None:
+    folder = write([[0, 1], [2]])
+    write([[3]])
+    (first, *_) = sorted((folder / "index").iterdir())
+    if how == "gone":
+        first.unlink()
+    elif how == "changed":
+        table = pd.read_parquet(first)
+        table["label"] = "b"
+        table.to_parquet(first)
+    elif how == "added":
+        (folder / "index" / "rank7-00000.parquet").write_bytes(first.read_bytes())
+    else:
+        (folder / "seal.json").unlink()
+    with pytest.raises(DataError, match="opy the folder again|is of another|damaged"):
+        FeatureStore(folder).check()
+
+
 def test_nan_is_named_with_locus_and_document(tmp_path: Path) -> None:
     write_header(tmp_path, HEADER)
     bad = kept([0, 1, 2])
@@ -166,14 +187,14 @@ def test_nan_is_named_with_locus_and_document(tmp_path: Path) -> None:
 
 
 def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Run a med_probe task"):
+    with pytest.raises(DataError, match="or run the med_probe task"):
         FeatureStore(tmp_path)
     write_header(tmp_path, HEADER)
     assert read_index(tmp_path).empty
     with pytest.raises(DataError, match="found none; run the task again"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text('{"medmllm_features": 99}')
-    with pytest.raises(DataError, match="expected version 1"):
+    with pytest.raises(DataError, match="version 99 of the format, which is not this package's, 1"):
         FeatureStore(tmp_path)
 
 

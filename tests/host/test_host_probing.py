@@ -271,9 +271,9 @@ def test_a_reference_beside_the_run_judges_the_tower(
     (beside,) = json.loads(capsys.readouterr().out)
     for told in (named, beside):
         effect = told["diagnosis"]["effects"][0]
-        # Pixels alone tell little of phantoms; the tower hands over far more.
+        # Pixels alone tell little of phantoms; the tower hands over far more, which such a reference cannot judge.
         assert told["reference_name"] == "baseline pixels" and effect["loss"]["value"] < -0.3
-        assert effect["verdict"] == "not supported"
+        assert effect["verdict"] == "cannot tell" and "rules nothing out" in effect["why"]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +297,64 @@ def test_a_run_without_features_says_how_to_get_them(demo: Any, capsys: pytest.C
     assert main(["diagnose", str(demo.folder)]) == 1
     assert "Run one: lmms-eval --tasks med_probe_NAME" in capsys.readouterr().err
     assert main(["diagnose", str(demo.folder / "nowhere")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda store: next((store / "index").iterdir()).unlink(), "is missing (1 such files in all)"),
+        (lambda store: swap_labels(store / "store.json"), "store.json: the file is damaged or of another store"),
+        (lambda store: (store / "seal.json").unlink(), "if the run was stopped, start the same command again"),
+        (lambda store: change_json(store / "store.json", medmllm_features=7), "version 7 of the format"),
+    ],
+    ids=["part of the index", "labels in another order", "seal", "another version"],
+)
+def test_a_store_that_is_not_whole_is_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(copied / "features" / TASK)
+    assert main(["diagnose", str(copied)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def swap_labels(path: Path) -> None:
+    change_json(path, labels=json.loads(path.read_text(encoding="utf-8"))["labels"][::-1])
+
+
+def test_what_diagnose_cannot_do_is_said_before_anything_is_fitted(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for words, message in (
+        (["--device", "nope"], "Expected `device` to be"),
+        (["--output", str(tmp_path / "file")], "Expected `output` to be a folder"),
+        (["--loci", "connector"], "name a folder with --output"),
+        (["--pooling", "last"], "name a folder with --output"),
+        (["--reference", str(copied)], "held against itself"),
+        (["--folds", "-1"], "(folds)"),
+        (["--grid", "nan"], "(grid)"),
+    ):
+        assert main(["diagnose", str(copied), *words]) == 1
+        assert message in capsys.readouterr().err
+    path = copied / f"{TASK}.outcomes.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-3]), encoding="utf-8")
+    assert main(["diagnose", str(copied)]) == 1
+    assert "or the file of outcomes is cut short" in capsys.readouterr().err
+    path.unlink()
+    assert main(["diagnose", str(copied)]) == 1
+    assert f"{path.name}: expected the scored answers" in capsys.readouterr().err
+
+
+def test_a_stopped_run_is_to_be_started_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copied / "features")
+    change_json(copied / "manifest.json", finished=None)
+    assert main(["diagnose", str(copied)]) == 1
+    assert "start the same command again" in capsys.readouterr().err
 
 
 def test_damaged_features_are_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def said(named: Mode | None) -> Diagnosis:
 
 
 def trials(mode: Mode, strength: int, *named: Mode | None) -> list[Trial]:
-    return [Trial(Fault(ENDS[mode], mode, strength), said(one)) for one in named]  # type: ignore[arg-type]
+    return [Trial(Fault(ENDS[mode], mode, strength), said(one), said(None)) for one in named]  # type: ignore[arg-type]
 
 
 def test_a_seed_plants_every_mode_at_every_strength_once() -> None:
@@ -64,12 +64,12 @@ def test_what_counts_as_right_and_as_charged_to_another() -> None:
         (trial,) = trials("vision", 2, named)  # type: ignore[arg-type]
         assert (trial.right, trial.misattributed) == (right, misattributed)
     for named, right in ((None, True), ("vision", False)):
-        trial = Trial(HEALTHY, said(named))  # type: ignore[arg-type]
+        trial = Trial(HEALTHY, said(named), said(None))  # type: ignore[arg-type]
         assert trial.right is right and trial.misattributed is not right
 
 
 def test_the_figures_are_those_counted_by_hand() -> None:
-    healthy = [Trial(HEALTHY, said(None))] * 19 + [Trial(HEALTHY, said("mapping"))]
+    healthy = [Trial(HEALTHY, said(None), said(None))] * 19 + [Trial(HEALTHY, said("mapping"), said(None))]
     firm = trials("vision", 2, *["vision"] * 10) + trials("mapping", 3, *["mapping"] * 9, None)
     mild = trials("connector", 1, *["connector"] * 4, *[None] * 5, "vision")
     report = Report((*healthy, *firm, *mild))
@@ -86,11 +86,16 @@ def test_the_figures_are_those_counted_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [trials("vision", 2, None), [Trial(HEALTHY, said("vision"))], trials("mapping", 1, "vision")],
-    ids=["not named", "false alarm", "charged to another"],
+    [
+        trials("vision", 2, None),
+        [Trial(HEALTHY, said("vision"), said(None))],
+        trials("mapping", 1, "vision"),
+        [Trial(Fault("tower_lost", "vision", 1), said(None), said("mapping"))],
+    ],
+    ids=["not named", "false alarm", "charged to another", "charged to another without a reference"],
 )
 def test_each_promise_can_be_broken_alone(more: list[Trial]) -> None:
-    good = [Trial(HEALTHY, said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
+    good = [Trial(HEALTHY, said(None), said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
     assert Report(tuple(good)).passed and not Report((*good, *more)).passed
 
 
@@ -130,6 +135,8 @@ def bench(demo: LoadedModel, some: Dataset, tmp_path_factory: pytest.TempPathFac
 def test_each_stage_is_named_when_it_is_broken_and_none_when_none_is(bench: Bench, mode: Mode | None) -> None:
     trial = bench.trial(HEALTHY if mode is None else Fault(ENDS[mode], mode, 3))
     assert trial.diagnosis.named == mode, trial.to_dict()
+    assert trial.alone.named in (None, mode)
+    assert mode in (None, "vision") or trial.alone.named == mode  # an image lost in the tower leaves nothing to compare
 
 
 def test_a_seed_gives_the_same_again(bench: Bench) -> None:
@@ -154,7 +161,7 @@ def test_too_few_documents_for_the_reference_are_told(bench: Bench, monkeypatch:
 def test_the_command_prints_and_its_status_is_the_verdict(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = [Trial(HEALTHY, said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
+    good = [Trial(HEALTHY, said(None), said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
     for found, status in ((good, 0), (good + trials("mapping", 3, None), 1)):
         monkeypatch.setattr(command, "selfcheck", lambda *_, found=found, **__: Report(tuple(found)))
         assert main(["selfcheck", "--seeds", "1"]) == status
