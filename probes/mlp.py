@@ -136,7 +136,10 @@ def fit_mlp(
         part = train[start : start + loci_at_once]
         trained.append(
             _beside(
-                [_train(part, some, weights, start, epochs, dropout, seed) for some in right.split(sets_at_once)],
+                [
+                    _train(part, some, weights, start, epochs, dropout, seed)
+                    for some in torch.split(right, sets_at_once)
+                ],
             )
         )
     mean, scale, first, first_0, second, second_0 = (torch.cat(parts) for parts in zip(*trained, strict=True))

@@ -80,8 +80,9 @@ def _repeats(analysis: Analysis) -> list[str]:
     ends = {(one.key.locus, one.key.pooling): one for one in (analysis.best, *analysis.handed_over())}
     rows = [("locus", "pooling", "accuracy", "mean", "lowest", "highest")]
     for (locus, pooling), one in ends.items():
-        spread = (sum(one.repeats) / len(one.repeats), min(one.repeats), max(one.repeats))
-        rows.append((locus, pooling, _percent(one.accuracy.value), *map(_percent, spread)))
+        mean = sum(one.repeats) / len(one.repeats)
+        shown = [_percent(value) for value in (one.accuracy.value, mean, min(one.repeats), max(one.repeats))]
+        rows.append((locus, pooling, shown[0], shown[1], shown[2], shown[3]))
     return ["", f"  Divided into folds anew, {analysis.options.repeats} times:", *_table(rows), ""]
 
 
