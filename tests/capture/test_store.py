@@ -164,7 +164,7 @@ def test_an_index_that_is_not_the_sealed_one_is_an_error(write: Callable[..., Pa
         (folder / "index" / "rank7-00000.parquet").write_bytes(first.read_bytes())
     else:
         (folder / "seal.json").unlink()
-    with pytest.raises(DataError, match="opy the folder again|is of another|damaged"):
+    with pytest.raises(DataError, match=r"opy the folder again|damaged"):
         FeatureStore(folder).check()
 
 
