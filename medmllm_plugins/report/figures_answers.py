@@ -283,13 +283,14 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
         return None
     rows.sort(key=lambda row: row[0].subject.number)
     figure = Figure(figsize=(7.2, 1.1 + 0.32 * len(rows)), layout="constrained")
-    axes, marks = figure.subplots(), Marks()
+    axes, marks, labelled = figure.subplots(), Marks(), False
     for place, (cell, _, values) in enumerate(rows):
         at = cell.subject.number
-        plain = part.main(cell.subject)
-        shown = plain.metrics.get("accuracy") if plain is not None and plain.task.plain else None
+        usual = part.held_against(cell)
+        shown = usual.metrics.get("accuracy") if usual is not None else None
         if shown is not None and known(shown):
-            label = "as it is usually asked" if place == 0 else None
+            label = None if labelled else "the same question as it is usually asked"
+            labelled = True
             drawn = axes.plot(
                 [100 * shown.value] * 2, [place - 0.34, place + 0.34], color=INK, linewidth=1.6, label=label
             )
@@ -323,7 +324,7 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
         f"{part.name}.sensitivity",
         f"{part.title}: other orders, other words, no image",
         "A dot for each order or wording; open: a blind control, where the image is grey or another group's. The "
-        "upright stroke is the usual question.",
+        "upright stroke is the same question as it is usually asked, where that was run.",
         f"Accuracy on {part.title} under changed questions. {'; '.join(told)}.",
         number=figure_number,
     )

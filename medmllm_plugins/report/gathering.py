@@ -13,6 +13,7 @@ from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report.asking import question, shots
 from medmllm_plugins.report.reading import RunFolder, TaskRun, read_run
 from medmllm_plugins.report.text import clean, cut, estimate, known, mapping, without_secrets
 
@@ -52,6 +53,15 @@ class Cell:
         """The metrics with their intervals, by name."""
         return {name: estimate(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
 
+    @property
+    def shots(self) -> int:
+        """Number of solved examples before each question."""
+        return shots(self.run, self.task)
+
+    def question(self, *but: str) -> tuple[str, ...]:
+        """What is asked, but for the facts named; see :func:`medmllm_plugins.report.asking.question`."""
+        return question(self.run, self.task, but)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataPart:
@@ -90,6 +100,27 @@ class DataPart:
         """The cell that says how good a subject is: the plain question before others, of all documents if possible."""
         scored = [cell for cell in self.of(subject) if cell.task.scored and cell.task.image == "shown"]
         return min(scored, key=_rank) if scored else None
+
+    def held_against(self, cell: Cell) -> Cell | None:
+        """What a blind control or a varied task of a subject is held against; ``None`` where nothing of the kind was run.
+
+        A control is held against the same question with the image shown, and a task that varies order or wording
+        against the same question asked once. Anything else, such as letters for a closed set, would mix two effects.
+        """
+        if cell.task.image != "shown":
+            varies: tuple[str, ...] = ("image",)
+        else:
+            varies = {"order": ("order",), "wording": ("paraphrase",)}.get(cell.task.varied, ())
+        same = [
+            one
+            for one in self.of(cell.subject)
+            if varies
+            and one.task.scored
+            and one.task.image == "shown"
+            and (one.task.plain or cell.task.image != "shown")
+            and one.question(*varies) == cell.question(*varies)
+        ]
+        return min(same, key=_rank) if same else None
 
     @property
     def reference(self) -> Cell | None:

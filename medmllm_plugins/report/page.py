@@ -271,15 +271,19 @@ def _section(
 def _blind(part: DataPart) -> list[Control]:
     """Blind controls, each with the task it is held against and the paired difference of shown less blind."""
     controls = [cell for cell in part.cells if cell.task.scored and cell.task.image != "shown"]
-    plain = {id(cell): part.main(cell.subject) for cell in controls}
-    wanted = {
-        str(place): (hits_of(shown), hits_of(cell), groups_of(shown))
-        for place, cell in enumerate(controls)
-        if (shown := plain[id(cell)]) is not None
-    }
-    gaps = paired(wanted)
+    against = [part.held_against(cell) for cell in controls]
+    gaps = paired(
+        {
+            str(place): (hits_of(shown), hits_of(cell), groups_of(shown))
+            for place, (cell, shown) in enumerate(zip(controls, against, strict=True))
+            if shown is not None
+        }
+    )
     nothing = (text.UNKNOWN, 0.0, 0)
-    return [(cell, plain[id(cell)], gaps.get(str(place), nothing)[0]) for place, cell in enumerate(controls)]
+    return [
+        (cell, shown, gaps.get(str(place), nothing)[0])
+        for place, (cell, shown) in enumerate(zip(controls, against, strict=True))
+    ]
 
 
 def _confusion(part: DataPart) -> tuple[Heat, ...]:

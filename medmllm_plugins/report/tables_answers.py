@@ -14,7 +14,8 @@ from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, s
 from medmllm_plugins.report.verdict import Verdict, blind_baseline
 
 Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
-"""A blind control, the task that it is held against, and the paired difference: shown less blind."""
+"""A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was not
+asked), and the paired difference: shown less blind."""
 METRICS: Final = {
     "accuracy": "Accuracy",
     "balanced": "Balanced accuracy",
@@ -175,6 +176,7 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         Column("Highest", "highest", "share"),
         Column("Spread", "spread", "share"),
         Column("Answers that change", "flips", "share"),
+        Column("Held against", "against"),
         Column("Shown less blind", "over_control", "gap"),
     )
     rows: list[tuple[Value, ...]] = []
@@ -196,14 +198,16 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
                 max(values, default=math.nan),
                 found.get("spread"),
                 found.get("flips"),
+                usual.task.name if (usual := part.held_against(cell)) is not None else None,
                 None,
             )
         )
         owners.append(cell.subject.number)
-    for control, _, gap in blind:
+    for control, shown, gap in blind:
         told = control.metrics.get("accuracy")
         what = f"image {control.task.image}"
-        rows.append((control.subject.label, control.task.name, what, told, None, None, None, None, gap))
+        against = shown.task.name if shown is not None else None
+        rows.append((control.subject.label, control.task.name, what, told, None, None, None, None, against, gap))
         owners.append(control.subject.number)
     return Table(
         f"{part.name}.sensitivity",
@@ -211,8 +215,9 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         columns,
         tuple(rows),
         tuple(owners),
-        "What a model scores under a blind control (a grey or another group's image) it owes to the words. “Shown less "
-        "blind” is paired, over the documents that both answered.",
+        "What a model scores under a blind control (a grey or another group's image) it owes to the words. Each task is "
+        "held against the one that asks the same in the usual way; where that was not run, there is no difference. "
+        "“Shown less blind” is paired, over the documents that both answered.",
     )
 
 

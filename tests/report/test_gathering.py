@@ -61,3 +61,29 @@ def test_other_data_are_told_of(tmp_path: Path) -> None:
 def test_nothing_to_gather_is_an_error() -> None:
     with pytest.raises(DataError, match="at least one run folder"):
         gather([])
+
+
+def test_a_control_is_held_against_its_own_question(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy", outcomes(skill=4, seed=1))
+    made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
+    made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=6), image="blank", dataset_fingerprint="other")
+    made.answers("med_cls_toy_open:image=blank", outcomes(skill=0, seed=7), protocol="open", image="blank")
+    varied = [one for turn in range(2) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    made.answers("med_cls_toy_letter:order=varied", varied, protocol="letter", order="varied")
+    made.answers("med_cls_toy:image=blank:order=varied", varied, image="blank", order="varied")
+    (part,) = gather([made.folder]).sets
+    against = {cell.task.name: found and found.task.name for cell in part.cells if (found := part.held_against(cell))}
+    assert against == {
+        "med_cls_toy_letter:image=blank": "med_cls_toy_letter",
+        "med_cls_toy_letter:order=varied": "med_cls_toy_letter",
+    }
+
+
+def test_a_control_with_other_examples_is_held_against_nothing(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy", outcomes(), shots=0)
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0), image="blank", shots=4)
+    (part,) = gather([made.folder]).sets
+    assert part.held_against(part.cells[1]) is None and part.cells[1].shots == 4

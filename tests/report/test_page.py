@@ -10,12 +10,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.files import make
+from medmllm_plugins.report.gathering import gather
+from medmllm_plugins.report.page import build
 
 EVIL = "<script>alert(1)</script>"
 
@@ -177,3 +181,18 @@ def test_ten_models_take_little_work(tmp_path: Path) -> None:
     # Work and not time, and twice of what it is, since a test machine may be busy; benchmarks/report.py measures time.
     assert sum(os.times()[:4]) - began < 15
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy", outcomes(skill=4, seed=1))
+    made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
+    made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
+    made.answers("med_cls_toy:image=shuffled", outcomes(skill=0, seed=6), image="shuffled", paraphrase=2)
+    section = build(gather([made.folder])).sections[0]
+    letter, other = (dict(zip([c.name for c in section.changes.columns], r, strict=True)) for r in section.changes.rows)
+    rights = [np.mean([one.predicted == one.label for one in outcomes(skill=s, seed=n)]) for s, n in ((1.5, 2), (0, 5))]
+    assert letter["against"] == "med_cls_toy_letter" and isinstance(letter["over_control"], Estimate)
+    assert letter["over_control"].value == pytest.approx(rights[0] - rights[1])
+    assert other["against"] is None and np.isnan(other["over_control"].value)
+    assert section.sensitivity is not None and section.sensitivity.svg.count("the same question as it is") == 1
