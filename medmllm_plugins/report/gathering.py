@@ -54,6 +54,23 @@ class Cell:
         return {name: estimate(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
 
     @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data; empty where the manifest does not tell it."""
+        return clean(self.task.told.get("dataset_fingerprint") or "")
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each question is about one finding, and answered with yes or no."""
+        return self.task.metrics.get("kind") == "multilabel" or any(one.finding for one in self.task.outcomes)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes; of a multi-label set the findings that were asked about."""
+        if self.multilabel and self.task.metrics.get("kind") != "multilabel":
+            return tuple(dict.fromkeys(clean(one.finding) for one in self.task.outcomes if one.finding))
+        return self.task.labels
+
+    @property
     def shots(self) -> int:
         """Number of solved examples before each question."""
         return shots(self.run, self.task)
@@ -102,7 +119,7 @@ class DataPart:
         return min(scored, key=_rank) if scored else None
 
     def held_against(self, cell: Cell) -> Cell | None:
-        """What a blind control or a varied task of a subject is held against; ``None`` where nothing of the kind was run.
+        """What a blind control or a varied task is held against; ``None`` where nothing of the kind was run.
 
         A control is held against the same question with the image shown, and a task that varies order or wording
         against the same question asked once. Anything else, such as letters for a closed set, would mix two effects.
@@ -123,11 +140,18 @@ class DataPart:
         return min(same, key=_rank) if same else None
 
     @property
-    def reference(self) -> Cell | None:
-        """The best of the reference classifiers that look at images."""
-        found = [self.main(one) for one in self.subjects if one.reference and not one.blind]
-        scored = [cell for cell in found if cell is not None and known(cell.metrics.get("accuracy"))]
-        return max(scored, key=lambda cell: cell.metrics["accuracy"].value) if scored else None
+    def references(self) -> list[Cell]:
+        """A cell of each reference classifier that sees images, the most accurate first, those without figures last.
+
+        Whether one may be held against a model is another question: see :func:`medmllm_plugins.report.pairing.unlike`.
+        """
+        found = [self.main(one) or self.of(one)[0] for one in self.subjects if one.reference and not one.blind]
+
+        def place(cell: Cell) -> float:
+            accuracy = cell.metrics.get("accuracy")
+            return -accuracy.value if accuracy is not None and known(accuracy) else 1.0
+
+        return sorted(found, key=place)
 
     def probed(self) -> list[Cell]:
         """Cells with probes."""

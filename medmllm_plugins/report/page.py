@@ -32,11 +32,13 @@ from medmllm_plugins.report.drawing import Drawing
 from medmllm_plugins.report.gallery import Gallery, gallery
 from medmllm_plugins.report.gathering import Cell, DataPart, Gathered, Subject
 from medmllm_plugins.report.notes import Notes, notes
+from medmllm_plugins.report.overview import overview
+from medmllm_plugins.report.pairing import differences, groups_of, hits_of, paired
 from medmllm_plugins.report.table import Column, Table
 from medmllm_plugins.report.tables_answers import Control
 from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
 from medmllm_plugins.report.together import draw_all
-from medmllm_plugins.report.verdict import Verdict, groups_of, hits_of, overview, paired, verdicts
+from medmllm_plugins.report.verdict import Beside, Verdict, verdicts
 
 ROWS: Final = 300
 """So many rows of a table stand on the page; all are in its CSV file."""
@@ -77,6 +79,7 @@ class Section:
     verdicts: tuple[Verdict, ...]
     accuracy: Drawing | None
     metrics: Table
+    differences: Table
     classes: Table
     parsing: Table
     unparsed: Table
@@ -105,9 +108,10 @@ class Section:
 
     def tables(self) -> list[Table]:
         """Its tables with rows, each of which is a CSV file."""
-        found = [self.metrics, self.classes, self.parsing, self.unparsed, self.areas, self.changes, self.positions]
+        found = [self.metrics, self.differences, self.classes, self.parsing, self.unparsed]
+        found += [self.areas, self.changes, *([self.positions] if self.positions is not None else [])]
         found += [self.modes, self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
-        return [one for one in found if one is not None and one.rows]
+        return [one for one in found if one.rows]
 
     def drawings(self) -> list[Drawing]:
         """Its figures."""
@@ -234,12 +238,14 @@ def _section(
     part: DataPart, found: Sequence[Verdict], blind: Sequence[Control], figures: Mapping[str, Drawing]
 ) -> Section:
     singles = [(cell.subject, figures.get(f"layers {place}")) for place, cell in enumerate(part.probed())]
+    pairs = differences(part)
     return Section(
         part=part,
-        sentence=overview(part, found),
+        sentence=overview(part, found, pairs),
         verdicts=tuple(found),
         accuracy=figures.get("accuracy"),
         metrics=tables_answers.metrics_table(part, found),
+        differences=tables_answers.differences_table(part, pairs),
         classes=tables_answers.class_table(part),
         parsing=tables_answers.parsing_table(part),
         unparsed=tables_answers.unparsed_table(part),
@@ -338,16 +344,30 @@ def _verdict(one: Verdict) -> dict[str, Any]:
         "task": one.cell.task.name,
         "sentence": one.sentence,
         "accuracy": one.accuracy.to_dict(),
-        "blind": one.blind,
-        "blind_accuracy": _plain(one.blind_accuracy),
-        "over_blind": one.over_blind.to_dict(),
-        "reference": one.reference,
-        "reference_accuracy": _plain(one.reference_accuracy),
-        "over_reference": one.over_reference.to_dict(),
+        "questions": one.questions,
+        "blind": one.blind.name,
+        "blind_accuracy": _plain(one.blind.accuracy.value),
+        "over_blind": one.blind.gap.to_dict(),
+        "over_blind_questions": one.blind.shared,
+        **_reference(one.reference),
         "probed": one.probed,
         "named": one.named,
         "supported": [effect.mode for effect in one.supported],
         "cannot_tell": list(one.undecided),
+    }
+
+
+def _reference(one: Beside) -> dict[str, Any]:
+    """A reference classifier; one that cannot be held against the model stands apart with its own accuracy."""
+    if not one.compared:
+        apart = {"name": one.name, "accuracy": one.accuracy.to_dict(), "why": one.why} if one.name else None
+        return {"reference": "", "reference_apart": apart}
+    return {
+        "reference": one.name,
+        "reference_accuracy": _plain(one.reached),
+        "over_reference": one.gap.to_dict(),
+        "over_reference_questions": one.shared,
+        "reference_apart": None,
     }
 
 

@@ -9,13 +9,14 @@ from typing import Final, TypeAlias
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import text
 from medmllm_plugins.report.gathering import Cell, DataPart
+from medmllm_plugins.report.pairing import Difference
 from medmllm_plugins.report.table import Column, Table, Value
 from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, sequence
 from medmllm_plugins.report.verdict import Verdict, blind_baseline
 
 Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
-"""A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was not
-asked), and the paired difference: shown less blind."""
+"""A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was
+not asked), and the paired difference: shown less blind."""
 METRICS: Final = {
     "accuracy": "Accuracy",
     "balanced": "Balanced accuracy",
@@ -45,7 +46,7 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
     present = [
         name for name in METRICS if name != "accuracy" and any(text.known(cell.metrics.get(name)) for cell in cells)
     ]
-    gaps = any(one.reference for one in found)
+    gaps = any(one.reference.compared for one in found)
     columns = [Column("Model", "model"), Column("Task", "task")]
     columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
     columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Over blind", "over_blind", "gap")]
@@ -57,8 +58,8 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         verdict = by_number.get(cell.subject.number)
         mine = verdict if verdict is not None and verdict.cell is cell else None
         row: list[Value] = [cell.subject.label, cell.task.name, _whole(told.get("n")), _whole(told.get("n_groups"))]
-        row += [cell.metrics.get("accuracy"), mine.over_blind if mine else None]
-        row += [mine.over_reference if mine and mine.reference else None] if gaps else []
+        row += [cell.metrics.get("accuracy"), mine.blind.gap if mine else None]
+        row += [mine.reference.gap if mine and mine.reference.compared else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
         rows.append(tuple(row))
     owners = [cell.subject.number for cell in cells]
@@ -74,6 +75,33 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         tuple(None if one < 0 else one for one in owners),
         "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). “Over blind” and "
         "“over reference” are paired differences of accuracy.",
+    )
+
+
+def differences_table(part: DataPart, pairs: Sequence[Difference]) -> Table:
+    """Every two models that were asked about the same classes of the same data, and by how much they differ."""
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("Less", "other"),
+        Column("Its task", "other_task"),
+        Column("Questions of both", "n", "count"),
+        Column("Accuracy", "accuracy", "share"),
+        Column("Accuracy of the other", "other_accuracy", "share"),
+        Column("Difference", "difference", "gap"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for one in pairs:
+        names = (one.first.subject.label, one.first.task.name, one.second.subject.label, one.second.task.name)
+        rows.append((*names, one.shared, one.mean + one.gap.value, one.mean, one.gap))
+    return Table(
+        f"{part.name}.differences",
+        f"{part.title}: models against each other",
+        columns,
+        tuple(rows),
+        tuple(one.first.subject.number for one in pairs),
+        "Accuracy over the questions that both answered, and its paired difference in percentage points. An interval "
+        "that holds zero does not tell the two apart; intervals are not corrected for the number of pairs.",
     )
 
 
@@ -215,8 +243,8 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         columns,
         tuple(rows),
         tuple(owners),
-        "What a model scores under a blind control (a grey or another group's image) it owes to the words. Each task is "
-        "held against the one that asks the same in the usual way; where that was not run, there is no difference. "
+        "What a model scores under a blind control (a grey or another group's image) it owes to the words. Each task "
+        "is held against the one that asks the same in the usual way; where that was not run, there is no difference. "
         "“Shown less blind” is paired, over the documents that both answered.",
     )
 

@@ -47,7 +47,7 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
     found = gather([tmp_path / "run"])
     assert [one.name for one in found.runs] == ["run", "1-baseline-pixels-1"] and len(found.notes) == 1
     (part,) = found.sets
-    assert part.reference is not None and part.reference.subject.reference and not part.divided
+    assert [one.subject.reference for one in part.references] == [True] and not part.divided
     assert len(found.models) == 1
 
 
