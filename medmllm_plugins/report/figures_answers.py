@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -61,25 +62,44 @@ def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
                 label=label,
             )
             marks(place, drawn.get_children())
-    name, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
-    if name:
-        axes.axvline(100 * value, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
+    _blind_lines(axes, marks, cells, INK)
     axes.set_yticks(range(len(cells)), [cut(cell.subject.label, 36) for cell in cells])
     axes.set_ylim(len(cells) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.set_xlabel("percent")
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=3)
-    told = [f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)}" for cell in cells]
+    told = [
+        f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)} (blind answer "
+        f"{percent(blind_baseline(cell)[1])})"
+        for cell in cells
+    ]
     return finish(
         figure,
         f"{part.name}.accuracy",
         f"{part.title}: how good",
         "Filled: accuracy; open: balanced accuracy; bars: 95 % intervals from a bootstrap over groups. Dashed: what a "
-        "blind answer reaches.",
-        f"Accuracy on {part.title}: {listed(told)}; blind answer {percent(value)}.",
+        "blind answer reaches, for each row on its own where their questions differ.",
+        f"Accuracy on {part.title}: {listed(told)}.",
         number=figure_number,
     )
+
+
+def _blind_lines(axes: Axes, marks: Marks, cells: Sequence[Cell], tone: str) -> None:
+    """What a blind answer reaches: one line where all rows agree, else a stroke for each row."""
+    found = [blind_baseline(cell) for cell in cells]
+    look: dict[str, Any] = {"color": tone, "linestyle": (0, (4, 3)), "linewidth": 1}
+    if len(told := {one for one in found if one[0]}) == 1:
+        ((name, value),) = told
+        axes.axvline(100 * value, label=name.replace("_", " "), **look)
+        return
+    labels: set[str] = set()
+    for place, (cell, (name, value)) in enumerate(zip(cells, found, strict=True)):
+        if name:
+            label = None if name in labels else name.replace("_", " ")
+            labels.add(name)
+            drawn = axes.plot([100 * value] * 2, [place - 0.45, place + 0.45], label=label, **look)
+            marks(cell.subject.number, drawn)
 
 
 def confusion(part: DataPart, figure_number: int) -> Drawing | None:
@@ -308,9 +328,7 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
                 alpha=1 if blind_row else 0.8,
             )
             marks(at, drawn_values.get_children())
-    name, value = next((one for cell, *_ in rows if (one := blind_baseline(cell))[0]), ("", math.nan))
-    if name:
-        axes.axvline(100 * value, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
+    _blind_lines(axes, marks, [cell for cell, *_ in rows], MUTED)
     axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {what}" for cell, what, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 101)

@@ -12,7 +12,7 @@ from medmllm_plugins.report.gathering import Cell, DataPart
 from medmllm_plugins.report.pairing import Difference
 from medmllm_plugins.report.table import Column, Table, Value
 from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, sequence
-from medmllm_plugins.report.verdict import Verdict, blind_baseline
+from medmllm_plugins.report.verdict import BLIND_BASELINES, Verdict, blind_baseline
 
 Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
 """A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was
@@ -49,7 +49,8 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
     gaps = any(one.reference.compared for one in found)
     columns = [Column("Model", "model"), Column("Task", "task")]
     columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
-    columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Over blind", "over_blind", "gap")]
+    columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Blind answer", "blind", "share")]
+    columns += [Column("Over blind", "over_blind", "gap")]
     columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
     columns += [Column(METRICS[name], name, "decimal" if name in _DECIMALS else "share") for name in present]
     rows: list[tuple[Value, ...]] = []
@@ -58,24 +59,25 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         verdict = by_number.get(cell.subject.number)
         mine = verdict if verdict is not None and verdict.cell is cell else None
         row: list[Value] = [cell.subject.label, cell.task.name, _whole(told.get("n")), _whole(told.get("n_groups"))]
-        row += [cell.metrics.get("accuracy"), mine.blind.gap if mine else None]
+        row += [cell.metrics.get("accuracy"), blind_baseline(cell)[1], mine.blind.gap if mine else None]
         row += [mine.reference.gap if mine and mine.reference.compared else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
         rows.append(tuple(row))
-    owners = [cell.subject.number for cell in cells]
-    blind, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
-    if blind:
-        rows.append(tuple(["(blind) " + blind.replace("_", " "), "", None, None, value, *[None] * (len(columns) - 5)]))
-        owners.append(-1)
     return Table(
         f"{part.name}.metrics",
         f"{part.title}: metrics",
         tuple(columns),
         tuple(rows),
-        tuple(None if one < 0 else one for one in owners),
-        "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). “Over blind” and "
-        "“over reference” are paired differences of accuracy.",
+        tuple(cell.subject.number for cell in cells),
+        "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). Blind answer: "
+        f"accuracy of {_blind_names(cells)}, on the row's questions. “Over blind” and “over reference” are paired "
+        "differences of accuracy, over the questions on record that both answered.",
     )
+
+
+def _blind_names(cells: Sequence[Cell]) -> str:
+    names = dict.fromkeys(BLIND_BASELINES[name] for cell in cells if (name := blind_baseline(cell)[0]))
+    return " or ".join(names) or "an answer that knows nothing of the image"
 
 
 def differences_table(part: DataPart, pairs: Sequence[Difference]) -> Table:

@@ -43,12 +43,32 @@ def test_text_survives_whatever_a_document_holds() -> None:
 def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes()))
     table = tables_answers.metrics_table(part, verdicts(part))
-    (row, blind) = csv.DictReader(io.StringIO(table.csv()))
+    (row,) = csv.DictReader(io.StringIO(table.csv()))
     right = np.mean([one.predicted == one.label for one in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
-    assert row["model"] == "model-a (tiny)" and blind["model"].startswith("(blind)") and blind["balanced"] == ""
+    labels = [one.label for one in outcomes()]
+    assert row["model"] == "model-a (tiny)" and float(row["blind"]) == max(map(labels.count, LABELS)) / len(labels)
     shown = table.shown()[0][1][4]
     assert shown.words == f"{100 * right:.1f}" and " to " in shown.below and float(shown.sort) == pytest.approx(right)
+
+
+def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
+    whole = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
+    same = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=3))
+    few = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(seed=4)[:20])
+    part = part_of(whole, few)
+    rows = tables_answers.metrics_table(part, verdicts(part)).to_dict()["rows"]
+    shares = [
+        max([one.label for one in found].count(label) for label in LABELS) / len(found)
+        for found in (outcomes(), outcomes()[:20])
+    ]
+    assert isinstance(rows, list) and [row["blind"] for row in rows] == shares and shares[0] != shares[1]
+    with style():
+        alike, apart = (figures_answers.accuracies(part_of(whole, other), 0) for other in (same, few))
+    assert alike is not None and apart is not None
+    for drawing, strokes in ((alike, 1), (apart, 2)):
+        assert drawing.svg.count("stroke-dasharray: 4,3") - 1 == strokes  # and one in the legend
+    assert all(f"blind answer {100 * share:.1f}" in apart.alt for share in shares)
 
 
 def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
