@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import log_odds
 from medmllm_plugins.report.drawing import (
     INK,
@@ -211,6 +212,7 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
     if not found:
         return None
     names = list(dict.fromkeys(name for _, curves in found for name, *_ in curves))
+    varied = any(cell.task.varied for cell, _ in found)
 
     def draw(axes: Axes, place: int) -> None:
         cell, curves = found[place]
@@ -239,7 +241,8 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
         figure,
         f"{part.name}.roc",
         f"{part.title}: ROC of each class",
-        "Each class against all others, ranked by the log-odds of its label score.",
+        "Each class against all others, ranked by the log-odds of its label score."
+        + (" Where a task asks in several orders or wordings: the mean curve over these." if varied else ""),
         f"ROC curves on {part.title}, areas: {'; '.join(told)}.",
         number=figure_number,
     )
@@ -248,43 +251,79 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
 def roc_of(cell: Cell) -> list[tuple[str, Floats, Floats, float, int]]:
     """ROC of each class of a cell: name, 1 - specificity, sensitivity, area, number of positives.
 
-    Of a multi-label set these are the findings; empty without label scores.
+    Of a multi-label set these are the findings; empty without label scores. Of a task that asks in several ways the
+    curves are means over these, as its metrics are: scores under one order of the options do not rank against those
+    under another.
     """
-    rows = [one for one in cell.task.outcomes if one.scores is not None]
-    if not rows or len(rows) < len(cell.task.outcomes):
+    if not cell.task.outcomes or any(one.scores is None for one in cell.task.outcomes):
         return []
-    found = []
-    if any(one.finding for one in rows):
-        for finding in dict.fromkeys(str(one.finding) for one in rows):
-            mine = [one for one in rows if one.finding == finding]
+    by_variant: dict[str, list[Outcome]] = {}
+    for one in cell.task.outcomes:
+        by_variant.setdefault(one.variant, []).append(one)
+    each = [_rocs(cell, rows) for rows in by_variant.values()]
+    names = dict.fromkeys(name for found in each for name in found)
+    return [(name, *_mean_curve([found[name] for found in each if name in found])) for name in names]
+
+
+def _rocs(cell: Cell, rows: Sequence[Outcome]) -> dict[str, tuple[Floats, Floats, int]]:
+    """1 - specificity, sensitivity and number of positives of each class among rows that were asked in one way."""
+    scores: dict[str, Floats] = {}
+    positive: dict[str, np.ndarray] = {}
+    if cell.multilabel:
+        for finding in dict.fromkeys(clean(one.finding) for one in rows):
+            mine = [one for one in rows if clean(one.finding) == finding]
             if {len(one.scores or ()) for one in mine} != {2}:
-                return []
-            odds = log_odds(np.array([one.scores for one in mine], dtype=np.float64))[:, 0]
-            found += list(_curve(finding, odds, np.array([one.label == "yes" for one in mine])))
-        return found
-    labels = cell.task.labels
-    if {len(one.scores or ()) for one in rows} != {len(labels)} or len(labels) < 2:
-        return []
-    odds = log_odds(np.array([one.scores for one in rows], dtype=np.float64))
-    for place, label in enumerate(labels):
-        found += list(_curve(label, odds[:, place], np.array([clean(one.label) == label for one in rows])))
-    return found
+                return {}
+            scores[finding] = log_odds(np.array([one.scores for one in mine], dtype=np.float64))[:, 0]
+            positive[finding] = np.array([one.label == "yes" for one in mine])
+    else:
+        labels = cell.task.labels
+        if {len(one.scores or ()) for one in rows} != {len(labels)} or len(labels) < 2:
+            return {}
+        odds = log_odds(np.array([one.scores for one in rows], dtype=np.float64))
+        for place, label in enumerate(labels):
+            scores[label] = odds[:, place]
+            positive[label] = np.array([clean(one.label) == label for one in rows])
+    return {name: curve for name in scores if (curve := _curve(scores[name], positive[name])) is not None}
 
 
-def _curve(name: str, score: Floats, positive: np.ndarray) -> Iterator[tuple[str, Floats, Floats, float, int]]:
+def _curve(score: Floats, positive: np.ndarray) -> tuple[Floats, Floats, int] | None:
+    """``None`` where there are no positives, or nothing else."""
     if positive.all() or not positive.any():
-        return
+        return None
     order = np.argsort(-score, kind="stable")
     ranked, hit = score[order], positive[order]
     # Equal scores make one step, or ties would be counted in our favour.
     ends_of_ties = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
     y = np.concatenate([[0.0], np.cumsum(hit)[ends_of_ties] / hit.sum()])
     x = np.concatenate([[0.0], np.cumsum(~hit)[ends_of_ties] / (~hit).sum()])
+    return x, y, int(positive.sum())
+
+
+def _mean_curve(curves: Sequence[tuple[Floats, Floats, int]]) -> tuple[Floats, Floats, float, int]:
+    """The mean sensitivity at each specificity, thinned; its area is the mean of the areas."""
+    x, y, count = curves[0]
+    if len(curves) > 1:
+        places = np.unique(np.concatenate([one for one, _, _ in curves]))
+        # A curve climbs where it stands still: it has two heights there, and both count.
+        low, high = (
+            np.mean([_height(one, other, places, side) for one, other, _ in curves], axis=0) for side in (0, 1)
+        )
+        x, y = np.repeat(places, 2), np.stack([low, high], axis=1).ravel()
     area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
     keep = np.ones(len(x), dtype=bool)
     # Inner points of a straight stretch say nothing and weigh.
     keep[1:-1] = ~((np.diff(x)[:-1] == 0) & (np.diff(x)[1:] == 0) | (np.diff(y)[:-1] == 0) & (np.diff(y)[1:] == 0))
-    yield name, x[keep], y[keep], area, int(positive.sum())
+    return x[keep], y[keep], area, count
+
+
+def _height(x: Floats, y: Floats, places: Floats, side: int) -> Floats:
+    """Height of a curve at places: where it climbs upright, at the foot (side 0) or at the top (side 1)."""
+    found: Floats = np.interp(places, x, y)
+    own = np.isin(places, x)
+    at = np.searchsorted(x, places[own], "right" if side else "left") - side
+    found[own] = y[at]
+    return found
 
 
 def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) -> Drawing | None:

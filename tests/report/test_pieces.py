@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import tempfile
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -90,6 +94,32 @@ def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) ->
         positive = np.array([one.label == name for one in rows])
         assert area == pytest.approx(roc_auc_score(positive, shares[:, place])) and positives == positive.sum()
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and (np.diff(x) >= 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(min_value=0, max_value=10_000), min_size=1, max_size=4, unique=True),
+    st.integers(min_value=4, max_value=40),
+    st.booleans(),
+)
+def test_areas_of_a_varied_task_are_those_of_its_metrics(seeds: list[int], count: int, ties: bool) -> None:
+    rows = [
+        one
+        for turn, seed in enumerate(seeds)
+        for one in outcomes(seed=seed, skill=turn, count=count, variant=f"order {turn}")
+    ]
+    if ties:
+        rows = [replace(one, scores=tuple(map(round, one.scores or ()))) for one in rows]
+    with tempfile.TemporaryDirectory() as root:
+        made = Folder(Path(root) / "a").answers("med_cls_toy:order=varied", rows, order="varied")
+        (cell,) = part_of(made).cells
+    curves = figures_answers.roc_of(cell)
+    assert np.mean([area for *_, area, _ in curves]) == pytest.approx(cell.metrics["auroc"].value)
+    labels = [one.label for one in rows if one.variant == "order 0"]
+    for name, x, y, area, positives in curves:
+        assert positives == labels.count(name) and (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+        assert float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum()) == pytest.approx(area)
 
 
 def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
