@@ -83,6 +83,7 @@ class Section:
     classes: Table
     parsing: Table
     unparsed: Table
+    label_scores: Table
     confusion: tuple[Heat, ...]
     reliability: Drawing | None
     roc: Drawing | None
@@ -108,7 +109,7 @@ class Section:
 
     def tables(self) -> list[Table]:
         """Its tables with rows, each of which is a CSV file."""
-        found = [self.metrics, self.differences, self.classes, self.parsing, self.unparsed]
+        found = [self.metrics, self.differences, self.classes, self.parsing, self.unparsed, self.label_scores]
         found += [self.areas, self.changes, *([self.positions] if self.positions is not None else [])]
         found += [self.modes, self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
         return [one for one in found if one.rows]
@@ -249,6 +250,7 @@ def _section(
         classes=tables_answers.class_table(part),
         parsing=tables_answers.parsing_table(part),
         unparsed=tables_answers.unparsed_table(part),
+        label_scores=tables_answers.label_scores_table(part),
         confusion=_confusion(part),
         reliability=figures.get("reliability"),
         roc=figures.get("roc"),

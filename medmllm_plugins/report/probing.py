@@ -10,6 +10,9 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.text import clean, estimate, known, mapping, number, sequence
 
+RANDOM_FLOOR = "floor.random."
+"""Begins the names of loci of the encoder with random weights."""
+PIXEL_FLOOR = "floor.pixels"
 MODES = ("vision", "connector", "comprehension", "mapping")
 TITLES = {
     "vision": "quality limitation in visual representation",

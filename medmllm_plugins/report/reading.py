@@ -89,12 +89,15 @@ class TaskRun:
         return clean(bare.removesuffix("_letter").removesuffix("_open"))
 
     @property
+    def sources(self) -> tuple[Mapping[str, Any], ...]:
+        """The metrics; of a task that asks in several ways those of each way."""
+        variants = self.metrics.get("variants")
+        return tuple(map(mapping, variants.values())) if isinstance(variants, Mapping) else (self.metrics,)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The classes in order; empty where nothing tells them."""
-        told = mapping(self.metrics)
-        if isinstance(told.get("variants"), Mapping):
-            told = mapping(next(iter(told["variants"].values()), {}))
-        found = tuple(map(clean, sequence(told.get("labels"))))
+        found = next((tuple(map(clean, told)) for one in self.sources if (told := sequence(one.get("labels")))), ())
         return found or (self.probing.labels if self.probing else ())
 
     @property

@@ -31,6 +31,12 @@ METRICS: Final = {
 }
 """Metrics in the order of columns, shares of 1 apart from those of :data:`_DECIMALS`."""
 _DECIMALS: Final = frozenset({"macro_f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
+FORMS: Final = {
+    "sum": "sum of log-probabilities",
+    "mean": "mean over a label's tokens",
+    "calibrated": "sum less that of a blank image",
+}
+"""Forms of the label scores, as :mod:`medmllm_plugins.metrics.label_scores` names them."""
 _STATUSES: Final = ("parsed", "ambiguous", "out_of_list", "refusal")
 
 
@@ -169,6 +175,43 @@ def statuses(cell: Cell) -> dict[str, int]:
     told = cell.task.metrics
     sources = [told] if told.get("statuses") else list(mapping(told.get("variants")).values())
     return {name: sum(_whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
+
+
+def label_scores_table(part: DataPart) -> Table:
+    """What a model scores where the label that scores highest is taken for its answer, in each form of the scores."""
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("Variant", "variant"),
+        Column("Reading", "form"),
+        Column("Accuracy", "accuracy", "share"),
+        Column("Balanced accuracy", "balanced", "share"),
+        Column("Macro F1", "macro_f1", "decimal"),
+        Column("AUROC", "auroc", "decimal"),
+        Column("Accuracy of the text", "text_accuracy", "share"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    owners: list[int | None] = []
+    for cell in part.cells:
+        variants = mapping(cell.task.metrics.get("variants"))
+        for variant, told in zip(variants or [""], cell.task.sources, strict=True):
+            text_accuracy = estimate(mapping(told.get("metrics")).get("accuracy"))
+            for form, figures in mapping(told.get("label_scores")).items():
+                read = [estimate(mapping(figures).get(column.name)) for column in columns[4:8]]
+                name = clean(variant) or None
+                rows.append(
+                    (cell.subject.label, cell.task.name, name, FORMS.get(form, clean(form)), *read, text_accuracy)
+                )
+                owners.append(cell.subject.number)
+    return Table(
+        f"{part.name}.label_scores",
+        f"{part.title}: answers read from the labels' scores",
+        columns,
+        tuple(rows),
+        tuple(owners),
+        "The label that scores highest, in place of the text. Sums favour short labels, which the mean over a label's "
+        "tokens makes up for; scores of a blank image show what the words alone suggest. AUROC stands beside the sums.",
+    )
 
 
 def unparsed_table(part: DataPart, most: int = 8) -> Table:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
 import io
+import json
+import re
 import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -17,7 +21,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.run_folders import LABELS, Folder, outcomes
+from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.label_scores import FORMS
 from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, text
 from medmllm_plugins.report.drawing import THEME, style
 from medmllm_plugins.report.gallery import gallery
@@ -212,6 +218,103 @@ def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
     paragraph, references = methods.methods(gather([full.folder])), told
     for place in range(1, len(paragraph.references) + 1):
         assert f"[{place}]" in references
+
+
+def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a", "openai")
+    made.manifest["model"] = None
+    made.manifest["command"] |= {"gen_kwargs": "temperature=0.7,do_sample=True,max_new_tokens=8", "num_fewshot": 4}
+    made.answers("med_cls_toy", [replace(one, scores=None) for one in outcomes()], shots=4)
+    told = methods.methods(gather([made.folder])).text()
+    assert "Answers were sampled with do_sample=True, temperature=0.7; one" in told and "greedily" not in told
+    assert "behind 4 solved examples from the train fold" in told
+    assert "Wolf" not in told and "transformers" not in told and "lmms-eval 0.7.3" in told
+    assert not any(said in told for said in ("log-probabilities", "Hanley", "Guo"))
+    other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes())
+    told = methods.methods(gather([made.folder, other.folder])).text()
+    assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
+    assert "behind none or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
+    assert "Zhao" not in told, "no scores of a blank image"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.one_of(st.none(), st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.booleans())))
+def test_methods_stand_any_arguments(given_: object) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        made = Folder(Path(root) / "a")
+        made.answers("med_cls_toy", outcomes(count=6))
+        made.manifest["command"]["gen_kwargs"] = given_
+        made.write()
+        assert "Answers were" in methods.methods(gather([made.folder])).text()
+
+
+def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").probes("med_probe_toy")
+    path = made.folder / "med_probe_toy.probes.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    whole = methods.methods(gather([made.folder])).text()
+    for said in ("random weights and raw pixels", "Holm's correction", "scores less those of a blank image", "Kuhn"):
+        assert said in whole
+    told["points"] = [one for one in told["points"] if one["part"] != "floor" and one["pooling"] == "mean"]
+    told["points"] = [{**one, "p_holm": None} for one in told["points"]]
+    told["mapping"]["readings"] = {"offsets": told["mapping"]["readings"]["offsets"]}
+    told["mapping"]["lens"] = []
+    path.write_text(json.dumps(told), encoding="utf-8")
+    part = methods.methods(gather([made.folder])).text()
+    for said in ("random weights", "raw pixels", "Holm", "last token,", "blank image", "Kuhn", "Zhao", "logit lens"):
+        assert said not in part
+    assert "a control task" in part and "fitted class offsets" in part
+
+
+def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
+    own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
+    told = methods.methods(gather([own.folder])).text()
+    assert "Captum" not in told and "with medmllm-plugins by layer_grad_cam" in told
+    both = Folder(tmp_path / "b").attributions("med_attr_toy", methods=("saliency", "layer_grad_cam", "stranger"))
+    index = both.folder / "attributions" / "med_attr_toy" / "index.json"
+    told = methods.methods(gather([both.folder])).text()
+    assert "with Captum" in told and "by saliency" in told and "with medmllm-plugins by layer_grad_cam" in told
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["methods"] = [{"name": "stranger", "citation": "", "captum": True}]
+    index.write_text(json.dumps(content), encoding="utf-8")
+    assert "by stranger" in (told := methods.methods(gather([both.folder])).text()) and "Kokhlikyan" in told
+
+
+def test_builtin_methods_say_whether_captum_computes_them() -> None:
+    for name, spec in get_manager().attributions().items():
+        module, _, function = spec.target.partition(":")
+        source = inspect.getsource(getattr(importlib.import_module(module), function))
+        uses = re.search(
+            r"\b(Saliency|IntegratedGradients|FeatureAblation|KernelShap|ablated|approximation_parameters)\(", source
+        )
+        assert spec.captum == bool(uses), name
+
+
+def test_one_paper_has_one_number(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("integrated_gradients",))
+    index = made.folder / "attributions" / "med_attr_toy" / "index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["methods"] = [{"name": "integrated_gradients", "citation": "Sundararajan M. 2017; arXiv:1703.01365."}]
+    content["summary"][0]["completeness_gap"] = {"value": 0.1, "low": 0.05, "high": 0.2}
+    index.write_text(json.dumps(content), encoding="utf-8")
+    found = methods.methods(gather([made.folder]))
+    assert sum("Sundararajan" in one for one in found.references) == 1 and "completeness [" in found.text()
+
+
+def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> None:
+    rows = [replace(one, tokens=(1, 3, 2), blank=(0.5, -0.5, 0.1)) for one in outcomes()]
+    made = Folder(tmp_path / "a").answers("med_cls_toy", rows)
+    varied = [one for turn in (0, 1) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    made.answers("med_cls_toy:order=varied", varied, order="varied")
+    table = tables_answers.label_scores_table(part_of(made))
+    told = json.loads((made.folder / "med_cls_toy.metrics.json").read_text(encoding="utf-8"))["label_scores"]
+    assert [row[3] for row in table.rows[:3]] == list(tables_answers.FORMS.values()) and list(told) == list(FORMS)
+    for row, figures in zip(table.rows, told.values(), strict=False):
+        for value, name in zip(row[4:7], ("accuracy", "balanced", "macro_f1"), strict=True):
+            assert isinstance(value, Estimate) and value.to_dict() == figures[name]
+    assert [row[2] for row in table.rows[3:]] == ["order 0", "order 1"]
+    said = methods.methods(gather([made.folder])).text()
+    assert "by their mean and by the sum less that of a blank image [" in said and "Zhao" in said
 
 
 def test_notes_tell_of_leaks_limits_and_doubts(tmp_path: Path) -> None:
