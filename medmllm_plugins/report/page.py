@@ -24,6 +24,7 @@ from medmllm_plugins.report import (
     figures_mapping,
     methods,
     tables_answers,
+    tables_findings,
     tables_layers,
     tables_runs,
     text,
@@ -81,6 +82,8 @@ class Section:
     metrics: Table
     differences: Table
     classes: Table
+    findings: Table
+    counts: Table
     parsing: Table
     unparsed: Table
     label_scores: Table
@@ -109,7 +112,16 @@ class Section:
 
     def tables(self) -> list[Table]:
         """Its tables with rows, each of which is a CSV file."""
-        found = [self.metrics, self.differences, self.classes, self.parsing, self.unparsed, self.label_scores]
+        found = [
+            self.metrics,
+            self.differences,
+            self.classes,
+            self.findings,
+            self.counts,
+            self.parsing,
+            self.unparsed,
+            self.label_scores,
+        ]
         found += [self.areas, self.changes, *([self.positions] if self.positions is not None else [])]
         found += [self.modes, self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
         return [one for one in found if one.rows]
@@ -248,6 +260,8 @@ def _section(
         metrics=tables_answers.metrics_table(part, found),
         differences=tables_answers.differences_table(part, pairs),
         classes=tables_answers.class_table(part),
+        findings=tables_findings.findings_table(part),
+        counts=tables_findings.counts_table(part),
         parsing=tables_answers.parsing_table(part),
         unparsed=tables_answers.unparsed_table(part),
         label_scores=tables_answers.label_scores_table(part),

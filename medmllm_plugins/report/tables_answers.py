@@ -29,14 +29,18 @@ METRICS: Final = {
     "brier": "Brier score",
     "parsed": "Parsed",
 }
-"""Metrics in the order of columns, shares of 1 apart from those of :data:`_DECIMALS`."""
-_DECIMALS: Final = frozenset({"macro_f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
+"""Metrics in the order of columns, shares of 1 apart from those of :data:`DECIMALS`."""
+DECIMALS: Final = frozenset({"macro_f1", "f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
 FORMS: Final = {
     "sum": "sum of log-probabilities",
     "mean": "mean over a label's tokens",
     "calibrated": "sum less that of a blank image",
 }
 """Forms of the label scores, as :mod:`medmllm_plugins.metrics.label_scores` names them."""
+_OF_FINDINGS: Final = (
+    " Each question is about one finding; accuracy is of all questions, “all findings right” of whole documents, and "
+    "the others are means over the findings that some documents have and others do not."
+)
 _STATUSES: Final = ("parsed", "ambiguous", "out_of_list", "refusal")
 
 
@@ -58,16 +62,19 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
     columns += [Column(METRICS["accuracy"], "accuracy", "share"), Column("Blind answer", "blind", "share")]
     columns += [Column("Over blind", "over_blind", "gap")]
     columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
-    columns += [Column(METRICS[name], name, "decimal" if name in _DECIMALS else "share") for name in present]
+    columns += [Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in present]
+    of_findings = any(cell.multilabel for cell in cells)
+    columns += [Column("All findings right", "exact_match", "share")] if of_findings else []
     rows: list[tuple[Value, ...]] = []
     for cell in cells:
         told = cell.task.metrics
         verdict = by_number.get(cell.subject.number)
         mine = verdict if verdict is not None and verdict.cell is cell else None
-        row: list[Value] = [cell.subject.label, cell.task.name, _whole(told.get("n")), _whole(told.get("n_groups"))]
+        row: list[Value] = [cell.subject.label, cell.task.name, whole(told.get("n")), whole(told.get("n_groups"))]
         row += [cell.metrics.get("accuracy"), blind_baseline(cell)[1], mine.blind.gap if mine else None]
         row += [mine.reference.gap if mine and mine.reference.compared else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
+        row += [estimate(told.get("exact_match"))] if of_findings else []
         rows.append(tuple(row))
     return Table(
         f"{part.name}.metrics",
@@ -77,7 +84,8 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         tuple(cell.subject.number for cell in cells),
         "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). Blind answer: "
         f"accuracy of {_blind_names(cells)}, on the row's questions. “Over blind” and “over reference” are paired "
-        "differences of accuracy, over the questions on record that both answered.",
+        "differences of accuracy, over the questions on record that both answered."
+        + (_OF_FINDINGS if of_findings else ""),
     )
 
 
@@ -114,7 +122,7 @@ def differences_table(part: DataPart, pairs: Sequence[Difference]) -> Table:
 
 
 def class_table(part: DataPart) -> Table:
-    """Figures of each class (or finding) of each model's main task."""
+    """Figures of each class of each model's main task; findings have a table of their own."""
     columns = (
         Column("Model", "model"),
         Column("Class", "class"),
@@ -126,14 +134,14 @@ def class_table(part: DataPart) -> Table:
     )
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
-    for cell in _mains(part):
+    for cell in mains_of(part):
         told = cell.task.metrics
-        for one in map(mapping, [*sequence(told.get("per_class")), *sequence(told.get("per_finding"))]):
+        for one in map(mapping, sequence(told.get("per_class"))):
             rows.append(
                 (
                     cell.subject.label,
-                    cut(one.get("label") or one.get("finding") or ""),
-                    _whole(one.get("n")),
+                    cut(one.get("label") or ""),
+                    whole(one.get("n")),
                     estimate(one.get("sensitivity")),
                     estimate(one.get("specificity")),
                     number(one.get("precision")),
@@ -174,7 +182,7 @@ def statuses(cell: Cell) -> dict[str, int]:
     """Number of answers of each status, over all variants of a task."""
     told = cell.task.metrics
     sources = [told] if told.get("statuses") else list(mapping(told.get("variants")).values())
-    return {name: sum(_whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
+    return {name: sum(whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
 
 
 def label_scores_table(part: DataPart) -> Table:
@@ -327,10 +335,12 @@ def positions_table(part: DataPart) -> Table | None:
     )
 
 
-def _mains(part: DataPart) -> list[Cell]:
+def mains_of(part: DataPart) -> list[Cell]:
+    """The main cell of everyone on a data set that sees images."""
     return [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
+    """A whole number read from JSON; ``None`` for anything else."""
     found = number(value)
     return None if math.isnan(found) else int(found)

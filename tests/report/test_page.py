@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.run_folders import Folder, outcomes
+from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate
@@ -50,6 +50,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [one for turn in range(3) for one in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy:order=varied", rows, order="varied")
     made.attributions("med_attr_toy", answer=EVIL)
+    made.multilabel("med_cls_findings", findings())
     Folder(root / "b", "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(skill=3, seed=9))
     make([made.folder, root / "b"], root / "out" / "report.html")
     return root / "out" / "report.html"
@@ -104,11 +105,22 @@ def test_every_section_is_there(page: Path) -> None:
 def test_files_beside_the_page(page: Path) -> None:
     beside = page.with_name("report_files")
     told = json.loads((beside / "report.json").read_text(encoding="utf-8"))
-    (data,) = told["datasets"]
+    data, several = told["datasets"]
+    assert several["verdicts"][0]["blind"] == "always answering no" and "findings.counts" in several["tables"]
     assert data["verdicts"][0]["named"] == "connector" and data["verdicts"][0]["reference"] == "baseline pixels"
     assert data["tables"]["toy.metrics"]["rows"][0]["accuracy"]["value"] > 0.5 and told["references"]
     csvs = {path.stem for path in (beside / "tables").glob("*.csv")}
-    assert {"toy.metrics", "toy.curves", "toy.diagnosis", "toy.mapping", "toy.sensitivity", "runs", "data"} <= csvs
+    assert {
+        "toy.metrics",
+        "toy.curves",
+        "toy.diagnosis",
+        "toy.mapping",
+        "toy.sensitivity",
+        "findings.findings",
+        "findings.counts",
+        "runs",
+        "data",
+    } <= csvs
     svgs = {path.stem for path in (beside / "figures").glob("*.svg")}
     assert svgs == {path.stem for path in (beside / "figures").glob("*.png")}
     assert {

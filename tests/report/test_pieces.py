@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.run_folders import LABELS, Folder, outcomes
+from benchmarks.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
-from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, text
+from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, tables_findings, text
 from medmllm_plugins.report.drawing import THEME, style
 from medmllm_plugins.report.gallery import gallery
 from medmllm_plugins.report.gathering import DataPart, gather
@@ -79,6 +79,35 @@ def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
     for drawing, strokes in ((alike, 1), (apart, 2)):
         assert drawing.svg.count("stroke-dasharray: 4,3") - 1 == strokes  # and one in the legend
     assert all(f"blind answer {100 * share:.1f}" in apart.alt for share in shares)
+
+
+def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
+    rows = findings()
+    made = Folder(tmp_path / "a").multilabel("med_cls_findings", rows)
+    part = part_of(made)
+    told = json.loads((made.folder / "med_cls_findings.metrics.json").read_text(encoding="utf-8"))
+    table = tables_findings.findings_table(part).to_dict()["rows"]
+    assert isinstance(table, list) and [row["finding"] for row in table] == list(FINDINGS)
+    for row, one in zip(table, told["per_finding"], strict=True):
+        assert {name: row[name] for name in one} == one and row["positives"] + 0 == one["positives"]
+    counts = tables_findings.counts_table(part).to_dict()["rows"]
+    assert isinstance(counts, list)
+    for row, one in zip(counts, told["per_finding"], strict=True):
+        yes, no = (sum(row[f"{truth}_{said}"] for said in ("yes", "no", "unparsed")) for truth in ("yes", "no"))
+        assert (yes, yes + no) == (one["positives"], one["n"])
+        mine = [x for x in rows if x.finding == row["finding"]]
+        assert row["no_yes"] == sum(x.label == "no" and x.predicted == "yes" for x in mine)
+        assert row["yes_unparsed"] == sum(x.label == "yes" and x.predicted is None for x in mine)
+    (metrics,) = csv.DictReader(io.StringIO(tables_answers.metrics_table(part, verdicts(part)).csv()))
+    assert float(metrics["exact_match"]) == told["exact_match"]["value"]
+    assert float(metrics["blind"]) == told["baselines"]["always_no"]["accuracy"]
+    assert tables_answers.class_table(part).rows == ()
+    areas = {name: area for name, *_, area, _ in figures_answers.roc_of(part.cells[0])}
+    for one in told["per_finding"]:
+        assert areas.get(one["finding"]) == (pytest.approx(one["auroc"]["value"]) if one["auroc"]["value"] else None)
+    said = methods.methods(gather([made.folder])).text()
+    assert "yes or no, for each finding" in said and "classes listed" not in said
+    assert "all of whose findings are answered rightly" in said and "against the others" not in said
 
 
 def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
