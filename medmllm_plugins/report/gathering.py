@@ -15,7 +15,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.asking import question, shots
 from medmllm_plugins.report.reading import RunFolder, TaskRun, read_run
-from medmllm_plugins.report.text import clean, cut, estimate, known, mapping, without_secrets
+from medmllm_plugins.report.text import clean, cut, estimate, known, mapping, number, quantity
 
 _BLIND: Final = "majority"
 _PROTOCOLS: Final = ("closed_set", "letter", "open")
@@ -245,25 +245,37 @@ def _subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subje
     order = sorted(range(len(bundles)), key=lambda place: bool(bundles[place][1][0].baseline))
     subjects: list[Subject] = []
     holder: dict[int, Subject] = {}
-    for number, place in enumerate(order):
+    for turn, place in enumerate(order):
         held = bundles[place][1]
         method = held[0].baseline
-        subject = Subject(number, labels[place], tuple(held), bool(method), method == _BLIND)
+        subject = Subject(turn, labels[place], tuple(held), bool(method), method == _BLIND)
         subjects.append(subject)
         holder |= {id(run): subject for run in held}
     return subjects, holder
 
 
 def _key(run: RunFolder) -> tuple[str, ...]:
+    """What makes two runs runs of one model: the model, and how it was asked to answer."""
     told = run.model
+    how = tuple(_asked(run).values())
     if not told:
-        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""))
+        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""), *how)
     names = ("name", "pretrained", "fingerprint", "method", "dtype", "peft", "load_in", "system", "max_new_tokens")
-    return tuple(str(told.get(name)) for name in names)
+    return (*(str(told.get(name)) for name in names), *how)
+
+
+def _asked(run: RunFolder) -> dict[str, str]:
+    """Arguments of the command that change every answer, as text; empty where they are as usual."""
+    examples = number(run.command.get("num_fewshot"))
+    arguments = run.command.get("gen_kwargs")
+    return {
+        "examples": quantity(int(examples), "example") if known(examples) and examples > 0 else "",
+        "arguments": "" if not arguments else clean(arguments),
+    }
 
 
 def _labels(bundles: Sequence[Sequence[RunFolder]]) -> list[str]:
-    """The shortest names that tell all apart: the model's, its size or path, its precision, the run folder's."""
+    """The shortest names that tell all apart: the model's, its size, how it was loaded and asked, the run folder's."""
     forms = [_forms(held[0]) for held in bundles]
     chosen = [1] * len(bundles)
     for depth in range(1, 4):
@@ -284,10 +296,11 @@ def _forms(run: RunFolder) -> tuple[str, str, str, str]:
     name = cut(told.get("name") or run.command.get("model") or run.name, 40)
     size = cut(Path(str(told["pretrained"])).name, 30) if told.get("pretrained") else ""
     if not told and run.command.get("model_args"):
-        size = cut(without_secrets(str(run.command["model_args"])), 40)
+        size = cut(run.command["model_args"], 40)
     plain = f"{name} ({size})" if size else name
     how = [str(told[part]) for part in ("dtype", "load_in", "peft") if told.get(part)]
-    precise = f"{plain}, {cut(', '.join(how), 40)}" if how else plain
+    how += [one for one in _asked(run).values() if one]
+    precise = f"{plain}, {cut(', '.join(how), 60)}" if how else plain
     return name, plain, precise, f"{plain}, {cut(run.name, 60)}"
 
 

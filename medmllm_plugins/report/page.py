@@ -37,7 +37,7 @@ from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.pairing import differences, groups_of, hits_of, paired
 from medmllm_plugins.report.table import Column, Table
 from medmllm_plugins.report.tables_answers import Control
-from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
+from medmllm_plugins.report.text import clean, cut, percent
 from medmllm_plugins.report.together import draw_all
 from medmllm_plugins.report.verdict import Beside, Verdict, verdicts
 
@@ -423,7 +423,7 @@ def render(report: Report, beside: str) -> str:
     environment.filters |= {"percent": percent, "cut": cut, "decimal": text.decimal, "interval": text.interval}
     environment.globals["known"] = text.known
     manifests = [
-        (run.name, json.dumps(_shareable(run.manifest), indent=1, ensure_ascii=False)) for run in report.gathered.runs
+        (run.name, json.dumps(_shown(run.manifest), indent=1, ensure_ascii=False)) for run in report.gathered.runs
     ]
     return environment.get_template("report.html").render(
         report=report,
@@ -436,7 +436,7 @@ def render(report: Report, beside: str) -> str:
         rows=ROWS,
         markup=Markup,  # for the figures alone, in whose SVG matplotlib escapes every text
         prompts=methods.prompts(report.gathered),
-        commands=[(run.name, without_secrets(methods.commands(run))) for run in report.gathered.runs],
+        commands=[(run.name, methods.commands(run)) for run in report.gathered.runs],
         manifests=manifests,
         citations={section.part.name: methods.set_citations(section.part) for section in report.sections},
     )
@@ -456,11 +456,6 @@ def _policy(script: str) -> str:
     )
 
 
-def _shareable(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest without what looks like a key in its command, and without the list of plugins."""
-    told = {key: value for key, value in manifest.items() if key != "plugins"}
-    told["command"] = {
-        key: without_secrets(value) if isinstance(value, str) else value
-        for key, value in mapping(manifest.get("command")).items()
-    }
-    return told
+def _shown(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without the list of plugins."""
+    return {key: value for key, value in manifest.items() if key != "plugins"}

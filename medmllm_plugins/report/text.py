@@ -14,7 +14,6 @@ NOTHING: Final = "–"
 """Stands for a number that is not defined or not there."""
 UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan)
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
-_SECRET: Final = re.compile(r"(?i)\b([\w.-]*(?:key|token|secret|password)[\w.-]*)=([^,\s]+)")
 
 
 def clean(value: object) -> str:
@@ -28,11 +27,6 @@ def cut(value: object, length: int = 80) -> str:
     text = clean(value)[: 4 * length]
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
-
-
-def without_secrets(text: str) -> str:
-    """Arguments of a command without what looks like a key or a password: a page is passed on."""
-    return _SECRET.sub(r"\1=…", text)
 
 
 def number(value: object) -> float:

@@ -20,6 +20,20 @@ def test_runs_of_one_model_are_one_model(tmp_path: Path) -> None:
     assert len({one.label for one in found.subjects}) == 2 and "c" in found.subjects[1].label
 
 
+def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
+    plain = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    for name, more in (("b", {"num_fewshot": 4}), ("c", {"gen_kwargs": "max_new_tokens=2"}), ("d", {"num_fewshot": 0})):
+        other = Folder(tmp_path / name).answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+        other.manifest["command"] |= {"gen_kwargs": "", **more}
+        other.write()
+        found = gather([plain.folder, other.folder]).subjects
+        labels = [one.label for one in found]
+        if name == "d":
+            assert labels == ["model-a (tiny)"], "no examples is the same as none told"
+        else:
+            assert len(set(labels)) == 2 and ("4 examples" if name == "b" else "max_new_tokens=2") in labels[1]
+
+
 def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Folder(tmp_path / name).answers("med_cls_toy", outcomes())

@@ -165,7 +165,9 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.Captu
 
 def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
-    made.manifest["command"]["model_args"] = "model_version=x,api_key=sk-12345"
+    made.manifest["command"] |= {"model_args": "model_version=x,api_key=sk-12345", "auth": ["sk-12345"]}
+    made.manifest["model"] |= {"pretrained": "https://user:sk-12345@h/v1?api_key=sk-12345", "dtype": "x,token=sk-12345"}
+    made.tell("med_cls_toy", dataset_options={"token": "sk-12345", "header": "X-Api-Key: sk-12345"})
     made.write()
     make([made.folder], tmp_path / "report.html")
     files = [tmp_path / "report.html", *(tmp_path / "report_files").rglob("*.*")]

@@ -46,7 +46,6 @@ def test_text_survives_whatever_a_document_holds() -> None:
     assert text.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
     assert text.interval(text.UNKNOWN) == "no interval" and text.p_value(0) == "< 0.0001"
     assert text.listed(["a", "b", "c"]) == "a, b and c" and text.listed([]) == ""
-    assert text.without_secrets("model=x,api_key=abc,token=1") == "model=x,api_key=…,token=…"
     assert np.isnan(text.number(True)) and np.isnan(text.number("3")) and np.isnan(text.number(float("inf")))
 
 
