@@ -14,11 +14,12 @@ from medmllm_plugins.report.verdict import questions_of
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Sentences for the page: what is missing, what leaks, and further warnings."""
+    """Sentences for the page: what is missing, what leaks, further warnings, and of which data no leak is known."""
 
     missing: tuple[str, ...]
     leaks: tuple[str, ...]
     warnings: tuple[str, ...]
+    folds: str
 
 
 def notes(gathered: Gathered) -> Notes:
@@ -36,7 +37,21 @@ def notes(gathered: Gathered) -> Notes:
         missing=tuple(dict.fromkeys(missing)),
         leaks=tuple(dict.fromkeys(_leaks(gathered))),
         warnings=tuple(dict.fromkeys(_warnings(gathered))),
+        folds=_folds(gathered),
     )
+
+
+def _folds(gathered: Gathered) -> str:
+    """Of which data sets the folds were read and no group stands in two, and of which nothing is known."""
+    leaking = {folds.dataset for run in gathered.runs for folds in run.folds.values() if folds.divided}
+    leaking |= {task.dataset for run in gathered.runs for task in run.tasks if task.told.get("leaks")}
+    read = {folds.dataset for run in gathered.runs for folds in run.folds.values()}
+    clear = [part.title for part in gathered.sets if part.name in read - leaking]
+    unknown = [part.title for part in gathered.sets if part.name not in read]
+    said = [f"No group stands in two folds of {listed(clear)}."] if clear else []
+    if unknown:
+        said.append(f"No run holds the folds of {listed(unknown)}, so that groups in two folds are not looked for.")
+    return " ".join(said)
 
 
 def _of_references(part: DataPart) -> Iterator[str]:

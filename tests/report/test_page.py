@@ -102,6 +102,25 @@ def test_every_section_is_there(page: Path) -> None:
     )
 
 
+def test_no_leak_is_denied_where_no_folds_were_read(page: Path, tmp_path: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert "No group stands in two folds" not in html and "No run holds the folds of toy and findings" in html
+    made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    made.folds([("a", "g", "train"), ("b", "h", "test")])
+    assert build(gather([made.folder])).notes.folds == "No group stands in two folds of toy."
+    made.folds([("a", "g", "train"), ("b", "g", "test")])
+    found = build(gather([made.folder])).notes
+    assert found.folds == "" and found.leaks
+
+
+def test_the_card_of_a_blind_answer_says_what_it_is(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert "Commonest answer" not in html
+    assert html.count("<dt>Blind answer</dt>") == 2
+    for name in ("always answering the commonest class", "always answering no"):
+        assert f"<small>{name}</small>" in html
+
+
 def test_files_beside_the_page(page: Path) -> None:
     beside = page.with_name("report_files")
     told = json.loads((beside / "report.json").read_text(encoding="utf-8"))
