@@ -30,6 +30,12 @@ def shots(run: RunFolder, task: TaskRun) -> int:
     return max(0, int(found)) if known(found) else 0
 
 
+def facts(run: RunFolder, task: TaskRun) -> dict[str, str]:
+    """What a task asks and about which data, as text by the names of a manifest; equal text, equal facts."""
+    told = {name: _plain(task.told.get(name), usual) for name, usual in _USUAL.items()}
+    return {**told, "shots": str(shots(run, task))}
+
+
 def question(run: RunFolder, task: TaskRun, but: Collection[str] = ()) -> tuple[str, ...]:
     """What a task asks and about which data, all but the facts named; equal for tasks that ask the same.
 
@@ -38,8 +44,7 @@ def question(run: RunFolder, task: TaskRun, but: Collection[str] = ()) -> tuple[
         task: the task.
         but: names of facts to leave out: ``"image"``, ``"order"``, ``"paraphrase"`` and the like.
     """
-    told = [_plain(task.told.get(name), usual) for name, usual in _USUAL.items() if name not in but]
-    return (*told, str(shots(run, task)))
+    return tuple(value for name, value in facts(run, task).items() if name not in but)
 
 
 def _plain(value: Any, usual: Any) -> str:

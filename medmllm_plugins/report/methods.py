@@ -213,9 +213,9 @@ def _measured(cells: Sequence[Cell], cite: References) -> str:
     told = []
     for name, (words, sources) in _METRICS.items():
         if name in names:
-            macro = name == "auroc" and not all(cell.multilabel for cell in cells)
-            against = f", each class against the others{cite('macro')}" if macro else ""
-            told.append(f"{words}{cite(*sources)}{against}")
+            told.append(f"{words}{cite(*sources)}")
+            if name == "auroc" and not all(cell.multilabel for cell in cells):
+                told[-1] += f", each class against the others{cite('macro')}"
     if any(known(estimate(cell.task.metrics.get("exact_match"))) for cell in cells):
         told.append("the share of images all of whose findings are answered rightly")
     draws = {int(one) for cell in cells if known(one := _draws(cell))}
@@ -333,9 +333,9 @@ def _attributions(cells: Sequence[Cell], cite: References) -> Iterator[str]:
     where = f" at {listed(list(loci))}" if 0 < len(loci) <= 8 else ""
     made = []
     if theirs := [f"{name}{cite(one.citation)}" for name, one in used.items() if name in by_captum]:
-        made.append(f"with Captum{cite('captum')} by {listed(theirs)}")
+        made.append(f"by {listed(theirs)} with Captum{cite('captum')}")
     if own := [f"{name}{cite(one.citation)}" for name, one in used.items() if name not in by_captum]:
-        made.append(f"with medmllm-plugins by {listed(own)}")
+        made.append(f"by {listed(own)} with medmllm-plugins")
     yield f"Attributions of a label's log-odds{where} were made {listed(made) or 'by the methods listed'}."
     checks = []
     figures = {name for told in found for one in told.summary for name, value in one.figures.items() if known(value)}

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
+from medmllm_plugins.report.asking import facts
 from medmllm_plugins.report.gathering import Cell, DataPart, Gathered
 from medmllm_plugins.report.pairing import leagues, unlike
 from medmllm_plugins.report.reading import RunFolder, TaskRun
 from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, quantity, sequence
 from medmllm_plugins.report.verdict import questions_of
+
+_FACTS: Final = {
+    "dataset_options": "options of the data set",
+    "protocol": "how the classes are listed",
+    "folds": "folds",
+    "finding": "finding",
+    "view": "how volumes are shown",
+    "order": "order of the options",
+    "paraphrase": "wording",
+    "shots": "solved examples",
+}
+"""What main tasks may differ in, as people say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +74,14 @@ def _of_references(part: DataPart) -> Iterator[str]:
     how = f"(medmllm baseline med_cls_{part.name})"
     if part.models and not part.references and not held:
         yield f"{part.title}: no reference classifier to compare with {how}."
+    alone: dict[str, list[str]] = {}
     for one in map(part.main, part.models):
-        if one is None or not part.references or held or any(not _apart(one, other) for other in part.references):
-            continue
-        other = part.references[0]
+        if one is not None and part.references and not held and all(_apart(one, other) for other in part.references):
+            alone.setdefault(_apart(one, part.references[0]), []).append(one.subject.label)
+    for why, who in alone.items():
         yield (
-            f"{part.title}: no reference classifier to compare {one.subject.label} with {how}. That of "
-            f"{cut(other.run.name, 60)} cannot be held against it: {_apart(one, other)}."
+            f"{part.title}: no reference classifier to compare {listed(who)} with {how}. That of "
+            f"{cut(part.references[0].run.name, 60)} is none: {why}."
         )
     for cell in part.probed():
         probing = cell.task.probing
@@ -134,9 +149,12 @@ def _of_questions(part: DataPart) -> Iterator[str]:
         told = [f"{listed(who)}: {cut(listed(list(classes)), 200)}" for classes, who in by_classes.items()]
         yield f"{part.title}: the runs have different classes ({'; '.join(told)}). Do not compare them."
     for league in leagues([cell for cell in mains if not cell.subject.reference]):
-        if len({cell.question("dataset_fingerprint") for cell in league}) > 1:
+        asked = [facts(cell.run, cell.task) for cell in league]
+        differing = [words for name, words in _FACTS.items() if len({one[name] for one in asked}) > 1]
+        if differing:
             told = [f"{cell.subject.label} by {cell.task.name}" for cell in league]
-            yield f"{part.title}: the models were not asked in the same way ({'; '.join(told)})."
+            what = listed(differing)
+            yield f"{part.title}: the models were not asked alike; they differ in {what} ({'; '.join(told)})."
 
 
 def _of_run(run: RunFolder) -> Iterator[str]:

@@ -87,7 +87,7 @@ def _best(ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
 
 def _told_apart(best: Verdict, pairs: Sequence[Difference]) -> str:
     """From which models the best is not told apart over the questions that both answered."""
-    alike, less, alone = [], [], []
+    alike, less, alone, apart_ = [], [], [], 0
     for pair in pairs:
         if best.cell is not pair.first and best.cell is not pair.second:
             continue
@@ -99,6 +99,8 @@ def _told_apart(best: Verdict, pairs: Sequence[Difference]) -> str:
             alike.append(other.subject.label)
         elif gap.high < 0:
             less.append(other.subject.label)
+        else:
+            apart_ += 1
     told = []
     if alike:
         told.append(f"not told apart from {_names(alike)}")
@@ -106,7 +108,9 @@ def _told_apart(best: Verdict, pairs: Sequence[Difference]) -> str:
         told.append(f"below {_names(less)} on the questions that both answered")
     if alone:
         told.append(f"not paired with {_names(alone)}")
-    return f", {listed(told) if told else 'told apart from every other model'}"
+    if not told:
+        told.append("told apart from each of the others" if apart_ > 1 else "told apart from the other")
+    return f", {listed(told)}"
 
 
 def _names(labels: list[str]) -> str:

@@ -99,7 +99,7 @@ def differences_table(part: DataPart, pairs: Sequence[Difference]) -> Table:
     columns = (
         Column("Model", "model"),
         Column("Task", "task"),
-        Column("Less", "other"),
+        Column("Held against", "other"),
         Column("Its task", "other_task"),
         Column("Questions of both", "n", "count"),
         Column("Accuracy", "accuracy", "share"),

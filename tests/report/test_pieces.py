@@ -297,11 +297,11 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
     own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
     told = methods.methods(gather([own.folder])).text()
-    assert "Captum" not in told and "with medmllm-plugins by layer_grad_cam" in told
+    assert "Captum" not in told and "attention_rollout [4] with medmllm-plugins" in told
     both = Folder(tmp_path / "b").attributions("med_attr_toy", methods=("saliency", "layer_grad_cam", "stranger"))
     index = both.folder / "attributions" / "med_attr_toy" / "index.json"
     told = methods.methods(gather([both.folder])).text()
-    assert "with Captum" in told and "by saliency" in told and "with medmllm-plugins by layer_grad_cam" in told
+    assert "by saliency [3] with Captum [4]" in told and "stranger [6] with medmllm-plugins" in told
     content = json.loads(index.read_text(encoding="utf-8"))
     content["methods"] = [{"name": "stranger", "citation": "", "captum": True}]
     index.write_text(json.dumps(content), encoding="utf-8")
