@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -341,6 +342,17 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
     if not rows:
         return None
     rows.sort(key=lambda row: row[0].subject.number)
+    for more in (lambda cell: str(cell.task.told.get("protocol") or "closed_set"), lambda cell: cell.task.name):
+        # What is done in two protocols is called the same: then these tell rows apart, or else the tasks' names.
+        alike = Counter((cell.subject.number, what) for cell, what, _ in rows)
+        rows = [
+            (
+                cell,
+                f"{what}, {clean(more(cell)).replace('_', ' ')}" if alike[cell.subject.number, what] > 1 else what,
+                one,
+            )
+            for cell, what, one in rows
+        ]
     figure = Figure(figsize=(7.2, 1.1 + 0.32 * len(rows)), layout="constrained")
     axes, marks, labelled = figure.subplots(), Marks(), False
     for place, (cell, _, values) in enumerate(rows):
@@ -368,7 +380,7 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
             )
             marks(at, drawn_values.get_children())
     _blind_lines(axes, marks, [cell for cell, *_ in rows], MUTED)
-    axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {what}" for cell, what, _ in rows])
+    axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {cut(what, 44)}" for cell, what, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.set_xlabel("accuracy, percent")

@@ -253,12 +253,12 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         Column("Task", "task"),
         Column("What changes", "what"),
         Column("Accuracy", "accuracy", "share"),
+        Column("Held against", "against"),
+        Column("Shown less blind", "over_control", "gap"),
         Column("Lowest", "lowest", "share"),
         Column("Highest", "highest", "share"),
         Column("Spread", "spread", "share"),
         Column("Answers that change", "flips", "share"),
-        Column("Held against", "against"),
-        Column("Shown less blind", "over_control", "gap"),
     )
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
@@ -275,12 +275,12 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
                 cell.task.name,
                 f"{what} ({len(each)})",
                 found.get("accuracy"),
+                usual.task.name if (usual := part.held_against(cell)) is not None else None,
+                None,
                 min(values, default=math.nan),
                 max(values, default=math.nan),
                 found.get("spread"),
                 found.get("flips"),
-                usual.task.name if (usual := part.held_against(cell)) is not None else None,
-                None,
             )
         )
         owners.append(cell.subject.number)
@@ -288,7 +288,7 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         told = control.metrics.get("accuracy")
         what = f"image {control.task.image}"
         against = shown.task.name if shown is not None else None
-        rows.append((control.subject.label, control.task.name, what, told, None, None, None, None, against, gap))
+        rows.append((control.subject.label, control.task.name, what, told, against, gap, None, None, None, None))
         owners.append(control.subject.number)
     return Table(
         f"{part.name}.sensitivity",

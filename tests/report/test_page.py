@@ -229,3 +229,6 @@ def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> No
     assert letter["over_control"].value == pytest.approx(rights[0] - rights[1])
     assert other["against"] is None and np.isnan(other["over_control"].value)
     assert section.sensitivity is not None and section.sensitivity.svg.count("the same question as it is") == 1
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=8), image="blank")
+    figure = build(gather([made.folder])).sections[0].sensitivity
+    assert figure is not None and "image blank, letter<" in figure.svg and "image blank, closed set<" in figure.svg
