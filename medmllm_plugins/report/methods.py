@@ -82,7 +82,7 @@ def methods(gathered: Gathered) -> Methods:
     if not cells:
         return Methods(("No task of these runs has figures yet.",), ())
     parts = [
-        " ".join(_models(gathered, cite)),
+        " ".join(_models(gathered, cells, cite)),
         " ".join(_data(gathered, cite)),
         " ".join(_answers(cells, cite)),
         " ".join(_references(gathered, cite)),
@@ -97,13 +97,17 @@ def _versions(runs: Sequence[RunFolder], package: str) -> str:
     return f" {' and '.join(sorted(found))}" if found else ""
 
 
-def _models(gathered: Gathered, cite: References) -> Iterator[str]:
-    runs = gathered.runs
-    if not gathered.models:
+def _models(gathered: Gathered, cells: Sequence[Cell], cite: References) -> Iterator[str]:
+    """The models that have figures, and what evaluated them."""
+    runs = list({id(cell.run): cell.run for cell in cells}.values())
+    if all(cell.subject.reference for cell in cells):
         return
     specs = get_manager().models()
     named = []
+    shown = {id(cell.subject) for cell in cells}
     for subject in gathered.models:
+        if id(subject) not in shown:
+            continue
         told = subject.runs[0].model
         name = str(told.get("name") or subject.runs[0].command.get("model") or "")
         spec = specs.get(name)

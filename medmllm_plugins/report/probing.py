@@ -232,7 +232,7 @@ def _mapping(told: Mapping[str, Any]) -> Mapped:
             for name in READINGS
             if isinstance(readings.get(name), Mapping)
         },
-        relabelling=tuple(map(int, sequence(told.get("relabelling")))),
+        relabelling=tuple(_whole(one) for one in sequence(told.get("relabelling"))),
         agreement=_cube(told.get("agreement")),
         # Accuracies without the names of their layers cannot be drawn.
         lens=lens if len(lens) == len(loci) else (),
@@ -243,7 +243,7 @@ def _mapping(told: Mapping[str, Any]) -> Mapped:
 def _cube(told: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
     try:
         cube = tuple(tuple(tuple(int(count) for count in row) for row in by_truth) for by_truth in told)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ()
     shapes = {(len(by_truth), len(row)) for by_truth in cube for row in by_truth}
     return cube if len(shapes) == 1 else ()

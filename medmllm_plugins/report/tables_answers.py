@@ -180,9 +180,8 @@ def parsing_table(part: DataPart) -> Table:
 
 def statuses(cell: Cell) -> dict[str, int]:
     """Number of answers of each status, over all variants of a task."""
-    told = cell.task.metrics
-    sources = [told] if told.get("statuses") else list(mapping(told.get("variants")).values())
-    return {name: sum(whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
+    counted = [mapping(told.get("statuses")) for told in cell.task.sources]
+    return {name: sum(whole(one.get(name)) or 0 for one in counted) for name in _STATUSES}
 
 
 def label_scores_table(part: DataPart) -> Table:
@@ -201,8 +200,8 @@ def label_scores_table(part: DataPart) -> Table:
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
     for cell in part.cells:
-        variants = mapping(cell.task.metrics.get("variants"))
-        for variant, told in zip(variants or [""], cell.task.sources, strict=True):
+        variants = list(mapping(cell.task.metrics.get("variants"))) or [""]
+        for variant, told in zip(variants, cell.task.sources, strict=False):
             text_accuracy = estimate(mapping(told.get("metrics")).get("accuracy"))
             for form, figures in mapping(told.get("label_scores")).items():
                 read = [estimate(mapping(figures).get(column.name)) for column in columns[4:8]]

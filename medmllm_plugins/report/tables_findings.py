@@ -67,7 +67,11 @@ def counts_table(part: DataPart) -> Table:
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
     for cell in mains_of(part):
-        counted = Counter((clean(one.finding), one.label, one.predicted) for one in cell.task.outcomes if one.finding)
+        counted = Counter(
+            (clean(one.finding), clean(one.label), None if one.predicted is None else clean(one.predicted))
+            for one in cell.task.outcomes
+            if one.finding
+        )
         for finding in dict.fromkeys(name for name, _, _ in counted):
             counts = [counted[finding, truth, answer] for truth, answer in cells]
             rows.append((cell.subject.label, cut(finding), *counts))

@@ -33,7 +33,10 @@ def number(value: object) -> float:
     """A number read from JSON; NaN for anything that is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if math.isfinite(value) else math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # JSON has integers of any length
+        return math.nan
 
 
 def estimate(told: object) -> Estimate:

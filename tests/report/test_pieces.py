@@ -47,6 +47,7 @@ def test_text_survives_whatever_a_document_holds() -> None:
     assert text.interval(text.UNKNOWN) == "no interval" and text.p_value(0) == "< 0.0001"
     assert text.listed(["a", "b", "c"]) == "a, b and c" and text.listed([]) == ""
     assert np.isnan(text.number(True)) and np.isnan(text.number("3")) and np.isnan(text.number(float("inf")))
+    assert np.isnan(text.number(10**400))
 
 
 def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
@@ -263,6 +264,14 @@ def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Pa
     assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
     assert "behind none or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
     assert "Zhao" not in told, "no scores of a blank image"
+
+
+def test_a_model_without_figures_was_not_evaluated(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
+    begun = Folder(tmp_path / "b", "model-b")
+    begun.tell("med_cls_toy")
+    told = methods.methods(gather([made.folder, begun.folder])).text()
+    assert "model-a (tiny) was evaluated" in told and "model-b" not in told
 
 
 @settings(max_examples=30, deadline=None)
