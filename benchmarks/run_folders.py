@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcome_files import file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.summary import summarise
@@ -42,6 +43,34 @@ def outcomes(
                 variant=variant,
             )
         )
+    return found
+
+
+FINDINGS = ("Atelectasis", "Cardiomegaly", "Effusion", "Hernia")
+
+
+def findings(*, skill: float = 1.5, seed: int = 0, count: int = 40, names: Sequence[str] = FINDINGS) -> list[Outcome]:
+    """Answers about each finding of a multi-label set; the last finding is never there."""
+    there = np.random.default_rng(7).random((count, len(names))) < 0.3
+    there[:, -1] = False
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=there.shape) + skill * (there - 0.5)
+    found = []
+    for place in range(count):
+        for column, name in enumerate(names):
+            odd = (place * len(names) + column) % 23 == 5
+            found.append(
+                Outcome(
+                    id=f"doc-{place:05d} {name}",
+                    group=f"patient-{place // 2}",
+                    label="yes" if there[place, column] else "no",
+                    predicted=None if odd else ("yes" if scores[place, column] > 0 else "no"),
+                    status="refusal" if odd else "parsed",
+                    scores=(float(scores[place, column]), 0.0),
+                    finding=name,
+                    document=f"doc-{place:05d}",
+                )
+            )
     return found
 
 
@@ -102,6 +131,17 @@ class Folder:
         texts |= {one: said[place % len(said)] for place, one in enumerate(unparsed)}
         write_outcomes(self.folder / f"{stem}.outcomes.jsonl", rows, texts)
         self.tell(task, metrics=summary.to_dict()["metrics"], **facts)
+        return self
+
+    def multilabel(
+        self, task: str, rows: Sequence[Outcome], *, names: Sequence[str] = FINDINGS, **facts: Any
+    ) -> Folder:
+        """Scored answers of a task on a multi-label set, ``findings`` unless told otherwise."""
+        summary = summarise_findings(rows, names, resamples=50)
+        summary.write(self.folder, file_stem(task))
+        texts = {row.id: row.predicted or "I cannot tell." for row in rows}
+        write_outcomes(self.folder / f"{file_stem(task)}.outcomes.jsonl", rows, texts)
+        self.tell(task, metrics=summary.to_dict()["metrics"], **{"dataset": "findings", **facts})
         return self
 
     def folds(self, documents: Sequence[tuple[str, str, str]]) -> Folder:

@@ -8,6 +8,8 @@ from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFol
 
 _MODELS = "medmllm_plugins.models."
 _ATTRIBUTION = "medmllm_plugins.attribution."
+INTEGRATED_GRADIENTS = "Sundararajan et al. Axiomatic Attribution for Deep Networks. arXiv:1703.01365 (2017)."
+"""Source of the method and of the check that its sum is complete."""
 
 
 @hookimpl
@@ -128,13 +130,15 @@ def medmllm_attributions() -> list[AttributionSpec]:
             summary="Size of the gradient at each pixel (Captum's Saliency).",
             at="pixels",
             citation="Simonyan et al. Deep Inside Convolutional Networks. arXiv:1312.6034 (2013).",
+            captum=True,
         ),
         AttributionSpec(
             name="integrated_gradients",
             target=f"{_ATTRIBUTION}inputs:integrated_gradients",
             summary="Gradients along the way from the baseline to the image, at each pixel (Captum's).",
             at="pixels",
-            citation="Sundararajan et al. Axiomatic Attribution for Deep Networks. arXiv:1703.01365 (2017).",
+            citation=INTEGRATED_GRADIENTS,
+            captum=True,
         ),
         AttributionSpec(
             name="occlusion",
@@ -143,6 +147,7 @@ def medmllm_attributions() -> list[AttributionSpec]:
             at="pixels",
             gradients=False,
             citation="Zeiler and Fergus. Visualizing and Understanding Convolutional Networks. ECCV (2014).",
+            captum=True,
         ),
         AttributionSpec(
             name="layer_activation",
@@ -166,19 +171,22 @@ def medmllm_attributions() -> list[AttributionSpec]:
             name="layer_integrated_gradients",
             target=f"{_ATTRIBUTION}methods:layer_integrated_gradients",
             summary="Gradients along the way from the baseline's states to the document's (Captum's).",
-            citation="Sundararajan et al. Axiomatic Attribution for Deep Networks. arXiv:1703.01365 (2017).",
+            citation=INTEGRATED_GRADIENTS,
+            captum=True,
         ),
         AttributionSpec(
             name="layer_conductance",
             target=f"{_ATTRIBUTION}methods:layer_conductance",
             summary="What flows through each state while the image comes up from its baseline (Captum's rule).",
             citation="Dhamdhere et al. How Important Is a Neuron? arXiv:1805.12233 (2018).",
+            captum=True,
         ),
         AttributionSpec(
             name="layer_feature_ablation",
             target=f"{_ATTRIBUTION}methods:layer_feature_ablation",
             summary="What is lost with each state (Captum's FeatureAblation).",
             gradients=False,
+            captum=True,
         ),
         AttributionSpec(
             name="attention_rollout",
@@ -194,6 +202,7 @@ def medmllm_attributions() -> list[AttributionSpec]:
             summary="What is lost with each word of the prompt (Captum's FeatureAblation).",
             at="prompt",
             gradients=False,
+            captum=True,
         ),
         AttributionSpec(
             name="kernel_shap",
@@ -202,6 +211,7 @@ def medmllm_attributions() -> list[AttributionSpec]:
             at="prompt",
             gradients=False,
             citation="Lundberg and Lee. A Unified Approach to Interpreting Model Predictions. arXiv:1705.07874 (2017).",
+            captum=True,
         ),
     ]
 

@@ -152,6 +152,7 @@ class AttributionSpec:
             for, such as ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
         gradients: whether it takes gradients, which quantised weights do not give.
         citation: reference for the method.
+        captum: whether it runs on Captum's code, which a paper then cites too.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -163,6 +164,7 @@ class AttributionSpec:
     at: str = "layers"
     gradients: bool = True
     citation: str = ""
+    captum: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name)

@@ -37,11 +37,15 @@ CHECKS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An attribution method, and whose it is."""
+    """An attribution method, whose it is, and whether Captum's code computes it.
+
+    ``captum`` is ``None`` where the index does not tell, as those of before this was noted.
+    """
 
     name: str
     summary: str
     citation: str
+    captum: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,12 @@ def read_attributions(told: Any, folder: Path) -> Attributions:
         )
     return Attributions(
         methods=tuple(
-            Method(clean(one.get("name")), clean(one.get("summary") or ""), clean(one.get("citation") or ""))
+            Method(
+                clean(one.get("name")),
+                clean(one.get("summary") or ""),
+                clean(one.get("citation") or ""),
+                captum if isinstance(captum := one.get("captum"), bool) else None,
+            )
             for one in sequence(told.get("methods"))
             if isinstance(one, Mapping)
         ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +13,7 @@ from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import log_odds
 from medmllm_plugins.report.drawing import (
     INK,
@@ -74,25 +77,44 @@ def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
                 label=label,
             )
             marks(place, drawn.get_children())
-    name, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
-    if name:
-        axes.axvline(100 * value, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
+    _blind_lines(axes, marks, cells, INK)
     axes.set_yticks([])
     axes.set_ylim(len(cells) - 0.5, -0.55)
     axes.set_xlim(0, 101)
     axes.set_xlabel("percent")
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2)
-    told = [f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)}" for cell in cells]
+    told = [
+        f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)} (blind answer "
+        f"{percent(blind_baseline(cell)[1])})"
+        for cell in cells
+    ]
     return finish(
         figure,
         f"{part.name}.accuracy",
         f"{part.title}: how good",
         "Filled: accuracy; open: balanced accuracy; bars: 95 % intervals from a bootstrap over groups. Dashed: what a "
-        "blind answer reaches.",
-        f"Accuracy on {part.title}: {listed(told)}; blind answer {percent(value)}.",
+        "blind answer reaches, for each row on its own where their questions differ.",
+        f"Accuracy on {part.title}: {listed(told)}.",
         number=figure_number,
     )
+
+
+def _blind_lines(axes: Axes, marks: Marks, cells: Sequence[Cell], tone: str) -> None:
+    """What a blind answer reaches: one line where all rows agree, else a stroke for each row."""
+    found = [blind_baseline(cell) for cell in cells]
+    look: dict[str, Any] = {"color": tone, "linestyle": (0, (4, 3)), "linewidth": 1}
+    if len(told := {one for one in found if one[0]}) == 1:
+        ((name, value),) = told
+        axes.axvline(100 * value, label=name.replace("_", " "), **look)
+        return
+    labels: set[str] = set()
+    for place, (cell, (name, value)) in enumerate(zip(cells, found, strict=True)):
+        if name:
+            label = None if name in labels else name.replace("_", " ")
+            labels.add(name)
+            drawn = axes.plot([100 * value] * 2, [place - 0.45, place + 0.45], label=label, **look)
+            marks(cell.subject.number, drawn)
 
 
 def confusion(part: DataPart, figure_number: int) -> Drawing | None:
@@ -217,6 +239,7 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
     names = list(dict.fromkeys(name for _, curves in found for name, *_ in curves))
     shown = names[:_MOST_CLASSES]
     told_of: set[str] = set()
+    varied = any(cell.task.varied for cell, _ in found)
 
     def draw(axes: Axes, place: int) -> None:
         cell, curves = found[place]
@@ -264,7 +287,8 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
         figure,
         f"{part.name}.roc",
         f"{part.title}: ROC of each {'finding' if findings else 'class'}",
-        f"{what}, ranked by the log-odds of its label score.{left}",
+        f"{what}, ranked by the log-odds of its label score.{left}"
+        + (" Where a task asks in several orders or wordings: the mean curve over these." if varied else ""),
         f"ROC curves on {part.title}, areas: {'; '.join(told)}.",
         number=figure_number,
     )
@@ -273,43 +297,79 @@ def roc(part: DataPart, figure_number: int) -> Drawing | None:
 def roc_of(cell: Cell) -> list[tuple[str, Floats, Floats, float, int]]:
     """ROC of each class of a cell: name, 1 - specificity, sensitivity, area, number of positives.
 
-    Of a multi-label set these are the findings; empty without label scores.
+    Of a multi-label set these are the findings; empty without label scores. Of a task that asks in several ways the
+    curves are means over these, as its metrics are: scores under one order of the options do not rank against those
+    under another.
     """
-    rows = [one for one in cell.task.outcomes if one.scores is not None]
-    if not rows or len(rows) < len(cell.task.outcomes):
+    if not cell.task.outcomes or any(one.scores is None for one in cell.task.outcomes):
         return []
-    found = []
-    if any(one.finding for one in rows):
-        for finding in dict.fromkeys(str(one.finding) for one in rows):
-            mine = [one for one in rows if one.finding == finding]
+    by_variant: dict[str, list[Outcome]] = {}
+    for one in cell.task.outcomes:
+        by_variant.setdefault(one.variant, []).append(one)
+    each = [_rocs(cell, rows) for rows in by_variant.values()]
+    names = dict.fromkeys(name for found in each for name in found)
+    return [(name, *_mean_curve([found[name] for found in each if name in found])) for name in names]
+
+
+def _rocs(cell: Cell, rows: Sequence[Outcome]) -> dict[str, tuple[Floats, Floats, int]]:
+    """1 - specificity, sensitivity and number of positives of each class among rows that were asked in one way."""
+    scores: dict[str, Floats] = {}
+    positive: dict[str, np.ndarray] = {}
+    if cell.multilabel:
+        for finding in dict.fromkeys(clean(one.finding) for one in rows):
+            mine = [one for one in rows if clean(one.finding) == finding]
             if {len(one.scores or ()) for one in mine} != {2}:
-                return []
-            odds = log_odds(np.array([one.scores for one in mine], dtype=np.float64))[:, 0]
-            found += list(_curve(finding, odds, np.array([one.label == "yes" for one in mine])))
-        return found
-    labels = cell.task.labels
-    if {len(one.scores or ()) for one in rows} != {len(labels)} or len(labels) < 2:
-        return []
-    odds = log_odds(np.array([one.scores for one in rows], dtype=np.float64))
-    for place, label in enumerate(labels):
-        found += list(_curve(label, odds[:, place], np.array([clean(one.label) == label for one in rows])))
-    return found
+                return {}
+            scores[finding] = log_odds(np.array([one.scores for one in mine], dtype=np.float64))[:, 0]
+            positive[finding] = np.array([one.label == "yes" for one in mine])
+    else:
+        labels = cell.task.labels
+        if {len(one.scores or ()) for one in rows} != {len(labels)} or len(labels) < 2:
+            return {}
+        odds = log_odds(np.array([one.scores for one in rows], dtype=np.float64))
+        for place, label in enumerate(labels):
+            scores[label] = odds[:, place]
+            positive[label] = np.array([clean(one.label) == label for one in rows])
+    return {name: curve for name in scores if (curve := _curve(scores[name], positive[name])) is not None}
 
 
-def _curve(name: str, score: Floats, positive: np.ndarray) -> Iterator[tuple[str, Floats, Floats, float, int]]:
+def _curve(score: Floats, positive: np.ndarray) -> tuple[Floats, Floats, int] | None:
+    """``None`` where there are no positives, or nothing else."""
     if positive.all() or not positive.any():
-        return
+        return None
     order = np.argsort(-score, kind="stable")
     ranked, hit = score[order], positive[order]
     # Equal scores make one step, or ties would be counted in our favour.
     ends_of_ties = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
     y = np.concatenate([[0.0], np.cumsum(hit)[ends_of_ties] / hit.sum()])
     x = np.concatenate([[0.0], np.cumsum(~hit)[ends_of_ties] / (~hit).sum()])
+    return x, y, int(positive.sum())
+
+
+def _mean_curve(curves: Sequence[tuple[Floats, Floats, int]]) -> tuple[Floats, Floats, float, int]:
+    """The mean sensitivity at each specificity, thinned; its area is the mean of the areas."""
+    x, y, count = curves[0]
+    if len(curves) > 1:
+        places = np.unique(np.concatenate([one for one, _, _ in curves]))
+        # A curve climbs where it stands still: it has two heights there, and both count.
+        low, high = (
+            np.mean([_height(one, other, places, side) for one, other, _ in curves], axis=0) for side in (0, 1)
+        )
+        x, y = np.repeat(places, 2), np.stack([low, high], axis=1).ravel()
     area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
     keep = np.ones(len(x), dtype=bool)
     # Inner points of a straight stretch say nothing and weigh.
     keep[1:-1] = ~((np.diff(x)[:-1] == 0) & (np.diff(x)[1:] == 0) | (np.diff(y)[:-1] == 0) & (np.diff(y)[1:] == 0))
-    yield name, x[keep], y[keep], area, int(positive.sum())
+    return x[keep], y[keep], area, count
+
+
+def _height(x: Floats, y: Floats, places: Floats, side: int) -> Floats:
+    """Height of a curve at places: where it climbs upright, at the foot (side 0) or at the top (side 1)."""
+    found: Floats = np.interp(places, x, y)
+    own = np.isin(places, x)
+    at = np.searchsorted(x, places[own], "right" if side else "left") - side
+    found[own] = y[at]
+    return found
 
 
 def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) -> Drawing | None:
@@ -327,14 +387,26 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
     if not rows:
         return None
     rows.sort(key=lambda row: row[0].subject.number)
+    for more in (lambda cell: str(cell.task.told.get("protocol") or "closed_set"), lambda cell: cell.task.name):
+        # What is done in two protocols is called the same: then these tell rows apart, or else the tasks' names.
+        alike = Counter((cell.subject.number, what) for cell, what, _ in rows)
+        rows = [
+            (
+                cell,
+                f"{what}, {clean(more(cell)).replace('_', ' ')}" if alike[cell.subject.number, what] > 1 else what,
+                one,
+            )
+            for cell, what, one in rows
+        ]
     figure = Figure(figsize=(7.2, 1.1 + 0.32 * len(rows)), layout="constrained")
-    axes, marks = figure.subplots(), Marks()
+    axes, marks, labelled = figure.subplots(), Marks(), False
     for place, (cell, _, values) in enumerate(rows):
         at = cell.subject.number
-        plain = part.main(cell.subject)
-        shown = plain.metrics.get("accuracy") if plain is not None and plain.task.plain else None
+        usual = part.held_against(cell)
+        shown = usual.metrics.get("accuracy") if usual is not None else None
         if shown is not None and known(shown):
-            label = "as it is usually asked" if place == 0 else None
+            label = None if labelled else "the same question as it is usually asked"
+            labelled = True
             drawn = axes.plot(
                 [100 * shown.value] * 2, [place - 0.34, place + 0.34], color=INK, linewidth=1.6, label=label
             )
@@ -352,10 +424,8 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
                 alpha=1 if blind_row else 0.8,
             )
             marks(at, drawn_values.get_children())
-    name, value = next((one for cell, *_ in rows if (one := blind_baseline(cell))[0]), ("", math.nan))
-    if name:
-        axes.axvline(100 * value, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=name.replace("_", " "))
-    axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {what}" for cell, what, _ in rows])
+    _blind_lines(axes, marks, [cell for cell, *_ in rows], MUTED)
+    axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {cut(what, 44)}" for cell, what, _ in rows])
     marks.names(axes, [cell.subject.number for cell, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 101)
@@ -369,7 +439,7 @@ def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) ->
         f"{part.name}.sensitivity",
         f"{part.title}: other orders, other words, no image",
         "A dot for each order or wording; open: a blind control, where the image is grey or another group's. The "
-        "upright stroke is the usual question.",
+        "upright stroke is the same question as it is usually asked, where that was run.",
         f"Accuracy on {part.title} under changed questions. {'; '.join(told)}.",
         number=figure_number,
     )

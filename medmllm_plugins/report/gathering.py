@@ -13,8 +13,9 @@ from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report.asking import question, shots
 from medmllm_plugins.report.reading import RunFolder, TaskRun, read_run
-from medmllm_plugins.report.text import clean, cut, estimate, known, mapping, without_secrets
+from medmllm_plugins.report.text import clean, cut, estimate, known, mapping, number, quantity
 
 _BLIND: Final = "majority"
 _PROTOCOLS: Final = ("closed_set", "letter", "open")
@@ -51,6 +52,32 @@ class Cell:
     def metrics(self) -> Mapping[str, Estimate]:
         """The metrics with their intervals, by name."""
         return {name: estimate(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data; empty where the manifest does not tell it."""
+        return clean(self.task.told.get("dataset_fingerprint") or "")
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each question is about one finding, and answered with yes or no."""
+        return self.task.metrics.get("kind") == "multilabel" or any(one.finding for one in self.task.outcomes)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes; of a multi-label set the findings that were asked about."""
+        if self.multilabel and self.task.metrics.get("kind") != "multilabel":
+            return tuple(dict.fromkeys(clean(one.finding) for one in self.task.outcomes if one.finding))
+        return self.task.labels
+
+    @property
+    def shots(self) -> int:
+        """Number of solved examples before each question."""
+        return shots(self.run, self.task)
+
+    def question(self, *but: str) -> tuple[str, ...]:
+        """What is asked, but for the facts named; see :func:`medmllm_plugins.report.asking.question`."""
+        return question(self.run, self.task, but)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,12 +118,40 @@ class DataPart:
         scored = [cell for cell in self.of(subject) if cell.task.scored and cell.task.image == "shown"]
         return min(scored, key=_rank) if scored else None
 
+    def held_against(self, cell: Cell) -> Cell | None:
+        """What a blind control or a varied task is held against; ``None`` where nothing of the kind was run.
+
+        A control is held against the same question with the image shown, and a task that varies order or wording
+        against the same question asked once. Anything else, such as letters for a closed set, would mix two effects.
+        """
+        if cell.task.image != "shown":
+            varies: tuple[str, ...] = ("image",)
+        else:
+            varies = {"order": ("order",), "wording": ("paraphrase",)}.get(cell.task.varied, ())
+        same = [
+            one
+            for one in self.of(cell.subject)
+            if varies
+            and one.task.scored
+            and one.task.image == "shown"
+            and (one.task.plain or cell.task.image != "shown")
+            and one.question(*varies) == cell.question(*varies)
+        ]
+        return min(same, key=_rank) if same else None
+
     @property
-    def reference(self) -> Cell | None:
-        """The best of the reference classifiers that look at images."""
-        found = [self.main(one) for one in self.subjects if one.reference and not one.blind]
-        scored = [cell for cell in found if cell is not None and known(cell.metrics.get("accuracy"))]
-        return max(scored, key=lambda cell: cell.metrics["accuracy"].value) if scored else None
+    def references(self) -> list[Cell]:
+        """A cell of each reference classifier that sees images, the most accurate first, those without figures last.
+
+        Whether one may be held against a model is another question: see :func:`medmllm_plugins.report.pairing.unlike`.
+        """
+        found = [self.main(one) or self.of(one)[0] for one in self.subjects if one.reference and not one.blind]
+
+        def place(cell: Cell) -> float:
+            accuracy = cell.metrics.get("accuracy")
+            return -accuracy.value if accuracy is not None and known(accuracy) else 1.0
+
+        return sorted(found, key=place)
 
     def probed(self) -> list[Cell]:
         """Cells with probes."""
@@ -190,25 +245,37 @@ def _subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subje
     order = sorted(range(len(bundles)), key=lambda place: bool(bundles[place][1][0].baseline))
     subjects: list[Subject] = []
     holder: dict[int, Subject] = {}
-    for number, place in enumerate(order):
+    for turn, place in enumerate(order):
         held = bundles[place][1]
         method = held[0].baseline
-        subject = Subject(number, labels[place], tuple(held), bool(method), method == _BLIND)
+        subject = Subject(turn, labels[place], tuple(held), bool(method), method == _BLIND)
         subjects.append(subject)
         holder |= {id(run): subject for run in held}
     return subjects, holder
 
 
 def _key(run: RunFolder) -> tuple[str, ...]:
+    """What makes two runs runs of one model: the model, and how it was asked to answer."""
     told = run.model
+    how = tuple(_asked(run).values())
     if not told:
-        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""))
+        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""), *how)
     names = ("name", "pretrained", "fingerprint", "method", "dtype", "peft", "load_in", "system", "max_new_tokens")
-    return tuple(str(told.get(name)) for name in names)
+    return (*(str(told.get(name)) for name in names), *how)
+
+
+def _asked(run: RunFolder) -> dict[str, str]:
+    """Arguments of the command that change every answer, as text; empty where they are as usual."""
+    examples = number(run.command.get("num_fewshot"))
+    arguments = run.command.get("gen_kwargs")
+    return {
+        "examples": quantity(int(examples), "example") if known(examples) and examples > 0 else "",
+        "arguments": "" if not arguments else clean(arguments),
+    }
 
 
 def _labels(bundles: Sequence[Sequence[RunFolder]]) -> list[str]:
-    """The shortest names that tell all apart: the model's, its size or path, its precision, the run folder's."""
+    """The shortest names that tell all apart: the model's, its size, how it was loaded and asked, the run folder's."""
     forms = [_forms(held[0]) for held in bundles]
     chosen = [1] * len(bundles)
     for depth in range(1, 4):
@@ -229,10 +296,11 @@ def _forms(run: RunFolder) -> tuple[str, str, str, str]:
     name = cut(told.get("name") or run.command.get("model") or run.name, 40)
     size = cut(Path(str(told["pretrained"])).name, 30) if told.get("pretrained") else ""
     if not told and run.command.get("model_args"):
-        size = cut(without_secrets(str(run.command["model_args"])), 40)
+        size = cut(run.command["model_args"], 40)
     plain = f"{name} ({size})" if size else name
     how = [str(told[part]) for part in ("dtype", "load_in", "peft") if told.get(part)]
-    precise = f"{plain}, {cut(', '.join(how), 40)}" if how else plain
+    how += [one for one in _asked(run).values() if one]
+    precise = f"{plain}, {cut(', '.join(how), 60)}" if how else plain
     return name, plain, precise, f"{plain}, {cut(run.name, 60)}"
 
 

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
-from medmllm_plugins.report.gathering import Gathered
+from medmllm_plugins.report.asking import facts
+from medmllm_plugins.report.gathering import Cell, DataPart, Gathered
+from medmllm_plugins.report.pairing import leagues, unlike
 from medmllm_plugins.report.reading import RunFolder, TaskRun
 from medmllm_plugins.report.text import clean, cut, known, listed, mapping, number, quantity, sequence
+from medmllm_plugins.report.verdict import questions_of
+
+_FACTS: Final = {
+    "dataset_options": "options of the data set",
+    "protocol": "how the classes are listed",
+    "folds": "folds",
+    "finding": "finding",
+    "view": "how volumes are shown",
+    "order": "order of the options",
+    "paraphrase": "wording",
+    "shots": "solved examples",
+}
+"""What main tasks may differ in, as people say it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Sentences for the page: what is missing, what leaks, and further warnings."""
+    """Sentences for the page: what is missing, what leaks, further warnings, and of which data no leak is known."""
 
     missing: tuple[str, ...]
     leaks: tuple[str, ...]
     warnings: tuple[str, ...]
+    folds: str
 
 
 def notes(gathered: Gathered) -> Notes:
@@ -28,27 +45,68 @@ def notes(gathered: Gathered) -> Notes:
             "No run has probes, so nothing is known of where the signal is lost: lmms-eval --tasks med_probe_NAME."
         )
     for part in gathered.sets:
-        if (
-            part.models
-            and part.reference is None
-            and not any(cell.task.probing and known(cell.task.probing.reference) for cell in part.cells)
-        ):
-            missing.append(
-                f"{part.title}: no reference classifier to compare with (medmllm baseline med_cls_{part.name})."
-            )
-        for cell in part.probed():
-            probing = cell.task.probing
-            if part.reference is not None and probing is not None and not known(probing.reference):
-                missing.append(
-                    f"{cell.task.name} of {cell.subject.label}: its probes were not held against the reference "
-                    f"classifier, which came later: medmllm diagnose {cut(cell.run.name, 60)} --reference "
-                    f"{cut(part.reference.run.name, 60)}."
-                )
+        missing += _of_references(part)
+        missing += _of_rows(part)
     return Notes(
         missing=tuple(dict.fromkeys(missing)),
         leaks=tuple(dict.fromkeys(_leaks(gathered))),
         warnings=tuple(dict.fromkeys(_warnings(gathered))),
+        folds=_folds(gathered),
     )
+
+
+def _folds(gathered: Gathered) -> str:
+    """Of which data sets the folds were read and no group stands in two, and of which nothing is known."""
+    leaking = {folds.dataset for run in gathered.runs for folds in run.folds.values() if folds.divided}
+    leaking |= {task.dataset for run in gathered.runs for task in run.tasks if task.told.get("leaks")}
+    read = {folds.dataset for run in gathered.runs for folds in run.folds.values()}
+    clear = [part.title for part in gathered.sets if part.name in read - leaking]
+    unknown = [part.title for part in gathered.sets if part.name not in read]
+    said = [f"No group stands in two folds of {listed(clear)}."] if clear else []
+    if unknown:
+        said.append(f"No run holds the folds of {listed(unknown)}, so that groups in two folds are not looked for.")
+    return " ".join(said)
+
+
+def _of_references(part: DataPart) -> Iterator[str]:
+    """Models and probes that no reference classifier stands beside."""
+    held = any(cell.task.probing and known(cell.task.probing.reference) for cell in part.cells)
+    how = f"(medmllm baseline med_cls_{part.name})"
+    if part.models and not part.references and not held:
+        yield f"{part.title}: no reference classifier to compare with {how}."
+    alone: dict[str, list[str]] = {}
+    for one in map(part.main, part.models):
+        if one is not None and part.references and not held and all(_apart(one, other) for other in part.references):
+            alone.setdefault(_apart(one, part.references[0]), []).append(one.subject.label)
+    for why, who in alone.items():
+        yield (
+            f"{part.title}: no reference classifier to compare {listed(who)} with {how}. That of "
+            f"{cut(part.references[0].run.name, 60)} is none: {why}."
+        )
+    for cell in part.probed():
+        probing = cell.task.probing
+        alike = [other for other in part.references if not _apart(cell, other)]
+        if alike and probing is not None and not known(probing.reference):
+            yield (
+                f"{cell.task.name} of {cell.subject.label}: its probes were not held against the reference classifier, "
+                f"which came later: medmllm diagnose {cut(cell.run.name, 60)} --reference "
+                f"{cut(alike[0].run.name, 60)}."
+            )
+
+
+def _apart(one: Cell, reference: Cell) -> str:
+    return unlike(one, reference, by_question=True) or ("" if reference.task.scored else "its run has no figures")
+
+
+def _of_rows(part: DataPart) -> Iterator[str]:
+    """Tasks of which fewer answers are on record than were scored."""
+    for cell in part.cells:
+        there, scored = len(cell.task.outcomes), questions_of(cell)
+        if cell.task.scored and 0 < there < scored:
+            yield (
+                f"{cell.task.name} of {cell.subject.label}: {there:,} of {scored:,} scored answers are on record. "
+                "Metrics are of all; ROC curves and paired differences are of those on record."
+            )
 
 
 def _leaks(gathered: Gathered) -> Iterator[str]:
@@ -69,6 +127,7 @@ def _warnings(gathered: Gathered) -> Iterator[str]:
     for part in gathered.sets:
         if part.divided:
             yield f"{part.title}: the runs saw different data (their fingerprints differ). Do not compare them."
+        yield from _of_questions(part)
     for run in gathered.runs:
         yield from _of_run(run)
     versions: dict[str, set[str]] = {}
@@ -78,6 +137,24 @@ def _warnings(gathered: Gathered) -> Iterator[str]:
     differing = [f"{package} ({', '.join(sorted(found))})" for package, found in versions.items() if len(found) > 1]
     if differing:
         yield f"The runs were made with different versions of {listed(differing)}."
+
+
+def _of_questions(part: DataPart) -> Iterator[str]:
+    """Models whose main tasks do not ask the same."""
+    mains = [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
+    by_classes: dict[tuple[str, ...], list[str]] = {}
+    for cell in mains:
+        by_classes.setdefault(tuple(sorted(set(cell.answers))), []).append(cell.subject.label)
+    if len(by_classes) > 1:
+        told = [f"{listed(who)}: {cut(listed(list(classes)), 200)}" for classes, who in by_classes.items()]
+        yield f"{part.title}: the runs have different classes ({'; '.join(told)}). Do not compare them."
+    for league in leagues([cell for cell in mains if not cell.subject.reference]):
+        asked = [facts(cell.run, cell.task) for cell in league]
+        differing = [words for name, words in _FACTS.items() if len({one[name] for one in asked}) > 1]
+        if differing:
+            told = [f"{cell.subject.label} by {cell.task.name}" for cell in league]
+            what = listed(differing)
+            yield f"{part.title}: the models were not asked alike; they differ in {what} ({'; '.join(told)})."
 
 
 def _of_run(run: RunFolder) -> Iterator[str]:

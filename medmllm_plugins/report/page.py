@@ -25,6 +25,7 @@ from medmllm_plugins.report import (
     figures_mapping,
     methods,
     tables_answers,
+    tables_findings,
     tables_layers,
     tables_runs,
     text,
@@ -33,11 +34,13 @@ from medmllm_plugins.report.drawing import Drawing
 from medmllm_plugins.report.gallery import Gallery, gallery
 from medmllm_plugins.report.gathering import Cell, DataPart, Gathered, Subject
 from medmllm_plugins.report.notes import Notes, notes
+from medmllm_plugins.report.overview import overview
+from medmllm_plugins.report.pairing import differences, groups_of, hits_of, paired
 from medmllm_plugins.report.table import Column, Table
 from medmllm_plugins.report.tables_answers import Control
-from medmllm_plugins.report.text import clean, cut, mapping, percent, without_secrets
+from medmllm_plugins.report.text import clean, cut, percent
 from medmllm_plugins.report.together import Failed, draw_all
-from medmllm_plugins.report.verdict import Verdict, groups_of, hits_of, overview, paired, verdicts
+from medmllm_plugins.report.verdict import Beside, Verdict, verdicts
 
 ROWS: Final = 300
 """So many rows of a table stand on the page; all are in its CSV file."""
@@ -78,9 +81,13 @@ class Section:
     verdicts: tuple[Verdict, ...]
     accuracy: Drawing | None
     metrics: Table
+    differences: Table
     classes: Table
+    findings: Table
+    counts: Table
     parsing: Table
     unparsed: Table
+    label_scores: Table
     confusion: tuple[Heat, ...]
     reliability: Drawing | None
     roc: Drawing | None
@@ -106,9 +113,19 @@ class Section:
 
     def tables(self) -> list[Table]:
         """Its tables with rows, each of which is a CSV file."""
-        found = [self.metrics, self.classes, self.parsing, self.unparsed, self.areas, self.changes, self.positions]
+        found = [
+            self.metrics,
+            self.differences,
+            self.classes,
+            self.findings,
+            self.counts,
+            self.parsing,
+            self.unparsed,
+            self.label_scores,
+        ]
+        found += [self.areas, self.changes, *([self.positions] if self.positions is not None else [])]
         found += [self.modes, self.diagnosis, self.health_table, self.curves, self.mapping, self.attributions]
-        return [one for one in found if one is not None and one.rows]
+        return [one for one in found if one.rows]
 
     def drawings(self) -> list[Drawing]:
         """Its figures."""
@@ -254,15 +271,20 @@ def _section(
     part: DataPart, found: Sequence[Verdict], blind: Sequence[Control], figures: Mapping[str, Drawing]
 ) -> Section:
     singles = [(cell.subject, figures.get(f"layers {place}")) for place, cell in enumerate(part.probed())]
+    pairs = differences(part)
     return Section(
         part=part,
-        sentence=overview(part, found),
+        sentence=overview(part, found, pairs),
         verdicts=tuple(found),
         accuracy=figures.get("accuracy"),
         metrics=tables_answers.metrics_table(part, found),
+        differences=tables_answers.differences_table(part, pairs),
         classes=tables_answers.class_table(part),
+        findings=tables_findings.findings_table(part),
+        counts=tables_findings.counts_table(part),
         parsing=tables_answers.parsing_table(part),
         unparsed=tables_answers.unparsed_table(part),
+        label_scores=tables_answers.label_scores_table(part),
         confusion=_confusion(part),
         reliability=figures.get("reliability"),
         roc=figures.get("roc"),
@@ -291,15 +313,19 @@ def _section(
 def _blind(part: DataPart) -> list[Control]:
     """Blind controls, each with the task it is held against and the paired difference of shown less blind."""
     controls = [cell for cell in part.cells if cell.task.scored and cell.task.image != "shown"]
-    plain = {id(cell): part.main(cell.subject) for cell in controls}
-    wanted = {
-        str(place): (hits_of(shown), hits_of(cell), groups_of(shown))
-        for place, cell in enumerate(controls)
-        if (shown := plain[id(cell)]) is not None
-    }
-    gaps = paired(wanted)
+    against = [part.held_against(cell) for cell in controls]
+    gaps = paired(
+        {
+            str(place): (hits_of(shown), hits_of(cell), groups_of(shown))
+            for place, (cell, shown) in enumerate(zip(controls, against, strict=True))
+            if shown is not None
+        }
+    )
     nothing = (text.UNKNOWN, 0.0, 0)
-    return [(cell, plain[id(cell)], gaps.get(str(place), nothing)[0]) for place, cell in enumerate(controls)]
+    return [
+        (cell, shown, gaps.get(str(place), nothing)[0])
+        for place, (cell, shown) in enumerate(zip(controls, against, strict=True))
+    ]
 
 
 def _confusion(part: DataPart) -> tuple[Heat, ...]:
@@ -354,16 +380,30 @@ def _verdict(one: Verdict) -> dict[str, Any]:
         "task": one.cell.task.name,
         "sentence": one.sentence,
         "accuracy": one.accuracy.to_dict(),
-        "blind": one.blind,
-        "blind_accuracy": _plain(one.blind_accuracy),
-        "over_blind": one.over_blind.to_dict(),
-        "reference": one.reference,
-        "reference_accuracy": _plain(one.reference_accuracy),
-        "over_reference": one.over_reference.to_dict(),
+        "questions": one.questions,
+        "blind": one.blind.name,
+        "blind_accuracy": _plain(one.blind.accuracy.value),
+        "over_blind": one.blind.gap.to_dict(),
+        "over_blind_questions": one.blind.shared,
+        **_reference(one.reference),
         "probed": one.probed,
         "named": one.named,
         "supported": [effect.mode for effect in one.supported],
         "cannot_tell": list(one.undecided),
+    }
+
+
+def _reference(one: Beside) -> dict[str, Any]:
+    """A reference classifier; one that cannot be held against the model stands apart with its own accuracy."""
+    if not one.compared:
+        apart = {"name": one.name, "accuracy": one.accuracy.to_dict(), "why": one.why} if one.name else None
+        return {"reference": "", "reference_apart": apart}
+    return {
+        "reference": one.name,
+        "reference_accuracy": _plain(one.reached),
+        "over_reference": one.gap.to_dict(),
+        "over_reference_questions": one.shared,
+        "reference_apart": None,
     }
 
 
@@ -403,7 +443,7 @@ def render(report: Report, beside: str) -> str:
     environment.filters |= {"percent": percent, "cut": cut, "decimal": text.decimal, "interval": text.interval}
     environment.globals["known"] = text.known
     manifests = [
-        (run.name, json.dumps(_shareable(run.manifest), indent=1, ensure_ascii=False)) for run in report.gathered.runs
+        (run.name, json.dumps(_shown(run.manifest), indent=1, ensure_ascii=False)) for run in report.gathered.runs
     ]
     return environment.get_template("report.html").render(
         report=report,
@@ -416,7 +456,7 @@ def render(report: Report, beside: str) -> str:
         rows=ROWS,
         markup=Markup,  # for the figures alone, in whose SVG matplotlib escapes every text
         prompts=methods.prompts(report.gathered),
-        commands=[(run.name, without_secrets(methods.commands(run))) for run in report.gathered.runs],
+        commands=[(run.name, methods.commands(run)) for run in report.gathered.runs],
         manifests=manifests,
         citations={section.part.name: methods.set_citations(section.part) for section in report.sections},
     )
@@ -436,11 +476,6 @@ def _policy(script: str) -> str:
     )
 
 
-def _shareable(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest without what looks like a key in its command, and without the list of plugins."""
-    told = {key: value for key, value in manifest.items() if key != "plugins"}
-    told["command"] = {
-        key: without_secrets(value) if isinstance(value, str) else value
-        for key, value in mapping(manifest.get("command")).items()
-    }
-    return told
+def _shown(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without the list of plugins."""
+    return {key: value for key, value in manifest.items() if key != "plugins"}

@@ -10,6 +10,9 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.text import clean, estimate, known, mapping, number, sequence
 
+RANDOM_FLOOR = "floor.random."
+"""Begins the names of loci of the encoder with random weights."""
+PIXEL_FLOOR = "floor.pixels"
 MODES = ("vision", "connector", "comprehension", "mapping")
 TITLES = {
     "vision": "quality limitation in visual representation",
@@ -18,6 +21,8 @@ TITLES = {
     "mapping": "misalignment of semantic mapping",
 }
 """The four failure modes of "Lost in the Hype" (arXiv:2604.08333), as ``probes/diagnosis.py`` names them."""
+PROVEN = ("permuted", "decoding")
+"""Kinds of mapping that show the words to be at fault, as ``probes/analysis.py`` has them."""
 READINGS = {
     "scores": "label that scores highest, instead of the text",
     "relabelled": "answers renamed (best relabelling)",

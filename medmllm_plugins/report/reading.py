@@ -15,6 +15,7 @@ from medmllm_plugins.metrics.outcome_files import SUFFIX, file_stem
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report.attributing import FOLDER, INDEX, Attributions, read_attributions
 from medmllm_plugins.report.probing import Probing, read_probing
+from medmllm_plugins.report.redaction import shareable_manifest
 from medmllm_plugins.report.text import clean, mapping, quantity, sequence
 
 MANIFEST: Final = "manifest.json"
@@ -92,12 +93,15 @@ class TaskRun:
         return clean(bare.removesuffix("_letter").removesuffix("_open"))
 
     @property
+    def sources(self) -> tuple[Mapping[str, Any], ...]:
+        """The metrics; of a task that asks in several ways those of each way."""
+        variants = self.metrics.get("variants")
+        return tuple(map(mapping, variants.values())) if isinstance(variants, Mapping) else (self.metrics,)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The classes in order; empty where nothing tells them."""
-        told = mapping(self.metrics)
-        if isinstance(told.get("variants"), Mapping):
-            told = mapping(next(iter(told["variants"].values()), {}))
-        found = tuple(map(clean, sequence(told.get("labels"))))
+        found = next((tuple(map(clean, told)) for one in self.sources if (told := sequence(one.get("labels")))), ())
         return found or (self.probing.labels if self.probing else ())
 
     @property
@@ -129,7 +133,7 @@ class RunFolder:
 
     Attributes:
         folder: where it is.
-        manifest: its manifest; empty where there is none that can be read.
+        manifest: its manifest, without keys and passwords; empty where there is none that can be read.
         tasks: its tasks in the manifest's order.
         folds: the folds of its data sets, by name.
         missing: sentences on what the folder as a whole lacks.
@@ -177,7 +181,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder}: expected a run folder, found none. Name the folder that an evaluation's log ends with."
         )
     missing: list[str] = []
-    manifest = mapping(_json(folder / MANIFEST, missing))
+    manifest = shareable_manifest(mapping(_json(folder / MANIFEST, missing)))
     told = mapping(manifest.get("tasks"))
     names = [name for name in told if isinstance(name, str)]
     found = _tasks_in(folder)

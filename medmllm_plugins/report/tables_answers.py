@@ -9,12 +9,14 @@ from typing import Final, TypeAlias
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import text
 from medmllm_plugins.report.gathering import Cell, DataPart
+from medmllm_plugins.report.pairing import Difference
 from medmllm_plugins.report.table import Column, Table, Value
-from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, sequence
-from medmllm_plugins.report.verdict import Verdict, blind_baseline
+from medmllm_plugins.report.text import clean, cut, estimate, mapping, number, sequence, whole
+from medmllm_plugins.report.verdict import BLIND_BASELINES, Verdict, blind_baseline
 
 Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
-"""A blind control, the task that it is held against, and the paired difference: shown less blind."""
+"""A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was
+not asked), and the paired difference: shown less blind."""
 METRICS: Final = {
     "accuracy": "Accuracy",
     "balanced": "Balanced accuracy",
@@ -27,8 +29,18 @@ METRICS: Final = {
     "brier": "Brier score",
     "parsed": "Parsed",
 }
-"""Metrics in the order of columns, shares of 1 apart from those of :data:`_DECIMALS`."""
-_DECIMALS: Final = frozenset({"macro_f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
+"""Metrics in the order of columns, shares of 1 apart from those of :data:`DECIMALS`."""
+DECIMALS: Final = frozenset({"macro_f1", "f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
+FORMS: Final = {
+    "sum": "sum of log-probabilities",
+    "mean": "mean over a label's tokens",
+    "calibrated": "sum less that of a blank image",
+}
+"""Forms of the label scores, as :mod:`medmllm_plugins.metrics.label_scores` names them."""
+_OF_FINDINGS: Final = (
+    " Each question is about one finding; accuracy is of all questions, “all findings right” of whole documents, and "
+    "the others are means over the findings that some documents have and others do not."
+)
 _STATUSES: Final = ("parsed", "ambiguous", "out_of_list", "refusal")
 
 
@@ -44,41 +56,75 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
     present = [
         name for name in METRICS if name != "accuracy" and any(text.known(cell.metrics.get(name)) for cell in cells)
     ]
-    gaps = any(one.reference for one in found)
+    gaps = any(one.reference.compared for one in found)
     # Accuracy stands beside the name: a phone shows no more than these two.
     columns = [Column("Model", "model"), Column(METRICS["accuracy"], "accuracy", "share"), Column("Task", "task")]
     columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
+    columns += [Column("Blind answer", "blind", "share")]
     columns += [Column("Over blind", "over_blind", "gap")]
     columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
-    columns += [Column(METRICS[name], name, "decimal" if name in _DECIMALS else "share") for name in present]
+    columns += [Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in present]
+    of_findings = any(cell.multilabel for cell in cells)
+    columns += [Column("All findings right", "exact_match", "share")] if of_findings else []
     rows: list[tuple[Value, ...]] = []
     for cell in cells:
         told = cell.task.metrics
         verdict = by_number.get(cell.subject.number)
         mine = verdict if verdict is not None and verdict.cell is cell else None
         row: list[Value] = [cell.subject.label, cell.metrics.get("accuracy"), cell.task.name]
-        row += [_whole(told.get("n")), _whole(told.get("n_groups")), mine.over_blind if mine else None]
-        row += [mine.over_reference if mine and mine.reference else None] if gaps else []
+        row += [whole(told.get("n")), whole(told.get("n_groups")), blind_baseline(cell)[1]]
+        row += [mine.blind.gap if mine else None]
+        row += [mine.reference.gap if mine and mine.reference.compared else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
+        row += [estimate(told.get("exact_match"))] if of_findings else []
         rows.append(tuple(row))
-    owners = [cell.subject.number for cell in cells]
-    blind, value = next((one for cell in cells if (one := blind_baseline(cell))[0]), ("", math.nan))
-    if blind:
-        rows.append(tuple(["(blind) " + blind.replace("_", " "), value, "", *[None] * (len(columns) - 3)]))
-        owners.append(-1)
     return Table(
         f"{part.name}.metrics",
         f"{part.title}: metrics",
         tuple(columns),
         tuple(rows),
-        tuple(None if one < 0 else one for one in owners),
-        "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). “Over blind” and "
-        "“over reference” are paired differences of accuracy.",
+        tuple(cell.subject.number for cell in cells),
+        "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). Blind answer: "
+        f"accuracy of {_blind_names(cells)}, on the row's questions. “Over blind” and “over reference” are paired "
+        "differences of accuracy, over the questions on record that both answered."
+        + (_OF_FINDINGS if of_findings else ""),
+    )
+
+
+def _blind_names(cells: Sequence[Cell]) -> str:
+    names = dict.fromkeys(BLIND_BASELINES[name] for cell in cells if (name := blind_baseline(cell)[0]))
+    return " or ".join(names) or "an answer that knows nothing of the image"
+
+
+def differences_table(part: DataPart, pairs: Sequence[Difference]) -> Table:
+    """Every two models that were asked about the same classes of the same data, and by how much they differ."""
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("Held against", "other"),
+        Column("Its task", "other_task"),
+        Column("Questions of both", "n", "count"),
+        Column("Accuracy", "accuracy", "share"),
+        Column("Accuracy of the other", "other_accuracy", "share"),
+        Column("Difference", "difference", "gap"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for one in pairs:
+        names = (one.first.subject.label, one.first.task.name, one.second.subject.label, one.second.task.name)
+        rows.append((*names, one.shared, one.mean + one.gap.value, one.mean, one.gap))
+    return Table(
+        f"{part.name}.differences",
+        f"{part.title}: models against each other",
+        columns,
+        tuple(rows),
+        tuple(one.first.subject.number for one in pairs),
+        "Accuracy over the questions that both answered, and its paired difference in percentage points. An interval "
+        "that holds zero does not tell the two apart; intervals are not corrected for the number of pairs.",
     )
 
 
 def class_table(part: DataPart) -> Table:
-    """Figures of each class (or finding) of each model's main task."""
+    """Figures of each class of each model's main task; findings have a table of their own."""
     columns = (
         Column("Model", "model"),
         Column("Class", "class"),
@@ -90,14 +136,14 @@ def class_table(part: DataPart) -> Table:
     )
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
-    for cell in _mains(part):
+    for cell in mains_of(part):
         told = cell.task.metrics
-        for one in map(mapping, [*sequence(told.get("per_class")), *sequence(told.get("per_finding"))]):
+        for one in map(mapping, sequence(told.get("per_class"))):
             rows.append(
                 (
                     cell.subject.label,
-                    cut(one.get("label") or one.get("finding") or ""),
-                    _whole(one.get("n")),
+                    cut(one.get("label") or ""),
+                    whole(one.get("n")),
                     estimate(one.get("sensitivity")),
                     estimate(one.get("specificity")),
                     number(one.get("precision")),
@@ -136,9 +182,45 @@ def parsing_table(part: DataPart) -> Table:
 
 def statuses(cell: Cell) -> dict[str, int]:
     """Number of answers of each status, over all variants of a task."""
-    told = cell.task.metrics
-    sources = [told] if told.get("statuses") else [mapping(one) for one in mapping(told.get("variants")).values()]
-    return {name: sum(_whole(mapping(one.get("statuses")).get(name)) or 0 for one in sources) for name in _STATUSES}
+    counted = [mapping(told.get("statuses")) for told in cell.task.sources]
+    return {name: sum(whole(one.get(name)) or 0 for one in counted) for name in _STATUSES}
+
+
+def label_scores_table(part: DataPart) -> Table:
+    """What a model scores where the label that scores highest is taken for its answer, in each form of the scores."""
+    columns = (
+        Column("Model", "model"),
+        Column("Task", "task"),
+        Column("Variant", "variant"),
+        Column("Reading", "form"),
+        Column("Accuracy", "accuracy", "share"),
+        Column("Balanced accuracy", "balanced", "share"),
+        Column("Macro F1", "macro_f1", "decimal"),
+        Column("AUROC", "auroc", "decimal"),
+        Column("Accuracy of the text", "text_accuracy", "share"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    owners: list[int | None] = []
+    for cell in part.cells:
+        variants = list(mapping(cell.task.metrics.get("variants"))) or [""]
+        for variant, told in zip(variants, cell.task.sources, strict=False):
+            text_accuracy = estimate(mapping(told.get("metrics")).get("accuracy"))
+            for form, figures in mapping(told.get("label_scores")).items():
+                read = [estimate(mapping(figures).get(column.name)) for column in columns[4:8]]
+                name = clean(variant) or None
+                rows.append(
+                    (cell.subject.label, cell.task.name, name, FORMS.get(form, clean(form)), *read, text_accuracy)
+                )
+                owners.append(cell.subject.number)
+    return Table(
+        f"{part.name}.label_scores",
+        f"{part.title}: answers read from the labels' scores",
+        columns,
+        tuple(rows),
+        tuple(owners),
+        "The label that scores highest, in place of the text. Sums favour short labels, which the mean over a label's "
+        "tokens makes up for; scores of a blank image show what the words alone suggest. AUROC stands beside the sums.",
+    )
 
 
 def unparsed_table(part: DataPart, most: int = 8) -> Table:
@@ -172,11 +254,12 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         Column("Task", "task"),
         Column("What changes", "what"),
         Column("Accuracy", "accuracy", "share"),
+        Column("Held against", "against"),
+        Column("Shown less blind", "over_control", "gap"),
         Column("Lowest", "lowest", "share"),
         Column("Highest", "highest", "share"),
         Column("Spread", "spread", "share"),
         Column("Answers that change", "flips", "share"),
-        Column("Shown less blind", "over_control", "gap"),
     )
     rows: list[tuple[Value, ...]] = []
     owners: list[int | None] = []
@@ -193,18 +276,20 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
                 cell.task.name,
                 f"{what} ({len(each)})",
                 found.get("accuracy"),
+                usual.task.name if (usual := part.held_against(cell)) is not None else None,
+                None,
                 min(values, default=math.nan),
                 max(values, default=math.nan),
                 found.get("spread"),
                 found.get("flips"),
-                None,
             )
         )
         owners.append(cell.subject.number)
-    for control, _, gap in blind:
+    for control, shown, gap in blind:
         told = control.metrics.get("accuracy")
         what = f"image {control.task.image}"
-        rows.append((control.subject.label, control.task.name, what, told, None, None, None, None, gap))
+        against = shown.task.name if shown is not None else None
+        rows.append((control.subject.label, control.task.name, what, told, against, gap, None, None, None, None))
         owners.append(control.subject.number)
     return Table(
         f"{part.name}.sensitivity",
@@ -212,8 +297,9 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         columns,
         tuple(rows),
         tuple(owners),
-        "What a model scores under a blind control (a grey or another group's image) it owes to the words. “Shown less "
-        "blind” is paired, over the documents that both answered.",
+        "What a model scores under a blind control (a grey or another group's image) it owes to the words. Each task "
+        "is held against the one that asks the same in the usual way; where that was not run, there is no difference. "
+        "“Shown less blind” is paired, over the documents that both answered.",
     )
 
 
@@ -250,10 +336,6 @@ def positions_table(part: DataPart) -> Table | None:
     )
 
 
-def _mains(part: DataPart) -> list[Cell]:
+def mains_of(part: DataPart) -> list[Cell]:
+    """The main cell of everyone on a data set that sees images."""
     return [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
-
-
-def _whole(value: object) -> int | None:
-    found = number(value)
-    return None if math.isnan(found) else int(found)

@@ -7,7 +7,7 @@ import math
 from medmllm_plugins.report import text
 from medmllm_plugins.report.gathering import Gathered
 from medmllm_plugins.report.table import Column, Table, Value
-from medmllm_plugins.report.text import clean, cut, mapping, number, sequence
+from medmllm_plugins.report.text import clean, cut, mapping, number, sequence, whole
 
 
 def runs_table(gathered: Gathered) -> Table:
@@ -95,9 +95,4 @@ def _moment(told: object) -> str:
 
 
 def _total(told: object) -> int:
-    return sum(_whole(one) or 0 for one in mapping(told).values())
-
-
-def _whole(value: object) -> int | None:
-    found = number(value)
-    return None if math.isnan(found) else int(found)
+    return sum(whole(one) or 0 for one in mapping(told).values())

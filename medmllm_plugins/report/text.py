@@ -14,7 +14,6 @@ NOTHING: Final = "–"
 """Stands for a number that is not defined or not there."""
 UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan)
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
-_SECRET: Final = re.compile(r"(?i)\b([\w.-]*(?:key|token|secret|password)[\w.-]*)=([^,\s]+)")
 
 
 def clean(value: object) -> str:
@@ -33,11 +32,6 @@ def cut(value: object, length: int = 80) -> str:
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
-def without_secrets(text: str) -> str:
-    """Arguments of a command without what looks like a key or a password: a page is passed on."""
-    return _SECRET.sub(r"\1=…", text)
-
-
 def number(value: object) -> float:
     """A number read from JSON; NaN for anything that is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -47,6 +41,12 @@ def number(value: object) -> float:
     except OverflowError:  # JSON bounds no integer
         return math.nan
     return found if math.isfinite(found) else math.nan
+
+
+def whole(value: object) -> int | None:
+    """A whole number read from JSON; ``None`` for anything else."""
+    found = number(value)
+    return None if math.isnan(found) else int(found)
 
 
 def estimate(told: object) -> Estimate:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
-import numpy as np
-
-from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap
-from medmllm_plugins.metrics.intervals import estimate as interval_around
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.gathering import Cell, DataPart, Subject
-from medmllm_plugins.report.probing import TITLES, Effect
+from medmllm_plugins.report.pairing import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
+from medmllm_plugins.report.probing import PROVEN, TITLES, Effect, Probing
 from medmllm_plugins.report.text import (
     UNKNOWN,
+    clean,
     interval,
     known,
     listed,
@@ -22,13 +20,36 @@ from medmllm_plugins.report.text import (
     number,
     percent,
     points,
-    quantity,
     turned,
 )
 
-Key: TypeAlias = tuple[str, str, str]
-"""A row's document, finding and variant."""
 BLIND_BASELINES: Final = {"majority_class": "always answering the commonest class", "always_no": "always answering no"}
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a model is held against.
+
+    Attributes:
+        name: of the blind baseline, or of the reference classifier; empty without one.
+        accuracy: its accuracy, of its own questions.
+        gap: answers less that, paired; unknown where the two cannot be paired.
+        reached: its accuracy over the questions that both answered, which the gap is over.
+        shared: number of these.
+        why: why it cannot be held against the model, where that is so.
+    """
+
+    name: str = ""
+    accuracy: Estimate = UNKNOWN
+    gap: Estimate = UNKNOWN
+    reached: float = float("nan")
+    shared: int = 0
+    why: str = ""
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is one, and the model can be held against it."""
+        return bool(self.name) and not self.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +62,13 @@ class Verdict:
         cell: the task that it rests on.
         sentence: the verdict.
         accuracy: of the answers.
-        blind: name of the blind baseline.
-        blind_accuracy: its accuracy.
-        over_blind: answers less that, paired.
-        reference: name of the reference classifier; empty without one.
-        reference_accuracy: its accuracy on the same documents.
-        over_reference: answers less that, paired.
-        shared: documents on which the two are compared.
+        questions: number of questions that it is of.
+        blind: the blind baseline.
+        reference: the reference classifier.
         probed: the task whose probes it rests on; empty without probes.
         supported: failure modes that the evidence supports, the named one first.
         named: the mode that losses are charged to first.
+        proven: whether the scores show that it is the words' fault, where the mapping is named.
         undecided: modes of which one cannot tell.
     """
 
@@ -59,85 +77,43 @@ class Verdict:
     cell: Cell
     sentence: str
     accuracy: Estimate
-    blind: str
-    blind_accuracy: float
-    over_blind: Estimate
-    reference: str
-    reference_accuracy: float
-    over_reference: Estimate
-    shared: int
+    questions: int
+    blind: Beside
+    reference: Beside
     probed: str
     supported: tuple[Effect, ...]
     named: str | None
+    proven: bool
     undecided: tuple[str, ...]
 
 
 def verdicts(part: DataPart) -> list[Verdict]:
     """One verdict a model that has figures on a data set."""
     mains = [cell for one in part.models if (cell := part.main(one)) is not None]
-    reference = part.reference
-    wanted: dict[str, tuple[Mapping[Key, float], Mapping[Key, float], Mapping[Key, str]]] = {}
+    gaps = paired(_wanted(mains, part.references))
+    return [_verdict(part, cell, gaps) for cell in mains]
+
+
+def reference_verdict(part: DataPart, cell: Cell) -> Verdict:
+    """How good a reference classifier is itself, for a data set on which no model was run."""
+    return _verdict(part, cell, paired(_wanted([cell], [])))
+
+
+def _wanted(mains: Iterable[Cell], references: Sequence[Cell]) -> dict[str, Wanted]:
+    """What is to be paired: each cell with its blind baseline, and with the references on the same data."""
+    wanted: dict[str, Wanted] = {}
+    theirs = {id(one): hits_of(one) for one in references}
     for cell in mains:
         hits, groups = hits_of(cell), groups_of(cell)
-        constant = _constant(cell)
-        wanted[f"blind {cell.subject.number}"] = (hits, constant, groups)
-        if reference is not None:
-            wanted[f"reference {cell.subject.number}"] = (hits, hits_of(reference), groups)
-    gaps = paired(wanted)
-    return [_verdict(part, cell, reference, gaps) for cell in mains]
+        wanted[_name(cell)] = (hits, _constant(cell), groups)
+        for one in references:
+            if not unlike(cell, one, by_question=True):
+                wanted[_name(cell, one)] = (hits, theirs[id(one)], groups)
+    return wanted
 
 
-def hits_of(cell: Cell) -> dict[Key, float]:
-    """1 for each row that was answered rightly, else 0."""
-    return {key(one): float(one.predicted == one.label) for one in cell.task.outcomes}
-
-
-def groups_of(cell: Cell) -> dict[Key, str]:
-    """The group of each row."""
-    return {key(one): one.group for one in cell.task.outcomes}
-
-
-def key(outcome: object) -> Key:
-    """What tells a row from the others, in any run on the same data."""
-    document = getattr(outcome, "document", None) or getattr(outcome, "id", "")
-    return str(document), str(getattr(outcome, "finding", None) or ""), str(getattr(outcome, "variant", "") or "")
-
-
-def paired(
-    wanted: Mapping[str, tuple[Mapping[Key, float], Mapping[Key, float], Mapping[Key, str]]],
-) -> dict[str, tuple[Estimate, float, int]]:
-    """Differences between two sets of rows, over the rows that both have, with clustered intervals.
-
-    Comparisons over the same rows share their resamples, which is what makes a page of many models fast.
-
-    Args:
-        wanted: by name: values of the first, values of the second, and the rows' groups.
-
-    Returns:
-        By name: first less second, mean of the second, and the number of rows that both have; no entry without rows.
-    """
-    batches: dict[tuple[Key, ...], list[str]] = {}
-    for name, (first, second, _) in wanted.items():
-        shared = tuple(sorted(first.keys() & second.keys()))
-        if shared:
-            batches.setdefault(shared, []).append(name)
-    found: dict[str, tuple[Estimate, float, int]] = {}
-    for shared, names in batches.items():
-        by_group = wanted[names[0]][2]
-        groups, group = np.unique([by_group[one] for one in shared], return_inverse=True)
-        rows: Floats = np.array([[wanted[name][0][one] - wanted[name][1][one] for one in shared] for name in names])
-        values, drawn = _resampled(rows, group.astype(np.intp))
-        for place, name in enumerate(names):
-            gap = interval_around(float(values[place]), drawn[:, place], groups=len(groups))
-            found[name] = gap, float(np.mean([wanted[name][1][one] for one in shared])), len(shared)
-    return found
-
-
-def _resampled(rows: Floats, group: Ints) -> tuple[Floats, Floats]:
-    values, drawn = bootstrap(
-        lambda weights: {"": (rows @ weights / weights.sum(0)).T}, group, resamples=RESAMPLES, seed=0, cells=len(rows)
-    )
-    return values[""], drawn[""]
+def _name(cell: Cell, reference: Cell | None = None) -> str:
+    return f"{cell.subject.number} {'blind' if reference is None else reference.subject.number}"
 
 
 def blind_baseline(cell: Cell) -> tuple[str, float]:
@@ -156,49 +132,80 @@ def blind_baseline(cell: Cell) -> tuple[str, float]:
 def _constant(cell: Cell) -> dict[Key, float]:
     """Hits of the blind baseline, row by row."""
     name, _ = blind_baseline(cell)
-    labels = [one.label for one in cell.task.outcomes]
+    labels = [clean(one.label) for one in cell.task.outcomes]
     if not labels or not name:
         return {}
-    answer = "no" if name == "always_no" else max(cell.task.labels or sorted(set(labels)), key=labels.count)
-    return {key(one): float(one.label == answer) for one in cell.task.outcomes}
+    answer = "no" if name == "always_no" else _commonest(cell, labels)
+    return {key(one): float(label == answer) for one, label in zip(cell.task.outcomes, labels, strict=True)}
 
 
-def _verdict(
-    part: DataPart, cell: Cell, reference: Cell | None, gaps: Mapping[str, tuple[Estimate, float, int]]
-) -> Verdict:
+def _commonest(cell: Cell, labels: Sequence[str]) -> str:
+    """The commonest class: as the metrics have it, since the rows on record may be fewer than those scored."""
+    told = cell.task.metrics
+    if not told.get("majority"):
+        told = mapping(next(iter(mapping(told.get("variants")).values()), {}))
+    return clean(told.get("majority") or max(cell.task.labels or sorted(set(labels)), key=labels.count))
+
+
+def _verdict(part: DataPart, cell: Cell, gaps: Mapping[str, Gap]) -> Verdict:
     subject = cell.subject
-    name, value = blind_baseline(cell)
-    nothing = (UNKNOWN, float("nan"), 0)
-    over_blind, _, _ = gaps.get(f"blind {subject.number}", nothing)
-    over_reference, reference_accuracy, shared = gaps.get(f"reference {subject.number}", nothing)
-    reference_name = "" if reference is None else reference.subject.label
     probed = _probed(part, subject)
     probing = probed.task.probing if probed else None
-    if not known(over_reference) and probing is not None and known(probing.reference):
-        # Its run is not at hand, but the diagnosis was held against it.
-        reference_name, reference_accuracy = probing.reference_name, probing.reference.value
-        over_reference = Estimate(probing.answer.value - probing.reference.value, float("nan"), float("nan"))
-        shared = 0
-    accuracy = cell.metrics.get("accuracy", UNKNOWN)
     told = Verdict(
         subject=subject,
         title=part.title,
         cell=cell,
         sentence="",
-        accuracy=accuracy,
-        blind=BLIND_BASELINES.get(name, ""),
-        blind_accuracy=value,
-        over_blind=over_blind,
-        reference=reference_name if known(over_reference) else "",
-        reference_accuracy=reference_accuracy,
-        over_reference=over_reference,
-        shared=shared,
+        accuracy=cell.metrics.get("accuracy", UNKNOWN),
+        questions=questions_of(cell),
+        blind=_blind(cell, gaps),
+        reference=Beside() if subject.reference else _reference(part, cell, probing, gaps),
         probed=probed.task.name if probed else "",
         supported=tuple(probing.supported()) if probing else (),
         named=probing.named if probing else None,
+        proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
         undecided=tuple(probing.undecided()) if probing else (),
     )
-    return replace(told, sentence=_sentence(told, len(cell.task.outcomes)))
+    return replace(told, sentence=_sentence(told))
+
+
+def questions_of(cell: Cell) -> int:
+    """Number of questions that the metrics of a cell are of; that of its rows where they do not tell."""
+    told = number(cell.task.metrics.get("n"))
+    return int(told) if known(told) else len(cell.task.outcomes)
+
+
+def _blind(cell: Cell, gaps: Mapping[str, Gap]) -> Beside:
+    name, value = blind_baseline(cell)
+    accuracy = Estimate(value, float("nan"), float("nan"))
+    return Beside(BLIND_BASELINES.get(name, ""), accuracy, *gaps.get(_name(cell), NO_GAP))
+
+
+def _reference(part: DataPart, cell: Cell, probing: Probing | None, gaps: Mapping[str, Gap]) -> Beside:
+    """The best reference classifier that shares questions with a model; else why there is none."""
+    for one in part.references:
+        if gap := gaps.get(_name(cell, one)):
+            return Beside(one.subject.label, one.metrics.get("accuracy", UNKNOWN), *gap)
+    if probing is not None and known(probing.reference):
+        # Its run is not at hand, but the diagnosis was held against it.
+        gap_ = Estimate(probing.answer.value - probing.reference.value, float("nan"), float("nan"))
+        return Beside(probing.reference_name, probing.reference, gap_, probing.reference.value)
+    for one in part.references:
+        return Beside(one.subject.label, one.metrics.get("accuracy", UNKNOWN), why=_why_apart(cell, one))
+    return Beside()
+
+
+def _why_apart(cell: Cell, reference: Cell) -> str:
+    """Why a reference classifier shares no question with a model."""
+    if not reference.task.scored:
+        return "its run has no figures"
+    if why := unlike(cell, reference, by_question=True):
+        return why
+    if not reference.task.outcomes:
+        return "its scored answers are not on record"
+    if not cell.task.outcomes:
+        return "the model's scored answers are not on record"
+    return "the two have no question in common"
 
 
 def _probed(part: DataPart, subject: Subject) -> Cell | None:
@@ -206,34 +213,64 @@ def _probed(part: DataPart, subject: Subject) -> Cell | None:
     return min(found, key=lambda cell: (not cell.task.plain, cell.task.name)) if found else None
 
 
-def _sentence(one: Verdict, rows: int) -> str:
-    sample = f"the {rows:,} documents of " if one.cell.task.attributions is not None else ""
+def _sentence(one: Verdict) -> str:
+    against = [_against(one, one.blind)] if one.blind.name else []
+    beside = "; no reference classifier was run"
+    if one.reference.why:
+        beside = f"; {apart(one.reference)}"
+    elif one.reference.name:
+        beside = ""
+        against.append(_against(one, one.reference, "the reference classifier "))
+    return f"{', '.join([_opening(one), *filter(None, [listed(against)])])}{beside}; {_modes(one)}."
+
+
+def _opening(one: Verdict) -> str:
+    sample = f"the {one.questions:,} documents of " if one.cell.task.attributions is not None else ""
     explained = " that were explained" if sample else ""
-    first = (
+    return (
         f"On {sample}{one.title}{explained}, {one.subject.label} answers {percent(one.accuracy.value)} of the "
         f"questions rightly ({interval(one.accuracy)})"
     )
-    against = []
-    if one.blind:
-        against.append(_against(one.over_blind, one.accuracy.value - one.blind_accuracy, one.blind, one.blind_accuracy))
-    if one.reference:
-        what = f"the reference classifier {one.reference}"
-        if 0 < one.shared < rows:
-            what += f", on the {one.shared:,} questions that both answered"
-        against.append(_against(one.over_reference, one.over_reference.value, what, one.reference_accuracy))
-    beside = "" if one.reference else "; no reference classifier was run"
-    return f"{', '.join([first, *filter(None, [listed(against)])])}{beside}; {_modes(one)}."
 
 
-def _against(gap: Estimate, value: float, what: str, reached: float) -> str:
-    """One comparison: a difference only where its interval leaves out zero."""
-    side = "above" if value > 0 else "below"
-    if not known(gap.low):
-        return f"{points(value)} {side} {what} at {percent(reached)}"
-    if gap.low <= 0 <= gap.high:
-        told = f"{points(gap.value)} {side}, {interval(gap, signed=True)}"
-        return f"not told apart from {what} at {percent(reached)} ({told})"
-    return f"{points(gap.value)} ({interval(gap if value > 0 else turned(gap))}) {side} {what} at {percent(reached)}"
+def over_blind(one: Verdict) -> str:
+    """The part of a sentence that holds a verdict against answering without looking; empty where that is not known."""
+    return f", {_against(one, one.blind)}" if one.blind.name else ""
+
+
+def apart(one: Beside) -> str:
+    """The part of a sentence on a reference classifier that a model cannot be held against."""
+    there = f" ({percent(one.accuracy.value)} of its own questions, {interval(one.accuracy)})"
+    return f"the reference classifier {one.name}{there if known(one.accuracy) else ''} is not compared: {one.why}"
+
+
+def _against(one: Verdict, other: Beside, what: str = "") -> str:
+    """One comparison: a difference only where its interval leaves out zero.
+
+    A gap is over the questions that both answered. Where these are not all, it is said what both reach on them, so that
+    the numbers of the sentence go together.
+    """
+    gap, reached = other.gap, other.reached
+    if not known(gap):
+        reached = other.accuracy.value
+        gap = Estimate(one.accuracy.value - reached, float("nan"), float("nan"))
+    what, where = f"{what}{other.name} at {percent(reached)}", _where(one, other, reached + gap.value)
+    side = "above" if gap.value > 0 else "below"
+    if known(gap.low) and gap.low <= 0 <= gap.high:
+        told = [f"{points(gap.value)} {side}", interval(gap, signed=True), *where]
+        return f"not told apart from {what} ({', '.join(told)})"
+    size = f" ({interval(gap if gap.value > 0 else turned(gap))})" if known(gap.low) else ""
+    return f"{points(gap.value)}{size} {side} {what}{f' ({where[0]})' if where else ''}"
+
+
+def _where(one: Verdict, other: Beside, own: float) -> list[str]:
+    """On which questions a comparison rests, and what the model reaches on them, where it was asked others too."""
+    if other.shared and other.shared != one.questions:
+        which = "are on record" if other is one.blind else "both answered"
+        return [f"on the {other.shared:,} of {one.questions:,} questions that {which}, {percent(own)} of them rightly"]
+    if not other.shared and abs(own - one.accuracy.value) > 0.0005:
+        return [f"on the questions of the diagnosis, {percent(own)} of them rightly"]
+    return []
 
 
 def _modes(one: Verdict) -> str:
@@ -245,40 +282,11 @@ def _modes(one: Verdict) -> str:
     told = [
         f"{TITLES[effect.mode]} ({points(effect.loss.value)} lost, {interval(effect.loss)})" for effect in one.supported
     ]
-    name = f", and charges it to the {one.named} first" if len(told) > 1 and one.named else ""
-    return f"of the four failure modes the evidence supports {listed(told)}{name}"
-
-
-def overview(part: DataPart, found: Sequence[Verdict]) -> str:
-    """One sentence on all models of a data set; that of the model where there is one only."""
-    ranked = sorted((one for one in found if known(one.accuracy)), key=lambda one: -one.accuracy.value)
-    if not ranked:
-        return f"On {part.title}, no run has figures of its answers yet."
-    if len(ranked) == 1:
-        return ranked[0].sentence
-    best, last = ranked[0], ranked[-1]
-    parts = [
-        f"Of {len(ranked)} models on {part.title}, {best.subject.label} answers most questions rightly, "
-        f"{percent(best.accuracy.value)} ({interval(best.accuracy)}), and {last.subject.label} fewest, "
-        f"{percent(last.accuracy.value)} ({interval(last.accuracy)})"
-    ]
-    above = sum(one.over_blind.low > 0 for one in ranked)
-    parts.append(f"{above} of them {'is' if above == 1 else 'are'} above {best.blind or 'a blind answer'}")
-    if reference := [one for one in ranked if one.reference]:
-        count = sum(one.over_reference.low > 0 for one in reference)
-        below = sum(one.over_reference.high < 0 for one in reference)
-        parts.append(
-            f"{count or 'none'} above and {below or 'none'} below the reference classifier {reference[0].reference} "
-            f"({percent(reference[0].reference_accuracy)})"
-        )
-    probed = [one for one in ranked if one.probed]
-    if not probed:
-        parts.append("without probes nothing is known of where they fail")
-    else:
-        counted = [(mode, sum(mode in {e.mode for e in one.supported} for one in probed)) for mode in TITLES]
-        told = [f"{TITLES[mode]} in {count}" for mode, count in counted if count]
-        parts.append(
-            f"of the {quantity(len(probed), 'model')} that {'was' if len(probed) == 1 else 'were'} probed, the "
-            f"evidence supports {listed(told) if told else 'no failure mode in any'}"
-        )
-    return "; ".join(parts) + "."
+    found = f"of the four failure modes the evidence supports {listed(told)}"
+    if one.named is None:
+        return f"{found}, but charges what is lost to no single stage, as one before may be to blame"
+    if len(told) > 1:
+        found += f", and charges it to the {one.named} first"
+    if one.named == "mapping" and not one.proven:
+        found += "; probes cannot tell it from a stage before that hands the image over in a form the next cannot read"
+    return found

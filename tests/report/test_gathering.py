@@ -20,6 +20,20 @@ def test_runs_of_one_model_are_one_model(tmp_path: Path) -> None:
     assert len({one.label for one in found.subjects}) == 2 and "c" in found.subjects[1].label
 
 
+def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
+    plain = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    for name, more in (("b", {"num_fewshot": 4}), ("c", {"gen_kwargs": "max_new_tokens=2"}), ("d", {"num_fewshot": 0})):
+        other = Folder(tmp_path / name).answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+        other.manifest["command"] |= {"gen_kwargs": "", **more}
+        other.write()
+        found = gather([plain.folder, other.folder]).subjects
+        labels = [one.label for one in found]
+        if name == "d":
+            assert labels == ["model-a (tiny)"], "no examples is the same as none told"
+        else:
+            assert len(set(labels)) == 2 and ("4 examples" if name == "b" else "max_new_tokens=2") in labels[1]
+
+
 def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Folder(tmp_path / name).answers("med_cls_toy", outcomes())
@@ -47,7 +61,7 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
     found = gather([tmp_path / "run"])
     assert [one.name for one in found.runs] == ["run", "1-baseline-pixels-1"] and len(found.notes) == 1
     (part,) = found.sets
-    assert part.reference is not None and part.reference.subject.reference and not part.divided
+    assert [one.subject.reference for one in part.references] == [True] and not part.divided
     assert len(found.models) == 1
 
 
@@ -61,3 +75,29 @@ def test_other_data_are_told_of(tmp_path: Path) -> None:
 def test_nothing_to_gather_is_an_error() -> None:
     with pytest.raises(DataError, match="at least one run folder"):
         gather([])
+
+
+def test_a_control_is_held_against_its_own_question(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy", outcomes(skill=4, seed=1))
+    made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
+    made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=6), image="blank", dataset_fingerprint="other")
+    made.answers("med_cls_toy_open:image=blank", outcomes(skill=0, seed=7), protocol="open", image="blank")
+    varied = [one for turn in range(2) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    made.answers("med_cls_toy_letter:order=varied", varied, protocol="letter", order="varied")
+    made.answers("med_cls_toy:image=blank:order=varied", varied, image="blank", order="varied")
+    (part,) = gather([made.folder]).sets
+    against = {cell.task.name: found and found.task.name for cell in part.cells if (found := part.held_against(cell))}
+    assert against == {
+        "med_cls_toy_letter:image=blank": "med_cls_toy_letter",
+        "med_cls_toy_letter:order=varied": "med_cls_toy_letter",
+    }
+
+
+def test_a_control_with_other_examples_is_held_against_nothing(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy", outcomes(), shots=0)
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0), image="blank", shots=4)
+    (part,) = gather([made.folder]).sets
+    assert part.held_against(part.cells[1]) is None and part.cells[1].shots == 4

@@ -10,12 +10,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.run_folders import Folder, outcomes
+from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.files import make
+from medmllm_plugins.report.gathering import gather
+from medmllm_plugins.report.page import build
 
 EVIL = "<script>alert(1)</script>"
 
@@ -46,6 +50,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [one for turn in range(3) for one in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy:order=varied", rows, order="varied")
     made.attributions("med_attr_toy", answer=EVIL)
+    made.multilabel("med_cls_findings", findings())
     Folder(root / "b", "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(skill=3, seed=9))
     make([made.folder, root / "b"], root / "out" / "report.html")
     return root / "out" / "report.html"
@@ -97,14 +102,44 @@ def test_every_section_is_there(page: Path) -> None:
     )
 
 
+def test_no_leak_is_denied_where_no_folds_were_read(page: Path, tmp_path: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert "No group stands in two folds" not in html and "No run holds the folds of toy and findings" in html
+    made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    made.folds([("a", "g", "train"), ("b", "h", "test")])
+    assert build(gather([made.folder])).notes.folds == "No group stands in two folds of toy."
+    made.folds([("a", "g", "train"), ("b", "g", "test")])
+    found = build(gather([made.folder])).notes
+    assert found.folds == "" and found.leaks
+
+
+def test_the_card_of_a_blind_answer_says_what_it_is(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert "Commonest answer" not in html
+    assert html.count("<dt>Blind answer</dt>") == 2
+    for name in ("always answering the commonest class", "always answering no"):
+        assert f"<small>{name}</small>" in html
+
+
 def test_files_beside_the_page(page: Path) -> None:
     beside = page.with_name("report_files")
     told = json.loads((beside / "report.json").read_text(encoding="utf-8"))
-    (data,) = told["datasets"]
+    data, several = told["datasets"]
+    assert several["verdicts"][0]["blind"] == "always answering no" and "findings.counts" in several["tables"]
     assert data["verdicts"][0]["named"] == "connector" and data["verdicts"][0]["reference"] == "baseline pixels"
     assert data["tables"]["toy.metrics"]["rows"][0]["accuracy"]["value"] > 0.5 and told["references"]
     csvs = {path.stem for path in (beside / "tables").glob("*.csv")}
-    assert {"toy.metrics", "toy.curves", "toy.diagnosis", "toy.mapping", "toy.sensitivity", "runs", "data"} <= csvs
+    assert {
+        "toy.metrics",
+        "toy.curves",
+        "toy.diagnosis",
+        "toy.mapping",
+        "toy.sensitivity",
+        "findings.findings",
+        "findings.counts",
+        "runs",
+        "data",
+    } <= csvs
     svgs = {path.stem for path in (beside / "figures").glob("*.svg")}
     assert svgs == {path.stem for path in (beside / "figures").glob("*.png")}
     assert {
@@ -149,7 +184,9 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.Captu
 
 def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
-    made.manifest["command"]["model_args"] = "model_version=x,api_key=sk-12345"
+    made.manifest["command"] |= {"model_args": "model_version=x,api_key=sk-12345", "auth": ["sk-12345"]}
+    made.manifest["model"] |= {"pretrained": "https://user:sk-12345@h/v1?api_key=sk-12345", "dtype": "x,token=sk-12345"}
+    made.tell("med_cls_toy", dataset_options={"token": "sk-12345", "header": "X-Api-Key: sk-12345"})
     made.write()
     make([made.folder], tmp_path / "report.html")
     files = [tmp_path / "report.html", *(tmp_path / "report_files").rglob("*.*")]
@@ -177,3 +214,21 @@ def test_ten_models_take_little_work(tmp_path: Path) -> None:
     # Work and not time, and twice of what it is, since a test machine may be busy; benchmarks/report.py measures time.
     assert sum(os.times()[:4]) - began < 15
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    made.answers("med_cls_toy", outcomes(skill=4, seed=1))
+    made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
+    made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
+    made.answers("med_cls_toy:image=shuffled", outcomes(skill=0, seed=6), image="shuffled", paraphrase=2)
+    section = build(gather([made.folder])).sections[0]
+    letter, other = (dict(zip([c.name for c in section.changes.columns], r, strict=True)) for r in section.changes.rows)
+    rights = [np.mean([one.predicted == one.label for one in outcomes(skill=s, seed=n)]) for s, n in ((1.5, 2), (0, 5))]
+    assert letter["against"] == "med_cls_toy_letter" and isinstance(letter["over_control"], Estimate)
+    assert letter["over_control"].value == pytest.approx(rights[0] - rights[1])
+    assert other["against"] is None and np.isnan(other["over_control"].value)
+    assert section.sensitivity is not None and section.sensitivity.svg.count("the same question as it is") == 1
+    made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=8), image="blank")
+    figure = build(gather([made.folder])).sections[0].sensitivity
+    assert figure is not None and "image blank, letter<" in figure.svg and "image blank, closed set<" in figure.svg

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
 import io
+import json
+import re
+import tempfile
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.run_folders import LABELS, Folder, outcomes
+from benchmarks.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
+from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, text
+from medmllm_plugins.metrics.label_scores import FORMS
+from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, tables_findings, text
 from medmllm_plugins.report.drawing import THEME, style
 from medmllm_plugins.report.gallery import gallery
 from medmllm_plugins.report.gathering import DataPart, gather
@@ -36,19 +46,68 @@ def test_text_survives_whatever_a_document_holds() -> None:
     assert text.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
     assert text.interval(text.UNKNOWN) == "no interval" and text.p_value(0) == "< 0.0001"
     assert text.listed(["a", "b", "c"]) == "a, b and c" and text.listed([]) == ""
-    assert text.without_secrets("model=x,api_key=abc,token=1") == "model=x,api_key=…,token=…"
     assert np.isnan(text.number(True)) and np.isnan(text.number("3")) and np.isnan(text.number(float("inf")))
+    assert np.isnan(text.number(10**400))
 
 
 def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes()))
     table = tables_answers.metrics_table(part, verdicts(part))
-    (row, blind) = csv.DictReader(io.StringIO(table.csv()))
+    (row,) = csv.DictReader(io.StringIO(table.csv()))
     right = np.mean([one.predicted == one.label for one in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
-    assert row["model"] == "model-a (tiny)" and blind["model"].startswith("(blind)") and blind["balanced"] == ""
+    labels = [one.label for one in outcomes()]
+    assert row["model"] == "model-a (tiny)" and float(row["blind"]) == max(map(labels.count, LABELS)) / len(labels)
     shown = table.shown()[0][1][1]
     assert shown.words == f"{100 * right:.1f}" and " to " in shown.below and float(shown.sort) == pytest.approx(right)
+
+
+def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
+    whole = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
+    same = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=3))
+    few = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(seed=4)[:20])
+    part = part_of(whole, few)
+    rows = tables_answers.metrics_table(part, verdicts(part)).to_dict()["rows"]
+    shares = [
+        max([one.label for one in found].count(label) for label in LABELS) / len(found)
+        for found in (outcomes(), outcomes()[:20])
+    ]
+    assert isinstance(rows, list) and [row["blind"] for row in rows] == shares and shares[0] != shares[1]
+    with style():
+        alike, apart = (figures_answers.accuracies(part_of(whole, other), 0) for other in (same, few))
+    assert alike is not None and apart is not None
+    for drawing, strokes in ((alike, 1), (apart, 2)):
+        assert drawing.svg.count("stroke-dasharray: 4,3") - 1 == strokes  # and one in the legend
+    assert all(f"blind answer {100 * share:.1f}" in apart.alt for share in shares)
+
+
+def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
+    rows = findings()
+    made = Folder(tmp_path / "a").multilabel("med_cls_findings", rows)
+    part = part_of(made)
+    told = json.loads((made.folder / "med_cls_findings.metrics.json").read_text(encoding="utf-8"))
+    table = tables_findings.findings_table(part).to_dict()["rows"]
+    assert isinstance(table, list) and [row["finding"] for row in table] == list(FINDINGS)
+    for row, one in zip(table, told["per_finding"], strict=True):
+        assert {name: row[name] for name in one} == one and row["positives"] + 0 == one["positives"]
+    counts = tables_findings.counts_table(part).to_dict()["rows"]
+    assert isinstance(counts, list)
+    for row, one in zip(counts, told["per_finding"], strict=True):
+        yes, no = (sum(row[f"{truth}_{said}"] for said in ("yes", "no", "unparsed")) for truth in ("yes", "no"))
+        assert (yes, yes + no) == (one["positives"], one["n"])
+        mine = [x for x in rows if x.finding == row["finding"]]
+        assert row["no_yes"] == sum(x.label == "no" and x.predicted == "yes" for x in mine)
+        assert row["yes_unparsed"] == sum(x.label == "yes" and x.predicted is None for x in mine)
+    (metrics,) = csv.DictReader(io.StringIO(tables_answers.metrics_table(part, verdicts(part)).csv()))
+    assert float(metrics["exact_match"]) == told["exact_match"]["value"]
+    assert float(metrics["blind"]) == told["baselines"]["always_no"]["accuracy"]
+    assert tables_answers.class_table(part).rows == ()
+    areas = {name: area for name, *_, area, _ in figures_answers.roc_of(part.cells[0])}
+    for one in told["per_finding"]:
+        assert areas.get(one["finding"]) == (pytest.approx(one["auroc"]["value"]) if one["auroc"]["value"] else None)
+    said = methods.methods(gather([made.folder])).text()
+    assert "yes or no, for each finding" in said and "classes listed" not in said
+    assert "all of whose findings are answered rightly" in said and "against the others" not in said
 
 
 def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
@@ -70,6 +129,32 @@ def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) ->
         positive = np.array([one.label == name for one in rows])
         assert area == pytest.approx(roc_auc_score(positive, shares[:, place])) and positives == positive.sum()
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and (np.diff(x) >= 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(min_value=0, max_value=10_000), min_size=1, max_size=4, unique=True),
+    st.integers(min_value=4, max_value=40),
+    st.booleans(),
+)
+def test_areas_of_a_varied_task_are_those_of_its_metrics(seeds: list[int], count: int, ties: bool) -> None:
+    rows = [
+        one
+        for turn, seed in enumerate(seeds)
+        for one in outcomes(seed=seed, skill=turn, count=count, variant=f"order {turn}")
+    ]
+    if ties:
+        rows = [replace(one, scores=tuple(map(round, one.scores or ()))) for one in rows]
+    with tempfile.TemporaryDirectory() as root:
+        made = Folder(Path(root) / "a").answers("med_cls_toy:order=varied", rows, order="varied")
+        (cell,) = part_of(made).cells
+    curves = figures_answers.roc_of(cell)
+    assert np.mean([area for *_, area, _ in curves]) == pytest.approx(cell.metrics["auroc"].value)
+    labels = [one.label for one in rows if one.variant == "order 0"]
+    for name, x, y, area, positives in curves:
+        assert positives == labels.count(name) and (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+        assert float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum()) == pytest.approx(area)
 
 
 def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
@@ -162,6 +247,111 @@ def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
     paragraph, references = methods.methods(gather([full.folder])), told
     for place in range(1, len(paragraph.references) + 1):
         assert f"[{place}]" in references
+
+
+def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a", "openai")
+    made.manifest["model"] = None
+    made.manifest["command"] |= {"gen_kwargs": "temperature=0.7,do_sample=True,max_new_tokens=8", "num_fewshot": 4}
+    made.answers("med_cls_toy", [replace(one, scores=None) for one in outcomes()], shots=4)
+    told = methods.methods(gather([made.folder])).text()
+    assert "Answers were sampled with do_sample=True, temperature=0.7; one" in told and "greedily" not in told
+    assert "behind 4 solved examples from the train fold" in told
+    assert "Wolf" not in told and "transformers" not in told and "lmms-eval 0.7.3" in told
+    assert not any(said in told for said in ("log-probabilities", "Hanley", "Guo"))
+    other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes())
+    told = methods.methods(gather([made.folder, other.folder])).text()
+    assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
+    assert "behind none or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
+    assert "Zhao" not in told, "no scores of a blank image"
+
+
+def test_a_model_without_figures_was_not_evaluated(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
+    begun = Folder(tmp_path / "b", "model-b")
+    begun.tell("med_cls_toy")
+    told = methods.methods(gather([made.folder, begun.folder])).text()
+    assert "model-a (tiny) was evaluated" in told and "model-b" not in told
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.one_of(st.none(), st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.booleans())))
+def test_methods_stand_any_arguments(given_: object) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        made = Folder(Path(root) / "a")
+        made.answers("med_cls_toy", outcomes(count=6))
+        made.manifest["command"]["gen_kwargs"] = given_
+        made.write()
+        assert "Answers were" in methods.methods(gather([made.folder])).text()
+
+
+def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").probes("med_probe_toy")
+    path = made.folder / "med_probe_toy.probes.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    whole = methods.methods(gather([made.folder])).text()
+    for said in ("random weights and raw pixels", "Holm's correction", "scores less those of a blank image", "Kuhn"):
+        assert said in whole
+    told["points"] = [one for one in told["points"] if one["part"] != "floor" and one["pooling"] == "mean"]
+    told["points"] = [{**one, "p_holm": None} for one in told["points"]]
+    told["mapping"]["readings"] = {"offsets": told["mapping"]["readings"]["offsets"]}
+    told["mapping"]["lens"] = []
+    path.write_text(json.dumps(told), encoding="utf-8")
+    part = methods.methods(gather([made.folder])).text()
+    for said in ("random weights", "raw pixels", "Holm", "last token,", "blank image", "Kuhn", "Zhao", "logit lens"):
+        assert said not in part
+    assert "a control task" in part and "fitted class offsets" in part
+
+
+def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
+    own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
+    told = methods.methods(gather([own.folder])).text()
+    assert "Captum" not in told and "attention_rollout [4] with medmllm-plugins" in told
+    both = Folder(tmp_path / "b").attributions("med_attr_toy", methods=("saliency", "layer_grad_cam", "stranger"))
+    index = both.folder / "attributions" / "med_attr_toy" / "index.json"
+    told = methods.methods(gather([both.folder])).text()
+    assert "by saliency [3] with Captum [4]" in told and "stranger [6] with medmllm-plugins" in told
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["methods"] = [{"name": "stranger", "citation": "", "captum": True}]
+    index.write_text(json.dumps(content), encoding="utf-8")
+    assert "by stranger" in (told := methods.methods(gather([both.folder])).text()) and "Kokhlikyan" in told
+
+
+def test_builtin_methods_say_whether_captum_computes_them() -> None:
+    for name, spec in get_manager().attributions().items():
+        module, _, function = spec.target.partition(":")
+        source = inspect.getsource(getattr(importlib.import_module(module), function))
+        uses = re.search(
+            r"\b(Saliency|IntegratedGradients|FeatureAblation|KernelShap|ablated|approximation_parameters)\(", source
+        )
+        assert spec.captum == bool(uses), name
+
+
+def test_one_paper_has_one_number(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("integrated_gradients",))
+    index = made.folder / "attributions" / "med_attr_toy" / "index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["methods"] = [{"name": "integrated_gradients", "citation": "Sundararajan M. 2017; arXiv:1703.01365."}]
+    content["summary"][0]["completeness_gap"] = {"value": 0.1, "low": 0.05, "high": 0.2}
+    index.write_text(json.dumps(content), encoding="utf-8")
+    found = methods.methods(gather([made.folder]))
+    assert sum("Sundararajan" in one for one in found.references) == 1 and "completeness [" in found.text()
+
+
+def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> None:
+    rows = [replace(one, tokens=(1, 3, 2), blank=(0.5, -0.5, 0.1)) for one in outcomes()]
+    made = Folder(tmp_path / "a").answers("med_cls_toy", rows)
+    varied = [one for turn in (0, 1) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    made.answers("med_cls_toy:order=varied", varied, order="varied")
+    table = tables_answers.label_scores_table(part_of(made))
+    told = json.loads((made.folder / "med_cls_toy.metrics.json").read_text(encoding="utf-8"))["label_scores"]
+    assert [row[3] for row in table.rows[:3]] == list(tables_answers.FORMS.values()) and list(told) == list(FORMS)
+    for row, figures in zip(table.rows, told.values(), strict=False):
+        for value, name in zip(row[4:7], ("accuracy", "balanced", "macro_f1"), strict=True):
+            assert isinstance(value, Estimate) and value.to_dict() == figures[name]
+    assert [row[2] for row in table.rows[3:]] == ["order 0", "order 1"]
+    said = methods.methods(gather([made.folder])).text()
+    assert "by their mean and by the sum less that of a blank image [" in said and "Zhao" in said
 
 
 def test_notes_tell_of_leaks_limits_and_doubts(tmp_path: Path) -> None:

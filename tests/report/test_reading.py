@@ -66,7 +66,13 @@ def test_damaged_files_are_notes_and_not_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["null", "[]", '{"medmllm_probes": 1, "points": [{}], "mapping": {"agreement": 3}}']
+    "content",
+    [
+        "null",
+        "[]",
+        '{"medmllm_probes": 1, "points": [{}], "mapping": {"agreement": 3}}',
+        '{"medmllm_probes": 1, "points": [{}], "mapping": {"agreement": [[[Infinity]]], "relabelling": [Infinity]}}',
+    ],
 )
 def test_probes_of_any_content_never_raise(tmp_path: Path, content: str) -> None:
     made = Folder(tmp_path / "run").probes("med_probe_toy")

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.metrics.comparison import compare
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report.gathering import gather
-from medmllm_plugins.report.verdict import overview, paired, verdicts
+from medmllm_plugins.probes import analysis, diagnosis
+from medmllm_plugins.report import probing, tables_answers
+from medmllm_plugins.report.gathering import DataPart, gather
+from medmllm_plugins.report.notes import notes
+from medmllm_plugins.report.overview import overview
+from medmllm_plugins.report.pairing import differences, paired
+from medmllm_plugins.report.verdict import verdicts
+
+
+def part_of(*made: Folder) -> DataPart:
+    (part,) = gather([one.folder for one in made]).sets
+    return part
+
+
+def said_of(part: DataPart) -> str:
+    return overview(part, verdicts(part), differences(part))
+
+
+def baseline(folder: Path, *, skill: float = 3.0) -> Folder:
+    return Folder(folder, "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(skill=skill, seed=9))
 
 
 def test_differences_agree_with_the_comparison_of_two_runs(tmp_path: Path) -> None:
@@ -22,9 +47,9 @@ def test_differences_agree_with_the_comparison_of_two_runs(tmp_path: Path) -> No
     (found,) = verdicts(part)
     expected = compare(first, second).accuracy
     for end in ("value", "low", "high"):
-        assert getattr(found.over_reference, end) == pytest.approx(getattr(expected, end), abs=1e-12)
+        assert getattr(found.reference.gap, end) == pytest.approx(getattr(expected, end), abs=1e-12)
     assert found.accuracy.value == np.mean([one.predicted == one.label for one in second])
-    assert found.over_blind.value == pytest.approx(found.accuracy.value - found.blind_accuracy)
+    assert found.blind.gap.value == pytest.approx(found.accuracy.value - found.blind.accuracy.value)
     assert "below the reference classifier baseline pixels" in found.sentence
     assert "without probes (med_probe) nothing is known of where it fails" in found.sentence
 
@@ -34,16 +59,42 @@ def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes(seed=4)[:40])
     (part,) = gather([tmp_path / "model", tmp_path / "reference"]).sets
     (found,) = verdicts(part)
-    assert found.shared == 40 and found.reference == "baseline pixels"
+    assert found.reference.shared == 40 and found.reference.name == "baseline pixels"
 
 
 def test_a_gap_whose_interval_holds_zero_is_not_told_apart(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_cls_toy", outcomes(skill=0.0, seed=11))
     (part,) = gather([tmp_path / "model"]).sets
     (found,) = verdicts(part)
-    assert found.over_blind.low <= 0 <= found.over_blind.high
+    assert found.blind.gap.low <= 0 <= found.blind.gap.high
     assert "not told apart from always answering the commonest class" in found.sentence
     assert "no reference classifier was run" in found.sentence
+
+
+def test_names_are_those_of_the_diagnosis() -> None:
+    assert probing.TITLES == diagnosis.TITLES and probing.MODES == diagnosis.MODES and probing.PROVEN == analysis.PROVEN
+
+
+@pytest.mark.parametrize(("kind", "told"), [("permuted", False), ("missing", True), ("biased", True)])
+def test_what_probes_cannot_tell_from_the_words_is_said(tmp_path: Path, kind: str, told: bool) -> None:
+    folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
+    change(folder, lambda content: content["mapping"].update(kind=kind))
+    (found,) = verdicts(part_of(folder))
+    assert ("probes cannot tell it from a stage before" in found.sentence) is told
+
+
+def test_a_loss_that_is_charged_to_nobody_is_told_as_such(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
+    change(folder, lambda content: content["diagnosis"].update(named=None))
+    (found,) = verdicts(part_of(folder))
+    assert found.named is None and "charges what is lost to no single stage" in found.sentence
+
+
+def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
+    (path,) = folder.folder.glob("*.probes.json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    how(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_the_supported_mode_is_named_with_its_loss(tmp_path: Path) -> None:
@@ -52,7 +103,7 @@ def test_the_supported_mode_is_named_with_its_loss(tmp_path: Path) -> None:
     (found,) = verdicts(part)
     assert [one.mode for one in found.supported] == ["mapping"] and found.named == "mapping"
     assert "supports misalignment of semantic mapping (12.0\xa0points lost" in found.sentence
-    assert overview(part, [found]) == found.sentence
+    assert overview(part, [found], []) == found.sentence
 
 
 def test_many_models_are_summed_up(tmp_path: Path) -> None:
@@ -60,7 +111,7 @@ def test_many_models_are_summed_up(tmp_path: Path) -> None:
         made = Folder(tmp_path / str(place), f"model-{place}")
         made.answers("med_probe_toy", outcomes(skill=1.0 + place, seed=place)).probes("med_probe_toy", named=named)
     (part,) = gather([tmp_path / str(place) for place in range(3)]).sets
-    said = overview(part, verdicts(part))
+    said = overview(part, verdicts(part), differences(part))
     assert said.startswith("Of 3 models on toy, model-2 (tiny) answers most questions rightly")
     assert "of the 3 models that were probed, the evidence supports fidelity loss in connector projection in 2" in said
 
@@ -70,3 +121,124 @@ def test_pairing_without_shared_rows_says_nothing() -> None:
     assert paired({"x": (rows, {("b", "", ""): 0.0}, {("a", "", ""): "g"})}) == {}
     ((gap, mean, count),) = paired({"x": (rows, {("a", "", ""): 0.0}, {("a", "", ""): "g"})}).values()
     assert gap.value == 1.0 and np.isnan(gap.low) and (mean, count) == (0.0, 1) and isinstance(gap, Estimate)
+
+
+def test_a_reference_without_its_answers_is_named_and_not_compared(tmp_path: Path) -> None:
+    model, other = Folder(tmp_path / "model").answers("med_cls_toy", outcomes()), baseline(tmp_path / "reference")
+    (other.folder / "med_cls_toy.outcomes.jsonl").unlink()
+    part = part_of(model, other)
+    (found,) = verdicts(part)
+    accuracy = np.mean([one.predicted == one.label for one in outcomes(skill=3.0, seed=9)])
+    assert f"the reference classifier baseline pixels ({100 * accuracy:.1f}" in found.sentence
+    assert "is not compared: its scored answers are not on record" in found.sentence
+    assert "no reference classifier was run" not in found.sentence and np.isnan(found.reference.gap.value)
+    (other.folder / "med_cls_toy.metrics.json").unlink()
+    assert "the reference classifier baseline pixels is not compared: its run has no figures" in said_of(
+        part_of(model, other)
+    )
+
+
+def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
+    model = Folder(tmp_path / "model").answers("med_cls_toy", outcomes())
+    other = baseline(tmp_path / "reference")
+    other.tell("med_cls_toy", dataset_fingerprint="other")
+    part = part_of(model, other)
+    (found,) = verdicts(part)
+    assert "not compared: it was run on other data (the fingerprints differ)" in found.sentence
+    assert not found.reference.compared and np.isnan(found.reference.gap.value)
+    assert any(
+        "That of reference is none: it was run on other data" in one
+        for one in notes(gather([model.folder, other.folder])).missing
+    )
+    table = tables_answers.metrics_table(part, [found])
+    assert "over_reference" not in [column.name for column in table.columns]
+    # A less accurate one on the same data is the one to take.
+    third = Folder(tmp_path / "third", "baseline timm", baseline="timm:x").answers("med_cls_toy", outcomes(skill=1.0))
+    (found,) = verdicts(part_of(model, other, third))
+    assert found.reference.compared and found.reference.name == "baseline timm"
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(min_value=2, max_value=119), st.integers(min_value=0, max_value=60))
+def test_the_numbers_of_a_sentence_go_together_where_answers_are_lost(kept: int, lost: int) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        model, other = Folder(Path(root) / "model").answers("med_cls_toy", outcomes()), baseline(Path(root) / "other")
+        path = model.folder / "med_cls_toy.outcomes.jsonl"
+        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:kept]), encoding="utf-8")
+        path = other.folder / "med_cls_toy.outcomes.jsonl"
+        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[lost:]), encoding="utf-8")
+        (found,) = verdicts(part_of(model, other))
+        words = " ".join(notes(gather([model.folder])).missing)
+    assert f"{kept} of 120 scored answers are on record" in words
+    for one in (found.blind, found.reference):
+        if not one.shared:
+            assert "the two have no question in common" in found.sentence
+            continue
+        own = f"{100 * (one.reached + one.gap.value):.1f}"
+        assert (
+            f"on the {one.shared} of 120 questions that" in found.sentence and f"{own}\xa0% of them" in found.sentence
+        )
+        assert f"{one.name} at {100 * one.reached:.1f}" in found.sentence
+    rows = outcomes()[:kept]
+    own = np.mean([one.predicted == one.label for one in rows])
+    commonest = max(sorted({one.label for one in outcomes()}), key=[one.label for one in outcomes()].count)
+    assert found.blind.gap.value == pytest.approx(own - np.mean([one.label == commonest for one in rows]))
+
+
+def test_the_best_model_is_held_against_every_other(tmp_path: Path) -> None:
+    rows = [outcomes(skill=2.0, seed=1), outcomes(skill=1.9, seed=2), outcomes(skill=0.2, seed=3)]
+    made = [Folder(tmp_path / str(i), f"model-{i}").answers("med_cls_toy", one) for i, one in enumerate(rows)]
+    part = part_of(*made)
+    table = tables_answers.differences_table(part, differences(part))
+    for row in table.rows:
+        one, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
+        expected = compare(rows[two], rows[one]).accuracy
+        gap = row[7]
+        assert isinstance(gap, Estimate) and isinstance(row[5], float) and isinstance(row[6], float)
+        for end in ("value", "low", "high"):
+            assert getattr(gap, end) == pytest.approx(getattr(expected, end), abs=1e-12)
+        assert row[5] - row[6] == pytest.approx(gap.value) and row[4] == 120 and gap.value >= 0
+    assert len(table.rows) == 3
+    said = said_of(part)
+    assert re.search(
+        r"model-\d \(tiny\) answers most questions rightly, [^,]*, not told apart from model-\d \(tiny\), and", said
+    )
+    said = said_of(part_of(made[0], made[2]))
+    assert "told apart from the other, and model-2 (tiny) fewest" in said and "not told apart" not in said
+    other = Folder(tmp_path / "other", "model-x").answers(
+        "med_cls_toy", outcomes(skill=1.8, seed=5)[:0] or rows[0][:20]
+    )
+    (other.folder / "med_cls_toy.outcomes.jsonl").unlink()
+    assert "not paired with" in said_of(part_of(made[1], other))
+
+
+def test_models_of_other_classes_or_data_are_not_ranked(tmp_path: Path) -> None:
+    two = ("benign", "malignant")
+    first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
+    second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=4, labels=two), labels=two)
+    found = gather([first.folder, second.folder])
+    said = said_of(found.sets[0])
+    assert (
+        "are not ranked together: about 2 classes model-b (tiny) answers" in said
+        and "; about 3 classes model-a" in said
+    )
+    assert "most questions" not in said and differences(found.sets[0]) == []
+    assert any("the runs have different classes" in one for one in notes(found).warnings)
+    third = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(), dataset_fingerprint="other")
+    said = said_of(part_of(first, third))
+    assert "on data f1 model-a" in said and "on data other model-c" in said
+    letter = Folder(tmp_path / "d", "model-d").answers("med_cls_toy_letter", outcomes(), protocol="letter")
+    warned = notes(gather([first.folder, letter.folder])).warnings
+    assert any("they differ in how the classes are listed (model-a" in one for one in warned)
+
+
+def test_reference_classifiers_alone_have_a_sentence(tmp_path: Path) -> None:
+    said = said_of(part_of(baseline(tmp_path / "reference")))
+    accuracy = np.mean([one.predicted == one.label for one in outcomes(skill=3.0, seed=9)])
+    assert said.startswith("On toy, no model was run; the reference classifier baseline pixels answers ")
+    assert f"{100 * accuracy:.1f}" in said and "above always answering the commonest class" in said
+    empty = Folder(tmp_path / "model")
+    empty.tell("med_cls_toy")
+    said = said_of(part_of(empty, baseline(tmp_path / "more")))
+    assert said.startswith("On toy, no model has figures of its answers yet; the reference classifier")
+    assert said_of(part_of(empty)) == "On toy, no run has figures of its answers yet."

@@ -1,0 +1,101 @@
+"""Sentences, tables and methods stand metrics of any content: a damaged file costs its own figures and no more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.run_folders import Folder, findings, outcomes
+from medmllm_plugins.report import tables_answers, tables_findings
+from medmllm_plugins.report.gathering import gather
+from medmllm_plugins.report.methods import methods
+from medmllm_plugins.report.notes import notes
+from medmllm_plugins.report.overview import overview
+from medmllm_plugins.report.pairing import differences
+from medmllm_plugins.report.text import UNKNOWN
+from medmllm_plugins.report.verdict import verdicts
+
+ANYTHING = st.sampled_from(
+    [None, "x", "", True, -1, 10**400, float("nan"), float("inf"), [], {}, [[1]], ["a"], {"a": 1}, {"a": None}]
+)
+
+
+def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value; of lists the first two."""
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value[:2]))
+    below = [path for key, one in inner for path in paths(one, (*above, key))]
+    return [above, *below] if above else below
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Folder(tmp_path_factory.mktemp("any") / "run")
+    folder.answers("med_cls_toy", outcomes(count=12))
+    folder.answers("med_cls_toy:image=blank", outcomes(count=12, skill=0), image="blank")
+    varied = [one for turn in (0, 1) for one in outcomes(count=12, seed=turn, variant=f"order {turn}")]
+    folder.answers("med_cls_toy:order=varied", varied, order="varied")
+    folder.multilabel("med_cls_findings", findings(count=6))
+    return folder.folder
+
+
+def write_all(folder: Path) -> None:
+    """All that the page says in words and tables."""
+    gathered = gather([folder])
+    for part in gathered.sets:
+        found, pairs = verdicts(part), differences(part)
+        assert overview(part, found, pairs)
+        tables = [tables_answers.metrics_table(part, found), tables_answers.differences_table(part, pairs)]
+        blind = [(cell, part.held_against(cell), UNKNOWN) for cell in part.cells if cell.task.image == "blank"]
+        tables.append(tables_answers.sensitivity_table(part, blind))
+        for table in (
+            tables_answers.class_table,
+            tables_answers.parsing_table,
+            tables_answers.label_scores_table,
+            tables_answers.unparsed_table,
+            tables_findings.findings_table,
+            tables_findings.counts_table,
+        ):
+            tables.append(table(part))
+        for one in tables:
+            assert one.csv()
+            assert len(one.shown()) == len(one.rows)
+            json.dumps(one.to_dict(), allow_nan=False)
+    assert notes(gathered) and methods(gathered).text()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_metrics(made: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(made.glob("*.metrics.json"))))
+    whole = path.read_text(encoding="utf-8")
+    told = json.loads(whole)
+    *above, last = data.draw(st.sampled_from(paths(told)))
+    inner = told
+    for key in above:
+        inner = inner[key]
+    inner[last] = data.draw(ANYTHING)
+    try:
+        path.write_text(json.dumps(told), encoding="utf-8")
+        write_all(made)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+@pytest.mark.parametrize("variants", [None, {}, [], {"order 0": None}, {"order 0": {"label_scores": [], "labels": 3}}])
+def test_any_variants(made: Path, variants: Any) -> None:
+    path = made / "med_cls_toy+order=varied.metrics.json"
+    whole = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(json.dumps({**json.loads(whole), "variants": variants}), encoding="utf-8")
+        write_all(made)
+    finally:
+        path.write_text(whole, encoding="utf-8")
