@@ -19,11 +19,14 @@ from medmllm_plugins.attribution.checks import (
     NOISE_DRAWS,
     Checks,
     Removal,
+    flat,
     lesion,
-    order_of_patches,
-    order_of_words,
+    order_of,
+    seed_of,
     similarity,
     structural_similarity,
+    values_of_patches,
+    values_of_words,
 )
 from medmllm_plugins.attribution.files import Shelf
 from medmllm_plugins.attribution.inputs import token_texts
@@ -200,21 +203,22 @@ class Explainer:
 
     @staticmethod
     def _check(case: Case, item: Item, one: Map, stability: float, removals: dict[str, Removal]) -> Checks:
-        part = "prompt" if one.painted is None else "image"
+        part, seed = "prompt" if one.painted is None else "image", seed_of(item.id)
         if part not in removals:
-            removals[part] = Removal.of_prompt(case) if part == "prompt" else Removal.of_image(case)
+            removals[part] = Removal.of_prompt(case, seed) if part == "prompt" else Removal.of_image(case, seed)
         removal = removals[part]
-        order = order_of_words(case, one) if part == "prompt" else order_of_patches(case, one)
-        deletion, insertion = removal.areas(order)
+        values = values_of_words(case, one) if part == "prompt" else values_of_patches(case, one)
+        deletion, insertion = removal.areas(order_of(values, seed))
         inside, area, pointing = None, None, None
         if one.painted is not None and len(one.painted) == 1 and item.mask is not None and item.mask.any():
             inside, area, pointing = lesion(one.painted, item.mask)
         return Checks(
             completeness_gap=one.gap,
             deletion=deletion,
-            deletion_random=removal.random[0],
+            deletion_random=removal.random,
             insertion=insertion,
-            insertion_random=removal.random[1],
+            insertion_random=removal.random,
+            flat=flat(values),
             stability=stability,
             inside=inside,
             area=area,

@@ -51,6 +51,8 @@ def _row(
     row["deletion_gain"] = _mean(gain("deletion", 1), groups)
     row["insertion_gain"] = _mean(gain("insertion", -1), groups)
     areas = [one["area"] for one in checks if one["area"] is not None]
+    flat = [bool(one["flat"]) for one in checks if one.get("flat") is not None]
+    row["flat"] = float(np.mean(flat)) if flat else None
     row["area"] = float(np.mean(areas)) if areas else None
     row["randomisation"] = _levels([one for one in randomised if (one["method"], one["locus"]) == key])
     row["failed"] = _failed(row)
@@ -78,6 +80,8 @@ def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _failed(row: Mapping[str, Any]) -> list[str]:
     """One sentence for each check that a method fails at a locus."""
     failed = []
+    if row["flat"]:
+        failed.append(f"says nothing of {round(row['flat'] * row['n'])} of {row['n']} documents: all values are alike")
     gap = row["completeness_gap"]
     if gap is not None and gap["value"] > GAP_AT_MOST:
         failed.append(f"incomplete: the sum misses {gap['value']:.0%} of the difference; take more steps")

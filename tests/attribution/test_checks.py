@@ -18,11 +18,14 @@ from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.checks import (
     Checks,
     Removal,
+    flat,
     lesion,
-    order_of_patches,
-    order_of_words,
+    order_of,
+    seed_of,
     similarity,
     structural_similarity,
+    values_of_patches,
+    values_of_words,
 )
 from medmllm_plugins.attribution.inputs import reading, segments
 from medmllm_plugins.attribution.maps import Map, map_of
@@ -79,22 +82,109 @@ def test_areas_of_a_probability_that_adds_up(batch: int) -> None:
     insertion = float(np.sum(gone[1:] + gone[:-1]) / 20)
     assert removal.areas(order) == pytest.approx((deletion, insertion))
     assert removal.areas(order[::-1]) == pytest.approx((insertion, deletion))
-    # By any order the two add up to the whole, and random ones lie between the best and the worst.
-    assert sum(removal.random) == pytest.approx(1)
-    assert deletion < removal.random[0] < insertion
-    assert Removal(fake(batch), probability, 10, seed=0).random == pytest.approx(removal.random)
-    assert Removal(fake(batch), probability, 10, seed=1).random != pytest.approx(removal.random)
+    # By any order the two add up to the whole, so that chance is the half of it whatever orders are drawn.
+    assert removal.random == pytest.approx(0.5)
 
 
-def test_areas_where_parts_are_fewer_or_more_than_steps() -> None:
-    for count in (1, 3, 37, 1000):
-        removal = Removal(fake(16), lambda keep: keep[:, 0], count, seed=0)
-        first, last = removal.areas(np.arange(count)), removal.areas(np.arange(count)[::-1])
-        # What counts is taken away in one of the ten steps: half a step of the curve, or as late as it can be.
-        cut = int(np.flatnonzero(np.linspace(0, count, 11).round() >= 1)[0])
-        assert first == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
-        cut = int(np.flatnonzero(np.linspace(0, count, 11).round() >= count)[0])
-        assert last == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
+@pytest.mark.parametrize("count", [1, 3, 5, 37, 1000])
+def test_areas_where_parts_are_fewer_or_more_than_steps(count: int) -> None:
+    removal = Removal(fake(16), lambda keep: keep[:, 0], count, seed=0)
+    first, last = removal.areas(np.arange(count)), removal.areas(np.arange(count)[::-1])
+    # What counts is taken away in one of the ten steps: half a step of the curve, or as late as it can be.
+    taken = np.linspace(0, count, 11).round()
+    soon, late = (float(np.flatnonzero(taken >= many)[0]) / 10 - 0.05 for many in (1, count))
+    assert first == pytest.approx((soon, late))
+    assert last == pytest.approx((late, soon))
+
+
+def test_the_reverse_of_an_order_has_the_areas_exchanged() -> None:
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=9))
+    removal = Removal(fake(16), lambda keep: torch.sigmoid(3 * keep.double() @ weights), 9, seed=0)
+    order = np.random.default_rng(1).permutation(9)
+    assert removal.areas(order) == pytest.approx(removal.areas(order[::-1])[::-1])
+    found = [np.mean(removal.areas(np.random.default_rng(seed).permutation(9))) for seed in range(400)]
+    assert removal.random == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(checks.RANDOM_ORDERS))
+
+
+def test_documents_have_random_orders_of_their_own() -> None:
+    seen: list[Any] = []
+
+    def probability(keep: Tensor) -> Tensor:
+        seen.append(keep.numpy())
+        return keep[:, 0]
+
+    for name in ("a", "b", "a"):
+        Removal(fake(100), probability, 30, seed_of(name))
+    first, second, again = (np.concatenate(part) for part in np.split(np.array(seen), 3))
+    assert (first == again).all() and (first != second).any()
+
+
+def lesions(documents: int) -> list[tuple[str, Any, Any]]:
+    """Documents of 8 x 8 patches whose target hangs on four of them, all in the upper half: name, patches, function."""
+    rng, found = np.random.default_rng(7), []
+    for number in range(documents):
+        row, column = rng.integers(0, 3), rng.integers(0, 7)
+        own = [8 * (row + down) + column + across for down in (0, 1) for across in (0, 1)]
+        found.append((f"d{number}", own, lambda keep, own=own: torch.sigmoid(8 * keep.double()[:, own].mean(1) - 4)))
+    return found
+
+
+def judged(values: Any, documents: int = 24) -> dict[str, Any]:
+    """What the summary says of a method: ``values`` makes a map of a document's number and of its lesion's patches."""
+    entries = []
+    for number, (name, own, probability) in enumerate(lesions(documents)):
+        removal = Removal(fake(100), probability, 64, seed_of(name))
+        said = values(number, own)
+        deletion, insertion = removal.areas(order_of(said, seed_of(name)))
+        found = Checks(
+            deletion=deletion,
+            deletion_random=removal.random,
+            insertion=insertion,
+            insertion_random=removal.random,
+            flat=flat(said),
+        )
+        entries.append({"method": "m", "locus": "l", "group": name, "checks": found.to_dict()})
+    (row,) = summarise(entries, [])
+    return row
+
+
+DELETION, INSERTION = "deletion no better than a random order", "insertion no better than a random order"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_a_constant_map_does_not_pass(value: float) -> None:
+    """Neither as it is, nor as painting leaves it: with the last digits rounded."""
+    for rounding in (0.0, 1e-15):
+        row = judged(lambda number, own, tiny=rounding: value + value * tiny * np.arange(64.0)[::-1])
+        assert row["failed"] == ["says nothing of 24 of 24 documents: all values are alike", DELETION, INSERTION]
+        assert abs(row["deletion_gain"]["value"]) < 0.05
+
+
+def test_maps_of_noise_gain_nothing() -> None:
+    rows = [
+        judged(lambda number, own, seed=seed: np.random.default_rng([seed, number]).random(64)) for seed in range(8)
+    ]
+    assert abs(np.mean([row["deletion_gain"]["value"] for row in rows])) < 0.01
+    assert sum(row["failed"] == [DELETION, INSERTION] for row in rows) >= 6
+
+
+def test_a_map_of_the_lesion_passes() -> None:
+    row = judged(lambda number, own: np.isin(np.arange(64), own).astype(float))
+    assert row["failed"] == [] and row["flat"] == 0 and row["deletion_gain"]["value"] > 0.3
+
+
+def test_a_map_that_is_constant_for_some_documents_says_so() -> None:
+    row = judged(lambda number, own: np.isin(np.arange(64), own) * float(number > 2))
+    assert row["failed"] == ["says nothing of 3 of 24 documents: all values are alike"]
+
+
+def test_what_is_alike_comes_in_an_order_by_chance() -> None:
+    values = np.array([0.5, 2.0, 0.5, 0.5, -np.inf, 0.5 + 1e-12])
+    orders = [order_of(values, seed).tolist() for seed in range(40)]
+    assert all(order[0] == 1 and order[-1] == 4 for order in orders)
+    assert {order[1] for order in orders} == {0, 2, 3, 5}
+    assert order_of(values, 3).tolist() == orders[3]
+    assert not flat(values) and flat(values[[0, 2, 3, 4, 5]]) and flat(np.array([np.nan])) and flat(np.zeros(3))
 
 
 def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +192,7 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
     count = len(patches)
     order = np.random.default_rng(5).permutation(count)
-    deletion, insertion = Removal.of_image(case).areas(order)
+    deletion, insertion = Removal.of_image(case, 0).areas(order)
 
     def chance(pixels: Tensor) -> float:
         with torch.no_grad():
@@ -112,7 +202,8 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     for step in range(11):
         shown = [patches.clone(), blank.clone()]
         taken = torch.from_numpy(order[: round(step * count / 10)].copy())
-        shown[0][taken], shown[1][taken] = blank[taken], patches[taken]
+        given = torch.from_numpy(order[: count - round((10 - step) * count / 10)].copy())
+        shown[0][taken], shown[1][given] = blank[taken], patches[given]
         for curve, one in zip(curves, shown, strict=True):
             curve.append(chance(from_patches(case.loaded, one, case.pixels)))
     for curve, area in zip(curves, (deletion, insertion), strict=True):
@@ -120,7 +211,7 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     assert curves[0][0] == pytest.approx(curves[1][-1], abs=1e-5)
 
     words = int(segments(case).max()) + 1
-    deletion, insertion = Removal.of_prompt(case).areas(np.arange(words))
+    deletion, insertion = Removal.of_prompt(case, 0).areas(np.arange(words))
     curve = []
     for step in range(11):
         keep = torch.ones(1, words)
@@ -135,19 +226,20 @@ def test_orders_put_the_largest_first(case: Case) -> None:
     values = torch.zeros(len(words))
     values[words == 1] = 5.0 / int((words == 1).sum())
     values[words == 0] = -1.0
-    order = order_of_words(case, map_of(case, "prompt", Scores(values)))
+    said = values_of_words(case, map_of(case, "prompt", Scores(values)))
+    order = order_of(said, 0)
     assert order[0] == 1 and order[-1] == 0 and sorted(order) == list(range(int(words.max()) + 1))
 
     count = len(to_patches(case.loaded, case.pixels))
     values = torch.randn(count, generator=torch.Generator().manual_seed(0))
     one = map_of(case, "pixels", Scores(values))
     assert one.painted is not None
-    order = order_of_patches(case, one)
+    order = order_of(values_of_patches(case, one), 0)
     assert sorted(order) == list(range(count))
     if case.loaded.model.config.model_type in ("llava", "gemma3"):  # one patch of the tower is one of the picture
         assert list(order) == np.argsort(-values.numpy(), kind="stable").tolist()
     unseen = Map("pixels", one.values, np.where(one.painted > 0, np.nan, one.painted), None, None)
-    assert values[torch.from_numpy(order_of_patches(case, unseen)[:1].copy())] < 0
+    assert values[torch.from_numpy(order_of(values_of_patches(case, unseen), 0)[:1].copy())] < 0
 
 
 # -- likeness, lesions --------------------------------------------------------------------------------------------
