@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -180,6 +180,29 @@ def similarity(one: FloatArray, other: FloatArray) -> float:
     if not both.any() or first.std() == 0 or second.std() == 0:
         return 0.0
     return float(np.corrcoef(first, second)[0, 1])
+
+
+def likeness(pairs: Sequence[tuple[Map, Map]]) -> dict[str, Any]:
+    """How alike maps of the same documents by two models are, means over the documents.
+
+    Adebayo et al. (arXiv:1810.03292) compare both values as they are and their sizes: a map whose signs fall by chance
+    at the same edges is as blind to the weights as one that stays the same.
+
+    Args:
+        pairs: two maps of each document.
+    """
+    values = [(one.values, other.values) for one, other in pairs]
+    shapes = [
+        structural_similarity(one.painted, other.painted)
+        for one, other in pairs
+        if one.painted is not None and other.painted is not None
+    ]
+    return {
+        "similarity": float(np.mean([similarity(one, other) for one, other in values])),
+        "absolute_similarity": float(np.mean([similarity(np.abs(one), np.abs(other)) for one, other in values])),
+        "structural_similarity": float(np.mean(shapes)) if shapes else None,
+        "documents": len(pairs),
+    }
 
 
 def structural_similarity(one: FloatArray, other: FloatArray) -> float:

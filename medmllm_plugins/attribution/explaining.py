@@ -21,10 +21,10 @@ from medmllm_plugins.attribution.checks import (
     Removal,
     flat,
     lesion,
+    likeness,
     order_of,
     seed_of,
     similarity,
-    structural_similarity,
     values_of_patches,
     values_of_words,
 )
@@ -274,19 +274,7 @@ class Explainer:
                 pairs = [(old[key], new[key]) for old, new in zip(before, after, strict=True) if key in new]
                 if not pairs:
                     continue
-                shapes = [
-                    structural_similarity(old.painted, new.painted)
-                    for old, new in pairs
-                    if old.painted is not None and new.painted is not None
-                ]
-                told.setdefault(key, []).append(
-                    {
-                        "randomised": level,
-                        "similarity": float(np.mean([similarity(old.values, new.values) for old, new in pairs])),
-                        "structural_similarity": float(np.mean(shapes)) if shapes else None,
-                        "documents": len(pairs),
-                    }
-                )
+                told.setdefault(key, []).append({"randomised": level} | likeness(pairs))
         return told
 
     def _warn(self, message: str) -> None:

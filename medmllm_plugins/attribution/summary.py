@@ -15,7 +15,7 @@ from medmllm_plugins.metrics.intervals import number
 GAP_AT_MOST: Final = 0.05
 """A path method whose sum misses more than this share of the difference has taken too few steps."""
 SURVIVES: Final = 0.5
-"""A map is said to survive shuffled weights from this rank correlation on."""
+"""A map is said to survive shuffled weights from this rank correlation on, of its values or of their sizes."""
 STABLE: Final = 0.5
 DRAWS: Final = 2000
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
@@ -70,7 +70,10 @@ def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "randomised": name,
-                "similarity": float(np.average([level["similarity"] for level in own], weights=weights)),
+                **{
+                    kind: float(np.average([level[kind] for level in own], weights=weights))
+                    for kind in ("similarity", "absolute_similarity")
+                },
                 "structural_similarity": None if None in shapes else float(np.average(shapes, weights=weights)),
             }
         )
@@ -89,9 +92,10 @@ def _failed(row: Mapping[str, Any]) -> list[str]:
         found = row[name]
         if found is not None and not _above(found, 0):
             failed.append(f"{said} no better than a random order{_few(found)}")
-    if row["randomisation"] and row["randomisation"][-1]["similarity"] > SURVIVES:
-        last = row["randomisation"][-1]["similarity"]
-        failed.append(f"survives shuffled weights: rank correlation {last:.2f}")
+    last = _survives(row)
+    if last is not None and last > SURVIVES:
+        of = "" if last == row["randomisation"][-1]["similarity"] else " of sizes"
+        failed.append(f"survives shuffled weights: rank correlation{of} {last:.2f}")
     stability = row["stability"]
     if stability is not None and stability["value"] < STABLE:
         failed.append(f"unstable: rank correlation {stability['value']:.2f} under 5 % noise")
@@ -99,6 +103,12 @@ def _failed(row: Mapping[str, Any]) -> list[str]:
     if inside is not None and not _above(inside, row["area"]):
         failed.append(f"no more inside the lesion than its share of the picture{_few(inside)}")
     return failed
+
+
+def _survives(row: Mapping[str, Any]) -> float | None:
+    """How like a map still is with all weights shuffled: by its values or by their sizes, whichever is more."""
+    levels = row["randomisation"]
+    return max(levels[-1]["similarity"], levels[-1]["absolute_similarity"]) if levels else None
 
 
 def _above(found: Mapping[str, Any], chance: float) -> bool:
@@ -136,8 +146,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     for row in rows:
         cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
-        last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
-        writer.writerow([row["method"], row["locus"], row["n"], *cells, row["area"], last, "; ".join(row["failed"])])
+        told = [row["area"], _survives(row), "; ".join(row["failed"])]
+        writer.writerow([row["method"], row["locus"], row["n"], *cells, *told])
     return out.getvalue()
 
 
@@ -145,7 +155,7 @@ def render(index: Mapping[str, Any]) -> str:
     """For people: a line for each method and locus."""
     rows = [("method", "locus", "n", "deletion gain", "inside", "area", "stability", "gap", "shuffled", "fails")]
     for row in index["summary"]:
-        last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
+        last = _survives(row)
         rows.append(
             (
                 row["method"],

@@ -20,6 +20,7 @@ from medmllm_plugins.attribution.checks import (
     Removal,
     flat,
     lesion,
+    likeness,
     order_of,
     seed_of,
     similarity,
@@ -402,8 +403,11 @@ def entry(group: str, **more: Any) -> dict[str, Any]:
     return {"method": "m", "locus": "l", "group": group, "checks": {**Checks().to_dict(), **more}}
 
 
-def level(name: str, similarity: float, documents: int = 1, shape: float | None = 0.5) -> dict[str, Any]:
-    return {"randomised": name, "similarity": similarity, "structural_similarity": shape, "documents": documents}
+def level(
+    name: str, similarity: float, documents: int = 1, shape: float | None = 0.5, sizes: float = 0.0
+) -> dict[str, Any]:
+    both = {"similarity": similarity, "absolute_similarity": sizes}
+    return {"randomised": name, **both, "structural_similarity": shape, "documents": documents}
 
 
 def good(gain: float = 0.2) -> dict[str, Any]:
@@ -453,6 +457,22 @@ def test_what_a_bad_method_fails() -> None:
     ]
 
 
+def test_maps_whose_sizes_survive_fail_however_their_signs_fall() -> None:
+    """A map of edges, whose signs the weights toss: as it is, it is like no other; in size it stays the same."""
+    rng = np.random.default_rng(0)
+    edges = np.eye(32).repeat(2, 0).repeat(2, 1)[None] + rng.random((1, 64, 64)) / 9
+    signs = [rng.choice([-1.0, 1.0], edges.shape) for _ in range(2)]
+    old, new = (Map("l", edges.ravel() * sign.ravel(), edges * sign, None, None) for sign in signs)
+    found = likeness([(old, new), (new, old)])
+    assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
+    assert found["documents"] == 2 and found["structural_similarity"] < 0.5
+    told = [{"method": "m", "locus": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], told)
+    assert row["failed"] == ["survives shuffled weights: rank correlation of sizes 1.00"]
+    header, line = to_csv([row]).splitlines()
+    assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
+
+
 def test_one_group_is_no_evidence() -> None:
     (row,) = summarise([entry("a", **good()), entry("a", **good())], [])
     assert row["deletion_gain"]["low"] is None
@@ -486,13 +506,23 @@ def test_groups_are_drawn_whole() -> None:
 def test_levels_are_means_over_processes_weighted_by_documents() -> None:
     told = [
         {"method": "m", "locus": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
-        {"method": "m", "locus": "l", "levels": [level("head", 0.6, 3, 0.9), level("tower", 0.4, 3)]},
+        {"method": "m", "locus": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
         {"method": "other", "locus": "l", "levels": [level("head", 1.0, 9)]},
     ]
     (row,) = summarise([entry("a")], told)
     assert row["randomisation"] == [
-        {"randomised": "head", "similarity": pytest.approx(0.5), "structural_similarity": pytest.approx(0.8)},
-        {"randomised": "tower", "similarity": pytest.approx(0.3), "structural_similarity": None},
+        {
+            "randomised": "head",
+            "similarity": pytest.approx(0.5),
+            "absolute_similarity": pytest.approx(0.3),
+            "structural_similarity": pytest.approx(0.8),
+        },
+        {
+            "randomised": "tower",
+            "similarity": pytest.approx(0.3),
+            "absolute_similarity": 0.0,
+            "structural_similarity": None,
+        },
     ]
 
 
