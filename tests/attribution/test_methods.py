@@ -32,9 +32,11 @@ from medmllm_plugins.attribution import methods
 from medmllm_plugins.attribution.case import Case, StandIn
 from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
+from medmllm_plugins.attribution.registry import choose
 from medmllm_plugins.attribution.rollout import attention_rollout
 from medmllm_plugins.attribution.target import Target
 from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models import medm_vl_ct
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.options import LoadOptions
@@ -408,6 +410,21 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     ends = [case.blank_pixels + float(one) * (case.pixels - case.blank_pixels) for one in (points[0], points[-1])]
     first, last = case.states(["llm.norm"], torch.stack(ends))["llm.norm"][:, -1]
     check(methods.layer_conductance, (last - first) @ row)
+
+
+def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: Case) -> None:
+    """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
+    *_, before, block, norm = (place.name for place in places(model))
+    image = ~case.text
+    for locus, one in case.slopes([before, block, norm]).items():
+        slope = float(one.gradients[:, image].abs().max())
+        assert (slope > 0) == (locus == before)
+        if locus == before:
+            assert choose(["layer_grad_cam"], [locus], model, ())[0].loci == (locus,)
+            continue
+        said = rf"of {locus} only the last token's state reaches the answer.* The last .* read is {before}\."
+        with pytest.raises(OptionError, match=said):
+            choose(["layer_activation"], ["connector", locus], model, ())
 
 
 def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
