@@ -27,6 +27,9 @@ def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping
     Intervals are percentile intervals of :data:`DRAWS` draws of groups. The gain of deletion is the area for random
     orders less that for the map's, of insertion the map's less the random one: above zero, the map is better.
 
+    What lies inside the lesion is told of hits and of errors as well: a map that explains a wrong decision may well lie
+    elsewhere, and be right.
+
     Args:
         entries: of all documents, methods and loci.
         randomised: what is known of models with shuffled weights, by process, method and locus.
@@ -41,6 +44,7 @@ def _row(
     method, locus = key
     groups = [str(entry["group"]) for entry in entries]
     checks = [entry["checks"] for entry in entries]
+    hits = [bool(entry["hit"]) for entry in entries]
 
     def gain(name: str, sign: float) -> list[float | None]:
         pairs = [(one[name], one[f"{name}_random"]) for one in checks]
@@ -48,6 +52,10 @@ def _row(
 
     row: dict[str, Any] = {"method": method, "locus": locus, "n": len(entries)}
     row |= {name: _mean([one[name] for one in checks], groups) for name in _MEANS}
+    for name, wanted in (("inside_hits", True), ("inside_errors", False)):
+        row[name] = _mean(
+            [one["inside"] if hit == wanted else None for one, hit in zip(checks, hits, strict=True)], groups
+        )
     row["deletion_gain"] = _mean(gain("deletion", 1), groups)
     row["insertion_gain"] = _mean(gain("insertion", -1), groups)
     areas = [one["area"] for one in checks if one["area"] is not None]
@@ -137,7 +145,7 @@ def _mean(values: Sequence[Any], groups: Sequence[str]) -> dict[str, float | Non
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row for each method and locus, three columns for each figure."""
-    figures = (*_MEANS, "deletion_gain", "insertion_gain")
+    figures = (*_MEANS, "inside_hits", "inside_errors", "deletion_gain", "insertion_gain")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = ("", "_low", "_high")
@@ -153,7 +161,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def render(index: Mapping[str, Any]) -> str:
     """For people: a line for each method and locus."""
-    rows = [("method", "locus", "n", "deletion gain", "inside", "area", "stability", "gap", "shuffled", "fails")]
+    titles = ("deletion gain", "inside", "hits", "errors", "area", "stability", "gap", "shuffled", "fails")
+    rows = [("method", "locus", "n", *titles)]
     for row in index["summary"]:
         last = _survives(row)
         rows.append(
@@ -163,6 +172,8 @@ def render(index: Mapping[str, Any]) -> str:
                 str(row["n"]),
                 _told(row["deletion_gain"], interval=True),
                 _told(row["inside"]),
+                _told(row["inside_hits"]),
+                _told(row["inside_errors"]),
                 "-" if row["area"] is None else f"{row['area']:.2f}",
                 _told(row["stability"]),
                 _told(row["completeness_gap"]),

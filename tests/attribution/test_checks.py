@@ -34,7 +34,7 @@ from medmllm_plugins.attribution.methods import Scores, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.attribution.randomisation import LEVELS, shuffled
 from medmllm_plugins.attribution.sample import Answered, stratified
-from medmllm_plugins.attribution.summary import summarise, to_csv
+from medmllm_plugins.attribution.summary import render, summarise, to_csv
 from medmllm_plugins.attribution.target import Target
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.interface import LoadedModel
@@ -144,7 +144,7 @@ def judged(values: Any, documents: int = 24) -> dict[str, Any]:
             insertion_random=removal.random,
             flat=flat(said),
         )
-        entries.append({"method": "m", "locus": "l", "group": name, "checks": found.to_dict()})
+        entries.append({"method": "m", "locus": "l", "group": name, "hit": True, "checks": found.to_dict()})
     (row,) = summarise(entries, [])
     return row
 
@@ -400,7 +400,7 @@ def test_quantised_weights_cannot_be_shuffled(model: LoadedModel, monkeypatch: p
 
 
 def entry(group: str, **more: Any) -> dict[str, Any]:
-    return {"method": "m", "locus": "l", "group": group, "checks": {**Checks().to_dict(), **more}}
+    return {"method": "m", "locus": "l", "group": group, "hit": True, "checks": {**Checks().to_dict(), **more}}
 
 
 def level(
@@ -487,6 +487,20 @@ def test_a_gain_whose_interval_holds_zero_is_none() -> None:
     (row,) = summarise([entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], [])
     assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
     assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
+
+
+def test_hits_and_errors_are_told_apart() -> None:
+    """An error's map explains another class than the lesion's, and may lie elsewhere."""
+    entries = [entry("a", **good()), entry("b", **good())]
+    entries += [{**entry(group, **(good() | {"inside": 0.3})), "hit": False} for group in "cd"]
+    (row,) = summarise(entries, [])
+    assert [row[name]["value"] for name in ("inside", "inside_hits", "inside_errors")] == pytest.approx([0.5, 0.7, 0.3])
+    header, line = to_csv([row]).splitlines()
+    told = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (float(told["inside_hits"]), float(told["inside_errors"])) == pytest.approx((0.7, 0.3))
+    head, said = render({"summary": [row], "warnings": []}).splitlines()
+    assert head.split("  inside  ")[1].split()[:2] == ["hits", "errors"] and "0.50    0.70  0.30" in said
+    assert summarise(entries[:2], [])[0]["inside_errors"] is None
 
 
 def test_groups_are_drawn_whole() -> None:
