@@ -18,11 +18,20 @@ SURVIVES: Final = 0.5
 """A map is said to survive shuffled weights from this rank correlation on, of its values or of their sizes."""
 STABLE: Final = 0.5
 DRAWS: Final = 2000
+_EVERYWHERE: Final = {
+    "deletion_gain": "deletion",
+    "insertion_gain": "insertion",
+    "stability": "stability",
+    "randomisation": "randomisation",
+}
+"""Checks that any method can be put to at any locus: one that was not made is no check that was passed."""
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means with 95 % intervals, by method and locus, and which checks failed.
+    """Means with 95 % intervals, by method and locus; which checks failed, and which were not made.
+
+    A method is ``trusted`` at a locus where all that it can be put to were made, and none failed.
 
     Intervals are percentile intervals of :data:`DRAWS` draws of groups. The gain of deletion is the area for random
     orders less that for the map's, of insertion the map's less the random one: above zero, the map is better.
@@ -64,6 +73,8 @@ def _row(
     row["area"] = float(np.mean(areas)) if areas else None
     row["randomisation"] = _levels([one for one in randomised if (one["method"], one["locus"]) == key])
     row["failed"] = _failed(row)
+    row["unchecked"] = [said for name, said in _EVERYWHERE.items() if not row[name]]
+    row["trusted"] = not row["failed"] and not row["unchecked"]
     return row
 
 
@@ -148,13 +159,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     figures = (*_MEANS, "inside_hits", "inside_errors", "deletion_gain", "insertion_gain")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    ends = ("", "_low", "_high")
-    writer.writerow(
-        ["method", "locus", "n", *(f"{name}{end}" for name in figures for end in ends), "area", "survives", "failed"]
-    )
+    ends = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
+    writer.writerow(["method", "locus", "n", *ends, "area", "survives", "failed", "unchecked"])
     for row in rows:
         cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
-        told = [row["area"], _survives(row), "; ".join(row["failed"])]
+        told = [row["area"], _survives(row), "; ".join(row["failed"]), "; ".join(row["unchecked"])]
         writer.writerow([row["method"], row["locus"], row["n"], *cells, *told])
     return out.getvalue()
 
@@ -178,7 +187,7 @@ def render(index: Mapping[str, Any]) -> str:
                 _told(row["stability"]),
                 _told(row["completeness_gap"]),
                 "-" if last is None else f"{last:.2f}",
-                "; ".join(row["failed"]) or "nothing",
+                "; ".join([*row["failed"], *(f"{name} not checked" for name in row["unchecked"])]) or "nothing",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -436,10 +436,21 @@ def test_a_good_method_fails_nothing() -> None:
     assert row["inside"]["value"] == pytest.approx(0.7) and row["area"] == pytest.approx(0.1)
     assert row["pointing"]["value"] == 1
     assert [one["similarity"] for one in row["randomisation"]] == [0.9, 0.1]
+    assert row["unchecked"] == [] and row["trusted"]
     assert other["n"] == 1 and other["deletion_gain"] is None and other["failed"] == []
     header, first, second = to_csv([row, other]).splitlines()
     assert len(header.split(",")) == len(first.split(",")) == len(second.split(","))
     assert dict(zip(header.split(","), first.split(","), strict=True))["survives"] == "0.1"
+
+
+def test_a_check_that_was_not_made_is_not_passed() -> None:
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], [])
+    assert row["failed"] == [] and row["unchecked"] == ["randomisation"] and not row["trusted"]
+    assert render({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
+    header, line = to_csv([row]).splitlines()
+    assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
+    (row,) = summarise([entry("a")], [{"method": "m", "locus": "l", "levels": [level("head", 0.1)]}])
+    assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
 
 
 def test_what_a_bad_method_fails() -> None:
