@@ -36,7 +36,7 @@ from medmllm_plugins.attribution.randomisation import LEVELS, shuffled
 from medmllm_plugins.attribution.sample import Answered, stratified
 from medmllm_plugins.attribution.summary import render, summarise, to_csv
 from medmllm_plugins.attribution.target import Target
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.stages import places
 
@@ -220,6 +220,15 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
         with torch.no_grad():
             curve.append(float(torch.softmax(reading(case)(keep), 1)[0, 1]))
     assert deletion == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_no_numbers_are_the_methods_fault(case: Case, wrong: float) -> None:
+    for locus, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(segments(case)))):
+        values = torch.ones(count)
+        values[-1] = wrong
+        with pytest.raises(ModelError, match=f"{locus}: expected finite values, found 1 of {count}"):
+            map_of(case, locus, Scores(values))
 
 
 def test_orders_put_the_largest_first(case: Case) -> None:
