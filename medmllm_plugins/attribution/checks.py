@@ -48,7 +48,7 @@ class Checks:
         flat: whether the map says the same of everything, so that nothing follows from it.
         stability: rank correlation with maps of the image under noise, mean over draws.
         inside: share of the positive values that lie in the lesion.
-        area: share of the picture that the lesion takes: what ``inside`` is by chance.
+        area: share that the lesion takes of what is seen of the picture: what ``inside`` is by chance.
         pointing: whether the largest value lies in the lesion (Zhang et al., arXiv:1608.00507).
     """
 
@@ -220,27 +220,29 @@ def structural_similarity(one: FloatArray, other: FloatArray) -> float:
     return float(((2 * m1 * m2 + c1) * (2 * both + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))).mean())
 
 
-def lesion(painted: FloatArray, mask: Any) -> tuple[float | None, float, bool]:
+def lesion(painted: FloatArray, mask: Any) -> tuple[float | None, float | None, bool | None]:
     """How much of a map lies in a lesion.
 
+    What the processor cropped away can hold no value: only where the map has values are shares taken.
+
     Args:
-        painted: (1, height, width).
+        painted: (1, height, width); NaN where no patch looks.
         mask: (h, w) bool, the lesion, on the whole picture, of any size.
 
     Returns:
-        Share of the positive values inside (``None`` where there are none), the lesion's share of the picture, and
-        whether the largest value is inside.
+        Share of the positive values inside (``None`` where there are none), the lesion's share of what is seen of the
+        picture, and whether the largest value is inside; ``None`` for all where nothing is seen of the lesion.
     """
     height, width = painted.shape[1:]
-    inside = (
-        np.asarray(Image.fromarray(np.asarray(mask, np.uint8) * 255).resize((width, height), Image.Resampling.BOX))
-        / 255
-    )
-    values = np.nan_to_num(painted[0])
+    lesion = Image.fromarray(np.asarray(mask, np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    seen = np.isfinite(painted[0])
+    inside, values = (np.asarray(lesion) / 255)[seen], painted[0][seen]
+    if not inside.any():
+        return None, None, None
     positive = values.clip(min=0)
     total = positive.sum()
     share = float((positive * inside).sum() / total) if total > 0 else None
-    return share, float(inside.mean()), bool(inside.flat[int(values.argmax())] >= 0.5)
+    return share, float(inside.mean()), bool(inside[int(values.argmax())] >= 0.5)
 
 
 def _scaled(values: FloatArray) -> FloatArray:

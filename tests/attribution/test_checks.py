@@ -298,13 +298,14 @@ def test_structural_similarity() -> None:
 def test_lesion_by_hand() -> None:
     painted = np.array([[[1.0, 2.0], [-5.0, np.nan]]])
     mask = np.array([[True, False], [True, False]])
-    assert lesion(painted, mask) == (pytest.approx(1 / 3), pytest.approx(0.5), False)
-    assert lesion(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(0.5), True)
+    # Three of four pixels are seen.
+    assert lesion(painted, mask) == (pytest.approx(1 / 3), pytest.approx(2 / 3), False)
+    assert lesion(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(1 / 3), True)
     # A mask of another size: a quarter of the first pixel.
     fine = np.zeros((4, 4), bool)
     fine[0, 0] = True
     share, area, pointing = lesion(painted, fine)
-    assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 16, abs=2e-3), False)
+    assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 12, abs=2e-3), False)
     # The largest value counts where at least half of its pixel is lesion.
     fine[0, 2] = True
     assert not lesion(painted, fine)[2]
@@ -312,6 +313,19 @@ def test_lesion_by_hand() -> None:
     assert lesion(painted, fine)[2]
     assert lesion(-np.ones((1, 2, 2)), mask)[0] is None
     assert lesion(np.ones((1, 2, 2)), np.ones((5, 5), bool)) == (1, 1, True)
+
+
+def test_chance_of_a_lesion_is_its_share_of_what_is_seen() -> None:
+    """The middle of a picture that is twice as wide as high, as towers see it: a map that says nothing is at chance."""
+    painted = np.full((1, 100, 200), np.nan)
+    painted[:, :, 50:150] = 1.0
+    mask = np.zeros((100, 200), bool)
+    mask[30:70, 80:120] = True
+    share, area, _ = lesion(painted, mask)
+    assert share == area == pytest.approx(0.16)
+    mask[:] = False
+    mask[:, :50] = True
+    assert lesion(painted, mask) == (None, None, None)  # nothing of it is seen
 
 
 def test_checks_as_plain_types() -> None:
