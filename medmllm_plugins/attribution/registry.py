@@ -102,8 +102,8 @@ def _loci(layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -
             )
         if full in known[-_LAST_TOKEN_ONLY:]:
             raise OptionError(
-                f"{loaded.family.title}: of {full} only the last token's state reaches the answer, as nothing behind it "
-                f"looks from one token at another: a map of the image would be empty. The last locus whose "
+                f"{loaded.family.title}: of {full} only the last token's state reaches the answer, as nothing behind "
+                f"it looks from one token at another: a map of the image would be empty. The last locus whose "
                 f"image tokens are read is {known[-_LAST_TOKEN_ONLY - 1]}."
             )
         found.append(full)
