@@ -375,6 +375,27 @@ def test_loci_together_and_batches_change_nothing(case: Case, method: methods.Me
         close(at_layers(case, method, [locus], how)[locus].values, together[locus].values)
 
 
+@pytest.mark.parametrize("method", [methods.layer_integrated_gradients, methods.layer_conductance])
+def test_a_batch_is_never_larger_than_it_may_be(
+    case: Case, monkeypatch: pytest.MonkeyPatch, method: methods.Method
+) -> None:
+    """However many loci there are."""
+    how, rows = How(steps=3), [0]
+    together = at_layers(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LOCI, how)
+    usual = Case.scores
+
+    def scores(self: Case, count: int, *args: Any, **kwargs: Any) -> Tensor:
+        rows.append(count)
+        return usual(self, count, *args, **kwargs)
+
+    monkeypatch.setattr(Case, "scores", scores)
+    for batch in (1, 2):
+        found = at_layers(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LOCI, how)
+        assert max(rows) == batch
+        for locus in LOCI:
+            close(found[locus].values, together[locus].values)
+
+
 def test_batches_change_nothing_where_parts_are_left_out(case: Case) -> None:
     for method, loci in (
         (methods.layer_feature_ablation, ["connector"]),
