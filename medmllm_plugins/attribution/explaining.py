@@ -266,16 +266,15 @@ class Explainer:
         cases = [self._case(item, item.target(self._asked.target)) for item in self._shuffled]
         before = [{(one.spec.name, locus): found for one, locus, found in self._maps(case)} for case in cases]
         told: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for level in randomisation.LEVELS:
-            with randomisation.shuffled(self._loaded, level):
+        with randomisation.cascade(self._loaded) as levels:
+            for level in levels:
                 for case in cases:
                     case.forget()
                 after = [{(one.spec.name, locus): found for one, locus, found in self._maps(case)} for case in cases]
-            for key in before[0]:
-                pairs = [(old[key], new[key]) for old, new in zip(before, after, strict=True) if key in new]
-                if not pairs:
-                    continue
-                told.setdefault(key, []).append({"randomised": level} | likeness(pairs))
+                for key in dict.fromkeys(key for old in before for key in old):
+                    both = zip(before, after, strict=True)
+                    if pairs := [(old[key], new[key]) for old, new in both if key in old and key in new]:
+                        told.setdefault(key, []).append({"randomised": level} | likeness(pairs))
         return told
 
     def _warn(self, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +34,7 @@ from medmllm_plugins.attribution.inputs import reading, segments
 from medmllm_plugins.attribution.maps import Map, map_of
 from medmllm_plugins.attribution.methods import Scores, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.attribution.randomisation import LEVELS, shuffled
+from medmllm_plugins.attribution.randomisation import LEVELS, cascade
 from medmllm_plugins.attribution.sample import Answered, stratified
 from medmllm_plugins.attribution.summary import render, summarise, to_csv
 from medmllm_plugins.attribution.target import Target
@@ -357,24 +359,33 @@ def part_of(model: LoadedModel, name: str) -> str:
     return parts.get(id(dict(model.model.named_parameters())[name]), "none")
 
 
+@contextmanager
+def shuffled(model: LoadedModel, wanted: str, seed: int = 0) -> Iterator[None]:
+    """The model with its weights shuffled down to a level."""
+    with cascade(model, seed) as levels:
+        assert wanted in iter(levels)  # goes as far as that level
+        yield
+
+
 def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     before = weights(model)
     inputs = model.prepare([QUESTION], [IMAGE])
     of = {name: part_of(model, name) for name in before}
     reached: list[str] = []
     moved_before: set[str] = set()
-    for level in LEVELS:
-        reached.append(level)
-        with shuffled(model, level):
+    with cascade(model) as levels:
+        for level in levels:
+            reached.append(level)
             during = weights(model)
             moved = {name for name in before if not torch.equal(before[name], during[name])}
             for name in moved:
                 assert torch.equal(before[name].flatten().sort().values, during[name].flatten().sort().values)
-        matrices = {name for name, value in before.items() if value.dim() > 1 and of[name] in reached}
-        assert moved == matrices and moved_before < moved, level
-        moved_before = moved
-        after = weights(model)
-        assert all(torch.equal(after[name], value) for name, value in before.items())
+            matrices = {name for name, value in before.items() if value.dim() > 1 and of[name] in reached}
+            assert moved == matrices and moved_before < moved, level
+            moved_before = moved
+    assert tuple(reached) == LEVELS
+    after = weights(model)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any("embed_tokens" in name for name in moved_before)
     again = Case(model, QUESTION, IMAGE, TARGET)
     value = again.value
@@ -388,6 +399,49 @@ def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     again.forget()
     assert again.value == value
     assert inputs.keys() == model.prepare([QUESTION], [IMAGE]).keys()
+
+
+def test_each_matrix_is_shuffled_once_and_put_back_once(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many levels there are: at 7 billion weights nothing else is as long."""
+    calls: list[tuple[int, bool]] = []
+    usual = randomisation._shuffle
+
+    def counted(value: Tensor, seed: int, *, back: bool) -> None:
+        calls.append((id(value), back))
+        usual(value, seed, back=back)
+
+    monkeypatch.setattr(randomisation, "_shuffle", counted)
+    with cascade(model) as levels:
+        assert tuple(levels) == LEVELS
+        assert not any(back for _, back in calls)
+    there, again = ([one for one, way in calls if way == back] for back in (False, True))
+    assert len(set(there)) == len(there) and again == there[::-1]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (64, 40), (7, 100), (8, 3, 2, 2), (12, 1)])
+def test_large_matrices_are_shuffled_in_bands(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    monkeypatch.setattr(randomisation, "BAND", 96)
+    before = torch.arange(float(np.prod(shape))).view(shape)
+    value = before.clone()
+    randomisation._shuffle(value, 3, back=False)
+    assert torch.equal(value.flatten().sort().values, before.flatten())
+    assert float((value == before).float().mean()) < 0.2
+    was = (value.flatten() // before[0].numel()).view(shape[0], -1)
+    if shape == (64, 40):  # in bands of two rows: each row has entries of both
+        assert all(len(row.unique()) == 2 for row in was)
+    randomisation._shuffle(value, 3, back=True)
+    assert torch.equal(value, before)
+
+
+def test_shuffling_takes_little_memory_and_time() -> None:
+    """No order of all entries: one of 40 million would take 320 MB and some seconds."""
+    value = torch.zeros(8192, 5000, dtype=torch.bfloat16)
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        usual = torch.randperm
+        patch.setattr(torch, "randperm", lambda count, **more: drawn.append(count) or usual(count, **more))
+        randomisation._shuffle(value, 0, back=False)
+    assert max(drawn) <= randomisation.BAND and min(drawn) > 1
 
 
 def test_weights_come_back_after_an_error(model: LoadedModel) -> None:
