@@ -142,7 +142,7 @@ def values_of_words(case: Case, one: Map) -> FloatArray:
     """What a map says of each word of the prompt, summed over its tokens."""
     words = segments(case).cpu().numpy()
     assert one.tokens is not None
-    found: FloatArray = np.bincount(words[words >= 0], weights=one.tokens[words >= 0])
+    found: FloatArray = np.bincount(words[words >= 0], weights=one.tokens[words >= 0]).astype(np.float64)
     return found
 
 

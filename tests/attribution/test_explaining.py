@@ -13,10 +13,17 @@ from support.loading import load
 
 from medmllm_plugins.attribution import methods
 from medmllm_plugins.attribution.case import Case
+from medmllm_plugins.attribution.checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
 from medmllm_plugins.attribution.explaining import Item, explain
 from medmllm_plugins.attribution.files import Shelf, gather
+from medmllm_plugins.attribution.maps import map_of
 from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.summary import summarise
+from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.data.phantoms import LABELS, phantom
+from medmllm_plugins.models import medm_vl
 from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
 
 torch.set_num_threads(1)
@@ -65,3 +72,28 @@ def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawin
     (row,) = gather(tmp_path, "task", "model", CLASSES)["summary"]
     assert abs(row["stability"]["value"]) < 0.4
     assert any(said.startswith("unstable") for said in row["failed"])
+
+
+# -- where the truth is known --------------------------------------------------------------------------------------
+
+
+def test_a_method_finds_the_lesions_of_phantoms() -> None:
+    """At least 0.6 of its mass lies in them, and deletion beats chance; tests/host tries the docs' whole command."""
+    demo, entries = medm_vl.load(LoadOptions("demo", device="cpu")), []
+    for number in range(2800, 2806):
+        drawn = phantom(number)
+        if not drawn.mask.any():
+            continue
+        shown, question = Image.fromarray(drawn.image).convert("RGB"), f"Which is shown: {', '.join(LABELS)}?"
+        case = Case(demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32)
+        scores = methods.layer_integrated_gradients(case, ["vision.00"], How(steps=8))
+        one, seed = map_of(case, "vision.00", scores["vision.00"]), seed_of(str(number))
+        removal = Removal.of_image(case, seed)
+        deletion, _ = removal.areas(order_of(values_of_patches(case, one), seed))
+        assert one.painted is not None
+        inside, area, _ = lesion(one.painted, drawn.mask)
+        found = Checks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
+        entries.append({"method": "m", "locus": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
+    (row,) = summarise(entries, [])
+    assert row["inside"]["value"] >= 0.6 > 5 * row["area"] and row["inside"]["low"] > row["area"]
+    assert row["deletion_gain"]["low"] > 0
