@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from support.loading import load
 
 from medmllm_plugins.attribution import inputs as at_inputs
-from medmllm_plugins.attribution import methods
+from medmllm_plugins.attribution import methods, randomisation
 from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
@@ -25,6 +26,7 @@ from medmllm_plugins.capture.reach import unread
 from medmllm_plugins.errors import ModelError, OptionError, PluginError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import get_manager
+from medmllm_plugins.models import native
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.specs import AttributionSpec
 
@@ -118,6 +120,29 @@ def test_quantised_weights(model: LoadedModel, missed: frozenset[str], monkeypat
     assert f"these still work: {', '.join(free)}. Or load without load_in." in str(raised.value)
     assert {"occlusion", "layer_feature_ablation", "attention_rollout", "kernel_shap"} <= set(free)
     assert len(choose(free, [], model, missed)) == len(free)
+
+
+def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing where it is installed; elsewhere the test above, with a stand-in for its weights, is all there is.
+
+    The command asks for CUDA; bitsandbytes packs and multiplies on a CPU as well.
+    """
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    # Its fastest kernel for CPUs takes no matrices as small as these.
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+    from transformers import BitsAndBytesConfig
+
+    packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    monkeypatch.setattr(native, "quantisation", lambda _: packing)
+    packed = load("llava", tmp_path / "checkpoint")
+    assert any(value.dtype == torch.uint8 for value in packed.model.parameters())
+    with pytest.raises(OptionError, match="weights are quantised, found saliency; these still work: occlusion"):
+        choose(["saliency"], [], packed, ())
+    free = [name for name, spec in specs().items() if not spec.gradients]
+    for one in choose(free, ["vision.0", "connector"], packed, ()):
+        for scores in one.method(Case(packed, QUESTION, IMAGE, TARGET), one.loci, HOW).values():
+            assert scores.values.isfinite().all()
+    assert not randomisation.possible(packed)
 
 
 def test_methods_without_gradients_need_none(model: LoadedModel, missed: frozenset[str], case: Case) -> None:
