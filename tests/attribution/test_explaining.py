@@ -80,7 +80,7 @@ def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawin
 def test_a_method_finds_the_lesions_of_phantoms() -> None:
     """At least 0.6 of its mass lies in them, and deletion beats chance; tests/host tries the docs' whole command."""
     demo, entries = medm_vl.load(LoadOptions("demo", device="cpu")), []
-    for number in range(2800, 2806):
+    for number in range(2800, 2808):
         drawn = phantom(number)
         if not drawn.mask.any():
             continue
