@@ -10,11 +10,15 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 
 from medmllm_plugins.data.controls import blank
+from medmllm_plugins.data.volumes import Volume
 from medmllm_plugins.models.interface import Shown
+from medmllm_plugins.models.medm_vl_ct import HIGH, LOW, crop
 from medmllm_plugins.questions.attributions import Baseline
 
 BLUR = 0.1
-"""Standard deviation of the blur, as a share of the shorter side."""
+"""Standard deviation of the blur, as a share of the shorter side; of a volume, of what is shown of its slices."""
+_ABOVE_AIR = 0.1
+"""So many Hounsfield units above black are black still when they are cut to grey levels, but are not cropped away."""
 
 
 def baseline_of(shown: Shown, kind: Baseline) -> Shown:
@@ -29,11 +33,23 @@ def baseline_of(shown: Shown, kind: Baseline) -> Shown:
         return blank(shown) if kind == "blank" else shown.filter(ImageFilter.GaussianBlur(BLUR * min(shown.size)))
     if isinstance(shown, Sequence):
         return [one for picture in shown if isinstance(one := baseline_of(picture, kind), Image.Image)]
-    voxels = shown.voxels
+    return _of_volume(shown, kind)
+
+
+def _of_volume(volume: Volume, kind: Baseline) -> Volume:
+    """The baseline of a volume, whose reader crops to what is not air: it must be cropped as the volume was.
+
+    So only what lies in that box changes, and nothing in it becomes air.
+    """
+    box = crop(volume)
+    inside = volume.voxels[box].astype(np.float32).clip(LOW, HIGH)
     if kind == "blank":
-        # What a volume's reader crops to must stay what it was, so that air stays air.
-        inside = voxels > voxels.min()
-        flat = np.where(inside, voxels[inside].mean() if inside.any() else voxels, voxels)
-        return replace(shown, voxels=flat.astype(voxels.dtype))
-    width = BLUR * min(voxels.shape[1:])
-    return replace(shown, voxels=gaussian_filter(voxels, (0, width, width)).astype(voxels.dtype))
+        # Air stays air: the mean is of the rest.
+        body = inside > LOW
+        inside[body] = inside[body].mean() if body.any() else LOW
+    else:
+        width = BLUR * min(inside.shape[1:])
+        inside = gaussian_filter(inside, (0, width, width)).clip(LOW + _ABOVE_AIR)
+    voxels = volume.voxels.astype(np.float32)
+    voxels[box] = inside
+    return replace(volume, voxels=voxels)

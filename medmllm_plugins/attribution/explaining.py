@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from medmllm_plugins.attribution.checks import (
     NOISE_DRAWS,
     Checks,
     Removal,
+    flat,
     lesion,
-    order_of_patches,
-    order_of_words,
+    likeness,
+    order_of,
+    seed_of,
     similarity,
-    structural_similarity,
+    values_of_patches,
+    values_of_words,
 )
 from medmllm_plugins.attribution.files import Shelf
 from medmllm_plugins.attribution.inputs import token_texts
@@ -200,21 +203,22 @@ class Explainer:
 
     @staticmethod
     def _check(case: Case, item: Item, one: Map, stability: float, removals: dict[str, Removal]) -> Checks:
-        part = "prompt" if one.painted is None else "image"
+        part, seed = "prompt" if one.painted is None else "image", seed_of(item.id)
         if part not in removals:
-            removals[part] = Removal.of_prompt(case) if part == "prompt" else Removal.of_image(case)
+            removals[part] = Removal.of_prompt(case, seed) if part == "prompt" else Removal.of_image(case, seed)
         removal = removals[part]
-        order = order_of_words(case, one) if part == "prompt" else order_of_patches(case, one)
-        deletion, insertion = removal.areas(order)
+        values = values_of_words(case, one) if part == "prompt" else values_of_patches(case, one)
+        deletion, insertion = removal.areas(order_of(values, seed))
         inside, area, pointing = None, None, None
         if one.painted is not None and len(one.painted) == 1 and item.mask is not None and item.mask.any():
             inside, area, pointing = lesion(one.painted, item.mask)
         return Checks(
             completeness_gap=one.gap,
             deletion=deletion,
-            deletion_random=removal.random[0],
+            deletion_random=removal.random,
             insertion=insertion,
-            insertion_random=removal.random[1],
+            insertion_random=removal.random,
+            flat=flat(values),
             stability=stability,
             inside=inside,
             area=area,
@@ -231,7 +235,8 @@ class Explainer:
                 noise = torch.randn(usual.shape, generator=torch.Generator().manual_seed(draw))
                 case.inputs["pixel_values"] = usual + (spread * noise).to(usual.device, usual.dtype)
                 case.forget()
-                scores = chosen.method(case, chosen.loci, self._how)
+                # Methods that draw are to draw anew: what hangs on the draw is no more stable than what hangs on noise.
+                scores = chosen.method(case, chosen.loci, replace(self._how, seed=self._how.seed + draw + 1))
                 found.append({locus: one.values.detach().double().cpu().numpy() for locus, one in scores.items()})
         finally:
             case.inputs["pixel_values"] = usual
@@ -261,28 +266,15 @@ class Explainer:
         cases = [self._case(item, item.target(self._asked.target)) for item in self._shuffled]
         before = [{(one.spec.name, locus): found for one, locus, found in self._maps(case)} for case in cases]
         told: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for level in randomisation.LEVELS:
-            with randomisation.shuffled(self._loaded, level):
+        with randomisation.cascade(self._loaded) as levels:
+            for level in levels:
                 for case in cases:
                     case.forget()
                 after = [{(one.spec.name, locus): found for one, locus, found in self._maps(case)} for case in cases]
-            for key in before[0]:
-                pairs = [(old[key], new[key]) for old, new in zip(before, after, strict=True) if key in new]
-                if not pairs:
-                    continue
-                shapes = [
-                    structural_similarity(old.painted, new.painted)
-                    for old, new in pairs
-                    if old.painted is not None and new.painted is not None
-                ]
-                told.setdefault(key, []).append(
-                    {
-                        "randomised": level,
-                        "similarity": float(np.mean([similarity(old.values, new.values) for old, new in pairs])),
-                        "structural_similarity": float(np.mean(shapes)) if shapes else None,
-                        "documents": len(pairs),
-                    }
-                )
+                for key in dict.fromkeys(key for old in before for key in old):
+                    both = zip(before, after, strict=True)
+                    if pairs := [(old[key], new[key]) for old, new in both if key in old and key in new]:
+                        told.setdefault(key, []).append({"randomised": level} | likeness(pairs))
         return told
 
     def _warn(self, message: str) -> None:

@@ -22,7 +22,18 @@ from medmllm_plugins.models.families import FAMILIES
 from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.medm_vl_ct import SLICES, MedMVLCT, crop
 
-__all__ = ["Cells", "FloatArray", "IntArray", "Level", "cells", "from_patches", "paint", "sample", "to_patches"]
+__all__ = [
+    "Cells",
+    "FloatArray",
+    "IntArray",
+    "Level",
+    "cells",
+    "from_patches",
+    "neighbourhoods",
+    "paint",
+    "sample",
+    "to_patches",
+]
 
 Level: TypeAlias = Literal["pixels", "vision", "connector", "llm"]
 """Whose rows are asked about: patches of the tower's input; what its blocks, the connector and the LLM return."""
@@ -73,6 +84,43 @@ def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: Shown, stage
     if stage == "connector":
         return united(pixels, connector)
     return united(pixels, _llm_rows(loaded, inputs, kind, connector))
+
+
+def neighbourhoods(found: Cells, most: int) -> IntArray:
+    """Patches in at most so many groups, each a square block of one picture, the smallest blocks that will do.
+
+    Tiles and the thumbnail of the whole show the same places: there patches of both are in one group. More groups than
+    ``most`` there are only where there are more pictures.
+
+    Args:
+        found: the patches' cells.
+        most: so many groups; as many patches or fewer are a group each.
+
+    Returns:
+        (n,), the number of each patch's group, from 0. Patches of no picture are one group.
+    """
+    if len(found) <= most:
+        return np.arange(len(found))
+    places = _lattice(found)
+    for edge in range(1, int(places.max()) + 2):
+        blocks = np.column_stack([found.picture, places // edge])
+        _, groups = np.unique(blocks, axis=0, return_inverse=True)
+        if int(groups.max()) < most:
+            break
+    numbers: IntArray = groups.reshape(-1)
+    return numbers
+
+
+def _lattice(found: Cells) -> IntArray:
+    """(n, 2): how many of its picture's smallest patches to the right and down each cell's middle stands; else 0."""
+    places = np.zeros((len(found), 2), np.int64)
+    low, high = found.whole[:, :2], found.whole[:, 2:]
+    for picture in range(int(found.picture.max(initial=-1)) + 1):
+        own = found.picture == picture
+        if own.any():
+            side = (high - low)[own].min(0)
+            places[own] = np.floor(((low + high)[own] / 2 - low[own].min(0)) / side)
+    return places
 
 
 def _of_pictures(loaded: LoadedModel, shown: Shown, pixel_values: Tensor) -> Cells:

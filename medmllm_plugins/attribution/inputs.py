@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from captum.attr import FeatureAblation, IntegratedGradients, KernelShap, Salien
 from torch import Tensor
 
 from medmllm_plugins.attribution.case import PIXELS, Case, StandIn, told_of_gradients
+from medmllm_plugins.attribution.geometry import cells, neighbourhoods
 from medmllm_plugins.attribution.methods import RULE, How, Scores, ablated, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.models.stages import EMBED
@@ -17,7 +17,7 @@ from medmllm_plugins.models.stages import EMBED
 PROMPT = "prompt"
 """The locus of the prompt's words."""
 MOST_GROUPS = 196
-"""Patches are taken together for occlusion where there are more."""
+"""Patches are taken together for occlusion where there are more, neighbours with neighbours."""
 
 
 def saliency(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
@@ -50,10 +50,8 @@ def occlusion(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     def forward(keep: Tensor) -> Tensor:
         return case.values(len(keep), (), mixed_pixels(case, patches, blank, keep))
 
-    count = len(patches)
-    # Patches stand in order of rows or of blocks: neighbours in this order are neighbours in the image.
-    groups = torch.arange(count) // math.ceil(count / MOST_GROUPS)
-    return {PIXELS: Scores(ablated(case, forward, count, groups))}
+    groups = neighbourhoods(cells(case.loaded, case.inputs, case.shown, PIXELS), MOST_GROUPS)
+    return {PIXELS: Scores(ablated(case, forward, len(patches), torch.from_numpy(groups)))}
 
 
 def mixed_pixels(case: Case, patches: Tensor, blank: Tensor, keep: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ def kernel_shap(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(how.seed)
         found: Tensor = KernelShap(lambda kept: case.target.value(scores(kept))).attribute(
-            keep, 0.0, n_samples=max(how.samples, 2 * keep.shape[1]), perturbations_per_eval=case.batch
+            keep, 0.0, n_samples=how.samples * keep.shape[1], perturbations_per_eval=case.batch
         )
     return {PROMPT: Scores(_shared(found[0], words))}
 

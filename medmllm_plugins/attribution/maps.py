@@ -13,6 +13,7 @@ from medmllm_plugins.attribution.geometry import cells
 from medmllm_plugins.attribution.inputs import PROMPT
 from medmllm_plugins.attribution.methods import Scores
 from medmllm_plugins.attribution.painting import Cells, FloatArray, paint
+from medmllm_plugins.errors import ModelError
 
 LONGEST = 256
 """Longest side of a map, in pixels; smaller pictures keep their size."""
@@ -42,9 +43,14 @@ def map_of(case: Case, locus: str, scores: Scores) -> Map:
     """Lay a method's values over the pictures.
 
     Raises:
-        ModelError: rows of this locus have no place on the picture.
+        ModelError: rows of this locus have no place on the picture, or some values are no finite numbers.
     """
     values = scores.values.detach().double().cpu().numpy()
+    if lost := int((~np.isfinite(values)).sum()):
+        raise ModelError(
+            f"{locus}: expected finite values, found {lost} of {values.size} that are none; the method or the model "
+            "overflows (bfloat16 or float32 hold more than float16)."
+        )
     text = case.text.cpu().numpy()
     if locus == PROMPT:
         return Map(locus, values, None, values, scores.gap)

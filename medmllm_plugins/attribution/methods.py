@@ -28,12 +28,13 @@ class How:
 
     Attributes:
         steps: points of a path.
-        samples: random masks of sampling methods.
+        samples: random masks of sampling methods, for each part that is masked. Fewer give ranks by chance: with 39
+            words of a prompt, ranks of two estimates from 64 masks in all agree by 0.3, from 4,000 by 0.9.
         seed: of what is drawn.
     """
 
     steps: int = 24
-    samples: int = 64
+    samples: int = 100
     seed: int = 0
 
 
@@ -88,8 +89,16 @@ def layer_integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dic
 
     Captum's IntegratedGradients (Sundararajan et al., arXiv:1703.01365) over the states of all loci at once: a batch
     holds the copies of one locus after those of the other, each with its own states put in, so that a step is one pass
-    and one way back for all.
+    and one way back for all, or for as many as a batch has room for.
     """
+    found: dict[str, Scores] = {}
+    for first in range(0, len(loci), case.batch):
+        found |= _integrated_together(case, loci[first : first + case.batch], how)
+    return found
+
+
+def _integrated_together(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """Integrated gradients at loci that are no more than the rows of a batch."""
     states, blank = case.states(loci), case.baseline_states(loci)
 
     def forward(*given: Tensor) -> Tensor:
@@ -104,7 +113,7 @@ def layer_integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dic
             baselines,
             n_steps=how.steps,
             method=RULE,
-            internal_batch_size=max(1, case.batch // len(loci)),
+            internal_batch_size=case.batch // len(loci),
         )
     with torch.no_grad():
         wanted = [

@@ -48,9 +48,14 @@ def scale_of(painted: FloatArray) -> tuple[float, float]:
     return (-high if values.min() < -0.01 * high else 0.0), high
 
 
-def heat(painted: FloatArray) -> list[Image.Image]:
-    """A map's colours, (pictures, height, width) values to ``RGBA`` pictures; opaque where values are large."""
-    low, high = scale_of(painted)
+def heat(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[Image.Image]:
+    """A map's colours, ``RGBA`` pictures; opaque where values are large.
+
+    Args:
+        painted: (pictures, height, width).
+        scale: the values at the ends of the colours, of the map that these are a part of; of these alone by default.
+    """
+    low, high = scale_of(painted) if scale is None else scale
     values = np.nan_to_num(painted)
     colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
     place = (values - low) / (high - low) if high > low else np.zeros_like(values)
@@ -83,10 +88,11 @@ def overlay(shown: Sequence[Image.Image], painted: FloatArray) -> Image.Image:
     coloured = heat(painted)
     columns = [_pair(picture, colour) for picture, colour in zip(shown, coloured, strict=True)]
     if len(shown) > 1:
-        # A projection along the slices: the brightest of the volume, and the largest value behind each pixel.
+        # A projection along the slices: the brightest of the volume, and the largest value behind each pixel,
+        # in the colours of the slices: the bar below is of both.
         brightest = Image.fromarray(np.max([np.asarray(picture) for picture in shown], axis=0))
         largest = np.take_along_axis(painted, np.abs(np.nan_to_num(painted)).argmax(0)[None], axis=0)
-        columns.append(_pair(brightest, heat(largest)[0]))
+        columns.append(_pair(brightest, heat(largest, scale_of(painted))[0]))
     width, height = columns[0].size
     each = min(len(columns), 8)
     rows = -(-len(columns) // each)

@@ -19,6 +19,8 @@ from medmllm_plugins.models.stages import places
 
 LEVELS: Final = ("head", "upper LLM", "LLM", "connector", "tower")
 """What is shuffled, one after the other; each level keeps those before it shuffled."""
+BAND: Final = 2**20
+"""Entries of a matrix that are shuffled in one order of their own."""
 
 
 def possible(loaded: LoadedModel) -> bool:
@@ -27,12 +29,14 @@ def possible(loaded: LoadedModel) -> bool:
 
 
 @contextmanager
-def shuffled(loaded: LoadedModel, level: str, seed: int = 0) -> Iterator[None]:
-    """Shuffle the weights down to a level while the context is open; they are put back to the last bit.
+def cascade(loaded: LoadedModel, seed: int = 0) -> Iterator[Iterator[str]]:
+    """Shuffle the weights level by level while the context is open; they are put back to the last bit.
+
+    ``with cascade(loaded) as levels: for level in levels: …`` sees the model with all shuffled down to that level. A
+    matrix is shuffled once on the way down, and once put back at the end.
 
     Args:
         loaded: the model, its weights floating-point numbers.
-        level: one of :data:`LEVELS`.
         seed: of the shuffling.
     """
     head: Any = stage(loaded.model, loaded.family.head)
@@ -40,19 +44,24 @@ def shuffled(loaded: LoadedModel, level: str, seed: int = 0) -> Iterator[None]:
     # The head may share its matrix with the embeddings, which are to stay.
     head.weight = nn.Parameter(own.detach().clone(), requires_grad=False)
     done: list[tuple[Tensor, int]] = []
+
+    def levels() -> Iterator[str]:
+        for level, matrices in _matrices(loaded).items():
+            for value in matrices:
+                _shuffle(value, seed + len(done), back=False)
+                done.append((value, seed + len(done)))
+            yield level
+
     try:
-        for number, value in enumerate(_matrices(loaded, level)):
-            _shuffle(value, seed + number, back=False)
-            done.append((value, seed + number))
-        yield
+        yield levels()
     finally:
         for value, number in reversed(done):
             _shuffle(value, number, back=True)
         head.weight = own
 
 
-def _matrices(loaded: LoadedModel, level: str) -> list[Tensor]:
-    """All matrices down to a level, each once, from the head on."""
+def _matrices(loaded: LoadedModel) -> dict[str, list[Tensor]]:
+    """The matrices of each level, each once, from the head on."""
     found = [place for place in places(loaded) if not place.enters]
     llm = [place.module for place in found if place.part == "llm"]
     modules: dict[str, list[nn.Module]] = {
@@ -62,20 +71,28 @@ def _matrices(loaded: LoadedModel, level: str) -> list[Tensor]:
         "connector": [place.module for place in found if place.part == "connector"],
         "tower": [place.module for place in found if place.part == "vision"],
     }
-    wanted: dict[int, Tensor] = {}
-    for name in LEVELS[: LEVELS.index(level) + 1]:
-        for module in modules[name]:
-            wanted |= {id(value): value for value in module.parameters() if value.dim() > 1}
-    return list(wanted.values())
+    wanted: dict[str, list[Tensor]] = {}
+    seen: set[int] = set()
+    for level in LEVELS:
+        own = {id(value): value for module in modules[level] for value in module.parameters() if value.dim() > 1}
+        wanted[level] = [value for name, value in own.items() if name not in seen]
+        seen |= own.keys()
+    return wanted
 
 
 @torch.no_grad()
 def _shuffle(value: Tensor, seed: int, *, back: bool) -> None:
-    order = torch.randperm(value.numel(), generator=torch.Generator().manual_seed(seed)).to(value.device)
-    flat = value.detach().reshape(-1)
+    """Entries of a matrix change places: within bands of rows, and the bands among each other.
+
+    A matrix of up to :data:`BAND` entries is one band, and so shuffled at will. Of a larger one all bands are shuffled
+    alike: an order of all its entries would be drawn for minutes, and take four times the memory of the matrix.
+    """
+    rows, width = value.shape[0], value[0].numel()
+    high = max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * width <= BAND))
+    generator = torch.Generator().manual_seed(seed)
+    bands, order = (torch.randperm(count, generator=generator) for count in (rows // high, high * width))
     if back:
-        mixed = torch.empty_like(flat)
-        mixed[order] = flat
-    else:
-        mixed = flat[order]
+        bands, order = bands.argsort(), order.argsort()
+    flat = value.detach().reshape(len(bands), -1)
+    mixed = flat.index_select(0, bands.to(value.device)).index_select(1, order.to(value.device))
     value.copy_(mixed.view_as(value))

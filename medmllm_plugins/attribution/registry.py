@@ -15,6 +15,9 @@ from medmllm_plugins.models.stages import places
 from medmllm_plugins.specs import AttributionSpec
 
 LAYERS = "layers"
+_LAST_TOKEN_ONLY = 2
+"""The LLM's last block and its norm: behind them stands the head alone, which takes each token by itself. The labels'
+tokens look back at the image, but at what enters the last block."""
 _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 
@@ -49,8 +52,8 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
         unread: loci that the answer does not depend on.
 
     Raises:
-        OptionError: there is no such method or locus, the answer never hangs on it, or the weights are quantised and
-            the method takes gradients.
+        OptionError: there is no such method or locus, the answer never hangs on what the image has there, or the
+            weights are quantised and the method takes gradients.
     """
     known = specs()
     if unknown := [name for name in names if name not in known]:
@@ -96,6 +99,12 @@ def _loci(layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -
                 f"{loaded.family.title}: {full} is a layer of the tower whose output never reaches the answer, since "
                 f"the LLM is given an earlier one; the last that is read is "
                 f"{[one for one in read if one.startswith('vision.')][-1]}."
+            )
+        if full in known[-_LAST_TOKEN_ONLY:]:
+            raise OptionError(
+                f"{loaded.family.title}: of {full} only the last token's state reaches the answer, as nothing behind "
+                f"it looks from one token at another: a map of the image would be empty. The last locus whose "
+                f"image tokens are read is {known[-_LAST_TOKEN_ONLY - 1]}."
             )
         found.append(full)
     return tuple(dict.fromkeys(found))

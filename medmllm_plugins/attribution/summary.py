@@ -15,17 +15,29 @@ from medmllm_plugins.metrics.intervals import number
 GAP_AT_MOST: Final = 0.05
 """A path method whose sum misses more than this share of the difference has taken too few steps."""
 SURVIVES: Final = 0.5
-"""A map is said to survive shuffled weights from this rank correlation on."""
+"""A map is said to survive shuffled weights from this rank correlation on, of its values or of their sizes."""
 STABLE: Final = 0.5
 DRAWS: Final = 2000
+_EVERYWHERE: Final = {
+    "deletion_gain": "deletion",
+    "insertion_gain": "insertion",
+    "stability": "stability",
+    "randomisation": "randomisation",
+}
+"""Checks that any method can be put to at any locus: one that was not made is no check that was passed."""
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means with 95 % intervals, by method and locus, and which checks failed.
+    """Means with 95 % intervals, by method and locus; which checks failed, and which were not made.
+
+    A method is ``trusted`` at a locus where all that it can be put to were made, and none failed.
 
     Intervals are percentile intervals of :data:`DRAWS` draws of groups. The gain of deletion is the area for random
     orders less that for the map's, of insertion the map's less the random one: above zero, the map is better.
+
+    What lies inside the lesion is told of hits and of errors as well: a map that explains a wrong decision may well lie
+    elsewhere, and be right.
 
     Args:
         entries: of all documents, methods and loci.
@@ -41,6 +53,7 @@ def _row(
     method, locus = key
     groups = [str(entry["group"]) for entry in entries]
     checks = [entry["checks"] for entry in entries]
+    hits = [bool(entry["hit"]) for entry in entries]
 
     def gain(name: str, sign: float) -> list[float | None]:
         pairs = [(one[name], one[f"{name}_random"]) for one in checks]
@@ -48,12 +61,20 @@ def _row(
 
     row: dict[str, Any] = {"method": method, "locus": locus, "n": len(entries)}
     row |= {name: _mean([one[name] for one in checks], groups) for name in _MEANS}
+    for name, wanted in (("inside_hits", True), ("inside_errors", False)):
+        row[name] = _mean(
+            [one["inside"] if hit == wanted else None for one, hit in zip(checks, hits, strict=True)], groups
+        )
     row["deletion_gain"] = _mean(gain("deletion", 1), groups)
     row["insertion_gain"] = _mean(gain("insertion", -1), groups)
     areas = [one["area"] for one in checks if one["area"] is not None]
+    flat = [bool(one["flat"]) for one in checks if one.get("flat") is not None]
+    row["flat"] = float(np.mean(flat)) if flat else None
     row["area"] = float(np.mean(areas)) if areas else None
     row["randomisation"] = _levels([one for one in randomised if (one["method"], one["locus"]) == key])
     row["failed"] = _failed(row)
+    row["unchecked"] = [said for name, said in _EVERYWHERE.items() if not row[name]]
+    row["trusted"] = not row["failed"] and not row["unchecked"]
     return row
 
 
@@ -68,7 +89,10 @@ def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "randomised": name,
-                "similarity": float(np.average([level["similarity"] for level in own], weights=weights)),
+                **{
+                    kind: float(np.average([level[kind] for level in own], weights=weights))
+                    for kind in ("similarity", "absolute_similarity")
+                },
                 "structural_similarity": None if None in shapes else float(np.average(shapes, weights=weights)),
             }
         )
@@ -78,6 +102,8 @@ def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _failed(row: Mapping[str, Any]) -> list[str]:
     """One sentence for each check that a method fails at a locus."""
     failed = []
+    if row["flat"]:
+        failed.append(f"says nothing of {round(row['flat'] * row['n'])} of {row['n']} documents: all values are alike")
     gap = row["completeness_gap"]
     if gap is not None and gap["value"] > GAP_AT_MOST:
         failed.append(f"incomplete: the sum misses {gap['value']:.0%} of the difference; take more steps")
@@ -85,9 +111,10 @@ def _failed(row: Mapping[str, Any]) -> list[str]:
         found = row[name]
         if found is not None and not _above(found, 0):
             failed.append(f"{said} no better than a random order{_few(found)}")
-    if row["randomisation"] and row["randomisation"][-1]["similarity"] > SURVIVES:
-        last = row["randomisation"][-1]["similarity"]
-        failed.append(f"survives shuffled weights: rank correlation {last:.2f}")
+    last = _survives(row)
+    if last is not None and last > SURVIVES:
+        of = "" if last == row["randomisation"][-1]["similarity"] else " of sizes"
+        failed.append(f"survives shuffled weights: rank correlation{of} {last:.2f}")
     stability = row["stability"]
     if stability is not None and stability["value"] < STABLE:
         failed.append(f"unstable: rank correlation {stability['value']:.2f} under 5 % noise")
@@ -95,6 +122,12 @@ def _failed(row: Mapping[str, Any]) -> list[str]:
     if inside is not None and not _above(inside, row["area"]):
         failed.append(f"no more inside the lesion than its share of the picture{_few(inside)}")
     return failed
+
+
+def _survives(row: Mapping[str, Any]) -> float | None:
+    """How like a map still is with all weights shuffled: by its values or by their sizes, whichever is more."""
+    levels = row["randomisation"]
+    return max(levels[-1]["similarity"], levels[-1]["absolute_similarity"]) if levels else None
 
 
 def _above(found: Mapping[str, Any], chance: float) -> bool:
@@ -123,25 +156,24 @@ def _mean(values: Sequence[Any], groups: Sequence[str]) -> dict[str, float | Non
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row for each method and locus, three columns for each figure."""
-    figures = (*_MEANS, "deletion_gain", "insertion_gain")
+    figures = (*_MEANS, "inside_hits", "inside_errors", "deletion_gain", "insertion_gain")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    ends = ("", "_low", "_high")
-    writer.writerow(
-        ["method", "locus", "n", *(f"{name}{end}" for name in figures for end in ends), "area", "survives", "failed"]
-    )
+    ends = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
+    writer.writerow(["method", "locus", "n", *ends, "area", "survives", "failed", "unchecked"])
     for row in rows:
         cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
-        last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
-        writer.writerow([row["method"], row["locus"], row["n"], *cells, row["area"], last, "; ".join(row["failed"])])
+        told = [row["area"], _survives(row), "; ".join(row["failed"]), "; ".join(row["unchecked"])]
+        writer.writerow([row["method"], row["locus"], row["n"], *cells, *told])
     return out.getvalue()
 
 
 def render(index: Mapping[str, Any]) -> str:
     """For people: a line for each method and locus."""
-    rows = [("method", "locus", "n", "deletion gain", "inside", "area", "stability", "gap", "shuffled", "fails")]
+    titles = ("deletion gain", "inside", "hits", "errors", "area", "stability", "gap", "shuffled", "fails")
+    rows = [("method", "locus", "n", *titles)]
     for row in index["summary"]:
-        last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
+        last = _survives(row)
         rows.append(
             (
                 row["method"],
@@ -149,11 +181,13 @@ def render(index: Mapping[str, Any]) -> str:
                 str(row["n"]),
                 _told(row["deletion_gain"], interval=True),
                 _told(row["inside"]),
+                _told(row["inside_hits"]),
+                _told(row["inside_errors"]),
                 "-" if row["area"] is None else f"{row['area']:.2f}",
                 _told(row["stability"]),
                 _told(row["completeness_gap"]),
                 "-" if last is None else f"{last:.2f}",
-                "; ".join(row["failed"]) or "nothing",
+                "; ".join([*row["failed"], *(f"{name} not checked" for name in row["unchecked"])]) or "nothing",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

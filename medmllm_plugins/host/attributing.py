@@ -30,7 +30,7 @@ class Attributing(Looking[dict[str, Any]]):
     """Attributions of one data set. The maps are made while the model is there, see the wrapper of models.
 
     The host prints the largest gain of deletion, the share inside the lesion of its method and locus, and how many
-    methods and loci fail no check.
+    methods and loci were put to every check and fail none.
     """
 
     PURPOSE: ClassVar[Purpose] = "attribute"
@@ -73,7 +73,7 @@ class Attributing(Looking[dict[str, Any]]):
     def _printed(self, found: dict[str, Any]) -> dict[str, float | None]:
         rows = [row for row in found["summary"] if row["deletion_gain"] is not None and row["locus"] != "prompt"]
         best = max(rows, key=lambda row: row["deletion_gain"]["value"], default=None)
-        sound = sum(not row["failed"] for row in found["summary"])
+        sound = sum(row["trusted"] for row in found["summary"])
         if best is None:
             return {"deletion_gain": None, "inside": None, "trusted": float(sound)}
         inside = None if best["inside"] is None else best["inside"]["value"]

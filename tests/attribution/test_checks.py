@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,21 +20,25 @@ from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.checks import (
     Checks,
     Removal,
+    flat,
     lesion,
-    order_of_patches,
-    order_of_words,
+    likeness,
+    order_of,
+    seed_of,
     similarity,
     structural_similarity,
+    values_of_patches,
+    values_of_words,
 )
 from medmllm_plugins.attribution.inputs import reading, segments
 from medmllm_plugins.attribution.maps import Map, map_of
 from medmllm_plugins.attribution.methods import Scores, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.attribution.randomisation import LEVELS, shuffled
+from medmllm_plugins.attribution.randomisation import LEVELS, cascade
 from medmllm_plugins.attribution.sample import Answered, stratified
-from medmllm_plugins.attribution.summary import summarise, to_csv
+from medmllm_plugins.attribution.summary import render, summarise, to_csv
 from medmllm_plugins.attribution.target import Target
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.stages import places
 
@@ -79,22 +85,109 @@ def test_areas_of_a_probability_that_adds_up(batch: int) -> None:
     insertion = float(np.sum(gone[1:] + gone[:-1]) / 20)
     assert removal.areas(order) == pytest.approx((deletion, insertion))
     assert removal.areas(order[::-1]) == pytest.approx((insertion, deletion))
-    # By any order the two add up to the whole, and random ones lie between the best and the worst.
-    assert sum(removal.random) == pytest.approx(1)
-    assert deletion < removal.random[0] < insertion
-    assert Removal(fake(batch), probability, 10, seed=0).random == pytest.approx(removal.random)
-    assert Removal(fake(batch), probability, 10, seed=1).random != pytest.approx(removal.random)
+    # By any order the two add up to the whole, so that chance is the half of it whatever orders are drawn.
+    assert removal.random == pytest.approx(0.5)
 
 
-def test_areas_where_parts_are_fewer_or_more_than_steps() -> None:
-    for count in (1, 3, 37, 1000):
-        removal = Removal(fake(16), lambda keep: keep[:, 0], count, seed=0)
-        first, last = removal.areas(np.arange(count)), removal.areas(np.arange(count)[::-1])
-        # What counts is taken away in one of the ten steps: half a step of the curve, or as late as it can be.
-        cut = int(np.flatnonzero(np.linspace(0, count, 11).round() >= 1)[0])
-        assert first == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
-        cut = int(np.flatnonzero(np.linspace(0, count, 11).round() >= count)[0])
-        assert last == pytest.approx((cut / 10 - 0.05, 1 - (cut / 10 - 0.05)))
+@pytest.mark.parametrize("count", [1, 3, 5, 37, 1000])
+def test_areas_where_parts_are_fewer_or_more_than_steps(count: int) -> None:
+    removal = Removal(fake(16), lambda keep: keep[:, 0], count, seed=0)
+    first, last = removal.areas(np.arange(count)), removal.areas(np.arange(count)[::-1])
+    # What counts is taken away in one of the ten steps: half a step of the curve, or as late as it can be.
+    taken = np.linspace(0, count, 11).round()
+    soon, late = (float(np.flatnonzero(taken >= many)[0]) / 10 - 0.05 for many in (1, count))
+    assert first == pytest.approx((soon, late))
+    assert last == pytest.approx((late, soon))
+
+
+def test_the_reverse_of_an_order_has_the_areas_exchanged() -> None:
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=9))
+    removal = Removal(fake(16), lambda keep: torch.sigmoid(3 * keep.double() @ weights), 9, seed=0)
+    order = np.random.default_rng(1).permutation(9)
+    assert removal.areas(order) == pytest.approx(removal.areas(order[::-1])[::-1])
+    found = [np.mean(removal.areas(np.random.default_rng(seed).permutation(9))) for seed in range(400)]
+    assert removal.random == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(checks.RANDOM_ORDERS))
+
+
+def test_documents_have_random_orders_of_their_own() -> None:
+    seen: list[Any] = []
+
+    def probability(keep: Tensor) -> Tensor:
+        seen.append(keep.numpy())
+        return keep[:, 0]
+
+    for name in ("a", "b", "a"):
+        Removal(fake(100), probability, 30, seed_of(name))
+    first, second, again = (np.concatenate(part) for part in np.split(np.array(seen), 3))
+    assert (first == again).all() and (first != second).any()
+
+
+def lesions(documents: int) -> list[tuple[str, Any, Any]]:
+    """Documents of 8 x 8 patches whose target hangs on four of them, all in the upper half: name, patches, function."""
+    rng, found = np.random.default_rng(7), []
+    for number in range(documents):
+        row, column = rng.integers(0, 3), rng.integers(0, 7)
+        own = [8 * (row + down) + column + across for down in (0, 1) for across in (0, 1)]
+        found.append((f"d{number}", own, lambda keep, own=own: torch.sigmoid(8 * keep.double()[:, own].mean(1) - 4)))
+    return found
+
+
+def judged(values: Any, documents: int = 24) -> dict[str, Any]:
+    """What the summary says of a method: ``values`` makes a map of a document's number and of its lesion's patches."""
+    entries = []
+    for number, (name, own, probability) in enumerate(lesions(documents)):
+        removal = Removal(fake(100), probability, 64, seed_of(name))
+        said = values(number, own)
+        deletion, insertion = removal.areas(order_of(said, seed_of(name)))
+        found = Checks(
+            deletion=deletion,
+            deletion_random=removal.random,
+            insertion=insertion,
+            insertion_random=removal.random,
+            flat=flat(said),
+        )
+        entries.append({"method": "m", "locus": "l", "group": name, "hit": True, "checks": found.to_dict()})
+    (row,) = summarise(entries, [])
+    return row
+
+
+DELETION, INSERTION = "deletion no better than a random order", "insertion no better than a random order"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_a_constant_map_does_not_pass(value: float) -> None:
+    """Neither as it is, nor as painting leaves it: with the last digits rounded."""
+    for rounding in (0.0, 1e-15):
+        row = judged(lambda number, own, tiny=rounding: value + value * tiny * np.arange(64.0)[::-1])
+        assert row["failed"] == ["says nothing of 24 of 24 documents: all values are alike", DELETION, INSERTION]
+        assert abs(row["deletion_gain"]["value"]) < 0.05
+
+
+def test_maps_of_noise_gain_nothing() -> None:
+    rows = [
+        judged(lambda number, own, seed=seed: np.random.default_rng([seed, number]).random(64)) for seed in range(8)
+    ]
+    assert abs(np.mean([row["deletion_gain"]["value"] for row in rows])) < 0.01
+    assert sum(row["failed"] == [DELETION, INSERTION] for row in rows) >= 6
+
+
+def test_a_map_of_the_lesion_passes() -> None:
+    row = judged(lambda number, own: np.isin(np.arange(64), own).astype(float))
+    assert row["failed"] == [] and row["flat"] == 0 and row["deletion_gain"]["value"] > 0.3
+
+
+def test_a_map_that_is_constant_for_some_documents_says_so() -> None:
+    row = judged(lambda number, own: np.isin(np.arange(64), own) * float(number > 2))
+    assert row["failed"] == ["says nothing of 3 of 24 documents: all values are alike"]
+
+
+def test_what_is_alike_comes_in_an_order_by_chance() -> None:
+    values = np.array([0.5, 2.0, 0.5, 0.5, -np.inf, 0.5 + 1e-12])
+    orders = [order_of(values, seed).tolist() for seed in range(40)]
+    assert all(order[0] == 1 and order[-1] == 4 for order in orders)
+    assert {order[1] for order in orders} == {0, 2, 3, 5}
+    assert order_of(values, 3).tolist() == orders[3]
+    assert not flat(values) and flat(values[[0, 2, 3, 4, 5]]) and flat(np.array([np.nan])) and flat(np.zeros(3))
 
 
 def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +195,7 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
     count = len(patches)
     order = np.random.default_rng(5).permutation(count)
-    deletion, insertion = Removal.of_image(case).areas(order)
+    deletion, insertion = Removal.of_image(case, 0).areas(order)
 
     def chance(pixels: Tensor) -> float:
         with torch.no_grad():
@@ -112,7 +205,8 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     for step in range(11):
         shown = [patches.clone(), blank.clone()]
         taken = torch.from_numpy(order[: round(step * count / 10)].copy())
-        shown[0][taken], shown[1][taken] = blank[taken], patches[taken]
+        given = torch.from_numpy(order[: count - round((10 - step) * count / 10)].copy())
+        shown[0][taken], shown[1][given] = blank[taken], patches[given]
         for curve, one in zip(curves, shown, strict=True):
             curve.append(chance(from_patches(case.loaded, one, case.pixels)))
     for curve, area in zip(curves, (deletion, insertion), strict=True):
@@ -120,7 +214,7 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     assert curves[0][0] == pytest.approx(curves[1][-1], abs=1e-5)
 
     words = int(segments(case).max()) + 1
-    deletion, insertion = Removal.of_prompt(case).areas(np.arange(words))
+    deletion, insertion = Removal.of_prompt(case, 0).areas(np.arange(words))
     curve = []
     for step in range(11):
         keep = torch.ones(1, words)
@@ -130,24 +224,34 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
     assert deletion == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_no_numbers_are_the_methods_fault(case: Case, wrong: float) -> None:
+    for locus, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(segments(case)))):
+        values = torch.ones(count)
+        values[-1] = wrong
+        with pytest.raises(ModelError, match=f"{locus}: expected finite values, found 1 of {count}"):
+            map_of(case, locus, Scores(values))
+
+
 def test_orders_put_the_largest_first(case: Case) -> None:
     words = segments(case)
     values = torch.zeros(len(words))
     values[words == 1] = 5.0 / int((words == 1).sum())
     values[words == 0] = -1.0
-    order = order_of_words(case, map_of(case, "prompt", Scores(values)))
+    said = values_of_words(case, map_of(case, "prompt", Scores(values)))
+    order = order_of(said, 0)
     assert order[0] == 1 and order[-1] == 0 and sorted(order) == list(range(int(words.max()) + 1))
 
     count = len(to_patches(case.loaded, case.pixels))
     values = torch.randn(count, generator=torch.Generator().manual_seed(0))
     one = map_of(case, "pixels", Scores(values))
     assert one.painted is not None
-    order = order_of_patches(case, one)
+    order = order_of(values_of_patches(case, one), 0)
     assert sorted(order) == list(range(count))
     if case.loaded.model.config.model_type in ("llava", "gemma3"):  # one patch of the tower is one of the picture
         assert list(order) == np.argsort(-values.numpy(), kind="stable").tolist()
     unseen = Map("pixels", one.values, np.where(one.painted > 0, np.nan, one.painted), None, None)
-    assert values[torch.from_numpy(order_of_patches(case, unseen)[:1].copy())] < 0
+    assert values[torch.from_numpy(order_of(values_of_patches(case, unseen), 0)[:1].copy())] < 0
 
 
 # -- likeness, lesions --------------------------------------------------------------------------------------------
@@ -196,13 +300,14 @@ def test_structural_similarity() -> None:
 def test_lesion_by_hand() -> None:
     painted = np.array([[[1.0, 2.0], [-5.0, np.nan]]])
     mask = np.array([[True, False], [True, False]])
-    assert lesion(painted, mask) == (pytest.approx(1 / 3), pytest.approx(0.5), False)
-    assert lesion(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(0.5), True)
+    # Three of four pixels are seen.
+    assert lesion(painted, mask) == (pytest.approx(1 / 3), pytest.approx(2 / 3), False)
+    assert lesion(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(1 / 3), True)
     # A mask of another size: a quarter of the first pixel.
     fine = np.zeros((4, 4), bool)
     fine[0, 0] = True
     share, area, pointing = lesion(painted, fine)
-    assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 16, abs=2e-3), False)
+    assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 12, abs=2e-3), False)
     # The largest value counts where at least half of its pixel is lesion.
     fine[0, 2] = True
     assert not lesion(painted, fine)[2]
@@ -210,6 +315,19 @@ def test_lesion_by_hand() -> None:
     assert lesion(painted, fine)[2]
     assert lesion(-np.ones((1, 2, 2)), mask)[0] is None
     assert lesion(np.ones((1, 2, 2)), np.ones((5, 5), bool)) == (1, 1, True)
+
+
+def test_chance_of_a_lesion_is_its_share_of_what_is_seen() -> None:
+    """The middle of a picture that is twice as wide as high, as towers see it: a map that says nothing is at chance."""
+    painted = np.full((1, 100, 200), np.nan)
+    painted[:, :, 50:150] = 1.0
+    mask = np.zeros((100, 200), bool)
+    mask[30:70, 80:120] = True
+    share, area, _ = lesion(painted, mask)
+    assert share == area == pytest.approx(0.16)
+    mask[:] = False
+    mask[:, :50] = True
+    assert lesion(painted, mask) == (None, None, None)  # nothing of it is seen
 
 
 def test_checks_as_plain_types() -> None:
@@ -241,24 +359,33 @@ def part_of(model: LoadedModel, name: str) -> str:
     return parts.get(id(dict(model.model.named_parameters())[name]), "none")
 
 
+@contextmanager
+def shuffled(model: LoadedModel, wanted: str, seed: int = 0) -> Iterator[None]:
+    """The model with its weights shuffled down to a level."""
+    with cascade(model, seed) as levels:
+        assert wanted in iter(levels)  # goes as far as that level
+        yield
+
+
 def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     before = weights(model)
     inputs = model.prepare([QUESTION], [IMAGE])
     of = {name: part_of(model, name) for name in before}
     reached: list[str] = []
     moved_before: set[str] = set()
-    for level in LEVELS:
-        reached.append(level)
-        with shuffled(model, level):
+    with cascade(model) as levels:
+        for level in levels:
+            reached.append(level)
             during = weights(model)
             moved = {name for name in before if not torch.equal(before[name], during[name])}
             for name in moved:
                 assert torch.equal(before[name].flatten().sort().values, during[name].flatten().sort().values)
-        matrices = {name for name, value in before.items() if value.dim() > 1 and of[name] in reached}
-        assert moved == matrices and moved_before < moved, level
-        moved_before = moved
-        after = weights(model)
-        assert all(torch.equal(after[name], value) for name, value in before.items())
+            matrices = {name for name, value in before.items() if value.dim() > 1 and of[name] in reached}
+            assert moved == matrices and moved_before < moved, level
+            moved_before = moved
+    assert tuple(reached) == LEVELS
+    after = weights(model)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any("embed_tokens" in name for name in moved_before)
     again = Case(model, QUESTION, IMAGE, TARGET)
     value = again.value
@@ -272,6 +399,49 @@ def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     again.forget()
     assert again.value == value
     assert inputs.keys() == model.prepare([QUESTION], [IMAGE]).keys()
+
+
+def test_each_matrix_is_shuffled_once_and_put_back_once(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many levels there are: at 7 billion weights nothing else is as long."""
+    calls: list[tuple[int, bool]] = []
+    usual = randomisation._shuffle
+
+    def counted(value: Tensor, seed: int, *, back: bool) -> None:
+        calls.append((id(value), back))
+        usual(value, seed, back=back)
+
+    monkeypatch.setattr(randomisation, "_shuffle", counted)
+    with cascade(model) as levels:
+        assert tuple(levels) == LEVELS
+        assert not any(back for _, back in calls)
+    there, again = ([one for one, way in calls if way == back] for back in (False, True))
+    assert len(set(there)) == len(there) and again == there[::-1]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (64, 40), (7, 100), (8, 3, 2, 2), (12, 1)])
+def test_large_matrices_are_shuffled_in_bands(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    monkeypatch.setattr(randomisation, "BAND", 96)
+    before = torch.arange(float(np.prod(shape))).view(shape)
+    value = before.clone()
+    randomisation._shuffle(value, 3, back=False)
+    assert torch.equal(value.flatten().sort().values, before.flatten())
+    assert float((value == before).float().mean()) < 0.2
+    was = (value.flatten() // before[0].numel()).view(shape[0], -1)
+    if shape == (64, 40):  # in bands of two rows: each row has entries of both
+        assert all(len(row.unique()) == 2 for row in was)
+    randomisation._shuffle(value, 3, back=True)
+    assert torch.equal(value, before)
+
+
+def test_shuffling_takes_little_memory_and_time() -> None:
+    """No order of all entries: one of 40 million would take 320 MB and some seconds."""
+    value = torch.zeros(8192, 5000, dtype=torch.bfloat16)
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        usual = torch.randperm
+        patch.setattr(torch, "randperm", lambda count, **more: drawn.append(count) or usual(count, **more))
+        randomisation._shuffle(value, 0, back=False)
+    assert max(drawn) <= randomisation.BAND and min(drawn) > 1
 
 
 def test_weights_come_back_after_an_error(model: LoadedModel) -> None:
@@ -307,11 +477,14 @@ def test_quantised_weights_cannot_be_shuffled(model: LoadedModel, monkeypatch: p
 
 
 def entry(group: str, **more: Any) -> dict[str, Any]:
-    return {"method": "m", "locus": "l", "group": group, "checks": {**Checks().to_dict(), **more}}
+    return {"method": "m", "locus": "l", "group": group, "hit": True, "checks": {**Checks().to_dict(), **more}}
 
 
-def level(name: str, similarity: float, documents: int = 1, shape: float | None = 0.5) -> dict[str, Any]:
-    return {"randomised": name, "similarity": similarity, "structural_similarity": shape, "documents": documents}
+def level(
+    name: str, similarity: float, documents: int = 1, shape: float | None = 0.5, sizes: float = 0.0
+) -> dict[str, Any]:
+    both = {"similarity": similarity, "absolute_similarity": sizes}
+    return {"randomised": name, **both, "structural_similarity": shape, "documents": documents}
 
 
 def good(gain: float = 0.2) -> dict[str, Any]:
@@ -340,10 +513,21 @@ def test_a_good_method_fails_nothing() -> None:
     assert row["inside"]["value"] == pytest.approx(0.7) and row["area"] == pytest.approx(0.1)
     assert row["pointing"]["value"] == 1
     assert [one["similarity"] for one in row["randomisation"]] == [0.9, 0.1]
+    assert row["unchecked"] == [] and row["trusted"]
     assert other["n"] == 1 and other["deletion_gain"] is None and other["failed"] == []
     header, first, second = to_csv([row, other]).splitlines()
     assert len(header.split(",")) == len(first.split(",")) == len(second.split(","))
     assert dict(zip(header.split(","), first.split(","), strict=True))["survives"] == "0.1"
+
+
+def test_a_check_that_was_not_made_is_not_passed() -> None:
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], [])
+    assert row["failed"] == [] and row["unchecked"] == ["randomisation"] and not row["trusted"]
+    assert render({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
+    header, line = to_csv([row]).splitlines()
+    assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
+    (row,) = summarise([entry("a")], [{"method": "m", "locus": "l", "levels": [level("head", 0.1)]}])
+    assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
 
 
 def test_what_a_bad_method_fails() -> None:
@@ -361,6 +545,22 @@ def test_what_a_bad_method_fails() -> None:
     ]
 
 
+def test_maps_whose_sizes_survive_fail_however_their_signs_fall() -> None:
+    """A map of edges, whose signs the weights toss: as it is, it is like no other; in size it stays the same."""
+    rng = np.random.default_rng(0)
+    edges = np.eye(32).repeat(2, 0).repeat(2, 1)[None] + rng.random((1, 64, 64)) / 9
+    signs = [rng.choice([-1.0, 1.0], edges.shape) for _ in range(2)]
+    old, new = (Map("l", edges.ravel() * sign.ravel(), edges * sign, None, None) for sign in signs)
+    found = likeness([(old, new), (new, old)])
+    assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
+    assert found["documents"] == 2 and found["structural_similarity"] < 0.5
+    told = [{"method": "m", "locus": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], told)
+    assert row["failed"] == ["survives shuffled weights: rank correlation of sizes 1.00"]
+    header, line = to_csv([row]).splitlines()
+    assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
+
+
 def test_one_group_is_no_evidence() -> None:
     (row,) = summarise([entry("a", **good()), entry("a", **good())], [])
     assert row["deletion_gain"]["low"] is None
@@ -375,6 +575,20 @@ def test_a_gain_whose_interval_holds_zero_is_none() -> None:
     (row,) = summarise([entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], [])
     assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
     assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
+
+
+def test_hits_and_errors_are_told_apart() -> None:
+    """An error's map explains another class than the lesion's, and may lie elsewhere."""
+    entries = [entry("a", **good()), entry("b", **good())]
+    entries += [{**entry(group, **(good() | {"inside": 0.3})), "hit": False} for group in "cd"]
+    (row,) = summarise(entries, [])
+    assert [row[name]["value"] for name in ("inside", "inside_hits", "inside_errors")] == pytest.approx([0.5, 0.7, 0.3])
+    header, line = to_csv([row]).splitlines()
+    told = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (float(told["inside_hits"]), float(told["inside_errors"])) == pytest.approx((0.7, 0.3))
+    head, said = render({"summary": [row], "warnings": []}).splitlines()
+    assert head.split("  inside  ")[1].split()[:2] == ["hits", "errors"] and "0.50    0.70  0.30" in said
+    assert summarise(entries[:2], [])[0]["inside_errors"] is None
 
 
 def test_groups_are_drawn_whole() -> None:
@@ -394,13 +608,23 @@ def test_groups_are_drawn_whole() -> None:
 def test_levels_are_means_over_processes_weighted_by_documents() -> None:
     told = [
         {"method": "m", "locus": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
-        {"method": "m", "locus": "l", "levels": [level("head", 0.6, 3, 0.9), level("tower", 0.4, 3)]},
+        {"method": "m", "locus": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
         {"method": "other", "locus": "l", "levels": [level("head", 1.0, 9)]},
     ]
     (row,) = summarise([entry("a")], told)
     assert row["randomisation"] == [
-        {"randomised": "head", "similarity": pytest.approx(0.5), "structural_similarity": pytest.approx(0.8)},
-        {"randomised": "tower", "similarity": pytest.approx(0.3), "structural_similarity": None},
+        {
+            "randomised": "head",
+            "similarity": pytest.approx(0.5),
+            "absolute_similarity": pytest.approx(0.3),
+            "structural_similarity": pytest.approx(0.8),
+        },
+        {
+            "randomised": "tower",
+            "similarity": pytest.approx(0.3),
+            "absolute_similarity": 0.0,
+            "structural_similarity": None,
+        },
     ]
 
 

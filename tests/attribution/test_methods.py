@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,14 @@ from torch import Tensor, nn
 from medmllm_plugins.attribution import inputs as at_inputs
 from medmllm_plugins.attribution import methods
 from medmllm_plugins.attribution.case import Case, StandIn
+from medmllm_plugins.attribution.checks import similarity
 from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
+from medmllm_plugins.attribution.registry import choose
 from medmllm_plugins.attribution.rollout import attention_rollout
 from medmllm_plugins.attribution.target import Target
 from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models import medm_vl_ct
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.options import LoadOptions
@@ -46,7 +50,7 @@ QUESTION = "Benign?"
 LABELS = ("benign", "malignant", "normal")
 LOCI = ("vision.00", "connector", "llm.00")
 STEPS = 5
-HOW = How(steps=STEPS, samples=16, seed=3)
+HOW = How(steps=STEPS, samples=2, seed=3)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 GREY = Image.new("RGB", IMAGE.size, (128, 128, 128))
 TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
@@ -322,12 +326,28 @@ def test_words_of_the_prompt(case: Case, plain: Plain) -> None:
     close(found.values, shared(wanted, words))
     torch.manual_seed(HOW.seed)
     with torch.no_grad():
-        wanted = KernelShap(forward).attribute(keep, 0.0, n_samples=max(HOW.samples, 2 * keep.shape[1]))
+        wanted = KernelShap(forward).attribute(keep, 0.0, n_samples=HOW.samples * keep.shape[1])
     torch.manual_seed(99)
     before = torch.get_rng_state()
     (found,) = at_inputs.kernel_shap(case, ["prompt"], HOW).values()
     close(found.values, shared(wanted, words), 1e-3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a prompt of 39 words, a few of which matter in pairs: another seed ranks them alike."""
+    rng = np.random.default_rng(0)
+    weights, pairs = torch.from_numpy(rng.standard_t(2, 39)), torch.from_numpy(rng.integers(0, 39, (12, 2)))
+
+    def value(keep: Tensor) -> Tensor:
+        return torch.tanh((keep.double() @ weights + keep.double()[:, pairs].prod(2).sum(1)) / 4)
+
+    target = SimpleNamespace(value=lambda scores: scores)
+    case: Any = SimpleNamespace(batch=500, loaded=SimpleNamespace(device=torch.device("cpu")), target=target)
+    monkeypatch.setattr(at_inputs, "segments", lambda _: torch.arange(39))
+    monkeypatch.setattr(at_inputs, "reading", lambda _: value)
+    first, second = (at_inputs.kernel_shap(case, ["prompt"], How(seed=seed))["prompt"].values for seed in (1, 2))
+    assert similarity(first.double().numpy(), second.double().numpy()) > 0.8
 
 
 def test_attention_rollout(model: LoadedModel, case: Case, plain: Plain) -> None:
@@ -373,6 +393,27 @@ def test_loci_together_and_batches_change_nothing(case: Case, method: methods.Me
         close(at_layers(case, method, [locus], how)[locus].values, together[locus].values)
 
 
+@pytest.mark.parametrize("method", [methods.layer_integrated_gradients, methods.layer_conductance])
+def test_a_batch_is_never_larger_than_it_may_be(
+    case: Case, monkeypatch: pytest.MonkeyPatch, method: methods.Method
+) -> None:
+    """However many loci there are."""
+    how, rows = How(steps=3), [0]
+    together = at_layers(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LOCI, how)
+    usual = Case.scores
+
+    def scores(self: Case, count: int, *args: Any, **kwargs: Any) -> Tensor:
+        rows.append(count)
+        return usual(self, count, *args, **kwargs)
+
+    monkeypatch.setattr(Case, "scores", scores)
+    for batch in (1, 2):
+        found = at_layers(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LOCI, how)
+        assert max(rows) == batch
+        for locus in LOCI:
+            close(found[locus].values, together[locus].values)
+
+
 def test_batches_change_nothing_where_parts_are_left_out(case: Case) -> None:
     for method, loci in (
         (methods.layer_feature_ablation, ["connector"]),
@@ -408,6 +449,21 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     ends = [case.blank_pixels + float(one) * (case.pixels - case.blank_pixels) for one in (points[0], points[-1])]
     first, last = case.states(["llm.norm"], torch.stack(ends))["llm.norm"][:, -1]
     check(methods.layer_conductance, (last - first) @ row)
+
+
+def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: Case) -> None:
+    """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
+    *_, before, block, norm = (place.name for place in places(model))
+    image = ~case.text
+    for locus, one in case.slopes([before, block, norm]).items():
+        slope = float(one.gradients[:, image].abs().max())
+        assert (slope > 0) == (locus == before)
+        if locus == before:
+            assert choose(["layer_grad_cam"], [locus], model, ())[0].loci == (locus,)
+            continue
+        said = rf"of {locus} only the last token's state reaches the answer.* The last .* read is {before}\."
+        with pytest.raises(OptionError, match=said):
+            choose(["layer_activation"], ["connector", locus], model, ())
 
 
 def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from medmllm_plugins.attribution.geometry import Cells, paint, sample
+from medmllm_plugins.attribution.geometry import Cells, neighbourhoods, paint, sample
 from medmllm_plugins.attribution.painting import cells_of, united
 from medmllm_plugins.errors import ModelError
 
@@ -92,3 +94,46 @@ def test_what_does_not_fit_together() -> None:
         sample(np.ones((2, 2)), cells)
     with pytest.raises(ModelError, match="Expected `picture`"):
         Cells(np.zeros(2, int), np.zeros((1, 4)), np.zeros((2, 4)))
+
+
+# -- neighbours ---------------------------------------------------------------------------------------------------
+
+
+def grid(rows: int, columns: int, box: tuple[float, float, float, float] = (0, 0, 1, 1)) -> list[Any]:
+    """Boxes of patches, row by row, over a part of a picture."""
+    across, down = np.linspace(box[0], box[2], columns + 1), np.linspace(box[1], box[3], rows + 1)
+    return [(across[c], down[r], across[c + 1], down[r + 1]) for r in range(rows) for c in range(columns)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "edge"), [(27, 27, 2), (24, 24, 2), (37, 37, 3), (20, 60, 3), (14, 14, 1)])
+def test_neighbours_are_square_blocks(rows: int, columns: int, edge: int) -> None:
+    groups = neighbourhoods(made(*grid(rows, columns)), 196)
+    places = np.stack(np.divmod(np.arange(rows * columns), columns), axis=1)
+    blocks = np.unique(places // edge, axis=0)
+    assert sorted(set(groups.tolist())) == list(range(len(blocks))) and len(blocks) <= 196
+    for number in range(len(blocks)):
+        own = places[groups == number]
+        assert (np.ptp(own, axis=0) < edge).all() and len(np.unique(own // edge, axis=0)) == 1
+
+
+def test_neighbours_are_of_one_slice() -> None:
+    boxes = [box for _ in range(32) for box in grid(27, 27)]
+    cells = made(*boxes, picture=np.repeat(np.arange(32), 27**2).tolist())
+    groups = neighbourhoods(cells, 196)
+    assert groups.max() + 1 == 32 * 4  # a quarter of a slice each
+    for number in range(groups.max() + 1):
+        assert len(set(cells.picture[groups == number].tolist())) == 1
+    assert neighbourhoods(cells, 3).max() + 1 == 32  # no fewer than there are slices
+
+
+def test_tiles_and_the_thumbnail_are_hidden_together() -> None:
+    """Two tiles of 4 x 4 patches beside each other, a thumbnail of 4 x 4 of the whole, and padding."""
+    boxes = [*grid(4, 4, (0, 0, 0.5, 1)), *grid(4, 4, (0.5, 0, 1, 1)), *grid(4, 4), (0, 0, 1, 1), (0, 0, 1, 1)]
+    cells = made(*boxes, picture=[0] * 48 + [-1, -1])
+    assert neighbourhoods(cells, 50).tolist() == list(range(50))
+    groups = neighbourhoods(cells, 9)
+    assert groups[48] == groups[49] and groups.max() + 1 == 9
+    for number in set(groups[:48].tolist()):
+        own = cells.box[groups == number]
+        middles = (own[:, :2] + own[:, 2:]) / 2
+        assert len(own) == 6 and (np.ptp(middles, axis=0) < (0.25, 0.5)).all()

@@ -141,3 +141,18 @@ def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any]
     values = found.values("med_attr_demo")
     assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
     assert "found none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
+
+
+@pytest.mark.slow
+def test_the_command_of_the_docs_finds_the_lesions(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    """The very task that docs/attribution.md gives its figures for."""
+    text = (Path(__file__).parents[2] / "docs" / "attribution.md").read_text(encoding="utf-8")
+    command = text.split("On 24 phantoms of the demo")[1].split("--tasks ")[1].split()
+    task, batch = command[0], int(command[command.index("--batch_size") + 1])
+    index = index_of(evaluate(tmp_path, tasks=[task], batch_size=batch).folder)
+    assert len({entry["id"] for entry in index["entries"]}) == 24
+    found = {(row["method"], row["locus"]): row for row in index["summary"]}
+    best = found["layer_integrated_gradients", "vision.00"]
+    assert best["inside_hits"]["value"] >= 0.6 > 5 * best["area"]
+    assert best["inside"]["low"] > best["area"] and best["deletion_gain"]["low"] > 0
+    assert best["failed"] == [] and best["trusted"]

@@ -1,0 +1,39 @@
+"""Maps as pictures: one value has one colour wherever it stands."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from medmllm_plugins.attribution import pictures
+from medmllm_plugins.attribution.painting import FloatArray
+from medmllm_plugins.attribution.pictures import heat, overlay, scale_of
+
+SIDE = 64
+
+
+def slices() -> FloatArray:
+    """A volume of noise and one bright block, whose projection has another scale than the whole."""
+    found: FloatArray = np.random.default_rng(0).normal(size=(6, SIDE, SIDE)) * 0.1
+    found[5, 20:30, 20:30] = 3
+    return found
+
+
+def projected(painted: FloatArray) -> Image.Image:
+    """The map over the brightest of black slices: the last column of the strip, its lower half."""
+    whole = overlay([Image.new("RGB", (SIDE, SIDE))] * len(painted), painted)
+    height = (whole.height - pictures.MARGIN) // 2
+    width = whole.width // (len(painted) + 1)
+    return whole.crop((whole.width - width, height, whole.width, 2 * height)).resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def test_the_projection_has_the_colours_of_its_slices() -> None:
+    painted = slices()
+    largest = np.take_along_axis(painted, np.abs(painted).argmax(0)[None], axis=0)
+    assert scale_of(largest)[1] > 2 * scale_of(painted)[1]
+    wanted = Image.new("RGBA", (SIDE, SIDE), "black")
+    wanted.alpha_composite(heat(largest, scale_of(painted))[0])
+    np.testing.assert_array_equal(np.asarray(projected(painted)), np.asarray(wanted.convert("RGB")))
+    # Where a value is the largest behind its pixel, the slice has the very colour.
+    own = np.asarray(heat(painted)[5])
+    np.testing.assert_array_equal(np.asarray(heat(largest, scale_of(painted))[0])[20:30, 20:30], own[20:30, 20:30])
