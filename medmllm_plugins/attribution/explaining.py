@@ -133,10 +133,8 @@ class Explainer:
         """
         self._loaded, self._asked, self._shelf, self._batch = loaded, asked, shelf, batch
         self._how = How(steps=asked.steps)
-        inputs = loaded.prepare([example.question], [example.shown])
-        self.chosen = choose(asked.methods, asked.layers, loaded, unread(loaded, inputs))
-        if asked.target not in (DECISION, TRUTH, ANSWER):
-            example.target(asked.target)
+        asked.check(example.classes)
+        self.chosen = settle(loaded, asked, example.question, example.shown)
         self._shuffled: list[Item] = []
         self.warnings: list[str] = []
         shelf.begin([asdict(one.spec) for one in self.chosen])
@@ -289,6 +287,22 @@ class Explainer:
         if message not in self.warnings:
             self.warnings.append(message)
             logger.warning(message)
+
+
+def settle(loaded: LoadedModel, asked: Attributions, question: Question, shown: Shown) -> list[Chosen]:
+    """The methods and loci that a model can be explained by, found on one document before any is answered.
+
+    Args:
+        loaded: the model.
+        asked: what is to be explained, and how.
+        question: of the document.
+        shown: its image, images or volume.
+
+    Raises:
+        OptionError: a method or a locus is none there is, or the weights are quantised and the method takes gradients.
+        PluginError: a method's function is not where its plugin says.
+    """
+    return choose(asked.methods, asked.layers, loaded, unread(loaded, loaded.prepare([question], [shown])))
 
 
 def explain(

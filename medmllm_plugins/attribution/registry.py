@@ -12,6 +12,7 @@ from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.stages import places
+from medmllm_plugins.questions.attributions import check_methods
 from medmllm_plugins.specs import AttributionSpec
 
 LAYERS = "layers"
@@ -52,9 +53,8 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
         OptionError: there is no such method or locus, the answer never hangs on it, or the weights are quantised and
             the method takes gradients.
     """
+    check_methods(names)
     known = specs()
-    if unknown := [name for name in names if name not in known]:
-        raise OptionError(f"Expected `method` to be some of {', '.join(known)}, found {', '.join(unknown)}.")
     chosen = [known[name] for name in names]
     packed = any(not value.is_floating_point() for value in loaded.model.parameters())
     if packed and (refused := [spec.name for spec in chosen if spec.gradients]):

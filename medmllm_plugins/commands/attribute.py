@@ -54,6 +54,7 @@ def attribute(
     run = load_run(folder)
     name = _task(list(run.manifest["tasks"]), task)
     settings = task_settings(name)
+    asked.check(Rows(settings, ()).classes)
     data = load_dataset(settings.dataset, on_error=settings.on_error)
     told = run.manifest["tasks"][name].get("dataset_fingerprint")
     if told != data.fingerprint:

@@ -181,6 +181,7 @@ class MedicalMLLM(lmms):
         progress = run.current()
         loaded = self.load()
         progress.run_dir = self.run_dir
+        self._foresee(loaded, requests)
         facts = self._facts(loaded)
         deciding = {key: value for key, value in facts.items() if key not in ("batch_size", "device")}
         deciding |= {"device": loaded.device.type, "version": __version__}
@@ -229,6 +230,19 @@ class MedicalMLLM(lmms):
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
             for one in (answers[key_of(request)] for request in requests)
         ]
+
+    def _foresee(self, loaded: LoadedModel, requests: Sequence[Instance]) -> None:
+        """See that tasks can be explained as they ask before any is answered, which may take hours.
+
+        Raises:
+            OptionError: a method or a locus is none that the model has.
+        """
+        for group in by_task(requests).values():
+            if (asked := attributions_of(group[0])) is not None:
+                from medmllm_plugins.attribution.explaining import settle
+
+                first = self._question(group[0])
+                settle(loaded, asked, first.text, first.shown)
 
     @contextmanager
     def _capturing(self, loaded: LoadedModel, task: str, requests: Sequence[Instance]) -> Iterator[Capture | None]:

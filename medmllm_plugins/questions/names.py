@@ -16,7 +16,7 @@ from medmllm_plugins.answers.protocols import Protocol
 from medmllm_plugins.data.catalogue import declarations
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.questions.settings import ARGUMENTS, Purpose, Settings, read_settings
+from medmllm_plugins.questions.settings import AFTERWARDS, ARGUMENTS, Purpose, Settings, read_settings
 from medmllm_plugins.taskfiles import read_yaml
 
 CLASSIFY: Final = "med_cls_"
@@ -73,6 +73,12 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
             )
         arguments[key] = value
     return base, arguments
+
+
+def answering_name(name: str) -> str:
+    """A task's name without the arguments that decide nothing about its answers: tasks of one such name answer alike."""
+    base, *parts = name.split(":")
+    return ":".join([base, *(part for part in parts if part.partition("=")[0] not in AFTERWARDS)])
 
 
 def task_settings(name: str) -> Settings:

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmllm_plugins.attribution import explaining
 from medmllm_plugins.cli import main
 from medmllm_plugins.data.phantoms import LABELS, phantom
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.interface import LoadedModel
 
 TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
 LIMIT = 32
@@ -141,3 +144,54 @@ def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any]
     values = found.values("med_attr_demo")
     assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
     assert "found none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
+
+
+# -- what is wrong is told before anything is answered --------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the model answered."""
+    sizes: list[int] = []
+    generate = LoadedModel.generate
+
+    def counted(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["max_new_tokens"]:
+            sizes.append(len(questions))
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "generate", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("method=magic", "Expected `method` to be some of saliency"),
+        ("target=lion", r"Expected `target` to be decision, truth, answer or one of \['round mass'"),
+        ("layer=vision.77", "expected `layer` to be some of vision.00, vision.01"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_answered(
+    evaluate: Callable[..., Any], tmp_path: Path, answered: list[int], arguments: str, says: str
+) -> None:
+    with pytest.raises(OptionError, match=says):
+        evaluate(tmp_path, tasks=[f"med_attr_demo:{arguments}"], limit=4)
+    assert answered == [] and not list(tmp_path.iterdir())
+
+
+def test_answers_serve_another_layer_and_method(
+    evaluate: Callable[..., Any], tmp_path: Path, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explaining, "explain", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path, tasks=["med_attr_demo:n=2"], limit=4, batch_size=4)
+    assert answered == [4]
+    task = "med_attr_demo:n=1:method=layer_activation:layer=vision.0"
+    found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
+    assert answered == [4] and found.manifest["answers_of_an_earlier_start"] == 4
+    assert {entry["locus"] for entry in index_of(found.folder)["entries"]} == {"vision.00"}
