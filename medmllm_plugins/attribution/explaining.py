@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,22 +26,25 @@ from medmllm_plugins.attribution.checks import (
     similarity,
     structural_similarity,
 )
+from medmllm_plugins.attribution.faults import Faults
 from medmllm_plugins.attribution.files import Shelf
 from medmllm_plugins.attribution.inputs import token_texts
 from medmllm_plugins.attribution.maps import Map, map_of
-from medmllm_plugins.attribution.methods import How
+from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.painting import FloatArray
 from medmllm_plugins.attribution.registry import Chosen, choose
 from medmllm_plugins.attribution.target import Target
 from medmllm_plugins.capture.reach import unread
-from medmllm_plugins.errors import DataError, ModelError, OptionError
+from medmllm_plugins.errors import DataError, ModelError, OptionError, one_line
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown
+from medmllm_plugins.models.memory import let_go, out_of_memory
 from medmllm_plugins.questions.attributions import ANSWER, DECISION, TRUTH, Attributions
 
 logger = logging.getLogger(__name__)
 
 RANDOMISED = 2
 """So many documents are explained again by models with shuffled weights."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,11 +110,13 @@ class Item:
         """What is explained of it; see :class:`medmllm_plugins.questions.attributions.Attributions`.
 
         Raises:
-            OptionError: it is no class.
+            OptionError: it is no class, or there is none to explain: the answer is empty, or no label was scored.
         """
         if wanted == ANSWER:
             return Target.of_answer(self.answer)
         if wanted == DECISION:
+            if not self.scores:
+                raise OptionError("Expected scores of the labels to decide by, found none; choose target=truth.")
             return Target.of_label(self.classes[int(np.argmax(self.scores))], self.classes, self.answers)
         return Target.of_label(self.label if wanted == TRUTH else wanted, self.classes, self.answers)
 
@@ -135,89 +141,138 @@ class Explainer:
         self._how = How(steps=asked.steps)
         asked.check(example.classes)
         self.chosen = settle(loaded, asked, example.question, example.shown)
-        self._shuffled: list[Item] = []
+        self._shuffled: dict[str, list[Item]] = {}
         self.warnings: list[str] = []
         shelf.begin([asdict(one.spec) for one in self.chosen])
 
     def explain(self, item: Item) -> None:
-        """Explain one document, unless that was done by an earlier start of the same run."""
-        if len(self._shuffled) < RANDOMISED:
-            self._shuffled.append(item)
-        if self._shelf.has(item.id):
-            return
-        try:
-            target = item.target(self._asked.target)
-        except OptionError as error:
-            self._warn(f"{item.id}: left out: {error}")
-            return
-        case = self._case(item, target)
-        entries = []
-        original = self._shelf.original(item.id, pictures.stacked(pictures.originals(case)))
-        removals: dict[str, Removal] = {}
-        noisy: dict[Chosen, list[dict[str, FloatArray]]] = {}
-        for chosen, locus, one in self._maps(case):
-            if chosen not in noisy:
-                noisy[chosen] = self._under_noise(case, chosen)
-            stability = float(np.mean([similarity(one.values, again[locus]) for again in noisy[chosen]]))
-            checks = self._check(case, item, one, stability, removals)
-            entry = {
-                "id": item.id,
-                "document": item.document,
-                "group": item.group,
-                "label": item.label,
-                "predicted": item.predicted,
-                "answer": item.answer,
-                "hit": item.predicted == item.label,
-                "target": target.name,
-                "log_odds": case.value,
-                "method": chosen.spec.name,
-                "locus": locus,
-                "original": original,
-                "tokens": self._tokens(case, one),
-                "checks": checks.to_dict(),
-            }
-            entries.append(entry | self._shelf.map(item.id, chosen.spec.name, locus, one, case))
-        self._shelf.keep(item.id, entries)
+        """Explain one document, unless that was done by an earlier start of the same run.
+
+        Whatever fails costs only what it is part of, see :class:`medmllm_plugins.attribution.faults.Faults`.
+        """
+        if not self._shelf.has(item.id):
+            faults, entries = Faults(item.id, item.shown), list[dict[str, Any]]()
+            with faults.costing():
+                case = self._case(item)
+                original = self._shelf.original(item.id, pictures.stacked(pictures.originals(case)))
+                self._add_entries(case, item, original, entries, faults)
+            self._shelf.keep(item.id, entries, faults.found)
+        explained = self._shelf.methods(item.id)
+        for chosen in self.chosen:
+            compared = self._shuffled.setdefault(chosen.spec.name, [])
+            if chosen.spec.name in explained and len(compared) < RANDOMISED:
+                compared.append(item)
 
     def finish(self) -> None:
         """Compare maps with those of models whose weights are shuffled, and write what holds for all documents."""
-        self._shelf.finish(self._randomised(), self.warnings)
+        faults: list[dict[str, str]] = []
+        randomised: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        try:
+            randomised = self._randomised(faults)
+        except Exception as error:  # of a plugin's model, say; what is explained already is kept and told of
+            self._warn(f"Maps were not compared with those of shuffled weights: {one_line(error)}")
+        self._shelf.finish(randomised, self.warnings, faults)
 
-    def _case(self, item: Item, target: Target) -> Case:
+    def _case(self, item: Item) -> Case:
+        target = item.target(self._asked.target)
         return Case(self._loaded, item.question, item.shown, target, baseline=self._asked.baseline, batch=self._batch)
 
-    def _maps(self, case: Case) -> list[tuple[Chosen, str, Map]]:
+    def _add_entries(
+        self, case: Case, item: Item, original: str, entries: list[dict[str, Any]], faults: Faults
+    ) -> None:
+        """Add what all methods say of a document, each at its loci, with its checks."""
+        removals: dict[tuple[str, int], Removal] = {}
+        for chosen, maps in self._maps(case, self.chosen, faults):
+            name, noisy = chosen.spec.name, list[dict[str, FloatArray]]()
+            with faults.costing(name, "stability"):
+                noisy = self._fitting(case, partial(self._under_noise, case, chosen))
+            for locus, one in maps.items():
+                checks = self._check(case, item, name, one, noisy, removals, faults)
+                with faults.costing(name, locus):
+                    entry = {
+                        "id": item.id,
+                        "document": item.document,
+                        "group": item.group,
+                        "label": item.label,
+                        "predicted": item.predicted,
+                        "answer": item.answer,
+                        "hit": item.predicted == item.label,
+                        "target": case.target.name,
+                        "log_odds": case.value,
+                        "method": name,
+                        "locus": locus,
+                        "original": original,
+                        "tokens": self._tokens(case, one),
+                        "checks": checks.to_dict(),
+                    }
+                    entries.append(entry | self._shelf.map(item.id, name, locus, one, case))
+
+    def _maps(self, case: Case, wanted: Iterable[Chosen], faults: Faults) -> list[tuple[Chosen, dict[str, Map]]]:
+        """What methods say of a document, by method and locus; those that fail are left out."""
         found = []
-        for chosen in self.chosen:
-            try:
-                scores = chosen.method(case, chosen.loci, self._how)
-                found += [(chosen, locus, map_of(case, locus, scores[locus])) for locus in chosen.loci]
-            except ModelError as error:  # the other methods may work
-                self._warn(f"{chosen.spec.name}: {error}")
+        for chosen in wanted:
+            name, maps = chosen.spec.name, dict[str, Map]()
+            with faults.costing(name):
+                scores = self._fitting(case, partial(chosen.method, case, chosen.loci, self._how))
+                for locus in chosen.loci:
+                    with faults.costing(name, locus):
+                        maps[locus] = map_of(case, locus, _of_locus(scores, locus))
+            if maps:
+                found.append((chosen, maps))
         return found
 
+    def _fitting(self, case: Case, work: Callable[[], Found]) -> Found:
+        """Do what takes rows through the model; with half as many together, from then on, where they do not fit."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not out_of_memory(error) or case.batch == 1:
+                    raise
+            # Behind the except block, since the error holds on to what does not fit.
+            let_go()
+            case.batch = self._batch = case.batch // 2
+            logger.info("Out of memory: from now on %d rows go through the model together.", case.batch)
+
+    def _check(
+        self,
+        case: Case,
+        item: Item,
+        method: str,
+        one: Map,
+        noisy: Sequence[Mapping[str, FloatArray]],
+        removals: dict[tuple[str, int], Removal],
+        faults: Faults,
+    ) -> Checks:
+        """All checks of one map; ``None`` stands for those that fail, as for those that do not apply."""
+        found: dict[str, Any] = {"completeness_gap": one.gap}
+        with faults.costing(method, f"{one.locus}, stability"):
+            if noisy:
+                found["stability"] = float(np.mean([similarity(one.values, again[one.locus]) for again in noisy]))
+        with faults.costing(method, f"{one.locus}, deletion and insertion"):
+            found |= self._fitting(case, partial(self._areas, case, one, removals))
+        with faults.costing(method, f"{one.locus}, inside the lesion"):
+            if one.painted is not None and len(one.painted) == 1 and item.mask is not None and item.mask.any():
+                inside, area, pointing = lesion(one.painted, item.mask)
+                found |= {"inside": inside, "area": area, "pointing": pointing}
+        return Checks(**found)
+
     @staticmethod
-    def _check(case: Case, item: Item, one: Map, stability: float, removals: dict[str, Removal]) -> Checks:
+    def _areas(case: Case, one: Map, removals: dict[tuple[str, int], Removal]) -> dict[str, float]:
+        """Areas under the curves of deletion and insertion, by the map's order and by random ones."""
         part = "prompt" if one.painted is None else "image"
-        if part not in removals:
-            removals[part] = Removal.of_prompt(case) if part == "prompt" else Removal.of_image(case)
-        removal = removals[part]
+        key = (part, case.batch)  # it holds on to the batch it was made with
+        if key not in removals:
+            removals[key] = Removal.of_prompt(case) if part == "prompt" else Removal.of_image(case)
+        removal = removals[key]
         order = order_of_words(case, one) if part == "prompt" else order_of_patches(case, one)
         deletion, insertion = removal.areas(order)
-        inside, area, pointing = None, None, None
-        if one.painted is not None and len(one.painted) == 1 and item.mask is not None and item.mask.any():
-            inside, area, pointing = lesion(one.painted, item.mask)
-        return Checks(
-            completeness_gap=one.gap,
-            deletion=deletion,
-            deletion_random=removal.random[0],
-            insertion=insertion,
-            insertion_random=removal.random[1],
-            stability=stability,
-            inside=inside,
-            area=area,
-            pointing=pointing,
-        )
+        return {
+            "deletion": deletion,
+            "deletion_random": removal.random[0],
+            "insertion": insertion,
+            "insertion_random": removal.random[1],
+        }
 
     def _under_noise(self, case: Case, chosen: Chosen) -> list[dict[str, FloatArray]]:
         """What a method says of the image under noise, by locus, a few times over."""
@@ -247,46 +302,80 @@ class Explainer:
             if own
         ]
 
-    def _randomised(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Similarity of maps before and after shuffling, by method and locus, mean over documents."""
-        if not self._shuffled:
+    def _randomised(self, faults: list[dict[str, str]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Similarity of maps before and after shuffling, by method and locus, mean over documents.
+
+        Each method is compared on the first documents that it gave maps of.
+
+        Args:
+            faults: those of shuffled models are added to it.
+        """
+        if not any(self._shuffled.values()):
             return {}
         if not randomisation.possible(self._loaded):
             self._warn(
                 "Weights are quantised and cannot be shuffled: maps were not compared with those of such models."
             )
             return {}
-        cases = [self._case(item, item.target(self._asked.target)) for item in self._shuffled]
-        before = [{(one.spec.name, locus): found for one, locus, found in self._maps(case)} for case in cases]
-        told: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        items = {item.id: item for compared in self._shuffled.values() for item in compared}
+        cases = {name: self._case(item) for name, item in items.items()}
+
+        def maps(name: str, said: Faults) -> dict[tuple[str, str], Map]:
+            wanted = [one for one in self.chosen if items[name] in self._shuffled[one.spec.name]]
+            found = self._maps(cases[name], wanted, said)
+            return {(one.spec.name, locus): each for one, by_locus in found for locus, each in by_locus.items()}
+
+        # What fails with the weights as they are was told when the document was explained.
+        before = {name: maps(name, Faults(name, item.shown)) for name, item in items.items()}
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for level in randomisation.LEVELS:
+            after = {}
             with randomisation.shuffled(self._loaded, level):
-                for case in cases:
-                    case.forget()
-                after = [{(one.spec.name, locus): found for one, locus, found in self._maps(case)} for case in cases]
-            for key in before[0]:
-                pairs = [(old[key], new[key]) for old, new in zip(before, after, strict=True) if key in new]
-                if not pairs:
-                    continue
-                shapes = [
-                    structural_similarity(old.painted, new.painted)
-                    for old, new in pairs
-                    if old.painted is not None and new.painted is not None
-                ]
-                told.setdefault(key, []).append(
-                    {
-                        "randomised": level,
-                        "similarity": float(np.mean([similarity(old.values, new.values) for old, new in pairs])),
-                        "structural_similarity": float(np.mean(shapes)) if shapes else None,
-                        "documents": len(pairs),
-                    }
-                )
-        return told
+                for name, item in items.items():
+                    said = Faults(name, item.shown, "with shuffled weights")
+                    cases[name].forget()
+                    after[name] = maps(name, said)
+                    faults += [one for one in said.found if one not in faults]
+            for key in dict.fromkeys(key for one in before.values() for key in one):
+                both = [(old, after[name]) for name, old in before.items()]
+                pairs = [(old[key], new[key]) for old, new in both if key in old and key in new]
+                if pairs:
+                    found.setdefault(key, []).append(_compared(level, pairs))
+        return found
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
             logger.warning(message)
+
+
+def _compared(level: str, pairs: Sequence[tuple[Map, Map]]) -> dict[str, Any]:
+    """How alike maps are before and after shuffling, mean over documents."""
+    shapes = [
+        structural_similarity(old.painted, new.painted)
+        for old, new in pairs
+        if old.painted is not None and new.painted is not None
+    ]
+    return {
+        "randomised": level,
+        "similarity": float(np.mean([similarity(old.values, new.values) for old, new in pairs])),
+        "structural_similarity": float(np.mean(shapes)) if shapes else None,
+        "documents": len(pairs),
+    }
+
+
+def _of_locus(scores: Any, locus: str) -> Scores:
+    """What a method returned for a locus.
+
+    Raises:
+        ModelError: it returned something else.
+    """
+    found = scores.get(locus) if isinstance(scores, Mapping) else None
+    if not isinstance(found, Scores) or not isinstance(found.values, torch.Tensor):
+        kind = type(found.values if isinstance(found, Scores) else scores if found is None else found).__name__
+        held = f" for {', '.join(map(str, scores))}" if isinstance(scores, Mapping) and found is None else ""
+        raise ModelError(f"Expected the method to return `Scores` with a tensor for {locus}, found {kind}{held}.")
+    return found
 
 
 def settle(loaded: LoadedModel, asked: Attributions, question: Question, shown: Shown) -> list[Chosen]:

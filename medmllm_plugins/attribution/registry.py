@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from medmllm_plugins.attribution.case import PIXELS
+from medmllm_plugins.attribution.inputs import PROMPT
 from medmllm_plugins.attribution.methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.manager import get_manager
@@ -50,8 +52,8 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
         unread: loci that the answer does not depend on.
 
     Raises:
-        OptionError: there is no such method or locus, the answer never hangs on it, or the weights are quantised and
-            the method takes gradients.
+        OptionError: there is no such method or locus, of a method's own locus too, the answer never hangs on it, or the
+            weights are quantised and the method takes gradients.
     """
     check_methods(names)
     known = specs()
@@ -64,7 +66,10 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
             f"{', '.join(refused)}; these still work: {left}. Or load without load_in."
         )
     loci = _loci(layers, loaded, unread)
-    return [Chosen(spec, _method(spec), loci if spec.at == LAYERS else (spec.at,)) for spec in dict.fromkeys(chosen)]
+    return [
+        Chosen(spec, _method(spec), loci if spec.at == LAYERS else _own(spec, loaded, unread))
+        for spec in dict.fromkeys(chosen)
+    ]
 
 
 def _method(spec: AttributionSpec) -> Method:
@@ -78,7 +83,16 @@ def _method(spec: AttributionSpec) -> Method:
     return found
 
 
-def _loci(layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
+def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
+    """The one locus that a method has values for."""
+    if spec.at in (PIXELS, PROMPT):
+        return (spec.at,)
+    return _loci((spec.at,), loaded, unread, f"`at` of {spec.name}")
+
+
+def _loci(
+    layers: Sequence[str], loaded: LoadedModel, unread: Collection[str], argument: str = "`layer`"
+) -> tuple[str, ...]:
     known = [place.name for place in places(loaded)]
     read = [name for name in known if name not in unread]
     if not layers:
@@ -89,7 +103,7 @@ def _loci(layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -
         full = f"{match[1]}.{int(match[2]):02d}" if match else name
         if full not in known:
             raise OptionError(
-                f"{loaded.family.title}: expected `layer` to be some of {', '.join(known)}, found {name!r}."
+                f"{loaded.family.title}: expected {argument} to be some of {', '.join(known)}, found {name!r}."
             )
         if full in unread:
             raise OptionError(

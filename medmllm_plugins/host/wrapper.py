@@ -20,7 +20,7 @@ from medmllm_plugins.capture.floors import pixels
 from medmllm_plugins.capture.session import Capture, Subject
 from medmllm_plugins.capture.store import stored_ids
 from medmllm_plugins.data.controls import GREY
-from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.errors import ModelError, OptionError, one_line
 from medmllm_plugins.host import envelope, run
 from medmllm_plugins.host.arguments import local_device, positive, run_folder
 from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
@@ -224,7 +224,12 @@ class MedicalMLLM(lmms):
         for task, group in by_task(unique.values()).items():
             if (asked := attributions_of(group[0])) is not None:
                 with progress.stage(f"explain {task}", self.device):
-                    self._explain(loaded, task, asked, group, answers)
+                    try:
+                        self._explain(loaded, task, asked, group, answers)
+                    # The answers are there and cost hours; they are scored and written whatever explaining meets.
+                    except Exception as error:
+                        logger.warning(f"{task}: no attributions: {one_line(error)}")
+                        progress.task(task, {"attributions_failed": one_line(error)})
         progress.answered()
         return [
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))

@@ -76,7 +76,7 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
 
 
 def answering_name(name: str) -> str:
-    """A task's name without the arguments that decide nothing about its answers: tasks of one such name answer alike."""
+    """A task's name without the arguments that decide nothing about its answers."""
     base, *parts = name.split(":")
     return ":".join([base, *(part for part in parts if part.partition("=")[0] not in AFTERWARDS)])
 

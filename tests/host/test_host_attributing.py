@@ -195,3 +195,17 @@ def test_answers_serve_another_layer_and_method(
     found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
     assert answered == [4] and found.manifest["answers_of_an_earlier_start"] == 4
     assert {entry["locus"] for entry in index_of(found.folder)["entries"]} == {"vision.00"}
+
+
+def test_answers_are_scored_whatever_explaining_meets(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("nothing to be had here")
+
+    monkeypatch.setattr(explaining, "explain", broken)
+    task = "med_attr_demo:n=1"
+    found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
+    assert found.manifest["finished"] and found.values(task)["deletion_gain,none"] == "N/A"
+    assert found.manifest["tasks"][task]["attributions_failed"] == "ValueError: nothing to be had here"
+    assert any("no attributions: ValueError: nothing to be had here" in one for one in warned)
