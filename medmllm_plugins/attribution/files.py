@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,24 @@ class Shelf:
         warnings: Sequence[str],
         faults: Sequence[Mapping[str, str]] = (),
     ) -> None:
-        """Write what holds for all of this process's documents."""
+        """Write what holds for all of this process's documents.
+
+        Where documents are explained again it joins what was found the times before: of the same method and locus the
+        last holds.
+        """
+        path = self.folder / f"process-{self._process}.json"
+        before = _read(path) if self._again and path.is_file() else {}
         levels = [{"method": method, "locus": locus, "levels": found} for (method, locus), found in randomised.items()]
+        tried = {one["name"] for one in self._methods}
+        past = [one for one in before.get("faults", ()) if one["method"] not in tried]
         self._write(
-            self.folder / f"process-{self._process}.json",
+            path,
             {
                 "state": self._state,
-                "methods": self._methods,
-                "randomised": levels,
-                "warnings": list(warnings),
-                "faults": list(faults),
+                "methods": _joined(before.get("methods", ()), self._methods, ("name",)),
+                "randomised": _joined(before.get("randomised", ()), levels, ("method", "locus")),
+                "warnings": list(dict.fromkeys((*before.get("warnings", ()), *warnings))),
+                "faults": [*past, *faults],
             },
         )
 
@@ -175,6 +183,13 @@ def stem(identifier: str) -> str:
     """A file name for a document's id: readable, and of its own for each."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", identifier)[:60].strip("._") or "document"
     return f"{plain}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+
+
+def _joined(
+    before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], key: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """Both lists, the later of what has the same values under ``key``."""
+    return list({tuple(one[name] for name in key): one for one in (*before, *now)}.values())
 
 
 def _read(path: Path) -> Any:

@@ -117,6 +117,20 @@ def test_documents_are_explained_again_beside_what_was_there(
     assert new[1]["tokens"] is not None and new[0]["tokens"] is None
 
 
+def test_explaining_again_keeps_what_was_found_before(explained: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
+    name = index_of(folder)["entries"][0]["id"]
+    rows = {}
+    for method in ("layer_activation", "saliency"):
+        words = ["attribute", str(folder), "--ids", name, "--method", method, "--layer", "vision.0"]
+        assert main(words) == 0
+        rows = {row["method"]: row for row in index_of(folder)["summary"]}
+        assert rows["layer_activation"]["randomisation"]
+    assert set(rows) == {"layer_activation", "saliency", *(method for method, _ in METHODS)}
+    assert all(row["randomisation"] for row in rows.values())
+    assert {one["name"] for one in index_of(folder)["methods"]} == set(rows)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
