@@ -131,10 +131,53 @@ def test_explaining_again_keeps_what_was_found_before(explained: Any, tmp_path: 
     assert {one["name"] for one in index_of(folder)["methods"]} == set(rows)
 
 
+def test_what_the_run_answered_is_explained(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    """Not what the model would say of it otherwise: with one token an answer is not parsed."""
+    model = "pretrained=demo,device=cpu,max_new_tokens=1"
+    found = evaluate(tmp_path, model_args=model, tasks=["med_cls_demo"], limit=4, batch_size=4)
+    (path,) = found.folder.glob("*.outcomes.jsonl")
+    outcomes = {one["id"]: one for one in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    name = next(one for one in outcomes if outcomes[one]["status"] != "parsed")
+    words = ["attribute", str(found.folder), "--ids", name, "--method", "layer_activation", "--layer", "vision.0"]
+    assert main(words) == 0
+    (entry,) = index_of(found.folder)["entries"]
+    assert (entry["answer"], entry["predicted"], entry["hit"]) == (outcomes[name]["answer"], None, False)
+    scores = dict(zip(LABELS, outcomes[name]["scores"], strict=True))
+    assert entry["target"] == max(scores, key=lambda label: scores[label])
+    (unasked,) = [one for one in ("phantom-02800", "phantom-02801", "phantom-02802") if one not in outcomes][:1]
+    assert main([*words[:3], unasked, *words[4:]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "says"),
+    [
+        ("med_cls_demo:image=blank", {}, "expected a run with image=shown, which alone can be explained, found blank"),
+        ("med_cls_demo", {"shots": 1}, "expected a run without few-shot examples, found --num_fewshot 1"),
+    ],
+)
+def test_what_was_shown_otherwise_is_not_explained(
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    settings: dict[str, Any],
+    says: str,
+) -> None:
+    found = evaluate(tmp_path, tasks=[task], limit=2, batch_size=2)
+    manifest = found.folder / "manifest.json"
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    told["tasks"][task] |= settings  # the demo takes no examples itself
+    manifest.write_text(json.dumps(told), encoding="utf-8")
+    (path,) = found.folder.glob("*.outcomes.jsonl")
+    name = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["id"]
+    assert main(["attribute", str(found.folder), "--ids", name]) == 1
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--ids", "nobody"], "expected ids of its documents, such as phantom-02800"),
+        (["--ids", "nobody"], "expected ids of documents that the run answered, such as phantom-0"),
         (
             ["--target", "lion"],
             "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], found 'lion'",
