@@ -217,6 +217,8 @@ class Explainer:
                 for locus in chosen.loci:
                     with faults.costing(name, locus):
                         maps[locus] = map_of(case, locus, _of_locus(scores, locus))
+                        if maps[locus].unplaced:  # its words have values all the same
+                            faults.add(name, f"{locus}, image", maps[locus].unplaced)
             if maps:
                 found.append((chosen, maps))
         return found
@@ -325,14 +327,15 @@ class Explainer:
             found = self._maps(cases[name], wanted, said)
             return {(one.spec.name, locus): each for one, by_locus in found for locus, each in by_locus.items()}
 
-        # What fails with the weights as they are was told when the document was explained.
-        before = {name: maps(name, Faults(name, item.shown)) for name, item in items.items()}
+        usual = {name: Faults(name, item.shown) for name, item in items.items()}
+        before = {name: maps(name, usual[name]) for name in items}
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for level in randomisation.LEVELS:
             after = {}
             with randomisation.shuffled(self._loaded, level):
                 for name, item in items.items():
-                    said = Faults(name, item.shown, "with shuffled weights")
+                    # What fails with the weights as they are was told when the document was explained.
+                    said = Faults(name, item.shown, "with shuffled weights", usual[name])
                     cases[name].forget()
                     after[name] = maps(name, said)
                     faults += [one for one in said.found if one not in faults]

@@ -26,15 +26,17 @@ class Faults:
             it (both empty where all of the document is left out), and ``why``.
     """
 
-    def __init__(self, identifier: str, shown: Shown, when: str = "") -> None:
+    def __init__(self, identifier: str, shown: Shown, when: str = "", before: Faults | None = None) -> None:
         """Begin with none.
 
         Args:
             identifier: the document's id.
             shown: its image, images or volume, whose size is told, as it is often the reason.
             when: told beside the part, such as ``"with shuffled weights"``.
+            before: what was told already, and is not told again for this ``when``.
         """
         self.found: list[dict[str, str]] = []
+        self._before = {(one["method"], one["part"]) for one in before.found} if before is not None else set()
         self._document, self._when = f"{identifier} ({size_of(shown)})", when
 
     @contextmanager
@@ -49,10 +51,15 @@ class Faults:
             yield
         # Methods may be a plugin's, and may raise anything; the answers, and what other methods say, took hours.
         except Exception as error:
-            why = str(error) if isinstance(error, MedMLLMError) else one_line(error)
-            part = " ".join(filter(None, (part, self._when)))
-            self.found.append({"document": self._document, "method": method, "part": part, "why": why})
-            logger.warning("%s: left out: %s: %s", self._document, _what(method, part) or "the document", why)
+            self.add(method, part, str(error) if isinstance(error, MedMLLMError) else one_line(error))
+
+    def add(self, method: str, part: str, why: str) -> None:
+        """Tell of what is left out; arguments as for :meth:`costing`, and the reason."""
+        if (method, part) in self._before:
+            return
+        part = " ".join(filter(None, (part, self._when)))
+        self.found.append({"document": self._document, "method": method, "part": part, "why": why})
+        logger.warning("%s: left out: %s: %s", self._document, _what(method, part) or "the document", why)
 
 
 def told(faults: Sequence[Mapping[str, str]]) -> list[str]:

@@ -13,6 +13,7 @@ from medmllm_plugins.attribution.methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.medm_vl_ct import MedMVLCT
 from medmllm_plugins.models.stages import places
 from medmllm_plugins.questions.attributions import check_methods
 from medmllm_plugins.specs import AttributionSpec
@@ -47,7 +48,7 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
     Args:
         names: of methods.
         layers: of loci, for methods that look at layers; empty for the last block of the tower that is read, and the
-            connector.
+            connector where its tokens have a place on the picture.
         loaded: the model.
         unread: loci that the answer does not depend on.
 
@@ -96,7 +97,9 @@ def _loci(
     known = [place.name for place in places(loaded)]
     read = [name for name in known if name not in unread]
     if not layers:
-        return ([name for name in read if name.startswith("vision.") and name != "vision.norm"][-1], "connector")
+        last = [name for name in read if name.startswith("vision.") and name != "vision.norm"][-1]
+        # Each of its tokens is made from all slices, by learned queries: nothing could be painted.
+        return (last,) if isinstance(loaded, MedMVLCT) else (last, "connector")
     found = []
     for name in layers:
         match = _NUMBERED.fullmatch(name)

@@ -106,7 +106,13 @@ class Attributing(Looking[dict[str, Any]]):
         return index
 
     def _printed(self, found: dict[str, Any]) -> dict[str, float | None]:
-        rows = [row for row in found["summary"] if row["deletion_gain"] is not None and row["locus"] != "prompt"]
+        # Gains of words are none of the image.
+        pictured = {(entry["method"], entry["locus"]) for entry in found["entries"] if entry["heat"]}
+        rows = [
+            row
+            for row in found["summary"]
+            if row["deletion_gain"] is not None and (row["method"], row["locus"]) in pictured
+        ]
         best = max(rows, key=lambda row: row["deletion_gain"]["value"], default=None)
         sound = sum(not row["failed"] for row in found["summary"])
         if best is None:

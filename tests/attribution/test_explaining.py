@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_families import write_family
+from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.attribution import explaining
 from medmllm_plugins.attribution.case import Case
@@ -23,10 +24,11 @@ from medmllm_plugins.attribution.files import Shelf, gather
 from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.phantoms import LABELS, phantom
+from medmllm_plugins.data.volumes import Volume
 from medmllm_plugins.errors import DataError, ModelError, OptionError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.models import medm_vl
+from medmllm_plugins.models import medm_vl, medm_vl_ct
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.native import open_native
@@ -268,6 +270,42 @@ def test_patches_keep_the_remainder(cropping: LoadedModel, items: list[Item]) ->
     assert torch.equal(from_patches(cropping, patches, pixels), pixels)
     moved = from_patches(cropping, torch.zeros_like(patches), pixels)
     assert (moved[..., :32, :32] == 0).all() and torch.equal(moved[..., 32:], pixels[..., 32:])
+
+
+@pytest.fixture(scope="module")
+def chest(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path_factory.mktemp("ct") / "model")), device="cpu"))
+
+
+def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items: list[Item], tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).uniform(-900, 200, (40, 30, 30)).astype(np.float32)
+    item = replace(items[0], shown=Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), mask=None)
+
+    def explained_at(*layers: str) -> dict[str, Any]:
+        asked = Attributions(
+            methods=("layer_activation", "attention_rollout"), layers=layers, steps=2, target="truth", baseline="blank"
+        )
+        folder = tmp_path / str(len(layers))
+        explain(chest, asked, [item], Shelf(folder, asked.to_dict()), 16)
+        return gather(folder, "task", "ct", LABELS)
+
+    index = explained_at("vision.00", "connector", "llm.00")
+    entries = {(entry["method"], entry["locus"]): entry for entry in index["entries"]}
+    llm, rollout = entries.pop(("layer_activation", "llm.00")), entries.pop(("attention_rollout", "llm.embed"))
+    assert set(entries) == {("layer_activation", "vision.00")}  # its map is not lost with the connector's
+    assert entries["layer_activation", "vision.00"]["slices"] == 32
+    for entry in (llm, rollout):
+        assert entry["tokens"] and entry["heat"] is None and entry["checks"]["deletion"] is not None
+    warnings = [one for one in index["warnings"] if "no place in the volume" in one]
+    assert {one.split(":")[0] for one in warnings} == {
+        "layer_activation, connector",
+        "layer_activation, llm.00, image",
+        "attention_rollout, llm.embed, image",
+    }
+    assert all("p2800 (40 x 30 x 30)" in one for one in warnings)
+    index = explained_at()
+    assert {entry["locus"] for entry in index["entries"]} == {"vision.01", "llm.embed"}
+    assert not any(one.startswith("layer_activation") for one in index["warnings"])
 
 
 def test_another_way_of_explaining_forgets_the_first(explained: Callable[..., Any], items: list[Item]) -> None:
