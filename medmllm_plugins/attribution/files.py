@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from medmllm_plugins.attribution import pictures
 from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.faults import told
 from medmllm_plugins.attribution.maps import Map
-from medmllm_plugins.attribution.summary import summarise, to_csv
+from medmllm_plugins.attribution.summary import key_of, summarise, to_csv
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.files import write_whole
 
@@ -36,13 +36,16 @@ class Shelf:
 
         Args:
             folder: made where it is not there.
-            asked: what is explained and how; documents that were explained otherwise are explained anew.
+            asked: what is explained and how, ``target``, ``baseline`` and ``steps`` among it; documents that were
+                explained otherwise are explained anew.
             process: its name.
             again: whether documents are explained again, so that what other methods said of them before stays.
         """
         self.folder = folder
         self._process, self._again = process, again
         self._state = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        # What maps of one method at one locus must have in common to be counted together.
+        self._how = {"mode": asked["target"], "baseline": asked["baseline"], "steps": asked["steps"]}
         self._methods: list[dict[str, Any]] = []
 
     def begin(self, methods: list[dict[str, Any]]) -> None:
@@ -99,7 +102,8 @@ class Shelf:
         kept = [one for one in before["entries"] if (one["method"], one["locus"]) not in new]
         tried = {one["name"] for one in self._methods}
         past = [one for one in before.get("faults", ()) if one["method"] and one["method"] not in tried]
-        self._write(path, {"state": self._state, "entries": [*kept, *entries], "faults": [*past, *faults]})
+        now = [{**one, **self._how} for one in entries]
+        self._write(path, {"state": self._state, "entries": [*kept, *now], "faults": [*past, *faults]})
 
     def finish(
         self,
@@ -109,20 +113,23 @@ class Shelf:
     ) -> None:
         """Write what holds for all of this process's documents.
 
-        Where documents are explained again it joins what was found the times before: of the same method and locus the
-        last holds.
+        Where documents are explained again it joins what was found the times before: of the same method, locus and
+        settings the last holds.
         """
         path = self.folder / f"process-{self._process}.json"
         before = _read(path) if self._again and path.is_file() else {}
-        levels = [{"method": method, "locus": locus, "levels": found} for (method, locus), found in randomised.items()]
+        levels = [
+            {"method": method, "locus": locus, **self._how, "levels": found}
+            for (method, locus), found in randomised.items()
+        ]
         tried = {one["name"] for one in self._methods}
         past = [one for one in before.get("faults", ()) if one["method"] not in tried]
         self._write(
             path,
             {
                 "state": self._state,
-                "methods": _joined(before.get("methods", ()), self._methods, ("name",)),
-                "randomised": _joined(before.get("randomised", ()), levels, ("method", "locus")),
+                "methods": _joined(before.get("methods", ()), self._methods, lambda one: one["name"]),
+                "randomised": _joined(before.get("randomised", ()), levels, key_of),
                 "warnings": list(dict.fromkeys((*before.get("warnings", ()), *warnings))),
                 "faults": [*past, *faults],
             },
@@ -175,7 +182,7 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
 
 
 def write_table(path: Path, index: Mapping[str, Any]) -> None:
-    """Write the summary as CSV, a row for each method and locus."""
+    """Write the summary as CSV, a row for each method, locus and settings."""
     write_whole(path, to_csv(index["summary"]))
 
 
@@ -186,10 +193,10 @@ def stem(identifier: str) -> str:
 
 
 def _joined(
-    before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], key: Sequence[str]
+    before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
 ) -> list[Mapping[str, Any]]:
-    """Both lists, the later of what has the same values under ``key``."""
-    return list({tuple(one[name] for name in key): one for one in (*before, *now)}.values())
+    """Both lists, the later of what has the same key."""
+    return list({key(one): one for one in (*before, *now)}.values())
 
 
 def _read(path: Path) -> Any:

@@ -18,11 +18,13 @@ SURVIVES: Final = 0.5
 """A map is said to survive shuffled weights from this rank correlation on."""
 STABLE: Final = 0.5
 DRAWS: Final = 2000
+KEY: Final = ("method", "locus", "mode", "baseline", "steps")
+"""Method and locus; what was asked to be explained (decision, truth, answer, a class); and the settings."""
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means with 95 % intervals, by method and locus, and which checks failed.
+    """Means with 95 % intervals, by method, locus and settings, and which checks failed.
 
     Intervals are percentile intervals of :data:`DRAWS` draws of groups. The gain of deletion is the area for random
     orders less that for the map's, of insertion the map's less the random one: above zero, the map is better.
@@ -31,14 +33,18 @@ def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping
         entries: of all documents, methods and loci.
         randomised: what is known of models with shuffled weights, by process, method and locus.
     """
-    keys = dict.fromkeys((entry["method"], entry["locus"]) for entry in entries)
-    return [_row(key, [one for one in entries if (one["method"], one["locus"]) == key], randomised) for key in keys]
+    keys = dict.fromkeys(map(key_of, entries))
+    return [_row(key, [one for one in entries if key_of(one) == key], randomised) for key in keys]
+
+
+def key_of(told: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What entries that are counted together have in common, the values of :data:`KEY`."""
+    return tuple(told.get(name) for name in KEY)
 
 
 def _row(
-    key: tuple[str, str], entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
+    key: tuple[Any, ...], entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    method, locus = key
     groups = [str(entry["group"]) for entry in entries]
     checks = [entry["checks"] for entry in entries]
 
@@ -46,13 +52,13 @@ def _row(
         pairs = [(one[name], one[f"{name}_random"]) for one in checks]
         return [None if a is None or b is None else sign * (b - a) for a, b in pairs]
 
-    row: dict[str, Any] = {"method": method, "locus": locus, "n": len(entries)}
+    row: dict[str, Any] = {**dict(zip(KEY, key, strict=True)), "n": len(entries)}
     row |= {name: _mean([one[name] for one in checks], groups) for name in _MEANS}
     row["deletion_gain"] = _mean(gain("deletion", 1), groups)
     row["insertion_gain"] = _mean(gain("insertion", -1), groups)
     areas = [one["area"] for one in checks if one["area"] is not None]
     row["area"] = float(np.mean(areas)) if areas else None
-    row["randomisation"] = _levels([one for one in randomised if (one["method"], one["locus"]) == key])
+    row["randomisation"] = _levels([one for one in randomised if key_of(one) == key])
     row["failed"] = _failed(row)
     return row
 
@@ -127,25 +133,38 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = ("", "_low", "_high")
-    writer.writerow(
-        ["method", "locus", "n", *(f"{name}{end}" for name in figures for end in ends), "area", "survives", "failed"]
-    )
+    writer.writerow([*KEY, "n", *(f"{name}{end}" for name in figures for end in ends), "area", "survives", "failed"])
     for row in rows:
         cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
         last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
-        writer.writerow([row["method"], row["locus"], row["n"], *cells, row["area"], last, "; ".join(row["failed"])])
+        writer.writerow([*key_of(row), row["n"], *cells, row["area"], last, "; ".join(row["failed"])])
     return out.getvalue()
 
 
 def render(index: Mapping[str, Any]) -> str:
     """For people: a line for each method and locus."""
-    rows = [("method", "locus", "n", "deletion gain", "inside", "area", "stability", "gap", "shuffled", "fails")]
+    rows = [
+        (
+            "method",
+            "locus",
+            "explained",
+            "n",
+            "deletion gain",
+            "inside",
+            "area",
+            "stability",
+            "gap",
+            "shuffled",
+            "fails",
+        )
+    ]
     for row in index["summary"]:
         last = row["randomisation"][-1]["similarity"] if row["randomisation"] else None
         rows.append(
             (
                 row["method"],
                 row["locus"],
+                told_of(row),
                 str(row["n"]),
                 _told(row["deletion_gain"], interval=True),
                 _told(row["inside"]),
@@ -159,6 +178,11 @@ def render(index: Mapping[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in index["warnings"])])
+
+
+def told_of(row: Mapping[str, Any]) -> str:
+    """What is explained, against what, in how many steps, for people."""
+    return f"{row.get('mode')}, {row.get('baseline')}, {row.get('steps')}"
 
 
 def _told(found: Mapping[str, Any] | None, *, interval: bool = False) -> str:

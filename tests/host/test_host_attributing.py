@@ -19,6 +19,7 @@ from medmllm_plugins.cli import main
 from medmllm_plugins.data.phantoms import LABELS, phantom
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.report.attributing import read_attributions
 
 TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
 LIMIT = 32
@@ -129,6 +130,36 @@ def test_explaining_again_keeps_what_was_found_before(explained: Any, tmp_path: 
     assert set(rows) == {"layer_activation", "saliency", *(method for method, _ in METHODS)}
     assert all(row["randomisation"] for row in rows.values())
     assert {one["name"] for one in index_of(folder)["methods"]} == set(rows)
+
+
+def test_settings_are_told_and_not_mixed(explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
+    name, *others = dict.fromkeys(entry["id"] for entry in index_of(folder)["entries"])
+    words = ["--method", "layer_grad_cam", "--layer", "connector", "--target", "truth", "--baseline", "blank"]
+    assert main(["attribute", str(folder), "--ids", name, *words, "--steps", "7"]) == 0
+    said = capsys.readouterr().out
+    assert "decision, blurred, 4" in said and "truth, blank, 7" in said
+    rows = [row for row in index_of(folder)["summary"] if row["method"] == "layer_grad_cam"]
+    told = {(row["mode"], row["baseline"], row["steps"]): row for row in rows}
+    assert {how: row["n"] for how, row in told.items()} == {
+        ("decision", "blurred", 4): len(others),
+        ("truth", "blank", 7): 1,
+    }
+    assert all(row["randomisation"] for row in rows)
+    (path,) = folder.glob("*.attributions.csv")
+    with path.open(encoding="utf-8", newline="") as opened:
+        table = [row for row in csv.DictReader(opened) if row["method"] == "layer_grad_cam"]
+    assert {(row["mode"], row["baseline"], row["steps"]) for row in table} == {
+        ("decision", "blurred", "4"),
+        ("truth", "blank", "7"),
+    }
+    read = read_attributions(index_of(folder), shelf_of(folder))
+    assert {one.method for one in read.summary} >= {
+        "layer_grad_cam (decision, blurred, 4)",
+        "layer_grad_cam (truth, blank, 7)",
+        "integrated_gradients",
+    }
+    assert {one.how for one in read.summary} == {"decision, blurred, 4", "truth, blank, 7"}
 
 
 def test_what_the_run_answered_is_explained(evaluate: Callable[..., Any], tmp_path: Path) -> None:
