@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from medmllm_plugins.attribution.maps import Map, map_of
 from medmllm_plugins.attribution.methods import How, Scores
 from medmllm_plugins.attribution.painting import FloatArray
 from medmllm_plugins.attribution.registry import Chosen, choose
-from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.attribution.target import Target, generated_ids
 from medmllm_plugins.capture.reach import unread
 from medmllm_plugins.errors import DataError, ModelError, OptionError, one_line
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown
@@ -175,7 +175,18 @@ class Explainer:
 
     def _case(self, item: Item) -> Case:
         target = item.target(self._asked.target)
+        if not target.is_label:
+            target = replace(target, ids=self._ids_of(item, target.name))
         return Case(self._loaded, item.question, item.shown, target, baseline=self._asked.baseline, batch=self._batch)
+
+    def _ids_of(self, item: Item, text: str) -> tuple[int, ...]:
+        """The tokens of an answer, generated again, since text alone is kept of it."""
+        ids = generated_ids(self._loaded, item.question, item.shown, text)
+        if ids is not None:
+            return ids
+        # In a batch, and in low precision, numbers differ a little.
+        self._warn(f"{item.id}: the answer is generated otherwise on its own; the tokens of its text are explained.")
+        return tuple(self._loaded.label_ids(item.question, [text])[0][self._loaded.given :])
 
     def _add_entries(
         self, case: Case, item: Item, original: str, entries: list[dict[str, Any]], faults: Faults

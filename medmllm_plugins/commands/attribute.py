@@ -52,9 +52,11 @@ def attribute(
 
     Raises:
         DataError: the data are not those of the run, or it answered no such document.
-        OptionError: there is no such task, method, layer or label, the model is none of this package's, or the run
-            showed it something else than the document alone.
+        OptionError: there is no such task, method, layer or label, the batch holds no row, the model is none of this
+            package's, or the run showed it something else than the document alone.
     """
+    if batch < 1:
+        raise OptionError(f"Expected `--batch_size` to be at least 1, found {batch}.")
     run = load_run(folder)
     name = _task(list(run.manifest["tasks"]), task)
     settings = task_settings(name)

@@ -178,9 +178,8 @@ def attribution_table(part: DataPart) -> Table:
             continue
         for one in cell.task.attributions.summary:
             figures = (one.figures[name] for name in GAINS)
-            rows.append(
-                (cell.subject.label, one.method, one.locus, one.how, one.n, len(one.failed), *figures, one.area)
-            )
+            told = (cell.subject.label, one.method, one.locus, one.how)
+            rows.append((*told, one.n, len(one.failed), *figures, one.area))
             owners.append(cell.subject.number)
     return Table(
         f"{part.name}.attributions",

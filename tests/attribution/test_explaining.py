@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.loading import load
 from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
@@ -28,8 +29,9 @@ from medmllm_plugins.data.volumes import Volume
 from medmllm_plugins.errors import DataError, ModelError, OptionError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.models import medm_vl, medm_vl_ct
+from medmllm_plugins.models import medm_vl, medm_vl_ct, named
 from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.generation import greedy, prefill, score_labels
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
@@ -311,3 +313,35 @@ def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items
 def test_another_way_of_explaining_forgets_the_first(explained: Callable[..., Any], items: list[Item]) -> None:
     assert maps_of(explained(items[:2], "fine")) == all_of(items[:2], "fine")
     assert maps_of(explained(items[2:], "fine", target="truth")) == all_of(items[2:], "fine")
+
+
+# -- the answer itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["thinking", "qwen2_5_vl", "medm_vl"])
+def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item], tmp_path: Path) -> None:
+    """And none is taken for given, as the opening before a label is."""
+    if kind == "thinking":
+        folder = write_family("qwen2_vl", tmp_path / "model")
+        loaded: LoadedModel = named.medvlm_r1(LoadOptions(str(folder), device="cpu", dtype="float32"))
+        assert loaded.given > 0
+    else:
+        loaded = load(kind, tmp_path / "model")
+    shown = items[0].shown
+    inputs = loaded.prepare([QUESTION], [shown])
+    with torch.no_grad():
+        (ids,) = greedy(loaded.model, prefill(loaded.model, inputs), max_new_tokens=6, eos_token_ids=[])
+        wanted = float(score_labels(loaded.model, prefill(loaded.model, inputs), [[ids]], given=0))
+    text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    assert text
+    asked = Attributions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")
+    explain(loaded, asked, [replace(items[0], answer=text)], Shelf(tmp_path / "out", asked.to_dict()), 16)
+    index = gather(tmp_path / "out", "task", kind, LABELS)
+    assert index["entries"][0]["log_odds"] == pytest.approx(wanted, abs=1e-3)
+    assert index["warnings"] == []
+
+
+def test_an_answer_that_is_not_generated_again_is_tokenised(explained: Callable[..., Any], items: list[Item]) -> None:
+    index = explained([replace(items[0], answer="quite another answer")], "fine", target="answer")
+    assert maps_of(index) == all_of(items[:1], "fine")
+    assert any("p2800: the answer is generated otherwise on its own" in one for one in index["warnings"])

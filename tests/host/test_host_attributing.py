@@ -214,6 +214,7 @@ def test_what_was_shown_otherwise_is_not_explained(
             "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], found 'lion'",
         ),
         (["--layer", "vision.77"], "expected `layer` to be some of vision.00, vision.01"),
+        (["--batch_size", "0"], "Expected `--batch_size` to be at least 1, found 0"),
         (["--method", "magic"], "Expected `method` to be some of saliency"),
         (["--task", "med_cls_busi"], "Expected `--task` to be one of ['med_attr_demo:n=1"),
     ],
