@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,11 @@ from medmllm_plugins.attribution import explaining
 from medmllm_plugins.cli import main
 from medmllm_plugins.data.phantoms import LABELS, phantom
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.hookspecs import hookimpl
+from medmllm_plugins.manager import get_manager
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.report.attributing import read_attributions
+from medmllm_plugins.specs import AttributionSpec
 
 TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
 LIMIT = 32
@@ -233,6 +238,55 @@ def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any]
     values = found.values("med_attr_demo")
     assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
     assert "found none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
+
+
+# -- a third party's method, as docs/plugins.md tells it ------------------------------------------------------------
+
+
+@pytest.fixture
+def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (example,) = [part.split("```")[0] for part in text.split("```python\n") if "def medmllm_attributions" in part]
+    module = ModuleType("medmllm_example")
+    exec(compile(example, "docs/plugins.md", "exec"), module.__dict__)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("not my day")
+
+    def more() -> list[AttributionSpec]:
+        return [AttributionSpec(name="broken", target="medmllm_example:broken", summary="It fails.", gradients=False)]
+
+    module.broken = broken  # type: ignore[attr-defined]
+    another = SimpleNamespace(medmllm_attributions=hookimpl(more))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    plugins = get_manager().pluggy
+    plugins.register(module, name="example of the docs")
+    plugins.register(another, name="broken")
+    yield
+    plugins.unregister(module)
+    plugins.unregister(another)
+
+
+def test_a_third_partys_method_goes_through_the_host(
+    evaluate: Callable[..., Any], tmp_path: Path, third_party: None
+) -> None:
+    task = "med_attr_demo:n=1:method=gradient_norm+broken:layer=vision.0+connector"
+    found = evaluate(tmp_path, tasks=[task], limit=8, batch_size=8)
+    index = index_of(found.folder)
+    ids = {entry["id"] for entry in index["entries"]}
+    assert len(ids) >= 2
+    assert {(entry["id"], entry["method"], entry["locus"]) for entry in index["entries"]} == {
+        (one, "gradient_norm", locus) for one in ids for locus in ("vision.00", "connector")
+    }
+    for entry in index["entries"]:
+        held = np.load(shelf_of(found.folder) / entry["map"])
+        assert held["map"].shape == (1, 64, 64) and (held["values"] > 0).any()
+        assert entry["checks"]["deletion"] is not None
+    rows = {row["locus"]: row for row in index["summary"]}
+    assert rows["vision.00"]["randomisation"] and rows["connector"]["n"] == len(ids)
+    (warning,) = index["warnings"]
+    assert warning.startswith("broken: left out of phantom-0") and "ZeroDivisionError: not my day" in warning
+    assert found.manifest["finished"] and found.values(task)["deletion_gain,none"] != "N/A"
 
 
 # -- what is wrong is told before anything is answered --------------------------------------------------------------
