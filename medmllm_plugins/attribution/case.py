@@ -85,7 +85,9 @@ class Case:
         self.target = target
         self.batch = batch
         self.inputs = loaded.prepare([question], [shown])
-        self.ids = loaded.label_ids(question, list(target.answers))
+        self.ids = [list(target.ids)] if target.ids else loaded.label_ids(question, list(target.answers))
+        # An opening that stands before labels is part of what is generated.
+        self._given = 0 if target.ids else loaded.given
         self._baseline = baseline
         self._places = {place.name: place for place in places(loaded)}
 
@@ -144,7 +146,7 @@ class Case:
             for one in stand_ins:
                 stack.enter_context(changed(self.place(one.locus), _putting(one, rows)))
             start = prefill(self.loaded.model, inputs)
-        return score_labels(self.loaded.model, start, [self.ids] * rows, given=self.loaded.given)
+        return score_labels(self.loaded.model, start, [self.ids] * rows, given=self._given)
 
     def values(self, rows: int, stand_ins: Sequence[StandIn] = (), pixels: Tensor | None = None) -> Tensor:
         """The target for each row, (rows,); arguments as for :meth:`scores`."""

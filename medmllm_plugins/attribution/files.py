@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from PIL import Image
 
 from medmllm_plugins.attribution import pictures
 from medmllm_plugins.attribution.case import Case
+from medmllm_plugins.attribution.faults import told
 from medmllm_plugins.attribution.maps import Map
-from medmllm_plugins.attribution.summary import summarise, to_csv
+from medmllm_plugins.attribution.summary import key_of, summarise, to_csv
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.files import write_whole
 
@@ -35,18 +36,25 @@ class Shelf:
 
         Args:
             folder: made where it is not there.
-            asked: what is explained and how; documents that were explained otherwise are explained anew.
+            asked: what is explained and how, ``target``, ``baseline`` and ``steps`` among it; documents that were
+                explained otherwise are explained anew.
             process: its name.
             again: whether documents are explained again, so that what other methods said of them before stays.
         """
         self.folder = folder
         self._process, self._again = process, again
         self._state = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        # What maps of one method at one locus must have in common to be counted together.
+        self._how = {"mode": asked["target"], "baseline": asked["baseline"], "steps": asked["steps"]}
         self._methods: list[dict[str, Any]] = []
 
     def begin(self, methods: list[dict[str, Any]]) -> None:
-        """Note the methods' declarations."""
+        """Note the methods' declarations, and forget what an earlier start explained in another way."""
         self._methods = methods
+        if not self._again:
+            for path in (*self.folder.glob("entries/*.json"), *self.folder.glob("process-*.json")):
+                if _read(path)["state"] != self._state:
+                    path.unlink(missing_ok=True)  # another process of this run may be about the same
 
     def has(self, identifier: str) -> bool:
         """Whether a document was explained by an earlier start, in the same way."""
@@ -54,6 +62,10 @@ class Shelf:
         return (
             not self._again and path.is_file() and json.loads(path.read_text(encoding="utf-8"))["state"] == self._state
         )
+
+    def methods(self, identifier: str) -> set[str]:
+        """Which methods gave maps of a document that was explained."""
+        return {str(one["method"]) for one in _read(self._entry(identifier))["entries"]}
 
     def original(self, identifier: str, picture: Image.Image) -> str:
         """Write the pictures that were shown; returns the file's name below the folder."""
@@ -72,28 +84,55 @@ class Shelf:
         path = self.folder / "maps" / f"{base}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **held)
-        told: dict[str, Any] = {"map": f"maps/{base}.npz", "heat": None, "overlay": None, "slices": 1, "scale": None}
+        facts: dict[str, Any] = {"map": f"maps/{base}.npz", "heat": None, "overlay": None, "slices": 1, "scale": None}
         if one.painted is not None:
             heat, both = f"pictures/{base}.heat.png", f"pictures/{base}.png"
             pictures.save(pictures.stacked(pictures.heat(one.painted)), self.folder / heat)
             pictures.save(pictures.overlay(pictures.originals(case), one.painted), self.folder / both)
-            told |= {"heat": heat, "overlay": both, "slices": len(one.painted)}
-            told["scale"] = list(pictures.scale_of(one.painted))
-        return told
+            facts |= {"heat": heat, "overlay": both, "slices": len(one.painted)}
+            facts["scale"] = list(pictures.scale_of(one.painted))
+        return facts
 
-    def keep(self, identifier: str, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Note that a document is explained."""
+    def keep(
+        self, identifier: str, entries: Sequence[Mapping[str, Any]], faults: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """Note that a document is explained, and what of it was left out."""
         path, new = self._entry(identifier), [(one["method"], one["locus"]) for one in entries]
-        before = _read(path)["entries"] if self._again and path.is_file() else []
-        kept = [one for one in before if (one["method"], one["locus"]) not in new]
-        self._write(path, {"state": self._state, "entries": [*kept, *entries]})
+        before = _read(path) if self._again and path.is_file() else {"entries": [], "faults": []}
+        kept = [one for one in before["entries"] if (one["method"], one["locus"]) not in new]
+        tried = {one["name"] for one in self._methods}
+        past = [one for one in before.get("faults", ()) if one["method"] and one["method"] not in tried]
+        now = [{**one, **self._how} for one in entries]
+        self._write(path, {"state": self._state, "entries": [*kept, *now], "faults": [*past, *faults]})
 
-    def finish(self, randomised: Mapping[tuple[str, str], Any], warnings: Sequence[str]) -> None:
-        """Write what holds for all of this process's documents."""
-        told = [{"method": method, "locus": locus, "levels": levels} for (method, locus), levels in randomised.items()]
+    def finish(
+        self,
+        randomised: Mapping[tuple[str, str], Any],
+        warnings: Sequence[str],
+        faults: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        """Write what holds for all of this process's documents.
+
+        Where documents are explained again it joins what was found the times before: of the same method, locus and
+        settings the last holds.
+        """
+        path = self.folder / f"process-{self._process}.json"
+        before = _read(path) if self._again and path.is_file() else {}
+        levels = [
+            {"method": method, "locus": locus, **self._how, "levels": found}
+            for (method, locus), found in randomised.items()
+        ]
+        tried = {one["name"] for one in self._methods}
+        past = [one for one in before.get("faults", ()) if one["method"] not in tried]
         self._write(
-            self.folder / f"process-{self._process}.json",
-            {"state": self._state, "methods": self._methods, "randomised": told, "warnings": list(warnings)},
+            path,
+            {
+                "state": self._state,
+                "methods": _joined(before.get("methods", ()), self._methods, lambda one: one["name"]),
+                "randomised": _joined(before.get("randomised", ()), levels, key_of),
+                "warnings": list(dict.fromkeys((*before.get("warnings", ()), *warnings))),
+                "faults": [*past, *faults],
+            },
         )
 
     def _entry(self, identifier: str) -> Path:
@@ -120,9 +159,11 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         DataError: nothing was explained.
     """
     parts = [_read(path) for path in sorted(folder.glob("process-*.json"))]
-    entries = [entry for path in sorted((folder / "entries").glob("*.json")) for entry in _read(path)["entries"]]
+    documents = [_read(path) for path in sorted((folder / "entries").glob("*.json"))]
+    entries = [entry for one in documents for entry in one["entries"]]
+    faults = [fault for one in (*documents, *parts) for fault in one.get("faults", ())]
     if not entries:
-        raise DataError(f"{folder}: expected explained documents, found none.")
+        raise DataError(" ".join([f"{folder}: expected explained documents, found none.", *told(faults)]))
     levels = [one for part in parts for one in part["randomised"]]
     rows = summarise(entries, levels)
     index = {
@@ -133,14 +174,15 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         "methods": list({one["name"]: one for part in parts for one in part["methods"]}.values()),
         "entries": entries,
         "summary": rows,
-        "warnings": sorted({warning for part in parts for warning in part["warnings"]}),
+        "faults": faults,
+        "warnings": [*sorted({warning for part in parts for warning in part["warnings"]}), *told(faults)],
     }
     write_whole(folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
     return index
 
 
 def write_table(path: Path, index: Mapping[str, Any]) -> None:
-    """Write the summary as CSV, a row for each method and locus."""
+    """Write the summary as CSV, a row for each method, locus and settings."""
     write_whole(path, to_csv(index["summary"]))
 
 
@@ -148,6 +190,13 @@ def stem(identifier: str) -> str:
     """A file name for a document's id: readable, and of its own for each."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", identifier)[:60].strip("._") or "document"
     return f"{plain}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+
+
+def _joined(
+    before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
+) -> list[Mapping[str, Any]]:
+    """Both lists, the later of what has the same key."""
+    return list({key(one): one for one in (*before, *now)}.values())
 
 
 def _read(path: Path) -> Any:

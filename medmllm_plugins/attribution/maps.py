@@ -27,9 +27,10 @@ class Map:
         locus: where.
         values: (n, …) float64, as the method gave them, see :class:`medmllm_plugins.attribution.methods.Scores`.
         painted: (pictures, height, width) float64, over the pictures shown; NaN where no patch looks. ``None`` for the
-            prompt.
+            prompt, and where tokens of the LLM have no place on the picture.
         tokens: (L,) float64, a value for each token of the prompt, 0 for image tokens; ``None`` at loci before the LLM.
         gap: how far a path method is from complete, see :class:`medmllm_plugins.attribution.methods.Scores`.
+        unplaced: why there is no map over the pictures, where there should be one.
     """
 
     locus: str
@@ -37,13 +38,17 @@ class Map:
     painted: FloatArray | None
     tokens: FloatArray | None
     gap: float | None
+    unplaced: str = ""
 
 
 def map_of(case: Case, locus: str, scores: Scores) -> Map:
     """Lay a method's values over the pictures.
 
+    In the LLM the words keep their values where image tokens have no place.
+
     Raises:
-        ModelError: rows of this locus have no place on the picture, or some values are no finite numbers.
+        ModelError: rows of this locus have no place on the picture and are no words either, or some values are no
+            finite numbers.
     """
     values = scores.values.detach().double().cpu().numpy()
     if lost := int((~np.isfinite(values)).sum()):
@@ -54,9 +59,14 @@ def map_of(case: Case, locus: str, scores: Scores) -> Map:
     text = case.text.cpu().numpy()
     if locus == PROMPT:
         return Map(locus, values, None, values, scores.gap)
-    painted = paint(cells_of_locus(case, locus), values, map_size(case), pictures(case))
     tokens = np.where(text, values, 0.0) if locus.startswith("llm") else None
-    return Map(locus, values, painted, tokens, scores.gap)
+    try:
+        places = cells_of_locus(case, locus)
+    except ModelError as error:
+        if tokens is None:
+            raise
+        return Map(locus, values, None, tokens, scores.gap, str(error))
+    return Map(locus, values, paint(places, values, map_size(case), pictures(case)), tokens, scores.gap)
 
 
 def cells_of_locus(case: Case, locus: str) -> Cells:

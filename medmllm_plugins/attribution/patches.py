@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,9 @@ CHANNELS = 3
 
 
 def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
-    """Cut one document's pixel values into patches; every value is kept, and gradients pass.
+    """Cut one document's pixel values into patches; gradients pass.
+
+    Of tiles whose sides are no whole number of patches the tower leaves the remainder out, and so does this.
 
     Args:
         loaded: the model.
@@ -24,13 +27,14 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
         tower takes T equal frames of a picture (Qwen: 2), channel first: red 0 … red T - 1, green 0 ….
 
     Raises:
-        ModelError: the layout is another, or not of whole patches.
+        ModelError: the layout is another, or flat and not of whole patches.
     """
     side = patch_side(loaded)
     if pixel_values.dim() == 2:
         return pixel_values.reshape(len(pixel_values), _flat_channels(side, pixel_values), side, side)
     down, across = _counts(side, pixel_values)
-    cut = pixel_values.reshape(-1, CHANNELS, down, side, across, side)
+    whole = pixel_values[..., : down * side, : across * side]
+    cut = whole.reshape(-1, CHANNELS, down, side, across, side)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, CHANNELS, side, side)
 
 
@@ -43,7 +47,7 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
         like: pixel values whose layout is wanted.
 
     Returns:
-        Of the shape of ``like``, its values those of ``patches``.
+        Of the shape of ``like``, its values those of ``patches``; where tiles have a remainder, there its own.
 
     Raises:
         ModelError: the layout of ``like`` is none that is known, or the patches are not as many as it holds.
@@ -53,13 +57,19 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
         wanted: tuple[int, ...] = (len(like), _flat_channels(side, like), side, side)
     else:
         down, across = _counts(side, like)
-        wanted = (like.numel() // (CHANNELS * side**2), CHANNELS, side, side)
+        wanted = (math.prod(like.shape[:-3]) * down * across, CHANNELS, side, side)
     if tuple(patches.shape) != wanted:
         raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, found {patches.shape}.")
     if like.dim() == 2:
         return patches.reshape(like.shape)
     tiles = patches.reshape(-1, down, across, CHANNELS, side, side)
-    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
+    height, width = down * side, across * side
+    cut = tiles.permute(0, 3, 1, 4, 2, 5).reshape(*like.shape[:-2], height, width)
+    if cut.shape == like.shape:
+        return cut
+    found = like.to(cut).clone()
+    found[..., :height, :width] = cut
+    return found
 
 
 def patch_side(loaded: LoadedModel) -> int:
@@ -81,9 +91,9 @@ def _flat_channels(side: int, flat: Tensor) -> int:
 
 def _counts(side: int, tiles: Tensor) -> tuple[int, int]:
     """Patches down and across a tile."""
-    if tiles.dim() < 4 or tiles.shape[-3] != CHANNELS or tiles.shape[-2] % side or tiles.shape[-1] % side:
+    if tiles.dim() < 4 or tiles.shape[-3] != CHANNELS or min(tiles.shape[-2:]) < side:
         raise ModelError(
-            f"Expected pixel values (…, 3, H, W) with sides of whole patches of {side} pixels, or flat patches, found "
-            f"{tuple(tiles.shape)}."
+            f"Expected pixel values (…, 3, H, W) with sides of at least a patch of {side} pixels, or flat patches, "
+            f"found {tuple(tiles.shape)}."
         )
     return tiles.shape[-2] // side, tiles.shape[-1] // side

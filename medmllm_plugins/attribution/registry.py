@@ -7,11 +7,15 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from medmllm_plugins.attribution.case import PIXELS
+from medmllm_plugins.attribution.inputs import PROMPT
 from medmllm_plugins.attribution.methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.medm_vl_ct import MedMVLCT
 from medmllm_plugins.models.stages import places
+from medmllm_plugins.questions.attributions import check_methods
 from medmllm_plugins.specs import AttributionSpec
 
 LAYERS = "layers"
@@ -47,17 +51,16 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
     Args:
         names: of methods.
         layers: of loci, for methods that look at layers; empty for the last block of the tower that is read, and the
-            connector.
+            connector where its tokens have a place on the picture.
         loaded: the model.
         unread: loci that the answer does not depend on.
 
     Raises:
-        OptionError: there is no such method or locus, the answer never hangs on what the image has there, or the
-            weights are quantised and the method takes gradients.
+        OptionError: there is no such method or locus, of a method's own locus too, the answer never hangs on what the
+            image has there, or the weights are quantised and the method takes gradients.
     """
+    check_methods(names)
     known = specs()
-    if unknown := [name for name in names if name not in known]:
-        raise OptionError(f"Expected `method` to be some of {', '.join(known)}, found {', '.join(unknown)}.")
     chosen = [known[name] for name in names]
     packed = any(not value.is_floating_point() for value in loaded.model.parameters())
     if packed and (refused := [spec.name for spec in chosen if spec.gradients]):
@@ -67,7 +70,10 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
             f"{', '.join(refused)}; these still work: {left}. Or load without load_in."
         )
     loci = _loci(layers, loaded, unread)
-    return [Chosen(spec, _method(spec), loci if spec.at == LAYERS else (spec.at,)) for spec in dict.fromkeys(chosen)]
+    return [
+        Chosen(spec, _method(spec), loci if spec.at == LAYERS else _own(spec, loaded, unread))
+        for spec in dict.fromkeys(chosen)
+    ]
 
 
 def _method(spec: AttributionSpec) -> Method:
@@ -81,18 +87,29 @@ def _method(spec: AttributionSpec) -> Method:
     return found
 
 
-def _loci(layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
+def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
+    """The one locus that a method has values for."""
+    if spec.at in (PIXELS, PROMPT):
+        return (spec.at,)
+    return _loci((spec.at,), loaded, unread, f"`at` of {spec.name}")
+
+
+def _loci(
+    layers: Sequence[str], loaded: LoadedModel, unread: Collection[str], argument: str = "`layer`"
+) -> tuple[str, ...]:
     known = [place.name for place in places(loaded)]
     read = [name for name in known if name not in unread]
     if not layers:
-        return ([name for name in read if name.startswith("vision.") and name != "vision.norm"][-1], "connector")
+        last = [name for name in read if name.startswith("vision.") and name != "vision.norm"][-1]
+        # Each of its tokens is made from all slices, by learned queries: nothing could be painted.
+        return (last,) if isinstance(loaded, MedMVLCT) else (last, "connector")
     found = []
     for name in layers:
         match = _NUMBERED.fullmatch(name)
         full = f"{match[1]}.{int(match[2]):02d}" if match else name
         if full not in known:
             raise OptionError(
-                f"{loaded.family.title}: expected `layer` to be some of {', '.join(known)}, found {name!r}."
+                f"{loaded.family.title}: expected {argument} to be some of {', '.join(known)}, found {name!r}."
             )
         if full in unread:
             raise OptionError(

@@ -25,11 +25,13 @@ _EVERYWHERE: Final = {
     "randomisation": "randomisation",
 }
 """Checks that any method can be put to at any locus: one that was not made is no check that was passed."""
+KEY: Final = ("method", "locus", "mode", "baseline", "steps")
+"""Method and locus; what was asked to be explained (decision, truth, answer, a class); and the settings."""
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means with 95 % intervals, by method and locus; which checks failed, and which were not made.
+    """Means with 95 % intervals, by method, locus and settings; which checks failed, and which were not made.
 
     A method is ``trusted`` at a locus where all that it can be put to were made, and none failed.
 
@@ -43,14 +45,18 @@ def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping
         entries: of all documents, methods and loci.
         randomised: what is known of models with shuffled weights, by process, method and locus.
     """
-    keys = dict.fromkeys((entry["method"], entry["locus"]) for entry in entries)
-    return [_row(key, [one for one in entries if (one["method"], one["locus"]) == key], randomised) for key in keys]
+    keys = dict.fromkeys(map(key_of, entries))
+    return [_row(key, [one for one in entries if key_of(one) == key], randomised) for key in keys]
+
+
+def key_of(told: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What entries that are counted together have in common, the values of :data:`KEY`."""
+    return tuple(told.get(name) for name in KEY)
 
 
 def _row(
-    key: tuple[str, str], entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
+    key: tuple[Any, ...], entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    method, locus = key
     groups = [str(entry["group"]) for entry in entries]
     checks = [entry["checks"] for entry in entries]
     hits = [bool(entry["hit"]) for entry in entries]
@@ -59,7 +65,7 @@ def _row(
         pairs = [(one[name], one[f"{name}_random"]) for one in checks]
         return [None if a is None or b is None else sign * (b - a) for a, b in pairs]
 
-    row: dict[str, Any] = {"method": method, "locus": locus, "n": len(entries)}
+    row: dict[str, Any] = {**dict(zip(KEY, key, strict=True)), "n": len(entries)}
     row |= {name: _mean([one[name] for one in checks], groups) for name in _MEANS}
     for name, wanted in (("inside_hits", True), ("inside_errors", False)):
         row[name] = _mean(
@@ -71,7 +77,7 @@ def _row(
     flat = [bool(one["flat"]) for one in checks if one.get("flat") is not None]
     row["flat"] = float(np.mean(flat)) if flat else None
     row["area"] = float(np.mean(areas)) if areas else None
-    row["randomisation"] = _levels([one for one in randomised if (one["method"], one["locus"]) == key])
+    row["randomisation"] = _levels([one for one in randomised if key_of(one) == key])
     row["failed"] = _failed(row)
     row["unchecked"] = [said for name, said in _EVERYWHERE.items() if not row[name]]
     row["trusted"] = not row["failed"] and not row["unchecked"]
@@ -160,24 +166,25 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
-    writer.writerow(["method", "locus", "n", *ends, "area", "survives", "failed", "unchecked"])
+    writer.writerow([*KEY, "n", *ends, "area", "survives", "failed", "unchecked"])
     for row in rows:
         cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
         told = [row["area"], _survives(row), "; ".join(row["failed"]), "; ".join(row["unchecked"])]
-        writer.writerow([row["method"], row["locus"], row["n"], *cells, *told])
+        writer.writerow([*key_of(row), row["n"], *cells, *told])
     return out.getvalue()
 
 
 def render(index: Mapping[str, Any]) -> str:
     """For people: a line for each method and locus."""
     titles = ("deletion gain", "inside", "hits", "errors", "area", "stability", "gap", "shuffled", "fails")
-    rows = [("method", "locus", "n", *titles)]
+    rows = [("method", "locus", "explained", "n", *titles)]
     for row in index["summary"]:
         last = _survives(row)
         rows.append(
             (
                 row["method"],
                 row["locus"],
+                told_of(row),
                 str(row["n"]),
                 _told(row["deletion_gain"], interval=True),
                 _told(row["inside"]),
@@ -193,6 +200,11 @@ def render(index: Mapping[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in index["warnings"])])
+
+
+def told_of(row: Mapping[str, Any]) -> str:
+    """What is explained, against what, in how many steps, for people."""
+    return f"{row.get('mode')}, {row.get('baseline')}, {row.get('steps')}"
 
 
 def _told(found: Mapping[str, Any] | None, *, interval: bool = False) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.generation import greedy, prefill
+from medmllm_plugins.models.interface import LoadedModel, Question, Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +21,13 @@ class Target:
         name: the label, or the answer's text.
         answers: what is scored: all labels, or the answer alone.
         place: which of ``answers`` it is about.
+        ids: the tokens of the answer as it was generated, where it is about that; they are scored one and all.
     """
 
     name: str
     answers: tuple[str, ...]
     place: int
+    ids: tuple[int, ...] = ()
 
     @classmethod
     def of_label(cls, label: str, classes: Sequence[str], answers: Sequence[str]) -> Target:
@@ -79,3 +83,33 @@ class Target:
     def probability(self, scores: Tensor) -> Tensor:
         """Its probability, (R,): among the labels, or of the answer."""
         return torch.softmax(scores, dim=1)[:, self.place] if self.is_label else scores[:, self.place].exp()
+
+
+@torch.no_grad()
+def generated_ids(loaded: LoadedModel, question: Question, shown: Shown, text: str) -> tuple[int, ...] | None:
+    """The tokens that a model generates for an answer of which the text is known.
+
+    Args:
+        loaded: the model.
+        question: what was asked.
+        shown: the image, images or volume.
+        text: the answer, white space around it left out; of a longer one its beginning, where it was cut off.
+
+    Returns:
+        The tokens; ``None`` where another text is generated.
+    """
+    inputs = loaded.prepare([question], [shown])
+    words = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    room = loaded.max_length - int(inputs["attention_mask"].sum())
+    # Text may be generated in more tokens than a tokeniser makes of it.
+    (ids,) = greedy(
+        loaded.model,
+        prefill(loaded.model, inputs),
+        max_new_tokens=max(0, min(2 * len(words) + 8, room)),
+        eos_token_ids=loaded.eos_token_ids,
+    )
+    for count in (len(ids), *range(1, len(ids))):
+        said = str(loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if said.strip() == text:
+            return tuple(ids[:count])
+    return None

@@ -1,9 +1,14 @@
-"""``medmllm attribute``: chosen documents of a run explained again, by other methods or at other layers."""
+"""``medmllm attribute``: chosen documents of a run explained again, by other methods or at other layers.
+
+What is explained is what the run answered: text, class and scores are read from its folder, and nothing is answered
+anew.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +19,13 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host.attributing import lesion_of
 from medmllm_plugins.host.run import ATTRIBUTIONS
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.metrics.outcome_files import file_stem, load_run
+from medmllm_plugins.metrics.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
 from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
 from medmllm_plugins.questions.names import task_settings
 from medmllm_plugins.questions.rows import Rows
 from medmllm_plugins.questions.settings import Settings
-
-NEW_TOKENS = 64
 
 
 def attribute(
@@ -48,18 +51,23 @@ def attribute(
         The index of all that is explained, see :func:`medmllm_plugins.attribution.files.gather`.
 
     Raises:
-        DataError: the data are not those of the run, or have no such document.
-        OptionError: there is no such task, method, layer or label, or the model is none of this package's.
+        DataError: the data are not those of the run, or it answered no such document.
+        OptionError: there is no such task, method, layer or label, the batch holds no row, the model is none of this
+            package's, or the run showed it something else than the document alone.
     """
+    if batch < 1:
+        raise OptionError(f"Expected `--batch_size` to be at least 1, found {batch}.")
     run = load_run(folder)
     name = _task(list(run.manifest["tasks"]), task)
     settings = task_settings(name)
+    asked.check(Rows(settings, ()).classes)
+    _alone(name, run.manifest["tasks"][name], settings)
     data = load_dataset(settings.dataset, on_error=settings.on_error)
     told = run.manifest["tasks"][name].get("dataset_fingerprint")
     if told != data.fingerprint:
         raise DataError(f"{name}: expected the data of the run (fingerprint {told}), found {data.fingerprint}.")
     loaded = _load(run.manifest.get("model") or {}, device)
-    items = _items(loaded, settings, data, ids)
+    items = _items(loaded, settings, data, _answers(run, name, ids))
     shelf = Shelf(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
     explain(loaded, asked, items, shelf, batch)
     model, labels = str(run.manifest["model"]["name"]), Rows(settings, ()).classes
@@ -74,6 +82,43 @@ def _task(there: Sequence[str], wanted: str | None) -> str:
     if wanted not in there:
         raise OptionError(f"Expected `--task` to be one of {list(there)}, found {wanted!r}.")
     return str(wanted)
+
+
+def _alone(name: str, told: Mapping[str, Any], settings: Settings) -> None:
+    """See that the run showed the model each document itself, and nothing beside it.
+
+    Raises:
+        OptionError: it showed control images, or solved examples before each question.
+    """
+    if (image := told.get("image", settings.image)) != "shown":
+        raise OptionError(f"{name}: expected a run with image=shown, which alone can be explained, found {image}.")
+    if shots := told.get("shots", 0):
+        raise OptionError(f"{name}: expected a run without few-shot examples, found --num_fewshot {shots}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a run answered: its text, and its scores of the labels where it has some."""
+
+    text: str
+    scores: tuple[float, ...] | None
+
+
+def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answer]:
+    """What the run answered of some documents, by id.
+
+    Raises:
+        DataError: it answered none of some id.
+    """
+    path = run.folder / f"{file_stem(name)}{SUFFIX}"
+    texts = read_answers(path) if name in run.outcomes else {}
+    known = {one.id: _Answer(texts[one.id], one.scores) for one in run.outcomes.get(name, ()) if one.id in texts}
+    if unknown := [one for one in ids if one not in known]:
+        close = ", ".join(sorted(known)[:5]) or "none"
+        raise DataError(
+            f"{name}: expected ids of documents that the run answered, such as {close}; found {', '.join(unknown)}."
+        )
+    return {one: known[one] for one in ids}
 
 
 def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
@@ -103,26 +148,17 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, settings: Settings, data: Dataset, ids: Sequence[str]) -> list[Item]:
-    """The documents, answered anew, which takes less than to read what was answered."""
+def _items(loaded: LoadedModel, settings: Settings, data: Dataset, answers: Mapping[str, _Answer]) -> list[Item]:
+    """The documents as the run answered them."""
     rows = Rows(settings, data.select(settings.folds))
     by_id = {str(row["id"]): row for row in rows}
-    if unknown := [one for one in ids if one not in by_id]:
-        close = ", ".join(sorted(by_id)[:5])
-        raise DataError(
-            f"{data.spec.title}: expected ids of its documents, such as {close}; found {', '.join(unknown)}."
-        )
     documents = {document.id: document for document in rows.documents}
     items = []
-    for one in ids:
-        row = by_id[one]
-        document, question = documents[row["document"]], rows.question(row)
-        shown = _shown(loaded, settings, data, document)
-        (reply,) = loaded.generate(
-            [question.text], [shown], max_new_tokens=loaded.max_new_tokens or NEW_TOKENS, labels=question.labels
-        )
-        mask = lesion_of(settings, data, document, row)
-        items.append(Item.of(row, question, shown, reply.text.strip(), reply.scores, mask))
+    for name, answer in answers.items():
+        row = by_id[name]
+        document = documents[row["document"]]
+        shown, mask = _shown(loaded, settings, data, document), lesion_of(settings, data, document, row)
+        items.append(Item.of(row, rows.question(row), shown, answer.text, answer.scores, mask))
     return items
 
 

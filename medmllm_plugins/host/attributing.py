@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loguru import logger
@@ -38,6 +39,34 @@ class Attributing(Looking[dict[str, Any]]):
     ALONE = "an attribution is of one image"
     PRINTED = ("deletion_gain", "inside", "trusted")
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        if self.settings.dataset.folder:  # masks that are drawn are always sound
+            with run.current().stage("data"):
+                self._check_masks()
+
+    def _check_masks(self) -> None:
+        """Read the lesions' masks with everything else that is read before the model is loaded.
+
+        Raises:
+            DataError: some cannot be read; of a set with ``on_error=skip`` they are listed as left out instead.
+        """
+        faults = []
+        for row in self.rows:
+            try:
+                lesion_of(self.settings, self.data, self._documents[row["document"]], row)
+            except DataError as error:
+                faults.append(str(error))
+        if faults and self.settings.on_error == "raise":
+            listed = "\n".join(f"  {fault}" for fault in faults)
+            raise DataError(
+                f"{self.settings.dataset.title}: expected masks of lesions that can be read, found:\n{listed}\n"
+                "Mend them, or leave them out with on_error=skip."
+            )
+        for fault in faults:
+            logger.warning(f"{self.config.task}: mask left out: {fault}")
+        self.data = replace(self.data, skipped=(*self.data.skipped, *faults))
+
     def item(self, doc: Mapping[str, Any], shown: Any, reply: Reply) -> Item:
         """A row that was answered, as it is to be explained.
 
@@ -48,7 +77,11 @@ class Attributing(Looking[dict[str, Any]]):
         """
         from medmllm_plugins.attribution.explaining import Item
 
-        mask = lesion_of(self.settings, self.data, self._documents[doc["document"]], doc)
+        try:
+            mask = lesion_of(self.settings, self.data, self._documents[doc["document"]], doc)
+        except DataError as error:  # left out when the set was read, or damaged since: the maps need none
+            logger.warning(f"{doc['id']}: no mask of the lesion: {error}")
+            mask = None
         return Item.of(doc, self.rows.question(doc), shown, reply.text, reply.scores, mask)
 
     def _look(self, outcomes: Sequence[Outcome], model: str) -> dict[str, Any]:
@@ -59,6 +92,8 @@ class Attributing(Looking[dict[str, Any]]):
         progress, task = run.current(), str(self.config.task)
         folder = progress.folder_for(model)
         kept = progress.keep_attributions(task)
+        if why := progress.manifest["tasks"].get(task, {}).get("attributions_failed"):
+            raise DataError(why)
         if kept is None:
             raise DataError(
                 f"{task}: expected attributions, found none. The model is none of this package's, or the answers came "
@@ -71,7 +106,13 @@ class Attributing(Looking[dict[str, Any]]):
         return index
 
     def _printed(self, found: dict[str, Any]) -> dict[str, float | None]:
-        rows = [row for row in found["summary"] if row["deletion_gain"] is not None and row["locus"] != "prompt"]
+        # Gains of words are none of the image.
+        pictured = {(entry["method"], entry["locus"]) for entry in found["entries"] if entry["heat"]}
+        rows = [
+            row
+            for row in found["summary"]
+            if row["deletion_gain"] is not None and (row["method"], row["locus"]) in pictured
+        ]
         best = max(rows, key=lambda row: row["deletion_gain"]["value"], default=None)
         sound = sum(row["trusted"] for row in found["summary"])
         if best is None:

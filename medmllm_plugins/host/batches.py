@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
 
-import torch
-
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.memory import let_go, out_of_memory
 
 Request = TypeVar("Request")
 Read = TypeVar("Read")
@@ -63,13 +62,6 @@ def _positive(asked: int | str) -> int:
             f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {asked!r}."
         )
     return number
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a computation failed for want of memory on its device."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-    )
 
 
 class Batches(Generic[Request, Read, Prepared, Answer]):
@@ -152,8 +144,7 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
                 self._size.too_large(len(batch))
                 ready = None
                 del error
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                let_go()
                 continue
             if len(batch) == self._size.size:
                 self._size.fits()

@@ -45,7 +45,8 @@ def add_tasks(index: Index) -> None:
         index[name] = {"type": entry.kind, "yaml_path": str(entry.path)}
         if entry.kind == "group":
             index[name]["task"] = -1
-    from medmllm_plugins.questions.names import declared_tasks  # reads all declarations, which importing us must not
+    # Reads all declarations, which importing us must not.
+    from medmllm_plugins.questions.names import declared_tasks, derived_tasks
 
     for name, task in declared_tasks().items():
         if name in index:
@@ -53,6 +54,10 @@ def add_tasks(index: Index) -> None:
             continue
         asked = {"dataset": task.dataset, "protocol": task.protocol}
         index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PURPOSE: task.purpose}
+    for name, derived in derived_tasks().items():
+        if name not in index and index.get(derived.base, {}).get("yaml_path") == str(derived.path):
+            told = {_BASE: derived.base, _CONFIG: {}, _PURPOSE: derived.purpose}
+            index[name] = {"type": "task", "yaml_path": str(derived.path), **told}
 
 
 def resolve(index: Index, name: str) -> str:
@@ -89,7 +94,7 @@ def resolve(index: Index, name: str) -> str:
     _, arguments = split_name(name)
     if index[base]["type"] != "task":
         raise OptionError(f"{base} is a group: expected arguments behind the names of tasks, found {name!r}.")
-    index[name] = {**index[base], _BASE: base, _CONFIG: {**index[base].get(_CONFIG, {}), **arguments}}
+    index[name] = {_BASE: base, **index[base], _CONFIG: {**index[base].get(_CONFIG, {}), **arguments}}
     return name
 
 
@@ -115,7 +120,8 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     metadata = found.get("metadata")
     if not isinstance(metadata, Mapping) or "medmllm" not in metadata:
         raise OptionError(f"{entry[_BASE]} is no task of medmllm-plugins and takes no arguments; found {name!r}.")
-    return {**found, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **asked}}}
+    looks = {"class": _task_class(str(entry[_PURPOSE]))} if _PURPOSE in entry else {}
+    return {**found, **looks, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **asked}}}
 
 
 def _task_class(purpose: str) -> type[Any]:

@@ -15,6 +15,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.interface import Asked, Example, Question
 from medmllm_plugins.questions.attributions import Attributions
 from medmllm_plugins.questions.features import Features
+from medmllm_plugins.questions.names import answering_name
 
 Key = tuple[str, str, int, int]
 """Task, split, document and number of a request."""
@@ -45,9 +46,13 @@ def key_of(request: Instance) -> Key:
 
 
 def stored_name(request: Instance) -> str:
-    """The name of a request's answer in a journal: it tells the question, the document and the settings."""
+    """The name of a request's answer in a journal: it tells the question, the document and the settings.
+
+    What is to be explained of an answer is left out, see :func:`medmllm_plugins.host.run.Run.open`.
+    """
     _, _, settings, doc_id, task, split = request.args
-    told = (task, split, int(doc_id), int(request.idx), sorted(settings.items()), request.metadata["medmllm"])
+    asked = {key: value for key, value in request.metadata["medmllm"].items() if key != "attributions"}
+    told = (answering_name(task), split, int(doc_id), int(request.idx), sorted(settings.items()), asked)
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

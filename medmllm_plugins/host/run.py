@@ -21,6 +21,7 @@ from medmllm_plugins.host.journal import Journal
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.metrics.outcome_files import file_stem
+from medmllm_plugins.questions.names import answering_name
 
 MANIFEST = "manifest.json"
 FEATURES = "features"
@@ -98,7 +99,7 @@ class Run:
             facts: what decides the answers beside the tasks: the model, its options, this package's version.
         """
         if self._journal is None:
-            tasks = {name: _deciding(told) for name, told in self.manifest["tasks"].items()}
+            tasks = {answering_name(name): _deciding(told) for name, told in self.manifest["tasks"].items()}
             self._journal = Journal(self._parent, journal.state({**facts, "tasks": tasks}), self.rank)
         self.folder_for(model)
         return self._journal
@@ -216,7 +217,10 @@ class Run:
 
 
 def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a task's facts decides its answers: not how many of its documents this start evaluates."""
+    """What of a task's facts decides its answers: not how many of its documents this start evaluates or explains.
+
+    So a run whose layers or methods were wrong is started again with others, and finds its answers there.
+    """
     return {
         key: told[key]
         for key in (
@@ -227,7 +231,6 @@ def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
             "image",
             "view",
             "features",
-            "attributions",
             "finding",
         )
         if key in told

@@ -20,7 +20,7 @@ from medmllm_plugins.capture.floors import pixels
 from medmllm_plugins.capture.session import Capture, Subject
 from medmllm_plugins.capture.store import stored_ids
 from medmllm_plugins.data.controls import GREY
-from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.errors import ModelError, OptionError, one_line
 from medmllm_plugins.host import envelope, run
 from medmllm_plugins.host.arguments import local_device, positive, run_folder
 from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
@@ -181,6 +181,7 @@ class MedicalMLLM(lmms):
         progress = run.current()
         loaded = self.load()
         progress.run_dir = self.run_dir
+        self._foresee(loaded, requests)
         facts = self._facts(loaded)
         deciding = {key: value for key, value in facts.items() if key not in ("batch_size", "device")}
         deciding |= {"device": loaded.device.type, "version": __version__}
@@ -223,12 +224,30 @@ class MedicalMLLM(lmms):
         for task, group in by_task(unique.values()).items():
             if (asked := attributions_of(group[0])) is not None:
                 with progress.stage(f"explain {task}", self.device):
-                    self._explain(loaded, task, asked, group, answers)
+                    try:
+                        self._explain(loaded, task, asked, group, answers)
+                    # The answers are there and cost hours; they are scored and written whatever explaining meets.
+                    except Exception as error:
+                        logger.warning(f"{task}: no attributions: {one_line(error)}")
+                        progress.task(task, {"attributions_failed": one_line(error)})
         progress.answered()
         return [
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
             for one in (answers[key_of(request)] for request in requests)
         ]
+
+    def _foresee(self, loaded: LoadedModel, requests: Sequence[Instance]) -> None:
+        """See that tasks can be explained as they ask before any is answered, which may take hours.
+
+        Raises:
+            OptionError: a method or a locus is none that the model has.
+        """
+        for group in by_task(requests).values():
+            if (asked := attributions_of(group[0])) is not None:
+                from medmllm_plugins.attribution.explaining import settle
+
+                first = self._question(group[0])
+                settle(loaded, asked, first.text, first.shown)
 
     @contextmanager
     def _capturing(self, loaded: LoadedModel, task: str, requests: Sequence[Instance]) -> Iterator[Capture | None]:

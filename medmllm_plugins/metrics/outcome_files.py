@@ -58,6 +58,16 @@ def read_outcomes(path: Path) -> list[Outcome]:
     return found
 
 
+def read_answers(path: Path) -> dict[str, str]:
+    """What the model wrote, by id, of a file that :func:`read_outcomes` reads; rows without an answer are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return {str(record["id"]): str(record["answer"]) for record in records if "answer" in record}
+
+
 @dataclass(frozen=True, slots=True)
 class RunResults:
     """What a run folder tells.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.manager import get_manager
 
 Baseline = Literal["blank", "blurred"]
 BASELINES: Final[tuple[Baseline, ...]] = get_args(Baseline)
@@ -29,7 +30,8 @@ class Attributions:
     Attributes:
         n: documents of each class, half of them answered wrongly where there are so many.
         methods: names of methods.
-        layers: loci for the methods that look at layers; empty for the end of the vision tower and the connector.
+        layers: loci for the methods that look at layers; empty for the end of the vision tower, and the connector where
+            its tokens have a place on the picture.
         target: whose log-odds against the other labels are explained: ``"decision"`` (the label that scores highest),
             ``"truth"``, or a label; ``"answer"`` for the log-probability of the generated text.
         baseline: what the image is compared with: ``"blank"`` (mid-grey) or ``"blurred"``.
@@ -54,6 +56,21 @@ class Attributions:
         if not self.methods:
             raise OptionError("Expected at least one `method`, found none.")
 
+    def check(self, labels: Sequence[str]) -> None:
+        """See, before anything is loaded or answered, that what is asked for is there.
+
+        Args:
+            labels: the right answers there can be.
+
+        Raises:
+            OptionError: a method or the target is none there is.
+        """
+        check_methods(self.methods)
+        if self.target not in (DECISION, TRUTH, ANSWER, *labels):
+            raise OptionError(
+                f"Expected `target` to be decision, truth, answer or one of {list(labels)}, found {self.target!r}."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as they travel with each request."""
         return {
@@ -69,3 +86,14 @@ class Attributions:
     def from_dict(cls, told: Mapping[str, Any]) -> Attributions:
         """Read what :meth:`to_dict` gave."""
         return cls(**{**told, "methods": tuple(told["methods"]), "layers": tuple(told["layers"])})
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """See that methods of these names are declared, by this package or a plugin.
+
+    Raises:
+        OptionError: one is not.
+    """
+    known = get_manager().attributions()
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError(f"Expected `method` to be some of {', '.join(known)}, found {', '.join(unknown)}.")

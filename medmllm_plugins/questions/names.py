@@ -2,7 +2,8 @@
 
 A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
 of its own, and the same with ``med_probe_``, which probe a model's stages, and with ``med_attr_``, which explain its
-answers. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
+answers. A task ``T`` that a YAML file gives and that asks only, as those of ``medmllm task new``, gives ``med_probe_T``
+and ``med_attr_T`` likewise. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, Final
 
 from medmllm_plugins.answers.protocols import Protocol
 from medmllm_plugins.data.catalogue import declarations
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.questions.settings import ARGUMENTS, Purpose, Settings, read_settings
+from medmllm_plugins.questions.settings import AFTERWARDS, ARGUMENTS, Purpose, Settings, read_settings
 from medmllm_plugins.taskfiles import read_yaml
 
 CLASSIFY: Final = "med_cls_"
@@ -56,6 +57,51 @@ def declared_tasks() -> dict[str, DeclaredTask]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class DerivedTask:
+    """A task that looks into a model, where a YAML file gives the one that asks.
+
+    Attributes:
+        base: the name of the task that asks.
+        path: its file.
+        purpose: whether it probes a model's stages, or explains answers.
+    """
+
+    base: str
+    path: Path
+    purpose: Purpose
+
+
+def derived_tasks() -> dict[str, DerivedTask]:
+    """The tasks that look into a model where a YAML file gives one that asks, by name; declared ones come first."""
+    declared, entries = declared_tasks(), get_manager().tasks()
+    found: dict[str, DerivedTask] = {}
+    for base, entry in entries.items():
+        if entry.kind != "task" or not _asks_only(entry.path):
+            continue
+        for prefix, purpose in PREFIXES.items():
+            name = f"{prefix}{base.removeprefix(CLASSIFY)}"
+            if prefix != CLASSIFY and name not in declared and name not in entries:
+                found[name] = DerivedTask(base, entry.path, purpose)
+    return found
+
+
+def _asks_only(path: Path) -> bool:
+    """Whether a task's file is of this package's plain class, with a data set."""
+    try:
+        content = read_yaml(path)
+    except (PluginError, OSError):  # damaged since it was found; whoever asks for the task itself is told
+        return False
+    return str(content.get("class")).endswith(".ClassificationTask") and _told(content) is not None
+
+
+def _told(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a task's file tells this package, ``None`` where it is none of its tasks."""
+    metadata = content.get("metadata")
+    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
 def split_name(name: str) -> tuple[str, dict[str, str]]:
     """Split ``NAME:argument=value:…`` into the name and its arguments.
 
@@ -75,6 +121,12 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
     return base, arguments
 
 
+def answering_name(name: str) -> str:
+    """A task's name without the arguments that decide nothing about its answers."""
+    base, *parts = name.split(":")
+    return ":".join([base, *(part for part in parts if part.partition("=")[0] not in AFTERWARDS)])
+
+
 def task_settings(name: str) -> Settings:
     """The settings of a task by its name, with or without arguments, as an evaluation would have them.
 
@@ -87,12 +139,14 @@ def task_settings(name: str) -> Settings:
     if task is not None:
         asked = {"dataset": task.dataset, "protocol": task.protocol, **arguments}
         return read_settings(name, {"medmllm": asked}, purpose=task.purpose)
-    entry = get_manager().tasks().get(base)
+    derived = derived_tasks()
+    purpose = derived[base].purpose if base in derived else "classify"
+    entry = get_manager().tasks().get(derived[base].base if base in derived else base)
     if entry is None or entry.kind != "task":
         others = (name for name, one in get_manager().tasks().items() if one.kind == "task")
-        known = sorted([*declared_tasks(), *others])
+        known = sorted([*declared_tasks(), *derived, *others])
         raise OptionError(f"Expected the name of a task, one of {known}, found {base!r}.")
-    metadata: Any = read_yaml(entry.path).get("metadata")
-    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("medmllm"), Mapping):
+    told = _told(read_yaml(entry.path))
+    if told is None:
         raise OptionError(f"{base} is no task of medmllm-plugins: {entry.path} has no `metadata: {{medmllm: …}}`.")
-    return read_settings(name, {"medmllm": {**metadata["medmllm"], **arguments}})
+    return read_settings(name, {"medmllm": {**told, **arguments}}, purpose=purpose)

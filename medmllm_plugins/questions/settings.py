@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from medmllm_plugins.answers.prompts import PARAPHRASES
-from medmllm_plugins.answers.protocols import PROTOCOLS, Protocol
+from medmllm_plugins.answers.protocols import PROTOCOLS, YES_NO, Protocol
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.documents import FOLDS, Fold
 from medmllm_plugins.data.faults import ON_ERROR, OnError
@@ -159,6 +159,8 @@ _ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 }
 ARGUMENTS: Final = tuple(dict.fromkeys((*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING, *_ATTRIBUTING)))
 """What may stand behind a task's name, ``NAME:argument=value:…``, and under ``metadata.medmllm`` of a YAML."""
+AFTERWARDS: Final = tuple(name for name in _ATTRIBUTING if name != "finding")
+"""Arguments that say what is made of answers, and decide nothing about the answers themselves."""
 _OWN: Final[Mapping[Purpose, Mapping[str, Any]]] = {PROBING: _PROBING, ATTRIBUTING: _ATTRIBUTING}
 _WHERE: Final = (("med_probe", _PROBING), ("med_attr", _ATTRIBUTING))
 
@@ -240,7 +242,9 @@ def _attributing(settings: Settings, asked: Mapping[str, Any]) -> Settings:
         raise OptionError("Attributions are of the image that was shown: leave `image` out.")
     names = {"method": "methods", "layer": "layers"}
     given = {names.get(key, key): value for key, value in asked.items() if key != "finding"}
-    return dataclasses.replace(settings, finding=finding, attributions=Attributions(**given))
+    asks = Attributions(**given)
+    asks.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
+    return dataclasses.replace(settings, finding=finding, attributions=asks)
 
 
 def _one_question(settings: Settings, finding: str | None, who: str, why: str) -> str | None:

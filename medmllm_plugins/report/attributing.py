@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,6 +106,7 @@ class MethodSummary:
         area: mean share of the picture that the mask takes, against which ``inside`` is to be read.
         randomisation: what was made random, and how like the attribution still was, in the order of the cascade.
         failed: sentences on the checks that were not stood.
+        how: what is explained, against which baseline, in how many steps.
     """
 
     method: str
@@ -114,6 +116,7 @@ class MethodSummary:
     area: float
     randomisation: tuple[tuple[str, float], ...]
     failed: tuple[str, ...]
+    how: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ def read_attributions(told: Any, folder: Path) -> Attributions:
         ),
         labels=tuple(map(clean, sequence(told.get("labels")))),
         entries=entries,
-        summary=tuple(_summary(one) for one in sequence(told.get("summary")) if isinstance(one, Mapping)),
+        summary=_told_apart([_summary(one) for one in sequence(told.get("summary")) if isinstance(one, Mapping)]),
         warnings=tuple(warnings),
     )
 
@@ -229,4 +232,14 @@ def _summary(told: Mapping[str, Any]) -> MethodSummary:
             if isinstance(one, Mapping)
         ),
         failed=tuple(map(clean, sequence(told.get("failed")))),
+        how=", ".join(clean(told[name]) for name in ("mode", "baseline", "steps") if told.get(name) is not None),
+    )
+
+
+def _told_apart(rows: Sequence[MethodSummary]) -> tuple[MethodSummary, ...]:
+    """Rows of one method at one locus bear their settings where there are several, in tables and figures alike."""
+    count = Counter((one.method, one.locus) for one in rows)
+    return tuple(
+        replace(one, method=f"{one.method} ({one.how})") if count[one.method, one.locus] > 1 and one.how else one
+        for one in rows
     )

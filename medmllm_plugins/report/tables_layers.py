@@ -165,6 +165,7 @@ def attribution_table(part: DataPart) -> Table:
         Column("Model", "model"),
         Column("Method", "method"),
         Column("Layer", "locus"),
+        Column("Explained", "how"),
         Column("n", "n", "count"),
         Column("Checks failed", "failed", "count"),
         *(Column(title.capitalize(), name, "share" if name in shares else "decimal") for name, title in GAINS.items()),
@@ -177,7 +178,8 @@ def attribution_table(part: DataPart) -> Table:
             continue
         for one in cell.task.attributions.summary:
             figures = (one.figures[name] for name in GAINS)
-            rows.append((cell.subject.label, one.method, one.locus, one.n, len(one.failed), *figures, one.area))
+            told = (cell.subject.label, one.method, one.locus, one.how)
+            rows.append((*told, one.n, len(one.failed), *figures, one.area))
             owners.append(cell.subject.number)
     return Table(
         f"{part.name}.attributions",

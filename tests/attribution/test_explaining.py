@@ -1,99 +1,347 @@
-"""Documents that are explained: what the checks beside their maps are made of."""
+"""Documents explained one after the other: a fault costs only what it is part of, and is told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.loading import load
+from support.tiny_families import write_family
+from support.tiny_medm_vl import write_ct_checkpoint
 
-from medmllm_plugins.attribution import methods
+from medmllm_plugins.attribution import explaining
 from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
+from medmllm_plugins.attribution.checks import Removal
 from medmllm_plugins.attribution.explaining import Item, explain
 from medmllm_plugins.attribution.files import Shelf, gather
-from medmllm_plugins.attribution.maps import map_of
 from medmllm_plugins.attribution.methods import How, Scores
-from medmllm_plugins.attribution.summary import summarise
-from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.phantoms import LABELS, phantom
-from medmllm_plugins.models import medm_vl
+from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.errors import DataError, ModelError, OptionError
+from medmllm_plugins.hookspecs import hookimpl
+from medmllm_plugins.manager import get_manager
+from medmllm_plugins.models import medm_vl, medm_vl_ct, named
+from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.generation import greedy, prefill, score_labels
 from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
+from medmllm_plugins.specs import AttributionSpec
 
 torch.set_num_threads(1)
 
-CLASSES = ("benign", "malignant")
+QUESTION = "Which of these is shown: round mass, spiculated mass, textured patch, no finding?"
+LOCI = ("vision.00", "connector")
+MODULE = "throwaway_explaining"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load("llava", tmp_path_factory.mktemp("model") / "checkpoint")
+def model() -> LoadedModel:
+    return medm_vl.load(LoadOptions("demo", device="cpu"))
 
 
-def item(number: int) -> Item:
-    picture = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    name = f"d{number}"
-    return Item(
-        id=name,
-        document=name,
-        group=name,
-        label="benign",
-        predicted="benign",
-        answer="benign",
-        scores=(-1.0, -2.0),
-        question="Is it benign?",
-        shown=Image.fromarray(picture),
-        classes=CLASSES,
-        answers=CLASSES,
-    )
+@pytest.fixture(scope="module")
+def items(model: LoadedModel) -> list[Item]:
+    found = []
+    for number in range(2800, 2803):
+        drawn = phantom(number)
+        shown = drawn.image if hasattr(drawn.image, "convert") else explaining.pictures.Image.fromarray(drawn.image)
+        shown = shown.convert("RGB")
+        (reply,) = model.generate([QUESTION], [shown], max_new_tokens=8, labels=list(LABELS))
+        found.append(
+            Item(
+                id=f"p{number}",
+                document=f"p{number}",
+                group=f"g{number}",
+                label=drawn.label,
+                predicted=None,
+                answer=reply.text.strip(),
+                scores=reply.scores or (),
+                question=QUESTION,
+                shown=shown,
+                classes=tuple(LABELS),
+                answers=tuple(LABELS),
+                mask=drawn.mask,
+            )
+        )
+    return found
+
+
+def at_all(case: Case, loci: Sequence[str]) -> dict[str, Scores]:
+    generator = torch.Generator().manual_seed(0)
+    return {one: Scores(torch.rand(len(states[0]), generator=generator)) for one, states in case.states(loci).items()}
+
+
+def fine(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    return at_all(case, loci)
+
+
+def boom(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    raise ValueError("a fault of my own")
+
+
+def first_alone(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    return at_all(case, loci[:1])
+
+
+def arrays(case: Case, loci: Sequence[str], how: How) -> Any:
+    return {one: Scores(scores.values.numpy()) for one, scores in at_all(case, loci).items()}  # type: ignore[arg-type]
+
+
+def nothing(case: Case, loci: Sequence[str], how: How) -> Any:
+    return None
+
+
+def too_few(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    return {one: Scores(torch.ones(3)) for one in loci}
+
+
+def hungry(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    if case.batch > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return at_all(case, loci)
+
+
+FUNCTIONS = (fine, boom, first_alone, arrays, nothing, too_few, hungry)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def third_party() -> Iterator[None]:
+    module = ModuleType(MODULE)
+    for one in FUNCTIONS:
+        setattr(module, one.__name__, one)
+    sys.modules[MODULE] = module
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def medmllm_attributions() -> list[AttributionSpec]:
+            told: dict[str, Any] = {"summary": "A plugin's.", "gradients": False}
+            specs = [AttributionSpec(name=one.__name__, target=f"{MODULE}:{one.__name__}", **told) for one in FUNCTIONS]
+            own = {"deep": "vision.3", "deeper": "vision.99"}
+            return [*specs, *(AttributionSpec(name=one, target=f"{MODULE}:fine", at=own[one], **told) for one in own)]
+
+    plugins = get_manager().pluggy
+    plugins.register(Plugin, name="throwaway explaining")
+    yield
+    plugins.unregister(Plugin)
+    del sys.modules[MODULE]
 
 
 @pytest.fixture
-def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A method that draws its values, in the place of one that does not."""
+def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Explain some documents, and read the index of what was found."""
 
-    def drawn(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
-        generator = torch.Generator().manual_seed(how.seed)
-        return {locus: Scores(torch.rand(case.states([locus])[locus].shape[1], generator=generator)) for locus in loci}
+    def call(documents: Sequence[Item], *names: str, batch: int = 16, **asked: Any) -> dict[str, Any]:
+        wanted = Attributions(methods=names, layers=LOCI, steps=2, **asked)
+        explain(model, wanted, documents, Shelf(tmp_path, wanted.to_dict()), batch)
+        return gather(tmp_path, "task", "demo", LABELS)
 
-    monkeypatch.setattr(methods, "layer_activation", drawn)
-    yield
-
-
-def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawing: None, tmp_path: Path) -> None:
-    asked = Attributions(methods=("layer_activation",), layers=("connector",))
-    explain(model, asked, [item(number) for number in range(3)], Shelf(tmp_path, asked.to_dict()), 16)
-    (row,) = gather(tmp_path, "task", "model", CLASSES)["summary"]
-    assert abs(row["stability"]["value"]) < 0.4
-    assert any(said.startswith("unstable") for said in row["failed"])
+    return call
 
 
-# -- where the truth is known --------------------------------------------------------------------------------------
+def maps_of(index: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {(entry["id"], entry["method"], entry["locus"]) for entry in index["entries"]}
 
 
-def test_a_method_finds_the_lesions_of_phantoms() -> None:
-    """At least 0.6 of its mass lies in them, and deletion beats chance; tests/host tries the docs' whole command."""
-    demo, entries = medm_vl.load(LoadOptions("demo", device="cpu")), []
-    for number in range(2800, 2808):
-        drawn = phantom(number)
-        if not drawn.mask.any():
-            continue
-        shown, question = Image.fromarray(drawn.image).convert("RGB"), f"Which is shown: {', '.join(LABELS)}?"
-        case = Case(demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32)
-        scores = methods.layer_integrated_gradients(case, ["vision.00"], How(steps=8))
-        one, seed = map_of(case, "vision.00", scores["vision.00"]), seed_of(str(number))
-        removal = Removal.of_image(case, seed)
-        deletion, _ = removal.areas(order_of(values_of_patches(case, one), seed))
-        assert one.painted is not None
-        inside, area, _ = lesion(one.painted, drawn.mask)
-        found = Checks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
-        entries.append({"method": "m", "locus": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
-    (row,) = summarise(entries, [])
-    assert row["inside"]["value"] >= 0.6 > 5 * row["area"] and row["inside"]["low"] > row["area"]
-    assert row["deletion_gain"]["low"] > 0
+def all_of(documents: Sequence[Item], method: str, loci: Sequence[str] = LOCI) -> set[tuple[str, str, str]]:
+    return {(item.id, method, locus) for item in documents for locus in loci}
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "says"),
+    [
+        ("boom", (), "boom: left out of p2800 (64 x 64), p2801 (64 x 64): ValueError: a fault of my own"),
+        (
+            "first_alone",
+            ("vision.00",),
+            "first_alone, connector: left out of p2800 (64 x 64), p2801 (64 x 64): Expected the method to return "
+            "`Scores` with a tensor for connector, found dict for vision.00.",
+        ),
+        ("arrays", (), "`Scores` with a tensor for vision.00, found ndarray."),
+        ("nothing", (), "`Scores` with a tensor for vision.00, found NoneType."),
+        ("too_few", (), "too_few, vision.00: left out of p2800"),
+    ],
+)
+def test_a_faulty_method_costs_only_itself(
+    explained: Callable[..., Any], items: list[Item], method: str, kept: tuple[str, ...], says: str
+) -> None:
+    documents = items[:2]
+    index = explained(documents, method, "fine")
+    assert maps_of(index) == all_of(documents, method, kept) | all_of(documents, "fine")
+    assert any(says in warning for warning in index["warnings"])
+    assert {fault["method"] for fault in index["faults"]} == {method}
+    (sound,) = [row for row in index["summary"] if (row["method"], row["locus"]) == ("fine", "connector")]
+    assert sound["randomisation"]
+
+
+def test_where_all_is_faulty_the_reasons_are_told(explained: Callable[..., Any], items: list[Item]) -> None:
+    with pytest.raises(DataError, match=r"found none\. boom: left out of p2800 .*a fault of my own"):
+        explained(items[:1], "boom")
+
+
+def test_a_methods_own_locus_is_one_that_the_model_has(explained: Callable[..., Any], items: list[Item]) -> None:
+    index = explained(items[:1], "deep")
+    assert maps_of(index) == all_of(items[:1], "deep", ["vision.03"])
+
+
+def test_a_methods_own_locus_that_is_none(explained: Callable[..., Any], items: list[Item]) -> None:
+    with pytest.raises(OptionError, match=r"expected `at` of deeper to be some of vision\.00, .*, found 'vision\.99'"):
+        explained(items[:1], "deeper")
+
+
+def test_batches_are_halved_where_memory_ends(
+    explained: Callable[..., Any], items: list[Item], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    index = explained(items[:2], "hungry", batch=8)
+    assert maps_of(index) == all_of(items[:2], "hungry") and index["warnings"] == []
+    assert [record.args for record in caplog.records if "Out of memory" in record.msg] == [(4,), (2,)]
+    assert all(entry["checks"]["deletion"] is not None for entry in index["entries"])
+
+
+def test_documents_without_a_target_are_left_out(
+    explained: Callable[..., Any], items: list[Item], tmp_path: Path
+) -> None:
+    documents = [replace(items[0], answer=" "), *items[1:]]
+    index = explained(documents, "fine", target="answer")
+    assert maps_of(index) == all_of(items[1:], "fine")
+    assert any("Left out: p2800 (64 x 64): Expected an answer to explain" in one for one in index["warnings"])
+    shuffled = json.loads((tmp_path / "process-0.json").read_text())["randomised"]
+    assert {level["documents"] for row in shuffled for level in row["levels"]} == {2}
+
+
+def test_documents_without_scores_have_no_decision(explained: Callable[..., Any], items: list[Item]) -> None:
+    index = explained([replace(items[0], scores=()), items[1]], "fine")
+    assert maps_of(index) == all_of(items[1:2], "fine")
+    assert any("Expected scores of the labels to decide by, found none" in one for one in index["warnings"])
+
+
+def test_a_check_that_fails_costs_its_number(
+    explained: Callable[..., Any], items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> Any:
+        raise ModelError("no patches here")
+
+    monkeypatch.setattr(Removal, "of_image", none)
+    index = explained(items[:1], "fine")
+    assert maps_of(index) == all_of(items[:1], "fine")
+    for entry in index["entries"]:
+        assert entry["checks"]["deletion"] is None and np.isfinite(entry["checks"]["stability"])
+    assert any(one.startswith("fine, connector, deletion and insertion: left out of") for one in index["warnings"])
+
+
+@pytest.fixture(scope="module")
+def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A model whose tower takes pictures of 38 pixels in patches of 8: it leaves the last 6 out."""
+    folder = Path(write_family("llava", tmp_path_factory.mktemp("odd") / "checkpoint"))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vision_config"]["patch_size"] == 8
+    config["vision_config"]["image_size"] = 38
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "processor_config.json"
+    told = json.loads(path.read_text())
+    told["image_processor"] |= {"size": {"shortest_edge": 38}, "crop_size": {"height": 38, "width": 38}}
+    path.write_text(json.dumps(told))
+    return ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+
+
+def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[Item], tmp_path: Path) -> None:
+    (reply,) = cropping.generate([QUESTION], [items[0].shown], max_new_tokens=2, labels=list(LABELS))
+    asked = Attributions(methods=("occlusion", "layer_activation"), layers=LOCI, steps=2)
+    explain(cropping, asked, [replace(items[0], scores=reply.scores)], Shelf(tmp_path, asked.to_dict()), 16)
+    index = gather(tmp_path, "task", "odd", LABELS)
+    assert maps_of(index) == all_of(items[:1], "layer_activation") | all_of(items[:1], "occlusion", ["pixels"])
+    assert index["warnings"] == [] and all(entry["checks"]["deletion"] is not None for entry in index["entries"])
+
+
+def test_patches_keep_the_remainder(cropping: LoadedModel, items: list[Item]) -> None:
+    pixels = cropping.prepare([QUESTION], [items[0].shown])["pixel_values"]
+    patches = to_patches(cropping, pixels)
+    assert pixels.shape[-2:] == (38, 38) and patches.shape == (16, 3, 8, 8)
+    assert torch.equal(from_patches(cropping, patches, pixels), pixels)
+    moved = from_patches(cropping, torch.zeros_like(patches), pixels)
+    assert (moved[..., :32, :32] == 0).all() and torch.equal(moved[..., 32:], pixels[..., 32:])
+
+
+@pytest.fixture(scope="module")
+def chest(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path_factory.mktemp("ct") / "model")), device="cpu"))
+
+
+def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items: list[Item], tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).uniform(-900, 200, (40, 30, 30)).astype(np.float32)
+    item = replace(items[0], shown=Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), mask=None)
+
+    def explained_at(*layers: str) -> dict[str, Any]:
+        asked = Attributions(
+            methods=("layer_activation", "attention_rollout"), layers=layers, steps=2, target="truth", baseline="blank"
+        )
+        folder = tmp_path / str(len(layers))
+        explain(chest, asked, [item], Shelf(folder, asked.to_dict()), 16)
+        return gather(folder, "task", "ct", LABELS)
+
+    index = explained_at("vision.00", "connector", "llm.00")
+    entries = {(entry["method"], entry["locus"]): entry for entry in index["entries"]}
+    llm, rollout = entries.pop(("layer_activation", "llm.00")), entries.pop(("attention_rollout", "llm.embed"))
+    assert set(entries) == {("layer_activation", "vision.00")}  # its map is not lost with the connector's
+    assert entries["layer_activation", "vision.00"]["slices"] == 32
+    for entry in (llm, rollout):
+        assert entry["tokens"] and entry["heat"] is None and entry["checks"]["deletion"] is not None
+    warnings = [one for one in index["warnings"] if "no place in the volume" in one]
+    assert {one.split(":")[0] for one in warnings} == {
+        "layer_activation, connector",
+        "layer_activation, llm.00, image",
+        "attention_rollout, llm.embed, image",
+    }
+    assert all("p2800 (40 x 30 x 30)" in one for one in warnings)
+    index = explained_at()
+    assert {entry["locus"] for entry in index["entries"]} == {"vision.01", "llm.embed"}
+    assert not any(one.startswith("layer_activation") for one in index["warnings"])
+
+
+def test_another_way_of_explaining_forgets_the_first(explained: Callable[..., Any], items: list[Item]) -> None:
+    assert maps_of(explained(items[:2], "fine")) == all_of(items[:2], "fine")
+    assert maps_of(explained(items[2:], "fine", target="truth")) == all_of(items[2:], "fine")
+
+
+# -- the answer itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["thinking", "qwen2_5_vl", "medm_vl"])
+def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item], tmp_path: Path) -> None:
+    """And none is taken for given, as the opening before a label is."""
+    if kind == "thinking":
+        folder = write_family("qwen2_vl", tmp_path / "model")
+        loaded: LoadedModel = named.medvlm_r1(LoadOptions(str(folder), device="cpu", dtype="float32"))
+        assert loaded.given > 0
+    else:
+        loaded = load(kind, tmp_path / "model")
+    shown = items[0].shown
+    inputs = loaded.prepare([QUESTION], [shown])
+    with torch.no_grad():
+        (ids,) = greedy(loaded.model, prefill(loaded.model, inputs), max_new_tokens=6, eos_token_ids=[])
+        wanted = float(score_labels(loaded.model, prefill(loaded.model, inputs), [[ids]], given=0))
+    text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    assert text
+    asked = Attributions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")
+    explain(loaded, asked, [replace(items[0], answer=text)], Shelf(tmp_path / "out", asked.to_dict()), 16)
+    index = gather(tmp_path / "out", "task", kind, LABELS)
+    assert index["entries"][0]["log_odds"] == pytest.approx(wanted, abs=1e-3)
+    assert index["warnings"] == []
+
+
+def test_an_answer_that_is_not_generated_again_is_tokenised(explained: Callable[..., Any], items: list[Item]) -> None:
+    index = explained([replace(items[0], answer="quite another answer")], "fine", target="answer")
+    assert maps_of(index) == all_of(items[:1], "fine")
+    assert any("p2800: the answer is generated otherwise on its own" in one for one in index["warnings"])

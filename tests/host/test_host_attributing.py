@@ -5,17 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medmllm_plugins.attribution import explaining
 from medmllm_plugins.cli import main
 from medmllm_plugins.data.phantoms import LABELS, phantom
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.hookspecs import hookimpl
+from medmllm_plugins.manager import get_manager
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.report.attributing import read_attributions
+from medmllm_plugins.specs import AttributionSpec
 
 TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
 LIMIT = 32
@@ -114,15 +123,103 @@ def test_documents_are_explained_again_beside_what_was_there(
     assert new[1]["tokens"] is not None and new[0]["tokens"] is None
 
 
+def test_explaining_again_keeps_what_was_found_before(explained: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
+    name = index_of(folder)["entries"][0]["id"]
+    rows = {}
+    for method in ("layer_activation", "saliency"):
+        words = ["attribute", str(folder), "--ids", name, "--method", method, "--layer", "vision.0"]
+        assert main(words) == 0
+        rows = {row["method"]: row for row in index_of(folder)["summary"]}
+        assert rows["layer_activation"]["randomisation"]
+    assert set(rows) == {"layer_activation", "saliency", *(method for method, _ in METHODS)}
+    assert all(row["randomisation"] for row in rows.values())
+    assert {one["name"] for one in index_of(folder)["methods"]} == set(rows)
+
+
+def test_settings_are_told_and_not_mixed(explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
+    name, *others = dict.fromkeys(entry["id"] for entry in index_of(folder)["entries"])
+    words = ["--method", "layer_grad_cam", "--layer", "connector", "--target", "truth", "--baseline", "blank"]
+    assert main(["attribute", str(folder), "--ids", name, *words, "--steps", "7"]) == 0
+    said = capsys.readouterr().out
+    assert "decision, blurred, 4" in said and "truth, blank, 7" in said
+    rows = [row for row in index_of(folder)["summary"] if row["method"] == "layer_grad_cam"]
+    told = {(row["mode"], row["baseline"], row["steps"]): row for row in rows}
+    assert {how: row["n"] for how, row in told.items()} == {
+        ("decision", "blurred", 4): len(others),
+        ("truth", "blank", 7): 1,
+    }
+    assert all(row["randomisation"] for row in rows)
+    (path,) = folder.glob("*.attributions.csv")
+    with path.open(encoding="utf-8", newline="") as opened:
+        table = [row for row in csv.DictReader(opened) if row["method"] == "layer_grad_cam"]
+    assert {(row["mode"], row["baseline"], row["steps"]) for row in table} == {
+        ("decision", "blurred", "4"),
+        ("truth", "blank", "7"),
+    }
+    read = read_attributions(index_of(folder), shelf_of(folder))
+    assert {one.method for one in read.summary} >= {
+        "layer_grad_cam (decision, blurred, 4)",
+        "layer_grad_cam (truth, blank, 7)",
+        "integrated_gradients",
+    }
+    assert {one.how for one in read.summary} == {"decision, blurred, 4", "truth, blank, 7"}
+
+
+def test_what_the_run_answered_is_explained(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    """Not what the model would say of it otherwise: with one token an answer is not parsed."""
+    model = "pretrained=demo,device=cpu,max_new_tokens=1"
+    found = evaluate(tmp_path, model_args=model, tasks=["med_cls_demo"], limit=4, batch_size=4)
+    (path,) = found.folder.glob("*.outcomes.jsonl")
+    outcomes = {one["id"]: one for one in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    name = next(one for one in outcomes if outcomes[one]["status"] != "parsed")
+    words = ["attribute", str(found.folder), "--ids", name, "--method", "layer_activation", "--layer", "vision.0"]
+    assert main(words) == 0
+    (entry,) = index_of(found.folder)["entries"]
+    assert (entry["answer"], entry["predicted"], entry["hit"]) == (outcomes[name]["answer"], None, False)
+    scores = dict(zip(LABELS, outcomes[name]["scores"], strict=True))
+    assert entry["target"] == max(scores, key=lambda label: scores[label])
+    (unasked,) = [one for one in ("phantom-02800", "phantom-02801", "phantom-02802") if one not in outcomes][:1]
+    assert main([*words[:3], unasked, *words[4:]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "says"),
+    [
+        ("med_cls_demo:image=blank", {}, "expected a run with image=shown, which alone can be explained, found blank"),
+        ("med_cls_demo", {"shots": 1}, "expected a run without few-shot examples, found --num_fewshot 1"),
+    ],
+)
+def test_what_was_shown_otherwise_is_not_explained(
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    settings: dict[str, Any],
+    says: str,
+) -> None:
+    found = evaluate(tmp_path, tasks=[task], limit=2, batch_size=2)
+    manifest = found.folder / "manifest.json"
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    told["tasks"][task] |= settings  # the demo takes no examples itself
+    manifest.write_text(json.dumps(told), encoding="utf-8")
+    (path,) = found.folder.glob("*.outcomes.jsonl")
+    name = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["id"]
+    assert main(["attribute", str(found.folder), "--ids", name]) == 1
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--ids", "nobody"], "expected ids of its documents, such as phantom-02800"),
+        (["--ids", "nobody"], "expected ids of documents that the run answered, such as phantom-0"),
         (
             ["--target", "lion"],
             "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], found 'lion'",
         ),
         (["--layer", "vision.77"], "expected `layer` to be some of vision.00, vision.01"),
+        (["--batch_size", "0"], "Expected `--batch_size` to be at least 1, found 0"),
         (["--method", "magic"], "Expected `method` to be some of saliency"),
         (["--task", "med_cls_busi"], "Expected `--task` to be one of ['med_attr_demo:n=1"),
     ],
@@ -141,6 +238,120 @@ def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any]
     values = found.values("med_attr_demo")
     assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
     assert "found none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
+
+
+# -- a third party's method, as docs/plugins.md tells it ------------------------------------------------------------
+
+
+@pytest.fixture
+def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (example,) = [part.split("```")[0] for part in text.split("```python\n") if "def medmllm_attributions" in part]
+    module = ModuleType("medmllm_example")
+    exec(compile(example, "docs/plugins.md", "exec"), module.__dict__)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("not my day")
+
+    def more() -> list[AttributionSpec]:
+        return [AttributionSpec(name="broken", target="medmllm_example:broken", summary="It fails.", gradients=False)]
+
+    module.broken = broken  # type: ignore[attr-defined]
+    another = SimpleNamespace(medmllm_attributions=hookimpl(more))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    plugins = get_manager().pluggy
+    plugins.register(module, name="example of the docs")
+    plugins.register(another, name="broken")
+    yield
+    plugins.unregister(module)
+    plugins.unregister(another)
+
+
+def test_a_third_partys_method_goes_through_the_host(
+    evaluate: Callable[..., Any], tmp_path: Path, third_party: None
+) -> None:
+    task = "med_attr_demo:n=1:method=gradient_norm+broken:layer=vision.0+connector"
+    found = evaluate(tmp_path, tasks=[task], limit=8, batch_size=8)
+    index = index_of(found.folder)
+    ids = {entry["id"] for entry in index["entries"]}
+    assert len(ids) >= 2
+    assert {(entry["id"], entry["method"], entry["locus"]) for entry in index["entries"]} == {
+        (one, "gradient_norm", locus) for one in ids for locus in ("vision.00", "connector")
+    }
+    for entry in index["entries"]:
+        held = np.load(shelf_of(found.folder) / entry["map"])
+        assert held["map"].shape == (1, 64, 64) and (held["values"] > 0).any()
+        assert entry["checks"]["deletion"] is not None
+    rows = {row["locus"]: row for row in index["summary"]}
+    assert rows["vision.00"]["randomisation"] and rows["connector"]["n"] == len(ids)
+    (warning,) = index["warnings"]
+    assert warning.startswith("broken: left out of phantom-0") and "ZeroDivisionError: not my day" in warning
+    assert found.manifest["finished"] and found.values(task)["deletion_gain,none"] != "N/A"
+
+
+# -- what is wrong is told before anything is answered --------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the model answered."""
+    sizes: list[int] = []
+    generate = LoadedModel.generate
+
+    def counted(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["max_new_tokens"]:
+            sizes.append(len(questions))
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "generate", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("method=magic", "Expected `method` to be some of saliency"),
+        ("target=lion", r"Expected `target` to be decision, truth, answer or one of \['round mass'"),
+        ("layer=vision.77", "expected `layer` to be some of vision.00, vision.01"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_answered(
+    evaluate: Callable[..., Any], tmp_path: Path, answered: list[int], arguments: str, says: str
+) -> None:
+    with pytest.raises(OptionError, match=says):
+        evaluate(tmp_path, tasks=[f"med_attr_demo:{arguments}"], limit=4)
+    assert answered == [] and not list(tmp_path.iterdir())
+
+
+def test_answers_serve_another_layer_and_method(
+    evaluate: Callable[..., Any], tmp_path: Path, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explaining, "explain", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path, tasks=["med_attr_demo:n=2"], limit=4, batch_size=4)
+    assert answered == [4]
+    task = "med_attr_demo:n=1:method=layer_activation:layer=vision.0"
+    found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
+    assert answered == [4] and found.manifest["answers_of_an_earlier_start"] == 4
+    assert {entry["locus"] for entry in index_of(found.folder)["entries"]} == {"vision.00"}
+
+
+def test_answers_are_scored_whatever_explaining_meets(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("nothing to be had here")
+
+    monkeypatch.setattr(explaining, "explain", broken)
+    task = "med_attr_demo:n=1"
+    found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
+    assert found.manifest["finished"] and found.values(task)["deletion_gain,none"] == "N/A"
+    assert found.manifest["tasks"][task]["attributions_failed"] == "ValueError: nothing to be had here"
+    assert any("no attributions: ValueError: nothing to be had here" in one for one in warned)
 
 
 @pytest.mark.slow

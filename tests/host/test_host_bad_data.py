@@ -129,3 +129,32 @@ def test_faults_are_found_for_the_hosts_models_too(
     with pytest.raises(DataError, match="0 bytes"):
         evaluate(tmp_path / "out", model="dummy", model_args="", tasks=["med_cls_busi"])
     assert everything() == before
+
+
+def damage_masks(data_tree: Path) -> None:
+    """A mask beside each image, two of them damaged, of images in any folds."""
+    for path in sorted((data_tree / BUSI).rglob("*.png")):
+        write_picture(path.with_name(f"{path.stem}_mask.png"))
+    for label in ("benign", "malignant"):
+        for path in (data_tree / BUSI / label).glob("*_mask.png"):
+            cut(path, 0.5)
+
+
+def test_masks_are_read_with_the_set_where_they_are_needed(
+    evaluate: Callable[..., Any], tmp_path: Path, data_tree: Path, fault: Callable[..., str]
+) -> None:
+    damage_masks(data_tree)
+    message = fault("med_attr_busi")
+    assert "expected masks of lesions that can be read" in message and "on_error=skip" in message
+    assert "_mask.png" in message and "truncated" in message
+
+
+def test_masks_that_cannot_be_read_are_left_out_and_listed(
+    evaluate: Callable[..., Any], tmp_path: Path, data_tree: Path
+) -> None:
+    damage_masks(data_tree)
+    assert evaluate(tmp_path / "cls", tasks=["med_cls_busi"], limit=1).manifest["finished"]
+    task = "med_attr_busi:n=1:method=layer_activation:layer=vision.0:on_error=skip"
+    found = evaluate(tmp_path / "attr", tasks=[task], batch_size=8)
+    assert any("_mask.png" in one for one in found.manifest["tasks"][task]["skipped"])
+    assert found.manifest["tasks"][task]["explained"]["documents"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from support.tiny_medm_vl import write_ct_checkpoint
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import MedMLLMError
 from medmllm_plugins.manager import reset
+from medmllm_plugins.questions.names import task_settings
 
 
 @pytest.fixture
@@ -102,4 +104,27 @@ def test_a_model_of_volumes_gets_volumes(
     folder = write_family("qwen2_5_vl", tmp_path / "qwen")
     found = evaluate(tmp_path / "hf", model="medmllm_hf", model_args=f"pretrained={folder},device=cpu", tasks=[task])
     assert found.manifest["model"]["name"] == "medmllm_hf" and len(found.samples("ct_scans")) == 2
+    reset()
+
+
+def test_own_images_are_explained(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmms_eval.tasks import TaskManager
+
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path / "tasks"))
+    for index in range(8):
+        label = ("benign", "malignant")[index % 2]
+        write_picture(tmp_path / "scans" / label / f"{index}.png", f"own {index}", (60, 40))
+    reset()
+    assert main(["task", "new", "own_scans", "--images", str(tmp_path / "scans"), "--labels", "folders"]) == 0
+    reset()
+    task = "med_attr_own_scans:n=1:method=layer_activation:layer=vision.0"
+    found = evaluate(tmp_path / "out", tasks=[task], batch_size=4, task_manager=TaskManager())
+    (index,) = found.folder.glob("attributions/*/index.json")
+    entries = json.loads(index.read_text(encoding="utf-8"))["entries"]
+    assert {entry["label"] for entry in entries} == {"benign", "malignant"}
+    words = ["attribute", str(found.folder), "--ids", entries[0]["id"], "--method", "saliency"]
+    assert main(words) == 0  # its settings are found by its name
+    assert task_settings("med_probe_own_scans").features is not None
     reset()

@@ -1,0 +1,99 @@
+"""Checks beside maps, where the truth is known: draws that matter, lesions of phantoms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.loading import load
+
+from medmllm_plugins.attribution import methods
+from medmllm_plugins.attribution.case import Case
+from medmllm_plugins.attribution.checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
+from medmllm_plugins.attribution.explaining import Item, explain
+from medmllm_plugins.attribution.files import Shelf, gather
+from medmllm_plugins.attribution.maps import map_of
+from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.summary import summarise
+from medmllm_plugins.attribution.target import Target
+from medmllm_plugins.data.phantoms import LABELS, phantom
+from medmllm_plugins.models import medm_vl
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.questions.attributions import Attributions
+
+torch.set_num_threads(1)
+
+CLASSES = ("benign", "malignant")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load("llava", tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+def item(number: int) -> Item:
+    picture = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    name = f"d{number}"
+    return Item(
+        id=name,
+        document=name,
+        group=name,
+        label="benign",
+        predicted="benign",
+        answer="benign",
+        scores=(-1.0, -2.0),
+        question="Is it benign?",
+        shown=Image.fromarray(picture),
+        classes=CLASSES,
+        answers=CLASSES,
+    )
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A method that draws its values, in the place of one that does not."""
+
+    def drawn(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+        generator = torch.Generator().manual_seed(how.seed)
+        return {locus: Scores(torch.rand(case.states([locus])[locus].shape[1], generator=generator)) for locus in loci}
+
+    monkeypatch.setattr(methods, "layer_activation", drawn)
+    yield
+
+
+def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawing: None, tmp_path: Path) -> None:
+    asked = Attributions(methods=("layer_activation",), layers=("connector",))
+    explain(model, asked, [item(number) for number in range(3)], Shelf(tmp_path, asked.to_dict()), 16)
+    (row,) = gather(tmp_path, "task", "model", CLASSES)["summary"]
+    assert abs(row["stability"]["value"]) < 0.4
+    assert any(said.startswith("unstable") for said in row["failed"])
+
+
+# -- where the truth is known --------------------------------------------------------------------------------------
+
+
+def test_a_method_finds_the_lesions_of_phantoms() -> None:
+    """At least 0.6 of its mass lies in them, and deletion beats chance; tests/host tries the docs' whole command."""
+    demo, entries = medm_vl.load(LoadOptions("demo", device="cpu")), []
+    for number in range(2800, 2808):
+        drawn = phantom(number)
+        if not drawn.mask.any():
+            continue
+        shown, question = Image.fromarray(drawn.image).convert("RGB"), f"Which is shown: {', '.join(LABELS)}?"
+        case = Case(demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32)
+        scores = methods.layer_integrated_gradients(case, ["vision.00"], How(steps=8))
+        one, seed = map_of(case, "vision.00", scores["vision.00"]), seed_of(str(number))
+        removal = Removal.of_image(case, seed)
+        deletion, _ = removal.areas(order_of(values_of_patches(case, one), seed))
+        assert one.painted is not None
+        inside, area, _ = lesion(one.painted, drawn.mask)
+        found = Checks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
+        entries.append({"method": "m", "locus": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
+    (row,) = summarise(entries, [])
+    assert row["inside"]["value"] >= 0.6 > 5 * row["area"] and row["inside"]["low"] > row["area"]
+    assert row["deletion_gain"]["low"] > 0
