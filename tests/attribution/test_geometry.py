@@ -307,7 +307,7 @@ def test_patches_are_put_together_again_and_gradients_pass(model: LoadedModel) -
         with pytest.raises(ModelError, match="Expected patches"):
             from_patches(model, patches[:-1], pixels)
         with pytest.raises(ModelError, match=r"Expected (rows of 3|pixel values)"):
-            to_patches(model, pixels[..., :-1])
+            to_patches(model, pixels[..., :1])
 
 
 def test_measuring_is_done_once_for_sizes(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
