@@ -22,7 +22,7 @@ import torch
 from benchmarks.measure import Comparison, Times
 from benchmarks.record import Record, Settings, Target
 from medmllm_plugins.capture.floors import PIXELS
-from medmllm_plugins.capture.store import FeatureStore, Header, Locus, write_header
+from medmllm_plugins.capture.store import FeatureStore, Header, Locus, seal, write_header
 from medmllm_plugins.capture.writer import SHARD_ROWS, Kept, Writer
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.probes.fitting import fit_probes
@@ -94,6 +94,7 @@ def write(folder: Path, documents: int, seed: int = 0) -> None:
             writer.add(Kept(records, [names], [stack], {f"{PIXELS}/{MEAN}": pixels.astype(np.float32)}))
     finally:
         writer.close()
+    seal(folder)
 
 
 def _record(number: int, label: str) -> dict[str, object]:

@@ -100,6 +100,7 @@ class Analysis:
         health: Feature Health Scores by module and pooling.
         mapping: the semantic mapping.
         diagnosis: the four modes.
+        alone: the same as it would be without the reference classifier.
         types: number of types of the control task.
         warnings: what the reader must know.
         seconds: wall time of fitting and of everything.
@@ -121,6 +122,7 @@ class Analysis:
     health: tuple[ModuleHealth, ...]
     mapping: SemanticMapping
     diagnosis: Diagnosis
+    alone: Diagnosis
     lens: tuple[str, ...]
     types: int
     warnings: tuple[str, ...]
@@ -271,6 +273,7 @@ def analyse(
         health=_health(fitted, draws, store.header.loci),
         mapping=_mapping(store, samples, fitted, answers, scores, options.seed),
         diagnosis=diagnose(fitted, draws, samples.of("validation"), scored),
+        alone=diagnose(fitted, draws.without(REFERENCE), samples.of("validation"), scored),
         lens=store.header.lens,
         types=fitted.types,
         warnings=_warnings(samples, fitted, curve, options),

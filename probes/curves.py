@@ -81,6 +81,13 @@ class Draws:
     values: Mapping[str, Floats]
     resampled: Mapping[str, Floats]
 
+    def without(self, name: str) -> Draws:
+        """The same but for one name."""
+        values, resampled = dict(self.values), dict(self.resampled)
+        values.pop(name, None)
+        resampled.pop(name, None)
+        return Draws(self.groups, values, resampled)
+
     def estimate(self, value: Floats | float, resampled: Floats) -> Estimate:
         """A figure with its interval."""
         return estimate(float(value), resampled, groups=self.groups)

@@ -7,13 +7,13 @@ on held-out documents, and each mode is what is lost from one stage to the next,
 vision          what a reference classifier reaches, less what the vision tower hands over
 connector       what the vision tower hands over, less what the connector hands over
 comprehension   what the connector hands over, less what the last token holds at the end of the LLM
-mapping         what the last token holds at the end of the LLM, less the answers' accuracy
+mapping         the latter, or the label that scores highest if it is right more often, less the answers' accuracy
 =============== ==================================================================================================
 
 Tower and connector are measured by the mean over patches or tokens (or the class token, if that is better on the
 validation fold), the end of the LLM by its last norm's state of the prompt's last token. No stage knows more of the
 image than it was given, so against a reference the tower is credited with what any later stage still shows, and
-against the connector the end of the LLM with what the answers show.
+against the connector the end of the LLM with what the label that scores highest shows.
 """
 
 from __future__ import annotations

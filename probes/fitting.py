@@ -316,11 +316,20 @@ def _projection(store: FeatureStore, key: Key, train: Ints, options: Options) ->
     # One projection for all loci of a width: what differs between them is then not the projection.
     generator = np.random.default_rng((options.seed, width))
     matrix = generator.standard_normal((width, key.width), dtype=np.float32) / np.float32(np.sqrt(key.width))
-    spread = store.features(key.locus, key.pooling, train).std(0, dtype=np.float64)
+    spread = _spread(store.features(key.locus, key.pooling, train))
     most = _LOUD * float(np.median(spread))
     if most > 0:
         matrix *= np.minimum(1.0, most / np.maximum(spread, most))[:, None].astype(np.float32)
     return matrix
+
+
+def _spread(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Standard deviations of the columns of (n, D), summed in float64 a thousand rows at a time."""
+    mean, total = features.mean(0, dtype=np.float64), np.zeros(features.shape[1])
+    for start in range(0, len(features), 1000):
+        total += ((features[start : start + 1000] - mean) ** 2).sum(0)
+    found: npt.NDArray[np.float64] = np.sqrt(total / len(features))
+    return found
 
 
 def _features(store: FeatureStore, key: Key, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:

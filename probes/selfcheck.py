@@ -222,7 +222,7 @@ class Bench:
 
     def _judge(self, fault: Fault, store: FeatureStore, outcomes: Sequence[Outcome], others: Ints) -> Trial:
         found = analyse(store, outcomes, OPTIONS, reference=self._reference(store, others))
-        return Trial(fault, found.diagnosis, analyse(store, outcomes, OPTIONS).diagnosis)
+        return Trial(fault, found.diagnosis, found.alone)
 
     def _choose(self, seed: int) -> tuple[Ints, Ints]:
         """Rows of the healthy store that take part, and rows of the train fold that do not; whole groups."""

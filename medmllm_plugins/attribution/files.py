@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ class Shelf:
         self._methods = methods
         if not self._again:
             for path in (*self.folder.glob("entries/*.json"), *self.folder.glob("process-*.json")):
-                if _read(path)["state"] != self._state:
-                    path.unlink(missing_ok=True)  # another process of this run may be about the same
+                with suppress(FileNotFoundError):  # another process of this run is about the same
+                    if json.loads(path.read_text(encoding="utf-8"))["state"] != self._state:
+                        path.unlink()
 
     def has(self, identifier: str) -> bool:
         """Whether a document was explained by an earlier start, in the same way."""
@@ -135,6 +137,10 @@ class Shelf:
             },
         )
 
+    def fail(self, why: str) -> None:
+        """Note that this process's documents were not explained, or not all of them."""
+        self.finish({}, [f"Process {self._process} stopped explaining: {why}"])
+
     def _entry(self, identifier: str) -> Path:
         return self.folder / "entries" / f"{stem(identifier)}.json"
 
@@ -162,8 +168,9 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
     documents = [_read(path) for path in sorted((folder / "entries").glob("*.json"))]
     entries = [entry for one in documents for entry in one["entries"]]
     faults = [fault for one in (*documents, *parts) for fault in one.get("faults", ())]
+    warnings = sorted({warning for part in parts for warning in part["warnings"]})
     if not entries:
-        raise DataError(" ".join([f"{folder}: expected explained documents, found none.", *told(faults)]))
+        raise DataError(" ".join([f"{folder}: expected explained documents, found none.", *warnings, *told(faults)]))
     levels = [one for part in parts for one in part["randomised"]]
     rows = summarise(entries, levels)
     index = {
@@ -175,7 +182,7 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         "entries": entries,
         "summary": rows,
         "faults": faults,
-        "warnings": [*sorted({warning for part in parts for warning in part["warnings"]}), *told(faults)],
+        "warnings": [*warnings, *told(faults)],
     }
     write_whole(folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
     return index

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from medmllm_plugins.attribution.randomisation import LEVELS
 from medmllm_plugins.metrics.intervals import number
 
 GAP_AT_MOST: Final = 0.05
@@ -75,21 +76,24 @@ def _row(
     row["insertion_gain"] = _mean(gain("insertion", -1), groups)
     areas = [one["area"] for one in checks if one["area"] is not None]
     flat = [bool(one["flat"]) for one in checks if one.get("flat") is not None]
-    row["flat"] = float(np.mean(flat)) if flat else None
+    row["flat"] = sum(flat) if flat else None
     row["area"] = float(np.mean(areas)) if areas else None
     row["randomisation"] = _levels([one for one in randomised if key_of(one) == key])
     row["failed"] = _failed(row)
     row["unchecked"] = [said for name, said in _EVERYWHERE.items() if not row[name]]
+    if row["randomisation"] and _survives(row) is None:
+        row["unchecked"].append(_EVERYWHERE["randomisation"])
     row["trusted"] = not row["failed"] and not row["unchecked"]
     return row
 
 
 def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Levels of shuffling, means over processes weighted by their documents."""
-    names = dict.fromkeys(level["randomised"] for one in found for level in one["levels"])
+    """Levels of shuffling in the cascade's order, means over processes weighted by their documents."""
     rows = []
-    for name in names:
+    for name in LEVELS:
         own = [level for one in found for level in one["levels"] if level["randomised"] == name]
+        if not own:  # the method failed at this level
+            continue
         weights = [level["documents"] for level in own]
         shapes = [level["structural_similarity"] for level in own]
         rows.append(
@@ -109,7 +113,7 @@ def _failed(row: Mapping[str, Any]) -> list[str]:
     """One sentence for each check that a method fails at a locus."""
     failed = []
     if row["flat"]:
-        failed.append(f"says nothing of {round(row['flat'] * row['n'])} of {row['n']} documents: all values are alike")
+        failed.append(f"says nothing of {row['flat']} of {row['n']} documents: all values are alike")
     gap = row["completeness_gap"]
     if gap is not None and gap["value"] > GAP_AT_MOST:
         failed.append(f"incomplete: the sum misses {gap['value']:.0%} of the difference; take more steps")
@@ -132,8 +136,8 @@ def _failed(row: Mapping[str, Any]) -> list[str]:
 
 def _survives(row: Mapping[str, Any]) -> float | None:
     """How like a map still is with all weights shuffled: by its values or by their sizes, whichever is more."""
-    levels = row["randomisation"]
-    return max(levels[-1]["similarity"], levels[-1]["absolute_similarity"]) if levels else None
+    last = next((one for one in row["randomisation"] if one["randomised"] == LEVELS[-1]), None)
+    return None if last is None else max(last["similarity"], last["absolute_similarity"])
 
 
 def _above(found: Mapping[str, Any], chance: float) -> bool:

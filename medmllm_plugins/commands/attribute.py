@@ -16,7 +16,7 @@ from medmllm_plugins.attribution.explaining import Item, explain
 from medmllm_plugins.attribution.files import Shelf, gather, write_table
 from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.host.attributing import lesion_of
+from medmllm_plugins.host.attributing import readable_lesion
 from medmllm_plugins.host.run import ATTRIBUTIONS
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
@@ -157,7 +157,7 @@ def _items(loaded: LoadedModel, settings: Settings, data: Dataset, answers: Mapp
     for name, answer in answers.items():
         row = by_id[name]
         document = documents[row["document"]]
-        shown, mask = _shown(loaded, settings, data, document), lesion_of(settings, data, document, row)
+        shown, mask = _shown(loaded, settings, data, document), readable_lesion(settings, data, document, row)
         items.append(Item.of(row, rows.question(row), shown, answer.text, answer.scores, mask))
     return items
 

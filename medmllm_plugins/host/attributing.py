@@ -77,11 +77,7 @@ class Attributing(Looking[dict[str, Any]]):
         """
         from medmllm_plugins.attribution.explaining import Item
 
-        try:
-            mask = lesion_of(self.settings, self.data, self._documents[doc["document"]], doc)
-        except DataError as error:  # left out when the set was read, or damaged since: the maps need none
-            logger.warning(f"{doc['id']}: no mask of the lesion: {error}")
-            mask = None
+        mask = readable_lesion(self.settings, self.data, self._documents[doc["document"]], doc)
         return Item.of(doc, self.rows.question(doc), shown, reply.text, reply.scores, mask)
 
     def _look(self, outcomes: Sequence[Outcome], model: str) -> dict[str, Any]:
@@ -92,8 +88,6 @@ class Attributing(Looking[dict[str, Any]]):
         progress, task = run.current(), str(self.config.task)
         folder = progress.folder_for(model)
         kept = progress.keep_attributions(task)
-        if why := progress.manifest["tasks"].get(task, {}).get("attributions_failed"):
-            raise DataError(why)
         if kept is None:
             raise DataError(
                 f"{task}: expected attributions, found none. The model is none of this package's, or the answers came "
@@ -128,6 +122,15 @@ def lesion_of(settings: Settings, data: Dataset, document: Document, row: Mappin
     """The lesion of a document where one is asked about and the set tells, (h, w) bool; else ``None``."""
     asked = settings.dataset.dimensions == 2 and not row["finding"]
     return data.mask(document) if asked else None
+
+
+def readable_lesion(settings: Settings, data: Dataset, document: Document, row: Mapping[str, Any]) -> Any:
+    """The same, and ``None`` with a warning where it cannot be read: maps need none."""
+    try:
+        return lesion_of(settings, data, document, row)
+    except DataError as error:  # left out when the set was read, or damaged since
+        logger.warning(f"{row['id']}: no mask of the lesion: {error}")
+        return None
 
 
 class SimpleAttributing(Attributing, SimpleClassification):

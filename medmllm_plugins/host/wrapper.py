@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from medmllm_plugins.models.interface import Asked, LoadedModel, Question, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
 from medmllm_plugins.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from medmllm_plugins.attribution.files import Shelf
 
 DEFAULT_NEW_TOKENS = 64
 EXPLAINED_ROWS = 8
@@ -229,7 +232,7 @@ class MedicalMLLM(lmms):
                     # The answers are there and cost hours; they are scored and written whatever explaining meets.
                     except Exception as error:
                         logger.warning(f"{task}: no attributions: {one_line(error)}")
-                        progress.task(task, {"attributions_failed": one_line(error)})
+                        self._shelf(loaded, asked, group).fail(one_line(error))
         progress.answered()
         return [
             GenerationResult(text=one.text, token_counts=TokenCounts(output_tokens=one.tokens))
@@ -283,7 +286,6 @@ class MedicalMLLM(lmms):
     ) -> None:
         """Explain some answers of a task, now that it is known which are hits; each process some of its own."""
         from medmllm_plugins.attribution.explaining import explain
-        from medmllm_plugins.attribution.files import Shelf
         from medmllm_plugins.attribution.sample import Answered as Known
         from medmllm_plugins.attribution.sample import stratified
 
@@ -301,10 +303,16 @@ class MedicalMLLM(lmms):
             items.append(owner.item(self._row(by_id[name]), self._question(by_id[name]).shown, replies[name]))
         if not items:
             return
-        told = {**asked.to_dict(), "task": dict(requests[0].metadata["medmllm"]), "model": loaded.fingerprint}
-        shelf = Shelf(progress.attributions_folder(task), told, str(self.rank))
         batch = self.batch_size if isinstance(self.batch_size, int) else EXPLAINED_ROWS
+        shelf = self._shelf(loaded, asked, requests)
         progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch)})
+
+    def _shelf(self, loaded: LoadedModel, asked: Attributions, requests: Sequence[Instance]) -> Shelf:
+        """Where this process puts what it explains of a task."""
+        from medmllm_plugins.attribution.files import Shelf
+
+        told = {**asked.to_dict(), "task": dict(requests[0].metadata["medmllm"]), "model": loaded.fingerprint}
+        return Shelf(run.current().attributions_folder(str(requests[0].args[4])), told, str(self.rank))
 
     def _row(self, request: Instance) -> Mapping[str, Any]:
         """The row of a task that a request asks about."""

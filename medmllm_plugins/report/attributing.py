@@ -107,6 +107,8 @@ class MethodSummary:
         randomisation: what was made random, and how like the attribution still was, in the order of the cascade.
         failed: sentences on the checks that were not stood.
         how: what is explained, against which baseline, in how many steps.
+        unchecked: checks that were not made.
+        apart: ``how`` where the method has several rows at this locus; else empty.
     """
 
     method: str
@@ -117,6 +119,8 @@ class MethodSummary:
     randomisation: tuple[tuple[str, float], ...]
     failed: tuple[str, ...]
     how: str = ""
+    unchecked: tuple[str, ...] = ()
+    apart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +236,12 @@ def _summary(told: Mapping[str, Any]) -> MethodSummary:
             if isinstance(one, Mapping)
         ),
         failed=tuple(map(clean, sequence(told.get("failed")))),
+        unchecked=tuple(clean(one) for one in sequence(told.get("unchecked"))),
         how=", ".join(clean(told[name]) for name in ("mode", "baseline", "steps") if told.get(name) is not None),
     )
 
 
 def _told_apart(rows: Sequence[MethodSummary]) -> tuple[MethodSummary, ...]:
-    """Rows of one method at one locus bear their settings where there are several, in tables and figures alike."""
+    """Rows of one method at one locus bear their settings in figures where there are several."""
     count = Counter((one.method, one.locus) for one in rows)
-    return tuple(
-        replace(one, method=f"{one.method} ({one.how})") if count[one.method, one.locus] > 1 and one.how else one
-        for one in rows
-    )
+    return tuple(replace(one, apart=one.how) if count[one.method, one.locus] > 1 else one for one in rows)

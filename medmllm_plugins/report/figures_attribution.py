@@ -50,7 +50,7 @@ def checks(part: DataPart, figure_number: int) -> Drawing | None:
     )
     for axes in panels[:, 0]:  # the names stand at the first of each line
         marks.names(axes, [cell.subject.number for cell, _ in rows])
-    told = [f"{one.method} at {one.locus}: {len(one.failed)} checks failed" for _, one in rows]
+    told = [f"{_said(one)}: {len(one.failed)} checks failed" for _, one in rows]
     return finish(
         figure,
         f"{part.name}.checks",
@@ -87,7 +87,7 @@ def randomisation(part: DataPart, figure_number: int) -> Drawing | None:
     axes.set_ylabel("similarity to the original")
     axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.05)
     marks.legend(figure, axes)
-    told = [f"{one.method} at {one.locus} ends at {decimal(one.randomisation[-1][1])}" for _, one in rows]
+    told = [f"{_said(one)} ends at {decimal(one.randomisation[-1][1])}" for _, one in rows]
     return finish(
         figure,
         f"{part.name}.randomisation",
@@ -104,7 +104,12 @@ def _several(rows: Sequence[tuple[Cell, MethodSummary]]) -> bool:
 
 def _row_name(cell: Cell, one: MethodSummary, several: bool) -> str:
     """A method and its layer, and the model where there are several."""
-    return f"{cut(one.method, 22)} · {one.locus}" + (f" · {cut(cell.subject.label, 18)}" if several else "")
+    parts = [cut(one.method, 22), one.locus, one.apart, cut(cell.subject.label, 18) if several else ""]
+    return " · ".join(filter(None, parts))
+
+
+def _said(one: MethodSummary) -> str:
+    return f"{one.method} at {one.locus}{f' ({one.apart})' if one.apart else ''}"
 
 
 def _rows(part: DataPart) -> list[tuple[Cell, MethodSummary]]:

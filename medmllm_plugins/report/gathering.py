@@ -213,15 +213,12 @@ def _part(name: str, cells: list[Cell], spec: DatasetSpec | None) -> DataPart:
     return DataPart(name, title, spec, tuple(cells), divided=len(prints) > 1)
 
 
-def _rank(cell: Cell) -> tuple[int, int, int, int, str]:
-    """The plain closed-set question first; of several with the same, the one that asked about most documents.
-
-    Last come tasks that explain answers, whose documents are a chosen sample.
-    """
+def _rank(cell: Cell) -> tuple[int, int, int, str]:
+    """The plain closed-set question first; of several with the same, the one that asked about most documents."""
     task = cell.task
     protocol = str(task.told.get("protocol") or "closed_set")
     place = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
-    return (int(task.attributions is not None), int(not task.plain), place, -len(task.outcomes), task.name)
+    return (int(not task.plain), place, -len(task.outcomes), task.name)
 
 
 def _subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subject]]:

@@ -340,7 +340,10 @@ def _attributions(cells: Sequence[Cell], cite: References) -> Iterator[str]:
         made.append(f"by {listed(theirs)} with Captum{cite('captum')}")
     if own := [f"{name}{cite(one.citation)}" for name, one in used.items() if name not in by_captum]:
         made.append(f"by {listed(own)} with medmllm-plugins")
-    yield f"Attributions of a label's log-odds{where} were made {listed(made) or 'by the methods listed'}."
+    of_answers = [one.how.startswith("answer,") for told in found for one in told.summary]
+    label, answer = "a label's log-odds", "the answer's log-probability"
+    what = label if not any(of_answers) else answer if all(of_answers) else f"{label} and of {answer}"
+    yield f"Attributions of {what}{where} were made {listed(made) or 'by the methods listed'}."
     checks = []
     figures = {name for told in found for one in told.summary for name, value in one.figures.items() if known(value)}
     if "completeness_gap" in figures:

@@ -168,6 +168,7 @@ def attribution_table(part: DataPart) -> Table:
         Column("Explained", "how"),
         Column("n", "n", "count"),
         Column("Checks failed", "failed", "count"),
+        Column("Not checked", "unchecked"),
         *(Column(title.capitalize(), name, "share" if name in shares else "decimal") for name, title in GAINS.items()),
         Column("Mask's share of the area", "area", "share"),
     )
@@ -179,7 +180,7 @@ def attribution_table(part: DataPart) -> Table:
         for one in cell.task.attributions.summary:
             figures = (one.figures[name] for name in GAINS)
             told = (cell.subject.label, one.method, one.locus, one.how)
-            rows.append((*told, one.n, len(one.failed), *figures, one.area))
+            rows.append((*told, one.n, len(one.failed), ", ".join(one.unchecked) or None, *figures, one.area))
             owners.append(cell.subject.number)
     return Table(
         f"{part.name}.attributions",

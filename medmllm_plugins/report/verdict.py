@@ -225,11 +225,9 @@ def _sentence(one: Verdict) -> str:
 
 
 def _opening(one: Verdict) -> str:
-    sample = f"the {one.questions:,} documents of " if one.cell.task.attributions is not None else ""
-    explained = " that were explained" if sample else ""
     return (
-        f"On {sample}{one.title}{explained}, {one.subject.label} answers {percent(one.accuracy.value)} of the "
-        f"questions rightly ({interval(one.accuracy)})"
+        f"On {one.title}, {one.subject.label} answers {percent(one.accuracy.value)} of the questions rightly "
+        f"({interval(one.accuracy)})"
     )
 
 

@@ -505,7 +505,7 @@ def test_a_good_method_fails_nothing() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("b", **good(0.1)), entry("c", **good(0.2))]
     entries.append({**entry("z"), "method": "other"})
     (row, other) = summarise(
-        entries, [{"method": "m", "locus": "l", "levels": [level("head", 0.9), level("all", 0.1)]}]
+        entries, [{"method": "m", "locus": "l", "levels": [level("head", 0.9), level("tower", 0.1)]}]
     )
     assert (row["method"], row["locus"], row["n"], row["failed"]) == ("m", "l", 4, [])
     assert row["deletion_gain"]["value"] == pytest.approx(0.2) == row["insertion_gain"]["value"]
@@ -526,7 +526,7 @@ def test_a_check_that_was_not_made_is_not_passed() -> None:
     assert render({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
     header, line = to_csv([row]).splitlines()
     assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
-    (row,) = summarise([entry("a")], [{"method": "m", "locus": "l", "levels": [level("head", 0.1)]}])
+    (row,) = summarise([entry("a")], [{"method": "m", "locus": "l", "levels": [level("tower", 0.1)]}])
     assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
 
 
@@ -662,3 +662,17 @@ def test_targets_by_hand() -> None:
         Target.of_label("x", ("b", "m", "n"), LABELS)
     with pytest.raises(OptionError, match="found an empty one"):
         Target.of_answer("  ")
+
+
+def test_a_cascade_that_breaks_off_is_no_check_that_was_made() -> None:
+    entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("c", **good(0.2))]
+    (row,) = summarise(entries, [{"method": "m", "locus": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}])
+    assert "randomisation" in row["unchecked"] and not row["trusted"]
+    # Another process lacks a level in the middle: the order is the cascade's all the same.
+    parts = [
+        [level("head", 0.9), level("tower", 0.1)],
+        [level(name, 0.9) for name in LEVELS[:-1]] + [level("tower", 0.1)],
+    ]
+    (row,) = summarise(entries, [{"method": "m", "locus": "l", "levels": levels} for levels in parts])
+    assert [one["randomised"] for one in row["randomisation"]] == list(LEVELS)
+    assert row["failed"] == [] and row["trusted"]

@@ -24,7 +24,16 @@ from benchmarks.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
-from medmllm_plugins.report import figures_answers, figures_layers, methods, tables_answers, tables_findings, text
+from medmllm_plugins.report import (
+    figures_answers,
+    figures_attribution,
+    figures_layers,
+    methods,
+    tables_answers,
+    tables_findings,
+    tables_layers,
+    text,
+)
 from medmllm_plugins.report.drawing import THEME, style
 from medmllm_plugins.report.gallery import gallery
 from medmllm_plugins.report.gathering import DataPart, gather
@@ -320,11 +329,36 @@ def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
 def test_builtin_methods_say_whether_captum_computes_them() -> None:
     for name, spec in get_manager().attributions().items():
         module, _, function = spec.target.partition(":")
-        source = inspect.getsource(getattr(importlib.import_module(module), function))
+        home = importlib.import_module(module)
+        source = inspect.getsource(getattr(home, function))
+        source += "".join(inspect.getsource(getattr(home, name)) for name in re.findall(r"\b(_\w+)\(", source))
         uses = re.search(
             r"\b(Saliency|IntegratedGradients|FeatureAblation|KernelShap|ablated|approximation_parameters)\(", source
         )
         assert spec.captum == bool(uses), name
+
+
+@pytest.mark.parametrize(
+    ("modes", "told"),
+    [
+        (["decision"], "Attributions of a label's log-odds "),
+        (["answer"], "Attributions of the answer's log-probability "),
+        (["truth", "answer"], "Attributions of a label's log-odds and of the answer's log-probability "),
+    ],
+)
+def test_methods_say_what_was_attributed(tmp_path: Path, modes: list[str], told: str) -> None:
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("integrated_gradients",))
+    index = made.folder / "attributions" / "med_attr_toy" / "index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    row = content["summary"][0] | {"unchecked": ["stability"]}
+    content["summary"] = [row | {"mode": mode, "baseline": "blank", "steps": 4} for mode in modes]
+    index.write_text(json.dumps(content), encoding="utf-8")
+    found = gather([made.folder])
+    assert told in methods.methods(found).text()
+    lines = csv.DictReader(io.StringIO(tables_layers.attribution_table(found.sets[0]).csv()))
+    assert [(one["how"], one["unchecked"]) for one in lines] == [(f"{mode}, blank, 4", "stability") for mode in modes]
+    names = {figures_attribution._row_name(cell, one, False) for cell, one in figures_attribution._rows(found.sets[0])}
+    assert len(names) == len(modes)
 
 
 def test_one_paper_has_one_number(tmp_path: Path) -> None:
