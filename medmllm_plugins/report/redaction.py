@@ -17,7 +17,9 @@ _WORDS: Final = (
 _NAME: Final = re.compile(rf"(?:^|_)(?:{_WORDS})$")
 _ALWAYS: Final = re.compile(r"(?:secrets?|passwords?|passwd|pwd|passphrase|credentials?)$")
 """Names under which even a number is one."""
-_HARMLESS: Final = re.compile(r"(?i)[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|true|false|none|null|<\|?[\w ]*\|?>|")
+_HARMLESS: Final = re.compile(
+    r"(?i)[+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|infinity|nan)|true|false|none|null|<\|?[\w ]*\|?>|"
+)
 """Values that are none: numbers, yes and no, nothing, and special tokens such as ``<image>``."""
 _PAIR: Final = re.compile(
     rf"""(?ix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
@@ -49,7 +50,7 @@ wrap = st.text(alphabet=" \n\t\"'*_`.!:", max_size=6)
 recase = st.sampled_from([str, str.upper, str.lower, str.title, str.swapcase])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=texts, classes=sets, letters=st.booleans())
 def test_every_text_gives_a_consistent_answer(text: str, classes: dict[str, tuple[str, ...]], letters: bool) -> None:
     options = dict(zip("ABCDE", classes, strict=False)) if letters else None
@@ -61,14 +62,14 @@ def test_every_text_gives_a_consistent_answer(text: str, classes: dict[str, tupl
     assert list(answer.candidates) == [name for name in names if name in answer.candidates]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), classes=sets, before=wrap, after=wrap, case=recase)
 def test_a_bare_class_name_is_read_as_itself(data, classes, before, after, case) -> None:
     name = data.draw(st.sampled_from(list(classes)))
     assert parse_answer(before + case(name) + after, classes).label == name
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), classes=sets)
 def test_every_synonym_is_read_as_its_class(data, classes) -> None:
     name = data.draw(st.sampled_from(list(classes)))
@@ -77,21 +78,23 @@ def test_every_synonym_is_read_as_its_class(data, classes) -> None:
     assert parse_answer(f"Answer: {phrase.replace(' ', joint)}", classes).label == name
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(reasoning=texts, text=texts, classes=sets, tag=st.sampled_from(["think", "thinking", "THINK"]))
 def test_a_reasoning_block_changes_nothing(reasoning: str, text: str, classes, tag: str) -> None:
+    # What stands between two blocks was said aloud.
+    assume(re.search(r"(?is)</think>.*<think>", reasoning) is None)
     block = f"<{tag}>{reasoning}</{tag}>\n"
     assert parse_answer(block + text, classes, options=None) == parse_answer(text, classes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=texts, reasoning=st.text(alphabet=string.ascii_letters + " ,.", max_size=80))
 def test_unclosed_reasoning_is_never_read(text: str, reasoning: str) -> None:
     answer = parse_answer(f"{text}<think>{reasoning} benign", CLASS_SETS["busi"], options=LETTERS)
     assert (answer.status, answer.candidates) == ("out_of_list", ())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), classes=sets, case=recase)
 def test_two_names_joined_by_or_are_ambiguous(data, classes, case) -> None:
     one, two = data.draw(st.permutations(list(classes)))[:2]
@@ -100,7 +103,7 @@ def test_two_names_joined_by_or_are_ambiguous(data, classes, case) -> None:
     assert set(answer.candidates) == {one, two}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(alphabet=string.ascii_letters + " .,-\n", max_size=200))
 def test_text_without_a_class_word_is_never_parsed(text: str) -> None:
     busi = CLASS_SETS["busi"]
@@ -109,7 +112,7 @@ def test_text_without_a_class_word_is_never_parsed(text: str) -> None:
     assert parse_answer(text, busi).status in ("out_of_list", "refusal")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), letters=st.text(alphabet=string.ascii_letters, min_size=1, max_size=4))
 def test_a_name_inside_a_longer_word_is_never_read(data, letters: str) -> None:
     name = data.draw(st.sampled_from(["benign", "malignant", "normal"]))
@@ -119,7 +122,7 @@ def test_a_name_inside_a_longer_word_is_never_read(data, letters: str) -> None:
     assert parse_answer(f"It is {name}{letters}.", CLASS_SETS["busi"]).status == "out_of_list"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     words=st.lists(st.sampled_from([s for s in SCRAPS if s.isascii()]) | st.text(string.printable, max_size=8)),
     case=recase,
@@ -132,7 +135,7 @@ def test_case_does_not_matter(words: list[str], case, classes) -> None:
 
 
 @pytest.mark.parametrize("negator", ["not", "no evidence of", "without", "negative for", "absence of", "unlikely"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data(), name=st.sampled_from(["round mass", "spiculated mass", "textured patch"]))
 def test_a_negated_name_is_no_vote(negator: str, data, name: str) -> None:
     other = data.draw(st.sampled_from(["round mass", "spiculated mass", "textured patch"]).filter(lambda o: o != name))

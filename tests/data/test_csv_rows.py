@@ -75,7 +75,7 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
 CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=8)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6),
     delimiter=st.sampled_from(",;\t"),
@@ -89,7 +89,7 @@ def test_what_the_standard_writer_writes_is_read(
     assert read(tmp_path / "t.csv", text.getvalue()) == [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_a_table_or_one_error(tmp_path: Path, content: bytes) -> None:
     try:

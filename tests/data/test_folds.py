@@ -20,7 +20,7 @@ def divide(rows: list[tuple[str, str]], **options: object) -> list[str]:
     return grouped_folds(ids, [label for label, _ in rows], [group for _, group in rows], **options)  # type: ignore[arg-type]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(raw=ROWS, seed=st.integers(0, 5), random=st.randoms(use_true_random=False))
 def test_groups_stay_whole_in_any_order(raw: list[tuple[str, int]], seed: int, random: object) -> None:
     rows = [(label, f"g{group}") for label, group in raw]
@@ -43,7 +43,7 @@ def test_groups_stay_whole_in_any_order(raw: list[tuple[str, int]], seed: int, r
     assert again == [folds[index] for index in order]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=12), min_size=2, max_size=4))
 def test_every_class_with_three_groups_is_in_every_fold(sizes: list[list[int]]) -> None:
     rows = [

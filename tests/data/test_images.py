@@ -36,7 +36,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("images")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=hnp.arrays(np.uint8, SHAPES))
 def test_grey_is_repeated(scratch: Path, values: np.ndarray) -> None:
     path = scratch / "grey.png"
@@ -46,7 +46,7 @@ def test_grey_is_repeated(scratch: Path, values: np.ndarray) -> None:
     assert np.array_equal(np.asarray(image), grey_rgb(values))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=hnp.arrays(np.uint8, st.tuples(st.integers(1, 16), st.integers(1, 16), st.just(3))))
 def test_rgb_is_kept(scratch: Path, values: np.ndarray) -> None:
     path = scratch / "rgb.png"
@@ -54,7 +54,7 @@ def test_rgb_is_kept(scratch: Path, values: np.ndarray) -> None:
     assert np.array_equal(np.asarray(read_rgb(path)), values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=hnp.arrays(np.uint8, st.tuples(st.integers(1, 16), st.integers(1, 16), st.sampled_from([2, 4]))),
 )
@@ -67,7 +67,7 @@ def test_alpha_is_composited_on_black(scratch: Path, values: np.ndarray) -> None
     assert np.abs(np.asarray(read_rgb(path), dtype=float) - expected).max() <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=hnp.arrays(np.uint16, SHAPES))
 def test_16_bit_is_scaled_by_its_range(scratch: Path, values: np.ndarray) -> None:
     path = scratch / "wide.png"
@@ -221,7 +221,7 @@ def test_too_many_pixels_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_rgb(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_bytes_decode_or_are_faults(scratch: Path, data: st.DataObject) -> None:
     """Whatever bytes are there, the answer is an RGB image or a DataError that names the file."""
@@ -262,7 +262,7 @@ def test_thumbnail_is_the_mean_of_blocks() -> None:
     np.testing.assert_allclose(thumbnail(Image.fromarray(values)), expected, rtol=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(
     st.lists(st.sampled_from("abcdefgh"), min_size=n, max_size=n),
     st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=12),

@@ -160,7 +160,7 @@ def test_damage_inside_the_test_images_is_found(tmp_path: Path, save: Callable[.
         load_dataset(spec, root=tmp_path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(0, 0.999))
 def test_a_truncated_file_is_an_error(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
     root = tmp_path_factory.mktemp("cut")

@@ -67,7 +67,7 @@ def test_plan_never_changes() -> None:
     assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "a8eb33432c01c4a9"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(indices)
 def test_image_and_mask_fit_the_record(index: int) -> None:
     found, record = phantom(index), records()[index]
@@ -80,7 +80,7 @@ def test_image_and_mask_fit_the_record(index: int) -> None:
     assert found.image.std() > 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(indices)
 def test_drawing_again_gives_the_same(index: int) -> None:
     first, second = phantom(index), phantom(index)
@@ -88,7 +88,7 @@ def test_drawing_again_gives_the_same(index: int) -> None:
     np.testing.assert_array_equal(first.mask, second.mask)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**9), st.integers(0, 9), st.sampled_from(LABELS[:3]))
 def test_finding_changes_the_image_under_its_mask(patient: int, view: int, label: str) -> None:
     image, mask = draw(label, patient, view)

@@ -48,7 +48,7 @@ def test_ras_grows_to_the_right_the_front_and_the_head(tmp_path: Path, ending: s
     assert step == pytest.approx((2.5 * 10_000, -0.8 * 100), rel=1e-2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(sorted(ORIENTATIONS)))
 def test_every_orientation_shows_the_same_patient(tmp_path_factory: pytest.TempPathFactory, orientation: str) -> None:
     path = tmp_path_factory.mktemp("o") / "scan.nii"
@@ -141,7 +141,7 @@ def test_what_is_no_volume_is_an_error_that_names_the_file(tmp_path: Path) -> No
         assert path.name in str(caught.value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 400), st.sampled_from([".nii", ".nii.gz", ".nrrd", ".mha"]))
 def test_a_truncated_file_is_never_read_as_whole(
     tmp_path_factory: pytest.TempPathFactory, kept: int, ending: str

@@ -35,7 +35,7 @@ def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tu
     return [found[request] for request in range(count)], sizes
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     count=st.integers(0, 300),
     size=st.one_of(st.integers(1, 70), st.just(AUTO)),

@@ -27,7 +27,7 @@ def answers(draw):
     return np.array(truth), np.array(answer), classes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(answers())
 def test_equal_to_scikit_learn(drawn):
     truth, answer, classes = drawn
@@ -58,7 +58,7 @@ def test_equal_to_scikit_learn(drawn):
     np.testing.assert_allclose(classification.f1(counts), f1, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(answers())
 def test_shares_of_parsed_answers(drawn):
     truth, answer, classes = drawn
@@ -72,7 +72,7 @@ def test_shares_of_parsed_answers(drawn):
         assert np.isnan(classification.accuracy_on_parsed(counts))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(answers())
 def test_specificity_counts_unparsed_answers_as_wrong(drawn):
     truth, answer, classes = drawn

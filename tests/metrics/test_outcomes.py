@@ -14,7 +14,7 @@ _text = st.text(max_size=12)
 _scores = st.none() | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5).map(tuple)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_text, _text, _text, st.none() | _text, st.sampled_from(STATUSES[1:]), _scores)
 def test_round_trip_through_json(identifier, group, label, predicted, unparsed, scores):
     status = unparsed if predicted is None else "parsed"

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from medmllm_plugins.metrics.ranking import MacroRanking, WeightedRanking, log_odds
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40

@@ -59,7 +59,7 @@ def runs(draw):
     return outcomes, labels, draw(st.none() | st.sampled_from(labels))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(runs(), st.randoms(use_true_random=False))
 def test_order_changes_nothing_and_json_holds_everything(run, shuffler):
     outcomes, labels, positive = run

@@ -115,7 +115,7 @@ def test_prompt_is_short(demo: MedMVL) -> None:
     assert demo.image_tokens == 64
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives_the_tokenizer(demo: MedMVL, text: str) -> None:
     ids = encode_text(demo.tokenizer, text)

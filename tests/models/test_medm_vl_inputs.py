@@ -54,7 +54,7 @@ def test_tokens_are_the_two_texts_around_the_image(tiny: MedMVL, image: Any) -> 
     assert tiny.tokenizer.decode(ids[:first]).endswith("USER: ")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(question=TEXT)
 @example(question="<image>")
 @example(question="<|image_pad|><|im_end|> <|image_pad|>")

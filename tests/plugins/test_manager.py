@@ -580,7 +580,7 @@ def test_faulty_task_file_is_named_with_its_line(site: Site, content: bytes, lin
     assert says in message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -599,7 +599,7 @@ def test_any_file_is_a_task_or_a_failure_that_names_it(tmp_path_factory: pytest.
         assert name and kind in ("task", "group")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True),
     st.dictionaries(st.text(min_size=1, max_size=8), st.one_of(st.integers(), st.text(), st.booleans())),

@@ -218,7 +218,7 @@ def test_a_problem_that_is_given_up_says_so() -> None:
     assert bool(found.gradient_norm[0, 0, -1] > 1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     loci=st.integers(1, 3),
     rows=st.integers(1, 12),

@@ -196,7 +196,7 @@ def test_nothing_of_the_test_fold_reaches_the_maps():
 
 
 @given(st.integers(0, 10_000), st.integers(2, 4), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_best_relabelling_beats_all_others(seed, classes, n):
     generator = np.random.default_rng(seed)
     truth, answers = generator.integers(classes, size=n), generator.integers(-1, classes, size=n)

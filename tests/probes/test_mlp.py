@@ -143,7 +143,7 @@ def test_constant_features_contribute_nothing() -> None:
     assert float(probes.scale[0, 3]) == 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     loci=st.integers(1, 3),
     rows=st.integers(1, 9),

@@ -72,7 +72,7 @@ def write_all(folder: Path) -> None:
     assert notes(gathered) and methods(gathered).text()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_metrics(made: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(made.glob("*.metrics.json"))))

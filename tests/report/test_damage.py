@@ -157,7 +157,7 @@ def places(told: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 VALUES = (None, "x", float("nan"), float("inf"), [], {}, -1, True, 1e308, ["a"], {"a": 1}, [[1]], HUGE, "")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_value_in_any_place(whole: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject) -> None:
     monkeypatch.setattr(page, "draw_all", lambda jobs: [None for _ in jobs])  # a figure that fails is tested above

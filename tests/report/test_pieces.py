@@ -140,7 +140,7 @@ def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) ->
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and (np.diff(x) >= 0).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.integers(min_value=0, max_value=10_000), min_size=1, max_size=4, unique=True),
     st.integers(min_value=4, max_value=40),
@@ -283,7 +283,7 @@ def test_a_model_without_figures_was_not_evaluated(tmp_path: Path) -> None:
     assert "model-a (tiny) was evaluated" in told and "model-b" not in told
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.one_of(st.none(), st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.booleans())))
 def test_methods_stand_any_arguments(given_: object) -> None:
     with tempfile.TemporaryDirectory() as root:

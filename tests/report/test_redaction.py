@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medmllm_plugins.report.redaction import shareable, shareable_manifest, without_secrets
@@ -63,6 +64,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["key", "n", "token", "x"]), inner),
     max_leaves=10,
 ))  # fmt: skip
+@example({"key": math.inf, "token": [-math.inf]})
 def test_numbers_stay(value: Any) -> None:
     assert shareable(value) == value
 

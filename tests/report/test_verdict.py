@@ -158,7 +158,7 @@ def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
     assert found.reference.compared and found.reference.name == "baseline timm"
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(min_value=2, max_value=119), st.integers(min_value=0, max_value=60))
 def test_the_numbers_of_a_sentence_go_together_where_answers_are_lost(kept: int, lost: int) -> None:
     with tempfile.TemporaryDirectory() as root:
