@@ -198,7 +198,7 @@ class Folder:
                             "answer": answer,
                             "hit": place % 3 == 0,
                             "target": labels[place % 2],
-                            "log_odds": 1.25,
+                            "value": 1.25,
                             "method": method,
                             "locus": locus,
                             "original": original,

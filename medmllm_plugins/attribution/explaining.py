@@ -212,7 +212,7 @@ class Explainer:
                         "answer": item.answer,
                         "hit": item.predicted == item.label,
                         "target": case.target.name,
-                        "log_odds": case.value,
+                        "value": case.value,
                         "method": name,
                         "locus": locus,
                         "original": original,

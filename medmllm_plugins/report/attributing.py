@@ -60,8 +60,9 @@ class Entry:
         predicted: the answered class; empty where the answer was not parsed.
         answer: what the model wrote.
         hit: whether it is right.
-        target: the label whose log-odds is explained.
-        log_odds: its value.
+        target: what is explained: a label, or the answer itself.
+        value: the label's log-odds, or the answer's log-probability.
+        of_answer: whether it is the answer that is explained.
         method: the method's name.
         locus: ``"pixels"``, ``"vision.05"``, ``"connector"``, ``"llm.03"`` or ``"prompt"``.
         original: file of the picture that the model was shown.
@@ -81,7 +82,8 @@ class Entry:
     answer: str
     hit: bool
     target: str
-    log_odds: float
+    value: float
+    of_answer: bool
     method: str
     locus: str
     original: Path | None
@@ -204,7 +206,8 @@ def _entry(told: Mapping[str, Any], picture: _Pictures) -> Entry:
         answer=clean(told.get("answer") or ""),
         hit=bool(told.get("hit")),
         target=clean(told.get("target") or ""),
-        log_odds=number(told.get("log_odds")),
+        value=number(told.get("value")),
+        of_answer=told.get("mode") == "answer",
         method=clean(told.get("method") or "unnamed"),
         locus=clean(told.get("locus") or "pixels"),
         original=picture(told.get("original")),

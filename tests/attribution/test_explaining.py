@@ -337,7 +337,7 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
     asked = Attributions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")
     explain(loaded, asked, [replace(items[0], answer=text)], Shelf(tmp_path / "out", asked.to_dict()), 16)
     index = gather(tmp_path / "out", "task", kind, LABELS)
-    assert index["entries"][0]["log_odds"] == pytest.approx(wanted, abs=1e-3)
+    assert index["entries"][0]["value"] == pytest.approx(wanted, abs=1e-3)
     assert index["warnings"] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from support.image_files import cut, write_picture
 
+from medmllm_plugins.cli import main
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
 
@@ -158,3 +160,11 @@ def test_masks_that_cannot_be_read_are_left_out_and_listed(
     found = evaluate(tmp_path / "attr", tasks=[task], batch_size=8)
     assert any("_mask.png" in one for one in found.manifest["tasks"][task]["skipped"])
     assert found.manifest["tasks"][task]["explained"]["documents"] == 3
+    (index,) = found.folder.glob("attributions/*/index.json")
+    entries = json.loads(index.read_text(encoding="utf-8"))["entries"]
+    sound = {entry["label"]: entry["checks"]["area"] is not None for entry in entries}
+    assert sound == {"benign": False, "malignant": False, "normal": True}
+    for entry in entries:  # explained again, likewise
+        assert main(["attribute", str(found.folder), "--ids", entry["id"], "--method", "saliency"]) == 0
+    again = [one for one in json.loads(index.read_text(encoding="utf-8"))["entries"] if one["method"] == "saliency"]
+    assert {entry["label"]: entry["checks"]["area"] is not None for entry in again} == sound

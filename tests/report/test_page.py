@@ -193,6 +193,18 @@ def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
     assert not any(b"sk-12345" in path.read_bytes() for path in files)
 
 
+def test_a_card_says_what_its_number_is(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, methods=("saliency",), loci=("pixels",))
+    index = made.folder / "attributions" / "med_attr_toy" / "index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    for entry, mode in zip(content["entries"], ("decision", "answer"), strict=False):
+        entry["mode"] = mode
+    index.write_text(json.dumps(content), encoding="utf-8")
+    make([made.folder], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count("(log-odds 1.25)") == html.count("(log-probability 1.25)") == 1
+
+
 def test_a_thousand_documents_fit_ten_megabytes(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=1000)).probes("med_probe_toy")
     made.attributions(
