@@ -1,7 +1,13 @@
-"""The diagnosis tried on other makes than the demo's, which its rules and the planted faults' grades were set on."""
+"""The diagnosis tried on other makes than the demo's, which its rules and the planted faults' grades were set on.
+
+Two seeds of each; the figures of docs/diagnosis.md are of twenty, in some forty minutes:
+
+    MEDMLLM_SELFCHECK_SEEDS=20 pytest -m slow -s tests/probes/test_selfcheck_families.py
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -19,7 +25,7 @@ from medmllm_plugins.probes.selfcheck import FIRM, Bench, Report, faults_of
 
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
-SEEDS = (0, 1)
+SEEDS = range(int(os.environ.get("MEDMLLM_SELFCHECK_SEEDS", "2")))
 TRAIN = 700
 """Train documents that the model is asked about: those of a trial, and those of the reference."""
 
@@ -48,21 +54,8 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return found
 
 
-def test_clear_and_heavy_faults_are_named_by_their_stage(report: Report) -> None:
-    firm = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength in FIRM]
-    wrong = [trial.to_dict() for trial in firm if not trial.right]
-    assert len(firm) == 8 * len(SEEDS)
-    assert len(wrong) <= 1, wrong
-
-
-def test_a_healthy_model_raises_no_alarm(report: Report) -> None:
+def test_the_diagnosis_is_as_good_as_promised(report: Report) -> None:
     healthy = [trial for trial in report.trials if trial.fault.mode == "none"]
-    assert len(healthy) == len(SEEDS)
-    assert [trial.diagnosis.named for trial in healthy] == [None] * len(SEEDS), [one.to_dict() for one in healthy]
-
-
-def test_mild_faults_are_not_charged_to_other_stages(report: Report) -> None:
-    mild = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength == 1]
-    charged = [trial.to_dict() for trial in mild if trial.misattributed]
-    assert len(mild) == 4 * len(SEEDS)
-    assert len(charged) <= 1, charged
+    firm = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength in FIRM]
+    assert (len(healthy), len(firm), len(report.trials)) == (len(SEEDS), 8 * len(SEEDS), 13 * len(SEEDS))
+    assert report.passed, [trial.to_dict() for trial in report.trials if not trial.right or trial.misattributed_alone]
