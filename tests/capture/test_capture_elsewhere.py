@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.elsewhere import ELSEWHERE, Distant, Elsewhere, LeftBehindError, move
+from support.elsewhere import ELSEWHERE, Distant, Elsewhere, LeftBehindError, here_and_there
 from support.loading import ALL, load
 from support.tiny_medm_vl import write_ct_checkpoint
 
@@ -60,10 +60,7 @@ def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
         model: LoadedModel = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
     else:
         model = load(kind, tmp_path / "model")
-    here, kept = ask(model, tmp_path / "here")
-    with Elsewhere():
-        move(model)
-        there, found = ask(model, tmp_path / "there")
+    (here, kept), (there, found) = here_and_there(model, lambda where: ask(model, tmp_path / where))
     assert [one.text for one in there] == [one.text for one in here]
     for one, other in zip(there, here, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-3)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+Found = TypeVar("Found")
 
 ELSEWHERE: Final = torch.device("meta")
 _OPS: Final = torch.ops.aten
@@ -193,10 +195,17 @@ def _moved(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return made
 
 
-def move(loaded: Any) -> None:
-    """Put a loaded model elsewhere; inside :class:`Elsewhere` only."""
-    loaded.model.to(ELSEWHERE)
-    loaded.device = ELSEWHERE
-    stray = [name for name, value in itertools.chain(loaded.model.named_parameters(), loaded.model.named_buffers())
-             if not isinstance(value, Distant)]  # fmt: skip
-    assert not stray, stray
+def here_and_there(loaded: Any, ask: Callable[[str], Found]) -> tuple[Found, Found]:
+    """What a loaded model gives on the CPU, and what it gives elsewhere, where it then stays.
+
+    Args:
+        loaded: the model, on the CPU.
+        ask: asks it; told ``"here"`` or ``"there"``, for files of its own.
+    """
+    here = ask("here")
+    with Elsewhere():
+        loaded.model.to(ELSEWHERE)
+        loaded.device = ELSEWHERE
+        values = itertools.chain(loaded.model.named_parameters(), loaded.model.named_buffers())
+        assert not [name for name, value in values if not isinstance(value, Distant)]
+        return here, ask("there")
