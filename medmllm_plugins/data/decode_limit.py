@@ -1,0 +1,59 @@
+"""The largest picture or volume that is decoded, in bytes: one limit for every reader, set by one variable.
+
+A header states how much memory its pixels will take. Readers compare that with the limit before they allocate, and
+inflate compressed data no further than the header promises.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from medmllm_plugins.errors import DataError, OptionError, shown
+
+VARIABLE: Final = "MEDMLLM_MAX_DECODED"
+"""Environment variable that sets the limit: bytes, or a number with K, M or G (powers of 1024)."""
+
+DEFAULT: Final = 512 * 1024**2
+"""Default limit: 512 MiB, a CT scan of 1,024 slices of 512 x 512 pixels of 16 bits."""
+
+_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+def max_decoded_bytes() -> int:
+    """Return the limit in bytes.
+
+    Raises:
+        OptionError: the variable holds no such number.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return DEFAULT
+    match = re.fullmatch(r"(\d{1,15})\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
+    size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if size <= 0:
+        raise OptionError(f"{VARIABLE}: expected a size such as 512M or 2G, got {shown(text)}.")
+    return size
+
+
+def check_decoded_size(path: object, size: int) -> None:
+    """Check what a file's pixels or voxels will take in memory, before anything is allocated for them.
+
+    Args:
+        path: the file, for the message.
+        size: bytes of the decoded data, computed from the header.
+
+    Raises:
+        DataError: the size is above the limit.
+    """
+    if size > (limit := max_decoded_bytes()):
+        raise DataError(
+            f"{path}: expected at most {limit:,} bytes of decoded data, got a header that states {size:,}. "
+            f"If the file is right, raise the limit: {VARIABLE}={_readable(size)}."
+        )
+
+
+def _readable(size: int) -> str:
+    """Return a size that the variable takes and that is at least ``size``."""
+    return f"{-(-size // 1024**3)}G" if size > 1024**3 else f"{-(-size // 1024**2)}M"
