@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,14 @@ JPEG_2000: Final = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (90, 
 _STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 # Of JPEG's frame markers C4, C8 and CC are others; F7 is JPEG-LS.
 _FRAMES: Final = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
+# A block of 64 values takes at least 2 bits of baseline JPEG, and colours may be stored at half size; a value at least
+# one bit of lossless JPEG.
+_MOST_PER_BYTE: Final = {
+    "1.2.840.10008.1.2.4.50": 512,
+    "1.2.840.10008.1.2.4.51": 512,
+    "1.2.840.10008.1.2.4.57": 8,
+    "1.2.840.10008.1.2.4.70": 8,
+}
 _MAX_TILES: Final = 65_535
 
 
@@ -91,7 +100,7 @@ def _split_at(fragments: list[tuple[int, int]], starts: list[int]) -> list[list[
     first = fragments[0][0]
     index_of = {offset - first: index for index, (offset, _) in enumerate(fragments)}
     begins = [index_of.get(start, -1) for start in starts]
-    if begins[0] != 0 or any(one >= two for one, two in zip(begins, begins[1:], strict=False)):
+    if begins[0] != 0 or any(one >= two for one, two in pairwise(begins)):
         return []
     return [fragments[start:end] for start, end in zip(begins, [*begins[1:], len(fragments)], strict=True)]
 
@@ -115,12 +124,18 @@ def check_codestream(path: Path, layout: Layout, content: bytes) -> None:
         raise DataError(
             f"{path}: expected compressed pixels as the header states, got others or damaged ones. Get the file again."
         )
+    values = stream.rows * stream.columns * stream.samples
+    if values > _MOST_PER_BYTE.get(layout.syntax, values) * len(content):
+        raise DataError(
+            f"{path}: expected {stream.rows} x {stream.columns} compressed pixels by the header, got {len(content):,} "
+            "bytes, too few for them. The file is damaged or cut short: get it again."
+        )
     size = (stream.rows, stream.columns, stream.samples)
     if size != (layout.rows, layout.columns, layout.samples) or not 1 <= stream.bits <= layout.allocated:
         raise DataError(
-            f"{path}: expected {layout.rows} x {layout.columns} pixels of {layout.samples} x {layout.allocated} bits by "
-            f"the header, got compressed ones of {stream.rows} x {stream.columns} of {stream.samples} x {stream.bits} "
-            "bits. The file is damaged, or its header was changed: export it again."
+            f"{path}: expected {layout.rows} x {layout.columns} pixels of {layout.samples} x {layout.allocated} bits "
+            f"by the header, got compressed ones of {stream.rows} x {stream.columns} of {stream.samples} x "
+            f"{stream.bits} bits. The file is damaged, or its header was changed: export it again."
         )
 
 
@@ -188,7 +203,7 @@ def decode_rle(path: Path, layout: Layout, content: bytes) -> bytes:
         raise _bad_rle(path, layout, "fewer bytes")
     number, *offsets = struct.unpack_from("<16I", content)
     bounds = [*offsets[:count], len(content)]
-    if number != count or bounds[0] < 64 or any(one > two for one, two in zip(bounds, bounds[1:], strict=False)):
+    if number != count or bounds[0] < 64 or any(one > two for one, two in pairwise(bounds)):
         raise _bad_rle(path, layout, f"{number} segments of RLE in another order")
     planes = bytearray(pixels * count)
     for index in range(count):
@@ -203,8 +218,8 @@ def decode_rle(path: Path, layout: Layout, content: bytes) -> bytes:
 
 def _bad_rle(path: Path, layout: Layout, got: str) -> DataError:
     return DataError(
-        f"{path}: expected {layout.rows} x {layout.columns} pixels of {layout.samples} x {layout.allocated} bits in RLE, "
-        f"got {got}. The file is damaged: export it again."
+        f"{path}: expected {layout.rows} x {layout.columns} pixels of {layout.samples} x {layout.allocated} bits in "
+        f"RLE, got {got}. The file is damaged: export it again."
     )
 
 

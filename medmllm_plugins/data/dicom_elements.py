@@ -39,9 +39,30 @@ Values: TypeAlias = "dict[int, bytes | list[Values]]"
 
 _LONG: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _SHORT: Final = frozenset(
-    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS")
-    + (b"ST", b"TM", b"UI", b"UL", b"US")
+    (
+        *(
+            b"AE",
+            b"AS",
+            b"AT",
+            b"CS",
+            b"DA",
+            b"DS",
+            b"DT",
+            b"FD",
+            b"FL",
+            b"IS",
+            b"LO",
+            b"LT",
+            b"PN",
+            b"SH",
+            b"SL",
+            b"SS",
+        ),
+        *(b"ST", b"TM", b"UI", b"UL", b"US"),
+    )
 )
+_HEADS: Final = {order: struct.Struct(f"{order}HH2sHI").unpack for order in "<>"}
+_LENGTHS: Final = {order: struct.Struct(f"{order}I").unpack_from for order in "<>"}
 _CHUNK: Final = 1 << 14
 _HEADER_BYTES: Final = 1 << 24
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -197,7 +218,7 @@ def _meta(path: Path, source: Source, offset: int) -> tuple[int, str]:
     coding, syntax = Coding(False, "<"), ""
     walk = _Walk(path, source)
     while source.at(offset, 2) == b"\x02\x00":
-        tag, kind, start, length = walk.element(offset, source.size, coding)
+        tag, _, start, length = walk.element(offset, source.size, coding)
         if length == UNDEFINED:
             raise walk.fault(tag, offset, "a length that is not stated")
         if tag == 0x00020010:
@@ -255,8 +276,8 @@ class _Walk:
     def fault(self, tag: int, offset: int, what: str) -> DataError:
         """Return what to raise about an element."""
         return DataError(
-            f"{self._path}: expected whole DICOM elements, got {what} in the element ({tag >> 16:04X},{tag & 0xFFFF:04X}"
-            f") at byte {offset:,}. The file is damaged or cut short: get it again."
+            f"{self._path}: expected whole DICOM elements, got {what} in the element "
+            f"({tag >> 16:04X},{tag & 0xFFFF:04X}) at byte {offset:,}. The file is damaged or cut short: get it again."
         )
 
     def value(self, tag: int, offset: int, length: int) -> bytes:
@@ -269,24 +290,27 @@ class _Walk:
         """Return tag, type (``b""`` where none is written), start and length of the value of an element."""
         self._left -= 1
         start = self._source.at(offset, 12)
-        if len(start) < 8 or offset + 8 > end:
-            raise self.fault(0, offset, f"{len(start)} bytes of an element's beginning")
-        order = coding.order
-        group, number = struct.unpack_from(f"{order}HH", start)
+        if len(start) < 12:  # the end of what there is
+            if len(start) < 8:
+                raise self.fault(0, offset, f"{len(start)} bytes of an element's beginning")
+            start += bytes(4)
+        group, number, kind, length, longer = _HEADS[coding.order](start)
         tag = group << 16 | number
         if self._left < 0:
             raise self.fault(tag, offset, f"more than {MAX_ELEMENTS:,} elements, the last")
-        kind, size = start[4:6], 8
-        if coding.implicit or group == 0xFFFE or not (b"AA" <= kind <= b"ZZ" and kind.isalpha()):
-            kind, length = b"", struct.unpack_from(f"{order}I", start, 4)[0]
-        elif kind in _LONG or (kind not in _SHORT and start[6:8] == b"\0\0" and len(start) == 12):
-            if len(start) < 12:
-                raise self.fault(tag, offset, f"{len(start)} bytes of an element's beginning")
-            size, length = 12, struct.unpack_from(f"{order}I", start, 8)[0]
-        else:
-            length = struct.unpack_from(f"{order}H", start, 6)[0]
+        size = 8
+        if coding.implicit or group == 0xFFFE:
+            kind, length = b"", _LENGTHS[coding.order](start, 4)[0]
+        elif kind in _SHORT:
+            pass
+        elif not (b"AA" <= kind <= b"ZZ" and kind.isalpha()):  # an element without its type among others with it
+            kind, length = b"", _LENGTHS[coding.order](start, 4)[0]
+        elif kind in _LONG or not length:
+            size, length = 12, longer
         at = offset + size
-        if length != UNDEFINED and at + length > end and not (self._partial and tag in PIXEL_TAGS):
+        if length == UNDEFINED and at <= end:
+            return tag, kind, at, length
+        if at + length > end and not (self._partial and tag in PIXEL_TAGS):
             raise self.fault(tag, offset, f"{length:,} bytes where {max(0, end - at):,} are left")
         return tag, kind, at, length
 
@@ -304,6 +328,9 @@ class _Walk:
             if top and self.pixels is not None and self._only_zeros(offset, end):
                 return values, end
             tag, kind, start, length = self.element(offset, end, coding)
+            if length != UNDEFINED and tag not in wanted and tag not in PIXEL_TAGS and tag < 0xFFFE0000:
+                offset = start + length
+                continue
             if tag >> 16 == 0xFFFE:
                 if delimited and tag == _ITEM_END:
                     return values, start

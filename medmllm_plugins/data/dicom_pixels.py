@@ -77,13 +77,17 @@ def stored_frame(path: Path, source: Source, layout: Layout, index: int) -> npt.
 
 def grey_frame(header: Header, source: Source, index: int) -> npt.NDArray[np.float32]:
     """Read a frame of grey values ``[rows, columns]`` after slope and intercept; MONOCHROME1 is left as it is."""
-    values = stored_frame(header.path, source, header.layout, index).astype(np.float64)
+    stored = stored_frame(header.path, source, header.layout, index)
     slope, intercept = (numbers[index if len(numbers) > 1 else 0] for numbers in (header.slopes, header.intercepts))
+    whole = slope == int(slope) and intercept == int(intercept) and stored.dtype.kind in "iu"
+    exact = whole and stored.dtype.itemsize <= 2 and abs(slope) * 2**16 + abs(intercept) <= 2**24
+    # Whole numbers up to 2 ** 24 are exact in single precision too, which takes half the time.
+    values: npt.NDArray[np.floating] = stored.astype(np.float32 if exact else np.float64)
     if (slope, intercept) != (1.0, 0.0):
-        values *= slope
-        values += intercept
+        np.multiply(values, slope, out=values)
+        np.add(values, intercept, out=values)
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is refused later
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
 
 
 def colour_frame(header: Header, source: Source, index: int) -> npt.NDArray[np.uint8]:

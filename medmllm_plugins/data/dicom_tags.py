@@ -255,8 +255,8 @@ def _layout(path: Path, elements: Elements, tags: Tags) -> Layout:
         )
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= high + 1 <= allocated:
         raise DataError(
-            f"{path}: expected 1, 8, 16, 32 or 64 bits allocated and no more in use, got {allocated} allocated, {stored} "
-            f"stored and {high} as the high bit. Correct the header."
+            f"{path}: expected 1, 8, 16, 32 or 64 bits allocated and no more in use, got {allocated} allocated, "
+            f"{stored} stored and {high} as the high bit. Correct the header."
         )
     photometric = tags.text(0x00280004).upper() or "MONOCHROME2"
     wanted = 1 if photometric in GREY or photometric == PALETTE else 3 if photometric in _COLOURS else 0
@@ -297,8 +297,8 @@ def _check_length(path: Path, layout: Layout) -> None:
         why = "cut short" if length < wanted else "damaged, or its header was changed"
         raise DataError(
             f"{path}: expected {layout.frames} x {layout.rows} x {layout.columns} pixels of {layout.samples} x "
-            f"{layout.allocated} bits ({wanted:,} bytes), got {length:,} bytes of pixel data. The file is {why}: export "
-            "it again, or use on_error=skip to leave it out."
+            f"{layout.allocated} bits ({wanted:,} bytes), got {length:,} bytes of pixel data. The file is {why}: "
+            "export it again, or use on_error=skip to leave it out."
         )
 
 
@@ -339,8 +339,8 @@ class Tags:
             return default
         if len(value) < 2 or len(value) > 4:
             raise DataError(
-                f"{self._path}: expected a whole number of 16 bits in the tag ({tag >> 16:04X},{tag & 0xFFFF:04X}), got "
-                f"{len(value)} bytes. Correct the header."
+                f"{self._path}: expected a whole number of 16 bits in the tag ({tag >> 16:04X},{tag & 0xFFFF:04X}), "
+                f"got {len(value)} bytes. Correct the header."
             )
         return int(struct.unpack_from(f"{self._order}H", value)[0])
 

@@ -59,8 +59,8 @@ class PictureOptions:
             return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]
         if int(self.frame) > count:
             raise DataError(
-                f"{path}: expected at least {self.frame} frames, got {count}. Choose with frame=first, middle, all or a "
-                "smaller number."
+                f"{path}: expected at least {self.frame} frames, got {count}. Choose with frame=first, middle, all or "
+                "a smaller number."
             )
         return [int(self.frame) - 1]
 
