@@ -37,30 +37,8 @@ Wanted: TypeAlias = Mapping[int, "Wanted | None"]
 Values: TypeAlias = "dict[int, bytes | list[Values]]"
 """Raw bytes of a tag; of a sequence, its items."""
 
-_LONG: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT: Final = frozenset(
-    (
-        *(
-            b"AE",
-            b"AS",
-            b"AT",
-            b"CS",
-            b"DA",
-            b"DS",
-            b"DT",
-            b"FD",
-            b"FL",
-            b"IS",
-            b"LO",
-            b"LT",
-            b"PN",
-            b"SH",
-            b"SL",
-            b"SS",
-        ),
-        *(b"ST", b"TM", b"UI", b"UL", b"US"),
-    )
-)
+_LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _HEADS: Final = {order: struct.Struct(f"{order}HH2sHI").unpack for order in "<>"}
 _LENGTHS: Final = {order: struct.Struct(f"{order}I").unpack_from for order in "<>"}
 _CHUNK: Final = 1 << 14
@@ -293,7 +271,7 @@ class _Walk:
         if len(start) < 12:  # the end of what there is
             if len(start) < 8:
                 raise self.fault(0, offset, f"{len(start)} bytes of an element's beginning")
-            start += bytes(4)
+            start = start.ljust(12, b"\0")
         group, number, kind, length, longer = _HEADS[coding.order](start)
         tag = group << 16 | number
         if self._left < 0:

@@ -36,9 +36,7 @@ Case = Callable[[Path], object]
 
 def picture_bytes(form: str, size: tuple[int, int] = (16, 12), mode: str = "L") -> bytes:
     buffer = io.BytesIO()
-    Image.linear_gradient("L").resize(size).convert(mode).save(
-        buffer, form, **({"quality": 90} if form == "JPEG" else {})
-    )
+    Image.linear_gradient("L").resize(size).convert(mode).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -191,10 +189,10 @@ def test_files_that_lie_are_refused_at_once(tmp_path: Path, case: Case) -> None:
     started = time.process_time()
     with pytest.raises(DataError, match=r"lie\.dcm: expected"):
         read_dicom_image(path)
-    with pytest.raises(DataError, match=r"lie\.dcm: expected"):
+    with pytest.raises(DataError, match=r"lie\.dcm: expected") as caught:
         read_volume(path)
     assert time.process_time() - started < 4
-    assert "\n" not in str(pytest.raises(DataError, read_dicom_image, path).value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_size_of_pixels_is_checked_from_the_header_alone(tmp_path: Path) -> None:
