@@ -292,7 +292,7 @@ def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int
     voxels = math.prod(first.size[:2]) * count
     if voxels > MAX_VOXELS:
         raise DataError(f"{path}: expected at most {MAX_VOXELS} voxels, found more; crop or resample the volume.")
-    check_decoded_size(path, voxels * -(-first.layout.allocated // 8))
+    check_decoded_size(path, voxels * max(2, first.layout.allocated // 8))
     if count == 1:
         return _single(path, first), [0]
     for name in ("size", "photometric"):
