@@ -86,10 +86,12 @@ def _divided(facts: Sequence[tuple[DicomDocument, _Facts]]) -> list[str]:
             counts[name] = f"{len(divided)} of {len(members)} {name}"
     if not counts:
         return []
+    where = f"and {crossing or 'none'} of them in several folds"
+    if crossing:
+        where += ", so that a test fold may show patients of the train fold"
     return [
-        f"By the identifiers in the DICOM headers, {', '.join(counts.values())} have documents in several groups, and "
-        f"{crossing or 'none'} of them in several folds, so that a test fold may show patients of the train fold. Give "
-        "a column of patients as the group (--group COLUMN)."
+        f"By the identifiers in the DICOM headers, {', '.join(counts.values())} have documents in several groups, "
+        f"{where}. Give a column of patients as the group (--group COLUMN)."
     ]
 
 

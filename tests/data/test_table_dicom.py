@@ -148,7 +148,11 @@ def test_series_in_several_groups_are_counted(tmp_path: Path, grouped: str, capl
     for index in range(12):
         patient = index // 3
         colour(tmp_path / f"{index}.dcm", extra={0x00100020: ("LO", f"{MARKER}{patient}"), **series_uid(patient)})
-        fold = ("train", "train", "test")[index % 3] if grouped == "slice" else ("train", "test")[patient % 2]
+        fold = (
+            ("train", "train", "test")[index % 3]
+            if grouped == "slice"
+            else ("train", "test", "validation", "train")[patient]
+        )
         group = patient if grouped == "patient" else index
         rows.append(f"{index}.dcm,{('benign', 'malignant')[patient // 2]},{group},{fold}")
     write_rows(tmp_path, rows, "image,label,group,fold")
