@@ -104,6 +104,7 @@ def _add_task_commands(commands: Any) -> None:
     new.add_argument("--modality", default="", metavar="TEXT", help='what the images are: "chest X-ray"')
     new.add_argument("--multilabel", action="store_true", help="an image may have several classes, or none")
     new.add_argument("--ordinal", action="store_true", help="the classes are grades, in the order of --classes")
+    new.add_argument("--frame", help="first, middle, all or a number: which frame of DICOM films (cine) is shown")
     new.add_argument("--unit", choices=("HU", "any"), help="HU: NIfTI, NRRD or npy volumes are CT in Hounsfield units")
     new.add_argument("--overwrite", action="store_true", help="replace the task of that name")
     new.add_argument("--output", default="", metavar="DIR", help="folder for the task file, instead of your own tasks'")

@@ -10,7 +10,7 @@ from typing import Final
 from medmllm_plugins.data.csv_rows import Row
 from medmllm_plugins.data.picture_files import ARRAY, may_be_dicom, open_array
 from medmllm_plugins.data.table import FOLD_NAMES
-from medmllm_plugins.data.user_files import NotFound, UserFiles, list_files
+from medmllm_plugins.data.user_files import NotFound, UserFiles, WithoutPicture, list_files
 from medmllm_plugins.errors import DataError, OptionError, shown
 
 NO_COLUMN: Final = "none"
@@ -183,7 +183,7 @@ def _found(rows: Sequence[Row], column: str, files: UserFiles) -> tuple[int, Pat
     for row in rows[:_LOOKED_AT]:
         try:
             path = files.find(row[column]) if row[column] else None
-        except NotFound:
+        except (NotFound, WithoutPicture):
             continue
         if path is not None:
             named[path] = None
@@ -208,10 +208,10 @@ def _is_volume(path: Path) -> bool:
             return True
         return False
     if may_be_dicom(path):
-        from medmllm_plugins.data.dicom import dicom_geometry
+        from medmllm_plugins.data.dicom import shows_volume
 
         try:
-            return dicom_geometry(path).size[2] > 1
+            return shows_volume(path)
         except DataError:  # it is reported when the whole set is read
             return False
     return False

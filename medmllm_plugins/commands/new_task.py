@@ -58,6 +58,7 @@ class Wishes:
         overwrite: whether a task file of that name may be replaced.
         output: the folder for the task file; default: that of the user's own tasks.
         unit: ``"HU"`` for CT volumes in files that do not say what their values mean.
+        frame: which frame of DICOM films is shown.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Wishes:
     overwrite: bool = False
     output: str = ""
     unit: str | None = None
+    frame: str | None = None
 
 
 def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
@@ -291,6 +293,8 @@ def _declare(wishes: Wishes) -> tuple[DatasetSpec, list[str]]:
         if any(label.replace(".", "").isdigit() for label in labels):
             example = ",".join(f"{label}=NAME" for label in labels[:3])
             notes.append(f"classes are numbers, which say nothing to a model; name them with --classes {example}")
+    if wishes.frame is not None:
+        options["frame"] = wishes.frame
     if wishes.unit is not None:
         options["unit"] = wishes.unit
     elif depth == 3:

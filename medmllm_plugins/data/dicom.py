@@ -1,11 +1,10 @@
-"""DICOM through SimpleITK: series folders, multi-frame files, single slices and pictures.
+"""DICOM: series folders, multi-frame files, single slices and pictures, colour or grey.
 
-SimpleITK's DICOM reader (GDCM) applies the rescale slope and intercept, so nothing here does it again. Three things it
-does without a word are undone or refused here: it replaces spacings it cannot use by 1 mm, it ignores slopes it cannot
-read, and it inverts MONOCHROME1.
+Headers are parsed within the length of their files (:mod:`medmllm_plugins.data.dicom_elements`), pixels decoded only
+once header and file agree (:mod:`medmllm_plugins.data.dicom_pixels`).
 
 No name, number, date or description of a patient leaves this module: of the header only tags about pixels and geometry
-are read, errors never quote a header value that is text, and the reader's own messages, which may, are dropped.
+are read, errors never quote a header value that is text, and decoders' own messages, which may, are dropped.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -15,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,16 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
-from medmllm_plugins.data.dicom_tags import Header, Tags, is_dicom, read_header
-from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite, read_pixels
-from medmllm_plugins.data.windows import Unit, to_grey
+from medmllm_plugins.data.decode_limit import check_decoded_size
+from medmllm_plugins.data.decoder_process import CHILDREN
+from medmllm_plugins.data.dicom_codestreams import RLE
+from medmllm_plugins.data.dicom_elements import open_source
+from medmllm_plugins.data.dicom_kinds import count_kinds, kind_without_pictures
+from medmllm_plugins.data.dicom_pixels import colour_frame, grey_frame
+from medmllm_plugins.data.dicom_tags import Header, header_of, is_dicom, read_header
+from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite
+from medmllm_plugins.data.picture_options import DEFAULT, PictureOptions, side_by_side
+from medmllm_plugins.data.windows import Unit, to_grey, window_bounds
 from medmllm_plugins.errors import DataError
 
 _FILE_NAMES = frozenset({"", ".dcm", ".dicom", ".ima"})
@@ -50,6 +57,21 @@ class Scan:
     image: sitk.Image
     unit: Unit
     single: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What :func:`dicom_picture_facts` found.
+
+    Attributes:
+        size: width and height in pixels.
+        frames: number of frames.
+        burned_in: whether the header says that text is burned into the picture, which may name the patient.
+    """
+
+    size: tuple[int, int]
+    frames: int
+    burned_in: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +116,42 @@ def read_dicom(path: Path) -> Scan:
     headers = _headers(path)
     geometry, order = _geometry(path, headers)
     first = headers[0]
+    voxels = np.empty(geometry.size[::-1], dtype=np.float32)
     if len(headers) == 1:
-        voxels = _stored_sense(first)[order]
+        _fill(voxels, first, order)
     else:
-        voxels = np.empty(geometry.size[::-1], dtype=np.float32)
-        for place, index in enumerate(order):
-            voxels[place] = _stored_sense(headers[index])[0]
+        _fill_from_files(voxels, headers, order)
     unit: Unit = "HU" if all(header.unit == "HU" for header in headers) else "any"
     if first.photometric == "MONOCHROME1" and unit != "HU":
-        voxels = (voxels.max() + voxels.min()) - voxels
+        np.subtract(voxels.max() + voxels.min(), voxels, out=voxels)
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(geometry.spacing)
     image.SetDirection(geometry.direction)
     return Scan(image=image, unit=unit, single=geometry.size[2] == 1)
+
+
+def _fill(voxels: npt.NDArray[np.float32], header: Header, order: Sequence[int]) -> None:
+    """Read the frames of a file into their places."""
+    with open_source(header.path) as source:
+        header, content = header_of(header.path, source)
+        for place, index in enumerate(order):
+            voxels[place] = grey_frame(header, content, index)
+
+
+def _fill_from_files(voxels: npt.NDArray[np.float32], headers: Sequence[Header], order: Sequence[int]) -> None:
+    """Read files of one frame into their places; compressed ones by as many threads as there are decoders."""
+
+    def read(place: int) -> None:
+        _fill(voxels[place : place + 1], headers[order[place]], [0])
+
+    layouts = [header.layout for header in headers]
+    if not any(layout.element.fragments is not None and layout.syntax != RLE for layout in layouts):
+        for place in range(len(order)):
+            read(place)
+        return
+    with ThreadPoolExecutor(max_workers=CHILDREN) as pool:
+        for _ in pool.map(read, range(len(order))):
+            pass
 
 
 def dicom_geometry(path: Path) -> Geometry:
@@ -118,35 +163,72 @@ def dicom_geometry(path: Path) -> Geometry:
     return _geometry(path, _headers(path))[0]
 
 
-def read_dicom_image(path: Path) -> Image.Image:
-    """Read one DICOM picture as RGB, such as a radiograph, a mammogram or an ultrasound image.
+def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
+    """Read one DICOM picture as RGB, such as a radiograph, a mammogram, an ultrasound image or frames of a film.
 
-    Colour (RGB, YBR, palette) is decoded as it is. Grey values go through the header's window (the first one if there
-    are several; VOI LUT function LINEAR, LINEAR_EXACT or SIGMOID, DICOM PS3.3 C.11.2), or from smallest to largest
-    where it has none or one without width; a constant picture is black. MONOCHROME1 is inverted. Look-up tables in
-    sequences (Modality LUT, VOI LUT) are not applied, as SimpleITK does not show them.
+    Colour (RGB, YBR, palette) is shown as it is, of more than 8 bits by its upper ones. Grey values go through the
+    window of ``options``, else the header's (the first one if there are several; VOI LUT function LINEAR, LINEAR_EXACT
+    or SIGMOID, DICOM PS3.3 C.11.2), or from smallest to largest where it has none or one without width; a constant
+    picture is black. MONOCHROME1 is inverted. Look-up tables in sequences (Modality LUT, VOI LUT) are not applied.
+    Spacing, orientation and position are not looked at.
 
     Args:
-        path: a DICOM file of one frame.
+        path: a DICOM file.
+        options: which frame of a film, and through which window.
 
     Returns:
-        The picture in mode ``RGB``.
+        The picture in mode ``RGB``; of several frames a montage of them.
 
     Raises:
-        DataError: the file is no DICOM, damaged, of several frames, or of colours with more than 8 bits.
+        DataError: the file is no DICOM, damaged or without pixels; it has no frame of that number; or the window does
+            not go with its unit.
+    """
+    with open_source(path) as source:
+        header, content = header_of(path, source, placed=False)
+        chosen = options.frames(path, header.size[2])
+        check_decoded_size(path, len(chosen) * math.prod(header.size[:2]) * 3)
+        if header.channels == 3:
+            if options.window is not None:
+                raise DataError(f"{path}: expected a grey picture for a window, got colours. Leave `window` out.")
+            pictures = [Image.fromarray(colour_frame(header, content, index)) for index in chosen]
+        else:
+            pictures = list(
+                _grey_pictures(header, [finite(grey_frame(header, content, i), path) for i in chosen], chosen, options)
+            )
+    return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
+
+
+def _grey_pictures(
+    header: Header, frames: Sequence[npt.NDArray[np.float32]], chosen: Sequence[int], options: PictureOptions
+) -> Iterator[Image.Image]:
+    """Frames as a viewer shows them; without a window all share one range."""
+    lowest, highest = min(float(one.min()) for one in frames), max(float(one.max()) for one in frames)
+    for values, index in zip(frames, chosen, strict=True):
+        if options.window is not None:
+            grey = to_grey(values, *window_bounds(values, options.window, header.unit))
+        else:
+            grey = _through_window(header.windows[index if len(header.windows) > 1 else 0], values, lowest, highest)
+        yield Image.fromarray(255 - grey if header.photometric == "MONOCHROME1" else grey).convert("RGB")
+
+
+def dicom_picture_facts(path: Path) -> PictureFacts:
+    """Return what a picture's header tells beside its pixels.
+
+    Raises:
+        DataError: see :func:`read_dicom_image`.
+    """
+    header = read_header(path, placed=False)
+    return PictureFacts(header.size[:2], header.size[2], header.burned_in)
+
+
+def shows_volume(path: Path) -> bool:
+    """Whether a file holds a volume: several grey frames whose places in the patient are stated.
+
+    Raises:
+        DataError: see :func:`read_dicom`.
     """
     header = read_header(path)
-    if header.size[2] != 1:
-        raise DataError(f"{path}: expected one picture, found {header.size[2]} frames; read the file as a volume.")
-    if header.channels == 3:
-        colours = sitk.GetArrayFromImage(read_pixels(header.reader, path))
-        if colours.dtype != np.uint8:
-            raise DataError(f"{path}: expected colours of 8 bits, found {colours.dtype}; convert the file to 8 bits.")
-        return Image.fromarray(colours[0])
-    if header.channels != 1:
-        raise DataError(f"{path}: expected 1 or 3 values a pixel, found {header.channels}.")
-    grey = _through_window(header, finite(_stored_sense(header)[0], path))
-    return Image.fromarray(255 - grey if header.photometric == "MONOCHROME1" else grey).convert("RGB")
+    return header.size[2] > 1 and header.channels == 1 and len(header.positions) == header.size[2]
 
 
 def _headers(path: Path) -> list[Header]:
@@ -162,11 +244,14 @@ def _headers(path: Path) -> list[Header]:
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and entry.name != "DICOMDIR"]
     # Endings such as .1 or .73549 are parts of identifiers that serve as names.
     files = [file for file in files if _claims(file) or is_dicom(file)]
+    kinds = {file: kind_without_pictures(file) for file in files}
+    files = [file for file in files if kinds[file] is None]
     if not files:
         folders = sum(entry.is_dir() for entry in entries)
+        others = count_kinds(kind for kind in kinds.values() if kind)
         raise DataError(
-            f"{path}: expected the DICOM files of one series, found none and {folders} folders; name the folder that "
-            "holds the slices."
+            f"{path}: expected the DICOM files of one series, got none{f' ({others})' if others else ''} and {folders} "
+            "folders. Name the folder that holds the slices."
         )
     headers = [read_header(file) for file in files]
     _check_one_series(path, headers)
@@ -204,8 +289,10 @@ def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int
     """The geometry of the stack, and which slice or frame comes at each place of it."""
     first = headers[0]
     count = len(headers) if len(headers) > 1 else first.size[2]
-    if math.prod(first.size[:2]) * count > MAX_VOXELS:
+    voxels = math.prod(first.size[:2]) * count
+    if voxels > MAX_VOXELS:
         raise DataError(f"{path}: expected at most {MAX_VOXELS} voxels, found more; crop or resample the volume.")
+    check_decoded_size(path, voxels * max(2, first.layout.allocated // 8))
     if count == 1:
         return _single(path, first), [0]
     for name in ("size", "photometric"):
@@ -234,8 +321,7 @@ def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int
 
 
 def _single(path: Path, header: Header) -> Geometry:
-    assumed = header.reader.GetSpacing()
-    spacing = (*(header.spacing or assumed[:2]), assumed[2] if len(assumed) > 2 else 1.0)
+    spacing = (*(header.spacing or header.assumed[:2]), header.assumed[2])
     check_spacing(spacing, path)
     direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     return Geometry(header.size, spacing, _direction(path, header.orientation) if header.orientation else direction)
@@ -301,29 +387,12 @@ def _check_near(path: Path, what: str, values: Sequence[tuple[float, ...] | None
         )
 
 
-def _stored_sense(header: Header) -> npt.NDArray[np.float32]:
-    """The pixels ``[frames, rows, columns]`` after slope and intercept, with GDCM's inversion of MONOCHROME1 undone.
-
-    GDCM turns a stored value s into c - s before the rescale, c being the largest stored value (-1 where signed), so
-    that value and inverted value add up to slope * c + 2 * intercept.
-    """
-    image = read_pixels(header.reader, header.path)
-    voxels = sitk.GetArrayFromImage(image).astype(np.float64).reshape(header.size[::-1])
-    if header.photometric == "MONOCHROME1":
-        tags = Tags(header.path, header.reader)
-        signed = tags.number("0028|0103", "Pixel Representation", 0.0) != 0
-        largest = -1.0 if signed else 2.0 ** tags.number("0028|0101", "Bits Stored", 16.0) - 1.0
-        voxels = header.slope * largest + 2 * header.intercept - voxels
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is refused later
-        return voxels.astype(np.float32)
-
-
-def _through_window(header: Header, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    tags = Tags(header.path, header.reader)
-    centre, width = (tags.number(tag, "Window", math.nan) for tag in ("0028|1050", "0028|1051"))
+def _through_window(
+    window: tuple[float, float, str], values: npt.NDArray[np.float32], lowest: float, highest: float
+) -> npt.NDArray[np.uint8]:
+    centre, width, function = window
     if not width > 0 or math.isnan(centre):
-        return to_grey(values, float(values.min()), float(values.max()))
-    function = tags.text("0028|1056")
+        return to_grey(values, lowest, highest)
     if function == "SIGMOID":
         share = 1 / (1 + np.exp(np.clip(-4 * (values.astype(np.float64) - centre) / width, -500, 500)))
         return np.rint(share * 255).astype(np.uint8)

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from medmllm_plugins.data.dicom_elements import starts_like_dicom
 from medmllm_plugins.data.images import MAX_PIXELS, SUFFIXES, read_rgb, to_rgb
+from medmllm_plugins.data.picture_options import DEFAULT, PictureOptions
 from medmllm_plugins.errors import DataError, shown
 
 ARRAY = ".npy"
@@ -17,7 +19,7 @@ _NUMPY_MAGIC = b"\x93NUMPY"
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its name, or by its prefix where the name has no ending or a number for one.
+    """Whether a file is DICOM by its name, or by how it begins where the name has no ending or a number for one.
 
     Scanners name files by identifiers, such as ``1.2.840.10008.1`` or ``IM000001``.
     """
@@ -28,7 +30,7 @@ def may_be_dicom(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
+            return starts_like_dicom(opened.read(132))
     except OSError:
         return False
 
@@ -39,7 +41,7 @@ def is_picture(path: Path) -> bool:
     return suffix in SUFFIXES or suffix == ARRAY or may_be_dicom(path)
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
     """Read a picture as RGB, 8 bit per channel.
 
     - Image files: see :func:`medmllm_plugins.data.images.read_rgb`; of several frames the first is read.
@@ -47,17 +49,24 @@ def read_picture(path: Path) -> Image.Image:
       types are scaled so that the smallest and largest become 0 and 255, as arrays say nothing of the range in use.
     - DICOM: see :func:`medmllm_plugins.data.dicom.read_dicom_image`.
 
+    Args:
+        path: the file.
+        options: which frame of a DICOM film, and through which window DICOM is shown.
+
     Raises:
-        DataError: the file is missing, empty, damaged, cut short or not what its name says.
+        DataError: the file is missing, empty, damaged, cut short or not what its name says; or a window is asked for
+            of a file that is no DICOM.
     """
     suffix = path.suffix.lower()
+    if options.window is not None and (suffix in SUFFIXES or suffix == ARRAY):
+        raise DataError(f"{path}: expected a DICOM file for a window, got {suffix}. Leave `window` out for this set.")
     if suffix in SUFFIXES:
         return read_rgb(path)
     if suffix == ARRAY:
         return _to_picture(path, open_array(path))
     from medmllm_plugins.data.dicom import read_dicom_image  # SimpleITK is slow to import
 
-    return read_dicom_image(path)
+    return read_dicom_image(path, options)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -76,9 +85,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     if suffix == ARRAY:
         height, width = open_array(path).shape[:2]
         return width, height
-    from medmllm_plugins.data.dicom import dicom_geometry
+    from medmllm_plugins.data.dicom import dicom_picture_facts
 
-    return dicom_geometry(path).size[:2]
+    return dicom_picture_facts(path).size
 
 
 def open_array(path: Path) -> npt.NDArray[np.generic]:

@@ -17,6 +17,8 @@ from PIL import Image
 
 from medmllm_plugins.data.class_folders import repeated_ids
 from medmllm_plugins.data.csv_rows import read_rows
+from medmllm_plugins.data.dicom_kinds import count_kinds
+from medmllm_plugins.data.dicom_set_checks import DicomDocument, doubts
 from medmllm_plugins.data.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.duplicates import join_groups
 from medmllm_plugins.data.faults import Faults, relative
@@ -24,8 +26,9 @@ from medmllm_plugins.data.folds import grouped_folds, rarest_labels
 from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.leaks import MAX_COMPARED, picture_facts, similar, voxels_digest
 from medmllm_plugins.data.picture_files import picture_size, read_picture
+from medmllm_plugins.data.picture_options import PictureOptions
 from medmllm_plugins.data.spec import DatasetSpec
-from medmllm_plugins.data.user_files import NotFound, UserFiles, list_files, without_ending
+from medmllm_plugins.data.user_files import NotFound, UserFiles, WithoutPicture, list_files, without_ending
 from medmllm_plugins.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -72,6 +75,8 @@ class TableOptions:
         names: what the table says, in cells or as the name of a column of 0 and 1, to the class it means, where the two
             differ (``{"0": normal, "1": pneumonia}``).
         unit: ``"HU"`` for CT volumes in files that cannot say so (all but DICOM).
+        frame: which frame of a DICOM film is shown, see :class:`medmllm_plugins.data.picture_options.PictureOptions`.
+        window: through which window DICOM pictures are shown, see the same.
     """
 
     labels: tuple[str, ...]
@@ -87,6 +92,13 @@ class TableOptions:
     no_finding: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     unit: str | None = None
+    frame: str | None = None
+    window: str | None = None
+
+    @property
+    def picture(self) -> PictureOptions:
+        """How pictures are shown."""
+        return PictureOptions(self.frame or "middle", self.window)
 
 
 def table_options(spec: DatasetSpec) -> TableOptions:
@@ -160,6 +172,9 @@ def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
         raise DataError(f"{spec.title}: `no_finding` is for multi-label sets.")
     if options.unit not in (None, "HU", "any") or (options.unit and spec.dimensions != 3):
         raise DataError(f'{spec.title}: expected `unit` to be "HU" or "any", in a set of volumes, found otherwise.')
+    if (options.frame or options.window) and spec.dimensions != 2:
+        raise DataError(f"{spec.title}: `frame` and `window` are options of sets of images, got a set of volumes.")
+    options.picture  # noqa: B018  # raises where a value is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +234,14 @@ class Table(FileLayout):
 
         listed = [entry for entry in listed if entry.path in found]
         groups = _joined(listed, [found[entry.path] for entry in listed])
+        folds = _folds(listed, groups)
+        rows = list(zip(listed, groups, folds, strict=True))
+        frame = table_options(spec).frame if spec.dimensions == 2 else ""
+        for doubt in doubts([DicomDocument(entry.path, group, fold) for entry, group, fold in rows], frame=frame):
+            logger.warning("%s: %s", spec.title, doubt)
         return [
             Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
-            for entry, group, fold in zip(listed, groups, _folds(listed, groups), strict=True)
+            for entry, group, fold in rows
         ]
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
@@ -231,7 +251,8 @@ class Table(FileLayout):
         :func:`medmllm_plugins.data.volumes.read_volume` for the errors.
         """
         path = folder / document.image
-        return _volume(path, table_options(spec)) if spec.dimensions == 3 else read_picture(path)
+        options = table_options(spec)
+        return _volume(path, options) if spec.dimensions == 3 else read_picture(path, options.picture)
 
     def look(self, spec: DatasetSpec, folder: Path, path: Path) -> Seen:
         """Read a file whole, as the check before an evaluation; a subclass may know a cheaper one.
@@ -241,7 +262,7 @@ class Table(FileLayout):
         """
         if spec.dimensions == 3:
             return Seen(voxels_digest(_volume(path, table_options(spec))))
-        facts = picture_facts(read_picture(path))
+        facts = picture_facts(read_picture(path, table_options(spec).picture))
         return Seen(facts.pixels, facts.thumbnail)
 
     def _read_all(self, spec: DatasetSpec, folder: Path, paths: Sequence[Path], faults: Faults) -> dict[Path, Seen]:
@@ -284,6 +305,11 @@ def entries(spec: DatasetSpec, folder: Path, faults: Faults) -> list[Entry]:
     files = _listed(folder, options.pattern, spec.dimensions)
     for closed in files.closed:
         faults.add(f"{closed}: expected a folder that can be listed, found that it cannot; see its permissions")
+    if files.without_pictures:
+        kinds = count_kinds(files.without_pictures.values())
+        logger.warning(
+            "%s: %d DICOM objects without pictures left out (%s)", spec.title, len(files.without_pictures), kinds
+        )
     if options.labels == (FOLDERS,):
         return _from_folders(spec, options, files, faults)
     return _from_table(spec, options, files, faults)
@@ -366,6 +392,8 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
             continue
         try:
             path = files.find(cell)
+        except WithoutPicture:  # counted with all others that are listed
+            continue
         except NotFound as error:
             faults.file(f"{where}: expected {shown(cell)} to be a file below {files.folder}, found {error}")
             continue
@@ -430,6 +458,8 @@ def _fold_lists(options: TableOptions, files: UserFiles, faults: Faults) -> dict
                 continue
             try:
                 path = files.find(line.strip())
+            except WithoutPicture:
+                continue
             except NotFound as error:
                 faults.file(f"{place}, line {number}: expected {shown(line.strip())} to be an image, found {error}")
                 continue

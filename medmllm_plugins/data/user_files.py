@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from medmllm_plugins.data.class_folders import is_litter
+from medmllm_plugins.data.dicom_kinds import kind_without_pictures
 from medmllm_plugins.data.faults import relative
 from medmllm_plugins.data.images import SUFFIXES
 from medmllm_plugins.data.picture_files import ARRAY, is_picture, may_be_dicom
@@ -22,6 +23,10 @@ _ENDINGS = (*VOLUME_ENDINGS, *sorted(SUFFIXES), ".dcm", ".dicom", ".ima")
 
 class NotFound(Exception):
     """Nothing, or more than one thing, answers to a table's cell; the text completes ``expected …, found …``."""
+
+
+class WithoutPicture(Exception):
+    """A table's cell means a DICOM object without pictures; the text is its kind."""
 
 
 def without_ending(place: str) -> str:
@@ -41,6 +46,7 @@ class UserFiles:
         series: in a set of volumes, folders that hold DICOM files, to these files, which are among ``files`` too.
         outside: those of ``files``, and links to folders, that lead out of the folder.
         closed: folders that cannot be listed.
+        without_pictures: DICOM objects that hold no picture, such as reports and plans, and their kinds.
     """
 
     folder: Path
@@ -48,6 +54,7 @@ class UserFiles:
     series: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
     outside: frozenset[Path] = frozenset()
     closed: tuple[Path, ...] = ()
+    without_pictures: dict[Path, str] = field(default_factory=dict)
 
     def find(self, cell: str) -> Path:
         """The file or series folder that a table's cell means.
@@ -58,6 +65,7 @@ class UserFiles:
 
         Raises:
             NotFound: nothing answers, several do, or the path leads out of the folder.
+            WithoutPicture: it is a DICOM object that holds none.
         """
         keys = [cell] if "\\" not in cell else [cell, PureWindowsPath(cell).as_posix()]
         for key in keys:
@@ -78,6 +86,8 @@ class UserFiles:
             listed = ", ".join(relative(path, self.folder) for path in found[:3])
             more = ", …" if len(found) > 3 else ""
             raise NotFound(f"{len(found)} files that {shown(cell)} may mean ({listed}{more}); write the whole path")
+        if found[0] in self.without_pictures:
+            raise WithoutPicture(self.without_pictures[found[0]])
         if found[0] in self.outside or any(file in self.outside for file in self.series.get(found[0], ())):
             raise NotFound("a link that leads out of the folder")
         return found[0]
@@ -107,7 +117,7 @@ class UserFiles:
 
     def _index(self, key_of: str) -> dict[str, list[Path]]:
         index: dict[str, list[Path]] = defaultdict(list)
-        for path in (*self.files, *self.series):
+        for path in (*self.files, *self.series, *self.without_pictures):
             place = relative(path, self.folder)
             whole = place if key_of in ("place", "stem") else path.name
             index[without_ending(whole) if key_of.endswith("stem") and path not in self.series else whole].append(path)
@@ -151,6 +161,7 @@ def list_files(folder: Path, pattern: str | None, dimensions: int) -> UserFiles:
     series: dict[Path, tuple[Path, ...]] = {}
     outside: set[Path] = set()
     closed: list[Path] = []
+    without: dict[Path, str] = {}
     for here, folders, names in _walk(folder, closed):
         for name in folders:
             path = here / name
@@ -166,6 +177,9 @@ def list_files(folder: Path, pattern: str | None, dimensions: int) -> UserFiles:
                 continue
             if dimensions == 3 and not dicom and not name.lower().endswith(VOLUME_ENDINGS):
                 continue
+            if _is_dicom_volume(path) and (kind := kind_without_pictures(path)) is not None:
+                without[path] = kind
+                continue
             files.append(path)
             if dicom:
                 slices.append(path)
@@ -173,7 +187,7 @@ def list_files(folder: Path, pattern: str | None, dimensions: int) -> UserFiles:
                 outside.add(path)
         if slices and here != folder:
             series[here] = tuple(slices)
-    return UserFiles(folder, tuple(files), series, frozenset(outside), tuple(closed))
+    return UserFiles(folder, tuple(files), series, frozenset(outside), tuple(closed), without)
 
 
 def _is_dicom_volume(path: Path) -> bool:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medmllm_plugins.data.dicom import dicom_geometry, read_dicom
+from medmllm_plugins.data.dicom_elements import starts_like_dicom
 from medmllm_plugins.data.gzipped import unpacked, unpacked_head
 from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite, head, open_image, read_pixels
 from medmllm_plugins.data.volume_headers import check_header, cut_short, nifti_header, not_three, wrong_content
@@ -283,7 +284,7 @@ def _kind(path: Path) -> str:
     for ending, kind in _KINDS.items():
         if name.endswith(ending):
             return kind
-    if content[128:] == b"DICM" or name.endswith((".dcm", ".dicom", ".ima")):
+    if starts_like_dicom(content) or name.endswith((".dcm", ".dicom", ".ima")):
         return "dicom"
     known = ", ".join(_KINDS)
     raise DataError(

@@ -142,7 +142,7 @@ _VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "plane": _text,
     "window": _text,
 }
-_OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole}
+_OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole, "frame": _text}
 _PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "pool": _pool,
     "floor": _choice("on", "off"),
@@ -189,6 +189,8 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
         plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
         view = {key: check(key, found[key]) for key, check in _VIEW.items() if key in found}
         options = {key: check(key, found[key]) for key, check in _OPTIONS.items() if key in found}
+        if spec.dimensions == 2 and spec.layout == "table" and "window" in view:
+            options["window"] = view.pop("window")
         own = {**_PROBING, **_ATTRIBUTING} if purpose == CLASSIFYING else _OWN[purpose]
         asked = {key: check(key, found[key]) for key, check in own.items() if key in found}
         others = sorted({*_PROBING, *_ATTRIBUTING} & set(found) - set(own))
@@ -278,5 +280,7 @@ def _check_together(settings: Settings, view: Mapping[str, Any], options: Mappin
         raise OptionError(f"{spec.title} is multi-label: expected one wording at a time, found paraphrase=all.")
     if view and spec.dimensions == 2:
         raise OptionError(f"{spec.title} holds images, not volumes: {sorted(view)} do not apply.")
-    if options and spec.layout != "medmnist":
-        raise OptionError(f"{spec.title} comes in one size: {sorted(options)} do not apply.")
+    if "size" in options and spec.layout != "medmnist":
+        raise OptionError(f"{spec.title} comes in one size: `size` does not apply.")
+    if "frame" in options and not (spec.layout == "table" and spec.dimensions == 2):
+        raise OptionError(f"{spec.title} holds no films: `frame` does not apply.")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from support.dicom_files import write_series
+from support.dicom_files import US, write_dicom, write_series
 from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli import main
@@ -161,6 +161,33 @@ def test_volumes_of_series_and_files(medmllm: Medmllm, tmp_path: Path) -> None:
     assert spec.dimensions == 3 and spec.options["unit"] == "HU"
     assert "volumes    4 (2 .nii.gz, 2 DICOM folders)" in said
     assert "spacing    between slices" in said and "size       slices 4, rows 12, columns 10" in said
+
+
+@pytest.mark.parametrize("labelled", ["table", "folders"])
+def test_colour_films_of_ultrasound(
+    medmllm: Medmllm, tmp_path: Path, labelled: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(8):
+        label = ("benign", "malignant")[index % 2]
+        frames = generator.integers(0, 256, (4, 20, 24, 3)).astype(np.uint8)
+        path = tmp_path / "us" / label / f"{index}.dcm"
+        write_dicom(path, frames, photometric="RGB", modality="US", sop=US, spacing=(0, 0), orientation=None)
+        rows.append((path.name, label))
+    labels = "folders" if labelled == "folders" else table(tmp_path / "us.csv", rows, ("file", "label"))
+    words = ("task", "new", "us", "--images", tmp_path / "us", "--labels", labels)
+    status, said, error = medmllm(*words)
+    assert status == 0, error
+    assert "images     8 (8 .dcm)" in said and "size       width 24, height 20" in said
+    assert "8 of 8 DICOM files are films" in caplog.text
+    status, _, error = medmllm(*words, "--overwrite", "--frame", "all")
+    assert status == 0, error
+    assert task_settings("us").dataset.options["frame"] == "all"
+    assert task_settings("us:frame=2").dataset.options["frame"] == "2"
+    assert task_settings("us:window=40/80").dataset.options["window"] == "40/80"
+    status, _, error = medmllm(*words, "--overwrite", "--frame", "last")
+    assert status == 1 and "Expected `frame` to be first, middle, all or a number" in error
 
 
 def test_what_stands_there_is_not_overwritten_unasked(

@@ -73,6 +73,8 @@ def test_a_declaration_may_stand_in_the_task_itself() -> None:
         ({"order": "varied", "paraphrase": "all"}, "one thing to vary at a time"),
         ({"slices": 4}, "holds images, not volumes"),
         ({"size": 64}, "comes in one size"),
+        ({"frame": "first"}, "holds no films"),
+        ({"window": "lung"}, "holds images, not volumes"),
         ({"dataset": FINDINGS, "protocol": "letter"}, "one yes/no question a finding"),
         ({"dataset": FINDINGS, "order": "varied"}, "one yes/no question a finding"),
         ({"dataset": FINDINGS, "paraphrase": "all"}, "one wording at a time"),

@@ -5,6 +5,7 @@ DICOM PS3.5 asks of an explicit little-endian file.
 """
 
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 
 CT, MR, CR, US = (f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("2", "4", "1", "6.1"))
 ENHANCED_CT = f"{CT}.1"
+EXPLICIT, DEFLATED, RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
+JPEG_BASELINE, JPEG_2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.91"
 MARKER = "ZzMarkerzZ"
 """Stands in every tag that says who the patient is."""
 
@@ -52,6 +55,8 @@ def write_dicom(
     bits: int | None = None,
     series: str = "1.2.826.1",
     extra: dict[int, tuple[str, Any]] | None = None,
+    syntax: str = EXPLICIT,
+    fragments: Sequence[bytes] | None = None,
 ) -> Path:
     """Write one file.
 
@@ -68,8 +73,10 @@ def write_dicom(
         bits: bits stored.
         series: Series Instance UID.
         extra: more tags, ``{tag: (type, value)}``; they replace those above.
+        syntax: transfer syntax; the elements are explicit and little-endian in any case, or deflated.
+        fragments: compressed pixels, in place of ``pixels``, which tell shape and type alone.
     """
-    colour = photometric in ("RGB", "YBR_FULL")
+    colour = photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
     shape = pixels.shape[:-1] if colour else pixels.shape
     size = pixels.itemsize * 8
     tags: dict[int, tuple[str, Any]] = {
@@ -118,14 +125,31 @@ def write_dicom(
             (0x00020001, "OB", b"\0\1"),
             (0x00020002, "UI", sop),
             (0x00020003, "UI", "1.2.826.2"),
-            (0x00020010, "UI", "1.2.840.10008.1.2.1"),
+            (0x00020010, "UI", syntax),
             (0x00020012, "UI", "1.2.826.4"),
         )
     )
+    if fragments is not None:
+        del tags[0x7FE00010]
     body = b"".join(element(tag, *tags[tag]) for tag in sorted(tags))
+    if fragments is not None:
+        body += encapsulated(fragments)
+    if syntax == DEFLATED:
+        packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        body = packer.compress(body) + packer.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\0" * 128 + b"DICM" + element(0x00020000, "UL", len(meta)) + meta + body)
     return path
+
+
+def encapsulated(fragments: Sequence[bytes], table: bytes = b"") -> bytes:
+    """The pixel element around compressed fragments, with an offset table that may be empty."""
+    items = [part + b"\0" * (len(part) % 2) for part in (table, *fragments)]
+    return (
+        struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)
+        + b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
+        + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    )
 
 
 def frame_tags(

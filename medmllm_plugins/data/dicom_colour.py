@@ -1,0 +1,137 @@
+"""Colours of DICOM pictures: luminance and chrominance, and palettes, as red, green and blue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from medmllm_plugins.errors import DataError
+
+# PS3.3 C.7.6.3.1.2, turned round: what Y, Cb - 128 and Cr - 128 add to red, green and blue.
+_TO_RGB: Final = np.array(
+    [[1, 1, 1], [0, -0.114 * 1.772 / 0.587, 1.772], [1.402, -0.299 * 1.402 / 0.587, 0]], np.float32
+)
+_BAND: Final = 1 << 18
+_DESCRIPTORS: Final = (0x00281101, 0x00281102, 0x00281103)
+_TABLES: Final = (0x00281201, 0x00281202, 0x00281203)
+_SEGMENTED: Final = (0x00281221, 0x00281222, 0x00281223)
+
+
+def ybr_to_rgb(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turn YBR_FULL into red, green and blue.
+
+    Args:
+        values: ``[rows, columns, 3]``, 8 bits.
+    """
+    flat = np.ascontiguousarray(values).reshape(-1, 3)
+    out = np.empty_like(flat)
+    for start in range(0, len(flat), _BAND):  # in bands, as floats take four times the memory
+        band = flat[start : start + _BAND].astype(np.float32) - np.array([0, 128, 128], np.float32)
+        out[start : start + _BAND] = np.floor(band @ _TO_RGB + 0.5).clip(0, 255)
+    return out.reshape(values.shape)
+
+
+def palette_to_rgb(
+    path: Path, values: npt.NDArray[Any], tags: Mapping[int, bytes], order: str, *, signed: bool
+) -> npt.NDArray[np.uint8]:
+    """Look values up in a palette (PS3.3 C.7.6.3.1.5 and C.7.9.2).
+
+    Args:
+        path: the file, for messages.
+        values: ``[rows, columns]`` stored values; those beyond the tables take the nearest entry.
+        tags: the raw tags of the palette.
+        order: their byte order, as ``struct`` calls it.
+        signed: whether values are signed.
+
+    Returns:
+        ``[rows, columns, 3]``.
+
+    Raises:
+        DataError: a table is missing or does not fit its descriptor.
+    """
+    tables, depths, firsts = [], [], []
+    for descriptor, table, segmented in zip(_DESCRIPTORS, _TABLES, _SEGMENTED, strict=True):
+        raw = tags.get(descriptor, b"")
+        if len(raw) < 6:
+            raise _bad(path, "one without descriptors")
+        count, _, depth = (int(number) for number in np.frombuffer(raw[:6], f"{order}u2"))
+        firsts.append(int(np.frombuffer(raw[2:4], f"{order}{'i' if signed else 'u'}2")[0]))
+        count = count or 1 << 16
+        if table in tags:
+            entries = _entries(path, tags[table], count, order)
+        else:
+            entries = _expand(path, tags.get(segmented, b""), count, depth, order)
+        tables.append(entries)
+        depths.append(depth)
+    lookup = np.stack(_padded(tables), axis=1)
+    # Where entries have 16 bits the upper 8 are shown; some writers keep 8 bits in them all the same.
+    if max(depths) > 8 and lookup.max() > 255:
+        lookup //= 256
+    index = values.astype(np.int64) - firsts[0]
+    colours: npt.NDArray[np.uint8] = lookup.clip(0, 255).astype(np.uint8)[index.clip(0, len(lookup) - 1)]
+    return colours
+
+
+def _padded(tables: Sequence[npt.NDArray[np.uint16]]) -> list[npt.NDArray[np.uint16]]:
+    longest = max(map(len, tables))
+    return [np.pad(table, (0, longest - len(table)), mode="edge") for table in tables]
+
+
+def _entries(path: Path, raw: bytes, count: int, order: str) -> npt.NDArray[np.uint16]:
+    if len(raw) >= 2 * count:
+        return np.frombuffer(raw[: 2 * count], f"{order}u2").astype(np.uint16)
+    if len(raw) < count:
+        raise _bad(path, f"tables of {len(raw):,} bytes for {count:,} entries")
+    content = np.frombuffer(raw[: count + count % 2], np.uint8)
+    if order == ">" and not len(content) % 2:  # bytes that are written as words
+        content = content.reshape(-1, 2)[:, ::-1].ravel()
+    return content[:count].astype(np.uint16)
+
+
+def _expand(path: Path, raw: bytes, count: int, depth: int, order: str) -> npt.NDArray[np.uint16]:
+    """Expand a table in segments: runs, lines, and references to segments before them."""
+    width = 1 if depth <= 8 else 2
+    data = np.frombuffer(raw[: len(raw) // width * width], f"{order}u{width}").tolist()
+    entries: list[int] = []
+    _segments(path, data, 0, len(data), entries, count, width, within=False)
+    if len(entries) != count:
+        raise _bad(path, f"segments of {len(entries):,} entries for {count:,}")
+    return np.array(entries, np.uint16)
+
+
+def _segments(
+    path: Path, data: list[int], offset: int, left: int, entries: list[int], count: int, width: int, *, within: bool
+) -> None:
+    """Append the entries of up to ``left`` segments, and never more than ``count`` in all."""
+    while left and offset + 1 < len(data) and len(entries) < count:
+        left -= 1
+        opcode, length = data[offset : offset + 2]
+        offset += 2
+        room = count - len(entries)
+        if opcode == 0:
+            entries += data[offset : offset + min(length, room)]
+            offset += length
+        elif opcode == 1 and entries and offset < len(data) and length:
+            start, end = entries[-1], data[offset]
+            steps = np.arange(1, min(length, room) + 1) / length
+            entries += np.rint(start + (end - start) * steps).astype(int).tolist()
+            offset += 1
+        elif opcode == 2 and entries and not within and length:
+            words = data[offset : offset + 4 // width]
+            if len(words) < 4 // width:
+                raise _bad(path, "segments that are cut short")
+            place = sum(word << 8 * width * index for index, word in enumerate(words))
+            _segments(path, data, place // width if width == 2 else place, length, entries, count, width, within=True)
+            offset += 4 // width
+        else:
+            raise _bad(path, "segments of another kind")
+
+
+def _bad(path: Path, got: str) -> DataError:
+    return DataError(
+        f"{path}: expected a palette of three tables that fit their descriptors, got {got}. Convert to RGB."
+    )
