@@ -83,6 +83,8 @@ class Leaks:
             are looked for, these are the k - 1 pairs with the first of them.
         test: number of documents in the test fold.
         exposed: number of those that show the same as a document of another fold.
+        test_divided: number of those with a document of their group in another fold.
+        test_leaking: number of those with either.
         random_exposed: how many documents of the test fold a plain random split, image by image, would be expected to
             expose in this way, with :data:`RANDOM_TEST` of the documents in that fold.
         random_divided: how many documents of that test fold would be expected to have one of their group outside it.
@@ -96,6 +98,8 @@ class Leaks:
     pairs: tuple[Pair, ...]
     test: int
     exposed: int
+    test_divided: int
+    test_leaking: int
     random_exposed: float
     random_divided: float
 
@@ -128,6 +132,8 @@ class Leaks:
             "pairs_with_two_labels": [pair.to_dict() for pair in self.disagreeing],
             "test_documents": self.test,
             "test_documents_exposed": self.exposed,
+            "test_documents_of_divided_groups": self.test_divided,
+            "test_documents_leaking": self.test_leaking,
             "random_split": {
                 "test_documents": round(RANDOM_TEST * self.documents, 1),
                 "test_documents_exposed": round(self.random_exposed, 1),
@@ -216,6 +222,7 @@ def find_leaks(
     pairs = tuple(Pair(documents[i], documents[j], identical) for (i, j), identical in found.items())
     exposed = {one.id for pair in pairs if pair.crosses for one in (pair.first, pair.second) if one.fold == "test"}
     divided = divided_groups(documents)
+    of_divided = {document.id for document in documents if document.fold == "test" and document.group in divided}
     sizes = Counter(document.group for document in documents)
     ends = np.array([index for pair in found for index in pair], dtype=np.intp)
     return Leaks(
@@ -227,6 +234,8 @@ def find_leaks(
         pairs=pairs,
         test=sum(document.fold == "test" for document in documents),
         exposed=len(exposed),
+        test_divided=len(of_divided),
+        test_leaking=len(exposed | of_divided),
         random_exposed=expected_exposed(np.bincount(ends, minlength=len(documents))),
         random_divided=expected_exposed(np.array([sizes[document.group] - 1 for document in documents], dtype=np.intp)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def findings(documents: int) -> None:
 
 
 @pytest.mark.parametrize("work", [several, two, findings])
-def test_time_grows_with_the_documents(work) -> None:
+def test_time_grows_with_the_documents(work: Callable[[int], None]) -> None:
     times = []
     for documents in (10_000, 50_000):
         start = time.process_time()
