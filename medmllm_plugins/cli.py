@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
+        if name in ("doctor", "datasets"):
+            command.add_argument("--all", action="store_true", help="every missing data set in full, not in one line")
         if name == "datasets":
             command.add_argument("names", nargs="*", metavar="NAME", help="these only")
             command.add_argument(
@@ -205,12 +207,13 @@ def _print(content: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from medmllm_plugins.doctor import examine
+    from medmllm_plugins.doctor import brief, examine
 
     findings = examine()
     if arguments.json:
         _print([finding.to_dict() for finding in findings])
     else:
+        findings = findings if arguments.all else brief(findings)
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
             print(f"{finding.state:<8} {finding.what:<{width}}  {finding.detail}")
@@ -290,7 +293,10 @@ def _datasets(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print(rows)
         return 0
-    for row in rows:
+    whole = arguments.all or bool(arguments.names)
+    for row in sorted(rows, key=lambda row: not row["found"]):
+        if not (whole or row["found"]):
+            continue
         print(f"{row['name']}: {row['title']}")
         print(f"    task     {row['task'] or 'none'}")
         print(f"    classes  {', '.join(row['classes'])}")
@@ -298,6 +304,9 @@ def _datasets(arguments: argparse.Namespace) -> int:
         print(f"    found    {row['found']}" if row["found"] else f"    missing  looked at {row['looked_at']}")
         if row["mend"]:
             print(f"    -> {row['mend']}")
+    if missing := [row["name"] for row in rows if not (whole or row["found"])]:
+        print(f"missing: {', '.join(missing)}")
+        print("    -> medmllm datasets NAME says where to get one; medmllm datasets --all lists all")
     return 0
 
 

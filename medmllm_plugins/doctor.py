@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.layouts import layout
@@ -18,6 +19,10 @@ from medmllm_plugins.places import DATA_VARIABLE
 from medmllm_plugins.questions.names import declared_tasks
 
 State = Literal["ok", "missing", "broken"]
+
+
+DATA_SET: Final = "data set "
+"""What the findings about data sets begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,26 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at packages, devices, the demo checkpoint, data sets and plugins, in that order."""
     return [*_packages(), _device(), _demo(), *_datasets(), *_plugins()]
+
+
+def brief(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with all missing data sets in one, at the end of the data sets that are there."""
+    missing = [found for found in findings if found.state == "missing" and found.what.startswith(DATA_SET)]
+    if len(missing) < 2:
+        return list(findings)
+    names = ", ".join(found.what.removeprefix(DATA_SET) for found in missing)
+    where = os.environ.get(DATA_VARIABLE)
+    together = Finding(
+        f"{len(missing)} other data sets",
+        "missing",
+        f"not below {Path(where).expanduser().resolve()}: {names}"
+        if where
+        else f"${DATA_VARIABLE} is not set: {names}",
+        "medmllm datasets NAME says where to get one; medmllm doctor --all lists all",
+    )
+    kept = [found for found in findings if found not in missing]
+    last = max((i for i, found in enumerate(kept) if found.what.startswith(DATA_SET)), default=len(kept) - 1)
+    return [*kept[: last + 1], together, *kept[last + 1 :]]
 
 
 def _packages() -> list[Finding]:
@@ -83,9 +108,9 @@ def _demo() -> Finding:
 
 def _datasets() -> list[Finding]:
     return [
-        Finding(f"data set {row['name']}", "ok", row["found"])
+        Finding(f"{DATA_SET}{row['name']}", "ok", row["found"])
         if row["found"]
-        else Finding(f"data set {row['name']}", "missing", f"not found at {row['looked_at']}", row["mend"])
+        else Finding(f"{DATA_SET}{row['name']}", "missing", f"not found at {row['looked_at']}", row["mend"])
         for row in datasets()
     ]
 

@@ -24,6 +24,8 @@ PACKAGES = (
     "pandas",
     "scikit-learn",
     "pillow",
+    "pydicom",
+    "nibabel",
     "SimpleITK",
 )
 

@@ -124,8 +124,13 @@ def lines(report: Report) -> list[str]:
     )
     if data.skipped:
         found += [f"left out   {len(data.skipped)} that cannot be read", *_listed(data.skipped)]
-    if leaks.leaking:
-        found.append(f"LEAK       {leaks.exposed} of {leaks.test} test {what} have a counterpart in another fold")
+    if leaks.test_leaking:
+        found.append(
+            f"LEAK       {leaks.test_leaking} of {leaks.test} test {what} have a counterpart in another fold: "
+            f"{leaks.exposed} show the same, {leaks.test_divided} are of one group"
+        )
+    elif leaks.leaking:
+        found.append("LEAK       between the train and the validation fold; the test fold has no counterpart elsewhere")
     else:
         found.append("no leak across folds")
     return [f"{report.name}: {data.spec.title}", *(f"    {line}" for line in found)]

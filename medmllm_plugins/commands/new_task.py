@@ -28,7 +28,7 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.places import tasks_folder
-from medmllm_plugins.questions.names import declared_tasks
+from medmllm_plugins.questions.names import declared_tasks, derived_tasks
 from medmllm_plugins.questions.settings import read_settings
 from medmllm_plugins.taskfiles import read_task, read_yaml
 
@@ -199,6 +199,8 @@ def tasks() -> list[dict[str, str]]:
     found = {entry.name: (entry.plugin, entry.path) for entry in get_manager().tasks().values()}
     for name, task in declared_tasks().items():
         found.setdefault(name, ("data set", task.path))
+    for name, derived in derived_tasks().items():
+        found.setdefault(name, (found[derived.base][0], derived.path))
     return [{"name": name, "from": origin, "file": str(path)} for name, (origin, path) in sorted(found.items())]
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.places import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +19,7 @@ OnError = Literal["raise", "skip"]
 ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 FAULTS_SHOWN = 20
-"""So many faults are named in an error; of the rest, the number."""
+"""So many faults are named in an error; where there are more, a file holds all."""
 
 
 class Faults:
@@ -54,13 +59,15 @@ class Faults:
         """Raise all faults as one error, or go on when there is none.
 
         Raises:
-            DataError: there is a fault that is not to be skipped; the first :data:`FAULTS_SHOWN` are shown, and the
-                total.
+            DataError: there is a fault that is not to be skipped; the first :data:`FAULTS_SHOWN` are shown, with the
+                total and, where there are more, the file that lists all.
         """
         if not self._errors:
             return
         shown = "\n".join(f"  {fault}" for fault in self._errors[:FAULTS_SHOWN])
-        more = f"\n  ... and {len(self._errors) - FAULTS_SHOWN} more" if len(self._errors) > FAULTS_SHOWN else ""
+        more = ""
+        if len(self._errors) > FAULTS_SHOWN:
+            more = f"\n  ... and {len(self._errors) - FAULTS_SHOWN} more; {_listed_in(self._title, self._errors)}"
         mend = f"\nMend these, or get the set again from {self._download}." if self._download else ""
         noun = "fault" if len(self._errors) == 1 else "faults"
         raise DataError(f"{self._title}: {len(self._errors)} {noun} in {self._place}:\n{shown}{more}{mend}")
@@ -69,7 +76,32 @@ class Faults:
         """Log the files that were left out."""
         if self.skipped:
             shown = "\n".join(f"  {fault}" for fault in self.skipped[:FAULTS_SHOWN])
-            logger.warning("%s: %d files left out (on_error=skip):\n%s", self._title, len(self.skipped), shown)
+            more = len(self.skipped) - FAULTS_SHOWN
+            rest = f"\n  ... and {more} more; the manifest of a run lists all of them" if more > 0 else ""
+            logger.warning("%s: %d files left out (on_error=skip):\n%s%s", self._title, len(self.skipped), shown, rest)
+
+
+def _listed_in(title: str, faults: Sequence[str]) -> str:
+    """Write all faults to a file outside the data set and say where it is.
+
+    The folder of what is remembered between runs is the same from wherever a command is started. A list of the same
+    set replaces the one before. Only the user may read it, as files are named after patients at times.
+    """
+    name = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:60] or "data-set"
+    folder = cache_folder()
+    try:
+        if folder is None:
+            path = Path(tempfile.mkdtemp(prefix="medmllm-")) / f"{name}.faults.txt"
+        else:
+            path = folder / "faults" / f"{name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.writelines(f"{fault}\n" for fault in faults)
+        os.replace(draft, path)
+    except OSError as error:
+        return f"they could not be written to a file ({error})"
+    return f"all of them are in {path}"
 
 
 def relative(path: Path, folder: Path) -> str:

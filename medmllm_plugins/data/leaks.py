@@ -20,15 +20,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.documents import FOLDS, Document, Fold
-from medmllm_plugins.data.duplicates import near_duplicates, thumbnail
+from medmllm_plugins.data.duplicates import THUMBNAIL, near_duplicates, thumbnail
 from medmllm_plugins.data.images import ImageFacts
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.dataset import Dataset
     from medmllm_plugins.data.volumes import Volume
 
-MAX_COMPARED = 30_000
-"""So many pictures are compared each with each, which takes a minute; of larger sets only identical ones are found."""
+MAX_COMPARED = 400_000
+"""So many pictures are compared each with each, which takes some ten minutes on two cores, and half a minute for
+100,000; of larger sets only identical ones are found."""
 RANDOM_TEST = 0.2
 """Share of the test fold in the plain random split that the report compares with, that of our own folds."""
 
@@ -82,6 +83,8 @@ class Leaks:
             are looked for, these are the k - 1 pairs with the first of them.
         test: number of documents in the test fold.
         exposed: number of those that show the same as a document of another fold.
+        test_divided: number of those with a document of their group in another fold.
+        test_leaking: number of those with either.
         random_exposed: how many documents of the test fold a plain random split, image by image, would be expected to
             expose in this way, with :data:`RANDOM_TEST` of the documents in that fold.
         random_divided: how many documents of that test fold would be expected to have one of their group outside it.
@@ -95,6 +98,8 @@ class Leaks:
     pairs: tuple[Pair, ...]
     test: int
     exposed: int
+    test_divided: int
+    test_leaking: int
     random_exposed: float
     random_divided: float
 
@@ -127,6 +132,8 @@ class Leaks:
             "pairs_with_two_labels": [pair.to_dict() for pair in self.disagreeing],
             "test_documents": self.test,
             "test_documents_exposed": self.exposed,
+            "test_documents_of_divided_groups": self.test_divided,
+            "test_documents_leaking": self.test_leaking,
             "random_split": {
                 "test_documents": round(RANDOM_TEST * self.documents, 1),
                 "test_documents_exposed": round(self.random_exposed, 1),
@@ -215,6 +222,7 @@ def find_leaks(
     pairs = tuple(Pair(documents[i], documents[j], identical) for (i, j), identical in found.items())
     exposed = {one.id for pair in pairs if pair.crosses for one in (pair.first, pair.second) if one.fold == "test"}
     divided = divided_groups(documents)
+    of_divided = {document.id for document in documents if document.fold == "test" and document.group in divided}
     sizes = Counter(document.group for document in documents)
     ends = np.array([index for pair in found for index in pair], dtype=np.intp)
     return Leaks(
@@ -226,6 +234,8 @@ def find_leaks(
         pairs=pairs,
         test=sum(document.fold == "test" for document in documents),
         exposed=len(exposed),
+        test_divided=len(of_divided),
+        test_leaking=len(exposed | of_divided),
         random_exposed=expected_exposed(np.bincount(ends, minlength=len(documents))),
         random_divided=expected_exposed(np.array([sizes[document.group] - 1 for document in documents], dtype=np.intp)),
     )
@@ -248,15 +258,17 @@ def check(data: Dataset) -> Leaks:
         return find_leaks(documents, contents, None, why="volumes are compared for identical content only")
     few = len(documents) <= MAX_COMPARED
 
-    def look(document: Document) -> tuple[str, npt.NDArray[np.float32] | None]:
-        facts = picture_facts(data.image(document))
-        return facts.pixels, facts.thumbnail if few else None
+    thumbnails = np.empty((len(documents) if few else 0, THUMBNAIL, THUMBNAIL), dtype=np.float32)
+
+    def look(index: int) -> str:
+        facts = picture_facts(data.image(documents[index]))
+        if few:
+            thumbnails[index] = facts.thumbnail
+        return facts.pixels
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        seen = list(pool.map(look, documents))
-    contents = [content for content, _ in seen]
+        contents = list(pool.map(look, range(len(documents))))
     if not few:
         why = f"more than {MAX_COMPARED} images: only identical ones were looked for"
         return find_leaks(documents, contents, None, why=why)
-    small = [thumb for _, thumb in seen if thumb is not None]
-    return find_leaks(documents, contents, np.stack(small) if small else None)
+    return find_leaks(documents, contents, thumbnails if documents else None)

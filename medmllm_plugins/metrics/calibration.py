@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medmllm_plugins.metrics.classification import Floats, Ints, ratio
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights, ratio
 from medmllm_plugins.metrics.intervals import number
 
 BINS = 15
@@ -60,16 +60,22 @@ class Calibration:
         rows = np.arange(len(p))
         self._confidence = p.max(1)
         self._right = (p.argmax(1) == truth).astype(np.float64)
-        self._brier = (p**2).sum(1) - 2 * p[rows, truth] + 1
+        brier = (p**2).sum(1) - 2 * p[rows, truth] + 1
         # A confidence on the edge of two bins belongs to the lower one.
         self._bin = np.clip(np.ceil(self._confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
-        self._gaps = np.zeros((BINS, len(p)))
-        self._gaps[self._bin, rows] = self._right - self._confidence
+        # Sorted by bin, so that the gap of a bin is one product over a stretch of documents.
+        self._order: Ints = np.argsort(self._bin, kind="stable")
+        self._gap = (self._right - self._confidence)[self._order]
+        self._brier = brier[self._order]
+        ends = np.cumsum(np.bincount(self._bin, minlength=BINS))
+        self._stretches = [slice(end - n, end) for end, n in zip(ends, np.diff(ends, prepend=0), strict=True) if n]
 
-    def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
+    def __call__(self, weights: Weights) -> tuple[Floats, Floats]:
         """Compute both for weights of shape (n, B); expected calibration error and Brier score, (B,) float64 each."""
-        total = weights.sum(0)
-        return ratio(np.abs(self._gaps @ weights).sum(0), total), ratio(self._brier @ weights, total)
+        ordered = weights.T.take(self._order, axis=1).astype(np.float64)
+        total = ordered.sum(1)
+        gaps = np.array([np.abs(ordered[:, part] @ self._gap[part]) for part in self._stretches])
+        return ratio(gaps.sum(0), total), ratio(ordered @ self._brier, total)
 
     def table(self) -> tuple[Bin, ...]:
         """The reliability diagram: one entry a bin, lowest confidences first."""

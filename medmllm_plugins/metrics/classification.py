@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.intp]
+Weights: TypeAlias = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.int32]
+"""How often each document occurs in each resample, (n, B)."""
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.classification import Floats, Ints, balanced_accuracy
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights, balanced_accuracy
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.outcome_files import load_run
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -25,6 +25,8 @@ from medmllm_plugins.metrics.tables import Tables
 FLIPS = 10_000
 EXACT_UP_TO = 12
 """Up to so many groups all sign flips are tried, above :data:`FLIPS` random ones."""
+_SIGNS = 1_000_000
+"""Signs in one array, 8 MB."""
 _NAMED = 20
 
 
@@ -108,8 +110,12 @@ def sign_flip(sums: Floats, seed: int = 0) -> float:
         signs = np.array(list(product((1.0, -1.0), repeat=len(parts)))).reshape(2 ** len(parts), len(parts))
         return float((np.abs(signs @ parts) >= observed).mean())
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, 2, size=(FLIPS, len(parts))) * 2.0 - 1.0
-    return float((1 + (np.abs(drawn @ parts) >= observed).sum()) / (FLIPS + 1))
+    at_once = max(1, _SIGNS // len(parts))
+    extreme = 0
+    for start in range(0, FLIPS, at_once):  # in parts, which draw the same signs as the whole would
+        drawn = generator.integers(0, 2, size=(min(at_once, FLIPS - start), len(parts))).astype(np.float64)
+        extreme += int((np.abs(2 * (drawn @ parts) - parts.sum()) >= observed).sum())
+    return (1 + extreme) / (FLIPS + 1)
 
 
 def compare(
@@ -155,7 +161,7 @@ def compare(
     tables = [Tables(truth, answer, len(labels)) for answer in answers]
     difference = right[1] - right[0]
 
-    def evaluate(weights: Floats) -> dict[str, Floats]:
+    def evaluate(weights: Weights) -> dict[str, Floats]:
         balanced = [balanced_accuracy(table(weights)) for table in tables]
         return {"accuracy": difference @ weights / weights.sum(0), "balanced": balanced[1] - balanced[0]}
 

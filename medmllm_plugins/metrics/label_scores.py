@@ -8,12 +8,12 @@ content-free input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from medmllm_plugins.metrics.classification import Floats, Ints, accuracy, balanced_accuracy, macro_f1
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights, accuracy, balanced_accuracy, macro_f1
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.tables import Tables
 
@@ -41,21 +41,19 @@ class LabelScores:
     classes and not their ranking.
 
     Args:
-        outcomes: n checked outcomes.
-        truth: (n,) index of the true class; at least two classes occur.
+        answers: by form, (m,) index of the class that scores highest.
+        truth: (m,) index of the true class; at least two classes occur.
         classes: K.
     """
 
-    def __init__(self, outcomes: Sequence[Outcome], truth: Ints, classes: int) -> None:
-        self._tables = {
-            name: Tables(truth, scores.argmax(1).astype(np.intp), classes) for name, scores in forms(outcomes).items()
-        }
+    def __init__(self, answers: Mapping[str, Ints], truth: Ints, classes: int) -> None:
+        self._tables = {name: Tables(truth, answer, classes) for name, answer in answers.items()}
 
-    def __call__(self, weights: Floats, auroc: Floats) -> dict[str, Floats]:
+    def __call__(self, weights: Weights, auroc: Floats) -> dict[str, Floats]:
         """Every figure under document weights.
 
         Args:
-            weights: (n, B).
+            weights: (m, B).
             auroc: (B,) that of the sums, which the summary has already.
 
         Returns:

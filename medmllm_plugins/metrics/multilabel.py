@@ -14,7 +14,7 @@ import numpy as np
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.checks import check_outcomes
-from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.files import csv_text, write_whole
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
@@ -154,21 +154,17 @@ class _Finding:
 
     def __init__(self, outcomes: Sequence[Outcome], rows: Ints) -> None:
         """Sort them once; ``rows`` is the index of each outcome's document."""
-        self.rows = rows
-        self.truth: Ints = np.array([ANSWERS.index(outcome.label) for outcome in outcomes], dtype=np.intp)
-        self.answer: Ints = np.array(
-            [2 if outcome.predicted is None else ANSWERS.index(outcome.predicted) for outcome in outcomes],
-            dtype=np.intp,
-        )
-        self._tables = Tables(self.truth, self.answer, 2)
+        index = {"yes": 0, "no": 1, None: 2}
+        self.truth: Ints = np.array([index[outcome.label] for outcome in outcomes], dtype=np.intp)
+        answer: Ints = np.array([index[outcome.predicted] for outcome in outcomes], dtype=np.intp)
+        self._tables = Tables(self.truth, answer, 2, rows=rows)
         scores = score_matrix(outcomes)
         # Only yes is ranked: that of no has the same area, and its precision is of no interest.
-        self._ranking = None if scores is None else MacroRanking(scores, self.truth, only=0)
+        self._ranking = None if scores is None else MacroRanking(scores, self.truth, only=0, rows=rows)
 
-    def __call__(self, weights: Floats) -> dict[str, Floats]:
+    def __call__(self, weights: Weights) -> dict[str, Floats]:
         """Metrics under document weights (n, B); (B,) each, NaN unless yes and no both occur."""
-        mine = weights[self.rows]
-        counts = self._tables(mine)
+        counts = self._tables(weights)
         both = (counts.sum(-1) > 0).all(-1)
         found = {
             "sensitivity": classification.sensitivity(counts)[:, 0],
@@ -179,7 +175,7 @@ class _Finding:
             "parsed": classification.parsed_share(counts),
         }
         if self._ranking is not None:
-            found["auroc"], found["auprc"] = self._ranking(mine)
+            found["auroc"], found["auprc"] = self._ranking(weights)
         kept = {name: values if name == "parsed" else np.where(both, values, np.nan) for name, values in found.items()}
         return {**kept, "right": counts[:, 0, 0] + counts[:, 1, 1], "asked": counts.sum((-2, -1))}
 
@@ -212,15 +208,15 @@ def summarise_findings(
     groups = {name: index for index, name in enumerate(sorted(set(group_of.values())))}
     group: Ints = np.array([groups[group_of[name]] for name in place], dtype=np.intp)
 
-    asked = [name for name in findings if any(outcome.finding == name for outcome in ordered)]
-    parts = []
-    for name in asked:
-        mine = [index for index, outcome in enumerate(ordered) if outcome.finding == name]
-        parts.append(_Finding([ordered[index] for index in mine], rows[mine]))
-    whole = np.ones(len(place))
-    np.minimum.at(whole, rows, [float(outcome.label == outcome.predicted) for outcome in ordered])
+    questions: dict[str, list[int]] = {name: [] for name in findings}
+    for index, outcome in enumerate(ordered):
+        questions[str(outcome.finding)].append(index)
+    asked = [name for name in findings if questions[name]]
+    parts = [_Finding([ordered[index] for index in questions[name]], rows[questions[name]]) for name in asked]
+    wrong = rows[[outcome.label != outcome.predicted for outcome in ordered]]
+    whole: Floats = np.where(np.bincount(wrong, minlength=len(place)) == 0, 1.0, 0.0)
 
-    def evaluate(weights: Floats) -> dict[str, Floats]:
+    def evaluate(weights: Weights) -> dict[str, Floats]:
         each = [part(weights) for part in parts]
         right, total = (np.sum([found[name] for found in each], axis=0) for name in ("right", "asked"))
         parsed = np.sum([found["parsed"] * found["asked"] for found in each], axis=0)

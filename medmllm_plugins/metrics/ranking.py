@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medmllm_plugins.metrics.classification import Floats, Ints, ratio
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights, ratio
 
 
 def log_odds(scores: Floats) -> Floats:
@@ -39,51 +39,58 @@ class WeightedRanking:
     documents of equal scores sharing a rank (scikit-learn's ``average_precision_score``).
 
     Args:
-        score: (n,) float64, higher for documents more likely to be positive.
-        positive: (n,) bool.
+        score: (m,) float64, higher for documents more likely to be positive.
+        positive: (m,) bool.
+        rows: (m,) where in the weights each document stands; one after the other without it.
     """
 
-    def __init__(self, score: Floats, positive: NDArray[np.bool_]) -> None:
-        self._order: Ints = np.argsort(score, kind="stable")
-        ranked = score[self._order]
-        at: Ints = np.flatnonzero(positive[self._order])
-        self._positives: Ints = self._order[at]
-        # Where the run of equal scores around each positive begins and ends, in the sorted order.
-        self._begin: Ints = np.searchsorted(ranked, ranked[at], side="left")
-        self._end: Ints = np.searchsorted(ranked, ranked[at], side="right")
-        # The first positive of each positive's run, among the positives.
+    def __init__(self, score: Floats, positive: NDArray[np.bool_], *, rows: Ints | None = None) -> None:
+        order: Ints = np.argsort(score, kind="stable")
+        ranked = score[order]
+        self._order: Ints = order if rows is None else rows[order]
+        # Where the positives stand in the sorted order, and where the run of equal scores around each begins and ends.
+        self._positives: Ints = np.flatnonzero(positive[order])
+        self._begin: Ints = np.searchsorted(ranked, ranked[self._positives], side="left")
+        self._end: Ints = np.searchsorted(ranked, ranked[self._positives], side="right")
+        # The first positive of each positive's run, among the positives; all are their own where no two tie.
         self._first: Ints = np.searchsorted(self._begin, self._begin, side="left")
+        self._tied = bool((self._end - self._begin > 1).any())
 
-    def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
+    def __call__(self, weights: Weights) -> tuple[Floats, Floats]:
         """Compute both.
 
         Args:
-            weights: (n, B) float64, not negative; column b holds how often each document occurs in resample b.
+            weights: (n, B), not negative; column b holds how often each document occurs in resample b.
 
         Returns:
             AUROC, (B,) float64, NaN where a column gives all its weight to positives, or all to negatives; average
             precision, (B,) float64, NaN where it gives none to positives.
         """
-        area, mine, positive, above = self._auroc(weights)
-        # Precision at each positive: of the weight that scores at least as high, the share of positives.
-        lower = np.zeros((len(mine) + 1, weights.shape[1]))
-        np.cumsum(mine, axis=0, out=lower[1:])
-        reached = ratio(positive - lower[self._first], above)
-        found = (mine * np.nan_to_num(reached)).sum(0)  # undefined only where nothing above has any weight
-        return area, ratio(found, positive)
-
-    def _auroc(self, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """AUROC; for each positive its weight, (P, B); their sum, (B,); and the weight not below each, (P, B)."""
-        below = np.zeros((weights.shape[0] + 1, weights.shape[1]))
-        np.cumsum(weights[self._order], axis=0, out=below[1:])
-        mine = weights[self._positives]
-        positive, total = mine.sum(0), below[-1]
+        ranked = weights.T.take(self._order, axis=1)
+        below = _sums_before(ranked)  # the weight before each document
+        mine, under = ranked.take(self._positives, axis=1), below.take(self._begin, axis=1)
+        hits_below = _sums_before(mine)
+        total, positive = below[:, -1:], hits_below[:, -1:]
+        # Precision at each positive: of the weight that scores at least as high, the share of positives. Where nothing
+        # weighs anything, neither does this positive.
+        lower = hits_below.take(self._first, axis=1) if self._tied else hits_below[:, :-1]
+        reached = (positive - lower) / np.maximum(total - under, 1)
+        precision = np.einsum("bp,bp->b", mine, reached)
         # Twice the weight below each positive, its ties counted half, positives included; among themselves the
-        # positives contribute exactly positive**2, since every pair counts one in total.
-        under = below[self._begin]
-        wins = (mine * (under + below[self._end])).sum(0) - positive**2
-        pairs = 2 * positive * (total - positive)
-        return ratio(wins, pairs), mine, positive, total - under
+        # positives contribute exactly positive**2, since every pair counts one in total. Floats hold the whole numbers
+        # up to 2**53.
+        under += below.take(self._end, axis=1) if self._tied else under + mine
+        wins = np.einsum("bp,bp->b", mine, under, dtype=np.float64)
+        positives, all_weights = positive[:, 0].astype(np.float64), total[:, 0].astype(np.float64)
+        area = ratio(wins - positives**2, 2 * positives * (all_weights - positives))
+        return area, ratio(precision, positives)
+
+
+def _sums_before(weights: Weights) -> Weights:
+    """Cumulative sums along rows, (B, m) to (B, m + 1), the first of them 0."""
+    sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=weights.dtype)
+    np.cumsum(weights, axis=1, dtype=weights.dtype, out=sums[:, 1:])
+    return sums
 
 
 class MacroRanking:
@@ -98,14 +105,15 @@ class MacroRanking:
         scores: (n, K) label scores, in nats.
         truth: (n,) indices of the true classes.
         only: rank this class alone.
+        rows: (n,) where in the weights each document stands; one after the other without it.
     """
 
-    def __init__(self, scores: Floats, truth: Ints, *, only: int | None = None) -> None:
+    def __init__(self, scores: Floats, truth: Ints, *, only: int | None = None, rows: Ints | None = None) -> None:
         odds = log_odds(scores)
         ranked = np.unique(truth) if only is None else [only]
-        self._rankings = [WeightedRanking(odds[:, k], truth == k) for k in ranked]
+        self._rankings = [WeightedRanking(odds[:, k], truth == k, rows=rows) for k in ranked]
 
-    def __call__(self, weights: Floats) -> tuple[Floats, Floats]:
+    def __call__(self, weights: Weights) -> tuple[Floats, Floats]:
         """Compute AUROC and average precision for weights of shape (n, B); (B,) float64 each.
 
         The means run over the classes that occur in the resample; NaN where that is one class only.

@@ -16,13 +16,13 @@ from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.baselines import baselines, majority_class
 from medmllm_plugins.metrics.calibration import Bin, Calibration
 from medmllm_plugins.metrics.checks import check_options, check_outcomes
-from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.files import csv_text, write_whole
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.metrics.label_scores import LabelScores
+from medmllm_plugins.metrics.label_scores import LabelScores, forms
 from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
-from medmllm_plugins.metrics.tables import OVERALL, SCORED, Tables, score_matrix
+from medmllm_plugins.metrics.tables import OVERALL, SCORED, Distinct, Tables, score_matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,22 +284,28 @@ def summarise(
     )
     group: Ints = np.array([group_index[outcome.group] for outcome in ordered], dtype=np.intp)
 
-    tables = Tables(truth, answer, classes)
     overall_metrics = {**OVERALL, "kappa": classification.quadratic_kappa} if kind == "ordinal" else OVERALL
     scores = score_matrix(ordered)
     ranked = None if scores is None or np.unique(truth).size < 2 else MacroRanking(scores, truth)
     calibration = None if scores is None or ranked is None else Calibration(scores, truth)
 
-    by_form = LabelScores(ordered if calibration is not None else (), truth, classes)
+    answers = {
+        form: matrix.argmax(1).astype(np.intp)
+        for form, matrix in (forms(ordered) if calibration is not None else {}).items()
+    }
+    kinds = Distinct(truth, answer, *answers.values())
+    tables = Tables(kinds.of(truth), kinds.of(answer), classes)
+    by_form = LabelScores({form: kinds.of(column) for form, column in answers.items()}, kinds.of(truth), classes)
 
-    def evaluate(weights: Floats) -> dict[str, Floats]:
+    def evaluate(weights: Weights) -> dict[str, Floats]:
         """Every metric under document weights of shape (n, B): (B,) arrays, those by class (B, K)."""
-        counts = tables(weights)
+        alike = kinds(weights)
+        counts = tables(alike)
         found = {name: metric(counts) for name, metric in overall_metrics.items()}
         if ranked is not None and calibration is not None:
             found["auroc"], found["auprc"] = ranked(weights)
             found["ece"], found["brier"] = calibration(weights)
-            found |= by_form(weights, found["auroc"])
+            found |= by_form(alike, found["auroc"])
         found["accuracy_on_parsed"] = classification.accuracy_on_parsed(counts)
         found["sensitivity"] = classification.sensitivity(counts)
         found["specificity"] = classification.specificity(counts)
@@ -313,7 +319,7 @@ def summarise(
     def of_class(name: str, k: int, rests_on: int) -> Estimate:
         return estimate(float(values[name][k]), resampled[name][:, k], groups=rests_on)
 
-    counts = tables(np.ones((len(ordered), 1)))[0]
+    counts = tables(kinds(np.ones((len(ordered), 1))))[0]
     support = counts.sum(1)
     precision, f1 = classification.precision(counts), classification.f1(counts)
     per_class = []
@@ -355,11 +361,11 @@ def summarise(
 
 
 def _by_form(found: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate]]:
-    forms: dict[str, dict[str, Estimate]] = {}
+    grouped: dict[str, dict[str, Estimate]] = {}
     for name, one in found.items():
         form, _, metric = name.partition(":")
-        forms.setdefault(form, {})[metric] = one
-    return forms
+        grouped.setdefault(form, {})[metric] = one
+    return grouped
 
 
 def _confusion(outcomes: Iterable[Outcome], labels: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from medmllm_plugins.metrics import classification
-from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.outcomes import Outcome
 
 OVERALL: dict[str, Callable[[Floats], Floats]] = {
@@ -27,19 +27,52 @@ class Tables:
 
     Documents are sorted by cell once, and a resample's table is the sum of weights in each cell; only cells that hold a
     document are stored, so many groups and many classes cost no memory.
+
+    Args:
+        truth: (m,) indices of the true classes, m >= 1.
+        answer: (m,) indices of the answered classes, K for an answer that was not parsed.
+        classes: K.
+        rows: (m,) where in the weights each document stands; one after the other without it.
     """
 
-    def __init__(self, truth: Ints, answer: Ints, classes: int) -> None:
+    def __init__(self, truth: Ints, answer: Ints, classes: int, *, rows: Ints | None = None) -> None:
         cell = truth * (classes + 1) + answer
-        self._order: Ints = np.argsort(cell, kind="stable")
-        self._cells, self._starts = np.unique(cell[self._order], return_index=True)
+        order: Ints = np.argsort(cell, kind="stable")
+        self._cells, self._starts = np.unique(cell[order], return_index=True)
+        self._order: Ints = order if rows is None else rows[order]
         self._classes = classes
 
-    def __call__(self, weights: Floats) -> Floats:
+    def __call__(self, weights: Weights) -> Floats:
         """Tables of shape (B, K, K + 1) for weights of shape (n, B)."""
         counts = np.zeros((weights.shape[1], self._classes * (self._classes + 1)))
-        counts[:, self._cells] = np.add.reduceat(weights[self._order], self._starts, axis=0).T
+        sums = np.add.reduceat(weights.T.take(self._order, axis=1), self._starts, axis=1, dtype=weights.dtype)
+        counts[:, self._cells] = sums
         return counts.reshape(-1, self._classes, self._classes + 1)
+
+
+class Distinct:
+    """Documents that are alike in all that is counted, taken together.
+
+    Args:
+        columns: (n,) whole numbers from 0 each: true class, answers.
+    """
+
+    def __init__(self, *columns: Ints) -> None:
+        code: Ints = np.zeros(len(columns[0]), dtype=np.intp)
+        for column in columns:
+            # Numbered anew after each column, so that the product of many cannot overflow.
+            _, code = np.unique(code * (int(column.max()) + 1) + column, return_inverse=True)
+        self._order: Ints = np.argsort(code, kind="stable")
+        _, self._starts = np.unique(code[self._order], return_index=True)
+        self._first: Ints = self._order[self._starts]
+
+    def of(self, column: Ints) -> Ints:
+        """What the kinds of documents have in a column, (m,)."""
+        return column[self._first]
+
+    def __call__(self, weights: Weights) -> Weights:
+        """The weights of the kinds, (m, B), for weights of documents, (n, B)."""
+        return np.add.reduceat(weights.T.take(self._order, axis=1), self._starts, axis=1, dtype=weights.dtype).T
 
 
 def score_matrix(outcomes: Sequence[Outcome]) -> Floats | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.checks import check_outcomes
-from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.files import csv_text, write_whole
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -139,7 +139,7 @@ def summarise_variants(
     ranked = [MacroRanking(scores, truth) for scores in matrices if scores is not None and np.unique(truth).size > 1]
     differs = (answers != answers[0]).any(0).astype(np.float64)
 
-    def evaluate(weights: Floats) -> dict[str, Floats]:
+    def evaluate(weights: Weights) -> dict[str, Floats]:
         counts = [table(weights) for table in tables]
         each = {name: np.stack([metric(one) for one in counts]) for name, metric in OVERALL.items()}
         found = {name: values.mean(0) for name, values in each.items()}

@@ -159,12 +159,33 @@ def test_datasets_without_data(medmllm: Medmllm) -> None:
             assert row["mend"].startswith("export MEDMLLM_DATA=") and spec.download in row["mend"]
             assert f"{spec.folder}/" in row["mend"]
     assert (rows["demo"]["found"], rows["demo"]["mend"]) == ("drawn by code", "")
-    text = medmllm("datasets")[1]
+    text = medmllm("datasets", "--all")[1]
     for row in rows.values():
         assert f"{row['name']}: {row['title']}" in text and f"task     {row['task']}" in text
         assert f"classes  {', '.join(row['classes'])}" in text and f"licence  {row['licence']}" in text
     missing = len(rows) - 1  # all but the drawn one
     assert text.count("-> export MEDMLLM_DATA=") == text.count("missing ") == missing and text.count("found ") == 1
+
+
+def test_data_sets_that_are_there_come_first_and_the_others_take_one_line(
+    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "covid19_ct").mkdir()
+    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
+    names = list(dataset_specs())
+    lines = medmllm("datasets")[1].splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["covid19_ct", "demo", "missing"]
+    missing = [name for name in names if name not in ("covid19_ct", "demo")]
+    assert f"missing: {', '.join(missing)}" in lines and "medmllm datasets NAME" in lines[-1]
+    assert len(medmllm("datasets", "--all")[1].splitlines()) > 5 * len(names)
+    assert "get the set from" in medmllm("datasets", "busi")[1] and "missing:" not in medmllm("datasets", "busi")[1]
+
+    doctor_lines = medmllm("doctor")[1].splitlines()
+    at = next(i for i, line in enumerate(doctor_lines) if f"{len(missing)} other data sets" in line)
+    assert doctor_lines[at].startswith("missing ") and all(name in doctor_lines[at] for name in missing)
+    assert str(tmp_path) in doctor_lines[at] and "--all" in doctor_lines[at + 1]
+    assert not [line for line in doctor_lines if line.startswith("missing") and "data set busi" in line]
+    assert [line for line in medmllm("doctor", "--all")[1].splitlines() if line.startswith("missing  data set busi")]
 
 
 def test_datasets_with_data(medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +196,7 @@ def test_datasets_with_data(medmllm: Medmllm, tmp_path: Path, monkeypatch: pytes
     # The folder is named in full, also where the variable is relative, so that one sees where to put the set.
     assert rows["covid19_ct"]["found"] == "" and rows["covid19_ct"]["looked_at"] == str(tmp_path / "covid19_ct")
     assert rows["covid19_ct"]["mend"] == f"get the set from {dataset_specs()['covid19_ct'].download}"
-    text = medmllm("datasets")[1]
+    text = medmllm("datasets", "--all")[1]
     assert f"found    {tmp_path / 'busi'}" in text and f"missing  looked at {tmp_path / 'covid19_ct'}" in text
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDMLLM_DATA", ".")
@@ -249,7 +270,7 @@ def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
         f"data set {name}" for name in dataset_specs() if name != "demo"
     ]
     assert all(row["mend"] for row in rows if row["state"] != "ok")
-    text = medmllm("doctor")[1].splitlines()
+    text = medmllm("doctor", "--all")[1].splitlines()
     width = max(len(name) for name in names)
     for row in rows:
         assert f"{row['state']:<8} {row['what']:<{width}}  {row['detail']}" in text

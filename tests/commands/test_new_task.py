@@ -91,7 +91,8 @@ def test_a_table_becomes_a_task(medmllm: Medmllm, images: Path, labels: Path, ow
     assert spec.labels == ("normal", "pneumonia") and spec.positive == "pneumonia" and spec.modality == "chest X-ray"
     assert spec.folder == str(images) and spec.options["names"] == {"0": "normal", "1": "pneumonia"}
     listed = json.loads(medmllm("task", "list", "--json")[1])
-    assert {"name": "chest", "from": "(user)", "file": str(own_tasks / "chest.yaml")} in listed
+    for name in ("chest", "med_probe_chest", "med_attr_chest"):  # and the tasks that look into a model
+        assert {"name": name, "from": "(user)", "file": str(own_tasks / "chest.yaml")} in listed
 
 
 def test_what_was_read_is_told_though_the_folder_has_gone(own_tasks: Path) -> None:

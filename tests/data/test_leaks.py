@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from support.image_files import picture
 
+from medmllm_plugins.commands.check import Report, lines
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.documents import Document, Fold
+from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.leaks import check, expected_exposed, find_leaks, similar
 from medmllm_plugins.data.spec import parse_spec
 
@@ -77,6 +79,31 @@ def test_planted_leaks_are_found_and_nothing_else(tmp_path: Path) -> None:
             "validation",
         ]
     )
+
+
+def test_test_documents_whose_group_is_elsewhere_leak_though_none_looks_alike() -> None:
+    """A fold column that divides patients: each image has its own content, each patient stands on both sides."""
+    documents = [
+        Document(str(i), str(i), "no finding", f"patient {i % 40}", "test" if i < 40 else "train") for i in range(80)
+    ]
+    report = Report("own", own_data(documents), find_leaks(documents, [str(i) for i in range(80)], None))
+    leaks = report.leaks
+    assert leaks is not None and (leaks.exposed, leaks.test_divided, leaks.test_leaking) == (0, 40, 40)
+    assert leaks.to_dict()["test_documents_leaking"] == leaks.to_dict()["test_documents_of_divided_groups"] == 40
+    (line,) = [line for line in lines(report) if "LEAK" in line]
+    assert "LEAK       40 of 40 test images" in line and "0 show the same, 40 are of one group" in line
+
+
+def test_a_leak_that_spares_the_test_fold_is_named_as_such() -> None:
+    folds: tuple[Fold, ...] = ("train", "validation", "test")
+    documents = [Document(str(i), str(i), "no finding", "p" if i < 2 else "q", folds[i]) for i in range(3)]
+    report = Report("own", own_data(documents), find_leaks(documents, ["x", "y", "z"], None))
+    (line,) = [line for line in lines(report) if "LEAK" in line]
+    assert "between the train and the validation fold" in line and "0 of" not in line
+
+
+def own_data(documents: list[Document]) -> Dataset:
+    return Dataset(dataset_specs()["demo"], tuple(documents), "", Path(), layout("phantoms"))
 
 
 def test_a_sound_set_has_none(tmp_path: Path) -> None:

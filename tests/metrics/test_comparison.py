@@ -1,6 +1,7 @@
 """Paired tests against scipy, hand-computed values and simulations."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -119,3 +120,19 @@ def test_run_folders_of_other_data(tmp_path):
         compare_runs(first, run_folder(tmp_path / "b", {"t": [1, 0]}, fingerprint="other"))
     with pytest.raises(DataError, match="task in common"):
         compare_runs(first, run_folder(tmp_path / "c", {"u": [1, 0]}))
+
+
+def test_sign_flips_of_many_groups_stay_within_memory():
+    """In one array 10,000 flips of 2,000 groups take 320 MB; the parts draw the same signs."""
+    parts = np.random.default_rng(0).normal(0.05, 1, size=2000)
+    tracemalloc.start()
+    try:
+        p = sign_flip(parts, seed=3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6
+    generator = np.random.default_rng(3)
+    observed = abs(parts.sum()) - 1e-9
+    extreme = sum(abs((generator.integers(0, 2, size=2000) * 2.0 - 1) @ parts) >= observed for _ in range(10_000))
+    assert p == (1 + extreme) / 10_001

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from medmllm_plugins.metrics.intervals import Estimate, estimate, resampled_weights
+from medmllm_plugins.metrics import intervals
+from medmllm_plugins.metrics.intervals import Estimate, bootstrap, estimate, resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.summary import summarise
 
@@ -30,6 +31,43 @@ def test_weights_are_whole_draws_of_as_many_groups():
     assert (weights.sum(0) == 7).all()
     assert (weights == weights.round()).all()
     assert len(np.unique(weights, axis=1).T) > 20
+
+
+@pytest.mark.parametrize("groups", [2, 7, 70_000])
+def test_the_draws_do_not_depend_on_how_many_are_made_at_once(groups):
+    whole = next(resampled_weights(groups, 5, 4, at_once=5))
+    parts = list(resampled_weights(groups, 5, 4, at_once=2))
+    assert (np.concatenate(parts, axis=1) == whole).all()
+
+
+def test_threads_change_nothing(monkeypatch):
+    generator = np.random.default_rng(1)
+    group = generator.integers(30, size=100)
+    values = generator.normal(size=100)
+
+    def evaluate(weights):
+        return {"mean": values @ weights / weights.sum(0), "by_class": weights.T[:, :3] * 1.0}
+
+    whole = bootstrap(evaluate, group, resamples=201, seed=3)
+    monkeypatch.setattr(intervals, "_THREADED", 1)
+    monkeypatch.setattr(intervals.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(intervals, "_CELLS", 100 * 7)
+    _, shared = bootstrap(evaluate, group, resamples=201, seed=3)
+    for name, resampled in shared.items():
+        np.testing.assert_allclose(resampled, whole[1][name], rtol=1e-12)
+
+
+def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(intervals, "_THREADED", 1)
+    monkeypatch.setattr(intervals.os, "cpu_count", lambda: 2)
+
+    def evaluate(weights):
+        if weights.shape[1] > 1:
+            raise ZeroDivisionError
+        return {"nothing": np.zeros(1)}
+
+    with pytest.raises(ZeroDivisionError):
+        bootstrap(evaluate, np.arange(9), resamples=20, seed=0)
 
 
 def test_weights_follow_the_multinomial_distribution():

@@ -89,3 +89,16 @@ def test_log_odds_do_not_saturate():
     scores = np.array([[0.0, -800.0, -900.0], [0.0, -801.0, -900.0]])
     assert (softmax(scores, axis=1)[:, 0] == 1).all()
     assert log_odds(scores)[:, 0] == pytest.approx([800.0, 801.0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rows_say_where_the_weights_of_documents_stand(ties):
+    generator = np.random.default_rng(4)
+    scores = generator.normal(size=(30, 2)).round(0 if ties else 9)
+    truth, rows = generator.integers(2, size=30), generator.permutation(50)[:30]
+    weights = generator.integers(0, 4, size=(50, 6)).astype(np.int32)
+    found = MacroRanking(scores, truth, rows=rows)(weights)
+    np.testing.assert_array_equal(found, MacroRanking(scores, truth)(weights[rows]))
+    for b in range(6):  # whole numbers and floats are the same weights
+        expected = roc_auc_score(truth, scores[:, 1] - scores[:, 0], sample_weight=weights[rows, b])
+        assert found[0][b] == pytest.approx(expected, abs=1e-12)
