@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from medmllm_plugins.report.redaction import shareable, shareable_manifest, without_secrets
+from medmllm_plugins.redaction import shareable, shareable_manifest, without_secrets
 
 SECRETS = st.text(alphabet="abcXYZ0189_+/-", min_size=8, max_size=40).map(lambda one: f"q7{one}")
 NAMES = st.sampled_from(

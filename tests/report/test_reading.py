@@ -14,7 +14,7 @@ from medmllm_plugins.report.reading import read_run
 
 def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
     made = Folder(tmp_path / "run").answers("med_cls_toy", outcomes())
-    made.folds([("a", "g", "train"), ("b", "g", "test"), ("c", "h", "test")])
+    made.folds([("a", "g", "train"), ("b", "g", "test"), ("c", "h", "test")]).sealed()
     run = read_run(made.folder)
     (task,) = run.tasks
     assert run.all_missing() == [] and task.scored and len(task.outcomes) == 120 and task.plain
