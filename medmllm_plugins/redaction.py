@@ -52,7 +52,7 @@ _SHAPES: Final = re.compile(
 """Private keys, JSON web tokens and keys of well-known services, wherever they stand."""
 _WORD: Final = re.compile(r"""(?<![^\s=,:;'"\[({&?])[A-Za-z0-9_+~-]{24,256}={0,2}(?![^\s,;'"\])}&])""")
 """A word that stands by itself: not a part of a path or of a file's name."""
-_CLOUD_KEY: Final = re.compile(r"(?<![A-Za-z0-9+/=._-])[A-Za-z0-9+][A-Za-z0-9+/]{39}(?![A-Za-z0-9+/=._-])")
+_CLOUD_KEY: Final = re.compile(r"(?<![A-Za-z0-9+/._-])[A-Za-z0-9+][A-Za-z0-9+/]{39}(?![A-Za-z0-9+/=._-])")
 """What the secret half of an AWS key looks like; it may hold slashes."""
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{8,}|[0-9A-F]{8,}")
 _ARGUMENTS: Final = frozenset({"model_args", "gen_kwargs"})

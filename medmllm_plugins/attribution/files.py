@@ -135,6 +135,23 @@ class Shelf:
             },
         )
 
+    def is_finished(self, identifiers: Sequence[str]) -> bool:
+        """Whether an earlier start explained these documents in the same way, and made all checks on them."""
+        path = self._finished()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            same = content == {"state": self._state, "documents": list(identifiers)}
+        except (OSError, ValueError, RecursionError):
+            return False
+        return same and all(map(self.has, identifiers))
+
+    def note_finished(self, identifiers: Sequence[str]) -> None:
+        """Note that these documents are explained and all checks are made."""
+        self._write(self._finished(), {"state": self._state, "documents": list(identifiers)})
+
+    def _finished(self) -> Path:
+        return self.folder / f"finished-{self._process}.json"
+
     def fail(self, why: str) -> None:
         """Note that this process's documents were not explained, or not all of them."""
         self.finish({}, [f"Process {self._process} stopped explaining: {why}"])
