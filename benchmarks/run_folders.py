@@ -13,6 +13,7 @@ from PIL import Image
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcome_files import file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.seal import write_seal
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.metrics.variants import summarise_variants
 
@@ -99,6 +100,11 @@ class Folder:
     def write(self) -> Folder:
         """Write the manifest."""
         (self.folder / "manifest.json").write_text(json.dumps(self.manifest), encoding="utf-8")
+        return self
+
+    def sealed(self) -> Folder:
+        """Seal the folder, as a run does when all else is written."""
+        write_seal(self.folder)
         return self
 
     def tell(self, task: str, **facts: Any) -> None:

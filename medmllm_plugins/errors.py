@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
+
+from medmllm_plugins.redaction import without_secrets
 
 
 class MedMLLMError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose; what it quotes is without keys and passwords."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Take the message; see :func:`medmllm_plugins.redaction.without_secrets`."""
+        super().__init__(*(without_secrets(one, words=False) if isinstance(one, str) else one for one in arguments))
 
 
 class OptionError(MedMLLMError, ValueError):
@@ -25,9 +32,17 @@ class PluginError(MedMLLMError):
     """A plugin is broken; raised only under ``MEDMLLM_STRICT=1``, reported otherwise."""
 
 
+def print_error(line: str) -> None:
+    """Print a line for people where it mixes with no results: to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def one_line(error: BaseException) -> str:
-    """An error on one line; the traceback module also copes with errors that cannot be printed."""
-    return " ".join("".join(traceback.format_exception_only(error)).split())
+    """Return an error on one line, without keys and passwords.
+
+    The traceback module also copes with errors that cannot be printed.
+    """
+    return without_secrets(" ".join("".join(traceback.format_exception_only(error)).split()), words=False)
 
 
 def shown(value: object) -> str:

@@ -14,6 +14,8 @@ from medmllm_plugins.probes.analysis import Analysis
 SUFFIX: Final = ".probes.json"
 CURVES: Final = ".probes.csv"
 EFFECTS: Final = ".diagnosis.csv"
+SUFFIXES: Final = (SUFFIX, CURVES, EFFECTS)
+"""Endings of all files that :func:`write` writes."""
 _COLUMNS: Final = ("locus", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
 
 Cell = str | int | float | None

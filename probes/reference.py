@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Final
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcome_files import load_run
 
+logger = logging.getLogger(__name__)
 _BLIND: Final = "majority"
 
 
@@ -55,8 +57,13 @@ def find_reference(run_folder: Path, dataset_fingerprint: str) -> Reference | No
 
     Baselines that look at no image are left out.
     """
-    found = sorted(_baselines(run_folder, dataset_fingerprint))
-    return read_reference(found[-1][1], dataset_fingerprint) if found else None
+    for _, folder in sorted(_baselines(run_folder, dataset_fingerprint), reverse=True):
+        try:
+            return read_reference(folder, dataset_fingerprint)
+        # Nobody asked for it by name: an older one, or none, serves better than no probes at all.
+        except DataError as error:
+            logger.warning("%s is not used as the reference classifier: %s", folder, error)
+    return None
 
 
 def _baselines(run_folder: Path, dataset_fingerprint: str) -> Iterator[tuple[str, Path]]:

@@ -420,8 +420,11 @@ def explain(
     """
     if not items:
         raise DataError("Expected documents to explain, found none.")
-    explainer = Explainer(loaded, asked, shelf, batch, items[0])
-    for item in items:
-        explainer.explain(item)
-    explainer.finish()
+    names = [item.id for item in items]
+    if not shelf.is_finished(names):  # by an earlier start of the same run
+        explainer = Explainer(loaded, asked, shelf, batch, items[0])
+        for item in items:
+            explainer.explain(item)
+        explainer.finish()
+        shelf.note_finished(names)
     return {"documents": len(items), "folder": str(Path("attributions") / shelf.folder.name)}

@@ -55,15 +55,13 @@ class Shelf:
         if not self._again:
             for path in (*self.folder.glob("entries/*.json"), *self.folder.glob("process-*.json")):
                 with suppress(FileNotFoundError):  # another process of this run is about the same
-                    if json.loads(path.read_text(encoding="utf-8"))["state"] != self._state:
+                    if _state_of(path) != self._state:
                         path.unlink()
 
     def has(self, identifier: str) -> bool:
         """Whether a document was explained by an earlier start, in the same way."""
         path = self._entry(identifier)
-        return (
-            not self._again and path.is_file() and json.loads(path.read_text(encoding="utf-8"))["state"] == self._state
-        )
+        return not self._again and path.is_file() and _state_of(path) == self._state
 
     def methods(self, identifier: str) -> set[str]:
         """Which methods gave maps of a document that was explained."""
@@ -137,6 +135,23 @@ class Shelf:
             },
         )
 
+    def is_finished(self, identifiers: Sequence[str]) -> bool:
+        """Whether an earlier start explained these documents in the same way, and made all checks on them."""
+        path = self._finished()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            same = content == {"state": self._state, "documents": list(identifiers)}
+        except (OSError, ValueError, RecursionError):
+            return False
+        return same and all(map(self.has, identifiers))
+
+    def note_finished(self, identifiers: Sequence[str]) -> None:
+        """Note that these documents are explained and all checks are made."""
+        self._write(self._finished(), {"state": self._state, "documents": list(identifiers)})
+
+    def _finished(self) -> Path:
+        return self.folder / f"finished-{self._process}.json"
+
     def fail(self, why: str) -> None:
         """Note that this process's documents were not explained, or not all of them."""
         self.finish({}, [f"Process {self._process} stopped explaining: {why}"])
@@ -204,6 +219,14 @@ def _joined(
 ) -> list[Mapping[str, Any]]:
     """Both lists, the later of what has the same key."""
     return list({key(one): one for one in (*before, *now)}.values())
+
+
+def _state_of(path: Path) -> Any:
+    """How a file's documents were explained; ``None`` of a damaged file, whose documents are explained again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["state"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _read(path: Path) -> Any:

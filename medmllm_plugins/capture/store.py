@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.files import write_whole
 
+logger = logging.getLogger(__name__)
 VERSION: Final = 1
 STORE: Final = "store.json"
 INDEX: Final = "index"
@@ -249,12 +251,7 @@ def read_index(folder: Path) -> pd.DataFrame:
     """
     parts = []
     for path in sorted((folder / INDEX).glob("*.parquet")):
-        try:
-            part = pd.read_parquet(path)
-            if missing := sorted(set(COLUMNS) - set(part.columns)):
-                raise ValueError(f"columns {missing} are missing")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: expected an index of features, found {error}.") from error
+        part = _read_part(path)
         for name in ("group", "fold", "label", "shard", "sha256"):
             part[name] = part[name].astype("category")
         parts.append(part)
@@ -265,6 +262,16 @@ def read_index(folder: Path) -> pd.DataFrame:
         whole[name] = whole[name].astype("category")
     # A document that two starts of a run looked at has two rows, alike but for their place.
     return whole.drop_duplicates("id").sort_values("id").reset_index(drop=True)
+
+
+def _read_part(path: Path) -> pd.DataFrame:
+    try:
+        part = pd.read_parquet(path)
+        if missing := sorted(set(COLUMNS) - set(part.columns)):
+            raise ValueError(f"columns {missing} are missing")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected an index of features, found {error}.") from error
+    return part
 
 
 def _tensor(path: Path, name: str) -> npt.NDArray[np.float32]:
@@ -322,8 +329,28 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def stored_ids(folder: Path) -> frozenset[str]:
-    """Ids of the documents whose features are on disk."""
+    """Ids of the documents whose features are on disk as they were written.
+
+    A part of the index that is damaged, or whose shard is missing or has another checksum, counts as never written.
+    """
+    if not (folder / INDEX).is_dir():
+        return frozenset()
+    for path in sorted((folder / INDEX).glob("*.parquet")):
+        try:
+            part = _read_part(path)
+            sums = part.drop_duplicates("shard")[["shard", "sha256"]].itertuples(index=False)
+            damaged = [str(shard) for shard, checksum in sums if not _is_whole(folder / str(shard), checksum)]
+            fault = f"{damaged[0]} is damaged" if damaged else ""
+        except DataError as error:
+            fault = str(error)
+        if fault:
+            logger.warning("%s: %s; features of its documents are computed again.", path, fault)
+            path.unlink(missing_ok=True)  # another process of this run may be about the same
     return frozenset(read_index(folder)["id"].astype(str))
+
+
+def _is_whole(path: Path, checksum: str) -> bool:
+    return path.is_file() and sha256(path) == checksum
 
 
 def shards(folder: Path, rank: int) -> Iterator[str]:
@@ -340,3 +367,10 @@ def index_rows(records: Sequence[Mapping[str, Any]], *, rank: int, shard: str, c
     table = pd.DataFrame(list(records))
     table["rank"], table["shard"], table["row"], table["sha256"] = rank, shard, np.arange(len(table)), checksum
     return table[list(COLUMNS)]
+
+
+def shard_sums(folder: Path) -> dict[str, str]:
+    """Checksums of a store's shards by file name, as its index holds them."""
+    index = read_index(folder)
+    pairs = index.drop_duplicates("shard")[["shard", "sha256"]]
+    return {str(shard): str(checksum) for shard, checksum in pairs.itertuples(index=False)}

@@ -7,7 +7,7 @@ anew.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 from medmllm_plugins.attribution.explaining import Item, explain
 from medmllm_plugins.attribution.files import Shelf, gather, write_table
 from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.host.attributing import readable_lesion
 from medmllm_plugins.host.run import ATTRIBUTIONS
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
+from medmllm_plugins.metrics.seal import update_seal
 from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
@@ -36,6 +37,7 @@ def attribute(
     task: str | None = None,
     device: str | None = None,
     batch: int = 8,
+    say: Callable[[str], None] = print_error,
 ) -> dict[str, Any]:
     """Load a run's model again and explain documents; the results join those of the run.
 
@@ -46,6 +48,7 @@ def attribute(
         task: whose; may be left out where the run has one task.
         device: where to compute; as the run did where ``None``.
         batch: the most rows that go through the model together.
+        say: takes a line about what does not agree in the folder.
 
     Returns:
         The index of all that is explained, see :func:`medmllm_plugins.attribution.files.gather`.
@@ -58,7 +61,10 @@ def attribute(
     if batch < 1:
         raise OptionError(f"Expected `--batch_size` to be at least 1, found {batch}.")
     run = load_run(folder)
+    for warning in run.warnings:
+        say(f"Warning: {warning}")
     name = _task(list(run.manifest["tasks"]), task)
+    run.require_sealed(f"{ATTRIBUTIONS}/{file_stem(name)}/")
     settings = task_settings(name)
     asked.check(Rows(settings, ()).classes)
     _alone(name, run.manifest["tasks"][name], settings)
@@ -73,6 +79,7 @@ def attribute(
     model, labels = str(run.manifest["model"]["name"]), Rows(settings, ()).classes
     index = gather(shelf.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}.attributions.csv", index)
+    update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}.attributions.csv"])
     return index
 
 

@@ -53,6 +53,7 @@ def baseline(
     run.output_path = str(output)
     run.manifest["command"] = {"baseline": method, "tasks": list(chosen)}
     run.manifest["seed"] = seed
+    run.expected = frozenset(chosen)
     with run.stage("data"):
         sets = {task: load_dataset(settings.dataset, on_error=settings.on_error) for task, settings in chosen.items()}
     models = {task: make() for task in chosen}
@@ -63,13 +64,13 @@ def baseline(
             model.fit(folds["train"], folds["validation"])
         with run.stage("answer"):
             found = model.log_probabilities(folds["test"])
-        run.folder_for(f"baseline-{method.replace(':', '-').replace('/', '-')}")
         run.model({"name": f"baseline {method}", "method": method})
-        _write(run, task, settings, folds["test"], found, say)
+        run.folder_for(f"baseline-{method.replace(':', '-').replace('/', '-')}")
         run.task(task, {"baseline": {"method": method, **model.facts()}})
         for warning in _leaks(sets[task]):
             run.task(task, {"leaks": warning})
             say(f"Warning: {warning}")
+        _write(run, task, settings, folds["test"], found, say)
     assert run.folder is not None
     return run.folder
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.capture.store import FeatureStore
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.host.run import FEATURES
 from medmllm_plugins.metrics.outcome_files import SUFFIX, RunResults, file_stem, load_run
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.seal import update_seal
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes import files
 from medmllm_plugins.probes.analysis import Analysis, analyse
@@ -26,6 +27,7 @@ def diagnose(
     reference: Path | None = None,
     output: Path | None = None,
     device: str | None = None,
+    say: Callable[[str], None] = print_error,
 ) -> list[Analysis]:
     """Recompute the analyses of a run, and write them.
 
@@ -36,6 +38,7 @@ def diagnose(
         reference: run folder of a reference classifier; one that stands beside the run is found by itself.
         output: where to write; the run folder, whose earlier files are replaced, where ``None``.
         device: where to fit.
+        say: takes a line about what does not agree in the folder.
 
     Raises:
         DataError: the run kept no features, or they are damaged or of another model or data set than the run; or the
@@ -44,6 +47,8 @@ def diagnose(
             left out with some of the loci or poolings only.
     """
     run = load_run(folder)
+    for warning in run.warnings:
+        say(f"Warning: {warning}")
     held = _tasks(run)
     if unknown := sorted(set(tasks) - set(held)):
         raise OptionError(f"Expected tasks among {held}, which kept features, found {unknown}.")
@@ -62,6 +67,8 @@ def diagnose(
         )
         files.write(target, file_stem(task), analysis)
         found.append(analysis)
+        if target.resolve() == folder.resolve():
+            update_seal(folder, [f"{file_stem(task)}{suffix}" for suffix in files.SUFFIXES])
     return found
 
 
@@ -110,6 +117,7 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
     Raises:
         DataError: they are damaged, or of another model or data set.
     """
+    run.require_sealed(f"{FEATURES}/{file_stem(task)}/")
     store = FeatureStore(run.folder / FEATURES / file_stem(task))
     store.check()
     told: dict[str, Any] = run.manifest["tasks"][task]

@@ -3,11 +3,13 @@
 A journal stands in a folder named by what would give the same answers: the model's files and options, and the tasks
 with their data. Whoever starts the same command again finds it there; once all metrics are written it is removed. Each
 process of a run has a file of its own and reads those of all, so that the number of processes may change in between.
+
+Each line carries a checksum of its question and answer. A line that does not go with its checksum is not used, and its
+question is asked again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -15,6 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
+
+from loguru import logger
+
+from medmllm_plugins.metrics.files import write_whole
+from medmllm_plugins.metrics.locking import try_lock
 
 UNFINISHED: Final = ".unfinished"
 _RUN: Final = "run.json"
@@ -31,6 +38,32 @@ class Answered:
 def state(facts: Mapping[str, Any]) -> str:
     """A short name for everything that decides the answers."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def checksum(key: str, answer: Answered) -> str:
+    """Return the checksum of a line, over the question's name too, so that no answer serves another question."""
+    text = json.dumps([key, answer.text, answer.tokens])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_line(line: str) -> tuple[str, Answered] | None:
+    """Return the name of a question and its answer; ``None`` where the line is not as it was written."""
+    try:
+        record = json.loads(line)
+        key, answer = record["key"], Answered(record["text"], record["tokens"])
+        whole = isinstance(key, str) and isinstance(answer.text, str) and type(answer.tokens) is int
+        return (key, answer) if whole and record["sum"] == checksum(key, answer) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def run_of(journal: Path) -> Path | None:
+    """Return the folder of the run that began the journal in a folder, if it is there still."""
+    try:
+        folder = Path(json.loads((journal / _RUN).read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return folder if folder.is_dir() else None
 
 
 class Journal:
@@ -52,49 +85,62 @@ class Journal:
             self.folder = parent / UNFINISHED / (name if number == 1 else f"{name}-{number}")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = (self.folder / f"answers.{rank}.jsonl").open("a+", encoding="utf-8")
-            try:
-                # The system lets go of the lock when the process dies, however it does.
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(self._file.fileno()):
                 break
-            except OSError:
-                self._file.close()
-                number += 1
+            self._file.close()
+            number += 1
+        self.damaged = 0
         self.known = self._read()
-        self._file.seek(0, 2)
-        if self._file.tell():
-            self._file.write("\n")  # what a killed process left of a line must not meet the next one
+        if self.damaged and rank == 0:
+            logger.warning(
+                f"{self.folder}: {self.damaged} damaged line(s) in the journal of answers are not used (their checksum "
+                "is another); what they answered is asked again."
+            )
+        self._end_last_line()
 
     def _read(self) -> dict[str, Answered]:
-        found: dict[str, Answered] = {}
+        """Read the answers of all processes, and count the lines that are not as they were written."""
+        answers: dict[str, Answered] = {}
         for path in sorted(self.folder.glob("answers.*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                try:
-                    record = json.loads(line)
-                    found[str(record["key"])] = Answered(str(record["text"]), int(record["tokens"]))
-                except (ValueError, TypeError, KeyError):  # the line that was being written when the process died
-                    continue
-        return found
+            *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            for line in filter(None, lines):
+                record = _read_line(line)
+                if record is None:
+                    self.damaged += 1
+                else:
+                    answers[record[0]] = record[1]
+            # A line without its end was being written when the process died, which is nothing to speak of.
+            if (record := _read_line(last)) is not None:
+                answers[record[0]] = record[1]
+        return answers
+
+    def _end_last_line(self) -> None:
+        """See that the next answer begins a line: what a killed process left of one is completed or cut off."""
+        with Path(self._file.name).open("rb+") as handle:
+            content = handle.read()
+            last = content[content.rfind(b"\n") + 1 :]
+            if last and _read_line(last.decode("utf-8", errors="replace")) is None:
+                handle.truncate(len(content) - len(last))
+            elif last:
+                handle.write(b"\n")
 
     def add(self, answers: Mapping[str, Answered]) -> None:
         """Store answers, and hand them to the system, where they outlive this process."""
-        lines = [
-            json.dumps({"key": key, "text": one.text, "tokens": one.tokens}) + "\n" for key, one in answers.items()
+        records = [
+            {"key": key, "text": answer.text, "tokens": answer.tokens, "sum": checksum(key, answer)}
+            for key, answer in answers.items()
         ]
-        self._file.write("".join(lines))
+        self._file.write("".join(json.dumps(record) + "\n" for record in records))
         self._file.flush()
 
     @property
     def run(self) -> Path | None:
         """The folder of the run that began this journal, if it is there still."""
-        try:
-            folder = Path(json.loads((self.folder / _RUN).read_text(encoding="utf-8"))["folder"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return folder if folder.is_dir() else None
+        return run_of(self.folder)
 
     @run.setter
     def run(self, folder: Path) -> None:
-        (self.folder / _RUN).write_text(json.dumps({"folder": str(folder.absolute())}), encoding="utf-8")
+        write_whole(self.folder / _RUN, json.dumps({"folder": str(folder.absolute())}))
 
     def close(self) -> None:
         """Let go of the file, so that another run may go on with it."""

@@ -181,6 +181,10 @@ class MedicalMLLM(lmms):
         Raises:
             ModelError: a request has not exactly one image, asks for sampling, or is too long for the model.
         """
+        with run.current().guarded():
+            return self._generate(requests)
+
+    def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         progress = run.current()
         loaded = self.load()
         progress.run_dir = self.run_dir
@@ -188,8 +192,8 @@ class MedicalMLLM(lmms):
         facts = self._facts(loaded)
         deciding = {key: value for key, value in facts.items() if key not in ("batch_size", "device")}
         deciding |= {"device": loaded.device.type, "version": __version__}
-        journal = progress.open(self.spec.name, deciding)
         progress.model(facts)
+        journal = progress.open(self.spec.name, deciding)
         # A rank is padded with clones of its last request: answered once, given to all.
         unique = {key_of(request): request for request in requests}
         found: dict[str, Answered] = {}

@@ -187,8 +187,8 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
     """Compare two run folders over the tasks that both have.
 
     Returns:
-        One comparison a task, p-values corrected over them, and warnings: tasks whose data sets share images are not
-        independent.
+        One comparison a task, p-values corrected over them, and warnings: what does not agree in a folder, and tasks
+        whose data sets share images, which are not independent.
 
     Raises:
         DataError: a folder is no run folder, no task is in both, or a task was run on other data.
@@ -214,7 +214,8 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
         Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
         for c, p in zip(found, adjusted, strict=True)
     ]
-    return compared, _overlaps([one.manifest["tasks"][task] for task in tasks])
+    overlaps = _overlaps([one.manifest["tasks"][task] for task in tasks])
+    return compared, [*one.warnings, *two.warnings, *overlaps]
 
 
 def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:

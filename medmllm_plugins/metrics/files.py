@@ -5,23 +5,58 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+_DRAFT: Final = re.compile(r"\..*?(?P<process>\d+)\.tmp")
 
-def write_whole(path: Path, text: str) -> None:
+
+def write_whole(path: Path, text: str, *, private: bool = False) -> None:
     """Write UTF-8 text beside ``path`` and move it there, so that a reader never sees half of it.
+
+    Args:
+        path: the file.
+        text: its content.
+        private: whether its owner alone may read it (mode 600), as where it holds the arguments of a command.
 
     Raises:
         OSError: the folder cannot be written; ``path`` is then as it was.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8", newline="")
+        draft.unlink(missing_ok=True)
+        # Never open to others, not even while it is being written.
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with open(descriptor, "w", encoding="utf-8", newline="") as handle:
+            handle.write(text)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path, below: Sequence[str] = ()) -> None:
+    """Remove what processes that were killed left of files they were writing.
+
+    Args:
+        folder: the folder to look in.
+        below: names of folders in it that are looked through to the bottom.
+    """
+    for path in [*folder.glob(".*.tmp"), *(path for name in below for path in (folder / name).rglob(".*.tmp"))]:
+        match = _DRAFT.fullmatch(path.name)
+        if match is not None and not _alive(int(match["process"])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return process > 0
 
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")

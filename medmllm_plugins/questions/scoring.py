@@ -10,11 +10,9 @@ from medmllm_plugins.data import fold_manifest
 from medmllm_plugins.data.dataset import Dataset
 from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcome_files import SUFFIX, file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.summary import summarise
-from medmllm_plugins.metrics.variants import summarise_variants
+from medmllm_plugins.metrics.recomputation import Classes, recompute
 from medmllm_plugins.questions.rows import variants
 from medmllm_plugins.questions.settings import Settings
 
@@ -57,29 +55,31 @@ def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
     Raises:
         DataError: the outcomes do not go with the data set.
     """
-    spec = settings.dataset
-    if spec.kind == "multilabel":
-        return summarise_findings(outcomes, spec.labels)
-    compared = variants(settings)
-    if len(compared) > 1:
-        return summarise_variants(outcomes, spec.labels, spec.positive, kind=spec.kind, orders=_listed(settings))
-    return summarise(outcomes, spec.labels, spec.positive, kind=spec.kind)
+    return recompute(outcomes, classes_of(settings))
 
 
-def _listed(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """The classes in the order in which each variant lists them."""
-    labels = settings.dataset.labels
-    return {
-        variant.name: tuple(labels[position] for position in variant.order)
-        for variant in variants(settings)
+def classes_of(settings: Settings) -> Classes:
+    """Return what the outcomes of a task are scored by."""
+    spec, compared = settings.dataset, variants(settings)
+    # The classes in the order in which each variant lists them.
+    orders = {
+        variant.name: tuple(spec.labels[position] for position in variant.order)
+        for variant in compared
         if variant.order is not None
     }
+    varied = len(compared) > 1
+    return Classes(tuple(spec.labels), spec.kind, spec.positive, varied, orders if varied and orders else None)
 
 
 def facts(settings: Settings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
     """What a manifest tells of a task before it is answered: its settings, its data and how many rows it has."""
+    classes = classes_of(settings)
     return {
         **settings.to_dict(),
+        "labels": list(classes.labels),
+        "kind": classes.kind,
+        "positive": classes.positive,
+        **({"orders": {name: list(order) for name, order in classes.orders.items()}} if classes.orders else {}),
         "dataset_fingerprint": data.fingerprint,
         "folds_hash": data.folds_hash,
         "counts": data.counts(),

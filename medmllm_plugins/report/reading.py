@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.errors import DataError, MedMLLMError, shown
-from medmllm_plugins.metrics.outcome_files import SUFFIX, file_stem
+from medmllm_plugins.metrics.outcome_files import AGAIN, METRICS, SUFFIX, LineChecker, file_stem
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.recomputation import Classes
+from medmllm_plugins.metrics.seal import MANIFEST, SealCheck, check_seal
+from medmllm_plugins.redaction import shareable_manifest
+from medmllm_plugins.report import checking
 from medmllm_plugins.report.attributing import FOLDER, INDEX, Attributions, read_attributions
 from medmllm_plugins.report.probing import Probing, read_probing
-from medmllm_plugins.report.redaction import shareable_manifest
 from medmllm_plugins.report.text import clean, mapping, quantity, sequence
 
-MANIFEST: Final = "manifest.json"
-METRICS: Final = ".metrics.json"
 PROBES: Final = ".probes.json"
 FOLDS: Final = ".folds.json"
 _LONGEST: Final = 220
 """Bytes of a task's name, behind which its files have endings; a disk allows 255 for both."""
-_AGAIN: Final = "Start the same command again: answers that were given are kept, and it goes on where it was."
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +188,17 @@ def read_run(folder: Path) -> RunFolder:
     names += [name for name in found if file_stem(name) not in {file_stem(one) for one in names}]
     if not names and not manifest:
         raise DataError(f"{folder}: expected a run folder with a {MANIFEST}, found none.{_inside(folder)}")
-    if manifest and not manifest.get("finished"):
-        missing.append(f"The run is not finished. {_AGAIN}")
+    seal = check_seal(folder)
+    missing += checking.of_folder(manifest, seal)
     if not names:
         missing.append("The run has no task yet: it ended before its first question.")
-    tasks = tuple(_task(folder, name, mapping(told.get(name))) for name in names)
+    tasks = tuple(_task(folder, name, mapping(told.get(name)), seal) for name in names)
+    folds = [path for path in sorted(folder.glob(f"*{FOLDS}")) if not checking.left_out(path, folder, seal, missing)]
     return RunFolder(
         folder=folder,
         manifest=manifest,
         tasks=tasks,
-        folds={one.dataset: one for path in sorted(folder.glob(f"*{FOLDS}")) if (one := _folds(path, missing))},
+        folds={one.dataset: one for path in folds if (one := _folds(path, missing))},
         missing=tuple(missing),
     )
 
@@ -218,7 +219,7 @@ def _tasks_in(folder: Path) -> list[str]:
     return sorted(stem.replace("+", ":") for stem in stems)
 
 
-def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
+def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> TaskRun:
     missing: list[str] = []
     stem = file_stem(name)
     if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
@@ -227,22 +228,29 @@ def _task(folder: Path, name: str, told: Mapping[str, Any]) -> TaskRun:
     if told and not told.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
-    attributions = _attributions(folder / FOLDER / stem / INDEX, name, missing)
+    index = folder / FOLDER / stem / INDEX
+    again = "`medmllm attribute` makes it anew."
+    index_is_out = checking.left_out(index, folder, seal, missing, again)
+    attributions = None if index_is_out else _attributions(index, name, missing)
     scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, SUFFIX, PROBES))
     if not scored and attributions is None:
         missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
     # A task that explains answers may leave no figures of them.
     told_of = [] if attributions is not None else missing
-    metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {_AGAIN}"))
-    outcomes, unparsed = _outcomes(folder / f"{stem}{SUFFIX}", told_of)
+    metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {AGAIN}"))
+    outcomes, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, told, seal, told_of)
+    whole = whole and checking.is_complete(told, metrics, outcomes)
+    metrics = checking.figures(stem, told, metrics, outcomes if whole else (), seal, missing)
+    probes = folder / f"{stem}{PROBES}"
+    probes_are_out = checking.left_out(probes, folder, seal, missing, "`medmllm diagnose` makes it anew.")
     return TaskRun(
         name=clean(name),
         told=told,
         metrics=metrics,
         outcomes=outcomes,
         unparsed=unparsed,
-        probing=_probing(folder / f"{stem}{PROBES}", name, told, missing),
+        probing=None if probes_are_out else _probing(probes, name, told, missing),
         attributions=attributions,
         missing=tuple(missing),
     )
@@ -271,9 +279,17 @@ def _json(path: Path, missing: list[str], absent: str | None = None) -> Any:
     return None
 
 
-def _outcomes(path: Path, missing: list[str]) -> tuple[tuple[Outcome, ...], tuple[Unparsed, ...]]:
-    """Scored answers, and what those say from which no class was read; damaged lines are left out with a note."""
+def _outcomes(
+    path: Path, folder: Path, told: Mapping[str, Any], seal: SealCheck, missing: list[str]
+) -> tuple[tuple[Outcome, ...], tuple[Unparsed, ...], bool]:
+    """Scored answers, and what those say from which no class was read; damaged lines are left out with a note.
+
+    The third is whether no line was left out.
+    """
+    if checking.left_out(path, folder, seal, missing, "Copy the run folder again, or run the task again."):
+        return (), (), False
     found: list[Outcome] = []
+    checker = LineChecker(Classes.of_task(told, {}))
     said: Counter[tuple[str, str]] = Counter()
     bad: list[str] = []
     try:
@@ -283,7 +299,7 @@ def _outcomes(path: Path, missing: list[str]) -> tuple[tuple[Outcome, ...], tupl
                     continue
                 try:
                     record = json.loads(line)
-                    outcome = Outcome.from_dict(record)
+                    outcome = checker.check(Outcome.from_dict(record), position)
                 except (ValueError, TypeError, AttributeError, RecursionError, MedMLLMError) as error:
                     bad.append(f"line {position}: {clean(shown(error))}")
                     continue
@@ -296,7 +312,11 @@ def _outcomes(path: Path, missing: list[str]) -> tuple[tuple[Outcome, ...], tupl
         missing.append(f"{path.name} cannot be read ({clean(error)}).")
     if bad:
         missing.append(f"{quantity(len(bad), 'damaged line')} in {path.name} left out ({bad[0]}).")
-    return tuple(found), tuple(Unparsed(status, text, count) for (status, text), count in said.most_common())
+    evaluated = told.get("evaluated")
+    if found and not bad and isinstance(evaluated, int) and evaluated != len(found):
+        missing.append(f"{path.name}: expected {evaluated:,} scored answers, as {MANIFEST} says, got {len(found):,}.")
+    unparsed = tuple(Unparsed(status, text, count) for (status, text), count in said.most_common())
+    return tuple(found), unparsed, not bad
 
 
 def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str]) -> Probing | None:
@@ -320,7 +340,7 @@ def _attributions(path: Path, name: str, missing: list[str]) -> Attributions | N
     if not path.exists():
         begun = sum(1 for _ in path.parent.glob("entries/*.json"))
         if begun:
-            missing.append(f"attributions of {quantity(begun, 'document')} were begun, but not put together. {_AGAIN}")
+            missing.append(f"attributions of {quantity(begun, 'document')} were begun, but not put together. {AGAIN}")
         elif name.startswith("med_attr"):
             missing.append(f"no attributions ({FOLDER}/{path.parent.name}/{INDEX}).")
         return None

@@ -10,15 +10,66 @@ import pytest
 from medmllm_plugins.cli import main
 from medmllm_plugins.metrics.outcome_files import write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.seal import write_seal
+from medmllm_plugins.metrics.summary import summarise
 
 
 def run_folder(folder: Path, right: list[int]) -> Path:
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"tasks": {"t": {"dataset": "d"}}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"finished": "2026", "tasks": {"t": {"dataset": "d", "labels": ["a", "b"]}}})
+    )
     answers = ["b" if hit else "a" for hit in right]
     rows = [Outcome(str(i), str(i // 2), "b", answer, "parsed") for i, answer in enumerate(answers)]
     write_outcomes(folder / "t.outcomes.jsonl", rows)
+    summarise(rows, ["a", "b"], None, resamples=20).write(folder, "t")
+    write_seal(folder)
     return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    return run_folder(tmp_path / "a", [0, 0, 1, 0]), run_folder(tmp_path / "b", [1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("name", ["t.outcomes.jsonl", "manifest.json"])
+@pytest.mark.parametrize("removed", [True, False])
+def test_edited_files_are_refused_by_name(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], name: str, removed: bool
+) -> None:
+    path = runs[1] / name
+    path.write_text(path.read_text().replace('"a"', '"b"').replace("2026", "2027"))
+    if removed:
+        path.unlink()
+    assert main(["compare", *map(str, runs)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and name in err and str(runs[1]) in err
+    assert "sealed" in err or name == "manifest.json"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_an_edited_accuracy_is_never_printed(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], sealed: bool
+) -> None:
+    path = runs[1] / "t.metrics.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["accuracy"]["value"] = 0.99
+    path.write_text(json.dumps(content))
+    if not sealed:
+        (runs[1] / "seal.json").unlink()
+    assert main(["compare", *map(str, runs)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[:5] == ["t", "4", "2", "25.0%", "75.0%"]
+    assert "metrics.accuracy.value is 0.99, the answers give 0.75" in out
+    assert ("differ from the seal" in out) == sealed and ("cannot be checked" in out) != sealed
+
+
+def test_an_unfinished_run_is_named(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (runs[0] / "seal.json").unlink()
+    manifest = json.loads((runs[0] / "manifest.json").read_text())
+    (runs[0] / "manifest.json").write_text(json.dumps({**manifest, "finished": None}))
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "the run is not finished" in capsys.readouterr().out
 
 
 def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

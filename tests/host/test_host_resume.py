@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import medmllm_plugins
 from medmllm_plugins.host.journal import Answered, Journal, state
 from medmllm_plugins.models.interface import LoadedModel
 
@@ -134,6 +138,45 @@ def test_damage_in_a_journal_costs_single_answers(tmp_path: Path) -> None:
     assert Journal(tmp_path, "x", 1).known == {"a": Answered("öne\n", 1), "e": Answered("five", 5)}
 
 
+def test_a_changed_answer_is_asked_again(tmp_path: Path, warned: list[str]) -> None:
+    journal = Journal(tmp_path, "x", 0)
+    journal.add({name: Answered(f"answer {name}", 7) for name in "abcdef"})
+    journal.close()
+    (path,) = journal.folder.glob("answers.*.jsonl")
+    lines = path.read_text().splitlines()
+    lines[0] = lines[0].replace("answer a", "answer b")  # another text
+    lines[1] = lines[1].replace('"tokens": 7', '"tokens": 8')
+    lines[2] = lines[2].replace('"key": "c"', '"key": "z"')  # the answer to another question
+    lines[3] = json.dumps({key: value for key, value in json.loads(lines[3]).items() if key != "sum"})
+    path.write_text("\n".join(lines) + '\n{"key": "g", "text": "tor')
+    again = Journal(tmp_path, "x", 0)
+    assert set(again.known) == {"e", "f"} and again.damaged == 4
+    (message,) = warned
+    assert "4 damaged line(s)" in message and str(again.folder) in message
+    again.add({"a": Answered("answer a", 7)})
+    again.close()
+    # The torn last line is nothing to speak of, and does not spoil the line behind it.
+    third = Journal(tmp_path, "x", 0)
+    assert set(third.known) == {"a", "e", "f"} and third.damaged == 4
+
+
+@given(st.binary(min_size=1), st.integers(0, 10**6))
+def test_no_damaged_byte_gives_another_answer(noise: bytes, place: int) -> None:
+    answers = {"a": Answered("öne\n", 1), "b": Answered("two", 2)}
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder), "x", 0)
+        journal.add(answers)
+        journal.close()
+        path = journal.folder / "answers.0.jsonl"
+        content = bytearray(path.read_bytes())
+        place %= len(content)
+        content[place : place + len(noise)] = noise
+        path.write_bytes(bytes(content))
+        again = Journal(Path(folder), "x", 0)
+        again.close()
+        assert again.known.items() <= answers.items()
+
+
 # -- whole commands ----------------------------------------------------------------------------------------------------
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -145,7 +188,14 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         list(words),
         cwd=folder,
-        env={**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MEDMLLM_CACHE": ""},
+        # The package that is tested here, and not another that may be installed.
+        env={
+            **environment,
+            "PYTHONPATH": str(Path(medmllm_plugins.__file__).parents[1]),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "MEDMLLM_CACHE": "",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -74,7 +74,7 @@ def test_open_writes_all_that_was_noted_before(tmp_path: Path) -> None:
 def test_the_first_folder_stays(tmp_path: Path, everything: Callable[[], set[str]]) -> None:
     progress = Run(tmp_path / "one")
     assert progress.folder_for("m") == progress.folder_for("other") == tmp_path / "one"
-    assert everything() == {"one", "one/manifest.json"}
+    assert everything() == {"one", "one/manifest.json", "one/.lock"}
 
 
 def test_folders_without_a_name_of_their_own(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(TypeError):
         progress.task("t", {"bad": object()})
     assert manifest(tmp_path / "r") == before
-    assert everything() == {"r", "r/manifest.json"}
+    assert everything() == {"r", "r/manifest.json", "r/.lock"}
 
 
 def test_the_manifest_is_replaced_and_not_overwritten(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_manifest_is_replaced_and_not_overwritten(tmp_path: Path) -> None:
         progress.task("t", {"long": "x" * 100_000})
         assert json.loads(start + reader.read())["tasks"] == {}
     assert "t" in manifest(tmp_path)["tasks"]  # type: ignore[operator]
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json"]
 
 
 def test_a_full_disk_leaves_the_old_manifest_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_the_old_manifest_and_no_draft(tmp_path: Path, monkey
         with pytest.raises(OSError, match="No space"):
             progress.task("t", {"more": 1})
     assert manifest(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json"]
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:

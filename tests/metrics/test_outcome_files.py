@@ -51,3 +51,33 @@ def test_no_run_folder(tmp_path, manifest):
         (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(DataError, match="expected a run folder"):
         load_run(tmp_path)
+
+
+LINE = '{"id": "%s", "group": "g", "label": "%s", "predicted": "a", "status": "parsed", "scores": %s}'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (LINE % ("1", "a", "[0, 1]"), r"every id once, got '1' again \(first in line 1\)"),
+        (LINE % ("2", "Covd", "[0, 1]"), r"`label` to be one of a, b, got 'Covd'"),
+        (LINE.replace('"predicted": "a"', '"predicted": "c"') % ("2", "a", "[0, 1]"), "`predicted` to be one of a, b"),
+        (LINE % ("2", "a", "[0, 1, 2]"), "2 scores, one a class, got 3"),
+        (LINE % ("2", "a", "[0, NaN]"), "finite label scores"),
+        (LINE % ("2", "a", "[0, Infinity]"), "finite label scores"),
+    ],
+)
+def test_what_does_not_go_with_the_task_names_file_and_line(tmp_path, line, message):
+    (tmp_path / "manifest.json").write_text(json.dumps({"tasks": {"t": {"labels": ["a", "b"]}}}))
+    path = tmp_path / "t.outcomes.jsonl"
+    write_outcomes(path, [Outcome("1", "g", "a", "a", "parsed", (0.0, 1.0))])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match=rf"t\.outcomes\.jsonl, line 2: .*{message}"):
+        load_run(tmp_path)
+
+
+def test_answers_that_are_missing_are_counted(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"tasks": {"t": {"evaluated": 3}}}))
+    write_outcomes(tmp_path / "t.outcomes.jsonl", [Outcome("1", "g", "a", "a", "parsed")])
+    with pytest.raises(DataError, match=r"t\.outcomes\.jsonl: expected 3 scored answers, .* got 1"):
+        load_run(tmp_path)

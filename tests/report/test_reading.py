@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.run_folders import Folder, outcomes
+from benchmarks.run_folders import LABELS, Folder, outcomes
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.report.reading import read_run
+from medmllm_plugins.report.reading import RunFolder, read_run
 
 
 def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
     made = Folder(tmp_path / "run").answers("med_cls_toy", outcomes())
-    made.folds([("a", "g", "train"), ("b", "g", "test"), ("c", "h", "test")])
+    made.folds([("a", "g", "train"), ("b", "g", "test"), ("c", "h", "test")]).sealed()
     run = read_run(made.folder)
     (task,) = run.tasks
     assert run.all_missing() == [] and task.scored and len(task.outcomes) == 120 and task.plain
@@ -128,3 +130,95 @@ def test_a_task_of_another_package_is_named(tmp_path: Path) -> None:
     made.write()
     said = read_run(made.folder).all_missing()
     assert any("not a task of this package" in one for one in said) and any("none of a file" in one for one in said)
+
+
+# -- files that do not agree -------------------------------------------------------------------------------------------
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def whole(folder: Path) -> Folder:
+    made = Folder(folder).answers("med_cls_toy", outcomes(), evaluated=120)
+    made.tell("med_cls_toy", labels=list(LABELS), kind="multiclass", positive=None)
+    return made.folds([("a", "g", "train"), ("b", "h", "test")]).probes("med_probe_toy", layers=2)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_an_edited_figure_is_computed_again_with_its_interval(tmp_path: Path, sealed: bool) -> None:
+    made = whole(tmp_path / "run")
+    before = read_run(made.folder).tasks[0].metrics["metrics"]
+    if sealed:
+        made.sealed()
+    path = made.folder / "med_cls_toy.metrics.json"
+    edit(path, lambda told: told["metrics"]["accuracy"].__setitem__("value", 0.99))
+    run = read_run(made.folder)
+    shown = run.tasks[0].metrics["metrics"]["accuracy"]
+    assert shown["value"] == pytest.approx(before["accuracy"]["value"]) and shown["low"] < shown["value"] < 0.95
+    said = " ".join(run.all_missing())
+    assert "computed again from the answers" in said and "med_cls_toy.metrics.json" in said
+    assert ("metrics.accuracy.value is 0.99" in said) != sealed
+
+
+def test_an_edited_interval_of_a_sealed_run_is_computed_again(tmp_path: Path) -> None:
+    made = whole(tmp_path / "run").sealed()
+    edit(made.folder / "med_cls_toy.metrics.json", lambda told: told["metrics"]["accuracy"].__setitem__("low", 0.0))
+    assert read_run(made.folder).tasks[0].metrics["metrics"]["accuracy"]["low"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("med_cls_toy.outcomes.jsonl", lambda run: run.tasks[0].outcomes == () and run.tasks[0].scored),
+        ("med_probe_toy.probes.json", lambda run: run.tasks[1].probing is None),
+        ("toy.folds.json", lambda run: run.folds == {}),
+        ("manifest.json", lambda run: True),
+    ],
+)
+def test_what_differs_from_the_seal_is_named_and_not_used(
+    tmp_path: Path, name: str, gone: Callable[[RunFolder], bool]
+) -> None:
+    made = whole(tmp_path / "run").sealed()
+    before = read_run(made.folder)
+    assert (before.missing == () and not gone(before)) or name == "manifest.json"
+    path = made.folder / name
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("benign", "malign", 1) if "benign" in text else text.replace("toy", "tox", 1))
+    run = read_run(made.folder)
+    assert gone(run) and any(name in one and "seal" in one for one in run.missing)
+    assert run.tasks[0].metrics == before.tasks[0].metrics
+
+
+def test_figures_of_which_nothing_can_be_relied_on_are_not_shown(tmp_path: Path) -> None:
+    made = whole(tmp_path / "run").sealed()
+    for name in ("med_cls_toy.outcomes.jsonl", "med_cls_toy.metrics.json"):
+        (made.folder / name).write_text((made.folder / name).read_text("utf-8").replace("benign", "malignant", 1))
+    (task, _) = read_run(made.folder).tasks
+    assert not task.scored and task.outcomes == () and any("figures" in one for one in task.missing)
+
+
+def test_lines_that_do_not_go_with_the_task_are_left_out_by_number(tmp_path: Path) -> None:
+    made = whole(tmp_path / "run")
+    path = made.folder / "med_cls_toy.outcomes.jsonl"
+    lines = path.read_text("utf-8").splitlines()
+    lines[5] = json.dumps({**json.loads(lines[5]), "label": "Covd"})
+    path.write_text("\n".join([*lines, lines[0]]) + "\n", encoding="utf-8")
+    (task, _) = read_run(made.folder).tasks
+    assert len(task.outcomes) == 119 and len({one.id for one in task.outcomes}) == 119
+    assert any("2 damaged lines" in one and "line 6" in one and "Covd" in one for one in task.missing)
+    assert task.scored  # of all answers, as the note on those on record says
+
+
+def test_answers_that_are_missing_are_counted(tmp_path: Path) -> None:
+    made = whole(tmp_path / "run")
+    path = made.folder / "med_cls_toy.outcomes.jsonl"
+    path.write_text("\n".join(path.read_text("utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
+    (task, _) = read_run(made.folder).tasks
+    assert any("expected 120 scored answers, as manifest.json says, got 119" in one for one in task.missing)
+
+
+def test_a_finished_run_without_its_seal_says_so(tmp_path: Path) -> None:
+    assert "cannot be checked: expected seal.json" in read_run(whole(tmp_path / "run").folder).missing[0]

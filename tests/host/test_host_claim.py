@@ -1,0 +1,152 @@
+"""One folder, one run: results are never replaced without a word, and no two processes share a folder."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from medmllm_plugins.host import run
+from medmllm_plugins.host.journal import Answered
+from medmllm_plugins.host.run import Run
+from medmllm_plugins.metrics.locking import FolderLock
+from medmllm_plugins.metrics.outcome_files import load_run
+from medmllm_plugins.metrics.seal import check_seal
+
+
+@pytest.fixture(autouse=True)
+def no_run() -> Iterator[None]:
+    run._current = None
+    yield
+    run._current = None
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    messages: list[str] = []
+    sink = logger.add(lambda message: messages.append(str(message)), level="WARNING", format="{message}")
+    yield messages
+    logger.remove(sink)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+    return content
+
+
+def begun(folder: Path | None, task: str, model: str = "m", **command: Any) -> Run:
+    """A run that has begun to answer."""
+    progress = run.start(folder)
+    progress.arguments(Namespace(output_path=None, seed=[1], tasks=task, **command))
+    progress.task(task, {"dataset": "toy", "dataset_fingerprint": "f"})
+    progress.model({"name": model, "fingerprint": model})
+    progress.open(model, {"model": model, "command": command})
+    return progress
+
+
+def finished(folder: Path, task: str, model: str = "m", **command: Any) -> Path:
+    progress = begun(folder, task, model, **command)
+    assert progress.folder is not None
+    (progress.folder / f"{task}.metrics.json").write_text(json.dumps({"of": model}))
+    progress.scored(task, {"metrics": {"accuracy": {"value": 0.5}}})
+    return progress.folder
+
+
+def test_another_task_of_the_same_model_joins_and_keeps_what_was_there(tmp_path: Path, warnings: list[str]) -> None:
+    folder = finished(tmp_path / "r", "t", limit=5)
+    first = manifest(folder)
+    (folder / "t.metrics.json").write_text("edited meanwhile")
+    assert finished(tmp_path / "r", "u", limit=5) == folder and finished(tmp_path / "r", "v", limit=5) == folder
+    told = manifest(folder)
+    assert list(told["tasks"]) == ["t", "u", "v"] and told["tasks"]["t"] == first["tasks"]["t"] and told["finished"]
+    assert [one["tasks"] for one in told["evaluations"]] == [["t"], ["u"]]
+    assert told["evaluations"][0]["finished"] == first["finished"]
+    assert list(check_seal(folder).differing) == ["t.metrics.json"] and not warnings
+    assert sorted(path.name for path in folder.glob(".*")) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "command", "reason"),
+    [
+        ("t", "m", {"limit": 5}, "holds results of t already"),
+        ("u", "other", {"limit": 5}, "results of t by another model or with other arguments"),
+        ("u", "m", {"limit": 6}, "results of t by another model or with other arguments"),
+    ],
+)
+def test_results_that_would_be_lost_send_a_run_to_the_next_number(
+    tmp_path: Path, warnings: list[str], task: str, model: str, command: dict[str, Any], reason: str
+) -> None:
+    folder = finished(tmp_path / "r", "t", limit=5)
+    before = manifest(folder)
+    (tmp_path / "r-2").mkdir()
+    (tmp_path / "r-2" / "manifest.json").write_text("{ not json")
+    assert finished(tmp_path / "r", task, model, **command) == tmp_path / "r-3"
+    assert manifest(folder) == before and not check_seal(folder).differing
+    (message,) = warnings
+    assert reason in message and str(tmp_path / "r-3") in message
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "seal.json", "t.metrics.json"]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, warnings: list[str]) -> None:
+    (tmp_path / "r").mkdir()
+    other = FolderLock(tmp_path / "r")  # as another process would hold it
+    assert other.acquire()
+    assert begun(tmp_path / "r", "t").folder == tmp_path / "r-2"
+    assert "in use by another process" in warnings[0] and not (tmp_path / "r" / "manifest.json").exists()
+    other.release()
+
+
+def test_an_unfinished_run_keeps_its_folder_and_finds_it_again(tmp_path: Path) -> None:
+    stopped = begun(tmp_path / "r", "t")
+    stopped.open("m", {}).add({"a": Answered("yes", 1)})
+    assert begun(tmp_path / "r", "u", "other").folder == tmp_path / "r-2"
+    assert begun(tmp_path / "r", "u", "other").folder == tmp_path / "r-2"  # without an answer, and yet its own
+    assert begun(tmp_path / "r", "t").folder == (tmp_path / "r").absolute()
+    assert "t" in manifest(tmp_path / "r")["tasks"]
+
+
+def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        progress = begun(None, "t")
+        progress.scored("t", {"metrics": {}})
+        folders.append(progress.folder)
+    assert len(set(folders)) == 3
+
+
+def test_a_folder_says_unfinished_until_it_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = begun(tmp_path / "r", "t")
+    assert progress.folder is not None
+    assert "not finished" in load_run(progress.folder).warnings[0]
+    progress.scored("t", {"metrics": {}})
+    assert load_run(progress.folder).warnings == ()
+    progress.task("t", {"later": 1})  # keeps its seal
+    assert manifest(progress.folder)["tasks"]["t"]["later"] == 1 and load_run(progress.folder).warnings == ()
+    (progress.folder / "seal.json").unlink()
+    assert "cannot be checked: expected seal.json" in load_run(progress.folder).warnings[0]
+
+
+SECRETS = ("q7Secret1", "q7Secret2", "q7Secret3", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl")
+
+
+def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
+    arguments = (
+        f"pretrained=x,api_key={SECRETS[0]},base_url=https://joe:{SECRETS[1]}@host/v1,extra={SECRETS[3]},revision=abc"
+    )
+    command = {"model_args": arguments, "gen_kwargs": {"headers": {"Authorization": f"Bearer {SECRETS[2]}"}}}
+    folder = finished(tmp_path / "r", "t", **command)
+    told = manifest(folder)
+    assert told["command"]["model_args"] == "pretrained=x,api_key=…,base_url=https://…@host/v1,extra=…,revision=abc"
+    # The same command finds its folder again, and joins it with another task.
+    begun(tmp_path / "r", "u", **command).open("m", {}).add({"a": Answered("yes", 1)})
+    assert begun(tmp_path / "r", "u", **command).folder == folder.absolute()
+    for path in tmp_path.rglob("*"):
+        text = path.read_text("utf-8") if path.is_file() else ""
+        assert not any(secret in text or secret in str(path) for secret in SECRETS), path
+    assert (folder / "manifest.json").stat().st_mode & 0o777 == 0o600

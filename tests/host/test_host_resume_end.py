@@ -1,0 +1,167 @@
+"""A run that is killed after its answers, while probes are fitted or files written, asks the model nothing again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host.test_host_probing import LIMIT, TASK, probed, store_of  # noqa: F401 - probed is a fixture
+from host.test_host_resume import RUNS, SCRIPTS, finish, start
+
+from medmllm_plugins.attribution import explaining, files
+from medmllm_plugins.capture import writer
+from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.host import probing, run
+from medmllm_plugins.host.journal import Journal
+from medmllm_plugins.metrics.seal import check_seal
+from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.questions import scoring
+
+
+class Killed(BaseException):
+    """Nothing here would catch it, as nothing catches SIGKILL."""
+
+
+def killed(*_: Any, **__: Any) -> Any:
+    raise Killed
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the model was asked."""
+    sizes: list[int] = []
+    generate = LoadedModel.generate
+
+    def counted(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(questions))
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "generate", counted)
+    return sizes
+
+
+def broken(evaluate: Callable[..., Any], folder: Path, owner: Any, name: str, **settings: Any) -> None:
+    """Start an evaluation that ends in a function."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, killed)
+        evaluate(folder, batch_size=16, **settings)
+
+
+def test_no_answer_is_asked_again_when_probes_or_files_were_broken_off(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    settings = {"tasks": [TASK], "limit": 48}
+    broken(evaluate, tmp_path, probing.analysis, "analyse", **settings)
+    assert sum(asked) >= 48
+    (begun,) = (tmp_path / RUNS).glob("2*")
+    (store,) = (begun / "features").iterdir()  # moved already
+    asked.clear()
+
+    def no_probes(*_: Any, **__: Any) -> Any:  # to fit them would take long, and other tests do
+        raise DataError("left out")
+
+    monkeypatch.setattr(probing.analysis, "analyse", no_probes)
+    broken(evaluate, tmp_path, scoring, "write_outcomes", **settings)
+    broken(evaluate, tmp_path, run, "write_seal", **settings)
+    draft = begun / f".manifest.json.{2**22 + 1}.tmp"  # of a process that was killed while it wrote
+    draft.write_text("{")
+    whole = evaluate(tmp_path, batch_size=16, **settings)
+    assert asked == [] and whole.folder == begun.absolute() and not draft.exists()
+    assert len(FeatureStore(store)) == 48 and whole.manifest["answers_of_an_earlier_start"] == 48
+    checked = check_seal(whole.folder, lambda _: True)
+    assert checked.sealed and not checked.differing
+
+
+@pytest.mark.slow
+def test_nothing_is_explained_again_when_maps_were_being_put_together(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    settings = {"tasks": ["med_attr_demo:n=1:method=layer_grad_cam:layer=connector"], "limit": 16}
+    broken(evaluate, tmp_path, files, "gather", **settings)
+    (begun,) = (tmp_path / RUNS).glob("2*")
+    assert list(begun.glob("attributions/*/entries/*.json"))  # moved already
+    asked.clear()
+    monkeypatch.setattr(explaining.Explainer, "explain", killed)
+    whole = evaluate(tmp_path, batch_size=16, **settings)
+    assert asked == [] and whole.folder == begun.absolute()
+    (index,) = whole.folder.glob("attributions/*/index.json")
+    assert json.loads(index.read_text("utf-8"))["entries"] and not check_seal(whole.folder).differing
+
+
+@pytest.mark.slow
+def test_probes_go_on_wherever_they_were_broken_off(
+    probed: Any,  # noqa: F811
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[int],
+) -> None:
+    analyse, analyses = probing.analysis.analyse, list[Any]()
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not analyses:
+            analyses.append(analyse(*args, **kwargs))
+        return analyses[0]
+
+    points: list[tuple[Any, str]] = [
+        (writer.Writer, "close"),  # the last features are on their way to the disk
+        (run.Run, "keep_features"),
+        (probing.analysis, "analyse"),
+        (probing.files, "write"),
+        (scoring, "write_outcomes"),
+        (run.Run, "_finish"),
+        (run, "write_seal"),
+        (Journal, "remove"),
+    ]
+    begun: set[Path] = set()
+    for number, (owner, name) in enumerate(points):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(probing.analysis, "analyse", once)
+            patch.setattr(owner, name, killed)
+            evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
+        begun |= {path.parent for path in (tmp_path / RUNS).glob("*/manifest.json")}
+        assert len(begun) == 1, name
+        if number > 1:
+            assert asked == [], f"asked again after a start that ended in {points[number - 1][1]}"
+        asked.clear()
+    whole = evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
+    assert asked == [] and {whole.folder} == {path.absolute() for path in begun}
+    assert whole.values(TASK) == probed.values(TASK)
+    name = f"{TASK}.outcomes.jsonl"
+    assert (whole.folder / name).read_text("utf-8") == (probed.folder / name).read_text("utf-8")
+    assert len(store_of(whole.folder)) == LIMIT and whole.manifest["finished"]
+    store_of(whole.folder).check()
+    assert check_seal(whole.folder, lambda _: True).sealed and not check_seal(whole.folder, lambda _: True).differing
+    assert [path.name for path in (tmp_path / RUNS).iterdir()] == [whole.folder.name]
+    assert not [path.name for path in whole.folder.rglob(".*")]
+
+
+PROBE = f"--model medm_vl --model_args pretrained=demo,device=cpu --tasks {TASK} --limit 200 --batch_size 16"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_stopped_while_probes_are_fitted_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    words = [str(SCRIPTS / "lmms-eval"), *PROBE.split(), "--output_path", "out"]
+    process = start(tmp_path, *words)
+    deadline = time.time() + 400
+    while not list((tmp_path / "out").glob("*/2*/features/*/seal.json")) and time.time() < deadline:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+    process.send_signal(number)
+    text = finish(process)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], text
+    if number != signal.SIGKILL:
+        assert text.count("Start the same command again, and it goes on where it was.") == 1
+        assert "Traceback" not in text
+    text = finish(start(tmp_path, *words))
+    assert "200 of 200 answers are there from an earlier start" in text
+    (folder,) = (tmp_path / "out" / RUNS).iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["finished"] and (folder / f"{TASK}.probes.json").is_file() and not check_seal(folder).differing
