@@ -39,7 +39,7 @@ def main() -> None:
                 traceback.print_exc()
             continue
         jobs = [Job(group, name, arguments.seed, 0, arguments.cases) for name in chosen]
-        outcome = run_jobs(jobs, folder / group, check_malloc=arguments.check_malloc)
+        outcome = run_jobs(jobs, folder / group, fork=group == "models", check_malloc=arguments.check_malloc)
         for name in chosen:
             print(
                 f"{name}: {outcome.cases.get(name)} cases, {outcome.accepted.get(name)} read, "

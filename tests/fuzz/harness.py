@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -112,7 +113,16 @@ def _run(
     else:
         with log.open("w") as output:
             started = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "fuzz.worker", str(folder / "jobs.json"), str(first), str(folder)],
+                [
+                    sys.executable,
+                    "-X",
+                    "faulthandler",
+                    "-m",
+                    "fuzz.worker",
+                    str(folder / "jobs.json"),
+                    str(first),
+                    str(folder),
+                ],
                 stdout=output,
                 stderr=output,
                 env=_environment(check_malloc),
@@ -158,6 +168,7 @@ def _forked(jobs: list[Job], first: int, folder: Path, log: Path) -> _Fork:
         os.dup2(number, 1)
         os.dup2(number, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        faulthandler.enable(number)
         work(jobs, first, folder)
         code = 0
     finally:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from fuzz.mutators import Mutator, inside_png, mutate_bytes, mutate_lines, one_of
+from fuzz.target import Files, Target
 from PIL import Image
 from support.image_files import picture
 
-from fuzz.mutators import Mutator, inside_png, mutate_bytes, mutate_lines, one_of
-from fuzz.target import Files, Target
 from medmllm_plugins.data.picture_files import picture_size, read_picture
 
 SIZE: Final = (24, 20)
@@ -73,7 +73,11 @@ _FRAMES: Final = {"save_all": True, "append_images": [picture("second", SIZE)]}
 TARGETS: Final = {
     target.name: target
     for target in (
-        _target("png", _format("PNG", ("L", "RGB", "P", "RGBA", "I;16", "1")), one_of(mutate_bytes, inside_png(mutate_bytes))),
+        _target(
+            "png",
+            _format("PNG", ("L", "RGB", "P", "RGBA", "I;16", "1")),
+            one_of(mutate_bytes, inside_png(mutate_bytes)),
+        ),
         _target("jpeg", _format("JPEG", ("L", "RGB", "CMYK"), {}, {"progressive": True})),
         _target("gif", _format("GIF", ("L", "P"), {}, _FRAMES)),
         _target("bmp", _format("BMP", ("1", "L", "RGB", "P"))),

@@ -186,7 +186,15 @@ def mutate_lines(random: Random, content: bytes, others: Sequence[bytes]) -> byt
 
 _WORDS: Final = (
     *(b"", b"0", b"-1", b"1e400", b"nan", b"inf", b"1" * 400, b"9" * 5000, b"99999999999", b"0x10", b"1_000"),
-    *(b"/etc/passwd", b"../../../../etc/passwd", b"A" * 70_000, b"\xff\xfe", "ｆｕｌｌ １２".encode(), b"\x00", b"%s%n"),
+    *(
+        b"/etc/passwd",
+        b"../../../../etc/passwd",
+        b"A" * 70_000,
+        b"\xff\xfe",
+        "ｆｕｌｌ １２".encode(),
+        b"\x00",
+        b"%s%n",
+    ),
     *(b"True", b"(1,0,0) none", b"{", b'"', b"'", b",,,,", b"\t", b"\r", b"LIST 3", b"slice%03d.raw 1 9 1", b"\x1b[2J"),
 )
 

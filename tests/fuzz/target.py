@@ -24,6 +24,8 @@ class Target:
         read: reads a folder with a case. What it returns is compared, by ``repr``, with what a second reading returns.
         mutators: pattern of a file's name to what damages it; files that none fits are left whole.
         longest: characters that an error's message may have.
+        seconds: of processor time that a case may take.
+        refuses: whether some damage is an error; not so where whatever is unreadable is left out.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Target:
     read: Callable[[Path], object]
     mutators: Mapping[str, Mutator]
     longest: int = 1500
+    seconds: float = 2.0
+    refuses: bool = True
 
     def case(self, seeds: Mapping[str, Files], seed: int, number: int) -> Files:
         """Make the files of a case; the first ones are the whole examples."""

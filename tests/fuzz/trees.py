@@ -10,7 +10,6 @@ from random import Random
 from typing import Any, Final
 
 import yaml
-
 from fuzz.mutators import LARGEST, Mutator, mutate_bytes, one_of
 
 _VALUES: Final[tuple[Any, ...]] = (
@@ -74,7 +73,9 @@ def _change(random: Random, parent: Any, key: Any, words: Sequence[Any]) -> None
     elif kind == 3:
         parent[key] = random.choice(([value], {"a": value}, str(value)[:3000], [value, value]))
     elif kind == 4 and isinstance(value, (int, float)) and not isinstance(value, bool):
-        parent[key] = random.choice((-value, value + 1, value * 1000, value - 1, float(value), str(value)))
+        parent[key] = random.choice(
+            (-value, value + 1, value * 1000, value - 1, value / 7 if abs(value) < 1e300 else 0.1, 10**400)
+        )
     elif kind == 5 and isinstance(value, str):
         parent[key] = random.choice((value * 2, value.upper(), value[:-1], value + "\n", value + "\x00", f" {value}"))
     elif kind == 6 and isinstance(value, (dict, list)) and value:
@@ -123,7 +124,13 @@ def json_lines_mutator(*words: Any) -> Mutator:
         lines = content.split(b"\n")
         index = random.randrange(len(lines))
         lines[index : index + 1] = random.choice(
-            ([], [lines[index]] * 2, [b""], [random.choice(lines), lines[index]], [lines[index][: len(lines[index]) // 2]])
+            (
+                [],
+                [lines[index]] * 2,
+                [b""],
+                [random.choice(lines), lines[index]],
+                [lines[index][: len(lines[index]) // 2]],
+            )
         )
         return b"\n".join(lines)
 
@@ -154,11 +161,18 @@ def _yaml_words(random: Random, content: bytes, others: Sequence[bytes]) -> byte
     return b"\n".join(lines)
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes any tag for text."""
+
+
+_Loader.add_constructor(None, lambda loader, node: str(node.value))
+
+
 def yaml_mutator(*words: Any) -> Mutator:
     """Return a mutator of YAML files: the tree, words that mean something to YAML, alias bombs, or the bytes."""
 
     def mutate(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-        tree = mutate_tree(random, yaml.safe_load(content), words)
+        tree = mutate_tree(random, yaml.load(content, _Loader), words)
         try:
             text = yaml.safe_dump(tree, allow_unicode=random.random() < 0.5)
         except (yaml.YAMLError, RecursionError, ValueError):

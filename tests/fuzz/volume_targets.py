@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from fuzz.mutators import Mutator, inside_gzip, inside_zip, mutate_bytes, mutate_lines, one_of
+from fuzz.target import Files, Target
 from support.dicom_files import CR, ENHANCED_CT, element, frame_tags, write_dicom, write_series
 from support.image_files import picture
 
-from fuzz.mutators import Mutator, inside_gzip, inside_zip, mutate_bytes, mutate_lines, one_of
-from fuzz.target import Files, Target
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.faults import Faults
 from medmllm_plugins.data.layouts import layout
@@ -152,7 +152,11 @@ def _detached_meta_files() -> dict[str, Files]:
 
 def _array_files() -> dict[str, Files]:
     found = {}
-    for name, array in {"int16": VOXELS, "float": VOXELS.astype(np.float64), "fortran": np.asfortranarray(VOXELS)}.items():
+    for name, array in {
+        "int16": VOXELS,
+        "float": VOXELS.astype(np.float64),
+        "fortran": np.asfortranarray(VOXELS),
+    }.items():
         buffer = io.BytesIO()
         np.save(buffer, array)
         found[name] = {"a.npy": buffer.getvalue()}
@@ -161,7 +165,9 @@ def _array_files() -> dict[str, Files]:
 
 def read_as_volume(folder: Path) -> object:
     """Read the first file of a folder as a volume, and its header."""
-    path = next(path for path in sorted(folder.iterdir()) if path.suffix not in (".raw", ".zraw") and ".raw." not in path.name)
+    path = next(
+        path for path in sorted(folder.iterdir()) if path.suffix not in (".raw", ".zraw") and ".raw." not in path.name
+    )
     volume = read_volume(path)
     digest = hashlib.sha256(volume.voxels.tobytes()).hexdigest()
     return digest, volume.voxels.shape, volume.spacing, volume.orientation, volume_facts(path)
@@ -172,7 +178,11 @@ def _made(write: Callable[[Path], object]) -> Files:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder)
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
 
 
 _SYNTAXES: Final = {
@@ -201,7 +211,17 @@ def _dicom(name: str, folder: Path) -> None:
     if name == "rle":
         from pydicom.pixels.encoders import RLELosslessEncoder
 
-        frame = RLELosslessEncoder.encode(pixels.tobytes(), rows=20, columns=24, samples_per_pixel=1, bits_allocated=8, bits_stored=8, number_of_frames=1, photometric_interpretation="MONOCHROME2", pixel_representation=0)
+        frame = RLELosslessEncoder.encode(
+            pixels.tobytes(),
+            rows=20,
+            columns=24,
+            samples_per_pixel=1,
+            bits_allocated=8,
+            bits_stored=8,
+            number_of_frames=1,
+            photometric_interpretation="MONOCHROME2",
+            pixel_representation=0,
+        )
         data.PixelData = encapsulate([frame])
     elif name in ("jpeg", "jpeg2000"):
         buffer = io.BytesIO()
@@ -246,7 +266,14 @@ def _dicom_series() -> dict[str, Files]:
 
     def frames(folder: Path) -> None:
         places = [(0.0, 0.0, 2.5 * index) for index in range(3)]
-        write_dicom(folder / "a.dcm", VOXELS[:3], sop=ENHANCED_CT, orientation=None, spacing=None, extra=frame_tags(places, [(-1024, 1)] * 3))
+        write_dicom(
+            folder / "a.dcm",
+            VOXELS[:3],
+            sop=ENHANCED_CT,
+            orientation=None,
+            spacing=None,
+            extra=frame_tags(places, [(-1024, 1)] * 3),
+        )
 
     return {
         "plain": _made(series),

@@ -22,8 +22,6 @@ from typing import Final
 
 from fuzz.target import Files, Target
 
-SECONDS: Final = 2.0
-"""Processor time that a case may take."""
 MEMORY: Final = 1 << 30
 """Bytes of address space that a case may take beyond what the process had before."""
 OUTPUT: Final = 64 * 1024
@@ -131,7 +129,7 @@ def _cases(target: Target, job: Job, folder: Path, at: object) -> Iterator[dict[
     seeds = target.seeds()
     seen: set[tuple[str, str]] = set()
     accepted = refused = done = 0
-    begun = time.monotonic()
+    begun = time.process_time()
     with _limited(folder, target, seeds):
         for number in range(job.first, job.first + job.count):
             at(number)
@@ -149,7 +147,7 @@ def _cases(target: Target, job: Job, folder: Path, at: object) -> Iterator[dict[
                     yield {"fault": asdict(Fault(target.name, job.seed, number, rule, what, place))}
     yield {
         "done": {"target": target.name, "cases": done, "accepted": accepted, "refused": refused},
-        "seconds": round(time.monotonic() - begun, 2),
+        "seconds": round(time.process_time() - begun, 2),
     }
 
 
@@ -204,13 +202,15 @@ def run_case(target: Target, folder: Path) -> tuple[bool, list[tuple[str, str, s
     except MemoryError as error:
         faults.append(("memory", "MemoryError", _place(error)))
     except BaseException as error:
-        faults.append(("error", f"{type(error).__name__}: {str(error)[:300]}", f"{type(error).__name__} {_place(error)}"))
+        faults.append(
+            ("error", f"{type(error).__name__}: {str(error)[:300]}", f"{type(error).__name__} {_place(error)}")
+        )
         if isinstance(error, KeyboardInterrupt | GeneratorExit):
             raise
     finally:
         _perturb(0)
     seconds = (time.process_time() - begun) / max(1, len(values))
-    if seconds > SECONDS:
+    if seconds > target.seconds:
         faults.append(("seconds", f"{seconds:.1f} s", target.name))
     if len(values) == 2 and values[0] != values[1]:
         faults.append(("unstable", f"{values[0][:200]} and {values[1][:200]}", target.name))
