@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import read_json
 
 
@@ -101,8 +101,11 @@ def published_name(name: str, table: Mapping[str, Any]) -> str | None:
 
 def named_folder(name: str, checkpoint: Path) -> Path | None:
     """The local folder that ``name`` means, absolute or relative to the checkpoint; ``None`` where there is none."""
-    folder = checkpoint / Path(name).expanduser()
-    return folder if folder.is_dir() else None
+    try:
+        folder = checkpoint / Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or a home folder of nobody
+        return None
 
 
 def base_config(name: str, table: Mapping[str, dict[str, Any]], checkpoint: Path) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def base_config(name: str, table: Mapping[str, dict[str, Any]], checkpoint: Path
     known = published_name(name, table)
     if known is None:
         raise ModelError(
-            f"The checkpoint in {checkpoint} builds on {name!r}, whose shapes it does not hold. Expected one of "
+            f"The checkpoint in {checkpoint} builds on {shown(name)}, whose shapes it does not hold. Expected one of "
             f"{', '.join(table)}, or a local folder (absolute, or relative to the checkpoint) with its config.json."
         )
     return dict(table[known])

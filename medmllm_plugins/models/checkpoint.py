@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.errors import ModelError, one_line, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -89,8 +89,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: is {path.parent} a whole checkpoint folder?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
+    # Also a whole number of thousands of digits, and brackets nested too deep.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {one_line(error)[:300]}. Fetch the file again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"Expected {path} to hold a JSON object, but found {type(content).__name__}.")
     return content
@@ -125,13 +126,13 @@ def open_weights(folder: Path) -> Weights:
             with safe_open(str(file), framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 - the handle is no mapping
                     if name in where:
-                        raise ModelError(f"Tensor {name!r} stands in both {where[name].name} and {file.name}.")
+                        raise ModelError(f"Tensor {shown(name)} stands in both {where[name].name} and {file.name}.")
                     where[name] = file
                     shapes[name] = tuple(handle.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(
-                f"{file} cannot be read as safetensors: {error}. It may be a broken download or a Git LFS pointer: "
-                "fetch it again."
+                f"{file} cannot be read as safetensors: {one_line(error)[:300]}. It may be a broken download or a "
+                "Git LFS pointer: fetch it again."
             ) from error
     if indexed is not None and (wrong := sorted(indexed.items() ^ {(name, f.name) for name, f in where.items()})):
         raise ModelError(
@@ -255,7 +256,13 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first 20 names as a message lists them, and how many more there are."""
+    """Return the first 20 names as a message lists them, each cut at 60 characters, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more
+    return ", ".join(printable(name, 60) for name in listed[:_LISTED]) + more
+
+
+def printable(text: str, length: int) -> str:
+    """Return text without control characters and halves of letters, cut at a length."""
+    short = text if len(text) <= length else f"{text[: length - 1]}…"
+    return short if short.isprintable() else repr(short)[1:-1]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.errors import ModelError, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def family(model_type: object, where: object) -> Family:
     if found is None:
         raise ModelError(
             f"{where}: expected the architecture (`model_type` in config.json) to be one of {', '.join(FAMILIES)}, "
-            f"found {model_type!r}. A plugin can add a model of another one: see docs/plugins.md."
+            f"found {shown(model_type)}. A plugin can add a model of another one: see docs/plugins.md."
         )
     return found
 

@@ -24,11 +24,12 @@ from transformers import (
     VideoLlama3VisionConfig,
 )
 
-from medmllm_plugins.errors import ModelError, one_line
+from medmllm_plugins.errors import ModelError, one_line, shown
 from medmllm_plugins.models.bases import NAVIT_TOWERS, base_config
 from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.chat import ChatModel, Manner
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
+from medmllm_plugins.models.configs import make_config, whole_number
 from medmllm_plugins.models.families import FAMILIES
 from medmllm_plugins.models.native import Native
 from medmllm_plugins.models.options import LoadOptions
@@ -64,11 +65,11 @@ def load(options: LoadOptions) -> ChatModel:
     folder = find_folder(options.pretrained, HULU_MED)
     raw = read_json(folder / "config.json")
     processor = _processor(folder, raw)
-    config = _config(raw, folder, int(processor.image_token_id))
+    config = read_config(folder, int(processor.image_token_id))
     weights = open_weights(folder)
     model = build_model(VideoLlama3ForConditionalGeneration, config, weights, rename, options, left_out=FOREIGN)
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+        model.generation_config = read_generation_config(folder)
     known = FAMILIES["video_llama_3"]
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
     native = Native(model, processor, known, folder, (*files, *weights.files), untrained_parts(model, known))
@@ -85,12 +86,23 @@ def rename(name: str) -> str | None:
     return name
 
 
-def _config(raw: Mapping[str, Any], folder: Path, image_token: int) -> VideoLlama3Config:
+def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
+    """Read the ``config.json`` of a Hulu-Med checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        image_token: number of the token that stands for an image.
+
+    Raises:
+        ModelError: it is of another format, or describes a part that cannot be made.
+    """
+    source = folder / "config.json"
+    raw = read_json(source)
     kind = str(raw.get("model_type"))
     if kind not in _LLMS:
         raise ModelError(
-            f"{folder / 'config.json'}: expected a Hulu-Med checkpoint, with a `model_type` among {', '.join(_LLMS)}, "
-            f"found {kind!r}."
+            f"{source}: expected a Hulu-Med checkpoint, with a `model_type` among {', '.join(_LLMS)}, found "
+            f"{shown(kind)}."
         )
     nested = raw.get("vision_encoder_config")
     if not isinstance(nested, Mapping):
@@ -99,13 +111,32 @@ def _config(raw: Mapping[str, Any], folder: Path, image_token: int) -> VideoLlam
     vision = {key: value for key, value in nested.items() if key not in ("model_type", "auto_map", "architectures")}
     beside = ("model_type", "auto_map", "architectures", "vision_encoder", "vision_encoder_config")
     text = {key: value for key, value in raw.items() if key not in beside and not key.startswith("mm_")}
-    return VideoLlama3Config(
-        vision_config=VideoLlama3VisionConfig(**vision),
-        text_config=_LLMS[kind](**text),
-        image_token_id=image_token,
-        video_token_id=image_token,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-    )
+    settings = {
+        "vision_config": make_config(VideoLlama3VisionConfig, vision, source),
+        "text_config": make_config(_LLMS[kind], text, source),
+        "image_token_id": image_token,
+        "video_token_id": image_token,
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+    }
+    config: VideoLlama3Config = make_config(VideoLlama3Config, settings, source)
+    return config
+
+
+def read_generation_config(folder: Path) -> GenerationConfig:
+    """Read ``generation_config.json``.
+
+    Raises:
+        ModelError: it cannot be read, or holds settings that transformers does not take.
+    """
+    path = folder / "generation_config.json"
+    read_json(path)
+    try:
+        config: GenerationConfig = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # settings of a wrong type are met with errors of many kinds
+        raise ModelError(
+            f"{path}: expected settings of generation, got {one_line(error)[:300]}. Fetch the file again."
+        ) from error
+    return config
 
 
 def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
@@ -123,14 +154,14 @@ def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
     tokenizer.video_token = VIDEO
     path = folder / "preprocessor_config.json"
     stated = read_json(path) if path.is_file() else {}
-    patch = int(stated.get("patch_size", 14))
+    patch = whole_number(stated, "patch_size", 14, path)
     settings = {key: stated[key] for key in ("image_mean", "image_std", "rescale_factor", "resample") if key in stated}
     image = VideoLlama3ImageProcessorPil(
         patch_size=patch,
         merge_size=1,
         # Hulu-Med counts in tokens: a patch each.
-        min_pixels=int(stated.get("min_tokens", 16)) * patch**2,
-        max_pixels=int(stated.get("max_tokens", 16384)) * patch**2,
+        min_pixels=whole_number(stated, "min_tokens", 16, path) * patch**2,
+        max_pixels=whole_number(stated, "max_tokens", 16384, path) * patch**2,
         **settings,
     )
     template = tokenizer.chat_template if IMAGE in str(tokenizer.chat_template) else _TEMPLATE

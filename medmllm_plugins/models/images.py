@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import SiglipImageProcessorPil
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import read_json
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -40,11 +40,36 @@ def siglip_processor(folder: Path, image_size: int) -> Any:
         raw = read_json(path)
         kind = raw.get("image_processor_type") or raw.get("feature_extractor_type") or "SiglipImageProcessor"
         if not str(kind).startswith("SiglipImageProcessor"):
-            raise ModelError(f"{path}: expected a SiglipImageProcessor, but found {kind!r}.")
+            raise ModelError(f"{path}: expected a SiglipImageProcessor, but found {shown(kind)}.")
         if raw.get("size", size) != size:
-            raise ModelError(f"{path}: expected the vision tower's size {size}, but found {raw['size']}.")
-        settings.update({key: raw[key] for key in _KEYS if raw.get(key) is not None})
+            raise ModelError(f"{path}: expected the vision tower's size {size}, but found {shown(raw['size'])}.")
+        settings.update({key: _checked(key, raw[key], path) for key in _KEYS if raw.get(key) is not None})
     return SiglipImageProcessorPil(size=size, do_convert_rgb=True, **settings)
+
+
+def _checked(key: str, value: Any, path: Path) -> Any:
+    """Return a setting that the processor can compute with.
+
+    Raises:
+        ModelError: it is of another type, not finite, or a deviation of 0.
+    """
+    if key.startswith("do_"):
+        good, wanted = isinstance(value, bool), "true or false"
+    elif key == "resample":
+        good, wanted = type(value) is int and value in set(Image.Resampling), "a number that Pillow has a filter for"
+    elif key == "rescale_factor":
+        good, wanted = _is_number(value) and value > 0, "a number above 0"
+    else:
+        values = value if isinstance(value, list) else []
+        good = len(values) == 3 and all(map(_is_number, values)) and (key != "image_std" or min(values) > 0)
+        wanted = "three numbers" if key == "image_mean" else "three numbers above 0"
+    if not good:
+        raise ModelError(f"{path}: expected `{key}` to be {wanted}, got {shown(value)}. Fetch the file again.")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6  # false of NaN and of infinity
 
 
 def pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:

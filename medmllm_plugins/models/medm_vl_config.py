@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.errors import ModelError, one_line, shown
 from medmllm_plugins.models.bases import LLMS, VISION_TOWERS, base_config
 from medmllm_plugins.models.checkpoint import read_json
+from medmllm_plugins.models.configs import check_bounds
 
 # What decides a model's shape and arithmetic; nested configs of 2025 also hold generation and loading settings, which
 # transformers 5 would take for more than they are.
@@ -107,22 +108,23 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
         if get(name) not in values:
             raise ModelError(
                 f"{source}: expected `{prefix}{name}` to be {' or '.join(map(repr, values))} for {_MODELS[connector]}, "
-                f"but found {get(name)!r}."
+                f"but found {shown(get(name))}."
             )
 
     expect("llm_type", "qwen2")
     expect("encoder_image_type", "siglip")
-    if get("connector_image_type") in _MODELS and get("connector_image_type") != connector:
+    kind = get("connector_image_type")
+    if isinstance(kind, str) and kind in _MODELS and kind != connector:
         raise ModelError(
-            f"{source}: expected a checkpoint of {_MODELS[connector]}, but this is one of "
-            f"{_MODELS[get('connector_image_type')]}: load it with --model {_MODELS[get('connector_image_type')]}."
+            f"{source}: expected a checkpoint of {_MODELS[connector]}, but this is one of {_MODELS[kind]}: load it "
+            f"with --model {_MODELS[kind]}."
         )
     expect("connector_image_type", connector)
     expect("connector_image_name", "mlp2x_gelu")
     expect("encoder_image_select_feature", *_SELECT)
     if get("encoder_image3d_type") is not None:
         found = get("encoder_image3d_type")
-        raise ModelError(f"{source}: expected a 2D checkpoint, but it has a 3D encoder ({found!r}).")
+        raise ModelError(f"{source}: expected a 2D checkpoint, but it has a 3D encoder ({shown(found)}).")
     llm_name = _string(get("llm_name_or_path"), f"{prefix}llm_name_or_path", source)
     tower_name = _string(get("encoder_image_name_or_path"), f"{prefix}encoder_image_name_or_path", source)
     max_length = _integer(get("llm_max_length"), f"{prefix}llm_max_length", source)
@@ -159,34 +161,40 @@ def _prefix(raw: Mapping[str, Any], source: Path) -> str:
     raise ModelError(
         f"{source} is of no MedM-VL format known. Expected the one of April 2025 (`llm_type`, `encoder_image_type`, …, "
         'no `model_type`) or the one since October 2025 (`model_type: "lvlm"`, `lvlm_llm_type`, …), but found '
-        f"model_type={raw.get('model_type')!r} and the keys {sorted(raw)[:20]}."
+        f"model_type={shown(raw.get('model_type'))} and the keys {shown(sorted(raw)[:20])}."
     )
 
 
 def _build(cls: Any, raw: Any, keys: tuple[str, ...], fixed: Mapping[str, Any], source: Path) -> Any:
     if not isinstance(raw, dict):
-        raise ModelError(f"{source}: expected the nested config of a {cls.model_type} to be an object, found {raw!r}.")
+        raise ModelError(
+            f"{source}: expected the nested config of a {cls.model_type} to be an object, found {shown(raw)}."
+        )
     found = raw.get("model_type", cls.model_type)
     if found != cls.model_type:
-        raise ModelError(f"{source}: expected a part of model_type {cls.model_type!r}, but it is {found!r}.")
+        raise ModelError(f"{source}: expected a part of model_type {cls.model_type!r}, but it is {shown(found)}.")
+    settings = {key: raw[key] for key in keys if key in raw} | dict(fixed)
+    check_bounds(settings, source)
     try:
-        config = cls(**{key: raw[key] for key in keys if key in raw}, **fixed)
+        config = cls(**settings)
         heads, width = config.num_attention_heads, config.hidden_size
         if min(heads, width, config.num_hidden_layers) < 1 or width % heads:
             raise ValueError(f"hidden_size={width} cannot be split into num_attention_heads={heads}")
     except Exception as error:
         # The config classes raise errors of many kinds for values of a wrong type.
-        raise ModelError(f"{source}: the config of the {cls.model_type} part is not valid: {error}.") from error
+        raise ModelError(
+            f"{source}: the config of the {cls.model_type} part is not valid: {one_line(error)[:300]}."
+        ) from error
     return config
 
 
 def _string(value: Any, name: str, source: Path) -> str:
     if not isinstance(value, str) or not value:
-        raise ModelError(f"{source}: expected `{name}` to be a name or path, but found {value!r}.")
+        raise ModelError(f"{source}: expected `{name}` to be a name or path, but found {shown(value)}.")
     return value
 
 
 def _integer(value: Any, name: str, source: Path) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"{source}: expected `{name}` to be a whole number, but found {value!r}.")
+        raise ModelError(f"{source}: expected `{name}` to be a whole number, but found {shown(value)}.")
     return value

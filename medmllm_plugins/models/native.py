@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from medmllm_plugins.errors import ModelError, OptionError, one_line
+from medmllm_plugins.errors import ModelError, OptionError, one_line, shown
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json, some
+from medmllm_plugins.models.configs import check_bounds
 from medmllm_plugins.models.families import Family, family
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.quantised import quantisation
@@ -59,13 +60,14 @@ def open_native(options: LoadOptions, sizes: Mapping[str, str], *, expected: tup
     kind = raw.get("model_type")
     if raw.get("auto_map") and options.trust_remote_code != options.pretrained:
         raise ModelError(
-            f"{folder}: the checkpoint brings code of its own ({some(map(str, raw['auto_map'].values()))}), which is "
-            f"not run unasked. If you trust it, say so by its name: trust_remote_code={options.pretrained}."
+            f"{folder}: the checkpoint brings code of its own ({shown(raw['auto_map'])}), which is not "
+            f"run unasked. If you trust it, say so by its name: trust_remote_code={options.pretrained}."
         )
     known = family(kind, folder)
+    check_bounds(raw, folder / "config.json")
     if expected and kind not in expected:
         raise ModelError(
-            f"{folder}: expected a checkpoint of architecture {' or '.join(expected)}, found {kind!r}; use --model "
+            f"{folder}: expected a checkpoint of architecture {' or '.join(expected)}, found {shown(kind)}; use --model "
             "medmllm_hf for any checkpoint of a known architecture."
         )
     if missing := [name for name in known.needs if importlib.util.find_spec(name) is None]:

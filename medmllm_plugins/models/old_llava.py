@@ -27,10 +27,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from medmllm_plugins.errors import ModelError, one_line
+from medmllm_plugins.errors import ModelError, one_line, shown
 from medmllm_plugins.models.bases import CLIP_TOWERS, base_config
 from medmllm_plugins.models.build import FOREIGN, build_model
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
+from medmllm_plugins.models.configs import make_config, whole_number
 from medmllm_plugins.models.families import FAMILIES
 from medmllm_plugins.models.images import eight_bit
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown, single
@@ -88,8 +89,8 @@ def load(options: LoadOptions, sizes: Mapping[str, str], template: Template) -> 
     options.check()
     folder = find_folder(options.pretrained, sizes)
     raw = read_json(folder / "config.json")
-    config, tokens = _config(raw, folder), _tokenizer(folder)
-    placeholder = _placeholder(tokens, int(raw["vocab_size"]), folder)
+    config, tokens = read_config(folder), _tokenizer(folder)
+    placeholder = _placeholder(tokens, int(config.get_text_config().vocab_size), folder)
     config.image_token_id = placeholder
     weights = open_weights(folder)
     model = build_model(LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system"))
@@ -115,38 +116,52 @@ def rename(name: str) -> str | None:
     return name
 
 
-def _config(raw: Mapping[str, Any], folder: Path) -> LlavaConfig:
+def read_config(folder: Path) -> LlavaConfig:
+    """Read the ``config.json`` of a checkpoint of the first LLaVA format.
+
+    Raises:
+        ModelError: it is of another format, or names or describes a part that cannot be made.
+    """
+    source = folder / "config.json"
+    raw = read_json(source)
     kind = str(raw.get("model_type"))
     if kind not in _LLMS or "mm_vision_tower" not in raw:
         raise ModelError(
-            f"{folder / 'config.json'}: expected a checkpoint of the first LLaVA format, with `mm_vision_tower` and a "
-            f"`model_type` among {', '.join(_LLMS)}, found {kind!r}. A repository of the same name in transformers' "
-            "own format is taken by --model medmllm_hf."
+            f"{source}: expected a checkpoint of the first LLaVA format, with `mm_vision_tower` and a "
+            f"`model_type` among {', '.join(_LLMS)}, found {shown(kind)}. A repository of the same name in "
+            "transformers' own format is taken by --model medmllm_hf."
         )
     projector = raw.get("mm_projector_type")
     if projector != "mlp2x_gelu":
-        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, found {projector!r}.")
+        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, found {shown(projector)}.")
     select: Any = {"patch": "default", "cls_patch": "full"}.get(str(raw.get("mm_vision_select_feature") or "patch"))
     if select is None:
         raise ModelError(
             f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, found "
-            f"{raw['mm_vision_select_feature']!r}."
+            f"{shown(raw['mm_vision_select_feature'])}."
         )
     tower = base_config(str(raw["mm_vision_tower"]), CLIP_TOWERS, folder)
-    vision = CLIPVisionConfig(**tower.get("vision_config", tower))
+    shapes = tower.get("vision_config", tower)
+    if not isinstance(shapes, Mapping):
+        raise ModelError(f"{source}: expected the vision tower's config to be an object, got {shown(shapes)}.")
+    vision = make_config(CLIPVisionConfig, shapes, source)
     text = {
         key: value for key, value in raw.items() if not key.startswith("mm_") and key not in ("model_type", "auto_map")
     }
-    patches = (int(vision.image_size) // int(vision.patch_size)) ** 2  # type: ignore[arg-type]
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=_LLMS[kind](**text),
-        image_seq_length=patches + (select == "full"),
-        projector_hidden_act="gelu",
-        vision_feature_select_strategy=select,
-        vision_feature_layer=int(raw.get("mm_vision_select_layer", -2)),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-    )
+    side, patch = (whole_number(vision.to_dict(), name, 0, source) for name in ("image_size", "patch_size"))
+    if not 0 < patch <= side:
+        raise ModelError(f"{source}: expected a `patch_size` of 1 to `image_size`, got {patch} and {side}.")
+    settings = {
+        "vision_config": vision,
+        "text_config": make_config(_LLMS[kind], text, source),
+        "image_seq_length": (side // patch) ** 2 + (select == "full"),
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": select,
+        "vision_feature_layer": whole_number(raw, "mm_vision_select_layer", -2, source),
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+    }
+    config: LlavaConfig = make_config(LlavaConfig, settings, source)
+    return config
 
 
 def _tokenizer(folder: Path) -> Any:

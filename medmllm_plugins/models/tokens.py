@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.errors import ModelError, one_line
 from medmllm_plugins.models.bases import LLMS, named_folder, published_name
 from medmllm_plugins.models.checkpoint import hub_snapshot
 
@@ -67,7 +67,7 @@ def load_qwen_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         # tokenizers raises a bare Exception for a broken file.
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}.") from error
+        raise ModelError(f"The tokenizer in {folder} cannot be read: {one_line(error)[:300]}.") from error
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise ModelError(f"The tokenizer in {folder} lacks `eos_token` or `pad_token` in its tokenizer_config.json.")
     return tokenizer
