@@ -253,9 +253,11 @@ def _baseline(arguments: argparse.Namespace) -> int:
 
 
 def _task_list(arguments: argparse.Namespace) -> int:
-    from medmllm_plugins.commands.new_task import tasks
+    from medmllm_plugins.commands.new_task import faulty_task_files, tasks
 
     rows = tasks()
+    for fault in faulty_task_files():
+        print(f"Left out: {fault}", file=sys.stderr)
     if arguments.json:
         _print(rows)
         return 0

@@ -26,14 +26,15 @@ class PluginError(MedMLLMError):
 
 
 def one_line(error: BaseException) -> str:
-    """An error on one line; the traceback module also copes with errors that cannot be printed."""
-    return " ".join("".join(traceback.format_exception_only(error)).split())
+    """An error on one line, cut at 300 characters; the traceback module copes with errors that cannot be printed."""
+    text = " ".join("".join(traceback.format_exception_only(error)).split())
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def shown(value: object) -> str:
     """A value as a message shows it, cut at 120 characters."""
     try:
-        text = repr(value)
+        text = repr(value[:200] if isinstance(value, str) else value)
     except Exception:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 120 else text[:119] + "…"

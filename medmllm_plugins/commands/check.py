@@ -147,7 +147,10 @@ def _is_here(spec: DatasetSpec) -> bool:
         if not root:
             return False
         folder = Path(root).expanduser() / folder
-    return layout(spec.layout).is_there(spec, folder)
+    try:
+        return layout(spec.layout).is_there(spec, folder)
+    except (DataError, OSError):  # a plugin's layout that cannot be had; `--check NAME` says why
+        return False
 
 
 def _listed(items: Sequence[str]) -> list[str]:

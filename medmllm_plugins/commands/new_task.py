@@ -200,6 +200,11 @@ def tasks() -> list[dict[str, str]]:
     return [{"name": name, "from": origin, "file": str(path)} for name, (origin, path) in sorted(found.items())]
 
 
+def faulty_task_files() -> list[str]:
+    """What is wrong with task files that were left out, a line each; faulty declarations of data sets are logged."""
+    return [failure.message for failure in get_manager().failures if failure.stage == "task file"]
+
+
 # -- names and places --------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from medmllm_plugins.data.leaks import MAX_COMPARED, picture_facts, similar, vox
 from medmllm_plugins.data.picture_files import picture_size, read_picture
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.data.user_files import NotFound, UserFiles, list_files, without_ending
-from medmllm_plugins.errors import DataError, shown
+from medmllm_plugins.errors import DataError, one_line, shown
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
@@ -97,12 +97,14 @@ def table_options(spec: DatasetSpec) -> TableOptions:
     """
     given = dict(spec.options)
     known = [one.name for one in fields(TableOptions)]
-    if unknown := sorted(str(key) for key in set(given) - set(known)):
-        raise DataError(f"{spec.title}: unknown options {unknown}; layout 'table' takes {known}.")
+    if unknown := sorted(shown(key) for key in given if key not in known):
+        raise DataError(f"{spec.title}: unknown options {', '.join(unknown[:5])}; layout 'table' takes {known}.")
     for key, value in given.items():
         if value is not None and not _good_type(key, value):
-            wanted = "a mapping" if key in _MAPPINGS else "text or a list of it" if key in _ALTERNATIVES else "text"
-            raise DataError(f"{spec.title}: expected the option `{key}` to be {wanted}, found {value!r}.")
+            wanted = (
+                "a mapping to text" if key in _MAPPINGS else "text or a list of it" if key in _ALTERNATIVES else "text"
+            )
+            raise DataError(f"{spec.title}: expected the option `{key}` to be {wanted}, got {shown(value)}.")
     if not given.get("labels"):
         raise DataError(f'{spec.title}: expected the option `labels`, a CSV file or "{FOLDERS}", found none.')
     given = {key: value for key, value in given.items() if value is not None}
@@ -111,7 +113,7 @@ def table_options(spec: DatasetSpec) -> TableOptions:
         given[key] = (value,) if isinstance(value, str) else tuple(value)
     names = {str(cell): str(label) for cell, label in given.pop("names", {}).items()}
     if unknown := sorted(set(names.values()) - set(spec.labels)):
-        raise DataError(f"{spec.title}: expected `names` to lead to classes, found {unknown}.")
+        raise DataError(f"{spec.title}: expected `names` to lead to classes, got {shown(unknown)}.")
     options = TableOptions(**given, names=names)
     _check_together(spec, options)
     return options
@@ -119,13 +121,21 @@ def table_options(spec: DatasetSpec) -> TableOptions:
 
 _MAPPINGS: Final = ("names", "fold_files")
 _ALTERNATIVES: Final = ("labels", "pattern")
+_LONGEST_OPTION: Final = 250
 
 
 def _good_type(key: str, value: object) -> bool:
+    if key == "fold_files":
+        return isinstance(value, Mapping) and all(map(_is_option_text, value.values()))
     if key in _MAPPINGS:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(isinstance(one, str | int) for one in value.values())
     several = value if key in _ALTERNATIVES and isinstance(value, list) else [value]
-    return bool(several) and all(isinstance(one, str) and one for one in several)
+    return bool(several) and all(map(_is_option_text, several))
+
+
+def _is_option_text(value: object) -> bool:
+    """Whether a value can be a column, a file or a pattern; a disk refuses other names with errors of many kinds."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_OPTION and "\0" not in value
 
 
 def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
@@ -148,14 +158,14 @@ def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
     if options.group_pattern:
         try:
             re.compile(options.group_pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise DataError(
-                f"{spec.title}: expected `group_pattern` to be a regular expression, found {error}."
+                f"{spec.title}: expected `group_pattern` to be a regular expression, got {one_line(error)}"
             ) from None
     if sum(map(bool, (options.fold_column, options.fold_files, options.fold))) > 1:
         raise DataError(f"{spec.title}: expected one of `fold_column`, `fold_files` and `fold`, found several.")
     if unknown := {*options.fold_files, *([options.fold] if options.fold else [])} - set(FOLDS):
-        raise DataError(f"{spec.title}: expected folds among {list(FOLDS)}, found {sorted(map(str, unknown))}.")
+        raise DataError(f"{spec.title}: expected folds among {list(FOLDS)}, got {shown(sorted(map(str, unknown)))}.")
     if options.no_finding and spec.kind != "multilabel":
         raise DataError(f"{spec.title}: `no_finding` is for multi-label sets.")
     if options.unit not in (None, "HU", "any") or (options.unit and spec.dimensions != 3):

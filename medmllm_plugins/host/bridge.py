@@ -21,7 +21,7 @@ from typing import Any
 
 from loguru import logger
 
-from medmllm_plugins.errors import PluginError
+from medmllm_plugins.errors import PluginError, one_line
 from medmllm_plugins.host import names
 from medmllm_plugins.manager import get_manager
 
@@ -112,7 +112,7 @@ def _extend(tasks: ModuleType) -> None:
             raise  # asked for by MEDMLLM_STRICT=1
         except Exception as error:
             # Every command of the host comes by here, also where nobody asks for our tasks.
-            logger.warning(f"medmllm-plugins: tasks are missing: {type(error).__name__}: {error}")
+            logger.warning(f"medmllm-plugins: tasks are missing: {one_line(error)}")
         return index
 
     @functools.wraps(match)

@@ -12,7 +12,7 @@ from typing import Any
 
 from loguru import logger
 
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import OptionError, PluginError, one_line
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.taskfiles import read_task
 
@@ -45,8 +45,19 @@ def add_tasks(index: Index) -> None:
         index[name] = {"type": entry.kind, "yaml_path": str(entry.path)}
         if entry.kind == "group":
             index[name]["task"] = -1
-    # Reads all declarations, which importing us must not.
-    from medmllm_plugins.questions.names import declared_tasks, derived_tasks
+    # One kind of tasks must not fall with another: whatever is wrong with the one, the others are there.
+    for add in (_add_declared, _add_derived):
+        try:
+            add(index)
+        except PluginError:
+            raise  # asked for by MEDMLLM_STRICT=1
+        except Exception as error:
+            logger.warning(f"medmllm-plugins: some tasks are missing: {one_line(error)}")
+
+
+def _add_declared(index: Index) -> None:
+    """Add the tasks of data-set declarations; reading these is what importing this module must not."""
+    from medmllm_plugins.questions.names import declared_tasks
 
     for name, task in declared_tasks().items():
         if name in index:
@@ -54,10 +65,16 @@ def add_tasks(index: Index) -> None:
             continue
         asked = {"dataset": task.dataset, "protocol": task.protocol}
         index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PURPOSE: task.purpose}
+
+
+def _add_derived(index: Index) -> None:
+    """Add the tasks that look into a model where a YAML file gives the one that asks."""
+    from medmllm_plugins.questions.names import derived_tasks
+
     for name, derived in derived_tasks().items():
         if name not in index and index.get(derived.base, {}).get("yaml_path") == str(derived.path):
-            told = {_BASE: derived.base, _CONFIG: {}, _PURPOSE: derived.purpose}
-            index[name] = {"type": "task", "yaml_path": str(derived.path), **told}
+            entry = {_BASE: derived.base, _CONFIG: {}, _PURPOSE: derived.purpose}
+            index[name] = {"type": "task", "yaml_path": str(derived.path), **entry}
 
 
 def resolve(index: Index, name: str) -> str:

@@ -13,7 +13,18 @@ PACKAGE = Path(medmllm_plugins.__file__).parent
 
 # Each may import itself and those before it.
 ROOMS = (
-    ("errors", "environment", "places", "published", "hookspecs", "specs", "taskfiles", "manager", "builtin"),
+    (
+        "errors",
+        "environment",
+        "places",
+        "published",
+        "hookspecs",
+        "specs",
+        "bounded_yaml",
+        "taskfiles",
+        "manager",
+        "builtin",
+    ),
     ("data",),
     ("answers",),
     ("metrics",),

@@ -16,6 +16,8 @@ from support.dicom_files import write_series
 from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli import main
+from medmllm_plugins.doctor import examine
+from medmllm_plugins.host.names import add_tasks
 from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.questions.names import task_settings
 
@@ -233,3 +235,28 @@ def test_checks_of_what_is_not_there(medmllm: Medmllm) -> None:
     assert status == 1 and "busi: not checked" in said and "MEDMLLM_DATA" in said
     status, _, error = medmllm("datasets", "--check", "nothing")
     assert status == 1 and "found ['nothing']" in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 2000, "name: x\ntitle: X\nlayout: busi\nmodality: y\nclasses: {a: [], b: []}\npositive: [sick]\n"],
+    ids=["brackets", "list as positive class"],
+)
+def test_a_faulty_file_of_the_user_costs_itself_alone(
+    medmllm: Medmllm, own_tasks: Path, text: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a declaration and of a task: it is named, and every command knows everything else."""
+    monkeypatch.setattr("medmllm_plugins.data.catalogue._logged", set())
+    (own_tasks / "datasets").mkdir(parents=True)
+    (own_tasks / "datasets" / "faulty_set.yaml").write_text(text)
+    (own_tasks / "faulty_task.yaml").write_text(text)
+    index: dict[str, dict[str, Any]] = {}
+    add_tasks(index)
+    assert {"med_cls_demo", "med_probe_demo", "med_cls", "med_cls_busi"} <= set(index)
+    assert [record for record in caplog.records if "faulty_set.yaml" in record.getMessage()]
+    status, listed, err = medmllm("task", "list")
+    assert status == 0 and "med_cls_demo" in listed and "faulty_task.yaml" in err
+    status, listed, _ = medmllm("datasets")
+    assert status == 0 and "demo: " in listed and "busi: " in listed
+    assert [line for finding in examine() if (line := finding.detail) and "faulty_set.yaml" in line]
+    assert [line for finding in examine() if (line := finding.detail) and "faulty_task.yaml" in line]
