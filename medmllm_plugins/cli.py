@@ -98,6 +98,12 @@ def _add_task_commands(commands: Any) -> None:
     new.add_argument("--group", metavar="COLUMN", help="the column of patients, or `none`")
     new.add_argument("--fold", metavar="COLUMN", help="the column of train, validation and test, or `none`")
     new.add_argument(
+        "--fold-map",
+        default="",
+        metavar="A=FOLD,…",
+        help="what other values of that column mean: train, validation, test, or none to leave their rows out",
+    )
+    new.add_argument(
         "--classes", default="", metavar="A,B,C", help="the classes in order; 0=normal,1=pneumonia names them"
     )
     new.add_argument("--positive", metavar="CLASS", help="the class whose sensitivity is reported")

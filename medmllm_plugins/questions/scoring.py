@@ -87,6 +87,7 @@ def facts(settings: Settings, data: Dataset, *, documents: int, questions: int, 
         "questions": questions,
         "shots": shots,
         "skipped": list(data.skipped),
+        "warnings": list(data.warnings),
         "overlaps": dict(data.spec.overlaps),
         "notes": list(data.spec.notes),
     }

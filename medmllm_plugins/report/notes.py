@@ -172,6 +172,8 @@ def _of_task(task: TaskRun) -> Iterator[str]:
     skipped = sequence(task.told.get("skipped"))
     if skipped:
         yield f"{task.name}: {quantity(len(skipped), 'file')} could not be read and were left out (on_error=skip)."
+    for warning in sequence(task.told.get("warnings")):
+        yield f"{task.dataset}: {clean(warning)}"
     for note in sequence(task.told.get("notes")):
         yield f"{task.dataset}: {clean(note)}"
     for other, why in mapping(task.told.get("overlaps")).items():

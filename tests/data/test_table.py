@@ -194,10 +194,31 @@ def test_faults_of_a_table(tmp_path: Path, fault: str) -> None:
         load_dataset(declare(tmp_path))
 
 
-def test_an_unknown_fold(tmp_path: Path) -> None:
-    write_rows(tmp_path, [f"{row},holdout" for row in six(tmp_path)], "file,label,split")
-    with pytest.raises(DataError, match=r"line 2: expected 'split' to be one of train, .* found 'holdout'"):
-        load_dataset(declare(tmp_path, {**COLUMNS, "fold_column": "split"}))
+@pytest.mark.parametrize("word", ["external", "", "0"])
+def test_an_unknown_fold_is_asked_about(tmp_path: Path, word: str) -> None:
+    words = ["train", "dev", "holdout", word, "train", "holdout"]
+    rows = [f"{row},{word}" for row, word in zip(six(tmp_path), words, strict=True)]
+    write_rows(tmp_path, rows, "file,label,split")
+    options = {**COLUMNS, "fold_column": "split"}
+    expected = "expected text in every column" if not word else rf"to name a fold .*got '{word}' in 1 row\. Say what"
+    with pytest.raises(DataError, match=expected):
+        load_dataset(declare(tmp_path, options))
+    if word:
+        found = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "test"}})))
+        assert [found[f"images/{i}"].fold for i in range(4)] == ["train", "validation", "test", "test"]
+        found = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "none"}})))
+        assert "images/3" not in found and len(found) == 5
+
+
+def test_doubtful_labels_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = six(tmp_path)
+    write_picture(tmp_path / "images/copy.png", key="picture 0")
+    write_rows(tmp_path, [*rows, "images/copy.png,malignant"])
+    data = load_dataset(declare(tmp_path))
+    assert any("images/0 (benign) = images/copy (malignant)" in warning for warning in data.warnings), data.warnings
+    assert any("The test fold has" in warning for warning in data.warnings)
+    for warning in data.warnings:
+        assert warning in caplog.text
 
 
 def test_a_name_that_two_files_have(tmp_path: Path) -> None:
