@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import os
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -118,10 +119,23 @@ def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
     write_whole(target, text)
     reset()  # so that this process finds the task too
     say(f"written    {target}")
-    known = target.parent.is_relative_to(tasks_folder())
-    say("next       lmms-eval --model medm_vl --model_args pretrained=2d-3b --batch_size 1 --output_path results \\")
-    say(f"               --tasks {spec.name if known else target}")
+    say(f"next       {_next_command(spec, target)}")
+    say("           (pretrained=demo runs too, but that model only knows phantoms: its numbers mean nothing here)")
     return target
+
+
+def _next_command(spec: DatasetSpec, target: Path) -> str:
+    """The command that evaluates a published model on the new task; of volumes one that reads volumes."""
+    model, checkpoint = ("medm_vl_ct", "ct-chest-3b") if spec.dimensions == 3 and _is_ct(spec) else ("medm_vl", "2d-3b")
+    task = shlex.quote(spec.name if target.parent.is_relative_to(tasks_folder()) else str(target))
+    return (
+        f"lmms-eval --model {model} --model_args pretrained={checkpoint} --batch_size 1 --output_path results "
+        f"--tasks {task}"
+    )
+
+
+def _is_ct(spec: DatasetSpec) -> bool:
+    return spec.options.get("unit") == "HU"
 
 
 def describe(data: Dataset) -> list[str]:

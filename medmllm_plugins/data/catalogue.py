@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ def read_catalogue() -> Catalogue:
     for folder in manager.dataset_folders():
         for path in sorted(folder.glob("*.yaml")):
             try:
-                spec = read_spec(path)
+                stat = path.stat()
+                spec = _read(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
             except MedMLLMError as error:
                 faults.append(str(error))
             except Exception as error:  # one file's fault must not take every data set with it
@@ -73,6 +75,12 @@ def read_catalogue() -> Catalogue:
 
 _logged: set[str] = set()
 """Faults that this process has logged; every command reads the declarations several times."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(path: Path, state: tuple[int, ...]) -> DatasetSpec:
+    """Read a declaration once for as long as its file is in this state; commands ask for all of them many times."""
+    return read_spec(path)
 
 
 def declarations() -> dict[str, Declaration]:

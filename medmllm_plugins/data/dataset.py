@@ -157,6 +157,16 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
     return Dataset(spec, documents, fingerprint, folder, reader, tuple(faults.skipped), tuple(warnings))
 
 
+def missing_folder(spec: DatasetSpec) -> str:
+    """Return why a data set's folder is not on this machine, and how to get it; an empty text where it is."""
+    try:
+        if spec.folder:
+            _folder(spec, None)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 def _folder(spec: DatasetSpec, root: Path | None) -> Path:
     """The data set's folder, absolute; an error that says how to get the set where it is not there."""
     get = f"Get the set from {spec.download}" if spec.download else "Put the set there"
@@ -215,8 +225,9 @@ def _warn_of_leaks(spec: DatasetSpec, documents: tuple[Document, ...]) -> None:
     if leaking:
         logger.warning(
             "%s: %d of %d test documents share a group (patient, lesion, source or near-duplicate) with another fold; "
-            "`medmllm datasets --check` lists them.",
+            "`medmllm datasets --check %s` lists them.",
             spec.title,
             leaking,
             sum(document.fold == "test" for document in documents),
+            spec.name,
         )

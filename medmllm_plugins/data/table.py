@@ -424,8 +424,9 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
             )
     if strange:
         faults.add(
-            f"{table}: expected {options.fold_column!r} to name a fold in every row ({vocabulary()}), got {counted(strange)}. "
-            "Say what these mean with --fold-map VALUE=train,VALUE=test,VALUE=none (`fold_names` in the task's file)."
+            f"{table}: expected {options.fold_column!r} to name a fold in every row ({vocabulary()}), got "
+            f"{counted(strange)}. Say what these mean with --fold-map VALUE=train,VALUE=test,VALUE=none (in a task's "
+            "file: `fold_names`)."
         )
     if not lines and not strange:
         faults.add(f"{table}: expected rows that name images below {files.folder}, found none that can be used")

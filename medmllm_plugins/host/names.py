@@ -6,20 +6,23 @@ data-set declarations give, names with arguments, and paths of YAML files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from medmllm_plugins.errors import OptionError, PluginError, one_line
+from medmllm_plugins.errors import DataError, MedMLLMError, OptionError, PluginError, one_line, shown
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.taskfiles import read_task
+from medmllm_plugins.suggestions import did_you_mean
+from medmllm_plugins.taskfiles import read_task, read_yaml
 
 _CONFIG = "medmllm_config"
 _BASE = "medmllm_base"
 _PURPOSE = "medmllm_purpose"
 _YAML = (".yaml", ".yml")
+_DEEPEST = 5
+"""Groups in groups are followed so far; one may hold itself."""
 
 Index = dict[str, dict[str, Any]]
 
@@ -113,6 +116,66 @@ def resolve(index: Index, name: str) -> str:
         raise OptionError(f"{base} is a group: expected arguments behind the names of tasks, found {name!r}.")
     index[name] = {_BASE: base, **index[base], _CONFIG: {**index[base].get(_CONFIG, {}), **arguments}}
     return name
+
+
+def hint(index: Index, name: str) -> str:
+    """What a user may have meant by a name that the index does not hold; empty where nothing is like it."""
+    base, _, arguments = name.partition(":")
+    question = did_you_mean(base, index)
+    if arguments and base not in index and question:
+        question += f" The part behind it, {shown(':' + arguments)}, stays as it is."
+    return f"There is no task {shown(base)}. {question}" if question else ""
+
+
+def check_data(index: Index, tasks: Sequence[str]) -> None:
+    """See that the data sets of several tasks are on this machine, and name all that are not in one error.
+
+    The host loads one task after the other and stops at the first without data; what is wrong with a single task, or
+    with data that are there, is for its loading to tell.
+
+    Args:
+        index: the host's task index.
+        tasks: names of tasks and groups, as the index has them.
+
+    Raises:
+        DataError: folders are missing.
+    """
+    from medmllm_plugins.data.dataset import missing_folder
+    from medmllm_plugins.questions.names import task_settings
+
+    names = list(dict.fromkeys(member for task in tasks for member in _members(index, task, 0)))
+    missing: dict[str, str] = {}
+    there: list[str] = []
+    for name in names:
+        try:
+            spec = task_settings(name).dataset
+        except MedMLLMError:
+            continue
+        why = missing_folder(spec)
+        if why:
+            missing[spec.name] = why
+        else:
+            there.append(name)
+    if not missing or len(names) < 2:
+        return
+    noun = "data set is" if len(missing) == 1 else "data sets are"
+    lines = "\n".join(f"  {why}" for why in missing.values())
+    rest = f"\nOr evaluate what is there: --tasks {','.join(there)}" if there else ""
+    try_demo = "" if there else "\nTo try the tools without data: --tasks med_cls_demo"
+    raise DataError(f"{len(missing)} {noun} missing:\n{lines}{rest}{try_demo}")
+
+
+def _members(index: Index, name: str, depth: int) -> list[str]:
+    """The tasks of a group, and those of groups in it; of a task itself."""
+    entry = index.get(name, {})
+    if entry.get("type") != "group" or depth > _DEEPEST:
+        return [name]
+    try:
+        members = read_yaml(Path(str(entry.get("yaml_path")))).get("task")
+    except (PluginError, OSError):  # a group of the host's own, or without a file; its loading tells what is wrong
+        return []
+    listed = members if isinstance(members, list) else []
+    return [one for member in listed if isinstance(member, str) for one in _members(index, member, depth + 1)]
 
 
 def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from medmllm_plugins.data.views import View
 from medmllm_plugins.errors import OptionError, shown
 from medmllm_plugins.questions.attributions import BASELINES, Attributions
 from medmllm_plugins.questions.features import EXTRA, Features
+from medmllm_plugins.suggestions import did_you_mean
 
 Purpose = Literal["classify", "probe", "attribute"]
 CLASSIFYING: Final = "classify"
@@ -216,7 +217,8 @@ def _spec(dataset: object, task: str) -> DatasetSpec:
         return parse_spec(dataset, task)
     specs = dataset_specs()
     if not isinstance(dataset, str) or dataset not in specs:
-        raise OptionError(f"No data set is called {dataset!r}; declared are {sorted(specs)}.")
+        hint = did_you_mean(str(dataset), specs) or "`medmllm datasets` lists all."
+        raise OptionError(f"No data set is called {shown(dataset)}. {hint}")
     return specs[dataset]
 
 

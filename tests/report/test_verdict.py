@@ -242,3 +242,30 @@ def test_reference_classifiers_alone_have_a_sentence(tmp_path: Path) -> None:
     said = said_of(part_of(empty, baseline(tmp_path / "more")))
     assert said.startswith("On toy, no model has figures of its answers yet; the reference classifier")
     assert said_of(part_of(empty)) == "On toy, no run has figures of its answers yet."
+
+
+@pytest.mark.parametrize(
+    ("tasks", "advised"),
+    [
+        (["hospct"], "medmllm baseline hospct)"),
+        (["hospct:order=varied", "med_probe_hospct"], "medmllm baseline hospct)"),
+        (["med_cls_toy_letter", "med_cls_toy"], "medmllm baseline med_cls_toy)"),
+        (["med_probe_toy"], "medmllm baseline med_cls_toy)"),
+        (["med_attr_toy"], "medmllm baseline med_cls_toy)"),
+    ],
+)
+def test_advice_names_the_task_that_was_run(tmp_path: Path, tasks: list[str], advised: str) -> None:
+    folder = Folder(tmp_path / "model")
+    for task in tasks:
+        folder.answers(task, outcomes())
+    manifest = json.loads((folder.folder / "manifest.json").read_text())
+    for task in tasks:
+        manifest["tasks"][task]["dataset"] = "hospct" if "hospct" in task else "toy"
+    manifest["command"] = {"model": "medm_vl", "model_args": "pretrained=demo,api_key=secret"}
+    (folder.folder / "manifest.json").write_text(json.dumps(manifest))
+    missing = "\n".join(notes(gather([folder.folder])).missing)
+    assert advised in missing
+    probe = "med_probe_hospct" if "hospct" in tasks[0] else "med_probe_toy"
+    if not any(task.startswith("med_probe") for task in tasks):
+        assert f"lmms-eval --model medm_vl --model_args pretrained=demo --tasks {probe}" in missing
+    assert "secret" not in missing
