@@ -6,6 +6,7 @@ data-set declarations give, names with arguments, and paths of YAML files.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def resolve(index: Index, name: str) -> str:
 
 def hint(index: Index, name: str) -> str:
     """What a user may have meant by a name that the index does not hold; empty where nothing is like it."""
+    if glob.has_magic(name):  # a pattern may match nothing
+        return ""
     base, _, arguments = name.partition(":")
     question = did_you_mean(base, index)
     if arguments and base not in index and question:

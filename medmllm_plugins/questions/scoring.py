@@ -13,8 +13,10 @@ from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcome_files import SUFFIX, file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.metrics.variants import summarise_variants
+from medmllm_plugins.published import DEMO
 from medmllm_plugins.questions.rows import variants
 from medmllm_plugins.questions.settings import Settings
 
@@ -64,6 +66,21 @@ def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
     if len(compared) > 1:
         return summarise_variants(outcomes, spec.labels, spec.positive, kind=spec.kind, orders=_listed(settings))
     return summarise(outcomes, spec.labels, spec.positive, kind=spec.kind)
+
+
+def unreadable_warning(figures: Mapping[str, Any], settings: Settings, model: Mapping[str, Any] | None) -> str:
+    """Return what to say instead of the headline where too few answers could be read; empty where enough were.
+
+    Args:
+        figures: the summary as :meth:`AnySummary.to_dict` gives it.
+        settings: of the task.
+        model: what the manifest tells of the model; ``None`` for one that is none of this package's.
+    """
+    found = unreadable(figures)
+    if found is None:
+        return ""
+    is_demo = model is not None and model.get("pretrained") == DEMO and settings.dataset.layout != "phantoms"
+    return found.sentences(DEMO_NOTE if is_demo else "")
 
 
 def _listed(settings: Settings) -> dict[str, tuple[str, ...]]:
