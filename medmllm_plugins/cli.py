@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medmllm_plugins import __version__
-from medmllm_plugins.errors import MedMLLMError, OptionError
+from medmllm_plugins.errors import MedMLLMError, OptionError, shown
+from medmllm_plugins.suggestions import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_baseline(commands)
     text = "compare two runs on the same data: differences with paired tests that respect groups"
     comparing = commands.add_parser("compare", help=text, description=text)
-    comparing.add_argument("first", type=Path, metavar="RUN_A", help="run folder")
-    comparing.add_argument("second", type=Path, metavar="RUN_B", help="run folder")
+    comparing.add_argument("first", type=Path, metavar="RUN_A", help="run folder, or its --output_path")
+    comparing.add_argument("second", type=Path, metavar="RUN_B", help="run folder, or its --output_path")
     comparing.add_argument("--json", action="store_true", help="print JSON")
     comparing.set_defaults(run=_compare)
     _add_diagnose(commands)
@@ -67,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_attribute(commands)
     text = "one page of runs to read: how good, where it is lost, what it looked at, how it was made"
     reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
-    reporting.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, of any tasks")
+    reporting.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, or the --output_path of several"
+    )
     reporting.add_argument(
         "-o",
         "--output",
@@ -100,6 +103,12 @@ def _add_task_commands(commands: Any) -> None:
     new.add_argument("--group", metavar="COLUMN", help="the column of patients, or `none`")
     new.add_argument("--fold", metavar="COLUMN", help="the column of train, validation and test, or `none`")
     new.add_argument(
+        "--fold-map",
+        default="",
+        metavar="A=FOLD,…",
+        help="what other values of that column mean: train, validation, test, or none to leave their rows out",
+    )
+    new.add_argument(
         "--classes", default="", metavar="A,B,C", help="the classes in order; 0=normal,1=pneumonia names them"
     )
     new.add_argument("--positive", metavar="CLASS", help="the class whose sensitivity is reported")
@@ -116,7 +125,7 @@ def _add_task_commands(commands: Any) -> None:
 def _add_baseline(commands: Any) -> None:
     text = "train an ordinary classifier for tasks, and score it as a model is scored"
     command = commands.add_parser("baseline", help=text, description=text, allow_abbrev=False)
-    command.add_argument("tasks", nargs="+", metavar="TASK", help="as for lmms-eval --tasks, one after the other")
+    command.add_argument("tasks", nargs="+", metavar="TASK", help="tasks, as an evaluation names them")
     command.add_argument(
         "--method",
         default="pixels",
@@ -133,7 +142,7 @@ def _add_baseline(commands: Any) -> None:
 def _add_diagnose(commands: Any) -> None:
     text = "compute what probes tell anew from the features that a med_probe run left; no model needed"
     command = commands.add_parser("diagnose", help=text, description=text, allow_abbrev=False)
-    command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder")
+    command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or its --output_path")
     command.add_argument("--task", action="append", default=[], metavar="TASK", help="this one only; may be repeated")
     command.add_argument(
         "--protocol",
@@ -163,7 +172,7 @@ def _add_attribute(commands: Any) -> None:
     usual = Attributions()
     text = "explain chosen documents of a run again, by other methods or at other layers; loads the run's model"
     command = commands.add_parser("attribute", help=text, description=text, allow_abbrev=False)
-    command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder")
+    command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or its --output_path")
     command.add_argument(
         "--ids", nargs="+", required=True, metavar="ID", help="documents, as the run's files name them"
     )
@@ -257,9 +266,11 @@ def _baseline(arguments: argparse.Namespace) -> int:
 
 
 def _task_list(arguments: argparse.Namespace) -> int:
-    from medmllm_plugins.commands.new_task import tasks
+    from medmllm_plugins.commands.new_task import faulty_task_files, tasks
 
     rows = tasks()
+    for fault in faulty_task_files():
+        print(f"Left out: {fault}", file=sys.stderr)
     if arguments.json:
         _print(rows)
         return 0
@@ -287,8 +298,10 @@ def _datasets(arguments: argparse.Namespace) -> int:
     if arguments.check:
         return _check_datasets(arguments)
     rows = datasets()
-    if unknown := set(arguments.names) - {row["name"] for row in rows}:
-        raise OptionError(f"Expected names among {[row['name'] for row in rows]}, found {sorted(unknown)}.")
+    names = [row["name"] for row in rows]
+    if unknown := sorted(set(arguments.names) - set(names)):
+        hint = did_you_mean(unknown[0], names) or "`medmllm datasets` lists all."
+        raise OptionError(f"Expected the name of a data set, got {shown(unknown[0])}. {hint}")
     rows = [row for row in rows if not arguments.names or row["name"] in arguments.names]
     if arguments.json:
         _print(rows)
@@ -312,8 +325,9 @@ def _datasets(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.metrics.comparison import compare_runs, render
+    from medmllm_plugins.metrics.run_folders import one_run
 
-    compared, warnings = compare_runs(arguments.first, arguments.second)
+    compared, warnings = compare_runs(one_run(arguments.first), one_run(arguments.second))
     if arguments.json:
         _print({"comparisons": [one.to_dict() for one in compared], "warnings": warnings})
         return 0
@@ -325,6 +339,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _diagnose(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.commands.diagnose import diagnose
+    from medmllm_plugins.metrics.run_folders import one_run
     from medmllm_plugins.probes.options import Options, parse_strengths, usual_refits
     from medmllm_plugins.probes.summary import render
 
@@ -341,10 +356,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     found = diagnose(
-        arguments.folder,
+        one_run(arguments.folder, holding="features"),
         options,
         tasks=arguments.task,
-        reference=arguments.reference,
+        reference=None if arguments.reference is None else one_run(arguments.reference),
         output=arguments.output,
         device=arguments.device,
     )
@@ -357,8 +372,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.commands.report import report
+    from medmllm_plugins.metrics.run_folders import run_folders
 
-    for line in report(arguments.folders, arguments.output):
+    folders = [run for folder in arguments.folders for run in run_folders(folder)]
+    for line in report(list(dict.fromkeys(folders)), arguments.output):
         print(line)
     return 0
 
@@ -366,6 +383,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _attribute(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.attribution.summary import render
     from medmllm_plugins.commands.attribute import attribute
+    from medmllm_plugins.metrics.run_folders import one_run
     from medmllm_plugins.questions.attributions import Attributions
 
     asked = Attributions(
@@ -376,7 +394,7 @@ def _attribute(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
     )
     index = attribute(
-        arguments.folder,
+        one_run(arguments.folder),
         arguments.ids,
         asked,
         task=arguments.task,

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.catalogue import dataset_specs, read_catalogue
 from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.environment import package_versions
@@ -112,6 +112,9 @@ def _datasets() -> list[Finding]:
         if row["found"]
         else Finding(f"{DATA_SET}{row['name']}", "missing", f"not found at {row['looked_at']}", row["mend"])
         for row in datasets()
+    ] + [
+        Finding("data set file", "missing", fault, "correct or remove this file; all others work")
+        for fault in read_catalogue().faults
     ]
 
 
@@ -151,7 +154,7 @@ def datasets() -> list[dict[str, Any]]:
 def _is_there(spec: DatasetSpec, folder: Path) -> bool:
     try:
         return layout(spec.layout).is_there(spec, folder)
-    except DataError:  # a plugin's layout that cannot be had
+    except (DataError, OSError):  # a plugin's layout that cannot be had, a folder that cannot be looked into
         return False
 
 

@@ -38,17 +38,18 @@ def print_error(line: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error on one line, without keys and passwords.
+    """Return an error on one line, without keys and passwords, cut at 300 characters.
 
     The traceback module also copes with errors that cannot be printed.
     """
-    return without_secrets(" ".join("".join(traceback.format_exception_only(error)).split()), words=False)
+    text = without_secrets(" ".join("".join(traceback.format_exception_only(error)).split()), words=False)
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def shown(value: object) -> str:
     """A value as a message shows it, cut at 120 characters."""
     try:
-        text = repr(value)
+        text = repr(value[:200] if isinstance(value, str) else value)
     except Exception:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 120 else text[:119] + "…"

@@ -316,7 +316,7 @@ def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str
     if missing := [identifier for identifier in ids if identifier not in reference]:
         raise DataError(
             f"Expected the reference run to have every document of the test fold, found {len(missing)} missing, such "
-            f"as {missing[0]!r}; run `medmllm baseline` on the same data without a limit."
+            f"as {missing[0]!r}; run `medmllm baseline TASK` on the same data without a limit."
         )
     place_of = {label: place for place, label in enumerate(samples.labels)}
     return np.array([place_of.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)

@@ -203,7 +203,7 @@ def _vision(
         why = (
             f"{_points(effect.loss)}, but the reference ({100 * reference.value:.1f} %) is itself no better than "
             f"{floor.name} ({100 * floor.value:.1f} %) or the commonest class, and rules nothing out: give the run of "
-            "a better one (medmllm baseline timm:NAME)."
+            "a better one (`medmllm baseline TASK --method timm:resnet50`)."
         )
         return replace(effect, verdict="cannot tell", why=why)
     gain = draws.estimate(shown.value - floor.value, shown.resampled - floor.resampled)
@@ -213,8 +213,8 @@ def _vision(
         why = f"the tower hands over no more than {floor.name} does without it ({_points(gain)} against it)."
         return Effect("vision", loss, "supported", why, floor.name, shown.name)
     why = (
-        f"what an ordinary classifier reaches on these data is not known: give the run of one (medmllm baseline, then "
-        f"--reference). Against {floor.name} the tower is {_points(gain)}."
+        "what an ordinary classifier reaches on these data is not known: give the run of one (`medmllm baseline TASK`, "
+        f"then `medmllm diagnose RUN_DIR --reference BASELINE_DIR`). Against {floor.name} the tower is {_points(gain)}."
     )
     return Effect("vision", nothing, "cannot tell", why, floor.name, shown.name)
 

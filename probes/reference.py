@@ -48,7 +48,7 @@ def read_reference(folder: Path, dataset_fingerprint: str) -> Reference:
             return Reference(str((run.manifest.get("model") or {}).get("name") or folder.name), folder, predicted)
     raise DataError(
         f"{folder}: expected a run on the same data, found tasks {sorted(run.manifest['tasks'])} on others; run "
-        "`medmllm baseline` on the data set that is probed."
+        "`medmllm baseline TASK` on the data set that is probed."
     )
 
 

@@ -140,5 +140,5 @@ def _leaks(data: Dataset) -> list[str]:
         return []
     return [
         f"{data.spec.title}: {leaking} test documents share a group (patient, lesion, source or near-duplicate) with "
-        "the train fold, which flatters a trained classifier; `medmllm datasets --check` lists them."
+        f"the train fold, which flatters a trained classifier; `medmllm datasets --check {data.spec.name}` lists them."
     ]

@@ -15,9 +15,10 @@ from medmllm_plugins.data.documents import FOLDS
 from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.leaks import RANDOM_TEST, Leaks, Pair, check
 from medmllm_plugins.data.spec import DatasetSpec, parse_spec
-from medmllm_plugins.errors import DataError, MedMLLMError, OptionError
+from medmllm_plugins.errors import DataError, MedMLLMError, OptionError, shown
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.places import DATA_VARIABLE
+from medmllm_plugins.suggestions import did_you_mean
 from medmllm_plugins.taskfiles import read_yaml
 
 SHOWN: Final = 10
@@ -82,7 +83,8 @@ def check_sets(names: Sequence[str]) -> list[Report]:
     """
     sets = known_sets()
     if unknown := [name for name in names if name not in sets]:
-        raise OptionError(f"Expected names among {sorted(sets)}, found {unknown}.")
+        hint = did_you_mean(unknown[0], sets) or "`medmllm datasets` lists all."
+        raise OptionError(f"Expected the name of a data set, got {shown(unknown[0])}. {hint}")
     wanted = list(dict.fromkeys(names)) or [name for name, spec in sets.items() if _is_here(spec)]
     return [_check(sets[name]) for name in wanted]
 
@@ -152,7 +154,10 @@ def _is_here(spec: DatasetSpec) -> bool:
         if not root:
             return False
         folder = Path(root).expanduser() / folder
-    return layout(spec.layout).is_there(spec, folder)
+    try:
+        return layout(spec.layout).is_there(spec, folder)
+    except (DataError, OSError):  # a plugin's layout that cannot be had; `--check NAME` says why
+        return False
 
 
 def _listed(items: Sequence[str]) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from medmllm_plugins.data.csv_rows import Row
+from medmllm_plugins.data.fold_names import counted, fold_of
 from medmllm_plugins.data.picture_files import ARRAY, may_be_dicom, open_array
-from medmllm_plugins.data.table import FOLD_NAMES
 from medmllm_plugins.data.user_files import NotFound, UserFiles, WithoutPicture, list_files
 from medmllm_plugins.errors import DataError, OptionError, shown
 
@@ -21,7 +24,12 @@ _LABELS = ("label", "labels", "class", "diagnosis", "dx", "category", "target", 
 _LABELS_LATER = ("pathology", "finding labels", "image_label", "class_name", "classname", "type", "result")
 _GROUPS = ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id", "subjectid", "case", "case_id")
 _GROUPS_LATER = ("lesion_id", "lesion", "person", "person_id", "study", "study_id", "studyid", "mrn")
-_FOLDS = ("fold", "split", "set", "subset", "partition", "usage", "folds")
+_SPLITS = ("fold", "folds", "split", "splits", "partition")
+"""Words in the name of a column that says who is trained on and who is tested on."""
+_PERHAPS_SPLITS = ("set", "subset", "usage", "phase")
+"""Words that such a column may have in its name, as others have: the phase of a CT, say."""
+_MOST_FOLDS = 20
+"""A column with more values than that tells cases or dates, and not folds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,7 @@ def columns(
     fold: str | None,
     classes: Sequence[str],
     multilabel: bool,
+    fold_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Columns:
     """Find the columns that the user did not name.
 
@@ -116,17 +125,20 @@ def columns(
         fold: the same for folds.
         classes: class names as the user listed them; empty to find them.
         multilabel: whether an image may have several.
+        fold_names: what the user says of values of the column of folds, see
+            :func:`medmllm_plugins.data.fold_names.fold_of`.
 
     Raises:
-        OptionError: there is no column of a name given, or none that can be told to be the classes.
+        OptionError: there is no column of a name given, none that can be told to be the classes, or a column of folds
+            has a value that names none.
     """
     header = list(rows[0])
     for option, name in (("--label-column", label), ("--group", group), ("--fold", fold)):
         if name is not None and name not in header and not (name == NO_COLUMN and option != "--label-column"):
-            raise OptionError(f"Expected {option} to be one of the columns {header}, found {name!r}.")
+            raise OptionError(f"Expected {option} to be one of the columns {_values(header)}, got {shown(name)}.")
     notes: list[str] = []
-    fold = _optional(rows, fold, _FOLDS, "folds", {image, label, group}, notes, _all_folds)
-    group = _optional(rows, group, (*_GROUPS, *_GROUPS_LATER), "groups", {image, label, fold}, notes, lambda _: True)
+    fold = _fold_column(rows, fold, fold_names, {image, label, group}, notes)
+    group = _optional(rows, group, (*_GROUPS, *_GROUPS_LATER), "groups", {image, label, fold}, notes)
     rest = [column for column in header if column not in (image, group, fold)]
     ticks: tuple[str, ...] = ()
     if label is None and multilabel:
@@ -148,20 +160,97 @@ def _optional(
     what: str,
     taken: set[str | None],
     notes: list[str],
-    good: Callable[[list[str]], bool],
 ) -> str | None:
     if given is not None:
         return None if given == NO_COLUMN and given not in rows[0] else given
     for hint in hints:
         for column in rows[0]:
-            if column.lower() == hint and column not in taken and good([row[column] for row in rows]):
+            if column.lower() == hint and column not in taken:
                 notes.append(f"{what}: the column {column!r}")
                 return column
     return None
 
 
-def _all_folds(cells: list[str]) -> bool:
-    return all(cell.lower() in FOLD_NAMES for cell in cells)
+def _fold_column(
+    rows: Sequence[Row], fold: str | None, names: Mapping[str, str], taken: set[str | None], notes: list[str]
+) -> str | None:
+    """Find the column of folds, and see that each of its values is understood.
+
+    A column that looks like one is never passed over in silence: it is used, asked about or named in a note.
+
+    Raises:
+        OptionError: a value names no fold.
+    """
+    if fold is not None and (fold != NO_COLUMN or fold in rows[0]):
+        _check_folds(rows, fold, names)
+        return fold
+    if names and fold == NO_COLUMN:
+        raise OptionError("Expected --fold-map with a column of folds, got --fold none. Leave one of them out.")
+    if fold == NO_COLUMN:
+        return None
+    by_name, others = [], []
+    for column in rows[0]:
+        values = {row[column] for row in rows}
+        words = set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", column).lower()))
+        known = {value for value in values if fold_of(value, names) is not None}
+        if column in taken or len(values) > _MOST_FOLDS:
+            continue
+        if words & set(_SPLITS) or (words & set(_PERHAPS_SPLITS) and known):
+            by_name.append(column)
+        elif (words & set(_PERHAPS_SPLITS) and len(values) > 1) or (len(known) > 1 and known == values):
+            others.append(column)
+    if not by_name:
+        if names:
+            raise OptionError("Expected --fold-map with a column of folds, got none. Name the column with --fold.")
+        notes += [_passed_over(rows, column) for column in others]
+        return None
+    chosen = min(by_name, key=lambda column: any(fold_of(row[column], names) is None for row in rows))
+    _check_folds(rows, chosen, names)
+    mapped = dict(sorted((value, str(fold_of(value, names))) for value in {row[chosen] for row in rows}))
+    meanings = [f"{value} = {meaning}" for value, meaning in mapped.items() if value.casefold() != meaning]
+    notes.append(f"folds: the column {chosen!r}{f' ({chr(44).join(meanings)})'.replace(',', ', ') if meanings else ''}")
+    notes += [_passed_over(rows, column) for column in (*by_name, *others) if column != chosen]
+    return chosen
+
+
+def _passed_over(rows: Sequence[Row], column: str) -> str:
+    values = sorted({row[column] for row in rows})
+    return (
+        f"folds: the column {column!r} looks like one of folds and is not used; its values are "
+        f"{_values(values)}; --fold {column!r} uses it"
+    )
+
+
+def _check_folds(rows: Sequence[Row], column: str, names: Mapping[str, str]) -> None:
+    """Ask what the values of a split column mean that are not understood."""
+    counts = Counter(row[column] for row in rows)
+    unknown = sorted(value for value in counts if fold_of(value, names) is None)
+    if unused := sorted(set(names) - {cell for cell in counts} - {cell.casefold() for cell in counts}):
+        raise OptionError(f"Expected --fold-map to name values of the column {column!r}, got {_values(unused)}.")
+    if not unknown:
+        return
+    example = ",".join(f"{value or 'EMPTY'}=FOLD" for value in unknown[:3])
+    numbers = all(value.isdecimal() for value in counts)
+    why = (
+        "numbers, as of cross-validation, which do not say what is tested"
+        if numbers
+        else counted({value: counts[value] for value in unknown})
+    )
+    if numbers:
+        ordered = sorted(counts, key=int)
+        ends = {ordered[-1]: "test", **({ordered[-2]: "validation"} if len(ordered) > 2 else {})}
+        example = ",".join(f"{value}={ends.get(value, 'train')}" for value in ordered)
+    empty = " Fill in the empty cells first." if "" in unknown else ""
+    raise OptionError(
+        f"Expected the column {column!r} to say train, validation or test, got {why}. Say what each means, such as "
+        f"--fold-map {example} (FOLD: train, validation, test, or none to leave its rows out), or give --fold none to "
+        f"have folds made here.{empty}"
+    )
+
+
+def _values(values: Sequence[str]) -> str:
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return f"{', '.join(shown(value) for value in values[:5])}{more}"
 
 
 def _label(rest: Sequence[str]) -> str:

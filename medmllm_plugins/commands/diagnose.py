@@ -17,6 +17,7 @@ from medmllm_plugins.probes import files
 from medmllm_plugins.probes.analysis import Analysis, analyse
 from medmllm_plugins.probes.options import Options
 from medmllm_plugins.probes.reference import Reference, find_reference, read_reference
+from medmllm_plugins.questions.names import probing_command
 
 
 def diagnose(
@@ -82,8 +83,9 @@ def _tasks(run: RunResults) -> list[str]:
             f"{run.folder}: expected a finished run, found one that was stopped. What it has answered is kept: start "
             "the same command again, and it goes on from there."
         )
+    how = probing_command(run.manifest.get("command") or {}, next(iter(run.manifest["tasks"]), "med_cls_demo"))
     raise DataError(
-        f"{run.folder}: expected features of a med_probe task, found none. Run one: lmms-eval --tasks med_probe_NAME."
+        f"{run.folder}: expected features of a med_probe task, got none.{f' Run one: {how}' if how else ''}"
     )
 
 

@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import os
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +22,12 @@ from medmllm_plugins.data.csv_rows import Row, read_rows
 from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.data.documents import FOLDS
 from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.fold_names import LEFT_OUT, fold_of
+from medmllm_plugins.data.label_warnings import same_spelling
 from medmllm_plugins.data.spec import DatasetSpec, parse_spec
 from medmllm_plugins.data.table import FOLDERS, SEPARATOR, entries, size
 from medmllm_plugins.data.user_files import list_files
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.places import tasks_folder
@@ -50,6 +53,7 @@ class Wishes:
         label_column: the column of classes.
         group: the column of groups, or ``"none"``.
         fold: the column of folds, or ``"none"``.
+        fold_map: ``"a=train,b=none"``: what values of that column mean, where they are no words for folds.
         classes: ``"a,b,c"``; ``"0=normal,1=pneumonia"`` names what the table has numbers for.
         positive: the class whose sensitivity counts.
         modality: what the images are, as it stands in the question.
@@ -68,6 +72,7 @@ class Wishes:
     label_column: str | None = None
     group: str | None = None
     fold: str | None = None
+    fold_map: str = ""
     classes: str = ""
     positive: str | None = None
     modality: str = ""
@@ -101,6 +106,8 @@ def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
     data = load_dataset(spec)
     for line in describe(data):
         say(line)
+    for warning in data.warnings:
+        say(f"warning    {warning}")
     if not data.select(("test",)):
         raise DataError(
             f"{wishes.name}: expected images in the test fold, which is what a task asks about, found none; correct "
@@ -114,10 +121,23 @@ def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
     write_whole(target, text)
     reset()  # so that this process finds the task too
     say(f"written    {target}")
-    known = target.parent.is_relative_to(tasks_folder())
-    say("next       lmms-eval --model medm_vl --model_args pretrained=2d-3b --batch_size 1 --output_path results \\")
-    say(f"               --tasks {spec.name if known else target}")
+    say(f"next       {_next_command(spec, target)}")
+    say("           (pretrained=demo runs too, but that model only knows phantoms: its numbers mean nothing here)")
     return target
+
+
+def _next_command(spec: DatasetSpec, target: Path) -> str:
+    """The command that evaluates a published model on the new task; of volumes one that reads volumes."""
+    model, checkpoint = ("medm_vl_ct", "ct-chest-3b") if spec.dimensions == 3 and _is_ct(spec) else ("medm_vl", "2d-3b")
+    task = shlex.quote(spec.name if target.parent.is_relative_to(tasks_folder()) else str(target))
+    return (
+        f"lmms-eval --model {model} --model_args pretrained={checkpoint} --batch_size 1 --output_path results "
+        f"--tasks {task}"
+    )
+
+
+def _is_ct(spec: DatasetSpec) -> bool:
+    return spec.options.get("unit") == "HU"
 
 
 def describe(data: Dataset) -> list[str]:
@@ -204,6 +224,11 @@ def tasks() -> list[dict[str, str]]:
     return [{"name": name, "from": origin, "file": str(path)} for name, (origin, path) in sorted(found.items())]
 
 
+def faulty_task_files() -> list[str]:
+    """What is wrong with task files that were left out, a line each; faulty declarations of data sets are logged."""
+    return [failure.message for failure in get_manager().failures if failure.stage == "task file"]
+
+
 # -- names and places --------------------------------------------------------------------------------------------
 
 
@@ -253,12 +278,14 @@ def _declare(wishes: Wishes) -> tuple[DatasetSpec, list[str]]:
         raise OptionError("Expected either --multilabel or --ordinal, found both.")
     folder, pattern = _place(wishes.images)
     listed = _listed_classes(wishes.classes)
+    fold_names = _fold_names(wishes.fold_map)
     options: dict[str, Any] = {"labels": FOLDERS}
     notes: list[str] = []
     if wishes.labels == FOLDERS:
-        if wishes.multilabel or any((wishes.image_column, wishes.label_column, wishes.group, wishes.fold)):
+        if wishes.multilabel or any((wishes.image_column, wishes.label_column, wishes.group, wishes.fold, fold_names)):
             raise OptionError("Expected no columns and no --multilabel with --labels folders, found some.")
         depth, _ = dimensions(folder, pattern, None, None)
+        notes += _fold_folders(folder, pattern, depth)
         cells = _folder_names(folder, pattern, depth)
         where = "folder names"
     else:
@@ -275,8 +302,11 @@ def _declare(wishes: Wishes) -> tuple[DatasetSpec, list[str]]:
             fold=wishes.fold,
             classes=list(listed),
             multilabel=wishes.multilabel,
+            fold_names=fold_names,
         )
         notes += chosen.notes
+        if fold_names:
+            options["fold_names"] = fold_names
         options["labels"] = table.relative_to(folder).as_posix() if table.is_relative_to(folder) else str(table)
         options["image_column"] = chosen.image
         for key, column in (("label", chosen.label), ("group", chosen.group), ("fold", chosen.fold)):
@@ -364,6 +394,36 @@ def _folder_names(folder: Path, pattern: str | None, depth: int) -> list[str]:
     return [path.parent.name for path in found if path.parent != folder]
 
 
+def _fold_folders(folder: Path, pattern: str | None, depth: int) -> list[str]:
+    """A note on folders that are named like folds, which are not used as such; none where there are none."""
+    above = {
+        part
+        for path in list_files(folder, pattern, depth).files
+        for part in path.relative_to(folder).parts[:-2]
+        if fold_of(part, {}) is not None
+    }
+    if not above:
+        return []
+    return [
+        f"folds: the folders {', '.join(map(repr, sorted(above)))} look like folds and are not used; to keep them, "
+        "write a table with a column that says train, validation or test, and give it as --labels"
+    ]
+
+
+def _fold_names(text: str) -> dict[str, str]:
+    """Read ``a=train,b=none``: values of the column of folds, to what they mean."""
+    names: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        cell, _, fold = (piece.strip() for piece in part.rpartition("="))
+        if not cell or fold not in (*FOLDS, LEFT_OUT) or cell in names:
+            raise OptionError(
+                f"Expected --fold-map to be VALUE=FOLD between commas, each value once and FOLD one of "
+                f"{', '.join(FOLDS)} and {LEFT_OUT}, got {shown(part)}."
+            )
+        names[cell] = fold
+    return names
+
+
 def _cells(
     rows: Sequence[Row], column: str | None, ticks: Sequence[str], multilabel: bool, options: dict[str, Any]
 ) -> tuple[list[str], str]:
@@ -397,9 +457,10 @@ def _classes(
         )
     if len(found) < (1 if multilabel else 2):
         raise DataError(f"Expected at least two classes in {where}, found {', '.join(found) or 'none'}.")
-    lower = Counter(cell.casefold() for cell in found)
-    if alike := [cell for cell in found if lower[cell.casefold()] > 1]:
+    alike = [cell for cell in found if any(same_spelling(cell, other) for other in found if other != cell)]
+    if alike:
         raise DataError(
-            f"Expected classes that differ by more than upper and lower case in {where}, found {alike}; correct them."
+            f"Expected classes that differ by more than case, blanks, punctuation, accents or look-alike letters in "
+            f"{where}, got {shown(alike)}. Correct the labels, or list the classes with --classes if they do differ."
         )
     return found, {}

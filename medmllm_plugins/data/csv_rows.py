@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.errors import shown
 
 Row = Mapping[str, str]
 """Column to cell, without blanks around either."""
@@ -86,7 +87,7 @@ def _good_header(path: Path, line: int, header: Sequence[str], columns: Sequence
     repeated = [name for name, count in Counter(header).items() if count > 1]
     missing = [column for column in columns if column not in header]
     if repeated:
-        faults.add(f"{path}, line {line}: expected column names that differ, found {repeated} more than once")
+        faults.add(f"{path}, line {line}: expected column names that differ, found {shown(repeated)} more than once")
     if missing:
-        faults.add(f"{path}, line {line}: expected the columns {missing}, found {list(header)}")
+        faults.add(f"{path}, line {line}: expected the columns {shown(missing)}, found {shown(list(header))}")
     return not repeated and not missing

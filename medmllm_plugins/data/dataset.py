@@ -19,6 +19,7 @@ from medmllm_plugins.data import fold_manifest, remembered
 from medmllm_plugins.data.class_folders import repeated_ids
 from medmllm_plugins.data.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.faults import Faults, OnError
+from medmllm_plugins.data.label_warnings import label_warnings
 from medmllm_plugins.data.layouts import Layout, layout
 from medmllm_plugins.data.leaks import divided_groups
 from medmllm_plugins.data.spec import DatasetSpec
@@ -42,6 +43,8 @@ class Dataset:
             pixels); it changes when any of them does, and not with the place of the folder.
         folder: the data set's folder; of generated sets an empty path.
         skipped: faults of the files that were left out, with ``on_error="skip"``.
+        warnings: sentences on what is doubtful about labels and folds of a user's own set. One on files that have the
+            same content and different labels is there only where the files were read, and not remembered.
         reader: the layout that reads the images.
     """
 
@@ -51,6 +54,7 @@ class Dataset:
     folder: Path
     reader: Layout = field(repr=False, compare=False)
     skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def image(self, document: Document) -> Image.Image:
         """The document's image in mode ``RGB``.
@@ -147,7 +151,20 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
         if not faults.skipped:
             remembered.remember(spec.name, key, fingerprint, documents)
     _warn_of_leaks(spec, documents)
-    return Dataset(spec, documents, fingerprint, folder, reader, tuple(faults.skipped))
+    warnings = [*faults.warnings, *(label_warnings(spec, documents) if spec.layout == "table" else ())]
+    for warning in warnings:
+        logger.warning("%s: %s", spec.title, warning)
+    return Dataset(spec, documents, fingerprint, folder, reader, tuple(faults.skipped), tuple(warnings))
+
+
+def missing_folder(spec: DatasetSpec) -> str:
+    """Return why a data set's folder is not on this machine, and how to get it; an empty text where it is."""
+    try:
+        if spec.folder:
+            _folder(spec, None)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _folder(spec: DatasetSpec, root: Path | None) -> Path:
@@ -164,7 +181,7 @@ def _folder(spec: DatasetSpec, root: Path | None) -> Path:
         root = Path(value)
     root = Path() if root is None else root.expanduser().absolute()
     folder = root / declared
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises where a part of the path is too long
         found = "a file of that name" if folder.exists() else "none" if root.is_dir() else f"not even {root}"
         mend = "." if declared.is_absolute() else f", and set {DATA_VARIABLE} to the folder that holds {spec.folder}/."
         raise DataError(f"{spec.title}: expected the folder {folder}, found {found}. {get}{mend}")
@@ -208,8 +225,9 @@ def _warn_of_leaks(spec: DatasetSpec, documents: tuple[Document, ...]) -> None:
     if leaking:
         logger.warning(
             "%s: %d of %d test documents share a group (patient, lesion, source or near-duplicate) with another fold; "
-            "`medmllm datasets --check` lists them.",
+            "`medmllm datasets --check %s` lists them.",
             spec.title,
             leaking,
             sum(document.fold == "test" for document in documents),
+            spec.name,
         )

@@ -31,6 +31,7 @@ class Faults:
     Attributes:
         on_error: ``"raise"`` or ``"skip"``.
         skipped: faults of the files left out so far, one line each.
+        warnings: sentences on what is doubtful, though it can be read.
     """
 
     def __init__(self, title: str, place: str, *, download: str = "", on_error: OnError = "raise") -> None:
@@ -44,6 +45,7 @@ class Faults:
         """
         self.on_error = on_error
         self.skipped: list[str] = []
+        self.warnings: list[str] = []
         self._title, self._place, self._download = title, place, download
         self._errors: list[str] = []
 
@@ -54,6 +56,10 @@ class Faults:
     def file(self, fault: str) -> None:
         """Note a fault of one file, which begins with the file's path."""
         (self.skipped if self.on_error == "skip" else self._errors).append(fault)
+
+    def warn(self, warning: str) -> None:
+        """Note something doubtful, in a whole sentence."""
+        self.warnings.append(warning)
 
     def stop(self) -> None:
         """Raise all faults as one error, or go on when there is none.

@@ -16,7 +16,7 @@ from medmllm_plugins.data.documents import Document
 from medmllm_plugins.data.faults import Faults
 from medmllm_plugins.data.images import read_rgb
 from medmllm_plugins.data.spec import DatasetSpec
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, one_line, shown
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
@@ -107,11 +107,17 @@ def layout(name: str) -> Layout:
     """
     module, _, attribute = _LAYOUTS.get(name, name).partition(":")
     if not attribute:
-        raise DataError(f'Expected `layout` to be one of {sorted(_LAYOUTS)} or "package.module:Class", found {name!r}.')
+        raise DataError(
+            f'Expected `layout` to be one of {sorted(_LAYOUTS)} or "package.module:Class", got {shown(name)}.'
+        )
     try:
         made = getattr(import_module(module), attribute)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise DataError(f"Expected the layout {name!r} to be a class that can be made, found {error}.") from error
+    except Exception as error:  # a plugin's module may raise anything while it is imported
+        raise DataError(
+            f"Expected the layout {shown(name)} to be a class that can be made, got {one_line(error)}"
+        ) from error
     if not isinstance(made, Layout):
-        raise DataError(f"Expected the layout {name!r} to be a medmllm_plugins.data.layouts.Layout, found {made!r}.")
+        raise DataError(
+            f"Expected the layout {shown(name)} to be a medmllm_plugins.data.layouts.Layout, got {shown(made)}."
+        )
     return made

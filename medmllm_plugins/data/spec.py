@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
-import yaml
-
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.bounded_yaml import read_yaml_file
+from medmllm_plugins.errors import DataError, shown
 
 Kind = Literal["multiclass", "ordinal", "multilabel"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -63,6 +62,9 @@ class DatasetSpec:
         return tuple(self.classes)
 
 
+_REQUIRED: Final = ("name", "title", "layout", "modality", "classes")
+
+
 def parse_spec(raw: Mapping[str, Any], source: str) -> DatasetSpec:
     """Check a declaration and freeze it.
 
@@ -71,49 +73,124 @@ def parse_spec(raw: Mapping[str, Any], source: str) -> DatasetSpec:
         source: the file's name, for messages.
 
     Raises:
-        DataError: a key is missing or unknown, there are fewer than two classes, or ``positive`` is no class.
+        DataError: a key is missing or unknown, a value is of the wrong type, there are fewer than two classes, or
+            ``positive`` is no class.
     """
     if not isinstance(raw, Mapping):
-        raise DataError(f"{source}: expected keys and values, found {raw!r}.")
-    known = {f.name for f in fields(DatasetSpec)}
-    required = {"name", "title", "layout", "modality", "classes"}
-    if unknown := sorted(set(raw) - known):
-        raise DataError(f"{source}: unknown keys {unknown}; expected some of {sorted(known)}.")
-    if missing := sorted(required - set(raw)):
+        raise DataError(f"{source}: expected keys and values, got {shown(raw)}.")
+    known = sorted(field.name for field in fields(DatasetSpec))
+    if unknown := sorted(shown(key) for key in raw if key not in known):
+        raise DataError(f"{source}: unknown keys {_few(unknown)}; expected some of {known}.")
+    if missing := sorted(set(_REQUIRED) - set(raw)):
         raise DataError(f"{source}: keys {missing} are missing.")
-    name = raw["name"]
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DataError(f"{source}: expected `name` to be lower-case letters, digits and underscores, found {name!r}.")
-    kind, dimensions = raw.get("kind", "multiclass"), raw.get("dimensions", 2)
-    if kind not in KINDS:
-        raise DataError(f"{source}: expected `kind` to be one of {list(KINDS)}, found {kind!r}.")
-    if dimensions not in (2, 3):
-        raise DataError(f"{source}: expected `dimensions` to be 2 or 3, found {dimensions!r}.")
+    for key, (wanted, is_good) in _TYPES.items():
+        if key in raw and not is_good(raw[key]):
+            raise DataError(f"{source}: expected `{key}` to be {wanted}, got {shown(raw[key])}.")
+    kind: Kind = raw.get("kind", "multiclass")
     classes = _classes(raw["classes"], kind, source)
     positive = raw.get("positive")
-    if positive is not None and (positive not in classes or kind == "multilabel"):
-        raise DataError(f"{source}: positive class {positive!r} is none of {list(classes)}, or the set is multi-label.")
-    for key, wanted in (("overlaps", Mapping), ("options", Mapping), ("notes", list)):
-        if key in raw and not isinstance(raw[key], wanted):
-            raise DataError(f"{source}: expected `{key}` to be a {wanted.__name__.lower()}, found {raw[key]!r}.")
+    if positive is not None and kind == "multilabel":
+        raise DataError(f"{source}: `positive` does not apply to a multi-label set; remove it.")
+    if positive is not None and positive not in classes:
+        raise DataError(
+            f"{source}: expected `positive` to be one of the classes, {_few(map(shown, classes))}, got "
+            f"{shown(positive)}."
+        )
     return DatasetSpec(**{**raw, "classes": classes, "notes": tuple(raw.get("notes", ()))})
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value.splitlines()) == 1
+
+
+def _is_path(text: str) -> bool:
+    """Whether a disk can hold a path: asking for one that it cannot raises errors of many kinds."""
+    parts = text.split("/")
+    short = len(text) <= 1000 and all(len(part.encode("utf-8", "replace")) <= 255 for part in parts)
+    return short and "\0" not in text and (not text.startswith("~") or parts[0] == "~")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _is_text_map(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(item, str) for pair in value.items() for item in pair)
+
+
+_TYPES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "name": (
+        "lower-case letters, digits and underscores, 100 at most",
+        lambda value: isinstance(value, str) and len(value) <= 100 and bool(_NAME.fullmatch(value)),
+    ),
+    "title": ("one line of text", _is_line),
+    "layout": ("one line of text", _is_line),
+    "modality": ("one line of text", _is_line),
+    "folder": (
+        "a path of at most 1,000 characters, each part at most 255, that names no other user's home",
+        lambda value: isinstance(value, str) and _is_path(value),
+    ),
+    "positive": ("text, the name of a class", lambda value: value is None or isinstance(value, str)),
+    "licence": ("text", _is_text),
+    "citation": ("text", _is_text),
+    "download": ("text", _is_text),
+    "kind": (f"one of {list(KINDS)}", lambda value: isinstance(value, str) and value in KINDS),
+    "dimensions": ("2 or 3", lambda value: type(value) is int and value in (2, 3)),
+    "overlaps": ("a mapping of names of data sets to text", _is_text_map),
+    "notes": ("a list of texts", _is_texts),
+    "options": (
+        "a mapping with text as keys",
+        lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+    ),
+}
+"""For each key what it has to be, in words, and whether a value is that; ``classes`` is checked on its own."""
 
 
 def _classes(classes: object, kind: str, source: str) -> dict[str, tuple[str, ...]]:
     least = 1 if kind == "multilabel" else 2
     if not isinstance(classes, Mapping) or len(classes) < least:
         wanted = f"at least {'one finding' if least == 1 else 'two class names'}"
-        raise DataError(f"{source}: expected `classes` to map {wanted} to synonyms, found {classes!r}.")
+        raise DataError(f"{source}: expected `classes` to map {wanted} to synonyms, got {shown(classes)}.")
+    checked: dict[str, tuple[str, ...]] = {}
     for label, synonyms in classes.items():
-        if synonyms is not None and (isinstance(synonyms, str) or not isinstance(synonyms, Sequence)):
-            raise DataError(f"{source}: expected the synonyms of class {label!r} to be a list, found {synonyms!r}.")
-    return {str(label): tuple(str(s) for s in synonyms or ()) for label, synonyms in classes.items()}
+        if not _is_name(label):
+            raise DataError(
+                f"{source}: expected the names in `classes` to be text, got {shown(label)}. Put quotes around it "
+                "(YAML reads yes, no, on and off as true and false)."
+            )
+        if str(label) in checked:
+            raise DataError(f"{source}: expected names in `classes` that differ, got {shown(str(label))} twice.")
+        if synonyms is not None and not isinstance(synonyms, list | tuple):
+            raise DataError(
+                f"{source}: expected the synonyms of class {shown(label)} in `classes` to be a list, got "
+                f"{shown(synonyms)}."
+            )
+        if wrong := [word for word in synonyms or () if not _is_name(word)]:
+            raise DataError(
+                f"{source}: expected the synonyms of class {shown(label)} in `classes` to be text, got "
+                f"{shown(wrong[0])}. Put quotes around it."
+            )
+        checked[str(label)] = tuple(str(word) for word in synonyms or ())
+    return checked
+
+
+def _is_name(value: object) -> bool:
+    """Whether a class or a synonym can be called this: a line of text, or a whole number, which grades have."""
+    return (_is_line(value) and len(str(value)) <= 200) or (type(value) is int and abs(value) < 10**9)
+
+
+def _few(items: Iterable[str], most: int = 10) -> str:
+    """The first of some items, and how many more there are."""
+    listed = list(items)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return f"{', '.join(listed[:most])}{more}"
 
 
 def read_spec(path: Path) -> DatasetSpec:
-    """Read one declaration from a YAML file; see :func:`parse_spec` for the errors."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: expected YAML in UTF-8, found {' '.join(str(error).split())}.") from error
-    return parse_spec({} if content is None else content, path.name)
+    """Read one declaration from a YAML file; see :func:`parse_spec` for the errors, which begin with its path."""
+    content = read_yaml_file(path, error=DataError).content
+    return parse_spec({} if content is None else content, str(path))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,16 @@ from medmllm_plugins.data.dicom_set_checks import DicomDocument, doubts
 from medmllm_plugins.data.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.duplicates import join_groups
 from medmllm_plugins.data.faults import Faults, relative
+from medmllm_plugins.data.fold_names import LEFT_OUT, counted, fold_of, vocabulary
 from medmllm_plugins.data.folds import grouped_folds, rarest_labels
+from medmllm_plugins.data.label_warnings import two_labels
 from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.leaks import MAX_COMPARED, picture_facts, similar, voxels_digest
 from medmllm_plugins.data.picture_files import picture_size, read_picture
 from medmllm_plugins.data.picture_options import PictureOptions
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.data.user_files import NotFound, UserFiles, WithoutPicture, list_files, without_ending
-from medmllm_plugins.errors import DataError, shown
+from medmllm_plugins.errors import DataError, one_line, shown
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
@@ -38,16 +41,6 @@ logger = logging.getLogger(__name__)
 
 FOLDERS: Final = "folders"
 """Value of the option ``labels``: the name of the folder an image lies in is its class."""
-FOLD_NAMES: Final[Mapping[str, Fold]] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""What a fold column may say, in lower case."""
 SEPARATOR: Final = "|"
 _TICKS: Final = {"0": False, "0.0": False, "1": True, "1.0": True}
 
@@ -65,7 +58,8 @@ class TableOptions:
         group_column: the column of what must stay together (patient, lesion, case).
         group_pattern: in place of a group column, a regular expression found in the file's name, whose first group, or
             the whole of it, is the group.
-        fold_column: the column of folds, see :data:`FOLD_NAMES`.
+        fold_column: the column of folds, in the words of :data:`medmllm_plugins.data.fold_names.FOLD_NAMES`.
+        fold_names: what else that column says, to the fold it means, or to ``"none"`` for rows that are not used.
         fold_files: in place of a fold column, for each fold a text file with the name of an image on each line. Images
             in none of them are not used.
         fold: in place of both, the fold of all.
@@ -85,6 +79,7 @@ class TableOptions:
     group_column: str | None = None
     group_pattern: str | None = None
     fold_column: str | None = None
+    fold_names: Mapping[str, str] = field(default_factory=dict)
     fold_files: Mapping[Fold, str] = field(default_factory=dict)
     fold: Fold | None = None
     pattern: tuple[str, ...] = ()
@@ -109,12 +104,14 @@ def table_options(spec: DatasetSpec) -> TableOptions:
     """
     given = dict(spec.options)
     known = [one.name for one in fields(TableOptions)]
-    if unknown := sorted(str(key) for key in set(given) - set(known)):
-        raise DataError(f"{spec.title}: unknown options {unknown}; layout 'table' takes {known}.")
+    if unknown := sorted(shown(key) for key in given if key not in known):
+        raise DataError(f"{spec.title}: unknown options {', '.join(unknown[:5])}; layout 'table' takes {known}.")
     for key, value in given.items():
         if value is not None and not _good_type(key, value):
-            wanted = "a mapping" if key in _MAPPINGS else "text or a list of it" if key in _ALTERNATIVES else "text"
-            raise DataError(f"{spec.title}: expected the option `{key}` to be {wanted}, found {value!r}.")
+            wanted = (
+                "a mapping to text" if key in _MAPPINGS else "text or a list of it" if key in _ALTERNATIVES else "text"
+            )
+            raise DataError(f"{spec.title}: expected the option `{key}` to be {wanted}, got {shown(value)}.")
     if not given.get("labels"):
         raise DataError(f'{spec.title}: expected the option `labels`, a CSV file or "{FOLDERS}", found none.')
     given = {key: value for key, value in given.items() if value is not None}
@@ -123,21 +120,30 @@ def table_options(spec: DatasetSpec) -> TableOptions:
         given[key] = (value,) if isinstance(value, str) else tuple(value)
     names = {str(cell): str(label) for cell, label in given.pop("names", {}).items()}
     if unknown := sorted(set(names.values()) - set(spec.labels)):
-        raise DataError(f"{spec.title}: expected `names` to lead to classes, found {unknown}.")
-    options = TableOptions(**given, names=names)
+        raise DataError(f"{spec.title}: expected `names` to lead to classes, got {shown(unknown)}.")
+    fold_names = {str(cell): fold for cell, fold in given.pop("fold_names", {}).items()}
+    options = TableOptions(**given, names=names, fold_names=fold_names)
     _check_together(spec, options)
     return options
 
 
-_MAPPINGS: Final = ("names", "fold_files")
+_MAPPINGS: Final = ("names", "fold_files", "fold_names")
 _ALTERNATIVES: Final = ("labels", "pattern")
+_LONGEST_OPTION: Final = 250
 
 
 def _good_type(key: str, value: object) -> bool:
+    if key in ("fold_files", "fold_names"):
+        return isinstance(value, Mapping) and all(map(_is_option_text, value.values()))
     if key in _MAPPINGS:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(isinstance(one, str | int) for one in value.values())
     several = value if key in _ALTERNATIVES and isinstance(value, list) else [value]
-    return bool(several) and all(isinstance(one, str) and one for one in several)
+    return bool(several) and all(map(_is_option_text, several))
+
+
+def _is_option_text(value: object) -> bool:
+    """Whether a value can be a column, a file or a pattern; a disk refuses other names with errors of many kinds."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_OPTION and "\0" not in value
 
 
 def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
@@ -160,14 +166,21 @@ def _check_together(spec: DatasetSpec, options: TableOptions) -> None:
     if options.group_pattern:
         try:
             re.compile(options.group_pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise DataError(
-                f"{spec.title}: expected `group_pattern` to be a regular expression, found {error}."
+                f"{spec.title}: expected `group_pattern` to be a regular expression, got {one_line(error)}"
             ) from None
     if sum(map(bool, (options.fold_column, options.fold_files, options.fold))) > 1:
         raise DataError(f"{spec.title}: expected one of `fold_column`, `fold_files` and `fold`, found several.")
     if unknown := {*options.fold_files, *([options.fold] if options.fold else [])} - set(FOLDS):
-        raise DataError(f"{spec.title}: expected folds among {list(FOLDS)}, found {sorted(map(str, unknown))}.")
+        raise DataError(f"{spec.title}: expected folds among {list(FOLDS)}, got {shown(sorted(map(str, unknown)))}.")
+    if strange := set(options.fold_names.values()) - {*FOLDS, LEFT_OUT}:
+        raise DataError(
+            f"{spec.title}: expected `fold_names` to lead to train, validation, test or {LEFT_OUT}, got "
+            f"{shown(sorted(strange))}."
+        )
+    if options.fold_names and not options.fold_column:
+        raise DataError(f"{spec.title}: expected `fold_column` beside `fold_names`, got none.")
     if options.no_finding and spec.kind != "multilabel":
         raise DataError(f"{spec.title}: `no_finding` is for multi-label sets.")
     if options.unit not in (None, "HU", "any") or (options.unit and spec.dimensions != 3):
@@ -238,7 +251,14 @@ class Table(FileLayout):
         rows = list(zip(listed, groups, folds, strict=True))
         frame = table_options(spec).frame if spec.dimensions == 2 else ""
         for doubt in doubts([DicomDocument(entry.path, group, fold) for entry, group, fold in rows], frame=frame):
-            logger.warning("%s: %s", spec.title, doubt)
+            faults.warn(doubt)
+        for warning in two_labels(
+            [found[entry.path].content for entry in listed],
+            [entry.id for entry in listed],
+            [_labels(entry) for entry in listed],
+            "volume" if spec.dimensions == 3 else "image",
+        ):
+            faults.warn(warning)
         return [
             Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
             for entry, group, fold in rows
@@ -381,6 +401,8 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
     found: dict[Path, Entry] = {}
     lines: dict[Path, list[int]] = {}
     labels: dict[Path, set[str | tuple[str, ...]]] = {}
+    strange: Counter[str] = Counter()
+    left_out: set[Path] = set()
     read = _row_label(spec, options)
     listed = _fold_lists(options, files, faults)
     for line, row in read_rows(table, columns, faults):
@@ -404,13 +426,14 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
             continue
         fold = options.fold
         if options.fold_column:
-            fold = FOLD_NAMES.get(row[options.fold_column].lower())
-            if fold is None:
-                faults.add(
-                    f"{where}: expected {options.fold_column!r} to be one of {', '.join(FOLD_NAMES)}, "
-                    f"found {shown(row[options.fold_column])}"
-                )
+            meaning = fold_of(row[options.fold_column], options.fold_names)
+            if meaning is None:
+                strange[row[options.fold_column]] += 1
                 continue
+            if meaning == LEFT_OUT:
+                left_out.add(path)
+                continue
+            fold = cast(Fold, meaning)
         elif options.fold_files:
             fold = listed.get(path)
             if fold is None:
@@ -427,9 +450,15 @@ def _from_table(spec: DatasetSpec, options: TableOptions, files: UserFiles, faul
                 f"{table}, lines {', '.join(map(str, places))}: expected one row for {relative(path, files.folder)}, "
                 f"found {len(places)} with {what}"
             )
-    if not lines:
+    if strange:
+        faults.add(
+            f"{table}: expected {options.fold_column!r} to name a fold in every row ({vocabulary()}), got "
+            f"{counted(strange)}. Say what these mean with --fold-map VALUE=train,VALUE=test,VALUE=none (in a task's "
+            "file: `fold_names`)."
+        )
+    if not lines and not strange:
         faults.add(f"{table}: expected rows that name images below {files.folder}, found none that can be used")
-    _count_unused(table, files, found)
+    _count_unused(table, files, {*found, *left_out})
     return list(found.values())
 
 
@@ -474,7 +503,7 @@ def _ticked_columns(spec: DatasetSpec, options: TableOptions) -> dict[str, str]:
     return {called.get(label, label): label for label in spec.labels}
 
 
-def _count_unused(table: Path, files: UserFiles, used: Mapping[Path, Entry]) -> None:
+def _count_unused(table: Path, files: UserFiles, used: set[Path]) -> None:
     inside = {file for path in used if path in files.series for file in files.series[path]}
     unused = [path for path in files.files if path not in used and path not in inside]
     if unused:

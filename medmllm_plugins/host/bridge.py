@@ -21,7 +21,7 @@ from typing import Any
 
 from loguru import logger
 
-from medmllm_plugins.errors import PluginError
+from medmllm_plugins.errors import PluginError, one_line
 from medmllm_plugins.host import names
 from medmllm_plugins.manager import get_manager
 
@@ -112,7 +112,7 @@ def _extend(tasks: ModuleType) -> None:
             raise  # asked for by MEDMLLM_STRICT=1
         except Exception as error:
             # Every command of the host comes by here, also where nobody asks for our tasks.
-            logger.warning(f"medmllm-plugins: tasks are missing: {type(error).__name__}: {error}")
+            logger.warning(f"medmllm-plugins: tasks are missing: {one_line(error)}")
         return index
 
     @functools.wraps(match)
@@ -120,7 +120,11 @@ def _extend(tasks: ModuleType) -> None:
         patterns = [task_list] if isinstance(task_list, str) else list(task_list)
         found: list[str] = match(self, patterns)
         # What the user wrote is what the host looks for in the result, so a path stays a path here.
-        return sorted({*found, *(pattern for pattern in patterns if _known(self, pattern))})
+        known = {*found, *(pattern for pattern in patterns if _known(self, pattern))}
+        for pattern in patterns:
+            if pattern not in known and (hint := names.hint(self._task_index, pattern)):
+                logger.error(hint)  # the host says next that the task was not found
+        return sorted(known)
 
     @functools.wraps(load)
     def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
@@ -129,6 +133,7 @@ def _extend(tasks: ModuleType) -> None:
         run.start()
         wanted = [task_list] if isinstance(task_list, str) else list(task_list or ())
         resolved = [_resolve(self, task) if isinstance(task, str) else task for task in wanted]
+        names.check_data(self._task_index, [task for task in resolved if isinstance(task, str)])
         # The host builds class-based tasks without telling them which kind of requests the model takes.
         with _requesting(task_type):
             loaded: dict[str, Any] = load(self, resolved, task_type)

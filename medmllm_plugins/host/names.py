@@ -6,20 +6,24 @@ data-set declarations give, names with arguments, and paths of YAML files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import glob
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import DataError, MedMLLMError, OptionError, PluginError, one_line, shown
 from medmllm_plugins.manager import get_manager
-from medmllm_plugins.taskfiles import read_task
+from medmllm_plugins.suggestions import did_you_mean
+from medmllm_plugins.taskfiles import read_task, read_yaml
 
 _CONFIG = "medmllm_config"
 _BASE = "medmllm_base"
 _PURPOSE = "medmllm_purpose"
 _YAML = (".yaml", ".yml")
+_DEEPEST = 5
+"""Groups in groups are followed so far; one may hold itself."""
 
 Index = dict[str, dict[str, Any]]
 
@@ -45,8 +49,19 @@ def add_tasks(index: Index) -> None:
         index[name] = {"type": entry.kind, "yaml_path": str(entry.path)}
         if entry.kind == "group":
             index[name]["task"] = -1
-    # Reads all declarations, which importing us must not.
-    from medmllm_plugins.questions.names import declared_tasks, derived_tasks
+    # One kind of tasks must not fall with another: whatever is wrong with the one, the others are there.
+    for add in (_add_declared, _add_derived):
+        try:
+            add(index)
+        except PluginError:
+            raise  # asked for by MEDMLLM_STRICT=1
+        except Exception as error:
+            logger.warning(f"medmllm-plugins: some tasks are missing: {one_line(error)}")
+
+
+def _add_declared(index: Index) -> None:
+    """Add the tasks of data-set declarations; reading these is what importing this module must not."""
+    from medmllm_plugins.questions.names import declared_tasks
 
     for name, task in declared_tasks().items():
         if name in index:
@@ -54,10 +69,16 @@ def add_tasks(index: Index) -> None:
             continue
         asked = {"dataset": task.dataset, "protocol": task.protocol}
         index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PURPOSE: task.purpose}
+
+
+def _add_derived(index: Index) -> None:
+    """Add the tasks that look into a model where a YAML file gives the one that asks."""
+    from medmllm_plugins.questions.names import derived_tasks
+
     for name, derived in derived_tasks().items():
         if name not in index and index.get(derived.base, {}).get("yaml_path") == str(derived.path):
-            told = {_BASE: derived.base, _CONFIG: {}, _PURPOSE: derived.purpose}
-            index[name] = {"type": "task", "yaml_path": str(derived.path), **told}
+            entry = {_BASE: derived.base, _CONFIG: {}, _PURPOSE: derived.purpose}
+            index[name] = {"type": "task", "yaml_path": str(derived.path), **entry}
 
 
 def resolve(index: Index, name: str) -> str:
@@ -96,6 +117,68 @@ def resolve(index: Index, name: str) -> str:
         raise OptionError(f"{base} is a group: expected arguments behind the names of tasks, found {name!r}.")
     index[name] = {_BASE: base, **index[base], _CONFIG: {**index[base].get(_CONFIG, {}), **arguments}}
     return name
+
+
+def hint(index: Index, name: str) -> str:
+    """What a user may have meant by a name that the index does not hold; empty where nothing is like it."""
+    if glob.has_magic(name):  # a pattern may match nothing
+        return ""
+    base, _, arguments = name.partition(":")
+    question = did_you_mean(base, index)
+    if arguments and base not in index and question:
+        question += f" The part behind it, {shown(':' + arguments)}, stays as it is."
+    return f"There is no task {shown(base)}. {question}" if question else ""
+
+
+def check_data(index: Index, tasks: Sequence[str]) -> None:
+    """See that the data sets of several tasks are on this machine, and name all that are not in one error.
+
+    The host loads one task after the other and stops at the first without data; what is wrong with a single task, or
+    with data that are there, is for its loading to tell.
+
+    Args:
+        index: the host's task index.
+        tasks: names of tasks and groups, as the index has them.
+
+    Raises:
+        DataError: folders are missing.
+    """
+    from medmllm_plugins.data.dataset import missing_folder
+    from medmllm_plugins.questions.names import task_settings
+
+    names = list(dict.fromkeys(member for task in tasks for member in _members(index, task, 0)))
+    missing: dict[str, str] = {}
+    there: list[str] = []
+    for name in names:
+        try:
+            spec = task_settings(name).dataset
+        except MedMLLMError:
+            continue
+        why = missing_folder(spec)
+        if why:
+            missing[spec.name] = why
+        else:
+            there.append(name)
+    if not missing or len(names) < 2:
+        return
+    noun = "data set is" if len(missing) == 1 else "data sets are"
+    lines = "\n".join(f"  {why}" for why in missing.values())
+    rest = f"\nOr evaluate what is there: --tasks {','.join(there)}" if there else ""
+    try_demo = "" if there else "\nTo try the tools without data: --tasks med_cls_demo"
+    raise DataError(f"{len(missing)} {noun} missing:\n{lines}{rest}{try_demo}")
+
+
+def _members(index: Index, name: str, depth: int) -> list[str]:
+    """The tasks of a group, and those of groups in it; of a task itself."""
+    entry = index.get(name, {})
+    if entry.get("type") != "group" or depth > _DEEPEST:
+        return [name]
+    try:
+        members = read_yaml(Path(str(entry.get("yaml_path")))).get("task")
+    except (PluginError, OSError):  # a group of the host's own, or without a file; its loading tells what is wrong
+        return []
+    listed = members if isinstance(members, list) else []
+    return [one for member in listed if isinstance(member, str) for one in _members(index, member, depth + 1)]
 
 
 def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> dict[str, Any] | None:

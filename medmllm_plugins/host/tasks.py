@@ -227,8 +227,14 @@ class Classification(ConfigurableTask):
         progress = run.current()
         folder = progress.folder_for(getattr(getattr(self, "args", None), "model", None) or "model")
         scoring.write(folder, self.config.task, summary, outcomes, answers, self.data)
-        progress.scored(self.config.task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
-        logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
+        figures = summary.to_dict()
+        warning = scoring.unreadable_warning(figures, self.settings, progress.manifest["model"])
+        facts = {"evaluated": summary.n, "metrics": figures["metrics"], "unreadable": warning}
+        progress.scored(self.config.task, facts)
+        if warning:
+            logger.warning(f"{self.config.task}: {warning} Details: {folder}")
+        else:
+            logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
 
 
 class SimpleClassification(Classification):

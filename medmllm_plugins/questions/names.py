@@ -8,6 +8,7 @@ and ``med_attr_T`` likewise. Every task of this package takes arguments behind i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, Final
 
 from medmllm_plugins.answers.protocols import Protocol
 from medmllm_plugins.data.catalogue import declarations
-from medmllm_plugins.errors import OptionError, PluginError
+from medmllm_plugins.errors import OptionError, PluginError, shown
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.questions.settings import AFTERWARDS, ARGUMENTS, Purpose, Settings, read_settings
+from medmllm_plugins.suggestions import did_you_mean
 from medmllm_plugins.taskfiles import read_yaml
 
 CLASSIFY: Final = "med_cls_"
@@ -113,9 +115,10 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
     for part in parts:
         key, equals, value = part.partition("=")
         if key not in ARGUMENTS or not equals or not value or key in arguments:
+            hint = did_you_mean(key, ARGUMENTS) if key not in ARGUMENTS else ""
             raise OptionError(
-                f"Task {name!r}: expected arguments like `order=varied`, each once, with a name among "
-                f"{list(ARGUMENTS)}, found {part!r}."
+                f"Task {shown(name)}: expected arguments like `order=varied`, each once, with a name among "
+                f"{list(ARGUMENTS)}, got {shown(part)}.{f' {hint}' if hint else ''}"
             )
         arguments[key] = value
     return base, arguments
@@ -125,6 +128,61 @@ def answering_name(name: str) -> str:
     """A task's name without the arguments that decide nothing about its answers."""
     base, *parts = name.split(":")
     return ":".join([base, *(part for part in parts if part.partition("=")[0] not in AFTERWARDS)])
+
+
+def task_names() -> list[str]:
+    """The names of all tasks and groups that this package knows of, sorted."""
+    return sorted({*declared_tasks(), *derived_tasks(), *get_manager().tasks()})
+
+
+def no_such_task(base: str) -> str:
+    """Return the message about a task's name that does not exist, without arguments; it asks what was meant."""
+    entry = get_manager().tasks().get(base)
+    if entry is not None and entry.kind == "group":
+        content = read_yaml(entry.path)
+        members = " ".join(map(str, members)) if isinstance(members := content.get("task"), list) else "its tasks"
+        return f"Expected the name of a task, got the group {shown(base)}. Name its tasks: {members}."
+    hint = did_you_mean(base, task_names()) or "`medmllm task list` lists all."
+    return f"Expected the name of a task, got {shown(base)}. {hint}"
+
+
+def answering_task(name: str) -> str:
+    """Return the task that only asks, for one that probes or explains; of any other name the name itself.
+
+    Args:
+        name: a task's name without arguments; it need not be known here, since reports are read on other machines.
+    """
+    derived = derived_tasks().get(name)
+    if derived is not None:
+        return derived.base
+    for prefix, purpose in PREFIXES.items():
+        if purpose != "classify" and name.startswith(prefix):
+            return f"{CLASSIFY}{name.removeprefix(prefix)}"
+    return name
+
+
+def looking_task(name: str, purpose: Purpose) -> str:
+    """Return the task that probes or explains what another task asks, both without arguments."""
+    base = answering_task(name)
+    prefix = next(prefix for prefix, its_purpose in PREFIXES.items() if its_purpose == purpose)
+    return f"{prefix}{base.removeprefix(CLASSIFY)}"
+
+
+def probing_command(command: Mapping[str, Any], task: str) -> str:
+    """Return the command that probes the model of a run; empty where the run does not tell its model.
+
+    Args:
+        command: the run's command line, as its manifest has it. Of the model's arguments the checkpoint alone is
+            repeated, since others may be secrets.
+        task: one of the run's tasks, with or without arguments.
+    """
+    if not command.get("model"):
+        return ""
+    words = ["lmms-eval", "--model", str(command["model"])]
+    for argument in str(command.get("model_args") or "").split(","):
+        if argument.startswith("pretrained="):
+            words += ["--model_args", argument]
+    return shlex.join([*words, "--tasks", looking_task(task.partition(":")[0], "probe")])
 
 
 def task_settings(name: str) -> Settings:
@@ -143,9 +201,7 @@ def task_settings(name: str) -> Settings:
     purpose = derived[base].purpose if base in derived else "classify"
     entry = get_manager().tasks().get(derived[base].base if base in derived else base)
     if entry is None or entry.kind != "task":
-        others = (name for name, one in get_manager().tasks().items() if one.kind == "task")
-        known = sorted([*declared_tasks(), *derived, *others])
-        raise OptionError(f"Expected the name of a task, one of {known}, found {base!r}.")
+        raise OptionError(no_such_task(base))
     told = _told(read_yaml(entry.path))
     if told is None:
         raise OptionError(f"{base} is no task of medmllm-plugins: {entry.path} has no `metadata: {{medmllm: …}}`.")

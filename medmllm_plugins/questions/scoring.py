@@ -12,7 +12,9 @@ from medmllm_plugins.metrics.files import write_whole
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcome_files import SUFFIX, file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.metrics.recomputation import Classes, recompute
+from medmllm_plugins.published import DEMO
 from medmllm_plugins.questions.rows import variants
 from medmllm_plugins.questions.settings import Settings
 
@@ -58,6 +60,21 @@ def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
     return recompute(outcomes, classes_of(settings))
 
 
+def unreadable_warning(figures: Mapping[str, Any], settings: Settings, model: Mapping[str, Any] | None) -> str:
+    """Return what to say instead of the headline where too few answers could be read; empty where enough were.
+
+    Args:
+        figures: the summary as :meth:`AnySummary.to_dict` gives it.
+        settings: of the task.
+        model: what the manifest tells of the model; ``None`` for one that is none of this package's.
+    """
+    shortfall = unreadable(figures)
+    if shortfall is None:
+        return ""
+    is_demo = model is not None and model.get("pretrained") == DEMO and settings.dataset.layout != "phantoms"
+    return shortfall.sentences(DEMO_NOTE if is_demo else "")
+
+
 def classes_of(settings: Settings) -> Classes:
     """Return what the outcomes of a task are scored by."""
     spec, compared = settings.dataset, variants(settings)
@@ -87,6 +104,7 @@ def facts(settings: Settings, data: Dataset, *, documents: int, questions: int, 
         "questions": questions,
         "shots": shots,
         "skipped": list(data.skipped),
+        "warnings": list(data.warnings),
         "overlaps": dict(data.spec.overlaps),
         "notes": list(data.spec.notes),
     }

@@ -14,9 +14,10 @@ from medmllm_plugins.data.documents import FOLDS, Fold
 from medmllm_plugins.data.faults import ON_ERROR, OnError
 from medmllm_plugins.data.spec import DatasetSpec, parse_spec
 from medmllm_plugins.data.views import View
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import OptionError, shown
 from medmllm_plugins.questions.attributions import BASELINES, Attributions
 from medmllm_plugins.questions.features import EXTRA, Features
+from medmllm_plugins.suggestions import did_you_mean
 
 Purpose = Literal["classify", "probe", "attribute"]
 CLASSIFYING: Final = "classify"
@@ -81,7 +82,7 @@ class Settings:
 def _choice(*allowed: str) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         if value not in allowed:
-            raise OptionError(f"Expected `{name}` to be one of {list(allowed)}, found {value!r}.")
+            raise OptionError(f"Expected `{name}` to be one of {list(allowed)}, got {shown(value)}.")
         return value
 
     return check
@@ -89,8 +90,8 @@ def _choice(*allowed: str) -> Callable[[str, Any], Any]:
 
 def _whole(name: str, value: Any) -> int:
     text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit():
-        raise OptionError(f"Expected `{name}` to be a whole number, found {value!r}.")
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise OptionError(f"Expected `{name}` to be a whole number, got {shown(value)}.")
     return int(text)
 
 
@@ -99,14 +100,14 @@ def _paraphrase(name: str, value: Any) -> int | str:
         return ALL
     number = _whole(name, value)
     if number > PARAPHRASES:
-        raise OptionError(f"Expected `{name}` to be 0 to {PARAPHRASES} or {ALL!r}, found {value!r}.")
+        raise OptionError(f"Expected `{name}` to be 0 to {PARAPHRASES} or {ALL!r}, got {shown(value)}.")
     return number
 
 
 def _folds(name: str, value: Any) -> tuple[Fold, ...]:
     parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not parts or set(parts) - set(FOLDS):
-        raise OptionError(f"Expected `{name}` to be some of {list(FOLDS)}, joined by + in a name, found {value!r}.")
+    if not isinstance(parts, list) or not parts or any(part not in FOLDS for part in parts):
+        raise OptionError(f"Expected `{name}` to be some of {list(FOLDS)}, joined by + in a name, got {shown(value)}.")
     return tuple(fold for fold in FOLDS if fold in parts)
 
 
@@ -117,14 +118,14 @@ def _text(name: str, value: Any) -> str:
 def _several(name: str, value: Any) -> tuple[str, ...]:
     parts = value.split("+") if isinstance(value, str) else value
     if not isinstance(parts, list) or not parts or not all(isinstance(part, str) and part for part in parts):
-        raise OptionError(f"Expected `{name}` to be names, joined by + in a task's name, found {value!r}.")
+        raise OptionError(f"Expected `{name}` to be names, joined by + in a task's name, got {shown(value)}.")
     return tuple(dict.fromkeys(parts))
 
 
 def _pool(name: str, value: Any) -> tuple[str, ...]:
     parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not parts or set(parts) - set(EXTRA):
-        raise OptionError(f"Expected `{name}` to be some of {list(EXTRA)}, joined by + in a name, found {value!r}.")
+    if not isinstance(parts, list) or not parts or any(part not in EXTRA for part in parts):
+        raise OptionError(f"Expected `{name}` to be some of {list(EXTRA)}, joined by + in a name, got {shown(value)}.")
     return tuple(pooling for pooling in EXTRA if pooling in parts)
 
 
@@ -181,9 +182,11 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
     """
     found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
     if not isinstance(found, Mapping) or "dataset" not in found:
-        raise OptionError(f"Task {task!r}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, found {metadata!r}.")
-    if unknown := sorted(set(found) - {"dataset", *ARGUMENTS}):
-        raise OptionError(f"Task {task!r}: unknown keys {unknown}; expected dataset, {', '.join(ARGUMENTS)}.")
+        raise OptionError(f"Task {task!r}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}.")
+    if unknown := sorted(shown(key) for key in found if key not in ("dataset", *ARGUMENTS)):
+        raise OptionError(
+            f"Task {task!r}: unknown keys {', '.join(unknown[:5])}; expected dataset, {', '.join(ARGUMENTS)}."
+        )
     try:
         spec = _spec(found["dataset"], str(task))
         plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
@@ -216,7 +219,8 @@ def _spec(dataset: object, task: str) -> DatasetSpec:
         return parse_spec(dataset, task)
     specs = dataset_specs()
     if not isinstance(dataset, str) or dataset not in specs:
-        raise OptionError(f"No data set is called {dataset!r}; declared are {sorted(specs)}.")
+        hint = did_you_mean(str(dataset), specs) or "`medmllm datasets` lists all."
+        raise OptionError(f"No data set is called {shown(dataset)}. {hint}")
     return specs[dataset]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from medmllm_plugins.questions.names import answering_task, probing_command
 from medmllm_plugins.report.asking import facts
 from medmllm_plugins.report.gathering import Cell, DataPart, Gathered
 from medmllm_plugins.report.pairing import leagues, unlike
@@ -41,9 +43,7 @@ def notes(gathered: Gathered) -> Notes:
     several = len(gathered.runs) > 1
     missing = [f"{cut(run.name, 60)}: {one}" if several else one for run in gathered.runs for one in run.all_missing()]
     if not any(cell.task.probing for cell in gathered.cells()):
-        missing.append(
-            "No run has probes, so nothing is known of where the signal is lost: lmms-eval --tasks med_probe_NAME."
-        )
+        missing.append(f"No run has probes, so nothing is known of where the signal is lost{_how_to_probe(gathered)}.")
     for part in gathered.sets:
         missing += _of_references(part)
         missing += _of_rows(part)
@@ -71,7 +71,7 @@ def _folds(gathered: Gathered) -> str:
 def _of_references(part: DataPart) -> Iterator[str]:
     """Models and probes that no reference classifier stands beside."""
     held = any(cell.task.probing and known(cell.task.probing.reference) for cell in part.cells)
-    how = f"(medmllm baseline med_cls_{part.name})"
+    how = f"(medmllm baseline {_asking_task(part)})"
     if part.models and not part.references and not held:
         yield f"{part.title}: no reference classifier to compare with {how}."
     alone: dict[str, list[str]] = {}
@@ -89,9 +89,25 @@ def _of_references(part: DataPart) -> Iterator[str]:
         if alike and probing is not None and not known(probing.reference):
             yield (
                 f"{cell.task.name} of {cell.subject.label}: its probes were not held against the reference classifier, "
-                f"which came later: medmllm diagnose {cut(cell.run.name, 60)} --reference "
-                f"{cut(alike[0].run.name, 60)}."
+                f"which came later: medmllm diagnose {shlex.quote(cell.run.name)} --reference "
+                f"{shlex.quote(alike[0].run.name)}, in the folder that holds both runs."
             )
+
+
+def _asking_task(part: DataPart) -> str:
+    """The task that asks about a data set: one that was run, else the one that its probes or maps go with."""
+    names = [cell.task.name.partition(":")[0] for cell in part.cells]
+    asking = [name for name in names if answering_task(name) == name]
+    name = min(asking, key=lambda name: (name.endswith(("_letter", "_open")), name)) if asking else ""
+    return shlex.quote(name or answering_task(names[0]))
+
+
+def _how_to_probe(gathered: Gathered) -> str:
+    """The command that probes the model of the first run of one; empty where no run tells its model."""
+    for cell in gathered.cells():
+        if not cell.subject.reference and (command := probing_command(cell.run.command, cell.task.name)):
+            return f": {clean(command)}"
+    return ""
 
 
 def _apart(one: Cell, reference: Cell) -> str:
@@ -172,6 +188,8 @@ def _of_task(task: TaskRun) -> Iterator[str]:
     skipped = sequence(task.told.get("skipped"))
     if skipped:
         yield f"{task.name}: {quantity(len(skipped), 'file')} could not be read and were left out (on_error=skip)."
+    for warning in sequence(task.told.get("warnings")):
+        yield f"{task.dataset}: {clean(warning)}"
     for note in sequence(task.told.get("notes")):
         yield f"{task.dataset}: {clean(note)}"
     for other, why in mapping(task.told.get("overlaps")).items():

@@ -22,12 +22,21 @@ def overview(part: DataPart, found: Sequence[Verdict], pairs: Sequence[Differenc
         found: the verdicts on its models.
         pairs: its models held against each other.
     """
-    ranked = sorted((one for one in found if known(one.accuracy)), key=lambda one: -one.accuracy.value)
-    if not ranked:
+    scored = sorted((one for one in found if known(one.accuracy)), key=lambda one: -one.accuracy.value)
+    if not scored:
         return _without_models(part)
-    if len(ranked) == 1:
-        return ranked[0].sentence
-    return "; ".join([_ranking(part, ranked, pairs), *_above(ranked), *_modes(ranked)]) + "."
+    if len(scored) == 1:
+        return scored[0].sentence
+    # One whose answers could not be read has no place in a ranking: it would stand last for the form of its answers.
+    unread, ranked = [one for one in scored if one.unread], [one for one in scored if not one.unread]
+    if not ranked:
+        return " ".join(one.sentence for one in scored)
+    first = ranked[0].sentence if len(ranked) == 1 else f"{'; '.join(_all(part, ranked, pairs))}."
+    return " ".join([first, *(f"Not ranked: {one.subject.label}. {one.unread}" for one in unread)])
+
+
+def _all(part: DataPart, ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> list[str]:
+    return [_ranking(part, ranked, pairs), *_above(ranked), *_modes(ranked)]
 
 
 def _without_models(part: DataPart) -> str:

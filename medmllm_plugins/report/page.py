@@ -379,6 +379,7 @@ def _verdict(one: Verdict) -> dict[str, Any]:
         "model": one.subject.label,
         "task": one.cell.task.name,
         "sentence": one.sentence,
+        "unreadable": one.unread,
         "accuracy": one.accuracy.to_dict(),
         "questions": one.questions,
         "blind": one.blind.name,

@@ -164,7 +164,7 @@ def read_probing(told: Any) -> Probing:
         raise DataError("expected an analysis of probes with the key 'medmllm_probes', found something else")
     points = tuple(_point(one) for one in sequence(told.get("points")) if isinstance(one, Mapping))
     if not points:
-        raise DataError("expected the curves under 'points', found none; run `medmllm diagnose` on the run folder")
+        raise DataError("expected the curves under 'points', found none; run `medmllm diagnose RUN_DIR`")
     diagnosis, best = mapping(told.get("diagnosis")), told.get("best")
     named = diagnosis.get("named")
     return Probing(

@@ -326,7 +326,7 @@ def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str])
         return None
     if not path.exists():
         if told.get("features") or name.startswith("med_probe"):
-            missing.append(f"no probes ({path.name}). If features were kept, `medmllm diagnose` makes them.")
+            missing.append(f"no probes ({path.name}). If features were kept, `medmllm diagnose RUN_DIR` makes them.")
         return None
     try:
         read = _json(path, missing)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
+from medmllm_plugins.published import DEMO
 from medmllm_plugins.report.gathering import Cell, DataPart, Subject
 from medmllm_plugins.report.pairing import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
 from medmllm_plugins.report.probing import PROVEN, TITLES, Effect, Probing
@@ -24,6 +26,8 @@ from medmllm_plugins.report.text import (
 )
 
 BLIND_BASELINES: Final = {"majority_class": "always answering the commonest class", "always_no": "always answering no"}
+_PHANTOMS: Final = "phantoms"
+"""Layout of the sets that the demo checkpoint was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Verdict:
         named: the mode that losses are charged to first.
         proven: whether the scores show that it is the words' fault, where the mapping is named.
         undecided: modes of which one cannot tell.
+        unread: what to say of answers of which too few could be read; empty where enough were.
     """
 
     subject: Subject
@@ -85,6 +90,7 @@ class Verdict:
     named: str | None
     proven: bool
     undecided: tuple[str, ...]
+    unread: str = ""
 
 
 def verdicts(part: DataPart) -> list[Verdict]:
@@ -165,8 +171,18 @@ def _verdict(part: DataPart, cell: Cell, gaps: Mapping[str, Gap]) -> Verdict:
         named=probing.named if probing else None,
         proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
         undecided=tuple(probing.undecided()) if probing else (),
+        unread=_unread(part, cell),
     )
     return replace(told, sentence=_sentence(told))
+
+
+def _unread(part: DataPart, cell: Cell) -> str:
+    """What to say where too few answers of a cell could be read, and of the demo why."""
+    found = unreadable(cell.task.metrics)
+    if found is None:
+        return ""
+    is_demo = cell.run.model.get("pretrained") == DEMO and (part.spec is None or part.spec.layout != _PHANTOMS)
+    return found.sentences(DEMO_NOTE if is_demo else "")
 
 
 def questions_of(cell: Cell) -> int:
@@ -214,6 +230,10 @@ def _probed(part: DataPart, subject: Subject) -> Cell | None:
 
 
 def _sentence(one: Verdict) -> str:
+    if one.unread:
+        # A gap to a blind answer or a classifier would be read as a finding about the model.
+        modes = _modes(one)
+        return f"{one.subject.label} on {one.title}: {one.unread} {modes[0].upper()}{modes[1:]}."
     against = [_against(one, one.blind)] if one.blind.name else []
     beside = "; no reference classifier was run"
     if one.reference.why:

@@ -21,6 +21,7 @@ ROOMS = (
         "published",
         "hookspecs",
         "specs",
+        "bounded_yaml",
         "taskfiles",
         "manager",
         "builtin",

@@ -16,6 +16,8 @@ from support.dicom_files import US, write_dicom, write_series
 from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli import main
+from medmllm_plugins.doctor import examine
+from medmllm_plugins.host.names import add_tasks
 from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.questions.names import task_settings
 
@@ -216,7 +218,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "not of images": (["own", "--image-column", "Patient_ID"], "expected the column 'Patient_ID' to name files"),
     "group": (["own", "--group", "lesion"], "Expected --group to be one of the columns"),
     "class that is not there": (["own", "--classes", "0=a,2=b"], r"expected 'Diagnosis' to be one of .* found '1'"),
-    "positive": (["own", "--positive", "pneumonia"], "positive class 'pneumonia' is none of"),
+    "positive": (["own", "--positive", "pneumonia"], "expected `positive` to be one of the classes"),
     "both kinds": (["own", "--multilabel", "--ordinal"], "either --multilabel or --ordinal"),
     "images": (["own", "--images", "/nowhere/at/all"], "Expected --images to be a folder, found none"),
     "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, found that it cannot be read"),
@@ -261,3 +263,54 @@ def test_checks_of_what_is_not_there(medmllm: Medmllm) -> None:
     assert status == 1 and "busi: not checked" in said and "MEDMLLM_DATA" in said
     status, _, error = medmllm("datasets", "--check", "nothing")
     assert status == 1 and "found ['nothing']" in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 2000, "name: x\ntitle: X\nlayout: busi\nmodality: y\nclasses: {a: [], b: []}\npositive: [sick]\n"],
+    ids=["brackets", "list as positive class"],
+)
+def test_a_faulty_file_of_the_user_costs_itself_alone(
+    medmllm: Medmllm, own_tasks: Path, text: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a declaration and of a task: it is named, and every command knows everything else."""
+    monkeypatch.setattr("medmllm_plugins.data.catalogue._logged", set())
+    (own_tasks / "datasets").mkdir(parents=True)
+    (own_tasks / "datasets" / "faulty_set.yaml").write_text(text)
+    (own_tasks / "faulty_task.yaml").write_text(text)
+    index: dict[str, dict[str, Any]] = {}
+    add_tasks(index)
+    assert {"med_cls_demo", "med_probe_demo", "med_cls", "med_cls_busi"} <= set(index)
+    assert [record for record in caplog.records if "faulty_set.yaml" in record.getMessage()]
+    status, listed, err = medmllm("task", "list")
+    assert status == 0 and "med_cls_demo" in listed and "faulty_task.yaml" in err
+    status, listed, _ = medmllm("datasets")
+    assert status == 0 and "demo: " in listed and "busi: " in listed
+    assert [line for finding in examine() if (line := finding.detail) and "faulty_set.yaml" in line]
+    assert [line for finding in examine() if (line := finding.detail) and "faulty_task.yaml" in line]
+
+
+def test_folds_by_other_words(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:
+    words = ["dev", "holdout", "external", "train", "train", "dev", "holdout", "train"]
+    rows = [(f"{i}.png", ["Covid", "Covd", "normal"][i % 3], words[i]) for i in range(8)]
+    labels = table(tmp_path / "l.csv", rows, ("image", "label", "split"))
+    command = ("task", "new", "folds", "--images", images, "--labels", labels, "--group", "none")
+    status, _, error = medmllm(*command)
+    assert status == 1 and "got 'external' in 1 row" in error and "--fold-map external=FOLD" in error
+    status, _, error = medmllm(*command, "--fold-map", "external=nowhere")
+    assert status == 1 and "got 'external=nowhere'" in error
+    status, said, _ = medmllm(*command, "--fold-map", "external=test")
+    assert status == 0, said
+    assert "chosen     folds: the column 'split' (dev = validation, external = test, holdout = test)" in said
+    assert "warning    Classes with almost the same name: 'Covd' (3) and 'Covid' (3)" in said
+    assert "warning    The test fold has 3 images" in said
+    assert [line.split()[-3:] for line in said.splitlines() if line.strip().startswith("all")] == [["3", "2", "3"]]
+    assert task_settings("folds").dataset.options["fold_names"] == {"external": "test"}
+
+
+def test_folders_that_look_like_folds_are_named(medmllm: Medmllm, tmp_path: Path) -> None:
+    for index in range(12):
+        fold, label = ("train", "train", "test")[index % 3], "ab"[index // 6]
+        write_picture(tmp_path / "set" / fold / label / f"{index}.png", key=f"fold {index}")
+    status, said, _ = medmllm("task", "new", "own", "--images", tmp_path / "set", "--labels", "folders")
+    assert status == 0 and "folds: the folders 'test', 'train' look like folds and are not used" in said

@@ -165,7 +165,7 @@ def test_class_without_documents(drawn: type[Drawn]) -> None:
 
 
 def test_unknown_layout() -> None:
-    with pytest.raises(DataError, match=r"busi.*covid19_ct.*found 'drawn'"):
+    with pytest.raises(DataError, match=r"busi.*covid19_ct.*got 'drawn'"):
         load_dataset(DRAWN)
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from medmllm_plugins import manager
+from medmllm_plugins.data import catalogue
 from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.dataset import load_dataset
 from medmllm_plugins.data.layouts import layout
-from medmllm_plugins.data.spec import parse_spec, read_spec
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.data.spec import DatasetSpec, parse_spec, read_spec
+from medmllm_plugins.data.table import TableOptions
+from medmllm_plugins.errors import DataError, PluginError
+from medmllm_plugins.questions.names import declared_tasks
+
+LETTERS = "abcdefghi"
+BOMB = "a: &a [l,l,l,l,l,l,l,l,l]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{earlier}'] * 9)}]\n" for earlier, name in itertools.pairwise(LETTERS)
+)
 
 SOUND: dict[str, Any] = {
     "name": "x",
@@ -34,9 +47,9 @@ def test_sound_declaration_is_frozen_in_order() -> None:
         ({"layot": "busi"}, "layot"),
         ({"classes": {"a": ["first"]}}, "at least two class names"),
         ({"classes": ["a", "b"]}, "at least two class names"),
-        ({"classes": {"a": "first", "b": None}}, "synonyms of class 'a' to be a list, found 'first'"),
-        ({"classes": {"a": {"x": 1}, "b": None}}, "synonyms of class 'a' to be a list"),
-        ({"positive": "c"}, "positive class 'c' is none of"),
+        ({"classes": {"a": "first", "b": None}}, "synonyms of class 'a' in `classes` to be a list, got 'first'"),
+        ({"classes": {"a": {"x": 1}, "b": None}}, "synonyms of class 'a' in `classes` to be a list"),
+        ({"positive": "c"}, "expected `positive` to be one of the classes, .*got 'c'"),
     ],
 )
 def test_faulty_declaration_is_an_error(changes: dict[str, Any], says: str) -> None:
@@ -48,16 +61,16 @@ def test_faulty_declaration_is_an_error(changes: dict[str, Any], says: str) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"- name: x\n", "expected keys and values, found"),
-        (b"name: [\n", "expected YAML in UTF-8"),
-        (b"name: \xff\n", "expected YAML in UTF-8"),
+        (b"- name: x\n", "expected keys and values, got"),
+        (b"name: [\n", "line 2: expected YAML"),
+        (b"name: \xff\n", "line 1: expected UTF-8"),
         (b"", "are missing"),
     ],
 )
 def test_faulty_file_is_an_error(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"broken.yaml: .*{says}"):
+    with pytest.raises(DataError, match=f"broken.yaml.*{says}"):
         read_spec(path)
 
 
@@ -87,3 +100,150 @@ def test_specs_survive_yaml(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(SOUND, sort_keys=False), encoding="utf-8")
     assert read_spec(path) == parse_spec(SOUND, "elsewhere")
+
+
+WRONG: dict[str, Any] = {
+    "none": None,
+    "true": True,
+    "number": 7,
+    "float": 2.0,
+    "not a number": float("nan"),
+    "date": datetime.date(2020, 1, 1),
+    "bytes": b"x",
+    "empty text": "",
+    "blank text": "  ",
+    "lines": "a\nb",
+    "long text": "x" * 9000,
+    "zero byte": "a\0b",
+    "list": ["sick"],
+    "list of lists": [["a"], ["b"]],
+    "list of mappings": [{"a": 1}],
+    "set": {"a", "b"},
+    "empty list": [],
+    "mapping": {"a": 1},
+    "mapping of lists": {"a": ["x"], "b": ["y"]},
+    "mapping of mappings": {"a": {"b": {}}, "c": {"d": {}}},
+    "keys of several types": {1: "a", "b": None, None: "c"},
+    "empty mapping": {},
+}
+GOOD: dict[str, set[str]] = {
+    "name": set(),
+    "title": {"long text", "zero byte"},
+    "layout": {"long text", "zero byte"},
+    "modality": {"long text", "zero byte"},
+    "classes": {"mapping of lists"},
+    "folder": {"empty text", "blank text", "lines"},
+    "positive": {"none"},
+    "licence": {"empty text", "blank text", "lines", "long text", "zero byte"},
+    "citation": {"empty text", "blank text", "lines", "long text", "zero byte"},
+    "download": {"empty text", "blank text", "lines", "long text", "zero byte"},
+    "kind": set(),
+    "dimensions": set(),
+    "overlaps": {"empty mapping"},
+    "notes": {"empty list", "list"},
+    "options": {"mapping", "mapping of lists", "mapping of mappings", "empty mapping"},
+}
+"""For each key the values above that are right for it; all others have to be refused."""
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(DatasetSpec)])
+def test_every_wrong_type_of_every_key_is_named(key: str) -> None:
+    for kind, value in WRONG.items():
+        if kind in GOOD[key]:
+            parse_spec({**SOUND, key: value}, "x.yaml")
+            continue
+        with pytest.raises(DataError, match=rf"^x\.yaml: .*`{key}`") as caught:
+            parse_spec({**SOUND, key: value}, "x.yaml")
+        assert len(str(caught.value)) < 500, kind
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(TableOptions)])
+def test_every_wrong_type_of_every_option_of_a_table_is_our_error(tmp_path: Path, key: str) -> None:
+    (tmp_path / "labels.csv").write_text("image,label\na,a\nb,b\n")
+    options = {"labels": "labels.csv", "image_column": "image", "label_column": "label"}
+    for value in (*WRONG.values(), "(" * 3000, "a{99999999999}", "**", "/x", "../x", {"train": 3}, {"train": "\0"}):
+        spec = parse_spec(
+            {**SOUND, "layout": "table", "folder": str(tmp_path), "options": {**options, key: value}}, "x.yaml"
+        )
+        with pytest.raises(DataError) as caught:  # there is no image, so that what is right fails too
+            load_dataset(spec)
+        assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        ({True: [], False: []}, "Put quotes around it"),
+        ({None: [], "b": []}, "to be text, got None"),
+        ({1: [], "1": []}, "that differ, got '1' twice"),
+        ({"a": [True], "b": []}, "synonyms of class 'a' in `classes` to be text, got True"),
+        ({"a": [["x"]], "b": []}, "synonyms of class 'a' in `classes` to be text"),
+    ],
+)
+def test_class_names_are_text(classes: dict[Any, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        parse_spec({**SOUND, "classes": classes}, "x.yaml")
+
+
+def test_class_names_may_be_whole_numbers() -> None:
+    assert parse_spec({**SOUND, "classes": {0: [], 1: [2]}}, "x").classes == {"0": (), "1": ("2",)}
+
+
+BROKEN = {
+    "positive": yaml.safe_dump({**SOUND, "positive": ["sick"]}),
+    "brackets": "[" * 2000,
+    "bomb": BOMB,
+    "number": "name: " + "9" * 5000,
+    "binary": "name: \xff\xfe",
+    "twice": "name: x\nname: y\n",
+}
+
+
+def test_a_faulty_declaration_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    for name, text in BROKEN.items():
+        (tmp_path / "datasets" / f"{name}.yaml").write_text(text, encoding="latin-1")
+    (tmp_path / "datasets" / "sound.yaml").write_text(yaml.safe_dump({**SOUND, "name": "sound"}))
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path))
+    manager.reset()
+    try:
+        names = set(dataset_specs())
+        tasks = declared_tasks()
+        dataset_specs()
+        monkeypatch.setattr(manager.get_manager(), "strict", True)
+        with pytest.raises(PluginError, match=r"datasets/\w+\.yaml"):
+            dataset_specs()
+    finally:
+        manager.reset()
+    assert {"sound", "demo", "busi"} <= names
+    assert {"med_cls_sound", "med_cls_demo"} <= set(tasks)
+    messages = [record.getMessage() for record in caplog.records]
+    for name in BROKEN:
+        assert sum(f"{name}.yaml" in message for message in messages) == 1, name
+    assert max(map(len, messages)) < 600
+
+
+def test_an_error_that_nobody_thought_of_is_that_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "strange.yaml").write_text("name: strange\n")
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path))
+    manager.reset()
+    sound = catalogue.read_spec
+    for error in (RecursionError("deep"), MemoryError(), TypeError("unhashable"), OSError("gone")):
+
+        def read(path: Path, error: Exception = error) -> DatasetSpec:
+            if path.name == "strange.yaml":
+                raise error
+            return sound(path)
+
+        monkeypatch.setattr(catalogue, "read_spec", read)
+        try:
+            read_all = catalogue.read_catalogue()
+        finally:
+            manager.reset()
+        assert "demo" in read_all.declarations
+        assert [fault for fault in read_all.faults if "strange.yaml" in fault and type(error).__name__ in fault]

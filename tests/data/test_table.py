@@ -194,10 +194,31 @@ def test_faults_of_a_table(tmp_path: Path, fault: str) -> None:
         load_dataset(declare(tmp_path))
 
 
-def test_an_unknown_fold(tmp_path: Path) -> None:
-    write_rows(tmp_path, [f"{row},holdout" for row in six(tmp_path)], "file,label,split")
-    with pytest.raises(DataError, match=r"line 2: expected 'split' to be one of train, .* found 'holdout'"):
-        load_dataset(declare(tmp_path, {**COLUMNS, "fold_column": "split"}))
+@pytest.mark.parametrize("word", ["external", "", "0"])
+def test_an_unknown_fold_is_asked_about(tmp_path: Path, word: str) -> None:
+    words = ["train", "dev", "holdout", word, "train", "holdout"]
+    rows = [f"{row},{word}" for row, word in zip(six(tmp_path), words, strict=True)]
+    write_rows(tmp_path, rows, "file,label,split")
+    options = {**COLUMNS, "fold_column": "split"}
+    expected = "expected text in every column" if not word else rf"to name a fold .*got '{word}' in 1 row\. Say what"
+    with pytest.raises(DataError, match=expected):
+        load_dataset(declare(tmp_path, options))
+    if word:
+        found = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "test"}})))
+        assert [found[f"images/{i}"].fold for i in range(4)] == ["train", "validation", "test", "test"]
+        found = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "none"}})))
+        assert "images/3" not in found and len(found) == 5
+
+
+def test_doubtful_labels_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = six(tmp_path)
+    write_picture(tmp_path / "images/copy.png", key="picture 0")
+    write_rows(tmp_path, [*rows, "images/copy.png,malignant"])
+    data = load_dataset(declare(tmp_path))
+    assert any("images/0 (benign) = images/copy (malignant)" in warning for warning in data.warnings), data.warnings
+    assert any("The test fold has" in warning for warning in data.warnings)
+    for warning in data.warnings:
+        assert warning in caplog.text
 
 
 def test_a_name_that_two_files_have(tmp_path: Path) -> None:
@@ -377,12 +398,12 @@ def test_bad_volumes_are_an_error_or_listed(tmp_path: Path, make: Any, expected:
     ("options", "more", "expected"),
     [
         ({}, {}, "expected the option `labels`"),
-        ({**COLUMNS, "colour": "x"}, {}, r"unknown options \['colour'\]"),
+        ({**COLUMNS, "colour": "x"}, {}, r"unknown options 'colour'"),
         ({**COLUMNS, "pattern": 3}, {}, "expected the option `pattern` to be text"),
         ({"labels": "labels.csv", "label_column": "label"}, {}, "expected the option `image_column`"),
         ({"labels": "labels.csv", "image_column": "file"}, {}, "expected the option `label_column`"),
         ({**COLUMNS, "group_column": "label"}, {}, "a column of its own for each purpose"),
-        ({**COLUMNS, "names": {"0": "other"}}, {}, r"expected `names` to lead to classes, found \['other'\]"),
+        ({**COLUMNS, "names": {"0": "other"}}, {}, r"expected `names` to lead to classes, got \['other'\]"),
         ({**COLUMNS, "unit": "HU"}, {}, "in a set of volumes"),
         ({**COLUMNS, "unit": "mm"}, {"dimensions": 3}, 'expected `unit` to be "HU" or "any"'),
         ({"labels": "folders"}, {"kind": "multilabel"}, "a folder is one class"),
@@ -391,7 +412,7 @@ def test_bad_volumes_are_an_error_or_listed(tmp_path: Path, make: Any, expected:
         ({**COLUMNS, "group_column": "p", "group_pattern": "p"}, {}, "`group_column` or `group_pattern`, found both"),
         ({**COLUMNS, "group_pattern": "("}, {}, "to be a regular expression"),
         ({**COLUMNS, "fold_column": "f", "fold": "test"}, {}, "found several"),
-        ({**COLUMNS, "fold": "holdout"}, {}, r"expected folds among .* found \['holdout'\]"),
+        ({**COLUMNS, "fold": "holdout"}, {}, r"expected folds among .* got \['holdout'\]"),
         ({**COLUMNS, "fold_files": {"train": "none.txt"}}, {}, r"none\.txt: expected a list of images"),
         ({**COLUMNS, "fold_files": "train.txt"}, {}, "expected the option `fold_files` to be a mapping"),
         ({**COLUMNS, "no_finding": "none"}, {}, "`no_finding` is for multi-label sets"),

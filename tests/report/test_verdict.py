@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.metrics.comparison import compare
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis, diagnosis
 from medmllm_plugins.report import probing, tables_answers
+from medmllm_plugins.report.files import make
 from medmllm_plugins.report.gathering import DataPart, gather
 from medmllm_plugins.report.notes import notes
 from medmllm_plugins.report.overview import overview
@@ -242,3 +245,66 @@ def test_reference_classifiers_alone_have_a_sentence(tmp_path: Path) -> None:
     said = said_of(part_of(empty, baseline(tmp_path / "more")))
     assert said.startswith("On toy, no model has figures of its answers yet; the reference classifier")
     assert said_of(part_of(empty)) == "On toy, no run has figures of its answers yet."
+
+
+@pytest.mark.parametrize(
+    ("tasks", "advised"),
+    [
+        (["hospct"], "medmllm baseline hospct)"),
+        (["hospct:order=varied", "med_probe_hospct"], "medmllm baseline hospct)"),
+        (["med_cls_toy_letter", "med_cls_toy"], "medmllm baseline med_cls_toy)"),
+        (["med_probe_toy"], "medmllm baseline med_cls_toy)"),
+        (["med_attr_toy"], "medmllm baseline med_cls_toy)"),
+    ],
+)
+def test_advice_names_the_task_that_was_run(tmp_path: Path, tasks: list[str], advised: str) -> None:
+    folder = Folder(tmp_path / "model")
+    for task in tasks:
+        folder.answers(task, outcomes())
+    manifest = json.loads((folder.folder / "manifest.json").read_text())
+    for task in tasks:
+        manifest["tasks"][task]["dataset"] = "hospct" if "hospct" in task else "toy"
+    manifest["command"] = {"model": "medm_vl", "model_args": "pretrained=demo,api_key=secret"}
+    (folder.folder / "manifest.json").write_text(json.dumps(manifest))
+    missing = "\n".join(notes(gather([folder.folder])).missing)
+    assert advised in missing
+    probe = "med_probe_hospct" if "hospct" in tasks[0] else "med_probe_toy"
+    if not any(task.startswith("med_probe") for task in tasks):
+        assert f"lmms-eval --model medm_vl --model_args pretrained=demo --tasks {probe}" in missing
+    assert "secret" not in missing
+
+
+def unread(rows: list[Outcome], every: int = 1) -> list[Outcome]:
+    """The rows, of which all but each ``every``-th could not be read."""
+    return [
+        replace(row, predicted=None, status="out_of_list") if every == 1 or index % every else row
+        for index, row in enumerate(rows)
+    ]
+
+
+def test_unreadable_answers_are_no_finding(tmp_path: Path) -> None:
+    model = Folder(tmp_path / "model", pretrained="demo").answers("med_cls_toy", unread(outcomes()))
+    part = part_of(model, baseline(tmp_path / "reference"))
+    (found,) = verdicts(part)
+    for sentence in (found.sentence, said_of(part)):
+        assert "No answer could be read (0 of 120). The demo model only knows phantoms." in sentence
+        assert "label scores do not depend on the text" in sentence
+        assert "below" not in sentence and "points" not in sentence and "rightly" not in sentence
+    assert not re.search(r"[a-z]\. [a-z]", found.sentence)
+    make([tmp_path / "model"], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "No answer could be read (0 of 120)" in html and "not a finding: too few answers could be read" in html
+
+
+def test_a_model_that_could_not_be_read_is_not_ranked(tmp_path: Path) -> None:
+    part = part_of(
+        Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes(seed=3)),
+        Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=4)),
+        Folder(tmp_path / "c", "model-c").answers("med_cls_toy", unread(outcomes(seed=5), 10)),
+    )
+    said = said_of(part)
+    assert said.startswith("Of 2 models on toy") and "fewest" in said
+    assert "Not ranked: model-c (tiny). Only 9% of the answers could be read (11 of 120)." in said
+    assert "phantoms" not in said
+    only = said_of(part_of(Folder(tmp_path / "d").answers("med_cls_toy", unread(outcomes()))))
+    assert "No answer could be read" in only

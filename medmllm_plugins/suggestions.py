@@ -1,0 +1,37 @@
+"""What a user may have meant by a name that does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+MOST: Final = 4
+"""More names than that are no help."""
+
+
+def close_names(name: str, known: Iterable[str], most: int = MOST) -> list[str]:
+    """Return the known names that are most like a wrong one, best first; none where nothing is like it.
+
+    Args:
+        name: what was written.
+        known: the names there are.
+        most: at most so many.
+    """
+    import difflib
+
+    # A name of any length may come from a command line, and the comparison takes the product of both lengths.
+    wanted = name[:100].casefold()
+    by_folded = {candidate.casefold(): candidate for candidate in sorted(known, reverse=True)}
+    containing = sorted(
+        (one for one in by_folded if len(wanted) > 2 and wanted in one), key=lambda one: (len(one), one)
+    )
+    ordered = [*difflib.get_close_matches(wanted, by_folded, n=most, cutoff=0.75), *containing]
+    return [by_folded[one] for one in dict.fromkeys(ordered)][:most]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question such as ``Did you mean med_cls_busi?``; an empty text where nothing is like the name."""
+    names = close_names(name, known)
+    if not names:
+        return ""
+    return f"Did you mean {', '.join(names[:-1])}{' or ' if names[:-1] else ''}{names[-1]}?"
