@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from medmllm_plugins.data.regular_files import open_regular
 from medmllm_plugins.errors import DataError
 
 MAX_VOXELS = 1024**3
@@ -31,11 +32,8 @@ def head(path: Path, count: int) -> bytes:
     Raises:
         DataError: it is missing, cannot be opened or is empty.
     """
-    try:
-        with path.open("rb") as opened:
-            content = opened.read(count)
-    except OSError as error:
-        raise DataError(f"{path}: expected a file, found that it cannot be read ({error.strerror}).") from error
+    with open_regular(path) as opened:
+        content = opened.read(count)
     if not content:
         raise DataError(f"{path}: expected a volume or picture, found an empty file (0 bytes); get the file again.")
     return content
