@@ -13,9 +13,9 @@ from PIL import Image
 from medmllm_plugins.data.csv_rows import read_rows
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.nifti import packed_nifti_sum
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.data.table import Seen, Table
-from medmllm_plugins.data.volume_headers import packed_nifti_sum
 from medmllm_plugins.data.volumes import Volume, read_volume, volume_facts
 from medmllm_plugins.errors import DataError, shown
 

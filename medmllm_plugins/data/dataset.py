@@ -22,6 +22,7 @@ from medmllm_plugins.data.faults import Faults, OnError
 from medmllm_plugins.data.label_warnings import label_warnings
 from medmllm_plugins.data.layouts import Layout, layout
 from medmllm_plugins.data.leaks import divided_groups
+from medmllm_plugins.data.reader_threads import reader_threads
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.places import DATA_VARIABLE
@@ -210,7 +211,7 @@ def _faults(spec: DatasetSpec, documents: tuple[Document, ...]) -> list[str]:
 
 
 def _fingerprint(spec: DatasetSpec, folder: Path, documents: tuple[Document, ...], reader: Layout) -> str:
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
         contents = list(pool.map(lambda document: reader.digest(spec, folder, document), documents))
     digest = hashlib.sha256()
     for document, content in zip(documents, contents, strict=True):

@@ -54,6 +54,28 @@ def check_decoded_size(path: object, size: int) -> None:
         )
 
 
+def check_volume_size(path: object, voxels: int, stored_bytes: int) -> None:
+    """Check what a volume will take, before anything is allocated for it.
+
+    A volume is handed on as float32. A voxel counts for at least two bytes, so that the result takes no more than twice
+    the limit: 1 GiB by default.
+
+    Args:
+        path: the file, for the message.
+        voxels: their number.
+        stored_bytes: bytes of the data as the file stores them, unpacked.
+
+    Raises:
+        DataError: the size is above the limit.
+    """
+    check_decoded_size(path, max(stored_bytes, 2 * voxels))
+
+
+def max_voxels() -> int:
+    """Return the number of voxels that :func:`check_volume_size` lets pass, 1,024 slices of 512 x 512 by default."""
+    return max_decoded_bytes() // 2
+
+
 def _readable(size: int) -> str:
     """Return a size that the variable takes and that is at least ``size``."""
     return f"{-(-size // 1024**3)}G" if size > 1024**3 else f"{-(-size // 1024**2)}M"

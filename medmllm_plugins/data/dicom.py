@@ -24,14 +24,14 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
-from medmllm_plugins.data.decode_limit import check_decoded_size
+from medmllm_plugins.data.decode_limit import check_decoded_size, check_volume_size
 from medmllm_plugins.data.decoder_process import CHILDREN
 from medmllm_plugins.data.dicom_codestreams import RLE
 from medmllm_plugins.data.dicom_elements import open_source
 from medmllm_plugins.data.dicom_kinds import count_kinds, kind_without_pictures
 from medmllm_plugins.data.dicom_pixels import colour_frame, grey_frame
 from medmllm_plugins.data.dicom_tags import Header, header_of, is_dicom, read_header
-from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite
+from medmllm_plugins.data.itk import check_spacing, finite
 from medmllm_plugins.data.picture_options import DEFAULT, PictureOptions, side_by_side
 from medmllm_plugins.data.windows import Unit, to_grey, window_bounds
 from medmllm_plugins.errors import DataError
@@ -111,7 +111,7 @@ def read_dicom(path: Path) -> Scan:
         DataError: a file is no DICOM, damaged or in colour; the folder holds several series or one slice; slices
             differ in size, orientation, spacing or photometric interpretation; a position is missing, taken twice or
             unknown; a spacing is not above 0 or above :data:`MAX_SPACING`; the frames' positions are not stated, as in
-            films; there are more than :data:`MAX_VOXELS`.
+            films; it would take more memory than the limit of :mod:`medmllm_plugins.data.decode_limit`.
     """
     headers = _headers(path)
     geometry, order = _geometry(path, headers)
@@ -290,9 +290,7 @@ def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int
     first = headers[0]
     count = len(headers) if len(headers) > 1 else first.size[2]
     voxels = math.prod(first.size[:2]) * count
-    if voxels > MAX_VOXELS:
-        raise DataError(f"{path}: expected at most {MAX_VOXELS} voxels, found more; crop or resample the volume.")
-    check_decoded_size(path, voxels * max(2, first.layout.allocated // 8))
+    check_volume_size(path, voxels, voxels * first.layout.allocated // 8)
     if count == 1:
         return _single(path, first), [0]
     for name in ("size", "photometric"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import struct
 import threading
 import zlib
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from medmllm_plugins.data.duplicates import thumbnail
+from medmllm_plugins.data.reader_threads import reader_threads
 from medmllm_plugins.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -124,7 +124,7 @@ def scan_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageFacts], list[str
     Returns:
         The facts of the good files by path, and the faults of the bad ones, both in the order of ``paths``.
     """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
         results = list(pool.map(_facts, paths))
     facts = {path: result for path, result in zip(paths, results, strict=True) if isinstance(result, ImageFacts)}
     return facts, [result for result in results if isinstance(result, str)]

@@ -7,7 +7,6 @@ class or fold, so that a leak shows even where the groups are wrong.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from PIL import Image
 from medmllm_plugins.data.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.duplicates import THUMBNAIL, near_duplicates, thumbnail
 from medmllm_plugins.data.images import ImageFacts
+from medmllm_plugins.data.reader_threads import reader_threads
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.dataset import Dataset
@@ -252,8 +252,7 @@ def check(data: Dataset) -> Leaks:
     """
     documents = data.documents
     if data.spec.dimensions == 3:
-        # One volume may take gigabytes, so that no more than two are in memory.
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
             contents = list(pool.map(lambda document: voxels_digest(data.volume(document)), documents))
         return find_leaks(documents, contents, None, why="volumes are compared for identical content only")
     few = len(documents) <= MAX_COMPARED
@@ -266,7 +265,7 @@ def check(data: Dataset) -> Leaks:
             thumbnails[index] = facts.thumbnail
         return facts.pixels
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
         contents = list(pool.map(look, range(len(documents))))
     if not few:
         why = f"more than {MAX_COMPARED} images: only identical ones were looked for"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from medmllm_plugins.data.layouts import FileLayout
 from medmllm_plugins.data.leaks import MAX_COMPARED, picture_facts, similar, voxels_digest
 from medmllm_plugins.data.picture_files import picture_size, read_picture
 from medmllm_plugins.data.picture_options import PictureOptions
+from medmllm_plugins.data.reader_threads import reader_threads
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.data.user_files import NotFound, UserFiles, WithoutPicture, list_files, without_ending
 from medmllm_plugins.errors import DataError, one_line, shown
@@ -297,9 +297,7 @@ class Table(FileLayout):
                 return str(error)
             return seen if few else Seen(seen.content)
 
-        # One volume may take gigabytes, so that no more than two are in memory.
-        workers = 2 if spec.dimensions == 3 else min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(max_workers=workers) as pool:
+        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
             results = list(pool.map(look, paths))
         found = {}
         for path, result in zip(paths, results, strict=True):

@@ -1,7 +1,8 @@
-"""Volumes through SimpleITK: NIfTI, NRRD, MetaImage, NumPy arrays and DICOM become voxels in a known orientation.
+"""Volumes: NIfTI, NRRD, MetaImage, NumPy arrays and DICOM become voxels in a known orientation.
 
-Each file is checked against its own header before SimpleITK reads it, as SimpleITK reads a truncated NIfTI file without
-a word and replaces spacings it cannot use by 1 mm.
+Headers of files other than DICOM are read by modules of their own, checked against the length of the data, and the data
+unpacked no further than the header promises. SimpleITK sees only arrays in memory: it reads truncated or altered files
+without a word.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from medmllm_plugins.data.decode_limit import VARIABLE, max_voxels
 from medmllm_plugins.data.dicom import dicom_geometry, read_dicom
 from medmllm_plugins.data.dicom_elements import starts_like_dicom
-from medmllm_plugins.data.gzipped import unpacked, unpacked_head
-from medmllm_plugins.data.itk import MAX_VOXELS, check_spacing, finite, head, open_image, read_pixels
-from medmllm_plugins.data.volume_headers import check_header, cut_short, nifti_header, not_three, wrong_content
+from medmllm_plugins.data.itk import check_spacing, finite, head
+from medmllm_plugins.data.metaimage import read_metaimage_header
+from medmllm_plugins.data.nifti import read_nifti_header
+from medmllm_plugins.data.nrrd import read_nrrd_header
+from medmllm_plugins.data.numpy_files import read_volume_array_header
+from medmllm_plugins.data.volume_headers import VolumeHeader
+from medmllm_plugins.data.voxels import read_voxels
 from medmllm_plugins.data.windows import Unit
 from medmllm_plugins.errors import DataError, shown
 
@@ -41,7 +47,12 @@ _KINDS = {
     ".mha": "metaimage",
     ".mhd": "metaimage",
 }
-_READERS = {"nifti": "NiftiImageIO", "nrrd": "NrrdImageIO", "metaimage": "MetaImageIO"}
+_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
+    "nifti": read_nifti_header,
+    "nrrd": read_nrrd_header,
+    "metaimage": read_metaimage_header,
+    "numpy": read_volume_array_header,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,12 +116,14 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     """Read a volume in the orientation asked for.
 
     Axes are swapped and flipped, so no value changes; an oblique scan gets the nearest axes. Rescale slope and
-    intercept of DICOM and NIfTI are applied (by SimpleITK). Integers above 16 777 216 are rounded to float32.
+    intercept of DICOM and NIfTI are applied. Integers above 16 777 216 are rounded to float32.
 
     - ``.npy``: ``[D, H, W]`` or ``[D, H, W, 1]``. An array states neither spacing nor orientation: the spacing is taken
       to be 1 mm and the array to stand as ``orientation`` says, so nothing is flipped.
-    - ``.nii``, ``.nii.gz``: NIfTI-1 and NIfTI-2 in one file. The sform goes first, as in SimpleITK.
-    - ``.nrrd``, ``.nhdr``; ``.mha``, ``.mhd``. A MetaImage without TransformMatrix stands as LPS.
+    - ``.nii``, ``.nii.gz``: NIfTI-1 and NIfTI-2 in one file; which of sform and qform counts is
+      decided as in SimpleITK, see :func:`medmllm_plugins.data.nifti.read_nifti_header`.
+    - ``.nrrd``, ``.nhdr``; ``.mha``, ``.mhd``; a data file that a header names has to lie below the header's folder. A
+      MetaImage without TransformMatrix stands as LPS.
     - ``.dcm``, or any file with the DICOM prefix, and folders: see :func:`medmllm_plugins.data.dicom.read_dicom`.
 
     One slice is a volume only in a DICOM file of one frame or a two-dimensional NIfTI, NRRD or MetaImage. It keeps the
@@ -127,30 +140,30 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
 
     Raises:
         DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut
-            short or damaged; the volume is not three-dimensional, has several values a voxel, one slice, more than
-            :data:`medmllm_plugins.data.itk.MAX_VOXELS`, or values that are not finite; a spacing is not above 0 or
-            above 100 mm; a NIfTI or NRRD file does not state its orientation; axes are not perpendicular;
-            ``orientation`` or ``unit`` does not exist.
+            short or damaged; the volume is not three-dimensional, has several values a voxel, one slice, a size above
+            the limit of :mod:`medmllm_plugins.data.decode_limit`, or values that are not finite; a spacing is
+            not above 0 or above 100 mm; a NIfTI or NRRD file does not state its orientation; axes are not
+            perpendicular; a data file does not lie below its header's folder; ``orientation`` or ``unit`` does not
+            exist.
     """
     _check_orientation(orientation)
     if unit is not None:
         _check_unit(unit)
     kind = _kind(path)
-    if kind == "numpy":
-        return Volume(finite(_read_array(path), path), (1.0, 1.0, 1.0), orientation, unit or "any")
     if kind == "dicom":
         scan = read_dicom(path)
         return _volume(path, scan.image, orientation, unit or scan.unit, scan.single)
-    if path.name.lower().endswith(".gz") and (found := _packed_volume(path, orientation, unit or "any")) is not None:
-        return found
-    image = read_pixels(_open(path, kind, whole=True), path)
-    flat = image.GetDimension() == 2
-    if flat:
-        image = sitk.JoinSeries([image])
-    elif image.GetDimension() > 3:
-        size = image.GetSize()
-        image = sitk.Extract(image, (*size[:3], *(0 for _ in size[3:])), (0,) * len(size))
-    return _volume(path, image, orientation, unit or "any", flat)
+    header = _HEADERS[kind](path)
+    _check_thickness(header)
+    stored = orientation if header.direction is None else _stands(header.direction)
+    orientation = stored if header.flat else orientation
+    # For x, y and z of the result: the axis that runs that way in the file, or against it.
+    sources = [next(axis for axis, side in enumerate(stored) if side in _SIDES[wish]) for wish in orientation]
+    flips = [2 - at for at, source in enumerate(sources) if stored[source] != orientation[at]]
+    axes = [2 - sources[2 - axis] for axis in range(3)]
+    voxels = read_voxels(header, axes, flips)
+    spacing = (header.spacing[axes[0]], header.spacing[axes[1]], header.spacing[axes[2]])
+    return Volume(voxels, spacing, orientation, unit or "any")
 
 
 def volume_facts(path: Path) -> VolumeFacts:
@@ -166,57 +179,29 @@ def volume_facts(path: Path) -> VolumeFacts:
         DataError: see :func:`read_volume`; damaged or missing voxels may go unnoticed.
     """
     kind = _kind(path)
-    if kind == "numpy":
-        depth, height, width = _open_array(path).shape[:3]
-        return VolumeFacts(kind, (depth, height, width), (1.0, 1.0, 1.0), "")
     if kind == "dicom":
         found = dicom_geometry(path)
-        size, spacing, direction = found.size, found.spacing, found.direction
-    else:
-        reader = _open(path, kind, whole=False)
-        size, spacing = (*reader.GetSize(), 1)[:3], (*reader.GetSpacing(), 1.0)[:3]
-        flat = reader.GetDimension() == 2
-        direction = (
-            (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0) if flat else tuple(_matrix(reader.GetDirection()).ravel())
+        size, spacing = found.size, found.spacing
+        return VolumeFacts(
+            kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _stands(found.direction)
         )
-    return VolumeFacts(kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _stands(direction))
+    header = _HEADERS[kind](path)
+    if kind == "numpy":
+        _check_thickness(header)
+    stored = "" if header.direction is None else _stands(header.direction)
+    return VolumeFacts(kind, header.shape, header.spacing, stored)
 
 
-def _packed_volume(path: Path, orientation: str, unit: Unit) -> Volume | None:
-    """A three-dimensional ``.nii.gz`` of plain numbers, unpacked once; ``None`` for others, which SimpleITK reads.
+def _check_thickness(header: VolumeHeader) -> None:
+    if not header.flat and 1 in header.shape:
+        raise _too_thin(header.path, header.shape)
 
-    SimpleITK does not compare the check sum, so that a file would be unpacked a second time for that; and it lets no
-    other thread run meanwhile. How the axes stand comes from SimpleITK all the same.
-    """
-    reader = _open(path, "nifti", whole=False)
-    header = nifti_header(unpacked_head(path, 540))
-    if header is None or header.dtype is None or not header.scaling or reader.GetDimension() != 3:
-        return None
-    shape = header.shape[3:0:-1]
-    if 1 in shape:
-        return None
-    wanted = int(header.offset) + math.prod(shape) * header.bits // 8
-    content = unpacked(path)
-    if len(content) < wanted:
-        raise cut_short(path, wanted, len(content))
-    raw = np.frombuffer(content, np.dtype(header.dtype), math.prod(shape), int(header.offset)).reshape(shape)
-    # For x, y and z of the result: the axis that runs that way in the file, or against it.
-    stands = _stands(reader.GetDirection())
-    sources = [next(axis for axis, side in enumerate(stands) if side in _SIDES[wish]) for wish in orientation]
-    turned = [2 - at for at, source in enumerate(sources) if stands[source] != orientation[at]]
-    placed = np.flip(raw.transpose([2 - sources[2 - axis] for axis in range(3)]), tuple(turned))
-    slope, intercept = header.scaling
-    voxels: npt.NDArray[np.float32] = np.empty(placed.shape, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        if (slope, intercept) == (1.0, 0.0):
-            voxels[...] = placed
-        else:
-            for at, layer in enumerate(placed):
-                voxels[at] = layer * slope + intercept
-    spacing = reader.GetSpacing()
-    steps = (spacing[sources[2]], spacing[sources[1]], spacing[sources[0]])
-    whole = raw.dtype.kind in "iu" and (slope, intercept) == (1.0, 0.0)
-    return Volume(voxels if whole else finite(voxels, path), steps, orientation, unit)
+
+def _too_thin(path: Path, shape: Sequence[int]) -> DataError:
+    return DataError(
+        f"{path}: expected at least 2 voxels along each axis, got {list(shape)}; a single slice is a volume only as a "
+        "two-dimensional image or a DICOM file."
+    )
 
 
 _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
@@ -240,7 +225,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
 
     Raises:
         DataError: both or neither are given, there are not three, a value is not above 0, or the result would have
-            more than :data:`medmllm_plugins.data.itk.MAX_VOXELS`.
+            more than :func:`medmllm_plugins.data.decode_limit.max_voxels`.
     """
     if (spacing is None) == (shape is None):
         raise DataError("Expected either a spacing or a shape to resample to, found both or neither.")
@@ -256,8 +241,11 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
             raise DataError(f"Expected sizes of at least 1 voxel, found {counts}.")
         steps = [length / count for length, count in zip(extent, counts, strict=True)]
         check_spacing(steps, "resample")
-    if math.prod(counts) > MAX_VOXELS:
-        raise DataError(f"Expected at most {MAX_VOXELS} voxels after resampling, found {math.prod(counts)}.")
+    if math.prod(counts) > (most := max_voxels()):
+        raise DataError(
+            f"Expected at most {most:,} voxels after resampling, got {math.prod(counts):,}; choose a coarser grid, or "
+            f"raise the limit {VARIABLE}."
+        )
     # Both grids have their middle at the same place.
     starts = [
         ((old_count - 1) * old_step - (count - 1) * step) / 2
@@ -317,10 +305,7 @@ def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single:
     if single:
         orientation = _stands(image.GetDirection())
     elif 1 in image.GetSize():
-        raise DataError(
-            f"{path}: expected at least 2 voxels along each axis, found {list(image.GetSize()[::-1])}; a single slice "
-            "is a volume only as a two-dimensional image or a DICOM file."
-        )
+        raise _too_thin(path, image.GetSize()[::-1])
     else:
         image = sitk.DICOMOrient(image, orientation)
     if image.GetNumberOfComponentsPerPixel() != 1:
@@ -334,56 +319,3 @@ def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single:
 
 def _stands(direction: Sequence[float]) -> str:
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(part) for part in direction]))
-
-
-def _matrix(direction: Sequence[float]) -> npt.NDArray[np.float64]:
-    """The directions of the first three axes, as columns."""
-    dimensions = math.isqrt(len(direction))
-    return np.array(direction, dtype=np.float64).reshape(dimensions, dimensions)[:3, :3]
-
-
-def _open(path: Path, kind: str, *, whole: bool) -> sitk.ImageFileReader:
-    """Read and check a header; with ``whole`` also that the file holds all the voxels it states."""
-    check_header(path, kind, whole=whole)
-    reader = open_image(path, _READERS[kind])
-    size = reader.GetSize()
-    if not 2 <= len(size) <= 3 and any(count != 1 for count in size[3:]):
-        raise not_three(path, size[::-1])
-    if reader.GetNumberOfComponents() != 1:
-        raise DataError(
-            f"{path}: expected one value a voxel, found {reader.GetNumberOfComponents()} "
-            "(colours, vectors or complex numbers); extract one channel."
-        )
-    check_spacing(reader.GetSpacing()[:3], path)
-    axes = _matrix(reader.GetDirection())
-    if not np.abs(axes.T @ axes - np.eye(len(axes))).max() <= 1e-2:
-        raise DataError(f"{path}: expected perpendicular axes, found sheared ones; resample the volume.")
-    return reader
-
-
-def _open_array(path: Path) -> npt.NDArray[np.generic]:
-    """A ``.npy`` file as ``[D, H, W]``, on disk until it is used."""
-    if not head(path, 8).startswith(b"\x93NUMPY"):
-        raise wrong_content(path, "a NumPy array")
-    # Damaged headers are met with ValueError, SyntaxError, EOFError and others.
-    try:
-        array: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:
-        raise DataError(
-            f"{path}: expected a whole NumPy array of numbers, found one that cannot be read; save it anew with "
-            "numpy.save."
-        ) from None
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: expected real numbers, found {array.dtype}; convert the array.")
-    if not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 1)):
-        raise not_three(path, array.shape)
-    if min(array.shape[:3]) < 2:
-        raise DataError(f"{path}: expected at least 2 voxels along each axis, found {list(array.shape)}.")
-    if array.size > MAX_VOXELS:
-        raise DataError(f"{path}: expected at most {MAX_VOXELS} voxels, found {array.size}; crop the volume.")
-    return array.reshape(array.shape[:3])
-
-
-def _read_array(path: Path) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(_open_array(path), dtype=np.float32)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
 
+from medmllm_plugins.data.reader_threads import reader_threads
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.memory import let_go, out_of_memory
 
@@ -95,7 +95,7 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
 
         Every request is answered exactly once, also where batches had to be halved.
         """
-        workers = min(8, os.cpu_count() or 1)
+        workers = reader_threads()
         todo = deque(requests)
         ahead: deque[tuple[Request, Future[Read]]] = deque()
         with (

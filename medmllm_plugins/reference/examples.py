@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 from medmllm_plugins.answers.protocols import YES_NO
 from medmllm_plugins.data.dataset import Dataset
 from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.reader_threads import reader_threads
 from medmllm_plugins.data.views import View
 
 Made = TypeVar("Made")
@@ -67,5 +67,5 @@ class Examples:
 
     def each(self, make: Callable[[int], Made], indices: Sequence[int] | None = None) -> list[Made]:
         """What ``make`` returns for each index, made in threads."""
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
             return list(pool.map(make, range(len(self)) if indices is None else indices))

@@ -1,0 +1,219 @@
+"""Bytes of voxels as a file stores them (raw, packed or as text), unpacked no further than the header promises."""
+
+from __future__ import annotations
+
+import bz2
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+import numpy as np
+
+from medmllm_plugins.errors import DataError
+
+Packing = Literal["raw", "gzip", "zlib", "bzip2", "hex", "text"]
+"""How bytes are stored; ``"zlib"`` is one zlib or gzip stream, ``"gzip"`` and ``"bzip2"`` may be several in a row."""
+
+CHUNK: Final = 1 << 20
+"""Bytes read from disk at once."""
+_LONGEST_NUMBER: Final = 64
+
+
+class ByteSource:
+    """What stands in a file behind its current position, handed out in order; the base class of all encodings."""
+
+    def __init__(self, path: Path, opened: BinaryIO) -> None:
+        """Begin.
+
+        Args:
+            path: the file, for messages.
+            opened: the file, at the first byte of the data.
+        """
+        self._path = path
+        self._opened = opened
+        self._total = 0
+
+    def fill(self, view: memoryview) -> None:
+        """Fill a writable view of bytes to its end.
+
+        Raises:
+            DataError: there is less than that, or the data are damaged.
+        """
+        filled = 0
+        while filled < len(view):
+            count = self._fill_some(view[filled:])
+            if not count:
+                raise DataError(
+                    f"{self._path}: expected at least {self._total + len(view) - filled:,} bytes of data as the header "
+                    f"states, got {self._total:,}: the file is cut short or damaged; get it again."
+                )
+            filled += count
+            self._total += count
+
+    def skip(self, count: int) -> None:
+        """Pass over bytes; see :meth:`fill` for the errors."""
+        scratch = memoryview(bytearray(min(count, CHUNK)))
+        while count:
+            step = min(count, len(scratch))
+            self.fill(scratch[:step])
+            count -= step
+
+    def finish(self) -> None:
+        """Check that the data end here, and with them the file, and that check sums are right.
+
+        Raises:
+            DataError: there is more, or a check sum is another.
+        """
+        if self._fill_some(memoryview(bytearray(1))):
+            raise self._too_long()
+
+    def _fill_some(self, view: memoryview) -> int:
+        """Fill the beginning of a view that is not empty; returns how much, 0 only at the end of the data."""
+        data = self._next(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _next(self, count: int) -> bytes:
+        """At most ``count`` bytes; none only at the end."""
+        return self._opened.read(count)
+
+    def _too_long(self) -> DataError:
+        return DataError(
+            f"{self._path}: expected {self._total:,} bytes of data as the header states, got more: the header or the "
+            "data are damaged; get the file again."
+        )
+
+    def _damaged(self) -> DataError:
+        return DataError(
+            f"{self._path}: expected whole packed data with the right check sum, got damaged ones; get the file again."
+        )
+
+
+class _Raw(ByteSource):
+    def _fill_some(self, view: memoryview) -> int:
+        return self._opened.readinto(view)  # type: ignore[attr-defined, no-any-return]
+
+
+class _Packed(ByteSource):
+    """Packed streams, whose check sums are compared: Adler-32 in zlib, CRC-32 and length in gzip, CRC-32 in bzip2."""
+
+    def __init__(self, path: Path, opened: BinaryIO, start: Callable[[], Any], *, several: bool) -> None:
+        super().__init__(path, opened)
+        self._start, self._several = start, several
+        self._unpacker: Any = start()
+        self._pending = b""
+        self._ended = False
+
+    def _next(self, count: int) -> bytes:
+        while not self._ended:
+            exhausted = False
+            if not self._pending and getattr(self._unpacker, "needs_input", True):
+                self._pending = self._opened.read(CHUNK)
+                exhausted = not self._pending
+            try:
+                data: bytes = self._unpacker.decompress(self._pending, count)
+            except (zlib.error, OSError):
+                raise self._damaged() from None
+            # bz2 keeps what it has not used, zlib hands it back.
+            self._pending = getattr(self._unpacker, "unconsumed_tail", b"")
+            if self._unpacker.eof:
+                self._begin_next(self._unpacker.unused_data)
+            elif exhausted and not data:
+                raise self._damaged()
+            if data:
+                return data
+        return b""
+
+    def _begin_next(self, rest: bytes) -> None:
+        """Go on behind a stream that ended; ``rest`` was read already."""
+        while True:
+            behind = rest.lstrip(b"\0") if self._several else rest  # some writers fill up the last block with zeros
+            if behind:
+                break
+            rest = self._opened.read(CHUNK)
+            if not rest:
+                self._ended = True
+                return
+        if not self._several:
+            raise self._too_long()
+        self._unpacker, self._pending = self._start(), behind
+
+
+class _Hex(ByteSource):
+    """Two hexadecimal digits a byte, with white space anywhere."""
+
+    _spare = b""
+    _digits = b""
+
+    def _next(self, count: int) -> bytes:
+        while not self._spare:
+            text = self._opened.read(CHUNK)
+            digits = self._digits + bytes(text).translate(None, b" \t\r\n\v\f")
+            even = len(digits) - len(digits) % 2
+            self._digits = digits[even:]
+            try:
+                self._spare = bytes.fromhex(digits[:even].decode("ascii"))
+            except ValueError:
+                raise self._damaged() from None
+            if not text:
+                if self._digits:
+                    raise self._damaged()
+                break
+        data, self._spare = self._spare[:count], self._spare[count:]
+        return data
+
+
+class _Text(ByteSource):
+    """Numbers as text with white space between them, handed out as bytes of their type."""
+
+    _spare = b""
+    _begun = b""
+
+    def __init__(self, path: Path, opened: BinaryIO, dtype: np.dtype[Any]) -> None:
+        super().__init__(path, opened)
+        self._dtype = dtype
+
+    def _next(self, count: int) -> bytes:
+        while not self._spare:
+            text = self._opened.read(CHUNK)
+            words = (self._begun + text).split()
+            # The last word may go on in the next chunk.
+            self._begun = words.pop() if text and words and not text[-1:].isspace() else b""
+            if len(self._begun) > _LONGEST_NUMBER:
+                raise self._damaged()
+            self._spare = self._encode(words)
+            if not text:
+                break
+        data, self._spare = self._spare[:count], self._spare[count:]
+        return data
+
+    def _encode(self, words: list[bytes]) -> bytes:
+        try:
+            if self._dtype.kind == "f":
+                return np.array([float(word) for word in words], self._dtype).tobytes()
+            return np.array([int(word) for word in words], self._dtype).tobytes()  # refuses what is out of range
+        except (ValueError, OverflowError):
+            raise self._damaged() from None
+
+
+def open_source(path: Path, opened: BinaryIO, packing: Packing, dtype: np.dtype[Any]) -> ByteSource:
+    """Return the data behind a file's current position.
+
+    Args:
+        path: the file, for messages.
+        opened: the file, at the first byte of the data.
+        packing: how they are stored.
+        dtype: type of a voxel, for text.
+    """
+    if packing == "gzip":
+        return _Packed(path, opened, lambda: zlib.decompressobj(wbits=31), several=True)
+    if packing == "zlib":
+        return _Packed(path, opened, lambda: zlib.decompressobj(wbits=47), several=False)
+    if packing == "bzip2":
+        return _Packed(path, opened, bz2.BZ2Decompressor, several=True)
+    if packing == "hex":
+        return _Hex(path, opened)
+    if packing == "text":
+        return _Text(path, opened, dtype)
+    return _Raw(path, opened)
