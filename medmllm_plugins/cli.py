@@ -189,11 +189,12 @@ def _add_selfcheck(commands: Any) -> None:
 
 
 def _host(words: list[str]) -> int:
-    from medmllm_plugins.host.bridge import install_task_hook
+    from medmllm_plugins.host.bridge import install_task_hook, register_models
     from medmllm_plugins.host.command_line import judge_every_evaluation
 
     judge_every_evaluation()
     install_task_hook()
+    register_models()
     from lmms_eval.cli.dispatch import main as host_main
 
     sys.argv = ["lmms-eval", *words]
@@ -413,4 +414,6 @@ def _plugins(arguments: argparse.Namespace) -> int:
     for failure in found["failures"]:
         origin = f" ({failure['distribution']} {failure['version']})" if failure["distribution"] else ""
         print(f"FAILED {failure['plugin']}{origin}: {failure['message']}")
+    for notice in found["notices"]:
+        print(f"SLOW {notice}")
     return 0

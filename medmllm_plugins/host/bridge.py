@@ -70,7 +70,29 @@ def _manifests() -> list[Any]:
             continue
         chat[name] = path  # `lmms-eval models` lists this table, not the registry
         found.append(ModelManifest(model_id=name, chat_class_path=path))
+    for notice in get_manager().notices:
+        logger.warning(f"medmllm-plugins: {notice}")
     return found
+
+
+def register_models() -> None:
+    """See to it that the host knows our models.
+
+    It reads the entry points of all distributions at once, so that one damaged ``entry_points.txt``, whoever it belongs
+    to, costs it every plugin; ``medmllm doctor`` names the file.
+    """
+    import lmms_eval.models as host
+
+    registry = host.MODEL_REGISTRY_V2
+    missing = [one for one in manifests() if one.model_id not in registry.list_canonical_model_ids()]
+    for manifest in missing:
+        registry.register_manifest(manifest, overwrite=True)
+        host.AVAILABLE_MODELS[manifest.model_id] = str(manifest.chat_class_path).rpartition(".")[2]
+    if missing:
+        logger.warning(
+            f"medmllm-plugins: lmms-eval had not found {len(missing)} models of this package; they are added. "
+            "`medmllm doctor` says why."
+        )
 
 
 def requested_task_type() -> str:

@@ -41,6 +41,11 @@ def attributions_of(request: Instance) -> Attributions | None:
     return None if found is None else Attributions.from_dict(found)
 
 
+def predicts_only(request: Instance) -> bool:
+    """Return whether the task that asks collects answers and looks no further (``--predict_only``)."""
+    return bool(getattr(getattr(request.args[1], "__self__", None), "predicts_only", False))
+
+
 def key_of(request: Instance) -> Key:
     """What tells a request from every other of a run; clones of one have the same."""
     return (str(request.args[4]), str(request.args[5]), int(request.args[3]), int(request.idx))

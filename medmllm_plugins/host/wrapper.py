@@ -35,6 +35,7 @@ from medmllm_plugins.host.requests import (
     features_of,
     is_ours,
     key_of,
+    predicts_only,
     stored_name,
 )
 from medmllm_plugins.models.interface import Asked, LoadedModel, Question, Shown
@@ -248,7 +249,7 @@ class MedicalMLLM(lmms):
                         bar.update(batch, results)
                     keep.close()
         for task, group in by_task(unique.values()).items():
-            if (asked := attributions_of(group[0])) is not None:
+            if (asked := attributions_of(group[0])) is not None and not predicts_only(group[0]):
                 with progress.stage(f"explain {task}", self.device):
                     try:
                         self._explain(loaded, task, asked, group, answers)

@@ -13,7 +13,20 @@ PACKAGE = Path(medmllm_plugins.__file__).parent
 
 # Each may import itself and those before it.
 ROOMS = (
-    ("errors", "environment", "places", "published", "hookspecs", "specs", "taskfiles", "manager", "builtin"),
+    (
+        "errors",
+        "environment",
+        "places",
+        "published",
+        "hookspecs",
+        "specs",
+        "taskfiles",
+        "plugin_guard",
+        "entry_points",
+        "progress",
+        "manager",
+        "builtin",
+    ),
     ("data",),
     ("answers",),
     ("metrics",),
