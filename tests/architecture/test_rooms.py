@@ -22,6 +22,7 @@ ROOMS = (
         "specs",
         "taskfiles",
         "plugin_guard",
+        "hook_results",
         "entry_points",
         "progress",
         "manager",
