@@ -18,10 +18,10 @@ from medmllm_plugins.suggestions import did_you_mean
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["lmms-eval"]:  # everything behind it is the host's, its own --help too
-        return _host(words[1:])
-    arguments = _parser().parse_args(words)
     try:
+        if words[:1] == ["lmms-eval"]:  # everything behind it is the host's, its own --help too
+            return _host(words[1:])
+        arguments = _parser().parse_args(words)
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except MedMLLMError as error:
@@ -201,9 +201,12 @@ def _add_selfcheck(commands: Any) -> None:
 
 
 def _host(words: list[str]) -> int:
-    from medmllm_plugins.host.bridge import install_task_hook
+    from medmllm_plugins.host.bridge import install_task_hook, register_models
+    from medmllm_plugins.host.command_line import judge_every_evaluation
 
+    judge_every_evaluation()
     install_task_hook()
+    register_models()
     from lmms_eval.cli.dispatch import main as host_main
 
     sys.argv = ["lmms-eval", *words]
@@ -439,4 +442,6 @@ def _plugins(arguments: argparse.Namespace) -> int:
     for failure in found["failures"]:
         origin = f" ({failure['distribution']} {failure['version']})" if failure["distribution"] else ""
         print(f"FAILED {failure['plugin']}{origin}: {failure['message']}")
+    for notice in found["notices"]:
+        print(f"SLOW {notice}")
     return 0

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from medmllm_plugins.data.catalogue import dataset_specs, read_catalogue
 from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.entry_points import damaged_entry_points
 from medmllm_plugins.environment import package_versions
 from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.manager import DISABLE, IN_PROCESS, Failure, get_manager
@@ -188,7 +189,21 @@ def _plugins() -> list[Finding]:
         )
         for failure in manager.failures
     ]
-    return [*good, *bad]
+    slow = [Finding("slow plugin", "ok", notice, "MEDMLLM_DISABLE=NAME leaves it out") for notice in manager.notices]
+    return [*good, *bad, *slow, *_metadata()]
+
+
+def _metadata() -> list[Finding]:
+    """Installed packages whose entry points cannot be read: the host then sees no plugin at all."""
+    return [
+        Finding(
+            f"metadata of {distribution}",
+            "broken",
+            f"lmms-eval finds no plugin, ours included: {message}",
+            f"pip install --force-reinstall --no-deps {distribution}; meanwhile use `medmllm lmms-eval …`",
+        )
+        for distribution, message in damaged_entry_points().items()
+    ]
 
 
 def _mend(failure: Failure) -> str:

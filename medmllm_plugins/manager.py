@@ -2,7 +2,8 @@
 
 Nothing heavy is imported here, and YAML is read only when tasks are asked for. Every failure is recorded with the
 distribution and version it comes from; under ``MEDMLLM_STRICT=1`` it raises :class:`PluginError` instead.
-``MEDMLLM_DISABLE=NAME,…`` leaves plugins out by the name of their entry point, before they are imported.
+``MEDMLLM_DISABLE=NAME,…`` leaves plugins out by the name of their entry point, before they are imported. Their code
+runs under :mod:`medmllm_plugins.plugin_guard`, which bounds what it raises and how long it takes.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import functools
 import importlib.metadata
 import inspect
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import pluggy
 
 from medmllm_plugins import __version__, hookspecs
-from medmllm_plugins.errors import PluginError, one_line, shown
+from medmllm_plugins.entry_points import Candidate, normal, read_candidates
+from medmllm_plugins.errors import OptionError, PluginError
+from medmllm_plugins.hook_results import WrongResult, read_items
 from medmllm_plugins.hookspecs import PROJECT
 from medmllm_plugins.places import tasks_folder
+from medmllm_plugins.plugin_guard import PluginRaised, bounded, described, pictured, run_plugin_code
 from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 from medmllm_plugins.taskfiles import read_task, walk
 
@@ -39,9 +42,9 @@ Stage = Literal["import", "register", "hook", "duplicate", "invalid", "task file
 
 _BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.builtin")
 IN_PROCESS = "(registered in process)"
-_UNKNOWN = "unknown"
-# A plugin that calls sys.exit() must not end the evaluation; KeyboardInterrupt is the user's and passes.
-_CAUGHT = (Exception, SystemExit)
+MOST_FAULTS: Final = 20
+"""Faulty items of one hook that are named one by one."""
+LONGEST_MESSAGE: Final = 1000
 
 
 class _Named(Protocol):
@@ -50,6 +53,7 @@ class _Named(Protocol):
 
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _NamedItem = TypeVar("_NamedItem", bound=_Named)
 
 
@@ -114,18 +118,6 @@ class TaskEntry(NamedTuple):
     path: Path
     kind: Literal["task", "group"]
     plugin: str
-
-
-class _Candidate(NamedTuple):
-    """An entry point, with the distribution it was found in."""
-
-    entry: importlib.metadata.EntryPoint
-    distribution: str
-    version: str
-
-    @property
-    def info(self) -> PluginInfo:
-        return PluginInfo(self.entry.name, self.distribution, self.version)
 
 
 class _Registry(pluggy.PluginManager):
@@ -207,6 +199,7 @@ class Manager:
         self._disabled: list[PluginInfo] = []
         self._discovery: list[Failure] = []
         self._changes = 0
+        self._slow: dict[str, str] = {}
         self._results: dict[str, tuple[Any, list[Failure]]] = {}
         self._discover()
 
@@ -221,7 +214,7 @@ class Manager:
             self._fail(self._discovery, PluginInfo(name, "", ""), "invalid", None, message)
         winners: dict[str, PluginInfo] = {}
         for candidate in candidates:
-            info = candidate.info
+            info = PluginInfo(candidate.entry.name, candidate.distribution, candidate.version)
             if info.name in disabled:
                 self._disabled.append(PluginInfo(info.name, info.distribution, info.version, disabled=True))
             elif info.name in winners:
@@ -231,54 +224,61 @@ class Manager:
                 winners[info.name] = info
                 self._load(candidate)
 
-    def _candidates(self) -> list[_Candidate]:
+    def _candidates(self) -> list[Candidate]:
         """Entry points of our group: this package's own, then by distribution name."""
-        found: list[_Candidate] = []
-        seen: set[str] = set()
-        for distribution in importlib.metadata.distributions():
-            # One distribution at a time, and only those that name our group, so that no unreadable metadata of an
-            # unrelated package stands in the way.
-            text = _read_entry_points(distribution)
-            if GROUP not in text:
-                continue
-            name, version = _identity(distribution)
-            if name != _UNKNOWN and _normal(name) in seen:  # an older copy further down the path
-                continue
-            seen.add(_normal(name))
-            try:
-                entries = list(distribution.entry_points.select(group=GROUP))
-            except _CAUGHT as error:
-                message = f"Expected entry_points.txt to be readable, but got {one_line(error)}"
-                self._fail(self._discovery, PluginInfo(name, name, version), "import", None, message, error)
-                continue
-            found.extend(_Candidate(entry, name, version) for entry in entries)
+
+        def fault(name: str, distribution: str, version: str, message: str, error: BaseException | None) -> None:
+            self._fail(self._discovery, PluginInfo(name, distribution, version), "import", None, message, error)
+
+        found = read_candidates(GROUP, fault)
         if not any(_is_builtin(candidate) for candidate in found):  # a source tree that is not installed
             entry = importlib.metadata.EntryPoint(_BUILTIN[1], _BUILTIN[2], GROUP)
-            found.append(_Candidate(entry, _BUILTIN[0], __version__))
-        return sorted(found, key=lambda one: (not _is_builtin(one), _normal(one.distribution), one.entry.name))
+            found.append(Candidate(entry, _BUILTIN[0], __version__))
+        return sorted(found, key=lambda one: (not _is_builtin(one), normal(one.distribution), one.entry.name))
 
-    def _load(self, candidate: _Candidate) -> None:
-        info = candidate.info
+    def _load(self, candidate: Candidate) -> None:
+        info = PluginInfo(candidate.entry.name, candidate.distribution, candidate.version)
+        value = candidate.entry.value
+        package = value.partition(":")[0].partition(".")[0]
         try:
-            plugin = candidate.entry.load()
-        except _CAUGHT as error:
-            message = f"Expected {candidate.entry.value!r} to be importable, but got {one_line(error)}"
-            self._fail(self._discovery, info, "import", None, message, error)
+            plugin = self._run(candidate.entry.load, info, "import", package)
+        except PluginRaised as error:
+            message = f"Expected {pictured(value)} to be importable, but got {error}"
+            self._fail(self._discovery, info, "import", None, message, error.error)
             return
         if plugin is None:
-            message = f"Expected {candidate.entry.value!r} to be a module or an object, but got None."
+            message = f"Expected {pictured(value)} to be a module or an object, but got None."
             self._fail(self._discovery, info, "register", None, message)
             return
         try:
-            self.pluggy.register(plugin, info.name)
-        except _CAUGHT as error:
+            self._run(functools.partial(self._register, plugin, info.name), info, "register", package)
+        except PluginRaised as error:
             if self.pluggy.get_plugin(info.name) is plugin:
-                self.pluggy.unregister(plugin, info.name)
-            self._fail(self._discovery, info, "register", None, one_line(error), error)
+                self.pluggy.unregister(name=info.name)
+            self._fail(self._discovery, info, "register", None, str(error), error.error)
             return
         self._registered.append(info)
         if self.strict:
             self._registry_faults([])
+
+    def _register(self, plugin: Any, name: str) -> None:
+        # pluggy compares each plugin with those it has: one that claims to equal others would keep them out.
+        if plugin == object():
+            raise OptionError("Expected a plugin that equals itself alone, but it equals any object.")
+        self.pluggy.register(plugin, name)
+
+    def _run(self, work: Callable[[], _Result], info: PluginInfo, stage: str, package: str) -> _Result:
+        """Run code of a plugin; see :func:`medmllm_plugins.plugin_guard.run_plugin_code` for the errors."""
+        origin = f"plugin {bounded(info.name, 100)} ({_origin(info.distribution, info.version)})"
+        what = f"{origin}: {stage}"
+
+        def slow(seconds: float) -> None:
+            self._slow[what] = (
+                f"{what} took {seconds:.1f} s, for which every command of lmms-eval waits. A plugin declares by dotted "
+                "paths and imports nothing heavy (docs/plugins.md)."
+            )
+
+        return run_plugin_code(work, what, package, slow)
 
     # -- what there is -----------------------------------------------------------------------------------------
 
@@ -298,6 +298,11 @@ class Manager:
         for hook, ask in self._asks().items():
             found.extend(self._results_of(hook, ask)[1])
         return found
+
+    @property
+    def notices(self) -> list[str]:
+        """What works but keeps everybody waiting: plugins whose import or hooks took long."""
+        return list(self._slow.values())
 
     def models(self) -> dict[str, ModelSpec]:
         """Models by name."""
@@ -348,6 +353,7 @@ class Manager:
         return {
             "plugins": [{**info._asdict(), "hooks": list(info.hooks), **given[info.name]} for info in shown],
             "failures": [failure._asdict() for failure in self.failures],
+            "notices": self.notices,
         }
 
     # -- asking plugins ----------------------------------------------------------------------------------------
@@ -395,22 +401,21 @@ class Manager:
         """Call one hook of each plugin on its own; what is not of ``kind`` is left out."""
         sources = [(info, function) for info in self._sources() for function in self._functions(info, hook)]
         for info, function in sources:
+            package = str(getattr(function, "__module__", "")).partition(".")[0]
             try:
-                result = function()
-                items = list(result) if isinstance(result, Iterable) and not isinstance(result, str | Mapping) else None
-            except _CAUGHT as error:
-                self._fail(failures, info, "hook", hook, f"{hook!r} raised {one_line(error)}", error)
+                items, faults = self._run(functools.partial(read_items, function, hook, kind), info, hook, package)
+            except PluginRaised as error:
+                stage: Stage = "invalid" if isinstance(error.error, WrongResult) else "hook"
+                message = str(error.error) if stage == "invalid" else f"{hook!r} raised {error}"
+                self._fail(failures, info, stage, hook, message, error.error)
                 continue
-            if items is None:
-                message = f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {shown(result)}."
+            for message in faults[:MOST_FAULTS]:
                 self._fail(failures, info, "invalid", hook, message)
-                continue
-            for position, item in enumerate(items):
-                if isinstance(item, kind):
-                    yield item, info
-                else:
-                    message = f"Expected item {position} of {hook!r} to be {kind.__name__}, but got {shown(item)}."
-                    self._fail(failures, info, "invalid", hook, message)
+            if len(faults) > MOST_FAULTS:
+                message = f"{len(faults) - MOST_FAULTS} more items of {hook!r} are faulty too."
+                self._fail(failures, info, "invalid", hook, message)
+            for item in items:
+                yield item, info
 
     def _named(self, hook: str, kind: type[_NamedItem]) -> dict[str, tuple[_NamedItem, PluginInfo]]:
         found: dict[str, tuple[_NamedItem, PluginInfo]] = self._results_of(
@@ -442,10 +447,14 @@ class Manager:
         if tasks_folder().is_dir():
             folders.append((TaskFolder(path=str(tasks_folder())), USER))
         for folder, info in folders:
+            package = folder.path.partition(":")[0]
             try:
-                files, datasets = walk(folder.resolve())
-            except _CAUGHT as error:
-                message = str(error) if isinstance(error, PluginError) else f"{folder.path!r} raised {one_line(error)}"
+                path = self._run(folder.resolve, info, "medmllm_tasks", package)  # may import what is around it
+                files, datasets = walk(path)
+            except (PluginRaised, PluginError, OSError, ValueError) as raised:
+                error = raised.error if isinstance(raised, PluginRaised) else raised
+                said = str(error) if isinstance(error, PluginError) else described(error)
+                message = said if isinstance(error, PluginError) else f"{pictured(folder.path)} raised {said}"
                 self._fail(failures, info, "invalid", "medmllm_tasks", message, error)
                 continue
             walked.append((info, files, datasets))
@@ -462,8 +471,8 @@ class Manager:
                 read.add(path.resolve())
                 try:
                     name, kind = read_task(path)
-                except _CAUGHT as error:
-                    message = str(error) if isinstance(error, PluginError) else f"{path}: {one_line(error)}"
+                except Exception as error:
+                    message = str(error) if isinstance(error, PluginError) else f"{path}: {described(error)}"
                     self._fail(failures, info, "task file", "medmllm_tasks", message, error)
                     continue
                 if name in found:
@@ -482,7 +491,7 @@ class Manager:
         message: str,
         cause: BaseException | None = None,
     ) -> None:
-        failure = Failure(info.name, info.distribution, info.version, stage, hook, message)
+        failure = Failure(info.name, info.distribution, info.version, stage, hook, bounded(message, LONGEST_MESSAGE))
         if self.strict:
             raise PluginError(str(failure)) from cause
         failures.append(failure)
@@ -508,35 +517,8 @@ def reset() -> None:
     get_manager.cache_clear()
 
 
-def _read_entry_points(distribution: importlib.metadata.Distribution) -> str:
-    try:
-        return distribution.read_text("entry_points.txt") or ""
-    except (OSError, UnicodeDecodeError):
-        return ""  # no plugin of ours can be told from it, and it is for its installer to complain
-
-
-def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Name and version; metadata on disk may lack either.
-
-    Read from the head of the file itself: parsing it whole, as ``distribution.metadata`` does, takes as long as all of
-    the rest of discovery, and every command of the host waits for it.
-    """
-    try:
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    except (OSError, UnicodeDecodeError):
-        return _UNKNOWN, _UNKNOWN
-    head = re.split(r"\n\r?\n", text, maxsplit=1)[0]
-    found = {key.lower(): value.strip() for key, value in re.findall(r"(?m)^(Name|Version):(.*)$", head, re.IGNORECASE)}
-    return found.get("name") or _UNKNOWN, found.get("version") or _UNKNOWN
-
-
-def _is_builtin(candidate: _Candidate) -> bool:
-    return (_normal(candidate.distribution), candidate.entry.name, candidate.entry.value) == _BUILTIN
-
-
-def _normal(distribution: str) -> str:
-    """A distribution's name as packaging compares names."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+def _is_builtin(candidate: Candidate) -> bool:
+    return (normal(candidate.distribution), candidate.entry.name, candidate.entry.value) == _BUILTIN
 
 
 def _origin(distribution: str, version: str) -> str:

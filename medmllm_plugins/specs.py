@@ -11,9 +11,10 @@ from keyword import iskeyword
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from medmllm_plugins.errors import OptionError, PluginError
+from medmllm_plugins.errors import OptionError, PluginError, shown
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+_LONGEST_LINE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class ModelSpec:
         if (self.loader is None) == (self.wrapper is None):
             raise OptionError(
                 "Expected exactly one of the arguments `loader` and `wrapper`, "
-                f"but got loader={self.loader!r} and wrapper={self.wrapper!r}."
+                f"but got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
             )
         if self.loader is not None:
             _check_function("loader", self.loader)
@@ -60,10 +61,10 @@ class ModelSpec:
         if not isinstance(self.sizes, Mapping) or not all(
             isinstance(text, str) and text for pair in self.sizes.items() for text in pair
         ):
-            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, but got {self.sizes!r}.")
+            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, but got {shown(self.sizes)}.")
         for name in ("licence", "citation"):
             if not isinstance(getattr(self, name), str):
-                raise OptionError(f"Expected argument `{name}` to be a string, but got {getattr(self, name)!r}.")
+                raise OptionError(f"Expected argument `{name}` to be a string, but got {shown(getattr(self, name))}.")
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
 
 
@@ -88,7 +89,7 @@ class TaskFolder:
         inside = PurePosixPath(folder)
         if not _dotted(package) or not folder or inside.is_absolute() or ".." in inside.parts:
             raise OptionError(
-                f'Expected argument `path` to be an absolute folder or "package:folder", but got {self.path!r}.'
+                f'Expected argument `path` to be an absolute folder or "package:folder", but got {shown(self.path)}.'
             )
 
     def resolve(self) -> Path:
@@ -181,21 +182,24 @@ def _check_name(value: object) -> None:
     if not isinstance(value, str) or _NAME.fullmatch(value) is None:
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
-            f"but got {value!r}."
+            f"but got {shown(value)}."
         )
 
 
 def _check_line(argument: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1:
-        raise OptionError(f"Expected argument `{argument}` to be one line of text, but got {value!r}.")
+    if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1 or len(value) > _LONGEST_LINE:
+        raise OptionError(
+            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, but got "
+            f"{shown(value)}."
+        )
 
 
 def _check_function(argument: str, value: object) -> None:
     module, _, function = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not _dotted(module) or not _dotted(function) or "." in function:
-        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", but got {value!r}.')
+        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", but got {shown(value)}.')
 
 
 def _check_class(argument: str, value: object) -> None:
     if not isinstance(value, str) or "." not in value or not _dotted(value):
-        raise OptionError(f'Expected argument `{argument}` to be "package.module.Class", but got {value!r}.')
+        raise OptionError(f'Expected argument `{argument}` to be "package.module.Class", but got {shown(value)}.')

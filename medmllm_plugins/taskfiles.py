@@ -12,6 +12,8 @@ from medmllm_plugins.errors import PluginError, shown
 
 DATASETS: Final = "datasets"
 """Folders of this name hold declarations of data sets, not tasks."""
+MOST_FOLDERS: Final = 2000
+"""Folders below one task folder: a folder with more, such as ``/``, is no folder of tasks."""
 
 
 def walk(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -19,6 +21,7 @@ def walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Raises:
         OSError: a folder cannot be listed.
+        PluginError: there are more than ``MOST_FOLDERS`` folders.
     """
 
     def give_up(error: OSError) -> None:
@@ -26,7 +29,9 @@ def walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
     files: list[Path] = []
     datasets: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=give_up):
+    for number, (root, folders, names) in enumerate(os.walk(folder, onerror=give_up)):
+        if number >= MOST_FOLDERS:
+            raise PluginError(f"{folder}: expected a folder of tasks, got more than {MOST_FOLDERS} folders below it.")
         here = Path(root)
         if DATASETS in folders:
             datasets.append(here / DATASETS)

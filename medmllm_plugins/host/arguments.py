@@ -3,9 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from medmllm_plugins.errors import OptionError
+from lmms_eval.utils import simple_parse_args_string
+
+from medmllm_plugins.errors import OptionError, shown
+
+
+def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's arguments: those of ``--model_args`` and those that the host has from flags of their own.
+
+    Args:
+        model: its name, for errors.
+        text: the value of ``--model_args``.
+        flags: arguments by name, ``None`` where a flag is not given.
+
+    Raises:
+        OptionError: the text is no list of pairs, or both name an argument with different values.
+    """
+    try:
+        named: dict[str, Any] = simple_parse_args_string(text)
+    except ValueError:
+        raise OptionError(
+            f"--model_args: expected key=value pairs with commas between them, got {shown(text)}."
+        ) from None
+    added = {name: value for name, value in flags.items() if value is not None}
+    if added.get("batch_size") == 1:  # the flag's default, which the host hands over always; given, it is a text
+        added["batch_size"] = named.get("batch_size", 1)
+    for name in sorted(set(named) & set(added)):
+        if str(named[name]) != str(added[name]):
+            raise OptionError(
+                f"{model}: expected one value of {name}, got {shown(named[name])} in --model_args and "
+                f"{shown(added[name])} from --{name}. Leave one of them out."
+            )
+    return {**named, **added}
 
 
 def positive(name: str, value: int | str) -> int:

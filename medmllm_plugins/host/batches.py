@@ -32,19 +32,24 @@ class BatchSize:
     Whatever it is, a batch that does not fit is halved.
     """
 
-    def __init__(self, asked: int | str) -> None:
+    def __init__(self, asked: int | str, largest: int = LARGEST) -> None:
         """Take a number or ``"auto"``.
+
+        Args:
+            asked: the number, or ``"auto"``.
+            largest: how far ``"auto"`` goes.
 
         Raises:
             OptionError: it is neither.
         """
         self.growing = asked == AUTO
-        self.size = FIRST if self.growing else _positive(asked)
+        self._largest = largest
+        self.size = min(FIRST, largest) if self.growing else _positive(asked)
 
     def fits(self) -> None:
         """A batch of this size was answered."""
         if self.growing:
-            self.size = min(2 * self.size, LARGEST)
+            self.size = min(2 * self.size, self._largest)
 
     def too_large(self, size: int) -> None:
         """A batch of ``size`` did not fit."""

@@ -22,7 +22,7 @@ from typing import Any
 from loguru import logger
 
 from medmllm_plugins.errors import PluginError, one_line
-from medmllm_plugins.host import names
+from medmllm_plugins.host import command_line, names
 from medmllm_plugins.manager import get_manager
 
 _TASKS_MODULE = "lmms_eval.tasks"
@@ -70,7 +70,29 @@ def _manifests() -> list[Any]:
             continue
         chat[name] = path  # `lmms-eval models` lists this table, not the registry
         found.append(ModelManifest(model_id=name, chat_class_path=path))
+    for notice in get_manager().notices:
+        logger.warning(f"medmllm-plugins: {notice}")
     return found
+
+
+def register_models() -> None:
+    """See to it that the host knows our models.
+
+    It reads the entry points of all distributions at once, so that one damaged ``entry_points.txt``, whoever it belongs
+    to, costs it every plugin; ``medmllm doctor`` names the file.
+    """
+    import lmms_eval.models as host
+
+    registry = host.MODEL_REGISTRY_V2
+    missing = [one for one in manifests() if one.model_id not in registry.list_canonical_model_ids()]
+    for manifest in missing:
+        registry.register_manifest(manifest, overwrite=True)
+        host.AVAILABLE_MODELS[manifest.model_id] = str(manifest.chat_class_path).rpartition(".")[2]
+    if missing:
+        logger.warning(
+            f"medmllm-plugins: lmms-eval had not found {len(missing)} models of this package; they are added. "
+            "`medmllm doctor` says why."
+        )
 
 
 def requested_task_type() -> str:
@@ -94,6 +116,10 @@ def install_task_hook() -> None:
         _extend(loaded)
     elif not any(isinstance(finder, _TasksFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TasksFinder())
+    if command_line.MAIN_MODULE in sys.modules:
+        command_line.install()
+    elif not any(isinstance(finder, _CommandFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _CommandFinder())
 
 
 def _extend(tasks: ModuleType) -> None:
@@ -119,6 +145,7 @@ def _extend(tasks: ModuleType) -> None:
     def match_tasks(self: Any, task_list: Any) -> list[str]:
         patterns = [task_list] if isinstance(task_list, str) else list(task_list)
         found: list[str] = match(self, patterns)
+        _check_flags(self, found)
         # What the user wrote is what the host looks for in the result, so a path stays a path here.
         known = {*found, *(pattern for pattern in patterns if _known(self, pattern))}
         for pattern in patterns:
@@ -151,6 +178,31 @@ def _extend(tasks: ModuleType) -> None:
     host._get_config = _get_config
 
 
+def _check_flags(manager: Any, tasks: Sequence[str]) -> None:
+    """Refuse flags that our tasks or models cannot honour; between here and the first answer a model is loaded."""
+    args = command_line.arguments()
+    if args is None:  # called from Python
+        return
+    if any(names.is_ours(manager.task_index.get(task, {})) for task in tasks):
+        command_line.concern_us()
+    task = command_line.has_our_task(args)
+    model = args.model in get_manager().models()
+    if not (task or model):
+        return
+    from medmllm_plugins.host import flags
+
+    flags.check_command(args, task=task, model=model, chat=model or _takes_messages(args))
+
+
+def _takes_messages(args: Any) -> bool:
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    try:
+        return bool(MODEL_REGISTRY_V2.resolve(args.model, force_simple=args.force_simple).model_type == "chat")
+    except ValueError:  # there is no such model, as the host is about to say
+        return False
+
+
 def _resolve(manager: Any, name: str) -> str:
     """Make the host's task manager know what a user wrote; see :func:`names.resolve` for the errors."""
     known = names.resolve(manager._task_index, name)
@@ -163,16 +215,22 @@ def _known(manager: Any, name: str) -> bool:
     return _resolve(manager, name) in manager._task_index
 
 
-class _TasksFinder(importlib.abc.MetaPathFinder):
-    """Extends ``lmms_eval.tasks`` once its first import has run, then goes."""
+class _ExtendingFinder(importlib.abc.MetaPathFinder):
+    """Extends one module once its first import has run, then goes."""
+
+    module: str
 
     def __init__(self) -> None:
         self._looking = False
 
+    def extend(self, module: ModuleType) -> None:
+        """Change the module, whose code has run."""
+        raise NotImplementedError
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TASKS_MODULE or self._looking:
+        if fullname != self.module or self._looking:
             return None
         self._looking = True
         try:
@@ -185,9 +243,29 @@ class _TasksFinder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            _extend(module)
+            self.extend(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+class _TasksFinder(_ExtendingFinder):
+    """Extends ``lmms_eval.tasks`` by our tasks."""
+
+    module = _TASKS_MODULE
+
+    def extend(self, module: ModuleType) -> None:
+        """Make every ``TaskManager`` know the plugins' tasks."""
+        _extend(module)
+
+
+class _CommandFinder(_ExtendingFinder):
+    """Extends ``lmms_eval.__main__`` by an exit status."""
+
+    module = command_line.MAIN_MODULE
+
+    def extend(self, module: ModuleType) -> None:
+        """Make the command tell of failures."""
+        command_line.guard(module)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
+_TAG_SIGNS = re.compile(r"[<>\[\]{}|/◁▷]")
+"""What tags around reasoning are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,15 @@ class Reply:
 def pack(reply: Reply) -> str:
     """Serialise a reply; the response cache stores it as it is, so it holds plain JSON and nothing else."""
     scores = None if reply.scores is None else [float(score) for score in reply.scores]
-    told: dict[str, Any] = {"medmllm": VERSION, "text": reply.text, "scores": scores}
+    told: dict[str, Any] = {"scores": scores}
     if reply.tokens is not None:
         told["tokens"] = list(reply.tokens)
     if reply.blank is not None:
         told["blank"] = [float(score) for score in reply.blank]
-    return json.dumps(told, ensure_ascii=False)
+    # The host cuts reasoning out of a response (--reasoning_tags) without knowing that it is JSON, and of a text with
+    # a closing tag alone it drops all that stands before: the envelope too. So tags are escaped in it.
+    text = _TAG_SIGNS.sub(lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(reply.text, ensure_ascii=False))
+    return f'{{"medmllm": {VERSION}, "text": {text}, {json.dumps(told)[1:]}'
 
 
 def unpack(response: str) -> Reply:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from loguru import logger
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.host import run
+from medmllm_plugins.host import command_line, run
 from medmllm_plugins.host.tasks import Classification
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.questions import scoring
@@ -92,6 +92,7 @@ class Looking(Classification, Generic[Found]):
             # The answers are there and cost hours; they are scored and written whatever the look meets.
             except DataError as error:
                 logger.warning(f"{self.config.task}: no {self.OF}: {error}")
+                command_line.note_failure(f"{self.config.task}: no {self.OF}: {error}")
                 run.current().task(str(self.config.task), self._failed(str(error)))
                 self._seen = (key, None)
         return self._seen[1]

@@ -81,6 +81,16 @@ def _add_derived(index: Index) -> None:
             index[name] = {"type": "task", "yaml_path": str(derived.path), **entry}
 
 
+def is_ours(entry: Mapping[str, Any]) -> bool:
+    """Return whether an index entry is a task of this package's, or a group that a file of ours lists."""
+    if _CONFIG in entry:
+        return True
+    try:
+        return b"medmllm" in Path(str(entry["yaml_path"])).read_bytes()
+    except (KeyError, OSError):
+        return False
+
+
 def resolve(index: Index, name: str) -> str:
     """See to it that the index holds what a user wrote behind ``--tasks``.
 

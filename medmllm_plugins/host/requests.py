@@ -12,6 +12,7 @@ from lmms_eval.api.instance import Instance
 from PIL import Image
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.host.flags import check_generation
 from medmllm_plugins.models.interface import Asked, Example, Question
 from medmllm_plugins.questions.attributions import Attributions
 from medmllm_plugins.questions.features import Features
@@ -40,6 +41,11 @@ def attributions_of(request: Instance) -> Attributions | None:
     return None if found is None else Attributions.from_dict(found)
 
 
+def predicts_only(request: Instance) -> bool:
+    """Return whether the task that asks collects answers and looks no further (``--predict_only``)."""
+    return bool(getattr(getattr(request.args[1], "__self__", None), "predicts_only", False))
+
+
 def key_of(request: Instance) -> Key:
     """What tells a request from every other of a run; clones of one have the same."""
     return (str(request.args[4]), str(request.args[5]), int(request.args[3]), int(request.idx))
@@ -54,6 +60,24 @@ def stored_name(request: Instance) -> str:
     asked = {key: value for key, value in request.metadata["medmllm"].items() if key != "attributions"}
     told = (answering_name(task), split, int(doc_id), int(request.idx), sorted(settings.items()), asked)
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def check_settings(requests: Iterable[Instance], model: str) -> None:
+    """See that answers can be generated as the requests ask, before a model is loaded.
+
+    Args:
+        requests: all of a run.
+        model: the model's name, for errors.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    checked = set()
+    for request in requests:
+        kind = (str(request.args[4]), repr(request.args[2]))
+        if kind not in checked:
+            checked.add(kind)
+            check_generation(request.args[2], f"{request.args[4]}, {model}", ours=is_ours(request))
 
 
 def by_task(requests: Iterable[Instance]) -> dict[str, list[Instance]]:

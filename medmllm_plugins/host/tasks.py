@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
+from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from loguru import logger
 from PIL import Image
@@ -15,7 +17,8 @@ from medmllm_plugins.data.dataset import Dataset, load_dataset
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.data.shots import Shots
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.host import bridge, envelope, run
+from medmllm_plugins.host import bridge, command_line, envelope, flags, run
+from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.questions import scoring
 from medmllm_plugins.questions.rows import Rows, right_answer
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
 
 SPLIT = "test"
+BYPASS = "bypass"
+"""The metric that the host has in place of all others where answers are collected and not scored."""
 DEFAULT_GENERATION = {"max_new_tokens": 64, "do_sample": False, "temperature": 0.0, "until": []}
 
 
@@ -54,6 +59,7 @@ class Classification(ConfigurableTask):
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
+        self._check_command()
         self.settings: Settings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
         with run.current().stage("data"):
             self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
@@ -82,12 +88,43 @@ class Classification(ConfigurableTask):
             }
         )
 
+    @staticmethod
+    def _check_command() -> None:
+        """Refuse flags before the data are read, also where the host's index did not know this task for ours."""
+        command_line.concern_us()
+        if (args := command_line.arguments()) is not None:
+            ours = args.model in get_manager().models()
+            chat = bridge.requested_task_type() == "chat"
+            flags.check_command(args, task=True, model=ours, chat=chat)
+
     def _prepare_metric_and_aggregation(self) -> None:
         metrics = self.metrics()
         self._metric_fn_list = dict.fromkeys(metrics)
         self._metric_fn_kwargs: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
         self._aggregation_list = {metric: self._aggregation(metric) for metric in metrics}
         self._higher_is_better = {metric: metric not in self.LOWER_IS_BETTER for metric in metrics}
+
+    def override_metric(self, metric_name: str) -> None:
+        """Leave scoring out, which is what the host asks for with ``bypass`` (``--predict_only``).
+
+        Answers stay in the journal: the same command without ``--predict_only`` scores them and asks nothing again.
+        """
+        super().override_metric(metric_name)
+        if metric_name == BYPASS:
+            self._aggregation_list = {BYPASS: self._collected}
+
+    @property
+    def predicts_only(self) -> bool:
+        """Whether answers are collected and not scored."""
+        return BYPASS in self._aggregation_list
+
+    def _collected(self, values: list[dict[str, Any]]) -> str:
+        run.current().task(str(self.config.task), {"predicted": len(values)})
+        logger.info(
+            f"{self.config.task}: {len(values)} answers, not scored. The same command without --predict_only scores "
+            "them and asks nothing again."
+        )
+        return "N/A"
 
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the host prints."""
@@ -99,12 +136,39 @@ class Classification(ConfigurableTask):
         self.dataset_no_image = self.dataset
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests; the first moment at which the task knows the command line and is part of a run."""
+        """Build the requests; the first moment at which the task knows the command line and is part of a run.
+
+        Raises:
+            OptionError: a flag of the host asks for something that this task cannot do.
+        """
         progress = run.joined_by(self.config.task)
         progress.arguments(getattr(self, "args", None))
         rows = {"documents": len(self.rows.documents), "questions": len(self.dataset[SPLIT]), "shots": self.shots}
         progress.task(self.config.task, scoring.facts(self.settings, self.data, **rows))
-        super().build_all_requests(**kwargs)
+        super().build_all_requests(**self._checked(kwargs))
+
+    def _checked(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the host asks of the requests, checked also where it was called from Python."""
+        args, count = getattr(self, "args", None), len(self.dataset[SPLIT])
+        flags.check_shots(self.shots)
+        flags.check_repeats(self.config.repeats)
+        flags.check_fraction(getattr(args, "limit", None), count, asked.get("limit"), str(self.config.task))
+        if (offset := asked.get("offset") or 0) >= count:
+            raise OptionError(
+                f"{self.config.task}: expected --offset below the number of questions, {count}, got {offset}."
+            )
+        if asked.get("limit") == 0:
+            raise OptionError(f"{self.config.task}: expected --limit to leave at least one question, got 0.")
+        if asked.get("system_instruction") is not None and isinstance(self, ConfigurableMessagesTask):
+            raise OptionError(
+                f"{self.config.task}: --system_instruction reaches no chat model. Use the argument system=… of the "
+                "models of this package."
+            )
+        if asked.get("cache_requests"):
+            logger.info(
+                f"{self.config.task}: --cache_requests is left aside; requests follow the data as they are now."
+            )
+        return {**asked, "cache_requests": False, "rewrite_requests_cache": False}
 
     @property
     def shots(self) -> int:
@@ -112,8 +176,12 @@ class Classification(ConfigurableTask):
         return int(self.config.num_fewshot or 0)
 
     def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
-        """The whole text of a request to a simple model, solved examples first; their pictures come in that order."""
-        asked = super().fewshot_context(doc, 0, *args, **kwargs)
+        """The whole text of a request to a simple model, solved examples first; their pictures come in that order.
+
+        Of the host's further arguments the system instruction alone is taken: a chat model gets messages, and applies
+        its own template to them.
+        """
+        asked = super().fewshot_context(doc, 0, *args[:1])
         solved = [f"{self.doc_to_text(doc)}\n{answer}\n\n" for _, answer in self._examples(doc)]
         return "".join(solved) + asked if solved else asked
 
@@ -179,9 +247,11 @@ class Classification(ConfigurableTask):
         Returns:
             For each metric the record of the row, from which the aggregation computes it; that of ``accuracy``
             carries ``score`` and ``group`` beside it, by which the host computes its own standard errors, and the
-            answer.
+            answer. Where nothing is scored, the answer alone.
         """
-        reply = envelope.unpack(str(results[0] or ""))
+        reply = self._reply(str(results[0] or ""))
+        if self.predicts_only:
+            return {BYPASS: {"id": doc["id"], "answer": reply.text}}
         answer = self.rows.question(doc).read(reply.text)
         outcome = Outcome(
             id=doc["id"],
@@ -202,6 +272,15 @@ class Classification(ConfigurableTask):
         if reply.scores is None:
             values.pop("auroc", None)  # a text answer ranks nothing
         return values
+
+    def _reply(self, response: str) -> envelope.Reply:
+        """Read a response, without the reasoning that the host would have cut out (``--reasoning_tags``)."""
+        reply = envelope.unpack(response)
+        tags = parse_reasoning_tags_config(
+            cli_value=getattr(getattr(self, "args", None), "reasoning_tags", None),
+            task_value=getattr(self.config, "reasoning_tags", None),
+        )
+        return reply if tags is None else replace(reply, text=strip_reasoning_tags(reply.text, tags))
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
         def aggregate(values: list[dict[str, Any]]) -> float | str:

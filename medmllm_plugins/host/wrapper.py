@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,21 @@ from medmllm_plugins.capture.session import Capture, Subject
 from medmllm_plugins.capture.store import stored_ids
 from medmllm_plugins.data.controls import GREY
 from medmllm_plugins.errors import ModelError, OptionError, one_line
-from medmllm_plugins.host import envelope, run
-from medmllm_plugins.host.arguments import local_device, positive, run_folder
-from medmllm_plugins.host.batches import AUTO, Batches, BatchSize
+from medmllm_plugins.host import command_line, envelope, run
+from medmllm_plugins.host.arguments import local_device, merged, positive, run_folder
+from medmllm_plugins.host.batches import AUTO, LARGEST, Batches, BatchSize
 from medmllm_plugins.host.journal import Answered, Journal
 from medmllm_plugins.host.progress_bar import Bar
 from medmllm_plugins.host.requests import (
     Key,
     attributions_of,
     by_task,
+    check_settings,
     content_of,
     features_of,
     is_ours,
     key_of,
+    predicts_only,
     stored_name,
 )
 from medmllm_plugins.models.interface import Asked, LoadedModel, Question, Shown
@@ -82,6 +84,7 @@ class MedicalMLLM(lmms):
         trust_remote_code: the very text of ``pretrained``, to let a checkpoint run the code it brings.
         system: a system prompt in place of the model's own.
         batch_size: documents a batch, or ``"auto"``: the largest that fits. A batch that does not fit is halved.
+        max_batch_size: the largest batch that ``"auto"`` tries; the host's ``--max_batch_size``.
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
         unknown: anything else is an error that lists the arguments there are.
@@ -106,13 +109,15 @@ class MedicalMLLM(lmms):
         trust_remote_code: str | None = None,
         system: str | None = None,
         batch_size: int | str = 1,
+        max_batch_size: int | str = LARGEST,
         max_new_tokens: int | None = None,
         run_dir: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         if unknown:
-            known = ", ".join(sorted({*LoadOptions.__slots__, "batch_size", "max_new_tokens", "run_dir"}))
+            own = ("batch_size", "max_batch_size", "max_new_tokens", "run_dir")
+            known = ", ".join(sorted({*LoadOptions.__slots__, *own}))
             raise OptionError(f"{self.spec.name}: unknown model arguments {sorted(unknown)}; expected some of {known}.")
         if pretrained is None:
             sizes = ", ".join(self.spec.sizes) or "none"
@@ -120,6 +125,7 @@ class MedicalMLLM(lmms):
                 f"{self.spec.name}: expected `pretrained=` to be a size ({sizes}), a hub id or a folder, found nothing."
             )
         self.batch_size = BatchSize(batch_size).size if batch_size != AUTO else AUTO
+        self.max_batch_size = positive("max_batch_size", max_batch_size)
         self.max_new_tokens = None if max_new_tokens is None else positive("max_new_tokens", max_new_tokens)
         self.run_dir = run_folder(run_dir)
         self.options = LoadOptions(
@@ -136,6 +142,23 @@ class MedicalMLLM(lmms):
         self.options.check()
         self._loaded: LoadedModel | None = None
         self._blank: dict[tuple[Question, tuple[str, ...]], tuple[float, ...] | None] = {}
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """Make the model of ``--model_args`` and of the flags that the host adds to them.
+
+        Raises:
+            OptionError: both name an argument, with different values.
+        """
+        return cls(**merged(cls.spec.name, arg_string, additional_config or {}))
+
+    chat_template = "the model's own, which this package's models always apply"
+    """What the host writes down where ``--apply_chat_template`` is given."""
+    tokenizer_name = ""
+
+    def apply_chat_template(self, turns: Sequence[Mapping[str, Any]], **_: Any) -> str:
+        """Return the plain text of chat turns, for the host's records: what reaches the model are messages."""
+        return "\n".join(str(turn.get("content", "")) for turn in turns)
 
     @property
     def device(self) -> str:
@@ -186,6 +209,7 @@ class MedicalMLLM(lmms):
 
     def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         progress = run.current()
+        check_settings(requests, self.spec.name)  # before the weights are loaded
         loaded = self.load()
         progress.run_dir = self.run_dir
         self._foresee(loaded, requests)
@@ -229,13 +253,14 @@ class MedicalMLLM(lmms):
                         bar.update(batch, results)
                     keep.close()
         for task, group in by_task(unique.values()).items():
-            if (asked := attributions_of(group[0])) is not None:
+            if (asked := attributions_of(group[0])) is not None and not predicts_only(group[0]):
                 with progress.stage(f"explain {task}", self.device):
                     try:
                         self._explain(loaded, task, asked, group, answers)
                     # The answers are there and cost hours; they are scored and written whatever explaining meets.
                     except Exception as error:
                         logger.warning(f"{task}: no attributions: {one_line(error)}")
+                        command_line.note_failure(f"{task}: no attributions: {one_line(error)}")
                         self._shelf(loaded, asked, group).fail(one_line(error))
         progress.answered()
         return [
@@ -332,7 +357,7 @@ class MedicalMLLM(lmms):
         for request in requests:
             alike = (repr(sorted(request.args[2].items())), self._needs(request), self._labels(request))
             settings.setdefault(alike, []).append(request)
-        size = BatchSize(self.batch_size)
+        size = BatchSize(self.batch_size, self.max_batch_size)
         for group in settings.values():
 
             def prepare(questions: list[_Question]) -> dict[str, Any]:
@@ -384,11 +409,6 @@ class MedicalMLLM(lmms):
                     f"{len(pictures)} images; show a volume as one picture with montage=9."
                 )
             shown = pictures[0] if shows == "image" else pictures
-        if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) > 1:
-            raise ModelError(
-                f"{task}: {self.spec.name} decodes greedily; expected do_sample=False, temperature=0 and num_beams=1, "
-                f"found {settings}. Set them with --gen_kwargs do_sample=False,temperature=0,num_beams=1."
-            )
         until = settings.get("until") or ()
         prefill_only = self._needs(request) != "answer"
         return _Question(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.host_command import command, demo_weights  # noqa: F401 - fixtures
 from support.image_files import write_picture
 
 REAL_DATA = os.environ.get("MEDMLLM_DATA")
