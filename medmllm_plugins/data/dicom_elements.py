@@ -7,6 +7,7 @@ a bound. Only raw bytes of the wanted tags come back, so that there is nothing t
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -141,6 +142,8 @@ def open_source(path: Path) -> Iterator[Source]:
         DataError: it is missing, empty or cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes to it
+            raise DataError(f"{path}: expected a file, got a folder, pipe or device. Leave it out.")
         with path.open("rb") as opened:
             size = opened.seek(0, 2)
             if not size:
