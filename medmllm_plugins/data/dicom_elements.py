@@ -216,6 +216,7 @@ def _deflated(
     path: Path, source: Source, offset: int, wanted: Wanted, check: Callable[[Elements], object] | None
 ) -> tuple[Elements, Source]:
     """Inflate a data set as far as its pixels, and then as far as these go and no further."""
+    check_decoded_size(path, source.size)  # what is deflated is held in memory too
     packed = source.at(offset, source.size - offset)
     coding = Coding(False, "<")
     head = _inflate(path, packed, _HEADER_BYTES)
