@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from PIL import Image
 from medmllm_plugins.data.decode_limit import check_decoded_size, check_volume_size
 from medmllm_plugins.data.decoder_process import CHILDREN
 from medmllm_plugins.data.dicom_codestreams import RLE
+from medmllm_plugins.data.dicom_colour import in_bands
 from medmllm_plugins.data.dicom_elements import open_source
 from medmllm_plugins.data.dicom_kinds import count_kinds, kind_without_pictures
 from medmllm_plugins.data.dicom_pixels import colour_frame, grey_frame
@@ -186,7 +188,9 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
     with open_source(path) as source:
         header, content = header_of(path, source, placed=False)
         chosen = options.frames(path, header.size[2])
-        check_decoded_size(path, len(chosen) * math.prod(header.size[:2]) * 3)
+        # A picture counts with its stored values, what is made of them and what is shown.
+        each = 4 + 2 * header.layout.samples * -(-header.layout.allocated // 8)
+        check_decoded_size(path, len(chosen) * math.prod(header.size[:2]) * each)
         if header.channels == 3:
             if options.window is not None:
                 raise DataError(f"{path}: expected a grey picture for a window, got colours. Leave `window` out.")
@@ -205,9 +209,12 @@ def _grey_pictures(
     lowest, highest = min(float(one.min()) for one in frames), max(float(one.max()) for one in frames)
     for values, index in zip(frames, chosen, strict=True):
         if options.window is not None:
-            grey = to_grey(values, *window_bounds(values, options.window, header.unit))
+            low, high = window_bounds(values, options.window, header.unit)
+            show = partial(to_grey, low=low, high=high)
         else:
-            grey = _through_window(header.windows[index if len(header.windows) > 1 else 0], values, lowest, highest)
+            window = header.windows[index if len(header.windows) > 1 else 0]
+            show = partial(_through_window, window, lowest=lowest, highest=highest)
+        grey = in_bands(show, values)
         yield Image.fromarray(255 - grey if header.photometric == "MONOCHROME1" else grey).convert("RGB")
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from medmllm_plugins.data.decode_limit import check_decoded_size
 from medmllm_plugins.data.dicom_elements import Source
 from medmllm_plugins.data.dicom_tags import Layout
 from medmllm_plugins.errors import DataError
@@ -51,10 +52,11 @@ def read_frame(path: Path, source: Source, layout: Layout, index: int) -> bytes:
     """Return the bytes of a compressed frame, its fragments joined.
 
     Raises:
-        DataError: there are fewer or more frames than the header states.
+        DataError: there are fewer or more frames than the header states, or the frame is longer than what is decoded.
     """
-    groups = frame_fragments(path, source, layout)
-    return b"".join(source.at(offset, length) for offset, length in groups[index])
+    fragments = frame_fragments(path, source, layout)[index]
+    check_decoded_size(path, sum(length for _, length in fragments))
+    return b"".join(source.at(offset, length) for offset, length in fragments)
 
 
 def frame_fragments(path: Path, source: Source, layout: Layout) -> list[list[tuple[int, int]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,18 +21,41 @@ _TABLES: Final = (0x00281201, 0x00281202, 0x00281203)
 _SEGMENTED: Final = (0x00281221, 0x00281222, 0x00281223)
 
 
+def in_bands(
+    function: Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]],
+    values: npt.NDArray[Any],
+    channels: tuple[int, ...] = (),
+) -> npt.NDArray[np.uint8]:
+    """Apply a function to some rows at a time, since the floats that it makes take several times their memory.
+
+    Args:
+        function: takes and returns rows.
+        values: ``[rows, columns, …]``.
+        channels: what follows rows and columns in the shape of the result.
+
+    Returns:
+        ``[rows, columns, *channels]``.
+    """
+    out = np.empty((*values.shape[:2], *channels), np.uint8)
+    rows = max(1, _BAND // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        out[start : start + rows] = function(values[start : start + rows])
+    return out
+
+
 def ybr_to_rgb(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Turn YBR_FULL into red, green and blue.
 
     Args:
         values: ``[rows, columns, 3]``, 8 bits.
     """
-    flat = np.ascontiguousarray(values).reshape(-1, 3)
-    out = np.empty_like(flat)
-    for start in range(0, len(flat), _BAND):  # in bands, as floats take four times the memory
-        band = flat[start : start + _BAND].astype(np.float32) - np.array([0, 128, 128], np.float32)
-        out[start : start + _BAND] = np.floor(band @ _TO_RGB + 0.5).clip(0, 255)
-    return out.reshape(values.shape)
+
+    def convert(band: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        shifted = band.astype(np.float32) - np.array([0, 128, 128], np.float32)
+        colours: npt.NDArray[np.uint8] = np.floor(shifted @ _TO_RGB + 0.5).clip(0, 255).astype(np.uint8)
+        return colours
+
+    return in_bands(convert, values, (3,))
 
 
 def palette_to_rgb(
@@ -71,9 +94,8 @@ def palette_to_rgb(
     # Where entries have 16 bits the upper 8 are shown; some writers keep 8 bits in them all the same.
     if max(depths) > 8 and lookup.max() > 255:
         lookup //= 256
-    index = values.astype(np.int64) - firsts[0]
-    colours: npt.NDArray[np.uint8] = lookup.clip(0, 255).astype(np.uint8)[index.clip(0, len(lookup) - 1)]
-    return colours
+    shown = lookup.clip(0, 255).astype(np.uint8)
+    return in_bands(lambda band: shown[(band.astype(np.int64) - firsts[0]).clip(0, len(shown) - 1)], values, (3,))
 
 
 def _padded(tables: Sequence[npt.NDArray[np.uint16]]) -> list[npt.NDArray[np.uint16]]:

@@ -7,9 +7,10 @@ a bound. Only raw bytes of the wanted tags come back, so that there is nothing t
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,8 @@ def open_source(path: Path) -> Iterator[Source]:
         DataError: it is missing, empty or cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes to it
+            raise DataError(f"{path}: expected a file, got a folder, pipe or device. Leave it out.")
         with path.open("rb") as opened:
             size = opened.seek(0, 2)
             if not size:
@@ -150,13 +153,17 @@ def open_source(path: Path) -> Iterator[Source]:
         raise DataError(f"{path}: expected a file, got one that cannot be read ({error.strerror}).") from error
 
 
-def read_elements(path: Path, source: Source, wanted: Wanted) -> tuple[Elements, Source]:
+def read_elements(
+    path: Path, source: Source, wanted: Wanted, check: Callable[[Elements], object] | None = None
+) -> tuple[Elements, Source]:
     """Walk through a file and keep the wanted tags.
 
     Args:
         path: the file, for messages.
         source: the open file.
         wanted: tags to keep.
+        check: compares the header of a large deflated data set with its pixels, before these are inflated; without it
+            they are not.
 
     Returns:
         The elements, and where they were read from: ``source``, or the inflated data set.
@@ -175,7 +182,7 @@ def read_elements(path: Path, source: Source, wanted: Wanted) -> tuple[Elements,
         )
     offset, stated = _meta(path, source, 132 if prefixed else 0)
     if stated == DEFLATED:
-        return _deflated(path, source, offset, wanted)
+        return _deflated(path, source, offset, wanted, check)
     coding = _coding(source.at(offset, 8), stated)
     walk = _Walk(path, source)
     values = walk.dataset(offset, source.size, coding, wanted)
@@ -205,16 +212,22 @@ def _meta(path: Path, source: Source, offset: int) -> tuple[int, str]:
     return offset, syntax
 
 
-def _deflated(path: Path, source: Source, offset: int, wanted: Wanted) -> tuple[Elements, Source]:
+def _deflated(
+    path: Path, source: Source, offset: int, wanted: Wanted, check: Callable[[Elements], object] | None
+) -> tuple[Elements, Source]:
     """Inflate a data set as far as its pixels, and then as far as these go and no further."""
+    check_decoded_size(path, source.size)  # what is deflated is held in memory too
     packed = source.at(offset, source.size - offset)
     coding = Coding(False, "<")
     head = _inflate(path, packed, _HEADER_BYTES)
     if len(head) == _HEADER_BYTES:
         walk = _Walk(path, Source(None, len(head), head), partial=True)
-        walk.dataset(0, len(head), coding, {})
+        found = Elements(DEFLATED, coding, walk.dataset(0, len(head), coding, wanted), walk.pixels)
         if walk.pixels is None:
             raise walk.fault(0, len(head), f"{len(head):,} bytes without pixels")
+        if check is None:
+            return found, source
+        check(found)
         size = walk.pixels.offset + walk.pixels.length
         check_decoded_size(path, size)
         head = _inflate(path, packed, size + _CHUNK)

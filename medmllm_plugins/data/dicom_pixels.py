@@ -17,7 +17,7 @@ import numpy.typing as npt
 from medmllm_plugins.data.decode_limit import check_decoded_size
 from medmllm_plugins.data.decoder_process import decode
 from medmllm_plugins.data.dicom_codestreams import RLE, check_codestream, decode_rle, read_frame
-from medmllm_plugins.data.dicom_colour import palette_to_rgb, ybr_to_rgb
+from medmllm_plugins.data.dicom_colour import in_bands, palette_to_rgb, ybr_to_rgb
 from medmllm_plugins.data.dicom_elements import PIXEL_TAGS, Source
 from medmllm_plugins.data.dicom_tags import PALETTE, Header, Layout
 from medmllm_plugins.errors import DataError
@@ -165,4 +165,5 @@ def _eight_bits(path: Path, values: npt.NDArray[Any], layout: Layout) -> npt.NDA
         return values
     if values.dtype.kind != "u":
         raise DataError(f"{path}: expected colours as whole numbers from 0 on, got {values.dtype}. Convert to 8 bits.")
-    return np.rint(values * (255.0 / (2.0**layout.stored - 1))).clip(0, 255).astype(np.uint8)
+    scale = 255.0 / (2.0**layout.stored - 1)
+    return in_bands(lambda band: np.rint(band * scale).clip(0, 255).astype(np.uint8), values, values.shape[2:])

@@ -186,7 +186,9 @@ def header_of(path: Path, source: Source, *, placed: bool = True) -> tuple[Heade
     Raises:
         DataError: see :func:`read_header`.
     """
-    elements, content = read_elements(path, source, _WANTED)
+    elements, content = read_elements(
+        path, source, _WANTED, lambda found: _layout(path, found, Tags(path, found.values, found.coding.order))
+    )
     return _header(path, elements, placed), content
 
 

@@ -82,6 +82,7 @@ class UserFiles:
         raise NotFound(self._why_not(PurePosixPath(self._below(keys[-1]))))
 
     def _one(self, found: list[Path], cell: str) -> Path:
+        found = [path for path in found if path not in self.without_pictures] or found
         if len(found) > 1:
             listed = ", ".join(relative(path, self.folder) for path in found[:3])
             more = ", …" if len(found) > 3 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 import subprocess
@@ -27,6 +28,7 @@ from support.dicom_files import (
 
 from medmllm_plugins.data.decode_limit import VARIABLE
 from medmllm_plugins.data.dicom import dicom_geometry, read_dicom_image
+from medmllm_plugins.data.dicom_kinds import kind_without_pictures
 from medmllm_plugins.data.volumes import read_volume
 from medmllm_plugins.errors import DataError
 
@@ -268,6 +270,33 @@ def test_damaged_bytes_are_read_or_refused(tmp_path: Path, form: str) -> None:
             read_dicom_image(path)
         except DataError as error:
             assert "fuzzed.dcm" in str(error)
+
+
+@pytest.mark.parametrize("syntax", [DEFLATED, JPEG_BASELINE])
+def test_compressed_bytes_are_bounded_too(tmp_path: Path, syntax: str) -> None:
+    path = tmp_path / "sparse.dcm"
+    if syntax == DEFLATED:
+        write_dicom(path, PIXELS, syntax=DEFLATED)
+        with path.open("r+b") as opened:
+            opened.truncate(3 << 30)  # a hole: nothing is written
+    else:
+        write_dicom(path, PIXELS.astype(np.uint8), syntax=JPEG_BASELINE, fragments=[picture_bytes("JPEG")])
+        content = path.read_bytes()
+        at = content.rindex(b"\xfe\xff\x00\xe0") + 4
+        path.write_bytes(content[:at] + struct.pack("<I", 3 << 30) + content[at + 4 : -8])
+        with path.open("r+b") as opened:
+            opened.seek(at + 4 + (3 << 30))
+            opened.write(content[-8:])
+    with pytest.raises(DataError, match=VARIABLE):
+        read_dicom_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes: needs a platform that has them")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.dcm")
+    assert kind_without_pictures(tmp_path / "scan.dcm") is None
+    with pytest.raises(DataError, match=r"scan\.dcm: expected a file"):
+        read_dicom_image(tmp_path / "scan.dcm")
 
 
 def test_a_table_of_offsets_that_lies_is_not_believed(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom._uid_dict import UID_dictionary
 from pydicom.pixels import apply_rescale
 from pydicom.pixels.processing import apply_color_lut, apply_windowing
 from pydicom.pixels.utils import pixel_array
 
 from medmllm_plugins.data.dicom import read_dicom_image
-from medmllm_plugins.data.dicom_kinds import kind_without_pictures
+from medmllm_plugins.data.dicom_kinds import kind_of_class, kind_without_pictures
 from medmllm_plugins.errors import DataError
 
 FOLDER = Path(pydicom.__file__).parent / "data"
@@ -72,7 +73,9 @@ def reference(path: Path) -> np.ndarray | None:
     return np.rint(255 - shown if photometric == "MONOCHROME1" else shown)
 
 
-def test_real_files_look_as_pydicom_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_files_look_as_pydicom_shows_them(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     compared, refused, unknown = 0, set(), []
     monkeypatch.setattr(logging.getLogger("pydicom"), "disabled", True)
     with warnings.catch_warnings():
@@ -93,7 +96,32 @@ def test_real_files_look_as_pydicom_shows_them(monkeypatch: pytest.MonkeyPatch) 
             assert np.abs(shown - wanted).max() <= 2, path.name
             compared += 1
     assert refused == REFUSED
+    assert capfd.readouterr() == ("", "")  # decoders' own messages name no file, and may quote headers
     assert compared >= 80 and len(unknown) <= 12, (compared, unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Encapsulated PDF Storage", "encapsulated document"),
+        ("Grayscale Softcopy Presentation State Storage", "presentation state"),
+        ("Key Object Selection Document Storage", "key object selection"),
+        ("12-lead ECG Waveform Storage", "waveform"),
+        ("Spatial Registration Storage", "registration"),
+        ("Segmentation Storage", None),
+        ("RT Dose Storage", None),
+        ("RT Image Storage", None),
+    ],
+)
+def test_kinds_go_by_the_standards_classes(name: str, kind: str | None) -> None:
+    (sop_class,) = (uid for uid, entry in UID_dictionary.items() if entry[0] == name)
+    assert kind_of_class(sop_class) == kind
+
+
+def test_no_class_of_images_counts_as_one_without_pictures() -> None:
+    classes = {uid: entry[0] for uid, entry in UID_dictionary.items() if entry[0].endswith("Image Storage")}
+    assert len(classes) > 40
+    assert not [name for uid, name in classes.items() if kind_of_class(uid) is not None]
 
 
 @pytest.mark.parametrize(("name", "kind"), WITHOUT_PICTURES.items())
