@@ -20,6 +20,7 @@ from medmllm_plugins.capture import writer
 from medmllm_plugins.capture.store import FeatureStore
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.metrics.seal import check_seal
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.reference import pixels
 
@@ -246,6 +247,7 @@ def test_diagnose_gives_the_same_without_a_model(
 ) -> None:
     before = json.loads((copied / f"{TASK}.probes.json").read_text(encoding="utf-8"))
     assert main(["diagnose", str(copied), "--json"]) == 0
+    assert check_seal(copied, lambda _: True).sealed and not check_seal(copied, lambda _: True).differing
     (found,) = json.loads(capsys.readouterr().out)
     for told in (before, found):
         told.pop("seconds")
