@@ -30,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `medmllm datasets | head`, which wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, SystemExit):  # a run has said how it goes on, see host/signals.py
+            raise
+        print("medmllm: interrupted. Start the same command again; no file is left half-written.", file=sys.stderr)
+        return 130
     return status
 
 

@@ -234,12 +234,10 @@ class Run:
         return Path(self.run_dir) if self.run_dir is not None else Path(self.output_path or ".") / DEFAULT_PARENT
 
     def answered(self) -> None:
-        """All requests are answered: of tasks that are not ours nothing more is to come."""
+        """All requests are answered: of tasks that are not ours nothing more is to come, and the run is finished."""
         own = [told for task, told in self.manifest["tasks"].items() if task not in self._carried]
         if self._journal is not None and not any("dataset" in told for told in own):
-            self._journal.remove()
-            self._journal = None
-            self.close()
+            self._finish()
 
     def scored(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add a task's figures to the manifest; with those of the last task the run is finished."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, shown
 
 Status = Literal["parsed", "ambiguous", "out_of_list", "refusal"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -94,12 +94,16 @@ class Outcome:
             DataError: a key is missing or a value is invalid.
         """
         if missing := sorted({"id", "group", "label", "predicted", "status"} - set(record)):
-            raise DataError(f"Expected an outcome with all of its keys, but {missing} are missing in {dict(record)!r}.")
+            raise DataError(
+                f"Expected an outcome with all of its keys, but {missing} are missing in {shown(dict(record))}."
+            )
         for name in ("id", "group", "label"):
             _text(record, name)
         scores, tokens, blank = (_numbers(record, name) for name in ("scores", "tokens", "blank"))
         if tokens is not None and not all(one.is_integer() for one in tokens):
-            raise DataError(f"Expected `tokens` of an outcome to be counts, found {tokens!r} in {dict(record)!r}.")
+            raise DataError(
+                f"Expected `tokens` of an outcome to be counts, found {shown(tokens)} in {shown(dict(record))}."
+            )
         return cls(
             id=record["id"],
             group=record["group"],
@@ -119,7 +123,7 @@ def _text(record: Mapping[str, Any], name: str, *, optional: bool = False) -> st
     found = record.get(name)
     if isinstance(found, str) or (optional and found is None):
         return found
-    raise DataError(f"Expected `{name}` of an outcome to be text, found {found!r} in {dict(record)!r}.")
+    raise DataError(f"Expected `{name}` of an outcome to be text, found {shown(found)} in {shown(dict(record))}.")
 
 
 def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
@@ -131,4 +135,4 @@ def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
             return tuple(map(float, found))
     except (TypeError, ValueError, OverflowError):  # JSON bounds no integer
         pass
-    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {found!r} in {dict(record)!r}.")
+    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {shown(found)} in {shown(dict(record))}.")

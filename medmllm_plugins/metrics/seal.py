@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +126,12 @@ def read_seal(folder: Path) -> tuple[dict[str, Entry], str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["medmllm_seal"] != VERSION:
             return {}, f"expected version {VERSION} of the seal, got {str(content['medmllm_seal'])[:20]}."
-        return {
-            str(name): {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in content["files"].items()
-        }, ""
+        entries = {}
+        for name, entry in content["files"].items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError("a file outside the folder")
+            entries[name] = {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+        return entries, ""
     except FileNotFoundError:
         return {}, f"expected {SEAL}, which is written when a run finishes, got no such file."
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -148,7 +152,9 @@ def check_seal(folder: Path, hashed: Callable[[str], bool] | None = None) -> Sea
     for name, entry in entries.items():
         path = folder / name
         try:
-            if path.stat().st_size != entry["size"]:
+            if not stat.S_ISREG(path.stat().st_mode):
+                differing[name] = "it is no file"
+            elif path.stat().st_size != entry["size"]:
                 differing[name] = f"{entry['size']:,} bytes were sealed, {path.stat().st_size:,} are there"
             elif (hashed(name) if hashed else not name.endswith(_LARGE)) and _sha256(path) != entry["sha256"]:
                 differing[name] = "its content is another"

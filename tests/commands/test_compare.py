@@ -87,3 +87,16 @@ def test_no_run_folder_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("medmllm: ") and "run folder" in said and said.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_130(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medmllm_plugins.metrics.comparison.compare_runs", interrupted)
+    assert main(["compare", *map(str, runs)]) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "medmllm: interrupted. Start the same command again; no file is left half-written."
+    ]

@@ -22,6 +22,7 @@ from medmllm_plugins.data.phantoms import LABELS, phantom
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.hookspecs import hookimpl
 from medmllm_plugins.manager import get_manager
+from medmllm_plugins.metrics.seal import check_seal, write_seal
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.report.attributing import read_attributions
 from medmllm_plugins.specs import AttributionSpec
@@ -142,6 +143,7 @@ def test_settings_are_told_and_not_mixed(explained: Any, tmp_path: Path, capsys:
     name, *others = dict.fromkeys(entry["id"] for entry in index_of(folder)["entries"])
     words = ["--method", "layer_grad_cam", "--layer", "connector", "--target", "truth", "--baseline", "blank"]
     assert main(["attribute", str(folder), "--ids", name, *words, "--steps", "7"]) == 0
+    assert check_seal(folder, lambda _: True).sealed and not check_seal(folder, lambda _: True).differing
     said = capsys.readouterr().out
     assert "decision, blurred, 4" in said and "truth, blank, 7" in said
     rows = [row for row in index_of(folder)["summary"] if row["method"] == "layer_grad_cam"]
@@ -204,6 +206,7 @@ def test_what_was_shown_otherwise_is_not_explained(
     told = json.loads(manifest.read_text(encoding="utf-8"))
     told["tasks"][task] |= settings  # the demo takes no examples itself
     manifest.write_text(json.dumps(told), encoding="utf-8")
+    write_seal(found.folder)
     (path,) = found.folder.glob("*.outcomes.jsonl")
     name = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["id"]
     assert main(["attribute", str(found.folder), "--ids", name]) == 1

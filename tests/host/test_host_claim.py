@@ -150,3 +150,14 @@ def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
         text = path.read_text("utf-8") if path.is_file() else ""
         assert not any(secret in text or secret in str(path) for secret in SECRETS), path
     assert (folder / "manifest.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_answers_to_foreign_tasks_finish_a_run_too(tmp_path: Path) -> None:
+    """Their scores are in the host's own files; ours holds no more than the manifest."""
+    progress = run.start(tmp_path / "r")
+    progress.model({"name": "m"})
+    progress.open("m", {"model": "m"})
+    progress.task("mmmu", {"prompt": "?"})
+    progress.answered()
+    assert load_run(tmp_path / "r").warnings == () and manifest(tmp_path / "r")["finished"]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["manifest.json", "seal.json"]

@@ -154,7 +154,7 @@ def test_tables_are_those_of_scikit_learn(demo: Any) -> None:
 
 def test_run_folder_holds_these_files_and_no_drafts(demo: Any) -> None:
     ends = ("metrics.json", "metrics.csv", "per_class.csv", "confusion.csv", "label_scores.csv", "outcomes.jsonl")
-    expected = {"manifest.json", "demo.folds.json", *(f"{TASK}.{end}" for end in ends)}
+    expected = {"manifest.json", "seal.json", "demo.folds.json", *(f"{TASK}.{end}" for end in ends)}
     assert {path.name for path in demo.folder.iterdir()} == expected
 
 
@@ -325,8 +325,8 @@ def test_run_dir_is_obeyed_when_all_answers_are_cached(evaluate: Callable[..., A
         "use_cache": str(tmp_path / "cache"),
         "model_args": f"pretrained=demo,device=cpu,run_dir={tmp_path / 'mine'}",
     }
-    for _ in range(2):
-        assert evaluate(tmp_path / "out", **settings).folder == tmp_path / "mine"
+    # The first results stay where they are.
+    assert [evaluate(tmp_path / "out", **settings).folder.name for _ in range(2)] == ["mine", "mine-2"]
 
 
 def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_path: Path) -> None:
@@ -334,14 +334,18 @@ def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_
     import lmms_eval.models
     from lmms_eval.evaluator import simple_evaluate
 
+    from medmllm_plugins.host import run
+
     model = lmms_eval.models.get_model("medm_vl")
     one, two = (model(pretrained="demo", device="cpu", run_dir=str(tmp_path / name)) for name in ("one", "two"))
     settings = {"tasks": [TASK], "task_manager": task_manager, "bootstrap_iters": 0}
-    for made, limit in ((one, 1), (two, 2), (one, 3)):
+    for made, limit, name in ((one, 1, "one"), (two, 2, "two"), (one, 3, "one-2")):
         simple_evaluate(model=made, limit=limit, **settings)
-        found = json.loads((Path(made.run_dir) / "manifest.json").read_text())
-        assert found["tasks"][TASK]["evaluated"] == limit
-    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+        assert run.current().folder == tmp_path / name
+    evaluated = {}
+    for path in tmp_path.iterdir():
+        evaluated[path.name] = json.loads((path / "manifest.json").read_text())["tasks"][TASK]["evaluated"]
+    assert evaluated == {"one": 1, "two": 2, "one-2": 3}  # and none was replaced
 
 
 def test_a_task_loaded_beforehand_is_in_the_manifest_too(

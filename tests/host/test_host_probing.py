@@ -20,6 +20,7 @@ from medmllm_plugins.capture import writer
 from medmllm_plugins.capture.store import FeatureStore
 from medmllm_plugins.cli import main
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.metrics.seal import check_seal, write_seal
 from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.reference import pixels
 
@@ -246,6 +247,7 @@ def test_diagnose_gives_the_same_without_a_model(
 ) -> None:
     before = json.loads((copied / f"{TASK}.probes.json").read_text(encoding="utf-8"))
     assert main(["diagnose", str(copied), "--json"]) == 0
+    assert check_seal(copied, lambda _: True).sealed and not check_seal(copied, lambda _: True).differing
     (found,) = json.loads(capsys.readouterr().out)
     for told in (before, found):
         told.pop("seconds")
@@ -290,6 +292,9 @@ def test_features_of_another_model_or_data_set_are_refused(
     spoil(manifest)
     (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert main(["diagnose", str(copied)]) == 1
+    assert "manifest.json (" in capsys.readouterr().err  # it is not the one that was sealed
+    write_seal(copied)
+    assert main(["diagnose", str(copied)]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -313,6 +318,9 @@ def test_a_store_that_is_not_whole_is_refused(
     copied: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(copied / "features" / TASK)
+    assert main(["diagnose", str(copied)]) == 1
+    assert f"features/{TASK}/" in (err := capsys.readouterr().err) and "sealed" in err
+    write_seal(copied)
     assert main(["diagnose", str(copied)]) == 1
     assert message in capsys.readouterr().err
 
@@ -344,8 +352,12 @@ def test_what_diagnose_cannot_do_is_said_before_anything_is_fitted(
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:-3]), encoding="utf-8")
     assert main(["diagnose", str(copied)]) == 1
-    assert "or the file of outcomes is cut short" in capsys.readouterr().err
+    assert f"{path.name} (" in capsys.readouterr().err  # it is not the one that was sealed
+    write_seal(copied)
+    assert main(["diagnose", str(copied)]) == 1
+    assert f"expected {len(lines)} scored answers, as manifest.json says, got" in capsys.readouterr().err
     path.unlink()
+    write_seal(copied)
     assert main(["diagnose", str(copied)]) == 1
     assert f"{path.name}: expected the scored answers" in capsys.readouterr().err
 
@@ -353,6 +365,7 @@ def test_what_diagnose_cannot_do_is_said_before_anything_is_fitted(
 def test_a_stopped_run_is_to_be_started_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(copied / "features")
     change_json(copied / "manifest.json", finished=None)
+    (copied / "seal.json").unlink()
     assert main(["diagnose", str(copied)]) == 1
     assert "start the same command again" in capsys.readouterr().err
 

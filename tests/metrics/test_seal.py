@@ -100,7 +100,19 @@ def test_no_seal_is_made_where_none_was_and_none_while_another_process_writes(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", '{"medmllm_seal": 2, "files": {}}', '{"medmllm_seal": 1, "files": {"a": 3}}', "[" * 9999]
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"medmllm_seal": 2, "files": {}}',
+        '{"medmllm_seal": 1, "files": {"a": 3}}',
+        "[" * 9999,
+        *(
+            json.dumps({"medmllm_seal": 1, "files": {name: {"size": 0, "sha256": ""}}})
+            for name in ("/dev/zero", "../../x")
+        ),
+    ],
 )
 def test_a_seal_that_cannot_be_read_says_so(folder: Path, text: str) -> None:
     (folder / SEAL).write_text(text)
@@ -108,6 +120,14 @@ def test_a_seal_that_cannot_be_read_says_so(folder: Path, text: str) -> None:
     assert not checked.sealed and checked.fault.startswith("expected ") and not checked.differing
     with pytest.raises(DataError, match=r"seal\.json: expected"):
         update_seal(folder, ["t.metrics.json"])
+
+
+def test_a_device_in_the_place_of_a_file_is_not_read(folder: Path) -> None:
+    (folder / "t.metrics.csv").write_text("")
+    update_seal(folder, ["t.metrics.csv"])
+    (folder / "t.metrics.csv").unlink()
+    (folder / "t.metrics.csv").symlink_to("/dev/zero")  # which has no end, and the size 0
+    assert dict(check_seal(folder).differing) == {"t.metrics.csv": "it is no file"}
 
 
 def test_a_lock_dies_with_its_process_and_leaves_no_file(tmp_path: Path) -> None:
