@@ -34,7 +34,7 @@ def scans(images: int, seed: int = 0) -> Thumbnails:
     for start in range(0, images, 5000):
         part = pictures[start : start + 5000]
         patients = np.arange(start, start + len(part)) // COPIES
-        own = np.stack([np.random.default_rng([seed, patient]).normal(0, 45, (6, 6)) for patient in patients])
+        own = np.stack([np.random.default_rng((seed, int(patient))).normal(0, 45, (6, 6)) for patient in patients])
         part[:] = anatomy + enlarge @ own @ enlarge.T
         part += generator.uniform(-9, 9, (len(part), 1, 1)) + generator.normal(0, 1, part.shape) * generator.uniform(
             1, 18, (len(part), 1, 1)
