@@ -65,6 +65,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         summary="2,000 clustered draws of every metric at once against a loop with scikit-learn",
         repeats=5,
     ),
+    "duplicates": Benchmark(
+        module="benchmarks.duplicates",
+        summary="near-duplicates among 20,000 images against two matrix products over all pairs",
+        repeats=1,
+    ),
     "probe_fit": Benchmark(
         module="benchmarks.probe_fit",
         summary="probes of 140 loci with grid, controls and shuffled labels against a loop with scikit-learn",

@@ -250,6 +250,8 @@ def _models(arguments: argparse.Namespace) -> int:
         print(f"{row['name']}: {row['summary']}")
         for size, source in row["sizes"].items():
             print(f"    pretrained={size:<12} {source}")
+        if row["licence"]:
+            print(f"    licence  {row['licence']}")
     return 0
 
 

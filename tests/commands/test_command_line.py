@@ -141,6 +141,7 @@ def test_models(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
     text = medmllm("models")[1].splitlines()
     for row in rows:
         assert f"{row['name']}: {row['summary']}" in text
+        assert not row["licence"] or f"    licence  {row['licence']}" in text  # as docs/models.md says
         for size, source in row["sizes"].items():
             assert [line for line in text if f"pretrained={size} " in line and source in line]
 
