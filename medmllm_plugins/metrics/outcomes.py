@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, shown
 
 Status = Literal["parsed", "ambiguous", "out_of_list", "refusal"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -51,25 +51,29 @@ class Outcome:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise DataError(f"Document {self.id!r}: expected `status` to be one of {STATUSES}, found {self.status!r}.")
+            raise DataError(
+                f"Document {shown(self.id)}: expected `status` to be one of {STATUSES}, found {shown(self.status)}."
+            )
         if (self.predicted is not None) != (self.status == "parsed"):
             raise DataError(
-                f"Document {self.id!r}: expected `predicted` to be a class exactly where `status` is 'parsed', "
-                f"found predicted={self.predicted!r} with status={self.status!r}."
+                f"Document {shown(self.id)}: expected `predicted` to be a class exactly where `status` is 'parsed', "
+                f"found predicted={shown(self.predicted)} with status={shown(self.status)}."
             )
         for name in ("tokens", "blank"):
             beside = getattr(self, name)
             if beside is not None and (self.scores is None or len(beside) != len(self.scores)):
                 raise DataError(
-                    f"Document {self.id!r}: expected `{name}` for each label score, found {beside!r} with "
-                    f"{self.scores!r}."
+                    f"Document {shown(self.id)}: expected `{name}` for each label score, found {shown(beside)} with "
+                    f"{shown(self.scores)}."
                 )
         if self.tokens is not None and min(self.tokens) < 1:
-            raise DataError(f"Document {self.id!r}: expected labels of at least one token, found {self.tokens!r}.")
+            raise DataError(
+                f"Document {shown(self.id)}: expected labels of at least one token, found {shown(self.tokens)}."
+            )
         if not all(map(math.isfinite, (*(self.scores or ()), *(self.blank or ())))):
             raise DataError(
-                f"Document {self.id!r}: expected finite label scores, found {self.scores!r}. The model's outputs "
-                "overflow in this precision; load it in bfloat16 or float32."
+                f"Document {shown(self.id)}: expected finite label scores, found {shown(self.scores)}. The model's "
+                "outputs overflow in this precision; load it in bfloat16 or float32."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,12 +98,16 @@ class Outcome:
             DataError: a key is missing or a value is invalid.
         """
         if missing := sorted({"id", "group", "label", "predicted", "status"} - set(record)):
-            raise DataError(f"Expected an outcome with all of its keys, but {missing} are missing in {dict(record)!r}.")
+            raise DataError(
+                f"Expected an outcome with all of its keys, but {missing} are missing in {shown(dict(record))}."
+            )
         for name in ("id", "group", "label"):
             _text(record, name)
         scores, tokens, blank = (_numbers(record, name) for name in ("scores", "tokens", "blank"))
         if tokens is not None and not all(one.is_integer() for one in tokens):
-            raise DataError(f"Expected `tokens` of an outcome to be counts, found {tokens!r} in {dict(record)!r}.")
+            raise DataError(
+                f"Expected `tokens` of an outcome to be counts, found {shown(tokens)} in {shown(dict(record))}."
+            )
         return cls(
             id=record["id"],
             group=record["group"],
@@ -119,7 +127,7 @@ def _text(record: Mapping[str, Any], name: str, *, optional: bool = False) -> st
     found = record.get(name)
     if isinstance(found, str) or (optional and found is None):
         return found
-    raise DataError(f"Expected `{name}` of an outcome to be text, found {found!r} in {dict(record)!r}.")
+    raise DataError(f"Expected `{name}` of an outcome to be text, found {shown(found)} in {shown(dict(record))}.")
 
 
 def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
@@ -131,4 +139,4 @@ def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
             return tuple(map(float, found))
     except (TypeError, ValueError, OverflowError):  # JSON bounds no integer
         pass
-    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {found!r} in {dict(record)!r}.")
+    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {shown(found)} in {shown(dict(record))}.")

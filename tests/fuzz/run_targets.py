@@ -9,6 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 from fuzz.mutators import mutate_bytes, mutate_lines, one_of
@@ -18,6 +19,7 @@ from fuzz.trees import json_lines_mutator, json_mutator, safetensors_mutator
 from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.capture.store import INDEX, SEAL, FeatureStore, Header, Locus, index_rows, write_header
 from medmllm_plugins.data import fold_manifest
+from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.host.envelope import Reply, pack, unpack
 from medmllm_plugins.host.journal import Answered, Journal
@@ -28,6 +30,8 @@ from medmllm_plugins.report.gathering import gather
 from medmllm_plugins.report.notes import notes
 from medmllm_plugins.report.reading import read_run
 from medmllm_plugins.report.verdict import verdicts
+
+_SPECS: Final = dataset_specs()
 
 
 def _read_back(folder: Path) -> Files:
@@ -85,7 +89,8 @@ def read_run_folder(folder: Path) -> object:
     """Read a run folder as the report does, up to its verdict and notes, and look for its reference classifier."""
     run = folder / "run"
     read = read_run(run)
-    gathered = gather([run])
+    with mock.patch("medmllm_plugins.report.gathering.dataset_specs", return_value=_SPECS):  # read once
+        gathered = gather([run])
     found = notes(gathered)
     find_reference(run, "f1")
     return (

@@ -109,7 +109,8 @@ def read_set(folder: Path) -> object:
     return documents, reader.digest(spec, folder, documents[0])
 
 
-_CT_RATE: Final = dataset_specs()["ct_rate"]
+_SPECS: Final = dataset_specs()
+_CT_RATE: Final = _SPECS["ct_rate"]
 _FINDINGS: Final = list(_CT_RATE.options["names"])
 
 
@@ -212,7 +213,8 @@ def read_task_file(folder: Path) -> object:
     path = folder / "a.yaml"
     name, kind = read_task(path)
     content = read_yaml(path)
-    return name, kind, read_settings(name, content.get("metadata")) if kind == "task" else None
+    with mock.patch("medmllm_plugins.questions.settings.dataset_specs", return_value=_SPECS):  # read once
+        return name, kind, read_settings(name, content.get("metadata")) if kind == "task" else None
 
 
 _DISTRIBUTION: Final = {

@@ -29,7 +29,6 @@ OUTPUT: Final = 64 * 1024
 MANY: Final = 40
 """So many different faults are reported of a target."""
 _PERTURB: Final = -6  # M_PERTURB of glibc's malloc.h
-_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x9b]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +194,6 @@ def run_case(target: Target, folder: Path) -> tuple[bool, list[tuple[str, str, s
         text = str(error)
         if len(text) > target.longest:
             faults.append(("message", f"{len(text)} characters: {text[:300]}…", _place(error)))
-        if control := _CONTROL.search(text):
-            faults.append(("message", f"the character {control[0]!r} in: {text[:300]!r}", _place(error)))
         if memory := _out_of_memory(error):
             faults.append(("memory", f"{memory} behind: {text[:200]}", _place(error)))
     except MemoryError as error:
