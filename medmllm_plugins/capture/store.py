@@ -227,7 +227,9 @@ class FeatureStore:
         """What the index no longer names would not be missed."""
         path = self.folder / SEAL
         try:
-            sealed: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
+            sealed = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(sealed, dict):
+                raise TypeError(f"{type(sealed).__name__} in place of an object")
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}: expected a list of the store's files, got {shown(one_line(error))}. Copy the folder again; "
@@ -237,7 +239,7 @@ class FeatureStore:
         if wrong := sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name)):
             what = {name: "is missing" if name not in found else "is damaged or of another store" for name in wrong}
             raise DataError(
-                f"{self.folder / wrong[0]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
+                f"{self.folder / wrong[0][:200]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
                 "folder again."
             )
 

@@ -201,6 +201,7 @@ def read_attributions(folder: Path) -> object:
 
 def _target(name: str, seeds: Callable[[], dict[str, Files]], read: Callable[[Path], object], *words: Any) -> Target:
     return Target(
+        twice=False,
         name=name,
         seeds=seeds,
         read=read,

@@ -236,6 +236,7 @@ TARGETS: Final = {
     target.name: target
     for target in (
         Target(
+            twice=False,
             name="csv",
             seeds=_csv_files,
             read=read_csv,
@@ -243,6 +244,7 @@ TARGETS: Final = {
             longest=8000,
         ),
         Target(
+            twice=False,
             name="table_set",
             seeds=_sets,
             read=read_set,
@@ -250,6 +252,7 @@ TARGETS: Final = {
             longest=8000,
         ),
         Target(
+            twice=False,
             name="ct_rate",
             seeds=_ct_rate,
             read=read_ct_rate,
@@ -257,18 +260,21 @@ TARGETS: Final = {
             longest=8000,
         ),
         Target(
+            twice=False,
             name="dataset_yaml",
             seeds=lambda: {name: {"a.yaml": content} for name, content in _DECLARATIONS.items()},
             read=read_declaration,
             mutators={"*": yaml_mutator("multilabel", "ordinal", 2, 3, "folders", ["benign"])},
         ),
         Target(
+            twice=False,
             name="task_yaml",
             seeds=lambda: {name: {"a.yaml": content} for name, content in _TASKS.items()},
             read=read_task_file,
             mutators={"*": yaml_mutator("demo", "letter", "open", "all", "varied", 2, 3)},
         ),
         Target(
+            twice=False,
             name="entry_points",
             seeds=lambda: {"one": dict(_DISTRIBUTION)},
             read=read_plugins,
