@@ -72,8 +72,8 @@ def _baselines(run_folder: Path, dataset_fingerprint: str) -> Iterator[tuple[str
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             method = (manifest.get("command") or {}).get("baseline")
             tasks = manifest["tasks"].values()
-        except (OSError, ValueError, KeyError, AttributeError):
+            same = any(told.get("dataset_fingerprint") == dataset_fingerprint for told in tasks)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # no run folder, or one that is being written; what was asked for does not hang on it
-        same = any(told.get("dataset_fingerprint") == dataset_fingerprint for told in tasks)
         if method and method != _BLIND and same and manifest.get("finished"):
             yield str(manifest.get("started")), path.parent

@@ -22,7 +22,7 @@ from medmllm_plugins.attribution.case import Case
 from medmllm_plugins.attribution.faults import told
 from medmllm_plugins.attribution.maps import Map
 from medmllm_plugins.attribution.summary import key_of, summarise, to_csv
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.metrics.files import write_whole
 
 INDEX = "index.json"
@@ -179,6 +179,20 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
     Raises:
         DataError: nothing was explained.
     """
+    try:
+        index = _index(folder, task, model, labels)
+    # What another program, or a fault, left in the files may have any shape.
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f"{folder}: expected attributions as a med_attr task writes them, got {one_line(error)[:300]}. Run the "
+            "task again in a new folder."
+        ) from error
+    write_whole(folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
+    return index
+
+
+def _index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the content of the index; see :func:`gather`."""
     parts = [_read(path) for path in sorted(folder.glob("process-*.json"))]
     documents = [_read(path) for path in sorted((folder / "entries").glob("*.json"))]
     entries = [entry for one in documents for entry in one["entries"]]
@@ -188,7 +202,7 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         raise DataError(" ".join([f"{folder}: expected explained documents, found none.", *warnings, *told(faults)]))
     levels = [one for part in parts for one in part["randomised"]]
     rows = summarise(entries, levels)
-    index = {
+    return {
         "medmllm_attributions": FORMAT,
         "task": task,
         "model": model,
@@ -199,8 +213,6 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         "faults": faults,
         "warnings": [*warnings, *told(faults)],
     }
-    write_whole(folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
-    return index
 
 
 def write_table(path: Path, index: Mapping[str, Any]) -> None:

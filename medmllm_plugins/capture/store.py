@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, one_line, shown
 from medmllm_plugins.metrics.files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -117,15 +117,20 @@ class FeatureStore:
         self.folder = folder
         try:
             self.header = Header.from_json((folder / STORE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"{folder}: expected a feature store with {STORE}, found {type(error).__name__}: {error}. Copy the "
-                "folder again, or run the med_probe task with this version of the package."
+                f"{folder}: expected a feature store with {STORE}, got {shown(one_line(error))}. Copy the folder "
+                "again, or run the med_probe task with this version of the package."
             ) from error
+        if (folder / SEAL).is_file():
+            self._check_seal()  # before what a damaged disk left reaches the decoder of the index
         self.index = read_index(folder)
         if self.index.empty:
             raise DataError(f"{folder}: expected features of at least one document, found none; run the task again.")
-        self._places = _places(self.index)
+        try:
+            self._places = _places(self.index)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{folder}: expected an index with rows, got {shown(one_line(error))}.") from error
 
     def only(self, rows: npt.NDArray[np.intp]) -> FeatureStore:
         """The same store with some of its documents; ``rows`` of :attr:`index`."""
@@ -190,14 +195,18 @@ class FeatureStore:
             chosen = place_of[members] >= 0
             if not chosen.any():
                 continue
+            if Path(str(shard)).name != str(shard):
+                raise DataError(f"{self.folder}: expected the index to name shards of the store, got {shown(shard)}.")
             values = _tensor(self.folder / str(shard), name)
             if found is None:
                 found = np.empty((len(wanted), *values.shape[1:]), dtype=np.float32)
-            if inside[chosen].max() >= len(values) or values.shape[1:] != found.shape[1:]:
+            rows_inside = inside[chosen]
+            outside = rows_inside.min() < 0 or rows_inside.max() >= len(values)
+            if outside or values.shape[1:] != found.shape[1:]:
                 raise DataError(
                     f"{self.folder / str(shard)}: {name} is shorter than the index says, or of another width."
                 )
-            found[place_of[members[chosen]]] = values[inside[chosen]]
+            found[place_of[members[chosen]]] = values[rows_inside]
         if found is None:
             raise DataError(f"{self.folder}: expected rows of the index, found none.")
         return found
@@ -220,17 +229,19 @@ class FeatureStore:
         """What the index no longer names would not be missed."""
         path = self.folder / SEAL
         try:
-            sealed: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            sealed = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(sealed, dict):
+                raise TypeError(f"{type(sealed).__name__} in place of an object")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{path}: expected a list of the store's files, found {type(error).__name__}: {error}. Copy the folder "
-                "again; if the run was stopped, start the same command again."
+                f"{path}: expected a list of the store's files, got {shown(one_line(error))}. Copy the folder again; "
+                "if the run was stopped, start the same command again."
             ) from error
         found = _sums(self.folder)
         if wrong := sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name)):
             what = {name: "is missing" if name not in found else "is damaged or of another store" for name in wrong}
             raise DataError(
-                f"{self.folder / wrong[0]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
+                f"{self.folder / wrong[0][:200]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
                 "folder again."
             )
 
@@ -279,9 +290,13 @@ def _tensor(path: Path, name: str) -> npt.NDArray[np.float32]:
         with safe_open(str(path), framework="numpy") as handle:
             values = np.asarray(handle.get_tensor(name), dtype=np.float32)
             exponents: dict[str, str] = handle.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: expected features {name!r}, found {error}; copy the folder again.") from error
-    exponent = int(exponents.get(name, 0))
+        exponent = int(exponents.get(name, 0))
+        if values.ndim < 2 or abs(exponent) > 1000:
+            raise ValueError(f"the shape {list(values.shape)} and the exponent {shown(exponent)}")
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: expected features {shown(name)}, got {shown(one_line(error))}; copy the folder again."
+        ) from error
     return np.ldexp(values, exponent) if exponent else values
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.data.documents import FOLDS, Document
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, one_line, shown
 
 VERSION = 1
 
@@ -61,6 +61,10 @@ def read(path: Path) -> tuple[dict[str, Any], tuple[Document, ...]]:
             raise ValueError(f"folds {sorted(unknown)}")
         if folds_hash(documents) != content["hash"]:
             raise ValueError("documents that its hash does not fit")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a fold manifest of version {VERSION}, found {error}.") from error
-    return {key: content[key] for key in ("dataset", "fingerprint", "hash")}, documents
+        head = {key: content[key] for key in ("dataset", "fingerprint", "hash")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected a fold manifest of version {VERSION}, got {shown(one_line(error))}. Remove the file: it "
+            "is made again."
+        ) from error
+    return head, documents

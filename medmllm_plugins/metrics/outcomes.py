@@ -51,25 +51,29 @@ class Outcome:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise DataError(f"Document {self.id!r}: expected `status` to be one of {STATUSES}, found {self.status!r}.")
+            raise DataError(
+                f"Document {shown(self.id)}: expected `status` to be one of {STATUSES}, found {shown(self.status)}."
+            )
         if (self.predicted is not None) != (self.status == "parsed"):
             raise DataError(
-                f"Document {self.id!r}: expected `predicted` to be a class exactly where `status` is 'parsed', "
-                f"found predicted={self.predicted!r} with status={self.status!r}."
+                f"Document {shown(self.id)}: expected `predicted` to be a class exactly where `status` is 'parsed', "
+                f"found predicted={shown(self.predicted)} with status={shown(self.status)}."
             )
         for name in ("tokens", "blank"):
             beside = getattr(self, name)
             if beside is not None and (self.scores is None or len(beside) != len(self.scores)):
                 raise DataError(
-                    f"Document {self.id!r}: expected `{name}` for each label score, found {beside!r} with "
-                    f"{self.scores!r}."
+                    f"Document {shown(self.id)}: expected `{name}` for each label score, found {shown(beside)} with "
+                    f"{shown(self.scores)}."
                 )
         if self.tokens is not None and min(self.tokens) < 1:
-            raise DataError(f"Document {self.id!r}: expected labels of at least one token, found {self.tokens!r}.")
+            raise DataError(
+                f"Document {shown(self.id)}: expected labels of at least one token, found {shown(self.tokens)}."
+            )
         if not all(map(math.isfinite, (*(self.scores or ()), *(self.blank or ())))):
             raise DataError(
-                f"Document {self.id!r}: expected finite label scores, found {self.scores!r}. The model's outputs "
-                "overflow in this precision; load it in bfloat16 or float32."
+                f"Document {shown(self.id)}: expected finite label scores, found {shown(self.scores)}. The model's "
+                "outputs overflow in this precision; load it in bfloat16 or float32."
             )
 
     def to_dict(self) -> dict[str, Any]:

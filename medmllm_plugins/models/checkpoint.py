@@ -22,6 +22,7 @@ INDEX = "model.safetensors.index.json"
 _PATTERNS = ("*.json", "*.safetensors", "*.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LISTED = 20
+_CHARACTERS = 800
 
 
 def demo_folder() -> Path:
@@ -131,8 +132,8 @@ def open_weights(folder: Path) -> Weights:
                     shapes[name] = tuple(handle.get_slice(name).get_shape())
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(
-                f"{file} cannot be read as safetensors: {one_line(error)[:300]}. It may be a broken download or a "
-                "Git LFS pointer: fetch it again."
+                f"{file} cannot be read as safetensors: {printable(one_line(error), 300)}. It may be a broken "
+                "download or a Git LFS pointer: fetch it again."
             ) from error
     if indexed is not None and (wrong := sorted(indexed.items() ^ {(name, f.name) for name, f in where.items()})):
         raise ModelError(
@@ -256,10 +257,15 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """Return the first 20 names as a message lists them, each cut at 60 characters, and how many more there are."""
+    """Return the first 20 names as a message lists them, fewer where they are long, and how many more there are."""
     listed = list(names)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(printable(name, 60) for name in listed[:_LISTED]) + more
+    shown_names: list[str] = []
+    for name in listed[:_LISTED]:
+        if sum(map(len, shown_names)) > _CHARACTERS:
+            break
+        shown_names.append(printable(name, 120))
+    more = f" and {len(listed) - len(shown_names)} more" if len(listed) > len(shown_names) else ""
+    return ", ".join(shown_names) + more
 
 
 def printable(text: str, length: int) -> str:

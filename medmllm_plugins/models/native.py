@@ -58,17 +58,18 @@ def open_native(options: LoadOptions, sizes: Mapping[str, str], *, expected: tup
     folder = find_folder(options.pretrained, sizes)
     raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
-    if raw.get("auto_map") and options.trust_remote_code != options.pretrained:
+    if (code := raw.get("auto_map")) and options.trust_remote_code != options.pretrained:
+        classes = some(map(str, code.values())) if isinstance(code, dict) else shown(code)
         raise ModelError(
-            f"{folder}: the checkpoint brings code of its own ({shown(raw['auto_map'])}), which is not "
-            f"run unasked. If you trust it, say so by its name: trust_remote_code={options.pretrained}."
+            f"{folder}: the checkpoint brings code of its own ({classes}), which is not run unasked. If "
+            f"you trust it, say so by its name: trust_remote_code={options.pretrained}."
         )
     known = family(kind, folder)
     check_bounds(raw, folder / "config.json")
     if expected and kind not in expected:
         raise ModelError(
-            f"{folder}: expected a checkpoint of architecture {' or '.join(expected)}, found {shown(kind)}; use --model "
-            "medmllm_hf for any checkpoint of a known architecture."
+            f"{folder}: expected a checkpoint of architecture {' or '.join(expected)}, found {shown(kind)}; use "
+            "--model medmllm_hf for any checkpoint of a known architecture."
         )
     if missing := [name for name in known.needs if importlib.util.find_spec(name) is None]:
         raise ModelError(f"{known.title} needs the packages {missing}; pip install {' '.join(missing)}.")

@@ -331,7 +331,7 @@ def _finished_baselines(parent: Path, fingerprint: str) -> Iterator[tuple[str, P
             method = mapping(manifest.get("command")).get("baseline")
             tasks = mapping(manifest.get("tasks")).values()
             same = any(mapping(told).get("dataset_fingerprint") == fingerprint for told in tasks)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue  # being written, or damaged: nobody asked for it by name
         if method and method != _BLIND and same and manifest.get("finished"):
             yield str(manifest.get("started")), path.parent

@@ -133,7 +133,7 @@ def _run(
         time.sleep(0.02)
         if (now := progress.read()) != at:
             at, since = now, time.monotonic()
-        elif time.monotonic() - since > hang:
+        elif time.monotonic() - since > (hang if at[1] >= 0 else max(hang, HANG)):  # before the first case it imports
             kill()
             while poll() is None:
                 time.sleep(0.02)

@@ -176,7 +176,13 @@ def _attributions() -> dict[str, Files]:
         "mode": "label",
         "baseline": "black",
         "steps": 2,
-        "checks": {"deletion": 0.2},
+        "group": "g",
+        "hit": True,
+        "checks": {
+            **{name: 0.2 for name in ("completeness_gap", "stability", "inside", "area")},
+            **{f"{name}{end}": 0.3 for name in ("deletion", "insertion") for end in ("", "_random")},
+            "pointing": True,
+        },
     }
     return {
         "plain": {
@@ -195,6 +201,7 @@ def read_attributions(folder: Path) -> object:
 
 def _target(name: str, seeds: Callable[[], dict[str, Files]], read: Callable[[Path], object], *words: Any) -> Target:
     return Target(
+        twice=False,
         name=name,
         seeds=seeds,
         read=read,

@@ -102,7 +102,6 @@ TARGETS: Final = {
         _planted("memory_error", _raise(MemoryError())),
         _planted("hidden_memory", _hidden_memory),
         _planted("message", _raise(DataError("x" * 2000))),
-        _planted("control", _raise(DataError("a.bin: expected text, got \x1b[2J."))),
         _planted("seconds", _busy, 0.1),
         _planted("output", _noise),
         _planted("unstable", _stale),

@@ -9,6 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 from fuzz.mutators import mutate_bytes, mutate_lines, one_of
@@ -18,6 +19,7 @@ from fuzz.trees import json_lines_mutator, json_mutator, safetensors_mutator
 from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.capture.store import INDEX, SEAL, FeatureStore, Header, Locus, index_rows, write_header
 from medmllm_plugins.data import fold_manifest
+from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.host.envelope import Reply, pack, unpack
 from medmllm_plugins.host.journal import Answered, Journal
@@ -26,8 +28,9 @@ from medmllm_plugins.metrics.outcome_files import load_run, read_answers, read_o
 from medmllm_plugins.probes.reference import find_reference
 from medmllm_plugins.report.gathering import gather
 from medmllm_plugins.report.notes import notes
-from medmllm_plugins.report.reading import read_run
 from medmllm_plugins.report.verdict import verdicts
+
+_SPECS: Final = dataset_specs()
 
 
 def _read_back(folder: Path) -> Files:
@@ -84,13 +87,12 @@ def _runs() -> dict[str, Files]:
 def read_run_folder(folder: Path) -> object:
     """Read a run folder as the report does, up to its verdict and notes, and look for its reference classifier."""
     run = folder / "run"
-    read = read_run(run)
-    gathered = gather([run])
+    with mock.patch("medmllm_plugins.report.gathering.dataset_specs", return_value=_SPECS):  # read once
+        gathered = gather([run])
     found = notes(gathered)
     find_reference(run, "f1")
     return (
-        [task.name for task in read.tasks],
-        read.all_missing(),
+        [read.all_missing() for read in gathered.runs],
         found.missing,
         [verdicts(part) for part in gathered.sets],
     )
@@ -221,20 +223,23 @@ _ROWS: Final = json_lines_mutator("benign", "malignant", "parsed", "refusal", [0
 TARGETS: Final = {
     target.name: target
     for target in (
-        Target(name="outcomes", seeds=_outcomes, read=read_rows, mutators={"*": _ROWS}),
+        Target(twice=False, name="outcomes", seeds=_outcomes, read=read_rows, mutators={"*": _ROWS}),
         Target(
+            twice=False,
             name="run_folder",
             seeds=_runs,
             read=read_run_folder,
             mutators={"*.jsonl": _ROWS, "*.json": _JSON, "*.png": mutate_bytes},
         ),
         Target(
+            twice=False,
             name="comparison",
             seeds=lambda: {"answered": _runs()["answered"]},
             read=load_and_compare,
             mutators={"*.jsonl": _ROWS, "manifest.json": _JSON},
         ),
         Target(
+            twice=False,
             name="journal",
             seeds=_journal,
             read=read_journal,
@@ -242,21 +247,29 @@ TARGETS: Final = {
             refuses=False,
         ),
         Target(
-            name="reply", seeds=_replies, read=read_reply, mutators={"*": json_mutator([0.5], 1, "x")}, refuses=False
+            twice=False,
+            name="reply",
+            seeds=_replies,
+            read=read_reply,
+            mutators={"*": json_mutator([0.5], 1, "x")},
+            refuses=False,
         ),
         Target(
+            twice=False,
             name="folds",
             seeds=_manifests,
             read=lambda folder: fold_manifest.read(folder / "a.folds.json"),
             mutators={"*": _JSON},
         ),
         Target(
+            twice=False,
             name="feature_store",
             seeds=_stores,
             read=read_store,
             mutators={"*.json": _JSON, "*.safetensors": safetensors_mutator, "*.parquet": mutate_bytes},
         ),
         Target(
+            twice=False,
             name="sealed_store",
             seeds=_stores,
             read=read_whole_store,

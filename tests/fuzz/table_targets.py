@@ -109,7 +109,8 @@ def read_set(folder: Path) -> object:
     return documents, reader.digest(spec, folder, documents[0])
 
 
-_CT_RATE: Final = dataset_specs()["ct_rate"]
+_SPECS: Final = dataset_specs()
+_CT_RATE: Final = _SPECS["ct_rate"]
 _FINDINGS: Final = list(_CT_RATE.options["names"])
 
 
@@ -212,7 +213,8 @@ def read_task_file(folder: Path) -> object:
     path = folder / "a.yaml"
     name, kind = read_task(path)
     content = read_yaml(path)
-    return name, kind, read_settings(name, content.get("metadata")) if kind == "task" else None
+    with mock.patch("medmllm_plugins.questions.settings.dataset_specs", return_value=_SPECS):  # read once
+        return name, kind, read_settings(name, content.get("metadata")) if kind == "task" else None
 
 
 _DISTRIBUTION: Final = {
@@ -234,6 +236,7 @@ TARGETS: Final = {
     target.name: target
     for target in (
         Target(
+            twice=False,
             name="csv",
             seeds=_csv_files,
             read=read_csv,
@@ -241,6 +244,7 @@ TARGETS: Final = {
             longest=8000,
         ),
         Target(
+            twice=False,
             name="table_set",
             seeds=_sets,
             read=read_set,
@@ -248,6 +252,7 @@ TARGETS: Final = {
             longest=8000,
         ),
         Target(
+            twice=False,
             name="ct_rate",
             seeds=_ct_rate,
             read=read_ct_rate,
@@ -255,18 +260,21 @@ TARGETS: Final = {
             longest=8000,
         ),
         Target(
+            twice=False,
             name="dataset_yaml",
             seeds=lambda: {name: {"a.yaml": content} for name, content in _DECLARATIONS.items()},
             read=read_declaration,
             mutators={"*": yaml_mutator("multilabel", "ordinal", 2, 3, "folders", ["benign"])},
         ),
         Target(
+            twice=False,
             name="task_yaml",
             seeds=lambda: {name: {"a.yaml": content} for name, content in _TASKS.items()},
             read=read_task_file,
             mutators={"*": yaml_mutator("demo", "letter", "open", "all", "varied", 2, 3)},
         ),
         Target(
+            twice=False,
             name="entry_points",
             seeds=lambda: {"one": dict(_DISTRIBUTION)},
             read=read_plugins,

@@ -25,6 +25,7 @@ class Target:
         mutators: pattern of a file's name to what damages it; files that none fits are left whole.
         longest: characters that an error's message may have.
         seconds: of processor time that a case may take.
+        twice: whether files that are read are read again, with other bytes in memory that nobody has written to.
         refuses: whether some damage is an error; not so where whatever is unreadable is left out.
     """
 
@@ -34,6 +35,7 @@ class Target:
     mutators: Mapping[str, Mutator]
     longest: int = 1500
     seconds: float = 2.0
+    twice: bool = True
     refuses: bool = True
 
     def case(self, seeds: Mapping[str, Files], seed: int, number: int) -> Files:

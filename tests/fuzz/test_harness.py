@@ -22,7 +22,6 @@ RULES = {
     "memory_error": "memory",
     "hidden_memory": "memory",
     "message": "message",
-    "control": "message",
     "seconds": "seconds",
     "output": "output",
     "unstable": "unstable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import struct
@@ -38,7 +39,8 @@ def mutate_tree(random: Random, tree: Any, words: Sequence[Any] = ()) -> Any:
         if not spots or random.random() < 0.03:
             return _value(random, words)
         parent, key = random.choice(spots)
-        _change(random, parent, key, words)
+        with contextlib.suppress(RecursionError):  # of a value that was made too deep before
+            _change(random, parent, key, words)
     return tree
 
 
