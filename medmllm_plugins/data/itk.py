@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medmllm_plugins.data.regular_files import open_regular
+from medmllm_plugins.data.regular_files import head as head
 from medmllm_plugins.errors import DataError
 
 MAX_VOXELS = 1024**3
@@ -24,19 +24,6 @@ MAX_SPACING = 100.0
 
 # ITK's warnings go to the process's standard error and may quote headers.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
-
-
-def head(path: Path, count: int) -> bytes:
-    """The first bytes of a file.
-
-    Raises:
-        DataError: it is missing, cannot be opened or is empty.
-    """
-    with open_regular(path) as opened:
-        content = opened.read(count)
-    if not content:
-        raise DataError(f"{path}: expected a volume or picture, found an empty file (0 bytes); get the file again.")
-    return content
 
 
 def open_image(path: Path, reader_name: str) -> sitk.ImageFileReader:
