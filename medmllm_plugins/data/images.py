@@ -29,7 +29,7 @@ from medmllm_plugins.errors import DataError
 SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """File name endings, in lower case, that claim to be an image."""
 
-_PIXEL_BYTES: Mapping[str, int] = MappingProxyType({"JPEG": 8, "JPEG2000": 12, "WEBP": 12})
+_PIXEL_BYTES: Mapping[str, int] = MappingProxyType({"JPEG": 8, "JPEG2000": 16, "WEBP": 12})
 """What a pixel counts against the limit, by Pillow's name of the format; see :func:`check_pixels`."""
 _OTHER_PIXEL_BYTES = 6
 _STRIP = 1 << 22
@@ -108,9 +108,9 @@ def read_rgb(path: Path) -> Image.Image:
 def check_pixels(path: object, size: tuple[int, int], kind: str = "") -> None:
     """Check the memory an image will take, before anything is allocated for it.
 
-    A pixel counts for the six bytes of RGB as decoded and as handed on, in JPEG for eight, and in JPEG 2000 and WebP,
-    whose decoders keep copies of their own, for twelve. The process then takes less than twice the limit: under 1 GB by
-    default, for 89 million pixels (of JPEG 67, of JPEG 2000 and WebP 44 million).
+    A pixel counts for the six bytes of RGB as decoded and as handed on, and for more where decoders keep copies of
+    their own: in JPEG for eight, in WebP for twelve, in JPEG 2000 for sixteen. The process then takes less than twice
+    the limit: under 1 GB by default, for 89 million pixels (67 of JPEG, 44 of WebP, 33 of JPEG 2000).
 
     Args:
         path: the file, for the message.
