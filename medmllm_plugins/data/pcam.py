@@ -163,9 +163,8 @@ class _Array:
             begins = [max(corner[0], start), *corner[1:]]
             ends = [min(at + step, size) for at, step, size in zip(corner, chunks, (stop, *shape[1:]), strict=True)]
             source = tuple(slice(a - at, b - at) for a, b, at in zip(begins, ends, corner, strict=True))
-            target = tuple(
-                slice(a - at, b - at) for a, b, at in zip(begins, ends, (start, *[0] * len(shape)), strict=False)
-            )
+            origin = (start, *(0 for _ in shape[1:]))
+            target = tuple(slice(a - at, b - at) for a, b, at in zip(begins, ends, origin, strict=True))
             values[target] = chunk[source]
         return values
 

@@ -202,7 +202,7 @@ def rewrite(path: Path, spec: DatasetSpec, **changes: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_images", "test_labels", "train_images"])
-@pytest.mark.parametrize("more", [1, 300_000_000])
+@pytest.mark.parametrize("more", [1, 60_000_000])
 def test_a_member_holds_what_its_header_promises(tmp_path: Path, name: str, more: int) -> None:
     spec = SPECS["retinamnist"]
     path = write(tmp_path, spec)
@@ -212,19 +212,19 @@ def test_a_member_holds_what_its_header_promises(tmp_path: Path, name: str, more
         load_dataset(spec, root=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 50_000_000
+    assert peak < 20_000_000
 
 
 def test_a_member_whose_length_the_archive_hides(tmp_path: Path) -> None:
-    """The stream goes on for 200 MB behind what both headers promise; no more than that is unpacked."""
+    """The stream goes on for 40 MB behind what both headers promise; no more than that is unpacked."""
     spec = SPECS["retinamnist"]
     path = write(tmp_path, spec)
     good = npy(arrays(spec)["test_labels"])
-    rewrite(path, spec, test_labels=good + bytes(200_000_000))
+    rewrite(path, spec, test_labels=good + bytes(40_000_000))
     content = path.read_bytes()
     for old, new in (
-        (len(good) + 200_000_000, len(good)),
-        (zlib.crc32(good + bytes(200_000_000)), zlib.crc32(good)),
+        (len(good) + 40_000_000, len(good)),
+        (zlib.crc32(good + bytes(40_000_000)), zlib.crc32(good)),
     ):
         assert content.count(old.to_bytes(4, "little")) == 2
         content = content.replace(old.to_bytes(4, "little"), new.to_bytes(4, "little"))
