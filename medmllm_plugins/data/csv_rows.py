@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medmllm_plugins.data.decode_limit import check_decoded_size, max_decoded_bytes
 from medmllm_plugins.data.faults import Faults
-from medmllm_plugins.errors import shown
+from medmllm_plugins.data.regular_files import open_regular, size_of
+from medmllm_plugins.errors import DataError, shown
 
 Row = Mapping[str, str]
 """Column to cell, without blanks around either."""
@@ -21,6 +23,12 @@ _FOREIGN = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
 }
+
+
+_TEXT_BYTES = 8
+"""Memory that a byte of the file takes while it is read: as bytes, as text, and in the reader's buffer."""
+_ROW_BYTES, _CELL_BYTES = 320, 60
+"""Memory that a row and a cell take beside their text."""
 
 
 def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[int, Row]]:
@@ -36,12 +44,15 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
             may be misunderstood in others.
 
     Returns:
-        Rows with the number of the line on which each ends. None where the file or its header cannot be read.
+        Rows with the number of the line on which each ends. None where the file or its header cannot be read, or where
+        the table would take more memory than the limit of :mod:`medmllm_plugins.data.decode_limit`.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        faults.add(f"{path}: expected a CSV table, found that it cannot be read ({error.strerror})")
+        with open_regular(path) as opened:
+            check_decoded_size(path, size_of(opened) * _TEXT_BYTES)
+            content = opened.read()
+    except DataError as error:
+        faults.add(str(error))
         return []
     for start, what in _FOREIGN.items():
         if content.startswith(start):
@@ -57,6 +68,7 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     rows: list[tuple[int, Row]] = []
     header: list[str] | None = None
+    memory = len(content) * _TEXT_BYTES
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]
@@ -67,10 +79,17 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
                 header = cells[: max(index for index, cell in enumerate(cells) if cell) + 1]
                 if not _good_header(path, reader.line_num, header, columns, faults):
                     return []
-            elif len(cells) < len(header) or any(cells[len(header) :]):
+                continue
+            memory += _ROW_BYTES + _CELL_BYTES * len(cells)
+            if memory > max_decoded_bytes():
+                check_decoded_size(path, memory)
+            if len(cells) < len(header) or any(cells[len(header) :]):
                 faults.add(f"{path}, line {reader.line_num}: expected {len(header)} cells, found {len(cells)}")
             else:
                 rows.append((reader.line_num, dict(zip(header, cells, strict=False))))
+    except DataError as error:
+        faults.add(str(error))
+        return []
     except csv.Error as error:
         faults.add(f"{path}, line {reader.line_num}: expected CSV, found {error}")
     if header is None:
@@ -79,7 +98,7 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
 
 
 def _delimiter(text: str) -> str:
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
     return max(_DELIMITERS, key=first.count)
 
 

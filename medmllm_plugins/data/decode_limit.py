@@ -71,6 +71,15 @@ def check_volume_size(path: object, voxels: int, stored_bytes: int) -> None:
     check_decoded_size(path, max(stored_bytes, 2 * voxels))
 
 
+def check_documents(path: object, count: int) -> None:
+    """Check how many documents a file states, of which each takes about a kilobyte, before any is made.
+
+    Raises:
+        DataError: there are more than fit into the limit, half a million by default.
+    """
+    check_decoded_size(path, count * 1024)
+
+
 def max_voxels() -> int:
     """Return the number of voxels that :func:`check_volume_size` lets pass, 1,024 slices of 512 x 512 by default."""
     return max_decoded_bytes() // 2

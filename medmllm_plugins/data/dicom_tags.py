@@ -25,7 +25,7 @@ from medmllm_plugins.data.dicom_elements import (
     starts_like_dicom,
 )
 from medmllm_plugins.data.dicom_kinds import SOP_CLASS, kind_without_pixels
-from medmllm_plugins.data.itk import head
+from medmllm_plugins.data.regular_files import head
 from medmllm_plugins.data.windows import Unit
 from medmllm_plugins.errors import DataError
 

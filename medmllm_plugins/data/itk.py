@@ -9,24 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medmllm_plugins.data.regular_files import open_regular
 from medmllm_plugins.errors import DataError
 
 MAX_SPACING = 100.0
 """Largest spacing that is believed, in mm; no scanner steps that far."""
-
-
-def head(path: Path, count: int) -> bytes:
-    """The first bytes of a file.
-
-    Raises:
-        DataError: it is missing, cannot be opened or is empty.
-    """
-    with open_regular(path) as opened:
-        content = opened.read(count)
-    if not content:
-        raise DataError(f"{path}: expected a volume or picture, found an empty file (0 bytes); get the file again.")
-    return content
 
 
 def finite(voxels: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from medmllm_plugins.data.decode_limit import check_decoded_size, check_documents, max_decoded_bytes
 from medmllm_plugins.data.documents import Document, Fold
 from medmllm_plugins.data.faults import Faults
 from medmllm_plugins.data.layouts import Layout
+from medmllm_plugins.data.numpy_files import ArrayHeader
+from medmllm_plugins.data.regular_files import open_regular
 from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.zip_members import PackedRows, check_directory, member_header
 from medmllm_plugins.errors import DataError, one_line
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ DEFAULT_SIZE = {2: 224, 3: 64}
 _SPLITS: dict[str, Fold] = {"train": "train", "val": "validation", "test": "test"}
 _LOCAL_HEADER = 30
 _CHUNK = 1 << 20
+_LABELS = 8
+"""Labels, and images held unpacked, take up to this part of the limit: several arrays of several files are kept."""
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -68,7 +75,11 @@ class MedMNIST(Layout):
         """One image as RGB, or of a 3D set its volume, whose spacing and orientation are not published."""
         name, _, place = document.image.partition("#")
         split, _, index = place.partition("/")
-        values = _members(folder / name)[f"{split}_images"][int(index)]
+        members = _members(folder / name)
+        try:
+            values = members[f"{split}_images"][int(index)]
+        except _DAMAGE as error:
+            raise DataError(f"{folder / name}: expected the array {split}_images, found {one_line(error)}.") from error
         if spec.dimensions == 2:
             return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
         from medmllm_plugins.data.volumes import Volume
@@ -108,17 +119,22 @@ def _file(spec: DatasetSpec, folder: Path) -> str:
     return _name(spec, there[-1])
 
 
-class _Members(dict[str, npt.NDArray[np.generic]]):
-    """Arrays of an npz file, read when first asked for and then kept; several threads may ask."""
+class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
+    """Arrays of an npz file, read when first asked for and then kept; several threads may ask.
+
+    Arrays that are not packed stay on disk, and of large packed ones some rows at a time are unpacked, so that memory
+    is bounded by the limit of :mod:`medmllm_plugins.data.decode_limit` whatever the file's size.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
         self._lock = threading.Lock()
         try:
+            check_directory(path)
             with zipfile.ZipFile(path) as archive:
                 infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(f"{path}: expected a whole npz file, found {one_line(error)}; get it again.") from error
         wanted = [f"{split}_{what}" for split in _SPLITS for what in ("images", "labels")]
         if missing := [name for name in wanted if name not in infos]:
@@ -129,11 +145,23 @@ class _Members(dict[str, npt.NDArray[np.generic]]):
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         """Shape and type of an array, without reading it."""
         try:
-            with zipfile.ZipFile(self._path) as archive, archive.open(self._infos[name]) as member:
-                shape, _, dtype = _npy_header(member)
+            with zipfile.ZipFile(self._path) as archive:
+                header = member_header(archive, self._infos[name])
         except _DAMAGE as error:
             raise self._damaged(name, error) from error
-        return shape, dtype
+        return header.shape, header.dtype
+
+    def labels(self, name: str) -> npt.NDArray[Any]:
+        """An array that is held in memory.
+
+        Raises:
+            DataError: it is damaged, or larger than the limit.
+        """
+        shape, dtype = self.header(name)
+        check_decoded_size(f"{self._path}: {name}", math.prod(shape) * dtype.itemsize * _LABELS)
+        array = self[name]
+        assert isinstance(array, np.ndarray)
+        return array
 
     def verify(self, name: str) -> None:
         """Compare an array's check sum, without keeping it."""
@@ -147,43 +175,40 @@ class _Members(dict[str, npt.NDArray[np.generic]]):
     def _damaged(self, name: str, error: Exception) -> DataError:
         return DataError(f"{self._path}: expected the array {name}, found {one_line(error)}; get the file again.")
 
-    def __missing__(self, name: str) -> npt.NDArray[np.generic]:
+    def __missing__(self, name: str) -> npt.NDArray[Any] | PackedRows:
         with self._lock:
             if name not in self:
                 self[name] = self._read(name)
             return dict.__getitem__(self, name)
 
-    def _read(self, name: str) -> npt.NDArray[np.generic]:
+    def _read(self, name: str) -> npt.NDArray[Any] | PackedRows:
         info = self._infos[name]
         try:
-            if info.compress_type == zipfile.ZIP_STORED:
-                self.verify(name)
-                return self._mapped(info)
-            with zipfile.ZipFile(self._path) as archive, archive.open(info) as member:
-                found: npt.NDArray[np.generic] = np.lib.format.read_array(member, allow_pickle=False)
-                member.read()  # to the end, where the check sum is compared
-                return found
+            with zipfile.ZipFile(self._path) as archive:
+                header = member_header(archive, info)
+                if info.compress_type == zipfile.ZIP_STORED:
+                    self.verify(name)
+                    return self._mapped(info, header)
+                if header.nbytes > max_decoded_bytes() // _LABELS:
+                    self.verify(name)
+                    return PackedRows(self._path, info, header)
+                with archive.open(info) as member:
+                    # To the end, where the check sum is compared; without a number it would unpack whatever there is.
+                    content = member.read(info.file_size)
+            array = np.frombuffer(content, header.dtype, offset=header.length)
+            return array.reshape(header.shape, order="F" if header.fortran else "C")
         except _DAMAGE as error:
             raise self._damaged(name, error) from error
 
-    def _mapped(self, info: zipfile.ZipInfo) -> npt.NDArray[np.generic]:
+    def _mapped(self, info: zipfile.ZipInfo, header: ArrayHeader) -> npt.NDArray[Any]:
         """A member that is stored as it is, read where it lies on disk."""
-        with self._path.open("rb") as opened:
+        with open_regular(self._path) as opened:
             opened.seek(info.header_offset)
-            header = opened.read(_LOCAL_HEADER)
-            # Behind the fixed part stand the name and an extra field, whose lengths end it.
-            opened.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
-            shape, fortran, dtype = _npy_header(opened)
-            return np.memmap(self._path, dtype, "r", opened.tell(), shape, "F" if fortran else "C")
-
-
-def _npy_header(opened: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    version = np.lib.format.read_magic(opened)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(opened)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects")
-    return shape, fortran, dtype
+            fixed = opened.read(_LOCAL_HEADER)
+        # Behind the fixed part stand the name and an extra field, whose lengths end it.
+        start = info.header_offset + _LOCAL_HEADER + int.from_bytes(fixed[26:28], "little")
+        start += int.from_bytes(fixed[28:30], "little") + header.length
+        return np.memmap(self._path, header.dtype, "r", start, header.shape, "F" if header.fortran else "C")
 
 
 @lru_cache(maxsize=4)
@@ -207,7 +232,7 @@ def _check(spec: DatasetSpec, path: Path, split: str) -> npt.NDArray[np.generic]
     13 GB, is compared when they are read.
     """
     members = _members(path)
-    labels = members[f"{split}_labels"]
+    labels = members.labels(f"{split}_labels")
     shape, dtype = members.header(f"{split}_images")
     columns = len(spec.labels) if spec.kind == "multilabel" else 1
     channels = shape[3:] if spec.dimensions == 2 else shape[4:]
@@ -222,6 +247,7 @@ def _check(spec: DatasetSpec, path: Path, split: str) -> npt.NDArray[np.generic]
     most = 1 if spec.kind == "multilabel" else len(spec.labels) - 1
     if labels.size and not (int(labels.min()) >= 0 and int(labels.max()) <= most):
         raise DataError(f"{path}: expected {split}_labels from 0 to {most}, found {labels.min()} to {labels.max()}.")
+    check_documents(path, shape[0])
     if split == "test":
         members.verify(f"{split}_images")
     return labels

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medmllm_plugins.data.byte_sources import open_source
-from medmllm_plugins.data.itk import check_spacing, head
-from medmllm_plugins.data.regular_files import open_regular
+from medmllm_plugins.data.itk import check_spacing
+from medmllm_plugins.data.regular_files import head, open_regular
 from medmllm_plugins.data.volume_headers import (
     IDENTITY,
     DataLocation,

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from medmllm_plugins.data.byte_sources import Packing
-from medmllm_plugins.data.itk import check_spacing, head
-from medmllm_plugins.data.regular_files import data_file_below, open_regular
+from medmllm_plugins.data.itk import check_spacing
+from medmllm_plugins.data.regular_files import data_file_below, head, open_regular
 from medmllm_plugins.data.volume_headers import (
     IDENTITY,
     LONGEST_HEADER,

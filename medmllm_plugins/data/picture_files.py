@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from medmllm_plugins.data.decode_limit import check_decoded_size
 from medmllm_plugins.data.dicom_elements import starts_like_dicom
-from medmllm_plugins.data.images import MAX_PIXELS, SUFFIXES, read_rgb, to_rgb
+from medmllm_plugins.data.images import SUFFIXES, check_pixels, read_rgb, to_rgb
+from medmllm_plugins.data.numpy_files import MAGIC, array_file_header
 from medmllm_plugins.data.picture_options import DEFAULT, PictureOptions
+from medmllm_plugins.data.regular_files import head
 from medmllm_plugins.errors import DataError, shown
 
 ARRAY = ".npy"
 _DICOM = frozenset({".dcm", ".dicom", ".ima"})
-_NUMPY_MAGIC = b"\x93NUMPY"
 
 
 def may_be_dicom(path: Path) -> bool:
@@ -96,23 +98,17 @@ def open_array(path: Path) -> npt.NDArray[np.generic]:
     Raises:
         DataError: the file is missing, damaged or holds no such array.
     """
-    try:
-        with path.open("rb") as opened:
-            start = opened.read(len(_NUMPY_MAGIC))
-    except OSError as error:
-        raise DataError(f"{path}: expected an array, found that it cannot be read ({error.strerror}).") from error
-    if not start:
-        raise DataError(f"{path}: expected an array, found an empty file (0 bytes); get the file again.")
-    if start != _NUMPY_MAGIC:
+    start = head(path, len(MAGIC))
+    if start != MAGIC:
         raise DataError(f"{path}: expected a NumPy array by its name, found {start!r} at its start; correct the name.")
-    # Damaged headers are met with ValueError, SyntaxError, EOFError and others. No pickles: they run code.
-    try:
-        array: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:
+    header = array_file_header(path)
+    if 0 in header.shape:
         raise DataError(
-            f"{path}: expected a whole NumPy array of numbers, found one that cannot be read "
-            f"({type(error).__name__}); save it anew with numpy.save."
-        ) from None
+            f"{path}: expected a picture, got {header.dtype} {shown(list(header.shape))}, an array without any value."
+        )
+    array: npt.NDArray[np.generic] = np.memmap(
+        path, header.dtype, "r", header.length, header.shape, "F" if header.fortran else "C"
+    )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     plain = array.ndim == 2 and array.dtype.kind in "biuf"
@@ -122,8 +118,9 @@ def open_array(path: Path) -> npt.NDArray[np.generic]:
             f"{path}: expected a picture as numbers [H, W] or as uint8 [H, W, 3], found {array.dtype} "
             f"{list(array.shape)}; volumes need a data set of dimensions 3."
         )
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {shown(array.shape)}.")
+    height, width = array.shape[:2]
+    check_pixels(path, (width, height))
+    check_decoded_size(path, array.nbytes + 5 * height * width)  # as stored, scaled and as RGB
     return array
 
 

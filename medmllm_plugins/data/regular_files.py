@@ -39,6 +39,19 @@ def open_regular(path: Path) -> BinaryIO:
     return opened
 
 
+def head(path: Path, count: int) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        DataError: it is missing, cannot be opened or is empty.
+    """
+    with open_regular(path) as opened:
+        content = opened.read(count)
+    if not content:
+        raise DataError(f"{path}: expected a volume or picture, found an empty file (0 bytes); get the file again.")
+    return content
+
+
 def size_of(opened: BinaryIO) -> int:
     """Return the length of an open file in bytes."""
     return os.fstat(opened.fileno()).st_size

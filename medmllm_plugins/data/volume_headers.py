@@ -1,7 +1,8 @@
 """What a volume's header states, checked before any voxel is read; the base of the readers of each format.
 
 The formats are in :mod:`medmllm_plugins.data.nifti`, :mod:`medmllm_plugins.data.nrrd` and
-:mod:`medmllm_plugins.data.metaimage`, arrays in :mod:`medmllm_plugins.data.numpy_files`.
+:mod:`medmllm_plugins.data.metaimage`, arrays in
+:mod:`medmllm_plugins.data.volume_arrays`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy.typing as npt
 from medmllm_plugins.data.byte_sources import Packing
 from medmllm_plugins.data.decode_limit import check_volume_size
 from medmllm_plugins.data.dicom_tags import is_dicom
-from medmllm_plugins.data.itk import check_spacing, head
-from medmllm_plugins.data.regular_files import open_regular, size_of
+from medmllm_plugins.data.itk import check_spacing
+from medmllm_plugins.data.regular_files import head, open_regular, size_of
 from medmllm_plugins.errors import DataError, shown
 
 IDENTITY: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -92,7 +93,7 @@ def check_header(header: VolumeHeader) -> VolumeHeader:
             axes are not perpendicular; or raw data are shorter or longer than the header states.
     """
     path = header.path
-    check_volume_size(path, math.prod(header.shape), header.data.skip + header.nbytes)
+    check_volume_size(path, math.prod(header.shape), max(header.data.skip, header.nbytes))
     check_spacing(header.spacing[1:] if header.flat else header.spacing, path)
     if header.direction is not None:
         axes = np.array(header.direction, np.float64).reshape(3, 3)

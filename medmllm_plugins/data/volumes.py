@@ -23,11 +23,12 @@ import SimpleITK as sitk
 from medmllm_plugins.data.decode_limit import VARIABLE, max_voxels
 from medmllm_plugins.data.dicom import dicom_geometry, read_dicom
 from medmllm_plugins.data.dicom_elements import starts_like_dicom
-from medmllm_plugins.data.itk import check_spacing, finite, head
+from medmllm_plugins.data.itk import check_spacing, finite
 from medmllm_plugins.data.metaimage import read_metaimage_header
 from medmllm_plugins.data.nifti import read_nifti_header
 from medmllm_plugins.data.nrrd import read_nrrd_header
-from medmllm_plugins.data.numpy_files import read_volume_array_header
+from medmllm_plugins.data.regular_files import head
+from medmllm_plugins.data.volume_arrays import read_volume_array_header
 from medmllm_plugins.data.volume_headers import VolumeHeader
 from medmllm_plugins.data.voxels import read_voxels
 from medmllm_plugins.data.windows import Unit

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 from support.image_files import cut, picture, write_picture
 
-from medmllm_plugins.data import images
+from medmllm_plugins.data.decode_limit import VARIABLE
 from medmllm_plugins.data.duplicates import join_groups, near_duplicates, thumbnail
 from medmllm_plugins.data.images import check_images, read_rgb, to_rgb
 from medmllm_plugins.errors import DataError
@@ -216,9 +216,11 @@ def test_postscript_under_the_name_of_a_png_is_no_image(tmp_path: Path) -> None:
 
 def test_too_many_pixels_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_picture(tmp_path / "bomb.png", size=(100, 100))
-    monkeypatch.setattr(images, "MAX_PIXELS", 9_999)
-    with pytest.raises(DataError, match="decompression bomb"):
+    monkeypatch.setenv(VARIABLE, "59999")
+    with pytest.raises(DataError, match=r"bomb\.png: expected at most 59,999 bytes of decoded data"):
         read_rgb(path)
+    monkeypatch.setenv(VARIABLE, "60000")
+    assert read_rgb(path).size == (100, 100)
 
 
 @settings(max_examples=60)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from medmllm_plugins.data import medmnist
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import load_dataset
+from medmllm_plugins.data.decode_limit import VARIABLE
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 
@@ -147,8 +152,6 @@ def test_objects_are_never_unpacked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damage_inside_the_test_images_is_found(tmp_path: Path, save: Callable[..., None]) -> None:
-    import zipfile
-
     spec = SPECS["bloodmnist"]
     path = write(tmp_path, spec, save=save)
     with zipfile.ZipFile(path) as archive:
@@ -178,3 +181,102 @@ def test_the_real_pneumoniamnist() -> None:
     data = load_dataset(SPECS["pneumoniamnist"], root=root)
     assert data.counts()["test"] == {"normal": 234, "pneumonia": 390}
     assert data.image(data.select(["test"])[0]).mode == "RGB"
+
+
+def member(content: bytes, name: str, archive: zipfile.ZipFile) -> None:
+    archive.writestr(f"{name}.npy", content, zipfile.ZIP_DEFLATED)
+
+
+def npy(array: np.ndarray, **header: object) -> bytes:
+    """An array in NumPy's format, with fields of the header replaced."""
+    buffer = io.BytesIO()
+    stated = {"shape": array.shape, "fortran_order": False, "descr": array.dtype.str, **header}
+    np.lib.format.write_array_header_2_0(buffer, stated)
+    return buffer.getvalue() + array.tobytes()
+
+
+def rewrite(path: Path, spec: DatasetSpec, **changes: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays(spec).items():
+            member(changes.get(name, npy(array)), name, archive)
+
+
+@pytest.mark.parametrize("name", ["test_images", "test_labels", "train_images"])
+@pytest.mark.parametrize("more", [1, 60_000_000])
+def test_a_member_holds_what_its_header_promises(tmp_path: Path, name: str, more: int) -> None:
+    spec = SPECS["retinamnist"]
+    path = write(tmp_path, spec)
+    rewrite(path, spec, **{name: npy(arrays(spec)[name]) + bytes(more)})
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"retinamnist\.npz: expected the array {name}, found .*bytes by its header"):
+        load_dataset(spec, root=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_a_member_whose_length_the_archive_hides(tmp_path: Path) -> None:
+    """The stream goes on for 40 MB behind what both headers promise; no more than that is unpacked."""
+    spec = SPECS["retinamnist"]
+    path = write(tmp_path, spec)
+    good = npy(arrays(spec)["test_labels"])
+    rewrite(path, spec, test_labels=good + bytes(40_000_000))
+    content = path.read_bytes()
+    for old, new in (
+        (len(good) + 40_000_000, len(good)),
+        (zlib.crc32(good + bytes(40_000_000)), zlib.crc32(good)),
+    ):
+        assert content.count(old.to_bytes(4, "little")) == 2
+        content = content.replace(old.to_bytes(4, "little"), new.to_bytes(4, "little"))
+    path.write_bytes(content)
+    tracemalloc.start()
+    load_dataset(spec, root=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x93NUMPY\x02\0" + (50_000_000).to_bytes(4, "little") + bytes(50_000_000), "too long"),
+        (npy(np.zeros((16, 28, 28, 3), np.uint8), shape=(10**9, 28, 28, 3)), "bytes by its header"),
+        (npy(np.zeros((16, 28, 28, 3), np.uint8), shape=(16, 28, 28, -3)), "header|below 0"),
+        (npy(np.zeros((16, 28, 28, 3), np.uint8), descr="|V2147483647"), "bytes by its header"),
+        (b"", "no NumPy header"),
+    ],
+)
+def test_headers_of_members_that_lie(tmp_path: Path, content: bytes, says: str) -> None:
+    spec = SPECS["retinamnist"]
+    path = write(tmp_path, spec)
+    rewrite(path, spec, test_images=content)
+    with pytest.raises(DataError, match=rf"retinamnist\.npz: expected the array test_images, found .*({says})"):
+        load_dataset(spec, root=tmp_path)
+
+
+def test_an_archive_of_too_many_members(tmp_path: Path) -> None:
+    spec = SPECS["retinamnist"]
+    path = write(tmp_path, spec)
+    with zipfile.ZipFile(path, "a") as archive:
+        for index in range(12_000):
+            archive.writestr(f"{index:060d}", b"")
+    with pytest.raises(DataError, match=r"retinamnist\.npz: expected a whole npz file, found .*directory of"):
+        load_dataset(spec, root=tmp_path)
+
+
+def test_a_large_packed_array_is_unpacked_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS["bloodmnist"]
+    write(tmp_path, spec)
+    wanted = arrays(spec)
+    monkeypatch.setattr("medmllm_plugins.data.zip_members._BLOCK", 5 * 28 * 28 * 3)
+    monkeypatch.setenv(VARIABLE, "128K")  # an eighth is less than any of the three arrays of images
+    data = load_dataset(spec, root=tmp_path)
+    rows = [document for document in data.documents if document.fold == "train"]
+    for order in (range(24), reversed(range(24)), [23, 0, 12, 0]):
+        for index in order:
+            assert np.array_equal(np.asarray(data.image(rows[index])), wanted["train_images"][index])
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(data.image, rows))
+    assert all(
+        np.array_equal(np.asarray(image), row) for image, row in zip(images, wanted["train_images"], strict=True)
+    )

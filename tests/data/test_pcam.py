@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -139,4 +141,82 @@ def test_without_h5py_the_error_says_what_to_install(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(DataError, match=r"pip install 'medmllm-plugins\[pcam\]'"):
+        load_dataset(SPEC, root=tmp_path)
+
+
+def rewrite(root: Path, name: str, **options: Any) -> Path:
+    path = stem(root, name)
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=pixels("test"), **options)
+    return path
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("chunks", [(8, 96, 96, 3), (5, 50, 96, 2), (16, 96, 96, 3), (1, 96, 96, 3)])
+def test_chunks_are_unpacked_as_hdf5_does(tmp_path: Path, chunks: tuple[int, ...], shuffle: bool) -> None:
+    rewrite(write(tmp_path), "test_x.h5", chunks=chunks, compression="gzip", shuffle=shuffle)
+    data = load_dataset(SPEC, root=tmp_path)
+    for document in data.select(["test"]):
+        index = int(document.id.partition("/")[2])
+        assert np.array_equal(np.asarray(data.image(document)), pixels("test")[index])
+
+
+def test_shuffled_labels_of_eight_bytes(tmp_path: Path) -> None:
+    path = stem(write(tmp_path), "test_y.h5")
+    path.unlink()
+    labels = (np.arange(16) % 2).astype(">i8").reshape(-1, 1, 1, 1)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("y", data=labels, chunks=(7, 1, 1, 1), compression="gzip", shuffle=True)
+    with pytest.raises(DataError, match=r"found .*same_kind"):
+        load_dataset(SPEC, root=tmp_path)
+
+
+def test_a_chunk_that_holds_more_than_its_shape(tmp_path: Path) -> None:
+    path = rewrite(write(tmp_path), "test_x.h5", chunks=(8, 96, 96, 3), compression="gzip")
+    with h5py.File(path, "r+") as file:
+        file["x"].id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(40_000_000)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"test_x\.h5: .*longer than its header states"):
+        load_dataset(SPEC, root=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@pytest.mark.parametrize("options", [{"compression": "lzf"}, {"fletcher32": True}, {"scaleoffset": 4}])
+def test_filters_that_are_not_gzip(tmp_path: Path, options: dict[str, Any]) -> None:
+    rewrite(write(tmp_path), "test_x.h5", chunks=(8, 96, 96, 3), **options)
+    with pytest.raises(DataError, match=r"test_x\.h5: .*HDF5 filters"):
+        load_dataset(SPEC, root=tmp_path)
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link", "external data", "virtual"])
+def test_data_in_other_files_are_not_read(tmp_path: Path, how: str) -> None:
+    path = stem(write(tmp_path), "test_x.h5")
+    other = tmp_path / "other.h5"
+    path.rename(other)
+    shape = (16, 96, 96, 3)
+    with h5py.File(path, "w") as file:
+        if how == "external link":
+            file["x"] = h5py.ExternalLink(str(other), "x")
+        elif how == "soft link":
+            file["x"] = h5py.SoftLink("/y")
+        elif how == "external data":
+            file.create_dataset("x", shape, np.uint8, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+        else:
+            layout = h5py.VirtualLayout(shape, np.uint8)
+            layout[...] = h5py.VirtualSource(str(other), "x", shape)
+            file.create_virtual_dataset("x", layout)
+    with pytest.raises(DataError, match=r"test_x\.h5: expected a whole HDF5 file, found .*(other files|in this file)"):
+        load_dataset(SPEC, root=tmp_path)
+
+
+@pytest.mark.parametrize("count", [10**7, 10**12])
+def test_more_labels_than_fit_into_memory(tmp_path: Path, count: int) -> None:
+    path = stem(write(tmp_path), "test_y.h5")
+    path.unlink()
+    with h5py.File(path, "w") as file:  # HDF5 writes nothing of what is never set
+        file.create_dataset("y", (count, 1, 1, 1), np.uint8, chunks=(1000, 1, 1, 1), compression="gzip")
+    with pytest.raises(DataError, match=r"test_y\.h5: expected at most 536,870,912 bytes"):
         load_dataset(SPEC, root=tmp_path)

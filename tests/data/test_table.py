@@ -329,7 +329,7 @@ def test_pictures_of_every_mode_are_read(tmp_path: Path) -> None:
         (np.array([[1.0, np.nan]]), "expected finite numbers"),
         (np.array([[1.0, np.inf]]), "expected finite numbers"),
         (np.zeros((2, 3, 4, 5)), r"found float64 \[2, 3, 4, 5\]"),
-        (np.zeros((0, 3)), r"found float64 \[0, 3\]"),
+        (np.zeros((0, 3)), r"got float64 \[0, 3\]"),
         (np.array([["a", "b"]]), "found <U1"),
     ],
 )
@@ -376,8 +376,8 @@ def test_volumes_of_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: np.zeros((5, 5), np.float32), r"found .*\[5, 5\]"),
-        (lambda: np.zeros((2, 3, 4, 5), np.float32), r"found .*\[2, 3, 4, 5\]"),
+        (lambda: np.zeros((5, 5), np.float32), r"got .*\[5, 5\]"),
+        (lambda: np.zeros((2, 3, 4, 5), np.float32), r"got .*\[2, 3, 4, 5\]"),
         (lambda: np.full((3, 4, 5), np.nan, np.float32), "NaN|finite"),
         (lambda: np.full((3, 4, 5), np.inf, np.float32), "infinit|finite"),
     ],
