@@ -20,6 +20,7 @@ ROOMS = (
         "published",
         "hookspecs",
         "specs",
+        "suggestions",
         "bounded_yaml",
         "taskfiles",
         "manager",
