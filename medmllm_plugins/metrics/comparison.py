@@ -20,6 +20,7 @@ from medmllm_plugins.metrics.classification import Floats, Ints, balanced_accura
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.outcome_files import load_run
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import unreadable_outcomes
 from medmllm_plugins.metrics.tables import Tables
 
 FLIPS = 10_000
@@ -182,7 +183,7 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
 
     Returns:
         One comparison a task, p-values corrected over them, and warnings: tasks whose data sets share images are not
-        independent.
+        independent, and differences say little where too few answers could be read.
 
     Raises:
         DataError: a folder is no run folder, no task is in both, or a task was run on other data.
@@ -208,7 +209,13 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
         Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
         for c, p in zip(found, adjusted, strict=True)
     ]
-    return compared, _overlaps([one.manifest["tasks"][task] for task in tasks])
+    unread = [
+        f"{task} in {run.folder}: {found_unread.count}, so the difference says little about what the model knows."
+        for task in tasks
+        for run in (one, two)
+        if (found_unread := unreadable_outcomes(run.outcomes[task])) is not None
+    ]
+    return compared, [*_overlaps([one.manifest["tasks"][task] for task in tasks]), *unread]
 
 
 def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:

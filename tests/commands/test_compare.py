@@ -13,7 +13,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 
 
 def run_folder(folder: Path, right: list[int]) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"tasks": {"t": {"dataset": "d"}}}))
     answers = ["b" if hit else "a" for hit in right]
     rows = [Outcome(str(i), str(i // 2), "b", answer, "parsed") for i, answer in enumerate(answers)]
@@ -36,3 +36,14 @@ def test_no_run_folder_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("medmllm: ") and "run folder" in said and said.count("\n") == 1
+
+
+def test_runs_that_could_not_be_read_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run_folder(tmp_path / "a", [0, 0, 1, 0])
+    second = run_folder(tmp_path / "out" / "medmllm_runs" / "b", [1, 1, 1, 0])
+    rows = [Outcome(str(i), str(i // 2), "b", None, "out_of_list") for i in range(4)]
+    write_outcomes(second / "t.outcomes.jsonl", rows)
+    assert main(["compare", str(first), str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert f"Warning: t in {second}: No answer could be read (0 of 4), so the difference says little" in printed
+    assert printed.count("Warning") == 1
