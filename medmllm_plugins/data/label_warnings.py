@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -16,6 +17,8 @@ from medmllm_plugins.errors import shown
 SMALL_TEST: Final = 50
 """Fewer test documents than that are said: at 50, a 95 % interval reaches 14 points to either side."""
 _SHOWN: Final = 5
+_MOST_COMPARED: Final = 200
+"""So many classes have 20,000 pairs of names, which take a fraction of a second."""
 _MIN_LENGTH: Final = 4
 """Shorter names that differ in one letter, such as T1 and T2 or left and lift, are more often meant than mistyped."""
 _ROMAN: Final = re.compile(r"[ivx]+")
@@ -114,17 +117,29 @@ def _one_edit(short: str, long: str) -> bool:
 
 def _similar_names(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator[str]:
     counts = Counter(label for document in documents for label in document.labels)
+    similar = similar_spelling if len(spec.labels) <= _MOST_COMPARED else same_spelling
     pairs = [
         f"{shown(first)} ({counts[first]}) and {shown(second)} ({counts[second]})"
-        for index, first in enumerate(spec.labels)
-        for second in spec.labels[index + 1 :]
-        if similar_spelling(first, second)
+        for first, second in _candidates(spec.labels)
+        if similar(first, second)
     ]
     if pairs:
         yield (
             f"Classes with almost the same name: {_listed(pairs, len(pairs))}. If they are one class, correct the "
             "labels, else a model is asked to tell them apart."
         )
+
+
+def _candidates(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of names to compare: all of them, or of very many classes those that look the same."""
+    if len(labels) <= _MOST_COMPARED:
+        yield from itertools.combinations(labels, 2)
+        return
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[_plain(label)].append(label)
+    for names in alike.values():
+        yield from itertools.pairwise(names)
 
 
 def _rare_classes(spec: DatasetSpec, documents: Sequence[Document], noun: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from medmllm_plugins.metrics.classification import Floats, Ints, Weights, balanc
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.outcome_files import load_run
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import unreadable_outcomes
 from medmllm_plugins.metrics.tables import Tables
 
 FLIPS = 10_000
@@ -187,8 +188,8 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
     """Compare two run folders over the tasks that both have.
 
     Returns:
-        One comparison a task, p-values corrected over them, and warnings: what does not agree in a folder, and tasks
-        whose data sets share images, which are not independent.
+        One comparison a task, p-values corrected over them, and warnings: what does not agree in a folder; tasks whose
+        data sets share images, which are not independent; and tasks of which too few answers could be read.
 
     Raises:
         DataError: a folder is no run folder, no task is in both, or a task was run on other data.
@@ -214,8 +215,14 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
         Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
         for c, p in zip(found, adjusted, strict=True)
     ]
+    unread = [
+        f"{task} in {run.folder}: {shortfall.count}, so the difference says little about what the model knows."
+        for task in tasks
+        for run in (one, two)
+        if (shortfall := unreadable_outcomes(run.outcomes[task])) is not None
+    ]
     overlaps = _overlaps([one.manifest["tasks"][task] for task in tasks])
-    return compared, [*one.warnings, *two.warnings, *overlaps]
+    return compared, [*one.warnings, *two.warnings, *overlaps, *unread]
 
 
 def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:

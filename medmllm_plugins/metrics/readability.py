@@ -8,9 +8,12 @@ form of the answers rather than their content, and a comparison with the blind a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from medmllm_plugins.metrics.outcomes import Outcome
 
 MOSTLY: Final = 0.5
 """From this share on, most answers were read."""
@@ -82,6 +85,23 @@ def unreadable(figures: Mapping[str, Any]) -> Unreadable | None:
     if share < MOSTLY or share < blind:  # neither holds of NaN
         return Unreadable(round(share * asked), asked, name, blind, _scores(figures))
     return None
+
+
+def unreadable_outcomes(outcomes: Sequence[Outcome]) -> Unreadable | None:
+    """Return the same of scored rows, for where there are no figures; label scores are left out."""
+    if not outcomes:
+        return None
+    labels = Counter(outcome.label for outcome in outcomes)
+    no = any(outcome.finding for outcome in outcomes)
+    blind = {"always_no": labels["no"]} if no else {"majority_class": max(labels.values())}
+    read = sum(outcome.predicted is not None for outcome in outcomes)
+    return unreadable(
+        {
+            "n": len(outcomes),
+            "metrics": {"parsed": {"value": read / len(outcomes)}},
+            "baselines": {name: {"accuracy": count / len(outcomes)} for name, count in blind.items()},
+        }
+    )
 
 
 def _blind(figures: Mapping[str, Any]) -> tuple[str, float]:

@@ -21,6 +21,7 @@ ROOMS = (
         "published",
         "hookspecs",
         "specs",
+        "suggestions",
         "bounded_yaml",
         "taskfiles",
         "plugin_guard",

@@ -15,7 +15,7 @@ from medmllm_plugins.metrics.summary import summarise
 
 
 def run_folder(folder: Path, right: list[int]) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(
         json.dumps({"finished": "2026", "tasks": {"t": {"dataset": "d", "labels": ["a", "b"]}}})
     )
@@ -100,3 +100,14 @@ def test_ctrl_c_is_one_line_and_130(
     assert capsys.readouterr().err.splitlines() == [
         "medmllm: interrupted. Start the same command again; no file is left half-written."
     ]
+
+
+def test_runs_that_could_not_be_read_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run_folder(tmp_path / "a", [0, 0, 1, 0])
+    second = run_folder(tmp_path / "out" / "medmllm_runs" / "b", [1, 1, 1, 0])
+    rows = [Outcome(str(i), str(i // 2), "b", None, "out_of_list") for i in range(4)]
+    write_outcomes(second / "t.outcomes.jsonl", rows)
+    assert main(["compare", str(first), str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert f"Warning: t in {second}: No answer could be read (0 of 4), so the difference says little" in printed
+    assert printed.count("Warning") == 1

@@ -262,7 +262,10 @@ def test_checks_of_what_is_not_there(medmllm: Medmllm) -> None:
     status, said, _ = medmllm("datasets", "--check", "busi")
     assert status == 1 and "busi: not checked" in said and "MEDMLLM_DATA" in said
     status, _, error = medmllm("datasets", "--check", "nothing")
-    assert status == 1 and "found ['nothing']" in error
+    assert status == 1 and "got 'nothing'. `medmllm datasets` lists all." in error
+    for words in (("datasets", "--check", "busy"), ("datasets", "busy")):
+        status, _, error = medmllm(*words)
+        assert status == 1 and "got 'busy'. Did you mean busi?" in error and len(error) < 200
 
 
 @pytest.mark.parametrize(

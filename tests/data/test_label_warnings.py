@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from medmllm_plugins.data.documents import Document, Fold
@@ -125,3 +127,11 @@ def test_one_content_with_two_labels() -> None:
     assert len(told) < 300
     (told,) = two_labels(["p", "p", "q", "q"], ["1", "2", "3", "4"], [("a",), (), ("a",), ("b",)], "image")
     assert told.startswith("2 images have more than one label") and "2 (no finding)" in told
+
+
+def test_thousands_of_classes_are_no_matter() -> None:
+    labels = [f"class {chr(97 + n % 26)}{chr(97 + n // 26 % 26)}{chr(97 + n // 676)}" for n in range(3000)]
+    began = time.process_time()
+    told = label_warnings(spec(*labels, "CLASS AAA"), documents(*((label, "test", 1) for label in labels)))
+    assert time.process_time() - began < 2
+    assert "'class aaa' (1) and 'CLASS AAA' (0)" in told[0] and max(map(len, told)) < 500

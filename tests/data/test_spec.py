@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -10,16 +11,19 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from medmllm_plugins import manager
+from medmllm_plugins import doctor, manager
 from medmllm_plugins.data import catalogue
 from medmllm_plugins.data.catalogue import dataset_specs
 from medmllm_plugins.data.dataset import load_dataset
 from medmllm_plugins.data.layouts import layout
 from medmllm_plugins.data.spec import DatasetSpec, parse_spec, read_spec
 from medmllm_plugins.data.table import TableOptions
-from medmllm_plugins.errors import DataError, PluginError
+from medmllm_plugins.errors import DataError, OptionError, PluginError
 from medmllm_plugins.questions.names import declared_tasks
+from medmllm_plugins.questions.settings import ARGUMENTS, read_settings
 
 LETTERS = "abcdefghi"
 BOMB = "a: &a [l,l,l,l,l,l,l,l,l]\n" + "".join(
@@ -247,3 +251,38 @@ def test_an_error_that_nobody_thought_of_is_that_of_its_file(
             manager.reset()
         assert "demo" in read_all.declarations
         assert [fault for fault in read_all.faults if "strange.yaml" in fault and type(error).__name__ in fault]
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.dates(), st.binary(max_size=3)
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3), max_leaves=8
+)
+KEYS = [field.name for field in dataclasses.fields(DatasetSpec)]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS) | SCALARS, VALUES, max_size=4))
+def test_any_declaration_is_good_or_our_error(changes: dict[Any, Any]) -> None:
+    try:
+        spec = parse_spec({**SOUND, **changes}, "x.yaml")
+    except DataError as error:
+        assert str(error).startswith("x.yaml: ") and len(str(error)) < 1000
+        return
+    with contextlib.suppress(DataError):
+        load_dataset(dataclasses.replace(spec, layout="table"))
+    doctor._is_there(spec, Path("/nowhere") / spec.folder)
+
+
+@given(st.dictionaries(st.sampled_from(ARGUMENTS) | SCALARS, VALUES, max_size=4), VALUES)
+def test_any_settings_of_a_task_are_good_or_our_error(changes: dict[Any, Any], dataset: Any) -> None:
+    for content in (
+        {"dataset": "demo", **changes},
+        {"dataset": dataset, **changes},
+        {"dataset": {**SOUND, "name": dataset}},
+    ):
+        for purpose in ("classify", "probe", "attribute"):
+            try:
+                read_settings("x", {"medmllm": content}, purpose=purpose)  # type: ignore[arg-type]
+            except (OptionError, DataError) as error:
+                assert len(str(error)) < 1500

@@ -276,11 +276,12 @@ def test_folds_of_a_task_are_obeyed(evaluate: Callable[..., Any], tmp_path: Path
     ("settings", "says"),
     [
         ("{}", "`metadata: {medmllm: {dataset: NAME}}`"),
-        ("{dataset: demo, colour: red}", "unknown keys ['colour']"),
+        ("{dataset: demo, colour: red}", "unknown keys 'colour'"),
         ("{dataset: demo, protocol: opened}", "closed_set"),
         ("{dataset: demo, folds: [tests]}", "validation"),
         ("{dataset: demo, folds: []}", "validation"),
-        ("{dataset: nowhere}", "'busi', 'chest_xray', 'chestmnist', 'chestxray14', 'covid19_ct', 'ct_rate', 'demo'"),
+        ("{dataset: nowhere}", "No data set is called 'nowhere'. `medmllm datasets` lists all."),
+        ("{dataset: busy}", "No data set is called 'busy'. Did you mean busi?"),
     ],
 )
 def test_a_faulty_declaration_says_what_was_expected(tmp_path: Path, settings: str, says: str) -> None:
@@ -401,3 +402,7 @@ def test_cached_answers_are_taken_for_the_same_data_only(
     monkeypatch.setattr(tasks, "load_dataset", changed)
     evaluate(tmp_path / "changed", **settings)
     assert len(loads) == 2
+
+
+def test_answers_that_can_be_read_are_not_doubted(demo: Any) -> None:
+    assert demo.manifest["tasks"]["med_cls_demo"]["unreadable"] == ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loguru import logger
 from support.dicom_files import MARKER, write_series
 from support.image_files import write_picture
 from support.tiny_families import write_family
@@ -128,3 +129,27 @@ def test_own_images_are_explained(
     assert main(words) == 0  # its settings are found by its name
     assert task_settings("med_probe_own_scans").features is not None
     reset()
+
+
+def test_answers_that_cannot_be_read_are_said(
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo knows phantoms; of anything else its numbers mean nothing, and log and manifest say so."""
+    lines: list[str] = []
+    for index in range(9):
+        write_picture(tmp_path / "eyes" / ("healthy", "glaucoma")[index % 2] / f"{index}.png", key=f"eye {index}")
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path / "tasks"))
+    assert main(["task", "new", "eyes", "--images", str(tmp_path / "eyes"), "--labels", "folders"]) == 0
+    sink = logger.add(lambda message: lines.append(str(message)), level="INFO")
+    try:
+        evaluated = evaluate(tmp_path / "out", tasks=[str(tmp_path / "tasks" / "eyes.yaml")])
+    finally:
+        logger.remove(sink)
+        reset()
+    count = len(evaluated.samples("eyes"))
+    assert evaluated.values("eyes")["parsed,none"] == 0, "the demo is expected not to know these words"
+    (line,) = [line for line in lines if "No answer could be read" in line]
+    assert f"No answer could be read (0 of {count}). The demo model only knows phantoms." in line
+    assert "majority class" not in "".join(line for line in lines if "eyes: " in line)
+    assert evaluated.manifest["tasks"]["eyes"]["unreadable"] in line
+    assert any("The test fold has" in warning for warning in evaluated.manifest["tasks"]["eyes"]["warnings"])

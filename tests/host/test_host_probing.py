@@ -300,7 +300,7 @@ def test_features_of_another_model_or_data_set_are_refused(
 
 def test_a_run_without_features_says_how_to_get_them(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(demo.folder)]) == 1
-    assert "Run one: lmms-eval --tasks med_probe_NAME" in capsys.readouterr().err
+    assert "Run one: lmms-eval --model from_command_line --tasks med_probe_demo" in capsys.readouterr().err
     assert main(["diagnose", str(demo.folder / "nowhere")]) == 1
 
 

@@ -138,9 +138,16 @@ def test_every_data_set_gives_its_tasks() -> None:
             assert name == f"med_cls_{found.dataset.name}"
 
 
-def test_an_unknown_task_names_those_there_are() -> None:
-    with pytest.raises(OptionError, match=r"med_cls_busi.*found 'med_cls_bussi'"):
+def test_an_unknown_task_names_a_handful_that_may_be_meant() -> None:
+    with pytest.raises(OptionError, match=r"got 'med_cls_bussi'\. Did you mean med_cls_busi") as caught:
         task_settings("med_cls_bussi:order=varied")
+    assert len(str(caught.value)) < 300
+    with pytest.raises(OptionError, match=r"got 'quite other'\. `medmllm task list` lists all"):
+        task_settings("quite other")
+    with pytest.raises(OptionError, match=r"got the group 'med_cls'\. Name its tasks: med_cls_busi med_cls_covid19_ct"):
+        task_settings("med_cls")
+    with pytest.raises(OptionError, match=r"got 'ordr=varied'\. Did you mean order\?"):
+        task_settings("med_cls_busi:ordr=varied")
 
 
 def test_a_yaml_task_takes_arguments_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
