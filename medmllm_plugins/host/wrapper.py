@@ -330,7 +330,11 @@ class MedicalMLLM(lmms):
             return
         batch = self.batch_size if isinstance(self.batch_size, int) else EXPLAINED_ROWS
         shelf = self._shelf(loaded, asked, requests)
-        progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch)})
+        progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch, self._log)})
+
+    def _log(self, line: str) -> None:
+        if self.rank == 0:
+            logger.info(line)
 
     def _shelf(self, loaded: LoadedModel, asked: Attributions, requests: Sequence[Instance]) -> Shelf:
         """Where this process puts what it explains of a task."""
