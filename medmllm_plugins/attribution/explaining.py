@@ -459,7 +459,8 @@ def explain(
                 told = True
                 say(
                     f"{shelf.folder.name}: attributions take about {duration(seconds)} more for {len(items)} "
-                    "documents, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) take less."
+                    "documents, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) take "
+                    "less."
                 )
     with Progress(f"{shelf.folder.name}: maps of models with shuffled weights", None, "maps"):
         explainer.finish()
