@@ -67,9 +67,8 @@ class Progress:
         if self._terminal:
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=self._total, initial=self._earlier, desc=self._name, unit=f" {self._unit}", smoothing=0.05
-            )
+            unit = "doc" if self._unit == "documents" else f" {self._unit}"
+            self._bar = tqdm(total=self._total, initial=self._earlier, desc=self._name, unit=unit, smoothing=0.05)
         else:
             threading.Thread(target=self._watch, name="medmllm-progress", daemon=True).start()
         return self

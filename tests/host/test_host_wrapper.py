@@ -399,8 +399,8 @@ def test_batch_size_may_come_as_text(echo: Echo) -> None:
 
 def test_max_batch_size_is_how_far_auto_goes(echo: Echo) -> None:
     model = build(batch_size="auto", max_batch_size=2)
-    model.generate_until([request for number in range(9) for request in ask(model, user(grey(number), f"q{number}"))])
-    assert max(len(batch) for batch in echo.batches) == 2
+    model.generate_until(ask(model, *(user(grey(number), f"q{number}") for number in range(9))))
+    assert max(len(batch["questions"]) for batch in echo.batches) == 2
     for wrong in (0, -1, "many", 1.5):
         with pytest.raises(OptionError, match="max_batch_size"):
             build(max_batch_size=wrong)
