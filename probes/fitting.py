@@ -21,6 +21,7 @@ from medmllm_plugins.probes.controls import control_labels, image_types, shuffle
 from medmllm_plugins.probes.options import Options
 from medmllm_plugins.probes.recipes import Fitting, Material, Probe, probe
 from medmllm_plugins.probes.samples import Samples
+from medmllm_plugins.progress import Progress
 from medmllm_plugins.questions.features import CLS, LAST, MEAN
 
 LAST_LOCUS = "llm.norm"
@@ -140,31 +141,38 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
     targets, right = (torch.from_numpy(part).to(device) for part in (labels.train, labels.validation))
     fit = probe(options.protocol)
     parts: dict[int, _Said] = {}
-    for block in _blocks(keys, len(train) + len(validation)):
-        chosen = [keys[place] for place in block]
-        projections = [_projection(store, key, train, options) for key in chosen]
+    progress = Progress(f"{store.header.task}: fitting probes", len(keys), "sites")
+    with progress:
+        for block in _blocks(keys, len(train) + len(validation)):
+            chosen = [keys[place] for place in block]
+            projections = [_projection(store, key, train, options) for key in chosen]
 
-        def read(rows: Ints, chosen: Sequence[Key] = chosen, projections: Sequence[_Matrix] = projections) -> Tensor:
-            pairs = zip(chosen, projections, strict=True)
-            return torch.from_numpy(np.stack([_features(store, key, rows, matrix) for key, matrix in pairs])).to(device)
+            def read(
+                rows: Ints, chosen: Sequence[Key] = chosen, projections: Sequence[_Matrix] = projections
+            ) -> Tensor:
+                pairs = zip(chosen, projections, strict=True)
+                return torch.from_numpy(np.stack([_features(store, key, rows, matrix) for key, matrix in pairs])).to(
+                    device
+                )
 
-        material = Material(
-            train=read(train),
-            validation=read(validation),
-            targets=targets,
-            right=right,
-            controls=labels.controls,
-            classes=len(samples.labels),
-            strengths=options.strengths,
-            seed=options.seed,
-        )
-        with fit_block(fit, material) as (fittings, predict):
-            # The test fold may be larger than the others by far; it is read in parts.
-            at_once = max(1, BLOCK_BYTES // (4 * len(chosen) * chosen[0].width))
-            said = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
-        predicted = np.concatenate(said, axis=2)
-        for place, figures, one in zip(block, _each(fittings), predicted, strict=True):
-            parts[place] = _judge(figures, one, labels)
+            material = Material(
+                train=read(train),
+                validation=read(validation),
+                targets=targets,
+                right=right,
+                controls=labels.controls,
+                classes=len(samples.labels),
+                strengths=options.strengths,
+                seed=options.seed,
+            )
+            with fit_block(fit, material) as (fittings, predict):
+                # The test fold may be larger than the others by far; it is read in parts.
+                at_once = max(1, BLOCK_BYTES // (4 * len(chosen) * chosen[0].width))
+                said = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
+            predicted = np.concatenate(said, axis=2)
+            for place, figures, one in zip(block, _each(fittings), predicted, strict=True):
+                parts[place] = _judge(figures, one, labels)
+            progress.update(len(block))
     whole = [parts[place] for place in range(len(keys))]
     return Fitted(
         keys=keys,

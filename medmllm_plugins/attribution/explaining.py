@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,6 +42,7 @@ from medmllm_plugins.capture.reach import unread
 from medmllm_plugins.errors import DataError, ModelError, OptionError, one_line
 from medmllm_plugins.models.interface import LoadedModel, Question, Shown
 from medmllm_plugins.models.memory import let_go, out_of_memory
+from medmllm_plugins.progress import Progress, duration, say_line
 from medmllm_plugins.questions.attributions import ANSWER, DECISION, TRUTH, Attributions
 
 logger = logging.getLogger(__name__)
@@ -146,6 +148,8 @@ class Explainer:
         self.chosen = settle(loaded, asked, example.question, example.shown)
         self._shuffled: dict[str, list[Item]] = {}
         self.warnings: list[str] = []
+        self._map_seconds = 0.0
+        self._first: tuple[float, float] | None = None
         shelf.begin([asdict(one.spec) for one in self.chosen])
 
     def explain(self, item: Item) -> None:
@@ -154,17 +158,35 @@ class Explainer:
         Whatever fails costs only what it is part of, see :class:`medmllm_plugins.attribution.faults.Faults`.
         """
         if not self._shelf.has(item.id):
+            began, self._map_seconds = time.perf_counter(), 0.0
             faults, entries = Faults(item.id, item.shown), list[dict[str, Any]]()
             with faults.costing():
                 case = self._case(item)
                 original = self._shelf.original(item.id, pictures.stacked(pictures.originals(case)))
                 self._add_entries(case, item, original, entries, faults)
             self._shelf.keep(item.id, entries, faults.found)
+            if self._first is None:
+                self._first = (time.perf_counter() - began, self._map_seconds)
         explained = self._shelf.methods(item.id)
         for chosen in self.chosen:
             compared = self._shuffled.setdefault(chosen.spec.name, [])
             if chosen.spec.name in explained and len(compared) < RANDOMISED:
                 compared.append(item)
+
+    def estimate(self, documents: int) -> float | None:
+        """Return the seconds that further documents will take, judged by the first that was explained.
+
+        Args:
+            documents: how many there are to come, beside the maps of models whose weights are shuffled.
+
+        Returns:
+            ``None`` where no document was explained so far, as where an earlier start explained them.
+        """
+        if self._first is None:
+            return None
+        whole, maps = self._first
+        shuffled = RANDOMISED * (1 + len(randomisation.LEVELS)) if randomisation.possible(self._loaded) else 0
+        return documents * whole + shuffled * maps
 
     def finish(self) -> None:
         """Compare maps with those of models whose weights are shuffled, and write what holds for all documents."""
@@ -223,7 +245,7 @@ class Explainer:
 
     def _maps(self, case: Case, wanted: Iterable[Chosen], faults: Faults) -> list[tuple[Chosen, dict[str, Map]]]:
         """What methods say of a document, by method and locus; those that fail are left out."""
-        found = []
+        found, began = [], time.perf_counter()
         for chosen in wanted:
             name, maps = chosen.spec.name, dict[str, Map]()
             with faults.costing(name):
@@ -235,6 +257,7 @@ class Explainer:
                             faults.add(name, f"{locus}, image", maps[locus].unplaced)
             if maps:
                 found.append((chosen, maps))
+        self._map_seconds += time.perf_counter() - began
         return found
 
     def _fitting(self, case: Case, work: Callable[[], Found]) -> Found:
@@ -400,7 +423,12 @@ def settle(loaded: LoadedModel, asked: Attributions, question: Question, shown: 
 
 
 def explain(
-    loaded: LoadedModel, asked: Attributions, items: Sequence[Item], shelf: Shelf, batch: int
+    loaded: LoadedModel,
+    asked: Attributions,
+    items: Sequence[Item],
+    shelf: Shelf,
+    batch: int,
+    say: Callable[[str], None] = say_line,
 ) -> Mapping[str, Any]:
     """Explain some documents of one task; see :class:`Explainer`.
 
@@ -410,6 +438,7 @@ def explain(
         items: the documents.
         shelf: where results go.
         batch: the most rows that go through the model together.
+        say: is told how long it will take, once the first document is explained.
 
     Returns:
         What the manifest tells.
@@ -423,8 +452,19 @@ def explain(
     names = [item.id for item in items]
     if not shelf.is_finished(names):  # by an earlier start of the same run
         explainer = Explainer(loaded, asked, shelf, batch, items[0])
-        for item in items:
-            explainer.explain(item)
-        explainer.finish()
+        is_estimated = False
+        with Progress(f"{shelf.folder.name}: attributions", len(items)) as progress:
+            for number, item in enumerate(items, 1):
+                explainer.explain(item)
+                progress.update()
+                if not is_estimated and (seconds := explainer.estimate(len(items) - number)) is not None:
+                    is_estimated = True
+                    say(
+                        f"{shelf.folder.name}: attributions take about {duration(seconds)} more for {len(items)} "
+                        "documents, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) "
+                        "take less."
+                    )
+        with Progress(f"{shelf.folder.name}: maps of models with shuffled weights", None, "maps"):
+            explainer.finish()
         shelf.note_finished(names)
     return {"documents": len(items), "folder": str(Path("attributions") / shelf.folder.name)}

@@ -25,6 +25,9 @@ from medmllm_plugins.attribution.summary import key_of, summarise, to_csv
 from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.metrics.files import write_whole
 
+STOPPED = "stopped explaining"
+"""What the index says of a process whose documents were not explained, or not all of them."""
+
 INDEX = "index.json"
 FORMAT = 1
 
@@ -154,7 +157,7 @@ class Shelf:
 
     def fail(self, why: str) -> None:
         """Note that this process's documents were not explained, or not all of them."""
-        self.finish({}, [f"Process {self._process} stopped explaining: {why}"])
+        self.finish({}, [f"Process {self._process} {STOPPED}: {why}"])
 
     def _entry(self, identifier: str) -> Path:
         return self.folder / "entries" / f"{stem(identifier)}.json"

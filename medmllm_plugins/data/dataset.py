@@ -26,6 +26,7 @@ from medmllm_plugins.data.reader_threads import reader_threads
 from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.places import DATA_VARIABLE
+from medmllm_plugins.progress import Progress
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.volumes import Volume
@@ -141,7 +142,8 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
         fingerprint, documents = known
     else:
         try:
-            documents = tuple(sorted(reader.documents(spec, folder, faults), key=lambda document: document.id))
+            with Progress(f"{spec.title}: reading and checking files", None, "files"):
+                documents = tuple(sorted(reader.documents(spec, folder, faults), key=lambda document: document.id))
             for fault in _faults(spec, documents):
                 faults.add(fault)
             faults.stop()
@@ -211,8 +213,14 @@ def _faults(spec: DatasetSpec, documents: tuple[Document, ...]) -> list[str]:
 
 
 def _fingerprint(spec: DatasetSpec, folder: Path, documents: tuple[Document, ...], reader: Layout) -> str:
-    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-        contents = list(pool.map(lambda document: reader.digest(spec, folder, document), documents))
+    contents = []
+    with (
+        ThreadPoolExecutor(max_workers=reader_threads()) as pool,
+        Progress(f"{spec.title}: fingerprint", len(documents)) as progress,
+    ):
+        for content in pool.map(lambda document: reader.digest(spec, folder, document), documents):
+            contents.append(content)
+            progress.update()
     digest = hashlib.sha256()
     for document, content in zip(documents, contents, strict=True):
         # repr quotes and escapes, so that no two rows read alike.

@@ -30,7 +30,9 @@ def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
             f"--model_args: expected key=value pairs with commas between them, got {shown(text)}."
         ) from None
     added = {name: value for name, value in flags.items() if value is not None}
-    if added.get("batch_size") == 1:  # the flag's default, which the host hands over always; given, it is a text
+    if (
+        type(added.get("batch_size")) is int and added["batch_size"] == 1
+    ):  # the flag's default, which the host hands over always; given, it is a text
         added["batch_size"] = named.get("batch_size", 1)
     for name in sorted(set(named) & set(added)):
         if str(named[name]) != str(added[name]):

@@ -11,7 +11,7 @@ from loguru import logger
 from medmllm_plugins.data.dataset import Dataset
 from medmllm_plugins.data.documents import Document
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.host import run
+from medmllm_plugins.host import command_line, run
 from medmllm_plugins.host.envelope import Reply
 from medmllm_plugins.host.looking import Looking
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
@@ -82,7 +82,7 @@ class Attributing(Looking[dict[str, Any]]):
 
     def _look(self, outcomes: Sequence[Outcome], model: str) -> dict[str, Any]:
         """Gather what all processes explained."""
-        from medmllm_plugins.attribution.files import gather, write_table
+        from medmllm_plugins.attribution.files import STOPPED, gather, write_table
         from medmllm_plugins.attribution.summary import render
 
         progress, task = run.current(), str(self.config.task)
@@ -94,6 +94,9 @@ class Attributing(Looking[dict[str, Any]]):
                 "from the host's cache: run again without --use_cache."
             )
         index = gather(kept, task, model, self.rows.classes)
+        for warning in index["warnings"]:
+            if STOPPED in warning:  # some processes explained theirs, and this one did not
+                command_line.note_failure(f"{task}: {warning}")
         write_table(folder / f"{file_stem(task)}.attributions.csv", index)
         progress.task(task, {"attributions": self._printed(index)})
         logger.info(f"{task}: attributions in {kept}\n{render(index)}")

@@ -21,7 +21,7 @@ from medmllm_plugins.capture.session import Capture, Subject
 from medmllm_plugins.capture.store import stored_ids
 from medmllm_plugins.data.controls import GREY
 from medmllm_plugins.errors import ModelError, OptionError, one_line
-from medmllm_plugins.host import command_line, envelope, run
+from medmllm_plugins.host import envelope, run
 from medmllm_plugins.host.arguments import local_device, merged, positive, run_folder
 from medmllm_plugins.host.batches import AUTO, LARGEST, Batches, BatchSize
 from medmllm_plugins.host.journal import Answered, Journal
@@ -260,7 +260,6 @@ class MedicalMLLM(lmms):
                     # The answers are there and cost hours; they are scored and written whatever explaining meets.
                     except Exception as error:
                         logger.warning(f"{task}: no attributions: {one_line(error)}")
-                        command_line.note_failure(f"{task}: no attributions: {one_line(error)}")
                         self._shelf(loaded, asked, group).fail(one_line(error))
         progress.answered()
         return [
@@ -334,7 +333,11 @@ class MedicalMLLM(lmms):
             return
         batch = self.batch_size if isinstance(self.batch_size, int) else EXPLAINED_ROWS
         shelf = self._shelf(loaded, asked, requests)
-        progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch)})
+        progress.task(task, {"explained": explain(loaded, asked, items, shelf, batch, self._log)})
+
+    def _log(self, line: str) -> None:
+        if self.rank == 0:
+            logger.info(line)
 
     def _shelf(self, loaded: LoadedModel, asked: Attributions, requests: Sequence[Instance]) -> Shelf:
         """Where this process puts what it explains of a task."""

@@ -150,6 +150,36 @@ def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any
     return call
 
 
+def test_the_cost_is_told_once_the_first_document_is_explained(
+    model: LoadedModel, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    calls: list[str] = []
+    real = explaining.Explainer.explain
+
+    def timed(self: Any, item: Item) -> None:
+        real(self, item)
+        calls.append(item.id)
+        if len(calls) == 1:
+            self._first = (90.0, 10.0)
+
+    monkeypatch.setattr(explaining.Explainer, "explain", timed)
+    asked = Attributions(methods=("fine",), layers=LOCI, steps=2)
+
+    def say(line: str) -> None:
+        told.append(f"{len(calls)}: {line}")
+
+    explain(model, asked, items[:3], Shelf(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
+    # Two documents more, and maps of two documents under the model's own weights and at five levels of shuffled ones.
+    assert told == [
+        "1: med_attr_x: attributions take about 5 min 0 s more for 3 documents, judged by the first. Fewer documents "
+        "(n=), methods (method=) or layers (layer=) take less."
+    ]
+    told.clear()
+    explain(model, asked, items[:3], Shelf(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
+    assert told == []  # all are there from the first start
+
+
 def maps_of(index: dict[str, Any]) -> set[tuple[str, str, str]]:
     return {(entry["id"], entry["method"], entry["locus"]) for entry in index["entries"]}
 

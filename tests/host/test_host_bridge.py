@@ -235,6 +235,32 @@ def test_strict_names_no_models_but_does_not_raise_here(
     assert len(warned) == 1 and "PluginError" in warned[0] and "this plugin is broken" in warned[0]
 
 
+def test_models_that_the_host_did_not_find_are_added(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
+    """One damaged entry_points.txt of any package makes the host read none."""
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    registry = ModelRegistryV2()
+    monkeypatch.setattr(lmms_eval.models, "MODEL_REGISTRY_V2", registry)
+    monkeypatch.setattr(lmms_eval.models, "AVAILABLE_MODELS", {})
+    bridge.register_models()
+    assert registry.list_canonical_model_ids() == sorted(NAMES)
+    assert lmms_eval.models.AVAILABLE_MODELS["medm_vl"] == "medm_vl"
+    assert len(warned) == 1 and "medmllm doctor" in warned[0]
+    bridge.register_models()
+    assert len(warned) == 1
+
+
+def test_a_slow_plugin_is_named_in_the_log(
+    register: Callable[..., None], monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    from medmllm_plugins import plugin_guard
+
+    monkeypatch.setattr(plugin_guard, "SLOW", -1.0)
+    register(Plugin(spec("slow")), "slow")
+    assert "slow" in [manifest.model_id for manifest in bridge.manifests()]
+    assert any("plugin slow" in message and "medmllm_models took" in message for message in warned)
+
+
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 

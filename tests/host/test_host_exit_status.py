@@ -118,8 +118,23 @@ def test_attributions_that_failed_are_told_of(command: Command, monkeypatch: pyt
     monkeypatch.setattr(wrapper.MedicalMLLM, "_explain", failing(RuntimeError("no gradients")))
     ended = command("--tasks", "med_attr_demo", "--limit", "2")
     assert ended.status == 1
-    assert any("med_attr_demo: no attributions: RuntimeError: no gradients" in line for line in said(ended.err))
+    (line,) = said(ended.err)
+    assert "med_attr_demo: no attributions" in line and "RuntimeError: no gradients" in line
     assert "|med_attr_demo|" in ended.out
+
+
+@pytest.mark.parametrize(("rank", "status"), [("0", 1), ("1", 0)])
+def test_of_several_processes_the_first_tells_of_what_failed_beside_the_answers(
+    monkeypatch: pytest.MonkeyPatch, rank: str, status: int
+) -> None:
+    """A launcher ends all processes once one has failed: the first may be printing results still."""
+    monkeypatch.setenv("RANK", rank)
+    run = command_line._command(lambda args: command_line.note_failure("med_probe_x: no probes"))
+    if status:
+        with pytest.raises(SystemExit):
+            run(None)
+    else:
+        run(None)
 
 
 def test_a_task_without_a_metric_is_a_failure() -> None:

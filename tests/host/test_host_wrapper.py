@@ -318,7 +318,7 @@ def test_anything_but_one_image_in_one_turn_is_refused(echo: Echo, messages: lis
 @pytest.mark.parametrize("setting", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])
 def test_sampling_is_refused(echo: Echo, setting: dict[str, Any]) -> None:
     model = build()
-    with pytest.raises(ModelError, match="greedily") as caught:
+    with pytest.raises(OptionError, match="greedy") as caught:
         model.generate_until(ask(model, user(grey(1), "q"), settings={**GREEDY, **setting}))
     ((name, value),) = setting.items()
     assert f"'{name}': {value}" in str(caught.value) and "--gen_kwargs" in str(caught.value)
@@ -332,7 +332,7 @@ def test_greedy_decoding_may_be_spelled_out(echo: Echo) -> None:
 
 
 def test_sampling_from_the_command_line_is_refused(evaluate: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="greedily"):
+    with pytest.raises(OptionError, match="greedy"):
         evaluate(tmp_path, limit=1, gen_kwargs="temperature=0.7,do_sample=True")
 
 
@@ -397,9 +397,13 @@ def test_batch_size_may_come_as_text(echo: Echo) -> None:
     assert [build(batch_size=size).batch_size for size in ("16", 16, None)] == [16, 16, 1]
 
 
-def test_max_batch_size_is_not_silently_ignored(echo: Echo) -> None:
-    with pytest.raises(OptionError, match="max_batch_size"):
-        build(max_batch_size=8)
+def test_max_batch_size_is_how_far_auto_goes(echo: Echo) -> None:
+    model = build(batch_size="auto", max_batch_size=2)
+    model.generate_until(ask(model, *(user(grey(number), f"q{number}") for number in range(9))))
+    assert max(len(batch["questions"]) for batch in echo.batches) == 2
+    for wrong in (0, -1, "many", 1.5):
+        with pytest.raises(OptionError, match="max_batch_size"):
+            build(max_batch_size=wrong)
 
 
 @pytest.mark.parametrize("inside", ["", "sub/folder"])

@@ -161,7 +161,8 @@ ENDLESS = {
     "sleep": "import time\n    time.sleep(1000)",
     "lock": "import threading\n    lock = threading.Lock()\n    lock.acquire() and lock.acquire()",
     "swallows": (
-        "import time\n    while True:\n        try:\n            time.sleep(9)\n        except Exception:\n            pass"
+        "import time\n    while True:\n        try:\n            time.sleep(9)\n"
+        "        except Exception:\n            pass"
     ),
     "iterates": "import time\n    yield model('m')\n    time.sleep(1000)",
     "thread": (

@@ -113,19 +113,23 @@ def command(
     logger.add(sys.__stderr__ or sys.stderr)
 
 
-@pytest.fixture(scope="session")
-def demo_weights() -> Iterator[list[int]]:
+_weights: list[Any] = []
+
+
+@pytest.fixture
+def demo_weights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Load the demo's weights once a session; the list grows with every load that is asked for."""
     from medmllm_plugins.models import medm_vl
 
-    real, asked, loaded = medm_vl.load, list[int](), list[Any]()
+    real, asked = medm_vl.load, list[int]()
 
     def load(options: Any) -> Any:
         asked.append(1)
-        if not loaded:
-            loaded.append(real(options))
-        return loaded[0]
+        if options.pretrained != "demo":
+            return real(options)
+        if not _weights:
+            _weights.append(real(options))
+        return _weights[0]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(medm_vl, "load", load)
-        yield asked
+    monkeypatch.setattr(medm_vl, "load", load)
+    return asked
