@@ -48,7 +48,7 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
         the table would take more memory than the limit of :mod:`medmllm_plugins.data.decode_limit`.
     """
     try:
-        with open_regular(path) as opened:
+        with open_regular(path, "a CSV table") as opened:
             check_decoded_size(path, size_of(opened) * _TEXT_BYTES)
             content = opened.read()
     except DataError as error:

@@ -87,7 +87,7 @@ def read_rgb(path: Path) -> Image.Image:
         DataError: the file is missing, empty, damaged, cut short, no image, no regular file or larger than the
             limit (see :func:`check_pixels`).
     """
-    with open_regular(path) as opened:
+    with open_regular(path, "an image file") as opened:
         size = size_of(opened)
         if not size:
             raise DataError(f"{path}: expected an image, found an empty file (0 bytes); get the file again.")

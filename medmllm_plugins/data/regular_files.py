@@ -11,11 +11,12 @@ from typing import BinaryIO
 from medmllm_plugins.errors import DataError, shown
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, what: str = "a file") -> BinaryIO:
     """Open a file for reading; a pipe, a device or a folder is refused and never waited for.
 
     Args:
         path: the file; links are followed.
+        what: what it should be, for the message.
 
     Returns:
         The file, at its beginning.
@@ -31,7 +32,7 @@ def open_regular(path: Path) -> BinaryIO:
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "its name is none"
-        raise DataError(f"{path}: expected a file, got one that cannot be read ({reason}).") from error
+        raise DataError(f"{path}: expected {what}, found that it cannot be read ({reason}).") from error
     opened = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):  # replaced in between
         opened.close()
