@@ -28,7 +28,7 @@ def may_be_dicom(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in _DICOM:
         return True
-    if suffix and not suffix[1:].isdigit():
+    if (suffix and not suffix[1:].isdigit()) or not path.is_file():  # a pipe would be waited for
         return False
     try:
         with path.open("rb") as opened:

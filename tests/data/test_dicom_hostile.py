@@ -29,6 +29,7 @@ from support.dicom_files import (
 from medmllm_plugins.data.decode_limit import VARIABLE
 from medmllm_plugins.data.dicom import dicom_geometry, read_dicom_image
 from medmllm_plugins.data.dicom_kinds import kind_without_pictures
+from medmllm_plugins.data.picture_files import may_be_dicom
 from medmllm_plugins.data.volumes import read_volume
 from medmllm_plugins.errors import DataError
 
@@ -294,6 +295,8 @@ def test_compressed_bytes_are_bounded_too(tmp_path: Path, syntax: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes: needs a platform that has them")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.dcm")
+    os.mkfifo(tmp_path / "IM0001")
+    assert not may_be_dicom(tmp_path / "IM0001")
     assert kind_without_pictures(tmp_path / "scan.dcm") is None
     with pytest.raises(DataError, match=r"scan\.dcm: expected a file"):
         read_dicom_image(tmp_path / "scan.dcm")
