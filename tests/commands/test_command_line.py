@@ -220,7 +220,7 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     monkeypatch.setenv("MEDMLLM_DISABLE", "unwanted")
     reset()
     found = json.loads(medmllm("plugins", "--json")[1])
-    assert set(found) == {"plugins", "failures"}
+    assert set(found) == {"plugins", "failures", "notices"}
     plugins = {plugin["name"]: plugin for plugin in found["plugins"]}
     fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"} | {
         "probes",
