@@ -78,8 +78,12 @@ def test_no_decoder_writes_where_it_must_not(group: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
 def test_a_long_line_in_a_header_is_an_error_and_no_crash(name: str, tmp_path: Path) -> None:
     # NRRD's reader in SimpleITK 2.5.7 writes behind the end of a buffer on its stack from some 1,000 characters on.
-    head = {"nr": b"NRRD0004\ntype: short\ndimension: 3\n", "nh": b"NRRD0004\ntype: short\n", "mh": b"NDims = 3\n"}
-    (tmp_path / name).write_bytes(head[name[2:4]] + b"A" * 5000 + b"\n\n" + bytes(480))
+    nrrd = (
+        b"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 8 6 5\n"
+        b"space directions: (0.7,0,0) (0,0.7,0) (0,0,2.5)\nendian: little\nencoding: raw\n"
+    )
+    head = nrrd if name.startswith("a.n") else b"ObjectType = Image\nNDims = 3\nDimSize = 8 6 5\n"
+    (tmp_path / name).write_bytes(head + b"A" * 5000 + b"\n\n" + bytes(480))
     code = (
         "import sys, pathlib\nfrom medmllm_plugins.data.volumes import read_volume\n"
         "from medmllm_plugins.errors import DataError\n"
