@@ -227,6 +227,7 @@ TARGETS: Final = {
         Target(
             twice=False,
             name="run_folder",
+            refuses=False,
             seeds=_runs,
             read=read_run_folder,
             mutators={"*.jsonl": _ROWS, "*.json": _JSON, "*.png": mutate_bytes},
