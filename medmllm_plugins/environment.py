@@ -24,7 +24,6 @@ PACKAGES = (
     "pandas",
     "scikit-learn",
     "pillow",
-    "pydicom",
     "nibabel",
     "SimpleITK",
 )

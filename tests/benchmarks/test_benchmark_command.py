@@ -136,7 +136,7 @@ def test_defaults(asked: list[Settings], words: list[str], settings: Settings) -
     [
         (
             ["speed"],
-            ", bootstrap, probe_fit, paper_protocol, capture, diagnosis, memory, attribution, report)",
+            ", bootstrap, duplicates, probe_fit, paper_protocol, capture, diagnosis, memory, attribution, report)",
         ),
         (["startup", "--device", "cuda"], "expected `--device` to be cpu, but got 'cuda': use `--device cpu`."),
         (["generation", "--device", "mps"], "expected `--device` to be cpu or cuda, but got 'mps'"),
