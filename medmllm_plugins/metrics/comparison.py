@@ -209,13 +209,13 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
         Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
         for c, p in zip(found, adjusted, strict=True)
     ]
-    unread = [
-        f"{task} in {run.folder}: {found_unread.count}, so the difference says little about what the model knows."
+    doubts = [
+        f"{task} in {run.folder}: {answers.count}, so the difference says little about what the model knows."
         for task in tasks
         for run in (one, two)
-        if (found_unread := unreadable_outcomes(run.outcomes[task])) is not None
+        if (answers := unreadable_outcomes(run.outcomes[task])) is not None
     ]
-    return compared, [*_overlaps([one.manifest["tasks"][task] for task in tasks]), *unread]
+    return compared, [*_overlaps([one.manifest["tasks"][task] for task in tasks]), *doubts]
 
 
 def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:

@@ -76,11 +76,11 @@ def unreadable_warning(figures: Mapping[str, Any], settings: Settings, model: Ma
         settings: of the task.
         model: what the manifest tells of the model; ``None`` for one that is none of this package's.
     """
-    found = unreadable(figures)
-    if found is None:
+    unread = unreadable(figures)
+    if unread is None:
         return ""
     is_demo = model is not None and model.get("pretrained") == DEMO and settings.dataset.layout != "phantoms"
-    return found.sentences(DEMO_NOTE if is_demo else "")
+    return unread.sentences(DEMO_NOTE if is_demo else "")
 
 
 def _listed(settings: Settings) -> dict[str, tuple[str, ...]]:
