@@ -23,10 +23,11 @@ def close_names(name: str, known: Iterable[str], most: int = MOST) -> list[str]:
     wanted = name[:100].casefold()
     by_folded = {candidate.casefold(): candidate for candidate in sorted(known, reverse=True)}
     containing = sorted(
-        (one for one in by_folded if len(wanted) > 2 and wanted in one), key=lambda one: (len(one), one)
+        (folded for folded in by_folded if len(wanted) > 2 and wanted in folded),
+        key=lambda folded: (len(folded), folded),
     )
     ordered = [*difflib.get_close_matches(wanted, by_folded, n=most, cutoff=0.75), *containing]
-    return [by_folded[one] for one in dict.fromkeys(ordered)][:most]
+    return [by_folded[folded] for folded in dict.fromkeys(ordered)][:most]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

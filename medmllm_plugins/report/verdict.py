@@ -178,11 +178,11 @@ def _verdict(part: DataPart, cell: Cell, gaps: Mapping[str, Gap]) -> Verdict:
 
 def _unread(part: DataPart, cell: Cell) -> str:
     """What to say where too few answers of a cell could be read, and of the demo why."""
-    found = unreadable(cell.task.metrics)
-    if found is None:
+    unread = unreadable(cell.task.metrics)
+    if unread is None:
         return ""
     is_demo = cell.run.model.get("pretrained") == DEMO and (part.spec is None or part.spec.layout != _PHANTOMS)
-    return found.sentences(DEMO_NOTE if is_demo else "")
+    return unread.sentences(DEMO_NOTE if is_demo else "")
 
 
 def questions_of(cell: Cell) -> int:
