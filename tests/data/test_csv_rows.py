@@ -96,3 +96,13 @@ def test_any_bytes_are_a_table_or_one_error(tmp_path: Path, content: bytes) -> N
         read(tmp_path / "t.csv", content)
     except DataError as error:
         assert str(tmp_path / "t.csv") in str(error)
+
+
+@pytest.mark.parametrize("content", [b"a\n" * 4000, b"a\n" + b"x" * 140_000, b"a," * 20_000])
+def test_a_table_larger_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setenv("MEDMLLM_MAX_DECODED", "300K" if b"," in content else "1M")
+    (tmp_path / "rows.csv").write_bytes(content)
+    faults = Faults("set", "")
+    assert read_rows(tmp_path / "rows.csv", [], faults) == []
+    with pytest.raises(DataError, match=r"rows\.csv: expected at most [0-9,]+ bytes of decoded data"):
+        faults.stop()

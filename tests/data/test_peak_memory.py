@@ -130,16 +130,3 @@ def test_a_tile_larger_than_the_picture(tmp_path: Path) -> None:
     path.write_bytes(head + zlib.compress(bytes(1_600_000_000), 1))
     outcome, size = peak("picture", path)
     assert outcome == "refused" and size < 300_000_000
-
-
-def test_tables(tmp_path: Path) -> None:
-    from medmllm_plugins.data.csv_rows import read_rows
-    from medmllm_plugins.data.faults import Faults
-
-    path = tmp_path / "rows.csv"
-    for content in (b"a\n" * 2_000_000, b"a\n" + b"x" * 70_000_000, b"a,b\n" + b"x\n" * 2_000_000):
-        path.write_bytes(content)
-        faults = Faults("rows", str(path))
-        assert read_rows(path, [], faults) == []
-        with pytest.raises(Exception, match="at most 536,870,912 bytes of decoded data"):
-            faults.stop()
