@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.comparison import holm
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
 from medmllm_plugins.probes.controls import shuffled
@@ -110,7 +110,7 @@ def draw(fitted: Fitted, samples: Samples, beside: Mapping[str, Floats], *, seed
     classes = np.array([truth == number for number in present], dtype=np.float32)
     count = len(fitted.keys)
 
-    def evaluate(weights: Floats) -> dict[str, Floats]:
+    def evaluate(weights: Weights) -> dict[str, Floats]:
         drawn = weights.astype(np.float32)
         means = (rows @ drawn / drawn.sum(0)).T
         with np.errstate(invalid="ignore", divide="ignore"):
