@@ -230,6 +230,7 @@ def _output() -> int:
         with contextlib.suppress(OSError):
             written += os.fstat(number).st_size
             os.ftruncate(number, 0)
+            os.lseek(number, 0, os.SEEK_SET)  # else the next case would write behind a hole
     return written
 
 
