@@ -459,7 +459,7 @@ def explain(
                 told = True
                 say(
                     f"{shelf.folder.name}: attributions take about {duration(seconds)} more for {len(items)} "
-                    "documents, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) take "
+                    f"document{'s' if len(items) > 1 else ''}, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) take "
                     "less."
                 )
     with Progress(f"{shelf.folder.name}: maps of models with shuffled weights", None, "maps"):
