@@ -451,20 +451,24 @@ def explain(
         raise DataError("Expected documents to explain, found none.")
     names = [item.id for item in items]
     if not shelf.is_finished(names):  # by an earlier start of the same run
-        explainer = Explainer(loaded, asked, shelf, batch, items[0])
-        is_estimated = False
-        with Progress(f"{shelf.folder.name}: attributions", len(items)) as progress:
-            for number, item in enumerate(items, 1):
-                explainer.explain(item)
-                progress.update()
-                if not is_estimated and (seconds := explainer.estimate(len(items) - number)) is not None:
-                    is_estimated = True
-                    say(
-                        f"{shelf.folder.name}: attributions take about {duration(seconds)} more for {len(items)} "
-                        "documents, judged by the first. Fewer documents (n=), methods (method=) or layers (layer=) "
-                        "take less."
-                    )
-        with Progress(f"{shelf.folder.name}: maps of models with shuffled weights", None, "maps"):
-            explainer.finish()
+        _explain_all(Explainer(loaded, asked, shelf, batch, items[0]), items, shelf.folder.name)
         shelf.note_finished(names)
     return {"documents": len(items), "folder": str(Path("attributions") / shelf.folder.name)}
+
+
+def _explain_all(explainer: Explainer, items: Sequence[Explained], title: str) -> None:
+    """Explain documents one after another; the first one tells how long all of them will take."""
+    is_estimated = False
+    with Progress(f"{title}: attributions", len(items)) as progress:
+        for number, item in enumerate(items, 1):
+            explainer.explain(item)
+            progress.update()
+            if not is_estimated and (seconds := explainer.estimate(len(items) - number)) is not None:
+                is_estimated = True
+                count = f"{len(items)} document{'s' if len(items) > 1 else ''}"
+                say(
+                    f"{title}: attributions take about {duration(seconds)} more for {count}, judged by the first. "
+                    "Fewer documents (n=), methods (method=) or layers (layer=) take less."
+                )
+    with Progress(f"{title}: maps of models with shuffled weights", None, "maps"):
+        explainer.finish()

@@ -424,12 +424,15 @@ def test_disabled_plugins_are_not_listed_as_working(
 
 def test_the_hosts_commands_get_their_words_and_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch = pytest.importorskip("lmms_eval.cli.dispatch")
-    from medmllm_plugins.host import bridge
+    from medmllm_plugins.host import bridge, command_line
 
     seen: list[Any] = []
+    monkeypatch.setattr(command_line._status, "every", False)
     monkeypatch.setattr(bridge, "install_task_hook", lambda: seen.append("hook"))
+    monkeypatch.setattr(bridge, "register_models", lambda: seen.append("models"))
     monkeypatch.setattr(dispatch, "main", lambda: seen.append(list(sys.argv)))
     monkeypatch.setattr(sys, "argv", ["medmllm"])
     # The host's own --help and --version behind it, not ours.
     assert cli.main(["lmms-eval", "tasks", "list", "--help", "--version"]) == 0
-    assert seen == ["hook", ["lmms-eval", "tasks", "list", "--help", "--version"]]
+    assert seen == ["hook", "models", ["lmms-eval", "tasks", "list", "--help", "--version"]]
+    assert command_line._status.every
