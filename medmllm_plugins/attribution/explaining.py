@@ -451,12 +451,12 @@ def explain(
         raise DataError("Expected documents to explain, found none.")
     names = [item.id for item in items]
     if not shelf.is_finished(names):  # by an earlier start of the same run
-        _explain_all(Explainer(loaded, asked, shelf, batch, items[0]), items, shelf.folder.name)
+        _explain_all(Explainer(loaded, asked, shelf, batch, items[0]), items, shelf.folder.name, say)
         shelf.note_finished(names)
     return {"documents": len(items), "folder": str(Path("attributions") / shelf.folder.name)}
 
 
-def _explain_all(explainer: Explainer, items: Sequence[Explained], title: str) -> None:
+def _explain_all(explainer: Explainer, items: Sequence[Item], title: str, say: Callable[[str], None]) -> None:
     """Explain documents one after another; the first one tells how long all of them will take."""
     is_estimated = False
     with Progress(f"{title}: attributions", len(items)) as progress:
