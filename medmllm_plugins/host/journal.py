@@ -61,9 +61,9 @@ def run_of(journal: Path) -> Path | None:
     """Return the folder of the run that began the journal in a folder, if it is there still."""
     try:
         folder = Path(json.loads((journal / _RUN).read_text(encoding="utf-8"))["folder"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return folder if folder.is_dir() else None
 
 
 class Journal:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights, balanced_accuracy
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.outcome_files import load_run
@@ -138,7 +138,7 @@ def compare(
     if lone := sorted(set(one) ^ set(two)):
         raise DataError(
             f"{task}: expected both runs to have scored the same rows, found {len(lone)} in one of them only: "
-            f"{', '.join(map(repr, lone[:_NAMED]))}{', …' if len(lone) > _NAMED else ''}. Run both on the same data, "
+            f"{', '.join(map(shown, lone[:_NAMED]))}{', …' if len(lone) > _NAMED else ''}. Run both on the same data, "
             "folds and --limit."
         )
     ids = sorted(one)
