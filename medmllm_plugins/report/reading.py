@@ -229,7 +229,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
         missing.append("not a task of this package; its figures are in the host's own results file.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
     index = folder / FOLDER / stem / INDEX
-    again = "`medmllm attribute` makes it anew."
+    again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = checking.left_out(index, folder, seal, missing, again)
     attributions = None if index_is_out else _attributions(index, name, missing)
     scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, SUFFIX, PROBES))
@@ -243,7 +243,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
     whole = whole and checking.is_complete(told, metrics, outcomes)
     metrics = checking.figures(stem, told, metrics, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
-    probes_are_out = checking.left_out(probes, folder, seal, missing, "`medmllm diagnose` makes it anew.")
+    probes_are_out = checking.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
     return TaskRun(
         name=clean(name),
         told=told,
