@@ -97,7 +97,9 @@ def fault(command: str, own_tasks: set[str] = frozenset()) -> str:  # type: igno
         program, words = "lmms-eval", words[1:]
     if program == "lmms-eval":
         options, tasks = HOST_OPTIONS, words[words.index("--tasks") + 1].split(",") if "--tasks" in words else []
-        if words and words[0].startswith("--") and "--model" not in words and tasks != ["list"]:
+        if tasks == ["list"]:  # the host lists its tasks
+            tasks = []
+        elif words and words[0].startswith("--") and "--model" not in words:
             return "lmms-eval needs --model"
     else:
         known = commands()
