@@ -45,7 +45,9 @@ def read_reference(folder: Path, dataset_fingerprint: str) -> Reference:
     for task, told in run.manifest["tasks"].items():
         if told.get("dataset_fingerprint") == dataset_fingerprint and task in run.outcomes:
             predicted = {outcome.id: outcome.predicted for outcome in run.outcomes[task]}
-            return Reference(str((run.manifest.get("model") or {}).get("name") or folder.name), folder, predicted)
+            model = run.manifest.get("model")
+            name = model.get("name") if isinstance(model, Mapping) else None
+            return Reference(str(name or folder.name), folder, predicted)
     raise DataError(
         f"{folder}: expected a run on the same data, found tasks {sorted(run.manifest['tasks'])} on others; run "
         "`medmllm baseline TASK` on the data set that is probed."

@@ -280,8 +280,11 @@ def _read_part(path: Path) -> pd.DataFrame:
         part = pd.read_parquet(path)
         if missing := sorted(set(COLUMNS) - set(part.columns)):
             raise ValueError(f"columns {missing} are missing")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected an index of features, found {error}.") from error
+    # What pyarrow and pandas raise of damaged files and of damaged notes about columns in them.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        raise DataError(
+            f"{path}: expected an index of features, got {shown(one_line(error))}. Copy the folder again."
+        ) from error
     return part
 
 

@@ -20,6 +20,8 @@ ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 FAULTS_SHOWN = 20
 """So many faults are named in an error; where there are more, a file holds all."""
+LONGEST_SHOWN = 600
+"""Characters of one fault in an error."""
 
 
 class Faults:
@@ -70,10 +72,13 @@ class Faults:
         """
         if not self._errors:
             return
-        shown = "\n".join(f"  {fault}" for fault in self._errors[:FAULTS_SHOWN])
+        lines = [_cut(fault) for fault in self._errors[:FAULTS_SHOWN]]
+        shown = "\n".join(f"  {line}" for line in lines)
         more = ""
         if len(self._errors) > FAULTS_SHOWN:
             more = f"\n  ... and {len(self._errors) - FAULTS_SHOWN} more; {_listed_in(self._title, self._errors)}"
+        elif lines != self._errors:
+            more = f"\n  ... cut; {_listed_in(self._title, self._errors)}"
         mend = f"\nMend these, or get the set again from {self._download}." if self._download else ""
         noun = "fault" if len(self._errors) == 1 else "faults"
         raise DataError(f"{self._title}: {len(self._errors)} {noun} in {self._place}:\n{shown}{more}{mend}")
@@ -85,6 +90,11 @@ class Faults:
             more = len(self.skipped) - FAULTS_SHOWN
             rest = f"\n  ... and {more} more; the manifest of a run lists all of them" if more > 0 else ""
             logger.warning("%s: %d files left out (on_error=skip):\n%s%s", self._title, len(self.skipped), shown, rest)
+
+
+def _cut(fault: str) -> str:
+    """Return a fault as an error shows it; one that lists others, as of a table, may be long."""
+    return fault if len(fault) <= LONGEST_SHOWN else fault[: LONGEST_SHOWN - 1] + "…"
 
 
 def _listed_in(title: str, faults: Sequence[str]) -> str:
@@ -101,8 +111,9 @@ def _listed_in(title: str, faults: Sequence[str]) -> str:
         else:
             path = folder / "faults" / f"{name}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        # A name of its own, as several threads may list the same set; only the user may read it.
+        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{fault}\n" for fault in faults)
         os.replace(draft, path)
     except OSError as error:

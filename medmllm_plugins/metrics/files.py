@@ -29,7 +29,8 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
         draft.unlink(missing_ok=True)
         # Never open to others, not even while it is being written.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
-        with open(descriptor, "w", encoding="utf-8", newline="") as handle:
+        # A lone surrogate, which JSON may hold and UTF-8 may not, is written as JSON writes it.
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as handle:
             handle.write(text)
         os.replace(draft, path)
     finally:

@@ -155,7 +155,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         if not isinstance(indexed, dict) or not all(isinstance(name, str) for name in indexed.values()):
             raise ModelError(f"Expected {index} to map tensor names to files under `weight_map`.")
         names = sorted(set(indexed.values()))
-        if odd := [name for name in names if Path(name).name != name]:
+        # Longer names are no file's, and asking for one would be an OSError.
+        if odd := [name for name in names if Path(name).name != name or len(name.encode("utf-8", "replace")) > 255]:
             raise ModelError(f"{index} names files outside its folder: {some(odd)}.")
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {some(missing)}.")

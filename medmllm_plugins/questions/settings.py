@@ -182,10 +182,12 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
     """
     found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
     if not isinstance(found, Mapping) or "dataset" not in found:
-        raise OptionError(f"Task {task!r}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}.")
+        raise OptionError(
+            f"Task {shown(task)}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}."
+        )
     if unknown := sorted(shown(key) for key in found if key not in ("dataset", *ARGUMENTS)):
         raise OptionError(
-            f"Task {task!r}: unknown keys {', '.join(unknown[:5])}; expected dataset, {', '.join(ARGUMENTS)}."
+            f"Task {shown(task)}: unknown keys {', '.join(unknown[:5])}; expected dataset, {', '.join(ARGUMENTS)}."
         )
     try:
         spec = _spec(found["dataset"], str(task))
@@ -210,7 +212,7 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
         elif purpose == ATTRIBUTING:
             settings = _attributing(settings, asked)
     except OptionError as error:
-        raise OptionError(f"Task {task!r}: {error}") from error
+        raise OptionError(f"Task {shown(task)}: {error}") from error
     return settings
 
 

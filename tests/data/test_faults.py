@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,24 @@ def test_files_that_were_left_out_are_counted(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING):
         faults.report()
     assert "23 files left out" in caplog.text and "and 3 more; the manifest of a run lists all" in caplog.text
+
+
+def test_a_fault_that_lists_others_is_cut_and_whole_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDMLLM_CACHE", str(tmp_path))
+    faults = Faults("Set", "scans/")
+    long = "table.csv: " + "; ".join(f"line {line}: expected 3 cells, got 1" for line in range(500))
+    faults.add(long)
+    with pytest.raises(DataError) as caught:
+        faults.stop()
+    assert len(str(caught.value)) < 1000 + len(str(tmp_path))
+    assert named_file(str(caught.value)).read_text() == long + "\n"
+
+
+def test_threads_may_list_the_same_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMLLM_CACHE", str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: message(30), range(200)))
+    assert not [text for text in texts if "could not be written" in text]
+    assert [path.name for path in (tmp_path / "faults").iterdir()] == [named_file(texts[0]).name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -31,11 +32,20 @@ def test_a_private_file_is_its_owners_alone_and_stays_so(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "other.csv"]
 
 
-def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
     write_whole(tmp_path / "a", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "a", "\ud800")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "a", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_lone_surrogate_is_written_as_json_writes_it(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.json", json.dumps({"title": "x \ud800"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"title": "x \ud800"}
 
 
 def test_drafts_of_killed_processes_go_and_no_others(tmp_path: Path) -> None:

@@ -147,6 +147,9 @@ def test_faults_of_shards(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {**whole["weight_map"], EMBED: "../elsewhere.safetensors"}}))
     with pytest.raises(ModelError, match="outside its folder"):
         load_cpu(tmp_path)
+    index.write_text(json.dumps({"weight_map": {**whole["weight_map"], EMBED: "1" * 300}}))
+    with pytest.raises(ModelError, match="outside its folder"):
+        load_cpu(tmp_path)
     index.write_text("{}")
     with pytest.raises(ModelError, match="weight_map"):
         load_cpu(tmp_path)
