@@ -25,9 +25,10 @@ import numpy.typing as npt
 
 from medmllm_plugins.data import decoder_worker
 from medmllm_plugins.data.decoder_worker import FRAME
+from medmllm_plugins.data.reader_threads import processors
 from medmllm_plugins.errors import DataError
 
-CHILDREN: Final = min(2, os.cpu_count() or 1)
+CHILDREN: Final = min(2, processors())
 """So many children run at most; further threads wait."""
 SECONDS: Final = 60.0
 """Time limit of a job, beyond a second for each 2 MiB of decoded data; it holds the start of a child."""

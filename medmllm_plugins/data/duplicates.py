@@ -9,7 +9,6 @@ pairs is the same for hash distances 6 to 9, which is where the limit stands.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from medmllm_plugins.data.reader_threads import processors
 from medmllm_plugins.errors import DataError
 
 Pairs: TypeAlias = npt.NDArray[np.intp]
@@ -75,7 +75,7 @@ def near_duplicates(thumbnails: npt.NDArray[np.float32]) -> Pairs:
     Raises:
         DataError: there are more than :data:`MAX_PAIRS`, as where most pictures are copies of each other.
     """
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+    with ThreadPoolExecutor(min(processors(), _MAX_THREADS)) as pool:
         starts = range(0, len(thumbnails), _DESCRIBED)
         descriptions = list(pool.map(lambda start: _describe(thumbnails[start : start + _DESCRIBED]), starts))
         if not descriptions:

@@ -22,13 +22,17 @@ def reader_threads() -> int:
     A file takes at most twice the limit of :mod:`medmllm_plugins.data.decode_limit` and a little more. All pools of
     threads that read files take their size from here.
     """
-    try:
-        processors = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # not on every system
-        processors = os.cpu_count() or 1
-    threads = min(MOST, processors)
+    threads = min(MOST, processors())
     memory = available_memory()
     return threads if memory is None else max(1, min(threads, memory // worst_case_bytes()))
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on every system
+        return os.cpu_count() or 1
 
 
 def worst_case_bytes() -> int:

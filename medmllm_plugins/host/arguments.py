@@ -27,7 +27,7 @@ def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         named: dict[str, Any] = simple_parse_args_string(text)
     except ValueError:
         raise OptionError(
-            f"--model_args: expected key=value pairs with commas between them, got {shown(text)}."
+            f"--model_args: expected name=value pairs with commas between them, got {shown(text)}."
         ) from None
     added = {name: value for name, value in flags.items() if value is not None}
     if (

@@ -14,7 +14,7 @@ from typing import Any, Final
 from medmllm_plugins.errors import OptionError, shown
 
 KEY_VALUE: Final = ("model_args", "gen_kwargs", "launcher_args")
-"""Flags that take ``key=value`` pairs."""
+"""Flags that take ``name=value`` pairs."""
 HONOURED: Final = frozenset({"max_new_tokens", "until", "do_sample", "temperature", "num_beams"})
 """Settings of generation that our models follow, or refuse where they ask for anything but greedy decoding."""
 WITHOUT_EFFECT: Final = frozenset({"top_p", "top_k", "min_p", "typical_p", "early_stopping", "use_cache", "seed"})
@@ -186,7 +186,9 @@ def _check_pairs(name: str, value: Any) -> None:
     try:
         simple_parse_args_string(value)
     except ValueError:
-        raise OptionError(f"--{name}: expected key=value pairs with commas between them, got {shown(value)}.") from None
+        raise OptionError(
+            f"--{name}: expected name=value pairs with commas between them, got {shown(value)}."
+        ) from None
 
 
 def _check_reasoning_tags(value: Any) -> None:

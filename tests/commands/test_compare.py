@@ -14,13 +14,13 @@ from medmllm_plugins.metrics.seal import write_seal
 from medmllm_plugins.metrics.summary import summarise
 
 
-def run_folder(folder: Path, right: list[int]) -> Path:
+def run_folder(folder: Path, right: list[int], rows: list[Outcome] | None = None) -> Path:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(
         json.dumps({"finished": "2026", "tasks": {"t": {"dataset": "d", "labels": ["a", "b"]}}})
     )
     answers = ["b" if hit else "a" for hit in right]
-    rows = [Outcome(str(i), str(i // 2), "b", answer, "parsed") for i, answer in enumerate(answers)]
+    rows = rows or [Outcome(str(i), str(i // 2), "b", answer, "parsed") for i, answer in enumerate(answers)]
     write_outcomes(folder / "t.outcomes.jsonl", rows)
     summarise(rows, ["a", "b"], None, resamples=20).write(folder, "t")
     write_seal(folder)
@@ -104,9 +104,8 @@ def test_ctrl_c_is_one_line_and_130(
 
 def test_runs_that_could_not_be_read_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run_folder(tmp_path / "a", [0, 0, 1, 0])
-    second = run_folder(tmp_path / "out" / "medmllm_runs" / "b", [1, 1, 1, 0])
     rows = [Outcome(str(i), str(i // 2), "b", None, "out_of_list") for i in range(4)]
-    write_outcomes(second / "t.outcomes.jsonl", rows)
+    second = run_folder(tmp_path / "out" / "medmllm_runs" / "b", [1, 1, 1, 0], rows)
     assert main(["compare", str(first), str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert f"Warning: t in {second}: No answer could be read (0 of 4), so the difference says little" in printed

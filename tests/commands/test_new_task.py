@@ -287,7 +287,7 @@ def test_a_faulty_file_of_the_user_costs_itself_alone(
     assert [record for record in caplog.records if "faulty_set.yaml" in record.getMessage()]
     status, listed, err = medmllm("task", "list")
     assert status == 0 and "med_cls_demo" in listed and "faulty_task.yaml" in err
-    status, listed, _ = medmllm("datasets")
+    status, listed, _ = medmllm("datasets", "--all")
     assert status == 0 and "demo: " in listed and "busi: " in listed
     assert [line for finding in examine() if (line := finding.detail) and "faulty_set.yaml" in line]
     assert [line for finding in examine() if (line := finding.detail) and "faulty_task.yaml" in line]

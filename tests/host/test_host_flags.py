@@ -94,7 +94,7 @@ class Refused:
 REFUSED = (
     Refused("model", ("--model", "medm_vll"), "medm_vll"),
     Refused("tasks", ("--tasks", "med_cls_dem"), "med_cls_dem"),
-    Refused("model_args", ("--model_args", "pretrained"), "--model_args: expected key=value pairs"),
+    Refused("model_args", ("--model_args", "pretrained"), "--model_args: expected name=value pairs"),
     Refused("model_args", ("--model_args", "pretrained=demo,nosuch=1"), "nosuch"),
     Refused("num_fewshot", ("--num_fewshot", "-1"), "--num_fewshot: expected a number of examples of at least 0, got -1"),
     # Only a loaded checkpoint knows how many images it takes.
@@ -120,11 +120,11 @@ REFUSED = (
     Refused("gen_kwargs", ("--gen_kwargs", "max_new_tokens=0"), "max_new_tokens to be a whole number"),
     Refused("gen_kwargs", ("--gen_kwargs", "max_tokens=5"), "max_tokens"),
     Refused("gen_kwargs", ("--gen_kwargs", "repetition_penalty=1.5"), "repetition_penalty"),
-    Refused("gen_kwargs", ("--gen_kwargs", "max_new_tokens"), "--gen_kwargs: expected key=value pairs"),
+    Refused("gen_kwargs", ("--gen_kwargs", "max_new_tokens"), "--gen_kwargs: expected name=value pairs"),
     Refused("reasoning_tags", ("--reasoning_tags", "["), "--reasoning_tags: expected a JSON list of pairs"),
     Refused("reasoning_tags", ("--reasoning_tags", '[["<b>"]]'), "--reasoning_tags: expected a JSON list of pairs"),
     Refused("timezone", ("--timezone", "No/Where"), "No/Where"),
-    Refused("launcher_args", ("--launcher_args", "x"), "--launcher_args: expected key=value pairs"),
+    Refused("launcher_args", ("--launcher_args", "x"), "--launcher_args: expected name=value pairs"),
     Refused("predict_only", ("--predict_only", "--output_path", ""), "--output_path"),
     Refused("repeats", ("--repeats", "3"), "--repeats: expected 1, got 3"),
     Refused("baseline", ("--baseline", "run.jsonl"), "medmllm compare"),

@@ -432,7 +432,7 @@ def test_a_tilde_in_run_dir_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     model = build("pretrained=demo,run_dir=~/runs")
     model.generate_until(ask(model, user(grey(1), "q")))
-    assert everything() == {"home", "home/runs", "home/runs/manifest.json"}
+    assert everything() == {"home", "home/runs", "home/runs/manifest.json", "home/runs/seal.json"}
 
 
 def test_the_hosts_device_option_is_taken(echo: Echo) -> None:
