@@ -114,7 +114,7 @@ def _datasets() -> list[Finding]:
         else Finding(f"{DATA_SET}{row['name']}", "missing", f"not found at {row['looked_at']}", row["mend"])
         for row in datasets()
     ] + [
-        Finding("data set file", "missing", fault, "correct or remove this file; all others work")
+        Finding("faulty declaration", "missing", fault, "correct or remove this file; all others work")
         for fault in read_catalogue().faults
     ]
 

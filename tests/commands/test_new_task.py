@@ -16,7 +16,7 @@ from support.dicom_files import US, write_dicom, write_series
 from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli import main
-from medmllm_plugins.doctor import examine
+from medmllm_plugins.doctor import brief, examine
 from medmllm_plugins.host.names import add_tasks
 from medmllm_plugins.manager import get_manager, reset
 from medmllm_plugins.questions.names import task_settings
@@ -289,8 +289,9 @@ def test_a_faulty_file_of_the_user_costs_itself_alone(
     assert status == 0 and "med_cls_demo" in listed and "faulty_task.yaml" in err
     status, listed, _ = medmllm("datasets", "--all")
     assert status == 0 and "demo: " in listed and "busi: " in listed
-    assert [line for finding in examine() if (line := finding.detail) and "faulty_set.yaml" in line]
-    assert [line for finding in examine() if (line := finding.detail) and "faulty_task.yaml" in line]
+    findings = brief(examine())
+    assert [line for finding in findings if (line := finding.detail) and "faulty_set.yaml" in line]
+    assert [line for finding in findings if (line := finding.detail) and "faulty_task.yaml" in line]
 
 
 def test_folds_by_other_words(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:
