@@ -8,6 +8,7 @@ drop the models of every other package too.
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib.abc
 import importlib.machinery
@@ -223,9 +224,9 @@ class _ExtendingFinder(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self._looking = False
 
+    @abc.abstractmethod
     def extend(self, module: ModuleType) -> None:
         """Change the module, whose code has run."""
-        raise NotImplementedError
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
