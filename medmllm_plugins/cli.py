@@ -433,8 +433,10 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
 
 
 def _plugins(arguments: argparse.Namespace) -> int:
+    from medmllm_plugins.data.catalogue import read_catalogue
     from medmllm_plugins.manager import get_manager
 
+    read_catalogue()  # which logs declarations that are left out
     found = get_manager().describe()
     if arguments.json:
         _print(found)
@@ -448,7 +450,8 @@ def _plugins(arguments: argparse.Namespace) -> int:
                 print(f"    {what}: {', '.join(plugin[what])}")
     for failure in found["failures"]:
         origin = f" ({failure['distribution']} {failure['version']})" if failure["distribution"] else ""
-        print(f"FAILED {failure['plugin']}{origin}: {failure['message']}")
+        where = f"{failure['stage']}{f' of {hook}' if (hook := failure['hook']) else ''}"
+        print(f"FAILED {failure['plugin']}{origin}: {where}: {failure['message']}")
     for notice in found["notices"]:
         print(f"SLOW {notice}")
     return 0

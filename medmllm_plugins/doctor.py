@@ -15,7 +15,7 @@ from medmllm_plugins.data.spec import DatasetSpec
 from medmllm_plugins.entry_points import damaged_entry_points
 from medmllm_plugins.environment import package_versions
 from medmllm_plugins.errors import DataError, one_line
-from medmllm_plugins.manager import DISABLE, IN_PROCESS, Failure, get_manager
+from medmllm_plugins.manager import DISABLE, IN_PROCESS, USER, Failure, get_manager
 from medmllm_plugins.places import DATA_VARIABLE
 from medmllm_plugins.questions.names import declared_tasks
 
@@ -209,6 +209,8 @@ def _metadata() -> list[Finding]:
 def _mend(failure: Failure) -> str:
     if failure.distribution == IN_PROCESS:
         return "mend it where this process registers it"
+    if failure.plugin == USER.name:
+        return "correct or remove it; all others work"
     if not failure.distribution:
         return f"name only plugins that `medmllm plugins` lists in {DISABLE}"
     return f"pip install --upgrade {failure.distribution}, or MEDMLLM_DISABLE={failure.plugin}"

@@ -229,7 +229,8 @@ def _check_folds(rows: Sequence[Row], column: str, names: Mapping[str, str]) -> 
         raise OptionError(f"Expected --fold-map to name values of the column {column!r}, got {_values(unused)}.")
     if not unknown:
         return
-    example = ",".join(f"{value or 'EMPTY'}=FOLD" for value in unknown[:3])
+    named = [value for value in unknown if value]
+    example = ",".join(f"{value}=FOLD" for value in named[:3])
     numbers = all(value.isdecimal() for value in counts)
     why = (
         "numbers, as of cross-validation, which do not say what is tested"
@@ -240,11 +241,15 @@ def _check_folds(rows: Sequence[Row], column: str, names: Mapping[str, str]) -> 
         ordered = sorted(counts, key=int)
         ends = {ordered[-1]: "test", **({ordered[-2]: "validation"} if len(ordered) > 2 else {})}
         example = ",".join(f"{value}={ends.get(value, 'train')}" for value in ordered)
-    empty = " Fill in the empty cells first." if "" in unknown else ""
+    steps = ["Fill in the empty cells"] if "" in unknown else []  # which no --fold-map can name
+    if named:
+        steps.append(
+            f"Say what each value means, such as --fold-map {example} (FOLD: train, validation, test, or none to leave "
+            "its rows out)"
+        )
     raise OptionError(
-        f"Expected the column {column!r} to say train, validation or test, got {why}. Say what each means, such as "
-        f"--fold-map {example} (FOLD: train, validation, test, or none to leave its rows out), or give --fold none to "
-        f"have folds made here.{empty}"
+        f"Expected the column {column!r} to say train, validation or test, got {why}. {'. '.join(steps)}, or give "
+        "--fold none to have folds made here."
     )
 
 

@@ -191,7 +191,7 @@ def _message(error: BaseException) -> str:
         attempt = getattr(link, "last_attempt", None)  # of tenacity's RetryError, whose own text says nothing
         link = attempt.exception() if attempt is not None else link.__cause__ or link.__context__
     text = one_line(error)
-    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    text = text.rstrip(".") if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return f"the evaluation failed: {text}. Run it again with --verbosity DEBUG for the traceback."
 
 

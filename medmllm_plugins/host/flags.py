@@ -108,7 +108,7 @@ def check_repeats(count: int | None) -> None:
     if count is not None and count != 1:
         raise OptionError(
             f"--repeats: expected 1, got {count}: medical classification scores one answer per question, and greedy "
-            "answers repeat themselves. Leave it out; order=varied and paraphrase=varied behind a task's name vary "
+            "answers repeat themselves. Leave it out; order=varied and paraphrase=all behind a task's name vary "
             "the question."
         )
 

@@ -240,7 +240,7 @@ def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
 def render(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as a table for people."""
     rows: list[tuple[str, ...]] = [
-        ("task", "n", "groups", "first", "second", "difference (95 % CI)", "p", "p Holm", "p McNemar")
+        ("task", "n", "groups", "first", "second", "difference (95% CI)", "p", "p Holm", "p McNemar")
     ]
     for one in comparisons:
         gap = one.accuracy

@@ -52,7 +52,7 @@ class Estimate:
         """As people read it: the value and its interval, in percent."""
         if math.isnan(self.low):
             return f"{self.value:.1%} (no interval: one group)"
-        return f"{self.value:.1%} (95 % CI {self.low:.1%} to {self.high:.1%})"
+        return f"{self.value:.1%} (95% CI {100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
 def number(value: float) -> float | None:

@@ -48,7 +48,7 @@ def test_words_for_folds_are_used(name: str, values: list[str]) -> None:
     ("name", "values", "says"),
     [
         ("split", ["train", "dve", "test"], r"got 'dve' in 1 row.*--fold-map dve=FOLD"),
-        ("split", ["train", "", "test"], r"Fill in the empty cells first"),
+        ("split", ["train", "", "test"], r"Fill in the empty cells, or"),
         ("split", ["A", "B", "C"], r"--fold-map A=FOLD,B=FOLD,C=FOLD"),
         ("set", ["train", "external", "test"], r"got 'external' in 1 row"),
         ("fold", list("01234"), r"as of cross-validation.*--fold-map 0=train,1=train,2=train,3=validation,4=test"),
@@ -61,6 +61,14 @@ def test_other_words_are_asked_about(name: str, values: list[str], says: str) ->
         guess(values, name)
     assert "--fold none" in str(caught.value) and len(str(caught.value)) < 600
     assert guess(values, name, fold="none").fold is None
+
+
+def test_no_map_is_suggested_for_empty_cells() -> None:
+    with pytest.raises(OptionError, match=r"Fill in the empty cells, or give --fold none") as caught:
+        guess(["train", "", "test"])
+    assert "--fold-map" not in str(caught.value)  # which cannot name them
+    with pytest.raises(OptionError, match=r"Fill in the empty cells\. Say .*--fold-map dve=FOLD "):
+        guess(["train", "", "dve", "test"])
 
 
 def test_the_answer_to_the_question_is_taken() -> None:

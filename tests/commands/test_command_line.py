@@ -235,7 +235,8 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     text = medmllm("plugins")[1].splitlines()
     assert "giver: giver 3.1" in text and "unwanted (disabled): unwanted 3.1" in text
     assert any(
-        line.startswith("FAILED faulty (faulty 3.1): ") and "a_module_that_is_not_there" in line for line in text
+        line.startswith("FAILED faulty (faulty 3.1): import: ") and "a_module_that_is_not_there" in line
+        for line in text
     )
     assert "    hooks: medmllm_models" in text and "    hooks: none" in text
 
@@ -245,6 +246,30 @@ def test_plugins_as_text_tell_what_each_brings(medmllm: Medmllm, install: Callab
     install("giver", GIVING)
     text = medmllm("plugins")[1]
     assert "giver_vl" in text and "medm_vl" in text and "    datasets: " in text and " ct_rate, demo, " in text
+
+
+def test_plugins_say_in_which_hook_one_failed(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
+    raising = (
+        "from medmllm_plugins.hookspecs import hookimpl\n\n@hookimpl\ndef medmllm_models():\n    raise KeyError(1)\n"
+    )
+    install("raising", raising)
+    text = medmllm("plugins")[1]
+    assert "FAILED raising (raising 3.1): hook of medmllm_models: " in text
+
+
+def test_faulty_files_of_the_user_are_named_with_what_to_do(
+    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "odd.yaml").write_text("name: odd\npositive: [sick]\n")
+    (tmp_path / "bad.yaml").write_text("task: [\n")
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path))
+    reset()
+    text = medmllm("plugins")[1]
+    assert f"FAILED (user): task file of medmllm_tasks: {tmp_path / 'bad.yaml'}, line 2" in text
+    assert any(f"{tmp_path / 'datasets' / 'odd.yaml'}: " in message for message in caplog.messages)
+    _, found = finding(medmllm, "plugin (user)")
+    assert "bad.yaml" in found["detail"] and found["mend"] == "correct or remove it; all others work"
 
 
 def test_a_failure_that_no_plugin_caused_reads_well(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +324,7 @@ def test_torch_that_cannot_be_imported_is_a_finding(
     else:  # a wheel for another system: its libraries do not load
         (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: cannot open shared object file')\n")
         monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.delitem(sys.modules, "torch")
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
     status, found = finding(medmllm, "device")
     assert status == 1 and found["state"] != "ok" and "torch" in found["detail"] and "pip install" in found["mend"]
 

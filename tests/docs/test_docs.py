@@ -15,6 +15,7 @@ import pytest
 from benchmarks.catalogue import BENCHMARKS
 from medmllm_plugins import cli
 from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.windows import WINDOWS
 from medmllm_plugins.errors import MedMLLMError
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.questions.names import split_name, task_settings
@@ -227,3 +228,15 @@ def test_the_tables_of_tasks_are_complete() -> None:
     # Those of med_attr stand on its own page.
     attribution = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows("attribution.md", "| argument |"))))
     assert arguments | attribution == set(ARGUMENTS)
+
+
+def test_the_windows_are_those_there_are() -> None:
+    (values,) = (row[1] for row in rows("tasks.md", "| argument |") if row[0] == "`window`")
+    assert set(re.findall(r"`(\w+)`", values)) == set(WINDOWS)
+
+
+def test_the_table_of_rooms_names_every_module_at_the_top() -> None:
+    named = set(re.findall(r"`(\w+)(?:\.py|/)`", " ".join(row[0] for row in rows("design.md", "| room |"))))
+    package = ROOT / "medmllm_plugins"
+    there = {path.stem for path in package.glob("*.py") if not path.stem.startswith("_")}
+    assert there | {path.parent.name for path in package.glob("*/__init__.py")} == named

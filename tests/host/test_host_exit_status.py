@@ -174,6 +174,7 @@ def test_an_error_of_ours_is_found_in_what_the_host_made_of_it(wrap: str) -> Non
         other = KeyError("other")
         outer.__cause__, other.__cause__ = other, outer
         assert "ValueError: outer" in command_line._message(outer)
+        assert command_line._message(ValueError("outer.")) == command_line._message(ValueError("outer"))
         return
     assert command_line._message(outer) == "a.png: damaged."
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from support.host_command import Command, Ended
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host import flags
+from medmllm_plugins.questions.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,15 @@ def test_reasoning_is_cut_out_of_the_reply_by_the_task(task_manager: Any, drawn_
     told = task.process_results(doc, [pack(Reply(text, tuple(-1.0 for _ in task.rows.classes)))])
     assert told["accuracy"]["outcome"]["predicted"] == doc["label"]
     assert told["accuracy"]["answer"] == doc["label"]
+
+
+def test_arguments_that_an_error_suggests_exist() -> None:
+    with pytest.raises(OptionError) as caught:
+        flags.check_repeats(2)
+    suggested = re.findall(r"(\w+)=(\w+)", str(caught.value))
+    assert suggested
+    read_settings("task", {"medmllm": {"dataset": "demo", **dict(suggested[:1])}})
+    read_settings("task", {"medmllm": {"dataset": "demo", **dict(suggested[1:])}})
 
 
 def test_flags_are_checked_where_the_host_is_called_from_python(evaluate: Any, tmp_path: Path) -> None:

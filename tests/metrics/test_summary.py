@@ -288,7 +288,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_headline_names_what_to_beat():
     outcomes = [Outcome(str(i), str(i), LABELS[i % 2], LABELS[0], "parsed") for i in range(10)]
     text = summarise(outcomes, LABELS, None, resamples=20).headline()
-    assert text.startswith("accuracy 50.0% (95 % CI ")
+    assert text.startswith("accuracy 50.0% (95% CI ")
     assert "majority class 50.0%" in text
     assert "100.0% of 10 answers parsed, 10 groups." in text
     alone = [Outcome(str(i), "g", LABELS[0], LABELS[0], "parsed") for i in range(2)]
