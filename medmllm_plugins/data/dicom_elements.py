@@ -316,7 +316,8 @@ class _Walk:
         values: Values = {}
         top = depth == 0
         while offset < end:
-            if top and self.pixels is not None and self._only_zeros(offset, end):
+            # Behind the pixels: less than an element, such as the line's end of a badly cut download, or padding.
+            if top and self.pixels is not None and (end - offset < 8 or self._only_zeros(offset, end)):
                 return values, end
             tag, kind, start, length = self.element(offset, end, coding)
             if length != UNDEFINED and tag not in wanted and tag not in PIXEL_TAGS and tag < 0xFFFE0000:

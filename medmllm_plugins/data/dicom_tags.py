@@ -248,8 +248,10 @@ def _layout(path: Path, elements: Elements, tags: Tags) -> Layout:
     samples = tags.whole(0x00280002, 1)
     allocated = tags.whole(0x00280100, {0x7FE00008: 32, 0x7FE00009: 64}.get(element.tag))
     stored = tags.whole(0x00280101, allocated)
-    high = tags.whole(0x00280102, stored - 1)
-    frames = tags.number(0x00280008, 1.0)
+    # Where all bits are in use there is one highest, whatever a header says that was copied from another file.
+    high = stored - 1 if stored == allocated else tags.whole(0x00280102, stored - 1)
+    # Some writers state 0 frames for a picture of one; the length of the pixels is compared all the same.
+    frames = tags.number(0x00280008, 1.0) or 1.0
     if not (rows and columns and 1 <= frames <= 2**31 and frames == int(frames)):
         raise DataError(
             f"{path}: expected at least one row, column and frame, got {rows}, {columns} and {frames:g}. Correct the "

@@ -167,6 +167,38 @@ def test_a_film_of_compressed_colours(tmp_path: Path) -> None:
         assert difference.max() <= 2
 
 
+@pytest.mark.parametrize("stated", ["RGB", "YBR_FULL_422"])
+@pytest.mark.parametrize("form", ["JFIF", "Adobe", "named"])
+def test_compressed_colours_are_what_their_own_markers_say(tmp_path: Path, stated: str, form: str) -> None:
+    colours = np.zeros((16, 16, 3), np.uint8)
+    colours[:, :8], colours[:, 8:] = (200, 30, 60), (20, 160, 240)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).save(buffer, "JPEG", quality=95, subsampling=0, keep_rgb=form != "JFIF")
+    stream = buffer.getvalue()
+    if form == "named":  # R, G and B without Adobe's marker
+        assert stream[2:4] == b"\xff\xee"
+        stream = stream[:2] + stream[4 + int.from_bytes(stream[4:6]) :]
+    path = write_dicom(
+        tmp_path / "a.dcm", colours, photometric=stated, syntax=JPEG_BASELINE, fragments=[stream], spacing=None
+    )
+    assert np.abs(shown(path).astype(int) - colours).max() <= 12
+
+
+def test_what_writers_leave_around_a_whole_picture(tmp_path: Path) -> None:
+    pixels = np.array([[0, 65_535, 700]], np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", pixels, position=None, extra={0x00280008: ("IS", "0")})
+    assert np.array_equal(read_volume(path).voxels[0], pixels)
+    write_dicom(path, pixels, position=None, extra={0x00280102: ("US", 11)})  # the high bit of another file
+    assert np.array_equal(read_volume(path).voxels[0], pixels)
+    content = path.read_bytes()
+    for tail in (b"\n", b"\r\n", b"\r\n\r\n"):
+        path.write_bytes(content + tail)
+        assert np.array_equal(read_volume(path).voxels[0], pixels)
+    path.write_bytes(content + b"\x08\0\x05\0CS\x0a\0ISO")
+    with pytest.raises(DataError, match="cut short"):
+        read_volume(path)
+
+
 def test_a_window_of_the_users(tmp_path: Path) -> None:
     hounsfield = np.array([[-1350, -600, 150, 40]], np.int16)
     header_window = {0x00281050: ("DS", 40), 0x00281051: ("DS", 80)}
