@@ -65,6 +65,8 @@ _COLOURS: Final = frozenset(
 )
 GREY: Final = frozenset(("MONOCHROME1", "MONOCHROME2"))
 PALETTE: Final = "PALETTE COLOR"
+GE_PRIVATE: Final = "1.2.840.113619.5.2"
+"""Transfer syntax of old scanners of GE: implicit little-endian elements, but big-endian pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +283,7 @@ def _layout(path: Path, elements: Elements, tags: Tags) -> Layout:
         signed=tags.whole(0x00280103, 0) == 1,
         planar=tags.whole(0x00280006, 0) == 1,
         syntax=elements.syntax,
-        order=elements.coding.order,
+        order=">" if elements.syntax == GE_PRIVATE and photometric in GREY else elements.coding.order,
         element=element,
         offsets=tags.raw(0x7FE00001),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
@@ -18,7 +19,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from support.dicom_files import CT, ENHANCED_CT, JPEG_BASELINE, US, frame_tags, write_dicom
+from support.dicom_files import CT, ENHANCED_CT, JPEG_BASELINE, US, element, frame_tags, write_dicom
 
 from medmllm_plugins.data.dicom import dicom_picture_facts, read_dicom_image, shows_volume
 from medmllm_plugins.data.picture_files import may_be_dicom, picture_size, read_picture
@@ -182,6 +183,17 @@ def test_compressed_colours_are_what_their_own_markers_say(tmp_path: Path, state
         tmp_path / "a.dcm", colours, photometric=stated, syntax=JPEG_BASELINE, fragments=[stream], spacing=None
     )
     assert np.abs(shown(path).astype(int) - colours).max() <= 12
+
+
+def test_the_private_transfer_syntax_of_ge_has_big_endian_pixels(tmp_path: Path) -> None:
+    grey = np.array([[1, 256, 4095]], np.uint16)
+    save(tmp_path / "a.dcm", ImplicitVRLittleEndian, grey, "MONOCHROME2", PixelData=grey.astype(">u2").tobytes())
+    content = (tmp_path / "a.dcm").read_bytes()
+    syntax = element(0x00020010, "UI", b"1.2.840.10008.1.2\0")
+    assert content.count(syntax) == 1
+    (tmp_path / "a.dcm").write_bytes(content.replace(syntax, element(0x00020010, "UI", b"1.2.840.113619.5.2")))
+    wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.dcm")))[0]
+    assert np.array_equal(wanted, grey) and np.array_equal(read_volume(tmp_path / "a.dcm").voxels[0], grey)
 
 
 def test_what_writers_leave_around_a_whole_picture(tmp_path: Path) -> None:
