@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,31 @@ def test_the_private_transfer_syntax_of_ge_has_big_endian_pixels(tmp_path: Path)
     (tmp_path / "a.dcm").write_bytes(content.replace(syntax, element(0x00020010, "UI", b"1.2.840.113619.5.2")))
     wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.dcm")))[0]
     assert np.array_equal(wanted, grey) and np.array_equal(read_volume(tmp_path / "a.dcm").voxels[0], grey)
+
+
+def test_private_elements_as_careless_writers_leave_them(tmp_path: Path) -> None:
+    pixels = np.array([[0, 65_535, 700]], np.uint16)
+    content = write_dicom(tmp_path / "a.dcm", pixels, position=None).read_bytes()
+    start = content.index(b"\x28\0\x02\0US")
+    unstated = struct.pack("<HH2sHI", 0x0021, 0x1001, b"UN", 0, 0xFFFFFFFF)
+    item, item_end, end = (
+        struct.pack("<HHI", 0xFFFE, part, size) for part, size in ((0xE000, 0xFFFFFFFF), (0xE00D, 0), (0xE0DD, 0))
+    )
+    typed, plain = element(0x00211002, "LO", "abcd"), struct.pack("<HHI", 0x0021, 0x1002, 4) + b"abcd"
+    fragments = struct.pack("<HHI", 0xFFFE, 0xE000, 4) + b"abcd" + end
+    for private in (
+        unstated + item + typed + item_end + end,
+        unstated + item + plain + item_end + end,
+        unstated.replace(b"UN", b"OB") + fragments,
+        end,
+    ):
+        for changed in (content[:start] + private + content[start:], content + private):
+            (tmp_path / "a.dcm").write_bytes(changed)
+            assert np.array_equal(read_volume(tmp_path / "a.dcm").voxels[0], pixels)
+            assert np.array_equal(pydicom.dcmread(tmp_path / "a.dcm").pixel_array, pixels)
+    (tmp_path / "a.dcm").write_bytes(content[:start] + item_end + content[start:])
+    with pytest.raises(DataError, match="a delimiter that does not belong there"):
+        read_volume(tmp_path / "a.dcm")
 
 
 def test_what_writers_leave_around_a_whole_picture(tmp_path: Path) -> None:
