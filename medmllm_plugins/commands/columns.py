@@ -225,7 +225,8 @@ def _check_folds(rows: Sequence[Row], column: str, names: Mapping[str, str]) -> 
     """Ask what the values of a split column mean that are not understood."""
     counts = Counter(row[column] for row in rows)
     unknown = sorted(value for value in counts if fold_of(value, names) is None)
-    if unused := sorted(set(names) - {cell for cell in counts} - {cell.casefold() for cell in counts}):
+    cells = {cell.casefold() for cell in counts}
+    if unused := sorted(name for name in names if name.casefold() not in cells):
         raise OptionError(f"Expected --fold-map to name values of the column {column!r}, got {_values(unused)}.")
     if not unknown:
         return

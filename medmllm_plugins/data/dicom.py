@@ -35,6 +35,7 @@ from medmllm_plugins.data.dicom_pixels import colour_frame, grey_frame
 from medmllm_plugins.data.dicom_tags import Header, header_of, is_dicom, read_header
 from medmllm_plugins.data.itk import check_spacing, finite
 from medmllm_plugins.data.picture_options import DEFAULT, PictureOptions, side_by_side
+from medmllm_plugins.data.regular_files import head
 from medmllm_plugins.data.windows import Unit, to_grey, window_bounds
 from medmllm_plugins.errors import DataError
 
@@ -95,9 +96,9 @@ def read_dicom(path: Path) -> Scan:
     """Read a file or a folder that holds one series.
 
     The slices of a folder, and the frames of a multi-frame file, are put in the order of their positions along the
-    normal of the slices, whatever their names or numbers. A folder's hidden files, ``DICOMDIR`` and files whose ending
-    is not DICOM's are left alone; folders in it are not entered. Where the gantry was tilted the slices are stacked as
-    they are, not straightened.
+    normal of the slices, whatever their names or numbers. A folder's hidden files, ``DICOMDIR``, texts without an
+    ending such as ``LICENSE``, and files whose ending is not DICOM's are left alone; folders in it are not entered.
+    Where the gantry was tilted the slices are stacked as they are, not straightened.
 
     MONOCHROME1 (low is bright) is inverted to maximum + minimum - value over the whole volume, except for HU, whose
     values mean the same in either case.
@@ -250,7 +251,7 @@ def _headers(path: Path) -> list[Header]:
         raise DataError(f"{path}: expected a folder, found that it cannot be read ({error.strerror}).") from error
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and entry.name != "DICOMDIR"]
     # Endings such as .1 or .73549 are parts of identifiers that serve as names.
-    files = [file for file in files if _claims(file) or is_dicom(file)]
+    files = [file for file in files if (_claims(file) and not _is_text(file)) or is_dicom(file)]
     kinds = {file: kind_without_pictures(file) for file in files}
     files = [file for file in files if kinds[file] is None]
     if not files:
@@ -280,6 +281,14 @@ def _headers(path: Path) -> list[Header]:
 
 def _claims(file: Path) -> bool:
     return file.suffix.lower() in _FILE_NAMES or file.suffix[1:].isdigit()
+
+
+def _is_text(file: Path) -> bool:
+    """Whether a file without a DICOM ending is plain text, as the LICENSE that archives put beside the slices."""
+    if file.suffix:
+        return False
+    content = head(file, 512)
+    return not any(byte < 32 and byte not in b"\t\n\f\r" for byte in content)
 
 
 def _check_one_series(path: Path, headers: Sequence[Header]) -> None:

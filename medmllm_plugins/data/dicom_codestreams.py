@@ -16,6 +16,7 @@ from medmllm_plugins.errors import DataError
 RLE: Final = "1.2.840.10008.1.2.5"
 JPEG: Final = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81))
 """JPEG baseline, extended and lossless, and JPEG-LS."""
+JPEG_LOSSY: Final = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51))
 JPEG_2000: Final = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91))
 _STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 # Of JPEG's frame markers C4, C8 and CC are others; F7 is JPEG-LS.
@@ -161,6 +162,35 @@ def _jpeg(content: bytes) -> Codestream | None:
             return None
         offset += 2 + length
     return None
+
+
+def jpeg_colours(layout: Layout, content: bytes) -> str:
+    """Return what the values of a lossy colour JPEG mean, as the DICOM header calls it.
+
+    A JFIF marker, Adobe's marker or components called R, G and B say so, as for any JPEG decoder; many ultrasound
+    devices call frames RGB in the header that are stored as luminance and chrominance. Without these the header counts.
+    """
+    if layout.samples != 3 or layout.syntax not in JPEG_LOSSY:
+        return layout.photometric
+    adobe = ""
+    offset = 2
+    while offset + 4 <= len(content) and content[offset] == 0xFF:
+        marker, value = content[offset + 1], offset + 4
+        if marker in (0xFF, 0x01):
+            offset += 1 if marker == 0xFF else 2
+            continue
+        if marker == 0xE0 and content[value : value + 5] == b"JFIF\0":
+            return "YBR_FULL_422"
+        length = int.from_bytes(content[offset + 2 : value])
+        if marker == 0xEE and content[value : value + 5] == b"Adobe" and 14 <= length < len(content) - value:
+            adobe = "YBR_FULL_422" if content[value + 11] else "RGB"
+        if marker in _FRAMES:
+            names = content[value + 6 : value + 15 : 3]
+            return adobe or ("RGB" if names in (b"RGB", b"rgb") else layout.photometric)
+        if marker in (0xD8, 0xD9, 0xDA) or length < 2:
+            break
+        offset += 2 + length
+    return layout.photometric
 
 
 def _jpeg_2000(content: bytes) -> Codestream | None:

@@ -316,7 +316,8 @@ class _Walk:
         values: Values = {}
         top = depth == 0
         while offset < end:
-            if top and self.pixels is not None and self._only_zeros(offset, end):
+            # Behind the pixels: less than an element, such as the line's end of a badly cut download, or padding.
+            if top and self.pixels is not None and (end - offset < 8 or self._only_zeros(offset, end)):
                 return values, end
             tag, kind, start, length = self.element(offset, end, coding)
             if length != UNDEFINED and tag not in wanted and tag not in PIXEL_TAGS and tag < 0xFFFE0000:
@@ -325,6 +326,9 @@ class _Walk:
             if tag >> 16 == 0xFFFE:
                 if delimited and tag == _ITEM_END:
                     return values, start
+                if top and tag == _SEQUENCE_END and not length:  # left over where pixels were unpacked
+                    offset = start
+                    continue
                 raise self.fault(tag, offset, "a delimiter that does not belong there")
             if length != UNDEFINED:
                 if tag in wanted:
@@ -332,7 +336,7 @@ class _Walk:
                     if inner is None:
                         values[tag] = self.value(tag, start, length)
                     else:
-                        within = Coding(True, "<") if kind == b"UN" else coding
+                        within = self._coding_within(kind, start, coding)
                         values[tag] = self._items(start, start + length, within, inner, depth + 1, delimited=False)[0]
                 if top and tag in PIXEL_TAGS:
                     self.pixels = PixelElement(tag, start, length, kind)
@@ -345,16 +349,29 @@ class _Walk:
                     total = sum(size for _, size in fragments)
                     self.pixels = PixelElement(tag, start, total, kind, fragments)
             elif kind in (b"", b"SQ", b"UN"):
-                # A sequence whose type the writer did not know is written without types (PS3.5 6.2.2).
-                within = Coding(True, "<") if kind == b"UN" else coding
+                within = self._coding_within(kind, start, coding)
                 items, offset = self._items(start, end, within, wanted.get(tag) or {}, depth + 1, delimited=True)
                 if wanted.get(tag) is not None:
                     values[tag] = items
+            elif kind in (b"OB", b"OW"):  # fragments of something private
+                _, offset = self._fragments(tag, start, end, coding)
             else:
                 raise self.fault(tag, offset, "a length that is not stated")
         if delimited:
             raise self.fault(0xFFFEE00D, offset, "no delimiter")
         return values, offset
+
+    def _coding_within(self, kind: bytes, start: int, coding: Coding) -> Coding:
+        """How the items of a sequence are written.
+
+        A sequence whose type the writer did not know is written without types (PS3.5 6.2.2), but by some with them, as
+        its first element shows: a type and a length that a value without one would hardly have.
+        """
+        if kind != b"UN":
+            return coding
+        first = self._source.at(start + 8, 8)
+        typed = (first[4:6] in _SHORT and first[6:] != b"\0\0") or (first[4:6] in _LONG and first[6:] == b"\0\0")
+        return coding if typed else Coding(True, "<")
 
     def _items(
         self, offset: int, end: int, coding: Coding, wanted: Wanted, depth: int, *, delimited: bool

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from medmllm_plugins.data.decode_limit import check_decoded_size
 from medmllm_plugins.data.decoder_process import decode
-from medmllm_plugins.data.dicom_codestreams import RLE, check_codestream, decode_rle, read_frame
+from medmllm_plugins.data.dicom_codestreams import RLE, check_codestream, decode_rle, jpeg_colours, read_frame
 from medmllm_plugins.data.dicom_colour import in_bands, palette_to_rgb, ybr_to_rgb
 from medmllm_plugins.data.dicom_elements import PIXEL_TAGS, Source
 from medmllm_plugins.data.dicom_tags import PALETTE, Header, Layout
@@ -60,7 +60,7 @@ def stored_frame(path: Path, source: Source, layout: Layout, index: int) -> npt.
     dtype = f"{'i' if layout.signed else 'u'}{layout.allocated // 8}"
     arguments = {
         "transfer_syntax": layout.syntax,
-        "photometric": layout.photometric if layout.samples > 1 else "MONOCHROME2",
+        "photometric": jpeg_colours(layout, content) if layout.samples > 1 else "MONOCHROME2",
         "rows": layout.rows,
         "columns": layout.columns,
         "samples": layout.samples,

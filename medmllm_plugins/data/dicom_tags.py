@@ -65,6 +65,8 @@ _COLOURS: Final = frozenset(
 )
 GREY: Final = frozenset(("MONOCHROME1", "MONOCHROME2"))
 PALETTE: Final = "PALETTE COLOR"
+GE_PRIVATE: Final = "1.2.840.113619.5.2"
+"""Transfer syntax of old scanners of GE: implicit little-endian elements, but big-endian pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +250,10 @@ def _layout(path: Path, elements: Elements, tags: Tags) -> Layout:
     samples = tags.whole(0x00280002, 1)
     allocated = tags.whole(0x00280100, {0x7FE00008: 32, 0x7FE00009: 64}.get(element.tag))
     stored = tags.whole(0x00280101, allocated)
-    high = tags.whole(0x00280102, stored - 1)
-    frames = tags.number(0x00280008, 1.0)
+    # Where all bits are in use there is one highest, whatever a header says that was copied from another file.
+    high = stored - 1 if stored == allocated else tags.whole(0x00280102, stored - 1)
+    # Some writers state 0 frames for a picture of one; the length of the pixels is compared all the same.
+    frames = tags.number(0x00280008, 1.0) or 1.0
     if not (rows and columns and 1 <= frames <= 2**31 and frames == int(frames)):
         raise DataError(
             f"{path}: expected at least one row, column and frame, got {rows}, {columns} and {frames:g}. Correct the "
@@ -279,7 +283,7 @@ def _layout(path: Path, elements: Elements, tags: Tags) -> Layout:
         signed=tags.whole(0x00280103, 0) == 1,
         planar=tags.whole(0x00280006, 0) == 1,
         syntax=elements.syntax,
-        order=elements.coding.order,
+        order=">" if elements.syntax == GE_PRIVATE and photometric in GREY else elements.coding.order,
         element=element,
         offsets=tags.raw(0x7FE00001),
     )

@@ -21,7 +21,9 @@ _MOST_COMPARED: Final = 200
 """So many classes have 20,000 pairs of names, which take a fraction of a second."""
 _MIN_LENGTH: Final = 4
 """Shorter names that differ in one letter, such as T1 and T2 or left and lift, are more often meant than mistyped."""
-_ROMAN: Final = re.compile(r"[ivx]+")
+_ROMAN: Final = re.compile(r"[ivx]+[a-e]?")
+_CODE: Final = re.compile(r"([^\W\d_]*)\d+[^\W\d_]?")
+"""Numbered grades and stages: 4a, pT2b, BIRADS4c."""
 _LOOK_ALIKES: Final = str.maketrans("абвеікмнорстухѕјαβεικνορτυχ", "abbeikmhopctyxsjabeiknoptux")
 """Cyrillic and Greek letters, in lower case, to the Latin ones that look like them."""
 
@@ -78,8 +80,8 @@ def same_spelling(first: str, second: str) -> bool:
 def similar_spelling(first: str, second: str) -> bool:
     """Whether one of two names is likely the other mistyped: one letter more, fewer, changed or swapped.
 
-    Names that differ in a number, a Roman numeral or a single letter (``type a``, ``type b``), or in a letter in front
-    (``typical``, ``atypical``), mean different things.
+    Names that differ in a number, a Roman numeral, a grade (``4a``, ``IIIb``) or a single letter (``type a``, ``type
+    b``), or in a letter in front (``typical``, ``atypical``), mean different things.
     """
     one, other = sorted((_plain(first), _plain(second)), key=len)
     if one == other:
@@ -90,6 +92,9 @@ def similar_spelling(first: str, second: str) -> bool:
     if len(words[0]) == len(words[1]):
         differing = [pair for pair in zip(*words, strict=True) if pair[0] != pair[1]]
         if any(all(len(word) == 1 or _ROMAN.fullmatch(word) for word in pair) for pair in differing):
+            return False
+        codes = [[_CODE.fullmatch(word) for word in pair] for pair in differing]
+        if any(left and right and left[1] == right[1] for left, right in codes):
             return False
     if re.sub(r"[\W\d_]", "", one) == re.sub(r"[\W\d_]", "", other):  # all that differs is a number or a sign
         return False

@@ -105,6 +105,8 @@ def _parse(path: Path) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     position = 0
     for line, behind in lines:
+        if not line.strip():
+            continue
         name, equals, value = (part.strip(" \t") for part in line.partition("="))
         if not equals:
             raise wrong_content(path, "a MetaImage")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from medmllm_plugins.data.byte_sources import open_source
+from medmllm_plugins.data.byte_sources import CHUNK, open_source
 from medmllm_plugins.data.itk import check_spacing
 from medmllm_plugins.data.regular_files import head, open_regular
 from medmllm_plugins.data.volume_headers import (
@@ -97,14 +98,15 @@ def read_nifti_header(path: Path) -> VolumeHeader:
 def packed_nifti_sum(path: Path) -> str:
     """CRC-32 and length that a ``.nii.gz`` file states of its content (RFC 1952), checked against the header.
 
-    A file cut short states chance numbers, which this finds without unpacking it all; other damage is found when the
-    volume is read.
+    A file cut short states chance numbers: it is unpacked, which finds the damage; other damage is found when the
+    volume is read. A file of several gzip members is unpacked too, as none of them states the whole.
 
     Returns:
         The sum and length as 16 hexadecimal digits.
 
     Raises:
-        DataError: see :func:`medmllm_plugins.data.volumes.volume_facts`; or the length does not go with the header.
+        DataError: see :func:`medmllm_plugins.data.volumes.volume_facts`; or the data are cut short, or do
+            not go with the header.
     """
     header = read_nifti_header(path)
     wanted = header.data.skip + header.nbytes
@@ -112,12 +114,19 @@ def packed_nifti_sum(path: Path) -> str:
         opened.seek(-8, os.SEEK_END)
         end = opened.read(8)
     stated = int.from_bytes(end[4:], "little")
-    if stated != wanted % (1 << 32):  # it is stated modulo 4 GiB
-        raise DataError(
-            f"{path}: expected whole gzip data of {wanted:,} bytes as the header states, got {stated:,}: the file is "
-            "damaged or cut short; get it again."
-        )
-    return end.hex()
+    if stated == wanted % (1 << 32):  # it is stated modulo 4 GiB
+        return end.hex()
+    # The end of one of several members (as bgzip writes) or a padding of zeros states nothing of the whole.
+    total = 0
+    with open_regular(path) as opened:
+        source = open_source(path, opened, "gzip", np.dtype("u1"))
+        buffer = memoryview(bytearray(CHUNK))
+        for start in range(0, wanted, CHUNK):
+            part = buffer[: min(CHUNK, wanted - start)]
+            source.fill(part)
+            total = zlib.crc32(part, total)
+        source.finish()
+    return struct.pack("<II", total, wanted % (1 << 32)).hex()
 
 
 def _start(path: Path, packed: bool) -> bytes:

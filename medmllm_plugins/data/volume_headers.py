@@ -161,7 +161,8 @@ def wrong_content(path: Path, wanted: str) -> DataError:
     for name, prefix in (("gzip", b"\x1f\x8b"), ("NRRD", b"NRRD"), ("NumPy", b"\x93NUMPY"), ("MetaImage", b"ObjectT")):
         found = name if content.startswith(prefix) else found
     found = "DICOM" if is_dicom(path) else found
-    found = "uncompressed NIfTI" if content[344:347] in (b"n+1", b"ni1") else found
+    found = "uncompressed NIfTI" if content[344:347] == b"n+1" else found
+    found = "NIfTI in two files (.hdr and .img)" if content[344:347] == b"ni1" else found
     return DataError(f"{path}: expected {wanted} by its name, got {found}; correct the name or get the file again.")
 
 

@@ -92,6 +92,10 @@ def test_a_column_that_only_looks_like_folds_is_named(name: str, values: list[st
     assert any(f"the column '{name}' looks like one of folds and is not used" in note for note in found.notes)
 
 
+def test_a_map_may_write_values_in_another_case() -> None:
+    assert guess(["a", "b", "c"], "split", "split", {"A": "train", "B": "test", "c": "none"}).fold == "split"
+
+
 def test_of_two_columns_the_one_that_is_understood_is_used_and_the_other_named() -> None:
     found = guess(list("012"), "fold", split=["train", "val", "test"])
     assert found.fold == "split"

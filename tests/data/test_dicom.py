@@ -31,6 +31,17 @@ def test_a_missing_slice_is_named(tmp_path: Path) -> None:
     assert "105" in message and "110" in message and "missing" in message
 
 
+def test_texts_beside_the_slices_are_left_alone(tmp_path: Path) -> None:
+    for index in range(3):
+        write_dicom(tmp_path / f"IM{index}", np.full((4, 5), index, np.uint16), position=(0, 0, index))
+    (tmp_path / "LICENSE").write_text("Creative Commons – Attribution\n" * 30, encoding="utf-8")
+    (tmp_path / "VERSION").write_text("3")
+    assert read_volume(tmp_path).voxels.shape == (3, 4, 5)
+    (tmp_path / "IM3").write_bytes(b"\0" * 300)  # a slice that is damaged stays an error
+    with pytest.raises(DataError, match="IM3"):
+        read_volume(tmp_path)
+
+
 def test_two_slices_in_one_place_and_two_series(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "twice", STORED)
     (tmp_path / "twice" / "copy.dcm").write_bytes(paths[2].read_bytes())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
@@ -18,7 +20,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from support.dicom_files import CT, ENHANCED_CT, JPEG_BASELINE, US, frame_tags, write_dicom
+from support.dicom_files import CT, ENHANCED_CT, JPEG_BASELINE, US, element, frame_tags, write_dicom
 
 from medmllm_plugins.data.dicom import dicom_picture_facts, read_dicom_image, shows_volume
 from medmllm_plugins.data.picture_files import may_be_dicom, picture_size, read_picture
@@ -165,6 +167,74 @@ def test_a_film_of_compressed_colours(tmp_path: Path) -> None:
         with Image.open(io.BytesIO(stream)) as image:
             difference = np.abs(shown(path, frame=str(number)).astype(int) - np.asarray(image))
         assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("stated", ["RGB", "YBR_FULL_422"])
+@pytest.mark.parametrize("form", ["JFIF", "Adobe", "named"])
+def test_compressed_colours_are_what_their_own_markers_say(tmp_path: Path, stated: str, form: str) -> None:
+    colours = np.zeros((16, 16, 3), np.uint8)
+    colours[:, :8], colours[:, 8:] = (200, 30, 60), (20, 160, 240)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).save(buffer, "JPEG", quality=95, subsampling=0, keep_rgb=form != "JFIF")
+    stream = buffer.getvalue()
+    if form == "named":  # R, G and B without Adobe's marker
+        assert stream[2:4] == b"\xff\xee"
+        stream = stream[:2] + stream[4 + int.from_bytes(stream[4:6]) :]
+    path = write_dicom(
+        tmp_path / "a.dcm", colours, photometric=stated, syntax=JPEG_BASELINE, fragments=[stream], spacing=None
+    )
+    assert np.abs(shown(path).astype(int) - colours).max() <= 12
+
+
+def test_the_private_transfer_syntax_of_ge_has_big_endian_pixels(tmp_path: Path) -> None:
+    grey = np.array([[1, 256, 4095]], np.uint16)
+    save(tmp_path / "a.dcm", ImplicitVRLittleEndian, grey, "MONOCHROME2", PixelData=grey.astype(">u2").tobytes())
+    content = (tmp_path / "a.dcm").read_bytes()
+    syntax = element(0x00020010, "UI", b"1.2.840.10008.1.2\0")
+    assert content.count(syntax) == 1
+    (tmp_path / "a.dcm").write_bytes(content.replace(syntax, element(0x00020010, "UI", b"1.2.840.113619.5.2")))
+    wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.dcm")))[0]
+    assert np.array_equal(wanted, grey) and np.array_equal(read_volume(tmp_path / "a.dcm").voxels[0], grey)
+
+
+def test_private_elements_as_careless_writers_leave_them(tmp_path: Path) -> None:
+    pixels = np.array([[0, 65_535, 700]], np.uint16)
+    content = write_dicom(tmp_path / "a.dcm", pixels, position=None).read_bytes()
+    start = content.index(b"\x28\0\x02\0US")
+    unstated = struct.pack("<HH2sHI", 0x0021, 0x1001, b"UN", 0, 0xFFFFFFFF)
+    item, item_end, end = (
+        struct.pack("<HHI", 0xFFFE, part, size) for part, size in ((0xE000, 0xFFFFFFFF), (0xE00D, 0), (0xE0DD, 0))
+    )
+    typed, plain = element(0x00211002, "LO", "abcd"), struct.pack("<HHI", 0x0021, 0x1002, 4) + b"abcd"
+    fragments = struct.pack("<HHI", 0xFFFE, 0xE000, 4) + b"abcd" + end
+    for private in (
+        unstated + item + typed + item_end + end,
+        unstated + item + plain + item_end + end,
+        unstated.replace(b"UN", b"OB") + fragments,
+        end,
+    ):
+        for changed in (content[:start] + private + content[start:], content + private):
+            (tmp_path / "a.dcm").write_bytes(changed)
+            assert np.array_equal(read_volume(tmp_path / "a.dcm").voxels[0], pixels)
+            assert np.array_equal(pydicom.dcmread(tmp_path / "a.dcm").pixel_array, pixels)
+    (tmp_path / "a.dcm").write_bytes(content[:start] + item_end + content[start:])
+    with pytest.raises(DataError, match="a delimiter that does not belong there"):
+        read_volume(tmp_path / "a.dcm")
+
+
+def test_what_writers_leave_around_a_whole_picture(tmp_path: Path) -> None:
+    pixels = np.array([[0, 65_535, 700]], np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", pixels, position=None, extra={0x00280008: ("IS", "0")})
+    assert np.array_equal(read_volume(path).voxels[0], pixels)
+    write_dicom(path, pixels, position=None, extra={0x00280102: ("US", 11)})  # the high bit of another file
+    assert np.array_equal(read_volume(path).voxels[0], pixels)
+    content = path.read_bytes()
+    for tail in (b"\n", b"\r\n", b"\r\n\r\n"):
+        path.write_bytes(content + tail)
+        assert np.array_equal(read_volume(path).voxels[0], pixels)
+    path.write_bytes(content + b"\x08\0\x05\0CS\x0a\0ISO")
+    with pytest.raises(DataError, match="cut short"):
+        read_volume(path)
 
 
 def test_a_window_of_the_users(tmp_path: Path) -> None:

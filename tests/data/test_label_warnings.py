@@ -35,6 +35,7 @@ def test_what_only_looks_different_is_the_same(first: str, second: str) -> None:
         ("metastasis", "metastases"),
         ("benign", "bengin"),
         ("malignant", "malignent"),
+        ("Covd19", "Covid19"),
     ],
 )
 def test_a_mistyped_letter_is_similar(first: str, second: str) -> None:
@@ -51,6 +52,10 @@ def test_a_mistyped_letter_is_similar(first: str, second: str) -> None:
         ("stage I", "stage II"),
         ("stage IV", "stage V"),
         ("type a", "type b"),
+        ("BI-RADS 4a", "BI-RADS 4b"),
+        ("BIRADS4A", "BIRADS4B"),
+        ("pT2a", "pT2b"),
+        ("stage IIIA", "stage IIIB"),
         ("typical", "atypical"),
         ("symptomatic", "asymptomatic"),
         ("benign", "malignant"),

@@ -270,10 +270,29 @@ def test_more_in_a_packed_nifti_than_its_header_states(tmp_path: Path) -> None:
         path.write_bytes(gzip.compress(content + more))
         with pytest.raises(DataError, match="got more"):
             read_volume(path)
-        with pytest.raises(DataError, match=r"expected whole gzip data of 592 bytes"):
+        with pytest.raises(DataError, match=r"expected 592 bytes of data .* got more"):
             packed_nifti_sum(path)
-    path.write_bytes(gzip.compress(content) + bytes(512))  # a block filled up, as tapes and some tools leave it
-    assert np.array_equal(read_volume(path, orientation="LPS").voxels.ravel()[:1].size, 1)
+    path.write_bytes(gzip.compress(content[:-1]))
+    with pytest.raises(DataError, match=r"scan\.nii\.gz: expected at least 592 bytes of data"):
+        packed_nifti_sum(path)
+
+
+def test_packed_nifti_files_in_several_members_or_padded(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    content, voxels, total = gzip.decompress(path.read_bytes()), read_volume(path).voxels, packed_nifti_sum(path)
+    for packed in (
+        gzip.compress(content) + bytes(512),  # a block filled up, as tapes and some tools leave it
+        gzip.compress(content[:400]) + gzip.compress(content[400:]),
+        gzip.compress(content) + gzip.compress(b""),  # the end of a file by bgzip
+    ):
+        path.write_bytes(packed)
+        assert np.array_equal(read_volume(path).voxels, voxels)
+        assert packed_nifti_sum(path) == total
+    damaged = bytearray(packed)
+    damaged[len(gzip.compress(content)) - 8] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="check sum"):
+        packed_nifti_sum(path)
 
 
 def test_an_error_names_the_limit_and_how_to_raise_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

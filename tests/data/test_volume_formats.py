@@ -230,3 +230,10 @@ def test_blocks_that_do_not_end_with_a_slice(tmp_path: Path, monkeypatch: pytest
 def test_nrrd_without_orientation(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="left and right are unknown"):
         read_volume(write_nrrd(tmp_path / "scan.nrrd", VOXELS, without=[name]))
+
+
+def test_a_metaimage_written_by_hand(tmp_path: Path) -> None:
+    path = write_metaimage(tmp_path / "scan.mha", VOXELS)
+    header, data = path.read_bytes().split(b"ElementDataFile")
+    path.write_bytes(b"\n" + header.replace(b"NDims", b"\n \r\nNDims") + b"ElementDataFile" + data)
+    compare(path)
