@@ -25,9 +25,12 @@ _NAME: Final = re.compile(rf"(?:^|_)(?:{_WORDS})$")
 _ALWAYS: Final = re.compile(r"(?:secrets?|passwords?|passwd|pwd|passphrase|credentials?)$")
 """Names under which even a number is one."""
 _HARMLESS: Final = re.compile(
-    r"(?i)[+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|infinity|nan)|true|false|none|null|<\|?[\w ]*\|?>|"
+    r"(?i)[+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|infinity|nan)|true|false|none|null|<\|?[\w ]*\|?>|expected|"
 )
-"""Values that are none: numbers, yes and no, nothing, and special tokens such as ``<image>``."""
+"""Values that are none: numbers, yes and no, nothing, special tokens such as ``<image>``, and the beginning of an error
+behind a name (``column 'key': expected …``)."""
+_CLASSES: Final = frozenset({"labels", "positive", "orders"})
+"""What a manifest tells of a task's classes: changed, they would no longer be those of the scored answers."""
 _PAIR: Final = re.compile(
     rf"""(?ix)
     (?<![\w.\-]) (["']?) ([\w.\-]*(?:{_WORDS})) \1
@@ -61,13 +64,19 @@ _ARGUMENT: Final = re.compile(r",(?=[\w.\-]+=)")
 
 
 def shareable_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest without what looks like a key or a password; names of tasks and of its own fields stay as they are."""
+    """A manifest without what looks like a key or a password; names of tasks, classes and its own fields stay."""
     return {
-        name: {task: shareable(told) for task, told in value.items()}
+        name: {task: _task_facts(told) for task, told in value.items()}
         if name == "tasks" and isinstance(value, Mapping)
         else shareable(value)
         for name, value in manifest.items()
     }
+
+
+def _task_facts(facts: Any) -> Any:
+    if not isinstance(facts, Mapping):
+        return shareable(facts)
+    return {key: value if key in _CLASSES else shareable(value, str(key), 1) for key, value in facts.items()}
 
 
 def shareable(value: Any, name: str = "", depth: int = 0) -> Any:
@@ -162,6 +171,10 @@ def _is_secret(name: str, value: str) -> bool:
 
 def _pair(match: re.Match[str]) -> str:
     quote, name, sign, value = match.groups()
+    if not quote and sign == "=" and match.string[: match.start()].endswith(("/", "\\")):
+        # A folder of a path, such as ``patient_key=12``: what is below it, the file's name above all, stays.
+        folder = re.split(r"[/\\]", value, maxsplit=1)[0]
+        return f"{name}={LEFT_OUT if _is_secret(name, folder) else folder}{_PAIR.sub(_pair, value[len(folder) :])}"
     # In prose a colon follows many a word: there it takes quotes, or a name that none would write.
     prose = ":" in sign and not quote and not re.search(r"(?i)[-_]|authorization", name)
     if prose or not _is_secret(name, value):

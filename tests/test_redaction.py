@@ -162,3 +162,25 @@ def test_errors_quote_no_secrets_and_keep_ids() -> None:
     assert "q7q7" not in one_line(ValueError("token=q7q7"))
     assert SHAPED["opaque"] in str(DataError(f"scans/{SHAPED['opaque']}: expected {SHAPED['opaque']}"))
     assert str(DataError("plain")) == "plain" and DataError("a", 3).args == ("a", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/patient_key=a1/img.png: expected an image", "/data/patient_key=…/img.png: expected an image"),
+        ("/data/key=3/img.png: expected an image", "/data/key=3/img.png: expected an image"),
+        (r"C:\d\key=abc\token=def\x.png: damaged", r"C:\d\key=…\token=…\x.png: damaged"),
+        ("https://host/a?token=abc/def", "https://host/a?token=…"),
+        ("t.csv: column 'key': expected numbers, got 'x'", "t.csv: column 'key': expected numbers, got 'x'"),
+        ("{'key': 'expectedly'}", "{'key': …"),
+    ],
+)
+def test_an_error_still_names_file_and_fault(text: str, shown: str) -> None:
+    assert str(DataError(text)).startswith(shown)
+
+
+def test_classes_stay_those_of_the_answers() -> None:
+    labels = ["key=a", "sk-lesion-type-2-benign"]
+    facts = {"labels": labels, "positive": labels[1], "orders": {"first": labels}, "api_key": "abc", "note": "key=a"}
+    told = shareable_manifest({"tasks": {"t": facts, "u": "key=a"}})["tasks"]
+    assert told == {"t": {**facts, "api_key": "…", "note": "key=…"}, "u": "key=…"}

@@ -20,7 +20,7 @@ from medmllm_plugins.host.attributing import readable_lesion
 from medmllm_plugins.host.run import ATTRIBUTIONS
 from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
-from medmllm_plugins.metrics.seal import update_seal
+from medmllm_plugins.metrics.seal import take_out_of_seal, update_seal
 from medmllm_plugins.models.interface import LoadedModel, Shown
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.questions.attributions import Attributions
@@ -75,6 +75,7 @@ def attribute(
     loaded = _load(run.manifest.get("model") or {}, device)
     items = _items(loaded, settings, data, _answers(run, name, ids))
     shelf = Shelf(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
+    take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, asked, items, shelf, batch)
     model, labels = str(run.manifest["model"]["name"]), Rows(settings, ()).classes
     index = gather(shelf.folder, name, model, labels)

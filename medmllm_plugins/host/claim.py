@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -59,7 +59,9 @@ def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None
         reason = "is in use by another process"
         if lock.acquire():
             earlier = _manifest(folder)
-            reason = "" if resumed and number == 1 else _reason(folder, earlier, manifest, journal)
+            # Journals stand in the folder that was asked for, also those of runs that were given a numbered one.
+            journals = {folder / UNFINISHED, wanted / UNFINISHED, *([] if journal is None else [journal.parent])}
+            reason = "" if resumed and number == 1 else _reason(folder, earlier, manifest, journal, journals)
             if not reason:
                 if first_reason:
                     logger.warning(f"{wanted} {first_reason}: the files of this run go to {folder}.")
@@ -81,7 +83,13 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if sound and all(isinstance(one, dict) for one in manifest["tasks"].values()) else None
 
 
-def _reason(folder: Path, earlier: Mapping[str, Any] | None, manifest: Mapping[str, Any], journal: Path | None) -> str:
+def _reason(
+    folder: Path,
+    earlier: Mapping[str, Any] | None,
+    manifest: Mapping[str, Any],
+    journal: Path | None,
+    journals: Iterable[Path],
+) -> str:
     """Say why a run may not write into a folder; empty where it may."""
     if earlier is None:
         return f"holds a {MANIFEST} that cannot be read"
@@ -90,7 +98,7 @@ def _reason(folder: Path, earlier: Mapping[str, Any] | None, manifest: Mapping[s
         return f"holds results of {again[0]} already"
     if scored and not _alike(earlier, manifest):
         return f"holds results of {scored[0]} by another model or with other arguments"
-    if any(path != journal and _points_here(path, folder) for path in (folder / UNFINISHED).glob("*")):
+    if any(path != journal and _points_here(path, folder) for parent in journals for path in parent.glob("*")):
         return "holds an unfinished run of another command"
     return ""
 

@@ -143,6 +143,7 @@ def _one_evaluation(evaluate: Callable[[Namespace], Any]) -> Callable[[Namespace
     @functools.wraps(evaluate)
     def cli_evaluate_single(args: Namespace) -> Any:
         token = _arguments.set(args)
+        _status.ours = False  # of the evaluation before, where `--config` names several
         try:
             returned = evaluate(args)
         except SystemExit as stop:

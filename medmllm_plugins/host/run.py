@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.environment import package_versions
-from medmllm_plugins.host import journal
+from medmllm_plugins.host import command_line, journal
 from medmllm_plugins.host.claim import claim_folder
 from medmllm_plugins.host.journal import Journal
 from medmllm_plugins.host.signals import Handlers
@@ -67,7 +67,7 @@ class Run:
         self._lock: FolderLock | None = None
         self._kept: dict[str, Entry] = {}
         self._carried: frozenset[str] = frozenset()
-        self._handlers = Handlers(self._how_to_continue)
+        self._handlers = Handlers(self._how_to_continue, lambda: command_line.arguments() is not None)
         self.manifest: dict[str, Any] = {
             "medmllm_manifest": 1,
             "finished": None,
@@ -238,6 +238,25 @@ class Run:
         own = [told for task, told in self.manifest["tasks"].items() if task not in self._carried]
         if self._journal is not None and not any("dataset" in told for told in own):
             self._finish()
+
+    def predicted(self, name: str, count: int) -> None:
+        """Note answers that are not to be scored; with those of the last task the run lets go of the folder.
+
+        It is not finished: its answers stay in the journal, for a run that scores them.
+        """
+        self.task(name, {"predicted": count})
+        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
+        if all("predicted" in facts for facts in own if "dataset" in facts):
+            self.close()
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Let go of folder and signals where scoring fails: whoever called the host from Python goes on."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def scored(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add a task's figures to the manifest; with those of the last task the run is finished."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit, KeyboardInterrupt):
-    """Ctrl-C: ends a command with exit code 130; Python sessions catch it as the ``KeyboardInterrupt`` it is."""
+    """Ctrl-C in a command, which it ends with exit code 130; ``except KeyboardInterrupt`` catches it too."""
 
 
 class Terminated(SystemExit):
@@ -24,13 +25,16 @@ class Terminated(SystemExit):
 class Handlers:
     """The handlers of this process, between :meth:`install` and :meth:`restore`."""
 
-    def __init__(self, message: Callable[[], str]) -> None:
+    def __init__(self, message: Callable[[], str], in_command: Callable[[], bool] = lambda: True) -> None:
         """Prepare them.
 
         Args:
             message: gives the line to print; nothing is printed where it is empty.
+            in_command: whether a command is to end. Elsewhere Ctrl-C raises a plain ``KeyboardInterrupt``: a Python
+                session, which would end at a ``SystemExit``, goes on.
         """
         self._message = message
+        self._in_command = in_command
         self._earlier: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -56,6 +60,10 @@ class Handlers:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.restore()  # a second Ctrl-C ends what takes too long to end
         if message := self._message():
-            print_error(message)
+            # Standard error may be gone with its terminal, or in the middle of another line: the exit code stays.
+            with suppress(OSError, RuntimeError, ValueError):
+                print_error(message)
+        if number == signal.SIGINT and not self._in_command():
+            raise KeyboardInterrupt
         code = 128 + number
         raise Interrupted(code) if number == signal.SIGINT else Terminated(code)

@@ -119,7 +119,7 @@ class Classification(ConfigurableTask):
         return BYPASS in self._aggregation_list
 
     def _collected(self, values: list[dict[str, Any]]) -> str:
-        run.current().task(str(self.config.task), {"predicted": len(values)})
+        run.current().predicted(str(self.config.task), len(values))
         logger.info(
             f"{self.config.task}: {len(values)} answers, not scored. The same command without --predict_only scores "
             "them and asks nothing again."
@@ -284,10 +284,11 @@ class Classification(ConfigurableTask):
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
         def aggregate(values: list[dict[str, Any]]) -> float | str:
-            outcomes = [Outcome.from_dict(value["outcome"]) for value in values]
-            summary = self._score(outcomes)
-            if metric == "accuracy":
-                self._write(summary, outcomes, {value["outcome"]["id"]: value["answer"] for value in values})
+            with run.current().closed_on_error():
+                outcomes = [Outcome.from_dict(value["outcome"]) for value in values]
+                summary = self._score(outcomes)
+                if metric == "accuracy":
+                    self._write(summary, outcomes, {value["outcome"]["id"]: value["answer"] for value in values})
             estimate = summary.metrics.get(metric)
             return "N/A" if estimate is None else estimate.value
 

@@ -178,6 +178,11 @@ def load_run(folder: Path) -> RunResults:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         tasks = manifest["tasks"]
         told = {str(task): dict(facts) for task, facts in tasks.items()}
+    except PermissionError as error:
+        raise DataError(
+            f"{folder / MANIFEST}: expected a file that you may read, got one that its owner alone may, since it holds "
+            f"the arguments of a command. Its owner lets you with: chmod a+r {folder / MANIFEST}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{folder}: expected a run folder with a {MANIFEST}, found {error}. Name the folder that the log of an "

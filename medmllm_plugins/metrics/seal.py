@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,11 +57,7 @@ class SealCheck:
 
     def among(self, *parts: str) -> dict[str, str]:
         """Return what differs of files whose name is one of ``parts``, or begins with one that ends in ``/``."""
-        return {
-            name: fault
-            for name, fault in self.differing.items()
-            if any(name == part or (part.endswith("/") and name.startswith(part)) for part in parts)
-        }
+        return {name: fault for name, fault in self.differing.items() if _is_among(name, parts)}
 
 
 def describe(differing: Mapping[str, str]) -> str:
@@ -97,7 +94,44 @@ def update_seal(folder: Path, written: Sequence[str]) -> None:
         DataError: another process holds the folder, or its seal cannot be read.
         OSError: the folder cannot be written.
     """
+    with _resealing(folder) as entries:
+        if entries is not None:
+            kept = {name: entry for name, entry in entries.items() if not _is_among(name, written)}
+            new = {name: _entry(folder, name) for name in _names(folder) if _is_among(name, written)}
+            _write(folder, {**kept, **new})
+
+
+def take_out_of_seal(folder: Path, parts: Sequence[str]) -> None:
+    """Take files out of the seal that are about to be written again, so that a command may be broken off meanwhile.
+
+    Left in, those that it had replaced would look damaged, and no command would read any of them. Files that readers
+    take figures from stay sealed until :func:`update_seal`: they are replaced whole, at the end.
+
+    Args:
+        folder: the run folder; without a seal nothing is done.
+        parts: as for :func:`update_seal`, which is to take them in again.
+
+    Raises:
+        DataError: another process holds the folder, or its seal cannot be read.
+        OSError: the folder cannot be written.
+    """
+    with _resealing(folder) as entries:
+        if entries is not None:
+            _write(
+                folder,
+                {
+                    name: entry
+                    for name, entry in entries.items()
+                    if f"/{name}".endswith(_READ) or not _is_among(name, parts)
+                },
+            )
+
+
+@contextmanager
+def _resealing(folder: Path) -> Iterator[dict[str, Entry] | None]:
+    """Hold a folder and give the entries of its seal; ``None`` where it has no seal."""
     if not (folder / SEAL).exists():
+        yield None
         return
     lock = FolderLock(folder)
     if not lock.acquire(_WAIT):
@@ -109,14 +143,13 @@ def update_seal(folder: Path, written: Sequence[str]) -> None:
         entries, fault = read_seal(folder)
         if fault:
             raise DataError(f"{folder / SEAL}: {fault} Run the evaluation again to get a folder that can be checked.")
-
-        def is_written(name: str) -> bool:
-            return any(name == part or (part.endswith("/") and name.startswith(part)) for part in written)
-
-        kept = {name: entry for name, entry in entries.items() if not is_written(name)}
-        _write(folder, {**kept, **{name: _entry(folder, name) for name in _names(folder) if is_written(name)}})
+        yield entries
     finally:
         lock.release()
+
+
+def _is_among(name: str, parts: Sequence[str]) -> bool:
+    return any(name == part or (part.endswith("/") and name.startswith(part)) for part in parts)
 
 
 def read_seal(folder: Path) -> tuple[dict[str, Entry], str]:

@@ -138,6 +138,26 @@ def test_explaining_again_keeps_what_was_found_before(explained: Any, tmp_path: 
     assert {one["name"] for one in index_of(folder)["methods"]} == set(rows)
 
 
+def test_a_command_that_was_broken_off_can_be_started_again(
+    explained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medmllm_plugins.commands import attribute
+
+    folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
+    name = index_of(folder)["entries"][0]["id"]
+    words = ["attribute", str(folder), "--ids", name, "--method", "layer_activation", "--layer", "vision.0"]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attribute, "gather", killed)  # the document's entry is written anew by then
+        assert main(words) == 130
+    assert not check_seal(folder).differing
+    assert main(words) == 0
+    assert not check_seal(folder).differing
+
+
 def test_settings_are_told_and_not_mixed(explained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
     name, *others = dict.fromkeys(entry["id"] for entry in index_of(folder)["entries"])

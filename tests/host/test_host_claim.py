@@ -110,6 +110,16 @@ def test_an_unfinished_run_keeps_its_folder_and_finds_it_again(tmp_path: Path) -
     assert "t" in manifest(tmp_path / "r")["tasks"]
 
 
+def test_a_numbered_folder_of_an_unfinished_run_is_left_to_it(tmp_path: Path, warnings: list[str]) -> None:
+    finished(tmp_path / "r", "t")
+    stopped = begun(tmp_path / "r", "t", "other")
+    stopped.open("other", {}).add({"a": Answered("yes", 1)})
+    assert stopped.folder == tmp_path / "r-2"
+    assert finished(tmp_path / "r", "t", "third") == tmp_path / "r-3"
+    assert begun(tmp_path / "r", "t", "other").folder == tmp_path / "r-2"
+    assert manifest(tmp_path / "r-3")["model"]["name"] == "third"
+
+
 def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = []

@@ -235,3 +235,19 @@ def test_every_way_to_start_the_host(start: tuple[str, ...], tmp_path: Path) -> 
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("medmllm: ")]
     assert any("MEDMLLM_DATA" in line for line in lines)  # another process may have lost its connection
+
+
+def test_an_evaluation_of_others_behind_one_of_ours_stays_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line._status, "every", False)
+
+    def evaluate(args: Namespace) -> tuple[None, None]:
+        if args.tasks == "ours_by_its_file":
+            command_line.concern_us()
+        theirs.append(not command_line.concerns_us(args))
+        return None, None
+
+    theirs: list[bool] = []
+    wrapped = command_line._one_evaluation(evaluate)
+    for tasks in ("ours_by_its_file", "mme"):  # as `--config` lists them
+        wrapped(Namespace(tasks=tasks, model="dummy", verbosity="INFO"))
+    assert theirs == [False, True]

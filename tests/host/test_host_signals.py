@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from medmllm_plugins.host import run
+from medmllm_plugins.host import command_line, run, signals
 from medmllm_plugins.host.run import Run
 from medmllm_plugins.host.signals import Handlers, Interrupted, Terminated
+from medmllm_plugins.metrics.locking import FolderLock
 
 KINDS = {signal.SIGINT: (Interrupted, 130), signal.SIGTERM: (Terminated, 143)}
 
@@ -89,6 +91,51 @@ def test_a_run_says_where_its_answers_are(tmp_path: Path, capsys: pytest.Capture
 
 def test_other_ranks_say_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(Interrupted), Run().guarded():
+    with pytest.raises(KeyboardInterrupt), Run().guarded():
         signal.raise_signal(signal.SIGINT)
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_ends_a_command_and_no_python_session(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as raised, Run(tmp_path).guarded():
+        signal.raise_signal(signal.SIGINT)
+    assert not isinstance(raised.value, SystemExit)
+    token = command_line._arguments.set(Namespace())
+    try:
+        with pytest.raises(Interrupted) as raised, Run(tmp_path).guarded():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        command_line._arguments.reset(token)
+    assert isinstance(raised.value, SystemExit) and raised.value.code == 130
+
+
+@pytest.mark.parametrize("error", [OSError(5, "no terminal"), RuntimeError("reentrant call"), ValueError("closed")])
+def test_the_exit_code_stays_where_nothing_can_be_printed(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(line: str) -> None:
+        raise error
+
+    monkeypatch.setattr(signals, "print_error", failing)
+    Handlers(lambda: "how to continue").install()
+    with pytest.raises(Terminated) as raised:
+        signal.raise_signal(signal.SIGTERM)
+    assert raised.value.code == 143
+
+
+def test_a_run_that_is_not_scored_lets_go_of_signals_and_folder(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for end in ("predicted", "failed"):
+        progress = run.start(tmp_path / end)
+        progress.task("a", {"dataset": "toy"})
+        progress.task("b", {"dataset": "toy"})
+        with progress.guarded():
+            folder = progress.open("m", {"model": "m"}) and progress.folder
+        assert folder is not None
+        if end == "predicted":
+            progress.predicted("a", 3)
+            assert signal.getsignal(signal.SIGTERM) != before  # the other task is still to come
+            progress.predicted("b", 3)
+        else:
+            with pytest.raises(ZeroDivisionError), progress.closed_on_error():
+                raise ZeroDivisionError
+        assert signal.getsignal(signal.SIGTERM) == before and FolderLock(folder).acquire()
+        assert progress.manifest["finished"] is None and list((folder / ".unfinished").iterdir())

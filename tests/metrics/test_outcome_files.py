@@ -81,3 +81,12 @@ def test_answers_that_are_missing_are_counted(tmp_path):
     write_outcomes(tmp_path / "t.outcomes.jsonl", [Outcome("1", "g", "a", "a", "parsed")])
     with pytest.raises(DataError, match=r"t\.outcomes\.jsonl: expected 3 scored answers, .* got 1"):
         load_run(tmp_path)
+
+
+def test_a_manifest_of_somebody_else_says_who_can_help(tmp_path, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "read_text", refused)  # root, as in a container, may read everything
+    with pytest.raises(DataError, match=r"manifest.json: expected a file that you may read.* chmod a\+r"):
+        load_run(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.locking import FolderLock
-from medmllm_plugins.metrics.seal import SEAL, check_seal, describe, update_seal, write_seal
+from medmllm_plugins.metrics.seal import SEAL, check_seal, describe, take_out_of_seal, update_seal, write_seal
 
 FILES = {
     "manifest.json": "{}",
@@ -149,3 +149,21 @@ def test_a_lock_dies_with_its_process_and_leaves_no_file(tmp_path: Path) -> None
     lock.release()
     lock.release()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_again_may_be_broken_off(folder: Path) -> None:
+    before = json.loads((folder / SEAL).read_text())
+    take_out_of_seal(folder, ["attributions/t/"])
+    (folder / "attributions/t/maps/a.npz").write_text("half")  # and here the command is killed
+    (folder / "attributions/t/maps/b.npz").write_text("new")
+    assert not check_seal(folder).differing and not (folder / ".lock").exists()
+    (folder / "attributions/t/index.json").write_text("[]")  # still sealed, and so is all else
+    (folder / "t.metrics.csv").write_text("")
+    assert set(check_seal(folder).differing) == {"attributions/t/index.json", "t.metrics.csv"}
+    (folder / "attributions/t/index.json").write_text("{}")
+    (folder / "t.metrics.csv").write_text(FILES["t.metrics.csv"])
+    update_seal(folder, ["attributions/t/"])
+    assert set(json.loads((folder / SEAL).read_text())["files"]) == {*before["files"], "attributions/t/maps/b.npz"}
+    (folder / SEAL).unlink()
+    take_out_of_seal(folder, ["attributions/t/"])
+    assert not (folder / SEAL).exists()
