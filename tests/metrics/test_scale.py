@@ -1,4 +1,4 @@
-"""What 50,000 documents cost: no more for each than 10,000, in processor time, which other processes change less."""
+"""The work of metrics grows in proportion to the documents; benchmarks/bootstrap.py measures how long it takes."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def test_time_grows_with_the_documents(work: Callable[[int], None]) -> None:
         start = time.process_time()
         work(documents)
         times.append(time.process_time() - start)
-    assert times[1] < 10 * times[0], times  # 5 where it is linear; other processes take their share of the cache
-    assert times[1] < 16, times  # 20 to 40 s before
+    # 5 where it is linear, 25 where it is quadratic; other processes take their share of the cache.
+    assert times[1] < 10 * times[0], times
