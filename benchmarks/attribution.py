@@ -18,10 +18,15 @@ from torch import Tensor
 from benchmarks.measure import compare, stopwatch
 from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import QUESTION, Subject, checkpoint, images
-from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.methods import RULE, How, layer_gradient_x_activation, layer_integrated_gradients
-from medmllm_plugins.attribution.target import Target as Explained
-from medmllm_plugins.data.phantoms import LABELS
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_target import Target as Explained
+from medmllm_plugins.attribution.methods.layer_methods import (
+    RULE,
+    How,
+    layer_gradient_x_activation,
+    layer_integrated_gradients,
+)
+from medmllm_plugins.data.layouts.phantoms import LABELS
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
 

@@ -1,7 +1,7 @@
 """What it costs to keep features: answers with the stages tapped, pooled and written to a store, against without.
 
 Both sides answer the same documents in batches of 16 as the wrapper does: input made, one prefill, scores of all
-labels, greedy decoding. One of them has a :class:`medmllm_plugins.capture.session.Capture` looking on, from its making
+labels, greedy decoding. One of them has a :class:`medmllm_plugins.features.recorder.Capture` looking on, from its making
 to its closing: trying which layers are read, hooks, pooling, the logit lens, the raw pixels, and the shards on disk.
 """
 
@@ -20,16 +20,16 @@ from PIL.Image import Image
 from benchmarks.measure import Noted, compare, stopwatch
 from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import QUESTION, Subject, checkpoint, images, random_3b
-from medmllm_plugins.capture import session
-from medmllm_plugins.capture.floors import pixels
-from medmllm_plugins.capture.reach import unread
-from medmllm_plugins.capture.session import Capture
-from medmllm_plugins.capture.store import FeatureStore
-from medmllm_plugins.data import phantoms
+from medmllm_plugins.data.layouts.layout_registry import phantoms
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.interface import Generation
+from medmllm_plugins.features import recorder
+from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.recorder import Capture
+from medmllm_plugins.features.store import FeatureStore
+from medmllm_plugins.features.unused_layers import unread
+from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.options import resolve_device
-from medmllm_plugins.questions.features import Features
+from medmllm_plugins.prompts.feature_options import Features
 
 BATCH = 16
 IMAGES: Mapping[str, int] = {"tiny": 480, "3b": 160}
@@ -85,7 +85,7 @@ def captured(subject: Subject, pictures: Sequence[Image], folder: Path, *, floor
     """
     loaded = subject.loaded
     texts: list[str] = []
-    told = session.Subject("capture", "demo", phantoms.LABELS, "", "benchmark", "")
+    told = recorder.Subject("capture", "demo", phantoms.LABELS, "", "benchmark", "")
     example = loaded.prepare([QUESTION], [pictures[0]])
     capture = Capture(loaded, Features(floor=floor), told, folder, rank=0, example=example)
     try:

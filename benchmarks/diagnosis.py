@@ -28,19 +28,19 @@ from benchmarks.measure import Noted, compare, stopwatch
 from benchmarks.probe_fit import CONTROLS, SHUFFLES, Problem, loop
 from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import QUESTION, Subject, checkpoint
-from medmllm_plugins.answers.protocols import ask
-from medmllm_plugins.capture import session
-from medmllm_plugins.capture.floors import PIXELS, RANDOM, pixels
-from medmllm_plugins.capture.session import Capture
-from medmllm_plugins.data import phantoms
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.documents import FOLDS, Fold
+from medmllm_plugins.data.core.documents import FOLDS, Fold
+from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.features import recorder
+from medmllm_plugins.features.control_features import PIXELS, RANDOM, pixels
+from medmllm_plugins.features.recorder import Capture
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.models.interface import Generation
+from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.questions.features import LAST, MEAN, Features
+from medmllm_plugins.prompts.feature_options import LAST, MEAN, Features
+from medmllm_plugins.prompts.protocols import ask
 
 BATCH = 16
 SIZES: Mapping[Fold, int] = {"train": 400, "validation": 160, "test": 240}
@@ -104,7 +104,7 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     began = perf_counter()
     loaded, labels = subject.loaded, phantoms.LABELS
     question = ask("closed_set", "", dataset_specs()["demo"].classes)
-    told = session.Subject("diagnosis", "demo", labels, "", "benchmark", "")
+    told = recorder.Subject("diagnosis", "demo", labels, "", "benchmark", "")
     outcomes, texts = [], []
     example = loaded.prepare([QUESTION], [everyone[0].picture])
     capture = Capture(loaded, Features(floor=floor), told, folder, rank=0, example=example)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure import Noted, compare, stopwatch
 from benchmarks.record import Record, Settings, Target
-from medmllm_plugins.data.duplicates import MAX_HAMMING, MIN_CORRELATION, THUMBNAIL, near_duplicates
+from medmllm_plugins.data.core.duplicates import MAX_HAMMING, MIN_CORRELATION, THUMBNAIL, near_duplicates
 from medmllm_plugins.errors import ModelError
 
 IMAGES = 20_000

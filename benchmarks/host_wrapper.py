@@ -167,9 +167,9 @@ def _host(checkpoint: Path, device: str) -> Any:
 
 
 def _ours(checkpoint: Path, device: str, folder: Path, batch: int = BATCH) -> Any:
-    from medmllm_plugins.host import models
+    from medmllm_plugins.host import registered_models
 
-    made: Any = models.medmllm_hf
+    made: Any = registered_models.medmllm_hf
     return made(
         pretrained=str(checkpoint),
         device=device,

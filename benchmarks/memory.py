@@ -21,14 +21,14 @@ import torch
 
 from benchmarks.measure import Comparison, Times
 from benchmarks.record import Record, Settings, Target
-from medmllm_plugins.capture.floors import PIXELS
-from medmllm_plugins.capture.store import FeatureStore, Header, Locus, seal, write_header
-from medmllm_plugins.capture.writer import SHARD_ROWS, Kept, Writer
 from medmllm_plugins.errors import DataError, shown
+from medmllm_plugins.features.control_features import PIXELS
+from medmllm_plugins.features.store import FeatureStore, Header, Locus, seal, write_header
+from medmllm_plugins.features.store_writer import SHARD_ROWS, Kept, Writer
 from medmllm_plugins.probes.fitting import fit_probes
-from medmllm_plugins.probes.options import Options
-from medmllm_plugins.probes.samples import read_samples
-from medmllm_plugins.questions.features import LAST, MEAN
+from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.probe_options import Options
+from medmllm_plugins.prompts.feature_options import LAST, MEAN
 
 SMALL, LARGE = 10_000, 100_000
 LOCI, WIDTH, PIXEL_WIDTH = 70, 32, 3072

@@ -16,7 +16,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.fitting import fit_block
 from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, fit_mlp, initial, rate
-from medmllm_plugins.probes.recipes import Fitting, Material
+from medmllm_plugins.probes.probe_methods import Fitting, Material
 
 EPOCHS = 20
 FOLDS = (200, 4, 400)
@@ -64,7 +64,7 @@ def together(data: Problem, device: torch.device) -> Tensor:
 
 
 def _fit(material: Material) -> Fitting:
-    """As :func:`medmllm_plugins.probes.recipes.paper`, without its figures of the validation fold."""
+    """As :func:`medmllm_plugins.probes.probe_methods.paper`, without its figures of the validation fold."""
     classes, seed = material.classes, material.seed
     probes = fit_mlp(material.train, material.targets, classes=classes, seed=seed, epochs=EPOCHS)
     nothing = torch.zeros(len(material.train), 1)

@@ -19,7 +19,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
 from medmllm_plugins.probes.logistic import STRENGTHS
-from medmllm_plugins.probes.recipes import Material, linear
+from medmllm_plugins.probes.probe_methods import Material, linear
 
 LOCI, WIDTH, CLASSES = 140, 2048, 3
 """70 places in a model with two poolings each, as wide as the LLM of MedM-VL."""

@@ -13,10 +13,10 @@ from PIL import Image
 
 from benchmarks.measure import compare, stopwatch
 from benchmarks.record import Record, Settings, Target
-from medmllm_plugins.data.images import read_rgb
-from medmllm_plugins.data.volumes import read_volume
+from medmllm_plugins.data.readers.images import read_rgb
+from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.host.batches import Batches, BatchSize
+from medmllm_plugins.runtime.batches import Batches, BatchSize
 
 IMAGES, SIDE = 96, 1024
 VOLUMES, SHAPE = 12, (64, 256, 256)

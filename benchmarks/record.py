@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import Comparison, Times
-from medmllm_plugins.environment import package_versions
+from medmllm_plugins.utils.environment import package_versions
 
 
 @dataclass(frozen=True, slots=True)

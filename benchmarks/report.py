@@ -14,9 +14,9 @@ from benchmarks.measure import compare, stopwatch
 from benchmarks.record import Record, Settings, Target
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.report import page
-from medmllm_plugins.report.files import make
-from medmllm_plugins.report.together import draw_all
+from medmllm_plugins.report import assemble
+from medmllm_plugins.report.figures.parallel_figures import draw_all
+from medmllm_plugins.report.report_files import make
 
 MODELS, LAYERS, DOCUMENTS = 10, 27, 1_000
 SECONDS, MEGABYTES = 5.0, 10.0
@@ -47,11 +47,11 @@ def thousand_documents(root: Path) -> Path:
 
 def serial(folders: Sequence[Path], output: Path) -> None:
     """Make the page with its figures drawn one after the other."""
-    page.draw_all = lambda jobs: draw_all(jobs, workers=1)  # type: ignore[attr-defined]
+    assemble.draw_all = lambda jobs: draw_all(jobs, workers=1)  # type: ignore[attr-defined]
     try:
         make(folders, output)
     finally:
-        page.draw_all = draw_all  # type: ignore[attr-defined]
+        assemble.draw_all = draw_all  # type: ignore[attr-defined]
 
 
 def run(settings: Settings) -> Record:

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from medmllm_plugins.metrics.multilabel import summarise_findings
-from medmllm_plugins.metrics.outcome_files import file_stem, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.seal import write_seal
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
-from medmllm_plugins.metrics.variants import summarise_variants
+from medmllm_plugins.results.outcome_files import file_stem, write_outcomes
+from medmllm_plugins.results.seal import write_seal
 
 LABELS = ("benign", "malignant", "normal")
 

@@ -70,7 +70,7 @@ class Import:
     @property
     def ours(self) -> bool:
         """Whether our entry point ran."""
-        return "medmllm_plugins.host.bridge" in self.modules
+        return "medmllm_plugins.host.entry_point" in self.modules
 
 
 def import_once(cache: Path, *, left_out: bool) -> Import:

@@ -14,14 +14,14 @@ from accelerate import init_empty_weights
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipImageProcessorPil
 
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data import phantoms
+from medmllm_plugins.data.layouts.layout_registry import phantoms
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models import medm_vl
 from medmllm_plugins.models.checkpoint import demo_folder
-from medmllm_plugins.models.medm_vl_config import MedMVLConfig, read_config
+from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.formats.medm_vl_config import MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions, resolve_device
 from medmllm_plugins.models.tokens import load_qwen_tokenizer
+from medmllm_plugins.prompts.wording import closed_set
 
 QUESTION = closed_set("synthetic phantom image", phantoms.LABELS)
 """What med_cls_demo asks."""

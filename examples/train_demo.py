@@ -35,17 +35,17 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data import phantoms
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.documents import FOLDS
-from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
+from medmllm_plugins.data.core.documents import FOLDS
+from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.checkpoint import demo_folder
-from medmllm_plugins.models.medm_vl import IMAGE_TOKEN, SYSTEM, load
-from medmllm_plugins.models.medm_vl_config import read_config
+from medmllm_plugins.models.formats.medm_vl import IMAGE_TOKEN, SYSTEM, load
+from medmllm_plugins.models.formats.medm_vl_config import read_config
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import encode_text, load_qwen_tokenizer
+from medmllm_plugins.prompts.wording import closed_set
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]
 VOCABULARY = 768
@@ -438,7 +438,7 @@ def write_readme(folder: Path, accuracies: dict[str, float]) -> None:
         f"""# Demo checkpoint: MedM-VL in miniature
 
 Not for clinical use, and of no use for medical images: it has seen nothing but synthetic phantoms, drawn by
-`medmllm_plugins/data/phantoms.py`. It exists so that every stage of this package can be tried and tested on a
+`medmllm_plugins/data/layouts/phantoms.py`. It exists so that every stage of this package can be tried and tested on a
 model whose truth is known: `--model medm_vl --model_args pretrained=demo --tasks med_cls_demo`.
 
 Made by `examples/train_demo.py` from random weights; no published weights or data went into it. Licence: Apache-2.0.

@@ -47,15 +47,15 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data import phantoms
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.documents import FOLDS, Fold
-from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
+from medmllm_plugins.data.core.documents import FOLDS, Fold
+from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.prompts.wording import closed_set
 
 PATCH = 8
 SIDE = phantoms.SIZE // PATCH

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from medmllm_plugins.capture.store import FeatureStore, Locus
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.features.store import FeatureStore, Locus
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -28,14 +28,14 @@ from medmllm_plugins.probes.diagnosis import (
     Effect,
     diagnose,
 )
+from medmllm_plugins.probes.feature_health import Health, health, health_score
 from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, ends, fit_probes
-from medmllm_plugins.probes.health import Health, health, health_score
+from medmllm_plugins.probes.labelled_features import Samples, divided_groups, read_samples, refolded
 from medmllm_plugins.probes.mapping import SemanticMapping, semantic_mapping
-from medmllm_plugins.probes.options import Options
-from medmllm_plugins.probes.reference import Reference
-from medmllm_plugins.probes.rereadings import UNPARSED, ScoredFold, ValidationFold
-from medmllm_plugins.probes.samples import Samples, divided_groups, read_samples, refolded
-from medmllm_plugins.questions.features import LAST, MEAN
+from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
+from medmllm_plugins.probes.probe_options import Options
+from medmllm_plugins.probes.reference_run import Reference
+from medmllm_plugins.prompts.feature_options import LAST, MEAN
 
 LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
 PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)

@@ -10,11 +10,11 @@ from typing import Any, Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.comparison import holm
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.probes.controls import shuffled
+from medmllm_plugins.probes.control_labels import shuffled
 from medmllm_plugins.probes.fitting import Fitted, Key, balanced
-from medmllm_plugins.probes.samples import Samples
+from medmllm_plugins.probes.labelled_features import Samples
+from medmllm_plugins.results.comparison import holm
 
 PERMUTATIONS: Final = 9_999
 """Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred loci."""

@@ -29,7 +29,7 @@ from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.curves import Draws
 from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, Key
-from medmllm_plugins.questions.features import CLS, LAST, MEAN
+from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 
 Mode = Literal["vision", "connector", "comprehension", "mapping"]
 Verdict = Literal["supported", "not supported", "cannot tell"]

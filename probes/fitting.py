@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medmllm_plugins.capture.floors import PIXELS
-from medmllm_plugins.capture.store import FeatureStore, Locus
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.features.control_features import PIXELS
+from medmllm_plugins.features.store import FeatureStore, Locus
 from medmllm_plugins.metrics.classification import Ints
-from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
-from medmllm_plugins.probes.options import Options
-from medmllm_plugins.probes.recipes import Fitting, Material, Probe, probe
-from medmllm_plugins.probes.samples import Samples
-from medmllm_plugins.progress import Progress
-from medmllm_plugins.questions.features import CLS, LAST, MEAN
+from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
+from medmllm_plugins.probes.labelled_features import Samples
+from medmllm_plugins.probes.probe_methods import Fitting, Material, Probe, probe
+from medmllm_plugins.probes.probe_options import Options
+from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
+from medmllm_plugins.utils.progress import Progress
 
 LAST_LOCUS = "llm.norm"
 """The locus at the end of the LLM."""

@@ -6,7 +6,7 @@ on the test fold. What a re-reading recovers was in the words and was misread; w
 only. A probe shows that a class is available there, not that the model uses it.
 
 Source: nostalgebraist, "interpreting GPT: the logit lens", 2020 (words read off inner layers). Those of re-readings
-stand in :mod:`medmllm_plugins.probes.rereadings`.
+stand in :mod:`medmllm_plugins.probes.output_recalibration`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.probes.rereadings import UNPARSED, Rereadings, ScoredFold, ValidationFold, likeliest
+from medmllm_plugins.probes.output_recalibration import UNPARSED, Rereadings, ScoredFold, ValidationFold, likeliest
 
 Kind: TypeAlias = Literal["intact", "permuted", "biased", "missing", "other re-reading", "decoding", "cannot tell"]
 """What :func:`kind_of` can find; its docstring has the rules."""

@@ -1,6 +1,6 @@
 """The plugin's own test: once installed, its model is one of those there are."""
 
-from medmllm_plugins.manager import get_manager
+from medmllm_plugins.plugins.manager import get_manager
 
 
 def test_the_model_is_there() -> None:

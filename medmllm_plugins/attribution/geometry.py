@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.vision_utils import get_vision_window_index
 
-from medmllm_plugins.attribution.measuring import Sizes, measured
-from medmllm_plugins.attribution.painting import Cells, FloatArray, IntArray, cells_of, paint, sample, united
+from medmllm_plugins.attribution.cells import Cells, FloatArray, IntArray, cells_of, paint, sample, united
+from medmllm_plugins.attribution.patch_measurement import Sizes, measured
 from medmllm_plugins.attribution.patches import from_patches, patch_side, to_patches
-from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.families import FAMILIES
-from medmllm_plugins.models.interface import LoadedModel, Shown
-from medmllm_plugins.models.medm_vl_ct import SLICES, MedMVLCT, crop
+from medmllm_plugins.models.base import LoadedModel, Shown
+from medmllm_plugins.models.families.family_registry import FAMILIES
+from medmllm_plugins.models.families.medm_vl_ct import SLICES, MedMVLCT, crop
 
 __all__ = [
     "Cells",
@@ -46,7 +46,7 @@ def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: Shown, stage
         loaded: the model.
         inputs: what its ``prepare`` returned for one document.
         shown: that document: an image, several, or a volume. The pictures of MedM-VL-CT are its 32 slices, each as
-            wide and high as the volume's own (:func:`medmllm_plugins.models.medm_vl_ct.slices_read` says which).
+            wide and high as the volume's own (:func:`medmllm_plugins.models.families.medm_vl_ct.slices_read` says which).
         stage: ``"pixels"``: a row for each patch of ``pixel_values``, in the order of :func:`to_patches`.
             ``"vision"``: for each row of a block's output, one tile behind the other, a class token at the beginning of
             each where there is one. ``"connector"``: for each row that the connector's module returns (in Qwen2.5-VL

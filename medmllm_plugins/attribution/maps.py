@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medmllm_plugins.attribution.case import PIXELS, Case
+from medmllm_plugins.attribution.attribution_input import PIXELS, Case
+from medmllm_plugins.attribution.cells import Cells, FloatArray, paint
 from medmllm_plugins.attribution.geometry import cells
-from medmllm_plugins.attribution.inputs import PROMPT
-from medmllm_plugins.attribution.methods import Scores
-from medmllm_plugins.attribution.painting import Cells, FloatArray, paint
+from medmllm_plugins.attribution.methods.input_methods import PROMPT
+from medmllm_plugins.attribution.methods.layer_methods import Scores
 from medmllm_plugins.errors import ModelError
 
 LONGEST = 256
@@ -25,11 +25,11 @@ class Map:
 
     Attributes:
         locus: where.
-        values: (n, …) float64, as the method gave them, see :class:`medmllm_plugins.attribution.methods.Scores`.
+        values: (n, …) float64, as the method gave them, see :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         painted: (pictures, height, width) float64, over the pictures shown; NaN where no patch looks. ``None`` for the
             prompt, and where tokens of the LLM have no place on the picture.
         tokens: (L,) float64, a value for each token of the prompt, 0 for image tokens; ``None`` at loci before the LLM.
-        gap: how far a path method is from complete, see :class:`medmllm_plugins.attribution.methods.Scores`.
+        gap: how far a path method is from complete, see :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         unplaced: why there is no map over the pictures, where there should be one.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.base import LoadedModel
 
 CHANNELS = 3
 

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from medmllm_plugins.errors import MedMLLMError, PluginError, one_line
-from medmllm_plugins.manager import get_manager
+from medmllm_plugins.plugins.manager import get_manager
 
 MAIN_MODULE: Final = "lmms_eval.__main__"
 TASK_PREFIXES: Final = ("med_cls", "med_probe", "med_attr")

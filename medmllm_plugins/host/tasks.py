@@ -12,20 +12,20 @@ from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from loguru import logger
 from PIL import Image
 
-from medmllm_plugins.data.controls import blank, partners
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import Document
-from medmllm_plugins.data.shots import Shots
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.core.image_controls import blank, partners
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.few_shot import Shots
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.host import bridge, command_line, envelope, flags, run
-from medmllm_plugins.manager import get_manager
+from medmllm_plugins.host import command_line, entry_point, envelope, evaluation_run, flags
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.questions import scoring
-from medmllm_plugins.questions.rows import Rows, right_answer
-from medmllm_plugins.questions.settings import Purpose, Settings, read_settings
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.prompts.task_rows import Rows, right_answer
+from medmllm_plugins.prompts.task_settings import Purpose, Settings, read_settings
+from medmllm_plugins.results import scoring
 
 if TYPE_CHECKING:
-    from medmllm_plugins.data.volumes import Volume
+    from medmllm_plugins.data.readers.volumes import Volume
 
 SPLIT = "test"
 BYPASS = "bypass"
@@ -44,14 +44,14 @@ class ClassificationTask:
 
     def __new__(cls, config: dict[str, Any]) -> Any:
         """Return the task for the kind of model being evaluated; ``config`` is the YAML file's content."""
-        return cls.kinds[bridge.requested_task_type()](config=config)
+        return cls.kinds[entry_point.requested_task_type()](config=config)
 
     def __init__(self, config: dict[str, Any]) -> None:  # the host looks for `config` in this signature
         raise AssertionError("never reached: __new__ returns an instance of another class")
 
 
 class Classification(ConfigurableTask):
-    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.questions.settings`."""
+    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.prompts.task_settings`."""
 
     PURPOSE: ClassVar[Purpose] = "classify"
     LOWER_IS_BETTER: ClassVar[frozenset[str]] = scoring.LOWER_IS_BETTER
@@ -61,7 +61,7 @@ class Classification(ConfigurableTask):
         config = {key: value for key, value in config.items() if key != "class"}
         self._check_command()
         self.settings: Settings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
-        with run.current().stage("data"):
+        with evaluation_run.current().stage("data"):
             self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
         documents = self.data.select(self.settings.folds)
         self.rows = Rows(self.settings, documents)
@@ -94,7 +94,7 @@ class Classification(ConfigurableTask):
         command_line.concern_us()
         if (args := command_line.arguments()) is not None:
             ours = args.model in get_manager().models()
-            chat = bridge.requested_task_type() == "chat"
+            chat = entry_point.requested_task_type() == "chat"
             flags.check_command(args, task=True, model=ours, chat=chat)
 
     def _prepare_metric_and_aggregation(self) -> None:
@@ -119,7 +119,7 @@ class Classification(ConfigurableTask):
         return BYPASS in self._aggregation_list
 
     def _collected(self, values: list[dict[str, Any]]) -> str:
-        run.current().predicted(str(self.config.task), len(values))
+        evaluation_run.current().predicted(str(self.config.task), len(values))
         logger.info(
             f"{self.config.task}: {len(values)} answers, not scored. The same command without --predict_only scores "
             "them and asks nothing again."
@@ -141,7 +141,7 @@ class Classification(ConfigurableTask):
         Raises:
             OptionError: a flag of the host asks for something that this task cannot do.
         """
-        progress = run.joined_by(self.config.task)
+        progress = evaluation_run.joined_by(self.config.task)
         progress.arguments(getattr(self, "args", None))
         rows = {"documents": len(self.rows.documents), "questions": len(self.dataset[SPLIT]), "shots": self.shots}
         progress.task(self.config.task, scoring.facts(self.settings, self.data, **rows))
@@ -284,7 +284,7 @@ class Classification(ConfigurableTask):
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
         def aggregate(values: list[dict[str, Any]]) -> float | str:
-            with run.current().closed_on_error():
+            with evaluation_run.current().closed_on_error():
                 outcomes = [Outcome.from_dict(value["outcome"]) for value in values]
                 summary = self._score(outcomes)
                 if metric == "accuracy":
@@ -298,13 +298,13 @@ class Classification(ConfigurableTask):
         """All metrics at once, since one resampling serves them all; the host asks for them one by one."""
         key = hash(tuple(outcomes))
         if self._scored is None or self._scored[0] != key:
-            with run.current().stage("score"):
+            with evaluation_run.current().stage("score"):
                 self._scored = (key, scoring.score(outcomes, self.settings))
         return self._scored[1]
 
     def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         """Put the details into the run folder; the host's own table holds the values alone."""
-        progress = run.current()
+        progress = evaluation_run.current()
         folder = progress.folder_for(getattr(getattr(self, "args", None), "model", None) or "model")
         scoring.write(folder, self.config.task, summary, outcomes, answers, self.data)
         figures = summary.to_dict()

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights, accuracy, balanced_accuracy, macro_f1
+from medmllm_plugins.metrics.outcome_arrays import Tables
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.tables import Tables
 
 FORMS: Final = ("sum", "mean", "calibrated")
 """Sum over a label's tokens; mean over them; sum less that on a blank image."""

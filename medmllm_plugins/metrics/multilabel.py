@@ -13,13 +13,13 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics import classification
-from medmllm_plugins.metrics.checks import check_outcomes
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.files import csv_text, write_whole
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.outcome_arrays import Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
-from medmllm_plugins.metrics.tables import Tables, score_matrix
+from medmllm_plugins.metrics.validation import check_outcomes
+from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
 ANSWERS = ("yes", "no")
 _MACRO = ("balanced", "macro_f1", "mcc", "auroc", "auprc")

@@ -13,16 +13,16 @@ import numpy as np
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics import classification
-from medmllm_plugins.metrics.baselines import baselines, majority_class
 from medmllm_plugins.metrics.calibration import Bin, Calibration
-from medmllm_plugins.metrics.checks import check_options, check_outcomes
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.files import csv_text, write_whole
+from medmllm_plugins.metrics.guessing import baselines, majority_class
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
 from medmllm_plugins.metrics.label_scores import LabelScores, forms
+from medmllm_plugins.metrics.outcome_arrays import OVERALL, SCORED, Distinct, Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
-from medmllm_plugins.metrics.tables import OVERALL, SCORED, Distinct, Tables, score_matrix
+from medmllm_plugins.metrics.validation import check_options, check_outcomes
+from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from medmllm_plugins.errors import ModelError, one_line
-from medmllm_plugins.models.images import eight_bit
-from medmllm_plugins.models.interface import Asked, LoadedModel, Question, Shown, single
+from medmllm_plugins.models.base import Asked, LoadedModel, Question, Shown, single
+from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.image_inputs import eight_bit
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
-from medmllm_plugins.models.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Manner:
 
 
 class ChatModel(LoadedModel):
-    """A model in memory; see :class:`medmllm_plugins.models.interface.LoadedModel`.
+    """A model in memory; see :class:`medmllm_plugins.models.base.LoadedModel`.
 
     A question's images, one or several, stand before its text, in one user turn.
     """

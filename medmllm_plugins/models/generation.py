@@ -3,7 +3,7 @@
 The prompt and the image go through the model once (:func:`prefill`). Its KV cache serves both the scores of every
 label (:func:`score_labels`, which leaves it as it is) and the generated text (:func:`greedy`, which uses it up), so
 score first, then generate. Nothing here switches gradients off but the decoding, so that attributions run the very
-same code; :meth:`medmllm_plugins.models.interface.LoadedModel.generate` does.
+same code; :meth:`medmllm_plugins.models.base.LoadedModel.generate` does.
 """
 
 from __future__ import annotations

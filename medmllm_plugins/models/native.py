@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from medmllm_plugins.errors import ModelError, OptionError, one_line, shown
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json, some
-from medmllm_plugins.models.configs import check_bounds
-from medmllm_plugins.models.families import Family, family
+from medmllm_plugins.models.config_files import check_bounds
+from medmllm_plugins.models.families.family_registry import Family, family
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.quantised import quantisation
-from medmllm_plugins.models.trained import untrained_parts
+from medmllm_plugins.models.quantisation import quantisation
+from medmllm_plugins.models.weight_warnings import untrained_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Native:
         family: its architecture.
         folder: where it came from.
         files: everything it was made from.
-        doubts: what looks wrong with the weights, see :func:`medmllm_plugins.models.trained.untrained_parts`.
+        doubts: what looks wrong with the weights, see :func:`medmllm_plugins.models.weight_warnings.untrained_parts`.
     """
 
     model: PreTrainedModel

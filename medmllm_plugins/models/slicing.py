@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.families import Family
+from medmllm_plugins.models.families.family_registry import Family
 
 Stage = Literal["vision", "connector"]
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.families import stage
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.families.family_registry import stage
 
 Part = Literal["vision", "connector", "llm"]
 EMBED = "llm.embed"

@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from medmllm_plugins.errors import ModelError, one_line
-from medmllm_plugins.models.bases import LLMS, named_folder, published_name
 from medmllm_plugins.models.checkpoint import hub_snapshot
+from medmllm_plugins.models.formats.base_configs import LLMS, named_folder, published_name
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medmllm_plugins.reference.examples import Examples, LogProbabilities
+from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
 
 
 class Classifier(ABC):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medmllm_plugins.errors import DataError, OptionError, one_line
 from medmllm_plugins.reference.classifier import Classifier
-from medmllm_plugins.reference.examples import Examples, LogProbabilities
+from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from medmllm_plugins.reference.classifier import Classifier, log_shares
-from medmllm_plugins.reference.examples import Examples, LogProbabilities
+from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,10 @@ from typing import Final
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.published import DEMO
-from medmllm_plugins.report.gathering import Cell, DataPart, Subject
-from medmllm_plugins.report.pairing import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
-from medmllm_plugins.report.probing import PROVEN, TITLES, Effect, Probing
-from medmllm_plugins.report.text import (
+from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.report.run_collection import Cell, DataPart, Subject
+from medmllm_plugins.report.run_pairs import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
+from medmllm_plugins.results.formatting import (
     UNKNOWN,
     clean,
     interval,
@@ -24,6 +23,7 @@ from medmllm_plugins.report.text import (
     points,
     turned,
 )
+from medmllm_plugins.results.probe_results import PROVEN, TITLES, Effect, Probing
 
 BLIND_BASELINES: Final = {"majority_class": "always answering the commonest class", "always_no": "always answering no"}
 _PHANTOMS: Final = "phantoms"

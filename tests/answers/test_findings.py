@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.answers.findings import parse_finding
+from medmllm_plugins.answers.yes_no import parse_finding
 
 SYNONYMS = ("collapsed lung",)
 

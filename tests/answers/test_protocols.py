@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.answers.prompts import PARAPHRASES
-from medmllm_plugins.answers.protocols import PROTOCOLS, ask, ask_finding, orders
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.prompts.protocols import PROTOCOLS, ask, ask_finding, orders
+from medmllm_plugins.prompts.wording import PARAPHRASES
 
 CLASSES = {"benign": ("non-malignant",), "malignant": ("cancer",), "normal": ("healthy",)}
 

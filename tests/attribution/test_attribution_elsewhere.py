@@ -11,14 +11,14 @@ from PIL import Image
 from support.elsewhere import here_and_there
 from support.loading import load
 
-from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.explaining import Item, explain
-from medmllm_plugins.attribution.files import Shelf, gather
-from medmllm_plugins.attribution.methods import How
-from medmllm_plugins.attribution.registry import choose, specs
-from medmllm_plugins.attribution.target import Target
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.questions.attributions import Attributions
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_store import Shelf, gather
+from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.attribution.methods.layer_methods import How
+from medmllm_plugins.attribution.methods.method_registry import choose, specs
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.prompts.attribution_options import Attributions
 
 QUESTION = "Benign?"
 LABELS = ("benign", "malignant", "normal")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medmllm_plugins.attribution.baselines import baseline_of
-from medmllm_plugins.data.volumes import Volume
-from medmllm_plugins.models.medm_vl_ct import HIGH, LOW, crop, volume_pixels
-from medmllm_plugins.questions.attributions import BASELINES, Baseline
+from medmllm_plugins.attribution.baseline_images import baseline_of
+from medmllm_plugins.data.readers.volumes import Volume
+from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, crop, volume_pixels
+from medmllm_plugins.prompts.attribution_options import BASELINES, Baseline
 
 
 def chest(air: float = -1024.0, beyond: float = -1024.0) -> Volume:

@@ -15,9 +15,11 @@ from scipy.stats import spearmanr
 from support.loading import load
 from torch import Tensor
 
-from medmllm_plugins.attribution import checks, randomisation
-from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.checks import (
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks import map_checks, randomisation
+from medmllm_plugins.attribution.checks.check_summary import render, summarise, to_csv
+from medmllm_plugins.attribution.checks.map_checks import (
     Checks,
     Removal,
     flat,
@@ -30,16 +32,14 @@ from medmllm_plugins.attribution.checks import (
     values_of_patches,
     values_of_words,
 )
-from medmllm_plugins.attribution.inputs import reading, segments
+from medmllm_plugins.attribution.checks.randomisation import LEVELS, cascade
+from medmllm_plugins.attribution.document_sample import Answered, stratified
 from medmllm_plugins.attribution.maps import Map, map_of
-from medmllm_plugins.attribution.methods import Scores, completeness_gap
+from medmllm_plugins.attribution.methods.input_methods import reading, segments
+from medmllm_plugins.attribution.methods.layer_methods import Scores, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.attribution.randomisation import LEVELS, cascade
-from medmllm_plugins.attribution.sample import Answered, stratified
-from medmllm_plugins.attribution.summary import render, summarise, to_csv
-from medmllm_plugins.attribution.target import Target
 from medmllm_plugins.errors import ModelError, OptionError
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.stages import places
 
 torch.set_num_threads(1)
@@ -106,7 +106,7 @@ def test_the_reverse_of_an_order_has_the_areas_exchanged() -> None:
     order = np.random.default_rng(1).permutation(9)
     assert removal.areas(order) == pytest.approx(removal.areas(order[::-1])[::-1])
     found = [np.mean(removal.areas(np.random.default_rng(seed).permutation(9))) for seed in range(400)]
-    assert removal.random == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(checks.RANDOM_ORDERS))
+    assert removal.random == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(map_checks.RANDOM_ORDERS))
 
 
 def test_documents_have_random_orders_of_their_own() -> None:
@@ -191,7 +191,7 @@ def test_what_is_alike_comes_in_an_order_by_chance() -> None:
 
 
 def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "RANDOM_ORDERS", 1)
+    monkeypatch.setattr(map_checks, "RANDOM_ORDERS", 1)
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
     count = len(patches)
     order = np.random.default_rng(5).permutation(count)
@@ -335,7 +335,7 @@ def test_checks_as_plain_types() -> None:
     assert told["deletion"] == 0.5 and told["pointing"] is True and told["stability"] is None
     assert set(told) == {field for field in Checks.__slots__}
     assert completeness_gap(1.5, 2.0) == pytest.approx(0.25) and completeness_gap(-1.5, -2.0) == pytest.approx(0.25)
-    assert checks.STEPS == 10
+    assert map_checks.STEPS == 10
 
 
 # -- shuffled weights ---------------------------------------------------------------------------------------------

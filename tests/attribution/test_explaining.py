@@ -17,26 +17,28 @@ from support.loading import load
 from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
-from medmllm_plugins.attribution import explaining
-from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.checks import Removal
-from medmllm_plugins.attribution.explaining import Item, explain
-from medmllm_plugins.attribution.files import Shelf, gather
-from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution import explainer
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_store import Shelf, gather
+from medmllm_plugins.attribution.checks.map_checks import Removal
+from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.attribution.methods.layer_methods import How, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.data.phantoms import LABELS, phantom
-from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
+from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import DataError, ModelError, OptionError
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.manager import get_manager
-from medmllm_plugins.models import medm_vl, medm_vl_ct, named
+from medmllm_plugins.models import medical_models
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.generation import greedy, prefill, score_labels
-from medmllm_plugins.models.interface import LoadedModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.questions.attributions import Attributions
-from medmllm_plugins.specs import AttributionSpec
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.plugins.specs import AttributionSpec
+from medmllm_plugins.prompts.attribution_options import Attributions
 
 torch.set_num_threads(1)
 
@@ -55,7 +57,7 @@ def items(model: LoadedModel) -> list[Item]:
     found = []
     for number in range(2800, 2803):
         drawn = phantom(number)
-        shown = drawn.image if hasattr(drawn.image, "convert") else explaining.pictures.Image.fromarray(drawn.image)
+        shown = drawn.image if hasattr(drawn.image, "convert") else explainer.pictures.Image.fromarray(drawn.image)
         shown = shown.convert("RGB")
         (reply,) = model.generate([QUESTION], [shown], max_new_tokens=8, labels=list(LABELS))
         found.append(
@@ -155,7 +157,7 @@ def test_the_cost_is_told_once_the_first_document_is_explained(
 ) -> None:
     told: list[str] = []
     calls: list[str] = []
-    real = explaining.Explainer.explain
+    real = explainer.Explainer.explain
 
     def timed(self: Any, item: Item) -> None:
         real(self, item)
@@ -163,7 +165,7 @@ def test_the_cost_is_told_once_the_first_document_is_explained(
         if len(calls) == 1:
             self._first = (90.0, 10.0)
 
-    monkeypatch.setattr(explaining.Explainer, "explain", timed)
+    monkeypatch.setattr(explainer.Explainer, "explain", timed)
     asked = Attributions(methods=("fine",), layers=LOCI, steps=2)
 
     def say(line: str) -> None:
@@ -353,7 +355,7 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
     """And none is taken for given, as the opening before a label is."""
     if kind == "thinking":
         folder = write_family("qwen2_vl", tmp_path / "model")
-        loaded: LoadedModel = named.medvlm_r1(LoadOptions(str(folder), device="cpu", dtype="float32"))
+        loaded: LoadedModel = medical_models.medvlm_r1(LoadOptions(str(folder), device="cpu", dtype="float32"))
         assert loaded.given > 0
     else:
         loaded = load(kind, tmp_path / "model")

@@ -18,16 +18,17 @@ from support.tiny_families import write_family
 from support.tiny_medm_vl import write_checkpoint, write_ct_checkpoint
 from torch import Tensor
 
-from medmllm_plugins.attribution import measuring
+from medmllm_plugins.attribution import patch_measurement
 from medmllm_plugins.attribution.geometry import Cells, cells, from_patches, to_patches
-from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models import hulu_med, medm_vl, medm_vl_ct, old_llava
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families import stage as module_of
+from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families.family_registry import stage as module_of
+from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT, slices_read
+from medmllm_plugins.models.formats import hulu_med, medm_vl, original_llava
 from medmllm_plugins.models.generation import prefill
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.models.medm_vl_ct import MedMVLCT, slices_read
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import changed, places
@@ -44,7 +45,7 @@ def load(kind: str, folder: Path) -> LoadedModel:
     if kind.startswith("old_llava"):
         more = {"image_aspect_ratio": "square"} if "squeezed" in kind else {}
         write_old_llava(folder, "llava_mistral", **more)
-        return old_llava.llava_med(options)
+        return original_llava.llava_med(options)
     if kind.startswith("hulu_med"):
         write_hulu_med(folder)
         found = hulu_med.load(options)
@@ -133,7 +134,9 @@ def test_rows_that_change_with_a_block_of_a_picture_are_those_that_stand_on_it(m
 
 
 def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) -> None:
-    if model.model.config.model_type in ("llava", "llava_next") and isinstance(model, ChatModel | old_llava.OldLlava):
+    if model.model.config.model_type in ("llava", "llava_next") and isinstance(
+        model, ChatModel | original_llava.OldLlava
+    ):
         pytest.skip("crops or pads")
     for pictures in documents(model):
         found = cells(model, prepared(model, pictures), pictures, "pixels")
@@ -314,7 +317,7 @@ def test_measuring_is_done_once_for_sizes(model: LoadedModel, monkeypatch: pytes
     pictures = documents(model)[0]
     inputs = prepared(model, pictures)
     cells(model, inputs, pictures, "pixels")
-    monkeypatch.setattr(measuring, "_measure", None)
+    monkeypatch.setattr(patch_measurement, "_measure", None)
     cells(model, inputs, [dark(picture.size, 9) for picture in pictures], "llm")
     assert model.device.type == "cpu" and model.dtype == torch.float32
 

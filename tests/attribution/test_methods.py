@@ -28,19 +28,19 @@ from support.loading import ALL, load
 from support.tiny_medm_vl import write_ct_checkpoint
 from torch import Tensor, nn
 
-from medmllm_plugins.attribution import inputs as at_inputs
-from medmllm_plugins.attribution import methods
-from medmllm_plugins.attribution.case import Case, StandIn
-from medmllm_plugins.attribution.checks import similarity
-from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.attribution_input import Case, StandIn
+from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks.map_checks import similarity
+from medmllm_plugins.attribution.methods import input_methods as at_inputs
+from medmllm_plugins.attribution.methods import layer_methods
+from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.methods.method_registry import choose
+from medmllm_plugins.attribution.methods.rollout import attention_rollout
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.attribution.registry import choose
-from medmllm_plugins.attribution.rollout import attention_rollout
-from medmllm_plugins.attribution.target import Target
-from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.models import medm_vl_ct
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.families.family_registry import medm_vl_ct
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import places
 
@@ -175,7 +175,9 @@ def captum(plain: Plain, locus: str, make: Callable[[Any], Tensor], **how: Any) 
         return make(tap)
 
 
-def at_layers(case: Case, method: methods.Method, loci: Sequence[str] = LOCI, how: How = HOW) -> dict[str, Scores]:
+def at_layers(
+    case: Case, method: layer_methods.Method, loci: Sequence[str] = LOCI, how: How = HOW
+) -> dict[str, Scores]:
     found = method(case, loci, how)
     assert list(found) == list(loci)
     return found
@@ -205,20 +207,20 @@ def test_what_stands_at_a_locus_can_be_replaced_in_some_rows(case: Case) -> None
 
 
 def test_layer_activation(case: Case, plain: Plain) -> None:
-    for locus, found in at_layers(case, methods.layer_activation).items():
+    for locus, found in at_layers(case, layer_methods.layer_activation).items():
         wanted = captum(plain, locus, lambda tap: LayerActivation(plain, tap).attribute(plain.pixels[None]))
         close(found.values, wanted[0].norm(dim=-1))
         close(case.states([locus])[locus], wanted)
 
 
 def test_layer_gradient_x_activation(case: Case, plain: Plain) -> None:
-    for locus, found in at_layers(case, methods.layer_gradient_x_activation).items():
+    for locus, found in at_layers(case, layer_methods.layer_gradient_x_activation).items():
         wanted = captum(plain, locus, lambda tap: LayerGradientXActivation(plain, tap).attribute(plain.pixels[None]))
         close(found.values, wanted[0].sum(-1))
 
 
 def test_layer_grad_cam(case: Case, plain: Plain) -> None:
-    for locus, found in at_layers(case, methods.layer_grad_cam).items():
+    for locus, found in at_layers(case, layer_methods.layer_grad_cam).items():
         signed, wanted = (
             captum(
                 plain,
@@ -238,7 +240,7 @@ def test_layer_grad_cam(case: Case, plain: Plain) -> None:
 
 
 def test_layer_integrated_gradients(case: Case, plain: Plain) -> None:
-    for locus, found in at_layers(case, methods.layer_integrated_gradients).items():
+    for locus, found in at_layers(case, layer_methods.layer_integrated_gradients).items():
         with plain.tapped(locus) as tap:
             wanted = LayerIntegratedGradients(plain, tap).attribute(
                 plain.pixels[None], plain.blank[None], n_steps=STEPS
@@ -256,7 +258,7 @@ def test_layer_integrated_gradients(case: Case, plain: Plain) -> None:
 def test_layer_conductance(case: Case, plain: Plain) -> None:
     with torch.no_grad():
         difference = plain(plain.pixels[None]) - plain(plain.blank[None])
-    for locus, found in at_layers(case, methods.layer_conductance).items():
+    for locus, found in at_layers(case, layer_methods.layer_conductance).items():
         wanted = captum(
             plain,
             locus,
@@ -268,7 +270,7 @@ def test_layer_conductance(case: Case, plain: Plain) -> None:
 
 def test_layer_feature_ablation(case: Case, plain: Plain) -> None:
     # In the LLM it has an analytic answer below.
-    for locus, found in at_layers(case, methods.layer_feature_ablation, LOCI[:2]).items():
+    for locus, found in at_layers(case, layer_methods.layer_feature_ablation, LOCI[:2]).items():
         with plain.tapped(locus) as tap, torch.no_grad():
             blank = LayerActivation(plain, tap).attribute(plain.blank[None])
             groups = torch.arange(blank.shape[1])[None, :, None].expand_as(blank)
@@ -377,12 +379,14 @@ def test_attention_rollout(model: LoadedModel, case: Case, plain: Plain) -> None
 @pytest.mark.parametrize(
     ("method", "batches"),
     [
-        (methods.layer_grad_cam, ()),
-        (methods.layer_integrated_gradients, (1, 16)),
-        (methods.layer_conductance, (1, 16)),
+        (layer_methods.layer_grad_cam, ()),
+        (layer_methods.layer_integrated_gradients, (1, 16)),
+        (layer_methods.layer_conductance, (1, 16)),
     ],
 )
-def test_loci_together_and_batches_change_nothing(case: Case, method: methods.Method, batches: Sequence[int]) -> None:
+def test_loci_together_and_batches_change_nothing(
+    case: Case, method: layer_methods.Method, batches: Sequence[int]
+) -> None:
     how = How(steps=3)
     together = at_layers(case, method, LOCI, how)
     for batch in batches:
@@ -393,9 +397,9 @@ def test_loci_together_and_batches_change_nothing(case: Case, method: methods.Me
         close(at_layers(case, method, [locus], how)[locus].values, together[locus].values)
 
 
-@pytest.mark.parametrize("method", [methods.layer_integrated_gradients, methods.layer_conductance])
+@pytest.mark.parametrize("method", [layer_methods.layer_integrated_gradients, layer_methods.layer_conductance])
 def test_a_batch_is_never_larger_than_it_may_be(
-    case: Case, monkeypatch: pytest.MonkeyPatch, method: methods.Method
+    case: Case, monkeypatch: pytest.MonkeyPatch, method: layer_methods.Method
 ) -> None:
     """However many loci there are."""
     how, rows = How(steps=3), [0]
@@ -416,7 +420,7 @@ def test_a_batch_is_never_larger_than_it_may_be(
 
 def test_batches_change_nothing_where_parts_are_left_out(case: Case) -> None:
     for method, loci in (
-        (methods.layer_feature_ablation, ["connector"]),
+        (layer_methods.layer_feature_ablation, ["connector"]),
         (at_inputs.occlusion, ["pixels"]),
         (at_inputs.prompt_ablation, ["prompt"]),
     ):
@@ -436,19 +440,19 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     row = (head.weight[ids[0][0]] - head.weight[ids[1][0]]).detach()
     state, blank = (found["llm.norm"][0] for found in (case.states(["llm.norm"]), case.baseline_states(["llm.norm"])))
 
-    def check(method: methods.Method, value: Tensor) -> Scores:
+    def check(method: layer_methods.Method, value: Tensor) -> Scores:
         found = method(case, ["llm.norm"], HOW)["llm.norm"]
         close(found.values, torch.cat([torch.zeros(len(state) - 1), value[None]]))
         return found
 
-    check(methods.layer_gradient_x_activation, state[-1] @ row)
-    whole = check(methods.layer_integrated_gradients, (state - blank)[-1] @ row)
+    check(layer_methods.layer_gradient_x_activation, state[-1] @ row)
+    whole = check(layer_methods.layer_integrated_gradients, (state - blank)[-1] @ row)
     assert whole.gap is not None and whole.gap < 1e-4
-    check(methods.layer_feature_ablation, (state - blank)[-1] @ row)
+    check(layer_methods.layer_feature_ablation, (state - blank)[-1] @ row)
     points = (np.polynomial.legendre.leggauss(STEPS + 1)[0] + 1) / 2
     ends = [case.blank_pixels + float(one) * (case.pixels - case.blank_pixels) for one in (points[0], points[-1])]
     first, last = case.states(["llm.norm"], torch.stack(ends))["llm.norm"][:, -1]
-    check(methods.layer_conductance, (last - first) @ row)
+    check(layer_methods.layer_conductance, (last - first) @ row)
 
 
 def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: Case) -> None:
@@ -483,11 +487,11 @@ def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Case, "scores", scores)
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    methods.layer_grad_cam(case, LOCI, HOW)
+    layer_methods.layer_grad_cam(case, LOCI, HOW)
     assert passes == [1] and len(back) == 1
-    methods.layer_integrated_gradients(case, LOCI, HOW)
+    layer_methods.layer_integrated_gradients(case, LOCI, HOW)
     assert passes[1:] == [len(LOCI)] * STEPS and len(back) == 1 + STEPS  # a batch of 3 holds one step of 3 loci
-    methods.layer_conductance(case, LOCI, HOW)
+    layer_methods.layer_conductance(case, LOCI, HOW)
     assert passes[1 + STEPS :] == [3, 3] and len(back) == 3 + STEPS
 
 
@@ -508,7 +512,7 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
         assert float(case.values(1, (), case.blank_pixels[None])) != pytest.approx(case.value, abs=1e-4)
         for locus in loci:
             assert float(case.values(1, [StandIn(locus, states[locus])])) == pytest.approx(case.value, abs=1e-4)
-    found = methods.layer_gradient_x_activation(case, loci, HOW)
+    found = layer_methods.layer_gradient_x_activation(case, loci, HOW)
     assert [len(found[locus].values) for locus in loci] == [states[locus].shape[1] for locus in loci]
 
 
@@ -516,7 +520,7 @@ def test_slices_of_a_volume(tmp_path: Path) -> None:
     chest = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "ct")), device="cpu"))
     voxels = np.random.default_rng(0).uniform(-900, 200, (40, 30, 30)).astype(np.float32)
     case = Case(chest, QUESTION, Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), TARGET, batch=2)
-    for method in (methods.layer_gradient_x_activation, methods.layer_integrated_gradients):
+    for method in (layer_methods.layer_gradient_x_activation, layer_methods.layer_integrated_gradients):
         together = at_layers(case, method)
         for locus in LOCI:
             close(at_layers(case, method, [locus])[locus].values, together[locus].values)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medmllm_plugins.attribution.cells import cells_of, united
 from medmllm_plugins.attribution.geometry import Cells, neighbourhoods, paint, sample
-from medmllm_plugins.attribution.painting import cells_of, united
 from medmllm_plugins.errors import ModelError
 
 

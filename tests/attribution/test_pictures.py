@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from medmllm_plugins.attribution import pictures
-from medmllm_plugins.attribution.painting import FloatArray
-from medmllm_plugins.attribution.pictures import heat, overlay, scale_of
+from medmllm_plugins.attribution import map_images
+from medmllm_plugins.attribution.cells import FloatArray
+from medmllm_plugins.attribution.map_images import heat, overlay, scale_of
 
 SIDE = 64
 
@@ -22,7 +22,7 @@ def slices() -> FloatArray:
 def projected(painted: FloatArray) -> Image.Image:
     """The map over the brightest of black slices: the last column of the strip, its lower half."""
     whole = overlay([Image.new("RGB", (SIDE, SIDE))] * len(painted), painted)
-    height = (whole.height - pictures.MARGIN) // 2
+    height = (whole.height - map_images.MARGIN) // 2
     width = whole.width // (len(painted) + 1)
     return whole.crop((whole.width - width, height, whole.width, 2 * height)).resize((SIDE, SIDE), Image.Resampling.BOX)
 

@@ -14,21 +14,22 @@ import torch
 from PIL import Image
 from support.loading import load
 
-from medmllm_plugins.attribution import inputs as at_inputs
-from medmllm_plugins.attribution import methods, randomisation
-from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.methods import How, Scores
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks import randomisation
+from medmllm_plugins.attribution.methods import input_methods as at_inputs
+from medmllm_plugins.attribution.methods import layer_methods
+from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.methods.method_registry import choose, specs
+from medmllm_plugins.attribution.methods.rollout import attention_rollout
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.attribution.registry import choose, specs
-from medmllm_plugins.attribution.rollout import attention_rollout
-from medmllm_plugins.attribution.target import Target
-from medmllm_plugins.capture.reach import unread
 from medmllm_plugins.errors import ModelError, OptionError, PluginError
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.manager import get_manager
+from medmllm_plugins.features.unused_layers import unread
 from medmllm_plugins.models import native
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.specs import AttributionSpec
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.plugins.specs import AttributionSpec
 
 torch.set_num_threads(1)
 
@@ -70,7 +71,7 @@ PATHS = {"integrated_gradients", "layer_integrated_gradients", "layer_conductanc
 
 def test_loci_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
     (one,) = choose(["layer_grad_cam"], ["vision.0", "llm.001", "vision.00", "llm.embed"], model, missed)
-    assert one.loci == ("vision.00", "llm.01", "llm.embed") and one.method is methods.layer_grad_cam
+    assert one.loci == ("vision.00", "llm.01", "llm.embed") and one.method is layer_methods.layer_grad_cam
     (one,) = choose(["layer_grad_cam"], [], model, missed)
     assert one.loci == ("vision.00", "connector")  # the last that is read
     (one,) = choose(["saliency", "saliency"], ["llm.01"], model, missed)
@@ -103,7 +104,11 @@ def test_a_layer_that_is_never_read(model: LoadedModel, missed: frozenset[str], 
 
 
 def test_a_layer_that_is_never_read_has_no_gradient(case: Case) -> None:
-    for method in (methods.layer_grad_cam, methods.layer_gradient_x_activation, methods.layer_conductance):
+    for method in (
+        layer_methods.layer_grad_cam,
+        layer_methods.layer_gradient_x_activation,
+        layer_methods.layer_conductance,
+    ):
         with pytest.raises(
             ModelError, match=r"gradient at vision\.01, found none: .*nothing behind the locus reads it"
         ):
@@ -173,17 +178,17 @@ def without_gradients(model: LoadedModel) -> Iterator[None]:
 def test_a_model_that_switches_gradients_off(case: Case, without_gradients: None) -> None:
     said = "found none: the model switches gradients off on the way"
     for method in (
-        methods.layer_grad_cam,
-        methods.layer_gradient_x_activation,
-        methods.layer_conductance,
-        methods.layer_integrated_gradients,
+        layer_methods.layer_grad_cam,
+        layer_methods.layer_gradient_x_activation,
+        layer_methods.layer_conductance,
+        layer_methods.layer_integrated_gradients,
     ):
         with pytest.raises(ModelError, match=said):
             method(case, ["connector"], HOW)
     for method in (at_inputs.saliency, at_inputs.integrated_gradients):
         with pytest.raises(ModelError, match=said):
             method(case, ["pixels"], HOW)
-    assert methods.layer_feature_ablation(case, ["connector"], HOW)["connector"].values.isfinite().all()
+    assert layer_methods.layer_feature_ablation(case, ["connector"], HOW)["connector"].values.isfinite().all()
     assert at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values.isfinite().all()
 
 

@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from support.loading import load
 
-from medmllm_plugins.attribution import methods
-from medmllm_plugins.attribution.case import Case
-from medmllm_plugins.attribution.checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
-from medmllm_plugins.attribution.explaining import Item, explain
-from medmllm_plugins.attribution.files import Shelf, gather
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_store import Shelf, gather
+from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks.check_summary import summarise
+from medmllm_plugins.attribution.checks.map_checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
+from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.attribution.maps import map_of
-from medmllm_plugins.attribution.methods import How, Scores
-from medmllm_plugins.attribution.summary import summarise
-from medmllm_plugins.attribution.target import Target
-from medmllm_plugins.data.phantoms import LABELS, phantom
-from medmllm_plugins.models import medm_vl
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.attribution.methods import layer_methods
+from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.questions.attributions import Attributions
+from medmllm_plugins.prompts.attribution_options import Attributions
 
 torch.set_num_threads(1)
 
@@ -62,7 +62,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         generator = torch.Generator().manual_seed(how.seed)
         return {locus: Scores(torch.rand(case.states([locus])[locus].shape[1], generator=generator)) for locus in loci}
 
-    monkeypatch.setattr(methods, "layer_activation", drawn)
+    monkeypatch.setattr(layer_methods, "layer_activation", drawn)
     yield
 
 
@@ -86,7 +86,7 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
             continue
         shown, question = Image.fromarray(drawn.image).convert("RGB"), f"Which is shown: {', '.join(LABELS)}?"
         case = Case(demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32)
-        scores = methods.layer_integrated_gradients(case, ["vision.00"], How(steps=8))
+        scores = layer_methods.layer_integrated_gradients(case, ["vision.00"], How(steps=8))
         one, seed = map_of(case, "vision.00", scores["vision.00"]), seed_of(str(number))
         removal = Removal.of_image(case, seed)
         deletion, _ = removal.areas(order_of(values_of_patches(case, one), seed))

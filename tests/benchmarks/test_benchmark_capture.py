@@ -13,8 +13,8 @@ from benchmarks import capture
 from benchmarks.capture import Kept, captured, check, plain
 from benchmarks.record import Settings, Target
 from benchmarks.subjects import Subject, checkpoint, images
-from medmllm_plugins.capture.store import FeatureStore
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.features.store import FeatureStore
 
 
 @pytest.fixture(scope="module", autouse=True)

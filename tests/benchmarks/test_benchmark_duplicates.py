@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import duplicates
-from medmllm_plugins.data.duplicates import near_duplicates
+from medmllm_plugins.data.core.duplicates import near_duplicates
 from medmllm_plugins.errors import ModelError
 
 

@@ -15,13 +15,13 @@ from benchmarks import generation, subjects
 from benchmarks.generation import batched, check_answers, one_by_one
 from benchmarks.record import Settings, Target
 from benchmarks.subjects import Subject, checkpoint, images
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data import phantoms
-from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models import medm_vl
 from medmllm_plugins.models.checkpoint import demo_folder
-from medmllm_plugins.models.medm_vl_config import read_config
+from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.formats.medm_vl_config import read_config
+from medmllm_plugins.prompts.wording import closed_set
 
 CPU = torch.device("cpu")
 

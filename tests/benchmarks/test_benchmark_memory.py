@@ -12,10 +12,10 @@ import pytest
 from benchmarks import memory
 from benchmarks.memory import Peaks, peaks, write
 from benchmarks.record import Settings, Target
-from medmllm_plugins.capture.store import FeatureStore
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.probes.options import Options
-from medmllm_plugins.probes.samples import read_samples
+from medmllm_plugins.features.store import FeatureStore
+from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.probe_options import Options
 
 
 @pytest.fixture

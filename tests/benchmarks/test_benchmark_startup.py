@@ -37,7 +37,7 @@ def test_byte_code_is_kept_where_asked(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     base = frozenset({"lmms_eval.models"})
-    ours = base | {"medmllm_plugins.host.bridge", "torch"}
+    ours = base | {"medmllm_plugins.host.entry_point", "torch"}
     answers = {
         False: iter([Import(9.0, ours, 12), Import(1.2, ours, 12), Import(1.0, ours, 12), Import(1.1, ours, 12)]),
         True: iter([Import(9.0, base, 11), Import(1.0, base, 11), Import(0.9, base, 11), Import(1.0, base, 11)]),

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from support.image_files import cut, picture, snapshot, write_picture
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.documents import FOLDS
+from medmllm_plugins.data.core.documents import FOLDS
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError
 
 SPEC = dataset_specs()["busi"]

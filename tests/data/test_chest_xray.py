@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.image_files import cut, write_picture
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
 
 SPEC = dataset_specs()["chest_xray"]

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medmllm_plugins.data.controls import blank, partners
-from medmllm_plugins.data.documents import Document, Fold
-from medmllm_plugins.data.shots import Shots
+from medmllm_plugins.data.core.documents import Document, Fold
+from medmllm_plugins.data.core.image_controls import blank, partners
+from medmllm_plugins.data.loading.few_shot import Shots
 from medmllm_plugins.errors import DataError
 
 

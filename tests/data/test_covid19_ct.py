@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from support.image_files import cut, picture, snapshot, write_picture
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.covid19_ct import sources
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import FOLDS
+from medmllm_plugins.data.core.documents import FOLDS
+from medmllm_plugins.data.layouts.covid19_ct import sources
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
 
 SPEC = dataset_specs()["covid19_ct"]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medmllm_plugins.data.csv_rows import read_rows
-from medmllm_plugins.data.faults import Faults
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.layouts.csv_rows import read_rows
 from medmllm_plugins.errors import DataError
 
 COLUMNS = ("image", "label")

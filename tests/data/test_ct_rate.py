@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk
 from support.image_files import cut
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.views import View
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
+from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import DataError
 
 SPEC = dataset_specs()["ct_rate"]

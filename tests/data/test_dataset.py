@@ -8,14 +8,13 @@ import pytest
 from PIL import Image, ImageFile
 from support.image_files import cut, picture, write_picture
 
-from medmllm_plugins.data import dataset as dataset_module
-from medmllm_plugins.data import layouts
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import FOLDS, Document
-from medmllm_plugins.data.faults import Faults
-from medmllm_plugins.data.layouts import Layout
-from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
+from medmllm_plugins.data.core.documents import FOLDS, Document
+from medmllm_plugins.data.layouts.layout_registry import Layout, layout_registry
+from medmllm_plugins.data.loading import dataset as dataset_module
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
 
 BUSI = dataset_specs()["busi"]
@@ -171,7 +170,7 @@ def test_unknown_layout() -> None:
 
 @pytest.mark.parametrize("name", sorted({spec.layout for spec in dataset_specs().values()}))
 def test_layouts_of_declared_sets_exist(name: str) -> None:
-    reader = layouts.layout(name)
+    reader = layout_registry.layout(name)
     assert isinstance(reader, Layout)
 
 

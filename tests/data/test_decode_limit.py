@@ -2,7 +2,7 @@
 
 import pytest
 
-from medmllm_plugins.data.decode_limit import DEFAULT, VARIABLE, check_decoded_size, max_decoded_bytes
+from medmllm_plugins.data.readers.decode_limit import DEFAULT, VARIABLE, check_decoded_size, max_decoded_bytes
 from medmllm_plugins.errors import DataError, OptionError
 
 

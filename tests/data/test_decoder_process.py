@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmllm_plugins.data import decoder_process
-from medmllm_plugins.data.decoder_process import decode, shut_down
+from medmllm_plugins.data.readers import decoder_process
+from medmllm_plugins.data.readers.decoder_process import decode, shut_down
 from medmllm_plugins.errors import DataError
 
 FUNCTIONS = """
@@ -112,7 +112,7 @@ def test_after_a_fork_both_sides_have_their_own(functions: str) -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "import numpy as np\n"
-        "from medmllm_plugins.data.decoder_process import decode\n"
+        "from medmllm_plugins.data.readers.decoder_process import decode\n"
         "ask = lambda: decode('a', 'own_decoders:process', b'', {}, dtype=np.int64, shape=(2,))[0]\n"
         "before = ask(); child = os.fork()\n"
         "if not child: os._exit(int(ask() == before))\n"
@@ -137,7 +137,7 @@ def test_children_end_with_their_parent(functions: str, end: str) -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "import numpy as np\n"
-        "from medmllm_plugins.data.decoder_process import decode\n"
+        "from medmllm_plugins.data.readers.decoder_process import decode\n"
         "print(decode('a', 'own_decoders:process', b'', {}, dtype=np.int64, shape=(2,))[0], flush=True)\n"
     )
     command = [sys.executable, "-c", code + end, str(Path(sys.path[0]))]

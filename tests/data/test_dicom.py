@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.dicom_files import ENHANCED_CT, MARKER, US, frame_tags, write_dicom, write_series
 
-from medmllm_plugins.data.dicom import read_dicom_image
-from medmllm_plugins.data.volumes import read_volume
+from medmllm_plugins.data.readers.dicom import read_dicom_image
+from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.errors import DataError
 
 STORED = np.arange(6 * 4 * 5, dtype=np.int16).reshape(6, 4, 5)

@@ -26,11 +26,11 @@ from support.dicom_files import (
     write_dicom,
 )
 
-from medmllm_plugins.data.decode_limit import VARIABLE
-from medmllm_plugins.data.dicom import dicom_geometry, read_dicom_image
-from medmllm_plugins.data.dicom_kinds import kind_without_pictures
-from medmllm_plugins.data.picture_files import may_be_dicom
-from medmllm_plugins.data.volumes import read_volume
+from medmllm_plugins.data.readers.decode_limit import VARIABLE
+from medmllm_plugins.data.readers.dicom import dicom_geometry, read_dicom_image
+from medmllm_plugins.data.readers.dicom_kinds import kind_without_pictures
+from medmllm_plugins.data.readers.image_files import may_be_dicom
+from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.errors import DataError
 
 PIXELS = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16)
@@ -225,7 +225,7 @@ def test_the_limit_of_decoded_data_holds(tmp_path: Path, monkeypatch: pytest.Mon
 _LIMITED = """
 import resource, sys
 from pathlib import Path
-from medmllm_plugins.data.dicom import read_dicom_image
+from medmllm_plugins.data.readers.dicom import read_dicom_image
 from medmllm_plugins.errors import DataError
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in map(Path, sys.argv[1:]):

@@ -14,8 +14,8 @@ from pydicom.pixels import apply_rescale
 from pydicom.pixels.processing import apply_color_lut, apply_windowing
 from pydicom.pixels.utils import pixel_array
 
-from medmllm_plugins.data.dicom import read_dicom_image
-from medmllm_plugins.data.dicom_kinds import kind_of_class, kind_without_pictures
+from medmllm_plugins.data.readers.dicom import read_dicom_image
+from medmllm_plugins.data.readers.dicom_kinds import kind_of_class, kind_without_pictures
 from medmllm_plugins.errors import DataError
 
 FOLDER = Path(pydicom.__file__).parent / "data"

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medmllm_plugins.data import duplicates
-from medmllm_plugins.data.duplicates import MAX_HAMMING, MIN_CORRELATION, near_duplicates
+from medmllm_plugins.data.core import duplicates
+from medmllm_plugins.data.core.duplicates import MAX_HAMMING, MIN_CORRELATION, near_duplicates
 from medmllm_plugins.errors import DataError
 
 Thumbnails = npt.NDArray[np.float32]

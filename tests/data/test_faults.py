@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medmllm_plugins.data.faults import FAULTS_SHOWN, Faults
+from medmllm_plugins.data.core.data_faults import FAULTS_SHOWN, Faults
 from medmllm_plugins.errors import DataError
 
 

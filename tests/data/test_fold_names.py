@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medmllm_plugins.data.fold_names import fold_of
+from medmllm_plugins.data.core.fold_names import fold_of
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medmllm_plugins.data.documents import FOLDS
-from medmllm_plugins.data.folds import grouped_folds
+from medmllm_plugins.data.core.documents import FOLDS
+from medmllm_plugins.data.core.folds import grouped_folds
 from medmllm_plugins.errors import DataError
 
 ROWS = st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 20)), min_size=1, max_size=80)

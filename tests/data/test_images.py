@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 from support.image_files import cut, picture, write_picture
 
-from medmllm_plugins.data.decode_limit import VARIABLE
-from medmllm_plugins.data.duplicates import join_groups, near_duplicates, thumbnail
-from medmllm_plugins.data.images import check_images, read_rgb, to_rgb
+from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates, thumbnail
+from medmllm_plugins.data.readers.decode_limit import VARIABLE
+from medmllm_plugins.data.readers.images import check_images, read_rgb, to_rgb
 from medmllm_plugins.errors import DataError
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
@@ -252,7 +252,7 @@ def test_near_duplicates_are_pairs_of_one_picture() -> None:
 
 
 def test_near_duplicates_cross_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medmllm_plugins.data.duplicates._BLOCK", 2)
+    monkeypatch.setattr("medmllm_plugins.data.core.duplicates._BLOCK", 2)
     thumbnails = np.stack([thumbnail(picture(key, (64, 64))) for key in "abcdeab"])
     assert near_duplicates(thumbnails).tolist() == [[0, 5], [1, 6]]
     assert near_duplicates(thumbnails[:1]).shape == (0, 2)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from medmllm_plugins.data.documents import Document, Fold
-from medmllm_plugins.data.label_warnings import label_warnings, same_spelling, similar_spelling, two_labels
-from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
+from medmllm_plugins.data.core.documents import Document, Fold
+from medmllm_plugins.data.core.label_warnings import label_warnings, same_spelling, similar_spelling, two_labels
 
 
 @pytest.mark.parametrize(

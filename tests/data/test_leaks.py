@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from support.image_files import picture
 
-from medmllm_plugins.commands.check import Report, lines
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import Document, Fold
-from medmllm_plugins.data.layouts import layout
-from medmllm_plugins.data.leaks import check, expected_exposed, find_leaks, similar
-from medmllm_plugins.data.spec import parse_spec
+from medmllm_plugins.cli.datasets import Report, lines
+from medmllm_plugins.data.core.dataset_spec import parse_spec
+from medmllm_plugins.data.core.documents import Document, Fold
+from medmllm_plugins.data.core.leaks import check, expected_exposed, find_leaks, similar
+from medmllm_plugins.data.layouts.layout_registry import layout
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 
 
 def own(folder: Path, pictures: dict[str, Image.Image], rows: list[str]) -> Dataset:

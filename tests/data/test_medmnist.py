@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmllm_plugins.data import medmnist
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.decode_limit import VARIABLE
-from medmllm_plugins.data.spec import DatasetSpec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
+from medmllm_plugins.data.layouts.layout_registry import medmnist
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
+from medmllm_plugins.data.readers.decode_limit import VARIABLE
 from medmllm_plugins.errors import DataError
 
 SPECS = {name: spec for name, spec in dataset_specs().items() if spec.layout == "medmnist"}
@@ -268,7 +268,7 @@ def test_a_large_packed_array_is_unpacked_block_by_block(tmp_path: Path, monkeyp
     spec = SPECS["bloodmnist"]
     write(tmp_path, spec)
     wanted = arrays(spec)
-    monkeypatch.setattr("medmllm_plugins.data.zip_members._BLOCK", 5 * 28 * 28 * 3)
+    monkeypatch.setattr("medmllm_plugins.data.readers.zip_members._BLOCK", 5 * 28 * 28 * 3)
     monkeypatch.setenv(VARIABLE, "128K")  # an eighth is less than any of the three arrays of images
     data = load_dataset(spec, root=tmp_path)
     rows = [document for document in data.documents if document.fold == "train"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medmllm_plugins.data.volumes import read_volume
+from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.errors import DataError
 
 TYPES = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64)

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.pcam import _opened
+from medmllm_plugins.data.layouts.pcam import _opened
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError
 
 SPEC = dataset_specs()["pcam"]

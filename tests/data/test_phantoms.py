@@ -16,13 +16,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.documents import FOLDS, Document
-from medmllm_plugins.data.faults import Faults
-from medmllm_plugins.data.layouts import layout
-from medmllm_plugins.data.phantoms import FOLD_SIZES, LABELS, SIZE, Phantom, Phantoms, draw, phantom, records
-from medmllm_plugins.data.spec import parse_spec
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.core.dataset_spec import parse_spec
+from medmllm_plugins.data.core.documents import FOLDS, Document
+from medmllm_plugins.data.layouts.layout_registry import layout
+from medmllm_plugins.data.layouts.phantoms import FOLD_SIZES, LABELS, SIZE, Phantom, Phantoms, draw, phantom, records
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError
 
 SPEC = dataset_specs()["demo"]

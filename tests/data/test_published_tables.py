@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.image_files import write_picture
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
 
 SKIN, CHEST = dataset_specs()["ham10000"], dataset_specs()["chestxray14"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import medmllm_plugins
-from medmllm_plugins.data import reader_threads as module
-from medmllm_plugins.data.decode_limit import VARIABLE
-from medmllm_plugins.data.reader_threads import available_memory, reader_threads, worst_case_bytes
+from medmllm_plugins.data.readers import reader_threads as module
+from medmllm_plugins.data.readers.decode_limit import VARIABLE
+from medmllm_plugins.data.readers.reader_threads import available_memory, reader_threads, worst_case_bytes
 
 GIB = 1024**3
 

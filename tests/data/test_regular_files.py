@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from support.volume_files import write_metaimage, write_nrrd
 
-from medmllm_plugins.data.csv_rows import read_rows
-from medmllm_plugins.data.faults import Faults
-from medmllm_plugins.data.images import read_rgb
-from medmllm_plugins.data.picture_files import read_picture
-from medmllm_plugins.data.regular_files import data_file_below, open_regular
-from medmllm_plugins.data.volumes import read_volume, volume_facts
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.layouts.csv_rows import read_rows
+from medmllm_plugins.data.readers.image_files import read_picture
+from medmllm_plugins.data.readers.images import read_rgb
+from medmllm_plugins.data.readers.volumes import read_volume, volume_facts
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.regular_files import data_file_below, open_regular
 
 VOXELS = np.random.default_rng(0).integers(-2000, 2000, (4, 5, 6)).astype("<i2")
 

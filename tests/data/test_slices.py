@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.data.slices import montage, select_slices, slice_images
-from medmllm_plugins.data.volumes import Volume
-from medmllm_plugins.data.windows import WINDOWS, apply_window, parse_window
+from medmllm_plugins.data.readers.intensity_windows import WINDOWS, apply_window, parse_window
+from medmllm_plugins.data.readers.slices import montage, select_slices, slice_images
+from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import DataError
 
 

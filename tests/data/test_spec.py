@@ -14,16 +14,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins import doctor, manager
-from medmllm_plugins.data import catalogue
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.layouts import layout
-from medmllm_plugins.data.spec import DatasetSpec, parse_spec, read_spec
-from medmllm_plugins.data.table import TableOptions
+from medmllm_plugins.cli import doctor
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec, read_spec
+from medmllm_plugins.data.layouts.layout_registry import layout
+from medmllm_plugins.data.layouts.user_table import TableOptions
+from medmllm_plugins.data.loading import catalogue
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, PluginError
-from medmllm_plugins.questions.names import declared_tasks
-from medmllm_plugins.questions.settings import ARGUMENTS, read_settings
+from medmllm_plugins.plugins import manager
+from medmllm_plugins.prompts.task_names import declared_tasks
+from medmllm_plugins.prompts.task_settings import ARGUMENTS, read_settings
 
 LETTERS = "abcdefghi"
 BOMB = "a: &a [l,l,l,l,l,l,l,l,l]\n" + "".join(
@@ -85,15 +86,15 @@ def test_every_shipped_declaration_can_be_cited() -> None:
 
 
 def test_layout_of_a_plugin_is_named_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = "from medmllm_plugins.data.busi import Busi\nnot_a_class = 1\nclass Other: ...\n"
+    source = "from medmllm_plugins.data.layouts.busi import Busi\nnot_a_class = 1\nclass Other: ...\n"
     (tmp_path / "throwaway_layouts.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert type(layout("throwaway_layouts:Busi")).__module__ == "medmllm_plugins.data.busi"
+    assert type(layout("throwaway_layouts:Busi")).__module__ == "medmllm_plugins.data.layouts.busi"
     for name, says in (
         ("nothing_of_that_name", "one of"),
         ("throwaway_layouts:Missing", "Missing"),
         ("throwaway_layouts:not_a_class", "not callable"),
-        ("throwaway_layouts:Other", "to be a medmllm_plugins.data.layouts.Layout"),
+        ("throwaway_layouts:Other", "to be a medmllm_plugins.data.layouts.layout_registry.Layout"),
         ("no_such_module:Busi", "no_such_module"),
     ):
         with pytest.raises(DataError, match=says):

@@ -14,9 +14,9 @@ from PIL import Image
 from support.dicom_files import write_dicom, write_series
 from support.image_files import cut, picture, write_picture
 
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import Document
-from medmllm_plugins.data.spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
 
 COLUMNS = {"labels": "labels.csv", "image_column": "file", "label_column": "label"}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from support.dicom_files import CT, MARKER, US, element, write_dicom, write_series
 
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.spec import DatasetSpec, parse_spec
-from medmllm_plugins.data.table import size
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.layouts.user_table import size
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError
 
 GENERATOR = np.random.default_rng(5)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from support.volume_files import write_metaimage, write_nrrd
 
-from medmllm_plugins.data.decode_limit import VARIABLE
-from medmllm_plugins.data.nifti import packed_nifti_sum
-from medmllm_plugins.data.volumes import Volume, read_volume, volume_facts
+from medmllm_plugins.data.readers.decode_limit import VARIABLE
+from medmllm_plugins.data.readers.nifti import packed_nifti_sum
+from medmllm_plugins.data.readers.volumes import Volume, read_volume, volume_facts
 from medmllm_plugins.errors import DataError
 
 VOXELS = np.random.default_rng(0).integers(-2000, 2000, (4, 5, 6)).astype("<i2")

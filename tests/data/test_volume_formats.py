@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from support.volume_files import by_simpleitk, scan, write_metaimage, write_nrrd
 
-from medmllm_plugins.data.volumes import read_volume, volume_facts
+from medmllm_plugins.data.readers.volumes import read_volume, volume_facts
 from medmllm_plugins.errors import DataError
 
 TYPES = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64)
@@ -218,8 +218,8 @@ def test_arrays(tmp_path: Path, order: str, dtype: str) -> None:
 
 
 def test_blocks_that_do_not_end_with_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medmllm_plugins.data.voxels._BLOCK", 130)  # two slices, and a rest of one
-    monkeypatch.setattr("medmllm_plugins.data.byte_sources.CHUNK", 7)
+    monkeypatch.setattr("medmllm_plugins.data.readers.voxels._BLOCK", 130)  # two slices, and a rest of one
+    monkeypatch.setattr("medmllm_plugins.data.readers.byte_sources.CHUNK", 7)
     voxels = np.concatenate([VOXELS, VOXELS[:1]])
     for encoding in ("raw", "gzip", "bzip2", "hex", "ascii"):
         path = write_nrrd(tmp_path / f"{encoding}.nrrd", voxels, encoding)

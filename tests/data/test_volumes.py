@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmllm_plugins.data.volumes import ORIENTATIONS, Volume, read_volume, resample, volume_facts
+from medmllm_plugins.data.readers.volumes import ORIENTATIONS, Volume, read_volume, resample, volume_facts
 from medmllm_plugins.errors import DataError
 
 SPACING = (0.7, 0.8, 2.5)  # x, y, z in mm, as SimpleITK counts

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.catalogue import BENCHMARKS
-from medmllm_plugins import cli
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.windows import WINDOWS
+from medmllm_plugins.cli import app
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.readers.intensity_windows import WINDOWS
 from medmllm_plugins.errors import MedMLLMError
-from medmllm_plugins.manager import get_manager
-from medmllm_plugins.questions.names import split_name, task_settings
-from medmllm_plugins.questions.settings import ARGUMENTS
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.prompts.task_names import split_name, task_settings
+from medmllm_plugins.prompts.task_settings import ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -73,7 +73,7 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 def medmllm_parser(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser of a subcommand, and the words that are left for it."""
-    parser = cli._parser()
+    parser = app._parser()
     while words and words[0] in subparsers(parser):
         parser, words = subparsers(parser)[words[0]], words[1:]
     return parser, words
@@ -117,7 +117,7 @@ def test_medmllm_commands_parse(where: str, command: str) -> None:
     words = [word.strip("[]") for word in words if word != "…"]
     if words[:1] == ["attribute"] and words[-1] == "--ids":
         words.append("an_id")
-    cli._parser().parse_args(words)  # exits with status 2 where it is wrong
+    app._parser().parse_args(words)  # exits with status 2 where it is wrong
     for task in words[1:] if words[0] == "baseline" else ():
         if task.startswith("-"):
             break
@@ -129,7 +129,7 @@ def test_commands_in_sentences_exist(where: str, command: str) -> None:
     words = command.replace("…", "").split()
     if words[0] == "medmllm" and words[1:2] != ["lmms-eval"]:
         parser, rest = medmllm_parser(words[1:])
-        assert parser is not cli._parser() and parser.prog != "medmllm", f"{where}: {command}"
+        assert parser is not app._parser() and parser.prog != "medmllm", f"{where}: {command}"
         known = {flag for action in parser._actions for flag in action.option_strings}
     else:
         rest, known = words[1:], host_flags()

@@ -18,14 +18,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from support.trained_families import KINDS, train_families, trained_family
 
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
+from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families import stage
-from medmllm_plugins.models.interface import Generation
+from medmllm_plugins.models.families.family_registry import stage
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.prompts.wording import closed_set
 
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)

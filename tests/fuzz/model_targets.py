@@ -19,13 +19,13 @@ from support.tiny_authors import CLIP, TEXT
 from support.tiny_families import SIGLIP
 from support.tiny_medm_vl import write_tokenizer
 
-from medmllm_plugins.attribution.files import gather
-from medmllm_plugins.models import hulu_med, old_llava
+from medmllm_plugins.attribution.attribution_store import gather
 from medmllm_plugins.models.checkpoint import demo_folder, open_weights, read_json
-from medmllm_plugins.models.families import family
-from medmllm_plugins.models.images import pixel_values, siglip_processor
-from medmllm_plugins.models.medm_vl import llava_config
-from medmllm_plugins.models.medm_vl_config import ATTENTION_POOLING, MLP, read_config
+from medmllm_plugins.models.families.family_registry import family
+from medmllm_plugins.models.formats import hulu_med, original_llava
+from medmllm_plugins.models.formats.medm_vl import llava_config
+from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING, MLP, read_config
+from medmllm_plugins.models.image_inputs import pixel_values, siglip_processor
 from medmllm_plugins.models.tokens import encode_text, label_tokens, load_qwen_tokenizer
 
 
@@ -74,7 +74,7 @@ def _old_llava_configs() -> dict[str, Files]:
 
 def read_old_llava(folder: Path) -> object:
     """Read a config of the first LLaVA format."""
-    return old_llava.read_config(folder).to_json_string()
+    return original_llava.read_config(folder).to_json_string()
 
 
 def _hulu_configs() -> dict[str, Files]:

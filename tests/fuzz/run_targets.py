@@ -17,18 +17,18 @@ from fuzz.target import Files, Target
 from fuzz.trees import json_lines_mutator, json_mutator, safetensors_mutator
 
 from benchmarks.run_folders import Folder, findings, outcomes
-from medmllm_plugins.capture.store import INDEX, SEAL, FeatureStore, Header, Locus, index_rows, write_header
-from medmllm_plugins.data import fold_manifest
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.core import fold_manifest
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.features.store import INDEX, SEAL, FeatureStore, Header, Locus, index_rows, write_header
 from medmllm_plugins.host.envelope import Reply, pack, unpack
-from medmllm_plugins.host.journal import Answered, Journal
-from medmllm_plugins.metrics.comparison import compare
-from medmllm_plugins.metrics.outcome_files import load_run, read_answers, read_outcomes
-from medmllm_plugins.probes.reference import find_reference
-from medmllm_plugins.report.gathering import gather
-from medmllm_plugins.report.notes import notes
+from medmllm_plugins.probes.reference_run import find_reference
+from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.run_collection import gather
 from medmllm_plugins.report.verdict import verdicts
+from medmllm_plugins.results.comparison import compare
+from medmllm_plugins.results.outcome_files import load_run, read_answers, read_outcomes
+from medmllm_plugins.runtime.journal import Answered, Journal
 
 _SPECS: Final = dataset_specs()
 
@@ -87,7 +87,7 @@ def _runs() -> dict[str, Files]:
 def read_run_folder(folder: Path) -> object:
     """Read a run folder as the report does, up to its verdict and notes, and look for its reference classifier."""
     run = folder / "run"
-    with mock.patch("medmllm_plugins.report.gathering.dataset_specs", return_value=_SPECS):  # read once
+    with mock.patch("medmllm_plugins.report.run_collection.dataset_specs", return_value=_SPECS):  # read once
         gathered = gather([run])
     found = notes(gathered)
     find_reference(run, "f1")

@@ -15,15 +15,15 @@ from fuzz.trees import yaml_mutator
 from fuzz.volume_targets import VOXELS, nifti
 from support.image_files import picture
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.csv_rows import read_rows
-from medmllm_plugins.data.faults import Faults
-from medmllm_plugins.data.layouts import layout
-from medmllm_plugins.data.spec import parse_spec, read_spec
-from medmllm_plugins.data.table import table_options
-from medmllm_plugins.manager import discover
-from medmllm_plugins.questions.settings import read_settings
-from medmllm_plugins.taskfiles import read_task, read_yaml
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.core.dataset_spec import parse_spec, read_spec
+from medmllm_plugins.data.layouts.csv_rows import read_rows
+from medmllm_plugins.data.layouts.layout_registry import layout
+from medmllm_plugins.data.layouts.user_table import table_options
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.plugins.manager import discover
+from medmllm_plugins.plugins.task_files import read_task, read_yaml
+from medmllm_plugins.prompts.task_settings import read_settings
 
 _TABLE: Final = (
     b"image,label,patient,split\n"
@@ -213,7 +213,7 @@ def read_task_file(folder: Path) -> object:
     path = folder / "a.yaml"
     name, kind = read_task(path)
     content = read_yaml(path)
-    with mock.patch("medmllm_plugins.questions.settings.dataset_specs", return_value=_SPECS):  # read once
+    with mock.patch("medmllm_plugins.prompts.task_settings.dataset_specs", return_value=_SPECS):  # read once
         return name, kind, read_settings(name, content.get("metadata")) if kind == "task" else None
 
 

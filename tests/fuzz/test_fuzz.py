@@ -85,7 +85,7 @@ def test_a_long_line_in_a_header_is_an_error_and_no_crash(name: str, tmp_path: P
     head = nrrd if name.startswith("a.n") else b"ObjectType = Image\nNDims = 3\nDimSize = 8 6 5\n"
     (tmp_path / name).write_bytes(head + b"A" * 5000 + b"\n\n" + bytes(480))
     code = (
-        "import sys, pathlib\nfrom medmllm_plugins.data.volumes import read_volume\n"
+        "import sys, pathlib\nfrom medmllm_plugins.data.readers.volumes import read_volume\n"
         "from medmllm_plugins.errors import DataError\n"
         "try:\n    read_volume(pathlib.Path(sys.argv[1]))\n"
         "except DataError as error:\n    print(len(str(error)))\n"

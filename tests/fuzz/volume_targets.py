@@ -20,11 +20,11 @@ from fuzz.target import Files, Target
 from support.dicom_files import CR, ENHANCED_CT, element, frame_tags, write_dicom, write_series
 from support.image_files import picture
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.faults import Faults
-from medmllm_plugins.data.layouts import layout
-from medmllm_plugins.data.picture_files import picture_size, read_picture
-from medmllm_plugins.data.volumes import read_volume, volume_facts
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.layouts.layout_registry import layout
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.readers.image_files import picture_size, read_picture
+from medmllm_plugins.data.readers.volumes import read_volume, volume_facts
 
 _SPECS: Final = dataset_specs()
 VOXELS: Final = (np.arange(240, dtype=np.int16) * 7 % 301 - 40).reshape(5, 6, 8)

@@ -88,12 +88,12 @@ def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
     import torch
     from lmms_eval.evaluator import simple_evaluate
 
-    from medmllm_plugins.host import run
+    from medmllm_plugins.host import evaluation_run
 
     torch.set_num_threads(1)  # the demo is too small for more; on a busy machine they wait for each other
 
     def call(folder: Path, **settings: Any) -> Evaluated:
-        run.start()
+        evaluation_run.start()
         settings = {
             "model": "medm_vl",
             "model_args": "pretrained=demo,device=cpu",
@@ -113,7 +113,7 @@ def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
             seconds = time.perf_counter() - began
         finally:
             gc.unfreeze()
-        found = run.current().folder
+        found = evaluation_run.current().folder
         assert found is not None
         return Evaluated(returned, found.absolute(), seconds)
 
@@ -187,7 +187,7 @@ def everything(tmp_path: Path) -> Callable[[], set[str]]:
 @pytest.fixture
 def fresh_manager() -> Iterator[None]:
     """A plugin manager of the test's own."""
-    from medmllm_plugins.manager import reset
+    from medmllm_plugins.plugins.manager import reset
 
     reset()
     yield

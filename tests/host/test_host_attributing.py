@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmllm_plugins.attribution import explaining
-from medmllm_plugins.cli import main
-from medmllm_plugins.data.phantoms import LABELS, phantom
+from medmllm_plugins.attribution import explainer
+from medmllm_plugins.cli.app import main
+from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.manager import get_manager
-from medmllm_plugins.metrics.seal import check_seal, write_seal
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.report.attributing import read_attributions
-from medmllm_plugins.specs import AttributionSpec
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.plugins.specs import AttributionSpec
+from medmllm_plugins.results.attribution_results import read_attributions
+from medmllm_plugins.results.seal import check_seal, write_seal
 
 TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
 LIMIT = 32
@@ -141,7 +141,7 @@ def test_explaining_again_keeps_what_was_found_before(explained: Any, tmp_path: 
 def test_a_command_that_was_broken_off_can_be_started_again(
     explained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medmllm_plugins.commands import attribute
+    from medmllm_plugins.cli import attribute
 
     folder = Path(shutil.copytree(explained.folder, tmp_path / "run"))
     name = index_of(folder)["entries"][0]["id"]
@@ -353,7 +353,7 @@ def test_answers_serve_another_layer_and_method(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(explaining, "explain", killed)
+        patch.setattr(explainer, "explain", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate(tmp_path, tasks=["med_attr_demo:n=2"], limit=4, batch_size=4)
     assert answered == [4]
@@ -369,7 +369,7 @@ def test_answers_are_scored_whatever_explaining_meets(
     def broken(*_: Any) -> Any:
         raise ValueError("nothing to be had here")
 
-    monkeypatch.setattr(explaining, "explain", broken)
+    monkeypatch.setattr(explainer, "explain", broken)
     task = "med_attr_demo:n=1"
     found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
     assert found.manifest["finished"] and found.values(task)["deletion_gain,none"] == "N/A"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.image_files import cut, write_picture
 
-from medmllm_plugins.cli import main
-from medmllm_plugins.data.catalogue import dataset_specs
+from medmllm_plugins.cli.app import main
+from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
 
 BUSI = Path("busi") / "Dataset_BUSI_with_GT"
@@ -29,7 +29,7 @@ def fault(
     def load(options: Any) -> None:
         raise AssertionError("the model was loaded although the data are bad")
 
-    monkeypatch.setattr("medmllm_plugins.models.medm_vl.load", load)
+    monkeypatch.setattr("medmllm_plugins.models.formats.medm_vl.load", load)
 
     def call(task: str = "med_cls_busi") -> str:
         before = everything()

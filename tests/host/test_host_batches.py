@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.host.batches import AUTO, LARGEST, MOST_AHEAD, Batches, BatchSize
+from medmllm_plugins.runtime.batches import AUTO, LARGEST, MOST_AHEAD, Batches, BatchSize
 
 
 def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tuple[list[int], list[int]]:

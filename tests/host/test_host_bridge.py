@@ -19,12 +19,12 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 
 import medmllm_plugins
-from medmllm_plugins import builtin
 from medmllm_plugins.errors import PluginError
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.host import bridge, names
-from medmllm_plugins.manager import get_manager, reset
-from medmllm_plugins.specs import ModelSpec, TaskFolder
+from medmllm_plugins.host import entry_point, task_index
+from medmllm_plugins.plugins import builtin
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.manager import get_manager, reset
+from medmllm_plugins.plugins.specs import ModelSpec, TaskFolder
 
 PACKAGE = Path(medmllm_plugins.__file__).parent
 PREFIXES = ("med_attr", "med_cls", "med_probe")
@@ -38,7 +38,7 @@ OURS = FILES | {
     if not (ending and dataset in ("chestmnist", "chestxray14", "ct_rate"))  # findings are asked yes or no
 }
 MANIFESTS = [
-    ModelManifest(model_id=spec.name, chat_class_path=f"medmllm_plugins.host.models.{spec.name}")
+    ModelManifest(model_id=spec.name, chat_class_path=f"medmllm_plugins.host.registered_models.{spec.name}")
     for spec in builtin.medmllm_models()
 ]
 MEDM_VL = MANIFESTS[0]
@@ -110,44 +110,44 @@ def plain_index(**settings: Any) -> TaskManager:
 def test_the_hosts_registry_knows_our_model() -> None:
     from lmms_eval.api.model import lmms
 
-    assert bridge.manifests() == MANIFESTS
+    assert entry_point.manifests() == MANIFESTS
     assert "medm_vl" in lmms_eval.models.list_available_models()
     model = lmms_eval.models.get_model("medm_vl")
     assert issubclass(model, lmms) and model.is_simple is False
-    assert (model.__name__, model.__module__) == ("medm_vl", "medmllm_plugins.host.models")
-    assert model.spec.loader == "medmllm_plugins.models.medm_vl:load"
+    assert (model.__name__, model.__module__) == ("medm_vl", "medmllm_plugins.host.registered_models")
+    assert model.spec.loader == "medmllm_plugins.models.formats.medm_vl:load"
 
 
 def test_the_entry_points_lead_here() -> None:
     from importlib.metadata import entry_points
 
-    for group, function in (("lmms_eval.models", bridge.manifests), ("lmms_eval.tasks", bridge.task_folders)):
+    for group, function in (("lmms_eval.models", entry_point.manifests), ("lmms_eval.tasks", entry_point.task_folders)):
         (entry,) = [entry for entry in entry_points(group=group) if entry.name == "medmllm_plugins"]
         assert entry.load() is function
 
 
 def test_a_class_of_an_unknown_model_is_an_attribute_error() -> None:
-    from medmllm_plugins.host import models
+    from medmllm_plugins.host import registered_models
 
     with pytest.raises(AttributeError, match="no registered model has that name"):
-        _ = models.no_such_model
-    assert not hasattr(models, "no_such_model")  # what import machinery asks
+        _ = registered_models.no_such_model
+    assert not hasattr(registered_models, "no_such_model")  # what import machinery asks
 
 
 def test_plugin_models_are_named_beside_ours(register: Callable[..., None]) -> None:
     register(Plugin(spec("of_loader"), spec("of_wrapper", loader=None, wrapper="package.module.Class")))
-    found = {manifest.model_id: manifest for manifest in bridge.manifests()}
+    found = {manifest.model_id: manifest for manifest in entry_point.manifests()}
     assert found["medm_vl"] == MEDM_VL
-    assert found["of_loader"].chat_class_path == "medmllm_plugins.host.models.of_loader"
+    assert found["of_loader"].chat_class_path == "medmllm_plugins.host.registered_models.of_loader"
     assert found["of_wrapper"].chat_class_path == "package.module.Class"
     # `lmms-eval models` reads this table.
     assert lmms_eval.models.AVAILABLE_CHAT_TEMPLATE_MODELS["of_wrapper"] == "package.module.Class"
     # The host imports by the dotted path.
-    assert importlib.import_module("medmllm_plugins.host.models").of_loader.spec.name == "of_loader"
+    assert importlib.import_module("medmllm_plugins.host.registered_models").of_loader.spec.name == "of_loader"
 
 
 def test_manifests_may_be_asked_for_twice(warned: list[str]) -> None:
-    assert bridge.manifests() == bridge.manifests() == MANIFESTS
+    assert entry_point.manifests() == entry_point.manifests() == MANIFESTS
     assert warned == []
 
 
@@ -156,7 +156,7 @@ def test_a_models_name_that_the_host_has_stays_the_hosts(
     register: Callable[..., None], warned: list[str], name: str
 ) -> None:
     register(Plugin(spec(name), spec("of_its_own")))
-    assert [manifest.model_id for manifest in bridge.manifests()] == [*NAMES, "of_its_own"]
+    assert [manifest.model_id for manifest in entry_point.manifests()] == [*NAMES, "of_its_own"]
     assert len(warned) == 1 and f"'{name}'" in warned[0] and "left out" in warned[0]
 
 
@@ -167,7 +167,7 @@ def test_a_models_second_name_in_the_host_stays_the_hosts(
     """The host registers plugins with overwriting: what we hand over under such a name would take it away."""
     assert any(name in names for names in lmms_eval.models.MODEL_ALIASES.values())
     register(Plugin(spec(name)))
-    assert bridge.manifests() == MANIFESTS
+    assert entry_point.manifests() == MANIFESTS
     assert len(warned) == 1 and f"'{name}'" in warned[0]
 
 
@@ -195,34 +195,36 @@ def test_manifests_never_raise(
     monkeypatch: pytest.MonkeyPatch, warned: list[str], function: str, error: BaseException
 ) -> None:
     """One exception would drop the models of every other package."""
-    monkeypatch.setattr(bridge, function, failing(error))
-    assert bridge.manifests() == []
+    monkeypatch.setattr(entry_point, function, failing(error))
+    assert entry_point.manifests() == []
     assert len(warned) == 1 and type(error).__name__ in warned[0] and "medmllm-plugins" in warned[0]
 
 
 def test_task_folders_never_raise(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
-    assert [Path(folder) for folder in bridge.task_folders()] == [PACKAGE / "tasks" / folder for folder in PREFIXES]
-    monkeypatch.setattr(bridge, "get_manager", failing(RuntimeError("no manager")))
-    assert bridge.task_folders() == []
+    assert [Path(folder) for folder in entry_point.task_folders()] == [
+        PACKAGE / "tasks" / folder for folder in PREFIXES
+    ]
+    monkeypatch.setattr(entry_point, "get_manager", failing(RuntimeError("no manager")))
+    assert entry_point.task_folders() == []
     assert len(warned) == 1 and "RuntimeError" in warned[0]
 
 
 @pytest.mark.parametrize("table", ["AVAILABLE_SIMPLE_MODELS", "AVAILABLE_CHAT_TEMPLATE_MODELS", "MODEL_ALIASES"])
 def test_a_host_without_its_tables_gets_our_models_all_the_same(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     monkeypatch.delattr(lmms_eval.models, table)
-    assert bridge.manifests() == MANIFESTS
+    assert entry_point.manifests() == MANIFESTS
 
 
 def test_a_host_of_another_make_gets_nothing_and_no_error(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", None)  # importing it raises ImportError
-    assert bridge.manifests() == []
+    assert entry_point.manifests() == []
     assert len(warned) == 1
 
 
 def test_a_broken_plugin_costs_its_own_models_only(register: Callable[..., None]) -> None:
     register(Broken(), "broken")
     register(Plugin(spec("sound")), "sound")
-    assert [manifest.model_id for manifest in bridge.manifests()] == [*NAMES, "sound"]
+    assert [manifest.model_id for manifest in entry_point.manifests()] == [*NAMES, "sound"]
 
 
 def test_strict_names_no_models_but_does_not_raise_here(
@@ -231,7 +233,7 @@ def test_strict_names_no_models_but_does_not_raise_here(
     monkeypatch.setenv("MEDMLLM_STRICT", "1")
     reset()
     register(Broken())
-    assert bridge.manifests() == []
+    assert entry_point.manifests() == []
     assert len(warned) == 1 and "PluginError" in warned[0] and "this plugin is broken" in warned[0]
 
 
@@ -242,22 +244,22 @@ def test_models_that_the_host_did_not_find_are_added(monkeypatch: pytest.MonkeyP
     registry = ModelRegistryV2()
     monkeypatch.setattr(lmms_eval.models, "MODEL_REGISTRY_V2", registry)
     monkeypatch.setattr(lmms_eval.models, "AVAILABLE_MODELS", {})
-    bridge.register_models()
+    entry_point.register_models()
     assert registry.list_canonical_model_ids() == sorted(NAMES)
     assert lmms_eval.models.AVAILABLE_MODELS["medm_vl"] == "medm_vl"
     assert len(warned) == 1 and "medmllm doctor" in warned[0]
-    bridge.register_models()
+    entry_point.register_models()
     assert len(warned) == 1
 
 
 def test_a_slow_plugin_is_named_in_the_log(
     register: Callable[..., None], monkeypatch: pytest.MonkeyPatch, warned: list[str]
 ) -> None:
-    from medmllm_plugins import plugin_guard
+    from medmllm_plugins.plugins import guard
 
-    monkeypatch.setattr(plugin_guard, "SLOW", -1.0)
+    monkeypatch.setattr(guard, "SLOW", -1.0)
     register(Plugin(spec("slow")), "slow")
-    assert "slow" in [manifest.model_id for manifest in bridge.manifests()]
+    assert "slow" in [manifest.model_id for manifest in entry_point.manifests()]
     assert any("plugin slow" in message and "medmllm_models took" in message for message in warned)
 
 
@@ -291,8 +293,8 @@ def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
 
 def test_declared_tasks_load_with_the_hosts_own_loader() -> None:
     """Its listing reads the file that stands behind each name."""
-    from medmllm_plugins.host.attributing import AttributingTask
-    from medmllm_plugins.host.probing import ProbingTask
+    from medmllm_plugins.host.attribution_tasks import AttributingTask
+    from medmllm_plugins.host.probe_tasks import ProbingTask
     from medmllm_plugins.host.tasks import ClassificationTask
 
     classes = {"med_attr": AttributingTask, "med_probe": ProbingTask, "med_cls": ClassificationTask}
@@ -322,9 +324,9 @@ def test_the_host_finds_them_by_itself_too() -> None:
 
 def test_no_metrics_name_holds_another() -> None:
     """The host finds the metrics of a group by substring."""
-    from medmllm_plugins.host.attributing import Attributing
-    from medmllm_plugins.host.probing import Probing
-    from medmllm_plugins.questions.scoring import LOWER_IS_BETTER, METRICS
+    from medmllm_plugins.host.attribution_tasks import Attributing
+    from medmllm_plugins.host.probe_tasks import Probing
+    from medmllm_plugins.results.scoring import LOWER_IS_BETTER, METRICS
 
     printed = [*METRICS, *LOWER_IS_BETTER, "kappa", *Probing.PRINTED, *Attributing.PRINTED]
     assert not [(a, b) for a in printed for b in printed if a != b and a in b]
@@ -352,7 +354,7 @@ def test_a_task_of_the_host_is_not_replaced(
     register(Plugin(tasks=files("plugin", a="task: mme\n")))
     index = {name: dict(entry) for name, entry in task_manager.task_index.items() if name not in OURS}
     before = dict(index["mme"])
-    names.add_tasks(index)
+    task_index.add_tasks(index)
     assert index["mme"] == before and set(index) >= OURS
     assert len(warned) == 1 and "'mme'" in warned[0]
 
@@ -426,17 +428,17 @@ def test_a_faulty_manager_does_not_cost_the_host_its_own_tasks(
 ) -> None:
     """This runs in every command of a host that has us installed, also where nobody asks for our tasks."""
     broken = failing(RuntimeError("no manager")) if where == "get_manager" else lambda: Faulty(where)
-    monkeypatch.setattr(names, "get_manager", broken)
+    monkeypatch.setattr(task_index, "get_manager", broken)
     index = plain_index(include_path=str(files("theirs", a="task: theirs\ndataset_path: json\n")))
     assert "theirs" in index.all_tasks
     assert any("medmllm-plugins" in message for message in warned)
 
 
 def test_the_kind_of_request_is_forgotten_after_an_error() -> None:
-    assert bridge.requested_task_type() == "simple"
+    assert entry_point.requested_task_type() == "simple"
     with pytest.raises(KeyError):
         plain_index().load_task_or_group("no_such_task", "chat")
-    assert bridge.requested_task_type() == "simple"
+    assert entry_point.requested_task_type() == "simple"
 
 
 # -- the hook on the host's module -----------------------------------------------------------------------------------
@@ -447,12 +449,12 @@ def not_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``lmms_eval.tasks`` as if it had not been imported; the real one is back afterwards."""
     monkeypatch.setattr(lmms_eval, "tasks", lmms_eval.tasks)
     monkeypatch.delitem(sys.modules, "lmms_eval.tasks")
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, bridge._TasksFinder)])
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, entry_point._TasksFinder)])
     yield
 
 
 def finders() -> int:
-    return sum(isinstance(finder, bridge._TasksFinder) for finder in sys.meta_path)
+    return sum(isinstance(finder, entry_point._TasksFinder) for finder in sys.meta_path)
 
 
 def hooked(module: ModuleType) -> bool:
@@ -460,7 +462,7 @@ def hooked(module: ModuleType) -> bool:
 
 
 def test_hook_before_the_import(not_imported: None) -> None:
-    bridge.install_task_hook()
+    entry_point.install_task_hook()
     assert "lmms_eval.tasks" not in sys.modules and finders() == 1
     module = importlib.import_module("lmms_eval.tasks")
     assert hooked(module)
@@ -472,7 +474,7 @@ def test_hook_after_the_import(not_imported: None) -> None:
     module = importlib.import_module("lmms_eval.tasks")
     assert not hasattr(module.TaskManager.initialize_tasks, "medmllm")
     assert module.TaskManager(include_defaults=False).all_tasks == []
-    bridge.install_task_hook()
+    entry_point.install_task_hook()
     assert hooked(module) and finders() == 0
 
 
@@ -481,27 +483,27 @@ def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.Monke
     if imported:
         importlib.import_module("lmms_eval.tasks")
     for _ in range(3):
-        bridge.install_task_hook()
+        entry_point.install_task_hook()
     assert finders() == (0 if imported else 1)
     module = importlib.import_module("lmms_eval.tasks")
-    bridge.install_task_hook()
+    entry_point.install_task_hook()
     calls: list[int] = []
-    real = names.add_tasks
-    monkeypatch.setattr(names, "add_tasks", lambda index: calls.append(1) or real(index))  # type: ignore[func-returns-value]
+    real = task_index.add_tasks
+    monkeypatch.setattr(task_index, "add_tasks", lambda index: calls.append(1) or real(index))  # type: ignore[func-returns-value]
     assert hooked(module) and calls == [1]
 
 
 def test_looking_for_the_module_does_not_use_the_hook_up(not_imported: None) -> None:
     """Tools ask whether a module is there before they import it."""
-    bridge.install_task_hook()
+    entry_point.install_task_hook()
     found = importlib.util.find_spec("lmms_eval.tasks")
     assert found is not None and found.origin is not None
     assert hooked(importlib.import_module("lmms_eval.tasks"))
 
 
 def test_other_imports_are_left_alone(not_imported: None) -> None:
-    bridge.install_task_hook()
-    (finder,) = [finder for finder in sys.meta_path if isinstance(finder, bridge._TasksFinder)]
+    entry_point.install_task_hook()
+    (finder,) = [finder for finder in sys.meta_path if isinstance(finder, entry_point._TasksFinder)]
     assert finder.find_spec("lmms_eval.tasks.mme") is None
     assert finder.find_spec("lmms_eval") is None
     assert finder.find_spec("tasks") is None
@@ -510,6 +512,6 @@ def test_other_imports_are_left_alone(not_imported: None) -> None:
 
 def test_an_import_that_fails_is_the_hosts_own_error(not_imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmms_eval, "__path__", [])
-    bridge.install_task_hook()
+    entry_point.install_task_hook()
     with pytest.raises(ModuleNotFoundError, match="lmms_eval"):
         importlib.import_module("lmms_eval.tasks")

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from medmllm_plugins.host import run
-from medmllm_plugins.host.journal import Answered
-from medmllm_plugins.host.run import Run
-from medmllm_plugins.metrics.locking import FolderLock
-from medmllm_plugins.metrics.outcome_files import load_run
-from medmllm_plugins.metrics.seal import check_seal
+from medmllm_plugins.host import evaluation_run
+from medmllm_plugins.host.evaluation_run import Run
+from medmllm_plugins.results.outcome_files import load_run
+from medmllm_plugins.results.seal import check_seal
+from medmllm_plugins.runtime.journal import Answered
+from medmllm_plugins.utils.locking import FolderLock
 
 
 @pytest.fixture(autouse=True)
 def no_run() -> Iterator[None]:
-    run._current = None
+    evaluation_run._current = None
     yield
-    run._current = None
+    evaluation_run._current = None
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def begun(folder: Path | None, task: str, model: str = "m", **command: Any) -> Run:
     """A run that has begun to answer."""
-    progress = run.start(folder)
+    progress = evaluation_run.start(folder)
     progress.arguments(Namespace(output_path=None, seed=[1], tasks=task, **command))
     progress.task(task, {"dataset": "toy", "dataset_fingerprint": "f"})
     progress.model({"name": model, "fingerprint": model})
@@ -164,7 +164,7 @@ def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
 
 def test_answers_to_foreign_tasks_finish_a_run_too(tmp_path: Path) -> None:
     """Their scores are in the host's own files; ours holds no more than the manifest."""
-    progress = run.start(tmp_path / "r")
+    progress = evaluation_run.start(tmp_path / "r")
     progress.model({"name": "m"})
     progress.open("m", {"model": "m"})
     progress.task("mmmu", {"prompt": "?"})

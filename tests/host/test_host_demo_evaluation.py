@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from medmllm_plugins.data import phantoms
-from medmllm_plugins.data.dataset import Dataset
+from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.loading.dataset import Dataset
 
 TASK = "med_cls_demo"
 LABELS = ["round mass", "spiculated mass", "textured patch", "no finding"]
@@ -48,7 +48,7 @@ def predictions(evaluated: Any) -> tuple[list[str], list[str], np.ndarray[Any, A
 def test_every_metric_is_there(demo: Any) -> None:
     assert set(demo.values(TASK)) == {f"{metric},none" for metric in METRICS}
     assert demo.values(TASK)["accuracy,none"] >= 0.8
-    assert demo.returned["config"]["model_backend"] == "medmllm_plugins.host.models.medm_vl (chat)"
+    assert demo.returned["config"]["model_backend"] == "medmllm_plugins.host.registered_models.medm_vl (chat)"
 
 
 def test_the_host_can_print_the_table(demo: Any) -> None:
@@ -303,9 +303,9 @@ def test_two_evaluations_in_one_process_are_two_runs(task_manager: Any, drawn_on
     """As in a notebook: the second must neither land in the first one's folder nor add to its manifest."""
     from lmms_eval.evaluator import simple_evaluate
 
-    from medmllm_plugins.host import run
+    from medmllm_plugins.host import evaluation_run
 
-    run.start()
+    evaluation_run.start()
     for name in ("first", "second"):
         simple_evaluate(
             model="medm_vl",
@@ -335,14 +335,14 @@ def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_
     import lmms_eval.models
     from lmms_eval.evaluator import simple_evaluate
 
-    from medmllm_plugins.host import run
+    from medmllm_plugins.host import evaluation_run
 
     model = lmms_eval.models.get_model("medm_vl")
     one, two = (model(pretrained="demo", device="cpu", run_dir=str(tmp_path / name)) for name in ("one", "two"))
     settings = {"tasks": [TASK], "task_manager": task_manager, "bootstrap_iters": 0}
     for made, limit, name in ((one, 1, "one"), (two, 2, "two"), (one, 3, "one-2")):
         simple_evaluate(model=made, limit=limit, **settings)
-        assert run.current().folder == tmp_path / name
+        assert evaluation_run.current().folder == tmp_path / name
     evaluated = {}
     for path in tmp_path.iterdir():
         evaluated[path.name] = json.loads((path / "manifest.json").read_text())["tasks"][TASK]["evaluated"]
@@ -365,25 +365,25 @@ def test_nothing_of_a_failed_evaluation_is_in_the_next(
     from lmms_eval.evaluator import simple_evaluate
 
     from medmllm_plugins.errors import DataError
-    from medmllm_plugins.host import run
+    from medmllm_plugins.host import evaluation_run
 
     settings = {"task_manager": task_manager, "bootstrap_iters": 0, "limit": 1}
     mine = f"pretrained=demo,device=cpu,run_dir={tmp_path / 'mine'}"
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
     with pytest.raises(DataError):
         simple_evaluate(model="medm_vl", model_args=mine, tasks=["med_cls_demo", "med_cls_busi"], **settings)
-    failed = run.current()
+    failed = evaluation_run.current()
     simple_evaluate(model="dummy", model_args="", tasks=[TASK], **settings)
-    assert run.current() is not failed
+    assert evaluation_run.current() is not failed
     assert not (tmp_path / "mine").exists()
-    assert set(run.current().manifest["tasks"]) == {TASK}
+    assert set(evaluation_run.current().manifest["tasks"]) == {TASK}
 
 
 def test_cached_answers_are_taken_for_the_same_data_only(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medmllm_plugins.host import tasks
-    from medmllm_plugins.models import medm_vl
+    from medmllm_plugins.models.formats import medm_vl
 
     loads: list[Any] = []
     load, load_dataset = medm_vl.load, tasks.load_dataset

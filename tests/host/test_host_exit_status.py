@@ -16,7 +16,7 @@ import pytest
 from support.host_command import PLAIN, Command
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.host import command_line, wrapper
+from medmllm_plugins.host import command_line, model
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -48,7 +48,7 @@ def test_an_error_of_ours_is_its_message_alone(command: Command) -> None:
 def test_any_other_error_is_named_with_the_way_to_its_traceback(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wrapper.MedicalMLLM, "generate_until", failing(RuntimeError("boom " * 200)))
+    monkeypatch.setattr(model.MedicalMLLM, "generate_until", failing(RuntimeError("boom " * 200)))
     ended = command()
     assert ended.status == 1
     (line,) = said(ended.err)
@@ -57,7 +57,7 @@ def test_any_other_error_is_named_with_the_way_to_its_traceback(
 
 
 def test_debug_shows_the_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrapper.MedicalMLLM, "generate_until", failing(RuntimeError("boom")))
+    monkeypatch.setattr(model.MedicalMLLM, "generate_until", failing(RuntimeError("boom")))
     with pytest.raises(RuntimeError, match="boom"):  # with which Python prints a traceback, and ends with 1
         command("--verbosity", "DEBUG")
 
@@ -68,7 +68,7 @@ def test_evaluations_that_are_not_ours_are_left_as_they_are(command: Command) ->
 
 
 def test_medmllm_lmms_eval_judges_every_evaluation(command: Command) -> None:
-    from medmllm_plugins.cli import main
+    from medmllm_plugins.cli.app import main
 
     words = ["--model", "dummy", "--tasks", "no_such_task"]
     ended = command(through=lambda: sys.exit(main(["lmms-eval", *words])), plain=False)
@@ -77,7 +77,7 @@ def test_medmllm_lmms_eval_judges_every_evaluation(command: Command) -> None:
 
 
 def test_a_success_is_a_success(command: Command) -> None:
-    from medmllm_plugins.cli import main
+    from medmllm_plugins.cli.app import main
 
     words = [word for flag, value in PLAIN.items() for word in (flag, value)]
     ended = command(through=lambda: sys.exit(main(["lmms-eval", *words])), plain=False)
@@ -115,7 +115,7 @@ def test_probes_that_failed_are_told_of_once_the_answers_are_scored(command: Com
 
 
 def test_attributions_that_failed_are_told_of(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrapper.MedicalMLLM, "_explain", failing(RuntimeError("no gradients")))
+    monkeypatch.setattr(model.MedicalMLLM, "_explain", failing(RuntimeError("no gradients")))
     ended = command("--tasks", "med_attr_demo", "--limit", "2")
     assert ended.status == 1
     (line,) = said(ended.err)
@@ -208,7 +208,7 @@ def test_a_module_on_its_way_is_wrapped_once_it_is_there(monkeypatch: pytest.Mon
 
 
 FAILS = "--model medm_vl --model_args pretrained=demo,device=cpu --tasks med_cls_busi"
-CODE = "import sys; from medmllm_plugins.cli import main; sys.exit(main())"
+CODE = "import sys; from medmllm_plugins.cli.app import main; sys.exit(main())"
 STARTS = {
     "console script": (str(SCRIPTS / "lmms-eval"),),
     "eval subcommand": (str(SCRIPTS / "lmms-eval"), "eval"),

@@ -4,7 +4,7 @@
 of the host brings stands in none of them, and fails a test until it was thought about.
 """
 
-# ruff: noqa: E501 - a flag a line
+
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.host_command import Command, Ended
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host import flags
-from medmllm_plugins.questions.settings import read_settings
+from medmllm_plugins.prompts.task_settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,9 @@ def test_answers_of_predict_only_are_scored_later_without_being_asked_again(comm
 def test_predict_only_leaves_out_the_look_into_the_model_too(
     command: Command, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medmllm_plugins.attribution import explaining
+    from medmllm_plugins.attribution import explainer
 
-    monkeypatch.setattr(explaining, "explain", lambda *_: pytest.fail("explained"))
+    monkeypatch.setattr(explainer, "explain", lambda *_: pytest.fail("explained"))
     ended = command("--tasks", task, "--predict_only", "--limit", "2")
     assert ended.status == 0
     assert ended.values == {"bypass,none": "N/A"}
@@ -370,7 +370,7 @@ def test_the_table_has_every_subcommand_of_the_host() -> None:
     ],
 )
 def test_subcommands_know_us(command: Command, words: tuple[str, ...], says: str) -> None:
-    from medmllm_plugins.cli import main
+    from medmllm_plugins.cli.app import main
 
     ended = command(through=lambda: main(["lmms-eval", *words]), plain=False)
     assert ended.status == 0

@@ -41,7 +41,7 @@ def test_dummy_gets_every_metric_that_text_allows(evaluate: Callable[..., Any], 
 def test_the_kind_of_task_follows_the_model(task_manager: Any, drawn_once: None) -> None:
     from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 
-    from medmllm_plugins.host.bridge import requested_task_type
+    from medmllm_plugins.host.entry_point import requested_task_type
 
     simple = task_manager.load_task_or_group(TASK, "simple")[TASK]
     chat = task_manager.load_task_or_group([TASK], task_type="chat")[TASK]

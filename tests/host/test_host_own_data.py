@@ -15,10 +15,10 @@ from support.image_files import write_picture
 from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
-from medmllm_plugins.cli import main
+from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import MedMLLMError
-from medmllm_plugins.manager import reset
-from medmllm_plugins.questions.names import task_settings
+from medmllm_plugins.plugins.manager import reset
+from medmllm_plugins.prompts.task_names import task_settings
 
 
 @pytest.fixture

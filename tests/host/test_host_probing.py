@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medmllm_plugins.capture import writer
-from medmllm_plugins.capture.store import FeatureStore
-from medmllm_plugins.cli import main
+from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.metrics.seal import check_seal, write_seal
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.features import store_writer
+from medmllm_plugins.features.store import FeatureStore
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.reference import pixels
+from medmllm_plugins.results.seal import check_seal, write_seal
 
 TASK = "med_probe_demo"
 LIMIT = 400
@@ -90,9 +90,9 @@ def test_train_and_validation_need_the_prefill_alone(probed: Any) -> None:
 
 
 def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any) -> None:
-    from medmllm_plugins.data.catalogue import dataset_specs
-    from medmllm_plugins.data.dataset import load_dataset
-    from medmllm_plugins.models.medm_vl import load
+    from medmllm_plugins.data.loading.catalogue import dataset_specs
+    from medmllm_plugins.data.loading.dataset import load_dataset
+    from medmllm_plugins.models.formats.medm_vl import load
     from medmllm_plugins.models.options import LoadOptions
 
     model = load(LoadOptions("demo", device="cpu"))
@@ -131,7 +131,7 @@ def test_other_batches_give_the_same(probed: Any, evaluate: Callable[..., Any], 
 def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
     probed: Any, evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "SHARD_ROWS", 32)
+    monkeypatch.setattr(store_writer, "SHARD_ROWS", 32)
     asked: list[int] = []
     generate = LoadedModel.generate
 
@@ -227,15 +227,15 @@ def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: P
     ],
 )
 def test_arguments_that_do_not_go_together(name: str, message: str) -> None:
-    from medmllm_plugins.questions.names import task_settings
+    from medmllm_plugins.prompts.task_names import task_settings
 
     with pytest.raises(OptionError, match=message):
         task_settings(name)
 
 
 def test_a_finding_of_a_multilabel_set_is_probed_alone() -> None:
-    from medmllm_plugins.questions.names import task_settings
-    from medmllm_plugins.questions.rows import Rows
+    from medmllm_plugins.prompts.task_names import task_settings
+    from medmllm_plugins.prompts.task_rows import Rows
 
     settings = task_settings("med_probe_chestmnist:finding=edema")
     rows = Rows(settings, ())

@@ -7,8 +7,8 @@ import re
 import pytest
 from support.host_command import Command
 
-from medmllm_plugins import progress
-from medmllm_plugins.attribution import explaining
+from medmllm_plugins.attribution import explainer
+from medmllm_plugins.utils import progress
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def test_fitting_probes_says_how_far_it_is(command: Command, talkative: None) ->
 
 
 def test_the_log_says_what_attributions_cost(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def explain(self: explaining.Explainer, item: explaining.Item) -> None:
+    def explain(self: explainer.Explainer, item: explainer.Item) -> None:
         self._first = (30.0, 1.0)
 
-    monkeypatch.setattr(explaining.Explainer, "explain", explain)
-    monkeypatch.setattr(explaining.Explainer, "finish", lambda self: None)
+    monkeypatch.setattr(explainer.Explainer, "explain", explain)
+    monkeypatch.setattr(explainer.Explainer, "finish", lambda self: None)
     ended = command("--tasks", "med_attr_demo:n=2", "--limit", "3")
     assert re.search(r"attributions take about .+ more for \d+ documents?, judged by the first", ended.out)

@@ -11,8 +11,8 @@ import pytest
 from support.tiny_families import write_family
 
 from medmllm_plugins.errors import MedMLLMError
-from medmllm_plugins.host import bridge
-from medmllm_plugins.manager import reset
+from medmllm_plugins.host import entry_point
+from medmllm_plugins.plugins.manager import reset
 
 MINE = """
 task: mine
@@ -33,7 +33,7 @@ metadata:
 
 @pytest.fixture
 def manager(drawn_once: None) -> Any:
-    bridge.install_task_hook()
+    entry_point.install_task_hook()
     from lmms_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=False)

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import medmllm_plugins
-from medmllm_plugins.host.journal import Answered, Journal, state
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.runtime.journal import Answered, Journal, state
 
 RUNS = "medmllm_runs"
 

@@ -13,15 +13,15 @@ import pytest
 from host.test_host_probing import LIMIT, TASK, probed, store_of  # noqa: F401 - probed is a fixture
 from host.test_host_resume import RUNS, SCRIPTS, finish, start
 
-from medmllm_plugins.attribution import explaining, files
-from medmllm_plugins.capture import writer
-from medmllm_plugins.capture.store import FeatureStore
+from medmllm_plugins.attribution import attribution_store, explainer
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.host import probing, run
-from medmllm_plugins.host.journal import Journal
-from medmllm_plugins.metrics.seal import check_seal
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.questions import scoring
+from medmllm_plugins.features import store_writer
+from medmllm_plugins.features.store import FeatureStore
+from medmllm_plugins.host import evaluation_run, probe_tasks
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.results import scoring
+from medmllm_plugins.results.seal import check_seal
+from medmllm_plugins.runtime.journal import Journal
 
 
 class Killed(BaseException):
@@ -57,7 +57,7 @@ def test_no_answer_is_asked_again_when_probes_or_files_were_broken_off(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
 ) -> None:
     settings = {"tasks": [TASK], "limit": 48}
-    broken(evaluate, tmp_path, probing.analysis, "analyse", **settings)
+    broken(evaluate, tmp_path, probe_tasks.analysis, "analyse", **settings)
     assert sum(asked) >= 48
     (begun,) = (tmp_path / RUNS).glob("2*")
     (store,) = (begun / "features").iterdir()  # moved already
@@ -66,9 +66,9 @@ def test_no_answer_is_asked_again_when_probes_or_files_were_broken_off(
     def no_probes(*_: Any, **__: Any) -> Any:  # to fit them would take long, and other tests do
         raise DataError("left out")
 
-    monkeypatch.setattr(probing.analysis, "analyse", no_probes)
+    monkeypatch.setattr(probe_tasks.analysis, "analyse", no_probes)
     broken(evaluate, tmp_path, scoring, "write_outcomes", **settings)
-    broken(evaluate, tmp_path, run, "write_seal", **settings)
+    broken(evaluate, tmp_path, evaluation_run, "write_seal", **settings)
     draft = begun / f".manifest.json.{2**22 + 1}.tmp"  # of a process that was killed while it wrote
     draft.write_text("{")
     whole = evaluate(tmp_path, batch_size=16, **settings)
@@ -83,11 +83,11 @@ def test_nothing_is_explained_again_when_maps_were_being_put_together(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
 ) -> None:
     settings = {"tasks": ["med_attr_demo:n=1:method=layer_grad_cam:layer=connector"], "limit": 16}
-    broken(evaluate, tmp_path, files, "gather", **settings)
+    broken(evaluate, tmp_path, attribution_store, "gather", **settings)
     (begun,) = (tmp_path / RUNS).glob("2*")
     assert list(begun.glob("attributions/*/entries/*.json"))  # moved already
     asked.clear()
-    monkeypatch.setattr(explaining.Explainer, "explain", killed)
+    monkeypatch.setattr(explainer.Explainer, "explain", killed)
     whole = evaluate(tmp_path, batch_size=16, **settings)
     assert asked == [] and whole.folder == begun.absolute()
     (index,) = whole.folder.glob("attributions/*/index.json")
@@ -102,7 +102,7 @@ def test_probes_go_on_wherever_they_were_broken_off(
     monkeypatch: pytest.MonkeyPatch,
     asked: list[int],
 ) -> None:
-    analyse, analyses = probing.analysis.analyse, list[Any]()
+    analyse, analyses = probe_tasks.analysis.analyse, list[Any]()
 
     def once(*args: Any, **kwargs: Any) -> Any:
         if not analyses:
@@ -110,19 +110,19 @@ def test_probes_go_on_wherever_they_were_broken_off(
         return analyses[0]
 
     points: list[tuple[Any, str]] = [
-        (writer.Writer, "close"),  # the last features are on their way to the disk
-        (run.Run, "keep_features"),
-        (probing.analysis, "analyse"),
-        (probing.files, "write"),
+        (store_writer.Writer, "close"),  # the last features are on their way to the disk
+        (evaluation_run.Run, "keep_features"),
+        (probe_tasks.analysis, "analyse"),
+        (probe_tasks.files, "write"),
         (scoring, "write_outcomes"),
-        (run.Run, "_finish"),
-        (run, "write_seal"),
+        (evaluation_run.Run, "_finish"),
+        (evaluation_run, "write_seal"),
         (Journal, "remove"),
     ]
     begun: set[Path] = set()
     for number, (owner, name) in enumerate(points):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(probing.analysis, "analyse", once)
+            patch.setattr(probe_tasks.analysis, "analyse", once)
             patch.setattr(owner, name, killed)
             evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
         begun |= {path.parent for path in (tmp_path / RUNS).glob("*/manifest.json")}

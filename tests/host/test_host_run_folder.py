@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medmllm_plugins.host import run
-from medmllm_plugins.host.run import Run
+from medmllm_plugins.host import evaluation_run
+from medmllm_plugins.host.evaluation_run import Run
 
 
 class Clock:
@@ -27,15 +27,15 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=made.perf_counter))
+    monkeypatch.setattr(evaluation_run, "time", SimpleNamespace(perf_counter=made.perf_counter))
     return made
 
 
 @pytest.fixture(autouse=True)
 def no_run() -> Iterator[None]:
-    run._current = None
+    evaluation_run._current = None
     yield
-    run._current = None
+    evaluation_run._current = None
 
 
 def manifest(folder: Path) -> dict[str, object]:
@@ -184,13 +184,13 @@ def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
 
 
 def test_start_begins_a_new_run(tmp_path: Path) -> None:
-    first = run.start(tmp_path / "first")
-    assert run.current() is first
+    first = evaluation_run.start(tmp_path / "first")
+    assert evaluation_run.current() is first
     first.folder_for("m")
     with first.stage("data"):
         first.task("t", {"evaluated": 1})
-    second = run.start(tmp_path / "second")
-    assert second is run.current() is not first
+    second = evaluation_run.start(tmp_path / "second")
+    assert second is evaluation_run.current() is not first
     assert second.folder is None and second.output_path is None
     assert second.manifest["tasks"] == {} and second.manifest["stages"] == []
     second.folder_for("m")

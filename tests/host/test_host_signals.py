@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from medmllm_plugins.host import command_line, run, signals
-from medmllm_plugins.host.run import Run
-from medmllm_plugins.host.signals import Handlers, Interrupted, Terminated
-from medmllm_plugins.metrics.locking import FolderLock
+from medmllm_plugins.host import command_line, evaluation_run
+from medmllm_plugins.host.evaluation_run import Run
+from medmllm_plugins.runtime import signals
+from medmllm_plugins.runtime.signals import Handlers, Interrupted, Terminated
+from medmllm_plugins.utils.locking import FolderLock
 
 KINDS = {signal.SIGINT: (Interrupted, 130), signal.SIGTERM: (Terminated, 143)}
 
@@ -21,12 +22,12 @@ KINDS = {signal.SIGINT: (Interrupted, 130), signal.SIGTERM: (Terminated, 143)}
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in KINDS}
-    run._current = None
+    evaluation_run._current = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    run._current = None
+    evaluation_run._current = None
 
 
 @pytest.mark.parametrize("number", KINDS)
@@ -71,7 +72,7 @@ def test_other_threads_install_nothing() -> None:
 
 
 def test_a_run_says_where_its_answers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    progress = run.start(tmp_path / "run")
+    progress = evaluation_run.start(tmp_path / "run")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), progress.guarded():
         progress.open("m", {"model": "m"})
@@ -85,7 +86,7 @@ def test_a_run_says_where_its_answers_are(tmp_path: Path, capsys: pytest.Capture
     with progress.guarded():
         pass
     assert signal.getsignal(signal.SIGTERM) != before  # scores are still to come
-    run.start()
+    evaluation_run.start()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -124,7 +125,7 @@ def test_the_exit_code_stays_where_nothing_can_be_printed(error: Exception, monk
 def test_a_run_that_is_not_scored_lets_go_of_signals_and_folder(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     for end in ("predicted", "failed"):
-        progress = run.start(tmp_path / end)
+        progress = evaluation_run.start(tmp_path / end)
         progress.task("a", {"dataset": "toy"})
         progress.task("b", {"dataset": "toy"})
         with progress.guarded():

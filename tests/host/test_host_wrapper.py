@@ -18,9 +18,9 @@ from PIL import Image
 from support.image_files import picture, write_picture
 
 from medmllm_plugins.errors import MedMLLMError, ModelError, OptionError
-from medmllm_plugins.host import run
+from medmllm_plugins.host import evaluation_run
+from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
-from medmllm_plugins.models.interface import Generation
 from medmllm_plugins.models.options import LoadOptions
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "temperature": 0.0, "until": []}
@@ -80,8 +80,8 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     made = Echo()
-    monkeypatch.setattr("medmllm_plugins.models.medm_vl.load", made.load)
-    run.start()
+    monkeypatch.setattr("medmllm_plugins.models.formats.medm_vl.load", made.load)
+    evaluation_run.start()
     return made
 
 
@@ -171,9 +171,9 @@ def test_tasks_may_be_mixed_and_every_answer_finds_its_request(echo: Echo) -> No
     assert all(len({question[0] for question in batch["questions"]}) == 1 for batch in echo.batches)
     assert sorted(len(batch["questions"]) for batch in echo.batches) == [1, 1, 1, 2, 2, 2, 2]
     assert {batch["questions"][0][0]: batch["max_new_tokens"] for batch in echo.batches} == {"p": 8, "o": 8, "s": 2}
-    names = {stage["name"] for stage in run.current().manifest["stages"]}
+    names = {stage["name"] for stage in evaluation_run.current().manifest["stages"]}
     assert names == {"load", "answer plain", "answer ours", "answer short"}
-    assert run.current().manifest["tasks"]["ours"]["prompt"] == "SYSTEM <image> o0 END"
+    assert evaluation_run.current().manifest["tasks"]["ours"]["prompt"] == "SYSTEM <image> o0 END"
 
 
 def test_settings_divide_the_batches_of_one_task_too(echo: Echo) -> None:
@@ -249,7 +249,7 @@ def test_weights_are_loaded_once_and_not_before_the_first_answer(echo: Echo) -> 
     for _ in range(2):
         model.generate_until(ask(model, user(grey(5), "q")))
     assert echo.loaded == [LoadOptions("demo", device="cpu", dtype="float32", attn_implementation="sdpa")]
-    assert run.current().manifest["model"]["parameters"] == 7
+    assert evaluation_run.current().manifest["model"]["parameters"] == 7
     model.clean()  # the host does this before the scoring; who asks again gets the model again
     model.generate_until(ask(model, user(grey(5), "q")))
     assert len(echo.loaded) == 2
@@ -418,7 +418,7 @@ def test_a_run_dir_that_cannot_be_made_is_refused(echo: Echo, tmp_path: Path, in
 def test_run_dir_may_be_there_or_not(echo: Echo, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     for folder in ("there", "not/yet"):
-        run.start()
+        evaluation_run.start()
         model = build(f"pretrained=demo,run_dir={tmp_path / folder}")
         model.generate_until(ask(model, user(grey(1), "q")))
         assert (tmp_path / folder / "manifest.json").is_file()
@@ -451,7 +451,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_checkpoint_that_lacks_a_file_says_which(checkpoint: Path, missing: str) -> None:
     (checkpoint / missing).unlink()
-    run.start()
+    evaluation_run.start()
     model = build(f"pretrained={checkpoint},device=cpu")
     with pytest.raises(ModelError) as caught:
         model.generate_until(ask(model, user(grey(1), "q")))
@@ -459,7 +459,7 @@ def test_a_checkpoint_that_lacks_a_file_says_which(checkpoint: Path, missing: st
 
 
 def test_a_name_that_is_no_checkpoint_lists_those_there_are() -> None:
-    run.start()
+    evaluation_run.start()
     model = build("pretrained=3b,device=cpu")
     with pytest.raises(ModelError) as caught:
         model.generate_until(ask(model, user(grey(1), "q")))
@@ -480,7 +480,7 @@ def test_a_fault_found_while_answering_stops_the_run(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are read in a thread ahead of the model; an error there must come out, and not hang or be lost."""
-    from medmllm_plugins.data.phantoms import Phantoms
+    from medmllm_plugins.data.layouts.phantoms import Phantoms
     from medmllm_plugins.errors import DataError
 
     real, read = Phantoms.image, []

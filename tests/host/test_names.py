@@ -9,7 +9,7 @@ import pytest
 from loguru import logger
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.host import names
+from medmllm_plugins.host import task_index
 
 Index = dict[str, dict[str, Any]]
 
@@ -17,7 +17,7 @@ Index = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def index() -> Index:
     filled: Index = {}
-    names.add_tasks(filled)
+    task_index.add_tasks(filled)
     return filled
 
 
@@ -33,14 +33,14 @@ def index() -> Index:
     ],
 )
 def test_a_wrong_name_is_asked_about_with_a_handful(index: Index, wrong: str, meant: str) -> None:
-    hint = names.hint(index, wrong)
+    hint = task_index.hint(index, wrong)
     assert f"Did you mean {meant}" in hint
     assert len(hint) < 300 and hint.count("med_") <= 6
 
 
 def test_what_is_like_nothing_is_not_guessed(index: Index) -> None:
-    assert names.hint(index, "gsm8k_of_mine") == ""
-    assert names.hint(index, "x" * 100_000) == ""
+    assert task_index.hint(index, "gsm8k_of_mine") == ""
+    assert task_index.hint(index, "x" * 100_000) == ""
 
 
 def test_the_host_is_told_too(task_manager: Any) -> None:
@@ -60,7 +60,7 @@ def test_all_missing_sets_of_a_group_are_named(
     if variable:
         monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path / variable))
     with pytest.raises(DataError, match="3 data sets are missing") as caught:
-        names.check_data(index, ["med_cls"])
+        task_index.check_data(index, ["med_cls"])
     for word in ("busi", "covid19_ct", "chest_xray", "Get the set from", "MEDMLLM_DATA", "--tasks med_cls_demo"):
         assert word in str(caught.value)
 
@@ -70,15 +70,15 @@ def test_what_is_there_is_offered(index: Index, tmp_path: Path, monkeypatch: pyt
         (tmp_path / name).mkdir()
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
     with pytest.raises(DataError, match="1 data set is missing") as caught:
-        names.check_data(index, ["med_cls"])
+        task_index.check_data(index, ["med_cls"])
     assert "covid19_ct" in str(caught.value)
     assert "Or evaluate what is there: --tasks med_cls_busi,med_cls_chest_xray" in str(caught.value)
     (tmp_path / "covid19_ct").mkdir()
-    names.check_data(index, ["med_cls"])
+    task_index.check_data(index, ["med_cls"])
 
 
 def test_one_task_alone_and_what_is_not_ours_is_left_to_its_loading(index: Index) -> None:
-    names.check_data(index, ["med_cls_busi"])
-    names.check_data(index, ["med_cls_demo", "mmmu_val", "med_cls_demo:order=varied"])
+    task_index.check_data(index, ["med_cls_busi"])
+    task_index.check_data(index, ["med_cls_demo", "mmmu_val", "med_cls_demo:order=varied"])
     circle: Index = {"a": {"type": "group", "yaml_path": "/nowhere.yaml", "task": -1}}
-    names.check_data(circle, ["a", "a"])
+    task_index.check_data(circle, ["a", "a"])

@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics as reference
 from sklearn.dummy import DummyClassifier
 
-from medmllm_plugins.metrics.baselines import baselines, majority_class
+from medmllm_plugins.metrics.guessing import baselines, majority_class
 
 
 def test_majority_class_equals_the_dummy_classifier():

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.comparison import compare, compare_runs, holm, mcnemar, render, sign_flip
-from medmllm_plugins.metrics.outcome_files import write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.results.comparison import compare, compare_runs, holm, mcnemar, render, sign_flip
+from medmllm_plugins.results.outcome_files import write_outcomes
 
 
 def outcomes(right, group=lambda i: i):

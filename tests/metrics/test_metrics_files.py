@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medmllm_plugins.metrics.files import remove_drafts, write_whole
+from medmllm_plugins.utils.atomic_files import remove_drafts, write_whole
 
 
 def mode(path: Path) -> int:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.outcome_files import load_run, read_outcomes, write_outcomes
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.results.outcome_files import load_run, read_outcomes, write_outcomes
 
 TEXT = st.text(max_size=20)
 

@@ -8,9 +8,9 @@ import pytest
 
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.metrics.summary import summarise
-from medmllm_plugins.metrics.variants import summarise_variants
 
 LABELS = ("a", "b", "c")
 

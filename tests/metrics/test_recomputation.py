@@ -13,9 +13,9 @@ from benchmarks.run_folders import FINDINGS, LABELS, findings, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.recomputation import Classes, disagreements, recompute
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
-from medmllm_plugins.metrics.variants import summarise_variants
+from medmllm_plugins.results.recomputation import Classes, disagreements, recompute
 
 ORDERS = {f"order {turn}": LABELS for turn in range(2)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.metrics.run_folders import describe_run, one_run, run_folders
+from medmllm_plugins.results.run_folders import describe_run, one_run, run_folders
 
 
 def write_run(folder: Path, started: str = "2026-01-01T10:00:00+00:00", model: object = "medm_vl demo") -> Path:

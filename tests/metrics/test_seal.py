@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.locking import FolderLock
-from medmllm_plugins.metrics.seal import SEAL, check_seal, describe, take_out_of_seal, update_seal, write_seal
+from medmllm_plugins.results.seal import SEAL, check_seal, describe, take_out_of_seal, update_seal, write_seal
+from medmllm_plugins.utils.locking import FolderLock
 
 FILES = {
     "manifest.json": "{}",
@@ -87,7 +87,7 @@ def test_later_writers_keep_the_entries_of_what_they_did_not_write(folder: Path)
 def test_no_seal_is_made_where_none_was_and_none_while_another_process_writes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medmllm_plugins.metrics.seal._WAIT", 0.0)
+    monkeypatch.setattr("medmllm_plugins.results.seal._WAIT", 0.0)
     lock = FolderLock(folder)
     assert lock.acquire() and not FolderLock(folder).acquire()
     with pytest.raises(DataError, match="in use"):

@@ -278,7 +278,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(source, destination):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("medmllm_plugins.metrics.files.os.replace", fail)
+    monkeypatch.setattr("medmllm_plugins.utils.atomic_files.os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         summary.write(tmp_path, "x")
     assert target.read_text(encoding="utf-8") == "old"

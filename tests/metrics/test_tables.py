@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medmllm_plugins.metrics.tables import Distinct, Tables
+from medmllm_plugins.metrics.outcome_arrays import Distinct, Tables
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
-from medmllm_plugins.metrics.variants import summarise_variants
 
 LABELS = ("a", "b")
 

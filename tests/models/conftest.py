@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from support.tiny_medm_vl import write_checkpoint
 
-from medmllm_plugins.models.medm_vl import MedMVL, load
+from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.options import LoadOptions
 
 torch.set_num_threads(1)

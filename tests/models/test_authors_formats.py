@@ -16,7 +16,7 @@ from support import tiny_authors
 from torch import Tensor, nn
 
 from medmllm_plugins.errors import ModelError, OptionError
-from medmllm_plugins.models import hulu_med, old_llava
+from medmllm_plugins.models.formats import hulu_med, original_llava
 from medmllm_plugins.models.options import LoadOptions
 
 LABELS = ["benign", "malignant tumour", "benign tumour", "no"]
@@ -60,13 +60,13 @@ def whole(llm: Any, before: list[int], features: Tensor, behind: list[int], labe
     [
         (
             "llava_qwen2",
-            old_llava.huatuogpt_vision,
+            original_llava.huatuogpt_vision,
             hf.Qwen2Config,
             hf.Qwen2ForCausalLM,
             "<|user|>\n",
             "\n{}\n<|assistant|>\n",
         ),
-        ("llava_mistral", old_llava.llava_med, hf.MistralConfig, hf.MistralForCausalLM, "[INST] ", "\n{} [/INST]"),
+        ("llava_mistral", original_llava.llava_med, hf.MistralConfig, hf.MistralForCausalLM, "[INST] ", "\n{} [/INST]"),
     ],
     ids=["huatuogpt_vision", "llava_med"],
 )
@@ -152,7 +152,7 @@ def test_hulu_med(tmp_path: Path, kind: str, nested: bool, wrapped: bool) -> Non
 def test_another_format_is_named(tmp_path: Path) -> None:
     folder = tiny_authors.old_llava(tmp_path / "a", model_type="qwen2_5_vl")
     with pytest.raises(ModelError, match=r"first LLaVA format.*found 'qwen2_5_vl'.*--model medmllm_hf"):
-        old_llava.huatuogpt_vision(options(folder))
+        original_llava.huatuogpt_vision(options(folder))
     with pytest.raises(ModelError, match=r"expected a Hulu-Med checkpoint.*found 'qwen2_5_vl'"):
         tiny_authors.hulu_med(tmp_path / "b")
         path = tmp_path / "b" / "config.json"
@@ -160,10 +160,10 @@ def test_another_format_is_named(tmp_path: Path) -> None:
         hulu_med.load(options(tmp_path / "b"))
     folder = tiny_authors.old_llava(tmp_path / "c", mm_projector_type="linear")
     with pytest.raises(ModelError, match="expected `mm_projector_type` mlp2x_gelu, found 'linear'"):
-        old_llava.llava_med(options(folder))
+        original_llava.llava_med(options(folder))
     folder = tiny_authors.old_llava(tmp_path / "d", mm_vision_select_feature="cls")
     with pytest.raises(ModelError, match="patch or cls_patch, found 'cls'"):
-        old_llava.llava_med(options(folder))
+        original_llava.llava_med(options(folder))
 
 
 def test_a_tower_that_is_not_in_the_checkpoint(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_tower_that_is_not_in_the_checkpoint(tmp_path: Path) -> None:
     path = folder / "model.safetensors"
     save_file({name: value for name, value in load_file(path).items() if "vision_tower" not in name}, path)
     with pytest.raises(ModelError, match=r"missing from the checkpoint: .*vision_tower"):
-        old_llava.huatuogpt_vision(options(folder))
+        original_llava.huatuogpt_vision(options(folder))
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
@@ -184,17 +184,17 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
         hulu_med.load(options(folder))
     folder = tiny_authors.old_llava(tmp_path / "b", vocab_size=20)
     with pytest.raises(ModelError, match="it belongs to another model"):
-        old_llava.huatuogpt_vision(options(folder))
+        original_llava.huatuogpt_vision(options(folder))
 
 
 def test_options_that_do_not_go_with_these_formats(tmp_path: Path) -> None:
     folder = tiny_authors.old_llava(tmp_path)
     with pytest.raises(OptionError, match=r"Got `peft=adapter`, which models that are filled"):
-        old_llava.huatuogpt_vision(options(folder, peft="adapter"))
+        original_llava.huatuogpt_vision(options(folder, peft="adapter"))
     with pytest.raises(OptionError, match=r"Got `system=Be brief`"):
-        old_llava.huatuogpt_vision(options(folder, system="Be brief"))
+        original_llava.huatuogpt_vision(options(folder, system="Be brief"))
     with pytest.raises(ModelError, match="one image a question"):
-        old_llava.huatuogpt_vision(options(folder)).generate(QUESTIONS[:1], [IMAGES[:2]], max_new_tokens=0)
+        original_llava.huatuogpt_vision(options(folder)).generate(QUESTIONS[:1], [IMAGES[:2]], max_new_tokens=0)
 
 
 @pytest.mark.parametrize("how", ["auto", "balanced", "balanced_low_0", "sequential"])

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
+from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
-from medmllm_plugins.models.interface import Generation
-from medmllm_plugins.models.medm_vl import MedMVL, load
+from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import encode_text
+from medmllm_plugins.prompts.wording import closed_set
 
 torch.set_num_threads(1)
 SPEC = dataset_specs()["demo"]

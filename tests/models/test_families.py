@@ -16,9 +16,9 @@ from support.tiny_families import randomise, write_family
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
+from medmllm_plugins.models.base import Asked, Example
 from medmllm_plugins.models.chat import ChatModel, Manner
-from medmllm_plugins.models.families import FAMILIES, stage
-from medmllm_plugins.models.interface import Asked, Example
+from medmllm_plugins.models.families.family_registry import FAMILIES, stage
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 
@@ -332,7 +332,7 @@ def test_a_tower_that_was_never_trained_is_told(tmp_path: Path, monkeypatch: pyt
                 torch.nn.init.normal_(value, std=model.config.vision_config.initializer_range)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    monkeypatch.setattr("medmllm_plugins.models.trained.LEAST", 512)
+    monkeypatch.setattr("medmllm_plugins.models.weight_warnings.LEAST", 512)
     native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
     assert any("vision tower" in doubt and "never been trained" in doubt for doubt in native.doubts)
 
@@ -345,7 +345,7 @@ def test_a_connector_that_is_all_zeros_is_told(tmp_path: Path, monkeypatch: pyte
         model.model.multi_modal_projector.mm_input_projection_weight.zero_()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    monkeypatch.setattr("medmllm_plugins.models.trained.LEAST", 512)
+    monkeypatch.setattr("medmllm_plugins.models.weight_warnings.LEAST", 512)
     native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
     assert [doubt for doubt in native.doubts if "connector" in doubt]
     assert not [doubt for doubt in native.doubts if "vision tower" in doubt]

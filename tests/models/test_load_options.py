@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.models.medm_vl import load
+from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions, resolve_device, resolve_dtype
 
 

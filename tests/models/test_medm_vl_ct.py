@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from support import tiny_medm_vl
 from torch import nn
 
-from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models import medm_vl, medm_vl_ct
-from medmllm_plugins.models.medm_vl_ct import volume_pixels
+from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families.medm_vl_ct import volume_pixels
+from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
 
 LABELS = ["benign", "malignant tumour", "no"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.medm_vl import MedMVL, load
+from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.options import LoadOptions
 
 PROMPT = (

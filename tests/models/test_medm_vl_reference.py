@@ -13,7 +13,7 @@ from safetensors import safe_open
 from support.tiny_medm_vl import llm_config, vision_config, write_checkpoint
 from torch import Tensor
 
-from medmllm_plugins.models.medm_vl import load
+from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 
 
@@ -176,7 +176,7 @@ def test_published_shapes_build_the_released_model(tmp_path: Path) -> None:
     from support.tiny_medm_vl import october_config
     from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
-    from medmllm_plugins.models.medm_vl_config import read_config
+    from medmllm_plugins.models.formats.medm_vl_config import read_config
 
     raw = october_config("Qwen/Qwen2.5-3B-Instruct", "google/siglip-base-patch16-256-multilingual")
     (tmp_path / "config.json").write_text(json.dumps(raw))

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder, fill, find_folder, open_weights
-from medmllm_plugins.models.medm_vl import MedMVL, load
-from medmllm_plugins.models.medm_vl_config import read_config
+from medmllm_plugins.models.formats.medm_vl import MedMVL, load
+from medmllm_plugins.models.formats.medm_vl_config import read_config
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.published import MEDM_VL
+from medmllm_plugins.plugins.published_checkpoints import MEDM_VL
 
 EMBED = "llm.model.embed_tokens.weight"
 

@@ -9,8 +9,8 @@ import torch
 from support.tiny_medm_vl import write_checkpoint
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.generation import greedy, position_ids, prefill, score_labels
-from medmllm_plugins.models.medm_vl import MedMVL, load
 from medmllm_plugins.models.options import LoadOptions
 
 QUESTIONS = [

@@ -14,7 +14,7 @@ from support.tiny_families import write_family
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families import stage
+from medmllm_plugins.models.families.family_registry import stage
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions

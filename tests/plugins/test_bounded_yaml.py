@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.bounded_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml_file
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.bounded_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml_file
 
 LETTERS = "abcdefghi"
 BOMB = "a: &a [l,l,l,l,l,l,l,l,l]\n" + "".join(

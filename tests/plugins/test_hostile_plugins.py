@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from medmllm_plugins import builtin, plugin_guard
-from medmllm_plugins.cli import main
-from medmllm_plugins.entry_points import damaged_entry_points
-from medmllm_plugins.hook_results import MOST_ITEMS
-from medmllm_plugins.manager import Failure, Manager, discover, reset
-from medmllm_plugins.plugin_guard import PluginRaised, TookTooLong, bounded, run_plugin_code
+from medmllm_plugins.cli.app import main
+from medmllm_plugins.plugins import builtin, guard
+from medmllm_plugins.plugins.entry_points import damaged_entry_points
+from medmllm_plugins.plugins.guard import PluginRaised, TookTooLong, bounded, run_plugin_code
+from medmllm_plugins.plugins.hook_results import MOST_ITEMS
+from medmllm_plugins.plugins.manager import Failure, Manager, discover, reset
 
 BUILTIN = [spec.name for spec in builtin.medmllm_models()]
 HEAD = """
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 
 def model(name):
     return ModelSpec(name=name, summary="A model.", loader="nowhere.module:load")
@@ -72,10 +72,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Packag
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_guard, "PATIENCE", 0.2)
-    monkeypatch.setattr(plugin_guard, "NOTICE", 0.1)
-    monkeypatch.setattr(plugin_guard, "SLOW", 0.05)
-    monkeypatch.setattr(plugin_guard, "TICK", 0.05)
+    monkeypatch.setattr(guard, "PATIENCE", 0.2)
+    monkeypatch.setattr(guard, "NOTICE", 0.1)
+    monkeypatch.setattr(guard, "SLOW", 0.05)
+    monkeypatch.setattr(guard, "TICK", 0.05)
 
 
 def only(found: Manager) -> Failure:
@@ -204,7 +204,7 @@ def test_the_import_of_another_package_is_never_interrupted(packages: Packages, 
 def test_a_slow_plugin_is_named(
     packages: Packages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plugin_guard, "SLOW", 0.05)
+    monkeypatch.setattr(guard, "SLOW", 0.05)
     source = GOOD.replace("'good'", "'slow'").replace("    return", "    import time; time.sleep(0.1)\n    return")
     packages.add("bad", source)
     reset()
@@ -347,14 +347,14 @@ def test_a_task_folder_whose_package_raises_when_looked_for(packages: Packages) 
 
 
 def test_a_task_folder_without_end(packages: Packages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from medmllm_plugins import taskfiles
+    from medmllm_plugins.plugins import task_files
 
     for number in range(12):
         (tmp_path / "wide" / str(number)).mkdir(parents=True)
     packages.add(
         "bad", HEAD + f"@hookimpl\ndef medmllm_tasks():\n    return [TaskFolder(path={str(tmp_path / 'wide')!r})]\n"
     )
-    monkeypatch.setattr(taskfiles, "MOST_FOLDERS", 10)
+    monkeypatch.setattr(task_files, "MOST_FOLDERS", 10)
     # Our own folder of tasks is small.
     assert "more than 10 folders" in only(discover()).message
 
@@ -437,7 +437,7 @@ def test_doctor_names_metadata_that_hide_every_plugin_from_the_host(packages: Pa
     assert discover().failures == []  # ours is read one by one
     (name, message), = damaged_entry_points().items()  # fmt: skip
     assert name == "stranger" and "stranger-1.2.dist-info/entry_points.txt" in message
-    from medmllm_plugins.doctor import _metadata
+    from medmllm_plugins.cli.doctor import _metadata
 
     (finding,) = _metadata()
     assert finding.state == "broken" and "medmllm lmms-eval" in finding.mend

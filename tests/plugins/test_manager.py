@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import medmllm_plugins
-from medmllm_plugins import builtin, taskfiles
-from medmllm_plugins import manager as manager_module
 from medmllm_plugins.errors import OptionError, PluginError
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.manager import Failure, Manager, discover, get_manager, reset
-from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.plugins import builtin, task_files
+from medmllm_plugins.plugins import manager as manager_module
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.manager import Failure, Manager, discover, get_manager, reset
+from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 
 ROOT = Path(__file__).parents[2]  # the checkout, which an installed package is tested from
 PACKAGE = Path(medmllm_plugins.__file__).parent
@@ -32,8 +32,8 @@ EXAMPLE = ROOT / "examples" / "plugin"
 
 BUILTIN = [spec.name for spec in builtin.medmllm_models()]
 HEAD = """
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 
 def model(name):
     return ModelSpec(name=name, summary="A model.", loader="nowhere.module:load")
@@ -252,7 +252,7 @@ def test_builtin_plugin_is_found_once_and_first(site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["medmllm-plugins", "medmllm_plugins", "MedMLLM.plugins"])
 def test_builtin_plugin_of_an_installed_distribution_is_not_loaded_twice(site: Site, name: str) -> None:
-    site.metadata(name, "[medmllm_plugins]\nbuiltin = medmllm_plugins.builtin\n", "9.9")
+    site.metadata(name, "[medmllm_plugins]\nbuiltin = medmllm_plugins.plugins.builtin\n", "9.9")
     found = discover()
     assert [(info.name, info.version) for info in found.plugins] == [("builtin", "9.9")]
     assert found.failures == []
@@ -267,7 +267,7 @@ def test_an_entry_point_called_builtin_does_not_displace_ours(site: Site) -> Non
 
 def test_our_pyproject_declares_the_plugin_that_a_source_tree_falls_back_to() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["entry-points"]["medmllm_plugins"] == {"builtin": "medmllm_plugins.builtin"}
+    assert project["entry-points"]["medmllm_plugins"] == {"builtin": "medmllm_plugins.plugins.builtin"}
 
 
 def test_every_builtin_loader_is_there_and_imports_nothing_to_be_listed() -> None:
@@ -586,7 +586,7 @@ def test_any_file_is_a_task_or_a_failure_that_names_it(tmp_path_factory: pytest.
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
     try:
-        name, kind = taskfiles.read_task(path)
+        name, kind = task_files.read_task(path)
     except PluginError as error:
         assert str(error).startswith(f"{path}, line ")
     else:
@@ -603,7 +603,7 @@ def test_whatever_else_a_task_file_holds_its_name_is_read(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "named.yaml"
     path.write_text(yaml.safe_dump({**rest, "task": name}, allow_unicode=True), encoding="utf-8")
-    assert taskfiles.read_task(path) == (name, "task")
+    assert task_files.read_task(path) == (name, "task")
 
 
 def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
@@ -629,7 +629,7 @@ def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
 
 def test_discovery_loads_nothing_heavy(site: Site) -> None:
     code = (
-        "import sys; from medmllm_plugins.manager import get_manager; get_manager().models();"
+        "import sys; from medmllm_plugins.plugins.manager import get_manager; get_manager().models();"
         "heavy = {'torch', 'lmms_eval', 'numpy', 'yaml', 'transformers', 'pandas'} & set(sys.modules);"
         "assert not heavy, heavy; assert get_manager().tasks(); assert 'yaml' in sys.modules; print('light')"
     )
@@ -721,7 +721,7 @@ def test_example_plugin_is_what_it_says(site: Site, monkeypatch: pytest.MonkeyPa
     entry = found.tasks()["med_cls_example"]
     assert entry.plugin == "example"
     assert found.dataset_folders()[1] == EXAMPLE / "medmllm_example" / "tasks" / "datasets"
-    from medmllm_plugins.data.spec import read_spec
+    from medmllm_plugins.data.core.dataset_spec import read_spec
 
     assert read_spec(EXAMPLE / "medmllm_example" / "tasks" / "datasets" / "example.yaml").name == "example"
     files = {path for path in EXAMPLE.rglob("*.yaml")}

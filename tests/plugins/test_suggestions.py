@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmllm_plugins.suggestions import MOST, close_names, did_you_mean
+from medmllm_plugins.utils.suggestions import MOST, close_names, did_you_mean
 
 KNOWN = [
     f"{prefix}{name}{suffix}"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from medmllm_plugins.capture.store import FeatureStore, Header, Locus, write_header
-from medmllm_plugins.capture.writer import Kept, Writer, stacked
+from medmllm_plugins.features.store import FeatureStore, Header, Locus, write_header
+from medmllm_plugins.features.store_writer import Kept, Writer, stacked
 from medmllm_plugins.metrics.outcomes import Outcome
 
 LABELS = ("benign", "malignant", "normal")

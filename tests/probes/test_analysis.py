@@ -20,16 +20,16 @@ from sklearn.preprocessing import StandardScaler
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes import analysis, files
+from medmllm_plugins.probes import analysis, analysis_files
 from medmllm_plugins.probes.analysis import PRINTED, UNREAD, Analysis, analyse
+from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.curves import draw, p_values
 from medmllm_plugins.probes.diagnosis import MODES, Effect, _named, judge
 from medmllm_plugins.probes.fitting import fit_probes
-from medmllm_plugins.probes.options import Options, parse_strengths, usual_refits
-from medmllm_plugins.probes.recipes import Fitting, Material
-from medmllm_plugins.probes.reference import Reference
-from medmllm_plugins.probes.samples import read_samples
-from medmllm_plugins.probes.summary import render
+from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.probe_methods import Fitting, Material
+from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
+from medmllm_plugins.probes.reference_run import Reference
 
 QUICK = Options(shuffles=5, controls=2)
 WEAK = 0.25
@@ -379,7 +379,7 @@ def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
 def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
     store, outcomes = make_store()
     found = analyse(store, outcomes, QUICK)
-    written = files.write(tmp_path, "med_probe_x", found)
+    written = analysis_files.write(tmp_path, "med_probe_x", found)
     assert [path.name for path in written] == [
         "med_probe_x.probes.json",
         "med_probe_x.probes.csv",
@@ -485,9 +485,9 @@ def nearest_centre(material: Material) -> Fitting:
 
 
 def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
-    from medmllm_plugins.hookspecs import hookimpl
-    from medmllm_plugins.manager import get_manager
-    from medmllm_plugins.specs import ProbeSpec
+    from medmllm_plugins.plugins.hookspecs import hookimpl
+    from medmllm_plugins.plugins.manager import get_manager
+    from medmllm_plugins.plugins.specs import ProbeSpec
 
     class Plugin:
         @hookimpl

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.probes.controls import control_labels, image_types, shuffled
-from medmllm_plugins.probes.samples import read_samples
+from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
+from medmllm_plugins.probes.labelled_features import read_samples
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=60), st.integers(0, 10))

@@ -17,20 +17,19 @@ from support.tiny_families import FAMILIES as TINY
 from support.tiny_families import write_family
 from torch import Tensor
 
-from medmllm_plugins.answers.prompts import closed_set
-from medmllm_plugins.data.phantoms import LABELS as FINDINGS
-from medmllm_plugins.data.phantoms import phantom
+from medmllm_plugins.data.layouts.phantoms import LABELS as FINDINGS
+from medmllm_plugins.data.layouts.phantoms import phantom
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.generation import prefill
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.models.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import places
 from medmllm_plugins.probes.diagnosis import MODES
-from medmllm_plugins.probes.faults import (
+from medmllm_plugins.probes.validation.planted_faults import (
     HEALTHY,
     KINDS,
     STRENGTHS,
@@ -41,6 +40,7 @@ from medmllm_plugins.probes.faults import (
     planted,
     read_blocks,
 )
+from medmllm_plugins.prompts.wording import closed_set
 
 torch.set_num_threads(1)
 

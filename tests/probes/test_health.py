@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.probes.health import Health, health, health_score
+from medmllm_plugins.probes.feature_health import Health, health, health_score
 
 # Away from 0, where the growth is defined for every curve.
 CURVES = arrays(np.float64, st.integers(1, 12), elements=st.floats(0.01, 1.0))

@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
-from medmllm_plugins.probes import mapping, rereadings
-from medmllm_plugins.probes.mapping import Reading, kind_of, semantic_mapping
-from medmllm_plugins.probes.rereadings import (
+from medmllm_plugins.probes import output_recalibration
+from medmllm_plugins.probes.mapping import MARGIN, Reading, kind_of, semantic_mapping
+from medmllm_plugins.probes.output_recalibration import (
     UNPARSED,
     ScoredFold,
     ValidationFold,
@@ -250,7 +250,7 @@ def test_offsets_are_the_most_likely_ones(scale):
         z = scores + offsets
         z = z - z.max(1, keepdims=True)
         p = z - np.log(np.exp(z).sum(1, keepdims=True))
-        return -p[np.arange(120), truth].sum() + rereadings.RIDGE / 2 * offsets @ offsets
+        return -p[np.arange(120), truth].sum() + output_recalibration.RIDGE / 2 * offsets @ offsets
 
     found = fit_offsets(scores, truth)
     other = minimize(loss, np.zeros(4), method="Powell", options={"xtol": 1e-9, "ftol": 1e-13, "maxiter": 10_000})
@@ -295,14 +295,14 @@ def test_the_affine_map_needs_no_class_in_every_group():
     assert rate(fit_affine(scores, truth, group).predict(affine_features(scores)), truth) > 0.8
     alone = fit_affine(scores, truth, np.zeros(24, dtype=int))  # nothing to hold out: the strongest penalty
     strength = alone[-1].C
-    assert strength == min(rereadings.STRENGTHS)
+    assert strength == min(output_recalibration.STRENGTHS)
 
 
 def test_parts_hold_whole_groups_and_spread_classes():
     truth = np.repeat([0] * 40 + [1] * 10, 2)
     group = np.repeat(np.random.default_rng(0).permutation(50), 2)
-    parts = rereadings._parts(truth, group, 0)
-    assert len(parts) == rereadings.FOLDS
+    parts = output_recalibration._parts(truth, group, 0)
+    assert len(parts) == output_recalibration.FOLDS
     assert (np.sum(parts, axis=0) == 1).all()
     assert all(len(np.unique(np.array(parts)[:, group == g].argmax(0))) == 1 for g in range(50))
     assert [int(truth[part].sum()) for part in parts] == [4] * 5
@@ -384,7 +384,7 @@ def estimates(value, spread=0.02):
     return Estimate(value, value - spread, value + spread)
 
 
-def judged(answer, probe, constant=0.4, *, spread=0.02, margin=mapping.MARGIN, **readings):
+def judged(answer, probe, constant=0.4, *, spread=0.02, margin=MARGIN, **readings):
     def reading(name, accuracy):
         base = answer if name in ("scores", "relabelled") else readings["scores"]
         return Reading(

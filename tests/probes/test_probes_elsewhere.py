@@ -13,12 +13,12 @@ from PIL import Image
 from support.elsewhere import ELSEWHERE, Elsewhere, here_and_there
 from support.loading import load
 
-from medmllm_plugins.capture.taps import Taps
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.features.hooks import Taps
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes import fitting
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.faults import KINDS, Fault, class_directions, planted
-from medmllm_plugins.probes.options import Options
+from medmllm_plugins.probes.probe_options import Options
+from medmllm_plugins.probes.validation.planted_faults import KINDS, Fault, class_directions, planted
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.probes import samples as module
-from medmllm_plugins.probes.samples import divided_groups, read_samples, refolded
+from medmllm_plugins.probes import labelled_features as module
+from medmllm_plugins.probes.labelled_features import divided_groups, read_samples, refolded
 
 
 def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:

@@ -11,20 +11,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medmllm_plugins.cli import main
-from medmllm_plugins.commands import selfcheck as command
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import FOLDS, Document
+from medmllm_plugins.cli import selfcheck as command
+from medmllm_plugins.cli.app import main
+from medmllm_plugins.data.core.documents import FOLDS, Document
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.models.interface import LoadedModel
-from medmllm_plugins.models.medm_vl import load
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.probes import selfcheck
 from medmllm_plugins.probes.diagnosis import MODES, Diagnosis, Effect, Mode
-from medmllm_plugins.probes.faults import HEALTHY, KINDS, STRENGTHS, Fault
-from medmllm_plugins.probes.selfcheck import Bench, Report, Trial, faults_of
+from medmllm_plugins.probes.validation import selfcheck
+from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, STRENGTHS, Fault
+from medmllm_plugins.probes.validation.selfcheck import Bench, Report, Trial, faults_of
 
 FEW = {"train": 200, "validation": 80, "test": 120}
 ENDS: dict[Mode, str] = {

@@ -14,14 +14,14 @@ import pytest
 import torch
 from support.trained_families import KINDS, trained_family
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import Document
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.probes import selfcheck
-from medmllm_plugins.probes.selfcheck import FIRM, Bench, Report, faults_of
+from medmllm_plugins.probes.validation import selfcheck
+from medmllm_plugins.probes.validation.selfcheck import FIRM, Bench, Report, faults_of
 
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)

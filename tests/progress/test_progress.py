@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from medmllm_plugins import progress as module
-from medmllm_plugins.progress import EVERY, FIRST, Progress, duration
+from medmllm_plugins.utils import progress as module
+from medmllm_plugins.utils.progress import EVERY, FIRST, Progress, duration
 
 
 class Clock:

@@ -12,15 +12,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from medmllm_plugins.data.dataset import Dataset, load_dataset
-from medmllm_plugins.data.documents import Fold
-from medmllm_plugins.data.spec import parse_spec
-from medmllm_plugins.data.views import View
+from medmllm_plugins.data.core.dataset_spec import parse_spec
+from medmllm_plugins.data.core.documents import Fold
+from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.reference.classifier import Classifier, Majority
-from medmllm_plugins.reference.examples import Examples
-from medmllm_plugins.reference.methods import classifier
+from medmllm_plugins.reference.labelled_images import Examples
 from medmllm_plugins.reference.pixels import STRENGTHS, Pixels, pixels
+from medmllm_plugins.reference.reference_methods import classifier
 
 FOLDS = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
 

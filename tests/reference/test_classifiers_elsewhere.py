@@ -10,11 +10,11 @@ import pytest
 import torch
 from support.elsewhere import ELSEWHERE, Elsewhere
 
-from medmllm_plugins.data.catalogue import dataset_specs
-from medmllm_plugins.data.dataset import load_dataset
-from medmllm_plugins.data.documents import Fold
-from medmllm_plugins.data.views import View
-from medmllm_plugins.reference.examples import Examples
+from medmllm_plugins.data.core.documents import Fold
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import load_dataset
+from medmllm_plugins.data.loading.volume_view import View
+from medmllm_plugins.reference.labelled_images import Examples
 from medmllm_plugins.reference.network import Network
 
 

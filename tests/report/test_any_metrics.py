@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.run_folders import Folder, findings, outcomes
-from medmllm_plugins.report import tables_answers, tables_findings
-from medmllm_plugins.report.gathering import gather
-from medmllm_plugins.report.methods import methods
-from medmllm_plugins.report.notes import notes
+from medmllm_plugins.report.methods_text import methods
 from medmllm_plugins.report.overview import overview
-from medmllm_plugins.report.pairing import differences
-from medmllm_plugins.report.text import UNKNOWN
+from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_pairs import differences
+from medmllm_plugins.report.tables import answer_tables, finding_tables
 from medmllm_plugins.report.verdict import verdicts
+from medmllm_plugins.results.formatting import UNKNOWN
 
 ANYTHING = st.sampled_from(
     [None, "x", "", True, -1, 10**400, float("nan"), float("inf"), [], {}, [[1]], ["a"], {"a": 1}, {"a": None}]
@@ -53,16 +53,16 @@ def write_all(folder: Path) -> None:
     for part in gathered.sets:
         found, pairs = verdicts(part), differences(part)
         assert overview(part, found, pairs)
-        tables = [tables_answers.metrics_table(part, found), tables_answers.differences_table(part, pairs)]
+        tables = [answer_tables.metrics_table(part, found), answer_tables.differences_table(part, pairs)]
         blind = [(cell, part.held_against(cell), UNKNOWN) for cell in part.cells if cell.task.image == "blank"]
-        tables.append(tables_answers.sensitivity_table(part, blind))
+        tables.append(answer_tables.sensitivity_table(part, blind))
         for table in (
-            tables_answers.class_table,
-            tables_answers.parsing_table,
-            tables_answers.label_scores_table,
-            tables_answers.unparsed_table,
-            tables_findings.findings_table,
-            tables_findings.counts_table,
+            answer_tables.class_table,
+            answer_tables.parsing_table,
+            answer_tables.label_scores_table,
+            answer_tables.unparsed_table,
+            finding_tables.findings_table,
+            finding_tables.counts_table,
         ):
             tables.append(table(part))
         for one in tables:

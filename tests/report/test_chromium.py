@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.run_folders import Folder, outcomes
-from medmllm_plugins.report.files import make
+from medmllm_plugins.report.report_files import make
 
 pytestmark = pytest.mark.chromium
 

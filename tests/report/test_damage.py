@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.report import figures_answers, page
-from medmllm_plugins.report.files import make
-from medmllm_plugins.report.gathering import gather
-from medmllm_plugins.report.notes import notes
-from medmllm_plugins.report.text import number
+from medmllm_plugins.report import assemble
+from medmllm_plugins.report.figures import answer_figures
+from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.results.formatting import number
 
 HUGE = 10**400
 
@@ -123,7 +124,7 @@ def test_a_figure_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("no bins")
 
-    monkeypatch.setattr(figures_answers, "reliability", fail)
+    monkeypatch.setattr(answer_figures, "reliability", fail)
     report = make([answered(tmp_path / "a").folder], tmp_path / "report.html")
     (said,) = [one for one in report.notes.missing if "could not be drawn" in one]
     assert "reliability" in said and "no bins" in said and "toy" in said
@@ -160,7 +161,7 @@ VALUES = (None, "x", float("nan"), float("inf"), [], {}, -1, True, 1e308, ["a"],
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_value_in_any_place(whole: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject) -> None:
-    monkeypatch.setattr(page, "draw_all", lambda jobs: [None for _ in jobs])  # a figure that fails is tested above
+    monkeypatch.setattr(assemble, "draw_all", lambda jobs: [None for _ in jobs])  # a figure that fails is tested above
     path = data.draw(st.sampled_from(sorted(whole.rglob("*.json"))))
     before = path.read_text("utf-8")
     told = json.loads(before)
@@ -171,8 +172,8 @@ def test_any_value_in_any_place(whole: Path, monkeypatch: pytest.MonkeyPatch, da
     within[place[-1]] = data.draw(st.sampled_from(VALUES))
     try:
         path.write_text(json.dumps(told), encoding="utf-8")
-        report = page.build(gather([whole]))
-        assert page.render(report, "beside") and json.dumps(report.to_dict(), allow_nan=False)
+        report = assemble.build(gather([whole]))
+        assert assemble.render(report, "beside") and json.dumps(report.to_dict(), allow_nan=False)
         assert all(one.csv() for one in report.tables())
     finally:
         path.write_text(before, encoding="utf-8")

@@ -17,24 +17,18 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from benchmarks.run_folders import Folder, outcomes
-from medmllm_plugins.attribution import pictures
+from medmllm_plugins.attribution import map_images
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report import drawing as drawing_module
-from medmllm_plugins.report import (
-    figures_answers,
-    figures_attribution,
-    figures_layers,
-    figures_mapping,
-    gallery,
-    page,
-    tables_answers,
-    text,
-)
-from medmllm_plugins.report.drawing import style
-from medmllm_plugins.report.gathering import Cell, DataPart, Subject, gather
-from medmllm_plugins.report.matrices import Matrix, legible, luminance, matrices
-from medmllm_plugins.report.reading import RunFolder, TaskRun
+from medmllm_plugins.report import assemble
+from medmllm_plugins.report.figures import answer_figures, attribution_figures, gallery, layer_figures, mapping_figures
+from medmllm_plugins.report.figures import figure_style as drawing_module
+from medmllm_plugins.report.figures.count_matrix import Matrix, legible, luminance, matrices
+from medmllm_plugins.report.figures.figure_style import style
+from medmllm_plugins.report.run_collection import Cell, DataPart, Subject, gather
+from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
+from medmllm_plugins.results import formatting
+from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 
 SVG = "{http://www.w3.org/2000/svg}"
 USE = f"{SVG}use"
@@ -67,7 +61,7 @@ def marks_of(svg: str, series: int) -> list[tuple[float, float]]:
 def test_the_connector_of_every_model_has_a_mark(tmp_path: Path) -> None:
     part = part_of(*(probed(tmp_path / str(turn), f"model-{turn}", seed=turn) for turn in range(5)))
     with style():
-        drawing = figures_layers.overlaid(part, 0)
+        drawing = layer_figures.overlaid(part, 0)
     assert drawing is not None
     upright = {
         float(node.attrib["d"].split()[1])
@@ -89,7 +83,7 @@ def test_each_number_of_classes_has_its_chance(tmp_path: Path) -> None:
     two = probed(tmp_path / "b", "model-b", labels=["no", "yes"], chance=0.5)
     part = part_of(probed(tmp_path / "a", "model-a"), two)
     with style():
-        found = [figures_layers.overlaid(part, 0), figures_mapping.lens(part, 1)]
+        found = [layer_figures.overlaid(part, 0), mapping_figures.lens(part, 1)]
     for drawing in found:
         assert drawing is not None
         said = words(drawing.svg)
@@ -99,7 +93,7 @@ def test_each_number_of_classes_has_its_chance(tmp_path: Path) -> None:
 def test_alternatives_keep_the_letters_of_names(tmp_path: Path) -> None:
     part = part_of(probed(tmp_path / "a", "model-a", layers=3))
     with style():
-        drawing = figures_layers.single(part.probed()[0], part, 0)
+        drawing = layer_figures.single(part.probed()[0], part, 0)
     assert "LLM (last)" in drawing.alt and "llm (last)" not in drawing.alt
 
 
@@ -112,7 +106,7 @@ def many_classes(folder: Path, count: int, *, name: str = "model-a", seed: int =
 def test_every_class_has_its_roc_curve(tmp_path: Path, models: int) -> None:
     part = part_of(*(many_classes(tmp_path / str(turn), 18, name=f"model-{turn}", seed=turn) for turn in range(models)))
     with style():
-        drawing = figures_answers.roc(part, 0)
+        drawing = answer_figures.roc(part, 0)
     assert drawing is not None
     said = words(drawing.svg)
     assert [said.count(f"class {place:02d}") for place in range(18)] == [1] * 18
@@ -122,7 +116,7 @@ def test_every_class_has_its_roc_curve(tmp_path: Path, models: int) -> None:
 def test_curves_that_are_left_out_are_told_of(tmp_path: Path) -> None:
     part = part_of(many_classes(tmp_path / "a", 30))
     with style():
-        drawing = figures_answers.roc(part, 0)
+        drawing = answer_figures.roc(part, 0)
     assert drawing is not None and "first 24 of 30" in drawing.caption
     assert "class 23" in words(drawing.svg) and "class 24" not in words(drawing.svg)
 
@@ -132,21 +126,21 @@ def test_curves_of_other_classes_have_names_too(tmp_path: Path) -> None:
     first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes(labels=two), labels=two)
     second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=1))
     with style():
-        drawing = figures_answers.roc(part_of(first, second), 0)
+        drawing = answer_figures.roc(part_of(first, second), 0)
     assert drawing is not None
     said = words(drawing.svg)
     assert [said.count(name) for name in ("benign", "malignant", "normal")] == [1, 1, 1]
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=5, unique_by=text.clean))
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=5, unique_by=formatting.clean))
 def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> None:
     kinds = ["(ambiguous)", "(out_of_list)", "(refusal)"]
     counts = [[1] * (len(names) + len(kinds)) for _ in names]
     told = {"confusion": {"rows": names, "columns": [*names, *kinds], "counts": counts}}
-    found = figures_answers.confusion_of(cell_of(told))
+    found = answer_figures.confusion_of(cell_of(told))
     assert found is not None
     rows, columns, _ = found
-    assert columns[: len(names)] == rows == [text.clean(name) for name in names]
+    assert columns[: len(names)] == rows == [formatting.clean(name) for name in names]
     assert columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
 
 
@@ -159,18 +153,18 @@ def cell_of(metrics: dict[str, Any]) -> Cell:
 
 def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
     part = part_of(*(everything(tmp_path / str(turn), turn) for turn in range(2)))
-    controls = [(cell, None, text.UNKNOWN) for cell in part.cells if cell.task.image != "shown"]
+    controls = [(cell, None, formatting.UNKNOWN) for cell in part.cells if cell.task.image != "shown"]
     draws = [
-        figures_answers.accuracies,
-        figures_answers.reliability,
-        figures_answers.roc,
-        lambda part, number: figures_answers.sensitivity(part, controls, number),
-        figures_layers.overlaid,
-        figures_layers.health,
-        figures_mapping.gains,
-        figures_mapping.lens,
-        figures_attribution.checks,
-        figures_attribution.randomisation,
+        answer_figures.accuracies,
+        answer_figures.reliability,
+        answer_figures.roc,
+        lambda part, number: answer_figures.sensitivity(part, controls, number),
+        layer_figures.overlaid,
+        layer_figures.health,
+        mapping_figures.gains,
+        mapping_figures.lens,
+        attribution_figures.checks,
+        attribution_figures.randomisation,
     ]
     for number, draw in enumerate(draws):
         with style():
@@ -196,7 +190,7 @@ def everything(folder: Path, turn: int) -> Folder:
 def test_letters_without_a_font_are_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     labels = ("\N{EGYPTIAN HIEROGLYPH A001} one", "two")  # no font of the list has it
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels)
-    report = page.build(gather([made.folder]))
+    report = assemble.build(gather([made.folder]))
     (said,) = [one for one in report.notes.warnings if "boxes" in one]
     assert "\N{EGYPTIAN HIEROGLYPH A001}" in said and "o" not in said.partition(":")[0].partition("has ")[2]
     (roc,) = [one for one in report.drawings() if one.stem == "toy.roc"]
@@ -234,21 +228,21 @@ def test_counts_in_files_are_written_in_the_clearer_colour() -> None:
 
 
 def test_the_key_has_the_colours_that_attributions_are_painted_with() -> None:
-    assert (gallery.ONE_SIDED, gallery.TWO_SIDED) == (pictures.ONE_SIDED, pictures.TWO_SIDED)
+    assert (gallery.ONE_SIDED, gallery.TWO_SIDED) == (map_images.ONE_SIDED, map_images.TWO_SIDED)
 
 
 def test_accuracy_stands_beside_the_name_of_the_model(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)))
-    table = tables_answers.metrics_table(part, verdicts(part))
+    table = answer_tables.metrics_table(part, verdicts(part))
     assert [one.name for one in table.columns[:2]] == ["model", "accuracy"]
     assert all(isinstance(row[1], float | Estimate) for row in table.rows)
 
 
 @given(st.text(st.characters()))
 def test_no_text_turns_the_writing_around_it(value: str) -> None:
-    found = text.clean(value)
+    found = formatting.clean(value)
     assert not any(unicodedata.bidirectional(one) in TURNING for one in found)
-    assert text.clean(found) == found and len(found) == len(value)
+    assert formatting.clean(found) == found and len(found) == len(value)
 
 
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

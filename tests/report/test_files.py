@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.run_folders import Folder, outcomes
-from medmllm_plugins.metrics.files import csv_text
-from medmllm_plugins.report import tables_answers
-from medmllm_plugins.report.files import make, plain_names
-from medmllm_plugins.report.gathering import gather
+from medmllm_plugins.report.report_files import make, plain_names
+from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.tables import answer_tables
+from medmllm_plugins.utils.atomic_files import csv_text
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
@@ -100,8 +100,8 @@ def test_answers_and_classes_are_no_formulas(tmp_path: Path) -> None:
     said = ('=HYPERLINK("http://x")', "+1", "@SUM(A1)")
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels, said=said)
     (part,) = gather([made.folder]).sets
-    answers = {row["answer"] for row in csv.DictReader(io.StringIO(tables_answers.unparsed_table(part).csv()))}
+    answers = {row["answer"] for row in csv.DictReader(io.StringIO(answer_tables.unparsed_table(part).csv()))}
     assert answers == {f"'{one}" for one in said}
-    classes = [row["class"] for row in csv.DictReader(io.StringIO(tables_answers.class_table(part).csv()))]
+    classes = [row["class"] for row in csv.DictReader(io.StringIO(answer_tables.class_table(part).csv()))]
     assert classes == [f"'{labels[0]}", f"'{labels[1]}", "normal"]
     assert (made.folder / "med_cls_toy.per_class.csv").read_text("utf-8").count("\n'") == 2

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.report.gathering import gather
+from medmllm_plugins.report.run_collection import gather
 
 
 def test_runs_of_one_model_are_one_model(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from benchmarks.run_folders import Folder, findings, outcomes
-from medmllm_plugins.cli import main
+from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report.files import make
-from medmllm_plugins.report.gathering import gather
-from medmllm_plugins.report.page import build
+from medmllm_plugins.report.assemble import build
+from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.run_collection import gather
 
 EVIL = "<script>alert(1)</script>"
 

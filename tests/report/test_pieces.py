@@ -21,25 +21,19 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
-from medmllm_plugins.manager import get_manager
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
-from medmllm_plugins.report import (
-    figures_answers,
-    figures_attribution,
-    figures_layers,
-    methods,
-    tables_answers,
-    tables_findings,
-    tables_layers,
-    text,
-)
-from medmllm_plugins.report.drawing import THEME, style
-from medmllm_plugins.report.gallery import gallery
-from medmllm_plugins.report.gathering import DataPart, gather
-from medmllm_plugins.report.notes import notes
-from medmllm_plugins.report.together import draw_all
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.report import methods_text
+from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures
+from medmllm_plugins.report.figures.figure_style import THEME, style
+from medmllm_plugins.report.figures.gallery import gallery
+from medmllm_plugins.report.figures.parallel_figures import draw_all
+from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.run_collection import DataPart, gather
+from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables
 from medmllm_plugins.report.verdict import verdicts
+from medmllm_plugins.results import formatting
 
 
 def part_of(*folders: Folder) -> DataPart:
@@ -48,20 +42,27 @@ def part_of(*folders: Folder) -> DataPart:
 
 
 def test_text_survives_whatever_a_document_holds() -> None:
-    assert text.clean("a\x00b\ud800\x1b") == "a\ufffdb?\ufffd"
-    assert text.cut("x" * 1_000_000, 10) == "x" * 9 + "…" and text.cut("a\n b") == "a b"
-    assert text.percent(-0.0001, signed=True) == "0.0\xa0%" and text.percent(float("nan")) == text.NOTHING
-    assert text.percent(0.123, signed=True) == "+12.3\xa0%" and text.percent(-0.5) == "−50.0\xa0%"
-    assert text.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
-    assert text.interval(text.UNKNOWN) == "no interval" and text.p_value(0) == "< 0.0001"
-    assert text.listed(["a", "b", "c"]) == "a, b and c" and text.listed([]) == ""
-    assert np.isnan(text.number(True)) and np.isnan(text.number("3")) and np.isnan(text.number(float("inf")))
-    assert np.isnan(text.number(10**400))
+    assert formatting.clean("a\x00b\ud800\x1b") == "a\ufffdb?\ufffd"
+    assert formatting.cut("x" * 1_000_000, 10) == "x" * 9 + "…" and formatting.cut("a\n b") == "a b"
+    assert (
+        formatting.percent(-0.0001, signed=True) == "0.0\xa0%"
+        and formatting.percent(float("nan")) == formatting.NOTHING
+    )
+    assert formatting.percent(0.123, signed=True) == "+12.3\xa0%" and formatting.percent(-0.5) == "−50.0\xa0%"
+    assert formatting.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
+    assert formatting.interval(formatting.UNKNOWN) == "no interval" and formatting.p_value(0) == "< 0.0001"
+    assert formatting.listed(["a", "b", "c"]) == "a, b and c" and formatting.listed([]) == ""
+    assert (
+        np.isnan(formatting.number(True))
+        and np.isnan(formatting.number("3"))
+        and np.isnan(formatting.number(float("inf")))
+    )
+    assert np.isnan(formatting.number(10**400))
 
 
 def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes()))
-    table = tables_answers.metrics_table(part, verdicts(part))
+    table = answer_tables.metrics_table(part, verdicts(part))
     (row,) = csv.DictReader(io.StringIO(table.csv()))
     right = np.mean([one.predicted == one.label for one in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
@@ -76,14 +77,14 @@ def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
     same = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=3))
     few = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(seed=4)[:20])
     part = part_of(whole, few)
-    rows = tables_answers.metrics_table(part, verdicts(part)).to_dict()["rows"]
+    rows = answer_tables.metrics_table(part, verdicts(part)).to_dict()["rows"]
     shares = [
         max([one.label for one in found].count(label) for label in LABELS) / len(found)
         for found in (outcomes(), outcomes()[:20])
     ]
     assert isinstance(rows, list) and [row["blind"] for row in rows] == shares and shares[0] != shares[1]
     with style():
-        alike, apart = (figures_answers.accuracies(part_of(whole, other), 0) for other in (same, few))
+        alike, apart = (answer_figures.accuracies(part_of(whole, other), 0) for other in (same, few))
     assert alike is not None and apart is not None
     for drawing, strokes in ((alike, 1), (apart, 2)):
         assert drawing.svg.count("stroke-dasharray: 4,3") - 1 == strokes  # and one in the legend
@@ -95,11 +96,11 @@ def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").multilabel("med_cls_findings", rows)
     part = part_of(made)
     told = json.loads((made.folder / "med_cls_findings.metrics.json").read_text(encoding="utf-8"))
-    table = tables_findings.findings_table(part).to_dict()["rows"]
+    table = finding_tables.findings_table(part).to_dict()["rows"]
     assert isinstance(table, list) and [row["finding"] for row in table] == list(FINDINGS)
     for row, one in zip(table, told["per_finding"], strict=True):
         assert {name: row[name] for name in one} == one and row["positives"] + 0 == one["positives"]
-    counts = tables_findings.counts_table(part).to_dict()["rows"]
+    counts = finding_tables.counts_table(part).to_dict()["rows"]
     assert isinstance(counts, list)
     for row, one in zip(counts, told["per_finding"], strict=True):
         yes, no = (sum(row[f"{truth}_{said}"] for said in ("yes", "no", "unparsed")) for truth in ("yes", "no"))
@@ -107,30 +108,30 @@ def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
         mine = [x for x in rows if x.finding == row["finding"]]
         assert row["no_yes"] == sum(x.label == "no" and x.predicted == "yes" for x in mine)
         assert row["yes_unparsed"] == sum(x.label == "yes" and x.predicted is None for x in mine)
-    (metrics,) = csv.DictReader(io.StringIO(tables_answers.metrics_table(part, verdicts(part)).csv()))
+    (metrics,) = csv.DictReader(io.StringIO(answer_tables.metrics_table(part, verdicts(part)).csv()))
     assert float(metrics["exact_match"]) == told["exact_match"]["value"]
     assert float(metrics["blind"]) == told["baselines"]["always_no"]["accuracy"]
-    assert tables_answers.class_table(part).rows == ()
-    areas = {name: area for name, *_, area, _ in figures_answers.roc_of(part.cells[0])}
+    assert answer_tables.class_table(part).rows == ()
+    areas = {name: area for name, *_, area, _ in answer_figures.roc_of(part.cells[0])}
     for one in told["per_finding"]:
         assert areas.get(one["finding"]) == (pytest.approx(one["auroc"]["value"]) if one["auroc"]["value"] else None)
-    said = methods.methods(gather([made.folder])).text()
+    said = methods_text.methods(gather([made.folder])).text()
     assert "yes or no, for each finding" in said and "classes listed" not in said
     assert "all of whose findings are answered rightly" in said and "against the others" not in said
 
 
 def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(), said=("no idea", "no idea", "<b>hm</b>")))
-    (row,) = csv.DictReader(io.StringIO(tables_answers.parsing_table(part).csv()))
+    (row,) = csv.DictReader(io.StringIO(answer_tables.parsing_table(part).csv()))
     assert sum(float(row[name]) for name in ("parsed", "ambiguous", "out_of_list", "refusal")) == pytest.approx(1)
-    said = tables_answers.unparsed_table(part).rows
+    said = answer_tables.unparsed_table(part).rows
     assert {one[4] for one in said} <= {"no idea", "<b>hm</b>"} and said[0][3] == max(int(str(one[3])) for one in said)
 
 
 def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) -> None:
     rows = outcomes()
     (cell,) = part_of(Folder(tmp_path / "a").answers("med_cls_toy", rows)).cells
-    curves = figures_answers.roc_of(cell)
+    curves = answer_figures.roc_of(cell)
     scores = np.array([one.scores for one in rows])
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert [name for name, *_ in curves] == list(LABELS)
@@ -157,7 +158,7 @@ def test_areas_of_a_varied_task_are_those_of_its_metrics(seeds: list[int], count
     with tempfile.TemporaryDirectory() as root:
         made = Folder(Path(root) / "a").answers("med_cls_toy:order=varied", rows, order="varied")
         (cell,) = part_of(made).cells
-    curves = figures_answers.roc_of(cell)
+    curves = answer_figures.roc_of(cell)
     assert np.mean([area for *_, area, _ in curves]) == pytest.approx(cell.metrics["auroc"].value)
     labels = [one.label for one in rows if one.variant == "order 0"]
     for name, x, y, area, positives in curves:
@@ -172,8 +173,8 @@ def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
     made.answers("med_cls_toy", outcomes(labels=evil), labels=evil)
     part = part_of(made)
     with style():
-        drawing = figures_answers.roc(part, 3)
-        confusion = figures_answers.confusion(part, 4)
+        drawing = answer_figures.roc(part, 3)
+        confusion = answer_figures.confusion(part, 4)
     assert drawing is not None and confusion is not None and confusion.inline == ""
     for one in (drawing, confusion):
         assert ET.fromstring(one.svg).tag.endswith("svg") and "<script" not in one.svg
@@ -189,7 +190,7 @@ def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
 def test_layer_curves_show_every_control(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy"))
     with style():
-        drawing = figures_layers.single(part.probed()[0], part, 0)
+        drawing = layer_figures.single(part.probed()[0], part, 0)
     words = " ".join(
         "".join(node.itertext()) for node in ET.fromstring(drawing.svg).iter() if node.tag.endswith("text")
     )
@@ -202,7 +203,7 @@ def test_layer_curves_show_every_control(tmp_path: Path) -> None:
 def test_figures_drawn_at_once_are_those_drawn_one_by_one(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
     part = part_of(made)
-    jobs = [lambda: figures_answers.accuracies(part, 0), lambda: figures_layers.health(part, 1), lambda: None] * 3
+    jobs = [lambda: answer_figures.accuracies(part, 0), lambda: layer_figures.health(part, 1), lambda: None] * 3
     assert draw_all(jobs, workers=2) == draw_all(jobs, workers=1)
 
 
@@ -235,13 +236,13 @@ def test_gallery_of_volumes_and_broken_pictures(tmp_path: Path) -> None:
 
 def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
     plain = gather([Folder(tmp_path / "a", "medm_vl").answers("med_cls_toy", outcomes()).folder])
-    told = methods.methods(plain).text()
+    told = methods_text.methods(plain).text()
     assert "arXiv:2504.04323" in told and "lmms-eval 0.7.3" in told and "Hanley" in told
     assert not any(name in told for name in ("Hewitt", "Petsiuk", "2309.03882", "logit lens"))
     full = Folder(tmp_path / "b", "medm_vl").probes("med_probe_toy").attributions("med_attr_toy")
     rows = [one for turn in (1, 2) for one in outcomes(seed=turn, variant=f"order {turn}")]
     full.answers("med_cls_toy:order=varied", rows, order="varied")
-    told = methods.methods(gather([full.folder])).text()
+    told = methods_text.methods(gather([full.folder])).text()
     for name in (
         "Hewitt",
         "Petsiuk",
@@ -253,7 +254,7 @@ def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
         "Adebayo",
     ):
         assert name in told
-    paragraph, references = methods.methods(gather([full.folder])), told
+    paragraph, references = methods_text.methods(gather([full.folder])), told
     for place in range(1, len(paragraph.references) + 1):
         assert f"[{place}]" in references
 
@@ -263,13 +264,13 @@ def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Pa
     made.manifest["model"] = None
     made.manifest["command"] |= {"gen_kwargs": "temperature=0.7,do_sample=True,max_new_tokens=8", "num_fewshot": 4}
     made.answers("med_cls_toy", [replace(one, scores=None) for one in outcomes()], shots=4)
-    told = methods.methods(gather([made.folder])).text()
+    told = methods_text.methods(gather([made.folder])).text()
     assert "Answers were sampled with do_sample=True, temperature=0.7; one" in told and "greedily" not in told
     assert "behind 4 solved examples from the train fold" in told
     assert "Wolf" not in told and "transformers" not in told and "lmms-eval 0.7.3" in told
     assert not any(said in told for said in ("log-probabilities", "Hanley", "Guo"))
     other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes())
-    told = methods.methods(gather([made.folder, other.folder])).text()
+    told = methods_text.methods(gather([made.folder, other.folder])).text()
     assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
     assert "behind none or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
     assert "Zhao" not in told, "no scores of a blank image"
@@ -279,7 +280,7 @@ def test_a_model_without_figures_was_not_evaluated(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     begun = Folder(tmp_path / "b", "model-b")
     begun.tell("med_cls_toy")
-    told = methods.methods(gather([made.folder, begun.folder])).text()
+    told = methods_text.methods(gather([made.folder, begun.folder])).text()
     assert "model-a (tiny) was evaluated" in told and "model-b" not in told
 
 
@@ -291,14 +292,14 @@ def test_methods_stand_any_arguments(given_: object) -> None:
         made.answers("med_cls_toy", outcomes(count=6))
         made.manifest["command"]["gen_kwargs"] = given_
         made.write()
-        assert "Answers were" in methods.methods(gather([made.folder])).text()
+        assert "Answers were" in methods_text.methods(gather([made.folder])).text()
 
 
 def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").probes("med_probe_toy")
     path = made.folder / "med_probe_toy.probes.json"
     told = json.loads(path.read_text(encoding="utf-8"))
-    whole = methods.methods(gather([made.folder])).text()
+    whole = methods_text.methods(gather([made.folder])).text()
     for said in ("random weights and raw pixels", "Holm's correction", "scores less those of a blank image", "Kuhn"):
         assert said in whole
     told["points"] = [one for one in told["points"] if one["part"] != "floor" and one["pooling"] == "mean"]
@@ -306,7 +307,7 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
     told["mapping"]["readings"] = {"offsets": told["mapping"]["readings"]["offsets"]}
     told["mapping"]["lens"] = []
     path.write_text(json.dumps(told), encoding="utf-8")
-    part = methods.methods(gather([made.folder])).text()
+    part = methods_text.methods(gather([made.folder])).text()
     for said in ("random weights", "raw pixels", "Holm", "last token,", "blank image", "Kuhn", "Zhao", "logit lens"):
         assert said not in part
     assert "a control task" in part and "fitted class offsets" in part
@@ -314,16 +315,16 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
 
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
     own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
-    told = methods.methods(gather([own.folder])).text()
+    told = methods_text.methods(gather([own.folder])).text()
     assert "Captum" not in told and "attention_rollout [4] with medmllm-plugins" in told
     both = Folder(tmp_path / "b").attributions("med_attr_toy", methods=("saliency", "layer_grad_cam", "stranger"))
     index = both.folder / "attributions" / "med_attr_toy" / "index.json"
-    told = methods.methods(gather([both.folder])).text()
+    told = methods_text.methods(gather([both.folder])).text()
     assert "by saliency [3] with Captum [4]" in told and "stranger [6] with medmllm-plugins" in told
     content = json.loads(index.read_text(encoding="utf-8"))
     content["methods"] = [{"name": "stranger", "citation": "", "captum": True}]
     index.write_text(json.dumps(content), encoding="utf-8")
-    assert "by stranger" in (told := methods.methods(gather([both.folder])).text()) and "Kokhlikyan" in told
+    assert "by stranger" in (told := methods_text.methods(gather([both.folder])).text()) and "Kokhlikyan" in told
 
 
 def test_builtin_methods_say_whether_captum_computes_them() -> None:
@@ -354,10 +355,10 @@ def test_methods_say_what_was_attributed(tmp_path: Path, modes: list[str], told:
     content["summary"] = [row | {"mode": mode, "baseline": "blank", "steps": 4} for mode in modes]
     index.write_text(json.dumps(content), encoding="utf-8")
     found = gather([made.folder])
-    assert told in methods.methods(found).text()
-    lines = csv.DictReader(io.StringIO(tables_layers.attribution_table(found.sets[0]).csv()))
+    assert told in methods_text.methods(found).text()
+    lines = csv.DictReader(io.StringIO(layer_tables.attribution_table(found.sets[0]).csv()))
     assert [(one["how"], one["unchecked"]) for one in lines] == [(f"{mode}, blank, 4", "stability") for mode in modes]
-    names = {figures_attribution._row_name(cell, one, False) for cell, one in figures_attribution._rows(found.sets[0])}
+    names = {attribution_figures._row_name(cell, one, False) for cell, one in attribution_figures._rows(found.sets[0])}
     assert len(names) == len(modes)
 
 
@@ -368,7 +369,7 @@ def test_one_paper_has_one_number(tmp_path: Path) -> None:
     content["methods"] = [{"name": "integrated_gradients", "citation": "Sundararajan M. 2017; arXiv:1703.01365."}]
     content["summary"][0]["completeness_gap"] = {"value": 0.1, "low": 0.05, "high": 0.2}
     index.write_text(json.dumps(content), encoding="utf-8")
-    found = methods.methods(gather([made.folder]))
+    found = methods_text.methods(gather([made.folder]))
     assert sum("Sundararajan" in one for one in found.references) == 1 and "completeness [" in found.text()
 
 
@@ -377,14 +378,14 @@ def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> Non
     made = Folder(tmp_path / "a").answers("med_cls_toy", rows)
     varied = [one for turn in (0, 1) for one in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy:order=varied", varied, order="varied")
-    table = tables_answers.label_scores_table(part_of(made))
+    table = answer_tables.label_scores_table(part_of(made))
     told = json.loads((made.folder / "med_cls_toy.metrics.json").read_text(encoding="utf-8"))["label_scores"]
-    assert [row[3] for row in table.rows[:3]] == list(tables_answers.FORMS.values()) and list(told) == list(FORMS)
+    assert [row[3] for row in table.rows[:3]] == list(answer_tables.FORMS.values()) and list(told) == list(FORMS)
     for row, figures in zip(table.rows, told.values(), strict=False):
         for value, name in zip(row[4:7], ("accuracy", "balanced", "macro_f1"), strict=True):
             assert isinstance(value, Estimate) and value.to_dict() == figures[name]
     assert [row[2] for row in table.rows[3:]] == ["order 0", "order 1"]
-    said = methods.methods(gather([made.folder])).text()
+    said = methods_text.methods(gather([made.folder])).text()
     assert "by their mean and by the sum less that of a blank image [" in said and "Zhao" in said
 
 

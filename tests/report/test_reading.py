@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.run_folders import LABELS, Folder, outcomes
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.report.reading import RunFolder, read_run
+from medmllm_plugins.results.run_reader import RunFolder, read_run
 
 
 def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:

@@ -16,17 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.run_folders import Folder, outcomes
-from medmllm_plugins.metrics.comparison import compare
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis, diagnosis
-from medmllm_plugins.report import probing, tables_answers
-from medmllm_plugins.report.files import make
-from medmllm_plugins.report.gathering import DataPart, gather
-from medmllm_plugins.report.notes import notes
 from medmllm_plugins.report.overview import overview
-from medmllm_plugins.report.pairing import differences, paired
+from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.run_collection import DataPart, gather
+from medmllm_plugins.report.run_pairs import differences, paired
+from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
+from medmllm_plugins.results import probe_results
+from medmllm_plugins.results.comparison import compare
 
 
 def part_of(*made: Folder) -> DataPart:
@@ -75,7 +76,11 @@ def test_a_gap_whose_interval_holds_zero_is_not_told_apart(tmp_path: Path) -> No
 
 
 def test_names_are_those_of_the_diagnosis() -> None:
-    assert probing.TITLES == diagnosis.TITLES and probing.MODES == diagnosis.MODES and probing.PROVEN == analysis.PROVEN
+    assert (
+        probe_results.TITLES == diagnosis.TITLES
+        and probe_results.MODES == diagnosis.MODES
+        and probe_results.PROVEN == analysis.PROVEN
+    )
 
 
 @pytest.mark.parametrize(("kind", "told"), [("permuted", False), ("missing", True), ("biased", True)])
@@ -153,7 +158,7 @@ def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
         "That of reference is none: it was run on other data" in one
         for one in notes(gather([model.folder, other.folder])).missing
     )
-    table = tables_answers.metrics_table(part, [found])
+    table = answer_tables.metrics_table(part, [found])
     assert "over_reference" not in [column.name for column in table.columns]
     # A less accurate one on the same data is the one to take.
     third = Folder(tmp_path / "third", "baseline timm", baseline="timm:x").answers("med_cls_toy", outcomes(skill=1.0))
@@ -192,7 +197,7 @@ def test_the_best_model_is_held_against_every_other(tmp_path: Path) -> None:
     rows = [outcomes(skill=2.0, seed=1), outcomes(skill=1.9, seed=2), outcomes(skill=0.2, seed=3)]
     made = [Folder(tmp_path / str(i), f"model-{i}").answers("med_cls_toy", one) for i, one in enumerate(rows)]
     part = part_of(*made)
-    table = tables_answers.differences_table(part, differences(part))
+    table = answer_tables.differences_table(part, differences(part))
     for row in table.rows:
         one, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
         expected = compare(rows[two], rows[one]).accuracy

@@ -119,7 +119,7 @@ _weights: list[Any] = []
 @pytest.fixture
 def demo_weights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Load the demo's weights once a session; the list grows with every load that is asked for."""
-    from medmllm_plugins.models import medm_vl
+    from medmllm_plugins.models.formats import medm_vl
 
     real, asked = medm_vl.load, list[int]()
 

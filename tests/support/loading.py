@@ -9,9 +9,9 @@ from support.tiny_authors import old_llava as write_old_llava
 from support.tiny_families import FAMILIES, write_family
 from support.tiny_medm_vl import write_checkpoint
 
-from medmllm_plugins.models import hulu_med, medm_vl, old_llava
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.interface import LoadedModel
+from medmllm_plugins.models.formats import hulu_med, medm_vl, original_llava
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 
@@ -23,7 +23,7 @@ def load(kind: str, folder: Path) -> LoadedModel:
     options = LoadOptions(str(folder), device="cpu", dtype="float32")
     if kind == "old_llava":
         write_old_llava(folder, "llava_mistral")
-        return old_llava.llava_med(options)
+        return original_llava.llava_med(options)
     if kind == "hulu_med":
         write_hulu_med(folder)
         return hulu_med.load(options)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from medmllm_plugins.data.volumes import Volume
+from medmllm_plugins.data.readers.volumes import Volume
 
 SPACING = (0.5, 0.75, 2.0)  # x, y, z
 

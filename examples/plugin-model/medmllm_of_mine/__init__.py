@@ -1,7 +1,7 @@
 """A model of one's own: a checkpoint of a family that medmllm-plugins knows, under a name of its own."""
 
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.specs import ModelSpec
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.specs import ModelSpec
 
 
 @hookimpl
@@ -11,7 +11,7 @@ def medmllm_models() -> list[ModelSpec]:
         ModelSpec(
             name="of_mine",
             summary="Our Qwen2.5-VL, fine-tuned at our hospital.",
-            loader="medmllm_plugins.models.named:any_family",
+            loader="medmllm_plugins.models.medical_models:any_family",
             sizes={"7b": "our-hospital/qwen2.5-vl-7b-radiology"},
         )
     ]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from medmllm_plugins.hookspecs import hookimpl
-from medmllm_plugins.specs import ModelSpec, TaskFolder
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.specs import ModelSpec, TaskFolder
 
 if TYPE_CHECKING:
-    from medmllm_plugins.models.interface import LoadedModel
+    from medmllm_plugins.models.base import LoadedModel
     from medmllm_plugins.models.options import LoadOptions
 
 SIZES = {"tiny": "demo", "3b": "shiym2000/MedM-VL-2D-3B-en"}
@@ -40,6 +40,6 @@ def medmllm_tasks() -> list[TaskFolder]:
 
 def load(options: LoadOptions) -> LoadedModel:
     """Load a checkpoint with the MedM-VL reader of medmllm-plugins, under this plugin's own size names."""
-    from medmllm_plugins.models import medm_vl
+    from medmllm_plugins.models.formats import medm_vl
 
     return medm_vl.load(replace(options, pretrained=SIZES.get(options.pretrained, options.pretrained)))

@@ -1,0 +1,1 @@
+"""Checks that tell whether an attribution map can be trusted."""

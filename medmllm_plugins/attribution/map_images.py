@@ -1,0 +1,126 @@
+"""Maps as pictures: the original, the map's colours to lay over it, and both together with a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+
+from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.cells import FloatArray
+from medmllm_plugins.attribution.maps import map_size
+from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, slices_read
+
+ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
+"""Colours of maps without and with negative values: perceptually uniform, and told apart by the colour-blind."""
+STRONGEST = 0.85
+"""Opacity of the largest values; 0 is transparent, so that the picture stays visible where the map says nothing."""
+MARGIN = 40
+SIDE = 256
+"""Shortest side of a picture on disk: smaller ones are enlarged, pixel by pixel."""
+
+
+def originals(case: Case) -> list[Image.Image]:
+    """The pictures that were shown, in the size of the maps, mode ``RGB``; of a volume the slices it was shown as."""
+    height, width = map_size(case)
+    if isinstance(case.shown, Image.Image):
+        found = [case.shown]
+    elif isinstance(case.shown, Sequence):
+        found = list(case.shown)
+    else:
+        voxels = case.shown.voxels
+        seen = [voxels[(first + last) // 2] for first, last in slices_read(case.shown)]
+        grey = [(np.clip(one, LOW, HIGH) - LOW) / (HIGH - LOW) * 255 for one in seen]
+        found = [Image.fromarray(one.astype(np.uint8)) for one in grey]
+    return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in found]
+
+
+def scale_of(painted: FloatArray) -> tuple[float, float]:
+    """The values at the ends of the colours: the 99.5th percentile of sizes, and its negative where there are any.
+
+    A single large pixel would leave all others colourless.
+    """
+    values = np.nan_to_num(painted)
+    high = float(np.percentile(np.abs(values), 99.5)) or float(np.abs(values).max())
+    return (-high if values.min() < -0.01 * high else 0.0), high
+
+
+def heat(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[Image.Image]:
+    """A map's colours, ``RGBA`` pictures; opaque where values are large.
+
+    Args:
+        painted: (pictures, height, width).
+        scale: the values at the ends of the colours, of the map that these are a part of; of these alone by default.
+    """
+    low, high = scale_of(painted) if scale is None else scale
+    values = np.nan_to_num(painted)
+    colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
+    place = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    found = (colours(place.clip(0, 1)) * 255).round().astype(np.uint8)
+    size = np.abs(values) / high if high > 0 else np.zeros_like(values)
+    found[..., 3] = (size.clip(0, 1) * STRONGEST * 255).round().astype(np.uint8)
+    found[..., 3][~np.isfinite(painted)] = 0
+    return [Image.fromarray(one, "RGBA") for one in found]
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size, one below the other, enlarged where they are small."""
+    width, height = pictures[0].size
+    times = max(1, round(SIDE / min(width, height)))
+    whole = Image.new(pictures[0].mode, (width * times, height * times * len(pictures)))
+    for place, picture in enumerate(pictures):
+        whole.paste(
+            picture.resize((width * times, height * times), Image.Resampling.NEAREST), (0, place * height * times)
+        )
+    return whole
+
+
+def overlay(shown: Sequence[Image.Image], painted: FloatArray) -> Image.Image:
+    """For people: the original, the map over it, and the scale; of several pictures a strip, and the maximum over all.
+
+    Args:
+        shown: the pictures, in the size of the map.
+        painted: (pictures, height, width).
+    """
+    coloured = heat(painted)
+    columns = [_pair(picture, colour) for picture, colour in zip(shown, coloured, strict=True)]
+    if len(shown) > 1:
+        # A projection along the slices: the brightest of the volume, and the largest value behind each pixel,
+        # in the colours of the slices: the bar below is of both.
+        brightest = Image.fromarray(np.max([np.asarray(picture) for picture in shown], axis=0))
+        largest = np.take_along_axis(painted, np.abs(np.nan_to_num(painted)).argmax(0)[None], axis=0)
+        columns.append(_pair(brightest, heat(largest, scale_of(painted))[0]))
+    width, height = columns[0].size
+    each = min(len(columns), 8)
+    rows = -(-len(columns) // each)
+    whole = Image.new("RGB", (each * width, rows * height + MARGIN), "white")
+    for place, column in enumerate(columns):
+        whole.paste(column, (place % each * width, place // each * height))
+    _draw_scale(whole, painted)
+    return whole
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, optimize=True)
+
+
+def _pair(picture: Image.Image, colour: Image.Image) -> Image.Image:
+    """The original above, the map over it below."""
+    below = Image.alpha_composite(picture.convert("RGBA"), colour).convert("RGB")
+    return stacked([picture, below])
+
+
+def _draw_scale(whole: Image.Image, painted: FloatArray) -> None:
+    low, high = scale_of(painted)
+    colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
+    width, height = whole.size
+    bar = (colours(np.linspace(0, 1, max(2, width - 20)))[None, :, :3] * 255).round().astype(np.uint8)
+    whole.paste(Image.fromarray(np.repeat(bar, 10, axis=0)), (10, height - MARGIN + 6))
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default()
+    draw.text((10, height - 18), f"{low:.3g}", fill="black", font=font)
+    draw.text((width - 10, height - 18), f"{high:.3g}", fill="black", font=font, anchor="ra")

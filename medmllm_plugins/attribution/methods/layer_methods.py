@@ -1,0 +1,195 @@
+"""Attribution methods at the loci of a model, most of them Captum's, behind one signature.
+
+A method takes a :class:`~medmllm_plugins.attribution.attribution_input.Case`, the names of loci, and a :class:`How`; it returns
+:class:`Scores` for each locus. Gradients for all loci come from one pass and one way back per step. A plugin brings its
+own through the hook ``medmllm_attributions``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from captum.attr import FeatureAblation, IntegratedGradients
+from captum.attr._utils.approximation_methods import approximation_parameters
+from torch import Tensor
+
+from medmllm_plugins.attribution.attribution_input import Case, Slopes, StandIn, told_of_gradients
+
+RULE = "gausslegendre"
+"""Quadrature of paths: Captum's default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """Settings of methods.
+
+    Attributes:
+        steps: points of a path.
+        samples: random masks of sampling methods, for each part that is masked. Fewer give ranks by chance: with 39
+            words of a prompt, ranks of two estimates from 64 masks in all agree by 0.3, from 4,000 by 0.9.
+        seed: of what is drawn.
+    """
+
+    steps: int = 24
+    samples: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What a method says at one locus.
+
+    Attributes:
+        values: (n,) float32, one for each row of the locus; at ``"pixels"`` (n, p, p), one for each pixel of each patch
+            of the tower's input, or (n,), one for each patch; at ``"prompt"`` (L,), one for each token.
+        gap: of methods that integrate along a path, by how much their sum misses what it should be, the target less
+            the baseline's: a share of that difference. ``None`` for other methods.
+    """
+
+    values: Tensor
+    gap: float | None = None
+
+
+Method: TypeAlias = Callable[[Case, Sequence[str], How], dict[str, Scores]]
+
+
+def layer_activation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """The length of each row's state, whatever the target: Captum's LayerActivation, in the Euclidean norm.
+
+    It knows nothing of the answer, and so is what other methods must differ from.
+    """
+    return {locus: Scores(states[0].norm(dim=-1)) for locus, states in case.states(loci).items()}
+
+
+def layer_gradient_x_activation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """The target's gradient times the state, summed over the width (Shrikumar et al., arXiv:1605.01713)."""
+    return {locus: Scores((one.states * one.gradients).sum(-1)[0]) for locus, one in case.slopes(loci).items()}
+
+
+def layer_grad_cam(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """States weighted by the mean gradient of each channel, what speaks against the target cut off.
+
+    Grad-CAM (Selvaraju et al., arXiv:1610.02391) for tokens: in the LLM the mean is taken over image tokens, and only
+    these have values.
+    """
+    found = {}
+    for locus, one in case.slopes(loci).items():
+        own = _image_rows(case, locus, one)
+        weights = one.gradients[:, own].mean(1, keepdim=True)
+        values = torch.relu((weights * one.states).sum(-1)[0])
+        found[locus] = Scores(torch.where(own, values, torch.zeros_like(values)))
+    return found
+
+
+def layer_integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """Gradients along the straight way from the baseline's states to the document's, at each locus on its own.
+
+    Captum's IntegratedGradients (Sundararajan et al., arXiv:1703.01365) over the states of all loci at once: a batch
+    holds the copies of one locus after those of the other, each with its own states put in, so that a step is one pass
+    and one way back for all, or for as many as a batch has room for.
+    """
+    found: dict[str, Scores] = {}
+    for first in range(0, len(loci), case.batch):
+        found |= _integrated_together(case, loci[first : first + case.batch], how)
+    return found
+
+
+def _integrated_together(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """Integrated gradients at loci that are no more than the rows of a batch."""
+    states, blank = case.states(loci), case.baseline_states(loci)
+
+    def forward(*given: Tensor) -> Tensor:
+        rows = len(given[0])
+        put = [StandIn(locus, one, place * rows) for place, (locus, one) in enumerate(zip(loci, given, strict=True))]
+        return case.values(rows * len(loci), put).view(len(loci), rows).sum(0)
+
+    inputs, baselines = tuple(states[one] for one in loci), tuple(blank[one] for one in loci)
+    with told_of_gradients(loci):
+        found = IntegratedGradients(forward).attribute(
+            inputs,
+            baselines,
+            n_steps=how.steps,
+            method=RULE,
+            internal_batch_size=case.batch // len(loci),
+        )
+    with torch.no_grad():
+        wanted = [
+            float(case.values(1, [StandIn(locus, states[locus])]) - case.values(1, [StandIn(locus, blank[locus])]))
+            for locus in loci
+        ]
+    return {
+        locus: Scores(one.sum(-1)[0].detach().float(), completeness_gap(float(one.detach().sum()), difference))
+        for locus, one, difference in zip(loci, found, wanted, strict=True)
+    }
+
+
+def layer_conductance(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """What flows through each row of a locus while the image comes up from its baseline.
+
+    Conductance (Dhamdhere et al., arXiv:1805.12233) by Captum's rule: at each point of the way the gradient at the
+    locus times the change of its state up to the next point.
+    """
+    _, points = approximation_parameters(RULE)
+    alphas = points(how.steps + 1)
+    sums: dict[str, Tensor] = {}
+    last: dict[str, Slopes] = {}
+    for part in _path(case, alphas):
+        found = case.slopes(loci, part)
+        for locus, one in found.items():
+            states, gradients = one.states, one.gradients
+            if locus in last:
+                states = torch.cat([last[locus].states[-1:], states])
+                gradients = torch.cat([last[locus].gradients[-1:], gradients])
+            flow = (gradients[:-1] * (states[1:] - states[:-1])).sum((0, 2))
+            sums[locus] = sums[locus] + flow if locus in sums else flow
+        last = found
+    with torch.no_grad():
+        difference = case.value - float(case.values(1, (), case.blank_pixels[None]))
+    return {locus: Scores(value, completeness_gap(float(value.sum()), difference)) for locus, value in sums.items()}
+
+
+def layer_feature_ablation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    """By how much the target falls when one row of a locus is put back to the baseline's: Captum's FeatureAblation."""
+    states, blank, found = case.states(loci), case.baseline_states(loci), {}
+    for locus in loci:
+        count = states[locus].shape[1]
+
+        def forward(keep: Tensor, locus: str = locus) -> Tensor:
+            mixed = torch.where(keep[..., None] > 0, states[locus], blank[locus])
+            return case.values(len(keep), [StandIn(locus, mixed)])
+
+        found[locus] = Scores(ablated(case, forward, count, torch.arange(count)))
+    return found
+
+
+def ablated(case: Case, forward: Callable[[Tensor], Tensor], count: int, groups: Tensor) -> Tensor:
+    """(count,): by how much the target falls without each group, shared among its members."""
+    keep = torch.ones(1, count, device=case.pixels.device)
+    groups = groups.to(keep.device)
+    with torch.no_grad():
+        found: Tensor = FeatureAblation(forward).attribute(
+            keep, 0.0, feature_mask=groups[None], perturbations_per_eval=case.batch
+        )
+    return found[0] / groups.bincount()[groups]
+
+
+def _path(case: Case, alphas: Sequence[float]) -> Iterator[Tensor]:
+    """Pixels between baseline and document, in batches."""
+    start, way = case.blank_pixels.float(), case.pixels.float() - case.blank_pixels.float()
+    for first in range(0, len(alphas), case.batch):
+        yield torch.stack([start + alpha * way for alpha in alphas[first : first + case.batch]]).to(case.pixels.dtype)
+
+
+def _image_rows(case: Case, locus: str, one: Slopes) -> Tensor:
+    """Which rows of a locus stand for the image, (n,), bool."""
+    if locus.startswith("llm"):
+        return ~case.text
+    return torch.ones(one.states.shape[1], dtype=torch.bool, device=one.states.device)
+
+
+def completeness_gap(total: float, wanted: float) -> float:
+    """By how much a sum misses what it should be, as a share of that, or of a tenth of a nat where that is less."""
+    return abs(total - wanted) / max(abs(wanted), 0.1)

@@ -1,0 +1,127 @@
+"""Methods by name, from the hook ``medmllm_attributions``, and the loci at which they look."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from medmllm_plugins.attribution.attribution_input import PIXELS
+from medmllm_plugins.attribution.methods.input_methods import PROMPT
+from medmllm_plugins.attribution.methods.layer_methods import Method
+from medmllm_plugins.errors import OptionError, PluginError
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT
+from medmllm_plugins.models.stages import places
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.plugins.specs import AttributionSpec
+from medmllm_plugins.prompts.attribution_options import check_methods
+
+LAYERS = "layers"
+_LAST_TOKEN_ONLY = 2
+"""The LLM's last block and its norm: behind them stands the head alone, which takes each token by itself. The labels'
+tokens look back at the image, but at what enters the last block."""
+_NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A method and the loci at which it is to look.
+
+    Attributes:
+        spec: its declaration.
+        method: the function.
+        loci: names of loci.
+    """
+
+    spec: AttributionSpec
+    method: Method
+    loci: tuple[str, ...]
+
+
+def specs() -> dict[str, AttributionSpec]:
+    """All methods there are, by name."""
+    return dict(get_manager().attributions())
+
+
+def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -> list[Chosen]:
+    """The methods and loci that were asked for.
+
+    Args:
+        names: of methods.
+        layers: of loci, for methods that look at layers; empty for the last block of the tower that is read, and the
+            connector where its tokens have a place on the picture.
+        loaded: the model.
+        unread: loci that the answer does not depend on.
+
+    Raises:
+        OptionError: there is no such method or locus, of a method's own locus too, the answer never hangs on what the
+            image has there, or the weights are quantised and the method takes gradients.
+    """
+    check_methods(names)
+    known = specs()
+    chosen = [known[name] for name in names]
+    packed = any(not value.is_floating_point() for value in loaded.model.parameters())
+    if packed and (refused := [spec.name for spec in chosen if spec.gradients]):
+        left = ", ".join(name for name, spec in known.items() if not spec.gradients)
+        raise OptionError(
+            f"Expected methods that take no gradients, since the model's weights are quantised, found "
+            f"{', '.join(refused)}; these still work: {left}. Or load without load_in."
+        )
+    loci = _loci(layers, loaded, unread)
+    return [
+        Chosen(spec, _method(spec), loci if spec.at == LAYERS else _own(spec, loaded, unread))
+        for spec in dict.fromkeys(chosen)
+    ]
+
+
+def _method(spec: AttributionSpec) -> Method:
+    module, _, function = spec.target.partition(":")
+    try:
+        found: Method = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"attribution {spec.name!r}: expected a function {spec.target!r}, found none ({error})."
+        ) from error
+    return found
+
+
+def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
+    """The one locus that a method has values for."""
+    if spec.at in (PIXELS, PROMPT):
+        return (spec.at,)
+    return _loci((spec.at,), loaded, unread, f"`at` of {spec.name}")
+
+
+def _loci(
+    layers: Sequence[str], loaded: LoadedModel, unread: Collection[str], argument: str = "`layer`"
+) -> tuple[str, ...]:
+    known = [place.name for place in places(loaded)]
+    read = [name for name in known if name not in unread]
+    if not layers:
+        last = [name for name in read if name.startswith("vision.") and name != "vision.norm"][-1]
+        # Each of its tokens is made from all slices, by learned queries: nothing could be painted.
+        return (last,) if isinstance(loaded, MedMVLCT) else (last, "connector")
+    found = []
+    for name in layers:
+        match = _NUMBERED.fullmatch(name)
+        full = f"{match[1]}.{int(match[2]):02d}" if match else name
+        if full not in known:
+            raise OptionError(
+                f"{loaded.family.title}: expected {argument} to be some of {', '.join(known)}, found {name!r}."
+            )
+        if full in unread:
+            raise OptionError(
+                f"{loaded.family.title}: {full} is a layer of the tower whose output never reaches the answer, since "
+                f"the LLM is given an earlier one; the last that is read is "
+                f"{[one for one in read if one.startswith('vision.')][-1]}."
+            )
+        if full in known[-_LAST_TOKEN_ONLY:]:
+            raise OptionError(
+                f"{loaded.family.title}: of {full} only the last token's state reaches the answer, as nothing behind "
+                f"it looks from one token at another: a map of the image would be empty. The last locus whose "
+                f"image tokens are read is {known[-_LAST_TOKEN_ONLY - 1]}."
+            )
+        found.append(full)
+    return tuple(dict.fromkeys(found))

@@ -1,1 +1,0 @@
-"""What the longer subcommands of ``medmllm`` do."""

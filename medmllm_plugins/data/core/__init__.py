@@ -1,0 +1,1 @@
+"""Documents, data-set declarations, folds and near-duplicates: what every data set has in common."""

@@ -1,0 +1,121 @@
+"""Doubts about a set of DICOM files that their headers raise: patients in several groups, films, burned-in text.
+
+Identifiers are compared as keyed digests whose key is drawn anew in each process; neither they nor the identifiers are
+logged, kept or returned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from medmllm_plugins.data.readers.dicom_elements import Values, Wanted, open_source, read_elements
+from medmllm_plugins.data.readers.image_files import may_be_dicom
+from medmllm_plugins.errors import DataError
+
+_FRAMES, _BURNED_IN = 0x00280008, 0x00280301
+_IDENTIFIERS: Final = {"series": 0x0020000E, "studies": 0x0020000D, "patients": 0x00100020}
+_WANTED: Final[Wanted] = dict.fromkeys((_FRAMES, _BURNED_IN, *_IDENTIFIERS.values()))
+_KEY: Final = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class DicomDocument:
+    """A document with what the set says of it.
+
+    Attributes:
+        path: its file, or the folder of its series.
+        group: its group.
+        fold: its fold.
+    """
+
+    path: Path
+    group: str
+    fold: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    frames: int
+    burned_in: bool
+    identifiers: dict[str, bytes]
+
+
+def doubts(documents: Sequence[DicomDocument], *, frame: str | None) -> list[str]:
+    """Return what a user should know of the DICOM files of a set, one sentence each.
+
+    Args:
+        documents: the documents of the set; those that are no DICOM are passed over.
+        frame: the option of that name; ``None`` where the user did not choose, or in a set of volumes ``""``.
+    """
+    facts = [(document, found) for document in documents if (found := _facts(document.path)) is not None]
+    sentences = []
+    films = sum(found.frames > 1 for _, found in facts)
+    if films and frame is None:
+        sentences.append(
+            f"{films} of {len(facts)} DICOM files are films of several frames, of which the middle one is shown. "
+            "Choose with frame=first, middle, all (up to 9 in one picture) or a number."
+        )
+    if burned := sum(found.burned_in for _, found in facts):
+        sentences.append(
+            f"{burned} of {len(facts)} DICOM documents state that text is burned into their pixels, which may name the "
+            "patient or give the diagnosis away. Look at them, and black the text out."
+        )
+    return sentences + _divided(facts)
+
+
+def _divided(facts: Sequence[tuple[DicomDocument, _Facts]]) -> list[str]:
+    """Series, studies and patients whose documents are in several groups."""
+    counts = {}
+    crossing = 0
+    for name in _IDENTIFIERS:
+        members: dict[bytes, list[DicomDocument]] = defaultdict(list)
+        for document, found in facts:
+            if name in found.identifiers:
+                members[found.identifiers[name]].append(document)
+        if len(members) < 2:  # one identifier for all says nothing: it was put there when names were taken out
+            continue
+        divided = [several for several in members.values() if len({document.group for document in several}) > 1]
+        crossing = max(crossing, sum(len({document.fold for document in several}) > 1 for several in divided))
+        if divided:
+            counts[name] = f"{len(divided)} of {len(members)} {name}"
+    if not counts:
+        return []
+    where = f"and {crossing or 'none'} of them in several folds"
+    if crossing:
+        where += ", so that a test fold may show patients of the train fold"
+    return [
+        f"By the identifiers in the DICOM headers, {', '.join(counts.values())} have documents in several groups, "
+        f"{where}. Give a column of patients as the group (--group COLUMN)."
+    ]
+
+
+def _facts(path: Path) -> _Facts | None:
+    """What a file's header says; ``None`` where it is no DICOM, or cannot be read any more."""
+    if path.is_dir():
+        files = (file for file in sorted(path.iterdir()) if file.is_file() and may_be_dicom(file))
+        path = next(files, path)
+    if not path.is_file() or not may_be_dicom(path):
+        return None
+    try:
+        with open_source(path) as source:
+            values = read_elements(path, source, _WANTED)[0].values
+    except DataError:  # it was read before; whatever happened to it is named when it is read again
+        return None
+    frames = _text(values, _FRAMES)
+    identifiers = {
+        name: hashlib.blake2b(text.encode(), key=_KEY, digest_size=16).digest()
+        for name, tag in _IDENTIFIERS.items()
+        if (text := _text(values, tag))
+    }
+    return _Facts(int(frames) if frames.isdecimal() else 1, _text(values, _BURNED_IN).upper() == "YES", identifiers)
+
+
+def _text(values: Values, tag: int) -> str:
+    value = values.get(tag, b"")
+    return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""

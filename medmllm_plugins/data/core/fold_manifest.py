@@ -1,0 +1,70 @@
+"""Fold manifests: which document is in which group and fold, with a hash by which two machines can compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medmllm_plugins.data.core.documents import FOLDS, Document
+from medmllm_plugins.errors import DataError, one_line, shown
+
+VERSION = 1
+
+
+def folds_hash(documents: Iterable[Document]) -> str:
+    """SHA-256, in hexadecimal, over id, label, group and fold of all documents in the order of their ids."""
+    digest = hashlib.sha256()
+    for document in sorted(documents, key=lambda document: document.id):
+        # repr quotes and escapes, so that no two rows read alike.
+        digest.update(repr((document.id, document.labels, document.group, document.fold)).encode())
+    return digest.hexdigest()
+
+
+def to_json(name: str, fingerprint: str, documents: Sequence[Document]) -> str:
+    """A manifest as JSON text, one document a line, in the order of their ids."""
+    rows = [
+        json.dumps([document.id, document.image, document.label, document.group, document.fold], ensure_ascii=False)
+        for document in sorted(documents, key=lambda document: document.id)
+    ]
+    head = {
+        "medmllm_folds": VERSION,
+        "dataset": name,
+        "fingerprint": fingerprint,
+        "hash": folds_hash(documents),
+        "columns": ["id", "image", "label", "group", "fold"],
+    }
+    body = ",\n    ".join(rows)
+    return f'{json.dumps(head, indent=2, ensure_ascii=False)[:-2]},\n  "documents": [\n    {body}\n  ]\n}}\n'
+
+
+def read(path: Path) -> tuple[dict[str, Any], tuple[Document, ...]]:
+    """Read a manifest back.
+
+    Returns:
+        Its head (``dataset``, ``fingerprint``, ``hash``) and its documents.
+
+    Raises:
+        DataError: the file is no manifest of this version, or its hash does not fit its documents.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["medmllm_folds"] != VERSION:
+            raise ValueError(f"version {content['medmllm_folds']!r}")
+        documents = tuple(
+            Document(identifier, image, tuple(label) if isinstance(label, list) else label, group, fold)
+            for identifier, image, label, group, fold in content["documents"]
+        )
+        if unknown := {document.fold for document in documents} - set(FOLDS):
+            raise ValueError(f"folds {sorted(unknown)}")
+        if folds_hash(documents) != content["hash"]:
+            raise ValueError("documents that its hash does not fit")
+        head = {key: content[key] for key in ("dataset", "fingerprint", "hash")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected a fold manifest of version {VERSION}, got {shown(one_line(error))}. Remove the file: it "
+            "is made again."
+        ) from error
+    return head, documents

@@ -1,0 +1,111 @@
+"""Data sets whose labels are folder names: listing, checking and grouping their images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medmllm_plugins.data.core.data_faults import Faults
+from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates
+from medmllm_plugins.data.readers.images import SUFFIXES, ImageFacts, scan_images
+
+_LITTER = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFile:
+    """An image file with what its place and name tell: identifier, label and source (patient, figure, preprint)."""
+
+    id: str
+    path: Path
+    label: str
+    source: str
+
+
+def is_litter(path: Path) -> bool:
+    """Whether an operating system left the file or folder: hidden (``.DS_Store``, ``._x``), ``Thumbs.db`` and such."""
+    return path.name.startswith(".") or path.name.lower() in _LITTER
+
+
+def image_files(folder: Path, faults: Faults) -> list[Path]:
+    """List the files of a class folder that claim to be images, by name.
+
+    Files of other types are left alone. A folder in the folder is a fault, as images in it would be lost unseen, and
+    so is a folder without any image.
+
+    Args:
+        folder: the class folder; need not exist.
+        faults: what is wrong is added here.
+    """
+    if not folder.is_dir():
+        faults.add(f"{folder}: expected a class folder with images, found none")
+        return []
+    entries = sorted(path for path in folder.iterdir() if not is_litter(path))
+    for path in entries:
+        if path.is_dir():
+            faults.add(f"{path}: expected images only, found a folder in a class folder")
+    images = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    if not images:
+        faults.add(f"{folder}: expected images, found none (empty class folder)")
+    return images
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder by name, without litter."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path))
+
+
+def scan(files: Sequence[LabelledFile], faults: Faults) -> tuple[list[LabelledFile], dict[Path, ImageFacts]]:
+    """Decode all files and look for two with one identifier.
+
+    Args:
+        files: what was listed.
+        faults: what is wrong is added here.
+
+    Returns:
+        The files that are good, in the order given, and facts of their images by path.
+    """
+    for fault in repeated_ids((file.id, str(file.path)) for file in files):
+        faults.add(fault)
+    facts, unreadable = scan_images([file.path for file in files])
+    for fault in unreadable:
+        faults.file(fault)
+    return [file for file in files if file.path in facts], facts
+
+
+def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Faults for identifiers, compared without case, that stand for more than one file.
+
+    Args:
+        named: identifier and file, once per file.
+    """
+    holders: dict[str, list[str]] = defaultdict(list)
+    for identifier, file in named:
+        # One of two names that differ in case only is lost where a file system ignores case.
+        holders[identifier.casefold()].append(file)
+    return [
+        f"{', '.join(files)}: expected one file per id, found {len(files)} files with one id"
+        for files in holders.values()
+        if len(files) > 1
+    ]
+
+
+def joined_sources(files: Sequence[LabelledFile], facts: dict[Path, ImageFacts]) -> list[str]:
+    """Group files by source, then join sources that share a picture or a near-duplicate.
+
+    Args:
+        files: good files.
+        facts: what :func:`scan` returned for them.
+
+    Returns:
+        The group of each file: of joined sources, the name that sorts first.
+    """
+    pairs = [(int(i), int(j)) for i, j in near_duplicates(np.stack([facts[file.path].thumbnail for file in files]))]
+    first_with: dict[str, int] = {}
+    for index, file in enumerate(files):
+        pairs.append((first_with.setdefault(facts[file.path].pixels, index), index))
+    return join_groups([file.source for file in files], pairs)

@@ -1,0 +1,211 @@
+"""The images or volumes below a user's folder: listed, and found again by what a table calls them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from medmllm_plugins.data.core.data_faults import relative
+from medmllm_plugins.data.layouts.class_folders import is_litter
+from medmllm_plugins.data.readers.dicom_kinds import kind_without_pictures
+from medmllm_plugins.data.readers.image_files import ARRAY, is_picture, may_be_dicom
+from medmllm_plugins.data.readers.images import SUFFIXES
+from medmllm_plugins.errors import DataError, shown
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ARRAY)
+"""Endings of files that hold a volume each; DICOM files are known by :func:`may_be_dicom`."""
+_ENDINGS = (*VOLUME_ENDINGS, *sorted(SUFFIXES), ".dcm", ".dicom", ".ima")
+
+
+class NotFound(Exception):
+    """Nothing, or more than one thing, answers to a table's cell; the text completes ``expected …, found …``."""
+
+
+class WithoutPicture(Exception):
+    """A table's cell means a DICOM object without pictures; the text is its kind."""
+
+
+def without_ending(place: str) -> str:
+    """A path without the ending that tells its format; an identifier such as ``1.2.840`` keeps its dots."""
+    lower = place.lower()
+    ending = next((ending for ending in _ENDINGS if lower.endswith(ending)), "")
+    return place[: -len(ending)] if ending else place
+
+
+@dataclass(frozen=True)
+class UserFiles:
+    """What lies below a folder, litter and other kinds of files left out.
+
+    Attributes:
+        folder: the folder, absolute.
+        files: files that claim to be an image, or in a set of volumes a volume, in the order of their paths.
+        series: in a set of volumes, folders that hold DICOM files, to these files, which are among ``files`` too.
+        outside: those of ``files``, and links to folders, that lead out of the folder.
+        closed: folders that cannot be listed.
+        without_pictures: DICOM objects that hold no picture, such as reports and plans, and their kinds.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    series: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
+    outside: frozenset[Path] = frozenset()
+    closed: tuple[Path, ...] = ()
+    without_pictures: dict[Path, str] = field(default_factory=dict)
+
+    def find(self, cell: str) -> Path:
+        """The file or series folder that a table's cell means.
+
+        In this order: its path below the folder, with or without its ending, and with or without the folder's own
+        name before it; an absolute path; and for a bare name, the one file of that name in any subfolder. Backslashes
+        are taken for slashes where nothing has the name as it stands.
+
+        Raises:
+            NotFound: nothing answers, several do, or the path leads out of the folder.
+            WithoutPicture: it is a DICOM object that holds none.
+        """
+        keys = [cell] if "\\" not in cell else [cell, PureWindowsPath(cell).as_posix()]
+        for key in keys:
+            plain = self._below(key)
+            for candidate in (plain, plain.removeprefix(f"{self.folder.name}/")):
+                for index in (self._places, self._stems):
+                    if found := index.get(candidate):
+                        return self._one(found, cell)
+        name = keys[-1]
+        if "/" not in name:
+            for index in (self._names, self._name_stems):
+                if found := index.get(name):
+                    return self._one(found, cell)
+        raise NotFound(self._why_not(PurePosixPath(self._below(keys[-1]))))
+
+    def _one(self, found: list[Path], cell: str) -> Path:
+        found = [path for path in found if path not in self.without_pictures] or found
+        if len(found) > 1:
+            listed = ", ".join(relative(path, self.folder) for path in found[:3])
+            more = ", …" if len(found) > 3 else ""
+            raise NotFound(f"{len(found)} files that {shown(cell)} may mean ({listed}{more}); write the whole path")
+        if found[0] in self.without_pictures:
+            raise WithoutPicture(self.without_pictures[found[0]])
+        if found[0] in self.outside or any(file in self.outside for file in self.series.get(found[0], ())):
+            raise NotFound("a link that leads out of the folder")
+        return found[0]
+
+    def _below(self, cell: str) -> str:
+        """The cell as a path below the folder."""
+        path = PurePosixPath(cell)
+        if ".." in path.parts:
+            raise NotFound("a path that climbs out of a folder (..)")
+        if path.is_absolute() or PureWindowsPath(cell).drive:
+            for base in (self.folder, Path(os.path.realpath(self.folder))):
+                if path.is_relative_to(base.as_posix()):
+                    return path.relative_to(base.as_posix()).as_posix()
+            raise NotFound("an absolute path elsewhere")
+        return path.as_posix()
+
+    def _why_not(self, place: PurePosixPath) -> str:
+        path = self.folder / place
+        try:
+            if not path.exists():
+                return "a link to nothing" if path.is_symlink() else "none"
+        except (OSError, ValueError):  # a name too long, or with a zero byte
+            return "none"
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)):
+            return "a link that leads out of the folder"
+        return "a folder" if path.is_dir() else "a file of another kind, or left out by the pattern"
+
+    def _index(self, key_of: str) -> dict[str, list[Path]]:
+        index: dict[str, list[Path]] = defaultdict(list)
+        for path in (*self.files, *self.series, *self.without_pictures):
+            place = relative(path, self.folder)
+            whole = place if key_of in ("place", "stem") else path.name
+            index[without_ending(whole) if key_of.endswith("stem") and path not in self.series else whole].append(path)
+        return dict(index)
+
+    @cached_property
+    def _places(self) -> dict[str, list[Path]]:
+        return self._index("place")
+
+    @cached_property
+    def _stems(self) -> dict[str, list[Path]]:
+        return self._index("stem")
+
+    @cached_property
+    def _names(self) -> dict[str, list[Path]]:
+        return self._index("name")
+
+    @cached_property
+    def _name_stems(self) -> dict[str, list[Path]]:
+        return self._index("name stem")
+
+
+def list_files(folder: Path, pattern: str | None, dimensions: int) -> UserFiles:
+    """List what a set of images or volumes may hold.
+
+    Links to folders are not followed: what lies inside is listed at its own place, and what lies outside does not
+    belong to the set.
+
+    Args:
+        folder: an absolute folder.
+        pattern: a glob pattern below it, such as ``"scans/**/*.png"``; a series folder matches itself or by all of its
+            files. ``None`` for everything.
+        dimensions: 2 or 3.
+
+    Raises:
+        DataError: the pattern is absolute, climbs or is none.
+    """
+    matched = None if pattern is None else _matched(folder, pattern)
+    root = os.path.realpath(folder)
+    files: list[Path] = []
+    series: dict[Path, tuple[Path, ...]] = {}
+    outside: set[Path] = set()
+    closed: list[Path] = []
+    without: dict[Path, str] = {}
+    for here, folders, names in _walk(folder, closed):
+        for name in folders:
+            path = here / name
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                outside.add(path)
+        slices = []
+        for name in names:
+            path = here / name
+            dicom = dimensions == 3 and _is_dicom_volume(path)
+            if matched is not None and path not in matched and not (dicom and here in matched):
+                continue
+            if dimensions == 2 and not is_picture(path):
+                continue
+            if dimensions == 3 and not dicom and not name.lower().endswith(VOLUME_ENDINGS):
+                continue
+            if _is_dicom_volume(path) and (kind := kind_without_pictures(path)) is not None:
+                without[path] = kind
+                continue
+            files.append(path)
+            if dicom:
+                slices.append(path)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                outside.add(path)
+        if slices and here != folder:
+            series[here] = tuple(slices)
+    return UserFiles(folder, tuple(files), series, frozenset(outside), tuple(closed), without)
+
+
+def _is_dicom_volume(path: Path) -> bool:
+    return not path.name.lower().endswith(VOLUME_ENDINGS) and may_be_dicom(path)
+
+
+def _matched(folder: Path, pattern: str) -> set[Path]:
+    if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+        raise DataError(f"Expected `pattern` to be a pattern below the folder, found {pattern!r}.")
+    try:
+        return set(folder.glob(pattern))
+    except (ValueError, NotImplementedError, IndexError) as error:
+        raise DataError(f'Expected `pattern` to be a pattern such as "**/*.png", found {pattern!r}: {error}.') from None
+
+
+def _walk(folder: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders with their subfolders and files, by name and without litter."""
+    for here, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+        folders[:] = sorted(name for name in folders if not is_litter(Path(name)))
+        yield Path(here), folders, sorted(name for name in names if not is_litter(Path(name)) and name != "DICOMDIR")

@@ -1,0 +1,49 @@
+"""Few-shot examples: solved documents of the train fold that stand before a question."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.errors import DataError
+
+
+class Shots:
+    """Chooses examples: the classes in turn, from the train fold, the same ones for every question.
+
+    An example is passed over where it is of the group asked about, which a published split may allow.
+    """
+
+    def __init__(
+        self, documents: Sequence[Document], classes: Sequence[str], answer: Callable[[Document], str]
+    ) -> None:
+        """Put the documents of the train fold in the order in which they are taken.
+
+        Args:
+            documents: the data set's documents of all folds.
+            classes: the right answers there are.
+            answer: the right answer about a document.
+        """
+        train = sorted(
+            (document for document in documents if document.fold == "train"),
+            key=lambda document: hashlib.sha256(document.id.encode()).hexdigest(),
+        )
+        queues = {name: [document for document in train if answer(document) == name] for name in classes}
+        self._ordered: list[Document] = []
+        for turn in range(max((len(queue) for queue in queues.values()), default=0)):
+            self._ordered += [queue[turn] for queue in queues.values() if turn < len(queue)]
+
+    def before(self, document: Document, count: int) -> list[Document]:
+        """The ``count`` examples that stand before a question about ``document``.
+
+        Raises:
+            DataError: the train fold has too few.
+        """
+        found = [shot for shot in self._ordered if shot.group != document.group][:count]
+        if len(found) < count:
+            raise DataError(
+                f"Expected {count} documents in the train fold for few-shot examples, found {len(found)}; "
+                "lower --num_fewshot."
+            )
+        return found

@@ -1,0 +1,78 @@
+"""How a picture file is shown where it leaves a choice: which frame of a film, and through which window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from medmllm_plugins.data.readers.intensity_windows import parse_window
+from medmllm_plugins.errors import DataError, shown
+
+FRAMES: Final = ("first", "middle", "all")
+"""Names for frames; beside them a number, from 1 on."""
+SHOWN: Final = 9
+"""Most frames of a film that ``all`` shows, evenly spaced, as many as slices of a volume are shown by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOptions:
+    """How pictures are shown.
+
+    Attributes:
+        frame: ``"first"``, ``"middle"``, a number from 1 on as text, or ``"all"``: up to :data:`SHOWN` frames, evenly
+            spaced over the film, in one picture.
+        window: intensity window by name or as ``"centre/width"``, see :mod:`medmllm_plugins.data.readers.intensity_windows`; ``None``
+            for that of the file.
+
+    Raises:
+        DataError: a value is none of these.
+    """
+
+    frame: str = "middle"
+    window: str | None = None
+
+    def __post_init__(self) -> None:
+        number = self.frame.isascii() and self.frame.isdigit() and 0 < len(self.frame) < 10 and int(self.frame) > 0
+        if self.frame not in FRAMES and not number:
+            raise DataError(
+                f"Expected `frame` to be first, middle, all or a number from 1 on, got {shown(self.frame)}."
+            )
+        if self.window is not None:
+            parse_window(self.window)
+
+    def frames(self, path: Path, count: int) -> list[int]:
+        """Return the indices of the frames to show of a file with ``count`` of them.
+
+        Raises:
+            DataError: there is no frame of that number.
+        """
+        if self.frame == "first":
+            return [0]
+        if self.frame == "middle":
+            return [count // 2]
+        if self.frame == "all":
+            parts = min(count, SHOWN)
+            return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]
+        if int(self.frame) > count:
+            raise DataError(
+                f"{path}: expected at least {self.frame} frames, got {count}. Choose with frame=first, middle, all or "
+                "a smaller number."
+            )
+        return [int(self.frame) - 1]
+
+
+DEFAULT: Final = PictureOptions()
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures of one size into one, row by row, in a grid as square as it goes; cells left over are black."""
+    width, height = pictures[0].size
+    across = next(count for count in range(1, len(pictures) + 1) if count * count >= len(pictures))
+    canvas = Image.new("RGB", (across * width, -(-len(pictures) // across) * height))
+    for index, picture in enumerate(pictures):
+        canvas.paste(picture, (index % across * width, index // across * height))
+    return canvas

@@ -1,0 +1,151 @@
+"""Volumes for models that take pictures: evenly spaced slices, shown as a radiologist sees them, and montages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from medmllm_plugins.data.readers.intensity_windows import to_grey, window_bounds
+from medmllm_plugins.data.readers.volumes import Volume
+from medmllm_plugins.errors import DataError, shown
+
+# By plane: the letters of the axis the slices follow, and the directions in which the picture's rows and columns grow.
+_PLANES = {"axial": ("SI", "P", "L"), "coronal": ("AP", "I", "L"), "sagittal": ("LR", "I", "P")}
+_OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
+
+MAX_SIDE = 16_384
+"""Longest side of a picture in pixels: a spacing that is a thousand times another would ask for more memory than any
+scan is worth."""
+
+
+def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
+    """Choose evenly spaced slices: those in the middle of ``n`` equal parts of the volume.
+
+    Args:
+        volume: the volume; one of a single slice has one plane, its own, whatever ``plane`` says.
+        n: number of slices wanted, at least 1. Of a volume with no more than that many all are taken, none twice.
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+
+    Returns:
+        Indices along the plane's axis, strictly increasing, ``min(n, size of that axis)`` many; in a volume of
+        orientation ``"RAS"`` axial slices run from the feet to the head.
+
+    Raises:
+        DataError: ``n`` is below 1 or there is no such plane.
+    """
+    if n < 1:
+        raise DataError(f"Expected at least 1 slice, found {n}.")
+    size = volume.voxels.shape[_display(volume, plane).axis]
+    count = min(n, size)
+    return [(2 * part + 1) * size // (2 * count) for part in range(count)]
+
+
+def slice_images(
+    volume: Volume, n: int, window: str | tuple[float, float] | None = None, plane: str = "axial"
+) -> list[Image.Image]:
+    """Show evenly spaced slices as pictures, in the order of :func:`select_slices`.
+
+    The pictures follow the radiological convention, whatever the volume's orientation: axial slices as seen from the
+    feet, anterior up and the patient's right on the picture's left; coronal slices with the head up and the patient's
+    right on the left; sagittal slices with the head up and anterior on the left. Where the voxels are not square in
+    the plane, the axis with the larger spacing is enlarged (bilinear), so that pixels are square and none is lost.
+
+    Args:
+        volume: the volume.
+        n: see :func:`select_slices`.
+        window: see :func:`medmllm_plugins.data.readers.intensity_windows.apply_window`; ``None`` looks at the whole volume, so that all
+            slices share one range.
+        plane: see :func:`select_slices`.
+
+    Returns:
+        Images of one size in mode ``RGB``, grey levels repeated over the channels.
+
+    Raises:
+        DataError: see :func:`select_slices` and :func:`medmllm_plugins.data.readers.intensity_windows.apply_window`; or a side would be
+            longer than :data:`MAX_SIDE`.
+    """
+    chosen = select_slices(volume, n, plane=plane)
+    how = _display(volume, plane)
+    low, high = window_bounds(volume.voxels, window, volume.unit)
+    sides = [volume.voxels.shape[axis] * volume.spacing[axis] for axis in (how.columns, how.rows)]
+    finest = min(volume.spacing[how.rows], volume.spacing[how.columns])
+    size = (max(1, round(sides[0] / finest)), max(1, round(sides[1] / finest)))
+    if max(size) > MAX_SIDE:
+        raise DataError(
+            f"Expected slices of at most {MAX_SIDE} pixels a side, found {size[0]} x {size[1]} once their pixels are "
+            f"square; resample the volume (spacing {volume.spacing} mm)."
+        )
+    pictures = []
+    for index in chosen:
+        values: npt.NDArray[np.float32] = volume.voxels.take([index], axis=how.axis).squeeze(how.axis)
+        values = values if how.rows < how.columns else values.T
+        pictures.append(_picture(to_grey(values[:: how.flips[0], :: how.flips[1]], low, high), size))
+    return pictures
+
+
+def montage(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Put pictures into one, row by row from the top left, without gaps.
+
+    Args:
+        images: at least one; smaller ones stand at the top left of their cell on black.
+        columns: number of columns; ``None`` for a grid as square as it goes, with no more rows than columns.
+
+    Returns:
+        One image in mode ``RGB``; cells left over are black.
+
+    Raises:
+        DataError: there is no picture, or ``columns`` is below 1.
+    """
+    if not images:
+        raise DataError("Expected at least one picture for a montage, found none.")
+    if columns is not None and columns < 1:
+        raise DataError(f"Expected a montage of at least 1 column, found {columns}.")
+    across = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    width, height = (max(sizes) for sizes in zip(*(image.size for image in images), strict=True))
+    canvas = Image.new("RGB", (across * width, math.ceil(len(images) / across) * height))
+    for index, image in enumerate(images):
+        canvas.paste(image.convert("RGB"), (index % across * width, index // across * height))
+    return canvas
+
+
+@dataclass(frozen=True, slots=True)
+class _Display:
+    """How a plane of a volume is shown.
+
+    Attributes:
+        axis: the axis of the array that runs through the slices.
+        rows: the axis that becomes the picture's rows.
+        columns: the axis that becomes the picture's columns.
+        flips: for rows and columns 1 or -1, -1 where the array grows against the picture.
+    """
+
+    axis: int
+    rows: int
+    columns: int
+    flips: tuple[int, int]
+
+
+def _display(volume: Volume, plane: str) -> _Display:
+    if plane not in _PLANES:
+        raise DataError(f"Expected a plane among {sorted(_PLANES)}, found {shown(plane)}.")
+    letters = volume.orientation[::-1]  # by axis of the array
+    if volume.voxels.shape[0] == 1:
+        plane = next(name for name, (through, _, _) in _PLANES.items() if letters[0] in through)
+    through, row, column = _PLANES[plane]
+    rows, columns = (next(axis for axis in range(3) if letters[axis] in (end, _OPPOSITE[end])) for end in (row, column))
+    return _Display(
+        axis=next(axis for axis in range(3) if letters[axis] in through),
+        rows=rows,
+        columns=columns,
+        flips=(1 if letters[rows] == row else -1, 1 if letters[columns] == column else -1),
+    )
+
+
+def _picture(grey: npt.NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(grey))
+    return (image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)).convert("RGB")

@@ -1,0 +1,322 @@
+"""Volumes: NIfTI, NRRD, MetaImage, NumPy arrays and DICOM become voxels in a known orientation.
+
+Headers of files other than DICOM are read by modules of their own, checked against the length of the data, and the data
+unpacked no further than the header promises. SimpleITK sees only arrays in memory: it reads truncated or altered files
+without a word.
+"""
+
+# SimpleITK declares that it is typed but annotates next to nothing.
+# mypy: untyped-calls-exclude="SimpleITK"
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from medmllm_plugins.data.readers.decode_limit import VARIABLE, max_voxels
+from medmllm_plugins.data.readers.dicom import dicom_geometry, read_dicom
+from medmllm_plugins.data.readers.dicom_elements import starts_like_dicom
+from medmllm_plugins.data.readers.intensity_windows import Unit
+from medmllm_plugins.data.readers.metaimage import read_metaimage_header
+from medmllm_plugins.data.readers.nifti import read_nifti_header
+from medmllm_plugins.data.readers.nrrd import read_nrrd_header
+from medmllm_plugins.data.readers.volume_arrays import read_volume_array_header
+from medmllm_plugins.data.readers.volume_headers import VolumeHeader
+from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
+from medmllm_plugins.data.readers.voxels import read_voxels
+from medmllm_plugins.errors import DataError, shown
+from medmllm_plugins.utils.regular_files import head
+
+ORIENTATIONS = frozenset(
+    "".join(letters) for axes in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*axes)
+)
+"""The 48 orientations; see :class:`Volume` for how one is read."""
+
+_KINDS = {
+    ".npy": "numpy",
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+}
+_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
+    "nifti": read_nifti_header,
+    "nrrd": read_nrrd_header,
+    "metaimage": read_metaimage_header,
+    "numpy": read_volume_array_header,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """Voxels with their size and the way they stand in the patient.
+
+    Axis 0 of the array is the slice axis, axis 1 the rows of a slice, axis 2 its columns. ``orientation`` names, for x
+    (axis 2), y (axis 1) and z (axis 0) in this order, the side of the patient towards which the index **grows**: with
+    ``"RAS"``, ``voxels[z, y, x]`` moves to the patient's right with x, to the front with y and to the head with z, so
+    that ``voxels[0, 0, 0]`` is the left, posterior, inferior corner. This is how NIfTI, nibabel and ITK's
+    ``DICOMOrient`` use the letters; ITK's older ``OrientImageFilter`` names the side that an axis comes *from*. A DICOM
+    slice as stored is ``"LPS"``.
+
+    Attributes:
+        voxels: ``[D, H, W]`` float32, finite.
+        spacing: distances of voxel centres in mm along z, y and x, the order of the array's axes.
+        orientation: one of :data:`ORIENTATIONS`. Of an oblique scan, the nearest axes: voxels are never resampled to a
+            straight grid.
+        unit: ``"HU"`` or ``"any"``.
+
+    Raises:
+        DataError: the shape, type, spacing, orientation or unit is none of these.
+    """
+
+    voxels: npt.NDArray[np.float32]
+    spacing: tuple[float, float, float]
+    orientation: str
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        if self.voxels.ndim != 3 or self.voxels.dtype != np.float32 or 0 in self.voxels.shape:
+            raise DataError(
+                "Expected voxels as a float32 array [D, H, W], "
+                f"found {self.voxels.dtype} {list(self.voxels.shape)}; convert them."
+            )
+        if len(self.spacing) != 3:
+            raise DataError(f"Expected spacings along z, y and x, found {len(self.spacing)} numbers.")
+        check_spacing(self.spacing, "volume")
+        _check_orientation(self.orientation)
+        _check_unit(self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """What a header tells.
+
+    Attributes:
+        kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"``, ``"numpy"`` or ``"dicom"``.
+        shape: voxels along z, y and x as stored; :func:`read_volume` may put the axes in another order.
+        spacing: mm along z, y and x as stored; of NumPy arrays 1, as they state none.
+        orientation: as stored, see :class:`Volume`; ``""`` where the file states none.
+    """
+
+    kind: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+
+
+def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = None) -> Volume:
+    """Read a volume in the orientation asked for.
+
+    Axes are swapped and flipped, so no value changes; an oblique scan gets the nearest axes. Rescale slope and
+    intercept of DICOM and NIfTI are applied. Integers above 16 777 216 are rounded to float32.
+
+    - ``.npy``: ``[D, H, W]`` or ``[D, H, W, 1]``. An array states neither spacing nor orientation: the spacing is taken
+      to be 1 mm and the array to stand as ``orientation`` says, so nothing is flipped.
+    - ``.nii``, ``.nii.gz``: NIfTI-1 and NIfTI-2 in one file; which of sform and qform counts is
+      decided as in SimpleITK, see :func:`medmllm_plugins.data.readers.nifti.read_nifti_header`.
+    - ``.nrrd``, ``.nhdr``; ``.mha``, ``.mhd``; a data file that a header names has to lie below the header's folder. A
+      MetaImage without TransformMatrix stands as LPS.
+    - ``.dcm``, or any file with the DICOM prefix, and folders: see :func:`medmllm_plugins.data.readers.dicom.read_dicom`.
+
+    One slice is a volume only in a DICOM file of one frame or a two-dimensional NIfTI, NRRD or MetaImage. It keeps the
+    orientation in which it is stored (LPS where the file cannot say), as its slice axis has to stay axis 0.
+
+    Args:
+        path: a file or a folder.
+        orientation: one of :data:`ORIENTATIONS`.
+        unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless told. A given
+            unit goes before what DICOM says.
+
+    Returns:
+        The volume.
+
+    Raises:
+        DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut
+            short or damaged; the volume is not three-dimensional, has several values a voxel, one slice, a size above
+            the limit of :mod:`medmllm_plugins.data.readers.decode_limit`, or values that are not finite; a spacing is
+            not above 0 or above 100 mm; a NIfTI or NRRD file does not state its orientation; axes are not
+            perpendicular; a data file does not lie below its header's folder; ``orientation`` or ``unit`` does not
+            exist.
+    """
+    _check_orientation(orientation)
+    if unit is not None:
+        _check_unit(unit)
+    kind = _kind(path)
+    if kind == "dicom":
+        scan = read_dicom(path)
+        return _volume(path, scan.image, orientation, unit or scan.unit, scan.single)
+    header = _HEADERS[kind](path)
+    _check_thickness(header)
+    stored = orientation if header.direction is None else _stands(header.direction)
+    orientation = stored if header.flat else orientation
+    # For x, y and z of the result: the axis that runs that way in the file, or against it.
+    sources = [next(axis for axis, side in enumerate(stored) if side in _SIDES[wish]) for wish in orientation]
+    flips = [2 - at for at, source in enumerate(sources) if stored[source] != orientation[at]]
+    axes = [2 - sources[2 - axis] for axis in range(3)]
+    voxels = read_voxels(header, axes, flips)
+    spacing = (header.spacing[axes[0]], header.spacing[axes[1]], header.spacing[axes[2]])
+    return Volume(voxels, spacing, orientation, unit or "any")
+
+
+def volume_facts(path: Path) -> VolumeFacts:
+    """Read size and spacing from a header; of a DICOM folder from the headers of its files.
+
+    Args:
+        path: see :func:`read_volume`.
+
+    Returns:
+        The facts.
+
+    Raises:
+        DataError: see :func:`read_volume`; damaged or missing voxels may go unnoticed.
+    """
+    kind = _kind(path)
+    if kind == "dicom":
+        found = dicom_geometry(path)
+        size, spacing = found.size, found.spacing
+        return VolumeFacts(
+            kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _stands(found.direction)
+        )
+    header = _HEADERS[kind](path)
+    if kind == "numpy":
+        _check_thickness(header)
+    stored = "" if header.direction is None else _stands(header.direction)
+    return VolumeFacts(kind, header.shape, header.spacing, stored)
+
+
+def _check_thickness(header: VolumeHeader) -> None:
+    if not header.flat and 1 in header.shape:
+        raise _too_thin(header.path, header.shape)
+
+
+def _too_thin(path: Path, shape: Sequence[int]) -> DataError:
+    return DataError(
+        f"{path}: expected at least 2 voxels along each axis, got {list(shape)}; a single slice is a volume only as a "
+        "two-dimensional image or a DICOM file."
+    )
+
+
+_SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
+"""A side of the patient, to the two ends of its axis."""
+
+
+def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: Sequence[int] | None = None) -> Volume:
+    """Resample linearly to another spacing or shape; give one of the two.
+
+    The field of view stays: with ``shape`` exactly, with ``spacing`` to the nearest voxel and about the same centre.
+    Values between voxel centres are interpolated, and are exact where the volume is linear; values beyond the outermost
+    centres repeat these. Nothing is smoothed, so strongly coarser grids alias.
+
+    Args:
+        volume: the volume.
+        spacing: mm along z, y and x.
+        shape: voxels along z, y and x.
+
+    Returns:
+        A new volume of the same orientation and unit.
+
+    Raises:
+        DataError: both or neither are given, there are not three, a value is not above 0, or the result would have
+            more than :func:`medmllm_plugins.data.readers.decode_limit.max_voxels`.
+    """
+    if (spacing is None) == (shape is None):
+        raise DataError("Expected either a spacing or a shape to resample to, found both or neither.")
+    old = volume.voxels.shape
+    extent = [count * step for count, step in zip(old, volume.spacing, strict=True)]
+    if spacing is not None:
+        steps = _three(spacing, "spacings")
+        check_spacing(steps, "resample")
+        counts = [max(1, round(length / step)) for length, step in zip(extent, steps, strict=True)]
+    else:
+        counts = [int(count) for count in _three(shape or (), "sizes")]
+        if min(counts) < 1:
+            raise DataError(f"Expected sizes of at least 1 voxel, found {counts}.")
+        steps = [length / count for length, count in zip(extent, counts, strict=True)]
+        check_spacing(steps, "resample")
+    if math.prod(counts) > (most := max_voxels()):
+        raise DataError(
+            f"Expected at most {most:,} voxels after resampling, got {math.prod(counts):,}; choose a coarser grid, or "
+            f"raise the limit {VARIABLE}."
+        )
+    # Both grids have their middle at the same place.
+    starts = [
+        ((old_count - 1) * old_step - (count - 1) * step) / 2
+        for old_count, old_step, count, step in zip(old, volume.spacing, counts, steps, strict=True)
+    ]
+    image = sitk.GetImageFromArray(volume.voxels)
+    image.SetSpacing(volume.spacing[::-1])
+    grid = sitk.ResampleImageFilter()
+    grid.SetSize(counts[::-1])
+    grid.SetOutputSpacing(steps[::-1])
+    grid.SetOutputOrigin(starts[::-1])
+    grid.SetInterpolator(sitk.sitkLinear)
+    grid.SetUseNearestNeighborExtrapolator(True)
+    voxels = sitk.GetArrayFromImage(grid.Execute(image))
+    return Volume(voxels, (steps[0], steps[1], steps[2]), volume.orientation, volume.unit)
+
+
+def _kind(path: Path) -> str:
+    """The kind of a file by its name, and for names that say nothing by the DICOM prefix."""
+    if path.is_dir():
+        return "dicom"
+    content = head(path, 132)
+    name = path.name.lower()
+    for ending, kind in _KINDS.items():
+        if name.endswith(ending):
+            return kind
+    if starts_like_dicom(content) or name.endswith((".dcm", ".dicom", ".ima")):
+        return "dicom"
+    known = ", ".join(_KINDS)
+    raise DataError(
+        f"{path}: expected a volume as {known}, DICOM file or folder, found {path.suffix or 'no ending'} "
+        "without the DICOM prefix; convert it, or correct the name."
+    )
+
+
+def _check_orientation(orientation: str) -> None:
+    if orientation not in ORIENTATIONS:
+        raise DataError(
+            "Expected an orientation of three letters, one each of L or R, A or P and S or I, such as RAS or LPS, "
+            f"found {shown(orientation)}."
+        )
+
+
+def _check_unit(unit: str) -> None:
+    if unit not in ("HU", "any"):
+        raise DataError(f'Expected the unit to be "HU" or "any", found {shown(unit)}.')
+
+
+def _three(values: Sequence[float], what: str) -> list[float]:
+    if len(values) != 3:
+        raise DataError(f"Expected three {what}, along z, y and x, found {len(values)}.")
+    return [float(value) for value in values]
+
+
+def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single: bool) -> Volume:
+    """A three-dimensional image in the orientation asked for."""
+    if single:
+        orientation = _stands(image.GetDirection())
+    elif 1 in image.GetSize():
+        raise _too_thin(path, image.GetSize()[::-1])
+    else:
+        image = sitk.DICOMOrient(image, orientation)
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(f"{path}: expected one value a voxel, found {image.GetNumberOfComponentsPerPixel()}.")
+    stored = sitk.GetArrayViewFromImage(image)
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused
+        voxels = stored.astype(np.float32)
+    x, y, z = image.GetSpacing()
+    return Volume(voxels if stored.dtype.kind in "iu" else finite(voxels, path), (z, y, x), orientation, unit)
+
+
+def _stands(direction: Sequence[float]) -> str:
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(part) for part in direction]))

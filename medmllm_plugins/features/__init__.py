@@ -1,0 +1,1 @@
+"""Features of a model's stages: forward hooks, pooling, the feature store and control features."""

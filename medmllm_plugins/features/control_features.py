@@ -1,0 +1,137 @@
+"""What probes find without the model: in raw pixels, and behind a vision tower that was never trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from medmllm_plugins.features.hooks import Key, Taps
+from medmllm_plugins.models.base import LoadedModel, Shown
+from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.generation import prefill
+from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, small
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.readers.volumes import Volume
+
+PIXELS = "floor.pixels"
+RANDOM = "floor.random"
+"""Begins the names of loci of the re-initialised encoder: ``floor.random.vision.00`` …"""
+SIDE = 32
+
+
+def pixels(shown: Shown) -> npt.NDArray[np.float16]:
+    """What the raw-pixel floor is fitted on: the picture shrunk to 32 x 32 in colour, 0 to 255, (3072,).
+
+    Of several pictures the mean; of a volume 16 slices of 16 x 16 grey values, (4096,).
+    """
+    if isinstance(shown, Image.Image):
+        return small(shown, "RGB", SIDE).astype(np.float16)
+    if isinstance(shown, Sequence):
+        return np.asarray(np.mean([small(picture, "RGB", SIDE) for picture in shown], axis=0), dtype=np.float16)
+    return _slices(shown)
+
+
+def _slices(volume: Volume) -> npt.NDArray[np.float16]:
+    from medmllm_plugins.data.readers.slices import slice_images
+
+    found = slice_images(volume, SLICES)
+    chosen = np.linspace(0, len(found) - 1, SLICES).round().astype(int)
+    return np.concatenate([small(found[place], "L", SLICE_SIDE) for place in chosen]).astype(np.float16)
+
+
+class _Enough(Exception):
+    """The connector has returned; what would follow is not needed."""
+
+
+class RandomEncoder:
+    """The model's own vision tower and connector with weights drawn anew, run on the same images.
+
+    A probe behind it tells what the architecture and the probe alone can do. Matrices are normal with variance 1 over
+    the number of inputs, biases 0, norms 1, embeddings normal with deviation 0.02, and single vectors (class token,
+    scales of layers) normal with the mean square that they have.
+    """
+
+    def __init__(self, loaded: LoadedModel, poolings: Sequence[str], seed: int = 0) -> None:
+        """Draw the weights; those of the model stay as they are.
+
+        Args:
+            loaded: the model; its tower's weights must be floating-point numbers.
+            poolings: which to keep.
+            seed: of the drawing.
+        """
+        self._loaded = loaded
+        self._taps = Taps(loaded, poolings, vision_only=True)
+        generator = torch.Generator().manual_seed(seed)
+        self._drawn: list[tuple[nn.Parameter, Tensor]] = []
+        for module in _encoder(loaded):
+            for name, value in module.named_parameters(recurse=False):
+                drawn = _draw(module, name, value, generator)
+                self._drawn.append((value, drawn.to(value.device, value.dtype)))
+
+    @staticmethod
+    def possible(loaded: LoadedModel) -> bool:
+        """Whether the tower's weights can be exchanged: those of a quantised one cannot."""
+        return all(value.is_floating_point() for module in _encoder(loaded) for value in module.parameters(False))
+
+    @torch.inference_mode()
+    def features(self, inputs: Mapping[str, Tensor]) -> dict[Key, Tensor]:
+        """What the loci of tower and connector hold for a batch, as :attr:`Taps.found`, under names of their own."""
+
+        def stop(*_: Any) -> None:
+            raise _Enough
+
+        handle = stage(self._loaded.model, self._loaded.family.connector).register_forward_hook(stop)
+        try:
+            with self._exchanged(), self._taps.prompt(inputs), suppress(_Enough):  # the LLM has no part in the floor
+                prefill(self._loaded.model, inputs)
+        finally:
+            handle.remove()
+        return {(f"{RANDOM}.{name}", pooling): value for (name, pooling), value in self._taps.found.items()}
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._taps.close()
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        own = [value.data for value, _ in self._drawn]
+        for value, drawn in self._drawn:
+            value.data = drawn
+        try:
+            yield
+        finally:
+            for (value, _), data in zip(self._drawn, own, strict=True):
+                value.data = data
+
+
+def _encoder(loaded: LoadedModel) -> list[nn.Module]:
+    """All modules of tower and connector, each once."""
+    known = loaded.family
+    # `model.vision_tower.encoder.layers`: the tower is what stands directly below the inner model.
+    tower = ".".join(known.vision_blocks.split(".")[:2])
+    found = {id(module): module for name in (tower, known.connector) for module in stage(loaded.model, name).modules()}
+    return list(found.values())
+
+
+def _draw(module: nn.Module, name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    shape = tuple(value.shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if value.dim() == 1:
+        if "norm" not in type(module).__name__.lower():  # a class token, or the scale of a layer
+            return torch.randn(shape, generator=generator) * float(value.float().square().mean().sqrt())
+        # Gemma's RMS norms add 1 to their weight.
+        return torch.full(shape, 0.0 if "gemma" in type(module).__name__.lower() else 1.0)
+    if name.endswith("weight") and not isinstance(module, nn.Embedding):
+        inputs = math.prod(shape[1:])
+        return torch.randn(shape, generator=generator) / math.sqrt(inputs)
+    return torch.randn(shape, generator=generator) * 0.02

@@ -1,0 +1,147 @@
+"""Keeping the features of one task while its documents are answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from medmllm_plugins.features.control_features import PIXELS, RANDOM, RandomEncoder
+from medmllm_plugins.features.hooks import Key, Taps
+from medmllm_plugins.features.store import LENS, Header, Locus, write_header
+from medmllm_plugins.features.store_writer import Kept, Writer, stacked
+from medmllm_plugins.features.unused_layers import unread
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.prompts.feature_options import MEAN, Features
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What the features of a task are of; see :class:`medmllm_plugins.features.store.Header`."""
+
+    task: str
+    dataset: str
+    labels: tuple[str, ...]
+    dataset_fingerprint: str
+    model: str
+    model_fingerprint: str
+
+
+class Capture:
+    """Features of one task, from the hooks on the model to the store on disk."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        features: Features,
+        subject: Subject,
+        folder: Path,
+        rank: int,
+        example: Mapping[str, Tensor],
+    ) -> None:
+        """Put hooks on the model.
+
+        Args:
+            loaded: the model.
+            features: what is to be kept.
+            subject: what it is of.
+            folder: of the store; made when the first batch comes.
+            rank: of this process.
+            example: the input of one document, to try on it which layers the LLM reads.
+        """
+        self._unread = unread(loaded, example)
+        self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
+        self.watch = Taps(loaded, features.poolings)
+        self._random: RandomEncoder | None = None
+        if features.floor and RandomEncoder.possible(loaded):
+            self._random = RandomEncoder(loaded, features.poolings)
+        elif features.floor:
+            logger.warning("%s: the vision tower is quantised, so there is no floor of a random encoder.", subject.task)
+        self._writer: Writer | None = None
+
+    def keep(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        inputs: Mapping[str, Tensor],
+        pixels: Sequence[npt.NDArray[np.float16]],
+        verbalizers: Sequence[Sequence[int]],
+    ) -> None:
+        """Keep what :attr:`watch` saw of a batch; writing goes on in the background.
+
+        Args:
+            records: what is told of each document in the index.
+            inputs: the batch's input.
+            pixels: of each document, see :func:`medmllm_plugins.features.control_features.pixels`.
+            verbalizers: token ids of each label as the answer to the question.
+
+        Raises:
+            OSError: the features of an earlier batch could not be written.
+        """
+        lens, logits = self.watch.lens(verbalizers)
+        found = dict(self.watch.found)
+        if self._random is not None:
+            found |= self._random.features(inputs)
+        shrunk = np.stack(pixels)
+        if self._writer is None:
+            self._open(found, shrunk.shape[1], lens)
+        assert self._writer is not None
+        names, stacks, copied = stacked(found)
+        beside = {f"{PIXELS}/{MEAN}": shrunk.astype(np.float32), LENS: logits.transpose(0, 1).cpu().numpy()}
+        self._writer.add(Kept(records, names, stacks, beside, copied))
+
+    def _open(self, found: Mapping[Key, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
+        """Begin the store: only now the widths are known."""
+        part_of = {place.name: place.part for place in self.watch.places}
+        poolings: dict[str, dict[str, int]] = {}
+        for (name, pooling), value in found.items():
+            poolings.setdefault(name, {})[pooling] = value.shape[-1]
+        order = [name for name in part_of if name in poolings]
+        order += [name for name in poolings if name not in part_of]
+        loci = [
+            Locus(
+                name,
+                part_of.get(name, "floor"),
+                tuple(poolings[name]),
+                tuple(poolings[name].values()),
+                read=name.removeprefix(f"{RANDOM}.") not in self._unread,
+            )
+            for name in order
+        ]
+        loci.append(Locus(PIXELS, "floor", (MEAN,), (pixels,)))
+        told = self._subject
+        header = Header(
+            task=told.task,
+            dataset=told.dataset,
+            labels=told.labels,
+            dataset_fingerprint=told.dataset_fingerprint,
+            model=told.model,
+            model_fingerprint=told.model_fingerprint,
+            loci=tuple(loci),
+            lens=lens,
+        )
+        write_header(self._folder, header)
+        self._writer = Writer(self._folder, self._rank)
+
+    def durable(self) -> list[str]:
+        """Ids of the documents whose features have reached the disk since the last call."""
+        return [] if self._writer is None else self._writer.durable()
+
+    def close(self) -> None:
+        """Take the hooks off and wait until everything is written.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        self.watch.close()
+        if self._random is not None:
+            self._random.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,1 @@
+"""Interventions on a model, each undone when its context ends."""

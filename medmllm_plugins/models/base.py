@@ -1,0 +1,259 @@
+"""The one interface behind which every family of models stands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, Union
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.checkpoint import fingerprint
+from medmllm_plugins.models.families.family_registry import Family
+from medmllm_plugins.models.generation import first_token, greedy, prefill, score_labels
+from medmllm_plugins.models.slicing import Stage, rows_of
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.readers.volumes import Volume
+
+Shown: TypeAlias = Union[Image, Sequence[Image], "Volume"]
+"""What a question is about: an image, several of them, or a volume; which of these, the model says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A solved example before a question: its text, the number of its images, and the right answer."""
+
+    question: str
+    images: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question behind solved examples, whose images come first."""
+
+    examples: tuple[Example, ...]
+    question: str
+
+
+Question: TypeAlias = str | Asked
+"""What is asked: a text, or one behind solved examples, which models that take several images may be given."""
+
+
+def single(question: Question) -> str:
+    """The text of a question without examples.
+
+    Raises:
+        ModelError: it has some, and the model answers single turns.
+    """
+    if isinstance(question, Asked):
+        raise ModelError("Expected a question without few-shot examples, since the model answers single turns.")
+    return question
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A model's answer.
+
+    Attributes:
+        text: the generated text as decoded, special tokens left out and whitespace kept.
+        tokens: number of generated tokens, the end-of-sequence token not counted.
+        scores: log p(label | prompt, image) in nats for each label asked about, see
+            :func:`medmllm_plugins.models.generation.score_labels`; ``None`` when none was.
+        label_tokens: number of tokens that each of these scores is a sum over.
+    """
+
+    text: str
+    tokens: int
+    scores: tuple[float, ...] | None = None
+    label_tokens: tuple[int, ...] | None = None
+
+
+class Watch(Protocol):
+    """Who looks at what the stages return while a model answers."""
+
+    @property
+    def looks_at_answers(self) -> bool:
+        """Whether the first token of each answer is run for it."""
+
+    def prompt(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+        """Entered while the prompts of a batch, with their images, go through the model, and no longer."""
+
+    def answer(self) -> AbstractContextManager[object]:
+        """Entered while the first token of each answer does."""
+
+
+class LoadedModel(ABC):
+    """A model in memory, ready to be asked about images.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, its parameters frozen.
+        tokenizer: its tokenizer.
+        family: its architecture, which says where its stages stand; a model of a plugin's own may bring its own.
+        device: where the model is.
+        dtype: dtype of its weights.
+        max_length: the most tokens that prompt (image tokens included) and answer may have together.
+        eos_token_ids: tokens that end an answer.
+        pad_token_id: the token prompts are padded with on the left.
+        shows: what a question to it is about: ``"image"`` (one), ``"images"`` (one or several) or ``"volume"``.
+        given: so many tokens at the beginning of each of :meth:`label_ids` stand before the label and are not scored.
+        max_new_tokens: the longest answer, where the model needs more than a task asks for; ``None`` otherwise.
+        doubts: what looks wrong with the weights, a sentence each.
+    """
+
+    shows: ClassVar[Literal["image", "images", "volume"]] = "image"
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    max_new_tokens: int | None = None
+    doubts: tuple[str, ...] = ()
+    _files: tuple[Path, ...]
+
+    @property
+    def given(self) -> int:
+        """Number of tokens before each label that are not scored."""
+        return 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all files the model was made from, see :func:`medmllm_plugins.models.checkpoint.fingerprint`."""
+        return fingerprint(self._files)
+
+    @abstractmethod
+    def render(self, question: Question) -> str:
+        """Return the whole prompt as text, image placeholder included."""
+
+    @abstractmethod
+    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
+        """Make the model's input from B questions about one image each.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, (B, L), int64, padded on the left; ``pixel_values``, (B, 3, H, W),
+            of the model's dtype. All on the model's device.
+
+        Raises:
+            ModelError: a question or an image cannot be taken.
+        """
+
+    @abstractmethod
+    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
+        """Token ids of each label as the answer to ``question``.
+
+        Raises:
+            ModelError: a label is empty, or merges with the prompt's last token so that it has no tokens of its own.
+        """
+
+    def rows_of(self, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
+        """How many rows of a stage's output belong to each of B documents.
+
+        Args:
+            stage: ``"vision"`` or ``"connector"``.
+            inputs: what :meth:`prepare` returned for them.
+        """
+        return rows_of(self.model, self.family, stage, inputs)
+
+    def image_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Which tokens of the prompts stand for images, (B, L), bool."""
+        config: Any = self.model.config
+        return inputs["input_ids"] == int(config.image_token_id)
+
+    def check_length(self, prompt: int, new: int) -> None:
+        """Refuse a prompt of ``prompt`` tokens with ``new`` tokens to come if both exceed ``max_length``."""
+        if prompt + new > self.max_length:
+            raise ModelError(
+                f"The prompt has {prompt} tokens (image tokens included) and {new} may follow: {prompt + new} in all, "
+                f"but the model takes {self.max_length}. Shorten the question or lower max_new_tokens."
+            )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        questions: Sequence[Question],
+        images: Sequence[Shown],
+        *,
+        max_new_tokens: int,
+        labels: Sequence[str] | None = None,
+        inputs: dict[str, Tensor] | None = None,
+        watch: Watch | None = None,
+    ) -> list[Generation]:
+        """Answer B questions about one image each, greedily, and score labels from the same prefill.
+
+        Args:
+            questions: one for each image.
+            images: 8-bit images.
+            max_new_tokens: the most tokens of an answer; 0 gives empty texts, for when only scores are wanted.
+            labels: answers to score for each question; ``None`` or empty for none.
+            inputs: what :meth:`prepare` returned for these questions, where it was called ahead.
+            watch: looks at what the stages return.
+
+        Raises:
+            ModelError: the input cannot be taken, or is too long with what is to follow.
+        """
+        if max_new_tokens < 0:
+            raise ModelError(f"Expected `max_new_tokens` to be 0 or more, but got {max_new_tokens}.")
+        if not questions and not images:
+            return []
+        if inputs is None:
+            inputs = self.prepare(questions, images)
+        ids = self._ids_of(questions, labels) if labels else []
+        longest = max((len(label) for row in ids for label in row), default=0)
+        self.check_length(int(inputs["attention_mask"].sum(-1).max()), max(max_new_tokens, longest))
+
+        with nullcontext() if watch is None else watch.prompt(inputs):
+            start = prefill(self.model, inputs)
+        if watch is not None and watch.looks_at_answers:
+            with watch.answer():
+                first_token(self.model, start)
+        # Scores come first: greedy decoding extends the cache in place.
+        scores = (
+            [tuple(row) for row in score_labels(self.model, start, ids, given=self.given).tolist()]
+            if ids
+            else [None] * len(images)
+        )
+        rows = greedy(
+            self.model,
+            start,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=self.eos_token_ids,
+        )
+        texts = [
+            str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            for row in rows
+        ]
+        counts = [tuple(len(label) - self.given for label in labels) for labels in ids] if ids else [None] * len(images)
+        return [
+            Generation(text, len(row), score, count)
+            for text, row, score, count in zip(texts, rows, scores, counts, strict=True)
+        ]
+
+    def _ids_of(self, questions: Sequence[Question], labels: Sequence[str]) -> list[list[list[int]]]:
+        """Token ids of the labels for each question; a question that is asked often is tokenised once."""
+        found = []
+        for question in questions:
+            key = (question, tuple(labels))
+            if key not in self._labels_of:
+                ids = self.label_ids(question, labels)
+                if len({tuple(row) for row in ids}) < len(ids):
+                    raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
+                self._labels_of[key] = ids
+            found.append(self._labels_of[key])
+        return found
+
+    @cached_property
+    def _labels_of(self) -> dict[tuple[Question, tuple[str, ...]], list[list[int]]]:
+        return {}

@@ -1,0 +1,1 @@
+"""Architectures: the names of their stages and the layout of their tokens, one file each."""

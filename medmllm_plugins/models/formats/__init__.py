@@ -1,0 +1,1 @@
+"""Checkpoint formats of the models' authors, converted to transformers' own models."""

@@ -1,0 +1,270 @@
+"""Models in the format of the first LLaVA code: HuatuoGPT-Vision and LLaVA-Med, as transformers' own LLaVA.
+
+Such a checkpoint holds the LLM's config with ``mm_*`` keys beside it, and names its tensors in another way. The tower
+is CLIP, the connector an MLP of two layers. Sources: Chen et al., "HuatuoGPT-Vision", arXiv:2406.19280 (2024); Li et
+al., "LLaVA-Med", arXiv:2306.00890 (2023).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Qwen2Config,
+)
+
+from medmllm_plugins.errors import ModelError, one_line, shown
+from medmllm_plugins.models.base import LoadedModel, Question, Shown, single
+from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
+from medmllm_plugins.models.config_files import make_config, whole_number
+from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.families.family_registry import FAMILIES
+from medmllm_plugins.models.formats.base_configs import CLIP_TOWERS, base_config
+from medmllm_plugins.models.formats.conversion import FOREIGN, build_model
+from medmllm_plugins.models.image_inputs import eight_bit
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, label_tokens
+from medmllm_plugins.models.weight_warnings import untrained_parts
+from medmllm_plugins.plugins.published_checkpoints import HUATUOGPT_VISION, LLAVA_MED
+
+_LLMS: Mapping[str, Any] = {
+    "llava_qwen2": Qwen2Config,
+    "llava_llama": LlamaConfig,
+    "llava_mistral": MistralConfig,
+    "llava": LlamaConfig,
+}
+_RENAME = (
+    (re.compile(r"^model\.vision_tower\.vision_tower\.vision_model\."), "model.vision_tower."),
+    (re.compile(r"^model\.mm_projector\.0\."), "model.multi_modal_projector.linear_1."),
+    (re.compile(r"^model\.mm_projector\.2\."), "model.multi_modal_projector.linear_2."),
+    (re.compile(r"^model\.(layers|norm|embed_tokens)\."), r"model.language_model.\1."),
+)
+# Old ways of saving kept the positions 0, 1, 2, ….
+_BUFFERS = re.compile(r"\.position_ids$|\.rotary_emb\.inv_freq$")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A prompt's text before the image, and that behind it, with ``{}`` for the question."""
+
+    before: str
+    behind: str
+
+
+HUATUO = Template("<|user|>\n", "\n{}\n<|assistant|>\n")
+MISTRAL = Template("[INST] ", "\n{} [/INST]")
+
+
+def huatuogpt_vision(options: LoadOptions) -> OldLlava:
+    """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
+    return load(options, HUATUOGPT_VISION, HUATUO)
+
+
+def llava_med(options: LoadOptions) -> OldLlava:
+    """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
+    return load(options, LLAVA_MED, MISTRAL)
+
+
+def load(options: LoadOptions, sizes: Mapping[str, str], template: Template) -> OldLlava:
+    """Load a checkpoint of the first LLaVA format, with no network where the folder is whole.
+
+    Raises:
+        ModelError: there is no such checkpoint, it is of another format, or its weights do not fit its config.
+        OptionError: the device, the attention kernel or another option cannot be had.
+    """
+    options.check()
+    folder = find_folder(options.pretrained, sizes)
+    raw = read_json(folder / "config.json")
+    config, tokens = read_config(folder), _tokenizer(folder)
+    placeholder = _placeholder(tokens, int(config.get_text_config().vocab_size), folder)
+    config.image_token_id = placeholder
+    weights = open_weights(folder)
+    model = build_model(LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system"))
+    files = [folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer.model")]
+    square = str(raw.get("image_aspect_ratio") or "square") == "pad"
+    return OldLlava(
+        model,
+        tokens,
+        template,
+        _processor(folder, config),
+        square,
+        (*(f for f in files if f.is_file()), *weights.files),
+    )
+
+
+def rename(name: str) -> str | None:
+    """Give transformers' name for a tensor of the first LLaVA format; ``None`` for positions, which are no weights."""
+    if _BUFFERS.search(name):
+        return None
+    for pattern, new in _RENAME:
+        if pattern.match(name):
+            return pattern.sub(new, name)
+    return name
+
+
+def read_config(folder: Path) -> LlavaConfig:
+    """Read the ``config.json`` of a checkpoint of the first LLaVA format.
+
+    Raises:
+        ModelError: it is of another format, or names or describes a part that cannot be made.
+    """
+    source = folder / "config.json"
+    raw = read_json(source)
+    kind = str(raw.get("model_type"))
+    if kind not in _LLMS or "mm_vision_tower" not in raw:
+        raise ModelError(
+            f"{source}: expected a checkpoint of the first LLaVA format, with `mm_vision_tower` and a "
+            f"`model_type` among {', '.join(_LLMS)}, found {shown(kind)}. A repository of the same name in "
+            "transformers' own format is taken by --model medmllm_hf."
+        )
+    projector = raw.get("mm_projector_type")
+    if projector != "mlp2x_gelu":
+        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, found {shown(projector)}.")
+    select: Any = {"patch": "default", "cls_patch": "full"}.get(str(raw.get("mm_vision_select_feature") or "patch"))
+    if select is None:
+        raise ModelError(
+            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, found "
+            f"{shown(raw['mm_vision_select_feature'])}."
+        )
+    tower = base_config(str(raw["mm_vision_tower"]), CLIP_TOWERS, folder)
+    shapes = tower.get("vision_config", tower)
+    if not isinstance(shapes, Mapping):
+        raise ModelError(f"{source}: expected the vision tower's config to be an object, got {shown(shapes)}.")
+    vision = make_config(CLIPVisionConfig, shapes, source)
+    text = {
+        key: value for key, value in raw.items() if not key.startswith("mm_") and key not in ("model_type", "auto_map")
+    }
+    side, patch = (whole_number(vision.to_dict(), name, 0, source) for name in ("image_size", "patch_size"))
+    if not 0 < patch <= side:
+        raise ModelError(f"{source}: expected a `patch_size` of 1 to `image_size`, got {patch} and {side}.")
+    settings = {
+        "vision_config": vision,
+        "text_config": make_config(_LLMS[kind], text, source),
+        "image_seq_length": (side // patch) ** 2 + (select == "full"),
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": select,
+        "vision_feature_layer": whole_number(raw, "mm_vision_select_layer", -2, source),
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+    }
+    config: LlavaConfig = make_config(LlavaConfig, settings, source)
+    return config
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # broken files are met with errors of many types
+        raise ModelError(f"{folder}: expected a tokenizer, found {one_line(error)}; fetch its files again.") from error
+
+
+def _placeholder(tokenizer: Any, vocabulary: int, folder: Path) -> int:
+    """A token that no text comes to, to hold the image's place: one beyond the tokenizer's, else the one that ends."""
+    if len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}: it belongs to another "
+            "model."
+        )
+    return vocabulary - 1 if len(tokenizer) < vocabulary else int(tokenizer.eos_token_id)
+
+
+def _processor(folder: Path, config: LlavaConfig) -> Any:
+    side = int(config.vision_config.image_size)  # type: ignore[union-attr]
+    size = {"shortest_edge": side}
+    crop = {"height": side, "width": side}
+    return CLIPImageProcessorPil(size=size, crop_size=crop, do_convert_rgb=True)
+
+
+class OldLlava(LoadedModel):
+    """A model in memory; see :class:`medmllm_plugins.models.base.LoadedModel`."""
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        tokenizer: Any,
+        template: Template,
+        processor: Any,
+        square: bool,
+        files: tuple[Path, ...],
+    ) -> None:
+        """Wrap a loaded model; ``square``: images are padded to a square with the mean colour."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.family = FAMILIES["llava"]
+        self.device = model.device
+        self.dtype = model.dtype
+        self.max_length = int(model.config.get_text_config().max_position_embeddings)
+        self.eos_token_ids = (int(tokenizer.eos_token_id),)
+        # Padding is never attended to; it only must not be taken for an image.
+        self._image_token = int(model.config.image_token_id)
+        pad = next(
+            one
+            for one in (tokenizer.pad_token_id, tokenizer.unk_token_id, 0)
+            if one is not None and int(one) != self._image_token
+        )
+        self.pad_token_id = int(pad)
+        self.image_tokens = int(model.config.image_seq_length)
+        self.doubts = untrained_parts(model, self.family)
+        self._template = template
+        self._processor = processor
+        self._square = square
+        self._files = files
+        begin = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
+        self._opening = [*([] if begin is None else [int(begin)]), *encode_text(tokenizer, template.before)]
+
+    def render(self, question: Question) -> str:
+        """Return the whole prompt, ``<image>`` for the image's tokens."""
+        return f"{self._template.before}<image>{self._template.behind.format(single(question))}"
+
+    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
+        """Make the input of B questions about one image each; text before and behind the image is tokenised apart."""
+        if len(questions) != len(images) or not questions:
+            raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
+        pictures = []
+        for index, item in enumerate(images):
+            several = list(item) if isinstance(item, Sequence) else [item]
+            if len(several) != 1:
+                raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
+            picture = eight_bit(several[0], index)
+            pictures.append(self._padded(picture) if self._square else picture)
+        rows = [self._prompt_ids(single(question)) for question in questions]
+        longest = max(map(len, rows))
+        self.check_length(longest, 0)
+        ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        pixels: Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return {
+            "input_ids": to_device(ids, self.device, self.dtype),
+            "attention_mask": to_device(mask, self.device, self.dtype),
+            "pixel_values": to_device(pixels, self.device, self.dtype),
+        }
+
+    def _padded(self, picture: Image.Image) -> Image.Image:
+        side = max(picture.size)
+        colour = tuple(int(value * 255) for value in self._processor.image_mean)
+        square = Image.new("RGB", (side, side), colour)
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return square
+
+    def _prompt_ids(self, question: str) -> list[int]:
+        behind = encode_text(self.tokenizer, self._template.behind.format(question))
+        return [*self._opening, *[self._image_token] * self.image_tokens, *behind]
+
+    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
+        """Token ids of each label as it follows the prompt, tokenised together with the text behind the image."""
+        behind = self._template.behind.format(single(question))
+        blank = "" if behind.endswith("\n") else " "
+        return label_tokens(self.tokenizer, behind, blank, labels)

@@ -1,0 +1,61 @@
+"""What a hook gave, made into plain declarations: a plugin's own classes may do anything when they are looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+from medmllm_plugins.plugins.guard import described, pictured
+
+MOST_ITEMS: Final = 1000
+"""Declarations of one hook; a hook that gives more, as one that yields for ever, brings nothing."""
+
+_Item = TypeVar("_Item")
+
+
+class WrongResult(Exception):
+    """A hook gave something else than a bounded number of declarations."""
+
+
+def read_items(function: Callable[[], object], hook: str, kind: type[_Item]) -> tuple[list[_Item], list[str]]:
+    """Call a hook; runs under the guard.
+
+    Returns:
+        Sound declarations, made anew of what the plugin gave, and what is wrong with the others.
+    """
+    result = function()
+    if not isinstance(result, Iterable) or isinstance(result, str | Mapping):
+        raise WrongResult(f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {pictured(result)}.")
+    iterator = iter(result)
+    given = list(itertools.islice(iterator, MOST_ITEMS + 1))
+    if len(given) > MOST_ITEMS:
+        if (close := getattr(iterator, "close", None)) is not None:
+            close()
+        raise WrongResult(f"Expected {hook!r} to give at most {MOST_ITEMS} items, but it goes on and on.")
+    items, faults = [], []
+    for position, item in enumerate(given):
+        expected = f"Expected item {position} of {hook!r} to be {kind.__name__}"
+        if not issubclass(type(item), kind):
+            faults.append(f"{expected}, but got {pictured(item)}.")
+            continue
+        try:
+            items.append(_remade(item, kind))
+        except Exception as error:
+            faults.append(f"{expected} that can be read, but got {described(error)}")
+    return items, faults
+
+
+def _remade(item: Any, kind: type[_Item]) -> _Item:
+    """Return a declaration whose values are plain: those of a plugin's own class may do anything when they are read."""
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return kind(**{field.name: _plain(getattr(item, field.name)) for field in fields})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in itertools.islice(value.items(), MOST_ITEMS)}
+    return value

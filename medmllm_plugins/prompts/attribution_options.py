@@ -1,0 +1,99 @@
+"""Which attributions a task asks for, beside the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.plugins.manager import get_manager
+
+Baseline = Literal["blank", "blurred"]
+BASELINES: Final[tuple[Baseline, ...]] = get_args(Baseline)
+DECISION, TRUTH, ANSWER = "decision", "truth", "answer"
+METHODS: Final = (
+    "integrated_gradients",
+    "occlusion",
+    "layer_grad_cam",
+    "layer_integrated_gradients",
+    "attention_rollout",
+    "prompt_ablation",
+)
+"""Methods that are used where a task names none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributions:
+    """What is to be explained, and how.
+
+    Attributes:
+        n: documents of each class, half of them answered wrongly where there are so many.
+        methods: names of methods.
+        layers: loci for the methods that look at layers; empty for the end of the vision tower, and the connector where
+            its tokens have a place on the picture.
+        target: whose log-odds against the other labels are explained: ``"decision"`` (the label that scores highest),
+            ``"truth"``, or a label; ``"answer"`` for the log-probability of the generated text.
+        baseline: what the image is compared with: ``"blank"`` (mid-grey) or ``"blurred"``.
+        steps: points of the path of methods that integrate.
+
+    Raises:
+        OptionError: a value is none of these.
+    """
+
+    n: int = 4
+    methods: tuple[str, ...] = METHODS
+    layers: tuple[str, ...] = ()
+    target: str = DECISION
+    baseline: Baseline = "blurred"
+    steps: int = 24
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.steps < 2:
+            raise OptionError(f"Expected `n` to be at least 1 and `steps` at least 2, found {self.n} and {self.steps}.")
+        if self.baseline not in BASELINES:
+            raise OptionError(f"Expected `baseline` to be one of {list(BASELINES)}, found {self.baseline!r}.")
+        if not self.methods:
+            raise OptionError("Expected at least one `method`, found none.")
+
+    def check(self, labels: Sequence[str]) -> None:
+        """See, before anything is loaded or answered, that what is asked for is there.
+
+        Args:
+            labels: the right answers there can be.
+
+        Raises:
+            OptionError: a method or the target is none there is.
+        """
+        check_methods(self.methods)
+        if self.target not in (DECISION, TRUTH, ANSWER, *labels):
+            raise OptionError(
+                f"Expected `target` to be decision, truth, answer or one of {list(labels)}, found {self.target!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, as they travel with each request."""
+        return {
+            "n": self.n,
+            "methods": list(self.methods),
+            "layers": list(self.layers),
+            "target": self.target,
+            "baseline": self.baseline,
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Attributions:
+        """Read what :meth:`to_dict` gave."""
+        return cls(**{**told, "methods": tuple(told["methods"]), "layers": tuple(told["layers"])})
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """See that methods of these names are declared, by this package or a plugin.
+
+    Raises:
+        OptionError: one is not.
+    """
+    known = get_manager().attributions()
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError(f"Expected `method` to be some of {', '.join(known)}, found {', '.join(unknown)}.")

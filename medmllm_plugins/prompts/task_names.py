@@ -1,0 +1,208 @@
+"""Names of tasks: those that data-set declarations give, and the arguments that may stand behind a name.
+
+A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
+of its own, and the same with ``med_probe_``, which probe a model's stages, and with ``med_attr_``, which explain its
+answers. A task ``T`` that a YAML file gives and that asks only, as those of ``medmllm task new``, gives ``med_probe_T``
+and ``med_attr_T`` likewise. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from medmllm_plugins.data.loading.catalogue import declarations
+from medmllm_plugins.errors import OptionError, PluginError, shown
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.plugins.task_files import read_yaml
+from medmllm_plugins.prompts.protocols import Protocol
+from medmllm_plugins.prompts.task_settings import AFTERWARDS, ARGUMENTS, Purpose, Settings, read_settings
+from medmllm_plugins.utils.suggestions import did_you_mean
+
+CLASSIFY: Final = "med_cls_"
+PREFIXES: Final[Mapping[str, Purpose]] = {CLASSIFY: "classify", "med_probe_": "probe", "med_attr_": "attribute"}
+"""Beginning of a task's name to what it is for."""
+SUFFIXES: Final[Mapping[str, Protocol]] = {"": "closed_set", "_letter": "letter", "_open": "open"}
+"""Ending of a task's name to its protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredTask:
+    """A task that the declaration of a data set gives.
+
+    Attributes:
+        dataset: the data set's name.
+        protocol: how its classes are asked for.
+        path: the declaration's file.
+        purpose: whether it asks only, probes a model's stages, or explains answers.
+    """
+
+    dataset: str
+    protocol: Protocol
+    path: Path
+    purpose: Purpose = "classify"
+
+
+def declared_tasks() -> dict[str, DeclaredTask]:
+    """The tasks that data-set declarations give, by name."""
+    found: dict[str, DeclaredTask] = {}
+    for dataset, declaration in declarations().items():
+        for suffix, protocol in SUFFIXES.items():
+            if suffix and declaration.spec.kind == "multilabel":  # asked one yes/no question a finding
+                continue
+            for prefix, purpose in PREFIXES.items():
+                task = DeclaredTask(dataset, protocol, declaration.path, purpose)
+                found[f"{prefix}{dataset}{suffix}"] = task
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedTask:
+    """A task that looks into a model, where a YAML file gives the one that asks.
+
+    Attributes:
+        base: the name of the task that asks.
+        path: its file.
+        purpose: whether it probes a model's stages, or explains answers.
+    """
+
+    base: str
+    path: Path
+    purpose: Purpose
+
+
+def derived_tasks() -> dict[str, DerivedTask]:
+    """The tasks that look into a model where a YAML file gives one that asks, by name; declared ones come first."""
+    declared, entries = declared_tasks(), get_manager().tasks()
+    found: dict[str, DerivedTask] = {}
+    for base, entry in entries.items():
+        if entry.kind != "task" or not _asks_only(entry.path):
+            continue
+        for prefix, purpose in PREFIXES.items():
+            name = f"{prefix}{base.removeprefix(CLASSIFY)}"
+            if prefix != CLASSIFY and name not in declared and name not in entries:
+                found[name] = DerivedTask(base, entry.path, purpose)
+    return found
+
+
+def _asks_only(path: Path) -> bool:
+    """Whether a task's file is of this package's plain class, with a data set."""
+    try:
+        content = read_yaml(path)
+    except (PluginError, OSError):  # damaged since it was found; whoever asks for the task itself is told
+        return False
+    return str(content.get("class")).endswith(".ClassificationTask") and _told(content) is not None
+
+
+def _told(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a task's file tells this package, ``None`` where it is none of its tasks."""
+    metadata = content.get("metadata")
+    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def split_name(name: str) -> tuple[str, dict[str, str]]:
+    """Split ``NAME:argument=value:…`` into the name and its arguments.
+
+    Raises:
+        OptionError: an argument is unknown, is given twice or has no value.
+    """
+    base, *parts = name.split(":")
+    arguments: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if key not in ARGUMENTS or not equals or not value or key in arguments:
+            hint = did_you_mean(key, ARGUMENTS) if key not in ARGUMENTS else ""
+            raise OptionError(
+                f"Task {shown(name)}: expected arguments like `order=varied`, each once, with a name among "
+                f"{list(ARGUMENTS)}, got {shown(part)}.{f' {hint}' if hint else ''}"
+            )
+        arguments[key] = value
+    return base, arguments
+
+
+def answering_name(name: str) -> str:
+    """A task's name without the arguments that decide nothing about its answers."""
+    base, *parts = name.split(":")
+    return ":".join([base, *(part for part in parts if part.partition("=")[0] not in AFTERWARDS)])
+
+
+def task_names() -> list[str]:
+    """The names of all tasks and groups that this package knows of, sorted."""
+    return sorted({*declared_tasks(), *derived_tasks(), *get_manager().tasks()})
+
+
+def no_such_task(base: str) -> str:
+    """Return the message about a task's name that does not exist, without arguments; it asks what was meant."""
+    entry = get_manager().tasks().get(base)
+    if entry is not None and entry.kind == "group":
+        content = read_yaml(entry.path)
+        members = " ".join(map(str, members)) if isinstance(members := content.get("task"), list) else "its tasks"
+        return f"Expected the name of a task, got the group {shown(base)}. Name its tasks: {members}."
+    hint = did_you_mean(base, task_names()) or "`medmllm task list` lists all."
+    return f"Expected the name of a task, got {shown(base)}. {hint}"
+
+
+def answering_task(name: str) -> str:
+    """Return the task that only asks, for one that probes or explains; of any other name the name itself.
+
+    Args:
+        name: a task's name without arguments; it need not be known here, since reports are read on other machines.
+    """
+    derived = derived_tasks().get(name)
+    if derived is not None:
+        return derived.base
+    for prefix, purpose in PREFIXES.items():
+        if purpose != "classify" and name.startswith(prefix):
+            return f"{CLASSIFY}{name.removeprefix(prefix)}"
+    return name
+
+
+def looking_task(name: str, purpose: Purpose) -> str:
+    """Return the task that probes or explains what another task asks, both without arguments."""
+    base = answering_task(name)
+    prefix = next(prefix for prefix, its_purpose in PREFIXES.items() if its_purpose == purpose)
+    return f"{prefix}{base.removeprefix(CLASSIFY)}"
+
+
+def probing_command(command: Mapping[str, Any], task: str) -> str:
+    """Return the command that probes the model of a run; empty where the run does not tell its model.
+
+    Args:
+        command: the run's command line, as its manifest has it. Of the model's arguments the checkpoint alone is
+            repeated, since others may be secrets.
+        task: one of the run's tasks, with or without arguments.
+    """
+    if not command.get("model"):
+        return ""
+    words = ["lmms-eval", "--model", str(command["model"])]
+    for argument in str(command.get("model_args") or "").split(","):
+        if argument.startswith("pretrained="):
+            words += ["--model_args", argument]
+    return shlex.join([*words, "--tasks", looking_task(task.partition(":")[0], "probe")])
+
+
+def task_settings(name: str) -> Settings:
+    """The settings of a task by its name, with or without arguments, as an evaluation would have them.
+
+    Raises:
+        OptionError: there is no such task, or it is not one of this package's.
+        DataError: its data set's declaration is wrong.
+    """
+    base, arguments = split_name(name)
+    task = declared_tasks().get(base)
+    if task is not None:
+        asked = {"dataset": task.dataset, "protocol": task.protocol, **arguments}
+        return read_settings(name, {"medmllm": asked}, purpose=task.purpose)
+    derived = derived_tasks()
+    purpose = derived[base].purpose if base in derived else "classify"
+    entry = get_manager().tasks().get(derived[base].base if base in derived else base)
+    if entry is None or entry.kind != "task":
+        raise OptionError(no_such_task(base))
+    told = _told(read_yaml(entry.path))
+    if told is None:
+        raise OptionError(f"{base} is no task of medmllm-plugins: {entry.path} has no `metadata: {{medmllm: …}}`.")
+    return read_settings(name, {"medmllm": {**told, **arguments}}, purpose=purpose)

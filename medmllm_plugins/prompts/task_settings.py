@@ -1,0 +1,292 @@
+"""What a task is told: by ``metadata.medmllm`` of its YAML, and by arguments behind its name on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from medmllm_plugins.data.core.data_faults import ON_ERROR, OnError
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.core.documents import FOLDS, Fold
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.volume_view import View
+from medmllm_plugins.errors import OptionError, shown
+from medmllm_plugins.prompts.attribution_options import BASELINES, Attributions
+from medmllm_plugins.prompts.feature_options import EXTRA, Features
+from medmllm_plugins.prompts.protocols import PROTOCOLS, YES_NO, Protocol
+from medmllm_plugins.prompts.wording import PARAPHRASES
+from medmllm_plugins.utils.suggestions import did_you_mean
+
+Purpose = Literal["classify", "probe", "attribute"]
+CLASSIFYING: Final = "classify"
+PROBING: Final = "probe"
+ATTRIBUTING: Final = "attribute"
+ORDERS: Final = ("given", "varied")
+IMAGES: Final = ("shown", "blank", "shuffled")
+ALL: Final = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides what is asked, and about which images.
+
+    Attributes:
+        dataset: the data set's declaration, its options changed by arguments.
+        protocol: ``"closed_set"``, ``"letter"`` or ``"open"``.
+        folds: which folds are evaluated.
+        order: ``"given"``, or ``"varied"``: every document is asked with the options in several orders.
+        paraphrase: which wording, 0 to 3, or ``"all"``: every document is asked in every wording.
+        image: ``"shown"``, or as a control ``"blank"`` or ``"shuffled"`` (another group's image).
+        on_error: ``"raise"``, or ``"skip"``: leave out files that cannot be read, and list them.
+        view: how volumes are shown.
+        finding: which finding of a multi-label set is asked about, where it is one.
+        features: what is to be kept of a model's stages; ``None`` where the task does not probe.
+        attributions: what is to be explained; ``None`` where the task explains nothing.
+    """
+
+    dataset: DatasetSpec
+    protocol: Protocol = "closed_set"
+    folds: tuple[Fold, ...] = ("test",)
+    order: str = "given"
+    paraphrase: int | str = 0
+    image: str = "shown"
+    on_error: OnError = "raise"
+    view: View = field(default_factory=View)
+    finding: str | None = None
+    features: Features | None = None
+    attributions: Attributions | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: what the manifest says, and part of the response cache's key."""
+        more: dict[str, Any] = {}
+        if self.features is not None:
+            more = {"features": self.features.to_dict(), "finding": self.finding}
+        if self.attributions is not None:
+            more = {"attributions": self.attributions.to_dict(), "finding": self.finding}
+        return {
+            "dataset": self.dataset.name,
+            "dataset_options": dict(self.dataset.options),
+            "protocol": self.protocol,
+            "folds": list(self.folds),
+            "order": self.order,
+            "paraphrase": self.paraphrase,
+            "image": self.image,
+            "on_error": self.on_error,
+            "view": dataclasses.asdict(self.view) if self.dataset.dimensions == 3 else None,
+            **more,
+        }
+
+
+def _choice(*allowed: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in allowed:
+            raise OptionError(f"Expected `{name}` to be one of {list(allowed)}, got {shown(value)}.")
+        return value
+
+    return check
+
+
+def _whole(name: str, value: Any) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise OptionError(f"Expected `{name}` to be a whole number, got {shown(value)}.")
+    return int(text)
+
+
+def _paraphrase(name: str, value: Any) -> int | str:
+    if value == ALL:
+        return ALL
+    number = _whole(name, value)
+    if number > PARAPHRASES:
+        raise OptionError(f"Expected `{name}` to be 0 to {PARAPHRASES} or {ALL!r}, got {shown(value)}.")
+    return number
+
+
+def _folds(name: str, value: Any) -> tuple[Fold, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or any(part not in FOLDS for part in parts):
+        raise OptionError(f"Expected `{name}` to be some of {list(FOLDS)}, joined by + in a name, got {shown(value)}.")
+    return tuple(fold for fold in FOLDS if fold in parts)
+
+
+def _text(name: str, value: Any) -> str:
+    return str(value)
+
+
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) and part for part in parts):
+        raise OptionError(f"Expected `{name}` to be names, joined by + in a task's name, got {shown(value)}.")
+    return tuple(dict.fromkeys(parts))
+
+
+def _pool(name: str, value: Any) -> tuple[str, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or any(part not in EXTRA for part in parts):
+        raise OptionError(f"Expected `{name}` to be some of {list(EXTRA)}, joined by + in a name, got {shown(value)}.")
+    return tuple(pooling for pooling in EXTRA if pooling in parts)
+
+
+_PLAIN: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "protocol": _choice(*PROTOCOLS),
+    "folds": _folds,
+    "order": _choice(*ORDERS),
+    "paraphrase": _paraphrase,
+    "image": _choice(*IMAGES),
+    "on_error": _choice(*ON_ERROR),
+}
+_VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "slices": _whole,
+    "montage": _whole,
+    "plane": _text,
+    "window": _text,
+}
+_OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole, "frame": _text}
+_PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "pool": _pool,
+    "floor": _choice("on", "off"),
+    "finding": _text,
+}
+_ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "n": _whole,
+    "method": _several,
+    "layer": _several,
+    "target": _text,
+    "baseline": _choice(*BASELINES),
+    "steps": _whole,
+    "finding": _text,
+}
+ARGUMENTS: Final = tuple(dict.fromkeys((*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING, *_ATTRIBUTING)))
+"""What may stand behind a task's name, ``NAME:argument=value:…``, and under ``metadata.medmllm`` of a YAML."""
+AFTERWARDS: Final = tuple(name for name in _ATTRIBUTING if name != "finding")
+"""Arguments that say what is made of answers, and decide nothing about the answers themselves."""
+_OWN: Final[Mapping[Purpose, Mapping[str, Any]]] = {PROBING: _PROBING, ATTRIBUTING: _ATTRIBUTING}
+_WHERE: Final = (("med_probe", _PROBING), ("med_attr", _ATTRIBUTING))
+
+
+def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFYING) -> Settings:
+    """Check ``metadata.medmllm`` of a task.
+
+    Args:
+        task: the task's name, for messages.
+        metadata: the ``metadata`` of its YAML. ``medmllm.dataset`` is the name of a declared data set, or a
+            declaration.
+        purpose: whether the task asks only; or probes a model's stages, and so asks about all folds and keeps
+            features; or explains answers.
+
+    Raises:
+        OptionError: a key or a value is wrong, or no data set has that name.
+        DataError: the declaration is wrong.
+    """
+    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    if not isinstance(found, Mapping) or "dataset" not in found:
+        raise OptionError(
+            f"Task {shown(task)}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}."
+        )
+    if unknown := sorted(shown(key) for key in found if key not in ("dataset", *ARGUMENTS)):
+        raise OptionError(
+            f"Task {shown(task)}: unknown keys {', '.join(unknown[:5])}; expected dataset, {', '.join(ARGUMENTS)}."
+        )
+    try:
+        spec = _spec(found["dataset"], str(task))
+        plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
+        view = {key: check(key, found[key]) for key, check in _VIEW.items() if key in found}
+        options = {key: check(key, found[key]) for key, check in _OPTIONS.items() if key in found}
+        if spec.dimensions == 2 and spec.layout == "table" and "window" in view:
+            options["window"] = view.pop("window")
+        own = {**_PROBING, **_ATTRIBUTING} if purpose == CLASSIFYING else _OWN[purpose]
+        asked = {key: check(key, found[key]) for key, check in own.items() if key in found}
+        others = sorted({*_PROBING, *_ATTRIBUTING} & set(found) - set(own))
+        settings = Settings(
+            dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
+        )
+        _check_together(settings, view, options)
+        if others or (purpose == CLASSIFYING and asked):
+            foreign = sorted(others or asked)
+            where = " and ".join(prefix for prefix, keys in _WHERE if set(foreign) & set(keys))
+            raise OptionError(f"{foreign} apply to {where} tasks only.")
+        if purpose == PROBING:
+            settings = _probing(settings, plain, asked)
+        elif purpose == ATTRIBUTING:
+            settings = _attributing(settings, asked)
+    except OptionError as error:
+        raise OptionError(f"Task {shown(task)}: {error}") from error
+    return settings
+
+
+def _spec(dataset: object, task: str) -> DatasetSpec:
+    if isinstance(dataset, Mapping):
+        return parse_spec(dataset, task)
+    specs = dataset_specs()
+    if not isinstance(dataset, str) or dataset not in specs:
+        hint = did_you_mean(str(dataset), specs) or "`medmllm datasets` lists all."
+        raise OptionError(f"No data set is called {shown(dataset)}. {hint}")
+    return specs[dataset]
+
+
+def _view(found: Mapping[str, Any]) -> View:
+    if "slices" in found and "montage" in found:
+        raise OptionError("Expected either `slices` (one picture each) or `montage` (one picture), found both.")
+    count = found.get("montage", found.get("slices"))
+    rest = {key: found[key] for key in ("plane", "window") if key in found}
+    return View(**rest) if count is None else View(slices=count, montage="montage" in found, **rest)
+
+
+def _probing(settings: Settings, plain: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
+    """The settings of a task that probes: all folds, one question a document."""
+    if "folds" in plain:
+        raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
+    finding = _one_question(settings, asked.get("finding"), "Probes look", "a probe is of one finding")
+    features = Features(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
+    return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
+
+
+def _attributing(settings: Settings, asked: Mapping[str, Any]) -> Settings:
+    """The settings of a task that explains: one question a document."""
+    finding = _one_question(settings, asked.get("finding"), "Attributions look", "an attribution is of one finding")
+    if settings.image != "shown":
+        raise OptionError("Attributions are of the image that was shown: leave `image` out.")
+    names = {"method": "methods", "layer": "layers"}
+    given = {names.get(key, key): value for key, value in asked.items() if key != "finding"}
+    asks = Attributions(**given)
+    asks.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
+    return dataclasses.replace(settings, finding=finding, attributions=asks)
+
+
+def _one_question(settings: Settings, finding: str | None, who: str, why: str) -> str | None:
+    """The finding that is asked about, having seen that each document is asked about once."""
+    if settings.order != "given" or settings.paraphrase == ALL:
+        raise OptionError(f"{who} at one way of asking: expected order=given and one paraphrase, found several.")
+    labels = settings.dataset.labels
+    if settings.dataset.kind == "multilabel":
+        if finding not in labels:
+            raise OptionError(
+                f"{settings.dataset.title} is multi-label, and {why}: expected finding= one of {list(labels)}, found "
+                f"{finding!r}."
+            )
+    elif finding is not None:
+        raise OptionError(f"{settings.dataset.title} has one class an image: `finding` does not apply.")
+    return finding
+
+
+def _check_together(settings: Settings, view: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    spec = settings.dataset
+    if spec.kind == "multilabel" and (settings.protocol != "closed_set" or settings.order != "given"):
+        raise OptionError(
+            f"{spec.title} asks one yes/no question a finding: expected protocol closed_set and order given, "
+            f"found {settings.protocol} and {settings.order}."
+        )
+    if settings.protocol == "open" and settings.order != "given":
+        raise OptionError("An open question lists no options: expected order given, found varied.")
+    if settings.order == "varied" and settings.paraphrase == ALL:
+        raise OptionError("Expected one thing to vary at a time, found order=varied with paraphrase=all.")
+    if spec.kind == "multilabel" and settings.paraphrase == ALL:
+        raise OptionError(f"{spec.title} is multi-label: expected one wording at a time, found paraphrase=all.")
+    if view and spec.dimensions == 2:
+        raise OptionError(f"{spec.title} holds images, not volumes: {sorted(view)} do not apply.")
+    if "size" in options and spec.layout != "medmnist":
+        raise OptionError(f"{spec.title} comes in one size: `size` does not apply.")
+    if "frame" in options and not (spec.layout == "table" and spec.dimensions == 2):
+        raise OptionError(f"{spec.title} holds no films: `frame` does not apply.")

@@ -1,1 +1,0 @@
-"""What a task asks: its settings, its rows, and the names by which it is called."""

@@ -1,0 +1,71 @@
+"""Documents as a classifier takes them: pictures, and right answers as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.loading.dataset import Dataset
+from medmllm_plugins.data.loading.volume_view import View
+from medmllm_plugins.data.readers.reader_threads import reader_threads
+from medmllm_plugins.prompts.protocols import YES_NO
+
+Made = TypeVar("Made")
+LogProbabilities = npt.NDArray[np.float64]
+"""``[N, Q, A]``: log probability, in nats, of each of A answers to each of Q questions about N documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Some documents of a data set.
+
+    A multi-class set asks one question, with its classes as answers. A multi-label set asks one question a finding,
+    with yes and no as answers.
+
+    Attributes:
+        data: the data set.
+        view: how volumes are shown.
+        documents: the documents, N of them.
+    """
+
+    data: Dataset
+    view: View
+    documents: tuple[Document, ...]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What is asked about: the findings of a multi-label set, else one empty text; Q of them."""
+        return self.data.spec.labels if self.data.spec.kind == "multilabel" else ("",)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers to each question: yes and no in a multi-label set, else the classes; A of them."""
+        return YES_NO if self.data.spec.kind == "multilabel" else self.data.spec.labels
+
+    def targets(self) -> npt.NDArray[np.intp]:
+        """``[N, Q]`` index of the right answer."""
+        spec = self.data.spec
+        if spec.kind == "multilabel":
+            rows = [[0 if finding in document.labels else 1 for finding in spec.labels] for document in self.documents]
+        else:
+            rows = [[spec.labels.index(document.labels[0])] for document in self.documents]
+        return np.array(rows, dtype=np.intp).reshape(len(self.documents), len(self.findings))
+
+    def pictures(self, index: int, view: View | None = None) -> list[Image.Image]:
+        """The pictures of a document, mode ``RGB``: those that a model is shown, or those of another view."""
+        return (view or self.view).pictures(self.data, self.documents[index])
+
+    def each(self, make: Callable[[int], Made], indices: Sequence[int] | None = None) -> list[Made]:
+        """What ``make`` returns for each index, made in threads."""
+        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
+            return list(pool.map(make, range(len(self)) if indices is None else indices))

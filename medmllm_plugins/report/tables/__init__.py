@@ -1,0 +1,1 @@
+"""Tables of the report, shown on the page and written as CSV."""

@@ -1,0 +1,261 @@
+"""Two runs on the same documents: differences with paired, clustered tests.
+
+Documents of one group hang together, so the tests turn whole groups around. McNemar's test, which takes documents as
+independent, stands beside them because readers know it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmllm_plugins.errors import DataError, shown
+from medmllm_plugins.metrics.classification import Floats, Ints, Weights, balanced_accuracy
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.outcome_arrays import Tables
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import unreadable_outcomes
+from medmllm_plugins.results.outcome_files import load_run
+
+FLIPS = 10_000
+EXACT_UP_TO = 12
+"""Up to so many groups all sign flips are tried, above :data:`FLIPS` random ones."""
+_SIGNS = 1_000_000
+"""Signs in one array, 8 MB."""
+_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a second run differs from a first one on a task.
+
+    Attributes:
+        task: the task.
+        n: rows compared.
+        n_groups: groups they fall into.
+        first: accuracy of the first run.
+        second: accuracy of the second run.
+        accuracy: second minus first, with a paired, clustered bootstrap interval.
+        balanced: the same for balanced accuracy.
+        p: of the accuracy difference, two-sided, by flipping the sign of whole groups' differences.
+        p_holm: ``p`` corrected for the number of tasks compared (Holm 1979).
+        p_mcnemar: McNemar's test, which ignores groups.
+        discordant: rows that only the first, and only the second, answered rightly.
+    """
+
+    task: str
+    n: int
+    n_groups: int
+    first: float
+    second: float
+    accuracy: Estimate
+    balanced: Estimate
+    p: float
+    p_holm: float
+    p_mcnemar: float
+    discordant: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, ``None`` in place of NaN."""
+        return {**asdict(self), "accuracy": self.accuracy.to_dict(), "balanced": self.balanced.to_dict()}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for the number of tests, in the order given.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's test.
+
+    Exact binomial below 25 discordant pairs, else chi-square with continuity correction. Source: McNemar, "Note on the
+    sampling error of the difference between correlated proportions or percentages", 1947.
+    """
+    total = only_first + only_second
+    if total == 0:
+        return 1.0
+    if total < 25:
+        tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
+        return min(1.0, 2 * tail / float(2**total))
+    chi = max(0.0, abs(only_first - only_second) - 1) ** 2 / total
+    return math.erfc(math.sqrt(chi / 2))
+
+
+def sign_flip(sums: Floats, seed: int = 0) -> float:
+    """Two-sided p-value of a sum being zero, by flipping the signs of its parts.
+
+    Args:
+        sums: (G,) the difference of each group, summed over its rows.
+        seed: of the random flips.
+
+    Returns:
+        The share of flips whose sum is at least as far from zero, the flip that was observed among them.
+    """
+    parts = sums[sums != 0]
+    observed = abs(parts.sum()) - 1e-9
+    if len(parts) <= EXACT_UP_TO:
+        signs = np.array(list(product((1.0, -1.0), repeat=len(parts)))).reshape(2 ** len(parts), len(parts))
+        return float((np.abs(signs @ parts) >= observed).mean())
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _SIGNS // len(parts))
+    extreme = 0
+    for start in range(0, FLIPS, at_once):  # in parts, which draw the same signs as the whole would
+        drawn = generator.integers(0, 2, size=(min(at_once, FLIPS - start), len(parts))).astype(np.float64)
+        extreme += int((np.abs(2 * (drawn @ parts) - parts.sum()) >= observed).sum())
+    return (1 + extreme) / (FLIPS + 1)
+
+
+def compare(
+    first: Sequence[Outcome], second: Sequence[Outcome], *, task: str = "", resamples: int = RESAMPLES, seed: int = 0
+) -> Comparison:
+    """Compare two runs row by row.
+
+    Args:
+        first: outcomes of the first run.
+        second: outcomes of the second, on the same rows.
+        task: the task's name, for messages.
+        resamples: bootstrap resamples.
+        seed: of resamples and flips.
+
+    Raises:
+        DataError: the runs have other rows, labels or groups.
+    """
+    one, two = ({outcome.id: outcome for outcome in outcomes} for outcomes in (first, second))
+    if lone := sorted(set(one) ^ set(two)):
+        raise DataError(
+            f"{task}: expected both runs to have scored the same rows, found {len(lone)} in one of them only: "
+            f"{', '.join(map(shown, lone[:_NAMED]))}{', …' if len(lone) > _NAMED else ''}. Run both on the same data, "
+            "folds and --limit."
+        )
+    ids = sorted(one)
+    if not ids:
+        raise DataError(f"{task}: expected rows to compare, found none.")
+    if odd := [name for name in ids if (one[name].label, one[name].group) != (two[name].label, two[name].group)]:
+        raise DataError(
+            f"{task}: expected both runs to have the same labels and groups, found others in {len(odd)} rows: "
+            f"{', '.join(map(repr, odd[:_NAMED]))}. Run both on the same data."
+        )
+    labels = sorted({outcome.label for outcome in one.values()})
+    index = {label: k for k, label in enumerate(labels)}
+    groups = {name: g for g, name in enumerate(sorted({outcome.group for outcome in one.values()}))}
+    truth: Ints = np.array([index[one[name].label] for name in ids], dtype=np.intp)
+    group: Ints = np.array([groups[one[name].group] for name in ids], dtype=np.intp)
+    answers = [
+        np.array([index.get(run[name].predicted or "", len(labels)) for name in ids], dtype=np.intp)
+        for run in (one, two)
+    ]
+    right = [(answer == truth).astype(np.float64) for answer in answers]
+    tables = [Tables(truth, answer, len(labels)) for answer in answers]
+    difference = right[1] - right[0]
+
+    def evaluate(weights: Weights) -> dict[str, Floats]:
+        balanced = [balanced_accuracy(table(weights)) for table in tables]
+        return {"accuracy": difference @ weights / weights.sum(0), "balanced": balanced[1] - balanced[0]}
+
+    values, drawn = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=len(labels) ** 2)
+    p = sign_flip(np.bincount(group, difference, len(groups)).astype(np.float64), seed)
+    discordant = int((difference < 0).sum()), int((difference > 0).sum())
+    return Comparison(
+        task=task,
+        n=len(ids),
+        n_groups=len(groups),
+        first=float(right[0].mean()),
+        second=float(right[1].mean()),
+        accuracy=estimate(float(values["accuracy"]), drawn["accuracy"], groups=len(groups)),
+        balanced=estimate(float(values["balanced"]), drawn["balanced"], groups=len(groups)),
+        p=p,
+        p_holm=p,
+        p_mcnemar=mcnemar(*discordant),
+        discordant=discordant,
+    )
+
+
+def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]]:
+    """Compare two run folders over the tasks that both have.
+
+    Returns:
+        One comparison a task, p-values corrected over them, and warnings: what does not agree in a folder; tasks whose
+        data sets share images, which are not independent; and tasks of which too few answers could be read.
+
+    Raises:
+        DataError: a folder is no run folder, no task is in both, or a task was run on other data.
+    """
+    one, two = load_run(first), load_run(second)
+    tasks = [task for task in one.outcomes if task in two.outcomes]
+    if not tasks:
+        raise DataError(
+            f"Expected {first} and {second} to have a task in common, found {sorted(one.outcomes)} and "
+            f"{sorted(two.outcomes)}."
+        )
+    for task in tasks:
+        told = [run.manifest["tasks"][task] for run in (one, two)]
+        for what in ("dataset_fingerprint", "folds_hash"):
+            if told[0].get(what) != told[1].get(what):
+                raise DataError(
+                    f"{task}: expected both runs on the same data, found another {what} in {first} than in {second}; "
+                    "run both on the same files."
+                )
+    found = [compare(one.outcomes[task], two.outcomes[task], task=task) for task in tasks]
+    adjusted = holm([comparison.p for comparison in found])
+    compared = [
+        Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
+        for c, p in zip(found, adjusted, strict=True)
+    ]
+    unread = [
+        f"{task} in {run.folder}: {shortfall.count}, so the difference says little about what the model knows."
+        for task in tasks
+        for run in (one, two)
+        if (shortfall := unreadable_outcomes(run.outcomes[task])) is not None
+    ]
+    overlaps = _overlaps([one.manifest["tasks"][task] for task in tasks])
+    return compared, [*one.warnings, *two.warnings, *overlaps, *unread]
+
+
+def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
+    names = {str(task.get("dataset")) for task in tasks}
+    return sorted(
+        {
+            f"{task['dataset']} and {other} share images ({why}): their results are not independent."
+            for task in tasks
+            for other, why in (task.get("overlaps") or {}).items()
+            if other in names
+        }
+    )
+
+
+def render(comparisons: Sequence[Comparison]) -> str:
+    """The comparisons as a table for people."""
+    rows: list[tuple[str, ...]] = [
+        ("task", "n", "groups", "first", "second", "difference (95% CI)", "p", "p Holm", "p McNemar")
+    ]
+    for one in comparisons:
+        gap = one.accuracy
+        interval = "no interval" if math.isnan(gap.low) else f"{gap.low:+.1%} to {gap.high:+.1%}"
+        rows.append(
+            (
+                one.task,
+                str(one.n),
+                str(one.n_groups),
+                f"{one.first:.1%}",
+                f"{one.second:.1%}",
+                f"{gap.value:+.1%} ({interval})",
+                *(f"{p:.4f}" if p >= 0.0001 else "<0.0001" for p in (one.p, one.p_holm, one.p_mcnemar)),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)

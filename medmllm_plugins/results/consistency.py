@@ -1,0 +1,99 @@
+"""Whether the files of a run folder agree: with its seal, and figures with the answers that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medmllm_plugins.errors import DataError, OptionError, shown
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.results.formatting import clean
+from medmllm_plugins.results.outcome_files import AGAIN, METRICS, UNSEALED
+from medmllm_plugins.results.recomputation import Classes, disagreements, recompute, summed_up
+from medmllm_plugins.results.seal import MANIFEST, SealCheck, describe
+
+
+def of_folder(manifest: Mapping[str, Any], seal: SealCheck) -> list[str]:
+    """Say what is not as it was when the run finished, or that it did not finish."""
+    if manifest and not manifest.get("finished"):
+        return [f"The run is not finished. {AGAIN}"]
+    if manifest and not seal.sealed:
+        return [f"Its files cannot be checked: {seal.fault} {UNSEALED}"]
+    notes = []
+    if seal.differing:
+        notes.append(
+            f"Files differ from the seal of the finished run: {clean(describe(seal.differing))}. What rests on them is "
+            "left out or computed again from the answers."
+        )
+    if MANIFEST in seal.differing:
+        notes.append(f"{MANIFEST} is among them: what it says of model, command and data may be wrong.")
+    return notes
+
+
+def is_complete(task: Mapping[str, Any], metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
+    """Whether all answers that were scored are there.
+
+    Args:
+        task: the task's entry in the manifest.
+        metrics: the content of ``TASK.metrics.json``; may be empty.
+        outcomes: the answers that are there.
+    """
+    evaluated, scored = task.get("evaluated"), metrics.get("n")
+    if isinstance(evaluated, int):
+        return len(outcomes) == evaluated
+    return not isinstance(scored, int) or len(outcomes) >= scored
+
+
+def figures(
+    stem: str,
+    task: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    outcomes: Sequence[Outcome],
+    seal: SealCheck,
+    missing: list[str],
+) -> Mapping[str, Any]:
+    """Return the figures to show of a task: those on file where they agree with the answers, else new ones.
+
+    Figures that were changed never stand beside intervals of others: all are computed again, or none are shown.
+
+    Args:
+        stem: the task's part of the files' names.
+        task: its entry in the manifest.
+        metrics: the content of ``TASK.metrics.json``; may be empty.
+        outcomes: its scored answers; empty where they cannot be relied on, or are not all there.
+        seal: how the folder compares with its seal.
+        missing: takes a sentence on what does not agree.
+    """
+    name = f"{stem}{METRICS}"
+    unlike_seal = bool(seal.among(name))
+    if not metrics and not unlike_seal:
+        return metrics
+    classes = Classes.of_task(task, {} if unlike_seal else metrics) if outcomes else None
+    if classes is None:
+        if unlike_seal:
+            missing.append(f"the figures of {name} are left out: they are not those that were sealed.")
+            return {}
+        return metrics
+    try:
+        differences = [] if unlike_seal else disagreements(metrics, outcomes, classes)
+        computed = recompute(outcomes, classes).to_dict() if differences or unlike_seal else metrics
+    except (DataError, OptionError) as error:
+        missing.append(f"the figures of {name} are left out, since they cannot be checked: {clean(shown(error))}")
+        return {}
+    if differences:
+        missing.append(
+            f"{name} does not agree with the scored answers: {clean(summed_up(differences))}. All figures and "
+            "intervals were computed again from the answers."
+        )
+    elif unlike_seal:
+        missing.append(f"{name} is not the file that was sealed: its figures were computed again from the answers.")
+    return computed
+
+
+def left_out(path: Path, folder: Path, seal: SealCheck, missing: list[str], remedy: str = "") -> bool:
+    """Whether a file is left out because it is not the one that was sealed; adds a sentence if so."""
+    name = path.relative_to(folder).as_posix()
+    if faults := seal.among(name):
+        missing.append(f"{name} is left out: it is not the file that was sealed ({faults[name]}). {remedy}".strip())
+    return bool(faults)

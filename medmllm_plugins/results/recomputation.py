@@ -1,0 +1,163 @@
+"""The figures of a task computed again from its scored answers, to see whether its files agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from medmllm_plugins.errors import shown
+from medmllm_plugins.metrics.intervals import RESAMPLES
+from medmllm_plugins.metrics.multilabel import FindingsSummary, summarise_findings
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import VariantsSummary, summarise_variants
+from medmllm_plugins.metrics.summary import Summary, summarise
+
+YES_NO: Final = ("yes", "no")
+"""Classes of a question about one finding."""
+_DRAWN: Final = frozenset({"low", "high", "resamples", "seed", "interval"})
+"""What depends on the bootstrap resamples, which are not drawn again."""
+_TOLERANCE: Final = 1e-6
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """What is needed of a task to score its outcomes.
+
+    Attributes:
+        labels: the classes in order; of a multi-label set the findings.
+        kind: ``"multiclass"``, ``"ordinal"`` or ``"multilabel"``.
+        positive: the class whose sensitivity is reported, if there is one.
+        varied: whether each document is asked about in several ways.
+        orders: the order in which each variant lists the classes, where that is what varies.
+    """
+
+    labels: tuple[str, ...]
+    kind: str = "multiclass"
+    positive: str | None = None
+    varied: bool = False
+    orders: Mapping[str, tuple[str, ...]] | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes that an outcome may have."""
+        return YES_NO if self.kind == "multilabel" else self.labels
+
+    @classmethod
+    def of_task(cls, task: Mapping[str, Any], metrics: Mapping[str, Any]) -> Classes | None:
+        """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them.
+
+        Args:
+            task: the task's entry in the manifest.
+            metrics: the content of ``TASK.metrics.json``; may be empty.
+        """
+        variants = metrics.get("variants")
+        parts = [one for one in variants.values() if isinstance(one, Mapping)] if isinstance(variants, Mapping) else []
+        by_metrics = [metrics, *parts]
+        labels = _texts(task.get("labels")) or next(
+            (read for one in by_metrics if (read := _texts(one.get("labels")))), ()
+        )
+        if not labels:
+            return None
+        kind = task.get("kind") or metrics.get("kind")
+        if not kind:
+            figures = [one.get("metrics") for one in by_metrics]
+            kind = "ordinal" if any(isinstance(one, Mapping) and "kappa" in one for one in figures) else "multiclass"
+        positive = (
+            task["positive"] if "positive" in task else next((one.get("positive") for one in by_metrics[::-1]), None)
+        )
+        orders = task.get("orders")
+        by_variant = {str(name): _texts(one) for name, one in orders.items()} if isinstance(orders, Mapping) else None
+        varied = bool(parts) or task.get("order") == "varied" or task.get("paraphrase") == "all"
+        return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, by_variant)
+
+
+def recompute(
+    outcomes: Sequence[Outcome], classes: Classes, *, resamples: int = RESAMPLES
+) -> Summary | FindingsSummary | VariantsSummary:
+    """Compute every figure of a task again.
+
+    Args:
+        outcomes: its rows.
+        classes: what they are scored by.
+        resamples: bootstrap resamples; 1 where intervals are of no interest.
+
+    Raises:
+        DataError: the outcomes do not go with the classes.
+        OptionError: the classes are none that outcomes can be scored by.
+    """
+    if classes.kind == "multilabel":
+        return summarise_findings(outcomes, classes.labels, resamples=resamples)
+    if classes.varied:
+        return summarise_variants(
+            outcomes, classes.labels, classes.positive, kind=classes.kind, orders=classes.orders, resamples=resamples
+        )
+    return summarise(outcomes, classes.labels, classes.positive, kind=classes.kind, resamples=resamples)
+
+
+def disagreements(stored: Mapping[str, Any], outcomes: Sequence[Outcome], classes: Classes) -> list[str]:
+    """Say where a task's ``metrics.json`` holds other figures than its outcomes give; intervals are left out.
+
+    Args:
+        stored: the content of the file.
+        outcomes: the task's rows, all of them.
+        classes: what they are scored by.
+
+    Returns:
+        ``"metrics.accuracy.value is 0.9, the answers give 0.85"`` and the like, headline figures first.
+
+    Raises:
+        DataError, OptionError: see :func:`recompute`.
+    """
+    computed = recompute(outcomes, classes, resamples=1).to_dict()
+    if classes.varied and not classes.orders:
+        computed.pop("positions", None)  # which needs the order of the options
+        stored = {name: value for name, value in stored.items() if name != "positions"}
+    found = list(_differences(stored, computed, ()))
+    found.sort(key=lambda one: one[0][:1] != ("metrics",))
+    return [f"{'.'.join(path)} is {left}, the answers give {right}" for path, left, right in found]
+
+
+def summed_up(differences: Sequence[str]) -> str:
+    """The first differences as one text, and how many more there are."""
+    more = len(differences) - _NAMED
+    return "; ".join(differences[:_NAMED]) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def _differences(stored: Any, computed: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    if isinstance(computed, Mapping):
+        if not isinstance(stored, Mapping):
+            yield path, shown(stored), "figures by name"
+            return
+        for name in sorted({*computed, *map(str, stored)} - _DRAWN):
+            if name not in stored or name not in computed:
+                sides = [shown(side[name]) if name in side else "nothing" for side in (stored, computed)]
+                yield (*path, name), sides[0], sides[1]
+            else:
+                yield from _differences(stored[name], computed[name], (*path, name))
+    elif isinstance(computed, list | tuple):
+        if not isinstance(stored, list) or len(stored) != len(computed):
+            yield path, shown(stored), f"a list of {len(computed)}"
+            return
+        for index, pair in enumerate(zip(stored, computed, strict=True)):
+            yield from _differences(*pair, (*path, str(index)))
+    elif not _same(stored, computed):
+        yield path, shown(stored), shown(computed)
+
+
+def _same(stored: Any, computed: Any) -> bool:
+    numbers = [isinstance(one, int | float) and not isinstance(one, bool) for one in (stored, computed)]
+    if not all(numbers):
+        return type(stored) is type(computed) and bool(stored == computed)
+    try:
+        return math.isclose(stored, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    except OverflowError:  # JSON bounds no integer
+        return False
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    return ()

@@ -1,0 +1,374 @@
+"""Run folders as the report needs them: read as far as they go, with a note on everything that is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from medmllm_plugins.errors import DataError, MedMLLMError, shown
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.redaction import shareable_manifest
+from medmllm_plugins.results import consistency
+from medmllm_plugins.results.attribution_results import FOLDER, INDEX, Attributions, read_attributions
+from medmllm_plugins.results.formatting import clean, mapping, quantity, sequence
+from medmllm_plugins.results.outcome_files import AGAIN, METRICS, SUFFIX, LineChecker, file_stem
+from medmllm_plugins.results.probe_results import Probing, read_probing
+from medmllm_plugins.results.recomputation import Classes
+from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal
+
+PROBES: Final = ".probes.json"
+FOLDS: Final = ".folds.json"
+_LONGEST: Final = 220
+"""Bytes of a task's name, behind which its files have endings; a disk allows 255 for both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unparsed:
+    """An answer from which no class could be read: how it was judged, what it says, how often it came."""
+
+    status: str
+    text: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Who is in which fold of a data set.
+
+    Attributes:
+        dataset: its name.
+        digest: hash by which two machines compare their folds.
+        counts: documents by fold.
+        groups: groups in all.
+        divided: groups with documents in more than one fold.
+        exposed: test documents that share a group with the train or validation fold.
+    """
+
+    dataset: str
+    digest: str
+    counts: Mapping[str, int]
+    groups: int
+    divided: int
+    exposed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskRun:
+    """What a run folder holds of one task.
+
+    Attributes:
+        name: the task's name, with its arguments.
+        told: what the manifest tells of it.
+        metrics: ``TASK.metrics.json``; empty where it is not there.
+        outcomes: the scored answers.
+        unparsed: answers from which no class was read, the commonest first.
+        probing: what its probes tell.
+        attributions: what its attributions are.
+        missing: sentences on what was looked for and not found.
+    """
+
+    name: str
+    told: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    outcomes: tuple[Outcome, ...]
+    unparsed: tuple[Unparsed, ...]
+    probing: Probing | None
+    attributions: Attributions | None
+    missing: tuple[str, ...]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set; guessed from the task's where no manifest tells it."""
+        told = self.told.get("dataset")
+        if told:
+            return clean(told)
+        bare = self.name.partition(":")[0]
+        for prefix in ("med_cls_", "med_probe_", "med_attr_"):
+            bare = bare.removeprefix(prefix)
+        return clean(bare.removesuffix("_letter").removesuffix("_open"))
+
+    @property
+    def sources(self) -> tuple[Mapping[str, Any], ...]:
+        """The metrics; of a task that asks in several ways those of each way."""
+        variants = self.metrics.get("variants")
+        return tuple(map(mapping, variants.values())) if isinstance(variants, Mapping) else (self.metrics,)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in order; empty where nothing tells them."""
+        found = next((tuple(map(clean, told)) for one in self.sources if (told := sequence(one.get("labels")))), ())
+        return found or (self.probing.labels if self.probing else ())
+
+    @property
+    def image(self) -> str:
+        """``"shown"``, or the blind control."""
+        return str(self.told.get("image") or "shown")
+
+    @property
+    def varied(self) -> str:
+        """What varies: ``"order"``, ``"wording"``, or nothing."""
+        if self.told.get("order") == "varied":
+            return "order"
+        return "wording" if self.told.get("paraphrase") == "all" else ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether each document was asked about once, its image shown."""
+        return self.image == "shown" and not self.varied
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are figures of its answers."""
+        return bool(mapping(self.metrics.get("metrics")))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunFolder:
+    """A run folder.
+
+    Attributes:
+        folder: where it is.
+        manifest: its manifest, without keys and passwords; empty where there is none that can be read.
+        tasks: its tasks in the manifest's order.
+        folds: the folds of its data sets, by name.
+        missing: sentences on what the folder as a whole lacks.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    tasks: tuple[TaskRun, ...]
+    folds: Mapping[str, Folds]
+    missing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return clean(self.folder.resolve().name)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """What the manifest tells of the model."""
+        return mapping(self.manifest.get("model"))
+
+    @property
+    def command(self) -> Mapping[str, Any]:
+        """The command line that made it."""
+        return mapping(self.manifest.get("command"))
+
+    @property
+    def baseline(self) -> str:
+        """Method of the reference classifier; empty for the run of a model."""
+        return clean(self.command.get("baseline") or "")
+
+    def all_missing(self) -> list[str]:
+        """All that is missing, task by task."""
+        return [*self.missing, *(f"{task.name}: {one}" for task in self.tasks for one in task.missing)]
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run folder, finished or not.
+
+    Raises:
+        DataError: there is no such folder, or nothing of a run in it.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: expected a run folder, found none. Name the folder that an evaluation's log ends with."
+        )
+    missing: list[str] = []
+    manifest = shareable_manifest(mapping(_json(folder / MANIFEST, missing)))
+    told = mapping(manifest.get("tasks"))
+    names = [name for name in told if isinstance(name, str)]
+    found = _tasks_in(folder)
+    names += [name for name in found if file_stem(name) not in {file_stem(one) for one in names}]
+    if not names and not manifest:
+        raise DataError(f"{folder}: expected a run folder with a {MANIFEST}, found none.{_inside(folder)}")
+    seal = check_seal(folder)
+    missing += consistency.of_folder(manifest, seal)
+    if not names:
+        missing.append("The run has no task yet: it ended before its first question.")
+    tasks = tuple(_task(folder, name, mapping(told.get(name)), seal) for name in names)
+    folds = [path for path in sorted(folder.glob(f"*{FOLDS}")) if not consistency.left_out(path, folder, seal, missing)]
+    return RunFolder(
+        folder=folder,
+        manifest=manifest,
+        tasks=tasks,
+        folds={one.dataset: one for path in folds if (one := _folds(path, missing))},
+        missing=tuple(missing),
+    )
+
+
+def _inside(folder: Path) -> str:
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    if inside:
+        return f" It holds run folders: name them, such as {folder / inside[-1]}."
+    return " Name the folder that an evaluation's log ends with."
+
+
+def _tasks_in(folder: Path) -> list[str]:
+    """Tasks of which there are files, for folders without a manifest."""
+    stems = {
+        path.name.removesuffix(suffix) for suffix in (METRICS, SUFFIX, PROBES) for path in folder.glob(f"*{suffix}")
+    }
+    stems |= {path.parent.name for path in folder.glob(f"{FOLDER}/*/{INDEX}")}
+    return sorted(stem.replace("+", ":") for stem in stems)
+
+
+def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> TaskRun:
+    missing: list[str] = []
+    stem = file_stem(name)
+    if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
+        missing.append("its name is none of a file, so that its files are not looked for.")
+        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
+    if told and not told.get("dataset"):
+        missing.append("not a task of this package; its figures are in the host's own results file.")
+        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
+    index = folder / FOLDER / stem / INDEX
+    again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
+    index_is_out = consistency.left_out(index, folder, seal, missing, again)
+    attributions = None if index_is_out else _attributions(index, name, missing)
+    scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, SUFFIX, PROBES))
+    if not scored and attributions is None:
+        missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
+        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
+    # A task that explains answers may leave no figures of them.
+    told_of = [] if attributions is not None else missing
+    metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {AGAIN}"))
+    outcomes, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, told, seal, told_of)
+    whole = whole and consistency.is_complete(told, metrics, outcomes)
+    metrics = consistency.figures(stem, told, metrics, outcomes if whole else (), seal, missing)
+    probes = folder / f"{stem}{PROBES}"
+    probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
+    return TaskRun(
+        name=clean(name),
+        told=told,
+        metrics=metrics,
+        outcomes=outcomes,
+        unparsed=unparsed,
+        probing=None if probes_are_out else _probing(probes, name, told, missing),
+        attributions=attributions,
+        missing=tuple(missing),
+    )
+
+
+def _kept(folder: Path) -> str:
+    """How many answers an interrupted run keeps, in words; nothing where none are found."""
+    count = 0
+    for path in folder.glob(".unfinished/*/answers.*.jsonl"):
+        try:
+            with path.open("rb") as lines:
+                count += sum(bool(line.strip()) for line in lines)
+        except OSError:
+            continue  # it goes away when the run is finished
+    return f"; {quantity(count, 'answer')} of the run {'is' if count == 1 else 'are'} kept" if count else ""
+
+
+def _json(path: Path, missing: list[str], absent: str | None = None) -> Any:
+    """A JSON file; ``None``, and a note, where it is not there or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append(absent or f"{path.name} is not there.")
+    except (OSError, ValueError, RecursionError) as error:
+        missing.append(f"{path.name} cannot be read ({clean(error)[:200]}).")
+    return None
+
+
+def _outcomes(
+    path: Path, folder: Path, told: Mapping[str, Any], seal: SealCheck, missing: list[str]
+) -> tuple[tuple[Outcome, ...], tuple[Unparsed, ...], bool]:
+    """Scored answers, and what those say from which no class was read; damaged lines are left out with a note.
+
+    The third is whether no line was left out.
+    """
+    if consistency.left_out(path, folder, seal, missing, "Copy the run folder again, or run the task again."):
+        return (), (), False
+    found: list[Outcome] = []
+    checker = LineChecker(Classes.of_task(told, {}))
+    said: Counter[tuple[str, str]] = Counter()
+    bad: list[str] = []
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for position, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    outcome = checker.check(Outcome.from_dict(record), position)
+                except (ValueError, TypeError, AttributeError, RecursionError, MedMLLMError) as error:
+                    bad.append(f"line {position}: {clean(shown(error))}")
+                    continue
+                found.append(outcome)
+                if outcome.status != "parsed" and "answer" in record:
+                    said[outcome.status, str(record["answer"])] += 1
+    except FileNotFoundError:
+        missing.append(f"no scored answers ({path.name}), so no ROC curves, paired tests or unparsed answers.")
+    except OSError as error:
+        missing.append(f"{path.name} cannot be read ({clean(error)}).")
+    if bad:
+        missing.append(f"{quantity(len(bad), 'damaged line')} in {path.name} left out ({bad[0]}).")
+    evaluated = told.get("evaluated")
+    if found and not bad and isinstance(evaluated, int) and evaluated != len(found):
+        missing.append(f"{path.name}: expected {evaluated:,} scored answers, as {MANIFEST} says, got {len(found):,}.")
+    unparsed = tuple(Unparsed(status, text, count) for (status, text), count in said.most_common())
+    return tuple(found), unparsed, not bad
+
+
+def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str]) -> Probing | None:
+    failed = mapping(told.get("probes")).get("failed")
+    if failed:
+        missing.append(f"no probes: {clean(failed)}")
+        return None
+    if not path.exists():
+        if told.get("features") or name.startswith("med_probe"):
+            missing.append(f"no probes ({path.name}). If features were kept, `medmllm diagnose RUN_DIR` makes them.")
+        return None
+    try:
+        read = _json(path, missing)
+        return None if read is None else read_probing(read)
+    except (DataError, TypeError, ValueError, IndexError, KeyError) as error:
+        missing.append(f"{path.name} cannot be used: {clean(error)}.")
+        return None
+
+
+def _attributions(path: Path, name: str, missing: list[str]) -> Attributions | None:
+    if not path.exists():
+        begun = sum(1 for _ in path.parent.glob("entries/*.json"))
+        if begun:
+            missing.append(f"attributions of {quantity(begun, 'document')} were begun, but not put together. {AGAIN}")
+        elif name.startswith("med_attr"):
+            missing.append(f"no attributions ({FOLDER}/{path.parent.name}/{INDEX}).")
+        return None
+    try:
+        read = _json(path, missing)
+        return None if read is None else read_attributions(read, path.parent)
+    except (DataError, TypeError, ValueError) as error:
+        missing.append(f"{FOLDER}/{path.parent.name}/{INDEX} cannot be used: {clean(error)}.")
+        return None
+
+
+def _folds(path: Path, missing: list[str]) -> Folds | None:
+    told = mapping(_json(path, missing))
+    try:
+        columns = list(told["columns"])
+        at = [columns.index(name) for name in ("group", "fold")]
+        rows = [(str(row[at[0]]), str(row[at[1]])) for row in told["documents"]]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        missing.append(f"{path.name} holds no folds that can be read ({type(error).__name__}).")
+        return None
+    places: dict[str, set[str]] = defaultdict(set)
+    for group, fold in rows:
+        places[group].add(fold)
+    return Folds(
+        dataset=clean(told.get("dataset") or path.name.removesuffix(FOLDS)),
+        digest=clean(told.get("hash") or ""),
+        counts=dict(Counter(fold for _, fold in rows)),
+        groups=len(places),
+        divided=sum(len(folds) > 1 for folds in places.values()),
+        exposed=sum(fold == "test" and len(places[group]) > 1 for group, fold in rows),
+    )

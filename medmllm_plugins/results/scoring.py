@@ -1,0 +1,130 @@
+"""Which metrics a task has, and how its outcomes become numbers and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from medmllm_plugins.data.core import fold_manifest
+from medmllm_plugins.data.loading.dataset import Dataset
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
+from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.prompts.task_rows import variants
+from medmllm_plugins.prompts.task_settings import Settings
+from medmllm_plugins.results.outcome_files import SUFFIX, file_stem, write_outcomes
+from medmllm_plugins.results.recomputation import Classes, recompute
+from medmllm_plugins.utils.atomic_files import write_whole
+
+METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "parsed")
+LOWER_IS_BETTER: Final = frozenset({"spread", "flips"})
+
+
+class AnySummary(Protocol):
+    """What every summary of a task's outcomes offers."""
+
+    @property
+    def metrics(self) -> Mapping[str, Estimate]:
+        """Each metric with its interval."""
+
+    @property
+    def n(self) -> int:
+        """Number of rows that were scored."""
+
+    def headline(self) -> str:
+        """The one sentence to read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+
+    def write(self, folder: Path, stem: str) -> list[Path]:
+        """Write the figures as JSON and CSV."""
+
+
+def metrics(settings: Settings) -> tuple[str, ...]:
+    """The metrics that the host prints for a task."""
+    found: tuple[str, ...] = METRICS
+    if settings.dataset.kind == "ordinal":
+        found = (*found, "kappa")
+    return (*found, "spread", "flips") if len(variants(settings)) > 1 else found
+
+
+def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
+    """Compute every metric of a task.
+
+    Raises:
+        DataError: the outcomes do not go with the data set.
+    """
+    return recompute(outcomes, classes_of(settings))
+
+
+def unreadable_warning(figures: Mapping[str, Any], settings: Settings, model: Mapping[str, Any] | None) -> str:
+    """Return what to say instead of the headline where too few answers could be read; empty where enough were.
+
+    Args:
+        figures: the summary as :meth:`AnySummary.to_dict` gives it.
+        settings: of the task.
+        model: what the manifest tells of the model; ``None`` for one that is none of this package's.
+    """
+    shortfall = unreadable(figures)
+    if shortfall is None:
+        return ""
+    is_demo = model is not None and model.get("pretrained") == DEMO and settings.dataset.layout != "phantoms"
+    return shortfall.sentences(DEMO_NOTE if is_demo else "")
+
+
+def classes_of(settings: Settings) -> Classes:
+    """Return what the outcomes of a task are scored by."""
+    spec, compared = settings.dataset, variants(settings)
+    # The classes in the order in which each variant lists them.
+    orders = {
+        variant.name: tuple(spec.labels[position] for position in variant.order)
+        for variant in compared
+        if variant.order is not None
+    }
+    varied = len(compared) > 1
+    return Classes(tuple(spec.labels), spec.kind, spec.positive, varied, orders if varied and orders else None)
+
+
+def facts(settings: Settings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
+    """What a manifest tells of a task before it is answered: its settings, its data and how many rows it has."""
+    classes = classes_of(settings)
+    return {
+        **settings.to_dict(),
+        "labels": list(classes.labels),
+        "kind": classes.kind,
+        "positive": classes.positive,
+        **({"orders": {name: list(order) for name, order in classes.orders.items()}} if classes.orders else {}),
+        "dataset_fingerprint": data.fingerprint,
+        "folds_hash": data.folds_hash,
+        "counts": data.counts(),
+        "documents": documents,
+        "questions": questions,
+        "shots": shots,
+        "skipped": list(data.skipped),
+        "warnings": list(data.warnings),
+        "overlaps": dict(data.spec.overlaps),
+        "notes": list(data.spec.notes),
+    }
+
+
+def write(
+    folder: Path, task: str, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str], data: Dataset
+) -> None:
+    """Put a task's figures, its outcomes row by row and its folds into a run folder.
+
+    Args:
+        folder: the run folder.
+        task: the task's name, from which the files' names are made.
+        summary: its figures.
+        outcomes: its rows.
+        answers: what the model wrote, by the rows' ids.
+        data: its data set.
+    """
+    stem = file_stem(task)
+    summary.write(folder, stem)
+    write_outcomes(folder / f"{stem}{SUFFIX}", outcomes, answers)
+    manifest = fold_manifest.to_json(data.spec.name, data.fingerprint, data.documents)
+    write_whole(folder / f"{data.spec.name}.folds.json", manifest)

@@ -1,0 +1,1 @@
+"""The answer loop: batches, journal, progress and signals; knows no host."""

@@ -1,0 +1,157 @@
+"""Batches: requests that go together, read ahead in threads, and the size that fits into memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, Generic, TypeVar
+
+from medmllm_plugins.data.readers.reader_threads import reader_threads
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.device_memory import let_go, out_of_memory
+
+Request = TypeVar("Request")
+Read = TypeVar("Read")
+Prepared = TypeVar("Prepared")
+Answer = TypeVar("Answer")
+
+AUTO: Final = "auto"
+FIRST: Final = 4
+"""Where the search for the largest batch begins."""
+LARGEST: Final = 256
+WINDOW: Final = 8
+"""So many batches are read ahead and sorted by size, so that a batch holds pictures of like size."""
+MOST_AHEAD: Final = 128
+"""No more requests than that are read ahead, or a batch where that is more, to bound memory."""
+
+
+class BatchSize:
+    """The number of documents at a time: fixed, or with ``"auto"`` doubled until the memory is full.
+
+    Whatever it is, a batch that does not fit is halved.
+    """
+
+    def __init__(self, asked: int | str, largest: int = LARGEST) -> None:
+        """Take a number or ``"auto"``.
+
+        Args:
+            asked: the number, or ``"auto"``.
+            largest: how far ``"auto"`` goes.
+
+        Raises:
+            OptionError: it is neither.
+        """
+        self.growing = asked == AUTO
+        self._largest = largest
+        self.size = min(FIRST, largest) if self.growing else _positive(asked)
+
+    def fits(self) -> None:
+        """A batch of this size was answered."""
+        if self.growing:
+            self.size = min(2 * self.size, self._largest)
+
+    def too_large(self, size: int) -> None:
+        """A batch of ``size`` did not fit."""
+        self.growing = False
+        self.size = max(1, size // 2)
+
+
+def _positive(asked: int | str) -> int:
+    try:
+        number = int(asked)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1 or str(number) != str(asked):
+        raise OptionError(
+            f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {asked!r}."
+        )
+    return number
+
+
+class Batches(Generic[Request, Read, Prepared, Answer]):
+    """Reads requests ahead in threads, and answers them in batches of like size, the next prepared meanwhile."""
+
+    def __init__(
+        self,
+        size: BatchSize,
+        read: Callable[[Request], Read],
+        weigh: Callable[[Read], float],
+        prepare: Callable[[list[Read]], Prepared],
+        answer: Callable[[list[Read], Prepared], list[Answer]],
+        *,
+        ahead: bool = True,
+    ) -> None:
+        """Take the steps.
+
+        Args:
+            size: how many at a time.
+            read: reads a request; runs in several threads.
+            weigh: how much there is to compute; like stands with like.
+            prepare: makes the model's input of a batch.
+            answer: answers a batch.
+            ahead: whether the next batch is prepared in a thread; on a CPU the two would fight for its cores.
+        """
+        self._size, self._read, self._weigh, self._prepare, self._answer = size, read, weigh, prepare, answer
+        self._ahead = ahead
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
+        """Answer all requests; yields each batch as it is done, not in the order given.
+
+        Every request is answered exactly once, also where batches had to be halved.
+        """
+        workers = reader_threads()
+        todo = deque(requests)
+        ahead: deque[tuple[Request, Future[Read]]] = deque()
+        with (
+            ThreadPoolExecutor(workers, thread_name_prefix="medmllm-read") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="medmllm-prepare") as preparer,
+        ):
+
+            def refill() -> None:
+                wanted = max(self._size.size, min(WINDOW * self._size.size, MOST_AHEAD))
+                while todo and len(ahead) < wanted:
+                    request = todo.popleft()
+                    ahead.append((request, pool.submit(self._read, request)))
+
+            try:
+                while todo or ahead:
+                    refill()
+                    half = max(self._size.size, min(WINDOW * self._size.size, MOST_AHEAD) // 2)
+                    count = min(len(ahead), half)
+                    window = [(request, future.result()) for request, future in (ahead.popleft() for _ in range(count))]
+                    refill()  # while the model is busy, the next are read
+                    # The largest first, as they may not fit.
+                    window.sort(key=lambda pair: self._weigh(pair[1]), reverse=True)
+                    yield from self._answer_all(window, preparer)
+            finally:
+                for _, future in ahead:
+                    future.cancel()
+
+    def _answer_all(
+        self, window: list[tuple[Request, Read]], preparer: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
+        place = 0
+        ready: tuple[int, int, Future[Prepared]] | None = None  # where it begins, how many, and its input
+        while place < len(window):
+            batch = window[place : place + self._size.size]
+            read = [one for _, one in batch]
+            prepared = ready[2] if ready is not None and ready[:2] == (place, len(batch)) else None
+            following = [one for _, one in window[place + len(batch) : place + len(batch) + self._size.size]]
+            try:
+                given = self._prepare(read) if prepared is None else prepared.result()
+                if following and self._ahead:
+                    ready = (place + len(batch), len(following), preparer.submit(self._prepare, following))
+                answers = self._answer(read, given)
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                self._size.too_large(len(batch))
+                ready = None
+                del error
+                let_go()
+                continue
+            if len(batch) == self._size.size:
+                self._size.fits()
+            place += len(batch)
+            yield [request for request, _ in batch], read, answers

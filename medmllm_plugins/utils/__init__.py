@@ -1,0 +1,1 @@
+"""Helpers that know nothing of medical images or models: files, locks, progress, redaction, bounded YAML."""

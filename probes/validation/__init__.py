@@ -1,0 +1,1 @@
+"""Planted faults with known truth, and the self-check of the diagnosis."""

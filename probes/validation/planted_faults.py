@@ -1,0 +1,345 @@
+"""Planted faults: a stage of a model is broken on purpose, by a known amount, and mended again.
+
+A diagnosis that says in which stage a model loses the class is proven on models whose broken stage is known. So a fault
+does two things. It destroys the class at its own stage for a linear probe that is fitted anew behind it, and does not
+merely move the features, which such a probe would see through while the parts behind it stumble. And it leaves all
+stages before its own as they are, to the last bit.
+
+Trained models hold the class many times over: a single layer that still sees the image, a handful of heads or image
+tokens, or two random directions of the connector's output, are enough for a probe to find it again. That is why some
+kinds take the image away altogether from a share of the documents, and others bury it in noise. Both follow from the
+seed and the image's content, so that neither the order of documents nor their batches matter.
+
+Stages are found by the names of :mod:`medmllm_plugins.models.stages`, so that faults work on any family. Edited weights
+are put back bit for bit and hooks are taken off when the context ends, also by an exception.
+
+Source: Belrose et al., "LEACE", arXiv 2306.03819 (no linear probe finds classes whose means are all equal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from medmllm_plugins.errors import ModelError, OptionError, shown
+from medmllm_plugins.interventions.model_edits import (
+    LogitEdits,
+    changed,
+    edited,
+    generator_of,
+    noised,
+    redrawn,
+    watched,
+)
+from medmllm_plugins.models.base import LoadedModel, Question
+from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.stages import places
+from medmllm_plugins.probes.diagnosis import MODES, Mode
+
+Strength = Literal[1, 2, 3]
+
+STRENGTHS: Final[tuple[Strength, ...]] = get_args(Strength)
+"""Mild, clear, heavy."""
+KINDS: Final[Mapping[Mode, tuple[str, ...]]] = {
+    "vision": ("tower_noise", "tower_reset", "tower_blur", "tower_lost"),
+    "connector": ("directions_removed", "connector_blur", "connector_lost"),
+    "comprehension": ("blind", "text_blur"),
+    "mapping": ("labels_permuted", "label_bias"),
+}
+"""Names of faults by mode:
+
+- ``tower_noise``: Gaussian noise on all matrices of the vision blocks, as a multiple of each matrix's own spread.
+- ``tower_reset``: a share of all weights of the vision blocks drawn anew, as before training.
+- ``tower_blur``: behind every vision block, one random vector for each document is added to all its patches, as a
+  multiple of the spread of each feature over them.
+- ``tower_lost``: the vision blocks return zeros for a share of the documents.
+- ``directions_removed``: the connector's output loses the directions given, for a share of the documents.
+- ``connector_blur``, ``connector_lost``: as for the tower, behind the connector.
+- ``blind``: for a share of the documents nothing but image tokens attends to image tokens, in any layer of the LLM.
+- ``text_blur``: behind every layer of the LLM, one random vector for each document is added to all positions of the
+  prompt behind the last image token, as a multiple of each position's own root mean square.
+- ``labels_permuted``: where the labels' tokens part, the logits of two, of more than half or of all of them change
+  places in a ring.
+- ``label_bias``: the logit of the token by which one label parts from the others is raised, in nats.
+"""
+_GRADES: Final[Mapping[str, tuple[float, float, float]]] = {
+    "tower_noise": (0.5, 1.0, 2.0),
+    "tower_reset": (0.25, 0.5, 1.0),
+    "tower_blur": (1.0, 1.5, 3.0),
+    "tower_lost": (0.1, 0.3, 0.6),
+    "directions_removed": (0.1, 0.4, 1.0),
+    "connector_blur": (8.0, 20.0, 40.0),
+    "connector_lost": (0.1, 0.3, 0.6),
+    "blind": (0.1, 0.4, 1.0),
+    "text_blur": (0.9, 1.25, 1.5),
+    "labels_permuted": (0.0, 0.5, 1.0),
+    "label_bias": (4.0, 8.0, 10.0),
+}
+"""How much each strength is, set on the embedded demo; shares, multiples or nats, see :data:`KINDS`.
+
+Shares of documents mean the same for every model. How much noise or bias a model bears is its own matter: on another
+one than the demo, look at the probe behind the broken stage before reading more into a strength than its order.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is broken, and how much.
+
+    Attributes:
+        name: one of :data:`KINDS`, or ``"none"``.
+        mode: the stage it belongs to; ``"none"`` for a healthy model.
+        strength: 1 is mild, at 2 and 3 the damage to its own stage is clear.
+        seed: decides all that is random about it.
+
+    Raises:
+        OptionError: there is no such fault.
+    """
+
+    name: str
+    mode: Mode | Literal["none"]
+    strength: Strength = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known: dict[str, tuple[str, ...]] = {"none": ("none",)}
+        known.update((mode, names) for mode, names in KINDS.items())
+        if self.name not in known.get(self.mode, ()):
+            raise OptionError(
+                f"Expected `name` and `mode` of a fault to be one of {known}, but got {shown(self.name)} and "
+                f"{shown(self.mode)}."
+            )
+        if self.strength not in STRENGTHS:
+            raise OptionError(f"Expected `strength` of a fault to be 1, 2 or 3, but got {shown(self.strength)}.")
+
+
+HEALTHY: Final = Fault("none", "none")
+"""No fault: the model as it is."""
+
+
+def all_faults(seed: int = 0, modes: Sequence[Mode] = MODES) -> tuple[Fault, ...]:
+    """Every kind at every strength, in the order of the stages."""
+    return tuple(Fault(name, mode, strength, seed) for mode in modes for name in KINDS[mode] for strength in STRENGTHS)
+
+
+@contextmanager
+def planted(
+    loaded: LoadedModel,
+    fault: Fault,
+    *,
+    directions: Mapping[str, Tensor] | None = None,
+    question: Question | None = None,
+    labels: Sequence[str] = (),
+) -> Iterator[None]:
+    """Break a model while the context is open.
+
+    Whole batches must begin and end inside. A cache that was filled before, or one that outlives the context, is
+    not what the other model would have made.
+
+    Args:
+        loaded: the model; its weights, and hooks on its modules, are the only things touched.
+        fault: what to break.
+        directions: needed by ``directions_removed`` only: by locus, the directions that tell the classes apart in the
+            mean over its tokens, (k, d), taken from train documents; see :func:`class_directions`. Only
+            ``"connector"`` is read.
+        question: needed by faults of the mapping only: a question as it will be asked, since a label's tokens may
+            hang on the end of the prompt.
+        labels: needed by faults of the mapping only: the labels, at least two.
+
+    Raises:
+        OptionError: what the fault needs was not given.
+        ModelError: the model cannot be broken in this way: its weights are quantised, its attention takes no masks, or
+            a stage returns something else than a tensor.
+    """
+    with ExitStack() as stack:
+        for context in _contexts(loaded, fault, directions, question, labels, stack):
+            stack.enter_context(context)
+        yield
+
+
+def _contexts(
+    loaded: LoadedModel,
+    fault: Fault,
+    directions: Mapping[str, Tensor] | None,
+    question: Question | None,
+    labels: Sequence[str],
+    stack: ExitStack,
+) -> list[AbstractContextManager[None]]:
+    """One context for each module that is edited; what they share is entered on the stack at once."""
+    name, seed = fault.name, fault.seed
+    if fault.mode == "none":
+        return []
+    grade = _GRADES[name][fault.strength - 1]
+    if fault.mode == "vision":
+        tower = read_blocks(loaded)
+        if name == "tower_noise":
+            return [changed(block, noised(seed, number, grade)) for number, block in enumerate(tower)]
+        if name == "tower_reset":
+            spread = _initial_spread(loaded)
+            return [changed(block, redrawn(seed, number, grade, spread)) for number, block in enumerate(tower)]
+        batch = stack.enter_context(watched(loaded))
+        if name == "tower_lost":
+            return [edited(block, batch.lost(batch.patches, seed, grade)) for block in tower]
+        return [edited(block, batch.blurred(batch.patches, seed, n, grade)) for n, block in enumerate(tower)]
+    if fault.mode == "connector":
+        connectors = _connectors(loaded)
+        basis = _basis(directions) if name == "directions_removed" else None
+        batch = stack.enter_context(watched(loaded))
+        if basis is not None:
+            return [edited(module, batch.without(basis, seed, grade)) for module in connectors]
+        if name == "connector_lost":
+            return [edited(module, batch.lost(batch.tokens, seed, grade)) for module in connectors]
+        return [edited(module, batch.blurred(batch.tokens, seed, n, grade)) for n, module in enumerate(connectors)]
+    if fault.mode == "comprehension":
+        if name == "blind":
+            _check_masks(loaded)
+        batch = stack.enter_context(watched(loaded))
+        layers = _layers(loaded)
+        if name == "blind":
+            return [batch.blinded(layer, number, seed, grade) for number, layer in enumerate(layers)]
+        return [edited(layer, batch.text_blurred(seed, number, grade)) for number, layer in enumerate(layers)]
+    ids = _label_ids(loaded, question, labels)
+    edits = _permuted(ids, fault, grade) if name == "labels_permuted" else _biased(ids, fault, grade)
+    batch = stack.enter_context(watched(loaded))
+    return [edited(stage(loaded.model, loaded.family.head), batch.answered(edits))]
+
+
+def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
+    """The directions in which the means of the classes differ, the widest first.
+
+    Where they are taken out, all classes have the same mean, and no linear probe fitted to these features does better
+    than the shares of the classes (LEACE).
+
+    Args:
+        features: of N train documents, (N, d).
+        labels: their N labels.
+
+    Returns:
+        (K - 1, d), float64, orthonormal; K is the number of different labels.
+
+    Raises:
+        OptionError: there are not as many labels as features, or fewer than two different ones.
+    """
+    names = sorted(set(labels))
+    if features.dim() != 2 or len(features) != len(labels) or len(names) < 2:
+        raise OptionError(
+            "Expected `features` of shape (N, d) with N `labels`, at least two of them different, but got "
+            f"{tuple(features.shape)} and {len(labels)} labels, {len(names)} different."
+        )
+    rows, owner = features.double(), torch.tensor([names.index(label) for label in labels], device=features.device)
+    means = torch.stack([rows[owner == number].mean(0) for number in range(len(names))])
+    directions: Tensor = torch.linalg.svd(means - means.mean(0), full_matrices=False).Vh
+    return directions[: len(names) - 1]
+
+
+def read_blocks(loaded: LoadedModel) -> list[nn.Module]:
+    """The vision blocks up to the last one that the connector reads: LLaVA's last block may go nowhere."""
+    blocks = [place.module for place in places(loaded) if place.part == "vision" and _is_block(place.name)]
+    read: Any = getattr(loaded.model.config, "vision_feature_layer", None)
+    if read is None:
+        return blocks
+    # Hidden states are counted with the patch embeddings as number 0.
+    several = list(read) if isinstance(read, list | tuple) else [read]
+    return blocks[: max(int(one) if one >= 0 else len(blocks) + 1 + int(one) for one in several)]
+
+
+def _is_block(name: str) -> bool:
+    return name.rpartition(".")[2].isdigit()
+
+
+def _layers(loaded: LoadedModel) -> list[nn.Module]:
+    return [place.module for place in places(loaded) if place.part == "llm" and _is_block(place.name)]
+
+
+def _connectors(loaded: LoadedModel) -> list[nn.Module]:
+    """The connector, and its like: Qwen3-VL's tower has more of them, which reach deeper layers of the LLM past it."""
+    (first,) = (place.module for place in places(loaded) if place.name == "connector")
+    if type(first).__module__.startswith("torch."):  # a bare nn.Linear is like many modules
+        return [first]
+    return [first, *(other for other in loaded.model.modules() if type(other) is type(first) and other is not first)]
+
+
+def _check_masks(loaded: LoadedModel) -> None:
+    text: Any = loaded.model.config.get_text_config()
+    kind = text._attn_implementation
+    if kind not in ("eager", "sdpa"):
+        raise ModelError(
+            f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, found "
+            f"{kind!r}; load it with attn_implementation=sdpa."
+        )
+
+
+def _label_ids(loaded: LoadedModel, question: Question | None, labels: Sequence[str]) -> list[tuple[int, ...]]:
+    if question is None or len(labels) < 2:
+        raise OptionError(
+            "Expected `question` and at least two `labels`, which a fault of the answer mapping needs, but got "
+            f"{shown(question)} and {shown(labels)}."
+        )
+    found = [tuple(row) for row in loaded.label_ids(question, labels)]
+    if len(set(found)) < len(found):
+        raise OptionError(f"Expected labels that differ as tokens, but got {shown(labels)}.")
+    return found
+
+
+def _basis(directions: Mapping[str, Tensor] | None) -> Tensor:
+    found = None if directions is None else directions.get("connector")
+    if found is None or found.dim() != 2 or not 0 < len(found) <= found.shape[1]:
+        raise OptionError(
+            "Expected `directions` to hold 'connector', (k, d) with 1 <= k <= d, which directions_removed needs, but "
+            f"got {None if found is None else tuple(found.shape)}; class_directions makes them from train features."
+        )
+    basis: Tensor = torch.linalg.qr(found.detach().double().cpu().T)[0].T
+    return basis
+
+
+def _initial_spread(loaded: LoadedModel) -> float:
+    config: Any = loaded.model.config
+    return float(getattr(config.vision_config, "initializer_range", 0.02))
+
+
+# Labels.
+
+
+def _branches(ids: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
+    """Where labels part: what they begin with in common, and the tokens that come next; the widest first."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row in ids:
+        for depth, token in enumerate(row):
+            nexts = found.setdefault(row[:depth], [])
+            if token not in nexts:
+                nexts.append(token)
+    parting = [item for item in found.items() if len(item[1]) > 1]
+    return dict(sorted(parting, key=lambda item: (-len(item[1]), len(item[0]))))
+
+
+def _permuted(ids: Sequence[tuple[int, ...]], fault: Fault, share: float) -> LogitEdits:
+    """A ring of two, more than half or all tokens: at strength 1 where most labels part, otherwise wherever some do.
+
+    Two labels have only each other, so that all strengths are the same; of three, two at strength 2.
+    """
+    edits = {}
+    for before, nexts in list(_branches(ids).items())[: 1 if fault.strength == 1 else None]:
+        count = min(len(nexts), max(2, int(len(nexts) * share) + 1))
+        order = torch.randperm(len(nexts), generator=generator_of(fault.seed, "ring", before)).tolist()[:count]
+        ring = [nexts[index] for index in order]
+        edits[before] = (ring, ring[1:] + ring[:1], 0.0)
+    if not edits:
+        raise OptionError("Expected labels that part at a token, but got one that is the beginning of the other.")
+    return edits
+
+
+def _biased(ids: Sequence[tuple[int, ...]], fault: Fault, grade: float) -> LogitEdits:
+    """One label's own token, raised: that of the first step at which no other label goes on with it."""
+    own: list[tuple[tuple[int, ...], int]] = []
+    for row in ids:
+        alone = (d for d in range(len(row)) if sum(other[: d + 1] == row[: d + 1] for other in ids) == 1)
+        depth = next(alone, None)
+        if depth is not None:  # otherwise it is the beginning of another
+            own.append((row[:depth], row[depth]))
+    before, token = own[int(torch.randint(len(own), (1,), generator=generator_of(fault.seed, "bias")))]
+    return {before: ([token], [token], grade)}

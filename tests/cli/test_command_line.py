@@ -1,0 +1,462 @@
+"""The command ``medmllm``, in process: what it prints, as text and as JSON, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import medmllm_plugins
+from medmllm_plugins.cli import app, doctor
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.plugins.manager import get_manager, reset
+from medmllm_plugins.utils import environment
+
+COMMANDS = ("doctor", "models", "datasets", "plugins")
+Medmllm = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for variable in ("MEDMLLM_DATA", "MEDMLLM_STRICT", "MEDMLLM_DISABLE"):
+        monkeypatch.delenv(variable, raising=False)
+    reset()
+    yield
+    reset()
+
+
+@pytest.fixture
+def medmllm(capsys: pytest.CaptureFixture[str]) -> Medmllm:
+    """Run a command; returns its exit status and what it printed."""
+
+    def call(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        status = app.main(list(words))
+        return status, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Put a throwaway distribution with one plugin module on the path, as an installer would."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    modules: list[str] = []
+
+    def call(name: str, source: str) -> None:
+        modules.append(f"throwaway_command_{name}")
+        (site / f"{modules[-1]}.py").write_text(source, encoding="utf-8")
+        info = site / f"{name}-3.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 3.1\n")
+        (info / "entry_points.txt").write_text(f"[medmllm_plugins]\n{name} = {modules[-1]}\n")
+        reset()
+
+    yield call
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+GIVING = """
+from medmllm_plugins.plugins.hookspecs import hookimpl
+from medmllm_plugins.plugins.specs import ModelSpec
+
+@hookimpl
+def medmllm_models():
+    return [ModelSpec(name="giver_vl", summary="A giver's model.", loader="a.b:c", sizes={"tiny": "owner/tiny"})]
+"""
+
+
+def finding(medmllm: Medmllm, what: str) -> tuple[int, dict[str, str]]:
+    """The doctor's exit status and its one finding about something."""
+    status, printed = medmllm("doctor", "--json")
+    (found,) = [row for row in json.loads(printed) if row["what"] == what]
+    return status, found
+
+
+# -- all commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_json_and_text_is_text(medmllm: Medmllm, command: str) -> None:
+    status, printed = medmllm(command, "--json")
+    assert status == 0 and json.loads(printed)
+    status, text = medmllm(command)
+    assert status == 0 and text.strip()
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(text)
+    assert not any(mark in text for mark in ('"', "{'", "None", "[]", "()", "Traceback"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"medmllm-plugins {medmllm_plugins.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["docter"], ["--verbose"], ["models", "--yaml"], ["models", "demo"], ["--vers"]])
+def test_anything_else_is_exit_status_two(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app.main(words)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "usage: medmllm" in printed.err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app.main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^    {command}\s", printed, re.MULTILINE) for command in (*COMMANDS, "lmms-eval"))
+
+
+def test_words_are_those_of_the_process_by_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["medmllm", "models", "--json"])
+    assert app.main() == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "medm_vl"
+
+
+# -- models, datasets, plugins ---------------------------------------------------------------------------------------
+
+
+def test_models(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
+    install("giver", GIVING)
+    rows = json.loads(medmllm("models", "--json")[1])
+    assert all(set(row) == {"name", "summary", "sizes", "licence", "citation"} for row in rows)
+    ours, giver = rows[0], rows[-1]
+    assert {"lingshu", "medgemma", "hulu_med", "medmllm_hf"} <= {row["name"] for row in rows}
+    assert ours["name"] == "medm_vl" and set(ours["sizes"]) == {"demo", "2d-3b"} and "arXiv" in ours["citation"]
+    assert giver["sizes"] == {"tiny": "owner/tiny"}
+    text = medmllm("models")[1].splitlines()
+    for row in rows:
+        assert f"{row['name']}: {row['summary']}" in text
+        assert not row["licence"] or f"    licence  {row['licence']}" in text  # as docs/models.md says
+        for size, source in row["sizes"].items():
+            assert [line for line in text if f"pretrained={size} " in line and source in line]
+
+
+def test_datasets_without_data(medmllm: Medmllm) -> None:
+    rows = {row["name"]: row for row in json.loads(medmllm("datasets", "--json")[1])}
+    assert set(rows) == set(dataset_specs()) > {"busi", "covid19_ct", "demo", "pathmnist"}
+    for name, row in rows.items():
+        fields = {"name", "title", "classes", "task", "licence", "citation", "found", "looked_at", "mend"}
+        assert set(row) == fields
+        spec = dataset_specs()[name]
+        assert row["task"] == f"med_cls_{name}" and row["classes"] == list(spec.labels)
+        assert row["licence"] and row["citation"]
+        if spec.folder:
+            assert row["found"] == "" and "MEDMLLM_DATA" in row["looked_at"]
+            assert row["mend"].startswith("export MEDMLLM_DATA=") and spec.download in row["mend"]
+            assert f"{spec.folder}/" in row["mend"]
+    assert (rows["demo"]["found"], rows["demo"]["mend"]) == ("drawn by code", "")
+    text = medmllm("datasets", "--all")[1]
+    for row in rows.values():
+        assert f"{row['name']}: {row['title']}" in text and f"task     {row['task']}" in text
+        assert f"classes  {', '.join(row['classes'])}" in text and f"licence  {row['licence']}" in text
+    missing = len(rows) - 1  # all but the drawn one
+    assert text.count("-> export MEDMLLM_DATA=") == text.count("missing ") == missing and text.count("found ") == 1
+
+
+def test_data_sets_that_are_there_come_first_and_the_others_take_one_line(
+    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "covid19_ct").mkdir()
+    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
+    names = list(dataset_specs())
+    lines = medmllm("datasets")[1].splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["covid19_ct", "demo", "missing"]
+    missing = [name for name in names if name not in ("covid19_ct", "demo")]
+    assert f"missing: {', '.join(missing)}" in lines and "medmllm datasets NAME" in lines[-1]
+    assert len(medmllm("datasets", "--all")[1].splitlines()) > 5 * len(names)
+    assert "get the set from" in medmllm("datasets", "busi")[1] and "missing:" not in medmllm("datasets", "busi")[1]
+
+    doctor_lines = medmllm("doctor")[1].splitlines()
+    at = next(i for i, line in enumerate(doctor_lines) if f"{len(missing)} other data sets" in line)
+    assert doctor_lines[at].startswith("missing ") and all(name in doctor_lines[at] for name in missing)
+    assert str(tmp_path) in doctor_lines[at] and "--all" in doctor_lines[at + 1]
+    assert not [line for line in doctor_lines if line.startswith("missing") and "data set busi" in line]
+    assert [line for line in medmllm("doctor", "--all")[1].splitlines() if line.startswith("missing  data set busi")]
+
+
+def test_datasets_with_data(medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "busi").mkdir()
+    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
+    rows = {row["name"]: row for row in json.loads(medmllm("datasets", "--json")[1])}
+    assert rows["busi"]["found"] == str((tmp_path / "busi").resolve()) and rows["busi"]["mend"] == ""
+    # The folder is named in full, also where the variable is relative, so that one sees where to put the set.
+    assert rows["covid19_ct"]["found"] == "" and rows["covid19_ct"]["looked_at"] == str(tmp_path / "covid19_ct")
+    assert rows["covid19_ct"]["mend"] == f"get the set from {dataset_specs()['covid19_ct'].download}"
+    text = medmllm("datasets", "--all")[1]
+    assert f"found    {tmp_path / 'busi'}" in text and f"missing  looked at {tmp_path / 'covid19_ct'}" in text
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDMLLM_DATA", ".")
+    assert json.loads(medmllm("datasets", "--json")[1]) == list(rows.values())
+
+
+def test_a_file_in_the_sets_place_is_not_the_set(
+    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "busi").write_text("not a folder")
+    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
+    rows = {row["name"]: row for row in json.loads(medmllm("datasets", "--json")[1])}
+    assert rows["busi"]["found"] == ""
+
+
+def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    install("giver", GIVING)
+    install("faulty", "import a_module_that_is_not_there\n")
+    install("unwanted", GIVING.replace("giver_vl", "unwanted_vl"))
+    monkeypatch.setenv("MEDMLLM_DISABLE", "unwanted")
+    reset()
+    found = json.loads(medmllm("plugins", "--json")[1])
+    assert set(found) == {"plugins", "failures", "notices"}
+    plugins = {plugin["name"]: plugin for plugin in found["plugins"]}
+    fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"} | {
+        "probes",
+        "attributions",
+    }
+    assert all(set(plugin) == fields for plugin in plugins.values())
+    assert plugins["giver"]["models"] == ["giver_vl"] and plugins["giver"]["version"] == "3.1"
+    assert plugins["unwanted"]["disabled"] and not plugins["giver"]["disabled"]
+    (failure,) = found["failures"]
+    assert set(failure) == {"plugin", "distribution", "version", "stage", "hook", "message"}
+    assert (failure["plugin"], failure["stage"]) == ("faulty", "import")
+    text = medmllm("plugins")[1].splitlines()
+    assert "giver: giver 3.1" in text and "unwanted (disabled): unwanted 3.1" in text
+    assert any(
+        line.startswith("FAILED faulty (faulty 3.1): import: ") and "a_module_that_is_not_there" in line
+        for line in text
+    )
+    assert "    hooks: medmllm_models" in text and "    hooks: none" in text
+
+
+def test_plugins_as_text_tell_what_each_brings(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
+    """As the command's own help and the README say."""
+    install("giver", GIVING)
+    text = medmllm("plugins")[1]
+    assert "giver_vl" in text and "medm_vl" in text and "    datasets: " in text and " ct_rate, demo, " in text
+
+
+def test_plugins_say_in_which_hook_one_failed(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
+    raising = "from medmllm_plugins.plugins.hookspecs import hookimpl\n\n@hookimpl\ndef medmllm_models():\n    raise KeyError(1)\n"
+    install("raising", raising)
+    text = medmllm("plugins")[1]
+    assert "FAILED raising (raising 3.1): hook of medmllm_models: " in text
+
+
+def test_faulty_files_of_the_user_are_named_with_what_to_do(
+    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "odd.yaml").write_text("name: odd\npositive: [sick]\n")
+    (tmp_path / "bad.yaml").write_text("task: [\n")
+    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path))
+    reset()
+    text = medmllm("plugins")[1]
+    assert f"FAILED (user): task file of medmllm_tasks: {tmp_path / 'bad.yaml'}, line 2" in text
+    assert any(f"{tmp_path / 'datasets' / 'odd.yaml'}: " in message for message in caplog.messages)
+    _, found = finding(medmllm, "plugin (user)")
+    assert "bad.yaml" in found["detail"] and found["mend"] == "correct or remove it; all others work"
+
+
+def test_a_failure_that_no_plugin_caused_reads_well(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMLLM_DISABLE", "bultin")
+    reset()
+    (line,) = [line for line in medmllm("plugins")[1].splitlines() if line.startswith("FAILED")]
+    assert "bultin" in line and "MEDMLLM_DISABLE" in line
+    assert "(" not in line.split(":")[0]  # there is no distribution to name in brackets
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
+    status, printed = medmllm("doctor", "--json")
+    rows = json.loads(printed)
+    assert status == 0
+    assert all(set(row) == {"what", "state", "detail", "mend"} for row in rows)
+    assert {row["state"] for row in rows} == {"ok", "missing"}
+    names = [row["what"] for row in rows]
+    assert len(set(names)) == len(names)
+    assert {"python", "torch", "lmms-eval", "transformers", "device", "demo checkpoint", "plugin builtin"} <= set(names)
+    assert [row["what"] for row in rows if row["state"] == "missing"] == [
+        f"data set {name}" for name in dataset_specs() if name != "demo"
+    ]
+    assert all(row["mend"] for row in rows if row["state"] != "ok")
+    text = medmllm("doctor", "--all")[1].splitlines()
+    width = max(len(name) for name in names)
+    for row in rows:
+        assert f"{row['state']:<8} {row['what']:<{width}}  {row['detail']}" in text
+        assert not row["mend"] or any(line.endswith(f"-> {row['mend']}") for line in text)
+
+
+def test_a_missing_package_breaks_it(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", (*environment.PACKAGES, "a-package-not-installed"))
+    status, found = finding(medmllm, "a-package-not-installed")
+    assert status == 1
+    assert (found["state"], found["detail"]) == ("broken", "not installed")
+    assert found["mend"] == "pip install a-package-not-installed"
+    status, text = medmllm("doctor")
+    assert status == 1 and "-> pip install a-package-not-installed" in text
+
+
+@pytest.mark.parametrize("error", ["missing", "broken"])
+def test_torch_that_cannot_be_imported_is_a_finding(
+    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str
+) -> None:
+    """A doctor that needs what it looks for is no help."""
+    if error == "missing":
+        monkeypatch.setitem(sys.modules, "torch", None)
+        monkeypatch.setattr(doctor, "package_versions", lambda: {"python": "3.11.0", "torch": None})
+    else:  # a wheel for another system: its libraries do not load
+        (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: cannot open shared object file')\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    status, found = finding(medmllm, "device")
+    assert status == 1 and found["state"] != "ok" and "torch" in found["detail"] and "pip install" in found["mend"]
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_is_named_with_its_dtype(
+    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: str
+) -> None:
+    import torch
+
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 2,
+        get_device_name=lambda index: f"GPU {index}",
+        is_bf16_supported=lambda *arguments, **settings: bf16,
+    )
+    monkeypatch.setattr(torch, "cuda", cuda)
+    status, found = finding(medmllm, "device")
+    assert (status, found["state"], found["mend"]) == (0, "ok", "")
+    assert "GPU 0, GPU 1" in found["detail"] and dtype in found["detail"]
+
+
+def test_without_a_gpu_the_cpu_will_do(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, found = finding(medmllm, "device")
+    assert (status, found["state"]) == (0, "ok") and "CPU" in found["detail"]
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_demo_with_a_lost_file_breaks_it(
+    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
+) -> None:
+    assert finding(medmllm, "demo checkpoint")[1]["state"] == "ok"
+    demo = tmp_path / "models" / "demo"
+    demo.mkdir(parents=True)
+    for name in {"config.json", "model.safetensors", "tokenizer.json"} - {lost}:
+        (demo / name).touch()
+    monkeypatch.setattr(doctor, "resources", SimpleNamespace(files=lambda package: tmp_path))
+    status, found = finding(medmllm, "demo checkpoint")
+    assert (status, found["state"], found["detail"]) == (1, "broken", f"{lost} not found")
+    assert found["mend"].startswith("pip install --force-reinstall")
+
+
+def test_missing_data_are_no_fault_but_are_mended(
+    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataset_specs()["busi"]
+    status, found = finding(medmllm, "data set busi")
+    assert (status, found["state"]) == (0, "missing")
+    assert found["mend"].startswith("export MEDMLLM_DATA=") and spec.download in found["mend"]
+    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
+    status, found = finding(medmllm, "data set busi")
+    assert (status, found["state"]) == (0, "missing") and str(tmp_path / "busi") in found["detail"]
+    assert found["mend"] == f"get the set from {spec.download}"
+    (tmp_path / "busi").mkdir()
+    status, found = finding(medmllm, "data set busi")
+    assert (status, found["state"], found["mend"]) == (0, "ok", "")
+
+
+def test_a_broken_plugin_is_named_with_what_to_do(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
+    install("faulty", "import a_module_that_is_not_there\n")
+    install("giver", GIVING)
+    status, found = finding(medmllm, "plugin faulty")
+    assert (status, found["state"]) == (0, "missing")  # everything else goes on working
+    assert "faulty 3.1" in found["detail"] and "a_module_that_is_not_there" in found["detail"]
+    assert found["mend"] == "pip install --upgrade faulty, or MEDMLLM_DISABLE=faulty"
+    assert finding(medmllm, "plugin giver")[1]["state"] == "ok"
+
+
+def test_a_broken_task_file_of_a_plugin_is_found(
+    medmllm: Medmllm, install: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """No task file is read before somebody asks for the tasks, so the doctor has to."""
+    (tmp_path / "bad.yaml").write_text("task: [\n")
+    source = (
+        "from medmllm_plugins.plugins.hookspecs import hookimpl\nfrom medmllm_plugins.plugins.specs import TaskFolder\n\n"
+        f"@hookimpl\ndef medmllm_tasks():\n    return [TaskFolder(path={str(tmp_path)!r})]\n"
+    )
+    install("yaml", source)
+    printed = json.loads(medmllm("doctor", "--json")[1])
+    states = {row["state"]: row["detail"] for row in printed if row["what"] == "plugin yaml"}
+    assert states["ok"] == "yaml 3.1" and "bad.yaml, line 2" in states["missing"]
+
+
+def test_a_name_that_no_plugin_has_is_mended_by_naming_another(
+    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDMLLM_DISABLE", "bultin")
+    reset()
+    status, found = finding(medmllm, "plugin bultin")
+    assert (status, found["state"]) == (0, "missing")
+    assert "MEDMLLM_DISABLE" in found["mend"] and "medmllm plugins" in found["mend"] and "pip" not in found["mend"]
+
+
+def test_a_plugin_registered_in_process_cannot_be_upgraded(medmllm: Medmllm) -> None:
+    from medmllm_plugins.plugins.hookspecs import hookimpl
+
+    class Plugin:
+        @hookimpl
+        def medmllm_models(self) -> None:
+            return None
+
+    get_manager().pluggy.register(Plugin(), name="of_a_notebook")
+    rows = json.loads(medmllm("doctor", "--json")[1])
+    (found,) = [row for row in rows if row["what"] == "plugin of_a_notebook" and row["state"] != "ok"]
+    assert "pip install" not in found["mend"] and found["mend"]
+
+
+def test_disabled_plugins_are_not_listed_as_working(
+    medmllm: Medmllm, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("unwanted", "raise RuntimeError('imported')\n")
+    monkeypatch.setenv("MEDMLLM_DISABLE", "unwanted")
+    reset()
+    assert "unwanted" not in medmllm("doctor")[1]
+
+
+# -- the host's commands ---------------------------------------------------------------------------------------------
+
+
+def test_the_hosts_commands_get_their_words_and_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch = pytest.importorskip("lmms_eval.cli.dispatch")
+    from medmllm_plugins.host import command_line, entry_point
+
+    seen: list[Any] = []
+    monkeypatch.setattr(command_line._status, "every", False)
+    monkeypatch.setattr(entry_point, "install_task_hook", lambda: seen.append("hook"))
+    monkeypatch.setattr(entry_point, "register_models", lambda: seen.append("models"))
+    monkeypatch.setattr(dispatch, "main", lambda: seen.append(list(sys.argv)))
+    monkeypatch.setattr(sys, "argv", ["medmllm"])
+    # The host's own --help and --version behind it, not ours.
+    assert app.main(["lmms-eval", "tasks", "list", "--help", "--version"]) == 0
+    assert seen == ["hook", "models", ["lmms-eval", "tasks", "list", "--help", "--version"]]
+    assert command_line._status.every
