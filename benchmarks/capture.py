@@ -20,7 +20,7 @@ from PIL.Image import Image
 from benchmarks.measure import Noted, compare, stopwatch
 from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import QUESTION, Subject, checkpoint, images, random_3b
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features import recorder
 from medmllm_plugins.features.control_features import pixels

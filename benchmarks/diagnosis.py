@@ -29,7 +29,7 @@ from benchmarks.probe_fit import CONTROLS, SHUFFLES, Problem, loop
 from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import QUESTION, Subject, checkpoint
 from medmllm_plugins.data.core.documents import FOLDS, Fold
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features import recorder

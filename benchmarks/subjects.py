@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipImageProcessorPil
 
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats import medm_vl

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import FOLDS, Fold
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.chat import ChatModel

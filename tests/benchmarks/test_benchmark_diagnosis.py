@@ -13,7 +13,7 @@ from benchmarks import diagnosis, probe_fit
 from benchmarks.diagnosis import Found, by_hand, check, documents, floors, hidden_states, one_pass, redrawn
 from benchmarks.record import Settings, Target
 from benchmarks.subjects import checkpoint
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.store import FeatureStore
 

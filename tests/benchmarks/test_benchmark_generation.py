@@ -15,7 +15,7 @@ from benchmarks import generation, subjects
 from benchmarks.generation import batched, check_answers, one_by_one
 from benchmarks.record import Settings, Target
 from benchmarks.subjects import Subject, checkpoint, images
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder

@@ -11,7 +11,8 @@ from support.image_files import cut, picture, write_picture
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import FOLDS, Document
-from medmllm_plugins.data.layouts.layout_registry import Layout, layout_registry
+from medmllm_plugins.data.layouts import layout_registry
+from medmllm_plugins.data.layouts.layout_registry import Layout
 from medmllm_plugins.data.loading import dataset as dataset_module
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset

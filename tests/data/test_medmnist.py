@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
-from medmllm_plugins.data.layouts.layout_registry import medmnist
+from medmllm_plugins.data.layouts import medmnist
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.data.readers.decode_limit import VARIABLE

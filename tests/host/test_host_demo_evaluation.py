@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from medmllm_plugins.data.layouts.layout_registry import phantoms
+from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.dataset import Dataset
 
 TASK = "med_cls_demo"
