@@ -18,11 +18,11 @@ from torch import Tensor
 from benchmarks.measure import compare, stopwatch
 from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import QUESTION, Subject, checkpoint, images
-from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target as Explained
 from medmllm_plugins.attribution.methods.layer_methods import (
     RULE,
-    How,
+    MethodConfig,
     layer_gradient_x_activation,
     layer_integrated_gradients,
 )
@@ -42,15 +42,15 @@ TOLERANCE = 1e-3
 Found = list[dict[str, Tensor]]
 
 
-def cases(subject: Subject, pictures: Sequence[Image]) -> list[Case]:
+def cases(subject: Subject, pictures: Sequence[Image]) -> list[AttributionInput]:
     """One case for each picture."""
     target = Explained.of_label(LABELS[0], LABELS, LABELS)
-    return [Case(subject.loaded, QUESTION, picture, target, batch=BATCH) for picture in pictures]
+    return [AttributionInput(subject.loaded, QUESTION, picture, target, batch=BATCH) for picture in pictures]
 
 
-def at_once(shown: Sequence[Case]) -> Found:
+def at_once(shown: Sequence[AttributionInput]) -> Found:
     """This package: all loci together."""
-    how, found = How(steps=STEPS), []
+    how, found = MethodConfig(steps=STEPS), []
     for case in shown:
         gradients, paths = layer_gradient_x_activation(case, LOCI, how), layer_integrated_gradients(case, LOCI, how)
         found.append(
@@ -60,13 +60,13 @@ def at_once(shown: Sequence[Case]) -> Found:
     return found
 
 
-def one_by_one(shown: Sequence[Case]) -> Found:
+def one_by_one(shown: Sequence[AttributionInput]) -> Found:
     """Captum, called for each locus."""
     found = []
     for case in shown:
         told: dict[str, Tensor] = {}
 
-        def forward(pixels: Tensor, case: Case = case) -> Tensor:
+        def forward(pixels: Tensor, case: AttributionInput = case) -> Tensor:
             return case.values(len(pixels), (), pixels)
 
         image = case.pixels[None].detach().clone().requires_grad_()

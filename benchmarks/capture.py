@@ -1,7 +1,7 @@
 """What it costs to keep features: answers with the stages tapped, pooled and written to a store, against without.
 
 Both sides answer the same documents in batches of 16 as the wrapper does: input made, one prefill, scores of all
-labels, greedy decoding. One of them has a :class:`medmllm_plugins.features.recorder.Capture` looking on, from its making
+labels, greedy decoding. One of them has a :class:`medmllm_plugins.features.recorder.FeatureRecorder` looking on, from its making
 to its closing: trying which layers are read, hooks, pooling, the logit lens, the raw pixels, and the shards on disk.
 """
 
@@ -24,12 +24,12 @@ from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features import recorder
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import Capture
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.features.store import FeatureStore
-from medmllm_plugins.features.unused_layers import unread
+from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.options import resolve_device
-from medmllm_plugins.prompts.feature_options import Features
+from medmllm_plugins.prompts.feature_options import FeatureOptions
 
 BATCH = 16
 IMAGES: Mapping[str, int] = {"tiny": 480, "3b": 160}
@@ -85,9 +85,9 @@ def captured(subject: Subject, pictures: Sequence[Image], folder: Path, *, floor
     """
     loaded = subject.loaded
     texts: list[str] = []
-    told = recorder.Subject("capture", "demo", phantoms.LABELS, "", "benchmark", "")
+    told = recorder.RecordedDocument("capture", "demo", phantoms.LABELS, "", "benchmark", "")
     example = loaded.prepare([QUESTION], [pictures[0]])
-    capture = Capture(loaded, Features(floor=floor), told, folder, rank=0, example=example)
+    capture = FeatureRecorder(loaded, FeatureOptions(floor=floor), told, folder, rank=0, example=example)
     try:
         verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, phantoms.LABELS)]
         for batch in _batches(pictures):
@@ -105,7 +105,7 @@ def _batches(pictures: Sequence[Image]) -> list[Sequence[Image]]:
 
 
 def _answer(
-    subject: Subject, batch: Sequence[Image], capture: Capture | None
+    subject: Subject, batch: Sequence[Image], capture: FeatureRecorder | None
 ) -> tuple[list[Generation], dict[str, torch.Tensor]]:
     questions = [QUESTION] * len(batch)
     inputs = subject.loaded.prepare(questions, batch)
@@ -179,7 +179,7 @@ def run(settings: Settings) -> Record:
             kept.append(Kept.of(folder))
             check(without.last, texts, kept[-1], exact=subject.exact)
     first = subject.loaded.prepare([QUESTION], pictures[:1])
-    trying = [stopwatch(lambda: unread(subject.loaded, first), device)() for _ in range(settings.repeats)]
+    trying = [stopwatch(lambda: unused_layers(subject.loaded, first), device)() for _ in range(settings.repeats)]
     usual = comparisons[0].denominator.median
     return Record(
         settings=settings,

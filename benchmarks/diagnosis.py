@@ -34,12 +34,12 @@ from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features import recorder
 from medmllm_plugins.features.control_features import PIXELS, RANDOM, pixels
-from medmllm_plugins.features.recorder import Capture
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.prompts.feature_options import LAST, MEAN, Features
+from medmllm_plugins.prompts.feature_options import LAST, MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import ask
 
 BATCH = 16
@@ -104,10 +104,10 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     began = perf_counter()
     loaded, labels = subject.loaded, phantoms.LABELS
     question = ask("closed_set", "", dataset_specs()["demo"].classes)
-    told = recorder.Subject("diagnosis", "demo", labels, "", "benchmark", "")
+    told = recorder.RecordedDocument("diagnosis", "demo", labels, "", "benchmark", "")
     outcomes, texts = [], []
     example = loaded.prepare([QUESTION], [everyone[0].picture])
-    capture = Capture(loaded, Features(floor=floor), told, folder, rank=0, example=example)
+    capture = FeatureRecorder(loaded, FeatureOptions(floor=floor), told, folder, rank=0, example=example)
     try:
         verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, labels)]
         for batch in _batches(everyone):

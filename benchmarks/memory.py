@@ -23,10 +23,10 @@ from benchmarks.measure import Comparison, Times
 from benchmarks.record import Record, Settings, Target
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.features.control_features import PIXELS
-from medmllm_plugins.features.store import FeatureStore, Header, Locus, seal, write_header
-from medmllm_plugins.features.store_writer import SHARD_ROWS, Kept, Writer
+from medmllm_plugins.features.store import FeatureStore, Header, StoredLayer, seal, write_header
+from medmllm_plugins.features.store_writer import SHARD_ROWS, FeatureBatch, Writer
 from medmllm_plugins.probes.fitting import fit_probes
-from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 
@@ -73,9 +73,9 @@ def write(folder: Path, documents: int, seed: int = 0) -> None:
     generator = np.random.default_rng(seed)
     places = [f"llm.{number:02d}" for number in range(LOCI - 2)]
     loci = [
-        Locus("connector", "connector", (MEAN, LAST), (WIDTH, WIDTH)),
-        *(Locus(name, "llm", (MEAN, LAST), (WIDTH, WIDTH)) for name in [*places, "llm.norm"]),
-        Locus(PIXELS, "floor", (MEAN,), (PIXEL_WIDTH,)),
+        StoredLayer("connector", "connector", (MEAN, LAST), (WIDTH, WIDTH)),
+        *(StoredLayer(name, "llm", (MEAN, LAST), (WIDTH, WIDTH)) for name in [*places, "llm.norm"]),
+        StoredLayer(PIXELS, "floor", (MEAN,), (PIXEL_WIDTH,)),
     ]
     write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(loci)))
     names = [f"{locus.name}/{pooling}" for locus in loci[:-1] for pooling in locus.poolings]
@@ -91,7 +91,7 @@ def write(folder: Path, documents: int, seed: int = 0) -> None:
             pixels = pixels + generator.integers(0, 50, pixels.shape, dtype=np.int16)
             records = [_record(int(number), LABELS[label]) for number, label in zip(numbers, truth, strict=True)]
             stack = torch.from_numpy(noise + 0.3 * centres[truth])
-            writer.add(Kept(records, [names], [stack], {f"{PIXELS}/{MEAN}": pixels.astype(np.float32)}))
+            writer.add(FeatureBatch(records, [names], [stack], {f"{PIXELS}/{MEAN}": pixels.astype(np.float32)}))
     finally:
         writer.close()
     seal(folder)
@@ -112,7 +112,7 @@ def read_and_fit(folder: Path) -> dict[str, dict[str, float]]:
     peaks = [_peak()]
     store = FeatureStore(folder)
     peaks.append(_peak())
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     peaks.append(_peak())
     fit_probes(store, samples, OPTIONS, torch.device("cpu"))
     peaks.append(_peak())

@@ -16,7 +16,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.fitting import fit_block
 from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, fit_mlp, initial, rate
-from medmllm_plugins.probes.probe_methods import Fitting, Material
+from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 
 EPOCHS = 20
 FOLDS = (200, 4, 400)
@@ -48,7 +48,7 @@ SIZES = {"tiny": Size(140, 128, (0, 20, 40, 60, 80, 100, 120, 139)), "3b": Size(
 def together(data: Problem, device: torch.device) -> Tensor:
     """This package: test accuracy of each locus."""
     train, _, test = (part.to(device).float() for part in data.features)
-    material = Material(
+    material = ProbeData(
         train=train,
         validation=test[:, :1],
         targets=data.labels[0][:1].to(device),
@@ -63,12 +63,12 @@ def together(data: Problem, device: torch.device) -> Tensor:
     return (answers == data.labels[2][0]).float().mean(-1)
 
 
-def _fit(material: Material) -> Fitting:
+def _fit(material: ProbeData) -> FittedProbe:
     """As :func:`medmllm_plugins.probes.probe_methods.paper`, without its figures of the validation fold."""
     classes, seed = material.classes, material.seed
     probes = fit_mlp(material.train, material.targets, classes=classes, seed=seed, epochs=EPOCHS)
     nothing = torch.zeros(len(material.train), 1)
-    return Fitting(lambda features: probes.logits(features).argmax(-1), nothing, nothing)
+    return FittedProbe(lambda features: probes.logits(features).argmax(-1), nothing, nothing)
 
 
 def one_by_one(data: Problem, loci: Sequence[int], device: torch.device) -> Tensor:

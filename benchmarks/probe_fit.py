@@ -19,7 +19,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
 from medmllm_plugins.probes.logistic import STRENGTHS
-from medmllm_plugins.probes.probe_methods import Material, linear
+from medmllm_plugins.probes.probe_methods import ProbeData, linear
 
 LOCI, WIDTH, CLASSES = 140, 2048, 3
 """70 places in a model with two poolings each, as wide as the LLM of MedM-VL."""
@@ -83,7 +83,7 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
     block = max(1, BLOCK_BYTES // each_locus)  # as many as a run holds
     for start in range(0, len(data.features[0]), block):
         rows, held_out, tested = (part[start : start + block].to(device).float() for part in data.features)
-        material = Material(
+        material = ProbeData(
             train=rows,
             validation=held_out,
             targets=train.to(device),

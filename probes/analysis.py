@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.features.store import FeatureStore, Locus
+from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -29,8 +29,8 @@ from medmllm_plugins.probes.diagnosis import (
     diagnose,
 )
 from medmllm_plugins.probes.feature_health import Health, health, health_score
-from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, ends, fit_probes
-from medmllm_plugins.probes.labelled_features import Samples, divided_groups, read_samples, refolded
+from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, ends, fit_probes
+from medmllm_plugins.probes.labelled_features import LabelledFeatures, divided_groups, read_labelled_features, refolded
 from medmllm_plugins.probes.mapping import SemanticMapping, semantic_mapping
 from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.probe_options import Options
@@ -134,7 +134,9 @@ class Analysis:
 
     def handed_over(self) -> tuple[Point, ...]:
         """What tower, connector and LLM hand over, as the diagnosis reads them."""
-        handed = ends([Locus(one.key.locus, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points])
+        handed = ends(
+            [StoredLayer(one.key.locus, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points]
+        )
         return tuple(
             one for one in self.points if (one.key.locus, one.key.pooling) in handed and one.key.part != "floor"
         )
@@ -234,7 +236,7 @@ def analyse(
     began = time.perf_counter()
     options = options or Options()
     store = FeatureStore(store) if isinstance(store, Path) else store
-    samples = read_samples(store, options.seed)
+    samples = read_labelled_features(store, options.seed)
     answers = _answers(store, samples, outcomes)
     fitted = fit_probes(store, samples, options, device)
     fit_seconds = time.perf_counter() - began
@@ -281,7 +283,7 @@ def analyse(
     )
 
 
-def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome]) -> Ints:
+def _answers(store: FeatureStore, samples: LabelledFeatures, outcomes: Sequence[Outcome]) -> Ints:
     """The class answered to each document of the test fold; :data:`UNPARSED` where none."""
     by_id = {outcome.id: outcome for outcome in outcomes}
     rows = samples.rows["test"]
@@ -311,7 +313,7 @@ def _answers(store: FeatureStore, samples: Samples, outcomes: Sequence[Outcome])
     return np.array([UNPARSED if one is None else place_of[one] for one in predicted], dtype=np.intp)
 
 
-def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str | None]) -> Ints:
+def _referred(store: FeatureStore, samples: LabelledFeatures, reference: Mapping[str, str | None]) -> Ints:
     ids = store.index["id"].astype(str).to_numpy()[samples.rows["test"]]
     if missing := [identifier for identifier in ids if identifier not in reference]:
         raise DataError(
@@ -322,7 +324,7 @@ def _referred(store: FeatureStore, samples: Samples, reference: Mapping[str, str
     return np.array([place_of.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)
 
 
-def _scores(store: FeatureStore, samples: Samples, fold: str, column: str = "scores") -> Floats | None:
+def _scores(store: FeatureStore, samples: LabelledFeatures, fold: str, column: str = "scores") -> Floats | None:
     """Label scores of a fold's documents, (n, K); ``None`` unless all have them."""
     rows = samples.rows[fold]  # type: ignore[index]
     values = [store.index[column].iloc[row] for row in rows]
@@ -332,7 +334,11 @@ def _scores(store: FeatureStore, samples: Samples, fold: str, column: str = "sco
 
 
 def _repeated(
-    store: FeatureStore, samples: Samples, options: Options, device: torch.device | None, fitted: Fitted
+    store: FeatureStore,
+    samples: LabelledFeatures,
+    options: Options,
+    device: torch.device | None,
+    fitted: ProbePredictions,
 ) -> Floats:
     """Accuracies on further divisions into folds, (repeats, F)."""
     found = np.empty((options.repeats, len(fitted.keys)))
@@ -344,7 +350,7 @@ def _repeated(
     return found
 
 
-def _health(fitted: Fitted, draws: Draws, loci: Sequence[Locus]) -> tuple[ModuleHealth, ...]:
+def _health(fitted: ProbePredictions, draws: Draws, loci: Sequence[StoredLayer]) -> tuple[ModuleHealth, ...]:
     """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
     found = []
     for module in MODULES:
@@ -372,13 +378,18 @@ def _health(fitted: Fitted, draws: Draws, loci: Sequence[Locus]) -> tuple[Module
 
 
 def _mapping(
-    store: FeatureStore, samples: Samples, fitted: Fitted, answers: Ints, scores: Floats | None, seed: int
+    store: FeatureStore,
+    samples: LabelledFeatures,
+    fitted: ProbePredictions,
+    answers: Ints,
+    scores: Floats | None,
+    seed: int,
 ) -> SemanticMapping:
     test = samples.rows["test"]
     tested = _scores(store, samples, "test")
     blank = _scores(store, samples, "test", "blank")
     lens = store.lens(test)
-    last = fitted.at(LAST_LOCUS, LAST)
+    last = fitted.at(LAST_LAYER, LAST)
     both = scores is not None and tested is not None
     return semantic_mapping(
         ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),
@@ -396,7 +407,9 @@ def _mapping(
     )
 
 
-def _warnings(samples: Samples, fitted: Fitted, curve: Sequence[Point], options: Options) -> tuple[str, ...]:
+def _warnings(
+    samples: LabelledFeatures, fitted: ProbePredictions, curve: Sequence[Point], options: Options
+) -> tuple[str, ...]:
     found = []
     if options.controls and fitted.types < 2:
         found.append(

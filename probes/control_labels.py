@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sklearn.utils.extmath import randomized_svd
 
 from medmllm_plugins.metrics.classification import Ints
-from medmllm_plugins.probes.labelled_features import Samples
+from medmllm_plugins.probes.labelled_features import LabelledFeatures
 
 GROUPS_A_TYPE = 6
 """At least so many train groups are to fall into a type on average."""
@@ -49,7 +49,7 @@ def shuffled(truth: Ints, group: Ints, count: int, generator: np.random.Generato
     return found
 
 
-def image_types(pixels: npt.NDArray[np.float32], samples: Samples) -> Ints:
+def image_types(pixels: npt.NDArray[np.float32], samples: LabelledFeatures) -> Ints:
     """The type of each document: what its group's pictures look like, coarsely, blind to the classes.
 
     Groups are described by the mean of their shrunken pictures. Along each of the first principal axes of the train
@@ -94,7 +94,7 @@ def image_types(pixels: npt.NDArray[np.float32], samples: Samples) -> Ints:
     return found
 
 
-def control_labels(types: Ints, samples: Samples, count: int, generator: np.random.Generator) -> Ints:
+def control_labels(types: Ints, samples: LabelledFeatures, count: int, generator: np.random.Generator) -> Ints:
     """Classes drawn for types, with shares like those of the real ones.
 
     In random order, each type is given the class that still lacks most documents, so that the entropy of the classes

@@ -12,8 +12,8 @@ import numpy as np
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
 from medmllm_plugins.probes.control_labels import shuffled
-from medmllm_plugins.probes.fitting import Fitted, Key, balanced
-from medmllm_plugins.probes.labelled_features import Samples
+from medmllm_plugins.probes.fitting import Key, ProbePredictions, balanced
+from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.results.comparison import holm
 
 PERMUTATIONS: Final = 9_999
@@ -93,7 +93,7 @@ class Draws:
         return estimate(float(value), resampled, groups=self.groups)
 
 
-def draw(fitted: Fitted, samples: Samples, beside: Mapping[str, Floats], *, seed: int = 0) -> Draws:
+def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[str, Floats], *, seed: int = 0) -> Draws:
     """Resample the test fold's groups once for all figures, so that differences between them are paired.
 
     Args:
@@ -125,7 +125,9 @@ def draw(fitted: Fitted, samples: Samples, beside: Mapping[str, Floats], *, seed
     return Draws(int(group.max()) + 1, values, resampled)
 
 
-def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, seed: int = 0) -> tuple[Point, ...]:
+def points(
+    fitted: ProbePredictions, samples: LabelledFeatures, draws: Draws, repeats: Floats, *, seed: int = 0
+) -> tuple[Point, ...]:
     """The curves.
 
     Args:
@@ -171,7 +173,7 @@ def points(fitted: Fitted, samples: Samples, draws: Draws, repeats: Floats, *, s
     return tuple(found)
 
 
-def p_values(test: Ints, samples: Samples, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Floats:
+def p_values(test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Floats:
     """How often a probe would look as good if the test fold's labels meant nothing.
 
     Labels are shuffled by group and the fitted probes are held against them. Given its predictions, a probe whose

@@ -28,7 +28,7 @@ import numpy as np
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.curves import Draws
-from medmllm_plugins.probes.fitting import LAST_LOCUS, Fitted, Key
+from medmllm_plugins.probes.fitting import LAST_LAYER, Key, ProbePredictions
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 
 Mode = Literal["vision", "connector", "comprehension", "mapping"]
@@ -133,7 +133,7 @@ class _Measure:
     resampled: Floats
 
 
-def diagnose(fitted: Fitted, draws: Draws, truth: Ints, scores_validation: float | None) -> Diagnosis:
+def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validation: float | None) -> Diagnosis:
     """Judge the four modes.
 
     Args:
@@ -160,7 +160,7 @@ def diagnose(fitted: Fitted, draws: Draws, truth: Ints, scores_validation: float
     understood = last
     if scores_validation is not None:
         # On the validation fold, since what is chosen on the test fold flatters.
-        if scores_validation > on_validation[fitted.at(LAST_LOCUS, LAST)]:
+        if scores_validation > on_validation[fitted.at(LAST_LAYER, LAST)]:
             understood = told(SCORES)
         if scores_validation > max(on_validation[place] for places in stages for place in places):
             shown = told(SCORES)
@@ -182,7 +182,7 @@ def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
     end = keys[tower[-1]].locus
     handed = [place for place in tower if keys[place].locus == end and keys[place].pooling in (MEAN, CLS)]
     connector = [place for place, key in enumerate(keys) if key.part == "connector" and key.pooling == MEAN]
-    last = [place for place, key in enumerate(keys) if (key.locus, key.pooling) == (LAST_LOCUS, LAST)]
+    last = [place for place, key in enumerate(keys) if (key.locus, key.pooling) == (LAST_LAYER, LAST)]
     return handed, connector, last
 
 

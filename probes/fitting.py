@@ -15,16 +15,16 @@ from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.features.control_features import PIXELS
-from medmllm_plugins.features.store import FeatureStore, Locus
+from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
-from medmllm_plugins.probes.labelled_features import Samples
-from medmllm_plugins.probes.probe_methods import Fitting, Material, Probe, probe
+from medmllm_plugins.probes.labelled_features import LabelledFeatures
+from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.utils.progress import Progress
 
-LAST_LOCUS = "llm.norm"
+LAST_LAYER = "llm.norm"
 """The locus at the end of the LLM."""
 _LOOKS = 64
 _LOUD = 10.0
@@ -47,7 +47,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
+class ProbePredictions:
     """What the probes predict, and on what they were fitted.
 
     Attributes:
@@ -110,15 +110,17 @@ def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
     )
 
 
-def ends(loci: Sequence[Locus]) -> frozenset[tuple[str, str]]:
+def ends(loci: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
     """The loci and poolings at which tower, connector and LLM hand over, and the floors."""
     tower = [locus.name for locus in loci if locus.part == "vision" and locus.read][-1:]
     found = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
     floors = {(locus.name, pooling) for locus in loci if locus.part == "floor" for pooling in locus.poolings}
-    return frozenset(found | floors | {("connector", MEAN), (LAST_LOCUS, LAST)})
+    return frozenset(found | floors | {("connector", MEAN), (LAST_LAYER, LAST)})
 
 
-def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: torch.device | None = None) -> Fitted:
+def fit_probes(
+    store: FeatureStore, samples: LabelledFeatures, options: Options, device: torch.device | None = None
+) -> ProbePredictions:
     """Fit a probe for every locus and pooling, on the real labels, the control task's and shuffled ones.
 
     The strength of the penalty is chosen by log loss on the validation fold: for the real labels and for each drawing
@@ -155,7 +157,7 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
                     device
                 )
 
-            material = Material(
+            material = ProbeData(
                 train=read(train),
                 validation=read(validation),
                 targets=targets,
@@ -174,7 +176,7 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
                 parts[place] = _judge(figures, one, labels)
             progress.update(len(block))
     whole = [parts[place] for place in range(len(keys))]
-    return Fitted(
+    return ProbePredictions(
         keys=keys,
         validation=np.stack([one.validation for one in whole]),
         test=np.stack([one.test for one in whole]),
@@ -189,8 +191,8 @@ def fit_probes(store: FeatureStore, samples: Samples, options: Options, device: 
 
 @contextmanager
 def fit_block(
-    fit: Probe, material: Material
-) -> Iterator[tuple[list[Fitting], Callable[[Tensor], npt.NDArray[np.int16]]]]:
+    fit: Probe, material: ProbeData
+) -> Iterator[tuple[list[FittedProbe], Callable[[Tensor], npt.NDArray[np.int16]]]]:
     """Fit the loci of a block; on a CPU a share of them on each core.
 
     Products this small gain little from several cores each, and decompositions lose by it.
@@ -236,7 +238,7 @@ class _Said:
     null: npt.NDArray[np.float64]
 
 
-def _each(fittings: Sequence[Fitting]) -> Iterator[tuple[Ints, float, float, float]]:
+def _each(fittings: Sequence[FittedProbe]) -> Iterator[tuple[Ints, float, float, float]]:
     """Of each locus the predictions of the validation fold, their loss, the strength and the norm of the gradient."""
     for fitting in fittings:
         nothing = torch.full_like(fitting.loss, float("nan"))
@@ -273,7 +275,7 @@ def balanced(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArra
     return found
 
 
-def _label_sets(store: FeatureStore, samples: Samples, options: Options) -> _Labels:
+def _label_sets(store: FeatureStore, samples: LabelledFeatures, options: Options) -> _Labels:
     generator = np.random.default_rng(options.seed)
     types = image_types(_looks(store), samples)
     count = int(types.max()) + 1

@@ -21,7 +21,7 @@ strength little, and memory stays bounded whatever the data set. The test fold i
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Samples:
+class LabelledFeatures:
     """Who is probed.
 
     Attributes:
@@ -47,7 +47,7 @@ class Samples:
         return found
 
 
-def read_samples(store: FeatureStore, seed: int = 0) -> Samples:
+def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatures:
     """Arrange a store's documents.
 
     Args:
@@ -68,14 +68,14 @@ def read_samples(store: FeatureStore, seed: int = 0) -> Samples:
     group: Any = pd.factorize(index["group"].astype(str), sort=True)[0].astype(np.intp)
     fold = index["fold"].astype(str).to_numpy()
     rows: dict[Fold, Any] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
-    samples = _checked(Samples(labels, truth, group, rows), str(store.folder))
+    samples = _checked(LabelledFeatures(labels, truth, group, rows), str(store.folder))
     for part, most in MOST_ROWS.items():
         if len(rows[part]) > most:
             rows[part] = _drawn(rows[part], truth[rows[part]], most, seed)
     return replace(samples, rows=rows)
 
 
-def refolded(samples: Samples, store: FeatureStore, seed: int) -> Samples:
+def refolded(samples: LabelledFeatures, store: FeatureStore, seed: int) -> LabelledFeatures:
     """The same documents divided into folds anew, by group and with fractions like the old ones.
 
     Raises:
@@ -93,7 +93,7 @@ def refolded(samples: Samples, store: FeatureStore, seed: int) -> Samples:
     return _checked(replace(samples, rows=divided), str(store.folder))
 
 
-def _checked(samples: Samples, where: str) -> Samples:
+def _checked(samples: LabelledFeatures, where: str) -> LabelledFeatures:
     classes = len(samples.labels)
     for fold in FOLDS:
         count = len(samples.rows[fold])
@@ -131,7 +131,7 @@ def _drawn(rows: Ints, truth: Ints, most: int, seed: int) -> Ints:
     return found
 
 
-def divided_groups(samples: Samples) -> int:
+def divided_groups(samples: LabelledFeatures) -> int:
     """Number of test documents whose group is in another fold too."""
     elsewhere = np.concatenate([samples.rows["train"], samples.rows["validation"]])
     return int(np.isin(samples.group[samples.rows["test"]], samples.group[elsewhere]).sum())

@@ -20,7 +20,7 @@ import numpy as np
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.probes.output_recalibration import UNPARSED, Rereadings, ScoredFold, ValidationFold, likeliest
+from medmllm_plugins.probes.output_recalibration import UNPARSED, Recalibrations, ScoredFold, ValidationFold, likeliest
 
 Kind: TypeAlias = Literal["intact", "permuted", "biased", "missing", "other re-reading", "decoding", "cannot tell"]
 """What :func:`kind_of` can find; its docstring has the rules."""
@@ -185,7 +185,7 @@ def semantic_mapping(
         DataError: an array has another shape, type or range than :class:`ValidationFold` and :class:`ScoredFold` say.
     """
     _check(validation, test, classes)
-    fitted = Rereadings(validation, classes, seed)
+    fitted = Recalibrations(validation, classes, seed)
     groups, group = np.unique(test.group, return_inverse=True)
 
     def right(answers: Ints) -> Floats:

@@ -200,7 +200,7 @@ def affine_features(scores: Floats) -> Floats:
     return np.concatenate([scores - mean, mean], axis=1)
 
 
-class Rereadings:
+class Recalibrations:
     """All that a validation fold allows; they see nothing else.
 
     Attributes:

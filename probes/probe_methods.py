@@ -17,7 +17,7 @@ from medmllm_plugins.probes.mlp import fit_mlp
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
+class ProbeData:
     """What probes of some loci are fitted on, all on one device.
 
     Label sets are the real one first, then those of the control task, then shuffled ones.
@@ -44,7 +44,7 @@ class Material:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitting:
+class FittedProbe:
     """Fitted probes.
 
     Attributes:
@@ -63,11 +63,11 @@ class Fitting:
     gradient_norm: Tensor | None = None
 
 
-Probe: TypeAlias = Callable[[Material], Fitting]
+Probe: TypeAlias = Callable[[ProbeData], FittedProbe]
 """What a plugin's ``ProbeSpec`` names as its target."""
 
 
-def linear(material: Material) -> Fitting:
+def linear(material: ProbeData) -> FittedProbe:
     """Multinomial logistic regression, the strength chosen by log loss on the validation fold.
 
     For the real labels and each drawing of the control task on its own; shuffled labels take the real ones' strength.
@@ -91,7 +91,7 @@ def linear(material: Material) -> Fitting:
         tested = space.coordinates(features)
         return torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in solved], dim=1)
 
-    return Fitting(
+    return FittedProbe(
         predict=predict,
         validation=best.logits(held_out)[:, 0, 0].argmax(-1),
         loss=losses.gather(-1, chosen[..., None])[:, 0, 0],
@@ -100,12 +100,12 @@ def linear(material: Material) -> Fitting:
     )
 
 
-def paper(material: Material) -> Fitting:
+def paper(material: ProbeData) -> FittedProbe:
     """The two-layer MLP of "Lost in the Hype" (arXiv:2604.08333), as it stands after its last epoch."""
     probes = fit_mlp(material.train, material.targets, classes=material.classes, seed=material.seed)
     log_p = probes.logits(material.validation)[:, 0].log_softmax(-1)
     index = material.right[0][None, :, None].expand(len(log_p), -1, 1)
-    return Fitting(
+    return FittedProbe(
         predict=lambda features: probes.logits(features).argmax(-1),
         validation=log_p.argmax(-1),
         loss=-log_p.gather(-1, index).mean((1, 2)),

@@ -19,9 +19,9 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.baseline_images import baseline_of
 from medmllm_plugins.errors import ModelError, OptionError
-from medmllm_plugins.models.base import LoadedModel, Question, Shown
+from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.generation import prefill, score_labels
-from medmllm_plugins.models.stages import EMBED, Place, changed, places
+from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
 
 PIXELS: Final = "pixels"
@@ -29,7 +29,7 @@ PIXELS: Final = "pixels"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StandIn:
+class ActivationPatch:
     """What is to stand at a locus for some rows of a batch.
 
     Attributes:
@@ -44,7 +44,7 @@ class StandIn:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Slopes:
+class ActivationGradients:
     """States and gradients at one locus.
 
     Attributes:
@@ -56,14 +56,14 @@ class Slopes:
     gradients: Tensor
 
 
-class Case:
+class AttributionInput:
     """A question about a document, a target, and a baseline to compare with."""
 
     def __init__(
         self,
         loaded: LoadedModel,
         question: Question,
-        shown: Shown,
+        shown: VisualInput,
         target: Target,
         *,
         baseline: Baseline = "blank",
@@ -89,9 +89,9 @@ class Case:
         # An opening that stands before labels is part of what is generated.
         self._given = 0 if target.ids else loaded.given
         self._baseline = baseline
-        self._places = {place.name: place for place in places(loaded)}
+        self._places = {place.name: place for place in layers_of(loaded)}
 
-    def place(self, locus: str) -> Place:
+    def place(self, locus: str) -> Layer:
         """A locus by its name.
 
         Raises:
@@ -131,7 +131,7 @@ class Case:
 
     # -- through the model -------------------------------------------------------------------------------------
 
-    def scores(self, rows: int, stand_ins: Sequence[StandIn] = (), pixels: Tensor | None = None) -> Tensor:
+    def scores(self, rows: int, stand_ins: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
         """Log-probabilities of the answers, (rows, K), in nats.
 
         Args:
@@ -148,7 +148,7 @@ class Case:
             start = prefill(self.loaded.model, inputs)
         return score_labels(self.loaded.model, start, [self.ids] * rows, given=self._given)
 
-    def values(self, rows: int, stand_ins: Sequence[StandIn] = (), pixels: Tensor | None = None) -> Tensor:
+    def values(self, rows: int, stand_ins: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
         """The target for each row, (rows,); arguments as for :meth:`scores`."""
         return self.target.value(self.scores(rows, stand_ins, pixels))
 
@@ -198,7 +198,7 @@ class Case:
             found: Tensor = embed(ids).float()
         return found
 
-    def slopes(self, loci: Sequence[str], pixels: Tensor | None = None) -> dict[str, Slopes]:
+    def slopes(self, loci: Sequence[str], pixels: Tensor | None = None) -> dict[str, ActivationGradients]:
         """States and gradients of the target at all loci, ``"pixels"`` among them, in one pass and one way back.
 
         Args:
@@ -220,9 +220,9 @@ class Case:
             raise _no_gradient(lost)
         rows = len(given)
         return {
-            locus: Slopes(_rows(value.detach(), rows), _rows(slope, rows))
+            locus: ActivationGradients(_rows(value.detach(), rows), _rows(slope, rows))
             if locus != PIXELS
-            else Slopes(value.detach(), slope.float())
+            else ActivationGradients(value.detach(), slope.float())
             for (locus, value), slope in zip(wanted.items(), found, strict=True)
         }
 
@@ -248,7 +248,7 @@ def _rows(value: Tensor, rows: int) -> Tensor:
     return value.reshape(rows, -1, value.shape[-1]).float()
 
 
-def _putting(one: StandIn, rows: int) -> Callable[[Tensor], Tensor]:
+def _putting(one: ActivationPatch, rows: int) -> Callable[[Tensor], Tensor]:
     def put(output: Tensor) -> Tensor:
         each = output.shape[0] // rows
         first, count = one.first * each, len(one.values) * each

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from medmllm_plugins.attribution import map_images
-from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.checks.check_summary import key_of, summarise, to_csv
 from medmllm_plugins.attribution.explanation_faults import told
 from medmllm_plugins.attribution.maps import Map
@@ -32,7 +32,7 @@ INDEX = "index.json"
 FORMAT = 1
 
 
-class Shelf:
+class AttributionStore:
     """The folder of one task's attributions, as one process fills it."""
 
     def __init__(self, folder: Path, asked: Mapping[str, Any], process: str = "0", *, again: bool = False) -> None:
@@ -76,7 +76,7 @@ class Shelf:
         map_images.save(picture, self.folder / name)
         return name
 
-    def map(self, identifier: str, method: str, locus: str, one: Map, case: Case) -> dict[str, Any]:
+    def map(self, identifier: str, method: str, locus: str, one: Map, case: AttributionInput) -> dict[str, Any]:
         """Write a map and its pictures; returns what its entry tells of them."""
         base = f"{stem(identifier)}.{method}.{locus}"
         held: dict[str, Any] = {"values": one.values.astype(np.float32)}

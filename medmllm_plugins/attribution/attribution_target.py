@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.models.base import LoadedModel, Question, Shown
+from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.generation import greedy, prefill
 
 
@@ -86,7 +86,7 @@ class Target:
 
 
 @torch.no_grad()
-def generated_ids(loaded: LoadedModel, question: Question, shown: Shown, text: str) -> tuple[int, ...] | None:
+def generated_ids(loaded: LoadedModel, question: Question, shown: VisualInput, text: str) -> tuple[int, ...] | None:
     """The tokens that a model generates for an answer of which the text is known.
 
     Args:

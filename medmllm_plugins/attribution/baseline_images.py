@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 
 from medmllm_plugins.data.core.image_controls import blank
 from medmllm_plugins.data.readers.volumes import Volume
-from medmllm_plugins.models.base import Shown
+from medmllm_plugins.models.base import VisualInput
 from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, crop
 from medmllm_plugins.prompts.attribution_options import Baseline
 
@@ -21,7 +21,7 @@ _ABOVE_AIR = 0.1
 """So many Hounsfield units above black are black still when they are cut to grey levels, but are not cropped away."""
 
 
-def baseline_of(shown: Shown, kind: Baseline) -> Shown:
+def baseline_of(shown: VisualInput, kind: Baseline) -> VisualInput:
     """The baseline of what is shown, of the same sizes.
 
     Args:

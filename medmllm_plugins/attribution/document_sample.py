@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredDocument:
     """A document that was answered.
 
     Attributes:
@@ -22,7 +22,7 @@ class Answered:
     hit: bool
 
 
-def stratified(answered: Sequence[Answered], n: int) -> list[str]:
+def stratified(answered: Sequence[AnsweredDocument], n: int) -> list[str]:
     """Choose documents, n of each class, half of them answered wrongly; where one kind is short, more of the other.
 
     The choice hangs on ids alone, so that another run of the same data explains the same documents where it can.

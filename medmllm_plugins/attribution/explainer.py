@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from medmllm_plugins.attribution import map_images
-from medmllm_plugins.attribution.attribution_input import Case
-from medmllm_plugins.attribution.attribution_store import Shelf
+from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_store import AttributionStore
 from medmllm_plugins.attribution.attribution_target import Target, generated_ids
 from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.checks import randomisation
@@ -36,13 +36,13 @@ from medmllm_plugins.attribution.checks.map_checks import (
 from medmllm_plugins.attribution.explanation_faults import Faults
 from medmllm_plugins.attribution.maps import Map, map_of
 from medmllm_plugins.attribution.methods.input_methods import token_texts
-from medmllm_plugins.attribution.methods.layer_methods import How, Scores
-from medmllm_plugins.attribution.methods.method_registry import Chosen, choose
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
+from medmllm_plugins.attribution.methods.method_registry import SelectedMethod, choose
 from medmllm_plugins.errors import DataError, ModelError, OptionError, one_line
-from medmllm_plugins.features.unused_layers import unread
-from medmllm_plugins.models.base import LoadedModel, Question, Shown
-from medmllm_plugins.models.device_memory import let_go, out_of_memory
-from medmllm_plugins.prompts.attribution_options import ANSWER, DECISION, TRUTH, Attributions
+from medmllm_plugins.features.unused_layers import unused_layers
+from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
+from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
+from medmllm_plugins.prompts.attribution_options import ANSWER, DECISION, TRUTH, AttributionOptions
 from medmllm_plugins.prompts.protocols import Question as AskedQuestion
 from medmllm_plugins.utils.progress import Progress, duration, say_line
 
@@ -80,17 +80,19 @@ class Item:
     answer: str
     scores: tuple[float, ...]
     question: Question
-    shown: Shown
+    shown: VisualInput
     classes: tuple[str, ...]
     answers: tuple[str, ...]
     mask: Any = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], asked: AskedQuestion, shown: Shown, text: str, scores: Any, mask: Any) -> Item:
+    def of(
+        cls, row: Mapping[str, Any], asked: AskedQuestion, shown: VisualInput, text: str, scores: Any, mask: Any
+    ) -> Item:
         """A row of a task, as it was answered.
 
         Args:
-            row: see :class:`medmllm_plugins.prompts.task_rows.Rows`.
+            row: see :class:`medmllm_plugins.prompts.task_rows.TaskRows`.
             asked: its question.
             shown: what the model was shown.
             text: its answer.
@@ -113,7 +115,7 @@ class Item:
         )
 
     def target(self, wanted: str) -> Target:
-        """What is explained of it; see :class:`medmllm_plugins.prompts.attribution_options.Attributions`.
+        """What is explained of it; see :class:`medmllm_plugins.prompts.attribution_options.AttributionOptions`.
 
         Raises:
             OptionError: it is no class, or there is none to explain: the answer is empty, or no label was scored.
@@ -130,7 +132,9 @@ class Item:
 class Explainer:
     """Explains the documents of one task with one model."""
 
-    def __init__(self, loaded: LoadedModel, asked: Attributions, shelf: Shelf, batch: int, example: Item) -> None:
+    def __init__(
+        self, loaded: LoadedModel, asked: AttributionOptions, shelf: AttributionStore, batch: int, example: Item
+    ) -> None:
         """Settle on methods and loci.
 
         Args:
@@ -144,7 +148,7 @@ class Explainer:
             OptionError: a method, a locus or the target is none there is.
         """
         self._loaded, self._asked, self._shelf, self._batch = loaded, asked, shelf, batch
-        self._how = How(steps=asked.steps)
+        self._how = MethodConfig(steps=asked.steps)
         asked.check(example.classes)
         self.chosen = settle(loaded, asked, example.question, example.shown)
         self._shuffled: dict[str, list[Item]] = {}
@@ -199,11 +203,13 @@ class Explainer:
             self._warn(f"Maps were not compared with those of shuffled weights: {one_line(error)}")
         self._shelf.finish(randomised, self.warnings, faults)
 
-    def _case(self, item: Item) -> Case:
+    def _case(self, item: Item) -> AttributionInput:
         target = item.target(self._asked.target)
         if not target.is_label:
             target = replace(target, ids=self._ids_of(item, target.name))
-        return Case(self._loaded, item.question, item.shown, target, baseline=self._asked.baseline, batch=self._batch)
+        return AttributionInput(
+            self._loaded, item.question, item.shown, target, baseline=self._asked.baseline, batch=self._batch
+        )
 
     def _ids_of(self, item: Item, text: str) -> tuple[int, ...]:
         """The tokens of an answer, generated again, since text alone is kept of it."""
@@ -215,7 +221,7 @@ class Explainer:
         return tuple(self._loaded.label_ids(item.question, [text])[0][self._loaded.given :])
 
     def _add_entries(
-        self, case: Case, item: Item, original: str, entries: list[dict[str, Any]], faults: Faults
+        self, case: AttributionInput, item: Item, original: str, entries: list[dict[str, Any]], faults: Faults
     ) -> None:
         """Add what all methods say of a document, each at its loci, with its checks."""
         removals: dict[tuple[str, int], Removal] = {}
@@ -244,7 +250,9 @@ class Explainer:
                     }
                     entries.append(entry | self._shelf.map(item.id, name, locus, one, case))
 
-    def _maps(self, case: Case, wanted: Iterable[Chosen], faults: Faults) -> list[tuple[Chosen, dict[str, Map]]]:
+    def _maps(
+        self, case: AttributionInput, wanted: Iterable[SelectedMethod], faults: Faults
+    ) -> list[tuple[SelectedMethod, dict[str, Map]]]:
         """What methods say of a document, by method and locus; those that fail are left out."""
         found, began = [], time.perf_counter()
         for chosen in wanted:
@@ -261,7 +269,7 @@ class Explainer:
         self._map_seconds += time.perf_counter() - began
         return found
 
-    def _fitting(self, case: Case, work: Callable[[], Found]) -> Found:
+    def _fitting(self, case: AttributionInput, work: Callable[[], Found]) -> Found:
         """Do what takes rows through the model; with half as many together, from then on, where they do not fit."""
         while True:
             try:
@@ -270,13 +278,13 @@ class Explainer:
                 if not out_of_memory(error) or case.batch == 1:
                     raise
             # Behind the except block, since the error holds on to what does not fit.
-            let_go()
+            empty_cache()
             case.batch = self._batch = case.batch // 2
             logger.info("Out of memory: from now on %d rows go through the model together.", case.batch)
 
     def _check(
         self,
-        case: Case,
+        case: AttributionInput,
         item: Item,
         method: str,
         one: Map,
@@ -299,7 +307,7 @@ class Explainer:
 
     @staticmethod
     def _areas(
-        case: Case, item: Item, one: Map, removals: dict[tuple[str, int], Removal]
+        case: AttributionInput, item: Item, one: Map, removals: dict[tuple[str, int], Removal]
     ) -> dict[str, float | bool | None]:
         """Areas under the curves of deletion and insertion, by the map's order and by random ones."""
         part, seed = "prompt" if one.painted is None else "image", seed_of(item.id)
@@ -317,7 +325,7 @@ class Explainer:
             "flat": flat(values),
         }
 
-    def _under_noise(self, case: Case, chosen: Chosen) -> list[dict[str, FloatArray]]:
+    def _under_noise(self, case: AttributionInput, chosen: SelectedMethod) -> list[dict[str, FloatArray]]:
         """What a method says of the image under noise, by locus, a few times over."""
         usual = case.inputs["pixel_values"]
         spread = NOISE * float(usual.float().max() - usual.float().min())
@@ -336,7 +344,7 @@ class Explainer:
         return found
 
     @staticmethod
-    def _tokens(case: Case, one: Map) -> list[dict[str, Any]] | None:
+    def _tokens(case: AttributionInput, one: Map) -> list[dict[str, Any]] | None:
         if one.tokens is None:
             return None
         texts = token_texts(case)
@@ -407,7 +415,9 @@ def _of_locus(scores: Any, locus: str) -> Scores:
     return found
 
 
-def settle(loaded: LoadedModel, asked: Attributions, question: Question, shown: Shown) -> list[Chosen]:
+def settle(
+    loaded: LoadedModel, asked: AttributionOptions, question: Question, shown: VisualInput
+) -> list[SelectedMethod]:
     """The methods and loci that a model can be explained by, found on one document before any is answered.
 
     Args:
@@ -420,14 +430,14 @@ def settle(loaded: LoadedModel, asked: Attributions, question: Question, shown: 
         OptionError: a method or a locus is none there is, or the weights are quantised and the method takes gradients.
         PluginError: a method's function is not where its plugin says.
     """
-    return choose(asked.methods, asked.layers, loaded, unread(loaded, loaded.prepare([question], [shown])))
+    return choose(asked.methods, asked.layers, loaded, unused_layers(loaded, loaded.prepare([question], [shown])))
 
 
 def explain(
     loaded: LoadedModel,
-    asked: Attributions,
+    asked: AttributionOptions,
     items: Sequence[Item],
-    shelf: Shelf,
+    shelf: AttributionStore,
     batch: int,
     say: Callable[[str], None] = say_line,
 ) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Final
 from PIL.Image import Image
 
 from medmllm_plugins.errors import MedMLLMError, one_line
-from medmllm_plugins.models.base import Shown
+from medmllm_plugins.models.base import VisualInput
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Faults:
             it (both empty where all of the document is left out), and ``why``.
     """
 
-    def __init__(self, identifier: str, shown: Shown, when: str = "", before: Faults | None = None) -> None:
+    def __init__(self, identifier: str, shown: VisualInput, when: str = "", before: Faults | None = None) -> None:
         """Begin with none.
 
         Args:
@@ -76,7 +76,7 @@ def told(faults: Sequence[Mapping[str, str]]) -> list[str]:
     return found
 
 
-def size_of(shown: Shown) -> str:
+def size_of(shown: VisualInput) -> str:
     """The size of what was shown, for people: ``640 x 480``, one behind the other where there are several."""
     if isinstance(shown, Image):
         return f"{shown.width} x {shown.height}"

@@ -18,7 +18,7 @@ from medmllm_plugins.attribution.patch_measurement import Sizes, measured
 from medmllm_plugins.attribution.patches import from_patches, patch_side, to_patches
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.base import LoadedModel, Shown
+from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.families.family_registry import FAMILIES
 from medmllm_plugins.models.families.medm_vl_ct import SLICES, MedMVLCT, crop
 
@@ -39,7 +39,7 @@ Level: TypeAlias = Literal["pixels", "vision", "connector", "llm"]
 """Whose rows are asked about: patches of the tower's input; what its blocks, the connector and the LLM return."""
 
 
-def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: Shown, stage: Level) -> Cells:
+def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: VisualInput, stage: Level) -> Cells:
     """Say where each row of a stage stands on the pictures shown.
 
     Args:
@@ -123,7 +123,7 @@ def _lattice(found: Cells) -> IntArray:
     return places
 
 
-def _of_pictures(loaded: LoadedModel, shown: Shown, pixel_values: Tensor) -> Cells:
+def _of_pictures(loaded: LoadedModel, shown: VisualInput, pixel_values: Tensor) -> Cells:
     pictures = list(shown) if isinstance(shown, Sequence) else [shown]
     for picture in pictures:
         if not isinstance(picture, Image):
@@ -138,7 +138,7 @@ def _of_pictures(loaded: LoadedModel, shown: Shown, pixel_values: Tensor) -> Cel
     return found.cells
 
 
-def _of_volume(loaded: MedMVLCT, shown: Shown, stage: Level) -> Cells:
+def _of_volume(loaded: MedMVLCT, shown: VisualInput, stage: Level) -> Cells:
     if not isinstance(shown, Volume):
         raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
     if stage in ("connector", "llm"):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
-from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.maps import map_size
 from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, slices_read
@@ -23,7 +23,7 @@ SIDE = 256
 """Shortest side of a picture on disk: smaller ones are enlarged, pixel by pixel."""
 
 
-def originals(case: Case) -> list[Image.Image]:
+def originals(case: AttributionInput) -> list[Image.Image]:
     """The pictures that were shown, in the size of the maps, mode ``RGB``; of a volume the slices it was shown as."""
     height, width = map_size(case)
     if isinstance(case.shown, Image.Image):

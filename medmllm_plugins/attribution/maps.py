@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medmllm_plugins.attribution.attribution_input import PIXELS, Case
+from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
 from medmllm_plugins.attribution.cells import Cells, FloatArray, paint
 from medmllm_plugins.attribution.geometry import cells
 from medmllm_plugins.attribution.methods.input_methods import PROMPT
@@ -41,7 +41,7 @@ class Map:
     unplaced: str = ""
 
 
-def map_of(case: Case, locus: str, scores: Scores) -> Map:
+def map_of(case: AttributionInput, locus: str, scores: Scores) -> Map:
     """Lay a method's values over the pictures.
 
     In the LLM the words keep their values where image tokens have no place.
@@ -69,21 +69,21 @@ def map_of(case: Case, locus: str, scores: Scores) -> Map:
     return Map(locus, values, paint(places, values, map_size(case), pictures(case)), tokens, scores.gap)
 
 
-def cells_of_locus(case: Case, locus: str) -> Cells:
+def cells_of_locus(case: AttributionInput, locus: str) -> Cells:
     """Where the rows of a locus stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
     if locus == PIXELS:
         return cells(case.loaded, case.inputs, case.shown, "pixels")
     return cells(case.loaded, case.inputs, case.shown, case.place(locus).part)
 
 
-def pictures(case: Case) -> int:
+def pictures(case: AttributionInput) -> int:
     """How many pictures the model was shown; of a volume as many as it takes slices."""
     if isinstance(case.shown, Image.Image):
         return 1
     return len(case.shown) if isinstance(case.shown, Sequence) else len(case.pixels)
 
 
-def map_size(case: Case) -> tuple[int, int]:
+def map_size(case: AttributionInput) -> tuple[int, int]:
     """Height and width of the document's maps: the first picture's, shrunk to :data:`LONGEST`."""
     if isinstance(case.shown, Image.Image):
         width, height = case.shown.size

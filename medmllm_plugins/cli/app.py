@@ -172,9 +172,9 @@ def _add_diagnose(commands: Any) -> None:
 
 
 def _add_attribute(commands: Any) -> None:
-    from medmllm_plugins.prompts.attribution_options import BASELINES, METHODS, Attributions
+    from medmllm_plugins.prompts.attribution_options import BASELINES, METHODS, AttributionOptions
 
-    usual = Attributions()
+    usual = AttributionOptions()
     text = "explain chosen documents of a run again, by other methods or at other layers; loads the run's model"
     command = commands.add_parser("attribute", help=text, description=text, allow_abbrev=False)
     command.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or its --output_path")
@@ -256,9 +256,9 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _task_new(arguments: argparse.Namespace) -> int:
-    from medmllm_plugins.cli.new_task import Wishes, create
+    from medmllm_plugins.cli.new_task import NewTaskOptions, create
 
-    create(Wishes(**{key: value for key, value in vars(arguments).items() if key != "run"}), print)
+    create(NewTaskOptions(**{key: value for key, value in vars(arguments).items() if key != "run"}), print)
     return 0
 
 
@@ -393,10 +393,10 @@ def _report(arguments: argparse.Namespace) -> int:
 def _attribute(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.attribution.checks.check_summary import render
     from medmllm_plugins.cli.attribute import attribute
-    from medmllm_plugins.prompts.attribution_options import Attributions
+    from medmllm_plugins.prompts.attribution_options import AttributionOptions
     from medmllm_plugins.results.run_folders import one_run
 
-    asked = Attributions(
+    asked = AttributionOptions(
         methods=tuple(arguments.method),
         layers=tuple(arguments.layer),
         target=arguments.target,

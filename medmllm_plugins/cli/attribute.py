@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmllm_plugins.attribution.attribution_store import Shelf, gather, write_table
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather, write_table
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.host.attribution_tasks import readable_lesion
 from medmllm_plugins.host.evaluation_run import ATTRIBUTIONS
-from medmllm_plugins.models.base import LoadedModel, Shown
+from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.prompts.attribution_options import Attributions
+from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.task_names import task_settings
-from medmllm_plugins.prompts.task_rows import Rows
-from medmllm_plugins.prompts.task_settings import Settings
+from medmllm_plugins.prompts.task_rows import TaskRows
+from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
 
@@ -32,7 +32,7 @@ from medmllm_plugins.results.seal import take_out_of_seal, update_seal
 def attribute(
     folder: Path,
     ids: Sequence[str],
-    asked: Attributions,
+    asked: AttributionOptions,
     *,
     task: str | None = None,
     device: str | None = None,
@@ -66,7 +66,7 @@ def attribute(
     name = _task(list(run.manifest["tasks"]), task)
     run.require_sealed(f"{ATTRIBUTIONS}/{file_stem(name)}/")
     settings = task_settings(name)
-    asked.check(Rows(settings, ()).classes)
+    asked.check(TaskRows(settings, ()).classes)
     _alone(name, run.manifest["tasks"][name], settings)
     data = load_dataset(settings.dataset, on_error=settings.on_error)
     told = run.manifest["tasks"][name].get("dataset_fingerprint")
@@ -74,10 +74,10 @@ def attribute(
         raise DataError(f"{name}: expected the data of the run (fingerprint {told}), found {data.fingerprint}.")
     loaded = _load(run.manifest.get("model") or {}, device)
     items = _items(loaded, settings, data, _answers(run, name, ids))
-    shelf = Shelf(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
+    shelf = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, asked, items, shelf, batch)
-    model, labels = str(run.manifest["model"]["name"]), Rows(settings, ()).classes
+    model, labels = str(run.manifest["model"]["name"]), TaskRows(settings, ()).classes
     index = gather(shelf.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}.attributions.csv", index)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}.attributions.csv"])
@@ -92,7 +92,7 @@ def _task(there: Sequence[str], wanted: str | None) -> str:
     return str(wanted)
 
 
-def _alone(name: str, told: Mapping[str, Any], settings: Settings) -> None:
+def _alone(name: str, told: Mapping[str, Any], settings: TaskSettings) -> None:
     """See that the run showed the model each document itself, and nothing beside it.
 
     Raises:
@@ -156,9 +156,9 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, settings: Settings, data: Dataset, answers: Mapping[str, _Answer]) -> list[Item]:
+def _items(loaded: LoadedModel, settings: TaskSettings, data: Dataset, answers: Mapping[str, _Answer]) -> list[Item]:
     """The documents as the run answered them."""
-    rows = Rows(settings, data.select(settings.folds))
+    rows = TaskRows(settings, data.select(settings.folds))
     by_id = {str(row["id"]): row for row in rows}
     documents = {document.id: document for document in rows.documents}
     items = []
@@ -170,7 +170,7 @@ def _items(loaded: LoadedModel, settings: Settings, data: Dataset, answers: Mapp
     return items
 
 
-def _shown(loaded: LoadedModel, settings: Settings, data: Dataset, document: Any) -> Shown:
+def _shown(loaded: LoadedModel, settings: TaskSettings, data: Dataset, document: Any) -> VisualInput:
     if loaded.shows == "volume":
         return data.volume(document)
     pictures = settings.view.pictures(data, document)

@@ -13,8 +13,8 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host.evaluation_run import Run
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_names import task_settings
-from medmllm_plugins.prompts.task_rows import Rows
-from medmllm_plugins.prompts.task_settings import Settings
+from medmllm_plugins.prompts.task_rows import TaskRows
+from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.reference.classifier import Classifier
 from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
 from medmllm_plugins.results import scoring
@@ -75,7 +75,7 @@ def baseline(
     return run.folder
 
 
-def _checked(task: str, settings: Settings) -> Settings:
+def _checked(task: str, settings: TaskSettings) -> TaskSettings:
     if settings.folds != ("test",):
         raise OptionError(
             f"{task}: expected the test fold alone, since a classifier learns from the others, found "
@@ -88,7 +88,7 @@ def _checked(task: str, settings: Settings) -> Settings:
     return settings
 
 
-def _examples(data: Dataset, settings: Settings, model: Classifier) -> dict[Fold, Examples]:
+def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[Fold, Examples]:
     found: dict[Fold, Examples] = {}
     for fold, use in _USES.items():
         found[fold] = Examples(data, settings.view, data.select((fold,)))
@@ -101,10 +101,10 @@ def _examples(data: Dataset, settings: Settings, model: Classifier) -> dict[Fold
 
 
 def _write(
-    run: Run, task: str, settings: Settings, examples: Examples, found: LogProbabilities, say: Callable[[str], None]
+    run: Run, task: str, settings: TaskSettings, examples: Examples, found: LogProbabilities, say: Callable[[str], None]
 ) -> None:
     data = examples.data
-    rows = Rows(settings, examples.documents)
+    rows = TaskRows(settings, examples.documents)
     place = {document.id: index for index, document in enumerate(examples.documents)}
     question = {finding: index for index, finding in enumerate(examples.findings)}
     outcomes = []

@@ -42,7 +42,7 @@ _SEPARATORS = (SEPARATOR, ";", ",")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class NewTaskOptions:
     """What stands on the command line of ``medmllm task new``; ``None`` and ``""`` for what does not.
 
     Attributes:
@@ -84,7 +84,7 @@ class Wishes:
     frame: str | None = None
 
 
-def create(wishes: Wishes, say: Callable[[str], None]) -> Path:
+def create(wishes: NewTaskOptions, say: Callable[[str], None]) -> Path:
     """Check a user's data and write a task for them.
 
     Args:
@@ -232,7 +232,7 @@ def faulty_task_files() -> list[str]:
 # -- names and places --------------------------------------------------------------------------------------------
 
 
-def _target(wishes: Wishes) -> Path:
+def _target(wishes: NewTaskOptions) -> Path:
     """The file to write, if the name is good and free."""
     name = wishes.name
     if not _NAME.fullmatch(name):
@@ -273,7 +273,7 @@ def _host_task(name: str) -> Path | None:
 # -- the declaration ---------------------------------------------------------------------------------------------
 
 
-def _declare(wishes: Wishes) -> tuple[DatasetSpec, list[str]]:
+def _declare(wishes: NewTaskOptions) -> tuple[DatasetSpec, list[str]]:
     if wishes.multilabel and wishes.ordinal:
         raise OptionError("Expected either --multilabel or --ordinal, found both.")
     folder, pattern = _place(wishes.images)

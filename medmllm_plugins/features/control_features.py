@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from medmllm_plugins.features.hooks import Key, Taps
-from medmllm_plugins.models.base import LoadedModel, Shown
+from medmllm_plugins.features.hooks import ActivationHooks, Site
+from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.families.family_registry import stage
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, small
@@ -28,7 +28,7 @@ RANDOM = "floor.random"
 SIDE = 32
 
 
-def pixels(shown: Shown) -> npt.NDArray[np.float16]:
+def pixels(shown: VisualInput) -> npt.NDArray[np.float16]:
     """What the raw-pixel floor is fitted on: the picture shrunk to 32 x 32 in colour, 0 to 255, (3072,).
 
     Of several pictures the mean; of a volume 16 slices of 16 x 16 grey values, (4096,).
@@ -69,7 +69,7 @@ class RandomEncoder:
             seed: of the drawing.
         """
         self._loaded = loaded
-        self._taps = Taps(loaded, poolings, vision_only=True)
+        self._taps = ActivationHooks(loaded, poolings, vision_only=True)
         generator = torch.Generator().manual_seed(seed)
         self._drawn: list[tuple[nn.Parameter, Tensor]] = []
         for module in _encoder(loaded):
@@ -83,7 +83,7 @@ class RandomEncoder:
         return all(value.is_floating_point() for module in _encoder(loaded) for value in module.parameters(False))
 
     @torch.inference_mode()
-    def features(self, inputs: Mapping[str, Tensor]) -> dict[Key, Tensor]:
+    def features(self, inputs: Mapping[str, Tensor]) -> dict[Site, Tensor]:
         """What the loci of tower and connector hold for a batch, as :attr:`Taps.found`, under names of their own."""
 
         def stop(*_: Any) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.pooling import Batch, pool_images, pool_tokens
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.stages import Place, places
+from medmllm_plugins.models.stages import Layer, layers_of
 from medmllm_plugins.prompts.feature_options import ANSWER, LAST
 
-Key = tuple[str, str]
+Site = tuple[str, str]
 """A locus and a pooling."""
 
 
-class Taps:
+class ActivationHooks:
     """Hooks on the stages of a model; open while it answers, closed at the end.
 
     They look on only while :meth:`prompt` or :meth:`answer` is entered, so that the same model can score labels and
@@ -39,8 +39,8 @@ class Taps:
         self._batch: Batch | None = None
         self._mode = ""
         self._calls: dict[str, int] = {}
-        self.places = tuple(place for place in places(loaded) if not (vision_only and place.part == "llm"))
-        self.found: dict[Key, Tensor] = {}
+        self.places = tuple(place for place in layers_of(loaded) if not (vision_only and place.part == "llm"))
+        self.found: dict[Site, Tensor] = {}
         self._handles = [self._tap(place) for place in self.places]
 
     @property
@@ -48,7 +48,7 @@ class Taps:
         """Whether the first token of the answer is to be looked at too."""
         return ANSWER in self._poolings
 
-    def _tap(self, place: Place) -> Any:
+    def _tap(self, place: Layer) -> Any:
         if place.enters:
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Taps:
 
         return place.module.register_forward_hook(after)
 
-    def _keep(self, place: Place, output: Any) -> None:
+    def _keep(self, place: Layer, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
         if not isinstance(output, Tensor):
             raise ModelError(
@@ -112,7 +112,7 @@ class Taps:
         finally:
             self._mode = ""
 
-    def _check(self, wanted: Sequence[Place]) -> None:
+    def _check(self, wanted: Sequence[Layer]) -> None:
         if odd := [place.name for place in wanted if self._calls.get(place.name, 0) != 1]:
             counts = {name: self._calls.get(name, 0) for name in odd[:5]}
             raise ModelError(

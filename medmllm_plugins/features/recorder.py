@@ -13,18 +13,18 @@ import numpy.typing as npt
 from torch import Tensor
 
 from medmllm_plugins.features.control_features import PIXELS, RANDOM, RandomEncoder
-from medmllm_plugins.features.hooks import Key, Taps
-from medmllm_plugins.features.store import LENS, Header, Locus, write_header
-from medmllm_plugins.features.store_writer import Kept, Writer, stacked
-from medmllm_plugins.features.unused_layers import unread
+from medmllm_plugins.features.hooks import ActivationHooks, Site
+from medmllm_plugins.features.store import LENS, Header, StoredLayer, write_header
+from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
+from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.prompts.feature_options import MEAN, Features
+from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class RecordedDocument:
     """What the features of a task are of; see :class:`medmllm_plugins.features.store.Header`."""
 
     task: str
@@ -35,14 +35,14 @@ class Subject:
     model_fingerprint: str
 
 
-class Capture:
+class FeatureRecorder:
     """Features of one task, from the hooks on the model to the store on disk."""
 
     def __init__(
         self,
         loaded: LoadedModel,
-        features: Features,
-        subject: Subject,
+        features: FeatureOptions,
+        subject: RecordedDocument,
         folder: Path,
         rank: int,
         example: Mapping[str, Tensor],
@@ -57,9 +57,9 @@ class Capture:
             rank: of this process.
             example: the input of one document, to try on it which layers the LLM reads.
         """
-        self._unread = unread(loaded, example)
+        self._unread = unused_layers(loaded, example)
         self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
-        self.watch = Taps(loaded, features.poolings)
+        self.watch = ActivationHooks(loaded, features.poolings)
         self._random: RandomEncoder | None = None
         if features.floor and RandomEncoder.possible(loaded):
             self._random = RandomEncoder(loaded, features.poolings)
@@ -95,9 +95,9 @@ class Capture:
         assert self._writer is not None
         names, stacks, copied = stacked(found)
         beside = {f"{PIXELS}/{MEAN}": shrunk.astype(np.float32), LENS: logits.transpose(0, 1).cpu().numpy()}
-        self._writer.add(Kept(records, names, stacks, beside, copied))
+        self._writer.add(FeatureBatch(records, names, stacks, beside, copied))
 
-    def _open(self, found: Mapping[Key, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
+    def _open(self, found: Mapping[Site, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
         """Begin the store: only now the widths are known."""
         part_of = {place.name: place.part for place in self.watch.places}
         poolings: dict[str, dict[str, int]] = {}
@@ -106,7 +106,7 @@ class Capture:
         order = [name for name in part_of if name in poolings]
         order += [name for name in poolings if name not in part_of]
         loci = [
-            Locus(
+            StoredLayer(
                 name,
                 part_of.get(name, "floor"),
                 tuple(poolings[name]),
@@ -115,7 +115,7 @@ class Capture:
             )
             for name in order
         ]
-        loci.append(Locus(PIXELS, "floor", (MEAN,), (pixels,)))
+        loci.append(StoredLayer(PIXELS, "floor", (MEAN,), (pixels,)))
         told = self._subject
         header = Header(
             task=told.task,

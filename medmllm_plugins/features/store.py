@@ -43,7 +43,7 @@ Half = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
-class Locus:
+class StoredLayer:
     """A place in the model, as the store knows it.
 
     Attributes:
@@ -82,7 +82,7 @@ class Header:
     dataset_fingerprint: str
     model: str
     model_fingerprint: str
-    loci: tuple[Locus, ...]
+    loci: tuple[StoredLayer, ...]
     lens: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -100,7 +100,8 @@ class Header:
         if (found := told.pop("medmllm_features")) != VERSION:
             raise ValueError(f"version {found} of the format, which is not this package's, {VERSION}")
         loci = tuple(
-            Locus(**{**one, "poolings": tuple(one["poolings"]), "widths": tuple(one["widths"])}) for one in told["loci"]
+            StoredLayer(**{**one, "poolings": tuple(one["poolings"]), "widths": tuple(one["widths"])})
+            for one in told["loci"]
         )
         return cls(**{**told, "labels": tuple(told["labels"]), "loci": loci, "lens": tuple(told["lens"])})
 
@@ -142,7 +143,7 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.index)
 
-    def locus(self, name: str) -> Locus:
+    def locus(self, name: str) -> StoredLayer:
         """The locus of that name.
 
         Raises:

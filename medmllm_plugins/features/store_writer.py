@@ -26,7 +26,7 @@ WAITING: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class FeatureBatch:
     """What was taken from one batch, on its way to the disk.
 
     Attributes:
@@ -51,7 +51,7 @@ class Writer:
         """Begin; the folder holds the store's header already."""
         self._folder, self._rank = folder, rank
         self._names = shards(folder, rank)
-        self._queue: queue.Queue[Kept | None] = queue.Queue(maxsize=WAITING)
+        self._queue: queue.Queue[FeatureBatch | None] = queue.Queue(maxsize=WAITING)
         self._records: list[Mapping[str, Any]] = []
         self._parts: dict[str, list[npt.NDArray[Any]]] = {}
         self._bytes = 0
@@ -61,7 +61,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="medmllm-features", daemon=True)
         self._thread.start()
 
-    def add(self, kept: Kept) -> None:
+    def add(self, kept: FeatureBatch) -> None:
         """Hand over what was taken from a batch; waits while too much is on its way.
 
         Raises:
@@ -106,7 +106,7 @@ class Writer:
         except Exception as error:
             self._failure = error
 
-    def _take(self, kept: Kept) -> None:
+    def _take(self, kept: FeatureBatch) -> None:
         for event in kept.copied:
             event.synchronize()
         for names, stack in zip(kept.names, kept.stacks, strict=True):
@@ -160,7 +160,7 @@ def stacked(found: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], l
         found: (B, d) float32 by locus and pooling.
 
     Returns:
-        Names and tensors as in :class:`Kept`, and what to wait for before they are read.
+        Names and tensors as in :class:`FeatureBatch`, and what to wait for before they are read.
     """
     groups: dict[tuple[torch.device, int], list[tuple[str, Tensor]]] = {}
     for (locus, pooling), value in found.items():

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.generation import prefill
-from medmllm_plugins.models.stages import changed, places
+from medmllm_plugins.models.stages import changed, layers_of
 
 NOTICED: Final = 1e-3
 """Share of the largest state by which a state must move; less is the order in which a GPU adds."""
 
 
 @torch.no_grad()
-def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
+def unused_layers(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the loci of the vision tower that the LLM never reads.
 
     Found by trying: what a layer returns is changed by much, and if the states at the end of the LLM, those of the
@@ -33,7 +33,7 @@ def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
         loaded: the model.
         inputs: of a batch, best of one document.
     """
-    tower = [place for place in places(loaded) if place.part == "vision"]
+    tower = [place for place in layers_of(loaded) if place.part == "vision"]
     usual = _states(loaded, inputs)
     found: set[str] = set()
     for place in reversed(tower):
@@ -50,7 +50,7 @@ def unread(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
 def _states(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """States of all prompt tokens behind the LLM's last norm, (B, L, D) float32."""
     seen: list[Tensor] = []
-    handle = places(loaded)[-1].module.register_forward_hook(lambda _, __, output: seen.append(output.float()))
+    handle = layers_of(loaded)[-1].module.register_forward_hook(lambda _, __, output: seen.append(output.float()))
     try:
         prefill(loaded.model, inputs)
     finally:

@@ -13,10 +13,10 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.host import command_line, evaluation_run
 from medmllm_plugins.host.envelope import Reply
-from medmllm_plugins.host.inspection import Looking
+from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.prompts.task_settings import Purpose, Settings
+from medmllm_plugins.prompts.task_settings import Purpose, TaskSettings
 from medmllm_plugins.results.outcome_files import file_stem
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class AttributingTask(ClassificationTask):
     """What a task that explains has for its class."""
 
 
-class Attributing(Looking[dict[str, Any]]):
+class Attributing(InspectionTask[dict[str, Any]]):
     """Attributions of one data set. The maps are made while the model is there, see the wrapper of models.
 
     The host prints the largest gain of deletion, the share inside the lesion of its method and locus, and how many
@@ -121,13 +121,13 @@ class Attributing(Looking[dict[str, Any]]):
         return {"attributions_failed": why}
 
 
-def lesion_of(settings: Settings, data: Dataset, document: Document, row: Mapping[str, Any]) -> Any:
+def lesion_of(settings: TaskSettings, data: Dataset, document: Document, row: Mapping[str, Any]) -> Any:
     """The lesion of a document where one is asked about and the set tells, (h, w) bool; else ``None``."""
     asked = settings.dataset.dimensions == 2 and not row["finding"]
     return data.mask(document) if asked else None
 
 
-def readable_lesion(settings: Settings, data: Dataset, document: Document, row: Mapping[str, Any]) -> Any:
+def readable_lesion(settings: TaskSettings, data: Dataset, document: Document, row: Mapping[str, Any]) -> Any:
     """The same, and ``None`` with a warning where it cannot be read: maps need none."""
     try:
         return lesion_of(settings, data, document, row)

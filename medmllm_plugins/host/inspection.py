@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 """What a look tells."""
 
 
-class Looking(Classification, Generic[Found]):
+class InspectionTask(Classification, Generic[Found]):
     """Answers of one data set, and a look into the model that gave them.
 
     Attributes:

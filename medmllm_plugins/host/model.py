@@ -19,7 +19,7 @@ from medmllm_plugins import __version__
 from medmllm_plugins.data.core.image_controls import GREY
 from medmllm_plugins.errors import ModelError, OptionError, one_line
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import Capture, Subject
+from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
 from medmllm_plugins.features.store import stored_ids
 from medmllm_plugins.host import envelope, evaluation_run
 from medmllm_plugins.host.model_arguments import local_device, merged, positive, run_folder
@@ -35,16 +35,16 @@ from medmllm_plugins.host.task_requests import (
     predicts_only,
     stored_name,
 )
-from medmllm_plugins.models.base import Asked, LoadedModel, Question, Shown
+from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
-from medmllm_plugins.prompts.attribution_options import Attributions
+from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.runtime.batches import AUTO, LARGEST, Batches, BatchSize
 from medmllm_plugins.runtime.journal import Answered, Journal
 from medmllm_plugins.runtime.progress_bar import Bar
 
 if TYPE_CHECKING:
-    from medmllm_plugins.attribution.attribution_store import Shelf
+    from medmllm_plugins.attribution.attribution_store import AttributionStore
 
 DEFAULT_NEW_TOKENS = 64
 EXPLAINED_ROWS = 8
@@ -58,7 +58,7 @@ class _Question:
     """One request, as the model needs it."""
 
     text: Question
-    shown: Shown
+    shown: VisualInput
     max_new_tokens: int
     until: tuple[str, ...]
     labels: tuple[str, ...] | None
@@ -281,14 +281,16 @@ class MedicalMLLM(lmms):
                 settle(loaded, asked, first.text, first.shown)
 
     @contextmanager
-    def _capturing(self, loaded: LoadedModel, task: str, requests: Sequence[Instance]) -> Iterator[Capture | None]:
+    def _capturing(
+        self, loaded: LoadedModel, task: str, requests: Sequence[Instance]
+    ) -> Iterator[FeatureRecorder | None]:
         """Keep the features of a task, where it asks for them."""
         features = features_of(requests[0])
         if features is None:
             yield None
             return
         told, progress = requests[0].metadata["medmllm"], evaluation_run.current()
-        subject = Subject(
+        subject = RecordedDocument(
             task=task,
             dataset=str(told["dataset"]),
             labels=tuple(told["labels"]),
@@ -298,7 +300,7 @@ class MedicalMLLM(lmms):
         )
         first = self._question(requests[0])
         example = loaded.prepare([first.text], [first.shown])
-        capture = Capture(loaded, features, subject, progress.features_folder(task), self.rank, example)
+        capture = FeatureRecorder(loaded, features, subject, progress.features_folder(task), self.rank, example)
         try:
             yield capture
         finally:
@@ -308,12 +310,12 @@ class MedicalMLLM(lmms):
         self,
         loaded: LoadedModel,
         task: str,
-        asked: Attributions,
+        asked: AttributionOptions,
         requests: Sequence[Instance],
         answers: Mapping[Key, Answered],
     ) -> None:
         """Explain some answers of a task, now that it is known which are hits; each process some of its own."""
-        from medmllm_plugins.attribution.document_sample import Answered as Known
+        from medmllm_plugins.attribution.document_sample import AnsweredDocument as Known
         from medmllm_plugins.attribution.document_sample import stratified
         from medmllm_plugins.attribution.explainer import explain
 
@@ -339,12 +341,14 @@ class MedicalMLLM(lmms):
         if self.rank == 0:
             logger.info(line)
 
-    def _shelf(self, loaded: LoadedModel, asked: Attributions, requests: Sequence[Instance]) -> Shelf:
+    def _shelf(self, loaded: LoadedModel, asked: AttributionOptions, requests: Sequence[Instance]) -> AttributionStore:
         """Where this process puts what it explains of a task."""
-        from medmllm_plugins.attribution.attribution_store import Shelf
+        from medmllm_plugins.attribution.attribution_store import AttributionStore
 
         told = {**asked.to_dict(), "task": dict(requests[0].metadata["medmllm"]), "model": loaded.fingerprint}
-        return Shelf(evaluation_run.current().attributions_folder(str(requests[0].args[4])), told, str(self.rank))
+        return AttributionStore(
+            evaluation_run.current().attributions_folder(str(requests[0].args[4])), told, str(self.rank)
+        )
 
     def _row(self, request: Instance) -> Mapping[str, Any]:
         """The row of a task that a request asks about."""
@@ -353,7 +357,7 @@ class MedicalMLLM(lmms):
         return row
 
     def _batches(
-        self, loaded: LoadedModel, requests: Sequence[Instance], capture: Capture | None = None
+        self, loaded: LoadedModel, requests: Sequence[Instance], capture: FeatureRecorder | None = None
     ) -> Iterator[tuple[list[Instance], list[_Question], list[Answered]]]:
         """Answers in batches with one generation setting and one set of labels; see :class:`Batches`."""
         settings: dict[tuple[str, str, tuple[str, ...] | None], list[Instance]] = {}
@@ -396,7 +400,7 @@ class MedicalMLLM(lmms):
         volume = (
             getattr(getattr(doc_to_messages, "__self__", None), "doc_to_volume", None) if shows == "volume" else None
         )
-        shown: Shown
+        shown: VisualInput
         text: Question
         if volume is not None:
             text, shown = doc_to_messages.__self__.doc_to_text(doc), volume(doc)
@@ -431,7 +435,7 @@ class MedicalMLLM(lmms):
 
     def _blank_scores(self, loaded: LoadedModel, question: _Question) -> tuple[float, ...] | None:
         """Scores of the labels for the same question about an image that holds nothing; worked out once a question."""
-        if question.labels is None or loaded.shows == "volume" or isinstance(question.text, Asked):
+        if question.labels is None or loaded.shows == "volume" or isinstance(question.text, FewShotPrompt):
             return None
         key = (question.text, question.labels)
         if key not in self._blank:
@@ -445,7 +449,7 @@ class MedicalMLLM(lmms):
         loaded: LoadedModel,
         questions: Sequence[_Question],
         inputs: dict[str, Any],
-        capture: Capture | None = None,
+        capture: FeatureRecorder | None = None,
     ) -> list[Answered]:
         first = questions[0]
         generations = loaded.generate(
@@ -504,7 +508,7 @@ def _record(row: Mapping[str, Any], reply: envelope.Reply) -> dict[str, Any]:
 class _Durable:
     """Answers on their way to the journal: where features are kept, these must be on disk first."""
 
-    def __init__(self, journal: Journal, capture: Capture | None) -> None:
+    def __init__(self, journal: Journal, capture: FeatureRecorder | None) -> None:
         self._journal, self._capture = journal, capture
         self._waiting: dict[str, tuple[str, Answered]] = {}
 

@@ -9,7 +9,7 @@ from loguru import logger
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.host import evaluation_run
-from medmllm_plugins.host.inspection import Looking
+from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis, analysis_files
@@ -22,7 +22,7 @@ class ProbingTask(ClassificationTask):
     """What the YAML of a task that probes names under ``class:``."""
 
 
-class Probing(Looking[analysis.Analysis]):
+class Probing(InspectionTask[analysis.Analysis]):
     """Probes of one data set.
 
     All folds are asked about. Of the train fold the features alone are needed and of the validation fold the label

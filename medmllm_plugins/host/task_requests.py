@@ -13,9 +13,9 @@ from PIL import Image
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.host.flags import check_generation
-from medmllm_plugins.models.base import Asked, Example, Question
-from medmllm_plugins.prompts.attribution_options import Attributions
-from medmllm_plugins.prompts.feature_options import Features
+from medmllm_plugins.models.base import FewShotExample, FewShotPrompt, Question
+from medmllm_plugins.prompts.attribution_options import AttributionOptions
+from medmllm_plugins.prompts.feature_options import FeatureOptions
 from medmllm_plugins.prompts.task_names import answering_name
 
 Key = tuple[str, str, int, int]
@@ -27,18 +27,18 @@ def is_ours(request: Instance) -> bool:
     return isinstance((request.metadata or {}).get("medmllm"), Mapping)
 
 
-def features_of(request: Instance) -> Features | None:
+def features_of(request: Instance) -> FeatureOptions | None:
     """What features the task that asks wants to be kept; ``None`` for none."""
     told = (request.metadata or {}).get("medmllm")
     found = told.get("features") if isinstance(told, Mapping) else None
-    return None if found is None else Features.from_dict(found)
+    return None if found is None else FeatureOptions.from_dict(found)
 
 
-def attributions_of(request: Instance) -> Attributions | None:
+def attributions_of(request: Instance) -> AttributionOptions | None:
     """What the task that asks wants to be explained; ``None`` for nothing."""
     told = (request.metadata or {}).get("medmllm")
     found = told.get("attributions") if isinstance(told, Mapping) else None
-    return None if found is None else Attributions.from_dict(found)
+    return None if found is None else AttributionOptions.from_dict(found)
 
 
 def predicts_only(request: Instance) -> bool:
@@ -114,9 +114,9 @@ def content_of(
     if not pairs:
         return turns[0][0], pictures
     examples = tuple(
-        Example(turns[2 * place][0], len(turns[2 * place][1]), turns[2 * place + 1][0]) for place in range(pairs)
+        FewShotExample(turns[2 * place][0], len(turns[2 * place][1]), turns[2 * place + 1][0]) for place in range(pairs)
     )
-    return Asked(examples, turns[-1][0]), pictures
+    return FewShotPrompt(examples, turns[-1][0]), pictures
 
 
 def _turn(message: Mapping[str, Any], where: str) -> tuple[str, list[Image.Image]]:

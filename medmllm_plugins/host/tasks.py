@@ -15,13 +15,13 @@ from PIL import Image
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.core.image_controls import blank, partners
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
-from medmllm_plugins.data.loading.few_shot import Shots
+from medmllm_plugins.data.loading.few_shot import FewShotExamples
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host import command_line, entry_point, envelope, evaluation_run, flags
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.prompts.task_rows import Rows, right_answer
-from medmllm_plugins.prompts.task_settings import Purpose, Settings, read_settings
+from medmllm_plugins.prompts.task_rows import TaskRows, right_answer
+from medmllm_plugins.prompts.task_settings import Purpose, TaskSettings, read_settings
 from medmllm_plugins.results import scoring
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ class Classification(ConfigurableTask):
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
         self._check_command()
-        self.settings: Settings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
+        self.settings: TaskSettings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
         with evaluation_run.current().stage("data"):
             self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
         documents = self.data.select(self.settings.folds)
-        self.rows = Rows(self.settings, documents)
+        self.rows = TaskRows(self.settings, documents)
         self._documents = {document.id: document for document in documents}
         self._partners = partners(documents) if self.settings.image == "shuffled" else {}
-        self._shots: dict[str, Shots] = {}
+        self._shots: dict[str, FewShotExamples] = {}
         self._scored: tuple[int, scoring.AnySummary] | None = None
         metadata = dict(config["metadata"])
         # All of this reaches the model with each request, and is part of the response cache's key: answers cached
@@ -230,7 +230,9 @@ class Classification(ConfigurableTask):
         finding, question = doc["finding"] or None, self.rows.question(doc)
         shots = self._shots.get(doc["finding"])
         if shots is None:
-            shots = Shots(self.data.documents, tuple(question.classes), lambda shot: right_answer(shot, finding))
+            shots = FewShotExamples(
+                self.data.documents, tuple(question.classes), lambda shot: right_answer(shot, finding)
+            )
             self._shots[doc["finding"]] = shots
         answers = dict(zip(question.classes, question.labels, strict=True))
         chosen = shots.before(self._documents[doc["document"]], self.shots)

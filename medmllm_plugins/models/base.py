@@ -24,12 +24,12 @@ from medmllm_plugins.models.slicing import Stage, rows_of
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
 
-Shown: TypeAlias = Union[Image, Sequence[Image], "Volume"]
+VisualInput: TypeAlias = Union[Image, Sequence[Image], "Volume"]
 """What a question is about: an image, several of them, or a volume; which of these, the model says."""
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class FewShotExample:
     """A solved example before a question: its text, the number of its images, and the right answer."""
 
     question: str
@@ -38,14 +38,14 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FewShotPrompt:
     """A question behind solved examples, whose images come first."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[FewShotExample, ...]
     question: str
 
 
-Question: TypeAlias = str | Asked
+Question: TypeAlias = str | FewShotPrompt
 """What is asked: a text, or one behind solved examples, which models that take several images may be given."""
 
 
@@ -55,7 +55,7 @@ def single(question: Question) -> str:
     Raises:
         ModelError: it has some, and the model answers single turns.
     """
-    if isinstance(question, Asked):
+    if isinstance(question, FewShotPrompt):
         raise ModelError("Expected a question without few-shot examples, since the model answers single turns.")
     return question
 
@@ -139,7 +139,7 @@ class LoadedModel(ABC):
         """Return the whole prompt as text, image placeholder included."""
 
     @abstractmethod
-    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the model's input from B questions about one image each.
 
         Returns:
@@ -184,7 +184,7 @@ class LoadedModel(ABC):
     def generate(
         self,
         questions: Sequence[Question],
-        images: Sequence[Shown],
+        images: Sequence[VisualInput],
         *,
         max_new_tokens: int,
         labels: Sequence[str] | None = None,

@@ -11,14 +11,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from medmllm_plugins.errors import ModelError, one_line
-from medmllm_plugins.models.base import Asked, LoadedModel, Question, Shown, single
+from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput, single
 from medmllm_plugins.models.device_transfer import to_device
 from medmllm_plugins.models.image_inputs import eight_bit
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
+class PromptStyle:
     """How a model wants to be asked.
 
     Attributes:
@@ -44,7 +44,7 @@ class ChatModel(LoadedModel):
 
     shows = "images"
 
-    def __init__(self, native: Native, manner: Manner | None = None) -> None:
+    def __init__(self, native: Native, manner: PromptStyle | None = None) -> None:
         """Wrap a loaded checkpoint.
 
         Raises:
@@ -55,7 +55,7 @@ class ChatModel(LoadedModel):
         self.tokenizer = native.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.family = native.family
-        self.manner = manner or Manner()
+        self.manner = manner or PromptStyle()
         self.device = native.model.device
         self.dtype = native.model.dtype
         self.max_length = longest_input(native.model)
@@ -86,7 +86,7 @@ class ChatModel(LoadedModel):
         Raises:
             ModelError: the question holds the name of a special token, which would end the turn or claim an image.
         """
-        asked = question if isinstance(question, Asked) else Asked((), question)
+        asked = question if isinstance(question, FewShotPrompt) else FewShotPrompt((), question)
         shown = sum(example.images for example in asked.examples)
         images = (shown + 1 if images is None else images) - shown
         said = [asked.question, *(part for one in asked.examples for part in (one.question, one.answer))]
@@ -116,7 +116,7 @@ class ChatModel(LoadedModel):
     def _begin(self) -> str:
         return str(self.tokenizer.bos_token or "")
 
-    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions, as the checkpoint's processor does; padded on the left."""
         if len(questions) != len(images) or not questions:
             raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
@@ -183,7 +183,7 @@ def _user(text: str, images: int) -> dict[str, Any]:
     return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
-def _pictures(item: Shown) -> list[Image]:
+def _pictures(item: VisualInput) -> list[Image]:
     several = list(item) if isinstance(item, Sequence) else [item]
     if not several:
         raise ModelError("Expected at least one image a question, found none.")

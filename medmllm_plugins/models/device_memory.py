@@ -12,7 +12,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def let_go() -> None:
+def empty_cache() -> None:
     """Hand memory that nothing holds any more back to the device; call it where the error itself is forgotten."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ EMBED = "llm.embed"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Layer:
     """A locus in a model.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
     enters: bool = False
 
 
-def places(loaded: LoadedModel) -> tuple[Place, ...]:
+def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
     """All loci of a model in the order in which an image passes them.
 
     Raises:
@@ -52,18 +52,18 @@ def places(loaded: LoadedModel) -> tuple[Place, ...]:
             f"{known.title}: expected blocks at {known.vision_blocks} and {known.llm_blocks}, found {len(vision)} and "
             f"{len(blocks)}."
         )
-    found = [Place(_numbered("vision", number), "vision", module) for number, module in enumerate(vision)]
+    found = [Layer(_numbered("vision", number), "vision", module) for number, module in enumerate(vision)]
     if known.vision_norm is not None:
-        found.append(Place("vision.norm", "vision", stage(model, known.vision_norm)))
-    found.append(Place("connector", "connector", stage(model, known.connector)))
+        found.append(Layer("vision.norm", "vision", stage(model, known.vision_norm)))
+    found.append(Layer("connector", "connector", stage(model, known.connector)))
     # The embedding module returns the placeholder where an image stands; the first block is given the image.
-    found.append(Place(EMBED, "llm", blocks[0], enters=True))
-    found += [Place(_numbered("llm", number), "llm", module) for number, module in enumerate(blocks)]
-    return (*found, Place("llm.norm", "llm", stage(model, known.llm_norm)))
+    found.append(Layer(EMBED, "llm", blocks[0], enters=True))
+    found += [Layer(_numbered("llm", number), "llm", module) for number, module in enumerate(blocks)]
+    return (*found, Layer("llm.norm", "llm", stage(model, known.llm_norm)))
 
 
 @contextmanager
-def changed(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed(place: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Change what a locus holds, or look at it, while the context is open.
 
     Args:
@@ -98,7 +98,7 @@ def changed(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
             module.forward = own
 
 
-def _tensor(place: Place, found: object) -> Tensor:
+def _tensor(place: Layer, found: object) -> Tensor:
     if not isinstance(found, Tensor):
         raise ModelError(
             f"{place.name}: expected the stage to hold a tensor, found {type(found).__name__}; this version of "

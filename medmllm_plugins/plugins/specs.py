@@ -122,7 +122,7 @@ class ProbeSpec:
 
     Attributes:
         name: lower-case letters, digits and underscores.
-        target: ``"package.module:function"``, which takes a ``Material`` and returns a ``Fitting``, both of
+        target: ``"package.module:function"``, which takes a ``ProbeData`` and returns a ``FittedProbe``, both of
             :mod:`medmllm_plugins.probes.probe_methods`.
         summary: one line for people.
 
@@ -147,7 +147,7 @@ class AttributionSpec:
     Attributes:
         name: lower-case letters, digits and underscores.
         target: ``"package.module:function"``, a ``Method`` of :mod:`medmllm_plugins.attribution.methods.layer_methods`: it takes a
-            ``Case``, names of loci and a ``How``, and returns ``Scores`` for each locus.
+            ``AttributionInput``, names of loci and a ``MethodConfig``, and returns ``Scores`` for each locus.
         summary: one line for people.
         at: where it looks: ``"layers"``, the loci that the user chooses, or the name of the one locus it has values
             for, such as ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.

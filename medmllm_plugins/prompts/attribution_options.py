@@ -24,7 +24,7 @@ METHODS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attributions:
+class AttributionOptions:
     """What is to be explained, and how.
 
     Attributes:
@@ -83,7 +83,7 @@ class Attributions:
         }
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Attributions:
+    def from_dict(cls, told: Mapping[str, Any]) -> AttributionOptions:
         """Read what :meth:`to_dict` gave."""
         return cls(**{**told, "methods": tuple(told["methods"]), "layers": tuple(told["layers"])})
 

@@ -18,7 +18,7 @@ POOLINGS: Final = (*ALWAYS, *EXTRA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Features:
+class FeatureOptions:
     """What is to be kept of a model's stages.
 
     Attributes:
@@ -39,7 +39,7 @@ class Features:
         return {"extra": list(self.extra), "floor": self.floor}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Features:
+    def from_dict(cls, told: Mapping[str, Any]) -> FeatureOptions:
         """Read what :meth:`to_dict` gave.
 
         Raises:

@@ -19,7 +19,7 @@ from medmllm_plugins.errors import OptionError, PluginError, shown
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.task_files import read_yaml
 from medmllm_plugins.prompts.protocols import Protocol
-from medmllm_plugins.prompts.task_settings import AFTERWARDS, ARGUMENTS, Purpose, Settings, read_settings
+from medmllm_plugins.prompts.task_settings import AFTERWARDS, ARGUMENTS, Purpose, TaskSettings, read_settings
 from medmllm_plugins.utils.suggestions import did_you_mean
 
 CLASSIFY: Final = "med_cls_"
@@ -161,7 +161,7 @@ def answering_task(name: str) -> str:
     return name
 
 
-def looking_task(name: str, purpose: Purpose) -> str:
+def inspection_task(name: str, purpose: Purpose) -> str:
     """Return the task that probes or explains what another task asks, both without arguments."""
     base = answering_task(name)
     prefix = next(prefix for prefix, its_purpose in PREFIXES.items() if its_purpose == purpose)
@@ -182,10 +182,10 @@ def probing_command(command: Mapping[str, Any], task: str) -> str:
     for argument in str(command.get("model_args") or "").split(","):
         if argument.startswith("pretrained="):
             words += ["--model_args", argument]
-    return shlex.join([*words, "--tasks", looking_task(task.partition(":")[0], "probe")])
+    return shlex.join([*words, "--tasks", inspection_task(task.partition(":")[0], "probe")])
 
 
-def task_settings(name: str) -> Settings:
+def task_settings(name: str) -> TaskSettings:
     """The settings of a task by its name, with or without arguments, as an evaluation would have them.
 
     Raises:

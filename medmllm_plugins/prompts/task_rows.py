@@ -10,7 +10,7 @@ from typing import Any
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.prompts.protocols import YES_NO, Question, ask, ask_finding, orders
-from medmllm_plugins.prompts.task_settings import ALL, Settings
+from medmllm_plugins.prompts.task_settings import ALL, TaskSettings
 from medmllm_plugins.prompts.wording import PARAPHRASES
 
 
@@ -29,7 +29,7 @@ class Variant:
     paraphrase: int = 0
 
 
-def variants(settings: Settings) -> tuple[Variant, ...]:
+def variants(settings: TaskSettings) -> tuple[Variant, ...]:
     """All ways in which each document is asked."""
     if settings.paraphrase == ALL:
         return tuple(Variant(f"wording {number}", None, number) for number in range(PARAPHRASES + 1))
@@ -40,14 +40,14 @@ def variants(settings: Settings) -> tuple[Variant, ...]:
     return tuple(Variant(f"order {number}", order, wording) for number, order in enumerate(found))
 
 
-class Rows:
+class TaskRows:
     """What the host iterates over, and the question behind each row.
 
     Rows stand in a fixed order in which classes mix, so that the host's ``--limit`` takes a sample and not one class.
     All rows of a document stand together, so that a sample holds whole documents.
     """
 
-    def __init__(self, settings: Settings, documents: Sequence[Document]) -> None:
+    def __init__(self, settings: TaskSettings, documents: Sequence[Document]) -> None:
         """Lay out the rows of ``documents``."""
         self._settings = settings
         self.variants = variants(settings)

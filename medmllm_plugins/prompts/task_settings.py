@@ -13,8 +13,8 @@ from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError, shown
-from medmllm_plugins.prompts.attribution_options import BASELINES, Attributions
-from medmllm_plugins.prompts.feature_options import EXTRA, Features
+from medmllm_plugins.prompts.attribution_options import BASELINES, AttributionOptions
+from medmllm_plugins.prompts.feature_options import EXTRA, FeatureOptions
 from medmllm_plugins.prompts.protocols import PROTOCOLS, YES_NO, Protocol
 from medmllm_plugins.prompts.wording import PARAPHRASES
 from medmllm_plugins.utils.suggestions import did_you_mean
@@ -29,7 +29,7 @@ ALL: Final = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class TaskSettings:
     """Everything that decides what is asked, and about which images.
 
     Attributes:
@@ -55,8 +55,8 @@ class Settings:
     on_error: OnError = "raise"
     view: View = field(default_factory=View)
     finding: str | None = None
-    features: Features | None = None
-    attributions: Attributions | None = None
+    features: FeatureOptions | None = None
+    attributions: AttributionOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: what the manifest says, and part of the response cache's key."""
@@ -166,7 +166,7 @@ _OWN: Final[Mapping[Purpose, Mapping[str, Any]]] = {PROBING: _PROBING, ATTRIBUTI
 _WHERE: Final = (("med_probe", _PROBING), ("med_attr", _ATTRIBUTING))
 
 
-def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFYING) -> Settings:
+def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFYING) -> TaskSettings:
     """Check ``metadata.medmllm`` of a task.
 
     Args:
@@ -199,7 +199,7 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
         own = {**_PROBING, **_ATTRIBUTING} if purpose == CLASSIFYING else _OWN[purpose]
         asked = {key: check(key, found[key]) for key, check in own.items() if key in found}
         others = sorted({*_PROBING, *_ATTRIBUTING} & set(found) - set(own))
-        settings = Settings(
+        settings = TaskSettings(
             dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
         )
         _check_together(settings, view, options)
@@ -234,28 +234,28 @@ def _view(found: Mapping[str, Any]) -> View:
     return View(**rest) if count is None else View(slices=count, montage="montage" in found, **rest)
 
 
-def _probing(settings: Settings, plain: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
+def _probing(settings: TaskSettings, plain: Mapping[str, Any], asked: Mapping[str, Any]) -> TaskSettings:
     """The settings of a task that probes: all folds, one question a document."""
     if "folds" in plain:
         raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
     finding = _one_question(settings, asked.get("finding"), "Probes look", "a probe is of one finding")
-    features = Features(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
+    features = FeatureOptions(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
     return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
 
 
-def _attributing(settings: Settings, asked: Mapping[str, Any]) -> Settings:
+def _attributing(settings: TaskSettings, asked: Mapping[str, Any]) -> TaskSettings:
     """The settings of a task that explains: one question a document."""
     finding = _one_question(settings, asked.get("finding"), "Attributions look", "an attribution is of one finding")
     if settings.image != "shown":
         raise OptionError("Attributions are of the image that was shown: leave `image` out.")
     names = {"method": "methods", "layer": "layers"}
     given = {names.get(key, key): value for key, value in asked.items() if key != "finding"}
-    asks = Attributions(**given)
+    asks = AttributionOptions(**given)
     asks.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
     return dataclasses.replace(settings, finding=finding, attributions=asks)
 
 
-def _one_question(settings: Settings, finding: str | None, who: str, why: str) -> str | None:
+def _one_question(settings: TaskSettings, finding: str | None, who: str, why: str) -> str | None:
     """The finding that is asked about, having seen that each document is asked about once."""
     if settings.order != "given" or settings.paraphrase == ALL:
         raise OptionError(f"{who} at one way of asking: expected order=given and one paraphrase, found several.")
@@ -271,7 +271,7 @@ def _one_question(settings: Settings, finding: str | None, who: str, why: str) -
     return finding
 
 
-def _check_together(settings: Settings, view: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def _check_together(settings: TaskSettings, view: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     spec = settings.dataset
     if spec.kind == "multilabel" and (settings.protocol != "closed_set" or settings.order != "given"):
         raise OptionError(

@@ -25,12 +25,12 @@ from medmllm_plugins.report.figures.gallery import Gallery, gallery
 from medmllm_plugins.report.figures.parallel_figures import Failed, draw_all
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_notes import Notes, notes
-from medmllm_plugins.report.run_collection import Cell, DataPart, Gathered, Subject
+from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection, Subject
 from medmllm_plugins.report.run_pairs import differences, groups_of, hits_of, paired
 from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables, run_tables
 from medmllm_plugins.report.tables.answer_tables import Control
 from medmllm_plugins.report.tables.report_table import Column, Table
-from medmllm_plugins.report.verdict import Beside, Verdict, verdicts
+from medmllm_plugins.report.verdict import BaselineComparison, Verdict, verdicts
 from medmllm_plugins.results import formatting
 from medmllm_plugins.results.formatting import clean, cut, percent
 
@@ -142,7 +142,7 @@ class Report:
         data: the data sets behind it.
     """
 
-    gathered: Gathered
+    gathered: RunCollection
     title: str
     sections: tuple[Section, ...]
     gallery: Gallery
@@ -185,7 +185,7 @@ class Report:
         }
 
 
-def build(gathered: Gathered) -> Report:
+def build(gathered: RunCollection) -> Report:
     """Draw and table everything."""
     numbers = itertools.count()
     plans = [(part, verdicts(part), _blind(part)) for part in gathered.sets]
@@ -386,7 +386,7 @@ def _verdict(one: Verdict) -> dict[str, Any]:
     }
 
 
-def _reference(one: Beside) -> dict[str, Any]:
+def _reference(one: BaselineComparison) -> dict[str, Any]:
     """A reference classifier; one that cannot be held against the model stands apart with its own accuracy."""
     if not one.compared:
         apart = {"name": one.name, "accuracy": one.accuracy.to_dict(), "why": one.why} if one.name else None

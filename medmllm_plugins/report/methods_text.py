@@ -8,10 +8,10 @@ from typing import Final
 
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report.citations import References
-from medmllm_plugins.report.run_collection import Cell, DataPart, Gathered
+from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.results.attribution_results import Method
 from medmllm_plugins.results.formatting import clean, cut, estimate, known, listed, mapping, number, quantity, sequence
-from medmllm_plugins.results.probe_results import PIXEL_FLOOR, RANDOM_FLOOR, Mapped, Probing
+from medmllm_plugins.results.probe_results import PIXEL_FLOOR, RANDOM_FLOOR, MappingRecord, Probing
 from medmllm_plugins.results.run_reader import RunFolder
 
 _ASKED: Final = {
@@ -75,7 +75,7 @@ class Methods:
         return "\n\n".join([*self.paragraphs, *(["\n".join(numbered)] if numbered else [])]) + "\n"
 
 
-def methods(gathered: Gathered) -> Methods:
+def methods(gathered: RunCollection) -> Methods:
     """Write the paragraph."""
     cite = References()
     cells = [cell for cell in gathered.cells() if cell.task.scored or cell.task.probing or cell.task.attributions]
@@ -97,7 +97,7 @@ def _versions(runs: Sequence[RunFolder], package: str) -> str:
     return f" {' and '.join(sorted(found))}" if found else ""
 
 
-def _models(gathered: Gathered, cells: Sequence[Cell], cite: References) -> Iterator[str]:
+def _models(gathered: RunCollection, cells: Sequence[Cell], cite: References) -> Iterator[str]:
     """The models that have figures, and what evaluated them."""
     runs = list({id(cell.run): cell.run for cell in cells}.values())
     if all(cell.subject.reference for cell in cells):
@@ -127,7 +127,7 @@ def _models(gathered: Gathered, cells: Sequence[Cell], cite: References) -> Iter
     )
 
 
-def _data(gathered: Gathered, cite: References) -> Iterator[str]:
+def _data(gathered: RunCollection, cite: References) -> Iterator[str]:
     for part in gathered.sets:
         citation = part.spec.citation if part.spec is not None else ""
         folds = next((found for run in gathered.runs if (found := run.folds.get(part.name))), None)
@@ -239,7 +239,7 @@ def _blind(image: str) -> str:
     return {"blank": "replaced by a grey one", "shuffled": "replaced by one of another group"}.get(image, clean(image))
 
 
-def _references(gathered: Gathered, cite: References) -> Iterator[str]:
+def _references(gathered: RunCollection, cite: References) -> Iterator[str]:
     told = []
     for subject in gathered.subjects:
         if not subject.reference:
@@ -260,7 +260,7 @@ def _references(gathered: Gathered, cite: References) -> Iterator[str]:
         )
 
 
-def _probes(gathered: Gathered, cite: References) -> Iterator[str]:
+def _probes(gathered: RunCollection, cite: References) -> Iterator[str]:
     probings = [cell.task.probing for cell in gathered.cells() if cell.task.probing is not None]
     if not probings:
         return
@@ -314,7 +314,7 @@ def _controls(probings: Sequence[Probing], cite: References) -> list[str]:
     return found
 
 
-def _mapped(maps: Sequence[Mapped], cite: References) -> str:
+def _mapped(maps: Sequence[MappingRecord], cite: References) -> str:
     """What the probe of the last token was compared with."""
     names = {name for one in maps for name in one.readings}
     read = [f"{words}{cite(*sources)}" for name, (words, sources) in _REREADINGS.items() if name in names]
@@ -379,7 +379,7 @@ def set_citations(part: DataPart) -> list[str]:
     ]
 
 
-def prompts(gathered: Gathered) -> list[tuple[str, str]]:
+def prompts(gathered: RunCollection) -> list[tuple[str, str]]:
     """The whole prompt of each task, as the manifests have it."""
     found = {
         cell.task.name: clean(cell.task.told["prompt"]) for cell in gathered.cells() if cell.task.told.get("prompt")

@@ -12,7 +12,7 @@ from typing import Final
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.report.assemble import Report, build, render
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.utils.atomic_files import write_whole
 
 _REPORT: Final = "report.json"
@@ -37,7 +37,7 @@ def make(folders: Sequence[Path], output: Path) -> Report:
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"Expected argument `output` to end in .html, but got {str(output)!r}: give -o report.html.")
-    report = build(gather(folders))
+    report = build(collect_runs(folders))
     beside = output.with_name(f"{output.stem}_files")
     html = render(report, beside.name)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from medmllm_plugins.prompts.task_names import answering_task, probing_command
-from medmllm_plugins.report.run_collection import Cell, DataPart, Gathered
+from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.report.run_pairs import leagues, unlike
 from medmllm_plugins.report.task_identity import facts
 from medmllm_plugins.report.verdict import questions_of
@@ -38,7 +38,7 @@ class Notes:
     folds: str
 
 
-def notes(gathered: Gathered) -> Notes:
+def notes(gathered: RunCollection) -> Notes:
     """Collect them from all runs, each sentence once."""
     several = len(gathered.runs) > 1
     missing = [f"{cut(run.name, 60)}: {one}" if several else one for run in gathered.runs for one in run.all_missing()]
@@ -55,7 +55,7 @@ def notes(gathered: Gathered) -> Notes:
     )
 
 
-def _folds(gathered: Gathered) -> str:
+def _folds(gathered: RunCollection) -> str:
     """Of which data sets the folds were read and no group stands in two, and of which nothing is known."""
     leaking = {folds.dataset for run in gathered.runs for folds in run.folds.values() if folds.divided}
     leaking |= {task.dataset for run in gathered.runs for task in run.tasks if task.told.get("leaks")}
@@ -102,7 +102,7 @@ def _asking_task(part: DataPart) -> str:
     return shlex.quote(name or answering_task(names[0]))
 
 
-def _how_to_probe(gathered: Gathered) -> str:
+def _how_to_probe(gathered: RunCollection) -> str:
     """The command that probes the model of the first run of one; empty where no run tells its model."""
     for cell in gathered.cells():
         if not cell.subject.reference and (command := probing_command(cell.run.command, cell.task.name)):
@@ -125,7 +125,7 @@ def _of_rows(part: DataPart) -> Iterator[str]:
             )
 
 
-def _leaks(gathered: Gathered) -> Iterator[str]:
+def _leaks(gathered: RunCollection) -> Iterator[str]:
     for run in gathered.runs:
         for folds in run.folds.values():
             if folds.divided:
@@ -138,7 +138,7 @@ def _leaks(gathered: Gathered) -> Iterator[str]:
                 yield clean(task.told["leaks"])
 
 
-def _warnings(gathered: Gathered) -> Iterator[str]:
+def _warnings(gathered: RunCollection) -> Iterator[str]:
     yield from gathered.notes
     for part in gathered.sets:
         if part.divided:

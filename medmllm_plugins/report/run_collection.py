@@ -159,7 +159,7 @@ class DataPart:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gathered:
+class RunCollection:
     """Everything that the report is about."""
 
     runs: tuple[RunFolder, ...]
@@ -178,7 +178,7 @@ class Gathered:
             yield from part.cells
 
 
-def gather(folders: Sequence[Path]) -> Gathered:
+def collect_runs(folders: Sequence[Path]) -> RunCollection:
     """Read run folders and sort what they hold by data set and model.
 
     A finished run of a reference classifier on the same data that stands beside a named folder is read too, as
@@ -204,7 +204,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
             cells[task.dataset].append(Cell(holder[id(run)], run, task))
     known_sets = dataset_specs()
     sets = tuple(_part(name, found, known_sets.get(name)) for name, found in cells.items())
-    return Gathered(tuple(runs), tuple(subjects), sets, tuple(notes))
+    return RunCollection(tuple(runs), tuple(subjects), sets, tuple(notes))
 
 
 def _part(name: str, cells: list[Cell], spec: DatasetSpec | None) -> DataPart:

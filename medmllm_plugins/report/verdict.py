@@ -31,7 +31,7 @@ _PHANTOMS: Final = "phantoms"
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class BaselineComparison:
     """What a model is held against.
 
     Attributes:
@@ -83,8 +83,8 @@ class Verdict:
     sentence: str
     accuracy: Estimate
     questions: int
-    blind: Beside
-    reference: Beside
+    blind: BaselineComparison
+    reference: BaselineComparison
     probed: str
     supported: tuple[Effect, ...]
     named: str | None
@@ -165,7 +165,7 @@ def _verdict(part: DataPart, cell: Cell, gaps: Mapping[str, Gap]) -> Verdict:
         accuracy=cell.metrics.get("accuracy", UNKNOWN),
         questions=questions_of(cell),
         blind=_blind(cell, gaps),
-        reference=Beside() if subject.reference else _reference(part, cell, probing, gaps),
+        reference=BaselineComparison() if subject.reference else _reference(part, cell, probing, gaps),
         probed=probed.task.name if probed else "",
         supported=tuple(probing.supported()) if probing else (),
         named=probing.named if probing else None,
@@ -191,24 +191,24 @@ def questions_of(cell: Cell) -> int:
     return int(told) if known(told) else len(cell.task.outcomes)
 
 
-def _blind(cell: Cell, gaps: Mapping[str, Gap]) -> Beside:
+def _blind(cell: Cell, gaps: Mapping[str, Gap]) -> BaselineComparison:
     name, value = blind_baseline(cell)
     accuracy = Estimate(value, float("nan"), float("nan"))
-    return Beside(BLIND_BASELINES.get(name, ""), accuracy, *gaps.get(_name(cell), NO_GAP))
+    return BaselineComparison(BLIND_BASELINES.get(name, ""), accuracy, *gaps.get(_name(cell), NO_GAP))
 
 
-def _reference(part: DataPart, cell: Cell, probing: Probing | None, gaps: Mapping[str, Gap]) -> Beside:
+def _reference(part: DataPart, cell: Cell, probing: Probing | None, gaps: Mapping[str, Gap]) -> BaselineComparison:
     """The best reference classifier that shares questions with a model; else why there is none."""
     for one in part.references:
         if gap := gaps.get(_name(cell, one)):
-            return Beside(one.subject.label, one.metrics.get("accuracy", UNKNOWN), *gap)
+            return BaselineComparison(one.subject.label, one.metrics.get("accuracy", UNKNOWN), *gap)
     if probing is not None and known(probing.reference):
         # Its run is not at hand, but the diagnosis was held against it.
         gap_ = Estimate(probing.answer.value - probing.reference.value, float("nan"), float("nan"))
-        return Beside(probing.reference_name, probing.reference, gap_, probing.reference.value)
+        return BaselineComparison(probing.reference_name, probing.reference, gap_, probing.reference.value)
     for one in part.references:
-        return Beside(one.subject.label, one.metrics.get("accuracy", UNKNOWN), why=_why_apart(cell, one))
-    return Beside()
+        return BaselineComparison(one.subject.label, one.metrics.get("accuracy", UNKNOWN), why=_why_apart(cell, one))
+    return BaselineComparison()
 
 
 def _why_apart(cell: Cell, reference: Cell) -> str:
@@ -256,13 +256,13 @@ def over_blind(one: Verdict) -> str:
     return f", {_against(one, one.blind)}" if one.blind.name else ""
 
 
-def apart(one: Beside) -> str:
+def apart(one: BaselineComparison) -> str:
     """The part of a sentence on a reference classifier that a model cannot be held against."""
     there = f" ({percent(one.accuracy.value)} of its own questions, {interval(one.accuracy)})"
     return f"the reference classifier {one.name}{there if known(one.accuracy) else ''} is not compared: {one.why}"
 
 
-def _against(one: Verdict, other: Beside, what: str = "") -> str:
+def _against(one: Verdict, other: BaselineComparison, what: str = "") -> str:
     """One comparison: a difference only where its interval leaves out zero.
 
     A gap is over the questions that both answered. Where these are not all, it is said what both reach on them, so that
@@ -281,7 +281,7 @@ def _against(one: Verdict, other: Beside, what: str = "") -> str:
     return f"{points(gap.value)}{size} {side} {what}{f' ({where[0]})' if where else ''}"
 
 
-def _where(one: Verdict, other: Beside, own: float) -> list[str]:
+def _where(one: Verdict, other: BaselineComparison, own: float) -> list[str]:
     """On which questions a comparison rests, and what the model reaches on them, where it was asked others too."""
     if other.shared and other.shared != one.questions:
         which = "are on record" if other is one.blind else "both answered"

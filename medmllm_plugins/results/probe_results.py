@@ -74,7 +74,7 @@ class ModuleHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class MappingRecord:
     """The semantic mapping.
 
     Attributes:
@@ -127,7 +127,7 @@ class Probing:
     effects: tuple[Effect, ...]
     health: tuple[ModuleHealth, ...]
     best: Point | None
-    mapping: Mapped | None
+    mapping: MappingRecord | None
     points: tuple[Point, ...]
     options: Mapping[str, Any]
     warnings: tuple[str, ...]
@@ -220,11 +220,11 @@ def _point(told: Mapping[str, Any]) -> Point:
     )
 
 
-def _mapping(told: Mapping[str, Any]) -> Mapped:
+def _mapping(told: Mapping[str, Any]) -> MappingRecord:
     readings = mapping(told.get("readings"))
     loci = tuple(map(clean, sequence(told.get("lens_loci"))))
     lens = tuple(estimate(one) for one in sequence(told.get("lens")))
-    return Mapped(
+    return MappingRecord(
         kind=clean(told.get("kind") or "cannot tell"),
         answer=estimate(told.get("answer")),
         probe=estimate(told.get("probe")),

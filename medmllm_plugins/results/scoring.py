@@ -13,7 +13,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.plugins.published_checkpoints import DEMO
 from medmllm_plugins.prompts.task_rows import variants
-from medmllm_plugins.prompts.task_settings import Settings
+from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, file_stem, write_outcomes
 from medmllm_plugins.results.recomputation import Classes, recompute
 from medmllm_plugins.utils.atomic_files import write_whole
@@ -43,7 +43,7 @@ class AnySummary(Protocol):
         """Write the figures as JSON and CSV."""
 
 
-def metrics(settings: Settings) -> tuple[str, ...]:
+def metrics(settings: TaskSettings) -> tuple[str, ...]:
     """The metrics that the host prints for a task."""
     found: tuple[str, ...] = METRICS
     if settings.dataset.kind == "ordinal":
@@ -51,7 +51,7 @@ def metrics(settings: Settings) -> tuple[str, ...]:
     return (*found, "spread", "flips") if len(variants(settings)) > 1 else found
 
 
-def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
+def score(outcomes: Sequence[Outcome], settings: TaskSettings) -> AnySummary:
     """Compute every metric of a task.
 
     Raises:
@@ -60,7 +60,7 @@ def score(outcomes: Sequence[Outcome], settings: Settings) -> AnySummary:
     return recompute(outcomes, classes_of(settings))
 
 
-def unreadable_warning(figures: Mapping[str, Any], settings: Settings, model: Mapping[str, Any] | None) -> str:
+def unreadable_warning(figures: Mapping[str, Any], settings: TaskSettings, model: Mapping[str, Any] | None) -> str:
     """Return what to say instead of the headline where too few answers could be read; empty where enough were.
 
     Args:
@@ -75,7 +75,7 @@ def unreadable_warning(figures: Mapping[str, Any], settings: Settings, model: Ma
     return shortfall.sentences(DEMO_NOTE if is_demo else "")
 
 
-def classes_of(settings: Settings) -> Classes:
+def classes_of(settings: TaskSettings) -> Classes:
     """Return what the outcomes of a task are scored by."""
     spec, compared = settings.dataset, variants(settings)
     # The classes in the order in which each variant lists them.
@@ -88,7 +88,7 @@ def classes_of(settings: Settings) -> Classes:
     return Classes(tuple(spec.labels), spec.kind, spec.positive, varied, orders if varied and orders else None)
 
 
-def facts(settings: Settings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
+def facts(settings: TaskSettings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
     """What a manifest tells of a task before it is answered: its settings, its data and how many rows it has."""
     classes = classes_of(settings)
     return {

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.models.device_memory import let_go, out_of_memory
+from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
 
 Request = TypeVar("Request")
 Read = TypeVar("Read")
@@ -149,7 +149,7 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
                 self._size.too_large(len(batch))
                 ready = None
                 del error
-                let_go()
+                empty_cache()
                 continue
             if len(batch) == self._size.size:
                 self._size.fits()

@@ -38,7 +38,7 @@ from medmllm_plugins.interventions.model_edits import (
 )
 from medmllm_plugins.models.base import LoadedModel, Question
 from medmllm_plugins.models.families.family_registry import stage
-from medmllm_plugins.models.stages import places
+from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.probes.diagnosis import MODES, Mode
 
 Strength = Literal[1, 2, 3]
@@ -239,7 +239,7 @@ def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
 
 def read_blocks(loaded: LoadedModel) -> list[nn.Module]:
     """The vision blocks up to the last one that the connector reads: LLaVA's last block may go nowhere."""
-    blocks = [place.module for place in places(loaded) if place.part == "vision" and _is_block(place.name)]
+    blocks = [place.module for place in layers_of(loaded) if place.part == "vision" and _is_block(place.name)]
     read: Any = getattr(loaded.model.config, "vision_feature_layer", None)
     if read is None:
         return blocks
@@ -253,12 +253,12 @@ def _is_block(name: str) -> bool:
 
 
 def _layers(loaded: LoadedModel) -> list[nn.Module]:
-    return [place.module for place in places(loaded) if place.part == "llm" and _is_block(place.name)]
+    return [place.module for place in layers_of(loaded) if place.part == "llm" and _is_block(place.name)]
 
 
 def _connectors(loaded: LoadedModel) -> list[nn.Module]:
     """The connector, and its like: Qwen3-VL's tower has more of them, which reach deeper layers of the LLM past it."""
-    (first,) = (place.module for place in places(loaded) if place.name == "connector")
+    (first,) = (place.module for place in layers_of(loaded) if place.name == "connector")
     if type(first).__module__.startswith("torch."):  # a bare nn.Linear is like many modules
         return [first]
     return [first, *(other for other in loaded.model.modules() if type(other) is type(first) and other is not first)]

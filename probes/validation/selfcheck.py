@@ -23,7 +23,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import Capture, Subject
+from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
 from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -31,11 +31,11 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.diagnosis import MODES, Diagnosis
 from medmllm_plugins.probes.fitting import fit_probes
-from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, planted
-from medmllm_plugins.prompts.feature_options import MEAN, Features
+from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
@@ -209,7 +209,7 @@ class Bench:
         if fault.mode == "none":
             store, outcomes = part, [self._answers[name] for name in _test_ids(part)]
         else:
-            samples = read_samples(part)
+            samples = read_labelled_features(part)
             train = samples.rows["train"]
             labels = [samples.labels[number] for number in samples.of("train")]
             features = torch.from_numpy(part.features("connector", MEAN, train)).double()
@@ -252,7 +252,7 @@ class Bench:
         folds = self.healthy.index["fold"].astype(str).to_numpy()
         rest = [row for row in mine if folds[row] != "train"]
         part = self.healthy.only(np.array([*others, *rest], dtype=np.intp))
-        samples = read_samples(part)
+        samples = read_labelled_features(part)
         fitted = fit_probes(part, samples, OPTIONS)
         tower = [place for place, key in enumerate(fitted.keys) if key.part == "vision"]
         place = min(tower, key=lambda one: fitted.validation_loss[one])
@@ -266,7 +266,7 @@ class Bench:
         """Features of all documents, and scored answers of those of the test fold, by id."""
         question, spec = self._question, self._data.spec
         labels = list(question.labels)
-        subject = Subject("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "")
+        subject = RecordedDocument("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "")
         found: dict[str, Outcome] = {}
         planting = planted(self._loaded, fault, directions=directions or None, question=question.text, labels=labels)
         first: Any = self._data.image(documents[0])
@@ -319,9 +319,9 @@ class Bench:
 
 @contextmanager
 def _capturing(
-    loaded: LoadedModel, subject: Subject, folder: Path, example: Mapping[str, torch.Tensor]
-) -> Iterator[Capture]:
-    capture = Capture(loaded, Features(floor=False), subject, folder, rank=0, example=example)
+    loaded: LoadedModel, subject: RecordedDocument, folder: Path, example: Mapping[str, torch.Tensor]
+) -> Iterator[FeatureRecorder]:
+    capture = FeatureRecorder(loaded, FeatureOptions(floor=False), subject, folder, rank=0, example=example)
     try:
         yield capture
     finally:

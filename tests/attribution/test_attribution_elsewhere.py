@@ -11,14 +11,14 @@ from PIL import Image
 from support.elsewhere import here_and_there
 from support.loading import load
 
-from medmllm_plugins.attribution.attribution_input import Case
-from medmllm_plugins.attribution.attribution_store import Shelf, gather
+from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.explainer import Item, explain
-from medmllm_plugins.attribution.methods.layer_methods import How
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig
 from medmllm_plugins.attribution.methods.method_registry import choose, specs
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.prompts.attribution_options import Attributions
+from medmllm_plugins.prompts.attribution_options import AttributionOptions
 
 QUESTION = "Benign?"
 LABELS = ("benign", "malignant", "normal")
@@ -30,9 +30,9 @@ def by_every_method(model: LoadedModel) -> dict[tuple[str, str], Any]:
     found = {}
     label, answer = Target.of_label("benign", LABELS, LABELS), Target.of_answer("normal")
     for target, names in ((label, list(specs())), (answer, ["saliency"])):
-        case = Case(model, QUESTION, IMAGE, target, batch=6)
+        case = AttributionInput(model, QUESTION, IMAGE, target, batch=6)
         for chosen in choose(names, ["vision.0", "connector", "llm.0"], model, ()):
-            for locus, scores in chosen.method(case, chosen.loci, How(steps=2, samples=1)).items():
+            for locus, scores in chosen.method(case, chosen.loci, MethodConfig(steps=2, samples=1)).items():
                 found[f"{chosen.spec.name} of {target.name}", locus] = scores.values.detach().cpu().numpy()
     return found
 
@@ -64,8 +64,10 @@ def explained(model: LoadedModel, folder: Path) -> dict[str, Any]:
         answers=LABELS,
         mask=mask,
     )
-    asked = Attributions(methods=("saliency", "layer_grad_cam", "prompt_ablation"), layers=("connector",), steps=2)
-    explain(model, asked, [item], Shelf(folder, asked.to_dict()), 4)
+    asked = AttributionOptions(
+        methods=("saliency", "layer_grad_cam", "prompt_ablation"), layers=("connector",), steps=2
+    )
+    explain(model, asked, [item], AttributionStore(folder, asked.to_dict()), 4)
     return gather(folder, "task", "tiny", LABELS)
 
 

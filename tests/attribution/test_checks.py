@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from support.loading import load
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks import map_checks, randomisation
 from medmllm_plugins.attribution.checks.check_summary import render, summarise, to_csv
@@ -33,14 +33,14 @@ from medmllm_plugins.attribution.checks.map_checks import (
     values_of_words,
 )
 from medmllm_plugins.attribution.checks.randomisation import LEVELS, cascade
-from medmllm_plugins.attribution.document_sample import Answered, stratified
+from medmllm_plugins.attribution.document_sample import AnsweredDocument, stratified
 from medmllm_plugins.attribution.maps import Map, map_of
 from medmllm_plugins.attribution.methods.input_methods import reading, segments
 from medmllm_plugins.attribution.methods.layer_methods import Scores, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.stages import places
+from medmllm_plugins.models.stages import layers_of
 
 torch.set_num_threads(1)
 
@@ -56,8 +56,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def case(model: LoadedModel) -> Case:
-    return Case(model, QUESTION, IMAGE, TARGET)
+def case(model: LoadedModel) -> AttributionInput:
+    return AttributionInput(model, QUESTION, IMAGE, TARGET)
 
 
 def fake(batch: int) -> Any:
@@ -190,7 +190,7 @@ def test_what_is_alike_comes_in_an_order_by_chance() -> None:
     assert not flat(values) and flat(values[[0, 2, 3, 4, 5]]) and flat(np.array([np.nan])) and flat(np.zeros(3))
 
 
-def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removal_of_patches_and_words_by_hand(case: AttributionInput, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_checks, "RANDOM_ORDERS", 1)
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
     count = len(patches)
@@ -225,7 +225,7 @@ def test_removal_of_patches_and_words_by_hand(case: Case, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_no_numbers_are_the_methods_fault(case: Case, wrong: float) -> None:
+def test_values_that_are_no_numbers_are_the_methods_fault(case: AttributionInput, wrong: float) -> None:
     for locus, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(segments(case)))):
         values = torch.ones(count)
         values[-1] = wrong
@@ -233,7 +233,7 @@ def test_values_that_are_no_numbers_are_the_methods_fault(case: Case, wrong: flo
             map_of(case, locus, Scores(values))
 
 
-def test_orders_put_the_largest_first(case: Case) -> None:
+def test_orders_put_the_largest_first(case: AttributionInput) -> None:
     words = segments(case)
     values = torch.zeros(len(words))
     values[words == 1] = 5.0 / int((words == 1).sum())
@@ -348,7 +348,7 @@ def weights(model: LoadedModel) -> dict[str, Tensor]:
 def part_of(model: LoadedModel, name: str) -> str:
     """By the names in the checkpoint, of which level a weight is."""
     parts = {id(value): "head" for value in model.model.get_submodule(model.family.head).parameters()}
-    found = [place for place in places(model) if not place.enters]
+    found = [place for place in layers_of(model) if not place.enters]
     llm = [place.module for place in found if place.part == "llm"]
     for place in found:
         level = {"vision": "tower", "connector": "connector"}.get(place.part, "LLM")
@@ -387,7 +387,7 @@ def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     after = weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any("embed_tokens" in name for name in moved_before)
-    again = Case(model, QUESTION, IMAGE, TARGET)
+    again = AttributionInput(model, QUESTION, IMAGE, TARGET)
     value = again.value
     with shuffled(model, "head"):
         again.forget()
@@ -629,9 +629,9 @@ def test_levels_are_means_over_processes_weighted_by_documents() -> None:
 
 
 def test_a_sample_has_hits_and_errors_of_each_class() -> None:
-    answered = [Answered(f"{label}{number}", label, number % 4 > 0) for label in "ab" for number in range(40)]
-    answered += [Answered(f"c{number}", "c", True) for number in range(5)]
-    answered += [Answered("d0", "d", False), Answered("e0", "e", True)]
+    answered = [AnsweredDocument(f"{label}{number}", label, number % 4 > 0) for label in "ab" for number in range(40)]
+    answered += [AnsweredDocument(f"c{number}", "c", True) for number in range(5)]
+    answered += [AnsweredDocument("d0", "d", False), AnsweredDocument("e0", "e", True)]
     chosen = stratified(answered, 4)
     by = {one.id: one for one in answered}
     for label in "ab":

@@ -18,11 +18,11 @@ from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.attribution import explainer
-from medmllm_plugins.attribution.attribution_input import Case
-from medmllm_plugins.attribution.attribution_store import Shelf, gather
+from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather
 from medmllm_plugins.attribution.checks.map_checks import Removal
 from medmllm_plugins.attribution.explainer import Item, explain
-from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
 from medmllm_plugins.data.readers.volumes import Volume
@@ -30,7 +30,7 @@ from medmllm_plugins.errors import DataError, ModelError, OptionError
 from medmllm_plugins.models import medical_models
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.generation import greedy, prefill, score_labels
 from medmllm_plugins.models.native import open_native
@@ -38,7 +38,7 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
-from medmllm_plugins.prompts.attribution_options import Attributions
+from medmllm_plugins.prompts.attribution_options import AttributionOptions
 
 torch.set_num_threads(1)
 
@@ -79,36 +79,36 @@ def items(model: LoadedModel) -> list[Item]:
     return found
 
 
-def at_all(case: Case, loci: Sequence[str]) -> dict[str, Scores]:
+def at_all(case: AttributionInput, loci: Sequence[str]) -> dict[str, Scores]:
     generator = torch.Generator().manual_seed(0)
     return {one: Scores(torch.rand(len(states[0]), generator=generator)) for one, states in case.states(loci).items()}
 
 
-def fine(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def fine(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     return at_all(case, loci)
 
 
-def boom(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def boom(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     raise ValueError("a fault of my own")
 
 
-def first_alone(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def first_alone(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     return at_all(case, loci[:1])
 
 
-def arrays(case: Case, loci: Sequence[str], how: How) -> Any:
+def arrays(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> Any:
     return {one: Scores(scores.values.numpy()) for one, scores in at_all(case, loci).items()}  # type: ignore[arg-type]
 
 
-def nothing(case: Case, loci: Sequence[str], how: How) -> Any:
+def nothing(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> Any:
     return None
 
 
-def too_few(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def too_few(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     return {one: Scores(torch.ones(3)) for one in loci}
 
 
-def hungry(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def hungry(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     if case.batch > 2:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return at_all(case, loci)
@@ -145,8 +145,8 @@ def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any
     """Explain some documents, and read the index of what was found."""
 
     def call(documents: Sequence[Item], *names: str, batch: int = 16, **asked: Any) -> dict[str, Any]:
-        wanted = Attributions(methods=names, layers=LOCI, steps=2, **asked)
-        explain(model, wanted, documents, Shelf(tmp_path, wanted.to_dict()), batch)
+        wanted = AttributionOptions(methods=names, layers=LOCI, steps=2, **asked)
+        explain(model, wanted, documents, AttributionStore(tmp_path, wanted.to_dict()), batch)
         return gather(tmp_path, "task", "demo", LABELS)
 
     return call
@@ -166,19 +166,19 @@ def test_the_cost_is_told_once_the_first_document_is_explained(
             self._first = (90.0, 10.0)
 
     monkeypatch.setattr(explainer.Explainer, "explain", timed)
-    asked = Attributions(methods=("fine",), layers=LOCI, steps=2)
+    asked = AttributionOptions(methods=("fine",), layers=LOCI, steps=2)
 
     def say(line: str) -> None:
         told.append(f"{len(calls)}: {line}")
 
-    explain(model, asked, items[:3], Shelf(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
+    explain(model, asked, items[:3], AttributionStore(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
     # Two documents more, and maps of two documents under the model's own weights and at five levels of shuffled ones.
     assert told == [
         "1: med_attr_x: attributions take about 5 min 0 s more for 3 documents, judged by the first. Fewer documents "
         "(n=), methods (method=) or layers (layer=) take less."
     ]
     told.clear()
-    explain(model, asked, items[:3], Shelf(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
+    explain(model, asked, items[:3], AttributionStore(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
     assert told == []  # all are there from the first start
 
 
@@ -290,8 +290,8 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[Item], tmp_path: Path) -> None:
     (reply,) = cropping.generate([QUESTION], [items[0].shown], max_new_tokens=2, labels=list(LABELS))
-    asked = Attributions(methods=("occlusion", "layer_activation"), layers=LOCI, steps=2)
-    explain(cropping, asked, [replace(items[0], scores=reply.scores)], Shelf(tmp_path, asked.to_dict()), 16)
+    asked = AttributionOptions(methods=("occlusion", "layer_activation"), layers=LOCI, steps=2)
+    explain(cropping, asked, [replace(items[0], scores=reply.scores)], AttributionStore(tmp_path, asked.to_dict()), 16)
     index = gather(tmp_path, "task", "odd", LABELS)
     assert maps_of(index) == all_of(items[:1], "layer_activation") | all_of(items[:1], "occlusion", ["pixels"])
     assert index["warnings"] == [] and all(entry["checks"]["deletion"] is not None for entry in index["entries"])
@@ -316,11 +316,11 @@ def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items
     item = replace(items[0], shown=Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), mask=None)
 
     def explained_at(*layers: str) -> dict[str, Any]:
-        asked = Attributions(
+        asked = AttributionOptions(
             methods=("layer_activation", "attention_rollout"), layers=layers, steps=2, target="truth", baseline="blank"
         )
         folder = tmp_path / str(len(layers))
-        explain(chest, asked, [item], Shelf(folder, asked.to_dict()), 16)
+        explain(chest, asked, [item], AttributionStore(folder, asked.to_dict()), 16)
         return gather(folder, "task", "ct", LABELS)
 
     index = explained_at("vision.00", "connector", "llm.00")
@@ -366,8 +366,8 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
         wanted = float(score_labels(loaded.model, prefill(loaded.model, inputs), [[ids]], given=0))
     text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
     assert text
-    asked = Attributions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")
-    explain(loaded, asked, [replace(items[0], answer=text)], Shelf(tmp_path / "out", asked.to_dict()), 16)
+    asked = AttributionOptions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")
+    explain(loaded, asked, [replace(items[0], answer=text)], AttributionStore(tmp_path / "out", asked.to_dict()), 16)
     index = gather(tmp_path / "out", "task", kind, LABELS)
     assert index["entries"][0]["value"] == pytest.approx(wanted, abs=1e-3)
     assert index["warnings"] == []

@@ -24,14 +24,14 @@ from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.families.family_registry import stage as module_of
 from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT, slices_read
 from medmllm_plugins.models.formats import hulu_med, medm_vl, original_llava
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import changed, places
+from medmllm_plugins.models.stages import changed, layers_of
 
 torch.set_num_threads(1)
 
@@ -135,7 +135,7 @@ def test_rows_that_change_with_a_block_of_a_picture_are_those_that_stand_on_it(m
 
 def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) -> None:
     if model.model.config.model_type in ("llava", "llava_next") and isinstance(
-        model, ChatModel | original_llava.OldLlava
+        model, ChatModel | original_llava.OriginalLlava
     ):
         pytest.skip("crops or pads")
     for pictures in documents(model):
@@ -189,7 +189,7 @@ def without_attention(model: LoadedModel) -> Iterator[None]:
 
 def look(model: LoadedModel, inputs: dict[str, Tensor], locus: str, change: Any = None, at: str = "") -> Tensor:
     """What stands at a locus, (n, d), where something else may be put at another one before it."""
-    place = {one.name: one for one in places(model)}
+    place = {one.name: one for one in layers_of(model)}
     seen: list[Tensor] = []
 
     def keep(value: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ def test_a_patch_changes_the_row_of_a_block_that_stands_there(model: LoadedModel
 def read_layer(model: LoadedModel) -> str:
     """The last block that the connector reads."""
     config: Any = model.model.config
-    blocks = [place.name for place in places(model) if place.part == "vision" and place.name[-1].isdigit()]
+    blocks = [place.name for place in layers_of(model) if place.part == "vision" and place.name[-1].isdigit()]
     return blocks[getattr(config, "vision_feature_layer", -1) if config.model_type.startswith("llava") else -1]
 
 

@@ -28,21 +28,21 @@ from support.loading import ALL, load
 from support.tiny_medm_vl import write_ct_checkpoint
 from torch import Tensor, nn
 
-from medmllm_plugins.attribution.attribution_input import Case, StandIn
+from medmllm_plugins.attribution.attribution_input import ActivationPatch, AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks.map_checks import similarity
 from medmllm_plugins.attribution.methods import input_methods as at_inputs
 from medmllm_plugins.attribution.methods import layer_methods
-from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.attribution.methods.method_registry import choose
 from medmllm_plugins.attribution.methods.rollout import attention_rollout
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import places
+from medmllm_plugins.models.stages import layers_of
 
 torch.set_num_threads(1)
 
@@ -50,7 +50,7 @@ QUESTION = "Benign?"
 LABELS = ("benign", "malignant", "normal")
 LOCI = ("vision.00", "connector", "llm.00")
 STEPS = 5
-HOW = How(steps=STEPS, samples=2, seed=3)
+HOW = MethodConfig(steps=STEPS, samples=2, seed=3)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 GREY = Image.new("RGB", IMAGE.size, (128, 128, 128))
 TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
@@ -115,7 +115,7 @@ class Plain:
     @contextmanager
     def tapped(self, locus: str, *, channels_first: bool = False) -> Iterator[nn.Identity]:
         """A module that is given (rows, n, d) at a locus, or of the image's rows (rows, d, n)."""
-        module: Any = next(place.module for place in places(self.loaded) if place.name == locus)
+        module: Any = next(place.module for place in layers_of(self.loaded) if place.name == locus)
         usual, tap = module.forward, nn.Identity()
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -151,10 +151,10 @@ def plain(model: LoadedModel) -> Plain:
 
 
 @pytest.fixture(scope="module")
-def case(model: LoadedModel) -> Case:
+def case(model: LoadedModel) -> AttributionInput:
     # An evaluation answers first: what it keeps must not stand in gradients' way.
     model.generate([QUESTION], [IMAGE], max_new_tokens=2, labels=list(LABELS))
-    return Case(model, QUESTION, IMAGE, TARGET, batch=3)
+    return AttributionInput(model, QUESTION, IMAGE, TARGET, batch=3)
 
 
 def close(found: Tensor, wanted: Tensor, share: float = 1e-4) -> None:
@@ -176,50 +176,50 @@ def captum(plain: Plain, locus: str, make: Callable[[Any], Tensor], **how: Any) 
 
 
 def at_layers(
-    case: Case, method: layer_methods.Method, loci: Sequence[str] = LOCI, how: How = HOW
+    case: AttributionInput, method: layer_methods.Method, loci: Sequence[str] = LOCI, how: MethodConfig = HOW
 ) -> dict[str, Scores]:
     found = method(case, loci, how)
     assert list(found) == list(loci)
     return found
 
 
-def test_values_are_those_of_plain_calls(model: LoadedModel, case: Case, plain: Plain) -> None:
+def test_values_are_those_of_plain_calls(model: LoadedModel, case: AttributionInput, plain: Plain) -> None:
     with torch.no_grad():
         both = torch.stack([plain.pixels, plain.blank])
         torch.testing.assert_close(case.scores(2, (), both), plain.scores(both), atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(case.values(2, (), both), plain(both), atol=1e-4, rtol=1e-5)
         assert case.value == pytest.approx(float(plain(plain.pixels[None])), abs=1e-4)
         torch.testing.assert_close(case.blank_pixels, plain.blank)
-        answer = Case(model, QUESTION, IMAGE, Target.of_answer("malignant"))
+        answer = AttributionInput(model, QUESTION, IMAGE, Target.of_answer("malignant"))
         assert answer.value == pytest.approx(float(plain.scores(plain.pixels[None])[0, 1]), abs=1e-4)
 
 
-def test_what_stands_at_a_locus_can_be_replaced_in_some_rows(case: Case) -> None:
+def test_what_stands_at_a_locus_can_be_replaced_in_some_rows(case: AttributionInput) -> None:
     with torch.no_grad():
         for locus in LOCI:
             blank = case.baseline_states([locus])[locus]
-            put = [StandIn(locus, blank.repeat(2, 1, 1), 1)]
+            put = [ActivationPatch(locus, blank.repeat(2, 1, 1), 1)]
             found = case.values(4, put)
             assert found[0] == pytest.approx(case.value, abs=1e-4) == float(found[3])
-            assert found[1] == pytest.approx(float(case.values(1, [StandIn(locus, blank)])), abs=1e-4)
+            assert found[1] == pytest.approx(float(case.values(1, [ActivationPatch(locus, blank)])), abs=1e-4)
             torch.testing.assert_close(found[1], found[2])
             assert abs(float(found[1]) - case.value) > 1e-4
 
 
-def test_layer_activation(case: Case, plain: Plain) -> None:
+def test_layer_activation(case: AttributionInput, plain: Plain) -> None:
     for locus, found in at_layers(case, layer_methods.layer_activation).items():
         wanted = captum(plain, locus, lambda tap: LayerActivation(plain, tap).attribute(plain.pixels[None]))
         close(found.values, wanted[0].norm(dim=-1))
         close(case.states([locus])[locus], wanted)
 
 
-def test_layer_gradient_x_activation(case: Case, plain: Plain) -> None:
+def test_layer_gradient_x_activation(case: AttributionInput, plain: Plain) -> None:
     for locus, found in at_layers(case, layer_methods.layer_gradient_x_activation).items():
         wanted = captum(plain, locus, lambda tap: LayerGradientXActivation(plain, tap).attribute(plain.pixels[None]))
         close(found.values, wanted[0].sum(-1))
 
 
-def test_layer_grad_cam(case: Case, plain: Plain) -> None:
+def test_layer_grad_cam(case: AttributionInput, plain: Plain) -> None:
     for locus, found in at_layers(case, layer_methods.layer_grad_cam).items():
         signed, wanted = (
             captum(
@@ -239,7 +239,7 @@ def test_layer_grad_cam(case: Case, plain: Plain) -> None:
         assert float(signed.abs().max()) > 0
 
 
-def test_layer_integrated_gradients(case: Case, plain: Plain) -> None:
+def test_layer_integrated_gradients(case: AttributionInput, plain: Plain) -> None:
     for locus, found in at_layers(case, layer_methods.layer_integrated_gradients).items():
         with plain.tapped(locus) as tap:
             wanted = LayerIntegratedGradients(plain, tap).attribute(
@@ -255,7 +255,7 @@ def test_layer_integrated_gradients(case: Case, plain: Plain) -> None:
         gap_is(found, wanted.detach(), difference)
 
 
-def test_layer_conductance(case: Case, plain: Plain) -> None:
+def test_layer_conductance(case: AttributionInput, plain: Plain) -> None:
     with torch.no_grad():
         difference = plain(plain.pixels[None]) - plain(plain.blank[None])
     for locus, found in at_layers(case, layer_methods.layer_conductance).items():
@@ -268,7 +268,7 @@ def test_layer_conductance(case: Case, plain: Plain) -> None:
         gap_is(found, wanted.detach(), difference)
 
 
-def test_layer_feature_ablation(case: Case, plain: Plain) -> None:
+def test_layer_feature_ablation(case: AttributionInput, plain: Plain) -> None:
     # In the LLM it has an analytic answer below.
     for locus, found in at_layers(case, layer_methods.layer_feature_ablation, LOCI[:2]).items():
         with plain.tapped(locus) as tap, torch.no_grad():
@@ -280,7 +280,7 @@ def test_layer_feature_ablation(case: Case, plain: Plain) -> None:
         close(found.values, wanted[0, :, 0], 2e-4)
 
 
-def test_occlusion(case: Case, plain: Plain) -> None:
+def test_occlusion(case: AttributionInput, plain: Plain) -> None:
     patches = to_patches(case.loaded, plain.pixels)
     numbers = torch.arange(len(patches))[:, None, None, None].expand_as(patches).float()
     mask = from_patches(case.loaded, numbers, plain.pixels).long()
@@ -290,7 +290,7 @@ def test_occlusion(case: Case, plain: Plain) -> None:
     close(found.values, to_patches(case.loaded, wanted[0])[:, 0, 0, 0])
 
 
-def test_saliency_and_integrated_gradients(case: Case, plain: Plain) -> None:
+def test_saliency_and_integrated_gradients(case: AttributionInput, plain: Plain) -> None:
     (found,) = at_inputs.saliency(case, ["pixels"], HOW).values()
     wanted = Saliency(plain).attribute(plain.pixels[None].clone().requires_grad_())
     close(found.values, to_patches(case.loaded, wanted[0]).sum(1))
@@ -301,7 +301,7 @@ def test_saliency_and_integrated_gradients(case: Case, plain: Plain) -> None:
         gap_is(found, wanted, plain(plain.pixels[None]) - plain(plain.blank[None]))
 
 
-def by_words(case: Case, plain: Plain) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def by_words(case: AttributionInput, plain: Plain) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The words, and the target when some of their tokens are padding."""
     words = at_inputs.segments(case)
     assert ((words < 0) == plain.image).all()
@@ -318,7 +318,7 @@ def shared(values: Tensor, words: Tensor) -> Tensor:
     return torch.tensor([float(values[0, w]) / int((words == w).sum()) if w >= 0 else 0.0 for w in words.tolist()])
 
 
-def test_words_of_the_prompt(case: Case, plain: Plain) -> None:
+def test_words_of_the_prompt(case: AttributionInput, plain: Plain) -> None:
     words, forward = by_words(case, plain)
     keep = torch.ones(1, int(words.max()) + 1)
     assert keep.shape[1] >= 2
@@ -348,11 +348,13 @@ def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     case: Any = SimpleNamespace(batch=500, loaded=SimpleNamespace(device=torch.device("cpu")), target=target)
     monkeypatch.setattr(at_inputs, "segments", lambda _: torch.arange(39))
     monkeypatch.setattr(at_inputs, "reading", lambda _: value)
-    first, second = (at_inputs.kernel_shap(case, ["prompt"], How(seed=seed))["prompt"].values for seed in (1, 2))
+    first, second = (
+        at_inputs.kernel_shap(case, ["prompt"], MethodConfig(seed=seed))["prompt"].values for seed in (1, 2)
+    )
     assert similarity(first.double().numpy(), second.double().numpy()) > 0.8
 
 
-def test_attention_rollout(model: LoadedModel, case: Case, plain: Plain) -> None:
+def test_attention_rollout(model: LoadedModel, case: AttributionInput, plain: Plain) -> None:
     usual = model.model.config._attn_implementation
     (found,) = attention_rollout(case, ["llm.embed"], HOW).values()
     assert model.model.config._attn_implementation == usual
@@ -385,12 +387,12 @@ def test_attention_rollout(model: LoadedModel, case: Case, plain: Plain) -> None
     ],
 )
 def test_loci_together_and_batches_change_nothing(
-    case: Case, method: layer_methods.Method, batches: Sequence[int]
+    case: AttributionInput, method: layer_methods.Method, batches: Sequence[int]
 ) -> None:
-    how = How(steps=3)
+    how = MethodConfig(steps=3)
     together = at_layers(case, method, LOCI, how)
     for batch in batches:
-        other = Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch)
+        other = AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch)
         for locus, found in at_layers(other, method, LOCI if batch > 1 else ["connector"], how).items():
             close(found.values, together[locus].values)
     for locus in LOCI:
@@ -399,26 +401,26 @@ def test_loci_together_and_batches_change_nothing(
 
 @pytest.mark.parametrize("method", [layer_methods.layer_integrated_gradients, layer_methods.layer_conductance])
 def test_a_batch_is_never_larger_than_it_may_be(
-    case: Case, monkeypatch: pytest.MonkeyPatch, method: layer_methods.Method
+    case: AttributionInput, monkeypatch: pytest.MonkeyPatch, method: layer_methods.Method
 ) -> None:
     """However many loci there are."""
-    how, rows = How(steps=3), [0]
-    together = at_layers(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LOCI, how)
-    usual = Case.scores
+    how, rows = MethodConfig(steps=3), [0]
+    together = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LOCI, how)
+    usual = AttributionInput.scores
 
-    def scores(self: Case, count: int, *args: Any, **kwargs: Any) -> Tensor:
+    def scores(self: AttributionInput, count: int, *args: Any, **kwargs: Any) -> Tensor:
         rows.append(count)
         return usual(self, count, *args, **kwargs)
 
-    monkeypatch.setattr(Case, "scores", scores)
+    monkeypatch.setattr(AttributionInput, "scores", scores)
     for batch in (1, 2):
-        found = at_layers(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LOCI, how)
+        found = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LOCI, how)
         assert max(rows) == batch
         for locus in LOCI:
             close(found[locus].values, together[locus].values)
 
 
-def test_batches_change_nothing_where_parts_are_left_out(case: Case) -> None:
+def test_batches_change_nothing_where_parts_are_left_out(case: AttributionInput) -> None:
     for method, loci in (
         (layer_methods.layer_feature_ablation, ["connector"]),
         (at_inputs.occlusion, ["pixels"]),
@@ -426,7 +428,7 @@ def test_batches_change_nothing_where_parts_are_left_out(case: Case) -> None:
     ):
         (wanted,) = method(case, loci, HOW).values()
         for batch in (1, 16) if loci == ["connector"] else (16,):
-            (found,) = method(Case(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), loci, HOW).values()
+            (found,) = method(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), loci, HOW).values()
             close(found.values, wanted.values, 2e-4)
 
 
@@ -435,7 +437,7 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     labels = ("a", "b")
     ids = model.label_ids(QUESTION, list(labels))
     assert [len(one) for one in ids] == [1, 1]
-    case = Case(model, QUESTION, IMAGE, Target.of_label("a", labels, labels))
+    case = AttributionInput(model, QUESTION, IMAGE, Target.of_label("a", labels, labels))
     head: Any = model.model.get_submodule("lm_head")
     row = (head.weight[ids[0][0]] - head.weight[ids[1][0]]).detach()
     state, blank = (found["llm.norm"][0] for found in (case.states(["llm.norm"]), case.baseline_states(["llm.norm"])))
@@ -455,9 +457,9 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     check(layer_methods.layer_conductance, (last - first) @ row)
 
 
-def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: Case) -> None:
+def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: AttributionInput) -> None:
     """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
-    *_, before, block, norm = (place.name for place in places(model))
+    *_, before, block, norm = (place.name for place in layers_of(model))
     image = ~case.text
     for locus, one in case.slopes([before, block, norm]).items():
         slope = float(one.gradients[:, image].abs().max())
@@ -471,12 +473,12 @@ def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel
 
 
 def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(load("internvl", tmp_path / "model"), QUESTION, IMAGE, TARGET, batch=3)
+    case = AttributionInput(load("internvl", tmp_path / "model"), QUESTION, IMAGE, TARGET, batch=3)
     passes: list[int] = []
     back: list[int] = []
-    usual, usual_grad = Case.scores, torch.autograd.grad
+    usual, usual_grad = AttributionInput.scores, torch.autograd.grad
 
-    def scores(self: Case, rows: int, *args: Any, **kwargs: Any) -> Tensor:
+    def scores(self: AttributionInput, rows: int, *args: Any, **kwargs: Any) -> Tensor:
         if torch.is_grad_enabled():
             passes.append(rows)
         return usual(self, rows, *args, **kwargs)
@@ -485,7 +487,7 @@ def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeyp
         back.append(1)
         return usual_grad(*args, **kwargs)
 
-    monkeypatch.setattr(Case, "scores", scores)
+    monkeypatch.setattr(AttributionInput, "scores", scores)
     monkeypatch.setattr(torch.autograd, "grad", grad)
     layer_methods.layer_grad_cam(case, LOCI, HOW)
     assert passes == [1] and len(back) == 1
@@ -501,7 +503,7 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
     rng = np.random.default_rng(1)
     pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in ((75, 41), (40, 90))]
     shown = pictures if model.shows == "images" else pictures[0]
-    case = Case(model, QUESTION, shown, TARGET, baseline=baseline, batch=4)
+    case = AttributionInput(model, QUESTION, shown, TARGET, baseline=baseline, batch=4)
     asked = model.generate([QUESTION], [shown], max_new_tokens=0, labels=list(LABELS))[0]
     assert asked.scores is not None
     assert case.value == pytest.approx(float(TARGET.value(torch.tensor([asked.scores]))), abs=1e-4)
@@ -511,7 +513,7 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
     with torch.no_grad():
         assert float(case.values(1, (), case.blank_pixels[None])) != pytest.approx(case.value, abs=1e-4)
         for locus in loci:
-            assert float(case.values(1, [StandIn(locus, states[locus])])) == pytest.approx(case.value, abs=1e-4)
+            assert float(case.values(1, [ActivationPatch(locus, states[locus])])) == pytest.approx(case.value, abs=1e-4)
     found = layer_methods.layer_gradient_x_activation(case, loci, HOW)
     assert [len(found[locus].values) for locus in loci] == [states[locus].shape[1] for locus in loci]
 
@@ -519,7 +521,7 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
 def test_slices_of_a_volume(tmp_path: Path) -> None:
     chest = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "ct")), device="cpu"))
     voxels = np.random.default_rng(0).uniform(-900, 200, (40, 30, 30)).astype(np.float32)
-    case = Case(chest, QUESTION, Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), TARGET, batch=2)
+    case = AttributionInput(chest, QUESTION, Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), TARGET, batch=2)
     for method in (layer_methods.layer_gradient_x_activation, layer_methods.layer_integrated_gradients):
         together = at_layers(case, method)
         for locus in LOCI:

@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 from support.loading import load
 
-from medmllm_plugins.attribution.attribution_input import Case
+from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks import randomisation
 from medmllm_plugins.attribution.methods import input_methods as at_inputs
 from medmllm_plugins.attribution.methods import layer_methods
-from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.attribution.methods.method_registry import choose, specs
 from medmllm_plugins.attribution.methods.rollout import attention_rollout
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.errors import ModelError, OptionError, PluginError
-from medmllm_plugins.features.unused_layers import unread
+from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models import native
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.plugins.hookspecs import hookimpl
@@ -37,7 +37,7 @@ QUESTION = "Is it benign?"
 LABELS = ("benign", "malignant")
 TARGET = Target.of_label("benign", LABELS, LABELS)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-HOW = How(steps=2, samples=4)
+HOW = MethodConfig(steps=2, samples=4)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def missed(model: LoadedModel) -> frozenset[str]:
-    return unread(model, model.prepare([QUESTION], [IMAGE]))
+    return unused_layers(model, model.prepare([QUESTION], [IMAGE]))
 
 
 @pytest.fixture
-def case(model: LoadedModel) -> Case:
-    return Case(model, QUESTION, IMAGE, TARGET)
+def case(model: LoadedModel) -> AttributionInput:
+    return AttributionInput(model, QUESTION, IMAGE, TARGET)
 
 
-def test_every_method_that_is_declared_gives_values(model: LoadedModel, missed: frozenset[str], case: Case) -> None:
+def test_every_method_that_is_declared_gives_values(
+    model: LoadedModel, missed: frozenset[str], case: AttributionInput
+) -> None:
     chosen = choose(list(specs()), ["vision.0", "connector", "llm.1"], model, missed)
     assert {one.spec.name for one in chosen} == set(specs())
     for one in chosen:
@@ -84,7 +86,7 @@ def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["vision.02", "llm.3", "head", "vision", "llm.-1", "pixels", ""])
-def test_an_unknown_layer(model: LoadedModel, missed: frozenset[str], case: Case, name: str) -> None:
+def test_an_unknown_layer(model: LoadedModel, missed: frozenset[str], case: AttributionInput, name: str) -> None:
     said = r"LLaVA.*: expected `layer` to be some of vision.00, vision.01, .*connector, llm.embed, .*llm.norm, found "
     with pytest.raises(OptionError, match=said) as raised:
         choose(["layer_grad_cam"], ["connector", name], model, missed)
@@ -103,7 +105,7 @@ def test_a_layer_that_is_never_read(model: LoadedModel, missed: frozenset[str], 
         choose(["layer_grad_cam"], [name], model, missed)
 
 
-def test_a_layer_that_is_never_read_has_no_gradient(case: Case) -> None:
+def test_a_layer_that_is_never_read_has_no_gradient(case: AttributionInput) -> None:
     for method in (
         layer_methods.layer_grad_cam,
         layer_methods.layer_gradient_x_activation,
@@ -145,15 +147,17 @@ def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest
         choose(["saliency"], [], packed, ())
     free = [name for name, spec in specs().items() if not spec.gradients]
     for one in choose(free, ["vision.0", "connector"], packed, ()):
-        for scores in one.method(Case(packed, QUESTION, IMAGE, TARGET), one.loci, HOW).values():
+        for scores in one.method(AttributionInput(packed, QUESTION, IMAGE, TARGET), one.loci, HOW).values():
             assert scores.values.isfinite().all()
     assert not randomisation.possible(packed)
 
 
-def test_methods_without_gradients_need_none(model: LoadedModel, missed: frozenset[str], case: Case) -> None:
+def test_methods_without_gradients_need_none(
+    model: LoadedModel, missed: frozenset[str], case: AttributionInput
+) -> None:
     """As with weights that give none: every pass is taken where gradients are switched off."""
     with torch.inference_mode():
-        case = Case(model, QUESTION, IMAGE, TARGET)
+        case = AttributionInput(model, QUESTION, IMAGE, TARGET)
         for one in choose([name for name, spec in specs().items() if not spec.gradients], [], model, missed):
             assert all(scores.values.isfinite().all() for scores in one.method(case, one.loci, HOW).values())
 
@@ -175,7 +179,7 @@ def without_gradients(model: LoadedModel) -> Iterator[None]:
         del model.model.forward
 
 
-def test_a_model_that_switches_gradients_off(case: Case, without_gradients: None) -> None:
+def test_a_model_that_switches_gradients_off(case: AttributionInput, without_gradients: None) -> None:
     said = "found none: the model switches gradients off on the way"
     for method in (
         layer_methods.layer_grad_cam,
@@ -192,7 +196,7 @@ def test_a_model_that_switches_gradients_off(case: Case, without_gradients: None
     assert at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values.isfinite().all()
 
 
-def test_layers_without_attention_weights(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_without_attention_weights(case: AttributionInput, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in case.loaded.model.get_submodule(case.loaded.family.llm_blocks):
         usual: Any = block.self_attn.forward
         monkeypatch.setattr(
@@ -209,7 +213,7 @@ def test_layers_without_attention_weights(case: Case, monkeypatch: pytest.Monkey
 def third_party() -> Iterator[type]:
     module = ModuleType("throwaway_attribution")
 
-    def ones(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    def ones(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
         return {locus: Scores(torch.ones(states.shape[1])) for locus, states in case.states(loci).items()}
 
     module.ones = ones  # type: ignore[attr-defined]
@@ -237,7 +241,9 @@ def third_party() -> Iterator[type]:
         del sys.modules[module.__name__]
 
 
-def test_a_third_partys_method(model: LoadedModel, missed: frozenset[str], case: Case, third_party: type) -> None:
+def test_a_third_partys_method(
+    model: LoadedModel, missed: frozenset[str], case: AttributionInput, third_party: type
+) -> None:
     one, own = choose(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
     found = one.method(case, one.loci, HOW)
     assert set(found) == {"connector", "llm.01"} == set(own.loci)
@@ -250,7 +256,9 @@ def test_it_goes_with_its_plugin() -> None:
     assert "ones" not in specs()
 
 
-def test_patches_are_taken_together_where_there_are_many(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_are_taken_together_where_there_are_many(
+    case: AttributionInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(at_inputs, "MOST_GROUPS", 5)
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
     found = at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values

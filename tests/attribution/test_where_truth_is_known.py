@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from support.loading import load
 
-from medmllm_plugins.attribution.attribution_input import Case
-from medmllm_plugins.attribution.attribution_store import Shelf, gather
+from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks.check_summary import summarise
 from medmllm_plugins.attribution.checks.map_checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.attribution.maps import map_of
 from medmllm_plugins.attribution.methods import layer_methods
-from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.prompts.attribution_options import Attributions
+from medmllm_plugins.prompts.attribution_options import AttributionOptions
 
 torch.set_num_threads(1)
 
@@ -58,7 +58,7 @@ def item(number: int) -> Item:
 def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A method that draws its values, in the place of one that does not."""
 
-    def drawn(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+    def drawn(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
         generator = torch.Generator().manual_seed(how.seed)
         return {locus: Scores(torch.rand(case.states([locus])[locus].shape[1], generator=generator)) for locus in loci}
 
@@ -67,8 +67,8 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawing: None, tmp_path: Path) -> None:
-    asked = Attributions(methods=("layer_activation",), layers=("connector",))
-    explain(model, asked, [item(number) for number in range(3)], Shelf(tmp_path, asked.to_dict()), 16)
+    asked = AttributionOptions(methods=("layer_activation",), layers=("connector",))
+    explain(model, asked, [item(number) for number in range(3)], AttributionStore(tmp_path, asked.to_dict()), 16)
     (row,) = gather(tmp_path, "task", "model", CLASSES)["summary"]
     assert abs(row["stability"]["value"]) < 0.4
     assert any(said.startswith("unstable") for said in row["failed"])
@@ -85,8 +85,10 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
         if not drawn.mask.any():
             continue
         shown, question = Image.fromarray(drawn.image).convert("RGB"), f"Which is shown: {', '.join(LABELS)}?"
-        case = Case(demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32)
-        scores = layer_methods.layer_integrated_gradients(case, ["vision.00"], How(steps=8))
+        case = AttributionInput(
+            demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32
+        )
+        scores = layer_methods.layer_integrated_gradients(case, ["vision.00"], MethodConfig(steps=8))
         one, seed = map_of(case, "vision.00", scores["vision.00"]), seed_of(str(number))
         removal = Removal.of_image(case, seed)
         deletion, _ = removal.areas(order_of(values_of_patches(case, one), seed))

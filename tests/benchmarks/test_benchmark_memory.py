@@ -14,7 +14,7 @@ from benchmarks.memory import Peaks, peaks, write
 from benchmarks.record import Settings, Target
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.store import FeatureStore
-from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 
 
@@ -45,7 +45,7 @@ def test_the_store_is_read_as_any_other(tmp_path: Path) -> None:
         ("llm.norm", ("mean", "last"), (8, 8)),
         ("floor.pixels", ("mean",), (16,)),
     ]
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     assert {fold: len(rows) for fold, rows in samples.rows.items()} == {"train": 512, "validation": 64, "test": 64}
     assert all(set(samples.of(fold)) == {0, 1, 2, 3} for fold in ("train", "validation", "test"))
     assert set(np.bincount(samples.group)) == {memory.GROUP}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmllm_plugins.data.core.documents import Document, Fold
 from medmllm_plugins.data.core.image_controls import blank, partners
-from medmllm_plugins.data.loading.few_shot import Shots
+from medmllm_plugins.data.loading.few_shot import FewShotExamples
 from medmllm_plugins.errors import DataError
 
 
@@ -39,7 +39,9 @@ def test_every_image_goes_to_another_group_once(groups: list[int]) -> None:
 
 
 def test_examples_take_the_classes_in_turn() -> None:
-    shots = Shots([*documents([1, 2, 3, 4], "train"), *documents([9], "test")], "ab", lambda shot: str(shot.label))
+    shots = FewShotExamples(
+        [*documents([1, 2, 3, 4], "train"), *documents([9], "test")], "ab", lambda shot: str(shot.label)
+    )
     asked = documents([9])[0]
     found = shots.before(asked, 4)
     assert [shot.label for shot in found] == ["a", "b", "a", "b"]
@@ -50,5 +52,5 @@ def test_examples_take_the_classes_in_turn() -> None:
 
 
 def test_no_example_of_the_group_asked_about() -> None:
-    shots = Shots(documents([1, 1, 2, 2], "train"), "ab", lambda shot: str(shot.label))
+    shots = FewShotExamples(documents([1, 1, 2, 2], "train"), "ab", lambda shot: str(shot.label))
     assert {shot.group for shot in shots.before(documents([1])[0], 2)} == {"g2"}

@@ -16,12 +16,12 @@ from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import Capture, Subject
+from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
 from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.models.base import Generation, LoadedModel
-from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.prompts.feature_options import Features
+from medmllm_plugins.prompts.feature_options import FeatureOptions
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]
@@ -38,8 +38,10 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
         shown = [Volume(one, (1.0, 1.0, 1.0), "RAS", "HU") for one in voxels]
     inputs = model.prepare(QUESTIONS, shown)
     example = model.prepare(QUESTIONS[:1], shown[:1])
-    wanted = Features(extra=("max", "answer"))
-    capture = Capture(model, wanted, Subject("t", "d", tuple(LABELS), "f", "m", ""), folder, rank=0, example=example)
+    wanted = FeatureOptions(extra=("max", "answer"))
+    capture = FeatureRecorder(
+        model, wanted, RecordedDocument("t", "d", tuple(LABELS), "f", "m", ""), folder, rank=0, example=example
+    )
     try:
         ids = model.label_ids(QUESTIONS[0], LABELS)
         answers = model.generate(QUESTIONS, shown, max_new_tokens=4, labels=LABELS, inputs=inputs, watch=capture.watch)

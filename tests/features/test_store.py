@@ -20,14 +20,14 @@ from medmllm_plugins.features import store_writer
 from medmllm_plugins.features.store import (
     FeatureStore,
     Header,
-    Locus,
+    StoredLayer,
     halves,
     read_index,
     seal,
     stored_ids,
     write_header,
 )
-from medmllm_plugins.features.store_writer import Kept, Writer, stacked
+from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
 
 HEADER = Header(
     task="med_probe_x",
@@ -36,7 +36,10 @@ HEADER = Header(
     dataset_fingerprint="d",
     model="m",
     model_fingerprint="f",
-    loci=(Locus("vision.00", "vision", ("mean",), (4,)), Locus("llm.norm", "llm", ("mean", "last"), (6, 6))),
+    loci=(
+        StoredLayer("vision.00", "vision", ("mean",), (4,)),
+        StoredLayer("llm.norm", "llm", ("mean", "last"), (6, 6)),
+    ),
     lens=("llm.norm",),
 )
 
@@ -64,11 +67,11 @@ def values(number: int) -> dict[tuple[str, str], torch.Tensor]:
     }
 
 
-def kept(numbers: list[int]) -> Kept:
+def kept(numbers: list[int]) -> FeatureBatch:
     each = [values(number) for number in numbers]
     found = {key: torch.cat([one[key] for one in each]) for key in each[0]}
     lens = np.array([[[number, -number]] for number in numbers], dtype=np.float32)
-    return Kept([record(number) for number in numbers], *stacked(found)[:2], {"lens": lens})
+    return FeatureBatch([record(number) for number in numbers], *stacked(found)[:2], {"lens": lens})
 
 
 @pytest.fixture
@@ -178,7 +181,7 @@ def test_nan_is_named_with_locus_and_document(tmp_path: Path) -> None:
             stack[list(group).index("llm.norm/last"), 1, 0] = float("nan")
     assert "llm.norm/last" in names
     one = Writer(tmp_path, 0)
-    one.add(Kept(bad.records, bad.names, stacks, bad.beside))
+    one.add(FeatureBatch(bad.records, bad.names, stacks, bad.beside))
     one.close()
     store = FeatureStore(tmp_path)
     assert np.isfinite(store.features("llm.norm", "mean")).all()

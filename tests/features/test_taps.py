@@ -15,14 +15,14 @@ from support.tiny_families import write_family
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.control_features import RandomEncoder
-from medmllm_plugins.features.hooks import Taps
-from medmllm_plugins.features.unused_layers import unread
+from medmllm_plugins.features.hooks import ActivationHooks
+from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import places
-from medmllm_plugins.prompts.feature_options import POOLINGS, Features
+from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.prompts.feature_options import POOLINGS, FeatureOptions
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]
@@ -44,11 +44,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def tap(model: ChatModel) -> Iterator[Callable[..., Taps]]:
-    made: list[Taps] = []
+def tap(model: ChatModel) -> Iterator[Callable[..., ActivationHooks]]:
+    made: list[ActivationHooks] = []
 
-    def make(poolings: tuple[str, ...] = POOLINGS) -> Taps:
-        made.append(Taps(model, poolings))
+    def make(poolings: tuple[str, ...] = POOLINGS) -> ActivationHooks:
+        made.append(ActivationHooks(model, poolings))
         return made[-1]
 
     yield make
@@ -71,7 +71,7 @@ def alone(model: ChatModel, question: str, image: Any) -> tuple[dict[str, torch.
     return dict(enumerate(out.hidden_states)), inputs  # type: ignore[arg-type]
 
 
-def test_no_full_hidden_states_are_kept_alive(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_no_full_hidden_states_are_kept_alive(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
     taps = tap()
     model.generate(QUESTIONS, IMAGES, max_new_tokens=2, watch=taps)
     assert any(pooling == "answer" for _, pooling in taps.found)
@@ -80,7 +80,9 @@ def test_no_full_hidden_states_are_kept_alive(model: ChatModel, tap: Callable[..
         assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), key
 
 
-def test_llm_states_equal_output_hidden_states_of_single_images(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_llm_states_equal_output_hidden_states_of_single_images(
+    model: ChatModel, tap: Callable[..., ActivationHooks]
+) -> None:
     taps = tap()
     model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=taps)
     blocks = [place.name for place in taps.places if place.part == "llm"]
@@ -103,7 +105,9 @@ def test_llm_states_equal_output_hidden_states_of_single_images(model: ChatModel
                 )
 
 
-def test_a_batch_of_different_sizes_gives_what_single_images_give(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_a_batch_of_different_sizes_gives_what_single_images_give(
+    model: ChatModel, tap: Callable[..., ActivationHooks]
+) -> None:
     taps = tap()
     model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=taps)
     whole = dict(taps.found)
@@ -114,7 +118,9 @@ def test_a_batch_of_different_sizes_gives_what_single_images_give(model: ChatMod
             torch.testing.assert_close(whole[key][row], value[0], atol=1e-3, rtol=1e-3, msg=str(key))
 
 
-def test_vision_and_connector_are_means_of_what_plain_hooks_see(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_vision_and_connector_are_means_of_what_plain_hooks_see(
+    model: ChatModel, tap: Callable[..., ActivationHooks]
+) -> None:
     taps = tap(("mean",))
     seen: dict[str, torch.Tensor] = {}
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
@@ -122,7 +128,7 @@ def test_vision_and_connector_are_means_of_what_plain_hooks_see(model: ChatModel
         place.module.register_forward_hook(
             lambda _, __, out, name=place.name: seen.__setitem__(name, out[0] if isinstance(out, tuple) else out)
         )
-        for place in places(model)
+        for place in layers_of(model)
         if place.part != "llm"
     ]
     with taps.prompt(inputs):
@@ -141,14 +147,14 @@ def test_vision_and_connector_are_means_of_what_plain_hooks_see(model: ChatModel
             taps.found[name, "mean"][0], rows.reshape(-1, rows.shape[-1]).mean(0), atol=1e-4, rtol=1e-4
         )
         if has_class:
-            taps_cls = Taps(model, ("cls",))
+            taps_cls = ActivationHooks(model, ("cls",))
             with taps_cls.prompt(inputs):
                 prefill(model.model, inputs)
             taps_cls.close()
             torch.testing.assert_close(taps_cls.found[name, "cls"][0], output[:, 0].mean(0), atol=1e-4, rtol=1e-4)
 
 
-def test_the_first_answer_token_is_looked_at_on_request(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_the_first_answer_token_is_looked_at_on_request(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
     taps = tap(("mean", "last", "answer"))
     plain = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
     watched = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS, watch=taps)
@@ -158,7 +164,7 @@ def test_the_first_answer_token_is_looked_at_on_request(model: ChatModel, tap: C
     assert not torch.allclose(taps.found["llm.norm", "answer"], taps.found["llm.norm", "last"])
 
 
-def test_the_lens_at_the_end_is_the_logits_of_the_labels(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_the_lens_at_the_end_is_the_logits_of_the_labels(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
     taps = tap()
     inputs = model.prepare(QUESTIONS, IMAGES)
     with taps.prompt(inputs):
@@ -181,7 +187,7 @@ def test_layers_that_are_never_read_are_found(model: ChatModel) -> None:
     kind = model.model.config.model_type
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
-    assert unread(model, inputs) == UNREAD.get(kind, set())
+    assert unused_layers(model, inputs) == UNREAD.get(kind, set())
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
     assert all("forward" not in module.__dict__ for module in model.model.modules())
 
@@ -189,10 +195,10 @@ def test_layers_that_are_never_read_are_found(model: ChatModel) -> None:
 def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
     inputs = model.prepare(QUESTIONS, IMAGES)
     before = prefill(model.model, inputs).logits
-    encoder = RandomEncoder(model, Features().poolings)
+    encoder = RandomEncoder(model, FeatureOptions().poolings)
     first, again = encoder.features(inputs), encoder.features(inputs)
     encoder.close()
-    other = RandomEncoder(model, Features().poolings, seed=1)
+    other = RandomEncoder(model, FeatureOptions().poolings, seed=1)
     second = other.features(inputs)
     other.close()
     assert {name for name, _ in first} >= {"floor.random.vision.00", "floor.random.connector"}
@@ -208,14 +214,14 @@ def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
 
 def test_hooks_go_when_closed_and_rest_in_between(model: ChatModel) -> None:
     count = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
-    taps = Taps(model, ("mean", "last"))
+    taps = ActivationHooks(model, ("mean", "last"))
     model.generate(QUESTIONS, IMAGES, max_new_tokens=2)
     assert taps.found == {}
     taps.close()
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules()) == count
 
 
-def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, tap: Callable[..., Taps]) -> None:
+def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
     taps = tap()
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     with pytest.raises(ModelError, match="every stage to be passed once"), taps.prompt(inputs):
@@ -230,8 +236,8 @@ def test_an_llm_that_ignores_the_image_reads_the_tower_all_the_same(tmp_path: Pa
     model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu"), {}))
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     with planted(model, Fault("blind", "comprehension", 3)):
-        assert unread(model, inputs) == UNREAD["llava"]
+        assert unused_layers(model, inputs) == UNREAD["llava"]
     connector = model.model.get_submodule(model.family.connector)
     handle = connector.register_forward_hook(lambda _, __, output: output * 0)
-    assert unread(model, inputs) == frozenset()
+    assert unused_layers(model, inputs) == frozenset()
     handle.remove()

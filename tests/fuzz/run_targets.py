@@ -20,11 +20,11 @@ from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.features.store import INDEX, SEAL, FeatureStore, Header, Locus, index_rows, write_header
+from medmllm_plugins.features.store import INDEX, SEAL, FeatureStore, Header, StoredLayer, index_rows, write_header
 from medmllm_plugins.host.envelope import Reply, pack, unpack
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.comparison import compare
 from medmllm_plugins.results.outcome_files import load_run, read_answers, read_outcomes
@@ -88,7 +88,7 @@ def read_run_folder(folder: Path) -> object:
     """Read a run folder as the report does, up to its verdict and notes, and look for its reference classifier."""
     run = folder / "run"
     with mock.patch("medmllm_plugins.report.run_collection.dataset_specs", return_value=_SPECS):  # read once
-        gathered = gather([run])
+        gathered = collect_runs([run])
     found = notes(gathered)
     find_reference(run, "f1")
     return (
@@ -159,7 +159,7 @@ _HEADER: Final = Header(
     dataset_fingerprint="d",
     model="m",
     model_fingerprint="f",
-    loci=(Locus("vision.00", "vision", ("mean",), (4,)),),
+    loci=(StoredLayer("vision.00", "vision", ("mean",), (4,)),),
     lens=("llm.norm",),
 )
 

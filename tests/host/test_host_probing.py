@@ -235,10 +235,10 @@ def test_arguments_that_do_not_go_together(name: str, message: str) -> None:
 
 def test_a_finding_of_a_multilabel_set_is_probed_alone() -> None:
     from medmllm_plugins.prompts.task_names import task_settings
-    from medmllm_plugins.prompts.task_rows import Rows
+    from medmllm_plugins.prompts.task_rows import TaskRows
 
     settings = task_settings("med_probe_chestmnist:finding=edema")
-    rows = Rows(settings, ())
+    rows = TaskRows(settings, ())
     assert rows.findings == ("edema",) and rows.classes == ("yes", "no")
 
 

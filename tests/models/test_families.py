@@ -16,8 +16,8 @@ from support.tiny_families import randomise, write_family
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
-from medmllm_plugins.models.base import Asked, Example
-from medmllm_plugins.models.chat import ChatModel, Manner
+from medmllm_plugins.models.base import FewShotExample, FewShotPrompt
+from medmllm_plugins.models.chat import ChatModel, PromptStyle
 from medmllm_plugins.models.families.family_registry import FAMILIES, stage
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
@@ -381,7 +381,7 @@ def test_what_is_no_image_or_none(load: Callable[..., ChatModel]) -> None:
 
 def test_a_system_prompt_an_opening_and_a_manner_of_asking(folders: Callable[[str], Path]) -> None:
     native = open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu"), {})
-    manner = Manner(system="You are polite.", question=lambda text: f"{text} Think.", opening="<answer>")
+    manner = PromptStyle(system="You are polite.", question=lambda text: f"{text} Think.", opening="<answer>")
     model = ChatModel(native, manner)
     prompt = model.render("What?")
     assert prompt.startswith("<|im_start|>system\nYou are polite.<|im_end|>") and "What? Think." in prompt
@@ -435,7 +435,9 @@ def test_an_adapter_is_merged(folders: Callable[[str], Path], load: Callable[...
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "internvl", "idefics3"])
 def test_solved_examples_are_earlier_turns(load: Callable[..., ChatModel], kind: str) -> None:
     model = load(kind)
-    asked = Asked((Example("What is it?", 1, "benign"), Example("And this?", 1, "no")), QUESTIONS[0])
+    asked = FewShotPrompt(
+        (FewShotExample("What is it?", 1, "benign"), FewShotExample("And this?", 1, "no")), QUESTIONS[0]
+    )
     (found,) = model.generate([asked], [IMAGES], max_new_tokens=4, labels=LABELS)
 
     def user(text: str, image: Image.Image) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.families.family_registry import medm_vl_ct
+from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.families.medm_vl_ct import volume_pixels
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from medmllm_plugins.features.store import FeatureStore, Header, Locus, write_header
-from medmllm_plugins.features.store_writer import Kept, Writer, stacked
+from medmllm_plugins.features.store import FeatureStore, Header, StoredLayer, write_header
+from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
 from medmllm_plugins.metrics.outcomes import Outcome
 
 LABELS = ("benign", "malignant", "normal")
@@ -78,7 +78,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
         found: dict[tuple[str, str], torch.Tensor] = {}
         loci = []
         for locus, part, poolings, width, clarity, read in LOCI:
-            loci.append(Locus(locus, part, poolings, (width,) * len(poolings), read))
+            loci.append(StoredLayer(locus, part, poolings, (width,) * len(poolings), read))
             for pooling in poolings:
                 amount = (clear or {}).get(f"{locus}/{pooling}", (clear or {}).get(locus, clarity))
                 if (locus, pooling) == ("llm.embed", "last"):
@@ -101,7 +101,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
         )
         write_header(folder, header)
         writer = Writer(folder, 0)
-        writer.add(Kept(records, *stacked(found)[:2], {"lens": lens}))
+        writer.add(FeatureBatch(records, *stacked(found)[:2], {"lens": lens}))
         writer.close()
         return FeatureStore(folder), outcomes
 

@@ -26,8 +26,8 @@ from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.curves import draw, p_values
 from medmllm_plugins.probes.diagnosis import MODES, Effect, _named, judge
 from medmllm_plugins.probes.fitting import fit_probes
-from medmllm_plugins.probes.labelled_features import read_samples
-from medmllm_plugins.probes.probe_methods import Fitting, Material
+from medmllm_plugins.probes.labelled_features import read_labelled_features
+from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
 from medmllm_plugins.probes.reference_run import Reference
 
@@ -43,7 +43,7 @@ def wrong_often(truth: int, generator: np.random.Generator) -> int:
 def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3})
     found = analyse(store, outcomes, QUICK)
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     for point in found.points:
         features = store.features(point.key.locus, point.key.pooling).astype(np.float64)
         train, test = samples.rows["train"], samples.rows["test"]
@@ -59,7 +59,7 @@ def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) ->
 def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3})
     found = analyse(store, outcomes, QUICK)
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     point = found.points[0]
     features = store.features("vision.00", "mean").astype(np.float64)
     train, validation = samples.rows["train"], samples.rows["validation"]
@@ -89,7 +89,7 @@ def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., 
 
 def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((60, 30, 90))
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     generator = np.random.default_rng(0)
     guesses = generator.integers(0, 3, (400, 90))
     p = p_values(guesses, samples, permutations=499)
@@ -103,7 +103,7 @@ def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..
 
 def test_bands_are_those_of_a_plain_loop_over_groups(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(answers=wrong_often)
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     fitted = fit_probes(store, samples, QUICK)
     hits = np.array([outcome.predicted == outcome.label for outcome in outcomes], dtype=np.float64)
     draws = draw(fitted, samples, {"answer": hits})
@@ -469,7 +469,7 @@ def test_strengths_from_text() -> None:
         parse_strengths("1,x")
 
 
-def nearest_centre(material: Material) -> Fitting:
+def nearest_centre(material: ProbeData) -> FittedProbe:
     """A plugin's probe: the class whose mean is nearest."""
     kinds = range(material.classes)
     centres = [
@@ -481,7 +481,7 @@ def nearest_centre(material: Material) -> Fitting:
         return torch.stack([torch.cdist(features, centre).argmin(-1) for centre in centres], dim=1)
 
     validation = predict(material.validation)[:, 0]
-    return Fitting(predict, validation, loss=(validation != material.right[0]).float().mean(-1))
+    return FittedProbe(predict, validation, loss=(validation != material.right[0]).float().mean(-1))
 
 
 def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:

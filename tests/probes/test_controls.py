@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
-from medmllm_plugins.probes.labelled_features import read_samples
+from medmllm_plugins.probes.labelled_features import read_labelled_features
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=60), st.integers(0, 10))
@@ -40,7 +40,7 @@ def test_shuffled_labels_carry_nothing_over() -> None:
 
 def test_types_are_of_groups_and_occur_in_every_fold(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((180, 60, 90), group=3)
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     types = image_types(store.features("floor.pixels", "mean"), samples)
     for group in np.unique(samples.group):
         assert len(set(types[samples.group == group])) == 1
@@ -53,7 +53,7 @@ def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
     make_store: Callable[..., Any],
 ) -> None:
     store, _ = make_store((300, 90, 90))
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     types = image_types(store.features("floor.pixels", "mean"), samples)
     drawn = control_labels(types, samples, 200, np.random.default_rng(0))
     for labels in drawn[:5]:
@@ -66,7 +66,7 @@ def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
 
 def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((600, 90, 90))
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     types = image_types(store.features("floor.pixels", "mean"), samples)
     rows = samples.rows["train"]
 
@@ -81,5 +81,5 @@ def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Call
 
 def test_pictures_that_are_all_alike_have_no_types(make_store: Callable[..., Any]) -> None:
     store, _ = make_store()
-    samples = read_samples(store)
+    samples = read_labelled_features(store)
     assert not image_types(np.zeros((len(store), 4), dtype=np.float32), samples).any()

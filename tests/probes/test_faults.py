@@ -27,7 +27,7 @@ from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import places
+from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.probes.diagnosis import MODES
 from medmllm_plugins.probes.validation.planted_faults import (
     HEALTHY,
@@ -104,7 +104,7 @@ def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
         place.module.register_forward_pre_hook(entering, with_kwargs=True)
         if place.enters
         else place.module.register_forward_hook(keep(place.name))
-        for place in places(model)
+        for place in layers_of(model)
     ]
     try:
         yield seen
@@ -130,7 +130,7 @@ def own(model: LoadedModel, mode: str) -> str:
 
 
 def before(model: LoadedModel, mode: str) -> list[str]:
-    names = [place.name for place in places(model)]
+    names = [place.name for place in layers_of(model)]
     if mode == "vision":
         return []
     if mode == "connector":

@@ -13,7 +13,7 @@ from PIL import Image
 from support.elsewhere import ELSEWHERE, Elsewhere, here_and_there
 from support.loading import load
 
-from medmllm_plugins.features.hooks import Taps
+from medmllm_plugins.features.hooks import ActivationHooks
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes import fitting
 from medmllm_plugins.probes.analysis import analyse
@@ -67,7 +67,7 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
     """Texts and scores that a model answers with each fault."""
     generator = np.random.default_rng(0)
     images: list[Any] = [Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in QUESTIONS]
-    taps = Taps(model, ("mean",))
+    taps = ActivationHooks(model, ("mean",))
     model.generate(QUESTIONS, images, max_new_tokens=0, watch=taps)
     directions = {"connector": class_directions(taps.found["connector", "mean"].double(), ["a", "b", "c"])}
     taps.close()

@@ -10,12 +10,12 @@ import pytest
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.probes import labelled_features as module
-from medmllm_plugins.probes.labelled_features import divided_groups, read_samples, refolded
+from medmllm_plugins.probes.labelled_features import divided_groups, read_labelled_features, refolded
 
 
 def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((30, 12, 18))
-    found = read_samples(store)
+    found = read_labelled_features(store)
     assert {fold: len(rows) for fold, rows in found.rows.items()} == {"train": 30, "validation": 12, "test": 18}
     labels = store.index["label"].astype(str).to_numpy()
     assert [found.labels[number] for number in found.truth] == list(labels)
@@ -37,7 +37,7 @@ def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
 def test_folds_that_are_too_small(make_store: Callable[..., Any], sizes: tuple[int, int, int], message: str) -> None:
     store, _ = make_store(sizes)
     with pytest.raises(DataError, match=message):
-        read_samples(store)
+        read_labelled_features(store)
 
 
 def test_a_class_of_one_group(make_store: Callable[..., Any]) -> None:
@@ -48,7 +48,7 @@ def test_a_class_of_one_group(make_store: Callable[..., Any]) -> None:
 
     store, _ = make_store(change=change)
     with pytest.raises(DataError, match=r"at least two groups .*, found 1 with 'normal'"):
-        read_samples(store)
+        read_labelled_features(store)
 
 
 def test_a_class_that_train_lacks_and_one_that_is_none(make_store: Callable[..., Any]) -> None:
@@ -58,14 +58,14 @@ def test_a_class_that_train_lacks_and_one_that_is_none(make_store: Callable[...,
 
     store, _ = make_store(change=lambda records: [relabel(record) for record in records] and None)
     with pytest.raises(DataError, match=r"every class in the train fold, found no document of \['normal'\]"):
-        read_samples(store)
+        read_labelled_features(store)
 
     def strange(records: list[dict[str, Any]]) -> None:
         records[0]["label"] = "cat"
 
     store, _ = make_store(name="strange", change=strange)
     with pytest.raises(DataError, match=r"classes among .*found \['cat'\]"):
-        read_samples(store)
+        read_labelled_features(store)
 
 
 def test_groups_across_folds_are_counted(make_store: Callable[..., Any]) -> None:
@@ -74,12 +74,12 @@ def test_groups_across_folds_are_counted(make_store: Callable[..., Any]) -> None
         test[0]["group"] = test[1]["group"] = records[0]["group"]
 
     store, _ = make_store(change=change)
-    assert divided_groups(read_samples(store)) == 2
+    assert divided_groups(read_labelled_features(store)) == 2
 
 
 def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((120, 40, 60))
-    before = read_samples(store)
+    before = read_labelled_features(store)
     first, second = (refolded(before, store, seed) for seed in (1, 2))
     for one in (first, second):
         assert divided_groups(one) == 0
@@ -93,7 +93,7 @@ def test_a_large_train_fold_is_drawn_from_by_class(
 ) -> None:
     monkeypatch.setattr(module, "MOST_ROWS", {"train": 60, "validation": 30})
     store, _ = make_store((300, 30, 30))
-    found = read_samples(store)
+    found = read_labelled_features(store)
     assert abs(len(found.rows["train"]) - 60) <= 2
     whole = store.index["fold"].astype(str).to_numpy() == "train"
     share = np.bincount(found.truth[whole], minlength=3) / whole.sum()

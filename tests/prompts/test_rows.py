@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.prompts.task_rows import Rows, variants
+from medmllm_plugins.prompts.task_rows import TaskRows, variants
 from medmllm_plugins.prompts.task_settings import read_settings
 
 CLASSES = {"a": [], "b": [], "c": []}
@@ -19,8 +19,8 @@ def documents(labels: list[Any]) -> list[Document]:
     return [Document(f"d{i:03d}", str(i), label, f"g{i // 2}", "test") for i, label in enumerate(labels)]
 
 
-def rows(labels: list[Any], dataset: dict[str, Any] | None = None, **found: Any) -> Rows:
-    return Rows(read_settings("t", {"medmllm": {"dataset": dataset or BASE, **found}}), documents(labels))
+def rows(labels: list[Any], dataset: dict[str, Any] | None = None, **found: Any) -> TaskRows:
+    return TaskRows(read_settings("t", {"medmllm": {"dataset": dataset or BASE, **found}}), documents(labels))
 
 
 def test_one_row_a_document() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medmllm_plugins.errors import MedMLLMError, OptionError
 from medmllm_plugins.prompts.task_names import declared_tasks, split_name, task_settings
-from medmllm_plugins.prompts.task_settings import ARGUMENTS, Settings, read_settings
+from medmllm_plugins.prompts.task_settings import ARGUMENTS, TaskSettings, read_settings
 
 INLINE = {
     "name": "mine",
@@ -23,7 +23,7 @@ INLINE = {
 FINDINGS = {**INLINE, "kind": "multilabel"}
 
 
-def settings(**found: Any) -> Settings:
+def settings(**found: Any) -> TaskSettings:
     return read_settings("t", {"medmllm": {"dataset": "demo", **found}})
 
 

@@ -14,7 +14,7 @@ from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.report.methods_text import methods
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.run_pairs import differences
 from medmllm_plugins.report.tables import answer_tables, finding_tables
 from medmllm_plugins.report.verdict import verdicts
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_all(folder: Path) -> None:
     """All that the page says in words and tables."""
-    gathered = gather([folder])
+    gathered = collect_runs([folder])
     for part in gathered.sets:
         found, pairs = verdicts(part), differences(part)
         assert overview(part, found, pairs)

@@ -18,7 +18,7 @@ from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures import answer_figures
 from medmllm_plugins.report.report_files import make
 from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.results.formatting import number
 
 HUGE = 10**400
@@ -112,7 +112,7 @@ def test_an_outcome_of_other_types_is_left_out(tmp_path: Path, name: str, value:
     with pytest.raises(DataError, match=name):
         Outcome.from_dict(record)
     path.write_text("\n".join([json.dumps(record), *lines[1:]]), encoding="utf-8")
-    assert any("1 damaged line" in one for one in notes(gather([made.folder])).missing)
+    assert any("1 damaged line" in one for one in notes(collect_runs([made.folder])).missing)
 
 
 @given(st.builds(outcomes, count=st.integers(1, 5), seed=st.integers(0, 9)))
@@ -172,7 +172,7 @@ def test_any_value_in_any_place(whole: Path, monkeypatch: pytest.MonkeyPatch, da
     within[place[-1]] = data.draw(st.sampled_from(VALUES))
     try:
         path.write_text(json.dumps(told), encoding="utf-8")
-        report = assemble.build(gather([whole]))
+        report = assemble.build(collect_runs([whole]))
         assert assemble.render(report, "beside") and json.dumps(report.to_dict(), allow_nan=False)
         assert all(one.csv() for one in report.tables())
     finally:

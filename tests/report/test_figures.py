@@ -24,7 +24,7 @@ from medmllm_plugins.report.figures import answer_figures, attribution_figures, 
 from medmllm_plugins.report.figures import figure_style as drawing_module
 from medmllm_plugins.report.figures.count_matrix import Matrix, legible, luminance, matrices
 from medmllm_plugins.report.figures.figure_style import style
-from medmllm_plugins.report.run_collection import Cell, DataPart, Subject, gather
+from medmllm_plugins.report.run_collection import Cell, DataPart, Subject, collect_runs
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results import formatting
@@ -35,7 +35,7 @@ USE = f"{SVG}use"
 
 
 def part_of(*folders: Folder) -> DataPart:
-    (part,) = gather([one.folder for one in folders]).sets
+    (part,) = collect_runs([one.folder for one in folders]).sets
     return part
 
 
@@ -190,7 +190,7 @@ def everything(folder: Path, turn: int) -> Folder:
 def test_letters_without_a_font_are_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     labels = ("\N{EGYPTIAN HIEROGLYPH A001} one", "two")  # no font of the list has it
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels)
-    report = assemble.build(gather([made.folder]))
+    report = assemble.build(collect_runs([made.folder]))
     (said,) = [one for one in report.notes.warnings if "boxes" in one]
     assert "\N{EGYPTIAN HIEROGLYPH A001}" in said and "o" not in said.partition(":")[0].partition("has ")[2]
     (roc,) = [one for one in report.drawings() if one.stem == "toy.roc"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.report.report_files import make, plain_names
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.utils.atomic_files import csv_text
 
@@ -99,7 +99,7 @@ def test_answers_and_classes_are_no_formulas(tmp_path: Path) -> None:
     labels = ("=cmd|'/c calc'!A1", "-1+1", "normal")
     said = ('=HYPERLINK("http://x")', "+1", "@SUM(A1)")
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels, said=said)
-    (part,) = gather([made.folder]).sets
+    (part,) = collect_runs([made.folder]).sets
     answers = {row["answer"] for row in csv.DictReader(io.StringIO(answer_tables.unparsed_table(part).csv()))}
     assert answers == {f"'{one}" for one in said}
     classes = [row["class"] for row in csv.DictReader(io.StringIO(answer_tables.class_table(part).csv()))]

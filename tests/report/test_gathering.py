@@ -8,14 +8,14 @@ import pytest
 
 from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 
 
 def test_runs_of_one_model_are_one_model(tmp_path: Path) -> None:
     Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
     Folder(tmp_path / "b").probes("med_probe_toy")
     Folder(tmp_path / "c", fingerprint="other").answers("med_cls_toy", outcomes(seed=2))
-    found = gather([tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "a"])
+    found = collect_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "a"])
     assert [[run.name for run in one.runs] for one in found.subjects] == [["a", "b"], ["c"]]
     assert len({one.label for one in found.subjects}) == 2 and "c" in found.subjects[1].label
 
@@ -26,7 +26,7 @@ def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
         other = Folder(tmp_path / name).answers("med_probe_toy", outcomes()).probes("med_probe_toy")
         other.manifest["command"] |= {"gen_kwargs": "", **more}
         other.write()
-        found = gather([plain.folder, other.folder]).subjects
+        found = collect_runs([plain.folder, other.folder]).subjects
         labels = [one.label for one in found]
         if name == "d":
             assert labels == ["model-a (tiny)"], "no examples is the same as none told"
@@ -37,7 +37,7 @@ def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
 def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Folder(tmp_path / name).answers("med_cls_toy", outcomes())
-    found = gather([tmp_path / "a", tmp_path / "b"])
+    found = collect_runs([tmp_path / "a", tmp_path / "b"])
     assert len(found.subjects) == 2 and len({one.label for one in found.subjects}) == 2
 
 
@@ -47,7 +47,7 @@ def test_the_plain_question_counts_first(tmp_path: Path) -> None:
     made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
     made.answers("med_probe_toy", outcomes(seed=3)[:50])
     made.answers("med_cls_toy", outcomes(seed=4))
-    (part,) = gather([made.folder]).sets
+    (part,) = collect_runs([made.folder]).sets
     cell = part.main(part.subjects[0])
     assert cell is not None and cell.task.name == "med_cls_toy"
 
@@ -58,7 +58,7 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
     Folder(tmp_path / "2-baseline-majority-1", baseline="majority").answers("med_cls_toy", outcomes(skill=0))
     other = Folder(tmp_path / "3-baseline-pixels-1", baseline="pixels")
     other.answers("med_cls_toy", outcomes(), dataset_fingerprint="other data")
-    found = gather([tmp_path / "run"])
+    found = collect_runs([tmp_path / "run"])
     assert [one.name for one in found.runs] == ["run", "1-baseline-pixels-1"] and len(found.notes) == 1
     (part,) = found.sets
     assert [one.subject.reference for one in part.references] == [True] and not part.divided
@@ -68,13 +68,13 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
 def test_other_data_are_told_of(tmp_path: Path) -> None:
     Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
     Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(), dataset_fingerprint="f2")
-    (part,) = gather([tmp_path / "a", tmp_path / "b"]).sets
+    (part,) = collect_runs([tmp_path / "a", tmp_path / "b"]).sets
     assert part.divided
 
 
 def test_nothing_to_gather_is_an_error() -> None:
     with pytest.raises(DataError, match="at least one run folder"):
-        gather([])
+        collect_runs([])
 
 
 def test_a_control_is_held_against_its_own_question(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_control_is_held_against_its_own_question(tmp_path: Path) -> None:
     varied = [one for turn in range(2) for one in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy_letter:order=varied", varied, protocol="letter", order="varied")
     made.answers("med_cls_toy:image=blank:order=varied", varied, image="blank", order="varied")
-    (part,) = gather([made.folder]).sets
+    (part,) = collect_runs([made.folder]).sets
     against = {cell.task.name: found and found.task.name for cell in part.cells if (found := part.held_against(cell))}
     assert against == {
         "med_cls_toy_letter:image=blank": "med_cls_toy_letter",
@@ -99,5 +99,5 @@ def test_a_control_with_other_examples_is_held_against_nothing(tmp_path: Path) -
     made = Folder(tmp_path / "a")
     made.answers("med_cls_toy", outcomes(), shots=0)
     made.answers("med_cls_toy:image=blank", outcomes(skill=0), image="blank", shots=4)
-    (part,) = gather([made.folder]).sets
+    (part,) = collect_runs([made.folder]).sets
     assert part.held_against(part.cells[1]) is None and part.cells[1].shots == 4

@@ -18,7 +18,7 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.assemble import build
 from medmllm_plugins.report.report_files import make
-from medmllm_plugins.report.run_collection import gather
+from medmllm_plugins.report.run_collection import collect_runs
 
 EVIL = "<script>alert(1)</script>"
 
@@ -106,9 +106,9 @@ def test_no_leak_is_denied_where_no_folds_were_read(page: Path, tmp_path: Path) 
     assert "No group stands in two folds" not in html and "No run holds the folds of toy and findings" in html
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
     made.folds([("a", "g", "train"), ("b", "h", "test")])
-    assert build(gather([made.folder])).notes.folds == "No group stands in two folds of toy."
+    assert build(collect_runs([made.folder])).notes.folds == "No group stands in two folds of toy."
     made.folds([("a", "g", "train"), ("b", "g", "test")])
-    found = build(gather([made.folder])).notes
+    found = build(collect_runs([made.folder])).notes
     assert found.folds == "" and found.leaks
 
 
@@ -231,7 +231,7 @@ def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> No
     made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
     made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
     made.answers("med_cls_toy:image=shuffled", outcomes(skill=0, seed=6), image="shuffled", paraphrase=2)
-    section = build(gather([made.folder])).sections[0]
+    section = build(collect_runs([made.folder])).sections[0]
     letter, other = (dict(zip([c.name for c in section.changes.columns], r, strict=True)) for r in section.changes.rows)
     rights = [np.mean([one.predicted == one.label for one in outcomes(skill=s, seed=n)]) for s, n in ((1.5, 2), (0, 5))]
     assert letter["against"] == "med_cls_toy_letter" and isinstance(letter["over_control"], Estimate)
@@ -239,5 +239,5 @@ def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> No
     assert other["against"] is None and np.isnan(other["over_control"].value)
     assert section.sensitivity is not None and section.sensitivity.svg.count("the same question as it is") == 1
     made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=8), image="blank")
-    figure = build(gather([made.folder])).sections[0].sensitivity
+    figure = build(collect_runs([made.folder])).sections[0].sensitivity
     assert figure is not None and "image blank, letter<" in figure.svg and "image blank, closed set<" in figure.svg

@@ -30,14 +30,14 @@ from medmllm_plugins.report.figures.figure_style import THEME, style
 from medmllm_plugins.report.figures.gallery import gallery
 from medmllm_plugins.report.figures.parallel_figures import draw_all
 from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import DataPart, gather
+from medmllm_plugins.report.run_collection import DataPart, collect_runs
 from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results import formatting
 
 
 def part_of(*folders: Folder) -> DataPart:
-    (part,) = gather([one.folder for one in folders]).sets
+    (part,) = collect_runs([one.folder for one in folders]).sets
     return part
 
 
@@ -115,7 +115,7 @@ def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
     areas = {name: area for name, *_, area, _ in answer_figures.roc_of(part.cells[0])}
     for one in told["per_finding"]:
         assert areas.get(one["finding"]) == (pytest.approx(one["auroc"]["value"]) if one["auroc"]["value"] else None)
-    said = methods_text.methods(gather([made.folder])).text()
+    said = methods_text.methods(collect_runs([made.folder])).text()
     assert "yes or no, for each finding" in said and "classes listed" not in said
     assert "all of whose findings are answered rightly" in said and "against the others" not in said
 
@@ -235,14 +235,14 @@ def test_gallery_of_volumes_and_broken_pictures(tmp_path: Path) -> None:
 
 
 def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
-    plain = gather([Folder(tmp_path / "a", "medm_vl").answers("med_cls_toy", outcomes()).folder])
+    plain = collect_runs([Folder(tmp_path / "a", "medm_vl").answers("med_cls_toy", outcomes()).folder])
     told = methods_text.methods(plain).text()
     assert "arXiv:2504.04323" in told and "lmms-eval 0.7.3" in told and "Hanley" in told
     assert not any(name in told for name in ("Hewitt", "Petsiuk", "2309.03882", "logit lens"))
     full = Folder(tmp_path / "b", "medm_vl").probes("med_probe_toy").attributions("med_attr_toy")
     rows = [one for turn in (1, 2) for one in outcomes(seed=turn, variant=f"order {turn}")]
     full.answers("med_cls_toy:order=varied", rows, order="varied")
-    told = methods_text.methods(gather([full.folder])).text()
+    told = methods_text.methods(collect_runs([full.folder])).text()
     for name in (
         "Hewitt",
         "Petsiuk",
@@ -254,7 +254,7 @@ def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
         "Adebayo",
     ):
         assert name in told
-    paragraph, references = methods_text.methods(gather([full.folder])), told
+    paragraph, references = methods_text.methods(collect_runs([full.folder])), told
     for place in range(1, len(paragraph.references) + 1):
         assert f"[{place}]" in references
 
@@ -264,13 +264,13 @@ def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Pa
     made.manifest["model"] = None
     made.manifest["command"] |= {"gen_kwargs": "temperature=0.7,do_sample=True,max_new_tokens=8", "num_fewshot": 4}
     made.answers("med_cls_toy", [replace(one, scores=None) for one in outcomes()], shots=4)
-    told = methods_text.methods(gather([made.folder])).text()
+    told = methods_text.methods(collect_runs([made.folder])).text()
     assert "Answers were sampled with do_sample=True, temperature=0.7; one" in told and "greedily" not in told
     assert "behind 4 solved examples from the train fold" in told
     assert "Wolf" not in told and "transformers" not in told and "lmms-eval 0.7.3" in told
     assert not any(said in told for said in ("log-probabilities", "Hanley", "Guo"))
     other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes())
-    told = methods_text.methods(gather([made.folder, other.folder])).text()
+    told = methods_text.methods(collect_runs([made.folder, other.folder])).text()
     assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
     assert "behind none or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
     assert "Zhao" not in told, "no scores of a blank image"
@@ -280,7 +280,7 @@ def test_a_model_without_figures_was_not_evaluated(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     begun = Folder(tmp_path / "b", "model-b")
     begun.tell("med_cls_toy")
-    told = methods_text.methods(gather([made.folder, begun.folder])).text()
+    told = methods_text.methods(collect_runs([made.folder, begun.folder])).text()
     assert "model-a (tiny) was evaluated" in told and "model-b" not in told
 
 
@@ -292,14 +292,14 @@ def test_methods_stand_any_arguments(given_: object) -> None:
         made.answers("med_cls_toy", outcomes(count=6))
         made.manifest["command"]["gen_kwargs"] = given_
         made.write()
-        assert "Answers were" in methods_text.methods(gather([made.folder])).text()
+        assert "Answers were" in methods_text.methods(collect_runs([made.folder])).text()
 
 
 def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").probes("med_probe_toy")
     path = made.folder / "med_probe_toy.probes.json"
     told = json.loads(path.read_text(encoding="utf-8"))
-    whole = methods_text.methods(gather([made.folder])).text()
+    whole = methods_text.methods(collect_runs([made.folder])).text()
     for said in ("random weights and raw pixels", "Holm's correction", "scores less those of a blank image", "Kuhn"):
         assert said in whole
     told["points"] = [one for one in told["points"] if one["part"] != "floor" and one["pooling"] == "mean"]
@@ -307,7 +307,7 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
     told["mapping"]["readings"] = {"offsets": told["mapping"]["readings"]["offsets"]}
     told["mapping"]["lens"] = []
     path.write_text(json.dumps(told), encoding="utf-8")
-    part = methods_text.methods(gather([made.folder])).text()
+    part = methods_text.methods(collect_runs([made.folder])).text()
     for said in ("random weights", "raw pixels", "Holm", "last token,", "blank image", "Kuhn", "Zhao", "logit lens"):
         assert said not in part
     assert "a control task" in part and "fitted class offsets" in part
@@ -315,16 +315,16 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
 
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
     own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
-    told = methods_text.methods(gather([own.folder])).text()
+    told = methods_text.methods(collect_runs([own.folder])).text()
     assert "Captum" not in told and "attention_rollout [4] with medmllm-plugins" in told
     both = Folder(tmp_path / "b").attributions("med_attr_toy", methods=("saliency", "layer_grad_cam", "stranger"))
     index = both.folder / "attributions" / "med_attr_toy" / "index.json"
-    told = methods_text.methods(gather([both.folder])).text()
+    told = methods_text.methods(collect_runs([both.folder])).text()
     assert "by saliency [3] with Captum [4]" in told and "stranger [6] with medmllm-plugins" in told
     content = json.loads(index.read_text(encoding="utf-8"))
     content["methods"] = [{"name": "stranger", "citation": "", "captum": True}]
     index.write_text(json.dumps(content), encoding="utf-8")
-    assert "by stranger" in (told := methods_text.methods(gather([both.folder])).text()) and "Kokhlikyan" in told
+    assert "by stranger" in (told := methods_text.methods(collect_runs([both.folder])).text()) and "Kokhlikyan" in told
 
 
 def test_builtin_methods_say_whether_captum_computes_them() -> None:
@@ -354,7 +354,7 @@ def test_methods_say_what_was_attributed(tmp_path: Path, modes: list[str], told:
     row = content["summary"][0] | {"unchecked": ["stability"]}
     content["summary"] = [row | {"mode": mode, "baseline": "blank", "steps": 4} for mode in modes]
     index.write_text(json.dumps(content), encoding="utf-8")
-    found = gather([made.folder])
+    found = collect_runs([made.folder])
     assert told in methods_text.methods(found).text()
     lines = csv.DictReader(io.StringIO(layer_tables.attribution_table(found.sets[0]).csv()))
     assert [(one["how"], one["unchecked"]) for one in lines] == [(f"{mode}, blank, 4", "stability") for mode in modes]
@@ -369,7 +369,7 @@ def test_one_paper_has_one_number(tmp_path: Path) -> None:
     content["methods"] = [{"name": "integrated_gradients", "citation": "Sundararajan M. 2017; arXiv:1703.01365."}]
     content["summary"][0]["completeness_gap"] = {"value": 0.1, "low": 0.05, "high": 0.2}
     index.write_text(json.dumps(content), encoding="utf-8")
-    found = methods_text.methods(gather([made.folder]))
+    found = methods_text.methods(collect_runs([made.folder]))
     assert sum("Sundararajan" in one for one in found.references) == 1 and "completeness [" in found.text()
 
 
@@ -385,7 +385,7 @@ def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> Non
         for value, name in zip(row[4:7], ("accuracy", "balanced", "macro_f1"), strict=True):
             assert isinstance(value, Estimate) and value.to_dict() == figures[name]
     assert [row[2] for row in table.rows[3:]] == ["order 0", "order 1"]
-    said = methods_text.methods(gather([made.folder])).text()
+    said = methods_text.methods(collect_runs([made.folder])).text()
     assert "by their mean and by the sum less that of a blank image [" in said and "Zhao" in said
 
 
@@ -395,7 +395,7 @@ def test_notes_tell_of_leaks_limits_and_doubts(tmp_path: Path) -> None:
     made.folds([("a", "g", "train"), ("b", "g", "test")])
     made.manifest["command"]["limit"] = 40.0
     made.write()
-    found = notes(gather([made.folder]))
+    found = notes(collect_runs([made.folder]))
     warned = " ".join(found.warnings)
     for said in (
         "tokenizer is odd",

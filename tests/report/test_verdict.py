@@ -22,7 +22,7 @@ from medmllm_plugins.probes import analysis, diagnosis
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_files import make
 from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import DataPart, gather
+from medmllm_plugins.report.run_collection import DataPart, collect_runs
 from medmllm_plugins.report.run_pairs import differences, paired
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
@@ -31,7 +31,7 @@ from medmllm_plugins.results.comparison import compare
 
 
 def part_of(*made: Folder) -> DataPart:
-    (part,) = gather([one.folder for one in made]).sets
+    (part,) = collect_runs([one.folder for one in made]).sets
     return part
 
 
@@ -47,7 +47,7 @@ def test_differences_agree_with_the_comparison_of_two_runs(tmp_path: Path) -> No
     first, second = outcomes(skill=2.5, seed=3), outcomes(skill=1.0, seed=4)
     Folder(tmp_path / "reference", "baseline pixels", baseline="pixels").answers("med_cls_toy", first)
     Folder(tmp_path / "model").answers("med_cls_toy", second)
-    (part,) = gather([tmp_path / "model", tmp_path / "reference"]).sets
+    (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).sets
     (found,) = verdicts(part)
     expected = compare(first, second).accuracy
     for end in ("value", "low", "high"):
@@ -61,14 +61,14 @@ def test_differences_agree_with_the_comparison_of_two_runs(tmp_path: Path) -> No
 def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
     Folder(tmp_path / "reference", "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(seed=3))
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes(seed=4)[:40])
-    (part,) = gather([tmp_path / "model", tmp_path / "reference"]).sets
+    (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).sets
     (found,) = verdicts(part)
     assert found.reference.shared == 40 and found.reference.name == "baseline pixels"
 
 
 def test_a_gap_whose_interval_holds_zero_is_not_told_apart(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_cls_toy", outcomes(skill=0.0, seed=11))
-    (part,) = gather([tmp_path / "model"]).sets
+    (part,) = collect_runs([tmp_path / "model"]).sets
     (found,) = verdicts(part)
     assert found.blind.gap.low <= 0 <= found.blind.gap.high
     assert "not told apart from always answering the commonest class" in found.sentence
@@ -107,7 +107,7 @@ def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
 
 def test_the_supported_mode_is_named_with_its_loss(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
-    (part,) = gather([tmp_path / "model"]).sets
+    (part,) = collect_runs([tmp_path / "model"]).sets
     (found,) = verdicts(part)
     assert [one.mode for one in found.supported] == ["mapping"] and found.named == "mapping"
     assert "supports misalignment of semantic mapping (12.0\xa0points lost" in found.sentence
@@ -118,7 +118,7 @@ def test_many_models_are_summed_up(tmp_path: Path) -> None:
     for place, named in enumerate(("connector", None, "connector")):
         made = Folder(tmp_path / str(place), f"model-{place}")
         made.answers("med_probe_toy", outcomes(skill=1.0 + place, seed=place)).probes("med_probe_toy", named=named)
-    (part,) = gather([tmp_path / str(place) for place in range(3)]).sets
+    (part,) = collect_runs([tmp_path / str(place) for place in range(3)]).sets
     said = overview(part, verdicts(part), differences(part))
     assert said.startswith("Of 3 models on toy, model-2 (tiny) answers most questions rightly")
     assert "of the 3 models that were probed, the evidence supports fidelity loss in connector projection in 2" in said
@@ -156,7 +156,7 @@ def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
     assert not found.reference.compared and np.isnan(found.reference.gap.value)
     assert any(
         "That of reference is none: it was run on other data" in one
-        for one in notes(gather([model.folder, other.folder])).missing
+        for one in notes(collect_runs([model.folder, other.folder])).missing
     )
     table = answer_tables.metrics_table(part, [found])
     assert "over_reference" not in [column.name for column in table.columns]
@@ -176,7 +176,7 @@ def test_the_numbers_of_a_sentence_go_together_where_answers_are_lost(kept: int,
         path = other.folder / "med_cls_toy.outcomes.jsonl"
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[lost:]), encoding="utf-8")
         (found,) = verdicts(part_of(model, other))
-        words = " ".join(notes(gather([model.folder])).missing)
+        words = " ".join(notes(collect_runs([model.folder])).missing)
     assert f"{kept} of 120 scored answers are on record" in words
     for one in (found.blind, found.reference):
         if not one.shared:
@@ -224,7 +224,7 @@ def test_models_of_other_classes_or_data_are_not_ranked(tmp_path: Path) -> None:
     two = ("benign", "malignant")
     first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=4, labels=two), labels=two)
-    found = gather([first.folder, second.folder])
+    found = collect_runs([first.folder, second.folder])
     said = said_of(found.sets[0])
     assert (
         "are not ranked together: about 2 classes model-b (tiny) answers" in said
@@ -236,7 +236,7 @@ def test_models_of_other_classes_or_data_are_not_ranked(tmp_path: Path) -> None:
     said = said_of(part_of(first, third))
     assert "on data f1 model-a" in said and "on data other model-c" in said
     letter = Folder(tmp_path / "d", "model-d").answers("med_cls_toy_letter", outcomes(), protocol="letter")
-    warned = notes(gather([first.folder, letter.folder])).warnings
+    warned = notes(collect_runs([first.folder, letter.folder])).warnings
     assert any("they differ in how the classes are listed (model-a" in one for one in warned)
 
 
@@ -271,7 +271,7 @@ def test_advice_names_the_task_that_was_run(tmp_path: Path, tasks: list[str], ad
         manifest["tasks"][task]["dataset"] = "hospct" if "hospct" in task else "toy"
     manifest["command"] = {"model": "medm_vl", "model_args": "pretrained=demo,api_key=secret"}
     (folder.folder / "manifest.json").write_text(json.dumps(manifest))
-    missing = "\n".join(notes(gather([folder.folder])).missing)
+    missing = "\n".join(notes(collect_runs([folder.folder])).missing)
     assert advised in missing
     probe = "med_probe_hospct" if "hospct" in tasks[0] else "med_probe_toy"
     if not any(task.startswith("med_probe") for task in tasks):

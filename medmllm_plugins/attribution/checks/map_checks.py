@@ -15,7 +15,7 @@ from scipy.ndimage import uniform_filter  # type: ignore[import-untyped]
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import PIXELS, Case
+from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray, sample
 from medmllm_plugins.attribution.maps import Map, cells_of_locus
 from medmllm_plugins.attribution.methods.input_methods import mixed_pixels, reading, segments
@@ -71,7 +71,7 @@ class Checks:
 class Removal:
     """Parts of a document's input that can be taken away: patches of the image, or words of the prompt."""
 
-    def __init__(self, case: Case, probability: Callable[[Tensor], Tensor], count: int, seed: int) -> None:
+    def __init__(self, case: AttributionInput, probability: Callable[[Tensor], Tensor], count: int, seed: int) -> None:
         """Prepare.
 
         Args:
@@ -89,7 +89,7 @@ class Removal:
         """Area under either curve by chance: the mean over random orders and their reverses."""
 
     @classmethod
-    def of_image(cls, case: Case, seed: int) -> Removal:
+    def of_image(cls, case: AttributionInput, seed: int) -> Removal:
         """Patches of the image, which the baseline takes the place of."""
         patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
 
@@ -100,7 +100,7 @@ class Removal:
         return cls(case, probability, len(patches), seed)
 
     @classmethod
-    def of_prompt(cls, case: Case, seed: int) -> Removal:
+    def of_prompt(cls, case: AttributionInput, seed: int) -> Removal:
         """Words of the prompt, which padding takes the place of."""
         scores = reading(case)
         return cls(case, lambda keep: case.target.probability(scores(keep)), int(segments(case).max()) + 1, seed)
@@ -131,14 +131,14 @@ def seed_of(identifier: str) -> int:
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big")
 
 
-def values_of_patches(case: Case, one: Map) -> FloatArray:
+def values_of_patches(case: AttributionInput, one: Map) -> FloatArray:
     """What a map says of each of the tower's patches; those that no row of the map looks at have the least of all."""
     assert one.painted is not None
     values = sample(one.painted, cells_of_locus(case, PIXELS))
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def values_of_words(case: Case, one: Map) -> FloatArray:
+def values_of_words(case: AttributionInput, one: Map) -> FloatArray:
     """What a map says of each word of the prompt, summed over its tokens."""
     words = segments(case).cpu().numpy()
     assert one.tokens is not None

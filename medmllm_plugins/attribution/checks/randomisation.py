@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.families.family_registry import stage
-from medmllm_plugins.models.stages import places
+from medmllm_plugins.models.stages import layers_of
 
 LEVELS: Final = ("head", "upper LLM", "LLM", "connector", "tower")
 """What is shuffled, one after the other; each level keeps those before it shuffled."""
@@ -62,7 +62,7 @@ def cascade(loaded: LoadedModel, seed: int = 0) -> Iterator[Iterator[str]]:
 
 def _matrices(loaded: LoadedModel) -> dict[str, list[Tensor]]:
     """The matrices of each level, each once, from the head on."""
-    found = [place for place in places(loaded) if not place.enters]
+    found = [place for place in layers_of(loaded) if not place.enters]
     llm = [place.module for place in found if place.part == "llm"]
     modules: dict[str, list[nn.Module]] = {
         "head": [stage(loaded.model, loaded.family.head)],

@@ -8,9 +8,9 @@ import torch
 from captum.attr import FeatureAblation, IntegratedGradients, KernelShap, Saliency
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import PIXELS, Case, StandIn, told_of_gradients
+from medmllm_plugins.attribution.attribution_input import PIXELS, ActivationPatch, AttributionInput, told_of_gradients
 from medmllm_plugins.attribution.geometry import cells, neighbourhoods
-from medmllm_plugins.attribution.methods.layer_methods import RULE, How, Scores, ablated, completeness_gap
+from medmllm_plugins.attribution.methods.layer_methods import RULE, MethodConfig, Scores, ablated, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.models.stages import EMBED
 
@@ -20,7 +20,7 @@ MOST_GROUPS = 196
 """Patches are taken together for occlusion where there are more, neighbours with neighbours."""
 
 
-def saliency(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def saliency(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """The size of the target's gradient at each pixel: Captum's Saliency (Simonyan et al., arXiv:1312.6034)."""
     given = case.pixels[None].detach().clone().requires_grad_()
     with told_of_gradients([PIXELS]):
@@ -28,7 +28,7 @@ def saliency(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     return {PIXELS: Scores(_by_patch(case, found))}
 
 
-def integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def integrated_gradients(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Gradients along the way from baseline to image, at each pixel: Captum's IntegratedGradients."""
     with told_of_gradients([PIXELS]):
         found: Tensor = IntegratedGradients(lambda pixels: case.values(len(pixels), (), pixels)).attribute(
@@ -43,7 +43,7 @@ def integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dict[str,
     return {PIXELS: Scores(_by_patch(case, found), completeness_gap(float(found.detach().sum()), wanted))}
 
 
-def occlusion(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def occlusion(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """By how much the target falls when a patch of the image is put back to the baseline (Zeiler and Fergus 2014)."""
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
 
@@ -54,7 +54,7 @@ def occlusion(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     return {PIXELS: Scores(ablated(case, forward, len(patches), torch.from_numpy(groups)))}
 
 
-def mixed_pixels(case: Case, patches: Tensor, blank: Tensor, keep: Tensor) -> Tensor:
+def mixed_pixels(case: AttributionInput, patches: Tensor, blank: Tensor, keep: Tensor) -> Tensor:
     """Pixels with some patches of the image and others of the baseline.
 
     Args:
@@ -70,7 +70,7 @@ def mixed_pixels(case: Case, patches: Tensor, blank: Tensor, keep: Tensor) -> Te
     return torch.stack([from_patches(case.loaded, one, case.pixels) for one in shown])
 
 
-def prompt_ablation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def prompt_ablation(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """By how much the target falls when a word of the prompt is read as padding: Captum's FeatureAblation."""
     words, scores = segments(case), reading(case)
     keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
@@ -81,7 +81,7 @@ def prompt_ablation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scor
     return {PROMPT: Scores(_shared(found[0], words))}
 
 
-def kernel_shap(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def kernel_shap(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Shapley values of the prompt's words, estimated by Captum's KernelShap (Lundberg and Lee, arXiv:1705.07874)."""
     words, scores = segments(case), reading(case)
     keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
@@ -93,7 +93,7 @@ def kernel_shap(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
     return {PROMPT: Scores(_shared(found[0], words))}
 
 
-def segments(case: Case) -> Tensor:
+def segments(case: AttributionInput) -> Tensor:
     """Which word each token of the prompt belongs to, (L,), int64; -1 for image tokens.
 
     A word begins at a token whose text begins with white space, at a special token, and behind one.
@@ -116,7 +116,7 @@ def segments(case: Case) -> Tensor:
     return torch.tensor(found, device=case.loaded.device)
 
 
-def token_texts(case: Case) -> list[str]:
+def token_texts(case: AttributionInput) -> list[str]:
     """The text of each token of the prompt; of image tokens an empty one."""
     tokenizer, ids = case.loaded.tokenizer, case.inputs["input_ids"][0].tolist()
     return [
@@ -125,14 +125,14 @@ def token_texts(case: Case) -> list[str]:
     ]
 
 
-def reading(case: Case) -> Callable[[Tensor], Tensor]:
+def reading(case: AttributionInput) -> Callable[[Tensor], Tensor]:
     """Scores of the answers, (R, K), with some words read as padding: takes (R, words), 1 for those that are kept."""
     words = segments(case)
     states = case.states([EMBED])[EMBED]
 
     def forward(keep: Tensor) -> Tensor:
         kept = (words < 0) | (keep[:, words.clamp(min=0)] > 0)
-        return case.scores(len(keep), [StandIn(EMBED, torch.where(kept[..., None], states, case.padding))])
+        return case.scores(len(keep), [ActivationPatch(EMBED, torch.where(kept[..., None], states, case.padding))])
 
     return forward
 
@@ -145,6 +145,6 @@ def _shared(values: Tensor, words: Tensor) -> Tensor:
     return found
 
 
-def _by_patch(case: Case, found: Tensor) -> Tensor:
+def _by_patch(case: AttributionInput, found: Tensor) -> Tensor:
     """(n, p, p), summed over the channels."""
     return to_patches(case.loaded, found[0].detach().float()).sum(1)

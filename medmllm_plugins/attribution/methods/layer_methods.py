@@ -1,6 +1,6 @@
 """Attribution methods at the loci of a model, most of them Captum's, behind one signature.
 
-A method takes a :class:`~medmllm_plugins.attribution.attribution_input.Case`, the names of loci, and a :class:`How`; it returns
+A method takes a :class:`~medmllm_plugins.attribution.attribution_input.AttributionInput`, the names of loci, and a :class:`MethodConfig`; it returns
 :class:`Scores` for each locus. Gradients for all loci come from one pass and one way back per step. A plugin brings its
 own through the hook ``medmllm_attributions``.
 """
@@ -16,14 +16,19 @@ from captum.attr import FeatureAblation, IntegratedGradients
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import Case, Slopes, StandIn, told_of_gradients
+from medmllm_plugins.attribution.attribution_input import (
+    ActivationGradients,
+    ActivationPatch,
+    AttributionInput,
+    told_of_gradients,
+)
 
 RULE = "gausslegendre"
 """Quadrature of paths: Captum's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
+class MethodConfig:
     """Settings of methods.
 
     Attributes:
@@ -53,10 +58,10 @@ class Scores:
     gap: float | None = None
 
 
-Method: TypeAlias = Callable[[Case, Sequence[str], How], dict[str, Scores]]
+Method: TypeAlias = Callable[[AttributionInput, Sequence[str], MethodConfig], dict[str, Scores]]
 
 
-def layer_activation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def layer_activation(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """The length of each row's state, whatever the target: Captum's LayerActivation, in the Euclidean norm.
 
     It knows nothing of the answer, and so is what other methods must differ from.
@@ -64,12 +69,12 @@ def layer_activation(case: Case, loci: Sequence[str], how: How) -> dict[str, Sco
     return {locus: Scores(states[0].norm(dim=-1)) for locus, states in case.states(loci).items()}
 
 
-def layer_gradient_x_activation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def layer_gradient_x_activation(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """The target's gradient times the state, summed over the width (Shrikumar et al., arXiv:1605.01713)."""
     return {locus: Scores((one.states * one.gradients).sum(-1)[0]) for locus, one in case.slopes(loci).items()}
 
 
-def layer_grad_cam(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def layer_grad_cam(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """States weighted by the mean gradient of each channel, what speaks against the target cut off.
 
     Grad-CAM (Selvaraju et al., arXiv:1610.02391) for tokens: in the LLM the mean is taken over image tokens, and only
@@ -84,7 +89,7 @@ def layer_grad_cam(case: Case, loci: Sequence[str], how: How) -> dict[str, Score
     return found
 
 
-def layer_integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def layer_integrated_gradients(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Gradients along the straight way from the baseline's states to the document's, at each locus on its own.
 
     Captum's IntegratedGradients (Sundararajan et al., arXiv:1703.01365) over the states of all loci at once: a batch
@@ -97,13 +102,16 @@ def layer_integrated_gradients(case: Case, loci: Sequence[str], how: How) -> dic
     return found
 
 
-def _integrated_together(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def _integrated_together(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Integrated gradients at loci that are no more than the rows of a batch."""
     states, blank = case.states(loci), case.baseline_states(loci)
 
     def forward(*given: Tensor) -> Tensor:
         rows = len(given[0])
-        put = [StandIn(locus, one, place * rows) for place, (locus, one) in enumerate(zip(loci, given, strict=True))]
+        put = [
+            ActivationPatch(locus, one, place * rows)
+            for place, (locus, one) in enumerate(zip(loci, given, strict=True))
+        ]
         return case.values(rows * len(loci), put).view(len(loci), rows).sum(0)
 
     inputs, baselines = tuple(states[one] for one in loci), tuple(blank[one] for one in loci)
@@ -117,7 +125,10 @@ def _integrated_together(case: Case, loci: Sequence[str], how: How) -> dict[str,
         )
     with torch.no_grad():
         wanted = [
-            float(case.values(1, [StandIn(locus, states[locus])]) - case.values(1, [StandIn(locus, blank[locus])]))
+            float(
+                case.values(1, [ActivationPatch(locus, states[locus])])
+                - case.values(1, [ActivationPatch(locus, blank[locus])])
+            )
             for locus in loci
         ]
     return {
@@ -126,7 +137,7 @@ def _integrated_together(case: Case, loci: Sequence[str], how: How) -> dict[str,
     }
 
 
-def layer_conductance(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def layer_conductance(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """What flows through each row of a locus while the image comes up from its baseline.
 
     Conductance (Dhamdhere et al., arXiv:1805.12233) by Captum's rule: at each point of the way the gradient at the
@@ -135,7 +146,7 @@ def layer_conductance(case: Case, loci: Sequence[str], how: How) -> dict[str, Sc
     _, points = approximation_parameters(RULE)
     alphas = points(how.steps + 1)
     sums: dict[str, Tensor] = {}
-    last: dict[str, Slopes] = {}
+    last: dict[str, ActivationGradients] = {}
     for part in _path(case, alphas):
         found = case.slopes(loci, part)
         for locus, one in found.items():
@@ -151,7 +162,7 @@ def layer_conductance(case: Case, loci: Sequence[str], how: How) -> dict[str, Sc
     return {locus: Scores(value, completeness_gap(float(value.sum()), difference)) for locus, value in sums.items()}
 
 
-def layer_feature_ablation(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def layer_feature_ablation(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """By how much the target falls when one row of a locus is put back to the baseline's: Captum's FeatureAblation."""
     states, blank, found = case.states(loci), case.baseline_states(loci), {}
     for locus in loci:
@@ -159,13 +170,13 @@ def layer_feature_ablation(case: Case, loci: Sequence[str], how: How) -> dict[st
 
         def forward(keep: Tensor, locus: str = locus) -> Tensor:
             mixed = torch.where(keep[..., None] > 0, states[locus], blank[locus])
-            return case.values(len(keep), [StandIn(locus, mixed)])
+            return case.values(len(keep), [ActivationPatch(locus, mixed)])
 
         found[locus] = Scores(ablated(case, forward, count, torch.arange(count)))
     return found
 
 
-def ablated(case: Case, forward: Callable[[Tensor], Tensor], count: int, groups: Tensor) -> Tensor:
+def ablated(case: AttributionInput, forward: Callable[[Tensor], Tensor], count: int, groups: Tensor) -> Tensor:
     """(count,): by how much the target falls without each group, shared among its members."""
     keep = torch.ones(1, count, device=case.pixels.device)
     groups = groups.to(keep.device)
@@ -176,14 +187,14 @@ def ablated(case: Case, forward: Callable[[Tensor], Tensor], count: int, groups:
     return found[0] / groups.bincount()[groups]
 
 
-def _path(case: Case, alphas: Sequence[float]) -> Iterator[Tensor]:
+def _path(case: AttributionInput, alphas: Sequence[float]) -> Iterator[Tensor]:
     """Pixels between baseline and document, in batches."""
     start, way = case.blank_pixels.float(), case.pixels.float() - case.blank_pixels.float()
     for first in range(0, len(alphas), case.batch):
         yield torch.stack([start + alpha * way for alpha in alphas[first : first + case.batch]]).to(case.pixels.dtype)
 
 
-def _image_rows(case: Case, locus: str, one: Slopes) -> Tensor:
+def _image_rows(case: AttributionInput, locus: str, one: ActivationGradients) -> Tensor:
     """Which rows of a locus stand for the image, (n,), bool."""
     if locus.startswith("llm"):
         return ~case.text

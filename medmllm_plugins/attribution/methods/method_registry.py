@@ -13,7 +13,7 @@ from medmllm_plugins.attribution.methods.layer_methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT
-from medmllm_plugins.models.stages import places
+from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.prompts.attribution_options import check_methods
@@ -26,7 +26,7 @@ _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class SelectedMethod:
     """A method and the loci at which it is to look.
 
     Attributes:
@@ -45,7 +45,9 @@ def specs() -> dict[str, AttributionSpec]:
     return dict(get_manager().attributions())
 
 
-def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]) -> list[Chosen]:
+def choose(
+    names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]
+) -> list[SelectedMethod]:
     """The methods and loci that were asked for.
 
     Args:
@@ -71,7 +73,7 @@ def choose(names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unr
         )
     loci = _loci(layers, loaded, unread)
     return [
-        Chosen(spec, _method(spec), loci if spec.at == LAYERS else _own(spec, loaded, unread))
+        SelectedMethod(spec, _method(spec), loci if spec.at == LAYERS else _own(spec, loaded, unread))
         for spec in dict.fromkeys(chosen)
     ]
 
@@ -97,7 +99,7 @@ def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) ->
 def _loci(
     layers: Sequence[str], loaded: LoadedModel, unread: Collection[str], argument: str = "`layer`"
 ) -> tuple[str, ...]:
-    known = [place.name for place in places(loaded)]
+    known = [place.name for place in layers_of(loaded)]
     read = [name for name in known if name not in unread]
     if not layers:
         last = [name for name in read if name.startswith("vision.") and name != "vision.norm"][-1]

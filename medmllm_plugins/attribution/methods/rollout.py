@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import Case
-from medmllm_plugins.attribution.methods.layer_methods import How, Scores
+from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.generation import prefill
-from medmllm_plugins.models.stages import EMBED, places
+from medmllm_plugins.models.stages import EMBED, layers_of
 
 
-def attention_rollout(case: Case, loci: Sequence[str], how: How) -> dict[str, Scores]:
+def attention_rollout(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """How much the last token of the prompt attends to each token through all layers of the LLM.
 
     Attention of a layer is the mean over its heads, half of it kept for the residual, and layers are multiplied (Abnar
@@ -40,11 +40,11 @@ def attention_rollout(case: Case, loci: Sequence[str], how: How) -> dict[str, Sc
 
 
 @contextmanager
-def _attentions(case: Case) -> Iterator[list[Tensor]]:
+def _attentions(case: AttributionInput) -> Iterator[list[Tensor]]:
     """Mean attention of each layer, (L, L), as the prompt passes; only the plain kernel gives it."""
     seen: list[Tensor] = []
     model, usual = case.loaded.model, case.loaded.model.config._attn_implementation
-    blocks = [place.module for place in places(case.loaded) if place.part == "llm" and not place.enters][:-1]
+    blocks = [place.module for place in layers_of(case.loaded) if place.part == "llm" and not place.enters][:-1]
     handles = []
 
     def look(_: Any, __: Any, output: Any) -> None:

@@ -46,7 +46,7 @@ class _Facts:
     identifiers: dict[str, bytes]
 
 
-def doubts(documents: Sequence[DicomDocument], *, frame: str | None) -> list[str]:
+def dicom_warnings(documents: Sequence[DicomDocument], *, frame: str | None) -> list[str]:
     """Return what a user should know of the DICOM files of a set, one sentence each.
 
     Args:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medmllm_plugins.data.core.data_faults import Faults, relative
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
-from medmllm_plugins.data.core.dicom_set_checks import DicomDocument, doubts
+from medmllm_plugins.data.core.dicom_set_checks import DicomDocument, dicom_warnings
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.core.duplicates import join_groups
 from medmllm_plugins.data.core.fold_names import LEFT_OUT, counted, fold_of, vocabulary
@@ -250,7 +250,9 @@ class Table(FileLayout):
         folds = _folds(listed, groups)
         rows = list(zip(listed, groups, folds, strict=True))
         frame = table_options(spec).frame if spec.dimensions == 2 else ""
-        for doubt in doubts([DicomDocument(entry.path, group, fold) for entry, group, fold in rows], frame=frame):
+        for doubt in dicom_warnings(
+            [DicomDocument(entry.path, group, fold) for entry, group, fold in rows], frame=frame
+        ):
             faults.warn(doubt)
         for warning in two_labels(
             [found[entry.path].content for entry in listed],

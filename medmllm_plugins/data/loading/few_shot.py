@@ -9,7 +9,7 @@ from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.errors import DataError
 
 
-class Shots:
+class FewShotExamples:
     """Chooses examples: the classes in turn, from the train fold, the same ones for every question.
 
     An example is passed over where it is of the group asked about, which a published split may allow.

@@ -13,7 +13,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.base import Shown
+from medmllm_plugins.models.base import VisualInput
 from medmllm_plugins.models.formats.medm_vl import MedMVL, open_medm_vl
 from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING
 from medmllm_plugins.models.options import LoadOptions
@@ -140,7 +140,7 @@ class MedMVLCT(MedMVL):
         """The tower returns a row for each slice, the connector one for each volume."""
         return [SLICES if stage == "vision" else 1] * len(inputs["input_ids"])
 
-    def _pixels(self, images: Sequence[Shown]) -> Tensor:
+    def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
         """(B * 32, 3, H, W), float32: the slices of all volumes, one after the other."""
         for item in images:
             if not isinstance(item, Volume):

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from medmllm_plugins.errors import ModelError, one_line, shown
-from medmllm_plugins.models.chat import ChatModel, Manner
+from medmllm_plugins.models.chat import ChatModel, PromptStyle
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
 from medmllm_plugins.models.families.family_registry import FAMILIES
@@ -73,7 +73,7 @@ def load(options: LoadOptions) -> ChatModel:
     known = FAMILIES["video_llama_3"]
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
     native = Native(model, processor, known, folder, (*files, *weights.files), untrained_parts(model, known))
-    return ChatModel(native, Manner(system=options.system, template=(("enable_thinking", False),)))
+    return ChatModel(native, PromptStyle(system=options.system, template=(("enable_thinking", False),)))
 
 
 def rename(name: str) -> str | None:

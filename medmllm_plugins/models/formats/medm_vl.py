@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.base import LoadedModel, Question, Shown, single
+from medmllm_plugins.models.base import LoadedModel, Question, VisualInput, single
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.device_transfer import to_device
 from medmllm_plugins.models.families.family_registry import FAMILIES
@@ -207,7 +207,7 @@ class MedMVL(LoadedModel):
         """The prompt after the image. The authors strip image and question together, so its start is kept."""
         return f"{IMAGE}\n{question}".strip().removeprefix(IMAGE) + " ASSISTANT:"
 
-    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each.
 
         The text before and after the image is tokenised apart, as the authors do, with no beginning-of-sequence token.
@@ -230,7 +230,7 @@ class MedMVL(LoadedModel):
             "pixel_values": to_device(pixels, self.device, self.dtype),
         }
 
-    def _pixels(self, images: Sequence[Shown]) -> Tensor:
+    def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
         """(B, 3, H, W), float32."""
         return pixel_values(self._processor, [_one(item) for item in images])
 
@@ -243,7 +243,7 @@ class MedMVL(LoadedModel):
         return label_tokens(self.tokenizer, self._closing(single(question)), " ", labels)
 
 
-def _one(item: Shown) -> Any:
+def _one(item: VisualInput) -> Any:
     if not isinstance(item, list | tuple):
         return item
     if len(item) != 1:

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from medmllm_plugins.errors import ModelError, one_line, shown
-from medmllm_plugins.models.base import LoadedModel, Question, Shown, single
+from medmllm_plugins.models.base import LoadedModel, Question, VisualInput, single
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
 from medmllm_plugins.models.device_transfer import to_device
@@ -69,17 +69,17 @@ HUATUO = Template("<|user|>\n", "\n{}\n<|assistant|>\n")
 MISTRAL = Template("[INST] ", "\n{} [/INST]")
 
 
-def huatuogpt_vision(options: LoadOptions) -> OldLlava:
+def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
     """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
     return load(options, HUATUOGPT_VISION, HUATUO)
 
 
-def llava_med(options: LoadOptions) -> OldLlava:
+def llava_med(options: LoadOptions) -> OriginalLlava:
     """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
     return load(options, LLAVA_MED, MISTRAL)
 
 
-def load(options: LoadOptions, sizes: Mapping[str, str], template: Template) -> OldLlava:
+def load(options: LoadOptions, sizes: Mapping[str, str], template: Template) -> OriginalLlava:
     """Load a checkpoint of the first LLaVA format, with no network where the folder is whole.
 
     Raises:
@@ -96,7 +96,7 @@ def load(options: LoadOptions, sizes: Mapping[str, str], template: Template) -> 
     model = build_model(LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system"))
     files = [folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer.model")]
     square = str(raw.get("image_aspect_ratio") or "square") == "pad"
-    return OldLlava(
+    return OriginalLlava(
         model,
         tokens,
         template,
@@ -188,7 +188,7 @@ def _processor(folder: Path, config: LlavaConfig) -> Any:
     return CLIPImageProcessorPil(size=size, crop_size=crop, do_convert_rgb=True)
 
 
-class OldLlava(LoadedModel):
+class OriginalLlava(LoadedModel):
     """A model in memory; see :class:`medmllm_plugins.models.base.LoadedModel`."""
 
     def __init__(
@@ -229,7 +229,7 @@ class OldLlava(LoadedModel):
         """Return the whole prompt, ``<image>`` for the image's tokens."""
         return f"{self._template.before}<image>{self._template.behind.format(single(question))}"
 
-    def prepare(self, questions: Sequence[Question], images: Sequence[Shown]) -> dict[str, Tensor]:
+    def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each; text before and behind the image is tokenised apart."""
         if len(questions) != len(images) or not questions:
             raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")

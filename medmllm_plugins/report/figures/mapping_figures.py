@@ -24,10 +24,10 @@ from medmllm_plugins.report.figures.figure_style import (
 from medmllm_plugins.report.figures.layer_figures import chance_lines
 from medmllm_plugins.report.run_collection import Cell, DataPart
 from medmllm_plugins.results.formatting import cut, known, listed, percent
-from medmllm_plugins.results.probe_results import READINGS, Mapped
+from medmllm_plugins.results.probe_results import READINGS, MappingRecord
 
 
-def mapped(part: DataPart) -> list[tuple[Cell, Mapped]]:
+def mapped(part: DataPart) -> list[tuple[Cell, MappingRecord]]:
     """Cells that have a semantic mapping."""
     return [
         (cell, cell.task.probing.mapping)
@@ -36,7 +36,7 @@ def mapped(part: DataPart) -> list[tuple[Cell, Mapped]]:
     ]
 
 
-def agreement_of(cell: Cell, found: Mapped) -> tuple[list[str], list[str], Floats] | None:
+def agreement_of(cell: Cell, found: MappingRecord) -> tuple[list[str], list[str], Floats] | None:
     """Probe against answer: names of rows and columns, and counts; ``None`` without them."""
     counts = np.array(found.pairs(), dtype=np.float64)
     labels = list(cell.task.probing.labels) if cell.task.probing else []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from medmllm_plugins.report.run_collection import Gathered
+from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
 from medmllm_plugins.results import formatting
 from medmllm_plugins.results.formatting import clean, cut, mapping, number, sequence, whole
 
 
-def runs_table(gathered: Gathered) -> Table:
+def runs_table(gathered: RunCollection) -> Table:
     """The runs behind the page."""
     columns = (
         Column("Run folder", "run"),
@@ -50,7 +50,7 @@ def runs_table(gathered: Gathered) -> Table:
     return Table("runs", "The runs", columns, tuple(rows), tuple(owners))
 
 
-def data_table(gathered: Gathered) -> Table:
+def data_table(gathered: RunCollection) -> Table:
     """The data behind the page: fingerprints, folds and leaks."""
     columns = (
         Column("Data set", "dataset"),
