@@ -57,7 +57,7 @@ def items(model: LoadedModel) -> list[Item]:
     found = []
     for number in range(2800, 2803):
         drawn = phantom(number)
-        shown = drawn.image if hasattr(drawn.image, "convert") else explainer.pictures.Image.fromarray(drawn.image)
+        shown = drawn.image if hasattr(drawn.image, "convert") else explainer.map_images.Image.fromarray(drawn.image)
         shown = shown.convert("RGB")
         (reply,) = model.generate([QUESTION], [shown], max_new_tokens=8, labels=list(LABELS))
         found.append(
