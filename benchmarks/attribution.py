@@ -1,6 +1,6 @@
-"""Gradients at all loci: one pass and one way back for all of them against a call of Captum for each.
+"""Gradients at all layers: one pass and one way back for all of them against a call of Captum for each.
 
-Both sides make gradient times activation and integrated gradients of the same documents at the same loci, by the same
+Both sides make gradient times activation and integrated gradients of the same documents at the same layers, by the same
 target. The plain side is how Captum is used by hand: LayerGradientXActivation and LayerIntegratedGradients, a layer at
 a time.
 """
@@ -32,7 +32,7 @@ from medmllm_plugins.models.options import resolve_device
 
 # Where Captum's own hooks work: at the tower's last block they come too late, since LLaVA takes what transformers
 # recorded before them, and in the LLM they would meet the labels' tokens as well as the prompt's.
-LOCI = ("vision.00", "vision.01", "vision.02", "vision.03", "vision.04", "connector")
+LAYERS = ("vision.00", "vision.01", "vision.02", "vision.03", "vision.04", "connector")
 STEPS = 16
 BATCH = 16
 IMAGES = 4
@@ -49,19 +49,19 @@ def cases(subject: Subject, pictures: Sequence[Image]) -> list[AttributionInput]
 
 
 def at_once(shown: Sequence[AttributionInput]) -> Found:
-    """This package: all loci together."""
+    """This package: all layers together."""
     how, found = MethodConfig(steps=STEPS), []
     for case in shown:
-        gradients, paths = layer_gradient_x_activation(case, LOCI, how), layer_integrated_gradients(case, LOCI, how)
+        gradients, paths = layer_gradient_x_activation(case, LAYERS, how), layer_integrated_gradients(case, LAYERS, how)
         found.append(
-            {f"gradient {locus}": one.values for locus, one in gradients.items()}
-            | {f"path {locus}": one.values for locus, one in paths.items()}
+            {f"gradient {layer}": one.values for layer, one in gradients.items()}
+            | {f"path {layer}": one.values for layer, one in paths.items()}
         )
     return found
 
 
 def one_by_one(shown: Sequence[AttributionInput]) -> Found:
-    """Captum, called for each locus."""
+    """Captum, called for each layer."""
     found = []
     for case in shown:
         told: dict[str, Tensor] = {}
@@ -70,15 +70,15 @@ def one_by_one(shown: Sequence[AttributionInput]) -> Found:
             return case.values(len(pixels), (), pixels)
 
         image = case.pixels[None].detach().clone().requires_grad_()
-        for locus in LOCI:
-            module = case.place(locus).module
+        for layer in LAYERS:
+            module = case.place(layer).module
             gradient = LayerGradientXActivation(forward, module).attribute(image)
             path = LayerIntegratedGradients(forward, module).attribute(
                 image, case.blank_pixels[None], n_steps=STEPS, method=RULE, internal_batch_size=BATCH
             )
             for name, one in (("gradient", gradient), ("path", path)):
                 values = one[0] if isinstance(one, tuple) else one
-                told[f"{name} {locus}"] = values.detach().reshape(-1, values.shape[-1]).float().sum(-1)
+                told[f"{name} {layer}"] = values.detach().reshape(-1, values.shape[-1]).float().sum(-1)
         found.append(told)
     return found
 
@@ -112,8 +112,8 @@ def run(settings: Settings) -> Record:
     return Record(
         settings=settings,
         sides=(
-            ("one_by_one", f"Captum called for each of {len(LOCI)} loci"),
-            ("at_once", "this package: one pass and one way back for all loci, one a step for paths"),
+            ("one_by_one", f"Captum called for each of {len(LAYERS)} layers"),
+            ("at_once", "this package: one pass and one way back for all layers, one a step for paths"),
         ),
         comparison=compare(
             stopwatch(partial(one_by_one, shown), device),
@@ -123,7 +123,7 @@ def run(settings: Settings) -> Record:
         target=Target("at least", 1.0),
         details={
             "images": IMAGES,
-            "loci": len(LOCI),
+            "layers": len(LAYERS),
             "steps": STEPS,
             "threads": torch.get_num_threads(),
         },

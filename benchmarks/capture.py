@@ -47,13 +47,13 @@ class Kept:
 
     Attributes:
         documents: number of documents.
-        loci: number of loci.
-        tensors: number of loci and poolings.
+        layers: number of layers.
+        tensors: number of layers and poolings.
         size: in bytes, the index included.
     """
 
     documents: int
-    loci: int
+    layers: int
     tensors: int
     size: int
 
@@ -63,8 +63,8 @@ class Kept:
         store = FeatureStore(folder)
         return cls(
             documents=len(store),
-            loci=len(store.header.loci),
-            tensors=sum(len(locus.poolings) for locus in store.header.loci),
+            layers=len(store.header.layers),
+            tensors=sum(len(layer.poolings) for layer in store.header.layers),
             size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         )
 
@@ -87,7 +87,7 @@ def captured(subject: Subject, pictures: Sequence[Image], folder: Path, *, floor
     texts: list[str] = []
     told = recorder.RecordedDocument("capture", "demo", phantoms.LABELS, "", "benchmark", "")
     example = loaded.prepare([QUESTION], [pictures[0]])
-    capture = FeatureRecorder(loaded, FeatureOptions(floor=floor), told, folder, rank=0, example=example)
+    capture = FeatureRecorder(loaded, FeatureOptions(random_encoder=floor), told, folder, rank=0, example=example)
     try:
         verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, phantoms.LABELS)]
         for batch in _batches(pictures):
@@ -163,7 +163,7 @@ def run(settings: Settings) -> Record:
         def captures(shown: Sequence[Image], floor: bool) -> Noted[tuple[tuple[str, ...], Path]]:
             def work() -> tuple[tuple[str, ...], Path]:
                 folder = Path(name) / str(next(numbers))
-                return captured(subject, shown, folder, floor=floor), folder
+                return captured(subject, shown, folder, random_encoder=floor), folder
 
             return Noted(work)
 
@@ -191,8 +191,8 @@ def run(settings: Settings) -> Record:
         target=TARGETS.get((size, device.type)),
         details={
             "documents": len(pictures),
-            "loci": kept[0].loci,
-            "loci_and_poolings": kept[0].tensors,
+            "layers": kept[0].layers,
+            "layers_and_poolings": kept[0].tensors,
             "bytes_a_document": round(kept[0].size / len(pictures)),
             "ratio_with_floor": round(comparisons[1].ratio, 3),
             "bytes_a_document_with_floor": round(kept[1].size / len(pictures)),

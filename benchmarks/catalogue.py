@@ -72,13 +72,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "probe_fit": Benchmark(
         module="benchmarks.probe_fit",
-        summary="probes of 140 loci with grid, controls and shuffled labels against a loop with scikit-learn",
+        summary="probes of 140 layers with grid, controls and shuffled labels against a loop with scikit-learn",
         repeats=1,
         devices=("cpu", "cuda"),
     ),
     "paper_protocol": Benchmark(
         module="benchmarks.paper_protocol",
-        summary="the paper's MLP probes of 140 loci trained together against plain PyTorch, one after the other",
+        summary="the paper's MLP probes of 140 layers trained together against plain PyTorch, one after the other",
         repeats=1,
         devices=("cpu", "cuda"),
         sizes=("tiny", "3b"),
@@ -103,7 +103,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "attribution": Benchmark(
         module="benchmarks.attribution",
-        summary="attributions at six loci, all in one pass against a call of Captum for each",
+        summary="attributions at six layers, all in one pass against a call of Captum for each",
         repeats=3,
         devices=("cpu", "cuda"),
     ),

@@ -49,7 +49,7 @@ POINTS = 1.0
 """How far the probes' mean test accuracy may lie apart, in percentage points."""
 
 Key = tuple[str, str]
-"""A locus and a pooling."""
+"""A layer and a pooling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Found:
 
     Attributes:
         texts: answers to the test fold.
-        accuracy: test accuracy of the probe at each locus and pooling.
+        accuracy: test accuracy of the probe at each layer and pooling.
         seconds: what its parts took.
     """
 
@@ -107,7 +107,7 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     told = recorder.RecordedDocument("diagnosis", "demo", labels, "", "benchmark", "")
     outcomes, texts = [], []
     example = loaded.prepare([QUESTION], [everyone[0].picture])
-    capture = FeatureRecorder(loaded, FeatureOptions(floor=floor), told, folder, rank=0, example=example)
+    capture = FeatureRecorder(loaded, FeatureOptions(random_encoder=floor), told, folder, rank=0, example=example)
     try:
         verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, labels)]
         for batch in _batches(everyone):
@@ -133,7 +133,7 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     middle = perf_counter()
     found = analyse(folder, outcomes, device=loaded.device)
     seconds = {"pass": middle - began, "analysis": perf_counter() - middle}
-    accuracy = {(point.key.locus, point.key.pooling): point.accuracy.value for point in found.points}
+    accuracy = {(point.key.layer, point.key.pooling): point.accuracy.value for point in found.points}
     return Found(tuple(texts), accuracy, seconds)
 
 
@@ -283,10 +283,10 @@ def run(settings: Settings) -> Record:
     subject.loaded.generate([QUESTION] * 2, [one.picture for one in everyone[:2]], max_new_tokens=2)
     with TemporaryDirectory(prefix="medmllm-diagnosis-") as name:
         numbers = count()
-        ours = Noted(lambda: one_pass(subject, everyone, Path(name) / str(next(numbers)), floor=True))
+        ours = Noted(lambda: one_pass(subject, everyone, Path(name) / str(next(numbers)), random_encoder=True))
         theirs = Noted(lambda: by_hand(subject, everyone))
         comparison = compare(stopwatch(theirs, device), stopwatch(ours, device), repeats=settings.repeats)
-        bare = one_pass(subject, everyone, Path(name) / "bare", floor=False)
+        bare = one_pass(subject, everyone, Path(name) / "bare", random_encoder=False)
     points = check(ours.last, theirs.last)
     # What the same costs by hand where nobody asks for floors.
     no_floors = sum(value for part, value in theirs.last.seconds.items() if not part.startswith("floors"))

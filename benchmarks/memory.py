@@ -31,7 +31,7 @@ from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 
 SMALL, LARGE = 10_000, 100_000
-LOCI, WIDTH, PIXEL_WIDTH = 70, 32, 3072
+LAYERS, WIDTH, PIXEL_WIDTH = 70, 32, 3072
 """Places with two poolings each, the width of their features, and that of the raw pixels as the package keeps them."""
 LABELS = ("a", "b", "c", "d")
 GROUP = 4
@@ -71,14 +71,14 @@ class Peaks:
 def write(folder: Path, documents: int, seed: int = 0) -> None:
     """Write a store as a run does, a batch of made-up features after the other."""
     generator = np.random.default_rng(seed)
-    places = [f"llm.{number:02d}" for number in range(LOCI - 2)]
-    loci = [
+    places = [f"llm.{number:02d}" for number in range(LAYERS - 2)]
+    layers = [
         StoredLayer("connector", "connector", (MEAN, LAST), (WIDTH, WIDTH)),
         *(StoredLayer(name, "llm", (MEAN, LAST), (WIDTH, WIDTH)) for name in [*places, "llm.norm"]),
-        StoredLayer(PIXELS, "floor", (MEAN,), (PIXEL_WIDTH,)),
+        StoredLayer(PIXELS, "control", (MEAN,), (PIXEL_WIDTH,)),
     ]
-    write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(loci)))
-    names = [f"{locus.name}/{pooling}" for locus in loci[:-1] for pooling in locus.poolings]
+    write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(layers)))
+    names = [f"{layer.name}/{pooling}" for layer in layers[:-1] for pooling in layer.poolings]
     centres = generator.standard_normal((len(LABELS), WIDTH), dtype=np.float32)
     kinds = generator.integers(0, 200, (8, PIXEL_WIDTH)).astype(np.float32)
     writer = Writer(folder, rank=0)
@@ -170,7 +170,7 @@ def run(settings: Settings) -> Record:
         comparison=Comparison(large, small),
         target=Target("at most", 1.10),
         details={
-            "loci_and_poolings": 2 * LOCI,
+            "layers_and_poolings": 2 * LAYERS,
             "width": WIDTH,
             "pixel_width": PIXEL_WIDTH,
             **{f"large_{fold}_rows": count for fold, count in found[LARGE][-1].rows.items()},

@@ -1,4 +1,4 @@
-"""The paper's MLP probes of all loci: trained together by this package, or one after the other in plain PyTorch."""
+"""The paper's MLP probes of all layers: trained together by this package, or one after the other in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EPOCHS = 20
 FOLDS = (200, 4, 400)
 """Train, validation and test rows; the recipe has nothing to choose, and leaves the second fold alone."""
 POINTS = 1.5
-"""How far mean test accuracy over the loci of the loop may lie apart, in percentage points: the two draw other shuffles
-and drop other units, and these loci are few."""
+"""How far mean test accuracy over the layers of the loop may lie apart, in percentage points: the two draw other shuffles
+and drop other units, and these layers are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Size:
     """What is fitted.
 
     Attributes:
-        loci: how many.
+        layers: how many.
         width: of their features.
-        compared: loci that are trained one after the other; the time of that is told for all.
+        compared: layers that are trained one after the other; the time of that is told for all.
     """
 
-    loci: int
+    layers: int
     width: int
     compared: tuple[int, ...]
 
@@ -46,7 +46,7 @@ SIZES = {"tiny": Size(140, 128, (0, 20, 40, 60, 80, 100, 120, 139)), "3b": Size(
 
 
 def together(data: Problem, device: torch.device) -> Tensor:
-    """This package: test accuracy of each locus."""
+    """This package: test accuracy of each layer."""
     train, _, test = (part.to(device).float() for part in data.features)
     material = ProbeData(
         train=train,
@@ -71,14 +71,14 @@ def _fit(material: ProbeData) -> FittedProbe:
     return FittedProbe(lambda features: probes.logits(features).argmax(-1), nothing, nothing)
 
 
-def one_by_one(data: Problem, loci: Sequence[int], device: torch.device) -> Tensor:
-    """Plain PyTorch, with autograd, AdamW and LambdaLR as they come: test accuracy of these loci."""
+def one_by_one(data: Problem, layers: Sequence[int], device: torch.device) -> Tensor:
+    """Plain PyTorch, with autograd, AdamW and LambdaLR as they come: test accuracy of these layers."""
     target, right = (data.labels[fold][0].to(device) for fold in (0, 2))
-    return torch.tensor([_one(data, locus, target, right, device) for locus in loci])
+    return torch.tensor([_one(data, layer, target, right, device) for layer in layers])
 
 
-def _one(data: Problem, locus: int, target: Tensor, right: Tensor, device: torch.device) -> float:
-    rows, _, tested = (part[locus].to(device).float() for part in data.features)
+def _one(data: Problem, layer: int, target: Tensor, right: Tensor, device: torch.device) -> float:
+    rows, _, tested = (part[layer].to(device).float() for part in data.features)
     mean, scale = rows.mean(0), rows.std(0, correction=0)
     rows, tested = (rows - mean) / scale, (tested - mean) / scale
     model = nn.Sequential(
@@ -128,29 +128,29 @@ def run(settings: Settings) -> Record:
     """
     device = resolve_device(settings.device)
     size = SIZES[str(settings.size)]
-    data = problem(size.loci, size.width, FOLDS)
+    data = problem(size.layers, size.width, FOLDS)
     torch.manual_seed(0)
     first = Problem(tuple(part[:1] for part in data.features), data.labels)
     together(first, device)  # the warm-up
     one_by_one(first, (0,), device)
     ours, theirs = Noted(lambda: together(data, device)), Noted(lambda: one_by_one(data, size.compared, device))
     fast, slow = stopwatch(ours, device), stopwatch(theirs, device)
-    comparison = compare(lambda: slow() * size.loci / len(size.compared), fast, repeats=settings.repeats)
+    comparison = compare(lambda: slow() * size.layers / len(size.compared), fast, repeats=settings.repeats)
     points = check(ours.last[list(size.compared)], theirs.last)
     return Record(
         settings=settings,
         sides=(
-            ("one_by_one", f"plain PyTorch, {len(size.compared)} loci timed and told for {size.loci}"),
-            ("together", "this package: all loci in one batched computation"),
+            ("one_by_one", f"plain PyTorch, {len(size.compared)} layers timed and told for {size.layers}"),
+            ("together", "this package: all layers in one batched computation"),
         ),
         comparison=comparison,
         target=Target("at least", 20.0),
         details={
-            "loci": size.loci,
+            "layers": size.layers,
             "train_rows": FOLDS[0],
             "width": size.width,
             "epochs": EPOCHS,
-            "loci_of_the_loop": len(size.compared),
+            "layers_of_the_loop": len(size.compared),
             "points_better": round(points, 3),
             "accuracy": float(ours.last.mean()),
             "threads": torch.get_num_threads(),

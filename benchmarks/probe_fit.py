@@ -1,4 +1,4 @@
-"""Linear probes of all loci: this package's fits in a few products against a loop with scikit-learn."""
+"""Linear probes of all layers: this package's fits in a few products against a loop with scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
 from medmllm_plugins.probes.logistic import STRENGTHS
 from medmllm_plugins.probes.probe_methods import ProbeData, linear
 
-LOCI, WIDTH, CLASSES = 140, 2048, 3
+LAYERS, WIDTH, CLASSES = 140, 2048, 3
 """70 places in a model with two poolings each, as wide as the LLM of MedM-VL."""
 FOLDS = (600, 200, 400)
 """Train, validation and test rows."""
 CONTROLS, SHUFFLES = 3, 20
 COMPARED = (0, 35, 70, 105, 139)
-"""Loci on which the loop runs; its time is told for all. Whole it takes some twenty minutes."""
+"""Layers on which the loop runs; its time is told for all. Whole it takes some twenty minutes."""
 MEAN_POINTS, WORST_POINTS = 0.5, 1.5
 """How far test accuracy may lie apart on average, and below for one probe, in percentage points.
 
@@ -49,10 +49,10 @@ class Problem:
     labels: tuple[Tensor, ...]
 
 
-def problem(loci: int, width: int, folds: tuple[int, int, int], seed: int = 0) -> Problem:
-    """Features like those of a model: correlated, of decaying spectrum, the classes clearer the deeper the locus.
+def problem(layers: int, width: int, folds: tuple[int, int, int], seed: int = 0) -> Problem:
+    """Features like those of a model: correlated, of decaying spectrum, the classes clearer the deeper the layer.
 
-    What the images are (their hidden factors) is the same at all loci, and mixed anew in each.
+    What the images are (their hidden factors) is the same at all layers, and mixed anew in each.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = sum(folds)
@@ -62,12 +62,12 @@ def problem(loci: int, width: int, folds: tuple[int, int, int], seed: int = 0) -
     decay = torch.arange(1, width + 1).pow(-0.5)
     # A control label is a function of some hidden factors: it can be learnt, and has nothing to do with the class.
     controls = (hidden[:, :10] @ torch.randn(CONTROLS, 10, CLASSES, generator=generator)).argmax(-1)
-    features = torch.empty(loci, rows, width, dtype=torch.float16)
-    for locus in range(loci):
+    features = torch.empty(layers, rows, width, dtype=torch.float16)
+    for layer in range(layers):
         mix = torch.randn(width, width, generator=generator) / math.sqrt(width)
         noise = torch.randn(rows, width, generator=generator)
-        strength = 0.05 + 0.2 * locus / loci
-        features[locus] = ((hidden + noise + strength * signal) * decay) @ mix
+        strength = 0.05 + 0.2 * layer / layers
+        features[layer] = ((hidden + noise + strength * signal) * decay) @ mix
     labels = []
     for fold in torch.split(torch.cat([truth[None], controls]), folds, dim=1):
         shuffled = [fold[0, torch.randperm(fold.shape[1], generator=generator)] for _ in range(SHUFFLES)]
@@ -79,8 +79,8 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
     """This package: test accuracy (L, label sets), with strengths chosen by log loss on the validation fold."""
     train, validation, test = data.labels
     found = []
-    each_locus = 4 * data.features[0].shape[2] * sum(part.shape[1] for part in data.features[:2])
-    block = max(1, BLOCK_BYTES // each_locus)  # as many as a run holds
+    each_layer = 4 * data.features[0].shape[2] * sum(part.shape[1] for part in data.features[:2])
+    block = max(1, BLOCK_BYTES // each_layer)  # as many as a run holds
     for start in range(0, len(data.features[0]), block):
         rows, held_out, tested = (part[start : start + block].to(device).float() for part in data.features)
         material = ProbeData(
@@ -98,12 +98,12 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
     return torch.cat(found).float().mean(-1)
 
 
-def loop(data: Problem, loci: Sequence[int]) -> Tensor:
-    """scikit-learn, one fit after the other: test accuracy (loci, label sets), with strengths chosen likewise."""
+def loop(data: Problem, layers: Sequence[int]) -> Tensor:
+    """scikit-learn, one fit after the other: test accuracy (layers, label sets), with strengths chosen likewise."""
     train, validation, test = (part.numpy() for part in data.labels)
-    found = np.empty((len(loci), len(train)))
-    for place, locus in enumerate(loci):
-        folds = [part[locus].float().numpy() for part in data.features]
+    found = np.empty((len(layers), len(train)))
+    for place, layer in enumerate(layers):
+        folds = [part[layer].float().numpy() for part in data.features]
         scaler = StandardScaler().fit(folds[0])
         rows, held_out, tested = (scaler.transform(fold) for fold in folds)
         best = math.nan
@@ -128,7 +128,7 @@ def check(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """See to it that both sides are as accurate.
 
     Args:
-        ours: accuracies of this package's probes, (loci, label sets), those of shuffled labels last.
+        ours: accuracies of this package's probes, (layers, label sets), those of shuffled labels last.
         theirs: those of scikit-learn's.
 
     Returns:
@@ -156,28 +156,28 @@ def run(settings: Settings) -> Record:
         OptionError: there is no such device.
     """
     device = resolve_device(settings.device)
-    data = problem(LOCI, WIDTH, FOLDS)
-    first = slice(0, min(2, LOCI))
+    data = problem(LAYERS, WIDTH, FOLDS)
+    first = slice(0, min(2, LAYERS))
     at_once(Problem(tuple(part[first] for part in data.features), data.labels), device)  # the warm-up
     ours, theirs = Noted(lambda: at_once(data, device)), Noted(lambda: loop(data, COMPARED))
     fast, slow = stopwatch(ours, device), stopwatch(theirs, torch.device("cpu"))
-    comparison = compare(lambda: slow() * LOCI / len(COMPARED), fast, repeats=settings.repeats)
+    comparison = compare(lambda: slow() * LAYERS / len(COMPARED), fast, repeats=settings.repeats)
     mean, worst = check(ours.last[list(COMPARED)], theirs.last)
     real = 1 + CONTROLS
     return Record(
         settings=settings,
         sides=(
-            ("loop", f"a loop with scikit-learn, {len(COMPARED)} loci timed and told for {LOCI}"),
-            ("at_once", "this package: all loci, strengths and label sets in blocks"),
+            ("loop", f"a loop with scikit-learn, {len(COMPARED)} layers timed and told for {LAYERS}"),
+            ("at_once", "this package: all layers, strengths and label sets in blocks"),
         ),
         comparison=comparison,
         target=Target("at least", 100.0 if device.type == "cuda" else 20.0),
         details={
-            "loci": LOCI,
+            "layers": LAYERS,
             "train_rows": FOLDS[0],
             "width": WIDTH,
-            "fits": LOCI * (len(STRENGTHS) * (1 + CONTROLS) + SHUFFLES),
-            "loci_of_the_loop": len(COMPARED),
+            "fits": LAYERS * (len(STRENGTHS) * (1 + CONTROLS) + SHUFFLES),
+            "layers_of_the_loop": len(COMPARED),
             "points_better": round(mean, 3),
             "points_at_worst": round(worst, 3),
             "accuracy": float(ours.last[:, 0].mean()),

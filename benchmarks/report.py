@@ -40,7 +40,7 @@ def thousand_documents(root: Path) -> Path:
     """Run folder of one model with an attribution of each of 1,000 documents."""
     made = Folder(root / "attributions")
     made.answers("med_cls_toy", outcomes(count=DOCUMENTS)).attributions(
-        "med_attr_toy", documents=DOCUMENTS, size=(256, 256), methods=("grad_cam",), loci=("pixels",), noise=True
+        "med_attr_toy", documents=DOCUMENTS, size=(256, 256), methods=("grad_cam",), layers=("pixels",), noise=True
     )
     return made.folder
 

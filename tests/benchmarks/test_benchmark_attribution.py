@@ -11,11 +11,11 @@ from medmllm_plugins.errors import ModelError
 
 
 def test_both_sides_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "LOCI", ("vision.02", "connector"))
+    monkeypatch.setattr(attribution, "LAYERS", ("vision.02", "connector"))
     monkeypatch.setattr(attribution, "STEPS", 3)
     monkeypatch.setattr(attribution, "IMAGES", 1)
     record = attribution.run(Settings(name="attribution", device="cpu", size=None, repeats=1))
-    assert record.details["loci"] == 2 and record.comparison.ratio > 0
+    assert record.details["layers"] == 2 and record.comparison.ratio > 0
 
 
 def test_a_difference_is_caught() -> None:

@@ -30,25 +30,25 @@ def demo() -> Subject:
     return checkpoint("demo", "cpu")
 
 
-@pytest.mark.parametrize("floor", [False, True])
+@pytest.mark.parametrize("control", [False, True])
 def test_both_sides_answer_alike_and_features_are_kept(demo: Subject, tmp_path: Path, floor: bool) -> None:
     pictures = images(18)
-    without, texts = plain(demo, pictures), captured(demo, pictures, tmp_path, floor=floor)
+    without, texts = plain(demo, pictures), captured(demo, pictures, tmp_path, random_encoder=floor)
     assert texts == without
     kept = Kept.of(tmp_path)
     check(without, texts, kept, exact=True)
     assert kept.documents == 18
     assert kept.size > 18 * 2 * 3072
     store = FeatureStore(tmp_path)
-    assert kept.loci == len(store.header.loci) and kept.tensors > kept.loci
-    assert any(locus.name.startswith("floor.random") for locus in store.header.loci) is floor
+    assert kept.layers == len(store.header.layers) and kept.tensors > kept.layers
+    assert any(layer.name.startswith("control.random_encoder") for layer in store.header.layers) is floor
     assert [row["answer"] for _, row in store.index.iterrows()] == list(texts)
     assert all(np.shape(scores) == (4,) for scores in store.index["scores"])
     assert not demo.loaded.model.model.language_model.norm._forward_hooks
 
 
 def test_sides_that_differ_are_caught() -> None:
-    kept = Kept(documents=2, loci=3, tensors=4, size=5)
+    kept = Kept(documents=2, layers=3, tensors=4, size=5)
     check(["a", "b"], ["a", "c"], kept, exact=False)
     with pytest.raises(ModelError, match="found 1 other answers and 2 documents"):
         check(["a", "b"], ["a", "c"], kept, exact=True)
@@ -62,6 +62,6 @@ def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     record = capture.run(Settings("capture", "cpu", "tiny", 1))
     assert [name for name, _ in record.sides] == ["captured", "plain"]
     assert record.target == Target("at most", 1.10)
-    assert (record.details["documents"], record.details["loci"], record.details["loci_and_poolings"]) == (5, 17, 25)
+    assert (record.details["documents"], record.details["layers"], record.details["layers_and_poolings"]) == (5, 17, 25)
     assert record.details["bytes_a_document_with_floor"] > record.details["bytes_a_document"] > 2 * 3072
     assert record.details["ratio_with_floor"] > 0

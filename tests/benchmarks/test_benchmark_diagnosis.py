@@ -47,39 +47,39 @@ def test_documents_are_the_first_of_each_fold() -> None:
 
 def test_both_sides_look_at_the_same_and_answer_alike(tmp_path: Path) -> None:
     subject, everyone = checkpoint("demo", "cpu"), documents(SIZES)
-    ours, theirs = one_pass(subject, everyone, tmp_path, floor=True), by_hand(subject, everyone)
+    ours, theirs = one_pass(subject, everyone, tmp_path, random_encoder=True), by_hand(subject, everyone)
     assert ours.texts == theirs.texts and len(ours.texts) == 48
     store = FeatureStore(tmp_path)
     states = hidden_states(subject, everyone[3].picture)
     floor = {key for key in ours.accuracy if key[0].startswith("floor.")}
     assert set(states) == set(theirs.accuracy) - floor and set(theirs.accuracy) >= floor
-    assert set(ours.accuracy) == {(one.name, pooling) for one in store.header.loci for pooling in one.poolings}
+    assert set(ours.accuracy) == {(one.name, pooling) for one in store.header.layers for pooling in one.poolings}
     model = set(ours.accuracy) - floor
     last = f"llm.{subject.loaded.model.config.text_config.num_hidden_layers - 1:02d}"
     assert model - set(states) == {(last, "mean"), (last, "last")}
-    for (locus, pooling), value in states.items():
-        kept = store.features(locus, pooling, np.array([3]))[0]
+    for (layer, pooling), value in states.items():
+        kept = store.features(layer, pooling, np.array([3]))[0]
         np.testing.assert_allclose(kept, value.numpy(), rtol=2e-3, atol=2e-3 * float(value.abs().max()))
     folds = store.index.groupby("fold", observed=True)["scores"].apply(lambda scores: scores.notna().all())
     assert folds.to_dict() == {"train": False, "validation": True, "test": True}
     apart = {key: abs(ours.accuracy[key] - value) for key, value in theirs.accuracy.items()}
-    assert max(value for key, value in apart.items() if not key[0].startswith("floor.random")) < 0.1
+    assert max(value for key, value in apart.items() if not key[0].startswith("control.random_encoder")) < 0.1
 
 
 def test_floors_by_hand_are_of_a_tower_that_was_never_trained(tmp_path: Path) -> None:
     subject, everyone = checkpoint("demo", "cpu"), documents(SIZES)
     before = {name: value.clone() for name, value in subject.loaded.model.state_dict().items()}
     found = floors(subject, redrawn(subject.loaded.model), everyone[3].picture)
-    one_pass(subject, everyone, tmp_path, floor=True)
+    one_pass(subject, everyone, tmp_path, random_encoder=True)
     store = FeatureStore(tmp_path)
-    ours = {(one.name, pooling) for one in store.header.loci for pooling in one.poolings if one.part == "floor"}
+    ours = {(one.name, pooling) for one in store.header.layers for pooling in one.poolings if one.part == "control"}
     assert set(found) == ours
-    kept = store.features("floor.pixels", "mean", np.array([3]))[0]
-    np.testing.assert_array_equal(found["floor.pixels", "mean"], kept)
+    kept = store.features("control.pixels", "mean", np.array([3]))[0]
+    np.testing.assert_array_equal(found["control.pixels", "mean"], kept)
     own = hidden_states(subject, everyone[3].picture)
-    for (locus, pooling), value in found.items():
-        if locus != "floor.pixels":
-            trained = own[locus.removeprefix("floor.random."), pooling]
+    for (layer, pooling), value in found.items():
+        if layer != "control.pixels":
+            trained = own[layer.removeprefix("control.random_encoder."), pooling]
             assert value.shape == trained.shape and value.isfinite().all() and value.std() > 0
             assert not torch.allclose(value, trained, atol=0.1)
     assert all(torch.equal(value, before[name]) for name, value in subject.loaded.model.state_dict().items())
@@ -93,7 +93,7 @@ def test_sides_that_differ_are_caught() -> None:
         check(Found(("a", "c"), more, {}), theirs)
     with pytest.raises(ModelError, match=r"no probe of ours at \[\('connector', 'mean'\)\]"):
         check(Found(("a", "b"), {("llm.norm", "last"): 0.7}, {}), theirs)
-    drawn = ("floor.random.connector", "mean")  # each side draws its own weights
+    drawn = ("control.random_encoder.connector", "mean")  # each side draws its own weights
     with_floors = Found(("a", "b"), {**theirs.accuracy, drawn: 0.1}, {})
     assert check(Found(("a", "b"), {**more, drawn: 0.9}, {}), with_floors) == pytest.approx(0.75)
     with pytest.raises(ModelError, match=r"found \+1\.50"):

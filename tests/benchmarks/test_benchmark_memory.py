@@ -20,7 +20,7 @@ from medmllm_plugins.probes.probe_options import Options
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LOCI": 3, "WIDTH": 8, "PIXEL_WIDTH": 16}.items():
+    for name, value in {"LAYERS": 3, "WIDTH": 8, "PIXEL_WIDTH": 16}.items():
         monkeypatch.setattr(memory, name, value)
 
 
@@ -39,11 +39,11 @@ def test_the_store_is_read_as_any_other(tmp_path: Path) -> None:
     store.check()
     assert len(store) == 640
     assert store.index["shard"].nunique() == 3
-    assert [(locus.name, locus.poolings, locus.widths) for locus in store.header.loci] == [
+    assert [(layer.name, layer.poolings, layer.widths) for layer in store.header.layers] == [
         ("connector", ("mean", "last"), (8, 8)),
         ("llm.00", ("mean", "last"), (8, 8)),
         ("llm.norm", ("mean", "last"), (8, 8)),
-        ("floor.pixels", ("mean",), (16,)),
+        ("control.pixels", ("mean",), (16,)),
     ]
     samples = read_labelled_features(store)
     assert {fold: len(rows) for fold, rows in samples.rows.items()} == {"train": 512, "validation": 64, "test": 64}

@@ -40,7 +40,7 @@ def test_the_made_up_problem() -> None:
 def test_linear_probes_are_as_good_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_fit, "SHUFFLES", 2)
     data = problem(2, 32, (90, 40, 200))
-    monkeypatch.setattr(probe_fit, "BLOCK_BYTES", 1)  # a locus at a time
+    monkeypatch.setattr(probe_fit, "BLOCK_BYTES", 1)  # a layer at a time
     ours, theirs = probe_fit.at_once(data, CPU), probe_fit.loop(data, (0, 1))
     assert ours.shape == theirs.shape == (2, 1 + CONTROLS + 2)
     assert float((ours - theirs).abs().max()) <= 0.015
@@ -91,7 +91,7 @@ def test_mlp_probes_that_differ_are_caught(shift: float) -> None:
 
 
 def test_the_record_of_linear_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LOCI": 4, "WIDTH": 16, "FOLDS": (60, 30, 400), "COMPARED": (1, 3), "SHUFFLES": 2}.items():
+    for name, value in {"LAYERS": 4, "WIDTH": 16, "FOLDS": (60, 30, 400), "COMPARED": (1, 3), "SHUFFLES": 2}.items():
         monkeypatch.setattr(probe_fit, name, value)
     record = probe_fit.run(Settings("probe_fit", "cpu", None, 1))
     assert [name for name, _ in record.sides] == ["loop", "at_once"]
@@ -110,7 +110,7 @@ def test_the_record_of_mlp_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name, _ in record.sides] == ["one_by_one", "together"]
     assert record.target == Target("at least", 20.0)
     assert len(record.comparison.numerator.seconds) == 2
-    assert (record.details["loci"], record.details["loci_of_the_loop"]) == (4, 2)
+    assert (record.details["layers"], record.details["layers_of_the_loop"]) == (4, 2)
 
 
 def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_our_entry_point_is_in_force_on_one_side_only(imports: tuple[Import, Imp
 def test_byte_code_is_kept_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     import_once(tmp_path, left_out=False)
-    assert list(tmp_path.rglob("bridge.*.pyc"))
+    assert list(tmp_path.rglob("entry_point.*.pyc"))
 
 
 def test_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
