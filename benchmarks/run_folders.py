@@ -194,7 +194,7 @@ class Folder:
             for method in methods:
                 for layer in layers:
                     heat = f"pictures/{place}.{method}.{layer}.heat.png"
-                    layer(generator, size, slices).save(folder / heat)
+                    heatmap(generator, size, slices).save(folder / heat)
                     entries.append(
                         {
                             "id": f"doc-{place:05d}",
@@ -352,7 +352,7 @@ def picture(generator: np.random.Generator, size: tuple[int, int], slices: int, 
     return Image.fromarray(np.clip(np.concatenate(parts), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def layer(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
+def heatmap(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
     """A heat map to lay over it: red where it is high, clear elsewhere."""
     mask = picture(generator, size, slices).convert("L")
     red = Image.new("RGBA", mask.size, (230, 60, 20, 0))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +18,7 @@ from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.json_values import clean, number, whole
 
 _EMPTY: Final[dict[Any, Any]] = {str: "", int: 0, float: math.nan, bool: False}
+_TYPES: Final[dict[type[Any], dict[str, Any]]] = {}
 
 
 class _Unusable(Exception):
@@ -78,11 +78,12 @@ def check_version(content: object, name: str, version: int) -> None:
         )
 
 
-@cache
-def field_types(cls: Hashable) -> dict[str, Any]:
+def field_types(cls: type[Any]) -> dict[str, Any]:
     """Return the types of a record's fields by name, in order."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    if cls not in _TYPES:
+        hints = get_type_hints(cls)
+        _TYPES[cls] = {field.name: hints[field.name] for field in fields(cls)}
+    return _TYPES[cls]
 
 
 def read_fields(cls: type[Any], content: object) -> dict[str, Any]:
