@@ -167,7 +167,7 @@ def answer_and_record(
     """Answer documents, and write the features of every stage, with a random encoder or without, to a store."""
     metadata = RecordedDocument("benchmark", "demo", phantoms.LABELS, "", "benchmark", "")
     example = model.loaded.prepare([QUESTION], [members[0].picture])
-    options = FeatureOptions(floor=random_encoder)
+    options = FeatureOptions(random_encoder=random_encoder)
     recorder = FeatureRecorder(model.loaded, options, metadata, folder, rank=0, example=example)
     try:
         return answer(model, members, recorder)

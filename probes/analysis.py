@@ -59,21 +59,21 @@ class ModuleHealth:
         pooling: of the curve.
         health: the score and its parts.
         score: the score with its interval.
-        loci: the curve's loci, in order.
+        layers: the curve's layers, in order.
     """
 
     module: str
     pooling: str
     health: Health
     score: Estimate
-    loci: tuple[str, ...]
+    layers: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         told = {
             "module": self.module,
             "pooling": self.pooling,
-            "loci": list(self.loci),
+            "layers": list(self.layers),
             "interval": self.score.to_dict(),
         }
         return told | self.health.to_dict()
@@ -96,7 +96,7 @@ class Analysis:
         reference: accuracy of the reference classifier; ``None`` without one.
         reference_name: its name; empty without one.
         points: the curves.
-        best: the locus and pooling whose probe is best on the validation fold, floors and unread layers left out.
+        best: the layer and pooling whose probe is best on the validation fold, floors and unread layers left out.
         health: Feature Health Scores by module and pooling.
         mapping: the semantic mapping.
         diagnosis: the four modes.
@@ -135,10 +135,10 @@ class Analysis:
     def handed_over(self) -> tuple[Point, ...]:
         """What tower, connector and LLM hand over, as the diagnosis reads them."""
         handed = ends(
-            [StoredLayer(one.key.locus, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points]
+            [StoredLayer(one.key.layer, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points]
         )
         return tuple(
-            one for one in self.points if (one.key.locus, one.key.pooling) in handed and one.key.part != "floor"
+            one for one in self.points if (one.key.layer, one.key.pooling) in handed and one.key.part != "control"
         )
 
     def printed(self) -> dict[str, float | None]:
@@ -153,7 +153,7 @@ class Analysis:
         """The sentences to read."""
         named = self.diagnosis.named
         first = (
-            f"answers {self.answer.percent()}, best probe {self.best.accuracy.percent()} at {self.best.key.locus} "
+            f"answers {self.answer.percent()}, best probe {self.best.accuracy.percent()} at {self.best.key.layer} "
             f"({self.best.key.pooling})"
         )
         supported = self.diagnosis.supported
@@ -174,7 +174,7 @@ class Analysis:
         return {
             "named": self.diagnosis.named,
             **{f"verdict_{one.mode}": one.verdict for one in self.diagnosis.effects},
-            "best": f"{self.best.key.locus} ({self.best.key.pooling})",
+            "best": f"{self.best.key.layer} ({self.best.key.pooling})",
             "seconds": self.seconds,
             "warnings": list(self.warnings),
             **self.printed(),
@@ -199,7 +199,7 @@ class Analysis:
             "diagnosis": self.diagnosis.to_dict(),
             "health": [one.to_dict() for one in self.health],
             "best": self.best.to_dict(),
-            "mapping": {**self.mapping.to_dict(), "lens_loci": list(self.lens)},
+            "mapping": {**self.mapping.to_dict(), "lens_layers": list(self.lens)},
             "points": [one.to_dict() for one in self.points],
             "control_types": self.types,
             "warnings": list(self.warnings),
@@ -255,7 +255,7 @@ def analyse(
         beside[SCORES] = (tested.argmax(1) == truth).astype(np.float64)
     draws = draw(fitted, samples, beside, seed=options.seed)
     curve = points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
-    own = [one for one in curve if one.key.part != "floor" and one.key.read]
+    own = [one for one in curve if one.key.part != "control" and one.key.read]
     return Analysis(
         task=store.header.task,
         model=store.header.model,
@@ -272,7 +272,7 @@ def analyse(
         reference_name="" if reference is None else reference.name,
         points=curve,
         best=max(own, key=lambda one: one.validation),
-        health=_health(fitted, draws, store.header.loci),
+        health=_health(fitted, draws, store.header.layers),
         mapping=_mapping(store, samples, fitted, answers, scores, options.seed),
         diagnosis=diagnose(fitted, draws, samples.of("validation"), scored),
         alone=diagnose(fitted, draws.without(REFERENCE), samples.of("validation"), scored),
@@ -350,16 +350,16 @@ def _repeated(
     return found
 
 
-def _health(fitted: ProbePredictions, draws: Draws, loci: Sequence[StoredLayer]) -> tuple[ModuleHealth, ...]:
+def _health(fitted: ProbePredictions, draws: Draws, layers: Sequence[StoredLayer]) -> tuple[ModuleHealth, ...]:
     """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
     found = []
     for module in MODULES:
         for pooling in (MEAN, LAST):
             places = [
-                fitted.at(locus.name, pooling)
-                for locus in loci
+                fitted.at(layer.name, pooling)
+                for layer in layers
                 # The LLM's input is the connector's output among words; its first layer is its first block.
-                if locus.part == module and pooling in locus.poolings and locus.read and locus.name != "llm.embed"
+                if layer.part == module and pooling in layer.poolings and layer.read and layer.name != "llm.embed"
             ]
             if not places or min(places) < 0:
                 continue
@@ -371,7 +371,7 @@ def _health(fitted: ProbePredictions, draws: Draws, loci: Sequence[StoredLayer])
                     pooling,
                     parts,
                     draws.estimate(parts.score, resampled),
-                    tuple(fitted.keys[place].locus for place in places),
+                    tuple(fitted.keys[place].layer for place in places),
                 )
             )
     return tuple(found)
@@ -421,10 +421,10 @@ def _warnings(
             f"The control task has fewer classes than the data: only {fitted.types} types of pictures occur in every "
             f"fold, for {len(samples.labels)} classes, so it is easier than it should be."
         )
-    narrow = sorted({one.key.width for one in curve if one.key.part != "floor" and one.key.width < options.width})
+    narrow = sorted({one.key.width for one in curve if one.key.part != "control" and one.key.width < options.width})
     if narrow:
         found.append(
-            f"Not all loci are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
+            f"Not all layers are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
         )
     if shared := divided_groups(samples):
         found.append(
@@ -433,5 +433,5 @@ def _warnings(
         )
     stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
     if stuck:
-        found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].key.locus}.")
+        found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].key.layer}.")
     return tuple(found)

@@ -16,7 +16,7 @@ CURVES: Final = ".probes.csv"
 EFFECTS: Final = ".diagnosis.csv"
 SUFFIXES: Final = (SUFFIX, CURVES, EFFECTS)
 """Endings of all files that :func:`write` writes."""
-_COLUMNS: Final = ("locus", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
+_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
 
 Cell = str | int | float | None
 
@@ -30,7 +30,7 @@ def write(folder: Path, stem: str, analysis: Analysis) -> list[Path]:
         analysis: what to write.
 
     Returns:
-        The files: JSON, the curves (a row a locus, pooling, fold and metric), and the four modes.
+        The files: JSON, the curves (a row a layer, pooling, fold and metric), and the four modes.
 
     Raises:
         OSError: the folder cannot be written.
@@ -69,10 +69,10 @@ def _numbers(found: Estimate) -> tuple[float | None, float | None, float | None]
 def _rows(analysis: Analysis) -> Iterator[tuple[Cell, ...]]:
     for point in analysis.points:
         key = point.key
-        place: tuple[Cell, ...] = (key.locus, key.part, key.pooling, key.width, str(key.read).lower())
+        place: tuple[Cell, ...] = (key.layer, key.part, key.pooling, key.width, str(key.read).lower())
         for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
             yield (*place, "test", name, *_numbers(getattr(point, name)))
-        for name in ("null", "null_high", "p", "p_holm"):
+        for name in ("label_permutation", "label_permutation_high", "p", "p_holm"):
             yield (*place, "test", name, number(getattr(point, name)), None, None)
         yield (*place, "validation", "accuracy", number(point.validation), None, None)
         for turn, value in enumerate(point.repeats, start=1):

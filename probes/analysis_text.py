@@ -40,7 +40,7 @@ def render(analysis: Analysis) -> str:
     ]
     lines += _repeats(analysis)
     lines += [f"  Warning: {warning}" for warning in analysis.warnings]
-    lines.append("  A probe shows that a class can be read off a locus, not that the model uses it.")
+    lines.append("  A probe shows that a class can be read off a layer, not that the model uses it.")
     return "\n".join(lines)
 
 
@@ -55,17 +55,17 @@ def _profile(analysis: Analysis) -> str:
 
 
 def _curves(analysis: Analysis) -> list[str]:
-    rows = [("locus", "pooling", "accuracy", "95 % CI", "control", "null", "p Holm", "")]
+    rows = [("layer", "pooling", "accuracy", "95 % CI", "control", "label_permutation", "p Holm", "")]
     for point in analysis.points:
         note = "" if point.key.read else "never read"
         rows.append(
             (
-                point.key.locus,
+                point.key.layer,
                 point.key.pooling,
                 _percent(point.accuracy.value),
                 _interval(point.accuracy),
                 _percent(point.control.value),
-                _percent(point.null),
+                _percent(point.label_permutation),
                 "" if math.isnan(point.p_holm) else f"{point.p_holm:.4f}",
                 note,
             )
@@ -77,12 +77,12 @@ def _repeats(analysis: Analysis) -> list[str]:
     """How far the curve's ends move with the division into folds."""
     if not analysis.options.repeats:
         return []
-    ends = {(one.key.locus, one.key.pooling): one for one in (analysis.best, *analysis.handed_over())}
-    rows = [("locus", "pooling", "accuracy", "mean", "lowest", "highest")]
-    for (locus, pooling), one in ends.items():
+    ends = {(one.key.layer, one.key.pooling): one for one in (analysis.best, *analysis.handed_over())}
+    rows = [("layer", "pooling", "accuracy", "mean", "lowest", "highest")]
+    for (layer, pooling), one in ends.items():
         mean = sum(one.repeats) / len(one.repeats)
         shown = [_percent(value) for value in (one.accuracy.value, mean, min(one.repeats), max(one.repeats))]
-        rows.append((locus, pooling, shown[0], shown[1], shown[2], shown[3]))
+        rows.append((layer, pooling, shown[0], shown[1], shown[2], shown[3]))
     return ["", f"  Divided into folds anew, {analysis.options.repeats} times:", *_table(rows), ""]
 
 

@@ -1,4 +1,4 @@
-"""Curves over the loci with their controls, bands and p-values, from what the probes predict."""
+"""Curves over the layers with their controls, bands and p-values, from what the probes predict."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.results.comparison import holm
 
 PERMUTATIONS: Final = 9_999
-"""Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred loci."""
+"""Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred layers."""
 _CELLS: Final = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One locus and pooling of the curves; all figures are of the test fold unless they say otherwise.
+    """One layer and pooling of the curves; all figures are of the test fold unless they say otherwise.
 
     Attributes:
         key: which.
@@ -32,10 +32,10 @@ class Point:
         corrected: balanced accuracy above chance, ``(b - 1/K) / (1 - 1/K)``: 0 is chance, 1 all right.
         control: accuracy on the control task, mean over its drawings; NaN without any.
         selectivity: ``accuracy - control``.
-        null: mean balanced accuracy of probes of shuffled labels; NaN without any.
-        null_high: its 95th percentile.
+        label_permutation: mean balanced accuracy of probes of shuffled labels; NaN without any.
+        label_permutation_high: its 95th percentile.
         p: share of shuffles of the test fold's labels (by group) under which the probe's balanced accuracy is as high.
-        p_holm: corrected over the loci of the model.
+        p_holm: corrected over the layers of the model.
         validation: accuracy on the validation fold.
         strength: the inverse L2 strength chosen there; ``None`` where there is none.
         gradient_norm: at the solution; ``None`` likewise.
@@ -48,8 +48,8 @@ class Point:
     corrected: Estimate
     control: Estimate
     selectivity: Estimate
-    null: float
-    null_high: float
+    label_permutation: float
+    label_permutation_high: float
     p: float
     p_holm: float
     validation: float
@@ -62,7 +62,7 @@ class Point:
         told: dict[str, Any] = {name: getattr(self.key, name) for name in self.key.__slots__}
         for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
             told[name] = getattr(self, name).to_dict()
-        for name in ("null", "null_high", "p", "p_holm", "validation"):
+        for name in ("label_permutation", "label_permutation_high", "p", "p_holm", "validation"):
             told[name] = number(getattr(self, name))
         return {**told, "C": self.strength, "gradient_norm": self.gradient_norm, "repeats": list(self.repeats)}
 
@@ -139,7 +139,7 @@ def points(
     """
     classes = len(samples.labels)
     p = p_values(fitted.test, samples, seed=seed)
-    own = [place for place, key in enumerate(fitted.keys) if key.part != "floor"]
+    own = [place for place, key in enumerate(fitted.keys) if key.part != "control"]
     corrected = np.full(len(p), np.nan)
     corrected[own] = holm([float(p[place]) for place in own])
     validation = (fitted.validation == samples.of("validation")).mean(1)
@@ -149,7 +149,11 @@ def points(
         accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
         balanced = draws.resampled["balanced"][:, place]
         value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}
-        strength, norm, null = float(fitted.strength[place]), float(fitted.gradient_norm[place]), fitted.null[place]
+        strength, norm, null = (
+            float(fitted.strength[place]),
+            float(fitted.gradient_norm[place]),
+            fitted.label_permutation[place],
+        )
         found.append(
             Point(
                 key=key,
@@ -160,8 +164,8 @@ def points(
                 ),
                 control=draws.estimate(value["control"], control),
                 selectivity=draws.estimate(value["probe"] - value["control"], accuracy - control),
-                null=float(null.mean()) if len(null) else math.nan,
-                null_high=float(np.quantile(null, 0.95)) if len(null) else math.nan,
+                label_permutation=float(null.mean()) if len(null) else math.nan,
+                label_permutation_high=float(np.quantile(null, 0.95)) if len(null) else math.nan,
                 p=float(p[place]),
                 p_holm=float(corrected[place]),
                 validation=float(validation[place]),
@@ -178,7 +182,7 @@ def p_values(test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutatio
 
     Labels are shuffled by group and the fitted probes are held against them. Given its predictions, a probe whose
     features say nothing of the class is as good on any of these as on the real labels, so this needs no refit, and the
-    p-value, ``(1 + b) / (1 + B)``, can be as small as many loci need.
+    p-value, ``(1 + b) / (1 + B)``, can be as small as many layers need.
 
     Args:
         test: (F, t) predictions.

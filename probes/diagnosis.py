@@ -73,7 +73,7 @@ class Effect:
         loss: accuracy lost at this stage, with its interval; NaN where it cannot be known.
         verdict: whether the evidence supports it.
         why: one sentence.
-        before: what the stage before was measured by: a locus and pooling, ``"reference"`` or a floor.
+        before: what the stage before was measured by: a layer and pooling, ``"reference"`` or a floor.
         after: what this stage was measured by; ``"answer"`` for the answers.
     """
 
@@ -152,7 +152,7 @@ def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validat
         place = max(places, key=lambda one: on_validation[one])
         key = fitted.keys[place]
         return _Measure(
-            f"{key.locus} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
+            f"{key.layer} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
         )
 
     tower, connector, last = (best(places) for places in stages)
@@ -165,7 +165,7 @@ def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validat
         if scores_validation > max(on_validation[place] for places in stages for place in places):
             shown = told(SCORES)
     enough = draws.groups >= FEWEST_GROUPS
-    floor = best([place for place, key in enumerate(fitted.keys) if key.part == "floor"])
+    floor = best([place for place, key in enumerate(fitted.keys) if key.part == "control"])
     known = REFERENCE in draws.values and _tells(told(REFERENCE), (floor, told(MAJORITY)), draws)
     effects = (
         _vision(told(REFERENCE) if REFERENCE in draws.values else None, known, shown, floor, draws, enough),
@@ -179,10 +179,10 @@ def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validat
 def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
     """Places of what tower, connector and LLM hand over; the fit always holds them."""
     tower = [place for place, key in enumerate(keys) if key.part == "vision" and key.read]
-    end = keys[tower[-1]].locus
-    handed = [place for place in tower if keys[place].locus == end and keys[place].pooling in (MEAN, CLS)]
+    end = keys[tower[-1]].layer
+    handed = [place for place in tower if keys[place].layer == end and keys[place].pooling in (MEAN, CLS)]
     connector = [place for place, key in enumerate(keys) if key.part == "connector" and key.pooling == MEAN]
-    last = [place for place, key in enumerate(keys) if (key.locus, key.pooling) == (LAST_LAYER, LAST)]
+    last = [place for place, key in enumerate(keys) if (key.layer, key.pooling) == (LAST_LAYER, LAST)]
     return handed, connector, last
 
 

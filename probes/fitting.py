@@ -1,4 +1,4 @@
-"""Fits the probes of all loci: read from the store a block at a time, so that memory stays bounded."""
+"""Fits the probes of all layers: read from the store a block at a time, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.utils.progress import Progress
 
 LAST_LAYER = "llm.norm"
-"""The locus at the end of the LLM."""
+"""The layer at the end of the LLM."""
 _LOOKS = 64
 _LOUD = 10.0
-"""No feature is to vary more than so many times as much as the middle one when a locus is projected at random."""
+"""No feature is to vary more than so many times as much as the middle one when a layer is projected at random."""
 BLOCK_BYTES = 64 * 2**20
-"""Features that are in memory at a time; at least one locus."""
+"""Features that are in memory at a time; at least one layer."""
 
 _Matrix: TypeAlias = npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A curve's point: a locus and a pooling; ``width`` is that of the features that are fitted."""
+    """A curve's point: a layer and a pooling; ``width`` is that of the features that are fitted."""
 
-    locus: str
+    layer: str
     part: str
     pooling: str
     width: int
@@ -51,14 +51,14 @@ class ProbePredictions:
     """What the probes predict, and on what they were fitted.
 
     Attributes:
-        keys: the loci and poolings, F of them.
+        keys: the layers and poolings, F of them.
         validation: (F, v) predicted classes of the validation fold.
         test: (F, t) predicted classes of the test fold.
         validation_loss: (F,) mean log loss on the validation fold, in nats.
         strength: (F,) the inverse L2 strength that was chosen; NaN where there is none to choose.
         gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN likewise.
         control: (F, t) float32, share of the control task's drawings whose class is predicted; NaN without a drawing.
-        null: (F, R) balanced accuracies of probes of shuffled labels, against the test fold's labels shuffled likewise.
+        label_permutation: (F, R) balanced accuracies of probes of shuffled labels, against the test fold's labels shuffled likewise.
         types: number of types of pictures for the control task; with fewer than two there is none to draw.
     """
 
@@ -69,12 +69,12 @@ class ProbePredictions:
     strength: npt.NDArray[np.float64]
     gradient_norm: npt.NDArray[np.float64]
     control: npt.NDArray[np.float32]
-    null: npt.NDArray[np.float64]
+    label_permutation: npt.NDArray[np.float64]
     types: int
 
-    def at(self, locus: str, pooling: str) -> int:
-        """The place of a locus and pooling among :attr:`keys`; -1 where it is not there."""
-        return next((i for i, key in enumerate(self.keys) if (key.locus, key.pooling) == (locus, pooling)), -1)
+    def at(self, layer: str, pooling: str) -> int:
+        """The place of a layer and pooling among :attr:`keys`; -1 where it is not there."""
+        return next((i for i, key in enumerate(self.keys) if (key.layer, key.pooling) == (layer, pooling)), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,39 +89,42 @@ class _Labels:
 
 
 def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
-    """The loci and poolings to look at, in the store's order, floors at the end.
+    """The layers and poolings to look at, in the store's order, floors at the end.
 
     Raises:
-        OptionError: a pooling or a locus was asked for that the store does not hold.
+        OptionError: a pooling or a layer was asked for that the store does not hold.
     """
-    loci = store.header.loci
-    held = {pooling for locus in loci for pooling in locus.poolings}
+    layers = store.header.layers
+    held = {pooling for layer in layers for pooling in layer.poolings}
     if unknown := sorted(set(options.poolings) - held):
         raise OptionError(f"Expected poolings among {sorted(held)}, which the store holds, found {unknown}.")
-    if unknown := sorted(set(options.loci) - {locus.name for locus in loci}):
-        raise OptionError(f"Expected loci among {[locus.name for locus in loci]}, found {unknown}.")
-    needed = ends(loci)
+    if unknown := sorted(set(options.layers) - {layer.name for layer in layers}):
+        raise OptionError(f"Expected layers among {[layer.name for layer in layers]}, found {unknown}.")
+    needed = ends(layers)
     return tuple(
-        Key(locus.name, locus.part, pooling, min(width, options.width or width), locus.read)
-        for locus in loci
-        for pooling, width in zip(locus.poolings, locus.widths, strict=True)
-        if (locus.name, pooling) in needed
-        or ((not options.loci or locus.name in options.loci) and (not options.poolings or pooling in options.poolings))
+        Key(layer.name, layer.part, pooling, min(width, options.width or width), layer.read)
+        for layer in layers
+        for pooling, width in zip(layer.poolings, layer.widths, strict=True)
+        if (layer.name, pooling) in needed
+        or (
+            (not options.layers or layer.name in options.layers)
+            and (not options.poolings or pooling in options.poolings)
+        )
     )
 
 
-def ends(loci: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
-    """The loci and poolings at which tower, connector and LLM hand over, and the floors."""
-    tower = [locus.name for locus in loci if locus.part == "vision" and locus.read][-1:]
+def ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
+    """The layers and poolings at which tower, connector and LLM hand over, and the floors."""
+    tower = [layer.name for layer in layers if layer.part == "vision" and layer.read][-1:]
     found = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
-    floors = {(locus.name, pooling) for locus in loci if locus.part == "floor" for pooling in locus.poolings}
+    floors = {(layer.name, pooling) for layer in layers if layer.part == "control" for pooling in layer.poolings}
     return frozenset(found | floors | {("connector", MEAN), (LAST_LAYER, LAST)})
 
 
 def fit_probes(
     store: FeatureStore, samples: LabelledFeatures, options: Options, device: torch.device | None = None
 ) -> ProbePredictions:
-    """Fit a probe for every locus and pooling, on the real labels, the control task's and shuffled ones.
+    """Fit a probe for every layer and pooling, on the real labels, the control task's and shuffled ones.
 
     The strength of the penalty is chosen by log loss on the validation fold: for the real labels and for each drawing
     of the control task on its own. Probes of shuffled labels take the strength of the real ones. The test fold is
@@ -184,7 +187,7 @@ def fit_probes(
         strength=np.array([one.strength for one in whole]),
         gradient_norm=np.array([one.gradient_norm for one in whole]),
         control=np.stack([one.control for one in whole]),
-        null=np.stack([one.null for one in whole]),
+        label_permutation=np.stack([one.label_permutation for one in whole]),
         types=labels.types,
     )
 
@@ -193,7 +196,7 @@ def fit_probes(
 def fit_block(
     fit: Probe, material: ProbeData
 ) -> Iterator[tuple[list[FittedProbe], Callable[[Tensor], npt.NDArray[np.int16]]]]:
-    """Fit the loci of a block; on a CPU a share of them on each core.
+    """Fit the layers of a block; on a CPU a share of them on each core.
 
     Products this small gain little from several cores each, and decompositions lose by it.
 
@@ -201,8 +204,8 @@ def fit_block(
         The fitted probes of each share, and what predicts the classes of further rows, (L, T, D) to (L, P, T), for all
         shares together.
     """
-    loci, threads = len(material.train), torch.get_num_threads()
-    shares = 1 if material.train.device.type != "cpu" else min(threads, loci)
+    layers, threads = len(material.train), torch.get_num_threads()
+    shares = 1 if material.train.device.type != "cpu" else min(threads, layers)
 
     def divided(features: Tensor) -> tuple[Tensor, ...]:
         return torch.tensor_split(features, shares)
@@ -227,7 +230,7 @@ def fit_block(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Said:
-    """What the probes of one locus say."""
+    """What the probes of one layer say."""
 
     validation: Ints
     test: Ints
@@ -235,11 +238,11 @@ class _Said:
     strength: float
     gradient_norm: float
     control: npt.NDArray[np.float32]
-    null: npt.NDArray[np.float64]
+    label_permutation: npt.NDArray[np.float64]
 
 
 def _each(fittings: Sequence[FittedProbe]) -> Iterator[tuple[Ints, float, float, float]]:
-    """Of each locus the predictions of the validation fold, their loss, the strength and the norm of the gradient."""
+    """Of each layer the predictions of the validation fold, their loss, the strength and the norm of the gradient."""
     for fitting in fittings:
         nothing = torch.full_like(fitting.loss, float("nan"))
         strength = nothing if fitting.strength is None else fitting.strength
@@ -251,7 +254,7 @@ def _each(fittings: Sequence[FittedProbe]) -> Iterator[tuple[Ints, float, float,
 
 
 def _judge(figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.int16], labels: _Labels) -> _Said:
-    """Hold a locus's predictions of the test fold, (P, t), against the label sets."""
+    """Hold a layer's predictions of the test fold, (P, t), against the label sets."""
     validation, loss, strength, norm = figures
     real, real_and_control = 1, 1 + labels.controls
     test = predicted[0].astype(np.intp)
@@ -291,7 +294,7 @@ def _label_sets(store: FeatureStore, samples: LabelledFeatures, options: Options
 
 def _looks(store: FeatureStore) -> npt.NDArray[np.float32]:
     """What pictures look like, coarsely, (n, 64): raw pixels under one random projection, read in parts."""
-    width = store.locus(PIXELS).widths[0]
+    width = store.layer(PIXELS).widths[0]
     matrix = np.random.default_rng(width).standard_normal((width, _LOOKS), dtype=np.float32) / np.sqrt(width)
     at_once = max(1, BLOCK_BYTES // (8 * width))
     parts = [
@@ -313,20 +316,20 @@ def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
 
 
 def _projection(store: FeatureStore, key: Key, train: Ints, options: Options) -> _Matrix:
-    """The random matrix, (D, d), that a wide locus goes through; ``None`` for one that stays as it is.
+    """The random matrix, (D, d), that a wide layer goes through; ``None`` for one that stays as it is.
 
     Some features of large models vary a thousand times as much as all others, and would drown them in every sum: these
     are held to :data:`_LOUD` times the middle one. Beyond that nothing is standardised, for what hardly varies is
     mostly noise.
     """
-    held = store.locus(key.locus)
+    held = store.layer(key.layer)
     width = held.widths[held.poolings.index(key.pooling)]
     if width <= key.width:
         return None
-    # One projection for all loci of a width: what differs between them is then not the projection.
+    # One projection for all layers of a width: what differs between them is then not the projection.
     generator = np.random.default_rng((options.seed, width))
     matrix = generator.standard_normal((width, key.width), dtype=np.float32) / np.float32(np.sqrt(key.width))
-    spread = _spread(store.features(key.locus, key.pooling, train))
+    spread = _spread(store.features(key.layer, key.pooling, train))
     most = _LOUD * float(np.median(spread))
     if most > 0:
         matrix *= np.minimum(1.0, most / np.maximum(spread, most))[:, None].astype(np.float32)
@@ -343,5 +346,5 @@ def _spread(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def _features(store: FeatureStore, key: Key, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
-    found = store.features(key.locus, key.pooling, rows)
+    found = store.features(key.layer, key.pooling, rows)
     return found if matrix is None else found @ matrix

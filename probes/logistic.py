@@ -1,9 +1,9 @@
-"""Many multinomial logistic regressions at once: all loci, label sets and L2 strengths in a few matrix products.
+"""Many multinomial logistic regressions at once: all layers, label sets and L2 strengths in a few matrix products.
 
 The objective of every problem is scikit-learn's ``LogisticRegression(C=...)`` after its ``StandardScaler``: the sum of
 log losses times C, plus half of the squared weights, with free intercepts. Two facts make many of them cheap. The
 solution lies in the span of the train rows, so with N rows of D > N features the fit moves to N coordinates, once for
-each locus, and the penalty stays what it is. And in coordinates along the principal axes the curvature of the loss is
+each layer, and the penalty stays what it is. And in coordinates along the principal axes the curvature of the loss is
 nearly diagonal, whatever the labels, so one diagonal preconditioner serves each problem and conjugate gradients need
 few steps.
 
@@ -37,13 +37,13 @@ _CELLS = {"cpu": 1 << 19, "cuda": 1 << 27}
 """Numbers in one array of logits: on a CPU few enough for its cache, and so many that Python's share is small; on a GPU
 what leaves room in its memory."""
 _DECOMPOSED = {"cpu": 1, "cuda": 1 << 27}
-"""Float64 numbers decomposed at once, at least one locus; a CPU gains nothing from more."""
+"""Float64 numbers decomposed at once, at least one layer; a CPU gains nothing from more."""
 _SEARCHES = 6
 """Lengths that a line search tries at most; one or two are the rule."""
 _NEAR = 0.2
 """A line search ends where the slope has fallen to this share of what it was."""
 _CROWD = 0.75
-"""Finished problems are put aside once the locus with most open ones has no more than this share of them left."""
+"""Finished problems are put aside once the layer with most open ones has no more than this share of them left."""
 _FLAT = 1e-6
 """Least mean curvature that the preconditioner reckons with."""
 _NOTHING = 1e-12
@@ -53,11 +53,11 @@ _TINY = 1e-30
 
 
 def standardise(train: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean 0 and variance 1 for every feature of each locus; a constant feature becomes 0.
+    """Mean 0 and variance 1 for every feature of each layer; a constant feature becomes 0.
 
     Args:
         train: (L, N, D) float32.
-        first: number of the first locus, for messages.
+        first: number of the first layer, for messages.
 
     Returns:
         Mean (L, D) and scale (L, D) in float32, as further rows are to be treated with them, and the rows so treated,
@@ -78,9 +78,9 @@ def standardise(train: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor, Tenso
 
 
 class RowSpace:
-    """Train features of several loci in coordinates along their principal axes.
+    """Train features of several layers in coordinates along their principal axes.
 
-    Features are standardised per locus with the statistics of the train rows; a constant feature has scale 1 and
+    Features are standardised per layer with the statistics of the train rows; a constant feature has scale 1 and
     contributes nothing. With fewer rows than features the axes come from the N x N matrix of inner products, else from
     the D x D one. Either is made and decomposed in float64: in float32 its rounding would exceed weak penalties.
 
@@ -100,21 +100,21 @@ class RowSpace:
         """Standardise and decompose.
 
         Args:
-            train: (L, N, D) float32 features of L loci of one width.
+            train: (L, N, D) float32 features of L layers of one width.
 
         Raises:
             DataError: a feature is NaN or infinite.
             OptionError: the shape or the type is another.
         """
         expect_features("train", train)
-        loci, rows, width = train.shape
+        layers, rows, width = train.shape
         rank = min(rows, width)
-        self.mean = train.new_empty(loci, width)
-        self.basis = train.new_empty(loci, width, rank)
-        self.train = train.new_empty(loci, rows, rank)
-        self.squares = train.new_empty(loci, rank)
+        self.mean = train.new_empty(layers, width)
+        self.basis = train.new_empty(layers, width, rank)
+        self.train = train.new_empty(layers, rows, rank)
+        self.squares = train.new_empty(layers, rank)
         at_once = max(1, _DECOMPOSED[_kind(train)] // (rows * width))
-        for start in range(0, loci, at_once):
+        for start in range(0, layers, at_once):
             self._decompose(train, slice(start, start + at_once))
 
     def _decompose(self, train: Tensor, at: slice) -> None:
@@ -160,7 +160,7 @@ class RowSpace:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Fitted regressions of L loci, P label sets and G strengths each, with K classes.
+    """Fitted regressions of L layers, P label sets and G strengths each, with K classes.
 
     Attributes:
         weights: (L, P, G, K, r) float32, on the coordinates of a :class:`RowSpace`.
@@ -185,17 +185,17 @@ class Solution:
         Returns:
             (L, P, G, M, K) float32; their softmax over the classes is the probability.
         """
-        loci, sets, grid, classes, rank = self.weights.shape
-        if coordinates.ndim != 3 or coordinates.shape[0] != loci or coordinates.shape[2] != rank:
+        layers, sets, grid, classes, rank = self.weights.shape
+        if coordinates.ndim != 3 or coordinates.shape[0] != layers or coordinates.shape[2] != rank:
             raise OptionError(
-                f"Expected argument `coordinates` to have the shape ({loci}, rows, {rank}), but got "
+                f"Expected argument `coordinates` to have the shape ({layers}, rows, {rank}), but got "
                 f"{tuple(coordinates.shape)}: make them with `RowSpace.coordinates` of the space that was solved."
             )
         found = self.weights.flatten(1, 3) @ coordinates.mT
-        return (found.view(loci, sets, grid, classes, coordinates.shape[1]) + self.intercepts[..., None]).mT
+        return (found.view(layers, sets, grid, classes, coordinates.shape[1]) + self.intercepts[..., None]).mT
 
     def choose(self, indices: Tensor) -> Solution:
-        """Keep one strength for each locus and label set.
+        """Keep one strength for each layer and label set.
 
         Args:
             indices: (L, P) int64, into the G strengths.
@@ -206,16 +206,16 @@ class Solution:
         Raises:
             OptionError: the shape is another, or an index is not one of the strengths.
         """
-        loci, sets, grid = self.steps.shape
-        if indices.shape != (loci, sets) or not _within(indices, grid):
+        layers, sets, grid = self.steps.shape
+        if indices.shape != (layers, sets) or not _within(indices, grid):
             raise OptionError(
-                f"Expected argument `indices` to hold ({loci}, {sets}) integers from 0 to {grid - 1}, but got "
-                f"{_described(indices)}: choose one of the {grid} strengths for each locus and label set."
+                f"Expected argument `indices` to hold ({layers}, {sets}) integers from 0 to {grid - 1}, but got "
+                f"{_described(indices)}: choose one of the {grid} strengths for each layer and label set."
             )
-        locus = torch.arange(loci, device=indices.device)[:, None]
+        layer = torch.arange(layers, device=indices.device)[:, None]
         label_set = torch.arange(sets, device=indices.device)
         parts = (self.weights, self.intercepts, self.gradient_norm, self.converged, self.steps)
-        return Solution(*(part[locus, label_set, indices][:, :, None] for part in parts))
+        return Solution(*(part[layer, label_set, indices][:, :, None] for part in parts))
 
 
 def solve(
@@ -227,7 +227,7 @@ def solve(
     tolerance: float = 1e-4,
     most_steps: int = 300,
 ) -> Solution:
-    """Fit multinomial logistic regressions for all loci, label sets and strengths.
+    """Fit multinomial logistic regressions for all layers, label sets and strengths.
 
     Each equals scikit-learn's ``LogisticRegression(C=strength)`` on the standardised rows: with the classes that occur
     in its labels, and with one weight vector where these are two. A class that does not occur gets a probability near
@@ -238,8 +238,8 @@ def solve(
     gained, so the default of 1e-4 leaves about 1e-8 of it.
 
     Args:
-        space: the loci.
-        targets: int64 classes from 0 to K - 1 of the train rows: (P, N) for all loci alike, or (L, P, N).
+        space: the layers.
+        targets: int64 classes from 0 to K - 1 of the train rows: (P, N) for all layers alike, or (L, P, N).
         strengths: float, above 0: (G,) tried for every problem, or (L, P) one for each, and then G = 1.
         classes: K, at least 2.
         tolerance: of the norm above.
@@ -248,16 +248,16 @@ def solve(
     Raises:
         OptionError: an argument has another shape or range.
     """
-    loci, rows, rank = space.train.shape
+    layers, rows, rank = space.train.shape
     device = space.train.device
     targets, strengths = targets.to(device), strengths.to(device, torch.float32)
     if classes < 2:
         raise OptionError(f"Expected argument `classes` to be at least 2, but got {classes}: nothing is to be told.")
     if targets.ndim == 2:
         targets = targets[None]
-    if targets.ndim != 3 or targets.shape[0] not in (1, loci) or targets.shape[2] != rows:
+    if targets.ndim != 3 or targets.shape[0] not in (1, layers) or targets.shape[2] != rows:
         raise OptionError(
-            f"Expected argument `targets` to have the shape (label sets, {rows}) or ({loci}, label sets, {rows}), but "
+            f"Expected argument `targets` to have the shape (label sets, {rows}) or ({layers}, label sets, {rows}), but "
             f"got {tuple(targets.shape)}: give each train row one class in each label set."
         )
     if not _within(targets, classes):
@@ -266,18 +266,20 @@ def solve(
             f"{_described(targets)}: number the classes from 0."
         )
     sets = targets.shape[1]
-    if strengths.ndim != 1 and strengths.shape != (loci, sets):
+    if strengths.ndim != 1 and strengths.shape != (layers, sets):
         raise OptionError(
-            f"Expected argument `strengths` to have the shape (strengths,) or ({loci}, {sets}), but got "
-            f"{tuple(strengths.shape)}: give one grid for all, or one strength for each locus and label set."
+            f"Expected argument `strengths` to have the shape (strengths,) or ({layers}, {sets}), but got "
+            f"{tuple(strengths.shape)}: give one grid for all, or one strength for each layer and label set."
         )
     if not bool(((strengths > 0) & strengths.isfinite()).all()):
         raise OptionError(f"Expected argument `strengths` to be above 0, but got {_described(strengths)}.")
     grid = strengths.shape[0] if strengths.ndim == 1 else 1
-    strength = strengths.expand(loci, sets, grid) if strengths.ndim == 1 else strengths[..., None]
+    strength = strengths.expand(layers, sets, grid) if strengths.ndim == 1 else strengths[..., None]
     problems = sets * grid
-    targets = targets.expand(loci, sets, rows)[:, :, None].expand(loci, sets, grid, rows).reshape(loci, problems, rows)
-    strength = strength.reshape(loci, problems)
+    targets = (
+        targets.expand(layers, sets, rows)[:, :, None].expand(layers, sets, grid, rows).reshape(layers, problems, rows)
+    )
+    strength = strength.reshape(layers, problems)
     at_once = max(1, _CELLS[_kind(targets)] // max(1, problems * classes * max(rows, rank)))
     parts = zip(
         *(torch.split(part, at_once) for part in (space.train, space.squares, targets, strength)),
@@ -288,7 +290,7 @@ def solve(
         for train, squares, target, inverse in parts
     ]
     weights, intercepts, norm, steps = (torch.cat(blocks) for blocks in zip(*found, strict=True))
-    shape = (loci, sets, grid)
+    shape = (layers, sets, grid)
     return Solution(
         weights=weights.view(*shape, classes, rank),
         intercepts=intercepts.view(*shape, classes),
@@ -300,7 +302,7 @@ def solve(
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """Where the problems of some loci stand: l loci with q problems each, and the step that led here."""
+    """Where the problems of some layers stand: l layers with q problems each, and the step that led here."""
 
     problem: Tensor  # (l, q) int64, the number of the problem
     target: Tensor  # (l, q, 1, N) int64
@@ -321,9 +323,9 @@ class _State:
     steps: Tensor  # (l, q) int64
 
     def pick(self, at: Tensor) -> _State:
-        """The problems at (l, q') places of each locus."""
-        locus = _column(at)
-        return _State(*(getattr(self, part.name)[locus, at] for part in fields(self)))
+        """The problems at (l, q') places of each layer."""
+        layer = _column(at)
+        return _State(*(getattr(self, part.name)[layer, at] for part in fields(self)))
 
 
 def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State:
@@ -335,7 +337,7 @@ def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State
         classes: K.
         rank: r.
     """
-    loci, problems, _ = targets.shape
+    layers, problems, _ = targets.shape
     right = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
     counts = right.sum(-1)
     occurs = counts > 0
@@ -344,9 +346,9 @@ def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State
     intercepts = (intercepts - (intercepts.sum(-1) / occurring)[..., None]).where(occurs, _ABSENT)
     logits = intercepts[..., None].expand_as(right).contiguous()
     nothing = torch.zeros_like(strength)
-    weights = strength.new_zeros(loci, problems, classes, rank)
+    weights = strength.new_zeros(layers, problems, classes, rank)
     return _State(
-        problem=torch.arange(problems, device=targets.device).expand(loci, problems),
+        problem=torch.arange(problems, device=targets.device).expand(layers, problems),
         target=targets[:, :, None],
         right=right,
         # For two classes scikit-learn fits one weight vector w. It is -w/2 and w/2 here, which has half its square.
@@ -388,16 +390,16 @@ def _solve(
         is_open = state.norm > tolerance
         count = 0 if step == most_steps or not is_open.numel() else int(is_open.sum(1).max())
         if count <= _CROWD * is_open.shape[1]:
-            # Finished problems are put aside. A locus that has fewer open ones than another keeps some of them.
+            # Finished problems are put aside. A layer that has fewer open ones than another keeps some of them.
             for whole, part in zip(found, _answer(state), strict=True):
                 whole[_column(state.problem), state.problem] = part
             if count == 0:
                 break
             at = is_open.int().argsort(dim=1, descending=True, stable=True)[:, :count]
-            locus = _column(at)
-            state, is_open = state.pick(at), is_open[locus, at]
+            layer = _column(at)
+            state, is_open = state.pick(at), is_open[layer, at]
             parts = (scaled, scaled_tilt, gradient, tilt, square)
-            scaled, scaled_tilt, gradient, tilt, square = (part[locus, at] for part in parts)
+            scaled, scaled_tilt, gradient, tilt, square = (part[layer, at] for part in parts)
         shared = _dot(state.gradient, scaled) + (state.tilt * scaled_tilt).sum(-1)
         turn = ((square - shared) / state.square.clamp_min(_TINY)).clamp_min(0)
         # The new direction leads down unless the last search ended far from the bottom: then start anew.
@@ -481,12 +483,12 @@ def _answer(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _column(at: Tensor) -> Tensor:
-    """(l, 1), the number of each locus, to index with (l, q) places."""
+    """(l, 1), the number of each layer, to index with (l, q) places."""
     return torch.arange(at.shape[0], device=at.device)[:, None]
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
-    """(l, q, K, a) times (l, a, b) is (l, q, K, b), as one product for each locus."""
+    """(l, q, K, a) times (l, a, b) is (l, q, K, b), as one product for each layer."""
     return (left.flatten(1, 2) @ right).view(*left.shape[:3], right.shape[-1])
 
 
@@ -510,37 +512,37 @@ def _described(tensor: Tensor) -> str:
 
 
 def expect_features(name: str, features: Tensor) -> None:
-    """See to it that an argument holds features of loci.
+    """See to it that an argument holds features of layers.
 
     Raises:
         OptionError: it does not.
     """
     if features.ndim != 3 or 0 in features.shape or features.dtype != torch.float32:
         raise OptionError(
-            f"Expected argument `{name}` to be float32 of the shape (loci, rows, features), none of them 0, but got "
-            f"{features.dtype} of the shape {tuple(features.shape)}: stack loci of one width, and cast them."
+            f"Expected argument `{name}` to be float32 of the shape (layers, rows, features), none of them 0, but got "
+            f"{features.dtype} of the shape {tuple(features.shape)}: stack layers of one width, and cast them."
         )
 
 
 def expect_alike(features: Tensor, mean: Tensor) -> None:
-    """See to it that ``features`` are of the loci that something was fitted on, whose means are (L, D).
+    """See to it that ``features`` are of the layers that something was fitted on, whose means are (L, D).
 
     Raises:
         OptionError: they are not.
     """
     expect_features("features", features)
-    loci, width = mean.shape
-    if features.shape[0] != loci or features.shape[2] != width:
+    layers, width = mean.shape
+    if features.shape[0] != layers or features.shape[2] != width:
         raise OptionError(
-            f"Expected argument `features` to have the shape ({loci}, rows, {width}) of the train rows, but got "
-            f"{tuple(features.shape)}: pass the same loci in the same order."
+            f"Expected argument `features` to have the shape ({layers}, rows, {width}) of the train rows, but got "
+            f"{tuple(features.shape)}: pass the same layers in the same order."
         )
 
 
 def not_finite(features: Tensor, *, first: int) -> str:
-    """The message about the first feature that is NaN or infinite; ``first`` is the number of the first locus."""
-    locus, row, column = (~features.isfinite()).nonzero()[0].tolist()
+    """The message about the first feature that is NaN or infinite; ``first`` is the number of the first layer."""
+    layer, row, column = (~features.isfinite()).nonzero()[0].tolist()
     return (
-        f"Expected finite features, found {features[locus, row, column].item()} in locus {first + locus}, row {row}, "
+        f"Expected finite features, found {features[layer, row, column].item()} in layer {first + layer}, row {row}, "
         f"column {column}: capture the features again, or leave that document out."
     )

@@ -1,8 +1,8 @@
-"""The probe of "Lost in the Hype" (arXiv:2604.08333), a two-layer MLP, for all loci and label sets at once.
+"""The probe of "Lost in the Hype" (arXiv:2604.08333), a two-layer MLP, for all layers and label sets at once.
 
 The paper trains one probe after the other: ReLU, dropout 0.1, AdamW at a rate of 1e-4 with a cosine schedule and a
 warm-up of 0.05, 20 epochs of batches of 4. It leaves open the hidden width (512 here), the standardisation of features
-(per locus, with the train rows' statistics), the weight decay (torch's, 0.01) and the initial weights (torch's, those
+(per layer, with the train rows' statistics), the weight decay (torch's, 0.01) and the initial weights (torch's, those
 of ``nn.Linear``).
 
 Batches of 4 leave nearly all of the time to calls and to the optimiser, so probes are stacked: one batched product and
@@ -53,7 +53,7 @@ class Initial:
 
 @dataclass(frozen=True, slots=True)
 class MLPs:
-    """Trained probes of L loci and P label sets, with H hidden units and K classes.
+    """Trained probes of L layers and P label sets, with H hidden units and K classes.
 
     Attributes:
         mean: (L, D) float32, subtracted from features.
@@ -83,10 +83,10 @@ class MLPs:
             OptionError: the shape or the type is another.
         """
         expect_alike(features, self.mean)
-        loci, sets, hidden = self.second.shape[:3]
+        layers, sets, hidden = self.second.shape[:3]
         rows = (features - self.mean[:, None]) / self.scale[:, None]
         units = torch.baddbmm(self.first_0, rows, self.first).relu()
-        found: Tensor = units.view(loci, -1, sets, hidden).transpose(1, 2) @ self.second + self.second_0
+        found: Tensor = units.view(layers, -1, sets, hidden).transpose(1, 2) @ self.second + self.second_0
         # A linear unit hands NaN on; one that is infinite may be cut off by ReLU, and is seen in the features only.
         if not bool(found.isfinite().all()) or not bool(features.isfinite().all()):
             raise DataError(not_finite(features, first=0))
@@ -103,10 +103,10 @@ def fit_mlp(
     hidden: int = HIDDEN,
     dropout: float = DROPOUT,
 ) -> MLPs:
-    """Train one probe for each locus and label set, by the paper's recipe.
+    """Train one probe for each layer and label set, by the paper's recipe.
 
     Args:
-        train: (L, N, D) float32 features of L loci of one width.
+        train: (L, N, D) float32 features of L layers of one width.
         targets: (P, N) int64 classes from 0 to K - 1, the label sets.
         classes: K, at least 2.
         seed: of initial weights, shuffles and dropped units; they do not depend on the device.
@@ -119,7 +119,7 @@ def fit_mlp(
         OptionError: an argument has another shape or range.
     """
     expect_features("train", train)
-    loci, rows, width = train.shape
+    layers, rows, width = train.shape
     _expect_labels(targets, rows, classes)
     if epochs < 1 or hidden < 1 or not 0 <= dropout < 1:
         raise OptionError(
@@ -130,10 +130,10 @@ def fit_mlp(
     right = torch.nn.functional.one_hot(targets.to(train.device), classes).float()
     most = max(1, _PARAMETERS.get(train.device.type, _PARAMETERS["cpu"]) // (width * hidden))
     sets_at_once = max(1, min(most, len(targets)))
-    loci_at_once = max(1, most // sets_at_once)
+    layers_at_once = max(1, most // sets_at_once)
     trained = []
-    for start in range(0, loci, loci_at_once):
-        part = train[start : start + loci_at_once]
+    for start in range(0, layers, layers_at_once):
+        part = train[start : start + layers_at_once]
         trained.append(
             _beside(
                 [
@@ -147,7 +147,7 @@ def fit_mlp(
 
 
 def _beside(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The fields of :class:`MLPs` of the same loci and further label sets, joined."""
+    """The fields of :class:`MLPs` of the same layers and further label sets, joined."""
     (mean, scale, *_), *_ = parts
     first, first_0 = (torch.cat([part[field] for part in parts], dim=2) for field in (2, 3))
     second, second_0 = (torch.cat([part[field] for part in parts], dim=1) for field in (4, 5))
@@ -202,15 +202,15 @@ def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> I
 
 
 def _train(
-    train: Tensor, right: Tensor, start: Initial, first_locus: int, epochs: int, dropout: float, seed: int
+    train: Tensor, right: Tensor, start: Initial, first_layer: int, epochs: int, dropout: float, seed: int
 ) -> tuple[Tensor, ...]:
-    """Train the probes of a block of loci.
+    """Train the probes of a block of layers.
 
     Args:
         train: (l, N, D) float32.
         right: (P, N, K) float32, the classes as zeros and ones.
         start: first weights.
-        first_locus: number of the first locus, for messages.
+        first_layer: number of the first layer, for messages.
         epochs: passes over the rows.
         dropout: share of units dropped.
         seed: of the draws.
@@ -218,16 +218,16 @@ def _train(
     Returns:
         The fields of :class:`MLPs`.
     """
-    mean, scale, exact = standardise(train, first=first_locus)
+    mean, scale, exact = standardise(train, first=first_layer)
     data = exact.float()
     del exact
-    (loci, rows, _), sets = train.shape, len(right)
+    (layers, rows, _), sets = train.shape, len(right)
     hidden = start.first.shape[1]
     device = train.device
-    first = start.first.to(device).repeat(loci, 1, sets)
-    first_0 = start.first_0.to(device).repeat(loci, 1, sets)
-    second = start.second.to(device).repeat(loci, sets, 1, 1)
-    second_0 = start.second_0.to(device).repeat(loci, sets, 1, 1)
+    first = start.first.to(device).repeat(layers, 1, sets)
+    first_0 = start.first_0.to(device).repeat(layers, 1, sets)
+    second = start.second.to(device).repeat(layers, sets, 1, 1)
+    second_0 = start.second_0.to(device).repeat(layers, sets, 1, 1)
     parameters = (first, first_0, second, second_0)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
@@ -238,7 +238,7 @@ def _train(
         at, kept = at.to(device), kept.to(device).repeat(1, sets)
         batch = data[:, at]
         units = torch.baddbmm(first_0, batch, first).relu_().mul_(kept)
-        split = units.view(loci, -1, sets, hidden).transpose(1, 2)
+        split = units.view(layers, -1, sets, hidden).transpose(1, 2)
         chance = (split @ second + second_0).softmax(-1)
         # The backward pass by hand: it spares the autograd's calls, and a new array of gradients in each step.
         error = (chance - right[:, at]) / len(at)

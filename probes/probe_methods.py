@@ -18,12 +18,12 @@ from medmllm_plugins.probes.mlp import fit_mlp
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProbeData:
-    """What probes of some loci are fitted on, all on one device.
+    """What probes of some layers are fitted on, all on one device.
 
     Label sets are the real one first, then those of the control task, then shuffled ones.
 
     Attributes:
-        train: (L, N, D) float32 features of L loci of one width.
+        train: (L, N, D) float32 features of L layers of one width.
         validation: (L, V, D) float32.
         targets: (P, N) int64 classes of the train fold, a row for each label set.
         right: (P, V) int64 classes of the validation fold, likewise.

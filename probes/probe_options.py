@@ -23,9 +23,9 @@ class Options:
             ``"paper"``, the two-layer MLP of arXiv:2604.08333, or a probe that a plugin brings.
         strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
         poolings: which poolings to look at; all that the store holds where empty.
-        loci: which loci to look at; all that the store holds where empty. Those that the diagnosis rests on, and the
+        layers: which layers to look at; all that the store holds where empty. Those that the diagnosis rests on, and the
             floors, are always looked at.
-        width: features of every wider locus are projected at random to so many dimensions, so that loci of different
+        width: features of every wider layer are projected at random to so many dimensions, so that layers of different
             width compare at equal capacity; 0 for as they are.
         shuffles: refits on shuffled labels, for the null band; 0 for no band.
         controls: drawings of the control task; 0 for none.
@@ -39,7 +39,7 @@ class Options:
     protocol: str = "linear"
     strengths: tuple[float, ...] = field(default=STRENGTHS)
     poolings: tuple[str, ...] = ()
-    loci: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     width: int = 0
     shuffles: int = SHUFFLES
     controls: int = CONTROLS
@@ -62,7 +62,7 @@ class Options:
             **asdict(self),
             "strengths": list(self.strengths),
             "poolings": list(self.poolings),
-            "loci": list(self.loci),
+            "layers": list(self.layers),
         }
 
 

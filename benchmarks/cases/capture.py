@@ -32,8 +32,8 @@ def check(ours: Recorded, baseline: Sequence[str], *, exact: bool) -> Mapping[st
     got = f"{differ} different answers and features of {len(store)} of {len(texts)} documents"
     expect(differ == 0 and len(store) == len(texts), "the same answers, and all features stored", got, "tests/features")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    sites = sum(len(layer.poolings) for layer in store.header.loci)
-    return {"layers": len(store.header.loci), "sites": sites, "bytes_a_document": round(size / len(texts))}
+    sites = sum(len(layer.poolings) for layer in store.header.layers)
+    return {"layers": len(store.header.layers), "sites": sites, "bytes_a_document": round(size / len(texts))}
 
 
 def setup(run: Run) -> Sides:

@@ -62,7 +62,7 @@ def write_store(folder: Path, documents: int, size: Size, seed: int = 0) -> None
     layers = [
         StoredLayer("connector", "connector", (MEAN, LAST), (size.width, size.width)),
         *(StoredLayer(name, "llm", (MEAN, LAST), (size.width, size.width)) for name in [*names, "llm.norm"]),
-        StoredLayer(PIXELS, "floor", (MEAN,), (size.pixel_width,)),
+        StoredLayer(PIXELS, "control", (MEAN,), (size.pixel_width,)),
     ]
     write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(layers)))
     sites = [f"{layer.name}/{pooling}" for layer in layers[:-1] for pooling in layer.poolings]

@@ -45,7 +45,7 @@ def write_attributions(root: Path, documents: int) -> Path:
     """Write the run folder of one model with an attribution of each document."""
     run = Folder(root / "attributions")
     run.answers("med_cls_toy", outcomes(count=documents)).attributions(
-        "med_attr_toy", documents=documents, size=(256, 256), methods=("grad_cam",), loci=("pixels",), noise=True
+        "med_attr_toy", documents=documents, size=(256, 256), methods=("grad_cam",), layers=("pixels",), noise=True
     )
     return run.folder
 

@@ -1,7 +1,7 @@
 """One question about one document, as attribution methods see it.
 
 Everything runs through the very code that answers in an evaluation: one prefill, then the scores of the labels. A
-method may put other values where a locus stands, take gradients there, or show other pixels. Rows of a batch are
+method may put other values where a layer stands, take gradients there, or show other pixels. Rows of a batch are
 copies of the one document, so that prompts are never padded and every family lays them out alike.
 """
 
@@ -25,27 +25,27 @@ from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
 
 PIXELS: Final = "pixels"
-"""The locus of the tower's input."""
+"""The layer of the tower's input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationPatch:
-    """What is to stand at a locus for some rows of a batch.
+    """What is to stand at a layer for some rows of a batch.
 
     Attributes:
-        locus: its name.
+        layer: its name.
         values: (R, n, d), see :meth:`Case.states`.
         first: the first of the rows.
     """
 
-    locus: str
+    layer: str
     values: Tensor
     first: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationGradients:
-    """States and gradients at one locus.
+    """States and gradients at one layer.
 
     Attributes:
         states: (R, n, d), or of pixels (R, …) in the processor's layout.
@@ -91,17 +91,17 @@ class AttributionInput:
         self._baseline = baseline
         self._places = {place.name: place for place in layers_of(loaded)}
 
-    def place(self, locus: str) -> Layer:
-        """A locus by its name.
+    def place(self, layer: str) -> Layer:
+        """A layer by its name.
 
         Raises:
             OptionError: the model has none of that name.
         """
-        if locus not in self._places:
+        if layer not in self._places:
             raise OptionError(
-                f"{self.loaded.family.title}: expected `layer` to be one of {', '.join(self._places)}, found {locus!r}."
+                f"{self.loaded.family.title}: expected `layer` to be one of {', '.join(self._places)}, found {layer!r}."
             )
-        return self._places[locus]
+        return self._places[layer]
 
     @property
     def pixels(self) -> Tensor:
@@ -136,7 +136,7 @@ class AttributionInput:
 
         Args:
             rows: number of copies of the document.
-            stand_ins: what is to stand at loci instead.
+            stand_ins: what is to stand at layers instead.
             pixels: (rows, …), pixels for each copy in place of the document's.
         """
         inputs = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in self.inputs.items()}
@@ -144,7 +144,7 @@ class AttributionInput:
             inputs["pixel_values"] = pixels.flatten(0, 1).to(self.pixels.dtype)
         with ExitStack() as stack:
             for one in stand_ins:
-                stack.enter_context(changed(self.place(one.locus), _putting(one, rows)))
+                stack.enter_context(changed(self.place(one.layer), _putting(one, rows)))
             start = prefill(self.loaded.model, inputs)
         return score_labels(self.loaded.model, start, [self.ids] * rows, given=self._given)
 
@@ -159,27 +159,27 @@ class AttributionInput:
             return float(self.values(1))
 
     @torch.no_grad()
-    def states(self, loci: Sequence[str], pixels: Tensor | None = None) -> dict[str, Tensor]:
-        """What stands at loci, (rows, n, d) each, float32.
+    def states(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, Tensor]:
+        """What stands at layers, (rows, n, d) each, float32.
 
         n are the rows of the stage's output for this document (patches of all tiles, a class token among them, or
         tokens of the prompt) and d their width.
 
         Args:
-            loci: their names.
+            layers: their names.
             pixels: (rows, …), pixels for each copy; one copy of the document's own by default.
         """
         rows = 1 if pixels is None else len(pixels)
-        with self._looking(loci, rows) as seen:
+        with self._looking(layers, rows) as seen:
             self.scores(rows, (), pixels)
-        return {locus: value.float() for locus, value in seen.items()}
+        return {layer: value.float() for layer, value in seen.items()}
 
-    def baseline_states(self, loci: Sequence[str]) -> dict[str, Tensor]:
-        """What stands at loci for the baseline, (1, n, d) each, float32.
+    def baseline_states(self, layers: Sequence[str]) -> dict[str, Tensor]:
+        """What stands at layers for the baseline, (1, n, d) each, float32.
 
         At ``llm.embed`` text tokens are those of padding, so that words count as well as the image.
         """
-        found = self.states(loci, self.blank_pixels[None])
+        found = self.states(layers, self.blank_pixels[None])
         if EMBED in found:
             found[EMBED] = torch.where(self.text[:, None], self.padding, found[EMBED])
         return found
@@ -198,48 +198,48 @@ class AttributionInput:
             found: Tensor = embed(ids).float()
         return found
 
-    def slopes(self, loci: Sequence[str], pixels: Tensor | None = None) -> dict[str, ActivationGradients]:
-        """States and gradients of the target at all loci, ``"pixels"`` among them, in one pass and one way back.
+    def slopes(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, ActivationGradients]:
+        """States and gradients of the target at all layers, ``"pixels"`` among them, in one pass and one way back.
 
         Args:
-            loci: their names.
+            layers: their names.
             pixels: (rows, …), pixels for each copy; one copy of the document's own by default.
 
         Raises:
-            ModelError: no gradient reaches a locus.
+            ModelError: no gradient reaches a layer.
         """
         given = (self.pixels[None] if pixels is None else pixels).detach().clone().requires_grad_()
-        layers = [locus for locus in loci if locus != PIXELS]
-        with torch.enable_grad(), self._looking(layers, len(given), raw=True) as seen:
+        hooked = [layer for layer in layers if layer != PIXELS]
+        with torch.enable_grad(), self._looking(hooked, len(given), raw=True) as seen:
             total = self.values(len(given), (), given).sum()
-        wanted = {**seen, **({PIXELS: given} if PIXELS in loci else {})}
-        if lost := [locus for locus, value in wanted.items() if not value.requires_grad or not total.requires_grad]:
+        wanted = {**seen, **({PIXELS: given} if PIXELS in layers else {})}
+        if lost := [layer for layer, value in wanted.items() if not value.requires_grad or not total.requires_grad]:
             raise _no_gradient(lost)
         found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-        if lost := [locus for locus, one in zip(wanted, found, strict=True) if one is None]:
+        if lost := [layer for layer, one in zip(wanted, found, strict=True) if one is None]:
             raise _no_gradient(lost)
         rows = len(given)
         return {
-            locus: ActivationGradients(_rows(value.detach(), rows), _rows(slope, rows))
-            if locus != PIXELS
+            layer: ActivationGradients(_rows(value.detach(), rows), _rows(slope, rows))
+            if layer != PIXELS
             else ActivationGradients(value.detach(), slope.float())
-            for (locus, value), slope in zip(wanted.items(), found, strict=True)
+            for (layer, value), slope in zip(wanted.items(), found, strict=True)
         }
 
     @contextmanager
-    def _looking(self, loci: Sequence[str], rows: int, *, raw: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Keep what stands at loci; ``raw``: as the model lays it out, so that gradients can be taken."""
+    def _looking(self, layers: Sequence[str], rows: int, *, raw: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Keep what stands at layers; ``raw``: as the model lays it out, so that gradients can be taken."""
         seen: dict[str, Tensor] = {}
 
-        def look(locus: str, value: Tensor) -> Tensor:
-            if locus not in seen:  # the first pass is the prompt's; what follows are the labels'
-                seen[locus] = value if raw else _rows(value, rows)
+        def look(layer: str, value: Tensor) -> Tensor:
+            if layer not in seen:  # the first pass is the prompt's; what follows are the labels'
+                seen[layer] = value if raw else _rows(value, rows)
             return value
 
         with ExitStack() as stack:
-            for locus in loci:
-                place = self.place(locus)
-                stack.enter_context(changed(place, lambda value, locus=locus: look(locus, value)))  # type: ignore[misc]
+            for layer in layers:
+                place = self.place(layer)
+                stack.enter_context(changed(place, lambda value, layer=layer: look(layer, value)))  # type: ignore[misc]
             yield seen
 
 
@@ -261,22 +261,22 @@ def _putting(one: ActivationPatch, rows: int) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def told_of_gradients(loci: Sequence[str]) -> Iterator[None]:
-    """Say in our words where another library finds no gradient at loci.
+def told_of_gradients(layers: Sequence[str]) -> Iterator[None]:
+    """Say in our words where another library finds no gradient at layers.
 
     Raises:
-        ModelError: PyTorch said that the target has no gradient, or that nothing reads a locus.
+        ModelError: PyTorch said that the target has no gradient, or that nothing reads a layer.
     """
     try:
         yield
     except RuntimeError as error:
         if any(said in str(error) for said in ("does not require grad", "not have been used in the graph")):
-            raise _no_gradient(loci) from error
+            raise _no_gradient(layers) from error
         raise
 
 
-def _no_gradient(loci: Sequence[str]) -> ModelError:
+def _no_gradient(layers: Sequence[str]) -> ModelError:
     return ModelError(
-        f"Expected the target's gradient at {', '.join(loci)}, found none: the model switches gradients off on the "
-        "way, or nothing behind the locus reads it. Methods without gradients (occlusion, layer_feature_ablation) work."
+        f"Expected the target's gradient at {', '.join(layers)}, found none: the model switches gradients off on the "
+        "way, or nothing behind the layer reads it. Methods without gradients (occlusion, layer_feature_ablation) work."
     )

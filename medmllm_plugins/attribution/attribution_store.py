@@ -48,7 +48,7 @@ class AttributionStore:
         self.folder = folder
         self._process, self._again = process, again
         self._state = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-        # What maps of one method at one locus must have in common to be counted together.
+        # What maps of one method at one layer must have in common to be counted together.
         self._how = {"mode": asked["target"], "baseline": asked["baseline"], "steps": asked["steps"]}
         self._methods: list[dict[str, Any]] = []
 
@@ -76,9 +76,9 @@ class AttributionStore:
         map_images.save(picture, self.folder / name)
         return name
 
-    def map(self, identifier: str, method: str, locus: str, one: Map, case: AttributionInput) -> dict[str, Any]:
+    def map(self, identifier: str, method: str, layer: str, one: Map, case: AttributionInput) -> dict[str, Any]:
         """Write a map and its pictures; returns what its entry tells of them."""
-        base = f"{stem(identifier)}.{method}.{locus}"
+        base = f"{stem(identifier)}.{method}.{layer}"
         held: dict[str, Any] = {"values": one.values.astype(np.float32)}
         if one.painted is not None:
             held["map"] = one.painted.astype(np.float32)
@@ -100,9 +100,9 @@ class AttributionStore:
         self, identifier: str, entries: Sequence[Mapping[str, Any]], faults: Sequence[Mapping[str, str]] = ()
     ) -> None:
         """Note that a document is explained, and what of it was left out."""
-        path, new = self._entry(identifier), [(one["method"], one["locus"]) for one in entries]
+        path, new = self._entry(identifier), [(one["method"], one["layer"]) for one in entries]
         before = _read(path) if self._again and path.is_file() else {"entries": [], "faults": []}
-        kept = [one for one in before["entries"] if (one["method"], one["locus"]) not in new]
+        kept = [one for one in before["entries"] if (one["method"], one["layer"]) not in new]
         tried = {one["name"] for one in self._methods}
         past = [one for one in before.get("faults", ()) if one["method"] and one["method"] not in tried]
         now = [{**one, **self._how} for one in entries]
@@ -116,14 +116,14 @@ class AttributionStore:
     ) -> None:
         """Write what holds for all of this process's documents.
 
-        Where documents are explained again it joins what was found the times before: of the same method, locus and
+        Where documents are explained again it joins what was found the times before: of the same method, layer and
         settings the last holds.
         """
         path = self.folder / f"process-{self._process}.json"
         before = _read(path) if self._again and path.is_file() else {}
         levels = [
-            {"method": method, "locus": locus, **self._how, "levels": found}
-            for (method, locus), found in randomised.items()
+            {"method": method, "layer": layer, **self._how, "levels": found}
+            for (method, layer), found in randomised.items()
         ]
         tried = {one["name"] for one in self._methods}
         past = [one for one in before.get("faults", ()) if one["method"] not in tried]
@@ -219,7 +219,7 @@ def _index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
 
 
 def write_table(path: Path, index: Mapping[str, Any]) -> None:
-    """Write the summary as CSV, a row for each method, locus and settings."""
+    """Write the summary as CSV, a row for each method, layer and settings."""
     write_whole(path, to_csv(index["summary"]))
 
 

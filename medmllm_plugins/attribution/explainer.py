@@ -1,4 +1,4 @@
-"""Explaining chosen documents one after the other: maps by every method at every locus, checked and put on disk."""
+"""Explaining chosen documents one after the other: maps by every method at every layer, checked and put on disk."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Explainer:
     def __init__(
         self, loaded: LoadedModel, asked: AttributionOptions, shelf: AttributionStore, batch: int, example: Item
     ) -> None:
-        """Settle on methods and loci.
+        """Settle on methods and layers.
 
         Args:
             loaded: the model.
@@ -145,7 +145,7 @@ class Explainer:
             example: a document, to find what the model never reads.
 
         Raises:
-            OptionError: a method, a locus or the target is none there is.
+            OptionError: a method, a layer or the target is none there is.
         """
         self._loaded, self._asked, self._shelf, self._batch = loaded, asked, shelf, batch
         self._how = MethodConfig(steps=asked.steps)
@@ -223,15 +223,15 @@ class Explainer:
     def _add_entries(
         self, case: AttributionInput, item: Item, original: str, entries: list[dict[str, Any]], faults: Faults
     ) -> None:
-        """Add what all methods say of a document, each at its loci, with its checks."""
+        """Add what all methods say of a document, each at its layers, with its checks."""
         removals: dict[tuple[str, int], Removal] = {}
         for chosen, maps in self._maps(case, self.chosen, faults):
             name, noisy = chosen.spec.name, list[dict[str, FloatArray]]()
             with faults.costing(name, "stability"):
                 noisy = self._fitting(case, partial(self._under_noise, case, chosen))
-            for locus, one in maps.items():
+            for layer, one in maps.items():
                 checks = self._check(case, item, name, one, noisy, removals, faults)
-                with faults.costing(name, locus):
+                with faults.costing(name, layer):
                     entry = {
                         "id": item.id,
                         "document": item.document,
@@ -243,27 +243,27 @@ class Explainer:
                         "target": case.target.name,
                         "value": case.value,
                         "method": name,
-                        "locus": locus,
+                        "layer": layer,
                         "original": original,
                         "tokens": self._tokens(case, one),
                         "checks": checks.to_dict(),
                     }
-                    entries.append(entry | self._shelf.map(item.id, name, locus, one, case))
+                    entries.append(entry | self._shelf.map(item.id, name, layer, one, case))
 
     def _maps(
         self, case: AttributionInput, wanted: Iterable[SelectedMethod], faults: Faults
     ) -> list[tuple[SelectedMethod, dict[str, Map]]]:
-        """What methods say of a document, by method and locus; those that fail are left out."""
+        """What methods say of a document, by method and layer; those that fail are left out."""
         found, began = [], time.perf_counter()
         for chosen in wanted:
             name, maps = chosen.spec.name, dict[str, Map]()
             with faults.costing(name):
-                scores = self._fitting(case, partial(chosen.method, case, chosen.loci, self._how))
-                for locus in chosen.loci:
-                    with faults.costing(name, locus):
-                        maps[locus] = map_of(case, locus, _of_locus(scores, locus))
-                        if maps[locus].unplaced:  # its words have values all the same
-                            faults.add(name, f"{locus}, image", maps[locus].unplaced)
+                scores = self._fitting(case, partial(chosen.method, case, chosen.layers, self._how))
+                for layer in chosen.layers:
+                    with faults.costing(name, layer):
+                        maps[layer] = map_of(case, layer, _of_layer(scores, layer))
+                        if maps[layer].unplaced:  # its words have values all the same
+                            faults.add(name, f"{layer}, image", maps[layer].unplaced)
             if maps:
                 found.append((chosen, maps))
         self._map_seconds += time.perf_counter() - began
@@ -294,12 +294,12 @@ class Explainer:
     ) -> Checks:
         """All checks of one map; ``None`` stands for those that fail, as for those that do not apply."""
         found: dict[str, Any] = {"completeness_gap": one.gap}
-        with faults.costing(method, f"{one.locus}, stability"):
+        with faults.costing(method, f"{one.layer}, stability"):
             if noisy:
-                found["stability"] = float(np.mean([similarity(one.values, again[one.locus]) for again in noisy]))
-        with faults.costing(method, f"{one.locus}, deletion and insertion"):
+                found["stability"] = float(np.mean([similarity(one.values, again[one.layer]) for again in noisy]))
+        with faults.costing(method, f"{one.layer}, deletion and insertion"):
             found |= self._fitting(case, partial(self._areas, case, item, one, removals))
-        with faults.costing(method, f"{one.locus}, inside the lesion"):
+        with faults.costing(method, f"{one.layer}, inside the lesion"):
             if one.painted is not None and len(one.painted) == 1 and item.mask is not None and item.mask.any():
                 inside, area, pointing = lesion(one.painted, item.mask)
                 found |= {"inside": inside, "area": area, "pointing": pointing}
@@ -326,7 +326,7 @@ class Explainer:
         }
 
     def _under_noise(self, case: AttributionInput, chosen: SelectedMethod) -> list[dict[str, FloatArray]]:
-        """What a method says of the image under noise, by locus, a few times over."""
+        """What a method says of the image under noise, by layer, a few times over."""
         usual = case.inputs["pixel_values"]
         spread = NOISE * float(usual.float().max() - usual.float().min())
         found = []
@@ -336,8 +336,8 @@ class Explainer:
                 case.inputs["pixel_values"] = usual + (spread * noise).to(usual.device, usual.dtype)
                 case.forget()
                 # Methods that draw are to draw anew: what hangs on the draw is no more stable than what hangs on noise.
-                scores = chosen.method(case, chosen.loci, replace(self._how, seed=self._how.seed + draw + 1))
-                found.append({locus: one.values.detach().double().cpu().numpy() for locus, one in scores.items()})
+                scores = chosen.method(case, chosen.layers, replace(self._how, seed=self._how.seed + draw + 1))
+                found.append({layer: one.values.detach().double().cpu().numpy() for layer, one in scores.items()})
         finally:
             case.inputs["pixel_values"] = usual
             case.forget()
@@ -355,7 +355,7 @@ class Explainer:
         ]
 
     def _randomised(self, faults: list[dict[str, str]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Similarity of maps before and after shuffling, by method and locus, mean over documents.
+        """Similarity of maps before and after shuffling, by method and layer, mean over documents.
 
         Each method is compared on the first documents that it gave maps of.
 
@@ -375,7 +375,7 @@ class Explainer:
         def maps(name: str, said: Faults) -> dict[tuple[str, str], Map]:
             wanted = [one for one in self.chosen if items[name] in self._shuffled[one.spec.name]]
             found = self._maps(cases[name], wanted, said)
-            return {(one.spec.name, locus): each for one, by_locus in found for locus, each in by_locus.items()}
+            return {(one.spec.name, layer): each for one, by_layer in found for layer, each in by_layer.items()}
 
         usual = {name: Faults(name, item.shown) for name, item in items.items()}
         before = {name: maps(name, usual[name]) for name in items}
@@ -401,24 +401,24 @@ class Explainer:
             logger.warning(message)
 
 
-def _of_locus(scores: Any, locus: str) -> Scores:
-    """What a method returned for a locus.
+def _of_layer(scores: Any, layer: str) -> Scores:
+    """What a method returned for a layer.
 
     Raises:
         ModelError: it returned something else.
     """
-    found = scores.get(locus) if isinstance(scores, Mapping) else None
+    found = scores.get(layer) if isinstance(scores, Mapping) else None
     if not isinstance(found, Scores) or not isinstance(found.values, torch.Tensor):
         kind = type(found.values if isinstance(found, Scores) else scores if found is None else found).__name__
         held = f" for {', '.join(map(str, scores))}" if isinstance(scores, Mapping) and found is None else ""
-        raise ModelError(f"Expected the method to return `Scores` with a tensor for {locus}, found {kind}{held}.")
+        raise ModelError(f"Expected the method to return `Scores` with a tensor for {layer}, found {kind}{held}.")
     return found
 
 
 def settle(
     loaded: LoadedModel, asked: AttributionOptions, question: Question, shown: VisualInput
 ) -> list[SelectedMethod]:
-    """The methods and loci that a model can be explained by, found on one document before any is answered.
+    """The methods and layers that a model can be explained by, found on one document before any is answered.
 
     Args:
         loaded: the model.
@@ -427,7 +427,7 @@ def settle(
         shown: its image, images or volume.
 
     Raises:
-        OptionError: a method or a locus is none there is, or the weights are quantised and the method takes gradients.
+        OptionError: a method or a layer is none there is, or the weights are quantised and the method takes gradients.
         PluginError: a method's function is not where its plugin says.
     """
     return choose(asked.methods, asked.layers, loaded, unused_layers(loaded, loaded.prepare([question], [shown])))
@@ -456,7 +456,7 @@ def explain(
 
     Raises:
         DataError: there is no document.
-        OptionError: a method, a locus or the target is none there is.
+        OptionError: a method, a layer or the target is none there is.
     """
     if not items:
         raise DataError("Expected documents to explain, found none.")

@@ -45,7 +45,7 @@ class Faults:
 
         Args:
             method: whose it is; empty for all of the document.
-            part: a locus or a check; empty for all of the method.
+            part: a layer or a check; empty for all of the method.
         """
         try:
             yield

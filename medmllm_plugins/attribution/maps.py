@@ -21,19 +21,19 @@ LONGEST = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Map:
-    """What a method says of one document at one locus.
+    """What a method says of one document at one layer.
 
     Attributes:
-        locus: where.
+        layer: where.
         values: (n, …) float64, as the method gave them, see :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         painted: (pictures, height, width) float64, over the pictures shown; NaN where no patch looks. ``None`` for the
             prompt, and where tokens of the LLM have no place on the picture.
-        tokens: (L,) float64, a value for each token of the prompt, 0 for image tokens; ``None`` at loci before the LLM.
+        tokens: (L,) float64, a value for each token of the prompt, 0 for image tokens; ``None`` at layers before the LLM.
         gap: how far a path method is from complete, see :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         unplaced: why there is no map over the pictures, where there should be one.
     """
 
-    locus: str
+    layer: str
     values: FloatArray
     painted: FloatArray | None
     tokens: FloatArray | None
@@ -41,39 +41,39 @@ class Map:
     unplaced: str = ""
 
 
-def map_of(case: AttributionInput, locus: str, scores: Scores) -> Map:
+def map_of(case: AttributionInput, layer: str, scores: Scores) -> Map:
     """Lay a method's values over the pictures.
 
     In the LLM the words keep their values where image tokens have no place.
 
     Raises:
-        ModelError: rows of this locus have no place on the picture and are no words either, or some values are no
+        ModelError: rows of this layer have no place on the picture and are no words either, or some values are no
             finite numbers.
     """
     values = scores.values.detach().double().cpu().numpy()
     if lost := int((~np.isfinite(values)).sum()):
         raise ModelError(
-            f"{locus}: expected finite values, found {lost} of {values.size} that are none; the method or the model "
+            f"{layer}: expected finite values, found {lost} of {values.size} that are none; the method or the model "
             "overflows (bfloat16 or float32 hold more than float16)."
         )
     text = case.text.cpu().numpy()
-    if locus == PROMPT:
-        return Map(locus, values, None, values, scores.gap)
-    tokens = np.where(text, values, 0.0) if locus.startswith("llm") else None
+    if layer == PROMPT:
+        return Map(layer, values, None, values, scores.gap)
+    tokens = np.where(text, values, 0.0) if layer.startswith("llm") else None
     try:
-        places = cells_of_locus(case, locus)
+        places = cells_of_layer(case, layer)
     except ModelError as error:
         if tokens is None:
             raise
-        return Map(locus, values, None, tokens, scores.gap, str(error))
-    return Map(locus, values, paint(places, values, map_size(case), pictures(case)), tokens, scores.gap)
+        return Map(layer, values, None, tokens, scores.gap, str(error))
+    return Map(layer, values, paint(places, values, map_size(case), pictures(case)), tokens, scores.gap)
 
 
-def cells_of_locus(case: AttributionInput, locus: str) -> Cells:
-    """Where the rows of a locus stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
-    if locus == PIXELS:
+def cells_of_layer(case: AttributionInput, layer: str) -> Cells:
+    """Where the rows of a layer stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
+    if layer == PIXELS:
         return cells(case.loaded, case.inputs, case.shown, "pixels")
-    return cells(case.loaded, case.inputs, case.shown, case.place(locus).part)
+    return cells(case.loaded, case.inputs, case.shown, case.place(layer).part)
 
 
 def pictures(case: AttributionInput) -> int:

@@ -156,8 +156,8 @@ def _add_diagnose(commands: Any) -> None:
     )
     command.add_argument("--grid", default="", metavar="C,C,…", help="inverse L2 strengths to choose from")
     command.add_argument("--pooling", default="", metavar="A,B", help="these only: mean, last, cls, max, answer")
-    command.add_argument("--loci", default="", metavar="A,B", help="these only, beside those the diagnosis rests on")
-    command.add_argument("--width", type=int, default=0, metavar="N", help="project every locus at random to N numbers")
+    command.add_argument("--layers", default="", metavar="A,B", help="these only, beside those the diagnosis rests on")
+    command.add_argument("--width", type=int, default=0, metavar="N", help="project every layer at random to N numbers")
     command.add_argument(
         "--folds", type=int, default=0, metavar="N", help="fit again on N further divisions into folds"
     )
@@ -184,7 +184,7 @@ def _add_attribute(commands: Any) -> None:
     command.add_argument(
         "--method", nargs="+", default=list(METHODS), metavar="NAME", help=f"of {', '.join(METHODS)}, …"
     )
-    command.add_argument("--layer", nargs="+", default=[], metavar="LOCUS", help="such as vision.12, connector, llm.20")
+    command.add_argument("--layer", nargs="+", default=[], metavar="LAYER", help="such as vision.12, connector, llm.20")
     command.add_argument("--target", default=usual.target, help="decision (the default), truth, answer, or a class")
     command.add_argument("--baseline", default=usual.baseline, choices=BASELINES, help="what images are compared with")
     command.add_argument("--steps", type=int, default=usual.steps, metavar="N", help="points of a path")
@@ -358,7 +358,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         protocol=arguments.protocol,
         **({"strengths": parse_strengths(arguments.grid)} if arguments.grid else {}),
         poolings=tuple(filter(None, arguments.pooling.split(","))),
-        loci=tuple(filter(None, arguments.loci.split(","))),
+        layers=tuple(filter(None, arguments.layers.split(","))),
         width=arguments.width,
         shuffles=shuffles if arguments.shuffles is None else arguments.shuffles,
         controls=controls if arguments.controls is None else arguments.controls,

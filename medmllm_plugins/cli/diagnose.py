@@ -45,7 +45,7 @@ def diagnose(
         DataError: the run kept no features, or they are damaged or of another model or data set than the run; or the
             run was stopped.
         OptionError: there is no such task or device, ``reference`` is the run itself, or ``output`` is no folder or
-            left out with some of the loci or poolings only.
+            left out with some of the layers or poolings only.
     """
     run = load_run(folder)
     for warning in run.warnings:
@@ -91,9 +91,9 @@ def _tasks(run: RunResults) -> list[str]:
 
 def _target(folder: Path, output: Path | None, options: Options) -> Path:
     """Where to write, made if need be; a part of the curves must not take the place of the whole."""
-    if output is None and (options.loci or options.poolings):
+    if output is None and (options.layers or options.poolings):
         raise OptionError(
-            "Expected argument `output` with some of the loci or poolings only, as the run's own files hold all of "
+            "Expected argument `output` with some of the layers or poolings only, as the run's own files hold all of "
             "them: name a folder with --output."
         )
     target = folder if output is None else output

@@ -22,9 +22,9 @@ from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, small
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
 
-PIXELS = "floor.pixels"
-RANDOM = "floor.random"
-"""Begins the names of loci of the re-initialised encoder: ``floor.random.vision.00`` …"""
+PIXELS = "control.pixels"
+RANDOM = "control.random_encoder"
+"""Begins the names of layers of the re-initialised encoder: ``control.random_encoder.vision.00`` …"""
 SIDE = 32
 
 
@@ -84,7 +84,7 @@ class RandomEncoder:
 
     @torch.inference_mode()
     def features(self, inputs: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-        """What the loci of tower and connector hold for a batch, as :attr:`Taps.found`, under names of their own."""
+        """What the layers of tower and connector hold for a batch, as :attr:`Taps.found`, under names of their own."""
 
         def stop(*_: Any) -> None:
             raise _Enough

@@ -1,4 +1,4 @@
-"""Taps: hooks on a model's stages that keep one vector for each document and locus of a batch."""
+"""Taps: hooks on a model's stages that keep one vector for each document and layer of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medmllm_plugins.models.stages import Layer, layers_of
 from medmllm_plugins.prompts.feature_options import ANSWER, LAST
 
 Site = tuple[str, str]
-"""A locus and a pooling."""
+"""A layer and a pooling."""
 
 
 class ActivationHooks:
@@ -136,7 +136,7 @@ class ActivationHooks:
             verbalizers: token ids of K labels.
 
         Returns:
-            The loci, and (loci, B, K) float32.
+            The layers, and (layers, B, K) float32.
         """
         names = tuple(place.name for place in self.places if place.part == "llm")
         firsts = {row[0] for row in verbalizers}
@@ -144,7 +144,7 @@ class ActivationHooks:
         head: Any = self._loaded.model.get_submodule(self._loaded.family.head)
         norm = self.places[-1].module
         weight = torch.stack([head.weight[torch.tensor(row, device=head.weight.device)].mean(0) for row in rows])
-        # The norm of the last locus is taken already. One product for all loci: each is too small to be worth a call.
+        # The norm of the last layer is taken already. One product for all layers: each is too small to be worth a call.
         states = torch.stack([self.found[name, LAST].to(weight.device, weight.dtype) for name in names[:-1]])
         normed = [*norm.forward(states).unbind(), self.found[names[-1], LAST].to(weight.device)]
         return names, torch.stack([state.float() for state in normed]) @ weight.float().T

@@ -61,9 +61,9 @@ class FeatureRecorder:
         self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
         self.watch = ActivationHooks(loaded, features.poolings)
         self._random: RandomEncoder | None = None
-        if features.floor and RandomEncoder.possible(loaded):
+        if features.random_encoder and RandomEncoder.possible(loaded):
             self._random = RandomEncoder(loaded, features.poolings)
-        elif features.floor:
+        elif features.random_encoder:
             logger.warning("%s: the vision tower is quantised, so there is no floor of a random encoder.", subject.task)
         self._writer: Writer | None = None
 
@@ -105,17 +105,17 @@ class FeatureRecorder:
             poolings.setdefault(name, {})[pooling] = value.shape[-1]
         order = [name for name in part_of if name in poolings]
         order += [name for name in poolings if name not in part_of]
-        loci = [
+        layers = [
             StoredLayer(
                 name,
-                part_of.get(name, "floor"),
+                part_of.get(name, "control"),
                 tuple(poolings[name]),
                 tuple(poolings[name].values()),
                 read=name.removeprefix(f"{RANDOM}.") not in self._unread,
             )
             for name in order
         ]
-        loci.append(StoredLayer(PIXELS, "floor", (MEAN,), (pixels,)))
+        layers.append(StoredLayer(PIXELS, "control", (MEAN,), (pixels,)))
         told = self._subject
         header = Header(
             task=told.task,
@@ -124,7 +124,7 @@ class FeatureRecorder:
             dataset_fingerprint=told.dataset_fingerprint,
             model=told.model,
             model_fingerprint=told.model_fingerprint,
-            loci=tuple(loci),
+            layers=tuple(layers),
             lens=lens,
         )
         write_header(self._folder, header)

@@ -1,7 +1,7 @@
 """The feature store: what the stages of one model hold of the documents of one task, on disk.
 
-A folder with ``store.json`` (what it is of, and its loci), shards ``rank0-00000.safetensors`` … with a float16 tensor
-``LOCUS/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table
+A folder with ``store.json`` (what it is of, and its layers), shards ``rank0-00000.safetensors`` … with a float16 tensor
+``LAYER/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table
 with a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing
 half-written. ``seal.json`` is written when all processes have written theirs: it tells what a whole store has.
 """
@@ -31,7 +31,7 @@ STORE: Final = "store.json"
 INDEX: Final = "index"
 SEAL: Final = "seal.json"
 LENS: Final = "lens"
-"""The tensor of a shard that holds the labels' logits after each block of the LLM, (n, loci, K) float32."""
+"""The tensor of a shard that holds the labels' logits after each block of the LLM, (n, layers, K) float32."""
 COLUMNS: Final = (
     "id", "document", "group", "fold", "label", "answer", "scores", "blank", "label_tokens", "rank", "shard", "row",
     "sha256",
@@ -48,7 +48,7 @@ class StoredLayer:
 
     Attributes:
         name: such as ``"vision.03"``.
-        part: ``"vision"``, ``"connector"``, ``"llm"`` or ``"floor"``.
+        part: ``"vision"``, ``"connector"``, ``"llm"`` or ``"control"``.
         poolings: how its rows were made one; a tensor of each shard for each.
         widths: length of a vector, by pooling, in their order.
         read: whether the LLM reads what stands here; ``False`` for a tower's layers behind the one it takes.
@@ -72,8 +72,8 @@ class Header:
         dataset_fingerprint: of the data, see :class:`medmllm_plugins.data.loading.dataset.Dataset`.
         model: name of the model.
         model_fingerprint: SHA-256 of the files that the model was made from.
-        loci: in the order in which an image passes them; those of floors at the end.
-        lens: loci at which the labels' logits were read off; empty where they were not.
+        layers: in the order in which an image passes them; those of floors at the end.
+        lens: layers at which the labels' logits were read off; empty where they were not.
     """
 
     task: str
@@ -82,7 +82,7 @@ class Header:
     dataset_fingerprint: str
     model: str
     model_fingerprint: str
-    loci: tuple[StoredLayer, ...]
+    layers: tuple[StoredLayer, ...]
     lens: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -99,15 +99,15 @@ class Header:
         told = dict(json.loads(text))
         if (found := told.pop("medmllm_features")) != VERSION:
             raise ValueError(f"version {found} of the format, which is not this package's, {VERSION}")
-        loci = tuple(
+        layers = tuple(
             StoredLayer(**{**one, "poolings": tuple(one["poolings"]), "widths": tuple(one["widths"])})
-            for one in told["loci"]
+            for one in told["layers"]
         )
-        return cls(**{**told, "labels": tuple(told["labels"]), "loci": loci, "lens": tuple(told["lens"])})
+        return cls(**{**told, "labels": tuple(told["labels"]), "layers": layers, "lens": tuple(told["lens"])})
 
 
 class FeatureStore:
-    """A store opened for reading; features are read when they are asked for, a locus at a time."""
+    """A store opened for reading; features are read when they are asked for, a layer at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Open a store.
@@ -143,24 +143,24 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.index)
 
-    def locus(self, name: str) -> StoredLayer:
-        """The locus of that name.
+    def layer(self, name: str) -> StoredLayer:
+        """The layer of that name.
 
         Raises:
             DataError: the store has none.
         """
-        for one in self.header.loci:
+        for one in self.header.layers:
             if one.name == name:
                 return one
         raise DataError(
-            f"{self.folder}: expected a locus among {[one.name for one in self.header.loci]}, found {name!r}."
+            f"{self.folder}: expected a layer among {[one.name for one in self.header.layers]}, found {name!r}."
         )
 
-    def features(self, locus: str, pooling: str, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
-        """Features at one locus.
+    def features(self, layer: str, pooling: str, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
+        """Features at one layer.
 
         Args:
-            locus: its name.
+            layer: its name.
             pooling: one of its poolings.
             rows: rows of :attr:`index`; all of them where ``None``.
 
@@ -169,22 +169,22 @@ class FeatureStore:
 
         Raises:
             DataError: the store has no such features, a shard is missing or damaged, or a value is not finite; the
-                message names locus and document.
+                message names layer and document.
         """
-        found = self._read(f"{locus}/{pooling}", rows)
+        found = self._read(f"{layer}/{pooling}", rows)
         finite = np.isfinite(found).all(axis=1)
         if not finite.all():
             chosen = self.index if rows is None else self.index.iloc[rows]
             bad = chosen["id"].to_numpy()[~finite]
             raise DataError(
-                f"{self.folder}: expected finite features, found NaN or infinity at {locus} ({pooling}) in {len(bad)} "
+                f"{self.folder}: expected finite features, found NaN or infinity at {layer} ({pooling}) in {len(bad)} "
                 f"documents, such as {bad[0]!r}. The model's activations overflow in its precision: load it with "
                 "dtype=bfloat16 or float32 and run the task again."
             )
         return found
 
     def lens(self, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32] | None:
-        """Labels' logits after each block of the LLM, (n, loci, K) float32; ``None`` where none were kept."""
+        """Labels' logits after each block of the LLM, (n, layers, K) float32; ``None`` where none were kept."""
         return self._read(LENS, rows) if self.header.lens else None
 
     def _read(self, name: str, rows: npt.NDArray[np.intp] | None) -> npt.NDArray[np.float32]:

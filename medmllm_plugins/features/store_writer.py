@@ -157,14 +157,14 @@ def stacked(found: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], l
     """Lay tensors of one width and device together and bring them into this process's memory.
 
     Args:
-        found: (B, d) float32 by locus and pooling.
+        found: (B, d) float32 by layer and pooling.
 
     Returns:
         Names and tensors as in :class:`FeatureBatch`, and what to wait for before they are read.
     """
     groups: dict[tuple[torch.device, int], list[tuple[str, Tensor]]] = {}
-    for (locus, pooling), value in found.items():
-        groups.setdefault((value.device, value.shape[-1]), []).append((f"{locus}/{pooling}", value))
+    for (layer, pooling), value in found.items():
+        groups.setdefault((value.device, value.shape[-1]), []).append((f"{layer}/{pooling}", value))
     names, stacks, copied = [], [], []
     with torch.inference_mode():
         for (device, _), members in groups.items():

@@ -22,7 +22,7 @@ NOTICED: Final = 1e-3
 
 @torch.no_grad()
 def unused_layers(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of the loci of the vision tower that the LLM never reads.
+    """Names of the layers of the vision tower that the LLM never reads.
 
     Found by trying: what a layer returns is changed by much, and if the states at the end of the LLM, those of the
     image tokens among them, stay the same, nothing after it reads the layer. It begins at the end of the tower and

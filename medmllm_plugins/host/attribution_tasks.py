@@ -30,8 +30,8 @@ class AttributingTask(ClassificationTask):
 class Attributing(InspectionTask[dict[str, Any]]):
     """Attributions of one data set. The maps are made while the model is there, see the wrapper of models.
 
-    The host prints the largest gain of deletion, the share inside the lesion of its method and locus, and how many
-    methods and loci were put to every check and fail none.
+    The host prints the largest gain of deletion, the share inside the lesion of its method and layer, and how many
+    methods and layers were put to every check and fail none.
     """
 
     PURPOSE: ClassVar[Purpose] = "attribute"
@@ -104,11 +104,11 @@ class Attributing(InspectionTask[dict[str, Any]]):
 
     def _printed(self, found: dict[str, Any]) -> dict[str, float | None]:
         # Gains of words are none of the image.
-        pictured = {(entry["method"], entry["locus"]) for entry in found["entries"] if entry["heat"]}
+        pictured = {(entry["method"], entry["layer"]) for entry in found["entries"] if entry["heat"]}
         rows = [
             row
             for row in found["summary"]
-            if row["deletion_gain"] is not None and (row["method"], row["locus"]) in pictured
+            if row["deletion_gain"] is not None and (row["method"], row["layer"]) in pictured
         ]
         best = max(rows, key=lambda row: row["deletion_gain"]["value"], default=None)
         sound = sum(row["trusted"] for row in found["summary"])

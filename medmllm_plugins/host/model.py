@@ -271,7 +271,7 @@ class MedicalMLLM(lmms):
         """See that tasks can be explained as they ask before any is answered, which may take hours.
 
         Raises:
-            OptionError: a method or a locus is none that the model has.
+            OptionError: a method or a layer is none that the model has.
         """
         for group in by_task(requests).values():
             if (asked := attributions_of(group[0])) is not None:

@@ -1,6 +1,6 @@
 """The stages of a model in memory, by the names that curves and reports use for them.
 
-A locus is a place in the model whose output is looked at: ``vision.00`` … for the blocks of the vision tower,
+A layer is a place in the model whose output is looked at: ``vision.00`` … for the blocks of the vision tower,
 ``vision.norm``, ``connector``, ``llm.embed`` for what the LLM reads (text and image tokens together), ``llm.00`` … for
 its blocks, ``llm.norm``.
 """
@@ -24,10 +24,10 @@ EMBED = "llm.embed"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A locus in a model.
+    """A layer in a model.
 
     Attributes:
-        name: of the locus.
+        name: of the layer.
         part: which part of the model it belongs to.
         module: the module there.
         enters: whether what enters the module is looked at, and not what it returns.
@@ -40,7 +40,7 @@ class Layer:
 
 
 def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
-    """All loci of a model in the order in which an image passes them.
+    """All layers of a model in the order in which an image passes them.
 
     Raises:
         ModelError: the model has no module where its family's table says one stands.
@@ -64,10 +64,10 @@ def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
 
 @contextmanager
 def changed(place: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change what a locus holds, or look at it, while the context is open.
+    """Change what a layer holds, or look at it, while the context is open.
 
     Args:
-        place: the locus.
+        place: the layer.
         change: takes what stands there, in the shape that the model gives it, and returns what is to stand there.
 
     Raises:

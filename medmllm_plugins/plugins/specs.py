@@ -147,9 +147,9 @@ class AttributionSpec:
     Attributes:
         name: lower-case letters, digits and underscores.
         target: ``"package.module:function"``, a ``Method`` of :mod:`medmllm_plugins.attribution.methods.layer_methods`: it takes a
-            ``AttributionInput``, names of loci and a ``MethodConfig``, and returns ``Scores`` for each locus.
+            ``AttributionInput``, names of layers and a ``MethodConfig``, and returns ``Scores`` for each layer.
         summary: one line for people.
-        at: where it looks: ``"layers"``, the loci that the user chooses, or the name of the one locus it has values
+        at: where it looks: ``"layers"``, the layers that the user chooses, or the name of the one layer it has values
             for, such as ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
         gradients: whether it takes gradients, which quantised weights do not give.
         citation: reference for the method.

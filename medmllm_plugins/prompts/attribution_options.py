@@ -30,7 +30,7 @@ class AttributionOptions:
     Attributes:
         n: documents of each class, half of them answered wrongly where there are so many.
         methods: names of methods.
-        layers: loci for the methods that look at layers; empty for the end of the vision tower, and the connector where
+        layers: layers for the methods that look at layers; empty for the end of the vision tower, and the connector where
             its tokens have a place on the picture.
         target: whose log-odds against the other labels are explained: ``"decision"`` (the label that scores highest),
             ``"truth"``, or a label; ``"answer"`` for the log-probability of the generated text.

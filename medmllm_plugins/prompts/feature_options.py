@@ -27,7 +27,7 @@ class FeatureOptions:
     """
 
     extra: tuple[str, ...] = ()
-    floor: bool = True
+    random_encoder: bool = True
 
     @property
     def poolings(self) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ class FeatureOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as they travel with each request."""
-        return {"extra": list(self.extra), "floor": self.floor}
+        return {"extra": list(self.extra), "control": self.random_encoder}
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> FeatureOptions:
@@ -48,4 +48,4 @@ class FeatureOptions:
         extra = tuple(told.get("extra") or ())
         if unknown := sorted(set(extra) - set(EXTRA)):
             raise OptionError(f"Expected poolings among {list(EXTRA)}, found {unknown}.")
-        return cls(extra=extra, floor=bool(told.get("floor", True)))
+        return cls(extra=extra, random_encoder=bool(told.get("control", True)))

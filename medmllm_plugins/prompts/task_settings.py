@@ -146,7 +146,7 @@ _VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 _OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole, "frame": _text}
 _PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "pool": _pool,
-    "floor": _choice("on", "off"),
+    "control": _choice("on", "off"),
     "finding": _text,
 }
 _ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
@@ -239,7 +239,7 @@ def _probing(settings: TaskSettings, plain: Mapping[str, Any], asked: Mapping[st
     if "folds" in plain:
         raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
     finding = _one_question(settings, asked.get("finding"), "Probes look", "a probe is of one finding")
-    features = FeatureOptions(extra=asked.get("pool", ()), floor=asked.get("floor", "on") == "on")
+    features = FeatureOptions(extra=asked.get("pool", ()), random_encoder=asked.get("control", "on") == "on")
     return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
 
 

@@ -11,7 +11,7 @@ from medmllm_plugins.report.citations import References
 from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.results.attribution_results import Method
 from medmllm_plugins.results.formatting import clean, cut, estimate, known, listed, mapping, number, quantity, sequence
-from medmllm_plugins.results.probe_results import PIXEL_FLOOR, RANDOM_FLOOR, MappingRecord, Probing
+from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, MappingRecord, Probing
 from medmllm_plugins.results.run_reader import RunFolder
 
 _ASKED: Final = {
@@ -278,10 +278,10 @@ def _probes(gathered: RunCollection, cite: References) -> Iterator[str]:
 
 def _fitted(probings: Sequence[Probing], cite: References) -> str:
     """What was kept of the models, and which probes were fitted on it."""
-    points = [point for one in probings for point in one.points if point.part != "floor"]
+    points = [point for one in probings for point in one.points if point.part != "control"]
     parts = [words for name, words in _PARTS.items() if any(point.part == name for point in points)]
     pooled = [words for name, words in _POOLINGS.items() if any(point.pooling == name for point in points)]
-    which = "chosen layers" if any(one.options.get("loci") for one in probings) else "every layer"
+    which = "chosen layers" if any(one.options.get("layers") for one in probings) else "every layer"
     kinds = []
     for protocol in dict.fromkeys(str(one.options.get("protocol") or "linear") for one in probings):
         words, sources, more = _PROBES.get(protocol, (clean(protocol), (), ""))
@@ -299,17 +299,17 @@ def _fitted(probings: Sequence[Probing], cite: References) -> str:
 def _controls(probings: Sequence[Probing], cite: References) -> list[str]:
     """The controls that there are."""
     points = [point for one in probings for point in one.points]
-    layers = [point for point in points if point.part != "floor"]
+    layers = [point for point in points if point.part != "control"]
     found = []
     if any(known(point.control) for point in layers):
         found.append(f"a control task{cite('control')}")
-    if any(known(point.null) for point in layers):
+    if any(known(point.label_permutation) for point in layers):
         found.append("refits on labels shuffled by group")
     if any(known(point.p_holm) for point in layers):
         found.append(f"permutation p-values{cite('permutation')} with Holm's correction over layers{cite('holm')}")
-    if any(point.locus.startswith(RANDOM_FLOOR) for point in points):
+    if any(point.layer.startswith(RANDOM_ENCODER) for point in points):
         found.append("the same architecture with random weights")
-    if any(point.locus == PIXEL_FLOOR for point in points):
+    if any(point.layer == PIXELS for point in points):
         found.append("raw pixels")
     return found
 
@@ -333,8 +333,8 @@ def _attributions(cells: Sequence[Cell], cite: References) -> Iterator[str]:
         return
     used = {one.name: one for told in found for one in told.methods}
     by_captum = {name for name, one in used.items() if _is_captums(one)}
-    loci = dict.fromkeys(entry.locus for told in found for entry in told.entries)
-    where = f" at {listed(list(loci))}" if 0 < len(loci) <= 8 else ""
+    layers = dict.fromkeys(entry.layer for told in found for entry in told.entries)
+    where = f" at {listed(list(layers))}" if 0 < len(layers) <= 8 else ""
     made = []
     if theirs := [f"{name}{cite(one.citation)}" for name, one in used.items() if name in by_captum]:
         made.append(f"by {listed(theirs)} with Captum{cite('captum')}")

@@ -199,4 +199,4 @@ def _of_task(task: TaskRun) -> Iterator[str]:
     if task.attributions is not None:
         yield from (f"{task.name}: {one}" for one in task.attributions.warnings)
         for one in task.attributions.summary:
-            yield from (f"{task.name}, {one.method} at {one.locus}: {failed}" for failed in one.failed)
+            yield from (f"{task.name}, {one.method} at {one.layer}: {failed}" for failed in one.failed)

@@ -22,7 +22,7 @@ GAINS: Final = {
     "pointing": "pointing game",
     "completeness_gap": "completeness gap",
 }
-"""Figures of a method at a locus that have an interval, with what they are called."""
+"""Figures of a method at a layer that have an interval, with what they are called."""
 CHECKS: Final = (
     "completeness_gap",
     "deletion",
@@ -64,7 +64,7 @@ class Entry:
         value: the label's log-odds, or the answer's log-probability.
         of_answer: whether it is the answer that is explained.
         method: the method's name.
-        locus: ``"pixels"``, ``"vision.05"``, ``"connector"``, ``"llm.03"`` or ``"prompt"``.
+        layer: ``"pixels"``, ``"vision.05"``, ``"connector"``, ``"llm.03"`` or ``"prompt"``.
         original: file of the picture that the model was shown.
         heat: file of the attribution, to lay over it.
         overlay: file of both in one.
@@ -85,7 +85,7 @@ class Entry:
     value: float
     of_answer: bool
     method: str
-    locus: str
+    layer: str
     original: Path | None
     heat: Path | None
     overlay: Path | None
@@ -98,11 +98,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class MethodSummary:
-    """A method at a locus over all documents: how it stood the checks.
+    """A method at a layer over all documents: how it stood the checks.
 
     Attributes:
         method: its name.
-        locus: where.
+        layer: where.
         n: documents.
         figures: by the names of :data:`GAINS`.
         area: mean share of the picture that the mask takes, against which ``inside`` is to be read.
@@ -110,11 +110,11 @@ class MethodSummary:
         failed: sentences on the checks that were not stood.
         how: what is explained, against which baseline, in how many steps.
         unchecked: checks that were not made.
-        apart: ``how`` where the method has several rows at this locus; else empty.
+        apart: ``how`` where the method has several rows at this layer; else empty.
     """
 
     method: str
-    locus: str
+    layer: str
     n: int
     figures: Mapping[str, Estimate]
     area: float
@@ -209,7 +209,7 @@ def _entry(told: Mapping[str, Any], picture: _Pictures) -> Entry:
         value=number(told.get("value")),
         of_answer=told.get("mode") == "answer",
         method=clean(told.get("method") or "unnamed"),
-        locus=clean(told.get("locus") or "pixels"),
+        layer=clean(told.get("layer") or "pixels"),
         original=picture(told.get("original")),
         heat=picture(told.get("heat")),
         overlay=picture(told.get("overlay")),
@@ -229,7 +229,7 @@ def _summary(told: Mapping[str, Any]) -> MethodSummary:
     count = number(told.get("n"))
     return MethodSummary(
         method=clean(told.get("method") or "unnamed"),
-        locus=clean(told.get("locus") or "pixels"),
+        layer=clean(told.get("layer") or "pixels"),
         n=int(count) if known(count) else 0,
         figures={name: estimate(told.get(name)) for name in GAINS},
         area=number(told.get("area")),
@@ -245,6 +245,6 @@ def _summary(told: Mapping[str, Any]) -> MethodSummary:
 
 
 def _told_apart(rows: Sequence[MethodSummary]) -> tuple[MethodSummary, ...]:
-    """Rows of one method at one locus bear their settings in figures where there are several."""
-    count = Counter((one.method, one.locus) for one in rows)
-    return tuple(replace(one, apart=one.how) if count[one.method, one.locus] > 1 else one for one in rows)
+    """Rows of one method at one layer bear their settings in figures where there are several."""
+    count = Counter((one.method, one.layer) for one in rows)
+    return tuple(replace(one, apart=one.how) if count[one.method, one.layer] > 1 else one for one in rows)

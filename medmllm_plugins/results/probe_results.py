@@ -10,9 +10,9 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.results.formatting import clean, estimate, known, mapping, number, sequence
 
-RANDOM_FLOOR = "floor.random."
-"""Begins the names of loci of the encoder with random weights."""
-PIXEL_FLOOR = "floor.pixels"
+RANDOM_ENCODER = "control.random_encoder."
+"""Begins the names of layers of the encoder with random weights."""
+PIXELS = "control.pixels"
 MODES = ("vision", "connector", "comprehension", "mapping")
 TITLES = {
     "vision": "quality limitation in visual representation",
@@ -36,9 +36,9 @@ READINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One locus and pooling of the curves; see :class:`medmllm_plugins.probes.curves.Point`."""
+    """One layer and pooling of the curves; see :class:`medmllm_plugins.probes.curves.Point`."""
 
-    locus: str
+    layer: str
     part: str
     pooling: str
     width: int
@@ -47,8 +47,8 @@ class Point:
     balanced: Estimate
     control: Estimate
     selectivity: Estimate
-    null: float
-    null_high: float
+    label_permutation: float
+    label_permutation_high: float
     p_holm: float
 
 
@@ -85,8 +85,8 @@ class MappingRecord:
         readings: accuracy and gain of each re-reading, by name.
         relabelling: for each answered class the class it is renamed to; empty without a renaming.
         agreement: documents by true class, the probe's class and the answered class (the last: not parsed).
-        lens: accuracy of the words read off each locus of ``lens_loci``.
-        lens_loci: names of the loci.
+        lens: accuracy of the words read off each layer of ``lens_layers``.
+        lens_layers: names of the layers.
     """
 
     kind: str
@@ -97,7 +97,7 @@ class MappingRecord:
     relabelling: tuple[int, ...]
     agreement: tuple[tuple[tuple[int, ...], ...], ...]
     lens: tuple[Estimate, ...]
-    lens_loci: tuple[str, ...]
+    lens_layers: tuple[str, ...]
 
     def pairs(self) -> list[list[int]]:
         """Documents by the probe's class (rows) and the answered class (columns), over all true classes."""
@@ -133,12 +133,12 @@ class Probing:
     warnings: tuple[str, ...]
 
     def curve(self, pooling: str) -> list[Point]:
-        """The loci of tower, connector and LLM in order, at one pooling (the tower's and connector's are ``mean``)."""
-        return [one for one in self.points if one.part != "floor" and one.pooling == pooling]
+        """The layers of tower, connector and LLM in order, at one pooling (the tower's and connector's are ``mean``)."""
+        return [one for one in self.points if one.part != "control" and one.pooling == pooling]
 
-    def loci(self) -> list[tuple[str, str]]:
-        """Names and parts of the loci in the order in which an image passes them, floors left out."""
-        found = {one.locus: one.part for one in self.points if one.part != "floor"}
+    def layers(self) -> list[tuple[str, str]]:
+        """Names and parts of the layers in the order in which an image passes them, floors left out."""
+        found = {one.layer: one.part for one in self.points if one.part != "control"}
         return list(found.items())
 
     def supported(self) -> list[Effect]:
@@ -205,7 +205,7 @@ def read_probing(told: Any) -> Probing:
 
 def _point(told: Mapping[str, Any]) -> Point:
     return Point(
-        locus=clean(told.get("locus")),
+        layer=clean(told.get("layer")),
         part=clean(told.get("part")),
         pooling=clean(told.get("pooling")),
         width=_whole(told.get("width")),
@@ -214,15 +214,15 @@ def _point(told: Mapping[str, Any]) -> Point:
         balanced=estimate(told.get("balanced")),
         control=estimate(told.get("control")),
         selectivity=estimate(told.get("selectivity")),
-        null=number(told.get("null")),
-        null_high=number(told.get("null_high")),
+        label_permutation=number(told.get("label_permutation")),
+        label_permutation_high=number(told.get("label_permutation_high")),
         p_holm=number(told.get("p_holm")),
     )
 
 
 def _mapping(told: Mapping[str, Any]) -> MappingRecord:
     readings = mapping(told.get("readings"))
-    loci = tuple(map(clean, sequence(told.get("lens_loci"))))
+    layers = tuple(map(clean, sequence(told.get("lens_layers"))))
     lens = tuple(estimate(one) for one in sequence(told.get("lens")))
     return MappingRecord(
         kind=clean(told.get("kind") or "cannot tell"),
@@ -237,8 +237,8 @@ def _mapping(told: Mapping[str, Any]) -> MappingRecord:
         relabelling=_counts(told.get("relabelling")) or (),
         agreement=_cube(told.get("agreement")),
         # Accuracies without the names of their layers cannot be drawn.
-        lens=lens if len(lens) == len(loci) else (),
-        lens_loci=loci if len(lens) == len(loci) else (),
+        lens=lens if len(lens) == len(layers) else (),
+        lens_layers=layers if len(lens) == len(layers) else (),
     )
 
 

@@ -144,7 +144,7 @@ def planted(
     Args:
         loaded: the model; its weights, and hooks on its modules, are the only things touched.
         fault: what to break.
-        directions: needed by ``directions_removed`` only: by locus, the directions that tell the classes apart in the
+        directions: needed by ``directions_removed`` only: by layer, the directions that tell the classes apart in the
             mean over its tokens, (k, d), taken from train documents; see :func:`class_directions`. Only
             ``"connector"`` is read.
         question: needed by faults of the mapping only: a question as it will be asked, since a label's tokens may

@@ -41,7 +41,7 @@ from medmllm_plugins.prompts.protocols import Question, ask
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Documents of a trial, by fold."""
 BATCH: Final = 40
-OPTIONS: Final = Options(loci=("connector",), shuffles=1, controls=1)
+OPTIONS: Final = Options(layers=("connector",), shuffles=1, controls=1)
 """The verdicts rest on the ends of the stages alone."""
 FIRM: Final = (2, 3)
 """Strengths at which a fault must be named."""
@@ -321,7 +321,7 @@ class Bench:
 def _capturing(
     loaded: LoadedModel, subject: RecordedDocument, folder: Path, example: Mapping[str, torch.Tensor]
 ) -> Iterator[FeatureRecorder]:
-    capture = FeatureRecorder(loaded, FeatureOptions(floor=False), subject, folder, rank=0, example=example)
+    capture = FeatureRecorder(loaded, FeatureOptions(random_encoder=False), subject, folder, rank=0, example=example)
     try:
         yield capture
     finally:

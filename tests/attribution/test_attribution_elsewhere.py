@@ -26,14 +26,14 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), d
 
 
 def by_every_method(model: LoadedModel) -> dict[tuple[str, str], Any]:
-    """Scores by method and locus."""
+    """Scores by method and layer."""
     found = {}
     label, answer = Target.of_label("benign", LABELS, LABELS), Target.of_answer("normal")
     for target, names in ((label, list(specs())), (answer, ["saliency"])):
         case = AttributionInput(model, QUESTION, IMAGE, target, batch=6)
         for chosen in choose(names, ["vision.0", "connector", "llm.0"], model, ()):
-            for locus, scores in chosen.method(case, chosen.loci, MethodConfig(steps=2, samples=1)).items():
-                found[f"{chosen.spec.name} of {target.name}", locus] = scores.values.detach().cpu().numpy()
+            for layer, scores in chosen.method(case, chosen.layers, MethodConfig(steps=2, samples=1)).items():
+                found[f"{chosen.spec.name} of {target.name}", layer] = scores.values.detach().cpu().numpy()
     return found
 
 

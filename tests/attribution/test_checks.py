@@ -146,7 +146,7 @@ def judged(values: Any, documents: int = 24) -> dict[str, Any]:
             insertion_random=removal.random,
             flat=flat(said),
         )
-        entries.append({"method": "m", "locus": "l", "group": name, "hit": True, "checks": found.to_dict()})
+        entries.append({"method": "m", "layer": "l", "group": name, "hit": True, "checks": found.to_dict()})
     (row,) = summarise(entries, [])
     return row
 
@@ -226,11 +226,11 @@ def test_removal_of_patches_and_words_by_hand(case: AttributionInput, monkeypatc
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_no_numbers_are_the_methods_fault(case: AttributionInput, wrong: float) -> None:
-    for locus, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(segments(case)))):
+    for layer, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(segments(case)))):
         values = torch.ones(count)
         values[-1] = wrong
-        with pytest.raises(ModelError, match=f"{locus}: expected finite values, found 1 of {count}"):
-            map_of(case, locus, Scores(values))
+        with pytest.raises(ModelError, match=f"{layer}: expected finite values, found 1 of {count}"):
+            map_of(case, layer, Scores(values))
 
 
 def test_orders_put_the_largest_first(case: AttributionInput) -> None:
@@ -477,7 +477,7 @@ def test_quantised_weights_cannot_be_shuffled(model: LoadedModel, monkeypatch: p
 
 
 def entry(group: str, **more: Any) -> dict[str, Any]:
-    return {"method": "m", "locus": "l", "group": group, "hit": True, "checks": {**Checks().to_dict(), **more}}
+    return {"method": "m", "layer": "l", "group": group, "hit": True, "checks": {**Checks().to_dict(), **more}}
 
 
 def level(
@@ -505,9 +505,9 @@ def test_a_good_method_fails_nothing() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("b", **good(0.1)), entry("c", **good(0.2))]
     entries.append({**entry("z"), "method": "other"})
     (row, other) = summarise(
-        entries, [{"method": "m", "locus": "l", "levels": [level("head", 0.9), level("tower", 0.1)]}]
+        entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("tower", 0.1)]}]
     )
-    assert (row["method"], row["locus"], row["n"], row["failed"]) == ("m", "l", 4, [])
+    assert (row["method"], row["layer"], row["n"], row["failed"]) == ("m", "l", 4, [])
     assert row["deletion_gain"]["value"] == pytest.approx(0.2) == row["insertion_gain"]["value"]
     assert 0.1 <= row["deletion_gain"]["low"] <= 0.2 <= row["deletion_gain"]["high"] <= 0.3
     assert row["inside"]["value"] == pytest.approx(0.7) and row["area"] == pytest.approx(0.1)
@@ -526,14 +526,14 @@ def test_a_check_that_was_not_made_is_not_passed() -> None:
     assert render({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
     header, line = to_csv([row]).splitlines()
     assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
-    (row,) = summarise([entry("a")], [{"method": "m", "locus": "l", "levels": [level("tower", 0.1)]}])
+    (row,) = summarise([entry("a")], [{"method": "m", "layer": "l", "levels": [level("tower", 0.1)]}])
     assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
 
 
 def test_what_a_bad_method_fails() -> None:
     bad = good(-0.1) | {"completeness_gap": 0.4, "stability": 0.2, "inside": 0.1, "area": 0.2}
     entries = [entry("a", **bad), entry("b", **bad)]
-    told = [{"method": "m", "locus": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
+    told = [{"method": "m", "layer": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
     (row,) = summarise(entries, told)
     assert row["failed"] == [
         "incomplete: the sum misses 40% of the difference; take more steps",
@@ -554,7 +554,7 @@ def test_maps_whose_sizes_survive_fail_however_their_signs_fall() -> None:
     found = likeness([(old, new), (new, old)])
     assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
     assert found["documents"] == 2 and found["structural_similarity"] < 0.5
-    told = [{"method": "m", "locus": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
+    told = [{"method": "m", "layer": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
     (row,) = summarise([entry("a", **good()), entry("b", **good())], told)
     assert row["failed"] == ["survives shuffled weights: rank correlation of sizes 1.00"]
     header, line = to_csv([row]).splitlines()
@@ -607,9 +607,9 @@ def test_groups_are_drawn_whole() -> None:
 
 def test_levels_are_means_over_processes_weighted_by_documents() -> None:
     told = [
-        {"method": "m", "locus": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
-        {"method": "m", "locus": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
-        {"method": "other", "locus": "l", "levels": [level("head", 1.0, 9)]},
+        {"method": "m", "layer": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
+        {"method": "m", "layer": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
+        {"method": "other", "layer": "l", "levels": [level("head", 1.0, 9)]},
     ]
     (row,) = summarise([entry("a")], told)
     assert row["randomisation"] == [
@@ -666,13 +666,13 @@ def test_targets_by_hand() -> None:
 
 def test_a_cascade_that_breaks_off_is_no_check_that_was_made() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("c", **good(0.2))]
-    (row,) = summarise(entries, [{"method": "m", "locus": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}])
+    (row,) = summarise(entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}])
     assert "randomisation" in row["unchecked"] and not row["trusted"]
     # Another process lacks a level in the middle: the order is the cascade's all the same.
     parts = [
         [level("head", 0.9), level("tower", 0.1)],
         [level(name, 0.9) for name in LEVELS[:-1]] + [level("tower", 0.1)],
     ]
-    (row,) = summarise(entries, [{"method": "m", "locus": "l", "levels": levels} for levels in parts])
+    (row,) = summarise(entries, [{"method": "m", "layer": "l", "levels": levels} for levels in parts])
     assert [one["randomised"] for one in row["randomisation"]] == list(LEVELS)
     assert row["failed"] == [] and row["trusted"]

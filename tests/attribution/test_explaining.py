@@ -43,7 +43,7 @@ from medmllm_plugins.prompts.attribution_options import AttributionOptions
 torch.set_num_threads(1)
 
 QUESTION = "Which of these is shown: round mass, spiculated mass, textured patch, no finding?"
-LOCI = ("vision.00", "connector")
+LAYERS = ("vision.00", "connector")
 MODULE = "throwaway_explaining"
 
 
@@ -57,7 +57,7 @@ def items(model: LoadedModel) -> list[Item]:
     found = []
     for number in range(2800, 2803):
         drawn = phantom(number)
-        shown = drawn.image if hasattr(drawn.image, "convert") else explainer.pictures.Image.fromarray(drawn.image)
+        shown = drawn.image if hasattr(drawn.image, "convert") else explainer.map_images.Image.fromarray(drawn.image)
         shown = shown.convert("RGB")
         (reply,) = model.generate([QUESTION], [shown], max_new_tokens=8, labels=list(LABELS))
         found.append(
@@ -79,39 +79,39 @@ def items(model: LoadedModel) -> list[Item]:
     return found
 
 
-def at_all(case: AttributionInput, loci: Sequence[str]) -> dict[str, Scores]:
+def at_all(case: AttributionInput, layers: Sequence[str]) -> dict[str, Scores]:
     generator = torch.Generator().manual_seed(0)
-    return {one: Scores(torch.rand(len(states[0]), generator=generator)) for one, states in case.states(loci).items()}
+    return {one: Scores(torch.rand(len(states[0]), generator=generator)) for one, states in case.states(layers).items()}
 
 
-def fine(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
-    return at_all(case, loci)
+def fine(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+    return at_all(case, layers)
 
 
-def boom(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def boom(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     raise ValueError("a fault of my own")
 
 
-def first_alone(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
-    return at_all(case, loci[:1])
+def first_alone(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+    return at_all(case, layers[:1])
 
 
-def arrays(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> Any:
-    return {one: Scores(scores.values.numpy()) for one, scores in at_all(case, loci).items()}  # type: ignore[arg-type]
+def arrays(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> Any:
+    return {one: Scores(scores.values.numpy()) for one, scores in at_all(case, layers).items()}  # type: ignore[arg-type]
 
 
-def nothing(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> Any:
+def nothing(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> Any:
     return None
 
 
-def too_few(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
-    return {one: Scores(torch.ones(3)) for one in loci}
+def too_few(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+    return {one: Scores(torch.ones(3)) for one in layers}
 
 
-def hungry(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def hungry(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     if case.batch > 2:
         raise torch.OutOfMemoryError("CUDA out of memory")
-    return at_all(case, loci)
+    return at_all(case, layers)
 
 
 FUNCTIONS = (fine, boom, first_alone, arrays, nothing, too_few, hungry)
@@ -145,7 +145,7 @@ def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any
     """Explain some documents, and read the index of what was found."""
 
     def call(documents: Sequence[Item], *names: str, batch: int = 16, **asked: Any) -> dict[str, Any]:
-        wanted = AttributionOptions(methods=names, layers=LOCI, steps=2, **asked)
+        wanted = AttributionOptions(methods=names, layers=LAYERS, steps=2, **asked)
         explain(model, wanted, documents, AttributionStore(tmp_path, wanted.to_dict()), batch)
         return gather(tmp_path, "task", "demo", LABELS)
 
@@ -166,7 +166,7 @@ def test_the_cost_is_told_once_the_first_document_is_explained(
             self._first = (90.0, 10.0)
 
     monkeypatch.setattr(explainer.Explainer, "explain", timed)
-    asked = AttributionOptions(methods=("fine",), layers=LOCI, steps=2)
+    asked = AttributionOptions(methods=("fine",), layers=LAYERS, steps=2)
 
     def say(line: str) -> None:
         told.append(f"{len(calls)}: {line}")
@@ -183,11 +183,11 @@ def test_the_cost_is_told_once_the_first_document_is_explained(
 
 
 def maps_of(index: dict[str, Any]) -> set[tuple[str, str, str]]:
-    return {(entry["id"], entry["method"], entry["locus"]) for entry in index["entries"]}
+    return {(entry["id"], entry["method"], entry["layer"]) for entry in index["entries"]}
 
 
-def all_of(documents: Sequence[Item], method: str, loci: Sequence[str] = LOCI) -> set[tuple[str, str, str]]:
-    return {(item.id, method, locus) for item in documents for locus in loci}
+def all_of(documents: Sequence[Item], method: str, layers: Sequence[str] = LAYERS) -> set[tuple[str, str, str]]:
+    return {(item.id, method, layer) for item in documents for layer in layers}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_faulty_method_costs_only_itself(
     assert maps_of(index) == all_of(documents, method, kept) | all_of(documents, "fine")
     assert any(says in warning for warning in index["warnings"])
     assert {fault["method"] for fault in index["faults"]} == {method}
-    (sound,) = [row for row in index["summary"] if (row["method"], row["locus"]) == ("fine", "connector")]
+    (sound,) = [row for row in index["summary"] if (row["method"], row["layer"]) == ("fine", "connector")]
     assert sound["randomisation"]
 
 
@@ -222,12 +222,12 @@ def test_where_all_is_faulty_the_reasons_are_told(explained: Callable[..., Any],
         explained(items[:1], "boom")
 
 
-def test_a_methods_own_locus_is_one_that_the_model_has(explained: Callable[..., Any], items: list[Item]) -> None:
+def test_a_methods_own_layer_is_one_that_the_model_has(explained: Callable[..., Any], items: list[Item]) -> None:
     index = explained(items[:1], "deep")
     assert maps_of(index) == all_of(items[:1], "deep", ["vision.03"])
 
 
-def test_a_methods_own_locus_that_is_none(explained: Callable[..., Any], items: list[Item]) -> None:
+def test_a_methods_own_layer_that_is_none(explained: Callable[..., Any], items: list[Item]) -> None:
     with pytest.raises(OptionError, match=r"expected `at` of deeper to be some of vision\.00, .*, found 'vision\.99'"):
         explained(items[:1], "deeper")
 
@@ -290,7 +290,7 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[Item], tmp_path: Path) -> None:
     (reply,) = cropping.generate([QUESTION], [items[0].shown], max_new_tokens=2, labels=list(LABELS))
-    asked = AttributionOptions(methods=("occlusion", "layer_activation"), layers=LOCI, steps=2)
+    asked = AttributionOptions(methods=("occlusion", "layer_activation"), layers=LAYERS, steps=2)
     explain(cropping, asked, [replace(items[0], scores=reply.scores)], AttributionStore(tmp_path, asked.to_dict()), 16)
     index = gather(tmp_path, "task", "odd", LABELS)
     assert maps_of(index) == all_of(items[:1], "layer_activation") | all_of(items[:1], "occlusion", ["pixels"])
@@ -324,7 +324,7 @@ def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items
         return gather(folder, "task", "ct", LABELS)
 
     index = explained_at("vision.00", "connector", "llm.00")
-    entries = {(entry["method"], entry["locus"]): entry for entry in index["entries"]}
+    entries = {(entry["method"], entry["layer"]): entry for entry in index["entries"]}
     llm, rollout = entries.pop(("layer_activation", "llm.00")), entries.pop(("attention_rollout", "llm.embed"))
     assert set(entries) == {("layer_activation", "vision.00")}  # its map is not lost with the connector's
     assert entries["layer_activation", "vision.00"]["slices"] == 32
@@ -338,7 +338,7 @@ def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items
     }
     assert all("p2800 (40 x 30 x 30)" in one for one in warnings)
     index = explained_at()
-    assert {entry["locus"] for entry in index["entries"]} == {"vision.01", "llm.embed"}
+    assert {entry["layer"] for entry in index["entries"]} == {"vision.01", "llm.embed"}
     assert not any(one.startswith("layer_activation") for one in index["warnings"])
 
 

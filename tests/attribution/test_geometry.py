@@ -187,8 +187,8 @@ def without_attention(model: LoadedModel) -> Iterator[None]:
         yield
 
 
-def look(model: LoadedModel, inputs: dict[str, Tensor], locus: str, change: Any = None, at: str = "") -> Tensor:
-    """What stands at a locus, (n, d), where something else may be put at another one before it."""
+def look(model: LoadedModel, inputs: dict[str, Tensor], layer: str, change: Any = None, at: str = "") -> Tensor:
+    """What stands at a layer, (n, d), where something else may be put at another one before it."""
     place = {one.name: one for one in layers_of(model)}
     seen: list[Tensor] = []
 
@@ -199,7 +199,7 @@ def look(model: LoadedModel, inputs: dict[str, Tensor], locus: str, change: Any 
     with ExitStack() as stack:
         if change is not None:
             stack.enter_context(changed(place[at], change))
-        stack.enter_context(changed(place[locus], keep))
+        stack.enter_context(changed(place[layer], keep))
         prefill(model.model, inputs)
     return seen[0].reshape(-1, seen[0].shape[-1])
 

@@ -48,7 +48,7 @@ torch.set_num_threads(1)
 
 QUESTION = "Benign?"
 LABELS = ("benign", "malignant", "normal")
-LOCI = ("vision.00", "connector", "llm.00")
+LAYERS = ("vision.00", "connector", "llm.00")
 STEPS = 5
 HOW = MethodConfig(steps=STEPS, samples=2, seed=3)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -59,7 +59,7 @@ TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
 class Plain:
     """The target by calls of the model itself, without a cache: each label behind the prompt is a row of its own.
 
-    A module that passes its input on stands where a locus is, for Captum to hook.
+    A module that passes its input on stands where a layer is, for Captum to hook.
     """
 
     def __init__(self, loaded: LoadedModel, labels: Sequence[str] = LABELS, wanted: int = 1) -> None:
@@ -113,19 +113,19 @@ class Plain:
         return chance[:, self.wanted] - chance[:, others].exp().sum(1).log()
 
     @contextmanager
-    def tapped(self, locus: str, *, channels_first: bool = False) -> Iterator[nn.Identity]:
-        """A module that is given (rows, n, d) at a locus, or of the image's rows (rows, d, n)."""
-        module: Any = next(place.module for place in layers_of(self.loaded) if place.name == locus)
+    def tapped(self, layer: str, *, channels_first: bool = False) -> Iterator[nn.Identity]:
+        """A module that is given (rows, n, d) at a layer, or of the image's rows (rows, d, n)."""
+        module: Any = next(place.module for place in layers_of(self.loaded) if place.name == layer)
         usual, tap = module.forward, nn.Identity()
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = usual(*args, **kwargs)
             first = output[0] if isinstance(output, tuple) else output
             grouped = first.reshape(self.rows, len(self.labels), -1, first.shape[-1])
-            size = self.length if locus.startswith("llm") else grouped.shape[2]
+            size = self.length if layer.startswith("llm") else grouped.shape[2]
             held, after = grouped[:, 0, :size], grouped[:, :, size:]
             if channels_first:
-                own = self.image if locus.startswith("llm") else torch.ones(size, dtype=torch.bool)
+                own = self.image if layer.startswith("llm") else torch.ones(size, dtype=torch.bool)
                 new = tap(held[:, own].transpose(1, 2)).transpose(1, 2)
                 held = held.masked_scatter(own[:, None].expand_as(held), new)
             else:
@@ -170,16 +170,16 @@ def gap_is(found: Scores, total: Tensor, difference: Tensor) -> None:
     assert found.gap == pytest.approx(wanted, abs=1e-3, rel=1e-2)
 
 
-def captum(plain: Plain, locus: str, make: Callable[[Any], Tensor], **how: Any) -> Tensor:
-    with plain.tapped(locus, **how) as tap:
+def captum(plain: Plain, layer: str, make: Callable[[Any], Tensor], **how: Any) -> Tensor:
+    with plain.tapped(layer, **how) as tap:
         return make(tap)
 
 
 def at_layers(
-    case: AttributionInput, method: layer_methods.Method, loci: Sequence[str] = LOCI, how: MethodConfig = HOW
+    case: AttributionInput, method: layer_methods.Method, layers: Sequence[str] = LAYERS, how: MethodConfig = HOW
 ) -> dict[str, Scores]:
-    found = method(case, loci, how)
-    assert list(found) == list(loci)
+    found = method(case, layers, how)
+    assert list(found) == list(layers)
     return found
 
 
@@ -194,44 +194,44 @@ def test_values_are_those_of_plain_calls(model: LoadedModel, case: AttributionIn
         assert answer.value == pytest.approx(float(plain.scores(plain.pixels[None])[0, 1]), abs=1e-4)
 
 
-def test_what_stands_at_a_locus_can_be_replaced_in_some_rows(case: AttributionInput) -> None:
+def test_what_stands_at_a_layer_can_be_replaced_in_some_rows(case: AttributionInput) -> None:
     with torch.no_grad():
-        for locus in LOCI:
-            blank = case.baseline_states([locus])[locus]
-            put = [ActivationPatch(locus, blank.repeat(2, 1, 1), 1)]
+        for layer in LAYERS:
+            blank = case.baseline_states([layer])[layer]
+            put = [ActivationPatch(layer, blank.repeat(2, 1, 1), 1)]
             found = case.values(4, put)
             assert found[0] == pytest.approx(case.value, abs=1e-4) == float(found[3])
-            assert found[1] == pytest.approx(float(case.values(1, [ActivationPatch(locus, blank)])), abs=1e-4)
+            assert found[1] == pytest.approx(float(case.values(1, [ActivationPatch(layer, blank)])), abs=1e-4)
             torch.testing.assert_close(found[1], found[2])
             assert abs(float(found[1]) - case.value) > 1e-4
 
 
 def test_layer_activation(case: AttributionInput, plain: Plain) -> None:
-    for locus, found in at_layers(case, layer_methods.layer_activation).items():
-        wanted = captum(plain, locus, lambda tap: LayerActivation(plain, tap).attribute(plain.pixels[None]))
+    for layer, found in at_layers(case, layer_methods.layer_activation).items():
+        wanted = captum(plain, layer, lambda tap: LayerActivation(plain, tap).attribute(plain.pixels[None]))
         close(found.values, wanted[0].norm(dim=-1))
-        close(case.states([locus])[locus], wanted)
+        close(case.states([layer])[layer], wanted)
 
 
 def test_layer_gradient_x_activation(case: AttributionInput, plain: Plain) -> None:
-    for locus, found in at_layers(case, layer_methods.layer_gradient_x_activation).items():
-        wanted = captum(plain, locus, lambda tap: LayerGradientXActivation(plain, tap).attribute(plain.pixels[None]))
+    for layer, found in at_layers(case, layer_methods.layer_gradient_x_activation).items():
+        wanted = captum(plain, layer, lambda tap: LayerGradientXActivation(plain, tap).attribute(plain.pixels[None]))
         close(found.values, wanted[0].sum(-1))
 
 
 def test_layer_grad_cam(case: AttributionInput, plain: Plain) -> None:
-    for locus, found in at_layers(case, layer_methods.layer_grad_cam).items():
+    for layer, found in at_layers(case, layer_methods.layer_grad_cam).items():
         signed, wanted = (
             captum(
                 plain,
-                locus,
+                layer,
                 lambda tap, cut=cut: LayerGradCam(plain, tap).attribute(plain.pixels[None], relu_attributions=cut),
                 channels_first=True,
             )[0, 0].detach()
             for cut in (False, True)
         )
         values = found.values
-        if locus.startswith("llm"):
+        if layer.startswith("llm"):
             assert (values[~plain.image] == 0).all()
             values = values[plain.image]
         # Where all of it speaks against the target, nothing is left.
@@ -240,8 +240,8 @@ def test_layer_grad_cam(case: AttributionInput, plain: Plain) -> None:
 
 
 def test_layer_integrated_gradients(case: AttributionInput, plain: Plain) -> None:
-    for locus, found in at_layers(case, layer_methods.layer_integrated_gradients).items():
-        with plain.tapped(locus) as tap:
+    for layer, found in at_layers(case, layer_methods.layer_integrated_gradients).items():
+        with plain.tapped(layer) as tap:
             wanted = LayerIntegratedGradients(plain, tap).attribute(
                 plain.pixels[None], plain.blank[None], n_steps=STEPS
             )
@@ -258,10 +258,10 @@ def test_layer_integrated_gradients(case: AttributionInput, plain: Plain) -> Non
 def test_layer_conductance(case: AttributionInput, plain: Plain) -> None:
     with torch.no_grad():
         difference = plain(plain.pixels[None]) - plain(plain.blank[None])
-    for locus, found in at_layers(case, layer_methods.layer_conductance).items():
+    for layer, found in at_layers(case, layer_methods.layer_conductance).items():
         wanted = captum(
             plain,
-            locus,
+            layer,
             lambda tap: LayerConductance(plain, tap).attribute(plain.pixels[None], plain.blank[None], n_steps=STEPS),
         )
         close(found.values, wanted[0].sum(-1))
@@ -270,8 +270,8 @@ def test_layer_conductance(case: AttributionInput, plain: Plain) -> None:
 
 def test_layer_feature_ablation(case: AttributionInput, plain: Plain) -> None:
     # In the LLM it has an analytic answer below.
-    for locus, found in at_layers(case, layer_methods.layer_feature_ablation, LOCI[:2]).items():
-        with plain.tapped(locus) as tap, torch.no_grad():
+    for layer, found in at_layers(case, layer_methods.layer_feature_ablation, LAYERS[:2]).items():
+        with plain.tapped(layer) as tap, torch.no_grad():
             blank = LayerActivation(plain, tap).attribute(plain.blank[None])
             groups = torch.arange(blank.shape[1])[None, :, None].expand_as(blank)
             wanted = LayerFeatureAblation(plain, tap).attribute(
@@ -386,26 +386,26 @@ def test_attention_rollout(model: LoadedModel, case: AttributionInput, plain: Pl
         (layer_methods.layer_conductance, (1, 16)),
     ],
 )
-def test_loci_together_and_batches_change_nothing(
+def test_layers_together_and_batches_change_nothing(
     case: AttributionInput, method: layer_methods.Method, batches: Sequence[int]
 ) -> None:
     how = MethodConfig(steps=3)
-    together = at_layers(case, method, LOCI, how)
+    together = at_layers(case, method, LAYERS, how)
     for batch in batches:
         other = AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch)
-        for locus, found in at_layers(other, method, LOCI if batch > 1 else ["connector"], how).items():
-            close(found.values, together[locus].values)
-    for locus in LOCI:
-        close(at_layers(case, method, [locus], how)[locus].values, together[locus].values)
+        for layer, found in at_layers(other, method, LAYERS if batch > 1 else ["connector"], how).items():
+            close(found.values, together[layer].values)
+    for layer in LAYERS:
+        close(at_layers(case, method, [layer], how)[layer].values, together[layer].values)
 
 
 @pytest.mark.parametrize("method", [layer_methods.layer_integrated_gradients, layer_methods.layer_conductance])
 def test_a_batch_is_never_larger_than_it_may_be(
     case: AttributionInput, monkeypatch: pytest.MonkeyPatch, method: layer_methods.Method
 ) -> None:
-    """However many loci there are."""
+    """However many layers there are."""
     how, rows = MethodConfig(steps=3), [0]
-    together = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LOCI, how)
+    together = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LAYERS, how)
     usual = AttributionInput.scores
 
     def scores(self: AttributionInput, count: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -414,21 +414,21 @@ def test_a_batch_is_never_larger_than_it_may_be(
 
     monkeypatch.setattr(AttributionInput, "scores", scores)
     for batch in (1, 2):
-        found = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LOCI, how)
+        found = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LAYERS, how)
         assert max(rows) == batch
-        for locus in LOCI:
-            close(found[locus].values, together[locus].values)
+        for layer in LAYERS:
+            close(found[layer].values, together[layer].values)
 
 
 def test_batches_change_nothing_where_parts_are_left_out(case: AttributionInput) -> None:
-    for method, loci in (
+    for method, layers in (
         (layer_methods.layer_feature_ablation, ["connector"]),
         (at_inputs.occlusion, ["pixels"]),
         (at_inputs.prompt_ablation, ["prompt"]),
     ):
-        (wanted,) = method(case, loci, HOW).values()
-        for batch in (1, 16) if loci == ["connector"] else (16,):
-            (found,) = method(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), loci, HOW).values()
+        (wanted,) = method(case, layers, HOW).values()
+        for batch in (1, 16) if layers == ["connector"] else (16,):
+            (found,) = method(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), layers, HOW).values()
             close(found.values, wanted.values, 2e-4)
 
 
@@ -457,22 +457,22 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     check(layer_methods.layer_conductance, (last - first) @ row)
 
 
-def test_loci_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: AttributionInput) -> None:
+def test_layers_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: AttributionInput) -> None:
     """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
     *_, before, block, norm = (place.name for place in layers_of(model))
     image = ~case.text
-    for locus, one in case.slopes([before, block, norm]).items():
+    for layer, one in case.slopes([before, block, norm]).items():
         slope = float(one.gradients[:, image].abs().max())
-        assert (slope > 0) == (locus == before)
-        if locus == before:
-            assert choose(["layer_grad_cam"], [locus], model, ())[0].loci == (locus,)
+        assert (slope > 0) == (layer == before)
+        if layer == before:
+            assert choose(["layer_grad_cam"], [layer], model, ())[0].layers == (layer,)
             continue
-        said = rf"of {locus} only the last token's state reaches the answer.* The last .* read is {before}\."
+        said = rf"of {layer} only the last token's state reaches the answer.* The last .* read is {before}\."
         with pytest.raises(OptionError, match=said):
-            choose(["layer_activation"], ["connector", locus], model, ())
+            choose(["layer_activation"], ["connector", layer], model, ())
 
 
-def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_all_layers_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = AttributionInput(load("internvl", tmp_path / "model"), QUESTION, IMAGE, TARGET, batch=3)
     passes: list[int] = []
     back: list[int] = []
@@ -489,11 +489,11 @@ def test_gradients_of_all_loci_come_from_one_pass_a_step(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(AttributionInput, "scores", scores)
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    layer_methods.layer_grad_cam(case, LOCI, HOW)
+    layer_methods.layer_grad_cam(case, LAYERS, HOW)
     assert passes == [1] and len(back) == 1
-    layer_methods.layer_integrated_gradients(case, LOCI, HOW)
-    assert passes[1:] == [len(LOCI)] * STEPS and len(back) == 1 + STEPS  # a batch of 3 holds one step of 3 loci
-    layer_methods.layer_conductance(case, LOCI, HOW)
+    layer_methods.layer_integrated_gradients(case, LAYERS, HOW)
+    assert passes[1:] == [len(LAYERS)] * STEPS and len(back) == 1 + STEPS  # a batch of 3 holds one step of 3 layers
+    layer_methods.layer_conductance(case, LAYERS, HOW)
     assert passes[1 + STEPS :] == [3, 3] and len(back) == 3 + STEPS
 
 
@@ -507,15 +507,15 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
     asked = model.generate([QUESTION], [shown], max_new_tokens=0, labels=list(LABELS))[0]
     assert asked.scores is not None
     assert case.value == pytest.approx(float(TARGET.value(torch.tensor([asked.scores]))), abs=1e-4)
-    loci = [*LOCI, "llm.embed"]
-    states, blank = case.states(loci), case.baseline_states(loci)
+    layers = [*LAYERS, "llm.embed"]
+    states, blank = case.states(layers), case.baseline_states(layers)
     assert not torch.allclose(blank["llm.embed"][:, case.text], states["llm.embed"][:, case.text])
     with torch.no_grad():
         assert float(case.values(1, (), case.blank_pixels[None])) != pytest.approx(case.value, abs=1e-4)
-        for locus in loci:
-            assert float(case.values(1, [ActivationPatch(locus, states[locus])])) == pytest.approx(case.value, abs=1e-4)
-    found = layer_methods.layer_gradient_x_activation(case, loci, HOW)
-    assert [len(found[locus].values) for locus in loci] == [states[locus].shape[1] for locus in loci]
+        for layer in layers:
+            assert float(case.values(1, [ActivationPatch(layer, states[layer])])) == pytest.approx(case.value, abs=1e-4)
+    found = layer_methods.layer_gradient_x_activation(case, layers, HOW)
+    assert [len(found[layer].values) for layer in layers] == [states[layer].shape[1] for layer in layers]
 
 
 def test_slices_of_a_volume(tmp_path: Path) -> None:
@@ -524,8 +524,8 @@ def test_slices_of_a_volume(tmp_path: Path) -> None:
     case = AttributionInput(chest, QUESTION, Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), TARGET, batch=2)
     for method in (layer_methods.layer_gradient_x_activation, layer_methods.layer_integrated_gradients):
         together = at_layers(case, method)
-        for locus in LOCI:
-            close(at_layers(case, method, [locus])[locus].values, together[locus].values)
+        for layer in LAYERS:
+            close(at_layers(case, method, [layer])[layer].values, together[layer].values)
     (found,) = at_inputs.saliency(case, ["pixels"], HOW).values()
     given = case.inputs["pixel_values"].clone().requires_grad_()
     ids = chest.label_ids(QUESTION, list(LABELS))

@@ -1,4 +1,4 @@
-"""Which methods and loci can be asked for, and what is said of those that cannot."""
+"""Which methods and layers can be asked for, and what is said of those that cannot."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_every_method_that_is_declared_gives_values(
     chosen = choose(list(specs()), ["vision.0", "connector", "llm.1"], model, missed)
     assert {one.spec.name for one in chosen} == set(specs())
     for one in chosen:
-        found = one.method(case, one.loci, HOW)
-        assert set(found) == set(one.loci)
+        found = one.method(case, one.layers, HOW)
+        assert set(found) == set(one.layers)
         for scores in found.values():
             assert scores.values.isfinite().all() and not scores.values.requires_grad
             assert (scores.gap is not None) == (one.spec.name in PATHS)
@@ -71,13 +71,13 @@ def test_every_method_that_is_declared_gives_values(
 PATHS = {"integrated_gradients", "layer_integrated_gradients", "layer_conductance"}
 
 
-def test_loci_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
+def test_layers_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
     (one,) = choose(["layer_grad_cam"], ["vision.0", "llm.001", "vision.00", "llm.embed"], model, missed)
-    assert one.loci == ("vision.00", "llm.01", "llm.embed") and one.method is layer_methods.layer_grad_cam
+    assert one.layers == ("vision.00", "llm.01", "llm.embed") and one.method is layer_methods.layer_grad_cam
     (one,) = choose(["layer_grad_cam"], [], model, missed)
-    assert one.loci == ("vision.00", "connector")  # the last that is read
+    assert one.layers == ("vision.00", "connector")  # the last that is read
     (one,) = choose(["saliency", "saliency"], ["llm.01"], model, missed)
-    assert one.loci == ("pixels",)
+    assert one.layers == ("pixels",)
 
 
 def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_layer_that_is_never_read_has_no_gradient(case: AttributionInput) -> N
         layer_methods.layer_conductance,
     ):
         with pytest.raises(
-            ModelError, match=r"gradient at vision\.01, found none: .*nothing behind the locus reads it"
+            ModelError, match=r"gradient at vision\.01, found none: .*nothing behind the layer reads it"
         ):
             method(case, ["vision.00", "vision.01"], HOW)
 
@@ -147,7 +147,7 @@ def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest
         choose(["saliency"], [], packed, ())
     free = [name for name, spec in specs().items() if not spec.gradients]
     for one in choose(free, ["vision.0", "connector"], packed, ()):
-        for scores in one.method(AttributionInput(packed, QUESTION, IMAGE, TARGET), one.loci, HOW).values():
+        for scores in one.method(AttributionInput(packed, QUESTION, IMAGE, TARGET), one.layers, HOW).values():
             assert scores.values.isfinite().all()
     assert not randomisation.possible(packed)
 
@@ -159,7 +159,7 @@ def test_methods_without_gradients_need_none(
     with torch.inference_mode():
         case = AttributionInput(model, QUESTION, IMAGE, TARGET)
         for one in choose([name for name, spec in specs().items() if not spec.gradients], [], model, missed):
-            assert all(scores.values.isfinite().all() for scores in one.method(case, one.loci, HOW).values())
+            assert all(scores.values.isfinite().all() for scores in one.method(case, one.layers, HOW).values())
 
 
 def test_a_label_outside_the_set() -> None:
@@ -213,8 +213,8 @@ def test_layers_without_attention_weights(case: AttributionInput, monkeypatch: p
 def third_party() -> Iterator[type]:
     module = ModuleType("throwaway_attribution")
 
-    def ones(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
-        return {locus: Scores(torch.ones(states.shape[1])) for locus, states in case.states(loci).items()}
+    def ones(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+        return {layer: Scores(torch.ones(states.shape[1])) for layer, states in case.states(layers).items()}
 
     module.ones = ones  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
@@ -245,8 +245,8 @@ def test_a_third_partys_method(
     model: LoadedModel, missed: frozenset[str], case: AttributionInput, third_party: type
 ) -> None:
     one, own = choose(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
-    found = one.method(case, one.loci, HOW)
-    assert set(found) == {"connector", "llm.01"} == set(own.loci)
+    found = one.method(case, one.layers, HOW)
+    assert set(found) == {"connector", "llm.01"} == set(own.layers)
     assert (found["connector"].values == 1).all() and len(found["connector"].values) == 16
     with pytest.raises(PluginError, match="attribution 'lost': expected a function 'throwaway_attribution:none'"):
         choose(["lost"], [], model, missed)

@@ -58,9 +58,11 @@ def item(number: int) -> Item:
 def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A method that draws its values, in the place of one that does not."""
 
-    def drawn(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+    def drawn(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
         generator = torch.Generator().manual_seed(how.seed)
-        return {locus: Scores(torch.rand(case.states([locus])[locus].shape[1], generator=generator)) for locus in loci}
+        return {
+            layer: Scores(torch.rand(case.states([layer])[layer].shape[1], generator=generator)) for layer in layers
+        }
 
     monkeypatch.setattr(layer_methods, "layer_activation", drawn)
     yield
@@ -95,7 +97,7 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
         assert one.painted is not None
         inside, area, _ = lesion(one.painted, drawn.mask)
         found = Checks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
-        entries.append({"method": "m", "locus": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
+        entries.append({"method": "m", "layer": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
     (row,) = summarise(entries, [])
     assert row["inside"]["value"] >= 0.6 > 5 * row["area"] and row["inside"]["low"] > row["area"]
     assert row["deletion_gain"]["low"] > 0

@@ -92,7 +92,7 @@ def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
     states = diagnosis.hidden_states(model, members[3].picture)
     untrained = diagnosis.with_random_weights(model.loaded.model)
     controls = diagnosis.control_features(model, untrained, members[3].picture)
-    recorded = {(layer.name, pooling) for layer in store.header.loci for pooling in layer.poolings}
+    recorded = {(layer.name, pooling) for layer in store.header.layers for pooling in layer.poolings}
     last = f"llm.{model.loaded.model.config.text_config.num_hidden_layers - 1:02d}"
     assert recorded - set(states) - set(controls) == {(last, "mean"), (last, "last")}
     for (layer, pooling), value in states.items():

@@ -67,12 +67,12 @@ def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
     for one, other in zip(there, here, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-3)
     rows = np.arange(len(QUESTIONS))
-    assert found.header.loci == kept.header.loci
-    for locus in kept.header.loci:
-        for pooling in locus.poolings:
+    assert found.header.layers == kept.header.layers
+    for layer in kept.header.layers:
+        for pooling in layer.poolings:
             np.testing.assert_allclose(
-                found.features(locus.name, pooling, rows),
-                kept.features(locus.name, pooling, rows),
+                found.features(layer.name, pooling, rows),
+                kept.features(layer.name, pooling, rows),
                 rtol=1e-2,
                 atol=1e-2,
             )

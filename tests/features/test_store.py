@@ -36,7 +36,7 @@ HEADER = Header(
     dataset_fingerprint="d",
     model="m",
     model_fingerprint="f",
-    loci=(
+    layers=(
         StoredLayer("vision.00", "vision", ("mean",), (4,)),
         StoredLayer("llm.norm", "llm", ("mean", "last"), (6, 6)),
     ),
@@ -95,11 +95,11 @@ def test_what_is_written_is_read(write: Callable[..., Path], monkeypatch: pytest
     assert list(store.index["id"]) == [f"doc-{number:03d}" for number in range(8)]
     assert len(set(store.index["shard"])) == 2
     store.check()
-    for (locus, pooling), expected in values(3).items():
-        found = store.features(locus, pooling)
+    for (layer, pooling), expected in values(3).items():
+        found = store.features(layer, pooling)
         np.testing.assert_allclose(found[3], expected[0].numpy(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         rows = np.array([6, 1])
-        np.testing.assert_array_equal(store.features(locus, pooling, rows), found[rows])
+        np.testing.assert_array_equal(store.features(layer, pooling, rows), found[rows])
     lens = store.lens(np.array([5]))
     assert lens is not None and lens.tolist() == [[[5.0, -5.0]]]
     row = store.index.iloc[1]
@@ -171,7 +171,7 @@ def test_an_index_that_is_not_the_sealed_one_is_an_error(write: Callable[..., Pa
         FeatureStore(folder).check()
 
 
-def test_nan_is_named_with_locus_and_document(tmp_path: Path) -> None:
+def test_nan_is_named_with_layer_and_document(tmp_path: Path) -> None:
     write_header(tmp_path, HEADER)
     bad = kept([0, 1, 2])
     names = [name for group in bad.names for name in group]
@@ -201,10 +201,10 @@ def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
         FeatureStore(tmp_path)
 
 
-def test_a_locus_that_is_not_there_lists_those_that_are(write: Callable[..., Path]) -> None:
+def test_a_layer_that_is_not_there_lists_those_that_are(write: Callable[..., Path]) -> None:
     store = FeatureStore(write([[0]]))
     with pytest.raises(DataError, match=r"\['vision.00', 'llm.norm'\], found 'vision.99'"):
-        store.locus("vision.99")
+        store.layer("vision.99")
     with pytest.raises(DataError, match="connector/mean"):
         store.features("connector", "mean")
 

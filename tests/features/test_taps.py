@@ -201,12 +201,14 @@ def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
     other = RandomEncoder(model, FeatureOptions().poolings, seed=1)
     second = other.features(inputs)
     other.close()
-    assert {name for name, _ in first} >= {"floor.random.vision.00", "floor.random.connector"}
+    assert {name for name, _ in first} >= {"control.random_encoder.vision.00", "control.random_encoder.connector"}
     assert not any("llm" in name for name, _ in first)
     for key, value in first.items():
         assert value.isfinite().all()
         assert torch.equal(value, again[key])
-    assert not torch.allclose(first["floor.random.vision.00", "mean"], second["floor.random.vision.00", "mean"])
+    assert not torch.allclose(
+        first["control.random_encoder.vision.00", "mean"], second["control.random_encoder.vision.00", "mean"]
+    )
     assert torch.equal(prefill(model.model, inputs).logits, before)
     answers = model.generate(QUESTIONS, IMAGES, max_new_tokens=3)
     assert len(answers) == 3

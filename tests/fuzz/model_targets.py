@@ -172,7 +172,7 @@ def read_generation(folder: Path) -> object:
 def _attributions() -> dict[str, Files]:
     entry = {
         "method": "saliency",
-        "locus": "pixels",
+        "layer": "pixels",
         "mode": "label",
         "baseline": "black",
         "steps": 2,
@@ -223,7 +223,7 @@ TARGETS: Final = {
         _target("processor", _processors, read_processor, [0.5], 16, {"height": 16}),
         _target("generation_config", _generation, read_generation, [3], "x", 5),
         _target(
-            "attribution_store", _attributions, read_attributions, "saliency", {"method": "saliency", "locus": "a"}
+            "attribution_store", _attributions, read_attributions, "saliency", {"method": "saliency", "layer": "a"}
         ),
     )
 }

@@ -159,7 +159,7 @@ _HEADER: Final = Header(
     dataset_fingerprint="d",
     model="m",
     model_fingerprint="f",
-    loci=(StoredLayer("vision.00", "vision", ("mean",), (4,)),),
+    layers=(StoredLayer("vision.00", "vision", ("mean",), (4,)),),
     lens=("llm.norm",),
 )
 

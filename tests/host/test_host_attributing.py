@@ -60,7 +60,7 @@ def test_one_document_of_each_class_is_explained_by_every_method(explained: Any)
     by_document = {entry["id"]: entry["label"] for entry in entries}
     assert Counter(by_document.values()) == Counter(dict.fromkeys(LABELS, 1))
     for name in by_document:
-        assert {(one["method"], one["locus"]) for one in entries if one["id"] == name} == METHODS
+        assert {(one["method"], one["layer"]) for one in entries if one["id"] == name} == METHODS
 
 
 def test_what_the_index_names_is_there_and_fits(explained: Any) -> None:
@@ -87,7 +87,7 @@ def test_checks_stand_beside_every_map(explained: Any) -> None:
         assert -1 <= checks["stability"] <= 1
         assert (checks["completeness_gap"] is not None) == (entry["method"] == "integrated_gradients")
         mask = phantom(int(entry["document"].removeprefix("phantom-"))).mask
-        if entry["locus"] != "prompt" and mask.any():
+        if entry["layer"] != "prompt" and mask.any():
             assert checks["area"] == pytest.approx(mask.mean(), abs=1e-6)
             held = np.load(shelf_of(explained.folder) / entry["map"])["map"][0].clip(min=0)
             assert checks["inside"] == pytest.approx(held[mask].sum() / held.sum(), abs=1e-5)
@@ -96,13 +96,13 @@ def test_checks_stand_beside_every_map(explained: Any) -> None:
 
 
 def test_the_table_holds_the_summary(explained: Any) -> None:
-    summary = {(row["method"], row["locus"]): row for row in index_of(explained.folder)["summary"]}
+    summary = {(row["method"], row["layer"]): row for row in index_of(explained.folder)["summary"]}
     (path,) = explained.folder.glob("*.attributions.csv")
     with path.open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
-    assert {(row["method"], row["locus"]) for row in rows} == METHODS == set(summary)
+    assert {(row["method"], row["layer"]) for row in rows} == METHODS == set(summary)
     for row in rows:
-        told = summary[row["method"], row["locus"]]
+        told = summary[row["method"], row["layer"]]
         assert float(row["deletion_gain"]) == pytest.approx(told["deletion_gain"]["value"])
         assert told["randomisation"][0]["randomised"] == "head"
         assert row["failed"] == "; ".join(told["failed"])
@@ -118,8 +118,8 @@ def test_documents_are_explained_again_beside_what_was_there(
     assert main(words) == 0
     assert "layer_activation" in capsys.readouterr().out
     after = index_of(folder)["entries"]
-    new = [one for one in after if (one["method"], one["locus"]) not in METHODS]
-    assert [(one["id"], one["locus"]) for one in new] == [(name, "vision.00"), (name, "llm.01")]
+    new = [one for one in after if (one["method"], one["layer"]) not in METHODS]
+    assert [(one["id"], one["layer"]) for one in new] == [(name, "vision.00"), (name, "llm.01")]
     assert [one for one in after if one not in new] == before
     assert new[1]["tokens"] is not None and new[0]["tokens"] is None
 
@@ -298,14 +298,14 @@ def test_a_third_partys_method_goes_through_the_host(
     index = index_of(found.folder)
     ids = {entry["id"] for entry in index["entries"]}
     assert len(ids) >= 2
-    assert {(entry["id"], entry["method"], entry["locus"]) for entry in index["entries"]} == {
-        (one, "gradient_norm", locus) for one in ids for locus in ("vision.00", "connector")
+    assert {(entry["id"], entry["method"], entry["layer"]) for entry in index["entries"]} == {
+        (one, "gradient_norm", layer) for one in ids for layer in ("vision.00", "connector")
     }
     for entry in index["entries"]:
         held = np.load(shelf_of(found.folder) / entry["map"])
         assert held["map"].shape == (1, 64, 64) and (held["values"] > 0).any()
         assert entry["checks"]["deletion"] is not None
-    rows = {row["locus"]: row for row in index["summary"]}
+    rows = {row["layer"]: row for row in index["summary"]}
     assert rows["vision.00"]["randomisation"] and rows["connector"]["n"] == len(ids)
     (warning,) = index["warnings"]
     assert warning.startswith("broken: left out of phantom-0") and "ZeroDivisionError: not my day" in warning
@@ -360,7 +360,7 @@ def test_answers_serve_another_layer_and_method(
     task = "med_attr_demo:n=1:method=layer_activation:layer=vision.0"
     found = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
     assert answered == [4] and found.manifest["answers_of_an_earlier_start"] == 4
-    assert {entry["locus"] for entry in index_of(found.folder)["entries"]} == {"vision.00"}
+    assert {entry["layer"] for entry in index_of(found.folder)["entries"]} == {"vision.00"}
 
 
 def test_answers_are_scored_whatever_explaining_meets(
@@ -386,7 +386,7 @@ def test_the_command_of_the_docs_finds_the_lesions(evaluate: Callable[..., Any],
     task, batch = command[0], int(command[command.index("--batch_size") + 1])
     index = index_of(evaluate(tmp_path, tasks=[task], batch_size=batch).folder)
     assert len({entry["id"] for entry in index["entries"]}) == 24
-    found = {(row["method"], row["locus"]): row for row in index["summary"]}
+    found = {(row["method"], row["layer"]): row for row in index["summary"]}
     best = found["layer_integrated_gradients", "vision.00"]
     assert best["inside_hits"]["value"] >= 0.6 > 5 * best["area"]
     assert best["inside"]["low"] > best["area"] and best["deletion_gain"]["low"] > 0

@@ -65,16 +65,19 @@ def test_the_host_prints_answers_probe_health_and_effects(probed: Any) -> None:
 def test_every_stage_of_every_document_is_kept_once(probed: Any) -> None:
     store = store_of(probed.folder)
     assert len(store) == LIMIT and store.header.model == "medm_vl"
-    names = [locus.name for locus in store.header.loci if locus.part != "floor"]
+    names = [layer.name for layer in store.header.layers if layer.part != "control"]
     blocks = [f"{part}.{number:02d}" for part in ("vision", "llm") for number in range(6)]
     assert names == [*blocks[:6], "vision.norm", "connector", "llm.embed", *blocks[6:], "llm.norm"]
-    assert [locus.name for locus in store.header.loci if not locus.read] == ["vision.norm", "floor.random.vision.norm"]
+    assert [layer.name for layer in store.header.layers if not layer.read] == [
+        "vision.norm",
+        "control.random_encoder.vision.norm",
+    ]
     assert store.header.model_fingerprint == probed.manifest["model"]["fingerprint"]
     assert store.header.dataset_fingerprint == probed.manifest["tasks"][TASK]["dataset_fingerprint"]
     store.check()
-    for locus in store.header.loci:
-        for pooling in locus.poolings:
-            assert np.isfinite(store.features(locus.name, pooling)).all()
+    for layer in store.header.layers:
+        for pooling in layer.poolings:
+            assert np.isfinite(store.features(layer.name, pooling)).all()
 
 
 def test_train_and_validation_need_the_prefill_alone(probed: Any) -> None:
@@ -109,10 +112,10 @@ def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any)
         out = model.model(**inputs, output_hidden_states=True, use_cache=False)
         mask = inputs["input_ids"][0] == model.model.config.image_token_id
         assert length > int(mask.sum()) > 0
-        for locus, state in (("llm.embed", 0), ("llm.02", 3), ("llm.norm", -1)):
+        for layer, state in (("llm.embed", 0), ("llm.02", 3), ("llm.norm", -1)):
             hidden = out.hidden_states[state][0].detach().numpy()
             for pooling, expected in (("last", hidden[-1]), ("mean", hidden[mask].mean(0))):
-                found = store.features(locus, pooling, np.array([row]))[0]
+                found = store.features(layer, pooling, np.array([row]))[0]
                 np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
         if name in answers:
             (plain,) = model.generate([prompt], [data.image(documents[name])], max_new_tokens=8)
@@ -201,13 +204,13 @@ def test_too_small_a_sample_is_told_and_the_answers_are_scored(
 
 
 def test_poolings_on_request_and_the_floor_left_out(evaluate: Callable[..., Any], tmp_path: Path) -> None:
-    task = f"{TASK}:pool=max+answer:floor=off"
+    task = f"{TASK}:pool=max+answer:random_encoder=off"
     found = evaluate(tmp_path, tasks=[task], batch_size=16, limit=200)
     store = store_of(found.folder, task)
-    poolings = {locus.name: locus.poolings for locus in store.header.loci}
+    poolings = {layer.name: layer.poolings for layer in store.header.layers}
     assert poolings["vision.03"] == ("mean", "max") and poolings["connector"] == ("mean", "max")
     assert set(poolings["llm.03"]) == {"last", "mean", "max", "answer"}
-    assert [name for name in poolings if name.startswith("floor")] == ["floor.pixels"]
+    assert [name for name in poolings if name.startswith("control")] == ["control.pixels"]
 
 
 def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: Path) -> None:
@@ -340,7 +343,7 @@ def test_what_diagnose_cannot_do_is_said_before_anything_is_fitted(
     for words, message in (
         (["--device", "nope"], "Expected `device` to be"),
         (["--output", str(tmp_path / "file")], "Expected `output` to be a folder"),
-        (["--loci", "connector"], "name a folder with --output"),
+        (["--layers", "connector"], "name a folder with --output"),
         (["--pooling", "last"], "name a folder with --output"),
         (["--reference", str(copied)], "held against itself"),
         (["--folds", "-1"], "(folds)"),

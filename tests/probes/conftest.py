@@ -16,7 +16,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 
 LABELS = ("benign", "malignant", "normal")
 FOLDS = ("train", "validation", "test")
-LOCI = (
+LAYERS = (
     ("vision.00", "vision", ("mean",), 12, 0.6, True),
     ("vision.01", "vision", ("mean",), 12, 2.5, True),
     ("vision.norm", "vision", ("mean",), 12, 0.0, False),
@@ -24,15 +24,15 @@ LOCI = (
     ("llm.embed", "llm", ("mean", "last"), 16, 2.5, True),
     ("llm.00", "llm", ("mean", "last"), 16, 2.5, True),
     ("llm.norm", "llm", ("mean", "last"), 16, 2.5, True),
-    ("floor.random.vision.01", "floor", ("mean",), 12, 0.2, True),
-    ("floor.pixels", "floor", ("mean",), 20, 0.2, True),
+    ("control.random_encoder.vision.01", "control", ("mean",), 12, 0.2, True),
+    ("control.pixels", "control", ("mean",), 20, 0.2, True),
 )
 """Name, part, poolings, width, how clearly the class stands there, and whether it is read."""
 
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome]]]:
-    """Write a store of synthetic features; ``clear`` overrides how clearly the class stands at a locus."""
+    """Write a store of synthetic features; ``clear`` overrides how clearly the class stands at a layer."""
 
     def make(
         sizes: tuple[int, int, int] = (150, 60, 90),
@@ -76,16 +76,16 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
                 outcomes.append(Outcome(f"doc-{number:04d}", records[-1]["group"], label, predicted, status))
         change(records)
         found: dict[tuple[str, str], torch.Tensor] = {}
-        loci = []
-        for locus, part, poolings, width, clarity, read in LOCI:
-            loci.append(StoredLayer(locus, part, poolings, (width,) * len(poolings), read))
+        layers = []
+        for layer, part, poolings, width, clarity, read in LAYERS:
+            layers.append(StoredLayer(layer, part, poolings, (width,) * len(poolings), read))
             for pooling in poolings:
-                amount = (clear or {}).get(f"{locus}/{pooling}", (clear or {}).get(locus, clarity))
-                if (locus, pooling) == ("llm.embed", "last"):
+                amount = (clear or {}).get(f"{layer}/{pooling}", (clear or {}).get(layer, clarity))
+                if (layer, pooling) == ("llm.embed", "last"):
                     amount = 0.0  # the last token of a prompt knows nothing of the image before the first block
                 directions = generator.normal(0, 1, (3, width)) / width**0.5
                 noise = generator.normal(0, 1, (count, width))
-                found[locus, pooling] = torch.from_numpy((amount * 4 * directions[truth] + noise).astype(np.float32))
+                found[layer, pooling] = torch.from_numpy((amount * 4 * directions[truth] + noise).astype(np.float32))
         lens = np.zeros((count, 2, 3), dtype=np.float32)
         lens[np.arange(count), 1, truth] = 1.0
         folder = tmp_path / name
@@ -96,7 +96,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
             dataset_fingerprint="data",
             model="m",
             model_fingerprint="model",
-            loci=tuple(loci),
+            layers=tuple(layers),
             lens=("llm.00", "llm.norm"),
         )
         write_header(folder, header)

@@ -45,7 +45,7 @@ def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) ->
     found = analyse(store, outcomes, QUICK)
     samples = read_labelled_features(store)
     for point in found.points:
-        features = store.features(point.key.locus, point.key.pooling).astype(np.float64)
+        features = store.features(point.key.layer, point.key.pooling).astype(np.float64)
         train, test = samples.rows["train"], samples.rows["test"]
         scaler = StandardScaler().fit(features[train])
         model = LogisticRegression(C=point.strength, tol=1e-8, max_iter=2000)
@@ -76,15 +76,15 @@ def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., A
 def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 90, 150), clear={"llm.00/last": 0.0})
     found = analyse(store, outcomes, QUICK)
-    by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
+    by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
     clear, nothing = by_name["connector", "mean"], by_name["llm.embed", "last"]
-    assert clear.p == pytest.approx(1e-4) and clear.p_holm < 0.01 and clear.balanced.low > clear.null_high
+    assert clear.p == pytest.approx(1e-4) and clear.p_holm < 0.01 and clear.balanced.low > clear.label_permutation_high
     assert nothing.p > 0.01 and nothing.p_holm > 0.05
     assert nothing.accuracy.low < found.chance + 0.05
     assert clear.selectivity.low > 0.2
-    assert all(abs(one.null - found.chance) < 0.1 for one in found.points)
-    assert np.isnan(by_name["floor.pixels", "mean"].p_holm)  # floors are no loci of the model
-    assert found.best.key.locus not in ("vision.00", "vision.norm") and found.best.key.part != "floor"
+    assert all(abs(one.label_permutation - found.chance) < 0.1 for one in found.points)
+    assert np.isnan(by_name["control.pixels", "mean"].p_holm)  # floors are no layers of the model
+    assert found.best.key.layer not in ("vision.00", "vision.norm") and found.best.key.part != "control"
 
 
 def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..., Any]) -> None:
@@ -155,11 +155,11 @@ def test_without_a_reference_the_floors_judge_the_tower(make_store: Callable[...
     assert vision.verdict == "cannot tell" and np.isnan(vision.loss.value) and "--reference" in vision.why
     blind = dict.fromkeys(("vision.00", "vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), 0.0)
     store, outcomes = make_store(
-        (300, 120, 240), clear={**blind, "floor.pixels": 1.0}, name="blind", answers=wrong_often
+        (300, 120, 240), clear={**blind, "control.pixels": 1.0}, name="blind", answers=wrong_often
     )
     found = analyse(store, outcomes, QUICK).diagnosis
     assert found.of("vision").verdict == "supported" and found.named == "vision"
-    assert found.of("vision").before == "floor.pixels (mean)"
+    assert found.of("vision").before == "control.pixels (mean)"
 
 
 def said_of(outcomes: list[Outcome], label: str | None) -> list[Outcome]:
@@ -267,9 +267,9 @@ def test_health_follows_the_curves(make_store: Callable[..., Any]) -> None:
     found = analyse(store, outcomes, QUICK)
     vision, connector, llm = (found.health_of(module, "mean") for module in ("vision", "connector", "llm"))
     assert vision is not None and connector is not None and llm is not None
-    assert vision.loci == ("vision.00", "vision.01")  # the norm is never read
-    assert llm.loci == ("llm.00", "llm.norm")
-    accuracy = {(one.key.locus, one.key.pooling): one.accuracy.value for one in found.points}
+    assert vision.layers == ("vision.00", "vision.01")  # the norm is never read
+    assert llm.layers == ("llm.00", "llm.norm")
+    accuracy = {(one.key.layer, one.key.pooling): one.accuracy.value for one in found.points}
     start, end = accuracy["vision.00", "mean"], accuracy["vision.01", "mean"]
     low = min(start, end)
     expected = end * (1 + np.log(end / np.sqrt(start * low))) * np.exp(-0.2 * abs(end - start) / end)
@@ -293,23 +293,26 @@ def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -
         Options(shuffles=2, controls=1, width=8),
         Options(shuffles=2, controls=1, strengths=(1e-2, 1.0)),
         Options(shuffles=2, controls=1, poolings=("last",)),
-        Options(shuffles=2, controls=1, loci=("vision.00",)),
+        Options(shuffles=2, controls=1, layers=("vision.00",)),
         Options(shuffles=2, controls=1, repeats=2),
     ],
 )
 def test_other_options(make_store: Callable[..., Any], options: Options) -> None:
     store, outcomes = make_store()
     found = analyse(store, outcomes, options)
-    names = {(one.key.locus, one.key.pooling) for one in found.points}
+    names = {(one.key.layer, one.key.pooling) for one in found.points}
     # What the verdicts rest on is always there.
-    assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("floor.pixels", "mean")} <= names
+    assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("control.pixels", "mean")} <= names
     assert all(len(one.repeats) == options.repeats for one in found.points)
     assert all(one.strength in [pytest.approx(value) for value in options.strengths] for one in found.points)
-    assert {name for name, _ in names if name.startswith("floor.")} == {"floor.pixels", "floor.random.vision.01"}
+    assert {name for name, _ in names if name.startswith("floor.")} == {
+        "control.pixels",
+        "control.random_encoder.vision.01",
+    }
     assert all(one.key.width <= (options.width or 99) for one in found.points)
     if options.repeats:
         assert "Divided into folds anew, 2 times" in render(found)
-    if options.loci:
+    if options.layers:
         # A score of some layers only would not be the module's.
         assert found.health_of("vision", "mean") is not None and found.health_of("llm", "mean") is None
         assert ("llm.00", "mean") not in names and ("vision.00", "mean") in names
@@ -337,15 +340,15 @@ def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callab
     store, outcomes = make_store()
     plain, noise = store.features, np.random.default_rng(5).normal(0, 3000, (len(store), 2))
 
-    def loud(locus: str, pooling: str, rows: Any = None) -> Any:
-        found = plain(locus, pooling, rows)
-        if locus == "connector":
+    def loud(layer: str, pooling: str, rows: Any = None) -> Any:
+        found = plain(layer, pooling, rows)
+        if layer == "connector":
             found[:, :2] = noise if rows is None else noise[rows]
         return found
 
     store.features = loud
     found = analyse(store, outcomes, replace(QUICK, width=12))
-    (point,) = (one for one in found.points if one.key.locus == "connector")
+    (point,) = (one for one in found.points if one.key.layer == "connector")
     assert point.key.width == 12 and point.accuracy.value > 0.9
     assert not found.warnings
     assert "no more than 12 features" in analyse(store, outcomes, replace(QUICK, width=14)).warnings[0]
@@ -355,15 +358,15 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
     store, outcomes = make_store()
     plain = store.features
 
-    def alike(locus: str, pooling: str, rows: Any = None) -> Any:
-        found = plain(locus, pooling, rows)
-        return np.zeros_like(found) if locus == "floor.pixels" else found
+    def alike(layer: str, pooling: str, rows: Any = None) -> Any:
+        found = plain(layer, pooling, rows)
+        return np.zeros_like(found) if layer == "control.pixels" else found
 
     store.features = alike
     found = analyse(store, outcomes, QUICK)
     assert found.types == 1 and "There is no control task" in found.warnings[0]
     assert all(np.isnan(one.control.value) and np.isnan(one.selectivity.value) for one in found.points)
-    assert found.points[3].accuracy.value > 0.9 and found.points[3].null < 0.5
+    assert found.points[3].accuracy.value > 0.9 and found.points[3].label_permutation < 0.5
     json.dumps(found.to_dict(), allow_nan=False)
     assert "connector" in render(found)
 
@@ -371,7 +374,7 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
     found = analyse(store, outcomes, Options(protocol="paper", shuffles=0, controls=1))
-    by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
+    by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
     assert by_name["connector", "mean"].accuracy.value > 0.8
     assert by_name["connector", "mean"].strength is None
 
@@ -386,8 +389,8 @@ def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
         "med_probe_x.diagnosis.csv",
     ]
     table = pd.read_csv(written[1])
-    assert len(table.drop_duplicates(["locus", "pooling", "fold", "metric"])) == len(table)
-    curve = table.query("fold == 'test' and metric == 'accuracy' and pooling == 'mean'").set_index("locus")["value"]
+    assert len(table.drop_duplicates(["layer", "pooling", "fold", "metric"])) == len(table)
+    curve = table.query("fold == 'test' and metric == 'accuracy' and pooling == 'mean'").set_index("layer")["value"]
     assert curve["connector"] == pytest.approx(found.points[3].accuracy.value)
     assert list(pd.read_csv(written[2])["mode"]) == ["vision", "connector", "comprehension", "mapping"]
     content = json.loads(written[0].read_text(encoding="utf-8"))
@@ -423,9 +426,9 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
     store, outcomes = make_store()
     plain = store.features
 
-    def constant(locus: str, pooling: str, rows: Any = None) -> Any:
-        found = plain(locus, pooling, rows)
-        return np.full_like(found, 3.0) if locus == "vision.00" else found
+    def constant(layer: str, pooling: str, rows: Any = None) -> Any:
+        found = plain(layer, pooling, rows)
+        return np.full_like(found, 3.0) if layer == "vision.00" else found
 
     store.features = constant
     found = analyse(store, outcomes, QUICK)
@@ -450,12 +453,12 @@ def test_options_that_make_no_sense(settings: dict[str, Any], message: str) -> N
         Options(**settings)
 
 
-def test_unknown_poolings_and_loci_list_what_there_is(make_store: Callable[..., Any]) -> None:
+def test_unknown_poolings_and_layers_list_what_there_is(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store()
     with pytest.raises(OptionError, match=r"\['last', 'mean'\], which the store holds, found \['max'\]"):
         analyse(store, outcomes, Options(poolings=("max",)))
-    with pytest.raises(OptionError, match=r"loci among .*found \['llm.99'\]"):
-        analyse(store, outcomes, Options(loci=("llm.99",)))
+    with pytest.raises(OptionError, match=r"layers among .*found \['llm.99'\]"):
+        analyse(store, outcomes, Options(layers=("llm.99",)))
 
 
 def test_the_mlp_is_not_refitted_as_often() -> None:
@@ -501,7 +504,7 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
         found = analyse(store, outcomes, Options(protocol="centre", shuffles=2, controls=1))
     finally:
         get_manager().pluggy.unregister(plugin)
-    by_name = {(one.key.locus, one.key.pooling): one for one in found.points}
+    by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
     assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].strength is None
     with pytest.raises(OptionError, match=r"\['linear', 'paper'\], but got 'centre'"):
         Options(protocol="centre")

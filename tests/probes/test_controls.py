@@ -41,7 +41,7 @@ def test_shuffled_labels_carry_nothing_over() -> None:
 def test_types_are_of_groups_and_occur_in_every_fold(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((180, 60, 90), group=3)
     samples = read_labelled_features(store)
-    types = image_types(store.features("floor.pixels", "mean"), samples)
+    types = image_types(store.features("control.pixels", "mean"), samples)
     for group in np.unique(samples.group):
         assert len(set(types[samples.group == group])) == 1
     folds = [set(types[rows]) for rows in samples.rows.values()]
@@ -54,7 +54,7 @@ def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
 ) -> None:
     store, _ = make_store((300, 90, 90))
     samples = read_labelled_features(store)
-    types = image_types(store.features("floor.pixels", "mean"), samples)
+    types = image_types(store.features("control.pixels", "mean"), samples)
     drawn = control_labels(types, samples, 200, np.random.default_rng(0))
     for labels in drawn[:5]:
         for kind in np.unique(types):
@@ -67,7 +67,7 @@ def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
 def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((600, 90, 90))
     samples = read_labelled_features(store)
-    types = image_types(store.features("floor.pixels", "mean"), samples)
+    types = image_types(store.features("control.pixels", "mean"), samples)
     rows = samples.rows["train"]
 
     def entropy(labels: Any) -> float:

@@ -88,7 +88,7 @@ def context(model: LoadedModel, fault: Fault) -> Any:
 
 @contextmanager
 def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
-    """What every locus returns while prompts go through."""
+    """What every layer returns while prompts go through."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -124,7 +124,7 @@ def hooks(model: LoadedModel) -> int:
 
 
 def own(model: LoadedModel, mode: str) -> str:
-    """The locus at the end of a fault's own stage."""
+    """The layer at the end of a fault's own stage."""
     last = f"vision.{len(read_blocks(model)) - 1:02d}"
     return {"vision": last, "connector": "connector", "comprehension": "llm.norm", "mapping": "scores"}[mode]
 
@@ -160,8 +160,8 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
     for strength in STRENGTHS:
         fault = Fault(name, mode, strength, seed=3)
         broken = look(fault)
-        for locus in before(model, mode):
-            assert torch.equal(broken[locus], healthy[locus]), locus
+        for layer in before(model, mode):
+            assert torch.equal(broken[layer], healthy[layer]), layer
         change = (broken[at] - healthy[at]).abs()
         changes.append(float((change > 1e-6).float().mean() if name == "labels_permuted" else change.mean()))
         assert hooks(model) == count
@@ -175,7 +175,7 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
         raise ZeroDivisionError
     assert hooks(model) == count
     again = run(model, HEALTHY, inputs)
-    assert all(torch.equal(again[locus], healthy[locus]) for locus in again)
+    assert all(torch.equal(again[layer], healthy[layer]) for layer in again)
 
 
 @pytest.mark.parametrize("name", ["tower_noise", "tower_reset", "tower_blur", "tower_lost", "connector_blur"])
@@ -213,9 +213,9 @@ def test_blind_text_does_not_hang_on_the_image(
     inputs = model.prepare(questions, images)
     healthy, broken = (run(model, fault, inputs) for fault in (HEALTHY, Fault("blind", "comprehension", 3)))
     text = ~model.image_positions(inputs) & inputs["attention_mask"].bool()
-    for locus in ("llm.00", "llm.norm"):
-        torch.testing.assert_close(broken[locus][0][text[0]], broken[locus][2][text[2]], atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(healthy[locus][0][text[0]], healthy[locus][2][text[2]], atol=1e-3)
+    for layer in ("llm.00", "llm.norm"):
+        torch.testing.assert_close(broken[layer][0][text[0]], broken[layer][2][text[2]], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(healthy[layer][0][text[0]], healthy[layer][2][text[2]], atol=1e-3)
     images_at = model.image_positions(inputs)
     torch.testing.assert_close(broken["llm.00"][images_at], healthy["llm.00"][images_at], atol=1e-5, rtol=1e-5)
     with context(model, Fault("blind", "comprehension", 3)):

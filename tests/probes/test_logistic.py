@@ -33,16 +33,16 @@ def one_thread() -> Any:
 
 
 def make(
-    loci: int, rows: int, width: int, classes: int, *, held_out: int = HELD_OUT, seed: int = 0
+    layers: int, rows: int, width: int, classes: int, *, held_out: int = HELD_OUT, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features with a decaying spectrum, rounded as in the store: train rows, held-out rows, classes of the former."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randint(classes, (rows + held_out,), generator=generator)
     truth[:classes] = torch.arange(classes)[:rows]
-    mix = torch.randn(loci, width, width, generator=generator) / math.sqrt(width)
+    mix = torch.randn(layers, width, width, generator=generator) / math.sqrt(width)
     decay = torch.arange(1, width + 1).pow(-0.5)
-    hidden = torch.randn(loci, rows + held_out, width, generator=generator)
-    hidden += 0.7 * torch.randn(loci, classes, width, generator=generator)[:, truth]
+    hidden = torch.randn(layers, rows + held_out, width, generator=generator)
+    hidden += 0.7 * torch.randn(layers, classes, width, generator=generator)[:, truth]
     features = ((hidden * decay) @ mix + 0.5).half().float()
     return features[:, :rows].contiguous(), features[:, rows:].contiguous(), truth[:rows]
 
@@ -83,15 +83,15 @@ def check(train: Tensor, held_out: Tensor, targets: Tensor, *, classes: int, gri
     strength = grid.expand(shape) if grid.ndim == 1 else grid[..., None]
     ours = objective(space, found, each, strength.double())
     chance = found.logits(space.coordinates(held_out)).softmax(-1)
-    for locus, labels, point in np.ndindex(*shape):
-        target = each[locus, labels]
+    for layer, labels, point in np.ndindex(*shape):
+        target = each[layer, labels]
         expected, best, occurring = reference(
-            train[locus], held_out[locus], target, float(strength[locus, labels, point])
+            train[layer], held_out[layer], target, float(strength[layer, labels, point])
         )
         theirs = np.zeros((len(expected), classes))
         theirs[:, occurring] = expected
-        np.testing.assert_allclose(chance[locus, labels, point].numpy(), theirs, atol=1e-3)
-        assert float(ours[locus, labels, point]) == pytest.approx(float(best), rel=1e-5)
+        np.testing.assert_allclose(chance[layer, labels, point].numpy(), theirs, atol=1e-3)
+        assert float(ours[layer, labels, point]) == pytest.approx(float(best), rel=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 9])
@@ -136,7 +136,7 @@ def test_a_single_class_is_always_predicted() -> None:
     assert bool((logits.softmax(-1)[..., 1] > 1 - 1e-6).all())
 
 
-def test_labels_and_strengths_of_each_locus() -> None:
+def test_labels_and_strengths_of_each_layer() -> None:
     train, held_out, truth = make(3, 60, 90, 3)
     generator = torch.Generator().manual_seed(1)
     targets = torch.stack(
@@ -152,14 +152,14 @@ def test_batched_equals_single(rows: int, width: int) -> None:
     targets = torch.stack([truth, truth.flip(0), truth.roll(7)])
     space = RowSpace(train)
     together = solve(space, targets, GRID, classes=3).logits(space.coordinates(held_out)).softmax(-1)
-    for locus in range(4):
-        alone = RowSpace(train[locus : locus + 1])
+    for layer in range(4):
+        alone = RowSpace(train[layer : layer + 1])
         for labels in range(3):
             for point, strength in enumerate(GRID):
                 found = solve(alone, targets[labels : labels + 1], strength[None], classes=3)
-                chance = found.logits(alone.coordinates(held_out[locus : locus + 1])).softmax(-1)
+                chance = found.logits(alone.coordinates(held_out[layer : layer + 1])).softmax(-1)
                 torch.testing.assert_close(
-                    chance[0, 0, 0], together[locus, labels, point], atol=5e-4, rtol=0, check_stride=False
+                    chance[0, 0, 0], together[layer, labels, point], atol=5e-4, rtol=0, check_stride=False
                 )
 
 
@@ -193,10 +193,10 @@ def test_choose_keeps_one_strength() -> None:
     coordinates = space.coordinates(held_out)
     every, one = found.logits(coordinates), chosen.logits(coordinates)
     assert one.shape == (3, 2, 1, HELD_OUT, 3)
-    for locus, labels in np.ndindex(3, 2):
-        at = int(indices[locus, labels])
-        torch.testing.assert_close(one[locus, labels, 0], every[locus, labels, at])
-        assert chosen.steps[locus, labels, 0] == found.steps[locus, labels, at]
+    for layer, labels in np.ndindex(3, 2):
+        at = int(indices[layer, labels])
+        torch.testing.assert_close(one[layer, labels, 0], every[layer, labels, at])
+        assert chosen.steps[layer, labels, 0] == found.steps[layer, labels, at]
 
 
 @pytest.mark.parametrize(("rows", "width"), [(30, 80), (80, 30)])
@@ -220,7 +220,7 @@ def test_a_problem_that_is_given_up_says_so() -> None:
 
 @settings(max_examples=25)
 @given(
-    loci=st.integers(1, 3),
+    layers=st.integers(1, 3),
     rows=st.integers(1, 12),
     width=st.integers(1, 12),
     classes=st.integers(2, 4),
@@ -230,18 +230,18 @@ def test_a_problem_that_is_given_up_says_so() -> None:
     seed=st.integers(0, 10),
 )
 def test_any_shape(
-    loci: int, rows: int, width: int, classes: int, sets: int, points: int, held_out: int, seed: int
+    layers: int, rows: int, width: int, classes: int, sets: int, points: int, held_out: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    train = torch.randn(loci, rows, width, generator=generator).half().float()
+    train = torch.randn(layers, rows, width, generator=generator).half().float()
     targets = torch.randint(classes, (sets, rows), generator=generator)
     space = RowSpace(train)
     found = solve(space, targets, torch.logspace(-4, 1, points), classes=classes)
-    logits = found.logits(space.coordinates(torch.randn(loci, held_out, width, generator=generator)))
-    assert logits.shape == (loci, sets, points, held_out, classes)
+    logits = found.logits(space.coordinates(torch.randn(layers, held_out, width, generator=generator)))
+    assert logits.shape == (layers, sets, points, held_out, classes)
     assert bool(logits.isfinite().all())
     assert bool(found.converged.all())
-    assert found.gradient_norm.shape == found.steps.shape == (loci, sets, points)
+    assert found.gradient_norm.shape == found.steps.shape == (layers, sets, points)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -249,10 +249,10 @@ def test_features_that_are_not_finite_are_named(value: float) -> None:
     train, held_out, _ = make(3, 20, 30, 2)
     space = RowSpace(train)
     train[2, 7, 5] = value
-    with pytest.raises(DataError, match=f"found {value} in locus 2, row 7, column 5"):
+    with pytest.raises(DataError, match=f"found {value} in layer 2, row 7, column 5"):
         RowSpace(train)
     held_out[1, 3, 4] = value
-    with pytest.raises(DataError, match=f"found {value} in locus 1, row 3, column 4"):
+    with pytest.raises(DataError, match=f"found {value} in layer 1, row 3, column 4"):
         space.coordinates(held_out)
 
 

@@ -36,7 +36,7 @@ class Drawn(nn.Module):
 def plain(
     train: Tensor, target: Tensor, classes: int, seed: int, epochs: int, hidden: int, dropout: float
 ) -> nn.Module:
-    """One probe of one locus, in the usual way; ``train`` (N, D) is standardised."""
+    """One probe of one layer, in the usual way; ``train`` (N, D) is standardised."""
     rows, width = train.shape
     drop = Drawn()
     model = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), drop, nn.Linear(hidden, classes))
@@ -55,12 +55,12 @@ def plain(
     return model.eval()
 
 
-def make(loci: int, rows: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
+def make(layers: int, rows: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
     """Features (L, N, D) and classes (N,) that they tell."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(classes, (rows,), generator=generator)
-    means = torch.randn(loci, classes, width, generator=generator)
-    return 2 + means[:, truth] + torch.randn(loci, rows, width, generator=generator), truth
+    means = torch.randn(layers, classes, width, generator=generator)
+    return 2 + means[:, truth] + torch.randn(layers, rows, width, generator=generator), truth
 
 
 def standardised(rows: Tensor, train: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ def test_each_probe_is_an_ordinary_module(rows: int, dropout: float) -> None:
     train, held_out = features[:, :rows], features[:, rows:]
     targets = torch.stack([truth[:rows], truth[:rows].flip(0)])
     found = fit_mlp(train, targets, classes=3, seed=7, epochs=6, hidden=32, dropout=dropout).logits(held_out)
-    for locus in range(3):
+    for layer in range(3):
         for labels in range(2):
-            model = plain(standardised(train[locus], train[locus]), targets[labels], 3, 7, 6, 32, dropout)
+            model = plain(standardised(train[layer], train[layer]), targets[labels], 3, 7, 6, 32, dropout)
             with torch.no_grad():
-                expected = model(standardised(held_out[locus], train[locus]))
-            torch.testing.assert_close(found[locus, labels], expected, atol=1e-4, rtol=1e-4)
+                expected = model(standardised(held_out[layer], train[layer]))
+            torch.testing.assert_close(found[layer, labels], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_single_probe_of_the_default_width() -> None:
@@ -92,7 +92,7 @@ def test_a_single_probe_of_the_default_width() -> None:
     torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2 * 12 * 16, 6 * 12 * 16])  # a probe, two label sets, two loci of all label sets
+@pytest.mark.parametrize("size", [1, 2 * 12 * 16, 6 * 12 * 16])  # a probe, two label sets, two layers of all label sets
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     features, truth = make(5, 24, 12, 3)
 
@@ -145,18 +145,18 @@ def test_constant_features_contribute_nothing() -> None:
 
 @settings(max_examples=10)
 @given(
-    loci=st.integers(1, 3),
+    layers=st.integers(1, 3),
     rows=st.integers(1, 9),
     width=st.integers(1, 6),
     classes=st.integers(2, 4),
     sets=st.integers(1, 3),
     hidden=st.integers(1, 5),
 )
-def test_any_shape(loci: int, rows: int, width: int, classes: int, sets: int, hidden: int) -> None:
-    features, truth = make(loci, rows, width, classes)
+def test_any_shape(layers: int, rows: int, width: int, classes: int, sets: int, hidden: int) -> None:
+    features, truth = make(layers, rows, width, classes)
     probes = fit_mlp(features, truth.expand(sets, -1), classes=classes, seed=0, epochs=1, hidden=hidden)
     logits = probes.logits(features[:, :1])
-    assert logits.shape == (loci, sets, 1, classes)
+    assert logits.shape == (layers, sets, 1, classes)
     assert bool(logits.isfinite().all())
 
 
@@ -179,9 +179,9 @@ def test_features_that_are_not_finite_are_named() -> None:
     features, truth = make(2, 12, 6, 3)
     probes = fit_mlp(features, truth[None], classes=3, seed=0, epochs=1, hidden=4)
     features[1, 5, 2] = math.nan
-    with pytest.raises(DataError, match="found nan in locus 1, row 5, column 2"):
+    with pytest.raises(DataError, match="found nan in layer 1, row 5, column 2"):
         probes.logits(features)
-    with pytest.raises(DataError, match="found nan in locus 1, row 5, column 2"):
+    with pytest.raises(DataError, match="found nan in layer 1, row 5, column 2"):
         fit_mlp(features, truth[None], classes=3, seed=0)
 
 

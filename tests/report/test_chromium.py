@@ -44,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.answers("med_probe_toy", outcomes()).probes("med_probe_toy")
     made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=5), image="blank")
     made.attributions("med_attr_toy", documents=6, answer=EVIL)
-    made.attributions("med_attr_toy3d", documents=2, slices=8, methods=("occlusion",), loci=("pixels",))
+    made.attributions("med_attr_toy3d", documents=2, slices=8, methods=("occlusion",), layers=("pixels",))
     other = Folder(root / "b", "model-b").answers("med_probe_toy", outcomes(seed=4, skill=1)).probes("med_probe_toy")
     baseline = Folder(root / "c", "baseline pixels", baseline="pixels").answers(
         "med_cls_toy", outcomes(skill=3, seed=9)
@@ -149,7 +149,7 @@ def test_filters_of_the_gallery(browser: Any, page: Path) -> None:
     assert everything == 6 * 4 + 1 + 2 + 1
     press(browser, "[data-filter=method]", "occlusion")
     assert shown_cards(browser) == 4 and "4 of 28" in browser.execute_script("return count.textContent")
-    press(browser, "[data-filter=locus]", "prompt")
+    press(browser, "[data-filter=layer]", "prompt")
     assert shown_cards(browser) == 2
     browser.execute_script(
         "for (const one of document.querySelectorAll('[data-filter]')) {"

@@ -193,7 +193,7 @@ def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
 
 
 def test_a_card_says_what_its_number_is(tmp_path: Path) -> None:
-    made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, methods=("saliency",), loci=("pixels",))
+    made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, methods=("saliency",), layers=("pixels",))
     index = made.folder / "attributions" / "med_attr_toy" / "index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     for entry, mode in zip(content["entries"], ("decision", "answer"), strict=False):
@@ -207,7 +207,7 @@ def test_a_card_says_what_its_number_is(tmp_path: Path) -> None:
 def test_a_thousand_documents_fit_ten_megabytes(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=1000)).probes("med_probe_toy")
     made.attributions(
-        "med_attr_toy", documents=1000, size=(128, 128), methods=("grad_cam",), loci=("pixels",), noise=True
+        "med_attr_toy", documents=1000, size=(128, 128), methods=("grad_cam",), layers=("pixels",), noise=True
     )
     report = make([made.folder], tmp_path / "report.html")
     size = (tmp_path / "report.html").stat().st_size

@@ -212,10 +212,10 @@ def test_gallery_holds_each_original_once_and_keeps_its_budget(tmp_path: Path) -
     cells = list(part_of(made).cells)
     whole = gallery(cells)
     assert len(whole.pictures) == 24 and len(whole.cards) == 24 * 4 + 1 and whole.left_out == 0
-    assert whole.choices("locus") == ["pixels", "vision.05", "prompt"]
+    assert whole.choices("layer") == ["pixels", "vision.05", "prompt"]
     budget = 60_000
     small = gallery(cells, budget)
-    spent = sum(len(one.data) for one in small.pictures) + sum(len(c.layer.data) for c in small.cards if c.layer)
+    spent = sum(len(one.data) for one in small.pictures) + sum(len(c.overlay.data) for c in small.cards if c.overlay)
     assert spent <= budget * 1.1 and small.left_out == 97 - len(small.cards) > 0
     assert {card.entry.label for card in small.cards} == set(LABELS) and {c.entry.hit for c in small.cards} == {
         True,
@@ -302,7 +302,7 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
     whole = methods_text.methods(collect_runs([made.folder])).text()
     for said in ("random weights and raw pixels", "Holm's correction", "scores less those of a blank image", "Kuhn"):
         assert said in whole
-    told["points"] = [one for one in told["points"] if one["part"] != "floor" and one["pooling"] == "mean"]
+    told["points"] = [one for one in told["points"] if one["part"] != "control" and one["pooling"] == "mean"]
     told["points"] = [{**one, "p_holm": None} for one in told["points"]]
     told["mapping"]["readings"] = {"offsets": told["mapping"]["readings"]["offsets"]}
     told["mapping"]["lens"] = []

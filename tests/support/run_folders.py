@@ -166,7 +166,7 @@ class Folder:
         """What probes tell."""
         told = probes(task, layers=layers, named=named, seed=seed)
         (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(told), encoding="utf-8")
-        self.tell(task, features={"extra": [], "floor": True})
+        self.tell(task, features={"extra": [], "control": True})
         return self
 
     def attributions(
@@ -177,7 +177,7 @@ class Folder:
         size: tuple[int, int] = (64, 48),
         slices: int = 1,
         methods: Sequence[str] = ("integrated_gradients", "grad_cam"),
-        loci: Sequence[str] = ("pixels", "vision.05"),
+        layers: Sequence[str] = ("pixels", "vision.05"),
         labels: Sequence[str] = LABELS,
         answer: str = "malignant",
         noise: bool = False,
@@ -191,9 +191,9 @@ class Folder:
             original = f"pictures/{place}.png"
             picture(generator, size, slices, noise=noise).save(folder / original)
             for method in methods:
-                for locus in loci:
-                    heat = f"pictures/{place}.{method}.{locus}.heat.png"
-                    layer(generator, size, slices).save(folder / heat)
+                for layer in layers:
+                    heat = f"pictures/{place}.{method}.{layer}.heat.png"
+                    heat_map(generator, size, slices).save(folder / heat)
                     entries.append(
                         {
                             "id": f"doc-{place:05d}",
@@ -206,7 +206,7 @@ class Folder:
                             "target": labels[place % 2],
                             "value": 1.25,
                             "method": method,
-                            "locus": locus,
+                            "layer": layer,
                             "original": original,
                             "heat": heat,
                             "overlay": None,
@@ -232,7 +232,7 @@ class Folder:
                 "label": labels[0],
                 "hit": True,
                 "method": "occlusion",
-                "locus": "prompt",
+                "layer": "prompt",
                 "tokens": [{"text": "<image>", "value": 0.4}, {"text": "mass", "value": -0.1}],
             }
         )
@@ -240,7 +240,7 @@ class Folder:
         summary = [
             {
                 "method": method,
-                "locus": locus,
+                "layer": layer,
                 "n": documents,
                 "completeness_gap": None,
                 "deletion_gain": estimate,
@@ -253,7 +253,7 @@ class Folder:
                 "failed": ["Insertion is no better than random order."] if method == "grad_cam" else [],
             }
             for method in methods
-            for locus in loci
+            for layer in layers
         ]
         index = {
             "medmllm_attributions": 1,
@@ -277,11 +277,11 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
     def estimate(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.05, "high": value + 0.05}
 
-    def point(locus: str, part: str, pooling: str, value: float, **more: Any) -> dict[str, Any]:
+    def point(layer: str, part: str, pooling: str, value: float, **more: Any) -> dict[str, Any]:
         return {
-            "locus": locus, "part": part, "pooling": pooling, "width": 64, "read": True, "accuracy": estimate(value),
+            "layer": layer, "part": part, "pooling": pooling, "width": 64, "read": True, "accuracy": estimate(value),
             "balanced": estimate(value - 0.02), "corrected": estimate(value - 0.3), "control": estimate(0.4),
-            "selectivity": estimate(value - 0.4), "null": 0.33, "null_high": 0.41, "p": 0.0001, "p_holm": 0.002,
+            "selectivity": estimate(value - 0.4), "label_permutation": 0.33, "label_permutation_high": 0.41, "p": 0.0001, "p_holm": 0.002,
             "validation": value, "C": 0.1, "gradient_norm": 1e-5, "repeats": [], **more,
         }  # fmt: skip
 
@@ -294,8 +294,8 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
         points.append(point(f"llm.{place:02d}", "llm", "mean", wave(place, 0.3)))
         points.append(point(f"llm.{place:02d}", "llm", "last", wave(place, 0.35)))
     points += [point("llm.norm", "llm", "mean", 0.78), point("llm.norm", "llm", "last", 0.8)]
-    points += [point(f"floor.random.vision.{place:02d}", "floor", "mean", 0.36) for place in range(layers)]
-    points.append(point("floor.pixels", "floor", "mean", 0.5))
+    points += [point(f"control.random_encoder.vision.{place:02d}", "control", "mean", 0.36) for place in range(layers)]
+    points.append(point("control.pixels", "control", "mean", 0.5))
     modes = ("vision", "connector", "comprehension", "mapping")
     effects = [
         {"mode": mode, "title": mode, "loss": estimate(0.12 if mode == named else 0.01),
@@ -332,7 +332,7 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
             "relabelling": [0, 1, 2],
             "agreement": np.full((3, 3, 4), 3).tolist(),
             "lens": [estimate(0.33 + 0.05 * place) for place in range(layers)],
-            "lens_loci": [f"llm.{place:02d}" for place in range(layers)],
+            "lens_layers": [f"llm.{place:02d}" for place in range(layers)],
         },
         "points": points,
         "warnings": [],
@@ -351,7 +351,7 @@ def picture(generator: np.random.Generator, size: tuple[int, int], slices: int, 
     return Image.fromarray(np.clip(np.concatenate(parts), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def layer(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
+def heat_map(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
     """A heat map to lay over it: red where it is high, clear elsewhere."""
     mask = picture(generator, size, slices).convert("L")
     red = Image.new("RGBA", mask.size, (230, 60, 20, 0))

@@ -1,4 +1,4 @@
-"""What the checks say of each method at each locus, over all documents that were explained."""
+"""What the checks say of each method at each layer, over all documents that were explained."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _EVERYWHERE: Final = {
     "stability": "stability",
     "randomisation": "randomisation",
 }
-"""Checks that any method can be put to at any locus: one that was not made is no check that was passed."""
-KEY: Final = ("method", "locus", "mode", "baseline", "steps")
-"""Method and locus; what was asked to be explained (decision, truth, answer, a class); and the settings."""
+"""Checks that any method can be put to at any layer: one that was not made is no check that was passed."""
+KEY: Final = ("method", "layer", "mode", "baseline", "steps")
+"""Method and layer; what was asked to be explained (decision, truth, answer, a class); and the settings."""
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means with 95 % intervals, by method, locus and settings; which checks failed, and which were not made.
+    """Means with 95 % intervals, by method, layer and settings; which checks failed, and which were not made.
 
-    A method is ``trusted`` at a locus where all that it can be put to were made, and none failed.
+    A method is ``trusted`` at a layer where all that it can be put to were made, and none failed.
 
     Intervals are percentile intervals of :data:`DRAWS` draws of groups. The gain of deletion is the area for random
     orders less that for the map's, of insertion the map's less the random one: above zero, the map is better.
@@ -43,8 +43,8 @@ def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping
     elsewhere, and be right.
 
     Args:
-        entries: of all documents, methods and loci.
-        randomised: what is known of models with shuffled weights, by process, method and locus.
+        entries: of all documents, methods and layers.
+        randomised: what is known of models with shuffled weights, by process, method and layer.
     """
     keys = dict.fromkeys(map(key_of, entries))
     return [_row(key, [one for one in entries if key_of(one) == key], randomised) for key in keys]
@@ -110,7 +110,7 @@ def _levels(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _failed(row: Mapping[str, Any]) -> list[str]:
-    """One sentence for each check that a method fails at a locus."""
+    """One sentence for each check that a method fails at a layer."""
     failed = []
     if row["flat"]:
         failed.append(f"says nothing of {row['flat']} of {row['n']} documents: all values are alike")
@@ -165,7 +165,7 @@ def _mean(values: Sequence[Any], groups: Sequence[str]) -> dict[str, float | Non
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each method and locus, three columns for each figure."""
+    """A row for each method and layer, three columns for each figure."""
     figures = (*_MEANS, "inside_hits", "inside_errors", "deletion_gain", "insertion_gain")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -179,15 +179,15 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render(index: Mapping[str, Any]) -> str:
-    """For people: a line for each method and locus."""
+    """For people: a line for each method and layer."""
     titles = ("deletion gain", "inside", "hits", "errors", "area", "stability", "gap", "shuffled", "fails")
-    rows = [("method", "locus", "explained", "n", *titles)]
+    rows = [("method", "layer", "explained", "n", *titles)]
     for row in index["summary"]:
         last = _survives(row)
         rows.append(
             (
                 row["method"],
-                row["locus"],
+                row["layer"],
                 told_of(row),
                 str(row["n"]),
                 _told(row["deletion_gain"], interval=True),

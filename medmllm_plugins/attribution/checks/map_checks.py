@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray, sample
-from medmllm_plugins.attribution.maps import Map, cells_of_locus
+from medmllm_plugins.attribution.maps import Map, cells_of_layer
 from medmllm_plugins.attribution.methods.input_methods import mixed_pixels, reading, segments
 from medmllm_plugins.attribution.patches import to_patches
 
@@ -134,7 +134,7 @@ def seed_of(identifier: str) -> int:
 def values_of_patches(case: AttributionInput, one: Map) -> FloatArray:
     """What a map says of each of the tower's patches; those that no row of the map looks at have the least of all."""
     assert one.painted is not None
-    values = sample(one.painted, cells_of_locus(case, PIXELS))
+    values = sample(one.painted, cells_of_layer(case, PIXELS))
     return np.where(np.isfinite(values), values, -np.inf)
 
 

@@ -15,12 +15,12 @@ from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.models.stages import EMBED
 
 PROMPT = "prompt"
-"""The locus of the prompt's words."""
+"""The layer of the prompt's words."""
 MOST_GROUPS = 196
 """Patches are taken together for occlusion where there are more, neighbours with neighbours."""
 
 
-def saliency(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def saliency(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """The size of the target's gradient at each pixel: Captum's Saliency (Simonyan et al., arXiv:1312.6034)."""
     given = case.pixels[None].detach().clone().requires_grad_()
     with told_of_gradients([PIXELS]):
@@ -28,7 +28,7 @@ def saliency(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> 
     return {PIXELS: Scores(_by_patch(case, found))}
 
 
-def integrated_gradients(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def integrated_gradients(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Gradients along the way from baseline to image, at each pixel: Captum's IntegratedGradients."""
     with told_of_gradients([PIXELS]):
         found: Tensor = IntegratedGradients(lambda pixels: case.values(len(pixels), (), pixels)).attribute(
@@ -43,7 +43,7 @@ def integrated_gradients(case: AttributionInput, loci: Sequence[str], how: Metho
     return {PIXELS: Scores(_by_patch(case, found), completeness_gap(float(found.detach().sum()), wanted))}
 
 
-def occlusion(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def occlusion(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """By how much the target falls when a patch of the image is put back to the baseline (Zeiler and Fergus 2014)."""
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
 
@@ -70,7 +70,7 @@ def mixed_pixels(case: AttributionInput, patches: Tensor, blank: Tensor, keep: T
     return torch.stack([from_patches(case.loaded, one, case.pixels) for one in shown])
 
 
-def prompt_ablation(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def prompt_ablation(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """By how much the target falls when a word of the prompt is read as padding: Captum's FeatureAblation."""
     words, scores = segments(case), reading(case)
     keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
@@ -81,7 +81,7 @@ def prompt_ablation(case: AttributionInput, loci: Sequence[str], how: MethodConf
     return {PROMPT: Scores(_shared(found[0], words))}
 
 
-def kernel_shap(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def kernel_shap(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Shapley values of the prompt's words, estimated by Captum's KernelShap (Lundberg and Lee, arXiv:1705.07874)."""
     words, scores = segments(case), reading(case)
     keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)

@@ -1,4 +1,4 @@
-"""Methods by name, from the hook ``medmllm_attributions``, and the loci at which they look."""
+"""Methods by name, from the hook ``medmllm_attributions``, and the layers at which they look."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class SelectedMethod:
-    """A method and the loci at which it is to look.
+    """A method and the layers at which it is to look.
 
     Attributes:
         spec: its declaration.
         method: the function.
-        loci: names of loci.
+        layers: names of layers.
     """
 
     spec: AttributionSpec
     method: Method
-    loci: tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 def specs() -> dict[str, AttributionSpec]:
@@ -48,17 +48,17 @@ def specs() -> dict[str, AttributionSpec]:
 def choose(
     names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]
 ) -> list[SelectedMethod]:
-    """The methods and loci that were asked for.
+    """The methods and layers that were asked for.
 
     Args:
         names: of methods.
-        layers: of loci, for methods that look at layers; empty for the last block of the tower that is read, and the
+        layers: of layers, for methods that look at layers; empty for the last block of the tower that is read, and the
             connector where its tokens have a place on the picture.
         loaded: the model.
-        unread: loci that the answer does not depend on.
+        unread: layers that the answer does not depend on.
 
     Raises:
-        OptionError: there is no such method or locus, of a method's own locus too, the answer never hangs on what the
+        OptionError: there is no such method or layer, of a method's own layer too, the answer never hangs on what the
             image has there, or the weights are quantised and the method takes gradients.
     """
     check_methods(names)
@@ -71,9 +71,9 @@ def choose(
             f"Expected methods that take no gradients, since the model's weights are quantised, found "
             f"{', '.join(refused)}; these still work: {left}. Or load without load_in."
         )
-    loci = _loci(layers, loaded, unread)
+    resolved = _resolve_layers(layers, loaded, unread)
     return [
-        SelectedMethod(spec, _method(spec), loci if spec.at == LAYERS else _own(spec, loaded, unread))
+        SelectedMethod(spec, _method(spec), resolved if spec.at == LAYERS else _own(spec, loaded, unread))
         for spec in dict.fromkeys(chosen)
     ]
 
@@ -90,13 +90,13 @@ def _method(spec: AttributionSpec) -> Method:
 
 
 def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
-    """The one locus that a method has values for."""
+    """The one layer that a method has values for."""
     if spec.at in (PIXELS, PROMPT):
         return (spec.at,)
-    return _loci((spec.at,), loaded, unread, f"`at` of {spec.name}")
+    return _resolve_layers((spec.at,), loaded, unread, f"`at` of {spec.name}")
 
 
-def _loci(
+def _resolve_layers(
     layers: Sequence[str], loaded: LoadedModel, unread: Collection[str], argument: str = "`layer`"
 ) -> tuple[str, ...]:
     known = [place.name for place in layers_of(loaded)]
@@ -122,7 +122,7 @@ def _loci(
         if full in known[-_LAST_TOKEN_ONLY:]:
             raise OptionError(
                 f"{loaded.family.title}: of {full} only the last token's state reaches the answer, as nothing behind "
-                f"it looks from one token at another: a map of the image would be empty. The last locus whose "
+                f"it looks from one token at another: a map of the image would be empty. The last layer whose "
                 f"image tokens are read is {known[-_LAST_TOKEN_ONLY - 1]}."
             )
         found.append(full)

@@ -16,7 +16,7 @@ from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 
-def attention_rollout(case: AttributionInput, loci: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
+def attention_rollout(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """How much the last token of the prompt attends to each token through all layers of the LLM.
 
     Attention of a layer is the mean over its heads, half of it kept for the residual, and layers are multiplied (Abnar

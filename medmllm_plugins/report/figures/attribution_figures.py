@@ -104,12 +104,12 @@ def _several(rows: Sequence[tuple[Cell, MethodSummary]]) -> bool:
 
 def _row_name(cell: Cell, one: MethodSummary, several: bool) -> str:
     """A method and its layer, and the model where there are several."""
-    parts = [cut(one.method, 22), one.locus, one.apart, cut(cell.subject.label, 18) if several else ""]
+    parts = [cut(one.method, 22), one.layer, one.apart, cut(cell.subject.label, 18) if several else ""]
     return " · ".join(filter(None, parts))
 
 
 def _said(one: MethodSummary) -> str:
-    return f"{one.method} at {one.locus}{f' ({one.apart})' if one.apart else ''}"
+    return f"{one.method} at {one.layer}{f' ({one.apart})' if one.apart else ''}"
 
 
 def _rows(part: DataPart) -> list[tuple[Cell, MethodSummary]]:

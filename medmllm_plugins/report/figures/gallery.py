@@ -65,7 +65,7 @@ class Card:
     model: str
     series: int
     original: Picture | None
-    layer: Picture | None
+    overlay: Picture | None
     laid_over: bool
     tokens: tuple[tuple[str, float, float], ...]
     more_tokens: int
@@ -77,7 +77,7 @@ class Card:
         one = self.entry
         return cut(
             f"{one.document}, {one.label}, answered {one.predicted or 'nothing that was parsed'}: {one.method} at "
-            f"{one.locus} for {one.target}",
+            f"{one.layer} for {one.target}",
             240,
         )
 
@@ -164,7 +164,7 @@ def _fitting(documents: Sequence[list[tuple[Cell, Entry]]], budget: int) -> tupl
         for members in probe:
             for _, entry in members:
                 maker.original(entry)
-                maker.layer(entry)
+                maker.overlay(entry)
         each = maker.spent / max(1, len(probe))
         if each * len(documents) <= 0.92 * budget:
             return size, each
@@ -191,7 +191,7 @@ class _Maker:
             self.originals[entry.original] = made
         return self.originals[entry.original]
 
-    def layer(self, entry: Entry) -> Picture | None:
+    def overlay(self, entry: Entry) -> Picture | None:
         path = entry.heat or entry.overlay
         return None if path is None else self._make(path, entry.slices, "RGBA" if entry.heat else "RGB")
 
@@ -230,7 +230,7 @@ def _card(cell: Cell, entry: Entry, maker: _Maker) -> Card:
         model=cell.subject.label,
         series=cell.subject.number,
         original=maker.original(entry),
-        layer=maker.layer(entry),
+        overlay=maker.overlay(entry),
         laid_over=entry.heat is not None,
         tokens=tuple((cut(text, 40) or "␣", value, round(100 * value / most, 1)) for text, value in values),
         more_tokens=max(0, len(entry.tokens) - _TOKENS),

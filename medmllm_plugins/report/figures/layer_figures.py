@@ -33,8 +33,8 @@ from medmllm_plugins.results.probe_results import Point, Probing
 
 PARTS = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
 POOLINGS = {"mean": "mean over tokens", "last": "last token"}
-_RANDOM = "floor.random."
-_PIXELS = "floor.pixels"
+_RANDOM = "control.random_encoder."
+_PIXELS = "control.pixels"
 _MEAN, _LAST, _CLS = SERIES[0], SERIES[1], SERIES[3]
 _GAP = 1.0
 _STARTS = {"vision": (0.0, 1.0), "connector": (1.3, 1.3), "llm": (1.6, 2.6)}
@@ -47,7 +47,7 @@ _ASIDE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """Where each locus stands, where modules begin and end, and where the answers stand."""
+    """Where each layer stands, where modules begin and end, and where the answers stand."""
 
     places: Mapping[str, float]
     modules: tuple[tuple[str, float, float], ...]
@@ -62,7 +62,7 @@ def single(cell: Cell, part: DataPart, figure_number: int) -> Drawing:
     """
     probing = cell.task.probing
     assert probing is not None
-    axis = _axis(probing.loci())
+    axis = _axis(probing.layers())
     # Fixed margins: there is one such figure a model, and a layout engine takes longer than the drawing.
     figure = Figure(figsize=(7.6, 5.9))
     margins = {"left": 0.075, "right": 0.985, "top": 0.955, "bottom": 0.245, "hspace": 0.07}
@@ -92,7 +92,7 @@ def single(cell: Cell, part: DataPart, figure_number: int) -> Drawing:
     _ticks(lower, axis)
     figure.legend(loc="lower center", ncols=3)
     best = probing.best
-    peak = "" if best is None else f" Best probe: {percent(best.accuracy.value)} at {best.locus} ({best.pooling})."
+    peak = "" if best is None else f" Best probe: {percent(best.accuracy.value)} at {best.layer} ({best.pooling})."
     return finish(
         figure,
         f"{part.name}.layers.{cell.subject.number + 1}",
@@ -201,11 +201,11 @@ def health(part: DataPart, figure_number: int) -> Drawing | None:
     )
 
 
-def _axis(loci: Sequence[tuple[str, str]]) -> _Axis:
+def _axis(layers: Sequence[tuple[str, str]]) -> _Axis:
     places: dict[str, float] = {}
     modules: list[tuple[str, float, float]] = []
     x = 0.0
-    for part, members in groupby(loci, key=lambda one: one[1]):
+    for part, members in groupby(layers, key=lambda one: one[1]):
         names = [name for name, _ in members]
         if modules:
             x += _GAP
@@ -230,7 +230,7 @@ def _modules(axes: Axes, axis: _Axis, *, titled: bool) -> None:
 def _runs(axis: _Axis, points: Sequence[Point]) -> list[list[tuple[float, Point]]]:
     """Points with their places, one stretch a module: lines do not cross the borders."""
     return [
-        [(axis.places[one.locus], one) for one in members if one.locus in axis.places]
+        [(axis.places[one.layer], one) for one in members if one.layer in axis.places]
         for _, members in groupby(points, key=lambda one: one.part)
     ]
 
@@ -277,7 +277,7 @@ def _control(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, tone:
 
 
 def _floors(axes: Axes, axis: _Axis, probing: Probing) -> None:
-    floors = {one.locus: one for one in probing.points if one.part == "floor" and one.pooling in ("mean", "last")}
+    floors = {one.layer: one for one in probing.points if one.part == "control" and one.pooling in ("mean", "last")}
     x: list[float] = []
     y: list[float] = []
     for _, start, end in axis.modules:
@@ -298,7 +298,10 @@ def _null(axes: Axes, axis: _Axis, probing: Probing) -> None:
     for pooling in ("mean", "last"):
         for run in _runs(axis, probing.curve(pooling)):
             x = [place for place, _ in run]
-            low, high = [100 * one.null for _, one in run], [100 * one.null_high for _, one in run]
+            low, high = (
+                [100 * one.label_permutation for _, one in run],
+                [100 * one.label_permutation_high for _, one in run],
+            )
             name = None if labelled else "shuffled labels (mean to 95th percentile)"
             if len(run) > 1:
                 axes.fill_between(x, low, high, color=MUTED, alpha=0.3, linewidth=0, label=name)

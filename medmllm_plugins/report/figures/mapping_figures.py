@@ -138,15 +138,17 @@ def lens(part: DataPart, figure_number: int) -> Drawing | None:
             low, high = [100 * one.low for one in told.lens], [100 * one.high for one in told.lens]
             marks(at, axes.fill_between(x, low, high, color=colour(at), alpha=0.14, linewidth=0))
         if alone and cell.task.probing is not None:
-            probed = {one.locus: one.accuracy.value for one in cell.task.probing.curve("last")}
-            line = [100 * probed.get(name, math.nan) for name in told.lens_loci]
+            probed = {one.layer: one.accuracy.value for one in cell.task.probing.curve("last")}
+            line = [100 * probed.get(name, math.nan) for name in told.lens_layers]
             marks(
                 at,
                 axes.plot(x, line, color=SERIES[1], linestyle=(0, (5, 2)), marker="s", label="probe of the last token"),
             )
             step = max(1, math.ceil(count / 26))
             axes.set_xticks(
-                x[::step], [name.partition(".")[2] for name in told.lens_loci][::step], rotation=90 if count > 14 else 0
+                x[::step],
+                [name.partition(".")[2] for name in told.lens_layers][::step],
+                rotation=90 if count > 14 else 0,
             )
     if not alone:
         axes.set_xticks([0, 0.5, 1], ["first", "middle", "last"])

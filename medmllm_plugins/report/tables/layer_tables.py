@@ -95,7 +95,7 @@ def curves_table(part: DataPart) -> Table:
     """Every point of the layer curves with its controls."""
     columns = (
         Column("Model", "model"),
-        Column("Locus", "locus"),
+        Column("Layer", "layer"),
         Column("Pooling", "pooling"),
         Column("Width", "width", "count"),
         Column("Read", "read"),
@@ -103,15 +103,24 @@ def curves_table(part: DataPart) -> Table:
         Column("Balanced", "balanced", "share"),
         Column("Control task", "control", "share"),
         Column("Selectivity", "selectivity", "gap"),
-        Column("Shuffled, mean", "null", "share"),
-        Column("Shuffled, 95th", "null_high", "share"),
+        Column("Shuffled, mean", "label_permutation", "share"),
+        Column("Shuffled, 95th", "label_permutation_high", "share"),
         Column("p (Holm)", "p_holm", "p"),
     )
 
     def row(subject: Subject, one: Point) -> tuple[Value, ...]:
         read = "yes" if one.read else "never read"
-        place: tuple[Value, ...] = (subject.label, one.locus, one.pooling, one.width, read)
-        return (*place, one.accuracy, one.balanced, one.control, one.selectivity, one.null, one.null_high, one.p_holm)
+        place: tuple[Value, ...] = (subject.label, one.layer, one.pooling, one.width, read)
+        return (
+            *place,
+            one.accuracy,
+            one.balanced,
+            one.control,
+            one.selectivity,
+            one.label_permutation,
+            one.label_permutation_high,
+            one.p_holm,
+        )
 
     pairs = [(cell.subject, one) for cell in part.probed() if cell.task.probing for one in cell.task.probing.points]
     return Table(
@@ -120,7 +129,7 @@ def curves_table(part: DataPart) -> Table:
         columns,
         tuple(row(subject, one) for subject, one in pairs),
         tuple(subject.number for subject, _ in pairs),
-        "Shuffled: balanced accuracy of probes of shuffled labels. Loci “never read” are layers of the tower that the "
+        "Shuffled: balanced accuracy of probes of shuffled labels. Layers “never read” are layers of the tower that the "
         "answer does not depend on.",
     )
 
@@ -164,7 +173,7 @@ def attribution_table(part: DataPart) -> Table:
     columns = (
         Column("Model", "model"),
         Column("Method", "method"),
-        Column("Layer", "locus"),
+        Column("Layer", "layer"),
         Column("Explained", "how"),
         Column("n", "n", "count"),
         Column("Checks failed", "failed", "count"),
@@ -179,7 +188,7 @@ def attribution_table(part: DataPart) -> Table:
             continue
         for one in cell.task.attributions.summary:
             figures = (one.figures[name] for name in GAINS)
-            told = (cell.subject.label, one.method, one.locus, one.how)
+            told = (cell.subject.label, one.method, one.layer, one.how)
             rows.append((*told, one.n, len(one.failed), ", ".join(one.unchecked) or None, *figures, one.area))
             owners.append(cell.subject.number)
     return Table(
