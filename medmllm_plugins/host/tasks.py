@@ -21,6 +21,7 @@ from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_settings import Purpose, read_settings
 from medmllm_plugins.results import scoring
+from medmllm_plugins.results.metric_files import AnySummary
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 
@@ -67,7 +68,7 @@ class Classification(ConfigurableTask):
         with self.run.stage("data"):
             data = load_dataset(settings.dataset, on_error=settings.on_error)
         self.content = TaskContent(str(config.get("task")), settings, data)
-        self._scored: tuple[int, scoring.AnySummary] | None = None
+        self._scored: tuple[int, AnySummary] | None = None
         super().__init__(
             config={
                 **config,
@@ -247,7 +248,7 @@ class Classification(ConfigurableTask):
 
         return aggregate
 
-    def _score(self, outcomes: Sequence[Outcome]) -> scoring.AnySummary:
+    def _score(self, outcomes: Sequence[Outcome]) -> AnySummary:
         """Compute all metrics at once, since one resampling serves them all; the host asks for them one by one."""
         key = hash(tuple(outcomes))
         if self._scored is None or self._scored[0] != key:
@@ -255,7 +256,7 @@ class Classification(ConfigurableTask):
                 self._scored = (key, scoring.score(outcomes, self.content.settings))
         return self._scored[1]
 
-    def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
+    def _write(self, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         """Write the details into the run folder; the host's own table holds the values alone."""
         run, settings = self.run, self.content.settings
         folder = run.folder_for(self._model_name)
