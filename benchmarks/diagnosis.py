@@ -133,7 +133,7 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     middle = perf_counter()
     found = analyse(folder, outcomes, device=loaded.device)
     seconds = {"pass": middle - began, "analysis": perf_counter() - middle}
-    accuracy = {(point.key.layer, point.key.pooling): point.accuracy.value for point in found.points}
+    accuracy = {(point.layer, point.pooling): point.accuracy.value for point in found.points}
     return Found(tuple(texts), accuracy, seconds)
 
 

@@ -12,17 +12,19 @@ from medmllm_plugins.host import evaluation_run
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes import analysis, analysis_files
+from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.probe_files import write_probes
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 
 
 class ProbingTask(ClassificationTask):
     """What the YAML of a task that probes names under ``class:``."""
 
 
-class Probing(InspectionTask[analysis.Analysis]):
+class Probing(InspectionTask[ProbeAnalysis]):
     """Probes of one data set.
 
     All folds are asked about. Of the train fold the features alone are needed and of the validation fold the label
@@ -43,7 +45,7 @@ class Probing(InspectionTask[analysis.Analysis]):
         """Parse one answer of the test fold; of the other folds nothing is scored."""
         return super().process_results(doc, results) if doc["fold"] == "test" else {}
 
-    def _look(self, outcomes: Sequence[Outcome], model: str) -> analysis.Analysis:
+    def _look(self, outcomes: Sequence[Outcome], model: str) -> ProbeAnalysis:
         """Fit the probes."""
         progress, task = evaluation_run.current(), str(self.config.task)
         folder = progress.folder_for(model)
@@ -56,13 +58,13 @@ class Probing(InspectionTask[analysis.Analysis]):
         with progress.stage(f"probe {task}"):
             compared = find_reference(folder, self.data.fingerprint)
             found = analysis.analyse(store, outcomes, reference=compared)
-        analysis_files.write(folder, file_stem(task), found)
-        progress.task(task, {"probes": found.headline_facts()})
-        logger.info(f"{task}: {found.headline()}")
+        write_probes(folder, file_stem(task), found)
+        progress.task(task, {"probes": found.manifest_entry()})
+        logger.info(f"{task}: {found.headline}")
         return found
 
-    def _printed(self, found: analysis.Analysis) -> Mapping[str, float | str | None]:
-        return found.printed()
+    def _printed(self, found: ProbeAnalysis) -> Mapping[str, float | str | None]:
+        return found.printed_metrics()
 
     def _failed(self, why: str) -> dict[str, Any]:
         return {"probes": {"failed": why}}
