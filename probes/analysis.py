@@ -17,13 +17,7 @@ from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.curves import Draws, draw, points
-from medmllm_plugins.probes.diagnosis import (
-    ANSWER,
-    MAJORITY,
-    REFERENCE,
-    SCORES,
-    diagnose,
-)
+from medmllm_plugins.probes.diagnosis import ANSWER, MAJORITY, REFERENCE, SCORES, diagnose
 from medmllm_plugins.probes.feature_health import health, health_score
 from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes
 from medmllm_plugins.probes.labelled_features import LabelledFeatures, divided_groups, read_labelled_features, refolded

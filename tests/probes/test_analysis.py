@@ -24,14 +24,14 @@ from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.analysis import PRINTED, UNREAD, analyse
 from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.curves import draw, p_values
-from medmllm_plugins.probes.diagnosis import MODES, Effect, _named, judge
+from medmllm_plugins.probes.diagnosis import _named, judge
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.results.probe_files import write_probes
-from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.probe_records import MODES, Effect, ProbeAnalysis
 
 QUICK = Options(shuffles=5, controls=2)
 WEAK = 0.25
