@@ -8,7 +8,6 @@ from typing import Any
 
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.features.store import FeatureStore
-from medmllm_plugins.host.evaluation_run import FEATURES
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
@@ -19,6 +18,7 @@ from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem,
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.seal import update_seal
+from medmllm_plugins.runtime.evaluation_run import FEATURES
 
 
 def diagnose(
