@@ -64,7 +64,7 @@ def together(data: Problem, device: torch.device) -> Tensor:
 
 
 def _fit(material: ProbeData) -> FittedProbe:
-    """As :func:`medmllm_plugins.probes.probe_methods.paper`, without its figures of the validation fold."""
+    """As :func:`medmllm_plugins.probes.probe_methods.fit_paper_mlp`, without its figures of the validation fold."""
     classes, seed = material.classes, material.seed
     probes = fit_mlp(material.train, material.targets, classes=classes, seed=seed, epochs=EPOCHS)
     nothing = torch.zeros(len(material.train), 1)

@@ -19,7 +19,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
 from medmllm_plugins.probes.logistic import STRENGTHS
-from medmllm_plugins.probes.probe_methods import ProbeData, linear
+from medmllm_plugins.probes.probe_methods import ProbeData, fit_linear
 
 LAYERS, WIDTH, CLASSES = 140, 2048, 3
 """70 places in a model with two poolings each, as wide as the LLM of MedM-VL."""
@@ -93,7 +93,7 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
             strengths=STRENGTHS,
             seed=0,
         )
-        with fit_block(linear, material) as (_, predict):
+        with fit_block(fit_linear, material) as (_, predict):
             found.append(torch.from_numpy(predict(tested)) == test)
     return torch.cat(found).float().mean(-1)
 

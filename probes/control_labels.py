@@ -20,7 +20,7 @@ FEWEST_AXES, MOST_AXES = 2, 5
 """Principal axes along which types are divided: 4 to 32 types."""
 
 
-def shuffled(truth: Ints, group: Ints, count: int, generator: np.random.Generator) -> Ints:
+def permute_labels(truth: Ints, group: Ints, count: int, generator: np.random.Generator) -> Ints:
     """Shuffle labels by group.
 
     The labels are laid out group by group, the order of the groups is drawn anew, and the row is laid over the
@@ -94,7 +94,7 @@ def image_types(pixels: npt.NDArray[np.float32], samples: LabelledFeatures) -> I
     return found
 
 
-def control_labels(types: Ints, samples: LabelledFeatures, count: int, generator: np.random.Generator) -> Ints:
+def draw_control_labels(types: Ints, samples: LabelledFeatures, count: int, generator: np.random.Generator) -> Ints:
     """Classes drawn for types, with shares like those of the real ones.
 
     In random order, each type is given the class that still lacks most documents, so that the entropy of the classes

@@ -17,9 +17,9 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.features.control_features import PIXELS
 from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Ints
-from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
+from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
-from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, probe
+from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, load_probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.utils.progress import Progress
@@ -36,7 +36,7 @@ _Matrix: TypeAlias = npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class Site:
     """A curve's point: a layer and a pooling; ``width`` is that of the features that are fitted."""
 
     layer: str
@@ -62,7 +62,7 @@ class ProbePredictions:
         types: number of types of pictures for the control task; with fewer than two there is none to draw.
     """
 
-    keys: tuple[Key, ...]
+    keys: tuple[Site, ...]
     validation: Ints
     test: Ints
     validation_loss: npt.NDArray[np.float64]
@@ -88,7 +88,7 @@ class _Labels:
     types: int
 
 
-def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
+def select_sites(store: FeatureStore, options: Options) -> tuple[Site, ...]:
     """The layers and poolings to look at, in the store's order, floors at the end.
 
     Raises:
@@ -100,9 +100,9 @@ def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
         raise OptionError(f"Expected poolings among {sorted(held)}, which the store holds, found {unknown}.")
     if unknown := sorted(set(options.layers) - {layer.name for layer in layers}):
         raise OptionError(f"Expected layers among {[layer.name for layer in layers]}, found {unknown}.")
-    needed = ends(layers)
+    needed = stage_ends(layers)
     return tuple(
-        Key(layer.name, layer.part, pooling, min(width, options.width or width), layer.read)
+        Site(layer.name, layer.part, pooling, min(width, options.width or width), layer.read)
         for layer in layers
         for pooling, width in zip(layer.poolings, layer.widths, strict=True)
         if (layer.name, pooling) in needed
@@ -113,7 +113,7 @@ def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
     )
 
 
-def ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
+def stage_ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
     """The layers and poolings at which tower, connector and LLM hand over, and the floors."""
     tower = [layer.name for layer in layers if layer.part == "vision" and layer.read][-1:]
     found = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
@@ -139,12 +139,12 @@ def fit_probes(
     Raises:
         DataError: features are not finite, or cannot be read.
     """
-    keys = keys_of(store, options)
+    keys = select_sites(store, options)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = _label_sets(store, samples, options)
     train, validation, test = (samples.rows[fold] for fold in ("train", "validation", "test"))
     targets, right = (torch.from_numpy(part).to(device) for part in (labels.train, labels.validation))
-    fit = probe(options.protocol)
+    fit = load_probe(options.protocol)
     parts: dict[int, _Said] = {}
     progress = Progress(f"{store.header.task}: fitting probes", len(keys), "sites")
     with progress:
@@ -153,7 +153,7 @@ def fit_probes(
             projections = [_projection(store, key, train, options) for key in chosen]
 
             def read(
-                rows: Ints, chosen: Sequence[Key] = chosen, projections: Sequence[_Matrix] = projections
+                rows: Ints, chosen: Sequence[Site] = chosen, projections: Sequence[_Matrix] = projections
             ) -> Tensor:
                 pairs = zip(chosen, projections, strict=True)
                 return torch.from_numpy(np.stack([_features(store, key, rows, matrix) for key, matrix in pairs])).to(
@@ -263,11 +263,11 @@ def _judge(figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.
         right = predicted[real:real_and_control] == labels.test[real:real_and_control]
         control = right.mean(0, dtype=np.float32)
     shuffles = predicted[real_and_control:]
-    null = balanced(shuffles, labels.test[real_and_control:]) if len(shuffles) else np.empty(0)
+    null = balanced_accuracy(shuffles, labels.test[real_and_control:]) if len(shuffles) else np.empty(0)
     return _Said(validation, test, loss, strength, norm, control, null)
 
 
-def balanced(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
+def balanced_accuracy(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
     """Mean recall over the classes that occur, (...), of predictions (..., t) against labels (..., t)."""
     recalls = []
     for kind in np.unique(truth):
@@ -283,11 +283,11 @@ def _label_sets(store: FeatureStore, samples: LabelledFeatures, options: Options
     types = image_types(_looks(store), samples)
     count = int(types.max()) + 1
     controls = options.controls if count > 1 else 0
-    control = control_labels(types, samples, controls, generator)
+    control = draw_control_labels(types, samples, controls, generator)
     by_fold = []
     for fold in ("train", "validation", "test"):
         rows = samples.rows[fold]
-        null = shuffled(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
+        null = permute_labels(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
         by_fold.append(np.concatenate([samples.truth[rows][None], control[:, rows], null]))
     return _Labels(by_fold[0], by_fold[1], by_fold[2], controls=controls, types=count)
 
@@ -304,7 +304,7 @@ def _looks(store: FeatureStore) -> npt.NDArray[np.float32]:
     return np.concatenate(parts).astype(np.float32)
 
 
-def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
+def _blocks(keys: Sequence[Site], rows: int) -> Iterator[list[int]]:
     """Places of keys of one width, as many as fit into a block."""
     by_width: dict[int, list[int]] = {}
     for place, key in enumerate(keys):
@@ -315,7 +315,7 @@ def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
             yield places[start : start + size]
 
 
-def _projection(store: FeatureStore, key: Key, train: Ints, options: Options) -> _Matrix:
+def _projection(store: FeatureStore, key: Site, train: Ints, options: Options) -> _Matrix:
     """The random matrix, (D, d), that a wide layer goes through; ``None`` for one that stays as it is.
 
     Some features of large models vary a thousand times as much as all others, and would drown them in every sum: these
@@ -345,6 +345,6 @@ def _spread(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return found
 
 
-def _features(store: FeatureStore, key: Key, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
+def _features(store: FeatureStore, key: Site, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
     found = store.features(key.layer, key.pooling, rows)
     return found if matrix is None else found @ matrix

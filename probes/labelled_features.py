@@ -15,7 +15,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.classification import Ints
 
-MOST_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
+MAX_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
 """From a larger fold so many documents are drawn, with the classes in proportion: more move a linear probe and its
 strength little, and memory stays bounded whatever the data set. The test fold is always used whole."""
 
@@ -69,13 +69,13 @@ def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatur
     fold = index["fold"].astype(str).to_numpy()
     rows: dict[Fold, Any] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
     samples = _checked(LabelledFeatures(labels, truth, group, rows), str(store.folder))
-    for part, most in MOST_ROWS.items():
+    for part, most in MAX_ROWS.items():
         if len(rows[part]) > most:
             rows[part] = _drawn(rows[part], truth[rows[part]], most, seed)
     return replace(samples, rows=rows)
 
 
-def refolded(samples: LabelledFeatures, store: FeatureStore, seed: int) -> LabelledFeatures:
+def resplit(samples: LabelledFeatures, store: FeatureStore, seed: int) -> LabelledFeatures:
     """The same documents divided into folds anew, by group and with fractions like the old ones.
 
     Raises:
@@ -131,7 +131,7 @@ def _drawn(rows: Ints, truth: Ints, most: int, seed: int) -> Ints:
     return found
 
 
-def divided_groups(samples: LabelledFeatures) -> int:
+def count_shared_groups(samples: LabelledFeatures) -> int:
     """Number of test documents whose group is in another fold too."""
     elsewhere = np.concatenate([samples.rows["train"], samples.rows["validation"]])
     return int(np.isin(samples.group[samples.rows["test"]], samples.group[elsewhere]).sum())

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.probes.logistic import RowSpace, solve
+from medmllm_plugins.probes.logistic import solve
 from medmllm_plugins.probes.mlp import fit_mlp
+from medmllm_plugins.probes.row_space import RowSpace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,7 @@ Probe: TypeAlias = Callable[[ProbeData], FittedProbe]
 """What a plugin's ``ProbeSpec`` names as its target."""
 
 
-def linear(material: ProbeData) -> FittedProbe:
+def fit_linear(material: ProbeData) -> FittedProbe:
     """Multinomial logistic regression, the strength chosen by log loss on the validation fold.
 
     For the real labels and each drawing of the control task on its own; shuffled labels take the real ones' strength.
@@ -100,7 +101,7 @@ def linear(material: ProbeData) -> FittedProbe:
     )
 
 
-def paper(material: ProbeData) -> FittedProbe:
+def fit_paper_mlp(material: ProbeData) -> FittedProbe:
     """The two-layer MLP of "Lost in the Hype" (arXiv:2604.08333), as it stands after its last epoch."""
     probes = fit_mlp(material.train, material.targets, classes=material.classes, seed=material.seed)
     log_p = probes.logits(material.validation)[:, 0].log_softmax(-1)
@@ -112,7 +113,7 @@ def paper(material: ProbeData) -> FittedProbe:
     )
 
 
-def probe(name: str) -> Probe:
+def load_probe(name: str) -> Probe:
     """The probe of that name, of this package or of a plugin.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.logistic import STRENGTHS
-from medmllm_plugins.probes.probe_methods import probe
+from medmllm_plugins.probes.probe_methods import load_probe
 
 SHUFFLES: Final = 20
 CONTROLS: Final = 3
@@ -47,7 +47,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        probe(self.protocol)
+        load_probe(self.protocol)
         if not self.strengths or not all(0 < strength < math.inf for strength in self.strengths):
             raise OptionError(
                 f"Expected argument `strengths` (grid) to be finite numbers above 0, but got {list(self.strengths)}."
@@ -66,7 +66,7 @@ class Options:
         }
 
 
-def usual_refits(protocol: str) -> tuple[int, int]:
+def default_refits(protocol: str) -> tuple[int, int]:
     """Refits on shuffled labels and drawings of the control task, where nobody asked for others.
 
     The MLP of the paper's protocol cannot be fitted on many label sets in the time of one, as the linear probe is.

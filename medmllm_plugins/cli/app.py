@@ -264,11 +264,11 @@ def _task_new(arguments: argparse.Namespace) -> int:
 
 def _baseline(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.cli.baseline import baseline
-    from medmllm_plugins.reference.reference_methods import classifier
+    from medmllm_plugins.reference.reference_methods import make_classifier
 
     def make() -> Any:
         chosen = {"weights": arguments.weights, "epochs": arguments.epochs, "device": arguments.device}
-        return classifier(arguments.method, seed=arguments.seed, **chosen)
+        return make_classifier(arguments.method, seed=arguments.seed, **chosen)
 
     folder = baseline(arguments.tasks, arguments.method, make, output=arguments.output, say=print, seed=arguments.seed)
     print(f"Details: {folder}")
@@ -350,10 +350,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _diagnose(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.cli.diagnose import diagnose
     from medmllm_plugins.probes.analysis_text import render
-    from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
+    from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
     from medmllm_plugins.results.run_folders import one_run
 
-    shuffles, controls = usual_refits(arguments.protocol)
+    shuffles, controls = default_refits(arguments.protocol)
     options = Options(
         protocol=arguments.protocol,
         **({"strengths": parse_strengths(arguments.grid)} if arguments.grid else {}),

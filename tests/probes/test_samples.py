@@ -10,7 +10,7 @@ import pytest
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.probes import labelled_features as module
-from medmllm_plugins.probes.labelled_features import divided_groups, read_labelled_features, refolded
+from medmllm_plugins.probes.labelled_features import count_shared_groups, read_labelled_features, resplit
 
 
 def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
@@ -22,7 +22,7 @@ def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
     groups = store.index["group"].astype(str).to_numpy()
     assert len(set(zip(found.group, groups, strict=True))) == len(set(groups))
     assert found.groups_of("test").max() + 1 == len(set(groups[found.rows["test"]]))
-    assert divided_groups(found) == 0
+    assert count_shared_groups(found) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_groups_across_folds_are_counted(make_store: Callable[..., Any]) -> None
         test[0]["group"] = test[1]["group"] = records[0]["group"]
 
     store, _ = make_store(change=change)
-    assert divided_groups(read_labelled_features(store)) == 2
+    assert count_shared_groups(read_labelled_features(store)) == 2
 
 
 def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((120, 40, 60))
     before = read_labelled_features(store)
-    first, second = (refolded(before, store, seed) for seed in (1, 2))
+    first, second = (resplit(before, store, seed) for seed in (1, 2))
     for one in (first, second):
-        assert divided_groups(one) == 0
+        assert count_shared_groups(one) == 0
         assert sorted(np.concatenate(list(one.rows.values()))) == list(range(220))
         assert abs(len(one.rows["train"]) - 120) < 15
     assert set(first.rows["test"]) != set(second.rows["test"])
