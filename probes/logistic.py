@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.probes.row_space import RowSpace
+from medmllm_plugins.probes.row_space import RowSpace, device_kind
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the penalty, scikit-learn's ``C`` on standardised features, from stiff to free.
@@ -171,7 +171,7 @@ def solve(
         targets.expand(layers, sets, rows)[:, :, None].expand(layers, sets, grid, rows).reshape(layers, problems, rows)
     )
     strength = strength.reshape(layers, problems)
-    at_once = max(1, _CELLS[_kind(targets)] // max(1, problems * classes * max(rows, rank)))
+    at_once = max(1, _CELLS[device_kind(targets)] // max(1, problems * classes * max(rows, rank)))
     parts = zip(
         *(torch.split(part, at_once) for part in (space.train, space.squares, targets, strength)),
         strict=True,
@@ -386,10 +386,6 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """(l, q), inner products over the last two dimensions."""
     return (left * right).sum((2, 3))
-
-
-def _kind(tensor: Tensor) -> str:
-    return tensor.device.type if tensor.device.type in _CELLS else "cpu"
 
 
 def _within(integers: Tensor, end: int) -> bool:

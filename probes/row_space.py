@@ -74,7 +74,7 @@ class RowSpace:
         self.basis = train.new_empty(layers, width, rank)
         self.train = train.new_empty(layers, rows, rank)
         self.squares = train.new_empty(layers, rank)
-        at_once = max(1, _DECOMPOSED[_kind(train)] // (rows * width))
+        at_once = max(1, _DECOMPOSED[device_kind(train)] // (rows * width))
         for start in range(0, layers, at_once):
             self._decompose(train, slice(start, start + at_once))
 
@@ -117,6 +117,11 @@ class RowSpace:
         if not bool(found.isfinite().all()):
             raise DataError(not_finite(features, first=0))
         return found
+
+
+def device_kind(tensor: Tensor) -> str:
+    """Return ``"cuda"`` or ``"cpu"``, by which sizes of blocks are chosen."""
+    return "cuda" if tensor.device.type == "cuda" else "cpu"
 
 
 def expect_features(name: str, features: Tensor) -> None:

@@ -108,7 +108,7 @@ class _Told(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def track_batch(loaded: LoadedModel) -> Iterator[Batch]:
+def track_batch(loaded: LoadedModel) -> Iterator[BatchTracker]:
     """Follow the calls that go through a model."""
     batch = BatchTracker(loaded)
     before = loaded.model.register_forward_pre_hook(batch.begin, with_kwargs=True)
