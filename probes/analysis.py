@@ -346,8 +346,8 @@ def _repeated(
     fitted: ProbePredictions,
 ) -> Floats:
     """Accuracies on further divisions into folds, (repeats, F)."""
-    found = np.empty((options.repeats, len(fitted.keys)))
-    options = replace(options, shuffles=0, controls=0)
+    found = np.empty((options.repeats, len(fitted.sites)))
+    options = replace(options, permutations=0, controls=0)
     for turn in range(len(found)):
         divided = resplit(samples, store, options.seed + 1 + turn)
         again = fit_probes(store, divided, options, device)
@@ -363,7 +363,7 @@ def _health(
     for module in MODULES:
         for pooling in (MEAN, LAST):
             places = [
-                fitted.at(layer.name, pooling)
+                fitted.index_of(layer.name, pooling)
                 for layer in layers
                 # The LLM's input is the connector's output among words; its first layer is its first block.
                 if layer.part == module and pooling in layer.poolings and layer.read and layer.name != "llm.embed"
@@ -378,7 +378,7 @@ def _health(
                     pooling,
                     parts,
                     draws.estimate(parts.score, resampled),
-                    tuple(fitted.keys[place].layer for place in places),
+                    tuple(fitted.sites[place].layer for place in places),
                 )
             )
     return tuple(found)
@@ -396,7 +396,7 @@ def _mapping(
     tested = _scores(store, samples, "test")
     blank = _scores(store, samples, "test", "blank")
     lens = store.lens(test)
-    last = fitted.at(LAST_LAYER, LAST)
+    last = fitted.index_of(LAST_LAYER, LAST)
     both = scores is not None and tested is not None
     return semantic_mapping(
         ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),

@@ -110,7 +110,7 @@ def bootstrap_accuracies(
     rows = np.concatenate([right, fitted.control, others])
     present = np.unique(truth)
     classes = np.array([truth == number for number in present], dtype=np.float32)
-    count = len(fitted.keys)
+    count = len(fitted.sites)
 
     def evaluate(weights: Weights) -> dict[str, Floats]:
         drawn = weights.astype(np.float32)
@@ -141,13 +141,13 @@ def curve_points(
     """
     classes = len(samples.labels)
     p = permutation_p_values(fitted.test, samples, seed=seed)
-    own = [place for place, key in enumerate(fitted.keys) if key.part != "control"]
+    own = [place for place, key in enumerate(fitted.sites) if key.part != "control"]
     corrected = np.full(len(p), np.nan)
     corrected[own] = holm([float(p[place]) for place in own])
     validation = (fitted.validation == samples.of("validation")).mean(1)
     chance = 1 / classes
     found = []
-    for place, key in enumerate(fitted.keys):
+    for place, key in enumerate(fitted.sites):
         accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
         balanced = draws.resampled["balanced"][:, place]
         value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}

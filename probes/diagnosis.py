@@ -145,14 +145,14 @@ def diagnose(
         scores_validation: accuracy of the label that scores highest on the validation fold; ``None`` without scores.
     """
     on_validation = (fitted.validation == truth).mean(1)
-    stages = _stages(fitted.keys)
+    stages = _stages(fitted.sites)
 
     def told(name: str) -> _Measure:
         return _Measure(name, float(draws.values[name]), draws.resampled[name])
 
     def best(places: Sequence[int]) -> _Measure:
         place = max(places, key=lambda one: on_validation[one])
-        key = fitted.keys[place]
+        key = fitted.sites[place]
         return _Measure(
             f"{key.layer} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
         )
@@ -162,12 +162,12 @@ def diagnose(
     understood = last
     if scores_validation is not None:
         # On the validation fold, since what is chosen on the test fold flatters.
-        if scores_validation > on_validation[fitted.at(LAST_LAYER, LAST)]:
+        if scores_validation > on_validation[fitted.index_of(LAST_LAYER, LAST)]:
             understood = told(SCORES)
         if scores_validation > max(on_validation[place] for places in stages for place in places):
             shown = told(SCORES)
     enough = draws.groups >= MIN_GROUPS
-    floor = best([place for place, key in enumerate(fitted.keys) if key.part == "control"])
+    floor = best([place for place, key in enumerate(fitted.sites) if key.part == "control"])
     known = REFERENCE in draws.values and _tells(told(REFERENCE), (floor, told(MAJORITY)), draws)
     effects = (
         _vision(told(REFERENCE) if REFERENCE in draws.values else None, known, shown, floor, draws, enough),

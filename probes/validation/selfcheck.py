@@ -41,7 +41,7 @@ from medmllm_plugins.prompts.protocols import Question, ask
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Documents of a trial, by fold."""
 BATCH: Final = 40
-OPTIONS: Final = Options(layers=("connector",), shuffles=1, controls=1)
+OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1)
 """The verdicts rest on the ends of the stages alone."""
 CLEAR_STRENGTHS: Final = (2, 3)
 """Strengths at which a fault must be named."""
@@ -256,7 +256,7 @@ class FaultBench:
         part = self.healthy.only(np.array([*others, *rest], dtype=np.intp))
         samples = read_labelled_features(part)
         fitted = fit_probes(part, samples, OPTIONS)
-        tower = [place for place, key in enumerate(fitted.keys) if key.part == "vision"]
+        tower = [place for place, key in enumerate(fitted.sites) if key.part == "vision"]
         place = min(tower, key=lambda one: fitted.validation_loss[one])
         ids = part.index["id"].astype(str).to_numpy()[samples.rows["test"]]
         said = [samples.labels[number] for number in fitted.test[place]]

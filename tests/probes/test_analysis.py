@@ -31,7 +31,7 @@ from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference
 
-QUICK = Options(shuffles=5, controls=2)
+QUICK = Options(permutations=5, controls=2)
 WEAK = 0.25
 
 
@@ -290,11 +290,11 @@ def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -
 @pytest.mark.parametrize(
     "options",
     [
-        Options(shuffles=2, controls=1, width=8),
-        Options(shuffles=2, controls=1, strengths=(1e-2, 1.0)),
-        Options(shuffles=2, controls=1, poolings=("last",)),
-        Options(shuffles=2, controls=1, layers=("vision.00",)),
-        Options(shuffles=2, controls=1, repeats=2),
+        Options(permutations=2, controls=1, width=8),
+        Options(permutations=2, controls=1, strengths=(1e-2, 1.0)),
+        Options(permutations=2, controls=1, poolings=("last",)),
+        Options(permutations=2, controls=1, layers=("vision.00",)),
+        Options(permutations=2, controls=1, repeats=2),
     ],
 )
 def test_other_options(make_store: Callable[..., Any], options: Options) -> None:
@@ -333,7 +333,7 @@ def test_repeats_are_fitted_on_the_real_labels_alone(
 
     monkeypatch.setattr(analysis, "fit_probes", spy)
     analyse(store, outcomes, replace(QUICK, repeats=2))
-    assert [(one.shuffles, one.controls) for one in asked] == [(5, 2), (0, 0), (0, 0)]
+    assert [(one.permutations, one.controls) for one in asked] == [(5, 2), (0, 0), (0, 0)]
 
 
 def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callable[..., Any]) -> None:
@@ -373,7 +373,7 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
 
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
-    found = analyse(store, outcomes, Options(protocol="paper", shuffles=0, controls=1))
+    found = analyse(store, outcomes, Options(protocol="paper", permutations=0, controls=1))
     by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
     assert by_name["connector", "mean"].accuracy.value > 0.8
     assert by_name["connector", "mean"].strength is None
@@ -443,7 +443,7 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
         ({"strengths": ()}, "`strengths`"),
         ({"strengths": (0.0,)}, "`strengths`"),
         ({"strengths": (float("nan"),)}, r"`strengths` \(grid\)"),
-        ({"shuffles": -1}, "`shuffles`"),
+        ({"permutations": -1}, "`permutations`"),
         ({"repeats": -1}, r"`repeats` \(folds\)"),
         ({"width": -1}, "`width`"),
     ],
@@ -455,36 +455,35 @@ def test_options_that_make_no_sense(settings: dict[str, Any], message: str) -> N
 
 def test_unknown_poolings_and_layers_list_what_there_is(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store()
-    with pytest.raises(OptionError, match=r"\['last', 'mean'\], which the store holds, found \['max'\]"):
+    with pytest.raises(OptionError, match=r"\['last', 'mean'\], which the store contains, got \['max'\]"):
         analyse(store, outcomes, Options(poolings=("max",)))
-    with pytest.raises(OptionError, match=r"layers among .*found \['llm.99'\]"):
+    with pytest.raises(OptionError, match=r"`layers` to be among .*got \['llm.99'\]"):
         analyse(store, outcomes, Options(layers=("llm.99",)))
 
 
 def test_the_mlp_is_not_refitted_as_often() -> None:
-    assert default_refits("linear") == (Options().shuffles, Options().controls) == (20, 3)
+    assert default_refits("linear") == (Options().permutations, Options().controls) == (20, 3)
     assert default_refits("paper") == (0, 1)
 
 
 def test_strengths_from_text() -> None:
     assert parse_strengths("1e-3,1") == (1e-3, 1.0)
-    with pytest.raises(OptionError, match="found '1,x'"):
+    with pytest.raises(OptionError, match="got '1,x'"):
         parse_strengths("1,x")
 
 
-def nearest_centre(material: ProbeData) -> FittedProbe:
+def nearest_centre(data: ProbeData) -> FittedProbe:
     """A plugin's probe: the class whose mean is nearest."""
-    kinds = range(material.classes)
+    kinds = range(data.classes)
     centres = [
-        torch.stack([material.train[:, targets == kind].mean(1) for kind in kinds], dim=1)
-        for targets in material.targets
+        torch.stack([data.train[:, labels == kind].mean(1) for kind in kinds], dim=1) for labels in data.train_labels
     ]
 
     def predict(features: torch.Tensor) -> torch.Tensor:
         return torch.stack([torch.cdist(features, centre).argmin(-1) for centre in centres], dim=1)
 
-    validation = predict(material.validation)[:, 0]
-    return FittedProbe(predict, validation, loss=(validation != material.right[0]).float().mean(-1))
+    validation = predict(data.validation)[:, 0]
+    return FittedProbe(predict, validation, validation_loss=(validation != data.validation_labels[0]).float().mean(-1))
 
 
 def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
@@ -501,7 +500,7 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
     plugin = Plugin()
     get_manager().pluggy.register(plugin, name="centre")
     try:
-        found = analyse(store, outcomes, Options(protocol="centre", shuffles=2, controls=1))
+        found = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
     finally:
         get_manager().pluggy.unregister(plugin)
     by_name = {(one.key.layer, one.key.pooling): one for one in found.points}

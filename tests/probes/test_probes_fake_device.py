@@ -42,10 +42,10 @@ class OneThread:
 @pytest.mark.parametrize(
     "options",
     [
-        Options(shuffles=3, controls=2),
-        Options(shuffles=3, controls=1, width=8),
-        Options(shuffles=2, controls=1, repeats=1),
-        Options(protocol="paper", shuffles=0, controls=1),
+        Options(permutations=3, controls=2),
+        Options(permutations=3, controls=1, width=8),
+        Options(permutations=2, controls=1, repeats=1),
+        Options(protocol="paper", permutations=0, controls=1),
     ],
     ids=["linear", "projected", "folds", "paper"],
 )

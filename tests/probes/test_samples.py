@@ -28,10 +28,10 @@ def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0, 30, 30), "documents in the train fold, found none"),
-        ((60, 0, 30), "documents in the validation fold, found none"),
-        ((60, 30, 0), "documents in the test fold, found none"),
-        ((60, 30, 2), "at least 3 documents in the test fold, one a class, found 2"),
+        ((0, 30, 30), "documents in the train fold, got none"),
+        ((60, 0, 30), "documents in the validation fold, got none"),
+        ((60, 30, 0), "documents in the test fold, got none"),
+        ((60, 30, 2), "at least 3 documents in the test fold, one per class, got 2"),
     ],
 )
 def test_folds_that_are_too_small(make_store: Callable[..., Any], sizes: tuple[int, int, int], message: str) -> None:
@@ -47,7 +47,7 @@ def test_a_class_of_one_group(make_store: Callable[..., Any]) -> None:
                 record["group"] = "the only patient"
 
     store, _ = make_store(change=change)
-    with pytest.raises(DataError, match=r"at least two groups .*, found 1 with 'normal'"):
+    with pytest.raises(DataError, match=r"at least two groups .*, got 1 with 'normal'"):
         read_labelled_features(store)
 
 
@@ -57,14 +57,14 @@ def test_a_class_that_train_lacks_and_one_that_is_none(make_store: Callable[...,
             record["label"] = "benign"
 
     store, _ = make_store(change=lambda records: [relabel(record) for record in records] and None)
-    with pytest.raises(DataError, match=r"every class in the train fold, found no document of \['normal'\]"):
+    with pytest.raises(DataError, match=r"every class in the train fold, got no document of \['normal'\]"):
         read_labelled_features(store)
 
     def strange(records: list[dict[str, Any]]) -> None:
         records[0]["label"] = "cat"
 
     store, _ = make_store(name="strange", change=strange)
-    with pytest.raises(DataError, match=r"classes among .*found \['cat'\]"):
+    with pytest.raises(DataError, match=r"classes among .*got \['cat'\]"):
         read_labelled_features(store)
 
 
