@@ -441,4 +441,7 @@ def _warnings(
     stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
     if stuck:
         found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].key.layer}.")
+    if fitted.warnings:
+        message, count = max(fitted.warnings.items(), key=lambda item: item[1])
+        found.append(f"{sum(fitted.warnings.values())} fits raised warnings. The most common ({count} fits): {message}")
     return tuple(found)
