@@ -16,11 +16,16 @@ from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes.curves import Draws, draw, points
+from medmllm_plugins.probes.curves import BootstrapAccuracies, bootstrap_accuracies, curve_points
 from medmllm_plugins.probes.diagnosis import ANSWER, MAJORITY, REFERENCE, SCORES, diagnose
 from medmllm_plugins.probes.feature_health import health, health_score
 from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes
-from medmllm_plugins.probes.labelled_features import LabelledFeatures, divided_groups, read_labelled_features, refolded
+from medmllm_plugins.probes.labelled_features import (
+    LabelledFeatures,
+    count_shared_groups,
+    read_labelled_features,
+    resplit,
+)
 from medmllm_plugins.probes.mapping import semantic_mapping
 from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.probe_options import Options
@@ -41,7 +46,7 @@ from medmllm_plugins.results.probe_records import (
 LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
 PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
 """Figures that the host prints beside the answers' accuracy."""
-UNREAD: Final = (
+MAPPING_CAVEAT: Final = (
     "Either the words are to blame, or a stage before hands the image over in a form that the next has not learnt to "
     "read: probes, which are fitted anew at every stage, cannot tell."
 )
@@ -61,7 +66,7 @@ def _headline(analysis: ProbeAnalysis) -> str:
     if named is None:
         return f"{first}. Supported, but not charged to one stage: {_lost(diagnosis.supported)}{undecided}."
     is_proven = analysis.mapping is not None and analysis.mapping.kind in PROVEN
-    caveat = f" {UNREAD}" if named == "mapping" and not is_proven else ""
+    caveat = f" {MAPPING_CAVEAT}" if named == "mapping" and not is_proven else ""
     others = diagnosis.supported[1:]
     also = f" Supported beside it: {_lost(others)}." if others else ""
     return f"{first}. {TITLES[named].capitalize()} ({named}): {diagnosis.of(named).why}{caveat}{also}"
@@ -113,8 +118,8 @@ def analyse(
     if scores is not None and tested is not None:
         scored = float((scores.argmax(1) == samples.of("validation")).mean())
         beside[SCORES] = (tested.argmax(1) == truth).astype(np.float64)
-    draws = draw(fitted, samples, beside, seed=options.seed)
-    curve = points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
+    draws = bootstrap_accuracies(fitted, samples, beside, seed=options.seed)
+    curve = curve_points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
     own = [one for one in curve if one.part != "control" and one.read]
     analysis = ProbeAnalysis(
         task=store.header.task,
@@ -201,22 +206,24 @@ def _repeated(
     fitted: ProbePredictions,
 ) -> Floats:
     """Accuracies on further divisions into folds, (repeats, F)."""
-    found = np.empty((options.repeats, len(fitted.keys)))
-    options = replace(options, shuffles=0, controls=0)
+    found = np.empty((options.repeats, len(fitted.sites)))
+    options = replace(options, permutations=0, controls=0)
     for turn in range(len(found)):
-        divided = refolded(samples, store, options.seed + 1 + turn)
+        divided = resplit(samples, store, options.seed + 1 + turn)
         again = fit_probes(store, divided, options, device)
         found[turn] = (again.test == divided.of("test")).mean(1)
     return found
 
 
-def _health(fitted: ProbePredictions, draws: Draws, layers: Sequence[StoredLayer]) -> tuple[FeatureHealth, ...]:
+def _health(
+    fitted: ProbePredictions, draws: BootstrapAccuracies, layers: Sequence[StoredLayer]
+) -> tuple[FeatureHealth, ...]:
     """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
     found = []
     for module in MODULES:
         for pooling in (MEAN, LAST):
             places = [
-                fitted.at(layer.name, pooling)
+                fitted.index_of(layer.name, pooling)
                 for layer in layers
                 # The LLM's input is the connector's output among words; its first layer is its first block.
                 if layer.part == module and pooling in layer.poolings and layer.read and layer.name != "llm.embed"
@@ -229,7 +236,7 @@ def _health(fitted: ProbePredictions, draws: Draws, layers: Sequence[StoredLayer
                 FeatureHealth(
                     module=module,
                     pooling=pooling,
-                    layers=tuple(fitted.keys[place].layer for place in places),
+                    layers=tuple(fitted.sites[place].layer for place in places),
                     score=draws.estimate(parts.score, resampled),
                     growth=parts.growth,
                     volatility=parts.volatility,
@@ -253,7 +260,7 @@ def _mapping(
     tested = _scores(store, samples, "test")
     blank = _scores(store, samples, "test", "blank")
     lens = store.lens(test)
-    last = fitted.at(LAST_LAYER, LAST)
+    last = fitted.index_of(LAST_LAYER, LAST)
     both = scores is not None and tested is not None
     return semantic_mapping(
         ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),
@@ -291,7 +298,7 @@ def _warnings(
         found.append(
             f"Not all layers are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
         )
-    if shared := divided_groups(samples):
+    if shared := count_shared_groups(samples):
         found.append(
             f"{shared} of {len(samples.rows['test'])} test documents share a group (patient, lesion, source) with "
             "another fold, as the published split has it: probes may know the group, and their figures flatter."
@@ -299,4 +306,7 @@ def _warnings(
     stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
     if stuck:
         found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].layer}.")
+    if fitted.warnings:
+        message, count = max(fitted.warnings.items(), key=lambda item: item[1])
+        found.append(f"{sum(fitted.warnings.values())} fits raised warnings. The most common ({count} fits): {message}")
     return tuple(found)
