@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,6 +13,7 @@ from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.probes.logistic import RowSpace, solve
 from medmllm_plugins.probes.mlp import fit_mlp
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,9 +122,8 @@ def probe(name: str) -> Probe:
     known = get_manager().probes()
     if name not in known:
         raise OptionError(f"Expected argument `protocol` to be one of {sorted(known)}, but got {name!r}.")
-    module, _, function = known[name].target.partition(":")
     try:
-        found: Probe = getattr(importlib.import_module(module), function)
+        found: Probe = import_by_name(known[name].target)
     except (ImportError, AttributeError) as error:
         raise PluginError(f"The probe {name!r} names {known[name].target}, which cannot be had: {error}.") from error
     return found

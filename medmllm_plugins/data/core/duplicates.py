@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from medmllm_plugins.data.readers.reader_threads import processors
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.processors import processors
 
 Pairs: TypeAlias = npt.NDArray[np.intp]
 """``[m, 2]`` indices of two pictures each."""

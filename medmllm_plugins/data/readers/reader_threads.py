@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.data.readers.decode_limit import max_decoded_bytes
+from medmllm_plugins.utils.processors import processors
 
 MOST: Final = 8
 """Threads beyond these gain nothing, as disks and the interpreter's lock keep up with no more."""
@@ -25,14 +26,6 @@ def reader_threads() -> int:
     threads = min(MOST, processors())
     memory = available_memory()
     return threads if memory is None else max(1, min(threads, memory // worst_case_bytes()))
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # not on every system
-        return os.cpu_count() or 1
 
 
 def worst_case_bytes() -> int:
