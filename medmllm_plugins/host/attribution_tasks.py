@@ -82,8 +82,8 @@ class Attributing(InspectionTask[dict[str, Any]]):
 
     def _look(self, outcomes: Sequence[Outcome], model: str) -> dict[str, Any]:
         """Gather what all processes explained."""
-        from medmllm_plugins.attribution.attribution_store import STOPPED, gather, write_table
-        from medmllm_plugins.attribution.checks.check_summary import render
+        from medmllm_plugins.attribution.attribution_store import STOPPED, write_index, write_table
+        from medmllm_plugins.attribution.checks.check_summary import format_summary
 
         progress, task = evaluation_run.current(), str(self.config.task)
         folder = progress.folder_for(model)
@@ -93,13 +93,13 @@ class Attributing(InspectionTask[dict[str, Any]]):
                 f"{task}: expected attributions, found none. The model is none of this package's, or the answers came "
                 "from the host's cache: run again without --use_cache."
             )
-        index = gather(kept, task, model, self.rows.classes)
+        index = write_index(kept, task, model, self.rows.classes)
         for warning in index["warnings"]:
             if STOPPED in warning:  # some processes explained theirs, and this one did not
                 command_line.note_failure(f"{task}: {warning}")
         write_table(folder / f"{file_stem(task)}.attributions.csv", index)
         progress.task(task, {"attributions": self._printed(index)})
-        logger.info(f"{task}: attributions in {kept}\n{render(index)}")
+        logger.info(f"{task}: attributions in {kept}\n{format_summary(index)}")
         return index
 
     def _printed(self, found: dict[str, Any]) -> dict[str, float | None]:

@@ -275,10 +275,10 @@ class MedicalMLLM(lmms):
         """
         for group in by_task(requests).values():
             if (asked := attributions_of(group[0])) is not None:
-                from medmllm_plugins.attribution.explainer import settle
+                from medmllm_plugins.attribution.explainer import resolve_methods
 
                 first = self._question(group[0])
-                settle(loaded, asked, first.text, first.shown)
+                resolve_methods(loaded, asked, first.text, first.shown)
 
     @contextmanager
     def _capturing(
@@ -316,7 +316,7 @@ class MedicalMLLM(lmms):
     ) -> None:
         """Explain some answers of a task, now that it is known which are hits; each process some of its own."""
         from medmllm_plugins.attribution.document_sample import AnsweredDocument as Known
-        from medmllm_plugins.attribution.document_sample import stratified
+        from medmllm_plugins.attribution.document_sample import sample_by_class
         from medmllm_plugins.attribution.explainer import explain
 
         owner, progress = requests[0].args[1].__self__, evaluation_run.current()
@@ -329,7 +329,7 @@ class MedicalMLLM(lmms):
             known.append(Known(name, str(row["label"]), said == row["label"]))
         share = asked.n // self.world_size + (self.rank < asked.n % self.world_size)
         items = []
-        for name in stratified(known, share) if share else []:
+        for name in sample_by_class(known, share) if share else []:
             items.append(owner.item(self._row(by_id[name]), self._question(by_id[name]).shown, replies[name]))
         if not items:
             return
