@@ -19,7 +19,7 @@ from PIL import Image
 
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.attribution.attribution_input import AttributionInput
-from medmllm_plugins.attribution.checks.check_summary import summary_key, summarise_checks, to_csv
+from medmllm_plugins.attribution.checks.check_summary import summarise_checks, summary_key, to_csv
 from medmllm_plugins.attribution.explanation_faults import fault_messages
 from medmllm_plugins.attribution.maps import AttributionMap
 from medmllm_plugins.errors import DataError, one_line
@@ -76,7 +76,9 @@ class AttributionStore:
         map_images.save(picture, self.folder / name)
         return name
 
-    def map(self, identifier: str, method: str, layer: str, one: AttributionMap, case: AttributionInput) -> dict[str, Any]:
+    def map(
+        self, identifier: str, method: str, layer: str, one: AttributionMap, case: AttributionInput
+    ) -> dict[str, Any]:
         """Write a map and its pictures; returns what its entry tells of them."""
         base = f"{stem(identifier)}.{method}.{layer}"
         held: dict[str, Any] = {"values": one.values.astype(np.float32)}
@@ -202,7 +204,9 @@ def _index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
     faults = [fault for one in (*documents, *parts) for fault in one.get("faults", ())]
     warnings = sorted({warning for part in parts for warning in part["warnings"]})
     if not entries:
-        raise DataError(" ".join([f"{folder}: expected explained documents, found none.", *warnings, *fault_messages(faults)]))
+        raise DataError(
+            " ".join([f"{folder}: expected explained documents, found none.", *warnings, *fault_messages(faults)])
+        )
     levels = [one for part in parts for one in part["randomised"]]
     rows = summarise_checks(entries, levels)
     return {

@@ -24,13 +24,13 @@ from medmllm_plugins.attribution.checks.map_checks import (
     NOISE_DRAWS,
     Checks,
     Removal,
+    document_seed,
+    importance_order,
     is_constant,
     lesion_overlap,
     map_similarity,
-    importance_order,
-    document_seed,
-    rank_correlation,
     patch_values,
+    rank_correlation,
     word_values,
 )
 from medmllm_plugins.attribution.explanation_faults import Faults
@@ -430,7 +430,9 @@ def resolve_methods(
         OptionError: a method or a layer is none there is, or the weights are quantised and the method takes gradients.
         PluginError: a method's function is not where its plugin says.
     """
-    return select_methods(asked.methods, asked.layers, loaded, unused_layers(loaded, loaded.prepare([question], [shown])))
+    return select_methods(
+        asked.methods, asked.layers, loaded, unused_layers(loaded, loaded.prepare([question], [shown]))
+    )
 
 
 def explain(

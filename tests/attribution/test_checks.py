@@ -22,14 +22,14 @@ from medmllm_plugins.attribution.checks.check_summary import format_summary, sum
 from medmllm_plugins.attribution.checks.map_checks import (
     Checks,
     Removal,
+    document_seed,
+    importance_order,
     is_constant,
     lesion_overlap,
     map_similarity,
-    importance_order,
-    document_seed,
+    patch_values,
     rank_correlation,
     structural_similarity,
-    patch_values,
     word_values,
 )
 from medmllm_plugins.attribution.checks.randomisation import LEVELS, cascading_randomisation
@@ -187,7 +187,12 @@ def test_what_is_alike_comes_in_an_order_by_chance() -> None:
     assert all(order[0] == 1 and order[-1] == 4 for order in orders)
     assert {order[1] for order in orders} == {0, 2, 3, 5}
     assert importance_order(values, 3).tolist() == orders[3]
-    assert not is_constant(values) and is_constant(values[[0, 2, 3, 4, 5]]) and is_constant(np.array([np.nan])) and is_constant(np.zeros(3))
+    assert (
+        not is_constant(values)
+        and is_constant(values[[0, 2, 3, 4, 5]])
+        and is_constant(np.array([np.nan]))
+        and is_constant(np.zeros(3))
+    )
 
 
 def test_removal_of_patches_and_words_by_hand(case: AttributionInput, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +577,9 @@ def test_one_group_is_no_evidence() -> None:
 
 
 def test_a_gain_whose_interval_holds_zero_is_none() -> None:
-    (row,) = summarise_checks([entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], [])
+    (row,) = summarise_checks(
+        [entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], []
+    )
     assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
     assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
 
@@ -666,7 +673,9 @@ def test_targets_by_hand() -> None:
 
 def test_a_cascade_that_breaks_off_is_no_check_that_was_made() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("c", **good(0.2))]
-    (row,) = summarise_checks(entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}])
+    (row,) = summarise_checks(
+        entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}]
+    )
     assert "randomisation" in row["unchecked"] and not row["trusted"]
     # Another process lacks a level in the middle: the order is the cascade's all the same.
     parts = [

@@ -7,7 +7,7 @@ from PIL import Image
 
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.attribution.cells import FloatArray
-from medmllm_plugins.attribution.map_images import colour_map, overlay, colour_range
+from medmllm_plugins.attribution.map_images import colour_map, colour_range, overlay
 
 SIDE = 64
 
@@ -36,4 +36,6 @@ def test_the_projection_has_the_colours_of_its_slices() -> None:
     np.testing.assert_array_equal(np.asarray(projected(painted)), np.asarray(wanted.convert("RGB")))
     # Where a value is the largest behind its pixel, the slice has the very colour.
     own = np.asarray(colour_map(painted)[5])
-    np.testing.assert_array_equal(np.asarray(colour_map(largest, colour_range(painted))[0])[20:30, 20:30], own[20:30, 20:30])
+    np.testing.assert_array_equal(
+        np.asarray(colour_map(largest, colour_range(painted))[0])[20:30, 20:30], own[20:30, 20:30]
+    )

@@ -15,7 +15,14 @@ from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks.check_summary import summarise_checks
-from medmllm_plugins.attribution.checks.map_checks import Checks, Removal, lesion_overlap, importance_order, document_seed, patch_values
+from medmllm_plugins.attribution.checks.map_checks import (
+    Checks,
+    Removal,
+    document_seed,
+    importance_order,
+    lesion_overlap,
+    patch_values,
+)
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.attribution.maps import build_map
 from medmllm_plugins.attribution.methods import layer_methods

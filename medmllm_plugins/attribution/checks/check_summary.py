@@ -31,7 +31,9 @@ KEY: Final = ("method", "layer", "mode", "baseline", "steps")
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
-def summarise_checks(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise_checks(
+    entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Means with 95 % intervals, by method, layer and settings; which checks failed, and which were not made.
 
     A method is ``trusted`` at a layer where all that it can be put to were made, and none failed.

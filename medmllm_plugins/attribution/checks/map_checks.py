@@ -18,7 +18,7 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray, sample
 from medmllm_plugins.attribution.maps import AttributionMap, layer_cells
-from medmllm_plugins.attribution.methods.input_methods import mixed_pixels, masked_prompt_scores, word_indices
+from medmllm_plugins.attribution.methods.input_methods import masked_prompt_scores, mixed_pixels, word_indices
 from medmllm_plugins.attribution.patches import to_patches
 
 STEPS: Final = 10

@@ -8,9 +8,20 @@ import torch
 from captum.attr import FeatureAblation, IntegratedGradients, KernelShap, Saliency
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import PIXELS, ActivationPatch, AttributionInput, translated_gradient_errors
+from medmllm_plugins.attribution.attribution_input import (
+    PIXELS,
+    ActivationPatch,
+    AttributionInput,
+    translated_gradient_errors,
+)
 from medmllm_plugins.attribution.geometry import cells, neighbourhoods
-from medmllm_plugins.attribution.methods.layer_methods import RULE, MethodConfig, Scores, ablation_scores, completeness_gap
+from medmllm_plugins.attribution.methods.layer_methods import (
+    RULE,
+    MethodConfig,
+    Scores,
+    ablation_scores,
+    completeness_gap,
+)
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.models.stages import EMBED
 
