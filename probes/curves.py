@@ -5,70 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.probes.control_labels import shuffled
-from medmllm_plugins.probes.fitting import Key, ProbePredictions, balanced
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.probes.control_labels import permute_labels
+from medmllm_plugins.probes.fitting import ProbePredictions, balanced_accuracy
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.results.comparison import holm
+from medmllm_plugins.results.probe_records import ProbePoint
 
 PERMUTATIONS: Final = 9_999
 """Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred layers."""
 _CELLS: Final = 20_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One layer and pooling of the curves; all figures are of the test fold unless they say otherwise.
-
-    Attributes:
-        key: which.
-        accuracy: of the probe.
-        balanced: its mean recall over the classes.
-        corrected: balanced accuracy above chance, ``(b - 1/K) / (1 - 1/K)``: 0 is chance, 1 all right.
-        control: accuracy on the control task, mean over its drawings; NaN without any.
-        selectivity: ``accuracy - control``.
-        label_permutation: mean balanced accuracy of probes of shuffled labels; NaN without any.
-        label_permutation_high: its 95th percentile.
-        p: share of shuffles of the test fold's labels (by group) under which the probe's balanced accuracy is as high.
-        p_holm: corrected over the layers of the model.
-        validation: accuracy on the validation fold.
-        strength: the inverse L2 strength chosen there; ``None`` where there is none.
-        gradient_norm: at the solution; ``None`` likewise.
-        repeats: accuracies on further divisions into folds, in order.
-    """
-
-    key: Key
-    accuracy: Estimate
-    balanced: Estimate
-    corrected: Estimate
-    control: Estimate
-    selectivity: Estimate
-    label_permutation: float
-    label_permutation_high: float
-    p: float
-    p_holm: float
-    validation: float
-    strength: float | None
-    gradient_norm: float | None
-    repeats: tuple[float, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        told: dict[str, Any] = {name: getattr(self.key, name) for name in self.key.__slots__}
-        for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
-            told[name] = getattr(self, name).to_dict()
-        for name in ("label_permutation", "label_permutation_high", "p", "p_holm", "validation"):
-            told[name] = number(getattr(self, name))
-        return {**told, "C": self.strength, "gradient_norm": self.gradient_norm, "repeats": list(self.repeats)}
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Draws:
+class BootstrapAccuracies:
     """Accuracies of everything on the test fold and on one set of resamples of its groups.
 
     Attributes:
@@ -81,19 +36,21 @@ class Draws:
     values: Mapping[str, Floats]
     resampled: Mapping[str, Floats]
 
-    def without(self, name: str) -> Draws:
+    def without(self, name: str) -> BootstrapAccuracies:
         """The same but for one name."""
         values, resampled = dict(self.values), dict(self.resampled)
         values.pop(name, None)
         resampled.pop(name, None)
-        return Draws(self.groups, values, resampled)
+        return BootstrapAccuracies(self.groups, values, resampled)
 
     def estimate(self, value: Floats | float, resampled: Floats) -> Estimate:
         """A figure with its interval."""
         return estimate(float(value), resampled, groups=self.groups)
 
 
-def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[str, Floats], *, seed: int = 0) -> Draws:
+def bootstrap_accuracies(
+    fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[str, Floats], *, seed: int = 0
+) -> BootstrapAccuracies:
     """Resample the test fold's groups once for all figures, so that differences between them are paired.
 
     Args:
@@ -108,7 +65,7 @@ def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[st
     rows = np.concatenate([right, fitted.control, others])
     present = np.unique(truth)
     classes = np.array([truth == number for number in present], dtype=np.float32)
-    count = len(fitted.keys)
+    count = len(fitted.sites)
 
     def evaluate(weights: Weights) -> dict[str, Floats]:
         drawn = weights.astype(np.float32)
@@ -122,30 +79,30 @@ def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[st
         return {name: value.astype(np.float64) for name, value in found.items()}
 
     values, resampled = bootstrap(evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(rows) * (1 + len(present)))
-    return Draws(int(group.max()) + 1, values, resampled)
+    return BootstrapAccuracies(int(group.max()) + 1, values, resampled)
 
 
-def points(
-    fitted: ProbePredictions, samples: LabelledFeatures, draws: Draws, repeats: Floats, *, seed: int = 0
-) -> tuple[Point, ...]:
+def curve_points(
+    fitted: ProbePredictions, samples: LabelledFeatures, draws: BootstrapAccuracies, repeats: Floats, *, seed: int = 0
+) -> tuple[ProbePoint, ...]:
     """The curves.
 
     Args:
         fitted: the probes.
         samples: who they were fitted on.
-        draws: see :func:`draw`.
+        draws: see :func:`bootstrap_accuracies`.
         repeats: (R, F) accuracies on further divisions into folds; R may be 0.
         seed: of the shuffles behind the p-values.
     """
     classes = len(samples.labels)
-    p = p_values(fitted.test, samples, seed=seed)
-    own = [place for place, key in enumerate(fitted.keys) if key.part != "control"]
+    p = permutation_p_values(fitted.test, samples, seed=seed)
+    own = [place for place, key in enumerate(fitted.sites) if key.part != "control"]
     corrected = np.full(len(p), np.nan)
     corrected[own] = holm([float(p[place]) for place in own])
     validation = (fitted.validation == samples.of("validation")).mean(1)
     chance = 1 / classes
     found = []
-    for place, key in enumerate(fitted.keys):
+    for place, key in enumerate(fitted.sites):
         accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
         balanced = draws.resampled["balanced"][:, place]
         value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}
@@ -155,8 +112,12 @@ def points(
             fitted.label_permutation[place],
         )
         found.append(
-            Point(
-                key=key,
+            ProbePoint(
+                layer=key.layer,
+                part=key.part,
+                pooling=key.pooling,
+                width=key.width,
+                read=key.read,
                 accuracy=draws.estimate(value["probe"], accuracy),
                 balanced=draws.estimate(value["balanced"], balanced),
                 corrected=draws.estimate(
@@ -169,7 +130,7 @@ def points(
                 p=float(p[place]),
                 p_holm=float(corrected[place]),
                 validation=float(validation[place]),
-                strength=None if np.isnan(strength) else strength,
+                C=None if np.isnan(strength) else strength,
                 gradient_norm=None if np.isnan(norm) else norm,
                 repeats=tuple(map(float, repeats[:, place])),
             )
@@ -177,7 +138,9 @@ def points(
     return tuple(found)
 
 
-def p_values(test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Floats:
+def permutation_p_values(
+    test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS
+) -> Floats:
     """How often a probe would look as good if the test fold's labels meant nothing.
 
     Labels are shuffled by group and the fitted probes are held against them. Given its predictions, a probe whose
@@ -198,11 +161,11 @@ def p_values(test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutatio
     counts = np.bincount(truth, minlength=classes)
     share = np.divide(1.0, counts * (counts > 0).sum(), out=np.zeros(classes), where=counts > 0)
     said = np.eye(classes, dtype=np.float32)[test].reshape(len(test), -1)
-    observed = balanced(test, truth)
+    observed = balanced_accuracy(test, truth)
     as_good = np.zeros(len(test))
     at_once = max(1, _CELLS // (len(truth) * classes))
     for start in range(0, permutations, at_once):
-        drawn = shuffled(truth, group, min(at_once, permutations - start), generator)
+        drawn = permute_labels(truth, group, min(at_once, permutations - start), generator)
         weights = np.eye(classes, dtype=np.float32)[drawn] * share.astype(np.float32)
         # A rounding error must not make an equal figure a smaller one.
         as_good += (said @ weights.reshape(len(drawn), -1).T >= observed[:, None] - 1e-6).sum(1)

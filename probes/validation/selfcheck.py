@@ -29,21 +29,22 @@ from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.diagnosis import MODES, Diagnosis
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
-from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, planted
+from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
+from medmllm_plugins.results.probe_records import MODES, Diagnosis
+from medmllm_plugins.utils.plain_text import text_table
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Documents of a trial, by fold."""
 BATCH: Final = 40
-OPTIONS: Final = Options(layers=("connector",), shuffles=1, controls=1)
+OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1)
 """The verdicts rest on the ends of the stages alone."""
-FIRM: Final = (2, 3)
+CLEAR_STRENGTHS: Final = (2, 3)
 """Strengths at which a fault must be named."""
 BLANK: Final = Image.new("RGB", (64, 64), (128, 128, 128))
 
@@ -103,7 +104,9 @@ class Report:
     @property
     def firm(self) -> float:
         """Share of faults of the two higher strengths that were named rightly."""
-        return _share([trial.right for trial in self.trials if trial.fault.strength in FIRM and _broken(trial)])
+        return _share(
+            [trial.right for trial in self.trials if trial.fault.strength in CLEAR_STRENGTHS and _broken(trial)]
+        )
 
     @property
     def false_alarms(self) -> float:
@@ -157,11 +160,9 @@ class Report:
             (mode, name, str(strength), ", ".join(f"{named} {count}" for named, count in counts.most_common()))
             for (mode, name, strength), counts in sorted(self.table().items())
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(
             [
-                *lines,
+                *text_table(rows),
                 f"named rightly at strengths 2 and 3: {self.firm:.1%} (at least 95 % wanted)",
                 f"false alarms on healthy models: {self.false_alarms:.1%} (at most 5 %)",
                 f"mild faults charged to another mode: {self.misattributed:.1%} (at most 10 %)",
@@ -171,7 +172,7 @@ class Report:
         )
 
 
-def faults_of(seed: int) -> list[Fault]:
+def faults_for_seed(seed: int) -> list[Fault]:
     """The faults of one seed: each mode at each strength, with its kinds in turn, and none."""
     found = [
         Fault(KINDS[mode][(seed + strength) % len(KINDS[mode])], mode, strength, seed)
@@ -181,7 +182,7 @@ def faults_of(seed: int) -> list[Fault]:
     return [replace(HEALTHY, seed=seed), *found]
 
 
-class Bench:
+class FaultBench:
     """A healthy model and a data set, ready to be broken and asked."""
 
     def __init__(self, loaded: LoadedModel, data: Dataset, folder: Path) -> None:
@@ -222,7 +223,7 @@ class Bench:
 
     def _judge(self, fault: Fault, store: FeatureStore, outcomes: Sequence[Outcome], others: Ints) -> Trial:
         found = analyse(store, outcomes, OPTIONS, reference=self._reference(store, others))
-        return Trial(fault, found.diagnosis, found.alone)
+        return Trial(fault, found.diagnosis, found.diagnosis_without_reference)
 
     def _choose(self, seed: int) -> tuple[Ints, Ints]:
         """Rows of the healthy store that take part, and rows of the train fold that do not; whole groups."""
@@ -254,7 +255,7 @@ class Bench:
         part = self.healthy.only(np.array([*others, *rest], dtype=np.intp))
         samples = read_labelled_features(part)
         fitted = fit_probes(part, samples, OPTIONS)
-        tower = [place for place, key in enumerate(fitted.keys) if key.part == "vision"]
+        tower = [place for place, key in enumerate(fitted.sites) if key.part == "vision"]
         place = min(tower, key=lambda one: fitted.validation_loss[one])
         ids = part.index["id"].astype(str).to_numpy()[samples.rows["test"]]
         said = [samples.labels[number] for number in fitted.test[place]]
@@ -268,7 +269,9 @@ class Bench:
         labels = list(question.labels)
         subject = RecordedDocument("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "")
         found: dict[str, Outcome] = {}
-        planting = planted(self._loaded, fault, directions=directions or None, question=question.text, labels=labels)
+        planting = plant_fault(
+            self._loaded, fault, directions=directions or None, question=question.text, labels=labels
+        )
         first: Any = self._data.image(documents[0])
         shown_first = [first] if self._loaded.shows == "images" else first
         example = self._loaded.prepare([question.text], [shown_first])
@@ -360,10 +363,10 @@ def selfcheck(
         DataError: the data set is too small.
     """
     with tempfile.TemporaryDirectory(prefix="medmllm-selfcheck-") as folder:
-        bench = Bench(loaded, data, Path(folder))
+        bench = FaultBench(loaded, data, Path(folder))
         trials = []
         for seed in seeds:
-            for fault in faults_of(seed):
+            for fault in faults_for_seed(seed):
                 trial = bench.trial(fault)
                 trials.append(trial)
                 if say is not None:
