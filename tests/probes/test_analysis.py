@@ -305,7 +305,7 @@ def test_other_options(make_store: Callable[..., Any], options: Options) -> None
     assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("control.pixels", "mean")} <= names
     assert all(len(one.repeats) == options.repeats for one in found.points)
     assert all(one.strength in [pytest.approx(value) for value in options.strengths] for one in found.points)
-    assert {name for name, _ in names if name.startswith("floor.")} == {
+    assert {name for name, _ in names if name.startswith("control.")} == {
         "control.pixels",
         "control.random_encoder.vision.01",
     }
