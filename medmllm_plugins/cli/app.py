@@ -207,7 +207,8 @@ def _add_selfcheck(commands: Any) -> None:
 
 def _host(words: list[str]) -> int:
     from medmllm_plugins.host.command_line import judge_every_evaluation
-    from medmllm_plugins.host.entry_point import install_task_hook, register_models
+    from medmllm_plugins.host.entry_point import register_models
+    from medmllm_plugins.host.task_manager_hook import install_task_hook
 
     judge_every_evaluation()
     install_task_hook()
@@ -391,7 +392,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _attribute(arguments: argparse.Namespace) -> int:
-    from medmllm_plugins.attribution.checks.check_summary import render
+    from medmllm_plugins.attribution.checks.check_summary import format_summary
     from medmllm_plugins.cli.attribute import attribute
     from medmllm_plugins.prompts.attribution_options import AttributionOptions
     from medmllm_plugins.results.run_folders import one_run
@@ -414,7 +415,7 @@ def _attribute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print(index)
     else:
-        print(render(index))
+        print(format_summary(index))
     return 0
 
 
