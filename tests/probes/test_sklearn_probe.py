@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import ProbeSpec
 from medmllm_plugins.probes.analysis import Analysis, analyse
-from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
+from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData, load_probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.sklearn_probe import SklearnProbe
 
@@ -264,6 +266,17 @@ def plugin_with(name: str) -> Iterator[None]:
         yield
     finally:
         get_manager().pluggy.unregister(plugin)
+
+
+def test_the_example_plugin_declares_one(monkeypatch: pytest.MonkeyPatch, data: ProbeData) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "plugin"))
+    example = importlib.import_module("medmllm_example")
+    get_manager().pluggy.register(example, name="example")
+    try:
+        fitted = load_probe("nearest")(data)
+    finally:
+        get_manager().pluggy.unregister(example)
+    assert torch.equal(fitted.predict(data.validation), nearest(data).predict(data.validation))
 
 
 def test_it_comes_with_all_controls_and_curves(make_store: Callable[..., Any]) -> None:

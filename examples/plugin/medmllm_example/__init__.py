@@ -1,4 +1,4 @@
-"""A minimal plugin: one model, and one task with its data set.
+"""A minimal plugin: one model, one task with its data set, and one probe.
 
 The hooks return plain declarations. Anything heavy is imported inside the function that needs it, so that listing
 models and tasks stays fast.
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medmllm_plugins.plugins.hookspecs import hookimpl
-from medmllm_plugins.plugins.specs import ModelSpec, TaskFolder
+from medmllm_plugins.plugins.specs import ModelSpec, ProbeSpec, TaskFolder
 
 if TYPE_CHECKING:
     from medmllm_plugins.models.base import LoadedModel
@@ -36,6 +36,12 @@ def medmllm_models() -> list[ModelSpec]:
 def medmllm_tasks() -> list[TaskFolder]:
     """The YAML files in ``tasks/``; declarations of data sets are in ``tasks/datasets/``."""
     return [TaskFolder(path="medmllm_example:tasks")]
+
+
+@hookimpl
+def medmllm_probes() -> list[ProbeSpec]:
+    """A scikit-learn classifier as a probe: ``medmllm diagnose RUN_DIR --protocol nearest``."""
+    return [ProbeSpec(name="nearest", target="medmllm_example.probes:nearest", summary="Nearest neighbours.")]
 
 
 def load(options: LoadOptions) -> LoadedModel:
