@@ -199,7 +199,7 @@ def semantic_mapping(
         return found
 
     answer, probe = right(test.answers), right(test.probe)
-    constant = right(np.full(len(test.truth), fitted.commonest))
+    constant = right(np.full(len(test.truth), fitted.most_common))
     rows: dict[str, Floats] = {
         "answer": answer,
         "probe": probe,
@@ -210,7 +210,7 @@ def semantic_mapping(
         "answer_over_constant": answer - constant,
         "probe_over_constant": probe - constant,
     }
-    read = {name: right(answers) for name, answers in fitted.readings(test).items()}
+    read = {name: right(answers) for name, answers in fitted.apply(test).items()}
     for name, row in read.items():
         source = answer if name in ("scores", "relabelled") else read["scores"]
         rows |= {
