@@ -293,9 +293,10 @@ def test_it_comes_with_all_controls_and_curves(make_store: Callable[..., Any]) -
     assert clear.accuracy.value > 0.9 and clear.selectivity.low > 0.2 and clear.p_holm < 0.01
     assert clear.balanced.low > clear.label_permutation_high
     assert empty.p > 0.01 and empty.accuracy.low < analysis.chance + 0.05
-    assert clear.strength is None and "control.pixels" in {layer for layer, _ in points}
+    assert clear.C is None and "control.pixels" in {layer for layer, _ in points}
     vision = analysis.health_of("vision", "mean")
-    assert vision is not None and vision.health.p_end == pytest.approx(points["vision.01", "mean"].accuracy.value)
+    assert vision is not None and vision.p_end == pytest.approx(points["vision.01", "mean"].accuracy.value)
+    assert analysis.mapping is not None
     assert analysis.mapping.probe.value == pytest.approx(points["llm.norm", "last"].accuracy.value)
     first, second = ({**result.to_dict(), "seconds": None} for result in (analysis, again))
     assert first == second
