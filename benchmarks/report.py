@@ -16,7 +16,7 @@ from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures.parallel_figures import draw_all
-from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.report_files import write_report
 
 MODELS, LAYERS, DOCUMENTS = 10, 27, 1_000
 SECONDS, MEGABYTES = 5.0, 10.0
@@ -49,7 +49,7 @@ def serial(folders: Sequence[Path], output: Path) -> None:
     """Make the page with its figures drawn one after the other."""
     assemble.draw_all = lambda jobs: draw_all(jobs, workers=1)  # type: ignore[attr-defined]
     try:
-        make(folders, output)
+        write_report(folders, output)
     finally:
         assemble.draw_all = draw_all  # type: ignore[attr-defined]
 
@@ -64,19 +64,19 @@ def run(settings: Settings) -> Record:
         root = Path(name)
         folders = ten_models(root)
         one, other = root / "one" / "report.html", root / "other" / "report.html"
-        make(folders, one)
+        write_report(folders, one)
         serial(folders, other)
         if one.read_bytes() != other.read_bytes():
             raise ModelError("Expected both sides to give the same page, found two: run `pytest tests/report`.")
         device = torch.device("cpu")
         comparison = compare(
             stopwatch(lambda: serial(folders, other), device),
-            stopwatch(lambda: make(folders, one), device),
+            stopwatch(lambda: write_report(folders, one), device),
             repeats=settings.repeats,
         )
         folder = thousand_documents(root)
         began = perf_counter()
-        report = make([folder], root / "thousand" / "report.html")
+        report = write_report([folder], root / "thousand" / "report.html")
         seconds = perf_counter() - began
         size = (root / "thousand" / "report.html").stat().st_size / 1e6
         ten = one.stat().st_size / 1e6

@@ -14,6 +14,7 @@ from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.metric_files import write_metrics
 from medmllm_plugins.results.outcome_files import file_stem, write_outcomes
 from medmllm_plugins.results.seal import write_seal
 
@@ -131,7 +132,7 @@ class Folder:
             summary: Any = summarise_variants(rows, labels, None, orders={name: labels for name in names}, resamples=50)
         else:
             summary = summarise(rows, labels, None, resamples=50)
-        summary.write(self.folder, stem)
+        write_metrics(self.folder, stem, summary)
         unparsed = [row.id for row in rows if row.predicted is None]
         texts = {row.id: row.predicted or "" for row in rows}
         texts |= {one: said[place % len(said)] for place, one in enumerate(unparsed)}
@@ -144,7 +145,7 @@ class Folder:
     ) -> Folder:
         """Scored answers of a task on a multi-label set, ``findings`` unless told otherwise."""
         summary = summarise_findings(rows, names, resamples=50)
-        summary.write(self.folder, file_stem(task))
+        write_metrics(self.folder, file_stem(task), summary)
         texts = {row.id: row.predicted or "I cannot tell." for row in rows}
         write_outcomes(self.folder / f"{file_stem(task)}.outcomes.jsonl", rows, texts)
         self.tell(task, metrics=summary.to_dict()["metrics"], **{"dataset": "findings", **facts})
@@ -193,7 +194,7 @@ class Folder:
             for method in methods:
                 for layer in layers:
                     heat = f"pictures/{place}.{method}.{layer}.heat.png"
-                    layer(generator, size, slices).save(folder / heat)
+                    heatmap(generator, size, slices).save(folder / heat)
                     entries.append(
                         {
                             "id": f"doc-{place:05d}",
@@ -351,7 +352,7 @@ def picture(generator: np.random.Generator, size: tuple[int, int], slices: int, 
     return Image.fromarray(np.clip(np.concatenate(parts), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def layer(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
+def heatmap(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
     """A heat map to lay over it: red where it is high, clear elsewhere."""
     mask = picture(generator, size, slices).convert("L")
     red = Image.new("RGBA", mask.size, (230, 60, 20, 0))

@@ -13,13 +13,13 @@ from medmllm_plugins.report import methods_text
 from medmllm_plugins.report.figures.figure_style import Drawing
 from medmllm_plugins.report.figures.gallery import Gallery, build_gallery
 from medmllm_plugins.report.figures.parallel_figures import FailedFigure, draw_all
-from medmllm_plugins.report.formatting import listed, quantity
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.report_notes import Notes, collect_notes, note
 from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.sections import DatasetSection, SectionPlan
 from medmllm_plugins.report.tables.report_table import Table
 from medmllm_plugins.report.tables.run_tables import data_table, runs_table
-from medmllm_plugins.results.formatting import cut
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Final
 
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.utils.json_values import clean
 
 NOTHING: Final = "–"
 """Printed for a number that is undefined or missing."""
+
+
+def cut(value: object, length: int = 80) -> str:
+    """Return text on one line of at most ``length`` characters, the last an ellipsis if something was cut off."""
+    line = " ".join(clean(value)[: 4 * length].split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def percent(value: float | None, *, signed: bool = False) -> str:
@@ -50,23 +56,6 @@ def p_value(value: float) -> str:
     if math.isnan(value):
         return NOTHING
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def known(value: Estimate | float | None) -> bool:
-    """Return whether a number is there and defined."""
-    number = value.value if isinstance(value, Estimate) else value
-    return number is not None and not math.isnan(number)
-
-
-def quantity(count: int, singular: str, plural: str = "") -> str:
-    """Return a number with its noun: ``1 document``, ``3,280 documents``."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
-
-
-def listed(words: Iterable[str]) -> str:
-    """Return words as an enumeration: ``a``, ``a and b``, ``a, b and c``."""
-    *first, last = list(words) or [""]
-    return " and ".join([", ".join(first), last]) if first else last
 
 
 def sentence_case(sentence: str) -> str:

@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report.citations import References
 from medmllm_plugins.report.display_names import SCORE_FORMS
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_results import Attributions, Method
-from medmllm_plugins.results.formatting import clean, cut, estimate, mapping, number, sequence
 from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, Probing
 from medmllm_plugins.results.run_reader import Folds, RunFolder
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 _TEMPLATE: Final = "methods.txt.jinja"
 _METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "auprc", "ece", "brier", "kappa")
@@ -203,7 +204,7 @@ def _answer_facts(results: Sequence[TaskResult]) -> AnswerFacts:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
     defined = {name for result in results for name, value in result.metrics.items() if known(value)}
     metrics = [name for name in _METRICS if name in defined]
-    if any(known(estimate(result.task.metrics.get("exact_match"))) for result in results):
+    if any(known(Estimate.from_dict(result.task.metrics.get("exact_match"))) for result in results):
         metrics.append("exact_match")
     sources = [metrics_ for result in asked for metrics_ in result.task.sources]
     forms = {form for source in sources for form in mapping(source.get("label_scores"))}
@@ -294,7 +295,7 @@ def _probe_kinds(probings: Sequence[Probing]) -> tuple[CitedName, ...]:
     kinds = []
     for name in names:
         spec = specs.get(name)
-        kinds.append(CitedName(name, spec.citation if spec else "", (spec.description if spec else "") or name))
+        kinds.append(CitedName(name, getattr(spec, "citation", ""), getattr(spec, "description", "") or name))
     return tuple(kinds)
 
 

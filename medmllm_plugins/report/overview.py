@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from medmllm_plugins.report.formatting import known, listed, quantity
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, comparable_groups
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.report.verdict import BaselineComparison, Verdict, reference_verdict
-from medmllm_plugins.results.formatting import cut
 from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 _MAX_NAMED: Final = 3
 """Number of models that are named in a sentence; of more, the number is given."""

@@ -13,8 +13,8 @@ from medmllm_plugins import __version__
 from medmllm_plugins.report.assemble import Report
 from medmllm_plugins.report.methods_text import command_line, dataset_citations, prompts
 from medmllm_plugins.report.templating import environment, template_source
-from medmllm_plugins.results.formatting import clean
 from medmllm_plugins.results.run_reader import RunFolder
+from medmllm_plugins.utils.json_values import clean
 
 MAX_ROWS: Final = 300
 """Rows of a table on the page; the CSV file has all."""

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.prompts.task_names import answering_task, probing_command
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
 from medmllm_plugins.report.run_pairs import comparable_groups, mismatch
 from medmllm_plugins.report.task_identity import identity
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.report.verdict import question_count
-from medmllm_plugins.results.formatting import clean, cut, mapping, number, sequence
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 _QUESTION_FACTS: Final = (*("dataset_options", "protocol", "folds", "finding", "view", "order", "paraphrase", "shots"),)
 """Facts in which the questions of models may differ."""

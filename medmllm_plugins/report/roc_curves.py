@@ -12,7 +12,7 @@ from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import log_odds
 from medmllm_plugins.report.run_collection import TaskResult
-from medmllm_plugins.results.formatting import clean
+from medmllm_plugins.utils.json_values import clean
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,15 +12,15 @@ from typing import Any, Final
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.subjects import BLIND, Subject, group_subjects
 from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_results import MethodSummary
-from medmllm_plugins.results.formatting import clean, cut, estimate, mapping
 from medmllm_plugins.results.probe_results import MappingRecord, Probing
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
+from medmllm_plugins.utils.json_values import clean, mapping
 
 _PROTOCOLS: Final = ("closed_set", "letter", "open")
 
@@ -36,7 +36,7 @@ class TaskResult:
     @property
     def metrics(self) -> Mapping[str, Estimate]:
         """The metrics with their intervals, by name."""
-        return {name: estimate(metric) for name, metric in mapping(self.task.metrics.get("metrics")).items()}
+        return {name: Estimate.from_dict(metric) for name, metric in mapping(self.task.metrics.get("metrics")).items()}
 
     @property
     def metadata(self) -> Mapping[str, Any]:

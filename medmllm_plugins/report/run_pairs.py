@@ -10,11 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap
+from medmllm_plugins.metrics.intervals import RESAMPLES, UNKNOWN, Estimate, bootstrap, known
 from medmllm_plugins.metrics.intervals import estimate as interval_around
-from medmllm_plugins.report.formatting import known
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.results.formatting import UNKNOWN
 
 Key: TypeAlias = tuple[str, str, str]
 """Document, finding and variant of a row."""

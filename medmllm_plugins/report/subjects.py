@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.report.formatting import known, quantity
-from medmllm_plugins.results.formatting import clean, cut, number
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.results.run_reader import RunFolder
+from medmllm_plugins.utils.json_values import clean, number
+from medmllm_plugins.utils.plain_text import quantity
 
 BLIND: Final = "majority"
 """Method of the reference classifier that sees no image."""

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import jinja2
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report import formatting
-from medmllm_plugins.results.formatting import cut
 from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 BREAK: Final = "\x1e"
-"""Separates the texts of one macro, written ``{{ next }}``; no value holds it, see :func:`medmllm_plugins.results.formatting.clean`."""
+"""Separates the texts of one macro, written ``{{ next }}``; no value holds it, see :func:`medmllm_plugins.utils.json_values.clean`."""
 _SPACE: Final = re.compile(r"[ \t\n]+")
 
 
@@ -37,9 +38,9 @@ def environment(*, autoescape: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("decimal", "interval", "listed", "percent", "points", "quantity", "sentence_case")
-    made.filters |= {"cut": cut, **{name: getattr(formatting, name) for name in names}}
-    made.globals |= {"known": formatting.known, "joint": _joint, "next": BREAK, "failure_modes": TITLES}
+    names = ("cut", "decimal", "interval", "percent", "points", "sentence_case")
+    made.filters |= {"listed": listed, "quantity": quantity, **{name: getattr(formatting, name) for name in names}}
+    made.globals |= {"known": known, "joint": _joint, "next": BREAK, "failure_modes": TITLES}
     return made
 
 

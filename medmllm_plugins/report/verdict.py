@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.plugins.published_checkpoints import DEMO
 from medmllm_plugins.prompts.task_names import inspection_task
-from medmllm_plugins.report.formatting import known
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import (
     NO_DIFFERENCE,
@@ -26,8 +25,8 @@ from medmllm_plugins.report.run_pairs import (
 )
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.formatting import UNKNOWN, clean, mapping, number
 from medmllm_plugins.results.probe_results import PROVEN, Effect, Probing
+from medmllm_plugins.utils.json_values import clean, mapping, number
 
 GUESSES: Final = {
     "majority_class": "always guessing the most common class",

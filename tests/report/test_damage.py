@@ -19,7 +19,7 @@ from medmllm_plugins.report.figures import answer_figures
 from medmllm_plugins.report.report_files import make
 from medmllm_plugins.report.report_notes import notes
 from medmllm_plugins.report.run_collection import collect_runs
-from medmllm_plugins.results.formatting import number
+from medmllm_plugins.utils.json_values import number
 
 HUGE = 10**400
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report.figures.count_matrix import confusion_matrices, draw_matrices
 from medmllm_plugins.report.figures.figure_style import (
     INK,
@@ -23,13 +23,13 @@ from medmllm_plugins.report.figures.figure_style import (
     panel_grid,
     series_style,
 )
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.roc_curves import RocCurve, roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import ImageControl
 from medmllm_plugins.report.tables.answer_tables import variant_accuracies
 from medmllm_plugins.report.verdict import constant_guess
-from medmllm_plugins.results.formatting import clean, cut, mapping, number, sequence
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 _MAX_CURVES = 24
 """Number of curves that differ in colour and dashes."""

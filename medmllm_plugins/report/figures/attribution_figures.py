@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.display_names import CHECKS
 from medmllm_plugins.report.figures.figure_style import (
     INK,
@@ -16,10 +17,9 @@ from medmllm_plugins.report.figures.figure_style import (
     finish,
     series_style,
 )
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.results.attribution_results import MethodSummary
-from medmllm_plugins.results.formatting import cut
 
 
 def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:

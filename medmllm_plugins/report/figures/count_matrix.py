@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.report.figures.figure_style import PAPER, panel_grid
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.results.formatting import clean, cut, mapping, sequence
+from medmllm_plugins.utils.json_values import clean, mapping, sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)

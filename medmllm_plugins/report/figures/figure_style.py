@@ -29,8 +29,8 @@ from matplotlib.offsetbox import DrawingArea
 from PIL import Image
 
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.templating import texts
-from medmllm_plugins.results.formatting import cut
 
 INK: Final = "#1b2127"
 MUTED: Final = "#5d6872"

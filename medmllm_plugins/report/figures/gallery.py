@@ -19,12 +19,12 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.display_names import ENTRY_CHECKS
-from medmllm_plugins.report.formatting import decimal, known
+from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import TaskResult
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_results import Entry
-from medmllm_plugins.results.formatting import cut
 
 BUDGET: Final = 5_500_000
 """Characters of all images of a page together, in base64."""

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report.display_names import PARTS, POOLINGS
 from medmllm_plugins.report.figures.figure_style import (
     GRID,
@@ -26,10 +26,10 @@ from medmllm_plugins.report.figures.figure_style import (
     finish,
     series_style,
 )
-from medmllm_plugins.report.formatting import known, quantity
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.results.formatting import cut
 from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, Point, Probing
+from medmllm_plugins.utils.plain_text import quantity
 
 _DASHED: Final = (0, (5, 2))
 _DOTTED: Final = (0, (1, 2))

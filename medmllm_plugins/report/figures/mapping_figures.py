@@ -6,6 +6,7 @@ import math
 
 from matplotlib.figure import Figure
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.display_names import RECALIBRATIONS
 from medmllm_plugins.report.figures.count_matrix import agreement_matrices, draw_matrices
 from medmllm_plugins.report.figures.figure_style import (
@@ -19,9 +20,8 @@ from medmllm_plugins.report.figures.figure_style import (
     series_style,
 )
 from medmllm_plugins.report.figures.layer_figures import draw_chance
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns
-from medmllm_plugins.results.formatting import cut
 
 
 def agreement(dataset: DatasetRuns, figure_number: int) -> Drawing | None:

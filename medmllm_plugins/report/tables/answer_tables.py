@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report.display_names import DECIMALS, METRICS, SCORE_FORMS, STATUSES
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, ImageControl
 from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table
 from medmllm_plugins.report.verdict import GUESSES, Verdict, constant_guess
-from medmllm_plugins.results.formatting import clean, cut, estimate, mapping, number, sequence, whole
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
 
 
 def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
@@ -59,7 +59,7 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
             yield verdict.reference.difference if verdict and verdict.reference.compared else None
         yield from (result.metrics.get(name) for name in names)
         if findings:
-            yield estimate(metrics.get("exact_match"))
+            yield Estimate.from_dict(metrics.get("exact_match"))
 
     guesses = list(dict.fromkeys(GUESSES[name] for result in results if (name := constant_guess(result)[0])))
     rows = [(result.subject, list(values(result))) for result in results]
@@ -102,10 +102,10 @@ def class_table(dataset: DatasetRuns) -> Table:
             values = (
                 cut(metrics.get("label") or ""),
                 whole(metrics.get("n")),
-                estimate(metrics.get("sensitivity")),
-                estimate(metrics.get("specificity")),
+                Estimate.from_dict(metrics.get("sensitivity")),
+                Estimate.from_dict(metrics.get("specificity")),
                 number(metrics.get("precision")),
-                estimate(f1) if isinstance(f1, dict) else number(f1),
+                Estimate.from_dict(f1) if isinstance(f1, dict) else number(f1),
             )
             rows.append((result.subject, values))
     return model_table(dataset, "classes", columns, rows)
@@ -125,7 +125,7 @@ def parsing_table(dataset: DatasetRuns) -> Table:
             counts = statuses(result)
             total = sum(counts.values())
             shares = (count / total if total else math.nan for count in counts.values())
-            parsed = estimate(result.task.metrics.get("accuracy_on_parsed"))
+            parsed = Estimate.from_dict(result.task.metrics.get("accuracy_on_parsed"))
             rows.append((result.subject, (result.task.name, total, *shares, parsed)))
     return model_table(dataset, "parsing", columns, rows)
 
@@ -150,10 +150,10 @@ def label_scores_table(dataset: DatasetRuns) -> Table:
     for result in dataset.results:
         variants = list(mapping(result.task.metrics.get("variants"))) or [""]
         for variant, metrics in zip(variants, result.task.sources, strict=False):
-            text_accuracy = estimate(mapping(metrics.get("metrics")).get("accuracy"))
+            text_accuracy = Estimate.from_dict(mapping(metrics.get("metrics")).get("accuracy"))
             for form, values in mapping(metrics.get("label_scores")).items():
                 form_name = SCORE_FORMS.get(form, clean(form))
-                scores = (estimate(mapping(values).get(name)) for name in names)
+                scores = (Estimate.from_dict(mapping(values).get(name)) for name in names)
                 row = (result.task.name, clean(variant) or None, form_name, *scores, text_accuracy)
                 rows.append((result.subject, row))
     return model_table(dataset, "label_scores", columns, rows)
@@ -230,7 +230,7 @@ def variant_accuracies(result: TaskResult) -> dict[str, Estimate]:
     """Return the accuracy of each variant of a task, by name."""
     variants = mapping(result.task.metrics.get("variants"))
     return {
-        clean(name): estimate(mapping(mapping(metrics).get("metrics")).get("accuracy"))
+        clean(name): Estimate.from_dict(mapping(mapping(metrics).get("metrics")).get("accuracy"))
         for name, metrics in variants.items()
     }
 

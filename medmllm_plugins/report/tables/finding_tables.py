@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.display_names import DECIMALS, FINDING_METRICS
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.tables.report_table import Column, Row, Table, model_table
-from medmllm_plugins.results.formatting import clean, cut, estimate, mapping, sequence, whole
+from medmllm_plugins.utils.json_values import clean, mapping, sequence, whole
 
 
 def findings_table(dataset: DatasetRuns) -> Table:
@@ -22,7 +24,7 @@ def findings_table(dataset: DatasetRuns) -> Table:
     for result in dataset.main_results():
         for metrics in map(mapping, sequence(result.task.metrics.get("per_finding"))):
             counts = (whole(metrics.get("n")), whole(metrics.get("positives")))
-            values = (estimate(metrics.get(name)) for name in FINDING_METRICS)
+            values = (Estimate.from_dict(metrics.get(name)) for name in FINDING_METRICS)
             rows.append((result.subject, (cut(metrics.get("finding") or ""), *counts, *values)))
     return model_table(dataset, "findings", columns, rows)
 

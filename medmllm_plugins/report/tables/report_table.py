@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report import formatting
 from medmllm_plugins.report.run_collection import DatasetRuns, Subject
 from medmllm_plugins.report.templating import texts
@@ -140,6 +140,6 @@ def shown_value(value: Value, kind: Kind) -> ShownValue:
     else:
         shown = formatting.decimal(scale * point, digits, signed=signed)
     interval = ""
-    if isinstance(value, Estimate) and formatting.known(value.low):
+    if isinstance(value, Estimate) and known(value.low):
         interval = formatting.bounds(scale * value.low, scale * value.high, digits, signed=signed)
     return ShownValue(shown, interval, f"{point:.9g}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from medmllm_plugins.report.formatting import known
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
 from medmllm_plugins.report.templating import texts
-from medmllm_plugins.results.formatting import clean, cut, mapping, number, sequence, whole
 from medmllm_plugins.results.run_reader import RunFolder
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
 
 _RUN_COLUMNS = (
     Column("Run folder", "run"),

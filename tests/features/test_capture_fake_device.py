@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.elsewhere import ELSEWHERE, Distant, Elsewhere, LeftBehindError, here_and_there
+from support.fake_device import FAKE_DEVICE, FakeDevice, FakeDeviceTensor, WrongDeviceError, on_both_devices
 from support.loading import ALL, load
 from support.tiny_medm_vl import write_ct_checkpoint
 
@@ -62,7 +62,7 @@ def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
         model: LoadedModel = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
     else:
         model = load(kind, tmp_path / "model")
-    (here, kept), (there, found) = here_and_there(model, lambda where: ask(model, tmp_path / where))
+    (here, kept), (there, found) = on_both_devices(model, lambda where: ask(model, tmp_path / where))
     assert [one.text for one in there] == [one.text for one in here]
     for one, other in zip(there, here, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-3)
@@ -86,7 +86,7 @@ def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
         (lambda there: torch.ones(3)[there[0].long()], "on one device"),
         (lambda there: there.copy_(torch.ones(3)).masked_fill(torch.zeros(3, dtype=torch.bool), 0.0), "on one device"),
         (lambda there: there.long() @ there.long().T, "a product of integers"),
-        (lambda there: torch.rand(3, device=ELSEWHERE, generator=torch.Generator()), "a generator of the CPU"),
+        (lambda there: torch.rand(3, device=FAKE_DEVICE, generator=torch.Generator()), "a generator of the CPU"),
         (lambda there: there.normal_(generator=torch.Generator()), "a generator of the CPU"),
         (lambda there: there.numpy(), "numpy"),
         (lambda there: np.asarray(there), "numpy"),
@@ -94,8 +94,8 @@ def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
 )
 def test_what_is_left_behind_is_found(wrong: Callable[[torch.Tensor], Any], said: str) -> None:
     """Else everything else would pass for want of another device."""
-    with Elsewhere():
-        there = torch.arange(6.0).reshape(2, 3).to(ELSEWHERE)
-        assert isinstance(there, Distant) and (there + 1)[:, [2]].cpu().tolist() == [[3.0], [6.0]]
-        with pytest.raises((LeftBehindError, RuntimeError, TypeError), match=said):
+    with FakeDevice():
+        there = torch.arange(6.0).reshape(2, 3).to(FAKE_DEVICE)
+        assert isinstance(there, FakeDeviceTensor) and (there + 1)[:, [2]].cpu().tolist() == [[3.0], [6.0]]
+        with pytest.raises((WrongDeviceError, RuntimeError, TypeError), match=said):
             wrong(there)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.elsewhere import ELSEWHERE, Elsewhere, here_and_there
+from support.fake_device import FAKE_DEVICE, FakeDevice, on_both_devices
 from support.loading import load
 
 from medmllm_plugins.features.hooks import ActivationHooks
@@ -58,8 +58,8 @@ def test_probes_are_fitted_where_they_are_told(
     monkeypatch.setattr(fitting, "ThreadPoolExecutor", OneThread)
     store, outcomes = make_store((60, 30, 45))
     here = analyse(store, outcomes, options, device=torch.device("cpu"))
-    with Elsewhere():
-        there = analyse(store, outcomes, options, device=ELSEWHERE)
+    with FakeDevice():
+        there = analyse(store, outcomes, options, device=FAKE_DEVICE)
     assert there.diagnosis.to_dict() == here.diagnosis.to_dict()
 
 
@@ -83,7 +83,7 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
 @pytest.mark.parametrize("kind", ["medm_vl", "gemma3"])
 def test_faults_are_planted_where_the_model_stands(kind: str, tmp_path: Path) -> None:
     model = load(kind, tmp_path / "model")
-    here, there = here_and_there(model, lambda _: every_fault(model))
+    here, there = on_both_devices(model, lambda _: every_fault(model))
     assert len(here) == sum(map(len, KINDS.values()))
     for name, (texts, scores) in here.items():
         assert there[name][0] == texts, name

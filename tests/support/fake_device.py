@@ -1,7 +1,7 @@
 """Another device without one: tensors that hold their values here and claim to stand elsewhere.
 
 On a machine with a CPU alone, a tensor that was left behind, or made on the wrong device, does no harm and is not
-found. Inside :class:`Elsewhere`, what is put on :data:`ELSEWHERE` says that it stands there, computes as ever, and
+found. Inside :class:`FakeDevice`, what is put on :data:`FAKE_DEVICE` says that it stands there, computes as ever, and
 refuses what a GPU refuses: operands from two devices, a generator of the CPU, products of integers, and to become an
 array. The device is PyTorch's ``meta``, the one besides the CPU whose gradients need no driver.
 """
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 Found = TypeVar("Found")
 
-ELSEWHERE: Final = torch.device("meta")
+FAKE_DEVICE: Final = torch.device("meta")
 _OPS: Final = torch.ops.aten
 _ACROSS: Final = (_OPS._to_copy.default, _OPS.copy_.default)
 """Copies, which may go from one device to the other."""
@@ -30,25 +30,25 @@ _PICKS: Final = (_OPS.index.Tensor, _OPS._unsafe_index.Tensor, _OPS.index_put_.d
 _PRODUCTS: Final = (_OPS.mm.default, _OPS.bmm.default, _OPS.addmm.default, _OPS.baddbmm.default)
 
 
-class LeftBehindError(RuntimeError):
+class WrongDeviceError(RuntimeError):
     """Something that a GPU would refuse."""
 
 
-class Distant(torch.Tensor):
+class FakeDeviceTensor(torch.Tensor):
     """A tensor that claims to stand elsewhere, and the tensor that holds its values."""
 
     values: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor) -> Distant:
+    def __new__(cls, values: torch.Tensor) -> FakeDeviceTensor:
         """Wrap values."""
-        made: Distant = torch.Tensor._make_wrapper_subclass(
+        made: FakeDeviceTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             values.shape,
             strides=values.stride(),
             dtype=values.dtype,
-            device=ELSEWHERE,
+            device=FAKE_DEVICE,
             requires_grad=values.requires_grad,
         )
         made.values = values
@@ -63,10 +63,10 @@ class Distant(torch.Tensor):
     @property
     def data(self) -> torch.Tensor:
         """The same values without a gradient."""
-        return Distant(self.values)
+        return FakeDeviceTensor(self.values)
 
     @data.setter
-    def data(self, other: Distant) -> None:
+    def data(self, other: FakeDeviceTensor) -> None:
         self.values = other.values
 
     def tolist(self) -> Any:
@@ -83,14 +83,14 @@ class Distant(torch.Tensor):
 
     def __deepcopy__(self, memo: Any) -> Any:
         """Parameters stay parameters."""
-        copy = Distant(self.values.detach().clone())
+        copy = FakeDeviceTensor(self.values.detach().clone())
         return torch.nn.Parameter(copy, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copy
 
 
-class Elsewhere(TorchDispatchMode):
-    """Inside, :data:`ELSEWHERE` is a device with values."""
+class FakeDevice(TorchDispatchMode):
+    """Inside, :data:`FAKE_DEVICE` is a device with values."""
 
-    def __enter__(self) -> Elsewhere:
+    def __enter__(self) -> FakeDevice:
         """Mend what PyTorch does past its dispatcher."""
         self._lifted = torch._C._only_lift_cpu_tensors()
         self._made = torch.tensor, torch.as_tensor
@@ -125,10 +125,10 @@ class Elsewhere(TorchDispatchMode):
 def _compute(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Do an operation on the values, and say where its results stand."""
     tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-    distant = [one for one in tensors if isinstance(one, Distant)]
+    distant = [one for one in tensors if isinstance(one, FakeDeviceTensor)]
     device = kwargs.get("device")
-    there = bool(distant) if device is None else torch.device(device).type == ELSEWHERE.type
-    _refuse(operation, args, kwargs, distant, [one for one in tensors if not isinstance(one, Distant)], there)
+    there = bool(distant) if device is None else torch.device(device).type == FAKE_DEVICE.type
+    _refuse(operation, args, kwargs, distant, [one for one in tensors if not isinstance(one, FakeDeviceTensor)], there)
     here = {"device": torch.device("cpu")} if device is not None else {}
     found = operation(*tree_map(_values, args), **{**tree_map(_values, dict(kwargs)), **here})
     if operation is _OPS.copy_.default:
@@ -140,7 +140,7 @@ def _compute(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     def wrapped(one: Any) -> Any:
         if not isinstance(one, torch.Tensor):
             return one
-        return same[id(one)] if id(one) in same else Distant(one)
+        return same[id(one)] if id(one) in same else FakeDeviceTensor(one)
 
     return tree_map(wrapped, found)
 
@@ -156,26 +156,28 @@ def _refuse(
     """Refuse what a GPU refuses.
 
     Raises:
-        LeftBehindError: with the operation and the shapes.
+        WrongDeviceError: with the operation and the shapes.
     """
     if any(one.is_meta for one in near):
-        raise LeftBehindError(f"{operation}: a tensor without values, which was made past this device")
+        raise WrongDeviceError(f"{operation}: a tensor without values, which was made past this device")
     if there and isinstance(kwargs.get("generator"), torch.Generator):
-        raise LeftBehindError(f"{operation}: a generator of the CPU for values elsewhere")
+        raise WrongDeviceError(f"{operation}: a generator of the CPU for values elsewhere")
     if distant and operation in _PRODUCTS and not distant[0].dtype.is_floating_point:
-        raise LeftBehindError(f"{operation}: a product of integers")
+        raise WrongDeviceError(f"{operation}: a product of integers")
     if not distant or operation in _ACROSS:
         return
-    if operation in _PICKS and isinstance(args[0], Distant):
-        near = [one for one in args[2:3] if isinstance(one, torch.Tensor) and not isinstance(one, Distant)]
+    if operation in _PICKS and isinstance(args[0], FakeDeviceTensor):
+        near = [one for one in args[2:3] if isinstance(one, torch.Tensor) and not isinstance(one, FakeDeviceTensor)]
     # Single numbers of the CPU are taken on any device.
     if left := [tuple(one.shape) for one in near if one.ndim]:
         shapes = [tuple(one.shape) for one in distant]
-        raise LeftBehindError(f"{operation}: expected all tensors on one device, found {left} here, {shapes} elsewhere")
+        raise WrongDeviceError(
+            f"{operation}: expected all tensors on one device, found {left} here, {shapes} elsewhere"
+        )
 
 
 def _values(one: Any) -> Any:
-    return one.values if isinstance(one, Distant) else one
+    return one.values if isinstance(one, FakeDeviceTensor) else one
 
 
 def _places(key: Any) -> Any:
@@ -189,13 +191,13 @@ def _moved(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """``torch.tensor`` and ``torch.as_tensor`` by way of the CPU, since they do not ask the dispatcher."""
 
     def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        found = data if isinstance(data, Distant) else make(tree_map(_values, data), *args, **kwargs)
+        found = data if isinstance(data, FakeDeviceTensor) else make(tree_map(_values, data), *args, **kwargs)
         return found if device is None else found.to(device)
 
     return made
 
 
-def here_and_there(loaded: Any, ask: Callable[[str], Found]) -> tuple[Found, Found]:
+def on_both_devices(loaded: Any, ask: Callable[[str], Found]) -> tuple[Found, Found]:
     """What a loaded model gives on the CPU, and what it gives elsewhere, where it then stays.
 
     Args:
@@ -203,9 +205,9 @@ def here_and_there(loaded: Any, ask: Callable[[str], Found]) -> tuple[Found, Fou
         ask: asks it; told ``"here"`` or ``"there"``, for files of its own.
     """
     here = ask("here")
-    with Elsewhere():
-        loaded.model.to(ELSEWHERE)
-        loaded.device = ELSEWHERE
+    with FakeDevice():
+        loaded.model.to(FAKE_DEVICE)
+        loaded.device = FAKE_DEVICE
         values = itertools.chain(loaded.model.named_parameters(), loaded.model.named_buffers())
-        assert not [name for name, value in values if not isinstance(value, Distant)]
+        assert not [name for name, value in values if not isinstance(value, FakeDeviceTensor)]
         return here, ask("there")

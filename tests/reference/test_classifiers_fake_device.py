@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.elsewhere import ELSEWHERE, Elsewhere
+from support.fake_device import FAKE_DEVICE, FakeDevice
 
 from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.loading.catalogue import dataset_specs
@@ -32,6 +32,6 @@ def test_a_network_is_trained_where_it_is_told(monkeypatch: pytest.MonkeyPatch) 
         return np.asarray(network.log_probabilities(part("test", 8)))
 
     here = trained(torch.device("cpu"))
-    with Elsewhere():
-        there = trained(ELSEWHERE)
+    with FakeDevice():
+        there = trained(FAKE_DEVICE)
     np.testing.assert_allclose(there, here, atol=1e-3)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.elsewhere import here_and_there
+from support.fake_device import on_both_devices
 from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
@@ -40,7 +40,7 @@ def by_every_method(model: LoadedModel) -> dict[tuple[str, str], Any]:
 @pytest.mark.parametrize("kind", ["medm_vl", "qwen2_5_vl", "gemma3"])
 def test_methods_compute_where_the_model_stands(kind: str, tmp_path: Path) -> None:
     model = load(kind, tmp_path / "model")
-    here, there = here_and_there(model, lambda _: by_every_method(model))
+    here, there = on_both_devices(model, lambda _: by_every_method(model))
     assert set(there) == set(here) and {name.split()[0] for name, _ in here} == set(specs())
     for key, wanted in here.items():
         np.testing.assert_allclose(
@@ -74,7 +74,7 @@ def explained(model: LoadedModel, folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_checks_are_made_where_the_model_stands(tmp_path: Path) -> None:
     model = load("medm_vl", tmp_path / "model")
-    here, there = here_and_there(model, lambda where: explained(model, tmp_path / where))
+    here, there = on_both_devices(model, lambda where: explained(model, tmp_path / where))
     assert there["warnings"] == here["warnings"] and not here["faults"] and not there["faults"]
     for one, other in zip(there["entries"], here["entries"], strict=True):
         assert one["checks"].keys() == other["checks"].keys()
