@@ -203,10 +203,10 @@ def _answer_facts(results: Sequence[TaskResult]) -> AnswerFacts:
     for result in asked:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
     defined = {name for result in results for name, value in result.metrics.items() if known(value)}
-    metrics = [name for name in _METRICS if name in defined]
+    metrics: list[str] = [name for name in _METRICS if name in defined]
     if any(known(Estimate.from_dict(result.task.metrics.get("exact_match"))) for result in results):
         metrics.append("exact_match")
-    sources = [metrics_ for result in asked for metrics_ in result.task.sources]
+    sources = [source for result in asked for source in result.task.sources]
     forms = {form for source in sources for form in mapping(source.get("label_scores"))}
     return AnswerFacts(
         protocols=tuple(protocols),

@@ -122,7 +122,8 @@ def draw_matrices(matrices: Sequence[CountMatrix], colour: str, *, column_axis: 
         shares = matrix.shares
         axes.pcolormesh(shares, cmap=cmap, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1)
         for (y, x), count in np.ndenumerate(matrix.counts):
-            tone = legible(cmap(shares[y, x])[:3])
+            red, green, blue = cmap(shares[y, x])[:3]
+            tone = legible((red, green, blue))
             axes.text(x + 0.5, y + 0.5, f"{int(count)}", ha="center", va="center", color=tone, fontsize=7.5)
         columns, rows = ([cut(name, 16) for name in names] for names in (matrix.columns, matrix.rows))
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right")

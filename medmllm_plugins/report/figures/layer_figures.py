@@ -109,7 +109,7 @@ def _draw_accuracy(axes: Axes, axis: _Axis, probing: Probing) -> None:
         (probing.reference, "*", 8, SERIES[4], 0.35, reference),
     ):
         if known(estimate):
-            options = {"fmt": sign, "markersize": size, "color": colour, "label": label}
+            options: dict[str, Any] = {"fmt": sign, "markersize": size, "color": colour, "label": label}
             error_bar(axes, estimate, axis.answer + shift, upright=True, **options)
     axes.set_ylabel("accuracy, percent")
 

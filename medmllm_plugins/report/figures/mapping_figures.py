@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -86,7 +87,12 @@ def lens(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
         if single and result.task.probing is not None:
             probed = {point.layer: 100 * point.accuracy.value for point in result.task.probing.curve("last")}
             accuracies = [probed.get(name, math.nan) for name in record.lens_layers]
-            probe = {"color": SERIES[1], "linestyle": (0, (5, 2)), "marker": "s", "label": "probe of the last token"}
+            probe: dict[str, Any] = {
+                "color": SERIES[1],
+                "linestyle": (0, (5, 2)),
+                "marker": "s",
+                "label": "probe of the last token",
+            }
             marks(series, axes.plot(x, accuracies, **probe))
             step = max(1, math.ceil(count / 26))
             names = [name.partition(".")[2] for name in record.lens_layers]

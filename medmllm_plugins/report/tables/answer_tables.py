@@ -215,14 +215,10 @@ def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) ->
     for control in controls:
         result, usual = control.result, control.counterpart
         compared_with = usual.task.name if usual is not None else None
-        row = (
-            result.task.name,
-            f"image {result.task.image}",
-            result.metrics.get("accuracy"),
-            compared_with,
-            control.loss,
+        accuracy, change = result.metrics.get("accuracy"), f"image {result.task.image}"
+        rows.append(
+            (result.subject, (result.task.name, change, accuracy, compared_with, control.loss, None, None, None, None))
         )
-        rows.append((result.subject, (*row, None, None, None, None)))
     return model_table(dataset, "sensitivity", columns, rows)
 
 

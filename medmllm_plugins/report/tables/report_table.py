@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report import formatting
-from medmllm_plugins.report.run_collection import DatasetRuns, Subject
+from medmllm_plugins.report.run_collection import DatasetRuns
+from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import texts
 from medmllm_plugins.utils.atomic_files import csv_text
 
@@ -132,7 +133,8 @@ def shown_value(value: Value, kind: Kind) -> ShownValue:
     point = value.value if isinstance(value, Estimate) else float(value)
     if math.isnan(point):
         return ShownValue(formatting.NOTHING, "", "")
-    signed, scale, digits = kind == "difference", *((100, 1) if kind in ("share", "difference") else (1, 3))
+    signed = kind == "difference"
+    scale, digits = (100, 1) if kind in ("share", "difference") else (1, 3)
     if kind == "count":
         shown = f"{int(point):,}"
     elif kind == "p":

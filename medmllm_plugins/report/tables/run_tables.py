@@ -60,7 +60,7 @@ def _run_row(run: RunFolder, model: str) -> tuple[Value, ...]:
         number(run.model.get("parameters")),
         clean(run.model.get("dtype") or "") or None,
         clean(run.model.get("device") or "") or None,
-        math.fsum(filter(known, seconds)),
+        math.fsum(value for value in seconds if known(value)),
         max((peak / 1e6 for peak in peaks if known(peak)), default=math.nan),
     )
 
