@@ -10,14 +10,14 @@ from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.core.leaks import divided_groups
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.host.evaluation_run import Run
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
-from medmllm_plugins.reference.classifier import Classifier
-from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
+from medmllm_plugins.reference.classifier import ReferenceClassifier
+from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
 from medmllm_plugins.results import scoring
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
 _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose settings on", "test": "be tested on"}
 
@@ -25,7 +25,7 @@ _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose se
 def baseline(
     tasks: Sequence[str],
     method: str,
-    make: Callable[[], Classifier],
+    make: Callable[[], ReferenceClassifier],
     *,
     output: Path,
     say: Callable[[str], None],
@@ -49,7 +49,7 @@ def baseline(
         DataError: a data set is faulty, or has no train or validation fold.
     """
     chosen = {task: _checked(task, task_settings(task)) for task in dict.fromkeys(tasks)}
-    run = Run()
+    run = EvaluationRun()
     run.output_path = str(output)
     run.manifest["command"] = {"baseline": method, "tasks": list(chosen)}
     run.manifest["seed"] = seed
@@ -88,10 +88,10 @@ def _checked(task: str, settings: TaskSettings) -> TaskSettings:
     return settings
 
 
-def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[Fold, Examples]:
-    found: dict[Fold, Examples] = {}
+def _examples(data: Dataset, settings: TaskSettings, model: ReferenceClassifier) -> dict[Fold, LabelledImages]:
+    found: dict[Fold, LabelledImages] = {}
     for fold, use in _USES.items():
-        found[fold] = Examples(data, settings.view, data.select((fold,)))
+        found[fold] = LabelledImages(data, settings.view, data.select((fold,)))
         if not len(found[fold]) and (fold != "validation" or model.chooses):
             raise DataError(
                 f"{data.spec.title}: expected documents in the {fold} fold, to {use}, found none; its counts are "
@@ -101,7 +101,12 @@ def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[
 
 
 def _write(
-    run: Run, task: str, settings: TaskSettings, examples: Examples, found: LogProbabilities, say: Callable[[str], None]
+    run: EvaluationRun,
+    task: str,
+    settings: TaskSettings,
+    examples: LabelledImages,
+    found: LogProbabilities,
+    say: Callable[[str], None],
 ) -> None:
     data = examples.data
     rows = TaskRows(settings, examples.documents)

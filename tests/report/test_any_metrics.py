@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.run_folders import Folder, findings, outcomes
 
-from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.report.methods_text import methods
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_notes import collect_notes

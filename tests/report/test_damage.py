@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.run_folders import Folder, outcomes
 
-from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report import assemble

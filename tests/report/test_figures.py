@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from support.run_folders import Folder, outcomes
 
-from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import assemble

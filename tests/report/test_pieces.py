@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 
-from benchmarks.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
 from medmllm_plugins.plugins.manager import get_manager
