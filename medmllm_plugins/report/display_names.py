@@ -45,15 +45,6 @@ STATUSES: Final = {
 """Results of parsing an answer."""
 PARTS: Final = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
 POOLINGS: Final = {"mean": "mean over tokens", "last": "last token"}
-RECALIBRATIONS: Final = {
-    "scores": "label with the highest score, instead of the text",
-    "relabelled": "answers relabelled (best assignment)",
-    "permuted": "highest-scoring label relabelled",
-    "blank": "scores minus those of a blank image (contextual calibration)",
-    "offsets": "scores plus fitted class biases",
-    "affine": "affine map of the scores",
-}
-"""Output recalibrations in the order in which they are shown."""
 CHECKS: Final = {
     "deletion_gain": "deletion over random order",
     "insertion_gain": "insertion over random order",

@@ -15,7 +15,7 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_results import Attributions, Method
-from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, Probing
+from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
 from medmllm_plugins.results.run_reader import Folds, RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
@@ -23,7 +23,6 @@ _TEMPLATE: Final = "methods.txt.jinja"
 _METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "auprc", "ece", "brier", "kappa")
 _PARTS: Final = ("vision", "connector", "llm")
 _POOLINGS: Final = ("mean", "last", "cls")
-_RECALIBRATIONS: Final = ("scores", "relabelled", "permuted", "blank", "offsets", "affine")
 _SAMPLING: Final = ("do_sample", "temperature", "top_p", "top_k", "num_beams")
 _MAX_LAYERS: Final = 8
 """Most layers of attributions that the paragraph names."""
@@ -257,7 +256,7 @@ def _reference_method(subject: Subject) -> tuple[str, str]:
     return ("majority" if subject.blind else method), cut(method, 40)
 
 
-def _probe_facts(probings: Sequence[Probing]) -> ProbeFacts | None:
+def _probe_facts(probings: Sequence[ProbeAnalysis]) -> ProbeFacts | None:
     if not probings:
         return None
     points = [point for probing in probings for point in probing.points]
@@ -278,17 +277,17 @@ def _probe_facts(probings: Sequence[Probing]) -> ProbeFacts | None:
         poolings=tuple(pooling for pooling in _POOLINGS if any(point.pooling == pooling for point in layers)),
         kinds=_probe_kinds(probings),
         widths=tuple(sorted({int(width) for width in widths if known(width) and width})),
-        best=any(probing.best for probing in probings),
+        best=any(probing.best.layer for probing in probings),
         controls=tuple(name for name, used in controls.items() if used),
         health=any(probing.health for probing in probings),
-        modes=any(probing.effects for probing in probings),
+        modes=any(probing.diagnosis.effects for probing in probings),
         mapped=bool(maps),
-        recalibrations=tuple(name for name in _RECALIBRATIONS if name in recalibrations),
+        recalibrations=tuple(name for name in RECALIBRATIONS if name in recalibrations),
         lens=any(record.lens for record in maps),
     )
 
 
-def _probe_kinds(probings: Sequence[Probing]) -> tuple[CitedName, ...]:
+def _probe_kinds(probings: Sequence[ProbeAnalysis]) -> tuple[CitedName, ...]:
     """Return the kinds of probes, also those of plugins, with description and source."""
     specs = get_manager().probes()
     names = dict.fromkeys(clean(probing.options.get("protocol") or "linear") for probing in probings)

@@ -12,7 +12,7 @@ from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, comparable_groups
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.report.verdict import BaselineComparison, Verdict, reference_verdict
-from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.results.probe_records import TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 _MAX_NAMED: Final = 3

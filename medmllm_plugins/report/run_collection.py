@@ -18,7 +18,7 @@ from medmllm_plugins.report.subjects import BLIND, Subject, group_subjects
 from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_results import MethodSummary
-from medmllm_plugins.results.probe_results import MappingRecord, Probing
+from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
 from medmllm_plugins.utils.json_values import clean, mapping
 
@@ -161,11 +161,11 @@ class DatasetRuns:
 
         return sorted(references, key=rank)
 
-    def probed(self) -> list[tuple[TaskResult, Probing]]:
+    def probed(self) -> list[tuple[TaskResult, ProbeAnalysis]]:
         """Return the results with probes."""
         return [(result, result.task.probing) for result in self.results if result.task.probing is not None]
 
-    def mapped(self) -> list[tuple[TaskResult, MappingRecord]]:
+    def mapped(self) -> list[tuple[TaskResult, SemanticMapping]]:
         """Return the results with a semantic mapping."""
         return [(result, probing.mapping) for result, probing in self.probed() if probing.mapping is not None]
 

@@ -11,7 +11,7 @@ import jinja2
 
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report import formatting
-from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.results.probe_records import TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 BREAK: Final = "\x1e"

@@ -25,7 +25,7 @@ from medmllm_plugins.report.run_pairs import (
 )
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.probe_results import PROVEN, Effect, Probing
+from medmllm_plugins.results.probe_records import PROVEN, Effect, ProbeAnalysis
 from medmllm_plugins.utils.json_values import clean, mapping, number
 
 GUESSES: Final = {
@@ -255,10 +255,10 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
         ),
         probed=probed,
         probe_task=inspection_task(result.task.name.partition(":")[0], "probe"),
-        supported=tuple(probing.supported()) if probing else (),
-        named=probing.named if probing else None,
+        supported=tuple(probing.diagnosis.supported) if probing else (),
+        named=probing.diagnosis.named if probing else None,
         proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
-        undecided=tuple(probing.undecided()) if probing else (),
+        undecided=tuple(probing.diagnosis.undecided) if probing else (),
         unread=_unread(dataset, result),
     )
 
@@ -282,7 +282,7 @@ def question_count(result: TaskResult) -> int:
 def _reference(
     dataset: DatasetRuns,
     result: TaskResult,
-    probing: Probing | None,
+    probing: ProbeAnalysis | None,
     differences: Mapping[str, PairedDifference],
 ) -> BaselineComparison:
     """Compare with the best reference classifier that shares questions with a model; else say why there is none."""
@@ -313,7 +313,7 @@ def _obstacle(result: TaskResult, reference: TaskResult) -> str:
     return "no_shared_questions" if result.task.outcomes else "no_model_answers"
 
 
-def _probing_of(dataset: DatasetRuns, subject: Subject) -> tuple[str, Probing | None]:
+def _probing_of(dataset: DatasetRuns, subject: Subject) -> tuple[str, ProbeAnalysis | None]:
     """Return the plainest task of a subject that has probes, and its probes."""
     probed = [(result.task, probing) for result, probing in dataset.probed() if result.subject is subject]
     if not probed:

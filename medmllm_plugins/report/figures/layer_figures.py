@@ -28,7 +28,7 @@ from medmllm_plugins.report.figures.figure_style import (
 )
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, Point, Probing
+from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, ProbeAnalysis, ProbePoint
 from medmllm_plugins.utils.plain_text import quantity
 
 _DASHED: Final = (0, (5, 2))
@@ -94,7 +94,7 @@ def single_model(result: TaskResult, dataset: DatasetRuns, figure_number: int) -
     )
 
 
-def _draw_accuracy(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _draw_accuracy(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     for pooling, colour, sign, line in _CURVES:
         _draw_curve(axes, axis, probing.curve(pooling), f"{POOLINGS[pooling]}, accuracy", colour, sign, line)
         _draw_control_task(axes, axis, probing.curve(pooling), f"{POOLINGS[pooling]}, control task", colour)
@@ -114,7 +114,7 @@ def _draw_accuracy(axes: Axes, axis: _Axis, probing: Probing) -> None:
     axes.set_ylabel("accuracy, percent")
 
 
-def _draw_balanced_accuracy(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _draw_balanced_accuracy(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     for pooling, colour, _, line in _CURVES:
         for run in _module_runs(axis, probing.curve(pooling)):
             values = [100 * point.balanced.value for _, point in run]
@@ -214,7 +214,7 @@ def _draw_modules(axes: Axes, axis: _Axis, *, titled: bool) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _module_runs(axis: _Axis, points: Iterable[Point]) -> list[list[tuple[float, Point]]]:
+def _module_runs(axis: _Axis, points: Iterable[ProbePoint]) -> list[list[tuple[float, ProbePoint]]]:
     """Return points with their positions, one list per module: lines do not cross the borders of modules."""
     return [
         [(axis.layers[point.layer], point) for point in members if point.layer in axis.layers]
@@ -223,7 +223,7 @@ def _module_runs(axis: _Axis, points: Iterable[Point]) -> list[list[tuple[float,
 
 
 def _draw_curve(
-    axes: Axes, axis: _Axis, points: Sequence[Point], label: str, colour: str, sign: str, line: Any
+    axes: Axes, axis: _Axis, points: Sequence[ProbePoint], label: str, colour: str, sign: str, line: Any
 ) -> None:
     for index, run in enumerate(_module_runs(axis, points)):
         x, y = [at for at, _ in run], [100 * point.accuracy.value for _, point in run]
@@ -245,14 +245,14 @@ def _draw_curve(
         )
 
 
-def _draw_control_task(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, colour: str) -> None:
+def _draw_control_task(axes: Axes, axis: _Axis, points: Sequence[ProbePoint], label: str, colour: str) -> None:
     options: dict[str, Any] = {"linestyle": _DOTTED, "linewidth": 1, "marker": ".", "markersize": 3.5}
     for index, run in enumerate(_module_runs(axis, points)):
         values = [100 * point.control.value for _, point in run]
         axes.plot([x for x, _ in run], values, color=colour, label=None if index else label, **options)
 
 
-def _draw_control_features(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _draw_control_features(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     controls = {
         point.layer: 100 * point.accuracy.value
         for point in probing.points
@@ -276,7 +276,7 @@ def _draw_control_features(axes: Axes, axis: _Axis, probing: Probing) -> None:
         )
 
 
-def _draw_label_permutation(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _draw_label_permutation(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     label: str | None = "label permutation (mean to 95th percentile)"
     for pooling in POOLINGS:
         for run in _module_runs(axis, probing.curve(pooling)):
@@ -312,7 +312,7 @@ def _draw_ticks(axes: Axes, axis: _Axis) -> None:
 def _draw_stretched(
     axes: Axes,
     result: TaskResult,
-    probing: Probing,
+    probing: ProbeAnalysis,
     pooling: str,
     marks: SeriesMarks,
     *,
@@ -363,7 +363,7 @@ def _draw_stretched(
         marks(series, error_bar(axes, answer, _ANSWERS + shift, upright=True, **options).get_children())
 
 
-def draw_chance(axes: Axes, probings: Iterable[Probing], *, labelled: bool) -> None:
+def draw_chance(axes: Axes, probings: Iterable[ProbeAnalysis], *, labelled: bool) -> None:
     """Draw the chance of the models in a panel: one line for each number of classes.
 
     Args:
@@ -379,7 +379,7 @@ def draw_chance(axes: Axes, probings: Iterable[Probing], *, labelled: bool) -> N
         axes.axhline(100 * chance, color=INK, linewidth=0.9, linestyle=_CHANCE_DASHES[index % 2], label=label)
 
 
-def _last_points(probing: Probing) -> list[tuple[str, str, float]]:
+def _last_points(probing: ProbeAnalysis) -> list[tuple[str, str, float]]:
     """Return name, pooling and accuracy of the last layer of each module."""
     points: list[tuple[str, str, float]] = []
     for part, name in PARTS.items():

@@ -8,7 +8,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.intervals import known
-from medmllm_plugins.report.display_names import RECALIBRATIONS
 from medmllm_plugins.report.figures.count_matrix import agreement_matrices, draw_matrices
 from medmllm_plugins.report.figures.figure_style import (
     INK,
@@ -23,6 +22,7 @@ from medmllm_plugins.report.figures.figure_style import (
 from medmllm_plugins.report.figures.layer_figures import draw_chance
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns
+from medmllm_plugins.results.probe_records import RECALIBRATIONS
 
 
 def agreement(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
@@ -49,7 +49,9 @@ def gains(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
         series, shift = result.subject.number, step * (index - (len(mapped) - 1) / 2)
         line = series_style(series)
         for row, name in enumerate(["gap", *names]):
-            gain = record.gap if name == "gap" else record.readings.get(name, (None, None))[1]
+            gain = (
+                record.mapping_gap if name == "gap" else record.readings[name].gain if name in record.readings else None
+            )
             if gain is not None and known(gain):
                 label = None if row else cut(result.subject.label, 30)
                 options = {"fmt": line["marker"], "color": line["color"], "elinewidth": 1.1, "label": label}
@@ -63,7 +65,7 @@ def gains(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
     axes.grid(visible=False, axis="y")
     if len(mapped) > 1:
         marks.legend(figure, axes)
-    models = [(result.subject.label, record.kind, record.gap.value) for result, record in mapped]
+    models = [(result.subject.label, record.kind, record.mapping_gap.value) for result, record in mapped]
     return finish(figure, f"{dataset.name}.mapping", number=figure_number, data_set=dataset.title, models=models)
 
 

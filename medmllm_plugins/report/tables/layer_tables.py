@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from medmllm_plugins.report.display_names import CHECKS, RECALIBRATIONS
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report.display_names import CHECKS
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.tables.report_table import Column, Row, Table, model_table
-from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.results.probe_records import RECALIBRATIONS, TITLES
 
 
 def diagnosis_table(dataset: DatasetRuns) -> Table:
@@ -20,8 +21,8 @@ def diagnosis_table(dataset: DatasetRuns) -> Table:
     )
     rows: list[Row] = []
     for result, probing in dataset.probed():
-        for effect in probing.effects:
-            verdict = f"{effect.verdict} (named)" if effect.mode == probing.named else effect.verdict
+        for effect in probing.diagnosis.effects:
+            verdict = f"{effect.verdict} (named)" if effect.mode == probing.diagnosis.named else effect.verdict
             mode = f"{effect.mode}: {TITLES[effect.mode]}"
             rows.append((result.subject, (mode, effect.loss, verdict, effect.before, effect.after, effect.why)))
     return model_table(dataset, "diagnosis", columns, rows)
@@ -39,13 +40,13 @@ def modes_table(dataset: DatasetRuns) -> Table:
     )
     rows: list[Row] = []
     for result, probing in dataset.probed():
-        losses = {effect.mode: effect.loss for effect in probing.effects}
+        losses: dict[str, Estimate] = {effect.mode: effect.loss for effect in probing.diagnosis.effects}
         values = (
             probing.answer,
-            probing.best.accuracy if probing.best else None,
+            probing.best.accuracy,
             *(losses.get(mode) for mode in TITLES),
-            ", ".join(effect.mode for effect in probing.supported()) or "none",
-            probing.named or "none",
+            ", ".join(effect.mode for effect in probing.diagnosis.supported) or "none",
+            probing.diagnosis.named or "none",
             probing.mapping.kind if probing.mapping else None,
         )
         rows.append((result.subject, values))
@@ -98,9 +99,9 @@ def mapping_table(dataset: DatasetRuns) -> Table:
     for result, semantic in dataset.mapped():
         rows.append((result.subject, (semantic.kind, "answers without recalibration", semantic.answer, None)))
         probe = "probe of the last token (gain: mapping gap)"
-        rows.append((result.subject, (semantic.kind, probe, semantic.probe, semantic.gap)))
-        for name, (accuracy, gain) in semantic.readings.items():
-            rows.append((result.subject, (semantic.kind, RECALIBRATIONS[name], accuracy, gain)))
+        rows.append((result.subject, (semantic.kind, probe, semantic.probe, semantic.mapping_gap)))
+        for name, reading in semantic.readings.items():
+            rows.append((result.subject, (semantic.kind, RECALIBRATIONS[name], reading.accuracy, reading.gain)))
     return model_table(dataset, "mapping", columns, rows)
 
 
