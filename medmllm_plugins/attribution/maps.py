@@ -73,7 +73,7 @@ def cells_of_locus(case: AttributionInput, locus: str) -> Cells:
     """Where the rows of a locus stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
     if locus == PIXELS:
         return cells(case.loaded, case.inputs, case.shown, "pixels")
-    return cells(case.loaded, case.inputs, case.shown, case.place(locus).part)
+    return cells(case.loaded, case.inputs, case.shown, case.place(locus).name)
 
 
 def pictures(case: AttributionInput) -> int:
