@@ -89,7 +89,7 @@ def captured(subject: Subject, pictures: Sequence[Image], folder: Path, *, floor
     example = loaded.prepare([QUESTION], [pictures[0]])
     capture = FeatureRecorder(loaded, FeatureOptions(random_encoder=floor), told, folder, rank=0, example=example)
     try:
-        verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, phantoms.LABELS)]
+        verbalizers = [ids[loaded.prefix_length :] for ids in loaded.label_ids(QUESTION, phantoms.LABELS)]
         for batch in _batches(pictures):
             answers, inputs = _answer(subject, batch, capture)
             records = [_record(len(texts) + place, answer) for place, answer in enumerate(answers)]

@@ -109,7 +109,7 @@ def one_pass(subject: Subject, everyone: Sequence[Document], folder: Path, *, fl
     example = loaded.prepare([QUESTION], [everyone[0].picture])
     capture = FeatureRecorder(loaded, FeatureOptions(random_encoder=floor), told, folder, rank=0, example=example)
     try:
-        verbalizers = [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, labels)]
+        verbalizers = [ids[loaded.prefix_length :] for ids in loaded.label_ids(QUESTION, labels)]
         for batch in _batches(everyone):
             fold, shown = batch[0].fold, [one.picture for one in batch]
             inputs = loaded.prepare([QUESTION] * len(batch), shown)

@@ -21,8 +21,8 @@ from benchmarks.record import Record, Settings, Target
 from benchmarks.subjects import images
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 from medmllm_plugins.models.options import resolve_device
-from medmllm_plugins.models.tokens import load_qwen_tokenizer
 
 BATCH, IMAGES, TOKENS = 8, 32, 8
 TARGETS: Mapping[str, float] = {"cpu": 1.0, "cuda": 1.3}

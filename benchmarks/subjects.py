@@ -18,9 +18,9 @@ from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 from medmllm_plugins.models.formats.medm_vl_config import MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions, resolve_device
-from medmllm_plugins.models.tokens import load_qwen_tokenizer
 from medmllm_plugins.prompts.wording import closed_set
 
 QUESTION = closed_set("synthetic phantom image", phantoms.LABELS)

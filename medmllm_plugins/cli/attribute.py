@@ -6,7 +6,6 @@ anew.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.host.attribution_tasks import readable_lesion
 from medmllm_plugins.host.evaluation_run import ATTRIBUTIONS
 from medmllm_plugins.models.base import LoadedModel, VisualInput
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
@@ -132,7 +132,7 @@ def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answe
 def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     """The run's model, loaded as it was."""
     spec = get_manager().models().get(str(facts.get("name")))
-    if spec is None or spec.loader is None:
+    if spec is None or spec.wrapper is not None:
         raise OptionError(
             f"Expected a run of a model that this package or a plugin loads, found {facts.get('name')!r}."
         )
@@ -146,8 +146,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
         peft=facts.get("peft"),
         system=facts.get("system"),
     )
-    module, _, function = spec.loader.partition(":")
-    loaded: LoadedModel = getattr(importlib.import_module(module), function)(options)
+    loaded = load_model(spec, options)
     if loaded.fingerprint != facts["fingerprint"]:
         raise DataError(
             f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), found "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from medmllm_plugins.host.task_requests import (
     stored_name,
 )
 from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
@@ -168,12 +168,11 @@ class MedicalMLLM(lmms):
     def load(self) -> LoadedModel:
         """The model itself, loaded at the first call."""
         if self._loaded is None:
-            module, _, function = str(self.spec.loader).partition(":")
             progress = evaluation_run.current()
             with progress.stage("load", self.device):
-                self._loaded = getattr(importlib.import_module(module), function)(self.options)
-            for doubt in self._loaded.doubts:
-                logger.warning(f"{self.spec.name}: {doubt}; answers may mean nothing.")
+                self._loaded = load_model(self.spec, self.options)
+            for warning in self._loaded.weight_warnings:
+                logger.warning(f"{self.spec.name}: {warning}; answers may mean nothing.")
         return self._loaded
 
     def _facts(self, loaded: LoadedModel) -> dict[str, Any]:
@@ -189,7 +188,7 @@ class MedicalMLLM(lmms):
             "load_in": self.options.load_in,
             "peft": self.options.peft,
             "system": self.options.system,
-            "doubts": list(loaded.doubts),
+            "doubts": list(loaded.weight_warnings),
             "max_length": loaded.max_length,
             "batch_size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
@@ -478,7 +477,7 @@ class MedicalMLLM(lmms):
         if capture is not None:
             labels = loaded.label_ids(first.text, first.row["answers"])
             shown = [question.pixels for question in questions if question.pixels is not None]
-            capture.keep(records, inputs, shown, [ids[loaded.given :] for ids in labels])
+            capture.keep(records, inputs, shown, [ids[loaded.prefix_length :] for ids in labels])
         return results
 
     def clean(self) -> None:

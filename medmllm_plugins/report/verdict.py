@@ -8,7 +8,7 @@ from typing import Final
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.report.run_collection import Cell, DataPart, Subject
 from medmllm_plugins.report.run_pairs import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
 from medmllm_plugins.results.formatting import (

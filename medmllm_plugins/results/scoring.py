@@ -11,7 +11,7 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, file_stem, write_outcomes

@@ -18,7 +18,6 @@ from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
@@ -40,7 +39,7 @@ IMAGES = [picture(0, 60, 40), picture(1, 64, 64), picture(2, 50, 90)]
 @pytest.fixture(scope="module", params=list(TINY))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
     folder = write_family(request.param, tmp_path_factory.mktemp(request.param))
-    return ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    return ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_vision_and_connector_are_means_of_what_plain_hooks_see(
         if place.part != "llm"
     ]
     with taps.prompt(inputs):
-        prefill(model.model, inputs)
+        model.prefill(inputs)
     for handle in handles:
         handle.remove()
     for name, output in seen.items():
@@ -149,7 +148,7 @@ def test_vision_and_connector_are_means_of_what_plain_hooks_see(
         if has_class:
             taps_cls = ActivationHooks(model, ("cls",))
             with taps_cls.prompt(inputs):
-                prefill(model.model, inputs)
+                model.prefill(inputs)
             taps_cls.close()
             torch.testing.assert_close(taps_cls.found[name, "cls"][0], output[:, 0].mean(0), atol=1e-4, rtol=1e-4)
 
@@ -168,7 +167,7 @@ def test_the_lens_at_the_end_is_the_logits_of_the_labels(model: ChatModel, tap: 
     taps = tap()
     inputs = model.prepare(QUESTIONS, IMAGES)
     with taps.prompt(inputs):
-        start = prefill(model.model, inputs)
+        start = model.prefill(inputs)
     tokens = [[5], [17], [40]]
     names, logits = taps.lens(tokens)
     assert names[0] == "llm.embed" and names[-1] == "llm.norm" and logits.shape == (len(names), 3, 3)
@@ -194,7 +193,7 @@ def test_layers_that_are_never_read_are_found(model: ChatModel) -> None:
 
 def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
     inputs = model.prepare(QUESTIONS, IMAGES)
-    before = prefill(model.model, inputs).logits
+    before = model.prefill(inputs).logits
     encoder = RandomEncoder(model, FeatureOptions().poolings)
     first, again = encoder.features(inputs), encoder.features(inputs)
     encoder.close()
@@ -209,7 +208,7 @@ def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
     assert not torch.allclose(
         first["control.random_encoder.vision.00", "mean"], second["control.random_encoder.vision.00", "mean"]
     )
-    assert torch.equal(prefill(model.model, inputs).logits, before)
+    assert torch.equal(model.prefill(inputs).logits, before)
     answers = model.generate(QUESTIONS, IMAGES, max_new_tokens=3)
     assert len(answers) == 3
 
@@ -226,16 +225,16 @@ def test_hooks_go_when_closed_and_rest_in_between(model: ChatModel) -> None:
 def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
     taps = tap()
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
-    with pytest.raises(ModelError, match="every stage to be passed once"), taps.prompt(inputs):
-        prefill(model.model, inputs)
-        prefill(model.model, inputs)
+    with pytest.raises(ModelError, match="every stage to be run once"), taps.prompt(inputs):
+        model.prefill(inputs)
+        model.prefill(inputs)
 
 
 def test_an_llm_that_ignores_the_image_reads_the_tower_all_the_same(tmp_path: Path) -> None:
     """And where the connector hands nothing over, no single layer can be blamed."""
     from medmllm_plugins.probes.validation.planted_faults import Fault, planted
 
-    model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu"), {}))
+    model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu")))
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     with planted(model, Fault("blind", "comprehension", 3)):
         assert unused_layers(model, inputs) == UNREAD["llava"]
