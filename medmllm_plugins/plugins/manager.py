@@ -21,8 +21,8 @@ from medmllm_plugins import __version__
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.plugins.entry_points import Candidate, normal, read_candidates
 from medmllm_plugins.plugins.guard import PluginRaised, bounded, described, pictured, run_plugin_code
-from medmllm_plugins.plugins.hook_results import WrongResult, read_items
 from medmllm_plugins.plugins.hook_registry import HOOKS, HookRegistry
+from medmllm_plugins.plugins.hook_results import WrongResult, read_items
 from medmllm_plugins.plugins.plugin_records import (
     IN_PROCESS,
     USER,
