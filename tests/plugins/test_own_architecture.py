@@ -94,6 +94,30 @@ def pictures(count: int) -> list[Image.Image]:
     return [Image.fromarray(one) for one in pixels]
 
 
+def plain_outputs(model: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What each layer's module is given or returns, by hooks of torch alone."""
+    seen: dict[str, Any] = {}
+    handles = []
+    for layer in layers_of(model):
+        if layer.enters:
+
+            def before(_: Any, args: Any, kwargs: Any, name: str = layer.name) -> None:
+                seen[name] = args[0] if args else kwargs["hidden_states"]
+
+            handles.append(layer.module.register_forward_pre_hook(before, with_kwargs=True))
+        else:
+
+            def after(_: Any, __: Any, output: Any, name: str = layer.name) -> None:
+                seen[name] = output[0] if isinstance(output, tuple) else output
+
+            handles.append(layer.module.register_forward_hook(after))
+    with torch.no_grad():
+        model.model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 def test_every_layer_is_captured_as_plain_hooks_see_it(model: LoadedModel) -> None:
     layers = layers_of(model)
     assert [layer.name for layer in layers] == LAYERS
@@ -103,31 +127,11 @@ def test_every_layer_is_captured_as_plain_hooks_see_it(model: LoadedModel) -> No
     hooks.close()
     assert all(answer.scores is not None and np.isfinite(answer.scores).all() for answer in answers)
     for index, (question, image) in enumerate(zip([QUESTION, "Is it benign?", "a"], images, strict=True)):
-        seen: dict[str, Any] = {}
-        handles = []
-        for layer in layers:
-            if layer.enters:
-                handles.append(
-                    layer.module.register_forward_pre_hook(
-                        lambda _, args, kwargs, name=layer.name: seen.__setitem__(
-                            name, args[0] if args else kwargs["hidden_states"]
-                        ),
-                        with_kwargs=True,
-                    )
-                )
-            else:
-                handles.append(
-                    layer.module.register_forward_hook(lambda _, __, out, name=layer.name: seen.__setitem__(name, out))
-                )
         inputs = model.prepare([question], [image])
-        with torch.no_grad():
-            model.model(**inputs)
-        for handle in handles:
-            handle.remove()
+        seen = plain_outputs(model, inputs)
         image_tokens = model.image_positions(inputs)[0]
         for layer in layers:
             output = seen[layer.name]
-            output = output[0] if isinstance(output, tuple) else output
             if layer.part == "vision":
                 rows = output[0].flatten(1).T
             elif layer.part == "connector":
