@@ -207,7 +207,8 @@ def _add_selfcheck(commands: Any) -> None:
 
 def _host(words: list[str]) -> int:
     from medmllm_plugins.host.command_line import judge_every_evaluation
-    from medmllm_plugins.host.entry_point import install_task_hook, register_models
+    from medmllm_plugins.host.entry_point import register_models
+    from medmllm_plugins.host.task_manager_hook import install_task_hook
 
     judge_every_evaluation()
     install_task_hook()

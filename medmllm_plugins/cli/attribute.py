@@ -13,20 +13,20 @@ from typing import Any
 
 from medmllm_plugins.attribution.attribution_store import AttributionStore, gather, write_table
 from medmllm_plugins.attribution.explainer import Item, explain
-from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
-from medmllm_plugins.host.attribution_tasks import readable_lesion
-from medmllm_plugins.host.evaluation_run import ATTRIBUTIONS
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
+from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
+from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS
 
 
 def attribute(
@@ -73,7 +73,7 @@ def attribute(
     if told != data.fingerprint:
         raise DataError(f"{name}: expected the data of the run (fingerprint {told}), found {data.fingerprint}.")
     loaded = _load(run.manifest.get("model") or {}, device)
-    items = _items(loaded, settings, data, _answers(run, name, ids))
+    items = _items(loaded, TaskContent(name, settings, data), _answers(run, name, ids))
     shelf = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, asked, items, shelf, batch)
@@ -155,22 +155,19 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, settings: TaskSettings, data: Dataset, answers: Mapping[str, _Answer]) -> list[Item]:
-    """The documents as the run answered them."""
-    rows = TaskRows(settings, data.select(settings.folds))
-    by_id = {str(row["id"]): row for row in rows}
-    documents = {document.id: document for document in rows.documents}
+def _items(loaded: LoadedModel, content: TaskContent, answers: Mapping[str, _Answer]) -> list[Item]:
+    """Return the documents as the run answered them."""
+    by_id = {str(row["id"]): row for row in content.row_list}
     items = []
     for name, answer in answers.items():
         row = by_id[name]
-        document = documents[row["document"]]
-        shown, mask = _shown(loaded, settings, data, document), readable_lesion(settings, data, document, row)
-        items.append(Item.of(row, rows.question(row), shown, answer.text, answer.scores, mask))
+        visual, mask = _visual(loaded, content, row), content.readable_lesion_mask(row)
+        items.append(Item.of(row, content.question(row), visual, answer.text, answer.scores, mask))
     return items
 
 
-def _shown(loaded: LoadedModel, settings: TaskSettings, data: Dataset, document: Any) -> VisualInput:
+def _visual(loaded: LoadedModel, content: TaskContent, row: Row) -> VisualInput:
     if loaded.shows == "volume":
-        return data.volume(document)
-    pictures = settings.view.pictures(data, document)
-    return pictures if loaded.shows == "images" else pictures[0]
+        return content.volume(row)
+    images = content.images(row)
+    return images if loaded.shows == "images" else images[0]

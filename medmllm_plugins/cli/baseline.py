@@ -10,7 +10,6 @@ from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.core.leaks import divided_groups
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.host.evaluation_run import Run
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
@@ -18,6 +17,7 @@ from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.reference.classifier import Classifier
 from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
 from medmllm_plugins.results import scoring
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
 _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose settings on", "test": "be tested on"}
 
@@ -49,7 +49,7 @@ def baseline(
         DataError: a data set is faulty, or has no train or validation fold.
     """
     chosen = {task: _checked(task, task_settings(task)) for task in dict.fromkeys(tasks)}
-    run = Run()
+    run = EvaluationRun()
     run.output_path = str(output)
     run.manifest["command"] = {"baseline": method, "tasks": list(chosen)}
     run.manifest["seed"] = seed
@@ -101,7 +101,12 @@ def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[
 
 
 def _write(
-    run: Run, task: str, settings: TaskSettings, examples: Examples, found: LogProbabilities, say: Callable[[str], None]
+    run: EvaluationRun,
+    task: str,
+    settings: TaskSettings,
+    examples: Examples,
+    found: LogProbabilities,
+    say: Callable[[str], None],
 ) -> None:
     data = examples.data
     rows = TaskRows(settings, examples.documents)

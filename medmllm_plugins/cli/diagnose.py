@@ -8,7 +8,6 @@ from typing import Any
 
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.features.store import FeatureStore
-from medmllm_plugins.host.evaluation_run import FEATURES
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes import analysis_files
@@ -18,6 +17,7 @@ from medmllm_plugins.probes.reference_run import Reference, find_reference, read
 from medmllm_plugins.prompts.task_names import probing_command
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
 from medmllm_plugins.results.seal import update_seal
+from medmllm_plugins.runtime.evaluation_run import FEATURES
 
 
 def diagnose(

@@ -12,7 +12,7 @@ from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
-from medmllm_plugins.utils.dotted_path import import_object
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 
 def load_model(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
@@ -33,7 +33,7 @@ def load_model(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
     if spec.loader is None:
         style = replace(spec.prompt_style, system=options.system or spec.prompt_style.system)
         return ChatModel(open_native(options, family), style)
-    loaded = import_object(spec.loader, ModelError)(options)
+    loaded = import_by_name(spec.loader, ModelError)(options)
     if not isinstance(loaded, LoadedModel):
         raise ModelError(f"{spec.name}: expected {spec.loader} to return a LoadedModel, got {type(loaded).__name__}.")
     if family is not None:

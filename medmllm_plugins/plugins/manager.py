@@ -356,7 +356,9 @@ class Manager:
                     self._fail(failures, info, "task file", "medmllm_tasks", message, error)
                     continue
                 if name in entries:
-                    message = f"{path}: {name_taken('task', name, owners[name], info)} The first is {entries[name].path}."
+                    message = (
+                        f"{path}: {name_taken('task', name, owners[name], info)} The first is {entries[name].path}."
+                    )
                     self._fail(failures, info, "duplicate", "medmllm_tasks", message)
                     continue
                 entries[name], owners[name] = TaskEntry(name, path, kind, info.name), info

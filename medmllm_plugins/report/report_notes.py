@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the numbers: leaks, limits, doubts and what the runs warned of."""
+"""What a reader must know before trusting the numbers: leaks, limits, and what the runs warned of."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.prompts.task_names import answering_task, probing_command
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.report.run_pairs import leagues, unlike
 from medmllm_plugins.report.task_identity import facts
 from medmllm_plugins.report.verdict import questions_of
-from medmllm_plugins.results.formatting import clean, cut, known, listed, mapping, number, quantity, sequence
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 _FACTS: Final = {
     "dataset_options": "options of the data set",
@@ -178,8 +181,8 @@ def _of_run(run: RunFolder) -> Iterator[str]:
     if known(limit):
         what = f"{limit:.0%} of the" if 0 < limit < 1 else f"the first {int(limit):,}"
         yield f"{cut(run.name, 60)}: only {what} rows of each task were asked about (--limit)."
-    for doubt in sequence(run.model.get("doubts")):
-        yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(doubt)}"
+    for warning in sequence(run.model.get("weight_warnings")):
+        yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(warning)}"
     for task in run.tasks:
         yield from _of_task(task)
 

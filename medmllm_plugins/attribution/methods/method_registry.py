@@ -15,7 +15,7 @@ from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.prompts.attribution_options import check_methods
-from medmllm_plugins.utils.dotted_path import import_object
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 LAYERS = "layers"
 _LAST_TOKEN_ONLY = 2
@@ -78,7 +78,7 @@ def choose(
 
 
 def _method(spec: AttributionSpec) -> Method:
-    method: Method = import_object(spec.target, PluginError)
+    method: Method = import_by_name(spec.target, PluginError)
     return method
 
 

@@ -18,7 +18,7 @@ from medmllm_plugins.models.families.qwen2_vl import Qwen2VL
 from medmllm_plugins.models.families.qwen3_vl import Qwen3VL
 from medmllm_plugins.models.families.smolvlm import SmolVLM
 from medmllm_plugins.models.families.video_llama_3 import VideoLlama3
-from medmllm_plugins.utils.dotted_path import import_object
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
@@ -49,7 +49,7 @@ def find_family(name: object, source: object) -> Family:
         ModelError: there is no such family.
     """
     if isinstance(name, str) and ":" in name:
-        kind = import_object(name, ModelError)
+        kind = import_by_name(name, ModelError)
         if not isinstance(kind, type) or not issubclass(kind, Family):
             raise ModelError(f"{source}: expected {name!r} to be a class derived from Family, got {shown(kind)}.")
         return kind()

@@ -1,0 +1,375 @@
+"""The run folder: what one evaluation leaves on disk beside the host's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.prompts.task_names import answering_name
+from medmllm_plugins.redaction import shareable_manifest
+from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.seal import MANIFEST, Entry, read_seal, update_seal, write_seal
+from medmllm_plugins.runtime.journal import Journal, hash_facts
+from medmllm_plugins.runtime.run_claim import claim_folder
+from medmllm_plugins.runtime.signals import Handlers
+from medmllm_plugins.utils.atomic_files import remove_drafts, write_whole
+from medmllm_plugins.utils.environment import package_versions
+from medmllm_plugins.utils.locking import FolderLock
+from medmllm_plugins.utils.process_memory import peak_memory_bytes
+
+FEATURES = "features"
+ATTRIBUTIONS = "attributions"
+_BELOW = (FEATURES, ATTRIBUTIONS)
+DEFAULT_PARENT = "medmllm_runs"
+_COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
+
+
+class EvaluationRun:
+    """One evaluation: its folder, and the manifest that says how its numbers were made.
+
+    Nothing is written before :meth:`open`, which happens when the first answers are asked for: a run that fails on
+    its data or its arguments leaves no folder behind.
+
+    Attributes:
+        run_dir: the folder that was asked for.
+        folder: the folder, once it is settled.
+        output_path: the host's ``--output_path``.
+        rank: of this process; the first alone writes.
+        expected: tasks that are to be scored, beside those that the manifest names.
+        manifest: content of ``manifest.json``, in which keys and passwords are left out when it is written.
+    """
+
+    def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
+        """Begin a run.
+
+        Args:
+            run_dir: the folder that was asked for; ``None`` for a new one below the host's ``--output_path``. It may
+                be set up to :meth:`open`.
+            in_command: whether the process is a command, which Ctrl-C ends.
+        """
+        self.run_dir = run_dir
+        self.folder: Path | None = None
+        self.output_path: str | None = None
+        self.rank = int(os.environ.get("RANK") or 0)
+        self.expected: frozenset[str] = frozenset()
+        self._journal: Journal | None = None
+        self._resumed = False
+        self._lock: FolderLock | None = None
+        self._kept: dict[str, Entry] = {}
+        self._carried: frozenset[str] = frozenset()
+        self._handlers = Handlers(self._how_to_continue, in_command)
+        self.manifest: dict[str, Any] = {
+            "medmllm_manifest": 1,
+            "finished": None,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "platform": platform.platform(),
+            "versions": package_versions(),
+            "plugins": get_manager().describe()["plugins"],
+            "command": None,
+            "seed": None,
+            "model": None,
+            "tasks": {},
+            "stages": [],
+        }
+
+    def arguments(self, arguments: Any) -> None:
+        """Note what the host's command line says (a namespace, or ``None`` when it is called from Python)."""
+        self.output_path = getattr(arguments, "output_path", None) or self.output_path
+        self.manifest["seed"] = getattr(arguments, "seed", None)
+        if arguments is not None:
+            self.manifest["command"] = {name: getattr(arguments, name, None) for name in _COMMAND}
+
+    def folder_for(self, model: str) -> Path:
+        """Settle on a folder, make it and write the manifest; a second call changes nothing.
+
+        It is the folder of an earlier start of this run, else the one that was asked for, else a new one. A folder that
+        another process uses, or that holds results which would be lost, is left alone, and the next free one of the
+        same name with a number is taken, see :func:`medmllm_plugins.runtime.run_claim.claim_folder`.
+
+        Args:
+            model: name of the model, for a new folder's name.
+        """
+        if self.folder is None:
+            folder = (None if self._journal is None else self._journal.run) or self.run_dir
+            if folder is None:
+                stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+                folder = self._parent / f"{stamp}-{model}-{os.getpid()}"
+            self.folder = Path(folder)
+            if self.rank == 0:
+                beside = None if self._journal is None else self._journal.folder
+                claim = claim_folder(self.folder, self._written(), beside, resumed=self._resumed)
+                self.folder, self._lock = claim.folder, claim.lock
+                remove_drafts(self.folder, _BELOW)
+                self._carry(claim.earlier)
+                if self._journal is not None:
+                    self._journal.run = self.folder
+            self.write()
+        return self.folder
+
+    def _carry(self, earlier: Mapping[str, Any]) -> None:
+        """Keep in the manifest what the folder holds of other tasks, and their entries in its seal."""
+        assert self.folder is not None, "called for a folder that is settled"
+        own = self.manifest["tasks"]
+        tasks = {name: told for name, told in earlier.get("tasks", {}).items() if name not in own}
+        if not tasks:
+            return
+        evaluations = [one for one in earlier.get("evaluations") or [] if isinstance(one, dict)]
+        listed = {name for one in evaluations for name in one.get("tasks", ())}
+        if unlisted := [name for name in tasks if name not in listed]:
+            past = {key: earlier.get(key) for key in ("started", "finished", "command", "stages")}
+            evaluations.append({"tasks": unlisted, **past})
+        self.manifest |= {"tasks": {**tasks, **own}, "evaluations": evaluations}
+        self._carried = frozenset(tasks)
+        self._kept = {name: entry for name, entry in read_seal(self.folder)[0].items() if not self._is_own(name)}
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a file of the run folder is written by this run, and not by the one that was there before."""
+        own = {task: told for task, told in self.manifest["tasks"].items() if task not in self._carried}
+        stems = {file_stem(task) for task in own}
+        parts = name.split("/")
+        if len(parts) > 2 and parts[0] in (FEATURES, ATTRIBUTIONS):
+            return parts[1] in stems
+        folds = {f"{told.get('dataset')}.folds.json" for told in own.values()}
+        return name == MANIFEST or name in folds or any(name.startswith(f"{stem}.") for stem in stems)
+
+    def open(self, model: str, facts: Mapping[str, Any]) -> Journal:
+        """Begin to answer: find or make the journal of these answers, and the run's folder.
+
+        A second call, for another kind of request, goes on with the same.
+
+        Args:
+            model: name of the model.
+            facts: what decides the answers beside the tasks: the model, its options, this package's version.
+        """
+        if self._journal is None:
+            tasks = {answering_name(name): _deciding(told) for name, told in self.manifest["tasks"].items()}
+            # A secret among the facts enters the name as a part of what is hashed, and in no other way.
+            self._journal = Journal(self._parent, hash_facts({**facts, "tasks": tasks}), self.rank)
+            self._resumed = self._journal.run is not None
+            if self.rank == 0:
+                remove_drafts(self._journal.folder, _BELOW)
+        self.folder_for(model)
+        return self._journal
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Say on Ctrl-C and SIGTERM how to continue, while this lasts and afterwards until the run is finished."""
+        self._handlers.install()
+        try:
+            yield
+        except BaseException:  # whoever called the host from Python continues
+            self.close()
+            raise
+
+    def features_folder(self, task: str) -> Path:
+        """Where the features of a task are kept while its documents are answered: with the journal, known to all ranks.
+
+        Where an earlier start of this run has moved them into the run folder already, that is where they are.
+
+        Raises:
+            RuntimeError: :meth:`open` was not called.
+        """
+        return self._kept_in(FEATURES, task)
+
+    def _kept_in(self, kind: str, task: str) -> Path:
+        if self._journal is None:
+            raise RuntimeError(f"{kind} are kept beside the journal of answers: call open() first")
+        beside, run = self._journal.folder / kind / file_stem(task), self._journal.run
+        moved = None if run is None or not self._resumed else run / kind / file_stem(task)
+        return moved if moved is not None and moved.is_dir() and not beside.is_dir() else beside
+
+    def attributions_folder(self, task: str) -> Path:
+        """Where the attributions of a task are kept meanwhile, likewise.
+
+        Raises:
+            RuntimeError: :meth:`open` was not called.
+        """
+        return self._kept_in(ATTRIBUTIONS, task)
+
+    def keep_features(self, task: str) -> Path | None:
+        """Move the features of a task, now that all processes have written theirs, into the run folder.
+
+        Returns:
+            The store's folder; ``None`` where no features were kept, as where a cache served all answers.
+        """
+        folder = self._keep(FEATURES, None if self._journal is None else self.features_folder(task), task)
+        if folder is not None:
+            from medmllm_plugins.features.store import seal  # pandas, which runs without features can do without
+
+            seal(folder)
+        return folder
+
+    def keep_attributions(self, task: str) -> Path | None:
+        """Move the attributions of a task into the run folder, as :meth:`keep_features` does features."""
+        return self._keep(ATTRIBUTIONS, None if self._journal is None else self.attributions_folder(task), task)
+
+    def _keep(self, kind: str, source: Path | None, task: str) -> Path | None:
+        assert self.folder is not None, "the run has a folder once answers are there"
+        target = self.folder / kind / file_stem(task)
+        if source is not None and source.is_dir() and source.resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():  # of a start that was broken off before answers were kept; in one step out of the way
+                old = target.with_name(f".{target.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+                shutil.move(source, target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                shutil.move(source, target)
+        return target if target.is_dir() else None
+
+    @property
+    def _parent(self) -> Path:
+        """Where run folders, and journals beside them, are."""
+        return Path(self.run_dir) if self.run_dir is not None else Path(self.output_path or ".") / DEFAULT_PARENT
+
+    def answered(self) -> None:
+        """All requests are answered: of tasks that are not ours nothing more is to come, and the run is finished."""
+        own = [told for task, told in self.manifest["tasks"].items() if task not in self._carried]
+        if self._journal is not None and not any("dataset" in told for told in own):
+            self._finish()
+
+    def predicted(self, name: str, count: int) -> None:
+        """Note answers that are not to be scored; with those of the last task the run lets go of the folder.
+
+        It is not finished: its answers stay in the journal, for a run that scores them.
+        """
+        self.task(name, {"predicted": count})
+        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
+        if all("predicted" in facts for facts in own if "dataset" in facts):
+            self.close()
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Let go of folder and signals where scoring fails: whoever called the host from Python goes on."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def scored(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Add a task's figures to the manifest; with those of the last task the run is finished."""
+        self.task(name, facts)
+        tasks = self.manifest["tasks"]
+        ours = {task for task, told in tasks.items() if "dataset" in told} | self.expected
+        if all("metrics" in tasks.get(task, {}) for task in ours):
+            self._finish()
+
+    def _finish(self) -> None:
+        """Say that all is written, seal the folder, and forget the answers: in this order, so that any may fail."""
+        self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write()
+        if self.folder is not None and self.rank == 0:
+            write_seal(self.folder, self._known_sums(), self._kept)
+        if self._journal is not None:
+            self._journal.remove()
+            self._journal = None
+        self.close()
+
+    def _known_sums(self) -> dict[str, str]:
+        """Checksums of shards of features, which were made when these were written, by name in the run folder."""
+        assert self.folder is not None, "called for a folder that is settled"
+        sums: dict[str, str] = {}
+        for store in sorted((self.folder / FEATURES).glob("*")):
+            from medmllm_plugins.features.store import shard_sums  # pandas, as above
+
+            sums |= {f"{FEATURES}/{store.name}/{shard}": value for shard, value in shard_sums(store).items()}
+        return sums
+
+    def close(self) -> None:
+        """Let go of the folder and of the signals: the run is finished, or another one begins in this process."""
+        self._handlers.restore()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        if self._journal is not None:
+            self._journal.close()
+
+    def _how_to_continue(self) -> str:
+        """The line that is printed when the run is interrupted; empty for all processes but the first."""
+        if self.rank != 0:
+            return ""
+        kept = "" if self._journal is None else f" What was answered is kept in {self._journal.folder}."
+        return f"medmllm: the run was interrupted.{kept} Start the same command again, and it goes on where it was."
+
+    def task(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Add facts about one task to the manifest."""
+        self.manifest["tasks"].setdefault(name, {}).update(facts)
+        self.write()
+
+    def model(self, facts: Mapping[str, Any]) -> None:
+        """Note the model that answers."""
+        self.manifest["model"] = dict(facts)
+        self.write()
+
+    @contextmanager
+    def stage(self, name: str, device: str = "cpu") -> Iterator[None]:
+        """Measure wall time and peak memory of a stage; stages of one name are added up.
+
+        The process's peak is what the operating system reports for the whole life of the process so far; the
+        device's peak is the stage's own.
+        """
+        cuda = device.startswith("cuda")
+        if cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            entry = next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
+            if entry is None:
+                entry = {"name": name, "seconds": 0.0, "process_peak_bytes": 0, "device_peak_bytes": None}
+                self.manifest["stages"].append(entry)
+            entry["seconds"] = round(entry["seconds"] + seconds, 4)
+            entry["process_peak_bytes"] = peak_memory_bytes()
+            if cuda:
+                entry["device_peak_bytes"] = max(
+                    entry["device_peak_bytes"] or 0, torch.cuda.max_memory_allocated(device)
+                )
+            self.write()
+
+    def write(self) -> None:
+        """Write the manifest whole, or leave the old one."""
+        if self.folder is not None and self.rank == 0:
+            text = json.dumps(self._written(), indent=2, ensure_ascii=False) + "\n"
+            write_whole(self.folder / MANIFEST, text, private=True)
+            if self.manifest["finished"] and self._lock is None:
+                update_seal(self.folder, [MANIFEST])
+
+    def _written(self) -> dict[str, Any]:
+        """The manifest as it is written: a command holds keys and passwords, which go into no file."""
+        return shareable_manifest(self.manifest)
+
+
+def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a task's facts decides its answers: not how many of its documents this start evaluates or explains.
+
+    So a run whose layers or methods were wrong is started again with others, and finds its answers there.
+    """
+    return {
+        key: told[key]
+        for key in (
+            "dataset_fingerprint",
+            "protocol",
+            "order",
+            "paraphrase",
+            "image",
+            "view",
+            "features",
+            "finding",
+        )
+        if key in told
+    }
