@@ -83,7 +83,7 @@ class RandomEncoder:
 
     @torch.inference_mode()
     def features(self, inputs: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-        """What the layers of tower and connector hold for a batch, as :attr:`Taps.found`, under names of their own."""
+        """What the layers of tower and connector hold for a batch, as :attr:`ActivationHooks.activations`, under names of their own."""
 
         def stop(*_: Any) -> None:
             raise _Enough

@@ -207,11 +207,11 @@ def test_image_tokens_without_their_types_would_be_placed_like_text(
     model = load(kind)
     prepare = model.prepare
     inputs = prepare(QUESTIONS[:1], IMAGES[:1])
-    right = generation.model.prefill(inputs)
+    right = model.prefill(inputs)
     assert int(right.next_position[0]) != int(inputs["attention_mask"].sum())
     del inputs["mm_token_type_ids"]
     with pytest.raises(ModelError, match="expected `mm_token_type_ids` among the inputs"):
-        generation.model.prefill(inputs)
+        model.prefill(inputs)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -227,16 +227,16 @@ def test_gemma_sees_an_image_both_ways(load: Callable[..., ChatModel]) -> None:
     model = load("gemma3")
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     assert "token_type_ids" in inputs and int(inputs["token_type_ids"].sum()) == 4
-    with_types = generation.model.prefill(inputs).logits
-    without = generation.model.prefill({k: v for k, v in inputs.items() if k != "token_type_ids"}).logits
+    with_types = model.prefill(inputs).logits
+    without = model.prefill({k: v for k, v in inputs.items() if k != "token_type_ids"}).logits
     assert (with_types - without).abs().max() > 1e-3
 
 
 def test_paligemma_counts_from_one(load: Callable[..., ChatModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("paligemma")
-    right = generation.model.prefill(model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
+    right = model.prefill(model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
     monkeypatch.setattr(type(model.family), "first_position", 0)
-    wrong = generation.model.prefill(model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
+    wrong = model.prefill(model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
     assert int(right[0]) == int(wrong[0]) + 1
 
 

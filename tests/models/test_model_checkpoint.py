@@ -271,7 +271,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(ModelError, match=r"shiym2000/MedM-VL-2D-3B-en.*HF_HUB_OFFLINE"):
-        load_cpu("2d-3b")
+        load_cpu("shiym2000/MedM-VL-2D-3B-en")
 
 
 def test_tokenizer_comes_from_the_base_where_the_checkpoint_has_none(

@@ -118,7 +118,7 @@ class TemplatedModel(LoadedModel):
 
 
 def _one_image(item: VisualInput, index: int) -> Image:
-    several = list(item) if isinstance(item, Sequence) else [item]
+    several = list(item) if isinstance(item, list | tuple) else [item]
     if len(several) != 1:
         raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
     return eight_bit(several[0], index)
