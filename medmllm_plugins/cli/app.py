@@ -161,7 +161,7 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument(
         "--folds", type=int, default=0, metavar="N", help="fit again on N further divisions into folds"
     )
-    command.add_argument("--shuffles", type=int, metavar="N", help="refits on shuffled labels (20; paper: 0)")
+    command.add_argument("--permutations", type=int, metavar="N", help="refits on permuted labels (20; paper: 0)")
     command.add_argument("--controls", type=int, metavar="N", help="drawings of the control task (3; paper: 1)")
     command.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     command.add_argument("--reference", type=Path, metavar="RUN_DIR", help="run of a reference classifier")
@@ -265,11 +265,11 @@ def _task_new(arguments: argparse.Namespace) -> int:
 
 def _baseline(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.cli.baseline import baseline
-    from medmllm_plugins.reference.reference_methods import classifier
+    from medmllm_plugins.reference.reference_methods import make_classifier
 
     def make() -> Any:
         chosen = {"weights": arguments.weights, "epochs": arguments.epochs, "device": arguments.device}
-        return classifier(arguments.method, seed=arguments.seed, **chosen)
+        return make_classifier(arguments.method, seed=arguments.seed, **chosen)
 
     folder = baseline(arguments.tasks, arguments.method, make, output=arguments.output, say=print, seed=arguments.seed)
     print(f"Details: {folder}")
@@ -351,17 +351,17 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _diagnose(arguments: argparse.Namespace) -> int:
     from medmllm_plugins.cli.diagnose import diagnose
     from medmllm_plugins.probes.analysis_text import render
-    from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
+    from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
     from medmllm_plugins.results.run_folders import one_run
 
-    shuffles, controls = usual_refits(arguments.protocol)
+    permutations, controls = default_refits(arguments.protocol)
     options = Options(
         protocol=arguments.protocol,
         **({"strengths": parse_strengths(arguments.grid)} if arguments.grid else {}),
         poolings=tuple(filter(None, arguments.pooling.split(","))),
         layers=tuple(filter(None, arguments.layers.split(","))),
         width=arguments.width,
-        shuffles=shuffles if arguments.shuffles is None else arguments.shuffles,
+        permutations=permutations if arguments.permutations is None else arguments.permutations,
         controls=controls if arguments.controls is None else arguments.controls,
         repeats=arguments.folds,
         seed=arguments.seed,
@@ -392,7 +392,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _attribute(arguments: argparse.Namespace) -> int:
-    from medmllm_plugins.attribution.checks.check_summary import render
+    from medmllm_plugins.attribution.checks.check_summary import format_summary
     from medmllm_plugins.cli.attribute import attribute
     from medmllm_plugins.prompts.attribution_options import AttributionOptions
     from medmllm_plugins.results.run_folders import one_run
@@ -415,7 +415,7 @@ def _attribute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print(index)
     else:
-        print(render(index))
+        print(format_summary(index))
     return 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmllm_plugins.attribution.attribution_store import AttributionStore, gather, write_table
+from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index, write_table
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
@@ -51,7 +51,7 @@ def attribute(
         say: takes a line about what does not agree in the folder.
 
     Returns:
-        The index of all that is explained, see :func:`medmllm_plugins.attribution.attribution_store.gather`.
+        The index of all that is explained, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.
 
     Raises:
         DataError: the data are not those of the run, or it answered no such document.
@@ -78,7 +78,7 @@ def attribute(
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, asked, items, shelf, batch)
     model, labels = str(run.manifest["model"]["name"]), TaskRows(settings, ()).classes
-    index = gather(shelf.folder, name, model, labels)
+    index = write_index(shelf.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}.attributions.csv", index)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}.attributions.csv"])
     return index

@@ -14,8 +14,8 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
-from medmllm_plugins.reference.classifier import Classifier
-from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
+from medmllm_plugins.reference.classifier import ReferenceClassifier
+from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
 from medmllm_plugins.results import scoring
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
@@ -25,7 +25,7 @@ _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose se
 def baseline(
     tasks: Sequence[str],
     method: str,
-    make: Callable[[], Classifier],
+    make: Callable[[], ReferenceClassifier],
     *,
     output: Path,
     say: Callable[[str], None],
@@ -88,10 +88,10 @@ def _checked(task: str, settings: TaskSettings) -> TaskSettings:
     return settings
 
 
-def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[Fold, Examples]:
-    found: dict[Fold, Examples] = {}
+def _examples(data: Dataset, settings: TaskSettings, model: ReferenceClassifier) -> dict[Fold, LabelledImages]:
+    found: dict[Fold, LabelledImages] = {}
     for fold, use in _USES.items():
-        found[fold] = Examples(data, settings.view, data.select((fold,)))
+        found[fold] = LabelledImages(data, settings.view, data.select((fold,)))
         if not len(found[fold]) and (fold != "validation" or model.chooses):
             raise DataError(
                 f"{data.spec.title}: expected documents in the {fold} fold, to {use}, found none; its counts are "
@@ -104,7 +104,7 @@ def _write(
     run: EvaluationRun,
     task: str,
     settings: TaskSettings,
-    examples: Examples,
+    examples: LabelledImages,
     found: LogProbabilities,
     say: Callable[[str], None],
 ) -> None:

@@ -128,7 +128,7 @@ def medmllm_probes() -> list[ProbeSpec]:
     return [
         ProbeSpec(
             name="linear",
-            target="medmllm_plugins.probes.probe_methods:linear",
+            target="medmllm_plugins.probes.probe_methods:fit_linear",
             summary="Multinomial logistic regression, its L2 strength chosen on the validation fold.",
             description="multinomial logistic regression on standardised features, its L2 strength chosen by log loss "
             "on the validation fold",
@@ -137,7 +137,7 @@ def medmllm_probes() -> list[ProbeSpec]:
         ),
         ProbeSpec(
             name="paper",
-            target="medmllm_plugins.probes.probe_methods:paper",
+            target="medmllm_plugins.probes.probe_methods:fit_paper_mlp",
             summary="The two-layer MLP of arXiv:2604.08333.",
             description="a two-layer MLP",
             citation="Zhu et al. Lost in the Hype. arXiv:2604.08333 (2026).",

@@ -117,9 +117,7 @@ def test_a_batch_of_different_sizes_gives_what_single_images_give(
             torch.testing.assert_close(whole[key][row], value[0], atol=1e-3, rtol=1e-3, msg=str(key))
 
 
-def test_vision_and_connector_are_means_of_plain_hooks(
-    model: ChatModel, hook: Callable[..., ActivationHooks]
-) -> None:
+def test_vision_and_connector_are_means_of_plain_hooks(model: ChatModel, hook: Callable[..., ActivationHooks]) -> None:
     hooks = hook(("mean",))
     seen: dict[str, torch.Tensor] = {}
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
@@ -237,11 +235,11 @@ def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, hook: Callab
 
 def test_an_llm_that_ignores_the_image_reads_the_tower_all_the_same(tmp_path: Path) -> None:
     """And where the connector hands nothing over, no single layer can be blamed."""
-    from medmllm_plugins.probes.validation.planted_faults import Fault, planted
+    from medmllm_plugins.probes.validation.planted_faults import Fault, plant_fault
 
     model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu")))
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
-    with planted(model, Fault("blind", "comprehension", 3)):
+    with plant_fault(model, Fault("blind", "comprehension", 3)):
         assert unused_layers(model, inputs) == UNREAD["llava"]
     connector = model.model.get_submodule(model.family.connector)
     handle = connector.register_forward_hook(lambda _, __, output: output * 0)
