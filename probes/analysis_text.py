@@ -9,6 +9,7 @@ from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.analysis import MODULES, Analysis
 from medmllm_plugins.probes.diagnosis import TITLES
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
+from medmllm_plugins.utils.plain_text import text_table
 
 
 def render(analysis: Analysis) -> str:
@@ -87,10 +88,7 @@ def _repeats(analysis: Analysis) -> list[str]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return [f"  {line}" for line in text_table(rows)]
 
 
 def _percent(value: float, *, signed: bool = False) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
@@ -13,10 +12,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError, PluginError, shown
+from medmllm_plugins.utils.identifiers import is_identifier
 
 DEMO: Final = "demo"
 """The size name of the checkpoint that ships with this package."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 _LONGEST_LINE = 1000
 _LONGEST_TEXT = 10_000
 
@@ -117,7 +116,7 @@ class ModelSpec:
             )
         if isinstance(self.family, str) and ":" in self.family:
             _check_function("family", self.family)
-        elif not isinstance(self.family, str) or (self.family and _NAME.fullmatch(self.family) is None):
+        elif not isinstance(self.family, str) or (self.family and not is_identifier(self.family)):
             raise OptionError(
                 'Expected argument `family` to be a `model_type` or "package.module:Class", but got '
                 f"{shown(self.family)}."
@@ -257,7 +256,7 @@ def _dotted(path: str) -> bool:
 
 
 def _check_name(value: object) -> None:
-    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+    if not is_identifier(value):
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
             f"but got {shown(value)}."

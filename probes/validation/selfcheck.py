@@ -37,6 +37,7 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
+from medmllm_plugins.utils.plain_text import text_table
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Documents of a trial, by fold."""
@@ -159,11 +160,9 @@ class Report:
             (mode, name, str(strength), ", ".join(f"{named} {count}" for named, count in counts.most_common()))
             for (mode, name, strength), counts in sorted(self.table().items())
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(
             [
-                *lines,
+                *text_table(rows),
                 f"named rightly at strengths 2 and 3: {self.firm:.1%} (at least 95 % wanted)",
                 f"false alarms on healthy models: {self.false_alarms:.1%} (at most 5 %)",
                 f"mild faults charged to another mode: {self.misattributed:.1%} (at most 10 %)",

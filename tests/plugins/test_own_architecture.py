@@ -18,9 +18,9 @@ from support.tiny_families import CHATML, TEXT, tokenizer
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.geometry import cells
-from medmllm_plugins.attribution.maps import map_of
+from medmllm_plugins.attribution.maps import build_map
 from medmllm_plugins.attribution.methods import layer_methods
-from medmllm_plugins.attribution.methods.method_registry import choose
+from medmllm_plugins.attribution.methods.method_registry import select_methods
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks
@@ -160,12 +160,12 @@ def test_a_bright_square_is_found_in_its_position_at_every_layer(model: LoadedMo
     image = Image.new("RGB", (64, 64))
     image.paste((255, 255, 255), BRIGHT)
     case = AttributionInput(model, QUESTION, [image], Target.of_label("m", ("b", "m", "n"), LABELS))
-    methods = choose(["layer_activation", "layer_gradient_x_activation"], [], model, ())
+    methods = select_methods(["layer_activation", "layer_gradient_x_activation"], [], model, ())
     assert [method.layers for method in methods] == [("vision.02", "connector")] * 2
     explained = LAYERS[:-2]  # after the last block only the last token's state reaches the answer
     scores = layer_methods.layer_activation(case, explained, layer_methods.MethodConfig())
     for layer in explained:
-        painted = map_of(case, layer, scores[layer]).painted
+        painted = build_map(case, layer, scores[layer]).painted
         assert painted is not None and painted.shape == (1, 64, 64)
         row, column = np.unravel_index(np.nanargmax(painted[0]), (64, 64))
         # A convolution sees a pixel beyond the borders of its cell.
