@@ -27,7 +27,6 @@ from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
-from medmllm_plugins.probes.diagnosis import MODES
 from medmllm_plugins.probes.validation.planted_faults import (
     HEALTHY,
     KINDS,
@@ -40,6 +39,7 @@ from medmllm_plugins.probes.validation.planted_faults import (
     vision_blocks_read,
 )
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.results.probe_records import MODES
 
 torch.set_num_threads(1)
 
