@@ -165,7 +165,7 @@ def _run_warnings(run: RunFolder) -> Iterator[str]:
     limit = number(run.command.get("limit"))
     if known(limit):
         yield note("limited", run=cut(run.name, 60), limit=limit)
-    for warning in sequence(run.model.get("doubts")):
+    for warning in sequence(run.model.get("weight_warnings")):
         yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(warning)}"
     for task in run.tasks:
         yield from _task_warnings(task)

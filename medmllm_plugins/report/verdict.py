@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.prompts.task_names import inspection_task
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import (

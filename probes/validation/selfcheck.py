@@ -315,7 +315,7 @@ class FaultBench:
                         records,
                         inputs,
                         [self._pixels[document.id] for document in batch],
-                        [one[self._loaded.given :] for one in ids],
+                        [one[self._loaded.prefix_length :] for one in ids],
                     )
         return FeatureStore(folder), found
 
