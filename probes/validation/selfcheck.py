@@ -273,7 +273,7 @@ class FaultBench:
         planting = plant_fault(loaded, fault, directions=directions or None, question=question.text, labels=labels)
         example = loaded.prepare([question.text], [self._as_input(self._data.image(documents[0]))])
         with planting, _recording(loaded, subject, folder, example) as recorder:
-            label_ids = [ids[loaded.given :] for ids in loaded.label_ids(question.text, labels)]
+            label_ids = [ids[loaded.prefix_length :] for ids in loaded.label_ids(question.text, labels)]
             blank_input = self._as_input(BLANK)
             (blank,) = loaded.generate([question.text], [blank_input], max_new_tokens=0, labels=labels)
             for fold, batch in _batches(documents):
