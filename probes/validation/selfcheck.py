@@ -29,7 +29,6 @@ from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.diagnosis import MODES, Diagnosis
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
@@ -37,6 +36,7 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
+from medmllm_plugins.results.probe_records import MODES, Diagnosis
 from medmllm_plugins.utils.plain_text import text_table
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
@@ -223,7 +223,7 @@ class FaultBench:
 
     def _judge(self, fault: Fault, store: FeatureStore, outcomes: Sequence[Outcome], others: Ints) -> Trial:
         found = analyse(store, outcomes, OPTIONS, reference=self._reference(store, others))
-        return Trial(fault, found.diagnosis, found.alone)
+        return Trial(fault, found.diagnosis, found.diagnosis_without_reference)
 
     def _choose(self, seed: int) -> tuple[Ints, Ints]:
         """Rows of the healthy store that take part, and rows of the train fold that do not; whole groups."""
@@ -315,7 +315,7 @@ class FaultBench:
                         records,
                         inputs,
                         [self._pixels[document.id] for document in batch],
-                        [one[self._loaded.given :] for one in ids],
+                        [one[self._loaded.prefix_length :] for one in ids],
                     )
         return FeatureStore(folder), found
 
