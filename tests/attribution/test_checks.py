@@ -395,13 +395,13 @@ def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     again = AttributionInput(model, QUESTION, IMAGE, TARGET)
     value = again.value
     with shuffled(model, "head"):
-        again.forget()
+        again.clear_cache()
         assert abs(again.value - value) > 1e-3
         first = again.value
     with shuffled(model, "head", seed=1):
-        again.forget()
+        again.clear_cache()
         assert abs(again.value - first) > 1e-3
-    again.forget()
+    again.clear_cache()
     assert again.value == value
     assert inputs.keys() == model.prepare([QUESTION], [IMAGE]).keys()
 

@@ -289,7 +289,7 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[Item], tmp_path: Path) -> None:
-    (reply,) = cropping.generate([QUESTION], [items[0].shown], max_new_tokens=2, labels=list(LABELS))
+    (reply,) = cropping.generate([QUESTION], [items[0].visual], max_new_tokens=2, labels=list(LABELS))
     asked = AttributionOptions(methods=("occlusion", "layer_activation"), layers=LAYERS, steps=2)
     explain(cropping, asked, [replace(items[0], scores=reply.scores)], AttributionStore(tmp_path, asked.to_dict()), 16)
     index = write_index(tmp_path, "task", "odd", LABELS)
@@ -298,7 +298,7 @@ def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[It
 
 
 def test_patches_keep_the_remainder(cropping: LoadedModel, items: list[Item]) -> None:
-    pixels = cropping.prepare([QUESTION], [items[0].shown])["pixel_values"]
+    pixels = cropping.prepare([QUESTION], [items[0].visual])["pixel_values"]
     patches = to_patches(cropping, pixels)
     assert pixels.shape[-2:] == (38, 38) and patches.shape == (16, 3, 8, 8)
     assert torch.equal(from_patches(cropping, patches, pixels), pixels)
@@ -359,7 +359,7 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
         assert loaded.given > 0
     else:
         loaded = load(kind, tmp_path / "model")
-    shown = items[0].shown
+    shown = items[0].visual
     inputs = loaded.prepare([QUESTION], [shown])
     with torch.no_grad():
         (ids,) = greedy(loaded.model, prefill(loaded.model, inputs), max_new_tokens=6, eos_token_ids=[])

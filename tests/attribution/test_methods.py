@@ -461,7 +461,7 @@ def test_layers_behind_which_no_image_token_is_read_are_refused(model: LoadedMod
     """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
     *_, before, block, norm = (place.name for place in layers_of(model))
     image = ~case.text
-    for layer, one in case.slopes([before, block, norm]).items():
+    for layer, one in case.gradients([before, block, norm]).items():
         slope = float(one.gradients[:, image].abs().max())
         assert (slope > 0) == (layer == before)
         if layer == before:

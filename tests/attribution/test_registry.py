@@ -92,7 +92,7 @@ def test_an_unknown_layer(model: LoadedModel, missed: frozenset[str], case: Attr
         select_methods(["layer_grad_cam"], ["connector", name], model, missed)
     assert str(raised.value).endswith(f"found {name!r}.")
     with pytest.raises(OptionError, match=r"expected `layer` to be one of vision.00, .*llm.norm, found"):
-        case.place(name)
+        case.layer(name)
 
 
 @pytest.mark.parametrize("name", ["vision.01", "vision.1", "vision.norm"])
