@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
@@ -12,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from medmllm_plugins.errors import OptionError, PluginError, shown
+from medmllm_plugins.utils.identifiers import is_identifier
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 _LONGEST_LINE = 1000
 
 
@@ -179,7 +178,7 @@ def _dotted(path: str) -> bool:
 
 
 def _check_name(value: object) -> None:
-    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+    if not is_identifier(value):
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
             f"but got {shown(value)}."

@@ -39,7 +39,7 @@ from medmllm_plugins.interventions.model_edits import (
 from medmllm_plugins.models.base import LoadedModel, Question
 from medmllm_plugins.models.families.family_registry import stage
 from medmllm_plugins.models.stages import layers_of
-from medmllm_plugins.probes.diagnosis import MODES, Mode
+from medmllm_plugins.results.probe_records import MODES, Mode
 
 Strength = Literal[1, 2, 3]
 

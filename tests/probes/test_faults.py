@@ -28,7 +28,6 @@ from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
-from medmllm_plugins.probes.diagnosis import MODES
 from medmllm_plugins.probes.validation.planted_faults import (
     HEALTHY,
     KINDS,
@@ -41,6 +40,7 @@ from medmllm_plugins.probes.validation.planted_faults import (
     vision_blocks_read,
 )
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.results.probe_records import MODES
 
 torch.set_num_threads(1)
 

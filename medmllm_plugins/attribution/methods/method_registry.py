@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.prompts.attribution_options import check_methods
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 LAYERS = "layers"
 _LAST_TOKEN_ONLY = 2
@@ -79,9 +79,8 @@ def select_methods(
 
 
 def _method(spec: AttributionSpec) -> Method:
-    module, _, function = spec.target.partition(":")
     try:
-        found: Method = getattr(importlib.import_module(module), function)
+        found: Method = import_by_name(spec.target)
     except (ImportError, AttributeError) as error:
         raise PluginError(
             f"attribution {spec.name!r}: expected a function {spec.target!r}, found none ({error})."

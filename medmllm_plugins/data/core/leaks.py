@@ -19,9 +19,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
-from medmllm_plugins.data.core.duplicates import THUMBNAIL, near_duplicates, thumbnail
-from medmllm_plugins.data.readers.images import ImageFacts
+from medmllm_plugins.data.core.duplicates import near_duplicates
+from medmllm_plugins.data.readers.pillow_images import ImageFacts
 from medmllm_plugins.data.readers.reader_threads import reader_threads
+from medmllm_plugins.data.readers.thumbnails import THUMBNAIL, thumbnail
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.loading.dataset import Dataset

@@ -29,8 +29,8 @@ from medmllm_plugins.data.layouts.csv_rows import read_rows
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.layouts.user_files import NotFound, UserFiles, WithoutPicture, list_files, without_ending
 from medmllm_plugins.data.readers.dicom_kinds import count_kinds
-from medmllm_plugins.data.readers.image_files import picture_size, read_picture
-from medmllm_plugins.data.readers.image_options import PictureOptions
+from medmllm_plugins.data.readers.image_reader import picture_size, read_picture
+from medmllm_plugins.data.readers.picture_options import PictureOptions
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import DataError, one_line, shown
 
@@ -69,7 +69,7 @@ class TableOptions:
         names: what the table says, in cells or as the name of a column of 0 and 1, to the class it means, where the two
             differ (``{"0": normal, "1": pneumonia}``).
         unit: ``"HU"`` for CT volumes in files that cannot say so (all but DICOM).
-        frame: which frame of a DICOM film is shown, see :class:`medmllm_plugins.data.readers.image_options.PictureOptions`.
+        frame: which frame of a DICOM film is shown, see :class:`medmllm_plugins.data.readers.picture_options.PictureOptions`.
         window: through which window DICOM pictures are shown, see the same.
     """
 
@@ -269,7 +269,7 @@ class Table(FileLayout):
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
         """Read the document's picture or volume.
 
-        See :func:`medmllm_plugins.data.readers.image_files.read_picture` and
+        See :func:`medmllm_plugins.data.readers.image_reader.read_picture` and
         :func:`medmllm_plugins.data.readers.volumes.read_volume` for the errors.
         """
         path = folder / document.image
