@@ -109,7 +109,9 @@ def generated_ids(loaded: LoadedModel, question: Question, visual: VisualInput, 
         eos_token_ids=loaded.eos_token_ids,
     )
     for count in (len(ids), *range(1, len(ids))):
-        decoded = str(loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        decoded = str(
+            loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
         if decoded.strip() == text:
             return tuple(ids[:count])
     return None

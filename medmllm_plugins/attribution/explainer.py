@@ -139,7 +139,12 @@ class Explainer:
         return replace(target, ids=ids)
 
     def _add_entries(
-        self, case: AttributionInput, item: AttributionItem, original: str, entries: list[dict[str, Any]], faults: Faults
+        self,
+        case: AttributionInput,
+        item: AttributionItem,
+        original: str,
+        entries: list[dict[str, Any]],
+        faults: Faults,
     ) -> None:
         """Add an entry for each method and layer, with its map and its checks."""
         evaluator = MapEvaluator(case, item.id, item.mask, self._config, faults)

@@ -26,9 +26,7 @@ class Faults:
             ``part`` of it (both empty where the whole document is left out), and ``why``.
     """
 
-    def __init__(
-        self, identifier: str, visual: VisualInput, condition: str = "", before: Faults | None = None
-    ) -> None:
+    def __init__(self, identifier: str, visual: VisualInput, condition: str = "", before: Faults | None = None) -> None:
         """Create an empty record.
 
         Args:

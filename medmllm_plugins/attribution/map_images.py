@@ -33,8 +33,8 @@ def originals(case: AttributionInput) -> list[Image.Image]:
     else:
         voxels = case.visual.voxels
         seen = [voxels[(first + last) // 2] for first, last in slices_read(case.visual)]
-        grey = [(np.clip(one, LOW, HIGH) - LOW) / (HIGH - LOW) * 255 for one in seen]
-        found = [Image.fromarray(one.astype(np.uint8)) for one in grey]
+        grey = [(np.clip(section, LOW, HIGH) - LOW) / (HIGH - LOW) * 255 for section in seen]
+        images = [Image.fromarray(section.astype(np.uint8)) for section in grey]
     return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in images]
 
 

@@ -66,7 +66,9 @@ def build_map(case: AttributionInput, layer: str, scores: Scores) -> Attribution
         if tokens is None:
             raise
         return AttributionMap(layer, values, None, tokens, scores.gap, str(error))
-    return AttributionMap(layer, values, paint(layer_positions, values, map_size(case), pictures(case)), tokens, scores.gap)
+    return AttributionMap(
+        layer, values, paint(layer_positions, values, map_size(case), pictures(case)), tokens, scores.gap
+    )
 
 
 def layer_cells(case: AttributionInput, layer: str) -> Cells:

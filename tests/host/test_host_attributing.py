@@ -239,7 +239,7 @@ def test_what_was_shown_otherwise_is_not_explained(
         (["--ids", "nobody"], "expected ids of documents that the run answered, such as phantom-0"),
         (
             ["--target", "lion"],
-            "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], found 'lion'",
+            "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], got 'lion'",
         ),
         (["--layer", "vision.77"], "expected `layer` to be some of vision.00, vision.01"),
         (["--batch_size", "0"], "Expected `--batch_size` to be at least 1, found 0"),

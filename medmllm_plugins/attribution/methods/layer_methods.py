@@ -69,11 +69,12 @@ def layer_activation(case: AttributionInput, layers: Sequence[str], config: Meth
     return {layer: Scores(states[0].norm(dim=-1)) for layer, states in case.states(layers).items()}
 
 
-def layer_gradient_x_activation(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
+def layer_gradient_x_activation(
+    case: AttributionInput, layers: Sequence[str], config: MethodConfig
+) -> dict[str, Scores]:
     """Return the target's gradient times the state, summed over the width (Shrikumar et al., arXiv:1605.01713)."""
     return {
-        layer: Scores((result.states * result.gradients).sum(-1)[0])
-        for layer, result in case.gradients(layers).items()
+        layer: Scores((result.states * result.gradients).sum(-1)[0]) for layer, result in case.gradients(layers).items()
     }
 
 
@@ -92,7 +93,9 @@ def layer_grad_cam(case: AttributionInput, layers: Sequence[str], config: Method
     return scores
 
 
-def layer_integrated_gradients(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
+def layer_integrated_gradients(
+    case: AttributionInput, layers: Sequence[str], config: MethodConfig
+) -> dict[str, Scores]:
     """Integrate gradients along the straight path from the baseline's states to the document's, at each layer.
 
     Captum's IntegratedGradients (Sundararajan et al., arXiv:1703.01365) over the states of all layers at once: a batch
