@@ -22,7 +22,7 @@ from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
-from medmllm_plugins.models.generation import prefill, score_labels
+from medmllm_plugins.models.generation import score_labels
 from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
 
@@ -92,7 +92,7 @@ class AttributionInput:
         self.inputs = loaded.prepare([question], [visual])
         self.ids = [list(target.ids)] if target.ids else loaded.label_ids(question, list(target.answers))
         # An opening that precedes labels is part of what is generated.
-        self._prefix_length = 0 if target.ids else loaded.given
+        self._prefix_length = 0 if target.ids else loaded.prefix_length
         self._baseline = baseline
         self._layers = {layer.name: layer for layer in layers_of(loaded)}
 
@@ -120,7 +120,7 @@ class AttributionInput:
         Raises:
             ModelError: The processor gives it another shape than the image.
         """
-        blank = baseline_image(self.visual, self._baseline)
+        blank = baseline_image(self.loaded.family, self.visual, self._baseline)
         pixels = self.loaded.prepare([self.question], [blank])["pixel_values"]
         if pixels.shape != self.pixels.shape:
             raise ModelError(
@@ -150,8 +150,8 @@ class AttributionInput:
         with ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(changed(self.layer(patch.layer), _replacing(patch, rows)))
-            start = prefill(self.loaded.model, inputs)
-        return score_labels(self.loaded.model, start, [self.ids] * rows, given=self._prefix_length)
+            start = self.loaded.prefill(inputs)
+        return score_labels(self.loaded.model, start, [self.ids] * rows, prefix_length=self._prefix_length)
 
     def values(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
         """Return the target of each row, (rows,), in nats; arguments as for :meth:`scores`."""

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from medmllm_plugins.data.core.image_controls import blank
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.models.base import VisualInput
-from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, crop
+from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.prompts.attribution_options import Baseline
 
 BLUR = 0.1
@@ -21,10 +21,11 @@ _ABOVE_AIR = 0.1
 """Hounsfield units above black that still become black grey levels, but are not cropped away as air."""
 
 
-def baseline_image(visual: VisualInput, kind: Baseline) -> VisualInput:
+def baseline_image(family: Family, visual: VisualInput, kind: Baseline) -> VisualInput:
     """Return the baseline of an image, images or a volume, of the same sizes.
 
     Args:
+        family: Architecture of the model, which decides what it reads of a volume.
         visual: An image, images or a volume.
         kind: ``"blank"`` for mid-grey images and volumes of their mean, ``"blurred"`` for images of which only the
             coarsest structure remains.
@@ -32,24 +33,25 @@ def baseline_image(visual: VisualInput, kind: Baseline) -> VisualInput:
     if isinstance(visual, Image.Image):
         return blank(visual) if kind == "blank" else visual.filter(ImageFilter.GaussianBlur(BLUR * min(visual.size)))
     if isinstance(visual, Sequence):
-        return [image for picture in visual if isinstance(image := baseline_image(picture, kind), Image.Image)]
-    return _baseline_volume(visual, kind)
+        return [image for picture in visual if isinstance(image := baseline_image(family, picture, kind), Image.Image)]
+    return _baseline_volume(family, visual, kind)
 
 
-def _baseline_volume(volume: Volume, kind: Baseline) -> Volume:
+def _baseline_volume(family: Family, volume: Volume, kind: Baseline) -> Volume:
     """Return the baseline of a volume, which the model must crop (to what is not air) as it crops the volume.
 
     So only the cropped box changes, and nothing in it becomes air.
     """
-    box = crop(volume)
-    inside = volume.voxels[box].astype(np.float32).clip(LOW, HIGH)
+    window = family.volume_window(volume)
+    box, low = window.box, window.low
+    inside = volume.voxels[box].astype(np.float32).clip(low, window.high)
     if kind == "blank":
         # Air stays air: the mean is that of the body.
-        body = inside > LOW
-        inside[body] = inside[body].mean() if body.any() else LOW
+        body = inside > low
+        inside[body] = inside[body].mean() if body.any() else low
     else:
         width = BLUR * min(inside.shape[1:])
-        inside = gaussian_filter(inside, (0, width, width)).clip(LOW + _ABOVE_AIR)
+        inside = gaussian_filter(inside, (0, width, width)).clip(low + _ABOVE_AIR)
     voxels = volume.voxels.astype(np.float32)
     voxels[box] = inside
     return replace(volume, voxels=voxels)

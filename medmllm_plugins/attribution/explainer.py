@@ -135,7 +135,7 @@ class Explainer:
         if ids is None:
             # In a batch, and in low precision, numbers differ a little.
             self._warn(f"{item.id}: alone, the model generates another answer; the tokens of its text are explained.")
-            ids = tuple(self._loaded.label_ids(item.question, [target.name])[0][self._loaded.given :])
+            ids = tuple(self._loaded.label_ids(item.question, [target.name])[0][self._loaded.prefix_length :])
         return replace(target, ids=ids)
 
     def _add_entries(

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.maps import map_size
-from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, slices_read
 
 ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
 """Colour maps without and with negative values: perceptually uniform, and suitable for colour-blind readers."""
@@ -26,16 +25,8 @@ SIDE = 256
 def originals(case: AttributionInput) -> list[Image.Image]:
     """Return the pictures shown, in the size of the maps, mode ``RGB``; for a volume, the slices the model took."""
     height, width = map_size(case)
-    if isinstance(case.visual, Image.Image):
-        images = [case.visual]
-    elif isinstance(case.visual, Sequence):
-        images = list(case.visual)
-    else:
-        voxels = case.visual.voxels
-        seen = [voxels[(first + last) // 2] for first, last in slices_read(case.visual)]
-        grey = [(np.clip(section, LOW, HIGH) - LOW) / (HIGH - LOW) * 255 for section in seen]
-        images = [Image.fromarray(section.astype(np.uint8)) for section in grey]
-    return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in images]
+    pictures = case.loaded.family.pictures(case.visual)
+    return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
 
 
 def colour_range(painted: FloatArray) -> tuple[float, float]:

@@ -75,7 +75,7 @@ def layer_cells(case: AttributionInput, layer: str) -> Cells:
     """Return the positions of a layer's rows in the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
     if layer == PIXELS:
         return cells(case.loaded, case.inputs, case.visual, "pixels")
-    return cells(case.loaded, case.inputs, case.visual, case.layer(layer).part)
+    return cells(case.loaded, case.inputs, case.visual, case.layer(layer).name)
 
 
 def pictures(case: AttributionInput) -> int:

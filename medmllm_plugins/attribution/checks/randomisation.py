@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.stages import layers_of
 
 LEVELS: Final = ("head", "upper LLM", "LLM", "connector", "tower")
@@ -39,7 +39,7 @@ def cascading_randomisation(loaded: LoadedModel, seed: int = 0) -> Iterator[Iter
         loaded: The model, with floating-point weights.
         seed: Seed of the permutations.
     """
-    head: Any = stage(loaded.model, loaded.family.head)
+    head: Any = stage_module(loaded.model, loaded.family.head)
     own_weight = head.weight
     # The head may share its matrix with the embeddings, which stay as they are.
     head.weight = nn.Parameter(own_weight.detach().clone(), requires_grad=False)
@@ -65,7 +65,7 @@ def _matrices(loaded: LoadedModel) -> dict[str, list[Tensor]]:
     layers = [layer for layer in layers_of(loaded) if not layer.enters]
     llm = [layer.module for layer in layers if layer.part == "llm"]
     modules: dict[str, list[nn.Module]] = {
-        "head": [stage(loaded.model, loaded.family.head)],
+        "head": [stage_module(loaded.model, loaded.family.head)],
         "upper LLM": llm[len(llm) // 2 :],
         "LLM": llm[: len(llm) // 2],
         "connector": [layer.module for layer in layers if layer.part == "connector"],

@@ -11,7 +11,6 @@ from medmllm_plugins.attribution.methods.input_methods import PROMPT
 from medmllm_plugins.attribution.methods.layer_methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT
 from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
@@ -79,12 +78,7 @@ def select_methods(
 
 
 def _method(spec: AttributionSpec) -> Method:
-    try:
-        method: Method = import_by_name(spec.target)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(
-            f"attribution {spec.name!r}: expected a function {spec.target!r}, got none ({error}). Correct its `target`."
-        ) from error
+    method: Method = import_by_name(spec.target, PluginError)
     return method
 
 
@@ -101,9 +95,8 @@ def _resolve_layers(
     known = [layer.name for layer in layers_of(loaded)]
     used = [name for name in known if name not in unused]
     if not layers:
-        last = [name for name in used if name.startswith("vision.") and name != "vision.norm"][-1]
-        # Each of its tokens combines all slices, by learned queries, so it has no position in the volume.
-        return (last,) if isinstance(loaded, MedMVLCT) else (last, "connector")
+        blocks = [name for name in used if name.startswith("vision.") and name != "vision.norm"]
+        return loaded.family.default_layers(blocks)
     resolved = []
     for name in layers:
         match = _NUMBERED.fullmatch(name)

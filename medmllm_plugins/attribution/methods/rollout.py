@@ -12,7 +12,6 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 
@@ -26,7 +25,7 @@ def attention_rollout(case: AttributionInput, layers: Sequence[str], config: Met
         ModelError: The model's layers return no attention weights.
     """
     with torch.no_grad(), _attention_weights(case) as attentions:
-        prefill(case.loaded.model, case.inputs)
+        case.loaded.prefill(case.inputs)
     if not attentions:
         raise ModelError(
             f"{case.loaded.family.title}: expected layers that return attention weights, got none. Use another method."
