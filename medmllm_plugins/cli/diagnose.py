@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.errors import DataError, OptionError, print_error
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
