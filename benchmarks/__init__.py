@@ -1,1 +1,1 @@
-"""Side-by-side measurements of this package: see docs/benchmarks.md, and run ``python -m benchmarks`` in a checkout."""
+"""Benchmarks of this package against what people use now; see docs/benchmarks.md."""

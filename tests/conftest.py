@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Read when torch is imported: threads that wait actively slow down other processes on the same cores severalfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["MEDMLLM_CACHE"] = ""  # nothing of a test is remembered in the home folder of whoever runs it
-# At the end, so that an installed wheel is what gets tested and the checkout only lends benchmarks and examples.
+# At the end, so that an installed wheel is what gets tested and only benchmarks and examples come from the checkout.
 sys.path.append(str(Path(__file__).parents[1]))
 
 # No case is wrong for being slow on a busy machine. CI tries the same cases each time, so that a change is judged by

@@ -12,7 +12,7 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host import command_line, evaluation_run
 from medmllm_plugins.host.tasks import Classification
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.results import scoring
+from medmllm_plugins.results.metric_files import AnySummary
 
 ANSWERED = ("accuracy", "balanced")
 """Metrics of the answers, which any model gives."""
@@ -78,7 +78,7 @@ class InspectionTask(Classification, Generic[Found]):
 
         return aggregate
 
-    def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
+    def _write(self, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         self._once(outcomes)  # before the answers' figures, with which the run is finished
         super()._write(summary, outcomes, answers)
 

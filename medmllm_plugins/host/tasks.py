@@ -23,6 +23,7 @@ from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_rows import TaskRows, right_answer
 from medmllm_plugins.prompts.task_settings import Purpose, TaskSettings, read_settings
 from medmllm_plugins.results import scoring
+from medmllm_plugins.results.metric_files import AnySummary
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
@@ -68,7 +69,7 @@ class Classification(ConfigurableTask):
         self._documents = {document.id: document for document in documents}
         self._partners = partners(documents) if self.settings.image == "shuffled" else {}
         self._shots: dict[str, FewShotExamples] = {}
-        self._scored: tuple[int, scoring.AnySummary] | None = None
+        self._scored: tuple[int, AnySummary] | None = None
         metadata = dict(config["metadata"])
         # All of this reaches the model with each request, and is part of the response cache's key: answers cached
         # for other data, other folds or another way of asking are not taken for these.
@@ -296,7 +297,7 @@ class Classification(ConfigurableTask):
 
         return aggregate
 
-    def _score(self, outcomes: Sequence[Outcome]) -> scoring.AnySummary:
+    def _score(self, outcomes: Sequence[Outcome]) -> AnySummary:
         """All metrics at once, since one resampling serves them all; the host asks for them one by one."""
         key = hash(tuple(outcomes))
         if self._scored is None or self._scored[0] != key:
@@ -304,7 +305,7 @@ class Classification(ConfigurableTask):
                 self._scored = (key, scoring.score(outcomes, self.settings))
         return self._scored[1]
 
-    def _write(self, summary: scoring.AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
+    def _write(self, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
         """Put the details into the run folder; the host's own table holds the values alone."""
         progress = evaluation_run.current()
         folder = progress.folder_for(getattr(getattr(self, "args", None), "model", None) or "model")

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights, ratio
 from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.utils.record import Record
 
 BINS = 15
 """Bins of equal width between 0 and 1, as in Guo et al. 2017."""
 
 
 def probabilities(scores: Floats) -> Floats:
-    """Softmax of label scores, (n, K), over the classes."""
+    """Return the softmax of label scores, (n, K), over the classes."""
     shifted = np.exp(scores - scores.max(1, keepdims=True))
-    found: Floats = shifted / shifted.sum(1, keepdims=True)
-    return found
+    softmax: Floats = shifted / shifted.sum(1, keepdims=True)
+    return softmax
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class Bin(Record):
     """One bin of a reliability diagram.
 
     Attributes:
         low: lower end of its confidences.
-        high: upper end.
+        high: upper end of its confidences.
         n: documents in it.
-        confidence: mean probability of the top class; ``None`` where there is none.
-        accuracy: share of documents whose top class is the true one; ``None`` where there is none.
+        confidence: mean probability of the top class; ``null`` where there is none.
+        accuracy: share of documents whose top class is the true one; ``null`` where there is none.
     """
 
     low: float
@@ -38,10 +38,6 @@ class Bin:
     n: int
     confidence: float | None
     accuracy: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
 
 
 class Calibration:

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
+from medmllm_plugins.utils.record import Record
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -31,8 +32,8 @@ _KEPT: Final = 31 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A metric with its 95 % interval.
+class Estimate(Record):
+    """A metric with its 95% interval.
 
     Attributes:
         value: the metric on all documents; NaN where it is not defined.
@@ -44,19 +45,24 @@ class Estimate:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float | None]:
-        """The three numbers, ``None`` in place of NaN."""
-        return {"value": number(self.value), "low": number(self.low), "high": number(self.high)}
-
     def percent(self) -> str:
-        """As people read it: the value and its interval, in percent."""
+        """Return the value and its interval in percent, for people."""
         if math.isnan(self.low):
             return f"{self.value:.1%} (no interval: one group)"
         return f"{self.value:.1%} (95% CI {100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
+UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan)
+
+
+def known(value: Estimate | float | None) -> bool:
+    """Whether there is a number at all."""
+    figure = value.value if isinstance(value, Estimate) else value
+    return figure is not None and not math.isnan(figure)
+
+
 def number(value: float) -> float | None:
-    """``value`` as JSON can hold it: ``None`` in place of NaN."""
+    """Return a number as JSON can hold it, ``None`` in place of NaN."""
     return None if math.isnan(value) else float(value)
 
 

@@ -1,43 +1,44 @@
-"""From scored documents to one data set's figures: metrics, intervals, baselines and tables."""
+"""Metrics of one data set from its scored documents, with intervals and baselines."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import ClassVar, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.calibration import Bin, Calibration
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.guessing import baselines, majority_class
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.metrics.label_scores import LabelScores, forms
 from medmllm_plugins.metrics.outcome_arrays import OVERALL, SCORED, Distinct, Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
 from medmllm_plugins.metrics.validation import check_options, check_outcomes
-from medmllm_plugins.utils.atomic_files import csv_text, write_whole
+from medmllm_plugins.utils.record import Record, VersionedRecord
+
+METRICS_FORMAT: Final = "medmllm_metrics"
+INTERVAL: Final = "95% percentile, cluster bootstrap over groups"
 
 
-@dataclass(frozen=True, slots=True)
-class ClassSummary:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSummary(Record):
     """One class against all others.
 
     Attributes:
         label: the class.
         n: documents of this class.
         n_groups: groups with at least one document of this class.
-        sensitivity: share of its documents answered with it; value NaN where it has none.
-        specificity: share of the other documents answered with another class (so an answer that was not parsed counts
-            against it); value NaN where there are none.
-        precision: NaN where the class was never answered.
-        f1: NaN where the class is neither true nor answered anywhere.
+        sensitivity: share of its documents answered with it; NaN where it has none.
+        specificity: share of the other documents answered with another class (an unparsed answer counts against it);
+            NaN where there are none.
+        precision: share of correct answers among those that name the class; NaN where none does.
+        f1: F1 of the class; NaN where it is neither true nor answered anywhere.
     """
 
     label: str
@@ -48,66 +49,73 @@ class ClassSummary:
     precision: float
     f1: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, ``None`` in place of NaN."""
-        return {
-            "label": self.label,
-            "n": self.n,
-            "n_groups": self.n_groups,
-            "sensitivity": self.sensitivity.to_dict(),
-            "specificity": self.specificity.to_dict(),
-            "precision": number(self.precision),
-            "f1": number(self.f1),
-        }
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfusionMatrix(Record):
+    """Documents by true class and answer.
+
+    Attributes:
+        rows: the K true classes.
+        columns: the K answered classes, then ``(ambiguous)``, ``(out_of_list)`` and ``(refusal)``.
+        counts: (K, K + 3) number of documents.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """All figures of one data set. Every interval is a 95 % percentile interval over the same resamples of groups.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(VersionedRecord):
+    """All metrics of a multi-class or ordinal task; intervals are over the same resamples of groups.
 
     Attributes:
         labels: the K classes in order.
         positive: the positive class, if the data set has one.
         n: documents.
-        n_groups: groups they fall into.
+        n_groups: groups they belong to.
         metrics: ``accuracy``, ``balanced``, ``macro_f1``, ``mcc``, ``parsed``; ``kappa`` where the classes are ordered;
             and where every document has scores and at least two classes occur, ``auroc``, ``auprc`` (average
             precision), ``ece`` (expected calibration error) and ``brier``.
-        accuracy_on_parsed: value NaN where no answer was parsed.
-        sensitivity: of ``positive``; ``None`` if there is no such class.
+        accuracy_on_parsed: accuracy on parsed answers; NaN where none was parsed.
+        sensitivity: sensitivity of ``positive``; ``null`` without such a class.
         specificity: likewise.
-        baselines: scores of blind answers, by baseline and metric.
-        majority: the class the majority baseline answers.
-        per_class: one entry a class, in class order.
-        confusion: K rows (true) of K + 3 counts: answers of each class, then ambiguous, out of list, refusal.
-        statuses: number of answers of each status, all four named.
+        baselines: scores of answering without the image, by baseline and metric.
+        majority: the class that the majority baseline answers.
+        per_class: one entry for each class, in class order.
+        confusion: the confusion matrix.
+        statuses: number of answers of each status.
         reliability: the reliability diagram of the label scores; empty without them.
-        label_scores: for each form of the label scores (:mod:`medmllm_plugins.metrics.label_scores`), the figures of
-            answering with the label that scores highest; empty without scores.
+        label_scores: by form of the label scores (sum, mean, calibrated), the metrics of answering with the label that
+            scores highest; empty without scores.
+        interval: how intervals were computed.
         resamples: bootstrap resamples drawn.
-        seed: of the random generator.
+        seed: seed of the resamples.
     """
+
+    FORMAT: ClassVar[str] = METRICS_FORMAT
 
     labels: tuple[str, ...]
     positive: str | None
     n: int
     n_groups: int
-    metrics: dict[str, Estimate]
+    metrics: Mapping[str, Estimate]
     accuracy_on_parsed: Estimate
     sensitivity: Estimate | None
     specificity: Estimate | None
-    baselines: dict[str, dict[str, float]]
+    baselines: Mapping[str, Mapping[str, float]]
     majority: str
     per_class: tuple[ClassSummary, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    statuses: dict[str, int]
+    confusion: ConfusionMatrix
+    statuses: Mapping[str, int]
     reliability: tuple[Bin, ...]
-    label_scores: dict[str, dict[str, Estimate]]
+    label_scores: Mapping[str, Mapping[str, Estimate]]
+    interval: str = INTERVAL
     resamples: int
     seed: int
 
     def headline(self) -> str:
-        """The one sentence to read: accuracy, what it has to beat, and how much was parsed."""
+        """Return one sentence: accuracy, the baseline it has to exceed, and how many answers were parsed."""
         accuracy = self.metrics["accuracy"]
         return (
             f"accuracy {accuracy.percent()} (majority class {self.baselines['majority_class']['accuracy']:.1%}), "
@@ -115,125 +123,61 @@ class Summary:
             f"{self.metrics['parsed'].value:.1%} of {self.n} answers parsed, {self.n_groups} groups."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, ``None`` in place of NaN."""
-        return {
-            "labels": list(self.labels),
-            "positive": self.positive,
-            "n": self.n,
-            "n_groups": self.n_groups,
-            "metrics": {name: found.to_dict() for name, found in self.metrics.items()},
-            "accuracy_on_parsed": self.accuracy_on_parsed.to_dict(),
-            "sensitivity": None if self.sensitivity is None else self.sensitivity.to_dict(),
-            "specificity": None if self.specificity is None else self.specificity.to_dict(),
-            "baselines": {name: dict(scores) for name, scores in self.baselines.items()},
-            "majority": self.majority,
-            "per_class": [found.to_dict() for found in self.per_class],
-            "confusion": {
-                "rows": list(self.labels),
-                "columns": [*self.labels, *UNPARSED],
-                "counts": [list(row) for row in self.confusion],
-            },
-            "statuses": dict(self.statuses),
-            "reliability": [found.to_dict() for found in self.reliability],
-            "label_scores": {
-                form: {name: found.to_dict() for name, found in metrics.items()}
-                for form, metrics in self.label_scores.items()
-            },
-            "interval": "95 % percentile, cluster bootstrap over groups",
-            "resamples": self.resamples,
-            "seed": self.seed,
-        }
 
-    def write(self, folder: Path, stem: str) -> list[Path]:
-        """Write the figures as files, each whole or not at all; an undefined number is an empty CSV cell.
+class _Evaluator:
+    """The answers of one data set, evaluated under any weights of its documents.
 
-        Args:
-            folder: made if it is not there.
-            stem: first part of the file names.
+    Attributes:
+        truth: (n,) index of the true class.
+        answer: (n,) index of the answered class, K where the answer was not parsed.
+        group: (n,) index of the group.
+        metrics: names of the overall metrics.
+        calibration: calibration of the label scores; ``None`` unless every document has scores and two classes occur.
+    """
 
-        Returns:
-            ``<stem>.metrics.json``, ``<stem>.metrics.csv``, ``<stem>.per_class.csv`` and ``<stem>.confusion.csv``; with
-            label scores ``<stem>.label_scores.csv`` too.
+    def __init__(self, outcomes: Sequence[Outcome], labels: Sequence[str], kind: str) -> None:
+        """Index the outcomes of one task, in the order in which they are to be weighted."""
+        classes = len(labels)
+        class_index: dict[str | None, int] = {label: k for k, label in enumerate(labels)}
+        group_index = {group: g for g, group in enumerate(sorted({outcome.group for outcome in outcomes}))}
+        self.truth: Ints = np.array([class_index[outcome.label] for outcome in outcomes], dtype=np.intp)
+        self.answer: Ints = np.array([class_index.get(o.predicted, classes) for o in outcomes], dtype=np.intp)
+        self.group: Ints = np.array([group_index[outcome.group] for outcome in outcomes], dtype=np.intp)
+        self._overall = {**OVERALL, "kappa": classification.quadratic_kappa} if kind == "ordinal" else OVERALL
+        self.metrics = (*self._overall, *SCORED)
+        scores = score_matrix(outcomes)
+        is_ranked = scores is not None and np.unique(self.truth).size > 1
+        self._ranking = MacroRanking(scores, self.truth) if scores is not None and is_ranked else None
+        self.calibration = Calibration(scores, self.truth) if scores is not None and is_ranked else None
+        by_form = {name: matrix.argmax(1).astype(np.intp) for name, matrix in forms(outcomes).items() if is_ranked}
+        # Documents that are alike in all that is counted are taken together.
+        self._kinds = Distinct(self.truth, self.answer, *by_form.values())
+        truth = self._kinds.of(self.truth)
+        self._tables = Tables(truth, self._kinds.of(self.answer), classes)
+        self._forms = LabelScores({form: self._kinds.of(best) for form, best in by_form.items()}, truth, classes)
 
-        Raises:
-            OptionError: ``stem`` is not a plain file name.
-            OSError: the folder cannot be written.
-        """
-        if not stem or Path(stem).name != stem:
-            raise OptionError(f"Expected argument `stem` to be a plain file name without folders, but got {stem!r}.")
-        folder.mkdir(parents=True, exist_ok=True)
-        texts = {
-            "metrics.json": json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-            "metrics.csv": self._metrics_csv(),
-            "per_class.csv": self._per_class_csv(),
-            "confusion.csv": self._confusion_csv(),
-        }
-        if self.label_scores:
-            texts["label_scores.csv"] = self._label_scores_csv()
-        paths = []
-        for name, text in texts.items():
-            paths.append(folder / f"{stem}.{name}")
-            write_whole(paths[-1], text)
-        return paths
+    def __call__(self, weights: Weights) -> dict[str, Floats]:
+        """Return every metric under document weights of shape (n, B): (B,) arrays, those by class (B, K)."""
+        by_kind = self._kinds(weights)
+        counts = self._tables(by_kind)
+        values = {name: metric(counts) for name, metric in self._overall.items()}
+        if self._ranking is not None and self.calibration is not None:
+            values["auroc"], values["auprc"] = self._ranking(weights)
+            values["ece"], values["brier"] = self.calibration(weights)
+            values |= self._forms(by_kind, values["auroc"])
+        values["accuracy_on_parsed"] = classification.accuracy_on_parsed(counts)
+        values["sensitivity"] = classification.sensitivity(counts)
+        values["specificity"] = classification.specificity(counts)
+        return values
 
-    def _metrics_csv(self) -> str:
-        estimates: dict[str, Estimate | None] = {
-            **self.metrics,
-            "accuracy_on_parsed": self.accuracy_on_parsed,
-            "sensitivity": self.sensitivity,
-            "specificity": self.specificity,
-        }
-        return csv_text(
-            ["metric", "value", "low", "high", *self.baselines],
-            (
-                [name, *found.to_dict().values(), *(scores.get(name) for scores in self.baselines.values())]
-                for name, found in estimates.items()
-                if found is not None
-            ),
-        )
+    def counts(self) -> Floats:
+        """Return the confusion counts of all documents, (K, K + 1)."""
+        counts: Floats = self._tables(self._kinds(np.ones((len(self.truth), 1))))[0]
+        return counts
 
-    def _per_class_csv(self) -> str:
-        ends = ("", "_low", "_high")
-        return csv_text(
-            [
-                "label",
-                "n",
-                "n_groups",
-                *(f"sensitivity{end}" for end in ends),
-                *(f"specificity{end}" for end in ends),
-                "precision",
-                "f1",
-            ],
-            (
-                [
-                    found.label,
-                    found.n,
-                    found.n_groups,
-                    *found.sensitivity.to_dict().values(),
-                    *found.specificity.to_dict().values(),
-                    number(found.precision),
-                    number(found.f1),
-                ]
-                for found in self.per_class
-            ),
-        )
-
-    def _label_scores_csv(self) -> str:
-        return csv_text(
-            ["form", "metric", "value", "low", "high"],
-            (
-                [form, name, *found.to_dict().values()]
-                for form, metrics in self.label_scores.items()
-                for name, found in metrics.items()
-            ),
-        )
-
-    def _confusion_csv(self) -> str:
-        return csv_text(
-            ["true", *self.labels, *UNPARSED],
-            ([label, *row] for label, row in zip(self.labels, self.confusion, strict=True)),
-        )
+    def n_groups(self, rows: NDArray[np.bool_] | None = None) -> int:
+        """Return the number of groups of some documents, all of them by default."""
+        return int(np.unique(self.group if rows is None else self.group[rows]).size)
 
 
 def summarise(
@@ -247,21 +191,21 @@ def summarise(
 ) -> Summary:
     """Compute every metric with a cluster bootstrap interval.
 
-    All metrics are computed on the same resamples of groups, so their intervals can be read side by side. In a
-    resample, means over classes run over the classes that occur in it, and a resample on which a metric is not defined
-    is left out of that metric's interval. An interval needs two groups to resample: with one group in all (or, for
-    the sensitivity and specificity of a class, one group holding the documents in question) its ends are NaN, ``None``
-    in JSON. Where the metric is the same in every group, as at accuracy 1, the interval has no width, a known limit of
-    the percentile bootstrap.
+    All metrics are computed on the same resamples of groups, so that their intervals can be compared. In a resample,
+    means over classes run over the classes that occur in it, and a resample on which a metric is not defined is left
+    out of that metric's interval. An interval needs two groups to resample: with one group (or, for the sensitivity and
+    specificity of a class, one group with the documents in question) its ends are NaN, ``None`` in JSON. Where the
+    metric is the same in every group, as at accuracy 1, the interval has no width, a known limit of the percentile
+    bootstrap.
 
     Args:
-        outcomes: one a document, in any order; the order changes nothing.
-        labels: the K >= 2 classes; their order is that of ``Outcome.scores`` and of all tables.
-        positive: the class whose sensitivity and specificity stand at the top level. For two classes it does not touch
-            the AUROC, which is the same for either.
+        outcomes: one for each document; their order changes nothing.
+        labels: the K >= 2 classes, in the order of ``Outcome.scores`` and of all tables.
+        positive: the class whose sensitivity and specificity are reported at the top level. For two classes it does
+            not change the AUROC, which is the same for either.
         kind: ``"ordinal"`` where the order of ``labels`` is that of grades; then ``kappa`` is among the metrics.
         resamples: bootstrap resamples.
-        seed: of the random generator; same seed, same intervals.
+        seed: seed of the random generator; same seed, same intervals.
 
     Raises:
         DataError: there are no outcomes, an id occurs twice, a true or predicted class is not in ``labels``, or a
@@ -271,104 +215,82 @@ def summarise(
     labels = tuple(labels)
     check_options(labels, positive, resamples, seed)
     check_outcomes(outcomes, labels)
-
     # A fixed order of documents and groups, so that the seed alone decides what is drawn.
     ordered = sorted(outcomes, key=lambda outcome: outcome.id)
-    class_index = {label: k for k, label in enumerate(labels)}
-    group_index = {group: g for g, group in enumerate(sorted({outcome.group for outcome in ordered}))}
-    classes, groups = len(labels), len(group_index)
-    truth: Ints = np.array([class_index[outcome.label] for outcome in ordered], dtype=np.intp)
-    answer: Ints = np.array(
-        [classes if outcome.predicted is None else class_index[outcome.predicted] for outcome in ordered],
-        dtype=np.intp,
-    )
-    group: Ints = np.array([group_index[outcome.group] for outcome in ordered], dtype=np.intp)
+    evaluator = _Evaluator(ordered, labels, kind)
+    cells = len(labels) * (len(labels) + 1)
+    values, resampled = bootstrap(evaluator, evaluator.group, resamples=resamples, seed=seed, cells=cells)
+    n_groups = evaluator.n_groups()
 
-    overall_metrics = {**OVERALL, "kappa": classification.quadratic_kappa} if kind == "ordinal" else OVERALL
-    scores = score_matrix(ordered)
-    ranked = None if scores is None or np.unique(truth).size < 2 else MacroRanking(scores, truth)
-    calibration = None if scores is None or ranked is None else Calibration(scores, truth)
+    def overall(name: str, groups: int = n_groups) -> Estimate:
+        return estimate(float(values[name]), resampled[name], groups=groups)
 
-    answers = {
-        form: matrix.argmax(1).astype(np.intp)
-        for form, matrix in (forms(ordered) if calibration is not None else {}).items()
-    }
-    kinds = Distinct(truth, answer, *answers.values())
-    tables = Tables(kinds.of(truth), kinds.of(answer), classes)
-    by_form = LabelScores({form: kinds.of(column) for form, column in answers.items()}, kinds.of(truth), classes)
-
-    def evaluate(weights: Weights) -> dict[str, Floats]:
-        """Every metric under document weights of shape (n, B): (B,) arrays, those by class (B, K)."""
-        alike = kinds(weights)
-        counts = tables(alike)
-        found = {name: metric(counts) for name, metric in overall_metrics.items()}
-        if ranked is not None and calibration is not None:
-            found["auroc"], found["auprc"] = ranked(weights)
-            found["ece"], found["brier"] = calibration(weights)
-            found |= by_form(alike, found["auroc"])
-        found["accuracy_on_parsed"] = classification.accuracy_on_parsed(counts)
-        found["sensitivity"] = classification.sensitivity(counts)
-        found["specificity"] = classification.specificity(counts)
-        return found
-
-    values, resampled = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=classes * (classes + 1))
-
-    def overall(name: str, rests_on: int) -> Estimate:
-        return estimate(float(values[name]), resampled[name], groups=rests_on)
-
-    def of_class(name: str, k: int, rests_on: int) -> Estimate:
-        return estimate(float(values[name][k]), resampled[name][:, k], groups=rests_on)
-
-    counts = tables(kinds(np.ones((len(ordered), 1))))[0]
-    support = counts.sum(1)
-    precision, f1 = classification.precision(counts), classification.f1(counts)
-    per_class = []
-    for k, label in enumerate(labels):
-        groups_with, groups_with_others = np.unique(group[truth == k]).size, np.unique(group[truth != k]).size
-        per_class.append(
-            ClassSummary(
-                label=label,
-                n=int(support[k]),
-                n_groups=groups_with,
-                sensitivity=of_class("sensitivity", k, groups_with),
-                specificity=of_class("specificity", k, groups_with_others),
-                precision=float(precision[k]),
-                f1=float(f1[k]),
-            )
-        )
-    chosen = None if positive is None else per_class[class_index[positive]]
+    counts = evaluator.counts()
+    per_class = _per_class(evaluator, labels, counts, values, resampled)
+    chosen = None if positive is None else per_class[labels.index(positive)]
     statuses = Counter(outcome.status for outcome in ordered)
-    parsed_groups = np.unique(group[answer < classes]).size
+    support = counts.sum(1)
     return Summary(
         labels=labels,
         positive=positive,
         n=len(ordered),
-        n_groups=groups,
-        metrics={name: overall(name, groups) for name in (*overall_metrics, *SCORED) if name in values},
-        accuracy_on_parsed=overall("accuracy_on_parsed", parsed_groups),
+        n_groups=n_groups,
+        metrics={name: overall(name) for name in evaluator.metrics if name in values},
+        accuracy_on_parsed=overall("accuracy_on_parsed", evaluator.n_groups(evaluator.answer < len(labels))),
         sensitivity=None if chosen is None else chosen.sensitivity,
         specificity=None if chosen is None else chosen.specificity,
         baselines=baselines(support),
         majority=labels[majority_class(support)],
-        per_class=tuple(per_class),
+        per_class=per_class,
         confusion=_confusion(ordered, labels),
         statuses={status: statuses[status] for status in STATUSES},
-        reliability=() if calibration is None else calibration.table(),
-        label_scores=_by_form({name: overall(name, groups) for name in values if ":" in name}),
+        reliability=() if evaluator.calibration is None else evaluator.calibration.table(),
+        label_scores=_by_form({name: overall(name) for name in values if ":" in name}),
         resamples=resamples,
         seed=seed,
     )
 
 
-def _by_form(found: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate]]:
+def _per_class(
+    evaluator: _Evaluator,
+    labels: Sequence[str],
+    counts: Floats,
+    values: Mapping[str, Floats],
+    resampled: Mapping[str, Floats],
+) -> tuple[ClassSummary, ...]:
+    precision, f1 = classification.precision(counts), classification.f1(counts)
+
+    def of_class(name: str, k: int, groups: int) -> Estimate:
+        return estimate(float(values[name][k]), resampled[name][:, k], groups=groups)
+
+    summaries = []
+    for k, label in enumerate(labels):
+        groups = evaluator.n_groups(evaluator.truth == k)
+        summaries.append(
+            ClassSummary(
+                label=label,
+                n=int(counts[k].sum()),
+                n_groups=groups,
+                sensitivity=of_class("sensitivity", k, groups),
+                specificity=of_class("specificity", k, evaluator.n_groups(evaluator.truth != k)),
+                precision=float(precision[k]),
+                f1=float(f1[k]),
+            )
+        )
+    return tuple(summaries)
+
+
+def _by_form(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate]]:
+    """Return estimates named ``form:metric`` by form and metric."""
     grouped: dict[str, dict[str, Estimate]] = {}
-    for name, one in found.items():
+    for name, value in estimates.items():
         form, _, metric = name.partition(":")
-        grouped.setdefault(form, {})[metric] = one
+        grouped.setdefault(form, {})[metric] = value
     return grouped
 
 
-def _confusion(outcomes: Iterable[Outcome], labels: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """Counts with a column for each way of not being parsed."""
+def _confusion(outcomes: Iterable[Outcome], labels: tuple[str, ...]) -> ConfusionMatrix:
     cells = Counter((o.label, f"({o.status})" if o.predicted is None else o.predicted) for o in outcomes)
-    return tuple(tuple(cells[label, column] for column in (*labels, *UNPARSED)) for label in labels)
+    columns = (*labels, *UNPARSED)
+    counts = tuple(tuple(cells[label, column] for column in columns) for label in labels)
+    return ConfusionMatrix(rows=labels, columns=columns, counts=counts)

@@ -18,11 +18,13 @@ from markupsafe import Markup
 
 from medmllm_plugins import __version__
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.report import methods_text
+from medmllm_plugins.metrics.intervals import UNKNOWN, known
+from medmllm_plugins.report import formatting, methods_text
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures, mapping_figures
 from medmllm_plugins.report.figures.figure_style import Drawing
 from medmllm_plugins.report.figures.gallery import Gallery, gallery
 from medmllm_plugins.report.figures.parallel_figures import Failed, draw_all
+from medmllm_plugins.report.formatting import cut, percent
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_notes import Notes, notes
 from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection, Subject
@@ -31,8 +33,8 @@ from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_t
 from medmllm_plugins.report.tables.answer_tables import Control
 from medmllm_plugins.report.tables.report_table import Column, Table
 from medmllm_plugins.report.verdict import BaselineComparison, Verdict, verdicts
-from medmllm_plugins.results import formatting
-from medmllm_plugins.results.formatting import clean, cut, percent
+from medmllm_plugins.utils.json_values import clean
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 ROWS: Final = 300
 """So many rows of a table stand on the page; all are in its CSV file."""
@@ -206,9 +208,9 @@ def build(gathered: RunCollection) -> Report:
         _section(part, found, blind, figures) for (part, found, blind), figures in zip(plans, drawn, strict=True)
     )
     models = [one.label for one in gathered.models] or [one.label for one in gathered.subjects]
-    who = formatting.listed(models) if len(models) <= 2 else formatting.quantity(len(models), "model")
+    who = listed(models) if len(models) <= 2 else quantity(len(models), "model")
     what = [part.title for part in gathered.sets]
-    on = formatting.listed(what) if len(what) <= 2 else formatting.quantity(len(what), "data set")
+    on = listed(what) if len(what) <= 2 else quantity(len(what), "data set")
     return Report(
         gathered=gathered,
         title=f"{who} on {on}" if what else who,
@@ -313,7 +315,7 @@ def _blind(part: DataPart) -> list[Control]:
             if shown is not None
         }
     )
-    nothing = (formatting.UNKNOWN, 0.0, 0)
+    nothing = (UNKNOWN, 0.0, 0)
     return [
         (cell, shown, gaps.get(str(place), nothing)[0])
         for place, (cell, shown) in enumerate(zip(controls, against, strict=True))
@@ -401,7 +403,7 @@ def _reference(one: BaselineComparison) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | None:
-    return value if formatting.known(value) else None
+    return value if known(value) else None
 
 
 class LongText:
@@ -439,7 +441,7 @@ def render(report: Report, beside: str) -> str:
         "decimal": formatting.decimal,
         "interval": formatting.interval,
     }
-    environment.globals["known"] = formatting.known
+    environment.globals["known"] = known
     manifests = [
         (run.name, json.dumps(_shown(run.manifest), indent=1, ensure_ascii=False)) for run in report.gathered.runs
     ]

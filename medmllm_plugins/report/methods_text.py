@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report.citations import References
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.results.attribution_results import Method
-from medmllm_plugins.results.formatting import clean, cut, estimate, known, listed, mapping, number, quantity, sequence
 from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, MappingRecord, Probing
 from medmllm_plugins.results.run_reader import RunFolder
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 _ASKED: Final = {
     "closed_set": "the classes listed in the question",
@@ -220,7 +223,7 @@ def _measured(cells: Sequence[Cell], cite: References) -> str:
             told.append(f"{words}{cite(*sources)}")
             if name == "auroc" and not all(cell.multilabel for cell in cells):
                 told[-1] += f", each class against the others{cite('macro')}"
-    if any(known(estimate(cell.task.metrics.get("exact_match"))) for cell in cells):
+    if any(known(Estimate.from_dict(cell.task.metrics.get("exact_match"))) for cell in cells):
         told.append("the share of images all of whose findings are answered rightly")
     draws = {int(one) for cell in cells if known(one := _draws(cell))}
     drawn = f"{max(draws):,} " if draws else ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut, interval, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
 from medmllm_plugins.report.run_pairs import Difference, leagues
 from medmllm_plugins.report.verdict import Verdict, apart, over_blind, reference_verdict
-from medmllm_plugins.results.formatting import cut, interval, known, listed, percent, quantity
 from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 _NAMED = 3
 """So many models are named in a row; of more the number is given."""

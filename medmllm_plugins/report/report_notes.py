@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.prompts.task_names import answering_task, probing_command
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.report.run_pairs import leagues, unlike
 from medmllm_plugins.report.task_identity import facts
 from medmllm_plugins.report.verdict import questions_of
-from medmllm_plugins.results.formatting import clean, cut, known, listed, mapping, number, quantity, sequence
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 _FACTS: Final = {
     "dataset_options": "options of the data set",

@@ -12,10 +12,12 @@ from typing import Final
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.task_identity import question, shots
-from medmllm_plugins.results.formatting import clean, cut, estimate, known, mapping, number, quantity
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
+from medmllm_plugins.utils.json_values import clean, mapping, number
+from medmllm_plugins.utils.plain_text import quantity
 
 _BLIND: Final = "majority"
 _PROTOCOLS: Final = ("closed_set", "letter", "open")
@@ -51,7 +53,7 @@ class Cell:
     @property
     def metrics(self) -> Mapping[str, Estimate]:
         """The metrics with their intervals, by name."""
-        return {name: estimate(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
+        return {name: Estimate.from_dict(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
 
     @property
     def fingerprint(self) -> str:

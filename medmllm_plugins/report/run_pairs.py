@@ -10,10 +10,10 @@ from typing import TypeAlias
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap
+from medmllm_plugins.metrics.intervals import RESAMPLES, UNKNOWN, Estimate, bootstrap, known
 from medmllm_plugins.metrics.intervals import estimate as interval_around
+from medmllm_plugins.report.formatting import turned
 from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.results.formatting import UNKNOWN, known, turned
 
 Key: TypeAlias = tuple[str, str, str]
 """A row's document, finding and variant."""

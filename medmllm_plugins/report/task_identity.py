@@ -6,8 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from medmllm_plugins.results.formatting import known, number
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
+from medmllm_plugins.utils.json_values import number
 
 _USUAL: Final[Mapping[str, Any]] = {
     "dataset_fingerprint": None,

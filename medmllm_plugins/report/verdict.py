@@ -6,24 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.report.formatting import interval, percent, points, turned
 from medmllm_plugins.report.run_collection import Cell, DataPart, Subject
 from medmllm_plugins.report.run_pairs import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
-from medmllm_plugins.results.formatting import (
-    UNKNOWN,
-    clean,
-    interval,
-    known,
-    listed,
-    mapping,
-    number,
-    percent,
-    points,
-    turned,
-)
 from medmllm_plugins.results.probe_results import PROVEN, TITLES, Effect, Probing
+from medmllm_plugins.utils.json_values import clean, mapping, number
+from medmllm_plugins.utils.plain_text import listed
 
 BLIND_BASELINES: Final = {"majority_class": "always answering the commonest class", "always_no": "always answering no"}
 _PHANTOMS: Final = "phantoms"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.results.formatting import clean, estimate, known, mapping, number, sequence
+from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 FOLDER: Final = "attributions"
 INDEX: Final = "index.json"
@@ -231,7 +231,7 @@ def _summary(told: Mapping[str, Any]) -> MethodSummary:
         method=clean(told.get("method") or "unnamed"),
         layer=clean(told.get("layer") or "pixels"),
         n=int(count) if known(count) else 0,
-        figures={name: estimate(told.get(name)) for name in GAINS},
+        figures={name: Estimate.from_dict(told.get(name)) for name in GAINS},
         area=number(told.get("area")),
         randomisation=tuple(
             (clean(one.get("randomised") or ""), number(one.get("similarity")))

@@ -8,10 +8,10 @@ from typing import Any
 
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.results.formatting import clean
 from medmllm_plugins.results.outcome_files import AGAIN, METRICS, UNSEALED
 from medmllm_plugins.results.recomputation import Classes, disagreements, recompute, summed_up
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, describe
+from medmllm_plugins.utils.json_values import clean
 
 
 def of_folder(manifest: Mapping[str, Any], seal: SealCheck) -> list[str]:

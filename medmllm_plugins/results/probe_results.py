@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.results.formatting import clean, estimate, known, mapping, number, sequence
+from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 RANDOM_ENCODER = "control.random_encoder."
 """Begins the names of layers of the encoder with random weights."""
@@ -174,14 +174,14 @@ def read_probing(told: Any) -> Probing:
         groups=_whole(told.get("groups")),
         chance=number(told.get("chance")),
         majority=number(told.get("majority")),
-        answer=estimate(told.get("answer")),
-        reference=estimate(told.get("reference")),
+        answer=Estimate.from_dict(told.get("answer")),
+        reference=Estimate.from_dict(told.get("reference")),
         reference_name=clean(told.get("reference_name") or ""),
         named=named if named in MODES else None,
         effects=tuple(
             Effect(
                 mode=str(one.get("mode")),
-                loss=estimate(one.get("loss")),
+                loss=Estimate.from_dict(one.get("loss")),
                 verdict=clean(one.get("verdict")),
                 why=clean(one.get("why") or ""),
                 before=clean(one.get("before") or ""),
@@ -191,7 +191,7 @@ def read_probing(told: Any) -> Probing:
             if isinstance(one, Mapping) and one.get("mode") in MODES
         ),
         health=tuple(
-            ModuleHealth(clean(one.get("module")), clean(one.get("pooling")), estimate(one.get("interval")))
+            ModuleHealth(clean(one.get("module")), clean(one.get("pooling")), Estimate.from_dict(one.get("interval")))
             for one in sequence(told.get("health"))
             if isinstance(one, Mapping)
         ),
@@ -210,10 +210,10 @@ def _point(told: Mapping[str, Any]) -> Point:
         pooling=clean(told.get("pooling")),
         width=_whole(told.get("width")),
         read=bool(told.get("read", True)),
-        accuracy=estimate(told.get("accuracy")),
-        balanced=estimate(told.get("balanced")),
-        control=estimate(told.get("control")),
-        selectivity=estimate(told.get("selectivity")),
+        accuracy=Estimate.from_dict(told.get("accuracy")),
+        balanced=Estimate.from_dict(told.get("balanced")),
+        control=Estimate.from_dict(told.get("control")),
+        selectivity=Estimate.from_dict(told.get("selectivity")),
         label_permutation=number(told.get("label_permutation")),
         label_permutation_high=number(told.get("label_permutation_high")),
         p_holm=number(told.get("p_holm")),
@@ -223,14 +223,14 @@ def _point(told: Mapping[str, Any]) -> Point:
 def _mapping(told: Mapping[str, Any]) -> MappingRecord:
     readings = mapping(told.get("readings"))
     layers = tuple(map(clean, sequence(told.get("lens_layers"))))
-    lens = tuple(estimate(one) for one in sequence(told.get("lens")))
+    lens = tuple(Estimate.from_dict(one) for one in sequence(told.get("lens")))
     return MappingRecord(
         kind=clean(told.get("kind") or "cannot tell"),
-        answer=estimate(told.get("answer")),
-        probe=estimate(told.get("probe")),
-        gap=estimate(told.get("mapping_gap")),
+        answer=Estimate.from_dict(told.get("answer")),
+        probe=Estimate.from_dict(told.get("probe")),
+        gap=Estimate.from_dict(told.get("mapping_gap")),
         readings={
-            name: (estimate(readings[name].get("accuracy")), estimate(readings[name].get("gain")))
+            name: (Estimate.from_dict(readings[name].get("accuracy")), Estimate.from_dict(readings[name].get("gain")))
             for name in READINGS
             if isinstance(readings.get(name), Mapping)
         },

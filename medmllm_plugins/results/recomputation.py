@@ -9,15 +9,16 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import shown
 from medmllm_plugins.metrics.intervals import RESAMPLES
-from medmllm_plugins.metrics.multilabel import FindingsSummary, summarise_findings
+from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.prompt_variants import VariantsSummary, summarise_variants
-from medmllm_plugins.metrics.summary import Summary, summarise
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
+from medmllm_plugins.metrics.summary import METRICS_FORMAT, summarise
+from medmllm_plugins.results.metric_files import AnySummary
 
 YES_NO: Final = ("yes", "no")
 """Classes of a question about one finding."""
-_DRAWN: Final = frozenset({"low", "high", "resamples", "seed", "interval"})
-"""What depends on the bootstrap resamples, which are not drawn again."""
+_DRAWN: Final = frozenset({"low", "high", "resamples", "seed", "interval", METRICS_FORMAT})
+"""Keys that depend on the bootstrap resamples, which are not drawn again, or on the version of the format."""
 _TOLERANCE: Final = 1e-6
 _NAMED: Final = 3
 
@@ -74,9 +75,7 @@ class Classes:
         return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, by_variant)
 
 
-def recompute(
-    outcomes: Sequence[Outcome], classes: Classes, *, resamples: int = RESAMPLES
-) -> Summary | FindingsSummary | VariantsSummary:
+def recompute(outcomes: Sequence[Outcome], classes: Classes, *, resamples: int = RESAMPLES) -> AnySummary:
     """Compute every figure of a task again.
 
     Args:

@@ -15,11 +15,12 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_results import FOLDER, INDEX, Attributions, read_attributions
-from medmllm_plugins.results.formatting import clean, mapping, quantity, sequence
 from medmllm_plugins.results.outcome_files import AGAIN, METRICS, SUFFIX, LineChecker, file_stem
 from medmllm_plugins.results.probe_results import Probing, read_probing
 from medmllm_plugins.results.recomputation import Classes
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal
+from medmllm_plugins.utils.json_values import clean, mapping, sequence
+from medmllm_plugins.utils.plain_text import quantity
 
 PROBES: Final = ".probes.json"
 FOLDS: Final = ".folds.json"

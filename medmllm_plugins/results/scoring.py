@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.loading.dataset import Dataset
-from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.plugins.published_checkpoints import DEMO
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import TaskSettings
+from medmllm_plugins.results.metric_files import AnySummary, write_metrics
 from medmllm_plugins.results.outcome_files import SUFFIX, file_stem, write_outcomes
 from medmllm_plugins.results.recomputation import Classes, recompute
 from medmllm_plugins.utils.atomic_files import write_whole
@@ -22,33 +22,12 @@ METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "parsed")
 LOWER_IS_BETTER: Final = frozenset({"spread", "flips"})
 
 
-class AnySummary(Protocol):
-    """What every summary of a task's outcomes offers."""
-
-    @property
-    def metrics(self) -> Mapping[str, Estimate]:
-        """Each metric with its interval."""
-
-    @property
-    def n(self) -> int:
-        """Number of rows that were scored."""
-
-    def headline(self) -> str:
-        """The one sentence to read."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-
-    def write(self, folder: Path, stem: str) -> list[Path]:
-        """Write the figures as JSON and CSV."""
-
-
 def metrics(settings: TaskSettings) -> tuple[str, ...]:
-    """The metrics that the host prints for a task."""
-    found: tuple[str, ...] = METRICS
+    """Return the names of the metrics that lmms-eval prints for a task."""
+    names: tuple[str, ...] = METRICS
     if settings.dataset.kind == "ordinal":
-        found = (*found, "kappa")
-    return (*found, "spread", "flips") if len(variants(settings)) > 1 else found
+        names = (*names, "kappa")
+    return (*names, "spread", "flips") if len(variants(settings)) > 1 else names
 
 
 def score(outcomes: Sequence[Outcome], settings: TaskSettings) -> AnySummary:
@@ -61,12 +40,12 @@ def score(outcomes: Sequence[Outcome], settings: TaskSettings) -> AnySummary:
 
 
 def unreadable_warning(figures: Mapping[str, Any], settings: TaskSettings, model: Mapping[str, Any] | None) -> str:
-    """Return what to say instead of the headline where too few answers could be read; empty where enough were.
+    """Return the warning that replaces the headline where too few answers could be read; empty where enough were.
 
     Args:
-        figures: the summary as :meth:`AnySummary.to_dict` gives it.
-        settings: of the task.
-        model: what the manifest tells of the model; ``None`` for one that is none of this package's.
+        figures: the summary as its ``to_dict`` returns it.
+        settings: the task's settings.
+        model: the model's entry in the manifest; ``None`` for a model that this package does not load.
     """
     shortfall = unreadable(figures)
     if shortfall is None:
@@ -89,7 +68,7 @@ def classes_of(settings: TaskSettings) -> Classes:
 
 
 def facts(settings: TaskSettings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
-    """What a manifest tells of a task before it is answered: its settings, its data and how many rows it has."""
+    """Return the manifest's entry of a task before it is answered: settings, data and number of rows."""
     classes = classes_of(settings)
     return {
         **settings.to_dict(),
@@ -113,18 +92,18 @@ def facts(settings: TaskSettings, data: Dataset, *, documents: int, questions: i
 def write(
     folder: Path, task: str, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str], data: Dataset
 ) -> None:
-    """Put a task's figures, its outcomes row by row and its folds into a run folder.
+    """Write a task's metrics, outcomes and folds into a run folder.
 
     Args:
         folder: the run folder.
         task: the task's name, from which the files' names are made.
-        summary: its figures.
+        summary: its metrics.
         outcomes: its rows.
-        answers: what the model wrote, by the rows' ids.
+        answers: the model's answers by row id.
         data: its data set.
     """
     stem = file_stem(task)
-    summary.write(folder, stem)
+    write_metrics(folder, stem, summary)
     write_outcomes(folder / f"{stem}{SUFFIX}", outcomes, answers)
     manifest = fold_manifest.to_json(data.spec.name, data.fingerprint, data.documents)
     write_whole(folder / f"{data.spec.name}.folds.json", manifest)

@@ -10,6 +10,7 @@ import pytest
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.metric_files import write_metrics
 from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.seal import write_seal
 
@@ -22,7 +23,7 @@ def run_folder(folder: Path, right: list[int], rows: list[Outcome] | None = None
     answers = ["b" if hit else "a" for hit in right]
     rows = rows or [Outcome(str(i), str(i // 2), "b", answer, "parsed") for i, answer in enumerate(answers)]
     write_outcomes(folder / "t.outcomes.jsonl", rows)
-    summarise(rows, ["a", "b"], None, resamples=20).write(folder, "t")
+    write_metrics(folder, "t", summarise(rows, ["a", "b"], None, resamples=20))
     write_seal(folder)
     return folder
 

@@ -110,7 +110,7 @@ def test_groups_from_names(tmp_path: Path) -> None:
     write_rows(tmp_path, [row.replace("images/", "") for row in six(tmp_path)])
     found = load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": r"^[0-9]", "fold": "test"})).documents
     assert [one.group for one in found] == list("012345") and {one.fold for one in found} == {"test"}
-    with pytest.raises(DataError, match=r"6 faults .*(.|\n)*0\.png: expected a name in which 'p"):
+    with pytest.raises(DataError, match=r"6 faults .*(.|\n)*0\.png: expected a name that contains 'p"):
         load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": "p[0-9]"}))
 
 

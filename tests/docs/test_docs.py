@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from support.command_line import find_subcommand, options_of, subcommands
 
-from benchmarks.catalogue import BENCHMARKS
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.readers.intensity_windows import WINDOWS
 from medmllm_plugins.errors import MedMLLMError
@@ -140,16 +139,6 @@ def test_evaluations_name_known_flags_models_and_tasks(where: str, command: str)
             "pretrained", ""
         )
         assert not size or not model.sizes or size in model.sizes or "/" in size, f"{where}: {size}"
-
-
-def test_benchmarks_of_the_page_are_those_of_the_catalogue() -> None:
-    text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
-    section = text[text.index("## What there is") : text.index("## The record")]
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(BENCHMARKS)
-    assert set(re.findall(r"^\*\*`(\w+)`\*\*:", section, re.MULTILINE)) == set(BENCHMARKS)
-    for _, command in SHOWN:
-        if match := re.match(r"python -m benchmarks (\w+)", command):
-            assert match[1] in BENCHMARKS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -15,8 +15,8 @@ import numpy as np
 from fuzz.mutators import mutate_bytes, mutate_lines, one_of
 from fuzz.target import Files, Target
 from fuzz.trees import json_lines_mutator, json_mutator, safetensors_mutator
+from support.run_folders import Folder, findings, outcomes
 
-from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.loading.catalogue import dataset_specs

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.results.metric_files import write_metrics
 
 FINDINGS = ("edema", "mass", "hernia")
 
@@ -59,7 +60,7 @@ def test_each_finding_equals_scikit_learn():
             "auroc": reference.roc_auc_score(positive, yes),
             "auprc": reference.average_precision_score(positive, yes),
         }
-        assert {name: found.value for name, found in one.metrics.items()} == pytest.approx(expected)
+        assert {name: found.value for name, found in one.metrics().items()} == pytest.approx(expected)
         assert (one.n, one.positives) == (80, positive.sum())
 
 
@@ -69,10 +70,10 @@ def test_the_whole_is_made_of_the_findings():
     right = [outcome.label == outcome.predicted for outcome in outcomes]
     assert summary.metrics["accuracy"].value == pytest.approx(np.mean(right))
     for macro, name in (("balanced", "balanced"), ("macro_f1", "f1"), ("auroc", "auroc"), ("auprc", "auprc")):
-        mean = np.mean([one.metrics[name].value for one in summary.per_finding])
+        mean = np.mean([one.metrics()[name].value for one in summary.per_finding])
         assert summary.metrics[macro].value == pytest.approx(mean)
     assert summary.exact_match.value == pytest.approx(np.array(right).reshape(-1, 3).all(1).mean())
-    assert (summary.n, summary.n_documents, summary.n_groups, summary.defined) == (240, 80, 25, 3)
+    assert (summary.n, summary.n_documents, summary.n_groups, summary.findings_in_means) == (240, 80, 25, 3)
     assert all(found.low <= found.value <= found.high for found in summary.metrics.values())
 
 
@@ -96,9 +97,9 @@ def test_a_finding_that_is_never_there_is_in_no_mean():
         for finding in ("mass", "hernia")
     ]
     summary = summarise_findings(outcomes, FINDINGS, resamples=20)
-    assert summary.defined == 1 and [one.finding for one in summary.per_finding] == ["mass", "hernia"]
+    assert summary.findings_in_means == 1 and [one.finding for one in summary.per_finding] == ["mass", "hernia"]
     assert summary.metrics["balanced"].value == pytest.approx(0.5)
-    assert np.isnan(summary.per_finding[1].metrics["balanced"].value)
+    assert np.isnan(summary.per_finding[1].metrics()["balanced"].value)
     assert summary.metrics["accuracy"].value == summary.always_no == 0.75
     assert "auroc" not in summary.metrics
 
@@ -107,7 +108,7 @@ def test_order_changes_nothing_and_json_holds_everything(tmp_path):
     outcomes = random_outcomes(scored=False)
     summary = summarise_findings(outcomes, FINDINGS, resamples=20)
     assert summarise_findings(outcomes[::-1], FINDINGS, resamples=20) == summary
-    files = summary.write(tmp_path, "t")
+    files = write_metrics(tmp_path, "t", summary)
     assert json.loads(files[0].read_text())["metrics"]["accuracy"]["value"] == summary.metrics["accuracy"].value
     assert files[2].read_text().splitlines()[0].startswith("finding,n,positives,sensitivity,sensitivity_low")
     assert "yes/no questions" in summary.headline()

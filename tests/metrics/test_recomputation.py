@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.run_folders import FINDINGS, LABELS, findings, outcomes
 
-from benchmarks.run_folders import FINDINGS, LABELS, findings, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome

@@ -16,6 +16,7 @@ from scipy.special import softmax
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.metric_files import write_metrics
 
 LABELS = ("benign", "malignant", "normal")
 
@@ -139,7 +140,7 @@ def test_values_equal_scikit_learn():
     recalls = reference.recall_score(truth, answer, labels=list(LABELS), average=None)
     assert [found.sensitivity.value for found in summary.per_class] == pytest.approx(list(recalls))
     square = reference.confusion_matrix(truth, answer, labels=list(LABELS))
-    assert [row[:3] for row in summary.confusion] == [tuple(row) for row in square.tolist()]
+    assert [row[:3] for row in summary.confusion.counts] == [tuple(row) for row in square.tolist()]
     assert summary.statuses == {s: sum(outcome.status == s for outcome in outcomes) for s in STATUSES}
 
 
@@ -230,13 +231,13 @@ def test_nothing_parsed():
 def test_csv_files_equal_the_json(tmp_path):
     labels = ("benign, or not", 'so-called "normal"', "tumör")
     outcomes = random_outcomes(labels=labels)
-    paths = summarise(outcomes, labels, "tumör", resamples=50).write(tmp_path / "new", "med_cls_x")
+    paths = write_metrics(tmp_path / "new", "med_cls_x", summarise(outcomes, labels, "tumör", resamples=50))
     names = ["med_cls_x.metrics.json", "med_cls_x.metrics.csv", "med_cls_x.per_class.csv", "med_cls_x.confusion.csv"]
     names.append("med_cls_x.label_scores.csv")
     assert [path.name for path in paths] == names
     assert sorted(os.listdir(tmp_path / "new")) == sorted(names)  # no draft is left behind
     written = json.loads(paths[0].read_text(encoding="utf-8"))
-    metrics, per_class, confusion, forms = (pd.read_csv(path, float_precision="round_trip") for path in paths[1:])
+    metrics, per_class, confusion, forms = (pd.read_csv(path, engine="python") for path in paths[1:])
     for row in forms.to_dict("records"):
         told = {key: row[key] for key in ("value", "low", "high")}
         assert told == written["label_scores"][row["form"]][row["metric"]]
@@ -263,7 +264,7 @@ def test_csv_files_equal_the_json(tmp_path):
 
 def test_undefined_numbers_are_empty_cells(tmp_path):
     outcomes = [Outcome(str(i), "one", "benign", "benign", "parsed") for i in range(3)]
-    paths = summarise(outcomes, LABELS, None, resamples=5).write(tmp_path, "x")
+    paths = write_metrics(tmp_path, "x", summarise(outcomes, LABELS, None, resamples=5))
     with paths[1].open(encoding="utf-8", newline="") as handle:
         rows = {row["metric"]: row for row in csv.DictReader(handle)}
     assert (rows["accuracy"]["value"], rows["accuracy"]["low"]) == ("1.0", "")
@@ -280,7 +281,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("medmllm_plugins.utils.atomic_files.os.replace", fail)
     with pytest.raises(OSError, match="no space"):
-        summary.write(tmp_path, "x")
+        write_metrics(tmp_path, "x", summary)
     assert target.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == [target.name]
 
@@ -347,5 +348,5 @@ def test_options_are_checked(change, words):
 def test_the_stem_is_a_plain_name(tmp_path, stem):
     summary = summarise(random_outcomes(n=5), LABELS, None, resamples=2)
     with pytest.raises(OptionError, match="plain file name"):
-        summary.write(tmp_path, stem)
+        write_metrics(tmp_path, stem, summary)
     assert os.listdir(tmp_path) == []

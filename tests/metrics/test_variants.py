@@ -7,6 +7,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.metric_files import write_metrics
 
 LABELS = ("a", "b")
 
@@ -58,7 +59,7 @@ def test_the_mean_is_that_of_the_single_summaries(tmp_path):
         ]
         assert summary.metrics[name].value == pytest.approx(np.mean(single))
         assert summary.metrics[name].low <= summary.metrics[name].value <= summary.metrics[name].high
-    table = summary.write(tmp_path, "t")[2].read_text().splitlines()
+    table = write_metrics(tmp_path, "t", summary)[2].read_text().splitlines()
     assert [line.split(",")[0] for line in table] == ["variant", "x", "y", "z"]
 
 

@@ -743,9 +743,9 @@ def test_example_loader_translates_its_size_names(site: Site, monkeypatch: pytes
         device: str = "cpu"
 
     seen: list[Options] = []
-    rooms = ModuleType("medmllm_plugins.models")
+    rooms = ModuleType("medmllm_plugins.models.formats")
     rooms.medm_vl = SimpleNamespace(load=seen.append)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "medmllm_plugins.models", rooms)
+    monkeypatch.setitem(sys.modules, "medmllm_plugins.models.formats", rooms)
     monkeypatch.syspath_prepend(str(EXAMPLE))
     site.modules.append("medmllm_example")
     import medmllm_example  # type: ignore[import-not-found]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.run_folders import Folder, findings, outcomes
 
-from benchmarks.run_folders import Folder, findings, outcomes
+from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.report.methods_text import methods
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_notes import notes
@@ -18,7 +19,6 @@ from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.run_pairs import differences
 from medmllm_plugins.report.tables import answer_tables, finding_tables
 from medmllm_plugins.report.verdict import verdicts
-from medmllm_plugins.results.formatting import UNKNOWN
 
 ANYTHING = st.sampled_from(
     [None, "x", "", True, -1, 10**400, float("nan"), float("inf"), [], {}, [[1]], ["a"], {"a": 1}, {"a": None}]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.run_folders import Folder, outcomes
 
-from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.report.report_files import make
 
 pytestmark = pytest.mark.chromium

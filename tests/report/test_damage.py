@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.run_folders import Folder, outcomes
 
-from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report import assemble
@@ -19,7 +19,7 @@ from medmllm_plugins.report.figures import answer_figures
 from medmllm_plugins.report.report_files import make
 from medmllm_plugins.report.report_notes import notes
 from medmllm_plugins.report.run_collection import collect_runs
-from medmllm_plugins.results.formatting import number
+from medmllm_plugins.utils.json_values import number
 
 HUGE = 10**400
 

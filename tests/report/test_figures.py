@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from support.run_folders import Folder, outcomes
 
-from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.attribution import map_images
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, gallery, layer_figures, mapping_figures
 from medmllm_plugins.report.figures import figure_style as drawing_module
@@ -27,8 +27,8 @@ from medmllm_plugins.report.figures.figure_style import style
 from medmllm_plugins.report.run_collection import Cell, DataPart, Subject, collect_runs
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
-from medmllm_plugins.results import formatting
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
+from medmllm_plugins.utils.json_values import clean
 
 SVG = "{http://www.w3.org/2000/svg}"
 USE = f"{SVG}use"
@@ -132,7 +132,7 @@ def test_curves_of_other_classes_have_names_too(tmp_path: Path) -> None:
     assert [said.count(name) for name in ("benign", "malignant", "normal")] == [1, 1, 1]
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=5, unique_by=formatting.clean))
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=5, unique_by=clean))
 def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> None:
     kinds = ["(ambiguous)", "(out_of_list)", "(refusal)"]
     counts = [[1] * (len(names) + len(kinds)) for _ in names]
@@ -140,7 +140,7 @@ def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> Non
     found = answer_figures.confusion_of(cell_of(told))
     assert found is not None
     rows, columns, _ = found
-    assert columns[: len(names)] == rows == [formatting.clean(name) for name in names]
+    assert columns[: len(names)] == rows == [clean(name) for name in names]
     assert columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
 
 
@@ -153,7 +153,7 @@ def cell_of(metrics: dict[str, Any]) -> Cell:
 
 def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
     part = part_of(*(everything(tmp_path / str(turn), turn) for turn in range(2)))
-    controls = [(cell, None, formatting.UNKNOWN) for cell in part.cells if cell.task.image != "shown"]
+    controls = [(cell, None, UNKNOWN) for cell in part.cells if cell.task.image != "shown"]
     draws = [
         answer_figures.accuracies,
         answer_figures.reliability,
@@ -240,9 +240,9 @@ def test_accuracy_stands_beside_the_name_of_the_model(tmp_path: Path) -> None:
 
 @given(st.text(st.characters()))
 def test_no_text_turns_the_writing_around_it(value: str) -> None:
-    found = formatting.clean(value)
+    found = clean(value)
     assert not any(unicodedata.bidirectional(one) in TURNING for one in found)
-    assert formatting.clean(found) == found and len(found) == len(value)
+    assert clean(found) == found and len(found) == len(value)
 
 
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.run_folders import Folder, outcomes
 
-from benchmarks.run_folders import Folder, outcomes
 from medmllm_plugins.report.report_files import make, plain_names
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.tables import answer_tables

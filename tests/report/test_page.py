@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.run_folders import Folder, findings, outcomes
 
-from benchmarks.run_folders import Folder, findings, outcomes
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate

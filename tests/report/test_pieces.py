@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 
-from benchmarks.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.report import methods_text
+from medmllm_plugins.report import formatting, methods_text
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures
 from medmllm_plugins.report.figures.figure_style import THEME, style
 from medmllm_plugins.report.figures.gallery import gallery
@@ -33,7 +33,8 @@ from medmllm_plugins.report.report_notes import notes
 from medmllm_plugins.report.run_collection import DataPart, collect_runs
 from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables
 from medmllm_plugins.report.verdict import verdicts
-from medmllm_plugins.results import formatting
+from medmllm_plugins.utils.json_values import clean, number
+from medmllm_plugins.utils.plain_text import listed
 
 
 def part_of(*folders: Folder) -> DataPart:
@@ -42,7 +43,7 @@ def part_of(*folders: Folder) -> DataPart:
 
 
 def test_text_survives_whatever_a_document_holds() -> None:
-    assert formatting.clean("a\x00b\ud800\x1b") == "a\ufffdb?\ufffd"
+    assert clean("a\x00b\ud800\x1b") == "a\ufffdb?\ufffd"
     assert formatting.cut("x" * 1_000_000, 10) == "x" * 9 + "…" and formatting.cut("a\n b") == "a b"
     assert (
         formatting.percent(-0.0001, signed=True) == "0.0\xa0%"
@@ -50,14 +51,10 @@ def test_text_survives_whatever_a_document_holds() -> None:
     )
     assert formatting.percent(0.123, signed=True) == "+12.3\xa0%" and formatting.percent(-0.5) == "−50.0\xa0%"
     assert formatting.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
-    assert formatting.interval(formatting.UNKNOWN) == "no interval" and formatting.p_value(0) == "< 0.0001"
-    assert formatting.listed(["a", "b", "c"]) == "a, b and c" and formatting.listed([]) == ""
-    assert (
-        np.isnan(formatting.number(True))
-        and np.isnan(formatting.number("3"))
-        and np.isnan(formatting.number(float("inf")))
-    )
-    assert np.isnan(formatting.number(10**400))
+    assert formatting.interval(UNKNOWN) == "no interval" and formatting.p_value(0) == "< 0.0001"
+    assert listed(["a", "b", "c"]) == "a, b and c" and listed([]) == ""
+    assert np.isnan(number(True)) and np.isnan(number("3")) and np.isnan(number(float("inf")))
+    assert np.isnan(number(10**400))
 
 
 def test_metrics_table_and_its_csv(tmp_path: Path) -> None:

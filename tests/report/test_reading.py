@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.run_folders import LABELS, Folder, outcomes
 
-from benchmarks.run_folders import LABELS, Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.results.run_reader import RunFolder, read_run
 

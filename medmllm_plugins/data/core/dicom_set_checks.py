@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.data.readers.dicom_elements import Values, Wanted, open_source, read_elements
+from medmllm_plugins.data.readers.dicom_elements import Selection, Values, open_dicom, read_elements
 from medmllm_plugins.data.readers.image_files import may_be_dicom
 from medmllm_plugins.errors import DataError
 
-_FRAMES, _BURNED_IN = 0x00280008, 0x00280301
-_IDENTIFIERS: Final = {"series": 0x0020000E, "studies": 0x0020000D, "patients": 0x00100020}
-_WANTED: Final[Wanted] = dict.fromkeys((_FRAMES, _BURNED_IN, *_IDENTIFIERS.values()))
+_IDENTIFIERS: Final = {"series": "SeriesInstanceUID", "studies": "StudyInstanceUID", "patients": "PatientID"}
+_SELECTION: Final = Selection("NumberOfFrames", "BurnedInAnnotation", *_IDENTIFIERS.values())
 _KEY: Final = secrets.token_bytes(32)
 
 
@@ -103,19 +102,21 @@ def _facts(path: Path) -> _Facts | None:
     if not path.is_file() or not may_be_dicom(path):
         return None
     try:
-        with open_source(path) as source:
-            values = read_elements(path, source, _WANTED)[0].values
+        with open_dicom(path) as opened:
+            values = read_elements(path, opened, _SELECTION)[0].values
     except DataError:  # it was read before; whatever happened to it is named when it is read again
         return None
-    frames = _text(values, _FRAMES)
+    frames = _text(values, "NumberOfFrames")
     identifiers = {
         name: hashlib.blake2b(text.encode(), key=_KEY, digest_size=16).digest()
-        for name, tag in _IDENTIFIERS.items()
-        if (text := _text(values, tag))
+        for name, keyword in _IDENTIFIERS.items()
+        if (text := _text(values, keyword))
     }
-    return _Facts(int(frames) if frames.isdecimal() else 1, _text(values, _BURNED_IN).upper() == "YES", identifiers)
+    return _Facts(
+        int(frames) if frames.isdecimal() else 1, _text(values, "BurnedInAnnotation").upper() == "YES", identifiers
+    )
 
 
-def _text(values: Values, tag: int) -> str:
-    value = values.get(tag, b"")
+def _text(values: Values, keyword: str) -> str:
+    value = values.get(keyword, b"")
     return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""

@@ -24,15 +24,17 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size, check_volume_size
 from medmllm_plugins.data.readers.decoder_process import CHILDREN
 from medmllm_plugins.data.readers.dicom_codestreams import RLE
 from medmllm_plugins.data.readers.dicom_colour import in_bands
-from medmllm_plugins.data.readers.dicom_elements import open_source
+from medmllm_plugins.data.readers.dicom_elements import open_dicom
+from medmllm_plugins.data.readers.dicom_header import DicomHeader, header_of, read_header
 from medmllm_plugins.data.readers.dicom_kinds import count_kinds, kind_without_pictures
 from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
-from medmllm_plugins.data.readers.dicom_tags import Header, header_of, is_dicom, read_header
+from medmllm_plugins.data.readers.dicom_prefix import is_dicom
 from medmllm_plugins.data.readers.image_options import DEFAULT, PictureOptions, side_by_side
 from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window_bounds
 from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
@@ -133,15 +135,16 @@ def read_dicom(path: Path) -> Scan:
     return Scan(image=image, unit=unit, single=geometry.size[2] == 1)
 
 
-def _fill(voxels: npt.NDArray[np.float32], header: Header, order: Sequence[int]) -> None:
+def _fill(voxels: npt.NDArray[np.float32], header: DicomHeader, order: Sequence[int]) -> None:
     """Read the frames of a file into their places."""
-    with open_source(header.path) as source:
-        header, content = header_of(header.path, source)
+    with open_dicom(header.path) as opened:
+        deflated = header.layout.syntax == DeflatedExplicitVRLittleEndian
+        stream = header_of(header.path, opened)[1] if deflated else opened
         for place, index in enumerate(order):
-            voxels[place] = grey_frame(header, content, index)
+            voxels[place] = grey_frame(header, stream, index)
 
 
-def _fill_from_files(voxels: npt.NDArray[np.float32], headers: Sequence[Header], order: Sequence[int]) -> None:
+def _fill_from_files(voxels: npt.NDArray[np.float32], headers: Sequence[DicomHeader], order: Sequence[int]) -> None:
     """Read files of one frame into their places; compressed ones by as many threads as there are decoders."""
 
     def read(place: int) -> None:
@@ -186,8 +189,8 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
         DataError: the file is no DICOM, damaged or without pixels; it has no frame of that number; or the window does
             not go with its unit.
     """
-    with open_source(path) as source:
-        header, content = header_of(path, source, placed=False)
+    with open_dicom(path) as opened:
+        header, stream = header_of(path, opened, geometry=False)
         chosen = options.frames(path, header.size[2])
         # A picture counts with its stored values, what is made of them and what is shown.
         each = 4 + 2 * header.layout.samples * -(-header.layout.allocated // 8)
@@ -195,16 +198,16 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
         if header.channels == 3:
             if options.window is not None:
                 raise DataError(f"{path}: expected a grey picture for a window, got colours. Leave `window` out.")
-            pictures = [Image.fromarray(colour_frame(header, content, index)) for index in chosen]
+            pictures = [Image.fromarray(colour_frame(header, stream, index)) for index in chosen]
         else:
             pictures = list(
-                _grey_pictures(header, [finite(grey_frame(header, content, i), path) for i in chosen], chosen, options)
+                _grey_pictures(header, [finite(grey_frame(header, stream, i), path) for i in chosen], chosen, options)
             )
     return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
 
 
 def _grey_pictures(
-    header: Header, frames: Sequence[npt.NDArray[np.float32]], chosen: Sequence[int], options: PictureOptions
+    header: DicomHeader, frames: Sequence[npt.NDArray[np.float32]], chosen: Sequence[int], options: PictureOptions
 ) -> Iterator[Image.Image]:
     """Frames as a viewer shows them; without a window all share one range."""
     lowest, highest = min(float(one.min()) for one in frames), max(float(one.max()) for one in frames)
@@ -225,7 +228,7 @@ def dicom_picture_facts(path: Path) -> PictureFacts:
     Raises:
         DataError: see :func:`read_dicom_image`.
     """
-    header = read_header(path, placed=False)
+    header = read_header(path, geometry=False)
     return PictureFacts(header.size[:2], header.size[2], header.burned_in)
 
 
@@ -239,7 +242,7 @@ def shows_volume(path: Path) -> bool:
     return header.size[2] > 1 and header.channels == 1 and len(header.positions) == header.size[2]
 
 
-def _headers(path: Path) -> list[Header]:
+def _headers(path: Path) -> list[DicomHeader]:
     if not path.is_dir():
         header = read_header(path)
         if header.channels != 1:
@@ -252,16 +255,22 @@ def _headers(path: Path) -> list[Header]:
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and entry.name != "DICOMDIR"]
     # Endings such as .1 or .73549 are parts of identifiers that serve as names.
     files = [file for file in files if (_claims(file) and not _is_text(file)) or is_dicom(file)]
-    kinds = {file: kind_without_pictures(file) for file in files}
-    files = [file for file in files if kinds[file] is None]
-    if not files:
+    headers, kinds = [], []
+    for file in files:
+        try:
+            headers.append(read_header(file))
+        except DataError:
+            kind = kind_without_pictures(file)
+            if kind is None:
+                raise
+            kinds.append(kind)
+    if not headers:
         folders = sum(entry.is_dir() for entry in entries)
-        others = count_kinds(kind for kind in kinds.values() if kind)
+        others = count_kinds(kinds)
         raise DataError(
             f"{path}: expected the DICOM files of one series, got none{f' ({others})' if others else ''} and {folders} "
             "folders. Name the folder that holds the slices."
         )
-    headers = [read_header(file) for file in files]
     _check_one_series(path, headers)
     if len(headers) == 1 and headers[0].size[2] == 1:
         raise DataError(
@@ -291,7 +300,7 @@ def _is_text(file: Path) -> bool:
     return not any(byte < 32 and byte not in b"\t\n\f\r" for byte in content)
 
 
-def _check_one_series(path: Path, headers: Sequence[Header]) -> None:
+def _check_one_series(path: Path, headers: Sequence[DicomHeader]) -> None:
     counts = Counter(header.series for header in headers)
     if len(counts) > 1:
         listed = ", ".join(f"series {index} with {count}" for index, count in enumerate(counts.values(), start=1))
@@ -301,7 +310,7 @@ def _check_one_series(path: Path, headers: Sequence[Header]) -> None:
         )
 
 
-def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int]]:
+def _geometry(path: Path, headers: Sequence[DicomHeader]) -> tuple[Geometry, list[int]]:
     """The geometry of the stack, and which slice or frame comes at each place of it."""
     first = headers[0]
     count = len(headers) if len(headers) > 1 else first.size[2]
@@ -334,7 +343,7 @@ def _geometry(path: Path, headers: Sequence[Header]) -> tuple[Geometry, list[int
     return Geometry((*first.size[:2], count), spacing, direction), [int(index) for index in order]
 
 
-def _single(path: Path, header: Header) -> Geometry:
+def _single(path: Path, header: DicomHeader) -> Geometry:
     spacing = (*(header.spacing or header.assumed[:2]), header.assumed[2])
     check_spacing(spacing, path)
     direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

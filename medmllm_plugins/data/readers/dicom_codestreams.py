@@ -6,11 +6,11 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size
-from medmllm_plugins.data.readers.dicom_elements import Source
-from medmllm_plugins.data.readers.dicom_tags import Layout
+from medmllm_plugins.data.readers.dicom_elements import read_at
+from medmllm_plugins.data.readers.dicom_header import PixelLayout
 from medmllm_plugins.errors import DataError
 
 RLE: Final = "1.2.840.10008.1.2.5"
@@ -49,18 +49,18 @@ class Codestream:
     bits: int
 
 
-def read_frame(path: Path, source: Source, layout: Layout, index: int) -> bytes:
+def read_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> bytes:
     """Return the bytes of a compressed frame, its fragments joined.
 
     Raises:
         DataError: there are fewer or more frames than the header states, or the frame is longer than what is decoded.
     """
-    fragments = frame_fragments(path, source, layout)[index]
+    fragments = frame_fragments(path, stream, layout)[index]
     check_decoded_size(path, sum(length for _, length in fragments))
-    return b"".join(source.at(offset, length) for offset, length in fragments)
+    return b"".join(read_at(stream, offset, length) for offset, length in fragments)
 
 
-def frame_fragments(path: Path, source: Source, layout: Layout) -> list[list[tuple[int, int]]]:
+def frame_fragments(path: Path, stream: BinaryIO, layout: PixelLayout) -> list[list[tuple[int, int]]]:
     """Return offset and length of the fragments of each frame.
 
     The offset tables decide where they fit the fragments; else each fragment is a frame if there are as many, and
@@ -73,14 +73,16 @@ def frame_fragments(path: Path, source: Source, layout: Layout) -> list[list[tup
     frames = layout.frames
     if frames == 1 and fragments:
         return [fragments]
-    for starts in (_offsets(layout.offsets, "<Q"), _offsets(source.at(*table), f"{layout.order}I")):
+    for starts in (_offsets(layout.offsets, "<Q"), _offsets(read_at(stream, *table), f"{layout.order}I")):
         groups = _split_at(fragments, starts)
         if len(groups) == frames:
             return groups
     if len(fragments) == frames:
         return [[fragment] for fragment in fragments]
     begins = [
-        index for index, (offset, _) in enumerate(fragments) if source.at(offset, 8).startswith(_STARTS) or index == 0
+        index
+        for index, (offset, _) in enumerate(fragments)
+        if read_at(stream, offset, 8).startswith(_STARTS) or index == 0
     ]
     groups = [fragments[start:end] for start, end in zip(begins, [*begins[1:], len(fragments)], strict=True)]
     if len(groups) != frames:
@@ -108,7 +110,7 @@ def _split_at(fragments: list[tuple[int, int]], starts: list[int]) -> list[list[
     return [fragments[start:end] for start, end in zip(begins, [*begins[1:], len(fragments)], strict=True)]
 
 
-def check_codestream(path: Path, layout: Layout, content: bytes) -> None:
+def check_codestream(path: Path, layout: PixelLayout, content: bytes) -> None:
     """Compare what a compressed frame states of itself with the DICOM header.
 
     Raises:
@@ -164,7 +166,7 @@ def _jpeg(content: bytes) -> Codestream | None:
     return None
 
 
-def jpeg_colours(layout: Layout, content: bytes) -> str:
+def jpeg_colours(layout: PixelLayout, content: bytes) -> str:
     """Return what the values of a lossy colour JPEG mean, as the DICOM header calls it.
 
     A JFIF marker, Adobe's marker or components called R, G and B say so, as for any JPEG decoder; many ultrasound
@@ -219,7 +221,7 @@ def _jpeg_2000(content: bytes) -> Codestream | None:
     return Codestream(y - y_start, x - x_start, samples, (parts[0] & 0x7F) + 1)
 
 
-def decode_rle(path: Path, layout: Layout, content: bytes) -> bytes:
+def decode_rle(path: Path, layout: PixelLayout, content: bytes) -> bytes:
     """Decode an RLE frame (PS3.5 annex G).
 
     Returns:
@@ -248,7 +250,7 @@ def decode_rle(path: Path, layout: Layout, content: bytes) -> bytes:
     return bytes(planes)
 
 
-def _bad_rle(path: Path, layout: Layout, got: str) -> DataError:
+def _bad_rle(path: Path, layout: PixelLayout, got: str) -> DataError:
     return DataError(
         f"{path}: expected {layout.rows} x {layout.columns} pixels of {layout.samples} x {layout.allocated} bits in "
         f"RLE, got {got}. The file is damaged: export it again."

@@ -8,17 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.pixels.processing import convert_color_space
 
 from medmllm_plugins.errors import DataError
 
-# PS3.3 C.7.6.3.1.2, turned round: what Y, Cb - 128 and Cr - 128 add to red, green and blue.
-_TO_RGB: Final = np.array(
-    [[1, 1, 1], [0, -0.114 * 1.772 / 0.587, 1.772], [1.402, -0.299 * 1.402 / 0.587, 0]], np.float32
-)
 _BAND: Final = 1 << 18
-_DESCRIPTORS: Final = (0x00281101, 0x00281102, 0x00281103)
-_TABLES: Final = (0x00281201, 0x00281202, 0x00281203)
-_SEGMENTED: Final = (0x00281221, 0x00281222, 0x00281223)
+_COLOURS: Final = ("Red", "Green", "Blue")
 
 
 def in_bands(
@@ -49,24 +44,18 @@ def ybr_to_rgb(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     Args:
         values: ``[rows, columns, 3]``, 8 bits.
     """
-
-    def convert(band: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        shifted = band.astype(np.float32) - np.array([0, 128, 128], np.float32)
-        colours: npt.NDArray[np.uint8] = np.floor(shifted @ _TO_RGB + 0.5).clip(0, 255).astype(np.uint8)
-        return colours
-
-    return in_bands(convert, values, (3,))
+    return in_bands(lambda band: convert_color_space(band, "YBR_FULL", "RGB"), values, (3,))
 
 
 def palette_to_rgb(
-    path: Path, values: npt.NDArray[Any], tags: Mapping[int, bytes], order: str, *, signed: bool
+    path: Path, values: npt.NDArray[Any], palette: Mapping[str, bytes], order: str, *, signed: bool
 ) -> npt.NDArray[np.uint8]:
     """Look values up in a palette (PS3.3 C.7.6.3.1.5 and C.7.9.2).
 
     Args:
         path: the file, for messages.
         values: ``[rows, columns]`` stored values; those beyond the tables take the nearest entry.
-        tags: the raw tags of the palette.
+        palette: the raw attributes of the palette, by keyword.
         order: their byte order, as ``struct`` calls it.
         signed: whether values are signed.
 
@@ -77,18 +66,18 @@ def palette_to_rgb(
         DataError: a table is missing or does not fit its descriptor.
     """
     tables, depths, firsts = [], [], []
-    for descriptor, table, segmented in zip(_DESCRIPTORS, _TABLES, _SEGMENTED, strict=True):
-        raw = tags.get(descriptor, b"")
+    for colour in _COLOURS:
+        raw = palette.get(f"{colour}PaletteColorLookupTableDescriptor", b"")
         if len(raw) < 6:
             raise _bad(path, "one without descriptors")
         count, _, depth = (int(number) for number in np.frombuffer(raw[:6], f"{order}u2"))
         firsts.append(int(np.frombuffer(raw[2:4], f"{order}{'i' if signed else 'u'}2")[0]))
         count = count or 1 << 16
-        if table in tags:
-            entries = _entries(path, tags[table], count, order)
+        if table := palette.get(f"{colour}PaletteColorLookupTableData"):
+            tables.append(_entries(path, table, count, order))
         else:
-            entries = _expand(path, tags.get(segmented, b""), count, depth, order)
-        tables.append(entries)
+            segments = palette.get(f"Segmented{colour}PaletteColorLookupTableData", b"")
+            tables.append(_expand(path, segments, count, depth, order))
         depths.append(depth)
     lookup = np.stack(_padded(tables), axis=1)
     # Where entries have 16 bits the upper 8 are shown; some writers keep 8 bits in them all the same.

@@ -1,421 +1,449 @@
-"""The data elements of a DICOM file (PS3.5 section 7), walked within the file's own length.
+"""Parse the data elements of a DICOM file with pydicom, within bounds that pydicom does not check.
 
-Nothing is allocated because a header says so: each length is compared with what encloses it (an item, a sequence, the
-file) before it is believed, elements that nobody asked for are stepped over, and compressed data sets are inflated with
-a bound. Only raw bytes of the wanted tags come back, so that there is nothing to warn of and nothing to quote.
+``pydicom.dcmread`` believes the lengths that a file states: it reads elements that are longer than the file short
+without an error, allocates what a damaged header asks for, and quotes header values (patient data) in warnings. Here,
+:func:`pydicom.filereader.data_element_generator` parses the elements of each data set, and a callback compares every
+length with what encloses it (item, sequence, file) before pydicom reads or skips the value. Items of sequences and
+fragments of pixel data are walked here for the same reason. Only raw bytes of the selected attributes are read.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import BinaryIO, Final, NamedTuple, NoReturn, TypeAlias
+
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import data_element_generator
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size
+from medmllm_plugins.data.readers.dicom_prefix import PREFIX_END, Encoding, encoding_without_prefix, has_vr
 from medmllm_plugins.errors import DataError
 
-IMPLICIT: Final = "1.2.840.10008.1.2"
-EXPLICIT: Final = "1.2.840.10008.1.2.1"
-DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 PIXEL_TAGS: Final = {0x7FE00008: "<f4", 0x7FE00009: "<f8", 0x7FE00010: ""}
-"""The elements that hold pixels; of those that hold floats, their type."""
-UNDEFINED: Final = 0xFFFFFFFF
+"""Tags of pixel data, and the NumPy type of those that hold floats."""
 MAX_DEPTH: Final = 32
 """Deepest nesting of sequences."""
 MAX_ELEMENTS: Final = 500_000
 """Most elements of a file: an enhanced scan of some thousand frames; walking them takes about a second."""
 MAX_VALUE: Final = 1 << 20
-"""Longest value of a wanted tag, in bytes; look-up tables of palettes have up to 128 KiB."""
+"""Longest value of a selected attribute, in bytes; look-up tables of palettes have up to 128 KiB."""
 
-Wanted: TypeAlias = Mapping[int, "Wanted | None"]
-"""Tags to keep; of sequences, the tags to keep of their items."""
-Values: TypeAlias = "dict[int, bytes | list[Values]]"
-"""Raw bytes of a tag; of a sequence, its items."""
+Values: TypeAlias = "dict[str, bytes | list[Values]]"
+"""Raw bytes of attributes by keyword; of a sequence, its items."""
 
-_LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-_HEADS: Final = {order: struct.Struct(f"{order}HH2sHI").unpack for order in "<>"}
-_LENGTHS: Final = {order: struct.Struct(f"{order}I").unpack_from for order in "<>"}
-_CHUNK: Final = 1 << 14
+_UNDEFINED: Final = 0xFFFFFFFF
+_CHARACTER_SET: Final = 0x00080005
+_WINDOW: Final = 1 << 14
+"""Bytes that are parsed at once."""
+_LONG: Final = _WINDOW // 2
+"""Elements from this length on are not read by pydicom."""
 _HEADER_BYTES: Final = 1 << 24
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 
 
-@dataclass(frozen=True, slots=True)
-class Coding:
-    """How elements are written: whether their type is left out, and the byte order as ``struct`` calls it."""
+class Selection:
+    """Attributes to read from a data set.
 
-    implicit: bool
-    order: str
+    Args:
+        keywords: DICOM keywords, such as ``"Rows"``.
+        sequences: keywords of sequences, with the selection for their items.
+    """
+
+    __slots__ = ("keywords", "sequences", "tags")
+
+    def __init__(self, *keywords: str, **sequences: Selection) -> None:
+        self.keywords = {tag_of(keyword): keyword for keyword in keywords}
+        self.sequences = {tag_of(keyword): (keyword, inner) for keyword, inner in sequences.items()}
+        self.tags: list[BaseTag | int] = [*self.keywords, *self.sequences, *PIXEL_TAGS]
+
+
+def tag_of(keyword: str) -> int:
+    """Return the tag of a DICOM keyword."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None, keyword
+    return tag
 
 
 @dataclass(frozen=True, slots=True)
 class PixelElement:
-    """Where the pixels are.
+    """Position of the pixel data.
 
     Attributes:
         tag: one of :data:`PIXEL_TAGS`.
-        offset: where the value begins, in the file, or of a deflated data set in the inflated one.
+        offset: first byte of the value, in the file, or of a deflated data set in the inflated one.
         length: bytes of the value; of encapsulated pixels those of all fragments.
-        kind: the type that is written, ``b"OB"`` or ``b"OW"``; ``b""`` where none is.
+        vr: the value representation, ``"OB"`` or ``"OW"``; ``""`` if none is written.
         fragments: of encapsulated pixels, offset and length of each item, the offset table first; else ``None``.
     """
 
     tag: int
     offset: int
     length: int
-    kind: bytes = b""
+    vr: str = ""
     fragments: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(slots=True)
 class Elements:
-    """What a walk through a file returns.
+    """Parsed elements of a file.
 
     Attributes:
-        syntax: UID of the transfer syntax; of files that state none, what their bytes look like.
-        coding: how the data set is written.
-        values: the wanted tags.
-        pixels: where the pixels are; ``None`` where the file has none.
+        syntax: UID of the transfer syntax; of files that state none, the one that fits their bytes.
+        encoding: encoding of the data set.
+        values: the selected attributes.
+        pixels: position of the pixel data; ``None`` if there are none.
     """
 
     syntax: str
-    coding: Coding
+    encoding: Encoding
     values: Values = field(default_factory=dict)
     pixels: PixelElement | None = None
 
 
-class Source:
-    """Bytes of an open file, or of a data set in memory, read in windows so that large values are never touched."""
-
-    __slots__ = ("_base", "_file", "_window", "size")
-
-    def __init__(self, opened: BinaryIO | None, size: int, content: bytes = b"") -> None:
-        self._file, self.size = opened, size
-        self._base, self._window = 0, content
-
-    def at(self, offset: int, count: int) -> bytes:
-        """Return ``count`` bytes from ``offset`` on, or what is left of them."""
-        start = offset - self._base
-        if (start < 0 or start + count > len(self._window)) and self._file is not None:
-            self._file.seek(offset)
-            self._window, self._base, start = self._file.read(max(count, _CHUNK)), offset, 0
-        return self._window[start : start + count]
-
-
-def starts_like_dicom(start: bytes) -> bool:
-    """Whether a file has the DICOM prefix (128 bytes, then ``DICM``), or begins with an element as files without it do.
-
-    Args:
-        start: the first 132 bytes of the file.
-    """
-    return start[128:132] == b"DICM" or _bare_coding(start) is not None
-
-
-def _bare_coding(start: bytes) -> Coding | None:
-    """How a file without the prefix is written, by its first element, of group 2 or 8; ``None`` where it is none."""
-    if len(start) < 8:
-        return None
-    for order in "<>":
-        group, number, length = struct.unpack_from(f"{order}HHI", start)
-        if group not in (0x0002, 0x0008) or number > 0x0100:
-            continue
-        if start[4:6] in _SHORT or start[4:6] in _LONG:
-            return Coding(False, order)
-        # Without a type: a length of group 8, or one of the short values that come first in it.
-        if order == "<" and length <= 0x100 and (number or length == 4):
-            return Coding(True, order)
-    return None
-
-
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_dicom(path: Path) -> Iterator[BinaryIO]:
     """Open a file.
 
     Raises:
         DataError: it is missing, empty or cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes to it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
             raise DataError(f"{path}: expected a file, got a folder, pipe or device. Leave it out.")
-        with path.open("rb") as opened:
-            size = opened.seek(0, 2)
-            if not size:
+        with path.open("rb", buffering=_WINDOW) as opened:
+            if not os.fstat(opened.fileno()).st_size:
                 raise DataError(f"{path}: expected a DICOM file, got an empty file (0 bytes). Get the file again.")
-            yield Source(opened, size)
+            yield opened
     except OSError as error:
         raise DataError(f"{path}: expected a file, got one that cannot be read ({error.strerror}).") from error
 
 
+def read_at(opened: BinaryIO, offset: int, count: int) -> bytes:
+    """Return ``count`` bytes from ``offset`` on, or fewer at the end of the file."""
+    opened.seek(offset)
+    return opened.read(count)
+
+
 def read_elements(
-    path: Path, source: Source, wanted: Wanted, check: Callable[[Elements], object] | None = None
-) -> tuple[Elements, Source]:
-    """Walk through a file and keep the wanted tags.
+    path: Path, opened: BinaryIO, selection: Selection, until: int = _UNDEFINED
+) -> tuple[Elements, BinaryIO]:
+    """Parse a file and keep the selected attributes.
 
     Args:
         path: the file, for messages.
-        source: the open file.
-        wanted: tags to keep.
-        check: compares the header of a large deflated data set with its pixels, before these are inflated; without it
-            they are not.
+        opened: the open file.
+        selection: attributes to keep.
+        until: the last tag to parse; not of deflated files.
 
     Returns:
-        The elements, and where they were read from: ``source``, or the inflated data set.
+        The elements, and the stream that their offsets refer to: ``opened``, or the inflated data set.
 
     Raises:
-        DataError: the file is no DICOM; an element is longer than what it lies in, or too many or nested too deeply;
+        DataError: the file is no DICOM; an element is longer than what it lies in, or too many, or nested too deeply;
             the file ends within an element; or more comes out of a deflated one than its header states.
     """
-    start = source.at(0, 132)
+    size = opened.seek(0, os.SEEK_END)
+    start = read_at(opened, 0, PREFIX_END)
     prefixed = start[128:] == b"DICM"
-    bare = None if prefixed else _bare_coding(start)
-    if not prefixed and bare is None:
+    if not prefixed and encoding_without_prefix(start) is None:
         raise DataError(
             f"{path}: expected a DICOM file, got one without the prefix DICM that does not begin with an element "
             "either. Move other files out of the folder, or get the file again."
         )
-    offset, stated = _meta(path, source, 132 if prefixed else 0)
-    if stated == DEFLATED:
-        return _deflated(path, source, offset, wanted, check)
-    coding = _coding(source.at(offset, 8), stated)
-    walk = _Walk(path, source)
-    values = walk.dataset(offset, source.size, coding, wanted)
-    syntax = stated or (BIG_ENDIAN if coding.order == ">" else IMPLICIT if coding.implicit else EXPLICIT)
-    return Elements(syntax, coding, values, walk.pixels), source
+    walk = _Walk(path, opened)
+    meta, offset = walk.dataset(
+        PREFIX_END if prefixed else 0, _Scope(size, Encoding(False, "<"), _FILE_META, until=0x0002FFFF)
+    )
+    stated = meta.get("TransferSyntaxUID", b"")
+    syntax = stated.decode("ascii", "replace").strip(" \0") if isinstance(stated, bytes) else ""
+    if syntax == DeflatedExplicitVRLittleEndian:
+        check_decoded_size(path, size)  # the deflated bytes are held in memory too
+        return _read_deflated(path, read_at(opened, offset, size - offset), selection)
+    start = read_at(opened, offset, 8)
+    encoding = None if syntax else encoding_without_prefix(start)
+    # The first element decides where it is not written as the transfer syntax says.
+    encoding = encoding or Encoding(not has_vr(start), ">" if syntax == ExplicitVRBigEndian else "<")
+    if not syntax:
+        syntax = ImplicitVRLittleEndian if encoding.implicit else ExplicitVRLittleEndian
+        syntax = ExplicitVRBigEndian if encoding.byte_order == ">" else syntax
+    values, _ = walk.dataset(offset, _Scope(size, encoding, selection, until=until))
+    return Elements(syntax, encoding, values, walk.pixels), opened
 
 
-def _coding(start: bytes, stated: str) -> Coding:
-    """How the data set is written: as its first element shows, where that is not what the transfer syntax says."""
-    order = ">" if stated == BIG_ENDIAN else "<"
-    if not stated and (bare := _bare_coding(start)) is not None:
-        return bare
-    return Coding(start[4:6] not in _SHORT and start[4:6] not in _LONG, order)
-
-
-def _meta(path: Path, source: Source, offset: int) -> tuple[int, str]:
-    """Where the data set begins, and its transfer syntax, from the elements of group 2; ``""`` where none is stated."""
-    coding, syntax = Coding(False, "<"), ""
-    walk = _Walk(path, source)
-    while source.at(offset, 2) == b"\x02\x00":
-        tag, _, start, length = walk.element(offset, source.size, coding)
-        if length == UNDEFINED:
-            raise walk.fault(tag, offset, "a length that is not stated")
-        if tag == 0x00020010:
-            syntax = walk.value(tag, start, length).decode("ascii", "replace").strip(" \0")
-        offset = start + length
-    return offset, syntax
-
-
-def _deflated(
-    path: Path, source: Source, offset: int, wanted: Wanted, check: Callable[[Elements], object] | None
-) -> tuple[Elements, Source]:
-    """Inflate a data set as far as its pixels, and then as far as these go and no further."""
-    check_decoded_size(path, source.size)  # what is deflated is held in memory too
-    packed = source.at(offset, source.size - offset)
-    coding = Coding(False, "<")
-    head = _inflate(path, packed, _HEADER_BYTES)
-    if len(head) == _HEADER_BYTES:
-        walk = _Walk(path, Source(None, len(head), head), partial=True)
-        found = Elements(DEFLATED, coding, walk.dataset(0, len(head), coding, wanted), walk.pixels)
-        if walk.pixels is None:
-            raise walk.fault(0, len(head), f"{len(head):,} bytes without pixels")
-        if check is None:
-            return found, source
-        check(found)
-        size = walk.pixels.offset + walk.pixels.length
-        check_decoded_size(path, size)
-        head = _inflate(path, packed, size + _CHUNK)
-        if len(head) == size + _CHUNK:
+def _read_deflated(path: Path, packed: bytes, selection: Selection) -> tuple[Elements, BinaryIO]:
+    """Inflate a data set up to its pixels, and then as far as their stated length and no further."""
+    encoding = Encoding(False, "<")
+    content = _inflate(path, packed, _HEADER_BYTES)
+    if len(content) == _HEADER_BYTES:
+        walk = _Walk(path, io.BytesIO(content), partial=True)
+        walk.dataset(0, _Scope(len(content), encoding, selection))
+        stated = len(content) if walk.pixels is None else walk.pixels.offset + walk.pixels.length
+        check_decoded_size(path, stated)
+        content = _inflate(path, packed, stated + _WINDOW)
+        if walk.pixels is None or len(content) == stated + _WINDOW:
             raise DataError(
-                f"{path}: expected a deflated data set of {size:,} bytes by its header, got more. The file is damaged: "
-                "get it again."
+                f"{path}: expected a deflated data set of {stated:,} bytes by its header, got more. The file is "
+                "damaged: get it again."
             )
-    inflated = Source(None, len(head), head)
-    whole = _Walk(path, inflated)
-    values = whole.dataset(0, len(head), coding, wanted)
-    return Elements(DEFLATED, coding, values, whole.pixels), inflated
+    stream = io.BytesIO(content)
+    walk = _Walk(path, stream)
+    values, _ = walk.dataset(0, _Scope(len(content), encoding, selection))
+    return Elements(DeflatedExplicitVRLittleEndian, encoding, values, walk.pixels), stream
 
 
-def _inflate(path: Path, packed: bytes, most: int) -> bytes:
-    """Inflate at most so many bytes of a raw deflate stream."""
+def _inflate(path: Path, packed: bytes, limit: int) -> bytes:
+    """Inflate at most ``limit`` bytes of a raw deflate stream."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        content = inflater.decompress(packed, most)
+        content = inflater.decompress(packed, limit)
     except zlib.error:
         raise DataError(f"{path}: expected a deflated DICOM data set, got damaged data. Get the file again.") from None
-    if len(content) < most and not inflater.eof:
-        raise DataError(
-            f"{path}: expected a whole deflated DICOM data set, got one that is cut short. Get the file again."
-        )
+    if len(content) < limit and not inflater.eof:
+        raise DataError(f"{path}: expected a whole deflated DICOM data set, got a truncated one. Get the file again.")
     return content
 
 
-class _Walk:
-    """One walk through a data set, with what is counted on the way."""
+class _Element(NamedTuple):
+    """An element that pydicom has parsed; ``value`` is missing if it was not read."""
 
-    def __init__(self, path: Path, source: Source, *, partial: bool = False) -> None:
+    tag: int
+    vr: str | None
+    start: int
+    length: int
+    value: bytes | None
+
+
+class _Scope(NamedTuple):
+    """A data set, or the items of a sequence, to be parsed.
+
+    Attributes:
+        end: where it ends at the latest.
+        encoding: encoding of its elements.
+        selection: attributes to keep.
+        depth: number of sequences around it.
+        delimited: whether a delimiter ends it.
+        until: the last tag to parse.
+    """
+
+    end: int
+    encoding: Encoding
+    selection: Selection
+    depth: int = 0
+    delimited: bool = False
+    until: int = _UNDEFINED
+
+
+class _Walk:
+    """One pass over a file; counts elements and keeps the position of the pixel data.
+
+    Args:
+        path: the file, for messages.
+        opened: the stream.
+        partial: whether the stream may end within the pixel data.
+    """
+
+    def __init__(self, path: Path, opened: BinaryIO, *, partial: bool = False) -> None:
         self.pixels: PixelElement | None = None
-        self._path, self._source, self._partial = path, source, partial
+        self._path, self._opened, self._partial = path, opened, partial
         self._left = MAX_ELEMENTS
 
-    def fault(self, tag: int, offset: int, what: str) -> DataError:
-        """Return what to raise about an element."""
-        return DataError(
-            f"{self._path}: expected whole DICOM elements, got {what} in the element "
-            f"({tag >> 16:04X},{tag & 0xFFFF:04X}) at byte {offset:,}. The file is damaged or cut short: get it again."
-        )
-
-    def value(self, tag: int, offset: int, length: int) -> bytes:
-        """Return the bytes of a wanted value."""
-        if length > MAX_VALUE:
-            raise self.fault(tag, offset, f"a value of {length:,} bytes")
-        return self._source.at(offset, length)
-
-    def element(self, offset: int, end: int, coding: Coding) -> tuple[int, bytes, int, int]:
-        """Return tag, type (``b""`` where none is written), start and length of the value of an element."""
-        self._left -= 1
-        start = self._source.at(offset, 12)
-        if len(start) < 12:  # the end of what there is
-            if len(start) < 8:
-                raise self.fault(0, offset, f"{len(start)} bytes of an element's beginning")
-            start = start.ljust(12, b"\0")
-        group, number, kind, length, longer = _HEADS[coding.order](start)
-        tag = group << 16 | number
-        if self._left < 0:
-            raise self.fault(tag, offset, f"more than {MAX_ELEMENTS:,} elements, the last")
-        size = 8
-        if coding.implicit or group == 0xFFFE:
-            kind, length = b"", _LENGTHS[coding.order](start, 4)[0]
-        elif kind in _SHORT:
-            pass
-        elif not (b"AA" <= kind <= b"ZZ" and kind.isalpha()):  # an element without its type among others with it
-            kind, length = b"", _LENGTHS[coding.order](start, 4)[0]
-        elif kind in _LONG or not length:
-            size, length = 12, longer
-        at = offset + size
-        if length == UNDEFINED and at <= end:
-            return tag, kind, at, length
-        if at + length > end and not (self._partial and tag in PIXEL_TAGS):
-            raise self.fault(tag, offset, f"{length:,} bytes where {max(0, end - at):,} are left")
-        return tag, kind, at, length
-
-    def dataset(self, offset: int, end: int, coding: Coding, wanted: Wanted) -> Values:
-        """Walk through the file's own level."""
-        return self._dataset(offset, end, coding, wanted, 0, delimited=False)[0]
-
-    def _dataset(
-        self, offset: int, end: int, coding: Coding, wanted: Wanted, depth: int, *, delimited: bool
-    ) -> tuple[Values, int]:
-        """Walk through elements up to ``end``, or to the end of an item of undefined length."""
+    def dataset(self, offset: int, scope: _Scope) -> tuple[Values, int]:
+        """Parse a data set from ``offset`` on; return its values, and the position behind it."""
         values: Values = {}
-        top = depth == 0
-        while offset < end:
-            # Behind the pixels: less than an element, such as the line's end of a badly cut download, or padding.
-            if top and self.pixels is not None and (end - offset < 8 or self._only_zeros(offset, end)):
+        reason = ""
+        end = scope.end
+        while offset < end and not reason:
+            # Writers and archives leave line ends or zeros behind the pixels.
+            if not scope.depth and self.pixels is not None and (end - offset < 8 or self._only_zeros(offset, end)):
                 return values, end
-            tag, kind, start, length = self.element(offset, end, coding)
-            if length != UNDEFINED and tag not in wanted and tag not in PIXEL_TAGS and tag < 0xFFFE0000:
-                offset = start + length
-                continue
-            if tag >> 16 == 0xFFFE:
-                if delimited and tag == _ITEM_END:
-                    return values, start
-                if top and tag == _SEQUENCE_END and not length:  # left over where pixels were unpacked
-                    offset = start
-                    continue
-                raise self.fault(tag, offset, "a delimiter that does not belong there")
-            if length != UNDEFINED:
-                if tag in wanted:
-                    inner = wanted[tag]
-                    if inner is None:
-                        values[tag] = self.value(tag, start, length)
-                    else:
-                        within = self._coding_within(kind, start, coding)
-                        values[tag] = self._items(start, start + length, within, inner, depth + 1, delimited=False)[0]
-                if top and tag in PIXEL_TAGS:
-                    self.pixels = PixelElement(tag, start, length, kind)
-                    if self._partial and start + length > end:
-                        return values, end
-                offset = start + length
-            elif tag in PIXEL_TAGS and kind not in (b"SQ",):
-                fragments, offset = self._fragments(tag, start, end, coding)
-                if top:
-                    total = sum(size for _, size in fragments)
-                    self.pixels = PixelElement(tag, start, total, kind, fragments)
-            elif kind in (b"", b"SQ", b"UN"):
-                within = self._coding_within(kind, start, coding)
-                items, offset = self._items(start, end, within, wanted.get(tag) or {}, depth + 1, delimited=True)
-                if wanted.get(tag) is not None:
-                    values[tag] = items
-            elif kind in (b"OB", b"OW"):  # fragments of something private
-                _, offset = self._fragments(tag, start, end, coding)
-            else:
-                raise self.fault(tag, offset, "a length that is not stated")
-        if delimited:
-            raise self.fault(0xFFFEE00D, offset, "no delimiter")
+            start = offset
+            elements, reason, offset = self._window(offset, scope)
+            for element in elements:
+                offset = max(offset, self._keep(element, scope, values))
+            if offset == start and not reason:
+                self._fail(offset, f"{end - offset} bytes of one")
+        if reason != "until" and (reason == "delimiter") != scope.delimited:
+            self._fail(offset, "no delimiter" if scope.delimited else "a delimiter that does not belong there")
         return values, offset
 
-    def _coding_within(self, kind: bytes, start: int, coding: Coding) -> Coding:
-        """How the items of a sequence are written.
+    def _window(self, offset: int, scope: _Scope) -> tuple[list[_Element], str, int]:
+        """Let pydicom parse the elements in one window of the file.
 
-        A sequence whose type the writer did not know is written without types (PS3.5 6.2.2), but by some with them, as
-        its first element shows: a type and a length that a value without one would hardly have.
+        It is stopped at elements that are long or of undefined length, and where an element begins in the second half
+        of a window that is not the last: all others end within the window, or go beyond the end of the data set.
+
+        Returns:
+            The selected elements, and the one that stopped pydicom; ``"delimiter"`` or ``"until"`` if the data set
+            ends here, else ``""``; and the position to go on from.
         """
-        if kind != b"UN":
-            return coding
-        first = self._source.at(start + 8, 8)
-        typed = (first[4:6] in _SHORT and first[6:] != b"\0\0") or (first[4:6] in _LONG and first[6:] == b"\0\0")
-        return coding if typed else Coding(True, "<")
+        content = read_at(self._opened, offset, min(_WINDOW, scope.end - offset))
+        window = io.BytesIO(content)
+        tell, until = window.tell, scope.until
+        last = _LONG if offset + len(content) < scope.end else len(content) + 12
+        after, left, reason = 0, self._left, ""
+        stopped: list[_Element] = []
 
-    def _items(
-        self, offset: int, end: int, coding: Coding, wanted: Wanted, depth: int, *, delimited: bool
-    ) -> tuple[list[Values], int]:
-        """Walk through the items of a sequence."""
-        if depth > MAX_DEPTH:
-            raise self.fault(_ITEM, offset, f"more than {MAX_DEPTH} sequences within each other")
+        def stop(tag: int, vr: str | None, length: int) -> bool:
+            nonlocal after, left, reason
+            left -= 1
+            start = tell()
+            number = int(tag)  # comparing pydicom's tags is slow
+            if number > until:
+                reason = "until"
+            # pydicom would interpret the character set, and warn of unknown ones.
+            elif length >= _LONG or number >= 0xFFFE0000 or number == _CHARACTER_SET:
+                stopped.append(_Element(number, vr, offset + start, length, None))
+            elif start < last and left >= 0:
+                after = start + length
+                return False
+            return True
+
+        encoding, tags = scope.encoding, scope.selection.tags
+        parsed = data_element_generator(
+            window, encoding.implicit, encoding.byte_order == "<", stop_when=stop, specific_tags=tags
+        )
+        try:
+            elements = [
+                _Element(int(raw.tag), raw.VR, offset + raw.value_tell, raw.length, raw.value or b"")
+                for raw in parsed
+                if isinstance(raw, RawDataElement)  # sequences of undefined length, the other type, stop pydicom
+            ]
+        except struct.error:
+            self._fail(offset + after, "a part of one")
+        if left < 0:
+            self._fail(offset + after, f"more than {MAX_ELEMENTS:,}")
+        if after > len(content):
+            self._fail(scope.end, f"one that is {after - len(content):,} bytes too long")
+        self._left = left
+        if tell() - after == 8:  # behind a delimiter, pydicom ends by itself
+            return elements, "delimiter", offset + tell()
+        return elements + stopped, reason, offset + after
+
+    def _keep(self, element: _Element, scope: _Scope, values: Values) -> int:
+        """Keep what is needed of an element, and return its end."""
+        tag, vr, start, length, value = element
+        selection, end = scope.selection, scope.end
+        undefined = length == _UNDEFINED
+        pixels = tag in PIXEL_TAGS and vr != "SQ"
+        after = start if undefined else start + length
+        if after > end and not (self._partial and pixels):
+            self._fail(start, f"one of {length:,} bytes where {max(0, end - start):,} are left")
+        if tag in selection.keywords and not undefined:
+            if length > MAX_VALUE:
+                self._fail(start, f"a value of {length:,} bytes")
+            values[selection.keywords[tag]] = read_at(self._opened, start, length) if value is None else value
+        elif tag >= 0xFFFE0000:
+            if scope.depth or tag != _SEQUENCE_END or length:  # one may be left over where pixels were unpacked
+                self._fail(start, "a delimiter that does not belong there")
+        elif pixels or (undefined and vr in ("OB", "OW")):
+            fragments = None
+            if undefined:
+                fragments, after = self._fragments(start, scope)
+                length = sum(size for _, size in fragments)
+            if pixels and not scope.depth:
+                self.pixels = PixelElement(tag, start, length, vr or "", fragments)
+        elif undefined or tag in selection.sequences:
+            if undefined and vr not in (None, "SQ", "UN"):
+                self._fail(start, "a length that is not stated")
+            keyword, inner = selection.sequences.get(tag, ("", _NOTHING))
+            encoding = self._encoding_of_items(vr, start, scope.encoding)
+            items = _Scope(end if undefined else after, encoding, inner, scope.depth + 1, delimited=undefined)
+            values[keyword], after = self._items(start, items)
+        return min(after, end)
+
+    def _encoding_of_items(self, vr: str | None, start: int, encoding: Encoding) -> Encoding:
+        """Return the encoding of a sequence's items.
+
+        Sequences of VR "UN" are written without VRs (PS3.5 6.2.2), but by some writers with them: their first element
+        then shows a VR and a length that fits it.
+        """
+        if vr != "UN":
+            return encoding
+        first = read_at(self._opened, start + 8, 8)
+        long = first[4:6].decode("latin-1") in EXPLICIT_VR_LENGTH_32
+        return encoding if has_vr(first) and long == (first[6:] == b"\0\0") else Encoding(True, "<")
+
+    def _items(self, offset: int, scope: _Scope) -> tuple[list[Values], int]:
+        """Parse the items of a sequence; return them and the position behind them."""
+        if scope.depth > MAX_DEPTH:
+            self._fail(offset, f"more than {MAX_DEPTH} sequences within each other")
         items: list[Values] = []
-        while offset < end:
-            tag, _, start, length = self.element(offset, end, coding)
-            if delimited and tag == _SEQUENCE_END:
+        while offset < scope.end:
+            tag, start, length = self._item(offset, scope)
+            if scope.delimited and tag == _SEQUENCE_END:
                 return items, start
             if tag != _ITEM:
-                raise self.fault(tag, offset, "something else than an item")
-            if length == UNDEFINED:
-                item, offset = self._dataset(start, end, coding, wanted, depth, delimited=True)
+                self._fail(offset, "something else than an item")
+            item: Values = {}
+            if length == _UNDEFINED:
+                item, offset = self.dataset(start, scope._replace(delimited=True))
             else:
                 offset = start + length
-                item = self._dataset(start, offset, coding, wanted, depth, delimited=False)[0] if wanted else {}
+                if scope.selection is not _NOTHING:
+                    item, _ = self.dataset(start, scope._replace(end=offset, delimited=False))
             items.append(item)
-        if delimited:
-            raise self.fault(_SEQUENCE_END, offset, "no delimiter")
+        if scope.delimited:
+            self._fail(offset, "no delimiter")
         return items, offset
 
-    def _fragments(self, tag: int, offset: int, end: int, coding: Coding) -> tuple[tuple[tuple[int, int], ...], int]:
-        """Walk through the fragments of encapsulated pixels (PS3.5 A.4)."""
+    def _fragments(self, offset: int, scope: _Scope) -> tuple[tuple[tuple[int, int], ...], int]:
+        """Return offset and length of the fragments of encapsulated pixels (PS3.5 A.4), and the position behind them."""
         fragments: list[tuple[int, int]] = []
-        while offset < end:
-            item, _, start, length = self.element(offset, end, coding)
+        while offset < scope.end:
+            item, start, length = self._item(offset, scope)
             if item == _SEQUENCE_END:
                 return tuple(fragments), start
-            if item != _ITEM or length == UNDEFINED:
-                raise self.fault(tag, offset, "something else than a fragment of pixels")
+            if item != _ITEM or length == _UNDEFINED:
+                self._fail(offset, "something else than a fragment of pixels")
             fragments.append((start, length))
             offset = start + length
-        raise self.fault(tag, offset, "no delimiter behind the fragments")
+        self._fail(offset, "no delimiter behind the fragments")
+
+    def _item(self, offset: int, scope: _Scope) -> tuple[int, int, int]:
+        """Return tag, start and length of an item or delimiter."""
+        head = read_at(self._opened, offset, 8)
+        if len(head) < 8:
+            self._fail(offset, f"{len(head)} bytes of an item's beginning")
+        group, number, length = struct.unpack(f"{scope.encoding.byte_order}HHI", head)
+        tag = group << 16 | number
+        self._left -= 1
+        if self._left < 0 or offset + 8 + (0 if length == _UNDEFINED else length) > scope.end:
+            self._fail(offset, f"an item of {length:,} bytes where {max(0, scope.end - offset - 8):,} are left")
+        return tag, offset + 8, length
 
     def _only_zeros(self, offset: int, end: int) -> bool:
-        """Whether only zeros follow, to which some archives pad files."""
-        if self._source.at(offset, 4).strip(b"\0"):
-            return False
+        """Return whether only zeros follow, to which some archives pad files."""
+        self._opened.seek(offset)
         while offset < end:
-            chunk = self._source.at(offset, min(_CHUNK, end - offset))
-            if chunk.strip(b"\0"):
+            chunk = self._opened.read(min(_WINDOW, end - offset))
+            if not chunk or chunk.strip(b"\0"):
                 return False
-            offset += len(chunk) or end
+            offset += len(chunk)
         return True
+
+    def _fail(self, offset: int, got: str) -> NoReturn:
+        raise DataError(
+            f"{self._path}: expected whole DICOM elements, got {got} at byte {offset:,}. The file is damaged or cut "
+            "short: get it again."
+        )
+
+
+_NOTHING: Final = Selection()
+_FILE_META: Final = Selection("TransferSyntaxUID")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.data.readers.dicom_elements import Elements, open_source, read_elements
+from medmllm_plugins.data.readers.dicom_elements import Elements, Selection, open_dicom, read_elements
 from medmllm_plugins.errors import DataError
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
@@ -59,8 +59,7 @@ _OTHERS: Final = {
     "1.2.840.10008.5.1.4.44.1": "implant template",
     "1.2.840.10008.5.1.4.45.1": "implant template",
 }
-SOP_CLASS: Final = 0x00080016
-_DIRECTORY_RECORDS: Final = 0x00041220
+_SELECTION: Final = Selection("SOPClassUID", DirectoryRecordSequence=Selection())
 
 
 def kind_of_class(sop_class: str) -> str | None:
@@ -72,19 +71,20 @@ def kind_of_class(sop_class: str) -> str | None:
 
 
 def kind_without_pixels(elements: Elements) -> str | None:
-    """Return what to call an object without pixels; ``None`` where its class says that it should have them."""
-    value = elements.values.get(SOP_CLASS, b"")
-    text = value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else ""
-    if _DIRECTORY_RECORDS in elements.values:
+    """Return what to call an object without pixels; ``None`` if its class says that it should have them."""
+    value = elements.values.get("SOPClassUID", b"")
+    sop_class = value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else ""
+    if "DirectoryRecordSequence" in elements.values:
         return "media directory"
     # The classes of vendors are their own; what they keep without pixels is not meant to be looked at.
-    return kind_of_class(text) or ("private object" if text and not text.startswith("1.2.840.10008.") else None)
+    private = sop_class and not sop_class.startswith("1.2.840.10008.")
+    return kind_of_class(sop_class) or ("private object" if private else None)
 
 
 def kind_without_pictures(path: Path) -> str | None:
     """Return the kind of a whole DICOM file that is not meant to hold a picture, such as ``"structured report"``.
 
-    Pictures, damaged files and files of other formats give ``None``: whoever reads them says what is wrong.
+    Pictures, damaged files and files of other formats give ``None``: the error comes when they are read.
     """
     try:
         stat = path.stat()
@@ -96,11 +96,14 @@ def kind_without_pictures(path: Path) -> str | None:
 @lru_cache(maxsize=1 << 16)
 def _kind(path: Path, size: int, changed: int) -> str | None:
     try:
-        with open_source(path) as source:
-            elements, _ = read_elements(path, source, {SOP_CLASS: None, _DIRECTORY_RECORDS: {}})
+        with open_dicom(path) as opened:
+            kind = kind_without_pixels(read_elements(path, opened, _SELECTION, until=0x0008FFFF)[0])
+            if kind is None:  # most files: the elements behind the class need not be parsed
+                return None
+            elements, _ = read_elements(path, opened, _SELECTION)
     except DataError:
         return None
-    return None if elements.pixels is not None else kind_without_pixels(elements)
+    return kind if elements.pixels is None else None
 
 
 def count_kinds(kinds: Iterable[str]) -> str:

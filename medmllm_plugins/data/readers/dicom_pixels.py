@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,17 @@ from medmllm_plugins.data.readers.decode_limit import check_decoded_size
 from medmllm_plugins.data.readers.decoder_process import decode
 from medmllm_plugins.data.readers.dicom_codestreams import RLE, check_codestream, decode_rle, jpeg_colours, read_frame
 from medmllm_plugins.data.readers.dicom_colour import in_bands, palette_to_rgb, ybr_to_rgb
-from medmllm_plugins.data.readers.dicom_elements import PIXEL_TAGS, Source
-from medmllm_plugins.data.readers.dicom_tags import PALETTE, Header, Layout
+from medmllm_plugins.data.readers.dicom_elements import PIXEL_TAGS, read_at
+from medmllm_plugins.data.readers.dicom_header import PALETTE, DicomHeader, PixelLayout
 from medmllm_plugins.errors import DataError
 
 
-def stored_frame(path: Path, source: Source, layout: Layout, index: int) -> npt.NDArray[Any]:
+def stored_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> npt.NDArray[Any]:
     """Read the stored values of a frame.
 
     Args:
         path: the file, for messages.
-        source: what its pixels are read from.
+        stream: what its pixels are read from.
         layout: how they are stored.
         index: which frame.
 
@@ -40,17 +40,17 @@ def stored_frame(path: Path, source: Source, layout: Layout, index: int) -> npt.
         DataError: the pixels are damaged, more than is decoded, or compressed in a way that is not known.
     """
     if layout.allocated == 1 and layout.element.fragments is None:
-        return _single_bits(source, layout, index)
+        return _single_bits(path, stream, layout, index)
     check_decoded_size(path, layout.rows * layout.columns * layout.samples * -(-layout.allocated // 8))
     if layout.element.fragments is None:
-        values = np.frombuffer(_native_bytes(source, layout, index), _dtype(layout))
+        values = np.frombuffer(_native_bytes(path, stream, layout, index), _dtype(layout))
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         if layout.photometric == "YBR_FULL_422":
             return _whole_colours(values, layout)
         if layout.planar and layout.samples > 1:
             return _used_bits(values.reshape(layout.samples, layout.rows, layout.columns), layout).transpose(1, 2, 0)
         return _used_bits(values.reshape(_shape(layout)), layout)
-    content = read_frame(path, source, layout, index)
+    content = read_frame(path, stream, layout, index)
     if layout.syntax == RLE:
         raw = decode_rle(path, layout, content)
         planes = np.frombuffer(raw, _dtype(replace(layout, order="<")))
@@ -75,9 +75,9 @@ def stored_frame(path: Path, source: Source, layout: Layout, index: int) -> npt.
     return decode(path, function, content, arguments, dtype=dtype, shape=_shape(layout))
 
 
-def grey_frame(header: Header, source: Source, index: int) -> npt.NDArray[np.float32]:
+def grey_frame(header: DicomHeader, stream: BinaryIO, index: int) -> npt.NDArray[np.float32]:
     """Read a frame of grey values ``[rows, columns]`` after slope and intercept; MONOCHROME1 is left as it is."""
-    stored = stored_frame(header.path, source, header.layout, index)
+    stored = stored_frame(header.path, stream, header.layout, index)
     slope, intercept = (numbers[index if len(numbers) > 1 else 0] for numbers in (header.slopes, header.intercepts))
     whole = slope == int(slope) and intercept == int(intercept) and stored.dtype.kind in "iu"
     exact = whole and stored.dtype.itemsize <= 2 and abs(slope) * 2**16 + abs(intercept) <= 2**24
@@ -90,14 +90,14 @@ def grey_frame(header: Header, source: Source, index: int) -> npt.NDArray[np.flo
         return values.astype(np.float32, copy=False)
 
 
-def colour_frame(header: Header, source: Source, index: int) -> npt.NDArray[np.uint8]:
+def colour_frame(header: DicomHeader, stream: BinaryIO, index: int) -> npt.NDArray[np.uint8]:
     """Read a frame of colours ``[rows, columns, 3]``: red, green and blue of 8 bits, whatever they are stored as.
 
     Raises:
         DataError: see :func:`stored_frame`; or the palette cannot be used.
     """
     layout = header.layout
-    values = stored_frame(header.path, source, layout, index)
+    values = stored_frame(header.path, stream, layout, index)
     if layout.photometric == PALETTE:
         return palette_to_rgb(header.path, values, header.palette, layout.order, signed=layout.signed)
     values = _eight_bits(header.path, values, layout)
@@ -112,37 +112,44 @@ def colour_frame(header: Header, source: Source, index: int) -> npt.NDArray[np.u
     return ybr_to_rgb(values)
 
 
-def _shape(layout: Layout) -> tuple[int, ...]:
+def _shape(layout: PixelLayout) -> tuple[int, ...]:
     return (layout.rows, layout.columns, *([layout.samples] if layout.samples > 1 else []))
 
 
-def _dtype(layout: Layout) -> np.dtype[Any]:
+def _dtype(layout: PixelLayout) -> np.dtype[Any]:
     floats = PIXEL_TAGS[layout.element.tag]
     if floats:
         return np.dtype(floats).newbyteorder("<" if layout.order == "<" else ">")
     return np.dtype(f"{layout.order}{'i' if layout.signed else 'u'}{layout.allocated // 8}")
 
 
-def _native_bytes(source: Source, layout: Layout, index: int) -> bytes:
-    start = layout.element.offset + index * layout.frame_bytes
-    if layout.order == ">" and layout.allocated == 8 and layout.element.kind == b"OW":
+def _native_bytes(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> bytes:
+    start, size = index * layout.frame_bytes, layout.frame_bytes
+    if layout.order == ">" and layout.allocated == 8 and layout.element.vr == "OW":
         # Bytes that are written as words of the other order (PS3.5 8.1.2).
-        odd = (start - layout.element.offset) % 2
-        words = source.at(start - odd, layout.frame_bytes + odd + (layout.frame_bytes + odd) % 2)
-        return np.frombuffer(words, "<u2").byteswap().tobytes()[odd : odd + layout.frame_bytes]
-    return source.at(start, layout.frame_bytes)
+        odd = start % 2
+        words = _pixel_bytes(path, stream, layout, start - odd, size + odd + (size + odd) % 2)
+        return np.frombuffer(words, "<u2").byteswap().tobytes()[odd : odd + size]
+    return _pixel_bytes(path, stream, layout, start, size)
 
 
-def _single_bits(source: Source, layout: Layout, index: int) -> npt.NDArray[np.uint8]:
-    """A frame of single bits, which need not begin at a byte (PS3.5 8.1.1)."""
+def _pixel_bytes(path: Path, stream: BinaryIO, layout: PixelLayout, start: int, count: int) -> bytes:
+    content = read_at(stream, layout.element.offset + start, count)
+    if len(content) < count:
+        raise DataError(f"{path}: expected {count:,} bytes of a frame, got {len(content):,}: the file has changed.")
+    return content
+
+
+def _single_bits(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> npt.NDArray[np.uint8]:
+    """Read a frame of single bits, which need not begin at a byte (PS3.5 8.1.1)."""
     values = layout.rows * layout.columns * layout.samples
     first, last = index * values, (index + 1) * values
-    content = source.at(layout.element.offset + first // 8, -(-last // 8) - first // 8)
+    content = _pixel_bytes(path, stream, layout, first // 8, -(-last // 8) - first // 8)
     bits = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")
     return bits[first % 8 : first % 8 + values].reshape(_shape(layout))
 
 
-def _used_bits(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+def _used_bits(values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[Any]:
     """Stored values without what old files keep in the bits around them, such as overlays."""
     if layout.stored == layout.allocated or values.dtype.kind == "f":
         return values
@@ -150,7 +157,7 @@ def _used_bits(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
     return (values << left) >> right
 
 
-def _whole_colours(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+def _whole_colours(values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[Any]:
     """Colours of which two pixels share theirs, as Y1 Y2 Cb Cr (PS3.3 C.7.6.3.1.2), one for each pixel."""
     pairs = values.reshape(-1, 4)
     colours = np.empty((len(pairs), 2, 3), values.dtype)
@@ -159,7 +166,7 @@ def _whole_colours(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]
     return colours.reshape(_shape(layout))
 
 
-def _eight_bits(path: Path, values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[np.uint8]:
+def _eight_bits(path: Path, values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[np.uint8]:
     """Colours of more than 8 bits, scaled by the bits in use."""
     if values.dtype == np.uint8 and layout.stored == 8:
         return values

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size
-from medmllm_plugins.data.readers.dicom_elements import starts_like_dicom
+from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.image_options import DEFAULT, PictureOptions
 from medmllm_plugins.data.readers.images import SUFFIXES, check_pixels, read_rgb, to_rgb
 from medmllm_plugins.data.readers.numpy_files import MAGIC, array_file_header

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from medmllm_plugins.data.readers.byte_sources import Packing
 from medmllm_plugins.data.readers.decode_limit import check_volume_size
-from medmllm_plugins.data.readers.dicom_tags import is_dicom
+from medmllm_plugins.data.readers.dicom_prefix import is_dicom
 from medmllm_plugins.data.readers.voxel_checks import check_spacing
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head, open_regular, size_of

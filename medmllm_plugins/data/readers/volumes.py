@@ -22,7 +22,7 @@ import SimpleITK as sitk
 
 from medmllm_plugins.data.readers.decode_limit import VARIABLE, max_voxels
 from medmllm_plugins.data.readers.dicom import dicom_geometry, read_dicom
-from medmllm_plugins.data.readers.dicom_elements import starts_like_dicom
+from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit
 from medmllm_plugins.data.readers.metaimage import read_metaimage_header
 from medmllm_plugins.data.readers.nifti import read_nifti_header

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import log_odds
 from medmllm_plugins.report.figures.count_matrix import Matrix, matrices
@@ -29,10 +29,12 @@ from medmllm_plugins.report.figures.figure_style import (
     grid,
     marker,
 )
+from medmllm_plugins.report.formatting import cut, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
 from medmllm_plugins.report.tables.answer_tables import Control, variant_accuracies
 from medmllm_plugins.report.verdict import blind_baseline
-from medmllm_plugins.results.formatting import clean, cut, known, listed, mapping, number, percent, sequence
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.plain_text import listed
 
 _MOST_CLASSES = 24
 """So many curves differ in colour and dashes."""

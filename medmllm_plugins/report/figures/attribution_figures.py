@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.figures.answer_figures import ends
 from medmllm_plugins.report.figures.figure_style import INK, MUTED, Drawing, Marks, colour, dash, finish, marker
+from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import Cell, DataPart
 from medmllm_plugins.results.attribution_results import GAINS, MethodSummary
-from medmllm_plugins.results.formatting import cut, decimal, known, listed
+from medmllm_plugins.utils.plain_text import listed
 
 
 def checks(part: DataPart, figure_number: int) -> Drawing | None:

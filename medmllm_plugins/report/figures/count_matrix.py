@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.report.figures.figure_style import PAPER, grid
-from medmllm_plugins.results.formatting import cut
+from medmllm_plugins.report.formatting import cut
 
 
 @dataclass(frozen=True, slots=True, eq=False)

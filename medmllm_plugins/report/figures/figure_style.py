@@ -27,7 +27,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.offsetbox import DrawingArea
 from PIL import Image
 
-from medmllm_plugins.results.formatting import cut
+from medmllm_plugins.report.formatting import cut
 
 INK: Final = "#1b2127"
 MUTED: Final = "#5d6872"

@@ -19,9 +19,10 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import Cell
 from medmllm_plugins.results.attribution_results import CHECKS, Entry
-from medmllm_plugins.results.formatting import cut, decimal, known
 
 BUDGET: Final = 5_500_000
 """Characters of all pictures of a page together, in base64."""

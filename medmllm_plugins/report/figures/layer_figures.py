@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report.figures.answer_figures import ends
 from medmllm_plugins.report.figures.figure_style import (
     GRID,
@@ -27,9 +27,10 @@ from medmllm_plugins.report.figures.figure_style import (
     finish,
     marker,
 )
+from medmllm_plugins.report.formatting import cut, decimal, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.results.formatting import cut, decimal, known, listed, percent, quantity
 from medmllm_plugins.results.probe_results import Point, Probing
+from medmllm_plugins.utils.plain_text import listed, quantity
 
 PARTS = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
 POOLINGS = {"mean": "mean over tokens", "last": "last token"}

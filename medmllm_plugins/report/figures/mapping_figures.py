@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.figures.answer_figures import ends
 from medmllm_plugins.report.figures.count_matrix import Matrix, matrices
 from medmllm_plugins.report.figures.figure_style import (
@@ -22,9 +23,10 @@ from medmllm_plugins.report.figures.figure_style import (
     marker,
 )
 from medmllm_plugins.report.figures.layer_figures import chance_lines
+from medmllm_plugins.report.formatting import cut, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.results.formatting import cut, known, listed, percent
 from medmllm_plugins.results.probe_results import READINGS, MappingRecord
+from medmllm_plugins.utils.plain_text import listed
 
 
 def mapped(part: DataPart) -> list[tuple[Cell, MappingRecord]]:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import Cell, DataPart
 from medmllm_plugins.report.run_pairs import Difference
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
 from medmllm_plugins.report.verdict import BLIND_BASELINES, Verdict, blind_baseline
-from medmllm_plugins.results import formatting
-from medmllm_plugins.results.formatting import clean, cut, estimate, mapping, number, sequence, whole
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
 
 Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
 """A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was
@@ -53,11 +53,7 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         (cell for cell in part.cells if cell.task.scored),
         key=lambda cell: (id(cell) not in main, not cell.task.plain, cell.task.image != "shown", cell.subject.number),
     )
-    present = [
-        name
-        for name in METRICS
-        if name != "accuracy" and any(formatting.known(cell.metrics.get(name)) for cell in cells)
-    ]
+    present = [name for name in METRICS if name != "accuracy" and any(known(cell.metrics.get(name)) for cell in cells)]
     gaps = any(one.reference.compared for one in found)
     # Accuracy stands beside the name: a phone shows no more than these two.
     columns = [Column("Model", "model"), Column(METRICS["accuracy"], "accuracy", "share"), Column("Task", "task")]
@@ -78,7 +74,7 @@ def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
         row += [mine.blind.gap if mine else None]
         row += [mine.reference.gap if mine and mine.reference.compared else None] if gaps else []
         row += [cell.metrics.get(name) for name in present]
-        row += [estimate(told.get("exact_match"))] if of_findings else []
+        row += [Estimate.from_dict(told.get("exact_match"))] if of_findings else []
         rows.append(tuple(row))
     return Table(
         f"{part.name}.metrics",
@@ -146,10 +142,10 @@ def class_table(part: DataPart) -> Table:
                     cell.subject.label,
                     cut(one.get("label") or ""),
                     whole(one.get("n")),
-                    estimate(one.get("sensitivity")),
-                    estimate(one.get("specificity")),
+                    Estimate.from_dict(one.get("sensitivity")),
+                    Estimate.from_dict(one.get("specificity")),
                     number(one.get("precision")),
-                    estimate(one["f1"]) if isinstance(one.get("f1"), dict) else number(one.get("f1")),
+                    Estimate.from_dict(one["f1"]) if isinstance(one.get("f1"), dict) else number(one.get("f1")),
                 )
             )
             owners.append(cell.subject.number)
@@ -175,7 +171,7 @@ def parsing_table(part: DataPart) -> Table:
         total = sum(counts.values())
         told = cell.task.metrics.get("accuracy_on_parsed")
         shares: list[Value] = [counts[name] / total if total else math.nan for name in _STATUSES]
-        rows.append((cell.subject.label, cell.task.name, total, *shares, estimate(told)))
+        rows.append((cell.subject.label, cell.task.name, total, *shares, Estimate.from_dict(told)))
         owners.append(cell.subject.number)
     return Table(
         f"{part.name}.parsing", f"{part.title}: what answers could be read", columns, tuple(rows), tuple(owners)
@@ -206,9 +202,9 @@ def label_scores_table(part: DataPart) -> Table:
     for cell in part.cells:
         variants = list(mapping(cell.task.metrics.get("variants"))) or [""]
         for variant, told in zip(variants, cell.task.sources, strict=False):
-            text_accuracy = estimate(mapping(told.get("metrics")).get("accuracy"))
+            text_accuracy = Estimate.from_dict(mapping(told.get("metrics")).get("accuracy"))
             for form, figures in mapping(told.get("label_scores")).items():
-                read = [estimate(mapping(figures).get(column.name)) for column in columns[4:8]]
+                read = [Estimate.from_dict(mapping(figures).get(column.name)) for column in columns[4:8]]
                 name = clean(variant) or None
                 rows.append(
                     (cell.subject.label, cell.task.name, name, FORMS.get(form, clean(form)), *read, text_accuracy)
@@ -269,7 +265,7 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
         if not cell.task.scored or not cell.task.varied:
             continue
         each = variant_accuracies(cell)
-        values = [one.value for one in each.values() if formatting.known(one)]
+        values = [one.value for one in each.values() if known(one)]
         what = "order of the options" if cell.task.varied == "order" else "wording of the question"
         found = cell.metrics
         rows.append(
@@ -308,7 +304,10 @@ def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
 def variant_accuracies(cell: Cell) -> dict[str, Estimate]:
     """Accuracy of each variant of a task, by name."""
     told = mapping(cell.task.metrics.get("variants"))
-    return {clean(name): estimate(mapping(mapping(one).get("metrics")).get("accuracy")) for name, one in told.items()}
+    return {
+        clean(name): Estimate.from_dict(mapping(mapping(one).get("metrics")).get("accuracy"))
+        for name, one in told.items()
+    }
 
 
 def positions_table(part: DataPart) -> Table | None:

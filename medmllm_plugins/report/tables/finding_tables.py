@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DataPart
 from medmllm_plugins.report.tables.answer_tables import DECIMALS, mains_of
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
-from medmllm_plugins.results.formatting import clean, cut, estimate, mapping, sequence, whole
+from medmllm_plugins.utils.json_values import clean, mapping, sequence, whole
 
 FINDING_METRICS: Final = {
     "sensitivity": "Sensitivity",
@@ -36,7 +38,7 @@ def findings_table(part: DataPart) -> Table:
     owners: list[int | None] = []
     for cell in mains_of(part):
         for one in map(mapping, sequence(cell.task.metrics.get("per_finding"))):
-            figures = [estimate(one.get(name)) for name in FINDING_METRICS]
+            figures = [Estimate.from_dict(one.get(name)) for name in FINDING_METRICS]
             name = cut(one.get("finding") or "")
             rows.append((cell.subject.label, name, whole(one.get("n")), whole(one.get("positives")), *figures))
             owners.append(cell.subject.number)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.results import formatting
+from medmllm_plugins.report import formatting
 from medmllm_plugins.utils.atomic_files import csv_text
 
 Kind: TypeAlias = Literal["text", "hash", "share", "gap", "decimal", "count", "p"]

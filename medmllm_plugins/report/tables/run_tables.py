@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
-from medmllm_plugins.results import formatting
-from medmllm_plugins.results.formatting import clean, cut, mapping, number, sequence, whole
+from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
 
 
 def runs_table(gathered: RunCollection) -> Table:
@@ -42,8 +43,8 @@ def runs_table(gathered: RunCollection) -> Table:
                     number(run.model.get("parameters")),
                     clean(run.model.get("dtype") or "") or None,
                     clean(run.model.get("device") or "") or None,
-                    math.fsum(one for stage in stages if formatting.known(one := number(stage.get("seconds")))),
-                    max((peak / 1e6 for peak in peaks if formatting.known(peak)), default=math.nan),
+                    math.fsum(one for stage in stages if known(one := number(stage.get("seconds")))),
+                    max((peak / 1e6 for peak in peaks if known(peak)), default=math.nan),
                 )
             )
             owners.append(subject.number)

@@ -1,0 +1,77 @@
+"""Cost of recording features: answers with the features of every stage written to a store, against without.
+
+Both sides answer the same documents in batches of 16 as the host's wrapper does: inputs, one prefill, scores of all
+labels, greedy decoding. Ours adds everything from the making of the recorder to its closing: the trial of which layers
+are used, hooks, pooling, the logit lens, raw pixels, and the shards on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect, timed
+from benchmarks.models import BATCH, QUESTION, answer, answer_and_record, documents, model_of_size
+from medmllm_plugins.features.store import FeatureStore
+from medmllm_plugins.features.unused_layers import unused_layers
+
+Recorded = tuple[list[str], Path]
+"""Answers, and the folder of the store."""
+
+
+def check(ours: Recorded, baseline: Sequence[str], *, exact: bool) -> Mapping[str, Any]:
+    """Check that recording changed no answer and that every document is in the store."""
+    texts, folder = ours
+    store = FeatureStore(folder)
+    differ = sum(a != b for a, b in zip(texts, baseline, strict=True)) if exact else 0
+    got = f"{differ} different answers and features of {len(store)} of {len(texts)} documents"
+    expect(differ == 0 and len(store) == len(texts), "the same answers, and all features stored", got, "tests/features")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    sites = sum(len(layer.poolings) for layer in store.header.layers)
+    return {"layers": len(store.header.layers), "sites": sites, "bytes_a_document": round(size / len(texts))}
+
+
+def setup(run: Run) -> Sides:
+    """Load the model; the comparison with control features of a random encoder is a part."""
+    model, members = model_of_size(run.size_name, run.device), documents({"test": run.size})
+    numbers = count()
+
+    def recorded(random_encoder: bool, last: int | None = None) -> Recorded:
+        folder = run.folder / str(next(numbers))
+        return answer_and_record(model, members[:last], folder, random_encoder=random_encoder), folder
+
+    def details(comparison: Comparison) -> Mapping[str, Any]:
+        example = model.loaded.prepare([QUESTION], [members[0].picture])
+        trials = [timed(lambda: unused_layers(model.loaded, example), run.device)[0] for _ in range(run.repeats)]
+        return {"unused_layers_share": round(min(trials) / median(comparison.baseline), 4)}
+
+    plain, random_encoder = [
+        Sides(
+            ours=partial(recorded, random_encoder),
+            baseline=partial(answer, model, members),
+            check=partial(check, exact=model.exact),
+            warm_up=partial(recorded, random_encoder, 2 * BATCH),
+            items=len(members),
+            details=None if random_encoder else details,
+        )
+        for random_encoder in (False, True)
+    ]
+    return replace(plain, parts={"random_encoder": random_encoder})
+
+
+BENCHMARK = Benchmark(
+    name="capture",
+    ours="answers and label scores, features of every stage recorded",
+    baseline="answers and label scores alone",
+    setup=setup,
+    sizes={"tiny": 480, "3b": 160, "quick": 5},
+    targets={("tiny", "cpu"): 1.10, ("3b", "cuda"): 1.05},
+    kind="overhead",
+    repeats=3,
+    devices=("cpu", "cuda"),
+)

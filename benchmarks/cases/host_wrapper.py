@@ -1,0 +1,160 @@
+"""Answers through the host's interface: our wrapper against the host's own ``qwen2_5_vl``, on one small checkpoint.
+
+Both get the same requests and batches in bfloat16, the only dtype of the host's wrapper, and no labels to score.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect
+from benchmarks.models import images
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.models.tokens import load_qwen_tokenizer
+
+BATCH, TOKENS = 8, 8
+QUESTION = "Classify this synthetic phantom image. Answer with the category name only."
+_PIXELS = 256 * 28 * 28  # the host's own least size of an image
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_TEXT = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
+}  # fmt: skip
+_VISION = {
+    "hidden_size": 128, "out_hidden_size": 256, "intermediate_size": 256, "depth": 4, "num_heads": 4,
+    "fullatt_block_indexes": [3],
+}  # fmt: skip
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Write a small Qwen2.5-VL with random weights and the demo's tokenizer, in transformers' format."""
+    import transformers as hf
+
+    tokenizer: Any = load_qwen_tokenizer(demo_folder())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|video_pad|>"]})
+    ids = tokenizer.convert_tokens_to_ids
+    config = hf.Qwen2_5_VLConfig(
+        text_config={"vocab_size": len(tokenizer) + 8, **_TEXT},
+        vision_config=_VISION,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|im_start|>"),
+    )
+    torch.manual_seed(0)
+    model: Any = hf.Qwen2_5_VLForConditionalGeneration(config)
+    # No token ends an answer, so that both sides write the same number.
+    model.generation_config.eos_token_id = len(tokenizer) + 7
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.eos_token_id = None
+    processor: Any = hf.Qwen2_5_VLProcessor
+    model.save_pretrained(folder)
+    processor(
+        image_processor=hf.Qwen2VLImageProcessor(min_pixels=_PIXELS, max_pixels=4 * _PIXELS),
+        tokenizer=tokenizer,
+        video_processor=hf.Qwen2VLVideoProcessor(),
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    return folder
+
+
+def requests(count: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return the host's requests for phantoms, and the task dictionary that they refer to."""
+    pictures = images(count)
+    settings = {"max_new_tokens": TOKENS, "do_sample": False, "temperature": 0.0, "until": []}
+
+    def messages(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+        content = [{"type": "image", "url": pictures[document["index"]]}, {"type": "text", "text": QUESTION}]
+        return [{"role": "user", "content": content}]
+
+    instances = [
+        SimpleNamespace(args=("", messages, dict(settings), index, "benchmark", "test"), metadata={}, idx=0, repeats=1)
+        for index in range(count)
+    ]
+    return instances, {"benchmark": {"test": [{"index": index} for index in range(count)]}}
+
+
+def host_model(checkpoint: Path, device: str) -> Any:
+    """Return the host's own wrapper.
+
+    Raises:
+        ModelError: It needs a package that is not installed.
+    """
+    try:
+        from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
+    except ImportError as error:
+        raise ModelError(
+            f"lmms-eval's qwen2_5_vl needs more: {error}. Run `pip install decord qwen-vl-utils`."
+        ) from error
+    pixels = {"min_pixels": _PIXELS, "max_pixels": 4 * _PIXELS}
+    return Qwen2_5_VL(pretrained=str(checkpoint), device=device, device_map="", batch_size=BATCH, **pixels)
+
+
+def our_model(checkpoint: Path, device: str, folder: Path, batch: int = BATCH) -> Any:
+    """Return our wrapper."""
+    from medmllm_plugins.host import registered_models
+
+    wrapper: Any = registered_models.medmllm_hf
+    return wrapper(
+        pretrained=str(checkpoint),
+        device=device,
+        dtype="bfloat16",
+        batch_size=batch,
+        system="You are a helpful assistant.",
+        run_dir=str(folder / "run"),
+    )
+
+
+def check(ours: list[Any], baseline: list[Any]) -> None:
+    """Check that both wrappers wrote as many tokens."""
+    counts = [[result.token_counts.output_tokens for result in side] for side in (ours, baseline)]
+    got = f"{counts[0][:4]} from ours and {counts[1][:4]} from the host's"
+    expect(counts[0] == counts[1], "answers of the same length", got, "tests/host")
+
+
+def setup(run: Run) -> Sides:
+    """Write the checkpoint and load it twice; the share of answers that a batch leaves the same is a detail."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    checkpoint = write_checkpoint(run.folder / "checkpoint")
+    instances, tasks = requests(run.size)
+    host, ours = host_model(checkpoint, run.device), our_model(checkpoint, run.device, run.folder)
+    host.task_dict = ours.task_dict = tasks
+
+    def details(comparison: Comparison) -> Mapping[str, Any]:
+        single = our_model(checkpoint, run.device, run.folder, batch=1)
+        single.task_dict = tasks
+        pairs = zip(comparison.ours_result, single.generate_until(instances), strict=True)
+        return {"batched_equals_single": sum(a.text == b.text for a, b in pairs) / run.size}
+
+    return Sides(
+        ours=lambda: ours.generate_until(instances),
+        baseline=lambda: host.generate_until(instances),
+        check=check,
+        items=run.size,
+        facts={"images": run.size, "batch": BATCH, "answer_tokens": TOKENS, "dtype": "bfloat16"},
+        details=details,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="host_wrapper",
+    ours="medmllm_hf",
+    baseline="lmms-eval's own qwen2_5_vl on the same checkpoint",
+    setup=setup,
+    sizes={"full": 32, "quick": 4},
+    targets={("full", "cpu"): 1.0, ("full", "cuda"): 1.3},
+    repeats=5,
+    devices=("cpu", "cuda"),
+)

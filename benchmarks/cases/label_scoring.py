@@ -1,0 +1,81 @@
+"""Scores of K labels: one prefill for all of them against a whole forward pass for each.
+
+The second is what the host's ``loglikelihood`` interface implies: a request for each label, with prompt and image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from PIL.Image import Image
+
+from benchmarks.harness import Benchmark, Run, Sides, expect
+from benchmarks.models import QUESTION, MeasuredModel, images, model_of_size
+
+# The findings of NIH ChestX-ray14.
+FINDINGS = (
+    "atelectasis", "cardiomegaly", "pleural effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
+    "consolidation", "edema", "emphysema", "fibrosis", "pleural thickening", "hernia",
+)  # fmt: skip
+COUNTS = (14, 8, 2)
+SHARES = {"tiny": 0.6, "3b": 0.8}
+"""Smallest ratio as a share of K."""
+
+
+def one_prefill(model: MeasuredModel, pictures: Sequence[Image], labels: Sequence[str]) -> list[list[float]]:
+    """Score as this package does: all images in one batch, all labels from its prefill."""
+    generations = model.loaded.generate([QUESTION] * len(pictures), pictures, max_new_tokens=0, labels=labels)
+    return [list(generation.scores or ()) for generation in generations]
+
+
+@torch.no_grad()
+def whole_passes(model: MeasuredModel, pictures: Sequence[Image], labels: Sequence[str]) -> list[list[float]]:
+    """Run prompt, image and label through the model for each label, all images in one batch."""
+    loaded = model.loaded
+    columns = []
+    for ids in loaded.label_ids(QUESTION, labels):
+        inputs = loaded.prepare([QUESTION] * len(pictures), pictures)
+        label_ids = torch.tensor([ids] * len(pictures), device=loaded.device)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], label_ids], dim=1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(label_ids)], dim=1)
+        logits = loaded.model(**inputs, logits_to_keep=len(ids) + 1).logits[:, :-1].float().log_softmax(-1)
+        columns.append(logits.gather(2, label_ids[:, :, None]).squeeze(2).sum(1))
+    scores: list[list[float]] = torch.stack(columns, dim=1).tolist()
+    return scores
+
+
+def check(ours: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], *, tolerance: float) -> None:
+    """Check that no score differs by more than ``tolerance`` nats."""
+    worst = float((torch.tensor(ours) - torch.tensor(baseline)).abs().max())
+    expect(worst <= tolerance, f"the same scores to {tolerance:g} nats", f"a difference of {worst:g}", "tests/models")
+
+
+def setup(run: Run) -> Sides:
+    """Load the model; the comparisons of 2 and 8 labels are parts."""
+    model, pictures = model_of_size(run.size_name, run.device), images(run.size)
+    tolerance = 1e-3 if model.loaded.dtype == torch.float32 else 1.0
+    most, *fewer = [
+        Sides(
+            ours=partial(one_prefill, model, pictures, FINDINGS[:count]),
+            baseline=partial(whole_passes, model, pictures, FINDINGS[:count]),
+            check=partial(check, tolerance=tolerance),
+            items=len(pictures),
+        )
+        for count in COUNTS
+    ]
+    return replace(most, parts={f"{count}_labels": sides for count, sides in zip(COUNTS[1:], fewer, strict=True)})
+
+
+BENCHMARK = Benchmark(
+    name="label_scoring",
+    ours=f"one prefill, {COUNTS[0]} labels as a tree behind it",
+    baseline=f"a whole forward pass for each of {COUNTS[0]} labels",
+    setup=setup,
+    sizes={"tiny": 16, "3b": 2, "quick": 2},
+    targets={(size, device): share * COUNTS[0] for size, share in SHARES.items() for device in ("cpu", "cuda")},
+    repeats=5,
+    devices=("cpu", "cuda"),
+)

@@ -1,0 +1,99 @@
+"""The page of ten models: figures drawn on all cores at once against one after the other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect, timed
+from medmllm_plugins.report import assemble
+from medmllm_plugins.report.figures.parallel_figures import draw_all
+from medmllm_plugins.report.report_files import make
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from support.run_folders import Folder, outcomes
+
+
+class Size(NamedTuple):
+    """Models of the page, layers of their probes, and documents of each."""
+
+    models: int
+    layers: int
+    documents: int
+
+
+def write_runs(root: Path, size: Size) -> list[Path]:
+    """Write run folders of models with answers and probes, and of a reference classifier."""
+    folders = []
+    for number in range(size.models):
+        run = Folder(root / f"model-{number}", f"model-{number}")
+        rows = outcomes(skill=0.5 + 0.3 * number, seed=number, count=size.documents)
+        run.answers("med_probe_toy", rows).probes("med_probe_toy", layers=size.layers, seed=number)
+        folders.append(run.folder)
+    reference = Folder(root / "reference", "baseline pixels", baseline="pixels")
+    reference.answers("med_cls_toy", outcomes(skill=2.5, seed=99, count=size.documents))
+    return [*folders, reference.folder]
+
+
+def write_attributions(root: Path, documents: int) -> Path:
+    """Write the run folder of one model with an attribution of each document."""
+    run = Folder(root / "attributions")
+    run.answers("med_cls_toy", outcomes(count=documents)).attributions(
+        "med_attr_toy", documents=documents, size=(256, 256), methods=("grad_cam",), layers=("pixels",), noise=True
+    )
+    return run.folder
+
+
+def page(folders: Sequence[Path], output: Path, workers: int | None = None) -> bytes:
+    """Make the page, with its figures drawn by that many workers, and return it."""
+    with patch.object(assemble, "draw_all", draw_all if workers is None else partial(draw_all, workers=workers)):
+        make(folders, output)
+    return output.read_bytes()
+
+
+def check(ours: bytes, baseline: bytes) -> Mapping[str, Any]:
+    """Check that both sides made the same page."""
+    expect(ours == baseline, "the same page", "two different ones", "tests/report")
+    return {"page_mb": round(len(ours) / 1e6, 2)}
+
+
+def setup(run: Run) -> Sides:
+    """Write the run folders; a page with an attribution of every document is among the details."""
+    folders = write_runs(run.folder, run.size)
+    pages = {side: run.folder / side / "report.html" for side in ("ours", "baseline", "attributions")}
+
+    def details(comparison: Comparison) -> Mapping[str, Any]:
+        attributions = write_attributions(run.folder, run.size.documents)
+        seconds, report = timed(lambda: make([attributions], pages["attributions"]))
+        return {
+            "ours_s": median(comparison.ours),
+            "attributions_mb": round(pages["attributions"].stat().st_size / 1e6, 2),
+            "attributions_s": round(seconds, 1),
+            "attributions_shown": len(report.gallery.cards),
+        }
+
+    return Sides(
+        ours=partial(page, folders, pages["ours"]),
+        baseline=partial(page, folders, pages["baseline"], workers=1),
+        check=check,
+        facts=run.size._asdict(),
+        details=details,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="report",
+    ours="the page of ten models, figures drawn on all cores",
+    baseline="the same page, figures drawn one after the other",
+    setup=setup,
+    sizes={"full": Size(10, 27, 1_000), "quick": Size(2, 3, 30)},
+    targets={("full", "cpu"): 1.4} if (os.cpu_count() or 1) > 1 else {},
+    limits={"ours_s": 5.0, "attributions_mb": 10.0},
+    repeats=3,
+)

@@ -1,0 +1,189 @@
+"""Models that benchmarks run on (the demo checkpoint, random weights in MedM-VL's shapes), and answers by batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration, SiglipImageProcessorPil
+
+from medmllm_plugins.data.core.documents import FOLDS, Fold
+from medmllm_plugins.data.layouts import phantoms
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.models.base import Generation
+from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.formats.medm_vl_config import MedMVLConfig, read_config
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.tokens import load_qwen_tokenizer
+from medmllm_plugins.prompts.feature_options import FeatureOptions
+from medmllm_plugins.prompts.wording import closed_set
+
+QUESTION = closed_set("synthetic phantom image", phantoms.LABELS)
+"""The question of med_cls_demo."""
+BATCH = 16
+
+# The config.json of MedM-VL-2D-3B-en in the format since October 2025. It names the parts and holds no shapes; this
+# package fills in those of the published checkpoint.
+CONFIG_3B = {
+    "model_type": "lvlm",
+    "lvlm_llm_type": "qwen2",
+    "lvlm_llm_name_or_path": "Qwen/Qwen2.5-3B-Instruct",
+    "lvlm_llm_max_length": 2048,
+    "lvlm_encoder_image_type": "siglip",
+    "lvlm_encoder_image_name_or_path": "google/siglip-base-patch16-256-multilingual",
+    "lvlm_encoder_image_select_layer": -1,
+    "lvlm_encoder_image_select_feature": "cls_patch",
+    "lvlm_connector_image_type": "mlp",
+    "lvlm_connector_image_name": "mlp2x_gelu",
+}
+
+
+class MeasuredModel(NamedTuple):
+    """A model as this package loads it, the most tokens of an answer, and whether a batch must not change answers.
+
+    Random bfloat16 weights have many near ties, which a batch may round differently. No token ends their answers, so
+    the work is the same.
+    """
+
+    loaded: medm_vl.MedMVL
+    max_new_tokens: int
+    exact: bool
+
+
+class PhantomDocument(NamedTuple):
+    """One phantom, drawn before anything is timed."""
+
+    id: str
+    group: str
+    fold: Fold
+    label: str
+    picture: Image.Image
+
+
+def documents(counts: Mapping[Fold, int]) -> list[PhantomDocument]:
+    """Return the first phantoms of each fold, 64 x 64 pixels, RGB."""
+    remaining, chosen = dict(counts), []
+    for index, record in enumerate(phantoms.records()):
+        if remaining.get(record.fold, 0) > 0:
+            remaining[record.fold] -= 1
+            picture = Image.fromarray(phantoms.phantom(index).image).convert("RGB")
+            chosen.append(PhantomDocument(f"{index:05d}", f"{record.patient:04d}", record.fold, record.label, picture))
+    return chosen
+
+
+def images(count: int) -> list[Image.Image]:
+    """Return the images of the first ``count`` phantoms of the test fold."""
+    return [document.picture for document in documents({"test": count})]
+
+
+def model_of_size(size: str, device: str) -> MeasuredModel:
+    """Return the demo in float32, or for ``"3b"`` random weights, in bfloat16 on CUDA and in float32 on a CPU."""
+    if size != "3b":
+        return MeasuredModel(medm_vl.load(LoadOptions("demo", device=device, dtype="float32")), 64, exact=True)
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    return random_model(config_3b(), dtype, torch.device(device))
+
+
+def config_3b() -> MedMVLConfig:
+    """Return the shapes of MedM-VL-2D-3B."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(CONFIG_3B), encoding="utf-8")
+        return read_config(Path(folder))
+
+
+def random_model(config: MedMVLConfig, dtype: torch.dtype, device: torch.device) -> MeasuredModel:
+    """Return a model with transformers' initial weights, made on the device, whose answers all have 16 tokens.
+
+    The tokenizer is the demo's; the model does the work of its own, larger vocabulary.
+
+    Raises:
+        ModelError: The machine has too little memory.
+    """
+    tokenizer = load_qwen_tokenizer(demo_folder())
+    shapes = medm_vl.llava_config(config, tokenizer.get_vocab()[medm_vl.IMAGE_TOKEN])
+    network: Any = LlavaForConditionalGeneration
+    with torch.device("meta"):
+        weights = network(shapes).num_parameters() * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().total
+    if free < 1.2 * weights:  # for the KV cache and the activations
+        raise ModelError(
+            f"Expected {1.2 * weights / 1e9:.1f} GB of memory on {device} for this model, got {free / 1e9:.1f} GB. "
+            "Use `--size tiny`, or a larger machine."
+        )
+    torch.manual_seed(0)
+    with device:
+        model = network._from_config(shapes, dtype=dtype)
+    model.requires_grad_(False).eval()
+    loaded = medm_vl.MedMVL(model, tokenizer, siglip_processor(config.vision.image_size), config, ())
+    loaded.eos_token_ids = (int(config.llm.vocab_size),)  # one past the last token, so never generated
+    return MeasuredModel(loaded, 16, exact=False)
+
+
+def siglip_processor(side: Any) -> Any:
+    """Return SigLIP's image processor to ``side`` pixels; the demo's settings are transformers' defaults."""
+    return SiglipImageProcessorPil(size={"height": side, "width": side}, do_convert_rgb=True)
+
+
+def answer(
+    model: MeasuredModel, members: Sequence[PhantomDocument], recorder: FeatureRecorder | None = None
+) -> list[str]:
+    """Answer documents in batches as the host's wrapper does, and return the texts of the test fold.
+
+    The train fold gets a prefill alone, the validation fold label scores as well, the test fold text and scores.
+    """
+    loaded, labels, texts = model.loaded, phantoms.LABELS, []
+    label_ids = [] if recorder is None else [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, labels)]
+    for batch in _batches(members):
+        fold, pictures, questions = batch[0].fold, [document.picture for document in batch], [QUESTION] * len(batch)
+        inputs = loaded.prepare(questions, pictures)
+        answers = loaded.generate(
+            questions,
+            pictures,
+            max_new_tokens=model.max_new_tokens if fold == "test" else 0,
+            labels=None if fold == "train" else labels,
+            inputs=inputs,
+            watch=None if recorder is None else recorder.watch,
+        )
+        if recorder is not None:
+            rows = [_row(document, generation) for document, generation in zip(batch, answers, strict=True)]
+            recorder.keep(rows, inputs, [pixels(picture) for picture in pictures], label_ids)
+        if fold == "test":
+            texts += [generation.text for generation in answers]
+    return texts
+
+
+def answer_and_record(
+    model: MeasuredModel, members: Sequence[PhantomDocument], folder: Path, *, random_encoder: bool
+) -> list[str]:
+    """Answer documents, and write the features of every stage, with a random encoder or without, to a store."""
+    metadata = RecordedDocument("benchmark", "demo", phantoms.LABELS, "", "benchmark", "")
+    example = model.loaded.prepare([QUESTION], [members[0].picture])
+    options = FeatureOptions(random_encoder=random_encoder)
+    recorder = FeatureRecorder(model.loaded, options, metadata, folder, rank=0, example=example)
+    try:
+        return answer(model, members, recorder)
+    finally:
+        recorder.close()
+
+
+def _row(document: PhantomDocument, generation: Generation) -> dict[str, Any]:
+    scores = None if generation.scores is None else list(generation.scores)
+    tokens = None if generation.label_tokens is None else list(generation.label_tokens)
+    row = {"id": document.id, "document": document.id, "group": document.group, "fold": document.fold}
+    row |= {"label": document.label, "answer": generation.text}
+    return {**row, "scores": scores, "blank": scores, "label_tokens": tokens}
+
+
+def _batches(members: Sequence[PhantomDocument]) -> list[list[PhantomDocument]]:
+    """Return batches of one fold each."""
+    folds = [[document for document in members if document.fold == fold] for fold in FOLDS]
+    return [fold[start : start + BATCH] for fold in folds for start in range(0, len(fold), BATCH)]

@@ -1,0 +1,101 @@
+"""Models, label scores and features of every family on another device: what is on the CPU, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.fake_device import FAKE_DEVICE, FakeDevice, FakeDeviceTensor, WrongDeviceError, on_both_devices
+from support.loading import ALL, load
+from support.tiny_medm_vl import write_ct_checkpoint
+
+from medmllm_plugins.data.readers.volumes import Volume
+from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.features.store import FeatureStore
+from medmllm_plugins.models.base import Generation, LoadedModel
+from medmllm_plugins.models.families import medm_vl_ct
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.prompts.feature_options import FeatureOptions
+
+QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
+LABELS = ["benign", "malignant tumour", "no"]
+SIZES = [(60, 40), (64, 64), (50, 90)]
+
+
+def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStore]:
+    """Answers, label scores, and every feature that can be kept."""
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+    shown: list[Any] = [[one] for one in images] if model.shows == "images" else images
+    if model.shows == "volume":
+        voxels = generator.integers(-1000, 1000, (len(SIZES), 20, 30, 26)).astype(np.float32)
+        shown = [Volume(one, (1.0, 1.0, 1.0), "RAS", "HU") for one in voxels]
+    inputs = model.prepare(QUESTIONS, shown)
+    example = model.prepare(QUESTIONS[:1], shown[:1])
+    wanted = FeatureOptions(extra=("max", "answer"))
+    capture = FeatureRecorder(
+        model, wanted, RecordedDocument("t", "d", tuple(LABELS), "f", "m", ""), folder, rank=0, example=example
+    )
+    try:
+        ids = model.label_ids(QUESTIONS[0], LABELS)
+        answers = model.generate(QUESTIONS, shown, max_new_tokens=4, labels=LABELS, inputs=inputs, watch=capture.watch)
+        told = {"fold": "test", "label": "benign", "blank": None, "label_tokens": None}
+        records = [
+            {**told, "id": str(row), "document": str(row), "group": str(row), "answer": one.text, "scores": one.scores}
+            for row, one in enumerate(answers)
+        ]
+        capture.keep(records, inputs, [pixels(one) for one in shown], [one[model.given :] for one in ids])
+    finally:
+        capture.close()
+    return answers, FeatureStore(folder)
+
+
+@pytest.mark.parametrize("kind", [*ALL, "medm_vl_ct"])
+def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
+    if kind == "medm_vl_ct":
+        model: LoadedModel = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
+    else:
+        model = load(kind, tmp_path / "model")
+    (here, kept), (there, found) = on_both_devices(model, lambda where: ask(model, tmp_path / where))
+    assert [one.text for one in there] == [one.text for one in here]
+    for one, other in zip(there, here, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-3)
+    rows = np.arange(len(QUESTIONS))
+    assert found.header.layers == kept.header.layers
+    for layer in kept.header.layers:
+        for pooling in layer.poolings:
+            np.testing.assert_allclose(
+                found.features(layer.name, pooling, rows),
+                kept.features(layer.name, pooling, rows),
+                rtol=1e-2,
+                atol=1e-2,
+            )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda there: there + torch.ones(3), "add.Tensor: expected all tensors on one device"),
+        (lambda there: torch.ones(3) @ there.T, "on one device"),
+        (lambda there: torch.ones(3)[there[0].long()], "on one device"),
+        (lambda there: there.copy_(torch.ones(3)).masked_fill(torch.zeros(3, dtype=torch.bool), 0.0), "on one device"),
+        (lambda there: there.long() @ there.long().T, "a product of integers"),
+        (lambda there: torch.rand(3, device=FAKE_DEVICE, generator=torch.Generator()), "a generator of the CPU"),
+        (lambda there: there.normal_(generator=torch.Generator()), "a generator of the CPU"),
+        (lambda there: there.numpy(), "numpy"),
+        (lambda there: np.asarray(there), "numpy"),
+    ],
+)
+def test_what_is_left_behind_is_found(wrong: Callable[[torch.Tensor], Any], said: str) -> None:
+    """Else everything else would pass for want of another device."""
+    with FakeDevice():
+        there = torch.arange(6.0).reshape(2, 3).to(FAKE_DEVICE)
+        assert isinstance(there, FakeDeviceTensor) and (there + 1)[:, [2]].cpu().tolist() == [[3.0], [6.0]]
+        with pytest.raises((WrongDeviceError, RuntimeError, TypeError), match=said):
+            wrong(there)

@@ -1,0 +1,90 @@
+"""Probes fitted and faults planted on another device: what comes of it on the CPU, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.fake_device import FAKE_DEVICE, FakeDevice, on_both_devices
+from support.loading import load
+
+from medmllm_plugins.features.hooks import ActivationHooks
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.probes import fitting
+from medmllm_plugins.probes.analysis import analyse
+from medmllm_plugins.probes.probe_options import Options
+from medmllm_plugins.probes.validation.planted_faults import KINDS, Fault, class_directions, planted
+
+QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
+LABELS = ["benign", "malignant tumour", "no"]
+
+
+class OneThread:
+    """A pool whose work is done by the caller, since the other device is there in one thread alone."""
+
+    map = staticmethod(map)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __enter__(self) -> OneThread:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(shuffles=3, controls=2),
+        Options(shuffles=3, controls=1, width=8),
+        Options(shuffles=2, controls=1, repeats=1),
+        Options(protocol="paper", shuffles=0, controls=1),
+    ],
+    ids=["linear", "projected", "folds", "paper"],
+)
+def test_probes_are_fitted_where_they_are_told(
+    options: Options, make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = torch.optim.AdamW
+    # The fused kernel is there for GPUs and the CPU only.
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **kwargs: usual(*args, **kwargs))
+    monkeypatch.setattr(fitting, "ThreadPoolExecutor", OneThread)
+    store, outcomes = make_store((60, 30, 45))
+    here = analyse(store, outcomes, options, device=torch.device("cpu"))
+    with FakeDevice():
+        there = analyse(store, outcomes, options, device=FAKE_DEVICE)
+    assert there.diagnosis.to_dict() == here.diagnosis.to_dict()
+
+
+def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
+    """Texts and scores that a model answers with each fault."""
+    generator = np.random.default_rng(0)
+    images: list[Any] = [Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in QUESTIONS]
+    taps = ActivationHooks(model, ("mean",))
+    model.generate(QUESTIONS, images, max_new_tokens=0, watch=taps)
+    directions = {"connector": class_directions(taps.found["connector", "mean"].double(), ["a", "b", "c"])}
+    taps.close()
+    found = {}
+    for mode, names in KINDS.items():
+        for name in names:
+            with planted(model, Fault(name, mode, 2, 0), directions=directions, question=QUESTIONS[0], labels=LABELS):
+                answers = model.generate(QUESTIONS, images, max_new_tokens=3, labels=LABELS)
+            found[name] = ([one.text for one in answers], [one.scores for one in answers])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["medm_vl", "gemma3"])
+def test_faults_are_planted_where_the_model_stands(kind: str, tmp_path: Path) -> None:
+    model = load(kind, tmp_path / "model")
+    here, there = on_both_devices(model, lambda _: every_fault(model))
+    assert len(here) == sum(map(len, KINDS.values()))
+    for name, (texts, scores) in here.items():
+        assert there[name][0] == texts, name
+        np.testing.assert_allclose(there[name][1], scores, rtol=0, atol=1e-3, err_msg=name)

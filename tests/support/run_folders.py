@@ -1,0 +1,360 @@
+"""Run folders as an evaluation leaves them, made in a moment, of models that are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medmllm_plugins.metrics.multilabel import summarise_findings
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
+from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.metric_files import write_metrics
+from medmllm_plugins.results.outcome_files import file_stem, write_outcomes
+from medmllm_plugins.results.seal import write_seal
+
+LABELS = ("benign", "malignant", "normal")
+
+
+def outcomes(
+    *, skill: float = 1.5, seed: int = 0, count: int = 120, labels: Sequence[str] = LABELS, variant: str = ""
+) -> list[Outcome]:
+    """Answers of a model of some skill, two documents a group; those of one seed are about the same documents."""
+    truth = np.random.default_rng(7).integers(len(labels), size=count)
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(count, len(labels)))
+    logits[np.arange(count), truth] += skill
+    found = []
+    for place in range(count):
+        odd = place % 17 == 3
+        identifier = f"doc-{place:05d}"
+        found.append(
+            Outcome(
+                id=f"{identifier} {variant}".strip(),
+                group=f"patient-{place // 2}",
+                label=labels[truth[place]],
+                predicted=None if odd else labels[int(logits[place].argmax())],
+                status=("refusal", "out_of_list", "ambiguous")[place % 3] if odd else "parsed",
+                scores=tuple(map(float, logits[place])),
+                document=identifier,
+                variant=variant,
+            )
+        )
+    return found
+
+
+FINDINGS = ("Atelectasis", "Cardiomegaly", "Effusion", "Hernia")
+
+
+def findings(*, skill: float = 1.5, seed: int = 0, count: int = 40, names: Sequence[str] = FINDINGS) -> list[Outcome]:
+    """Answers about each finding of a multi-label set; the last finding is never there."""
+    there = np.random.default_rng(7).random((count, len(names))) < 0.3
+    there[:, -1] = False
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=there.shape) + skill * (there - 0.5)
+    found = []
+    for place in range(count):
+        for column, name in enumerate(names):
+            odd = (place * len(names) + column) % 23 == 5
+            found.append(
+                Outcome(
+                    id=f"doc-{place:05d} {name}",
+                    group=f"patient-{place // 2}",
+                    label="yes" if there[place, column] else "no",
+                    predicted=None if odd else ("yes" if scores[place, column] > 0 else "no"),
+                    status="refusal" if odd else "parsed",
+                    scores=(float(scores[place, column]), 0.0),
+                    finding=name,
+                    document=f"doc-{place:05d}",
+                )
+            )
+    return found
+
+
+class Folder:
+    """A run folder in the making."""
+
+    def __init__(self, folder: Path, name: str = "model-a", *, baseline: str = "", **model: Any) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.manifest: dict[str, Any] = {
+            "medmllm_manifest": 1,
+            "finished": "2026-01-02T00:00:00+00:00",
+            "started": "2026-01-01T00:00:00+00:00",
+            "versions": {"medmllm-plugins": "0.1.0", "lmms-eval": "0.7.3", "transformers": "5.24.0"},
+            "command": {"baseline": baseline, "tasks": []}
+            if baseline
+            else {"model": name, "model_args": "", "limit": None},
+            "model": {"name": name, "method": baseline}
+            if baseline
+            else {"name": name, "pretrained": "hub/tiny", "fingerprint": name, "doubts": [], **model},
+            "tasks": {},
+            "stages": [{"name": "answer", "seconds": 1.5, "process_peak_bytes": 10**8, "device_peak_bytes": None}],
+        }
+        self.write()
+
+    def write(self) -> Folder:
+        """Write the manifest."""
+        (self.folder / "manifest.json").write_text(json.dumps(self.manifest), encoding="utf-8")
+        return self
+
+    def sealed(self) -> Folder:
+        """Seal the folder, as a run does when all else is written."""
+        write_seal(self.folder)
+        return self
+
+    def tell(self, task: str, **facts: Any) -> None:
+        """Note facts of a task in the manifest."""
+        told = self.manifest["tasks"].setdefault(task, {})
+        told.update(
+            {"dataset": "toy", "protocol": "closed_set", "image": "shown", "dataset_fingerprint": "f1", **facts}
+        )
+        self.write()
+
+    def answers(
+        self,
+        task: str,
+        rows: Sequence[Outcome],
+        *,
+        said: Sequence[str] = ("I cannot tell.",),
+        labels: Sequence[str] = LABELS,
+        **facts: Any,
+    ) -> Folder:
+        """Scored answers of a task; ``said`` is what unparsed answers say, in turn."""
+        stem = file_stem(task)
+        if facts.get("order") == "varied" or facts.get("paraphrase") == "all":
+            names = sorted({row.variant for row in rows})
+            summary: Any = summarise_variants(rows, labels, None, orders={name: labels for name in names}, resamples=50)
+        else:
+            summary = summarise(rows, labels, None, resamples=50)
+        write_metrics(self.folder, stem, summary)
+        unparsed = [row.id for row in rows if row.predicted is None]
+        texts = {row.id: row.predicted or "" for row in rows}
+        texts |= {one: said[place % len(said)] for place, one in enumerate(unparsed)}
+        write_outcomes(self.folder / f"{stem}.outcomes.jsonl", rows, texts)
+        self.tell(task, metrics=summary.to_dict()["metrics"], **facts)
+        return self
+
+    def multilabel(
+        self, task: str, rows: Sequence[Outcome], *, names: Sequence[str] = FINDINGS, **facts: Any
+    ) -> Folder:
+        """Scored answers of a task on a multi-label set, ``findings`` unless told otherwise."""
+        summary = summarise_findings(rows, names, resamples=50)
+        write_metrics(self.folder, file_stem(task), summary)
+        texts = {row.id: row.predicted or "I cannot tell." for row in rows}
+        write_outcomes(self.folder / f"{file_stem(task)}.outcomes.jsonl", rows, texts)
+        self.tell(task, metrics=summary.to_dict()["metrics"], **{"dataset": "findings", **facts})
+        return self
+
+    def folds(self, documents: Sequence[tuple[str, str, str]]) -> Folder:
+        """Folds of the data set ``toy``: document, group and fold of each."""
+        told = {
+            "medmllm_folds": 1,
+            "dataset": "toy",
+            "hash": "h",
+            "columns": ["id", "image", "label", "group", "fold"],
+            "documents": [[one, one, "benign", group, fold] for one, group, fold in documents],
+        }
+        (self.folder / "toy.folds.json").write_text(json.dumps(told), encoding="utf-8")
+        return self
+
+    def probes(self, task: str, *, layers: int = 6, named: str | None = "connector", seed: int = 0) -> Folder:
+        """What probes tell."""
+        told = probes(task, layers=layers, named=named, seed=seed)
+        (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(told), encoding="utf-8")
+        self.tell(task, features={"extra": [], "control": True})
+        return self
+
+    def attributions(
+        self,
+        task: str,
+        *,
+        documents: int = 4,
+        size: tuple[int, int] = (64, 48),
+        slices: int = 1,
+        methods: Sequence[str] = ("integrated_gradients", "grad_cam"),
+        layers: Sequence[str] = ("pixels", "vision.05"),
+        labels: Sequence[str] = LABELS,
+        answer: str = "malignant",
+        noise: bool = False,
+    ) -> Folder:
+        """Attributions with pictures, as a med_attr task leaves them."""
+        folder = self.folder / "attributions" / file_stem(task)
+        (folder / "pictures").mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        entries = []
+        for place in range(documents):
+            original = f"pictures/{place}.png"
+            picture(generator, size, slices, noise=noise).save(folder / original)
+            for method in methods:
+                for layer in layers:
+                    heat = f"pictures/{place}.{method}.{layer}.heat.png"
+                    heatmap(generator, size, slices).save(folder / heat)
+                    entries.append(
+                        {
+                            "id": f"doc-{place:05d}",
+                            "document": f"doc-{place:05d}",
+                            "group": f"patient-{place // 2}",
+                            "label": labels[place % len(labels)],
+                            "predicted": labels[place % 2],
+                            "answer": answer,
+                            "hit": place % 3 == 0,
+                            "target": labels[place % 2],
+                            "value": 1.25,
+                            "method": method,
+                            "layer": layer,
+                            "original": original,
+                            "heat": heat,
+                            "overlay": None,
+                            "map": None,
+                            "slices": slices,
+                            "scale": [-0.5, 0.5],
+                            "tokens": None,
+                            "checks": {
+                                "completeness_gap": 0.012,
+                                "deletion": 0.2,
+                                "deletion_random": 0.4,
+                                "inside": 0.5,
+                                "area": 0.2,
+                                "pointing": True,
+                                "stability": None,
+                            },
+                        }
+                    )
+        entries.append(
+            {
+                "id": "doc-00000",
+                "document": "doc-00000",
+                "label": labels[0],
+                "hit": True,
+                "method": "occlusion",
+                "layer": "prompt",
+                "tokens": [{"text": "<image>", "value": 0.4}, {"text": "mass", "value": -0.1}],
+            }
+        )
+        estimate = {"value": 0.2, "low": 0.1, "high": 0.3}
+        summary = [
+            {
+                "method": method,
+                "layer": layer,
+                "n": documents,
+                "completeness_gap": None,
+                "deletion_gain": estimate,
+                "insertion_gain": estimate,
+                "stability": {"value": 0.9, "low": 0.85, "high": 0.95},
+                "inside": estimate,
+                "area": 0.15,
+                "pointing": None,
+                "randomisation": [{"randomised": "head", "similarity": 0.7}, {"randomised": "llm", "similarity": 0.1}],
+                "failed": ["Insertion is no better than random order."] if method == "grad_cam" else [],
+            }
+            for method in methods
+            for layer in layers
+        ]
+        index = {
+            "medmllm_attributions": 1,
+            "task": task,
+            "model": "model-a",
+            "labels": list(labels),
+            "methods": [{"name": name, "summary": name, "citation": f"Someone. {name}. 2017."} for name in methods],
+            "entries": entries,
+            "summary": summary,
+            "warnings": ["Pictures are of the test fold."],
+        }
+        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        self.tell(task)
+        return self
+
+
+def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed: int = 0) -> dict[str, Any]:
+    """An analysis as ``TASK.probes.json`` has it, with curves that look like curves."""
+    generator = np.random.default_rng(seed)
+
+    def estimate(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+    def point(layer: str, part: str, pooling: str, value: float, **more: Any) -> dict[str, Any]:
+        return {
+            "layer": layer, "part": part, "pooling": pooling, "width": 64, "read": True, "accuracy": estimate(value),
+            "balanced": estimate(value - 0.02), "corrected": estimate(value - 0.3), "control": estimate(0.4),
+            "selectivity": estimate(value - 0.4), "label_permutation": 0.33, "label_permutation_high": 0.41, "p": 0.0001, "p_holm": 0.002,
+            "validation": value, "C": 0.1, "gradient_norm": 1e-5, "repeats": [], **more,
+        }  # fmt: skip
+
+    def wave(place: int, rise: float) -> float:
+        return float(np.clip(0.45 + rise * place / layers + 0.03 * generator.normal(), 0, 1))
+
+    points = [point(f"vision.{place:02d}", "vision", "mean", wave(place, 0.4)) for place in range(layers)]
+    points += [point("vision.norm", "vision", "mean", 0.86, read=False), point("connector", "connector", "mean", 0.8)]
+    for place in range(layers):
+        points.append(point(f"llm.{place:02d}", "llm", "mean", wave(place, 0.3)))
+        points.append(point(f"llm.{place:02d}", "llm", "last", wave(place, 0.35)))
+    points += [point("llm.norm", "llm", "mean", 0.78), point("llm.norm", "llm", "last", 0.8)]
+    points += [point(f"control.random_encoder.vision.{place:02d}", "control", "mean", 0.36) for place in range(layers)]
+    points.append(point("control.pixels", "control", "mean", 0.5))
+    modes = ("vision", "connector", "comprehension", "mapping")
+    effects = [
+        {"mode": mode, "title": mode, "loss": estimate(0.12 if mode == named else 0.01),
+         "verdict": "supported" if mode == named else "not supported", "why": "because.", "before": "a", "after": "b"}
+        for mode in modes
+    ]  # fmt: skip
+    reading = {name: estimate(0.1) for name in ("accuracy", "gain", "over_answers", "over_constant", "short_of_probe")}
+    return {
+        "medmllm_probes": 1,
+        "task": task,
+        "model": "model-a",
+        "headline": "…",
+        "options": {"protocol": "linear", "width": 0},
+        "labels": list(LABELS),
+        "counts": {"train": 300, "validation": 60, "test": 120},
+        "groups": 60,
+        "chance": 1 / 3,
+        "majority": 0.38,
+        "answer": estimate(0.7),
+        "reference": None,
+        "reference_name": "",
+        "diagnosis": {"named": named, "effects": effects},
+        "health": [
+            {"module": module, "pooling": pooling, "interval": estimate(0.8)}
+            for module, pooling in (("vision", "mean"), ("connector", "mean"), ("llm", "mean"), ("llm", "last"))
+        ],
+        "best": point("vision.05", "vision", "mean", 0.86),
+        "mapping": {
+            "kind": "biased",
+            "answer": estimate(0.7),
+            "probe": estimate(0.8),
+            "mapping_gap": estimate(0.1),
+            "readings": dict.fromkeys(("scores", "relabelled", "permuted", "blank", "offsets", "affine"), reading),
+            "relabelling": [0, 1, 2],
+            "agreement": np.full((3, 3, 4), 3).tolist(),
+            "lens": [estimate(0.33 + 0.05 * place) for place in range(layers)],
+            "lens_layers": [f"llm.{place:02d}" for place in range(layers)],
+        },
+        "points": points,
+        "warnings": [],
+    }
+
+
+def picture(generator: np.random.Generator, size: tuple[int, int], slices: int, *, noise: bool = False) -> Image.Image:
+    """A soft blob on black for each slice, below each other; ``noise`` makes it hard to compress, as scans are."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    parts = []
+    for place in range(slices):
+        cx, cy = generator.uniform(0.3, 0.7, size=2) * size
+        blob = 200 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.02 * width * height)) + 6 * place
+        parts.append(blob + (generator.normal(0, 14, blob.shape) if noise else 0))
+    return Image.fromarray(np.clip(np.concatenate(parts), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def heatmap(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
+    """A heat map to lay over it: red where it is high, clear elsewhere."""
+    mask = picture(generator, size, slices).convert("L")
+    red = Image.new("RGBA", mask.size, (230, 60, 20, 0))
+    red.putalpha(mask)
+    return red
