@@ -86,6 +86,7 @@ _YES = re.compile(r"[\s\"'-]{0,9}yes\b")
 _PREFIX = re.compile(r"(?<![a-z0-9])(?:non[- ]|(?:pre|post|anti|semi|pseudo|near|quasi|un|ab|in)-)$")
 _SUFFIX = re.compile(r"-(?:like|free|mimicking|mimic|negative|less)\b")
 _CLAUSE_ENDS = frozenset({"end", "stop", "question", "colon"})
+_NEGATORS = frozenset({"both", "before", "no", "not", "either"})
 
 
 class _Event(NamedTuple):
@@ -95,8 +96,24 @@ class _Event(NamedTuple):
     mention: int = -1
 
 
+class _Scope(NamedTuple):
+    """The scope of a negation.
+
+    Attributes:
+        kind: ``""`` (none), ``"no"`` or ``"not"``.
+        start: where its negator ended.
+        mentioned: whether a mention followed the negator.
+        verb: whether a verb followed it.
+    """
+
+    kind: str = ""
+    start: int = 0
+    mentioned: bool = False
+    verb: bool = False
+
+
 def asserted(text: str, mentions: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each mention, whether the text asserts it.
+    """Return for each mention whether the text asserts it.
 
     Args:
         text: folded text (see ``normalise.fold``) without markup.
@@ -106,94 +123,114 @@ def asserted(text: str, mentions: Sequence[tuple[int, int]]) -> list[bool]:
     Returns:
         One flag for each mention: False where it is negated, asked, supposed or compared away.
     """
-    if not mentions:
-        return []
-    events = _events(text, mentions)
-    listing = _listings(events)
-    flags = [
-        not _PREFIX.search(text, max(0, start - 7), start) and not _SUFFIX.match(text, end) for start, end in mentions
-    ]
+    return _ScopeFinder(text, mentions).flags() if mentions else []
 
-    scope = ""  # the negation that reaches this place: "", "no" or "not"
-    scope_end = 0  # where its negator ended
-    hit = verb = False  # met since the negator: a mention, a verb
-    waiting = False  # the negator may yet turn out to speak of what came before
-    clause: list[int] = []  # mentions that a later "is ruled out" would negate
-    clause_verb = False
-    sentence: list[int] = []
-    sentence_start = 0
-    parentheses: list[tuple[str, int, bool, bool]] = []
 
-    def negate(indices: list[int]) -> None:
-        for m in indices:
-            flags[m] = False
-        indices.clear()
+class _ScopeFinder:
+    """Walks once over the mentions and scope words of a text, and clears the flags of negated mentions."""
 
-    def close_scope() -> None:
-        nonlocal scope, waiting
-        if waiting:
-            negate(clause)
-        scope, waiting = "", False
+    def __init__(self, text: str, mentions: Sequence[tuple[int, int]]) -> None:
+        self._text = text
+        self._events = _events(text, mentions)
+        self._lists = _lists(self._events)
+        self._flags = [
+            not _PREFIX.search(text, max(0, start - 7), start) and not _SUFFIX.match(text, end)
+            for start, end in mentions
+        ]
+        self._scope = _Scope()
+        self._waiting = False  # the negator may yet turn out to negate what came before it
+        self._clause: list[int] = []  # mentions that a later "is ruled out" would negate
+        self._clause_verb = False
+        self._sentence: list[int] = []
+        self._sentence_start = 0
+        self._parentheses: list[_Scope] = []
 
-    for i, (kind, start, end, mention) in enumerate(events):
-        if kind == "mention":
-            sentence.append(mention)
-            if scope:
-                flags[mention] = False
-                hit, waiting = True, False
-            else:
-                clause.append(mention)
-        elif kind in ("both", "before", "no", "not", "either"):
-            if kind in ("both", "before"):
-                negate(clause)
-            if kind != "before":
-                waiting = kind == "either"
-                scope, scope_end, hit, verb = ("no" if kind == "no" else "not"), end, False, False
-        elif kind == "verb":
-            verb = clause_verb = True
-        elif kind == "and":
-            if scope and (_starts_clause(text, events, i) or (scope == "no" and verb)):
-                close_scope()
-            if clause_verb:
-                clause.clear()
-                clause_verb = False
-        elif kind == "comma":
+    def flags(self) -> list[bool]:
+        """Return one flag for each mention."""
+        for index, event in enumerate(self._events):
+            if event.kind == "mention":
+                self._mention(event.mention)
+            elif event.kind in _NEGATORS:
+                self._negator(event)
+            elif event.kind in ("and", "comma"):
+                self._joint(index, event)
+            elif event.kind in _CLAUSE_ENDS:
+                self._clause_end(event)
+            elif event.kind == "verb":
+                self._scope, self._clause_verb = self._scope._replace(verb=True), True
+            elif event.kind == "open":
+                self._parentheses.append(self._scope)
+            elif event.kind == "close" and self._parentheses:
+                if self._waiting and self._scope.kind:
+                    self._negate(self._clause)
+                self._scope, self._waiting = self._parentheses.pop(), False
+        self._close_scope()
+        return self._flags
+
+    def _mention(self, mention: int) -> None:
+        self._sentence.append(mention)
+        if self._scope.kind:
+            self._flags[mention] = False
+            self._scope, self._waiting = self._scope._replace(mentioned=True), False
+        else:
+            self._clause.append(mention)
+
+    def _negator(self, event: _Event) -> None:
+        if event.kind in ("both", "before"):
+            self._negate(self._clause)
+        if event.kind != "before":
+            self._waiting = event.kind == "either"
+            self._scope = _Scope("no" if event.kind == "no" else "not", event.end)
+
+    def _joint(self, index: int, event: _Event) -> None:
+        """End the scope at an "and" or a comma that begins a new clause, and not inside a list."""
+        scope, starts_clause = self._scope, _starts_clause(self._text, self._events, index)
+        if event.kind == "and":
+            ends_scope, ends_clause = starts_clause or (scope.kind == "no" and scope.verb), self._clause_verb
+        else:
             # "not benign, malignant" ends the scope; "no mass, effusion, or malignancy" does not.
-            contrast = scope == "not" or hit or verb or _starts_clause(text, events, i)
-            if scope and contrast and listing[i] != "or":
-                close_scope()
-            if not listing[i]:
-                clause.clear()
-                clause_verb = False
-        elif kind == "open":
-            parentheses.append((scope, scope_end, hit, verb))
-        elif kind == "close":
-            if parentheses:
-                if waiting and scope:
-                    negate(clause)
-                scope, scope_end, hit, verb = parentheses.pop()
-                waiting = False
-        elif kind == "colon":
-            # "Excluded: malignancy" goes on through the colon, "no mass: normal" does not.
-            if scope and text[scope_end:start].strip():
-                close_scope()
-            clause.clear()
-            clause_verb = False
-        elif kind in ("end", "stop", "question"):
-            if kind == "question" and _INTERROGATIVE.match(text, sentence_start) and not _YES.match(text, end):
-                for m in sentence:
-                    flags[m] = False
-            # A line may break right after its negator; the negation then goes on.
-            if not (scope and not waiting and text[start:end] == "\n" and not text[scope_end:start].strip()):
-                close_scope()
-            clause.clear()
-            clause_verb = False
-            if kind != "stop":
-                sentence.clear()
-                sentence_start = end
-                parentheses.clear()
-    close_scope()
-    return flags
+            contrast = scope.kind == "not" or scope.mentioned or scope.verb or starts_clause
+            ends_scope, ends_clause = contrast and self._lists[index] != "or", not self._lists[index]
+        if scope.kind and ends_scope:
+            self._close_scope()
+        if ends_clause:
+            self._start_clause()
+
+    def _clause_end(self, event: _Event) -> None:
+        text, scope = self._text, self._scope
+        empty_scope = not text[scope.start : event.start].strip()
+        if event.kind == "colon":
+            # "Excluded: malignancy" continues through the colon, "no mass: normal" does not.
+            ends_scope = bool(scope.kind) and not empty_scope
+        else:
+            is_question = event.kind == "question" and _INTERROGATIVE.match(text, self._sentence_start)
+            if is_question and not _YES.match(text, event.end):
+                self._negate(list(self._sentence))
+            # A line may break right after its negator; the negation then continues.
+            line_break = text[event.start : event.end] == "\n"
+            ends_scope = not (scope.kind and not self._waiting and line_break and empty_scope)
+        if ends_scope:
+            self._close_scope()
+        self._start_clause()
+        if event.kind in ("end", "question"):
+            self._sentence.clear()
+            self._sentence_start = event.end
+            self._parentheses.clear()
+
+    def _negate(self, mentions: list[int]) -> None:
+        """Clear the flags of mentions, and empty the list."""
+        for mention in mentions:
+            self._flags[mention] = False
+        mentions.clear()
+
+    def _close_scope(self) -> None:
+        if self._waiting:
+            self._negate(self._clause)
+        self._scope, self._waiting = self._scope._replace(kind=""), False
+
+    def _start_clause(self) -> None:
+        self._clause.clear()
+        self._clause_verb = False
 
 
 def _events(text: str, mentions: Sequence[tuple[int, int]]) -> list[_Event]:
@@ -228,7 +265,7 @@ def _starts_clause(text: str, events: list[_Event], i: int) -> bool:
     return False
 
 
-def _listings(events: list[_Event]) -> list[str]:
+def _lists(events: list[_Event]) -> list[str]:
     """For each event the conjunction that goes on with a list after it: ``"or"``, ``"and"`` or ``""``.
 
     A list goes on where a conjunction comes before the next clause end, verb or subject.

@@ -124,7 +124,8 @@ def _print_usage_error(error: typer.TyperException) -> None:
 def _run_host(words: list[str]) -> int:
     """Run a command of lmms-eval; all words behind it are the host's, its own ``--help`` too."""
     from medmllm_plugins.host.command_line import judge_every_evaluation
-    from medmllm_plugins.host.entry_point import install_task_hook, register_models
+    from medmllm_plugins.host.entry_point import register_models
+    from medmllm_plugins.host.task_manager_hook import install_task_hook
 
     judge_every_evaluation()
     install_task_hook()

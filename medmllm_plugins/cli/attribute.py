@@ -5,7 +5,6 @@ What is explained are the answers of the run: text, class and scores are read fr
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,21 @@ from medmllm_plugins.attribution.attribution_store import AttributionStore, gath
 from medmllm_plugins.attribution.checks.check_summary import render
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json
-from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
-from medmllm_plugins.host.attribution_tasks import readable_lesion
-from medmllm_plugins.host.evaluation_run import ATTRIBUTIONS
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.attribution_options import METHODS, AttributionOptions, Baseline
+from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
+from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 DEFAULTS: Final = AttributionOptions()
 app = new_app()
@@ -122,7 +122,7 @@ def explain_documents(
     if expected != data.fingerprint:
         raise DataError(f"{name}: expected the data of the run (fingerprint {expected}), got {data.fingerprint}.")
     loaded = _load(run.manifest.get("model") or {}, device)
-    items = _items(loaded, settings, data, _answers(run, name, ids))
+    items = _items(loaded, TaskContent(name, settings, data), _answers(run, name, ids))
     store = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), options.to_dict(), "again", again=True)
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, options, items, store, batch_size)
@@ -196,8 +196,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
         peft=facts.get("peft"),
         system=facts.get("system"),
     )
-    module, _, function = spec.loader.partition(":")
-    loaded: LoadedModel = getattr(importlib.import_module(module), function)(options)
+    loaded: LoadedModel = import_by_name(spec.loader)(options)
     if loaded.fingerprint != facts["fingerprint"]:
         raise DataError(
             f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), got "
@@ -206,25 +205,19 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, settings: TaskSettings, data: Dataset, answers: Mapping[str, _Answer]) -> list[Item]:
-    """Return the documents with the run's answers."""
-    rows = TaskRows(settings, data.select(settings.folds))
-    by_id = {str(row["id"]): row for row in rows}
-    documents = {document.id: document for document in rows.documents}
+def _items(loaded: LoadedModel, content: TaskContent, answers: Mapping[str, _Answer]) -> list[Item]:
+    """Return the documents as the run answered them."""
+    by_id = {str(row["id"]): row for row in content.row_list}
     items = []
     for name, answer in answers.items():
         row = by_id[name]
-        document = documents[row["document"]]
-        visual_input, mask = (
-            _visual_input(loaded, settings, data, document),
-            readable_lesion(settings, data, document, row),
-        )
-        items.append(Item.of(row, rows.question(row), visual_input, answer.text, answer.scores, mask))
+        visual, mask = _visual(loaded, content, row), content.readable_lesion_mask(row)
+        items.append(Item.of(row, content.question(row), visual, answer.text, answer.scores, mask))
     return items
 
 
-def _visual_input(loaded: LoadedModel, settings: TaskSettings, data: Dataset, document: Any) -> VisualInput:
+def _visual(loaded: LoadedModel, content: TaskContent, row: Row) -> VisualInput:
     if loaded.shows == "volume":
-        return data.volume(document)
-    pictures = settings.view.pictures(data, document)
-    return pictures if loaded.shows == "images" else pictures[0]
+        return content.volume(row)
+    images = content.images(row)
+    return images if loaded.shows == "images" else images[0]

@@ -13,7 +13,6 @@ from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.core.leaks import divided_groups
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.host.evaluation_run import Run
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
@@ -22,6 +21,7 @@ from medmllm_plugins.reference.classifier import Classifier
 from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
 from medmllm_plugins.reference.reference_methods import classifier
 from medmllm_plugins.results import scoring
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
 _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose settings on", "test": "be tested on"}
 app = new_app()
@@ -84,7 +84,7 @@ def run_baseline(
         DataError: a data set is faulty, or has no train or validation fold.
     """
     chosen = {task: _checked(task, task_settings(task)) for task in dict.fromkeys(tasks)}
-    run = Run()
+    run = EvaluationRun()
     run.output_path = str(output)
     run.manifest["command"] = {"baseline": method, "tasks": list(chosen)}
     run.manifest["seed"] = seed
@@ -136,7 +136,7 @@ def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[
 
 
 def _write(
-    run: Run,
+    run: EvaluationRun,
     task: str,
     settings: TaskSettings,
     examples: Examples,

@@ -11,7 +11,6 @@ import typer
 from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.features.store import FeatureStore
-from medmllm_plugins.host.evaluation_run import FEATURES
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes import analysis_files
@@ -23,6 +22,7 @@ from medmllm_plugins.prompts.task_names import probing_command
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import update_seal
+from medmllm_plugins.runtime.evaluation_run import FEATURES
 
 app = new_app()
 

@@ -1,4 +1,4 @@
-"""What tasks that look into a model have in common: answers as any classification, and what the look tells."""
+"""The base of tasks that inspect a model while it answers: answers as in any classification, and an analysis of them."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from typing import Any, ClassVar, Generic, TypeVar
 from loguru import logger
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.host import command_line, evaluation_run
+from medmllm_plugins.host import command_line
 from medmllm_plugins.host.tasks import Classification
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.results.metric_files import AnySummary
 
-ANSWERED = ("accuracy", "balanced")
+ANSWER_METRICS = ("accuracy", "balanced")
 """Metrics of the answers, which any model gives."""
-Found = TypeVar("Found")
-"""What a look tells."""
+Result = TypeVar("Result")
+"""The result of the analysis."""
 
 
-class InspectionTask(Classification, Generic[Found]):
-    """Answers of one data set, and a look into the model that gave them.
+class InspectionTask(Classification, Generic[Result]):
+    """Classification of one data set, with an analysis of the model's features or gradients.
 
     Attributes:
-        OF: what the look is of, in the plural.
-        ALONE: why it cannot be had with few-shot examples.
-        PRINTED: names of the figures that the host prints of it.
+        ANALYSIS: what the analysis gives, in the plural.
+        NO_EXAMPLES: why few-shot examples are refused.
+        PRINTED: names of the numbers that the host prints of it.
     """
 
-    OF: ClassVar[str]
-    ALONE: ClassVar[str]
+    ANALYSIS: ClassVar[str]
+    NO_EXAMPLES: ClassVar[str]
     PRINTED: ClassVar[tuple[str, ...]]
-    _seen: tuple[int, Found | None] | None = None
+    _analysed: tuple[int, Result | None] | None = None
 
     @abstractmethod
-    def _look(self, outcomes: Sequence[Outcome], model: str) -> Found:
-        """Look, write what it tells beside the answers of ``model``, and name it in the log.
+    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> Result:
+        """Analyse, write the result beside the answers of ``model``, and log it.
 
         Raises:
-            DataError: there is nothing to look at.
+            DataError: there is nothing to analyse.
         """
 
     @abstractmethod
-    def _printed(self, found: Found) -> Mapping[str, float | str | None]:
-        """The figures that the host prints, by name."""
+    def _printed(self, result: Result) -> Mapping[str, float | str | None]:
+        """Return the numbers that the host prints, by name."""
 
     @abstractmethod
-    def _failed(self, why: str) -> dict[str, Any]:
-        """What the manifest tells of a look that failed."""
+    def _failure_facts(self, reason: str) -> dict[str, Any]:
+        """Return what the manifest says of an analysis that failed."""
 
     def metrics(self) -> tuple[str, ...]:
-        """Metrics of the answers, and what the look tells."""
-        return (*ANSWERED, *self.PRINTED)
+        """Return the metrics of the answers and of the analysis."""
+        return (*ANSWER_METRICS, *self.PRINTED)
 
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests.
@@ -60,39 +60,38 @@ class InspectionTask(Classification, Generic[Found]):
         Raises:
             OptionError: few-shot examples are asked for.
         """
-        if self.shots:
+        if self._example_count:
             raise OptionError(
-                f"{self.config.task}: expected no few-shot examples, since {self.ALONE}, found --num_fewshot "
-                f"{self.shots}."
+                f"{self.name}: expected no few-shot examples, since {self.NO_EXAMPLES}, got --num_fewshot "
+                f"{self._example_count}. Leave it out."
             )
         super().build_all_requests(**kwargs)
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
-        if metric in ANSWERED:
+        if metric in ANSWER_METRICS:
             return super()._aggregation(metric)
 
         def aggregate(values: list[dict[str, Any]]) -> float | str:
-            found = self._once([Outcome.from_dict(value["outcome"]) for value in values])
-            value = None if found is None else self._printed(found).get(metric)
+            result = self._analyse_once([Outcome.from_dict(value["outcome"]) for value in values])
+            value = None if result is None else self._printed(result).get(metric)
             return "N/A" if value is None else value
 
         return aggregate
 
     def _write(self, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
-        self._once(outcomes)  # before the answers' figures, with which the run is finished
+        self._analyse_once(outcomes)  # before the metrics of the answers, with which the run is finished
         super()._write(summary, outcomes, answers)
 
-    def _once(self, outcomes: Sequence[Outcome]) -> Found | None:
-        """Look, once for the same outcomes; ``None``, and a warning that says why, where it cannot be done."""
+    def _analyse_once(self, outcomes: Sequence[Outcome]) -> Result | None:
+        """Analyse, once for the same outcomes; ``None`` with a warning that says why if it fails."""
         key = hash(tuple(outcomes))
-        if self._seen is None or self._seen[0] != key:
-            model = getattr(getattr(self, "args", None), "model", None) or "model"
+        if self._analysed is None or self._analysed[0] != key:
             try:
-                self._seen = (key, self._look(outcomes, model))
-            # The answers are there and cost hours; they are scored and written whatever the look meets.
+                self._analysed = (key, self._analyse(outcomes, self._model_name))
+            # The answers cost hours; they are scored and written whatever the analysis meets.
             except DataError as error:
-                logger.warning(f"{self.config.task}: no {self.OF}: {error}")
-                command_line.note_failure(f"{self.config.task}: no {self.OF}: {error}")
-                evaluation_run.current().task(str(self.config.task), self._failed(str(error)))
-                self._seen = (key, None)
-        return self._seen[1]
+                logger.warning(f"{self.name}: no {self.ANALYSIS}: {error}")
+                command_line.note_failure(f"{self.name}: no {self.ANALYSIS}: {error}")
+                self.run.task(self.name, self._failure_facts(str(error)))
+                self._analysed = (key, None)
+        return self._analysed[1]

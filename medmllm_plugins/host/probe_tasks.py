@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from loguru import logger
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.host import evaluation_run
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis, analysis_files
 from medmllm_plugins.probes.reference_run import find_reference
+from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.outcome_files import file_stem
 
@@ -25,47 +25,42 @@ class ProbingTask(ClassificationTask):
 class Probing(InspectionTask[analysis.Analysis]):
     """Probes of one data set.
 
-    All folds are asked about. Of the train fold the features alone are needed and of the validation fold the label
-    scores beside them, both of which a prefill gives; answers and their metrics are those of the test fold.
+    All folds are asked about. The train fold needs features alone and the validation fold label scores as well, both of
+    which a prefill gives; answers and their metrics are those of the test fold.
     """
 
     PURPOSE: ClassVar[Purpose] = "probe"
-    OF = "probes"
-    ALONE = "a probe is of what the model makes of one image"
+    ANALYSIS = "probes"
+    NO_EXAMPLES = "a probe is fitted on the features of one image"
     PRINTED = analysis.PRINTED
     LOWER_IS_BETTER = frozenset(analysis.LOST)
 
-    def is_parsed(self, doc_id: int, response: str) -> bool:
-        """Whether a class can be read out of the answer to a row; rows of other folds than test have none."""
-        return self.dataset["test"][doc_id]["fold"] != "test" or super().is_parsed(doc_id, response)
-
-    def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-        """Parse one answer of the test fold; of the other folds nothing is scored."""
+    def process_results(self, doc: Row, results: Sequence[str]) -> dict[str, Any]:
+        """Parse one answer of the test fold; the other folds are not scored."""
         return super().process_results(doc, results) if doc["fold"] == "test" else {}
 
-    def _look(self, outcomes: Sequence[Outcome], model: str) -> analysis.Analysis:
+    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> analysis.Analysis:
         """Fit the probes."""
-        progress, task = evaluation_run.current(), str(self.config.task)
-        folder = progress.folder_for(model)
-        store = progress.keep_features(task)
+        folder = self.run.folder_for(model)
+        store = self.run.keep_features(self.name)
         if store is None:
             raise DataError(
-                f"{task}: expected features of the model's stages, found none. The model is none of this package's, or "
-                "the answers came from the host's cache: run again without --use_cache."
+                f"{self.name}: expected features of the model's stages, got none. Use a model of this package; if the "
+                "answers came from the host's cache, run again without --use_cache."
             )
-        with progress.stage(f"probe {task}"):
-            compared = find_reference(folder, self.data.fingerprint)
-            found = analysis.analyse(store, outcomes, reference=compared)
-        analysis_files.write(folder, file_stem(task), found)
-        progress.task(task, {"probes": found.headline_facts()})
-        logger.info(f"{task}: {found.headline()}")
-        return found
+        with self.run.stage(f"probe {self.name}"):
+            reference = find_reference(folder, self.content.data.fingerprint)
+            result = analysis.analyse(store, outcomes, reference=reference)
+        analysis_files.write(folder, file_stem(self.name), result)
+        self.run.task(self.name, {"probes": result.headline_facts()})
+        logger.info(f"{self.name}: {result.headline()}")
+        return result
 
-    def _printed(self, found: analysis.Analysis) -> Mapping[str, float | str | None]:
-        return found.printed()
+    def _printed(self, result: analysis.Analysis) -> Mapping[str, float | str | None]:
+        return result.printed()
 
-    def _failed(self, why: str) -> dict[str, Any]:
-        return {"probes": {"failed": why}}
+    def _failure_facts(self, reason: str) -> dict[str, Any]:
+        return {"probes": {"failed": reason}}
 
 
 class SimpleProbing(Probing, SimpleClassification):

@@ -1,34 +1,30 @@
-"""Classification tasks as the host sees them: a data set and a protocol are named, this module does the rest."""
+"""Classification tasks as the host sees them: a task names a data set and a protocol, this module does the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import datasets
 from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from loguru import logger
 from PIL import Image
 
-from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.data.core.image_controls import blank, partners
-from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
-from medmllm_plugins.data.loading.few_shot import FewShotExamples
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.host import command_line, entry_point, envelope, evaluation_run, flags
+from medmllm_plugins.host import command_line, envelope, flags
+from medmllm_plugins.host.task_dataset import SPLIT, TaskDataset
+from medmllm_plugins.host.task_loading import task_loading
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.prompts.task_rows import TaskRows, right_answer
-from medmllm_plugins.prompts.task_settings import Purpose, TaskSettings, read_settings
+from medmllm_plugins.prompts.task_content import Row, TaskContent
+from medmllm_plugins.prompts.task_settings import Purpose, read_settings
 from medmllm_plugins.results import scoring
 from medmllm_plugins.results.metric_files import AnySummary
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
+from medmllm_plugins.runtime.journal import Reply
 
-if TYPE_CHECKING:
-    from medmllm_plugins.data.readers.volumes import Volume
-
-SPLIT = "test"
 BYPASS = "bypass"
 """The metric that the host has in place of all others where answers are collected and not scored."""
 DEFAULT_GENERATION = {"max_new_tokens": 64, "do_sample": False, "temperature": 0.0, "until": []}
@@ -37,22 +33,27 @@ DEFAULT_GENERATION = {"max_new_tokens": 64, "do_sample": False, "temperature": 0
 class ClassificationTask:
     """What a task's YAML names under ``class:``.
 
-    The host makes such a task without telling it whether the model takes chat or simple requests; the bridge knows,
-    and this class hands out the right one of the two.
+    The host makes such a task without telling it whether the model takes chat or simple requests. The load under way
+    knows (:mod:`medmllm_plugins.host.task_loading`), and this class returns the right one of the two.
     """
 
     kinds: ClassVar[Mapping[str, type[Classification]]]
 
     def __new__(cls, config: dict[str, Any]) -> Any:
         """Return the task for the kind of model being evaluated; ``config`` is the YAML file's content."""
-        return cls.kinds[entry_point.requested_task_type()](config=config)
+        return cls.kinds[task_loading().task_type](config=config)
 
     def __init__(self, config: dict[str, Any]) -> None:  # the host looks for `config` in this signature
         raise AssertionError("never reached: __new__ returns an instance of another class")
 
 
 class Classification(ConfigurableTask):
-    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.prompts.task_settings`."""
+    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.prompts.task_settings`.
+
+    Attributes:
+        content: rows, questions and images.
+        session: the run that the task is part of.
+    """
 
     PURPOSE: ClassVar[Purpose] = "classify"
     LOWER_IS_BETTER: ClassVar[frozenset[str]] = scoring.LOWER_IS_BETTER
@@ -60,43 +61,40 @@ class Classification(ConfigurableTask):
 
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
-        self._check_command()
-        self.settings: TaskSettings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
-        with evaluation_run.current().stage("data"):
-            self.data: Dataset = load_dataset(self.settings.dataset, on_error=self.settings.on_error)
-        documents = self.data.select(self.settings.folds)
-        self.rows = TaskRows(self.settings, documents)
-        self._documents = {document.id: document for document in documents}
-        self._partners = partners(documents) if self.settings.image == "shuffled" else {}
-        self._shots: dict[str, FewShotExamples] = {}
+        loading = task_loading()
+        self.session = loading.session
+        _check_command(loading.task_type)
+        settings = read_settings(config.get("task"), config.get("metadata"), purpose=self.PURPOSE)
+        with self.run.stage("data"):
+            data = load_dataset(settings.dataset, on_error=settings.on_error)
+        self.content = TaskContent(str(config.get("task")), settings, data)
         self._scored: tuple[int, AnySummary] | None = None
-        metadata = dict(config["metadata"])
-        # All of this reaches the model with each request, and is part of the response cache's key: answers cached
-        # for other data, other folds or another way of asking are not taken for these.
-        metadata["medmllm"] = {
-            **self.settings.to_dict(),
-            "data": self.data.fingerprint,
-            "labels": list(self.rows.classes),
-        }
-        generation = {**DEFAULT_GENERATION, **(config.get("generation_kwargs") or {})}
         super().__init__(
             config={
                 **config,
-                "metadata": metadata,
-                "generation_kwargs": generation,
+                # All of this is part of the response cache's key: answers cached for other data, other folds or
+                # another way of asking are not used for these.
+                "metadata": {**config["metadata"], "medmllm": self.content.metadata},
+                "generation_kwargs": {**DEFAULT_GENERATION, **(config.get("generation_kwargs") or {})},
                 "test_split": SPLIT,
                 "cluster_key": "group",
             }
         )
 
-    @staticmethod
-    def _check_command() -> None:
-        """Refuse flags before the data are read, also where the host's index did not know this task for ours."""
-        command_line.concern_us()
-        if (args := command_line.arguments()) is not None:
-            ours = args.model in get_manager().models()
-            chat = entry_point.requested_task_type() == "chat"
-            flags.check_command(args, task=True, model=ours, chat=chat)
+    @property
+    def run(self) -> EvaluationRun:
+        """The run that the task is part of."""
+        return self.session.run
+
+    @property
+    def name(self) -> str:
+        """The task's name, arguments included."""
+        return str(self.config.task)
+
+    @property
+    def _model_name(self) -> str:
+        """The model's name on the host's command line, which names a run folder that has no other name."""
+        return getattr(getattr(self, "args", None), "model", None) or "model"
 
     def _prepare_metric_and_aggregation(self) -> None:
         metrics = self.metrics()
@@ -108,32 +106,28 @@ class Classification(ConfigurableTask):
     def override_metric(self, metric_name: str) -> None:
         """Leave scoring out, which is what the host asks for with ``bypass`` (``--predict_only``).
 
-        Answers stay in the journal: the same command without ``--predict_only`` scores them and asks nothing again.
+        Answers stay in the journal: the same command without ``--predict_only`` scores them without asking again.
         """
         super().override_metric(metric_name)
         if metric_name == BYPASS:
+            self.content.predict_only = True
             self._aggregation_list = {BYPASS: self._collected}
 
-    @property
-    def predicts_only(self) -> bool:
-        """Whether answers are collected and not scored."""
-        return BYPASS in self._aggregation_list
-
     def _collected(self, values: list[dict[str, Any]]) -> str:
-        evaluation_run.current().predicted(str(self.config.task), len(values))
+        self.run.predicted(self.name, len(values))
         logger.info(
-            f"{self.config.task}: {len(values)} answers, not scored. The same command without --predict_only scores "
-            "them and asks nothing again."
+            f"{self.name}: {len(values)} answers, not scored. The same command without --predict_only scores them "
+            "without asking again."
         )
         return "N/A"
 
     def metrics(self) -> tuple[str, ...]:
-        """The metrics that the host prints."""
-        return scoring.metrics(self.settings)
+        """Return the metrics that the host prints."""
+        return scoring.metrics(self.content.settings)
 
     def download(self, dataset_kwargs: Any = None) -> None:
-        """Give the host its rows: no download, and no image or path among them, so none reaches a log."""
-        self.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(list(self.rows))})
+        """Give the host its rows: nothing is downloaded."""
+        self.dataset = TaskDataset.of(self.content, self.session)
         self.dataset_no_image = self.dataset
 
     def build_all_requests(self, **kwargs: Any) -> None:
@@ -142,120 +136,77 @@ class Classification(ConfigurableTask):
         Raises:
             OptionError: a flag of the host asks for something that this task cannot do.
         """
-        progress = evaluation_run.joined_by(self.config.task)
-        progress.arguments(getattr(self, "args", None))
-        rows = {"documents": len(self.rows.documents), "questions": len(self.dataset[SPLIT]), "shots": self.shots}
-        progress.task(self.config.task, scoring.facts(self.settings, self.data, **rows))
+        content, run = self.content, self.session.join(self.name)
+        run.arguments(getattr(self, "args", None))
+        counts = {
+            "documents": len(content.rows.documents),
+            "questions": len(content.row_list),
+            "shots": self._example_count,
+        }
+        run.task(self.name, scoring.facts(content.settings, content.data, **counts))
         super().build_all_requests(**self._checked(kwargs))
 
-    def _checked(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What the host asks of the requests, checked also where it was called from Python."""
-        args, count = getattr(self, "args", None), len(self.dataset[SPLIT])
-        flags.check_shots(self.shots)
+    def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check what the host asks of the requests, also where it was called from Python."""
+        args, count = getattr(self, "args", None), len(self.content.row_list)
+        flags.check_shots(self._example_count)
         flags.check_repeats(self.config.repeats)
-        flags.check_fraction(getattr(args, "limit", None), count, asked.get("limit"), str(self.config.task))
-        if (offset := asked.get("offset") or 0) >= count:
+        flags.check_fraction(getattr(args, "limit", None), count, arguments.get("limit"), self.name)
+        if (offset := arguments.get("offset") or 0) >= count:
+            raise OptionError(f"{self.name}: expected --offset below the number of questions, {count}, got {offset}.")
+        if arguments.get("limit") == 0:
+            raise OptionError(f"{self.name}: expected --limit to leave at least one question, got 0.")
+        if arguments.get("system_instruction") is not None and isinstance(self, ConfigurableMessagesTask):
             raise OptionError(
-                f"{self.config.task}: expected --offset below the number of questions, {count}, got {offset}."
+                f"{self.name}: --system_instruction reaches no chat model. Use the argument system=… of the models of "
+                "this package."
             )
-        if asked.get("limit") == 0:
-            raise OptionError(f"{self.config.task}: expected --limit to leave at least one question, got 0.")
-        if asked.get("system_instruction") is not None and isinstance(self, ConfigurableMessagesTask):
-            raise OptionError(
-                f"{self.config.task}: --system_instruction reaches no chat model. Use the argument system=… of the "
-                "models of this package."
-            )
-        if asked.get("cache_requests"):
-            logger.info(
-                f"{self.config.task}: --cache_requests is left aside; requests follow the data as they are now."
-            )
-        return {**asked, "cache_requests": False, "rewrite_requests_cache": False}
+        if arguments.get("cache_requests"):
+            logger.info(f"{self.name}: --cache_requests is ignored; requests follow the data as they are now.")
+        return {**arguments, "cache_requests": False, "rewrite_requests_cache": False}
 
     @property
-    def shots(self) -> int:
+    def _example_count(self) -> int:
         """Number of few-shot examples before each question: the host's ``--num_fewshot``."""
         return int(self.config.num_fewshot or 0)
 
-    def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
-        """The whole text of a request to a simple model, solved examples first; their pictures come in that order.
+    def fewshot_context(self, doc: Row, num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        """Return the whole text of a request to a simple model, solved examples first; their images come in that order.
 
-        Of the host's further arguments the system instruction alone is taken: a chat model gets messages, and applies
+        Of the host's further arguments only the system instruction is used: a chat model gets messages, and applies
         its own template to them.
         """
-        asked = super().fewshot_context(doc, 0, *args[:1])
-        solved = [f"{self.doc_to_text(doc)}\n{answer}\n\n" for _, answer in self._examples(doc)]
-        return "".join(solved) + asked if solved else asked
+        context = super().fewshot_context(doc, 0, *args[:1])
+        examples = self.content.examples(doc, self._example_count)
+        solved = [f"{self.doc_to_text(doc)}\n{answer}\n\n" for _, answer in examples]
+        return "".join(solved) + context if solved else context
 
-    def doc_to_text(self, doc: Mapping[str, Any], *args: Any) -> str:
-        """The question of one row."""
-        return self.rows.question(doc).text
+    def doc_to_text(self, doc: Row, *args: Any) -> str:
+        """Return the question of a row."""
+        return self.content.question(doc).text
 
-    def doc_to_visual(self, doc: Mapping[str, Any]) -> list[Image.Image]:
-        """The pictures of one row, RGB: those of the examples first, then its own."""
-        shown = [picture for shot, _ in self._examples(doc) for picture in self._pictures(shot)]
-        return [*shown, *self._asked_about(doc)]
+    def doc_to_visual(self, doc: Row) -> list[Image.Image]:
+        """Return the RGB images of a row: those of the examples first, then its own."""
+        examples = self.content.examples(doc, self._example_count)
+        images = [image for document, _ in examples for image in self.content.document_images(document)]
+        return [*images, *self.content.images(doc)]
 
-    def doc_to_volume(self, doc: Mapping[str, Any]) -> Volume:
-        """The volume of one row, for models that read volumes; of a 2D set, and of controls, there is none.
-
-        Raises:
-            OptionError: the task asks about images, or about a control image.
-            DataError: the volume cannot be read any more.
-        """
-        if self.settings.dataset.dimensions != 3 or self.settings.image != "shown":
-            raise OptionError(
-                f"{self.config.task}: expected a 3D set with image=shown, since the model reads volumes, found "
-                f"{self.settings.dataset.dimensions}D and image={self.settings.image}."
-            )
-        return self.data.volume(self._documents[doc["document"]])
-
-    def doc_to_target(self, doc: Mapping[str, Any], *args: Any) -> str:
-        """The class of one row."""
+    def doc_to_target(self, doc: Row, *args: Any) -> str:
+        """Return the class of a row."""
         return str(doc["label"])
 
-    def _pictures(self, document: Document) -> list[Image.Image]:
-        return self.settings.view.pictures(self.data, document)
-
-    def _asked_about(self, doc: Mapping[str, Any]) -> list[Image.Image]:
-        """The pictures of the document asked about, or of the control that stands in for it."""
-        document = self._documents[doc["document"]]
-        if self.settings.image == "shuffled":
-            return self._pictures(self._partners[document.id])
-        pictures = self._pictures(document)
-        return [blank(picture) for picture in pictures] if self.settings.image == "blank" else pictures
-
-    def _examples(self, doc: Mapping[str, Any]) -> list[tuple[Document, str]]:
-        """Few-shot examples for one row, each with its right answer."""
-        if not self.shots:
-            return []
-        finding, question = doc["finding"] or None, self.rows.question(doc)
-        shots = self._shots.get(doc["finding"])
-        if shots is None:
-            shots = FewShotExamples(
-                self.data.documents, tuple(question.classes), lambda shot: right_answer(shot, finding)
-            )
-            self._shots[doc["finding"]] = shots
-        answers = dict(zip(question.classes, question.labels, strict=True))
-        chosen = shots.before(self._documents[doc["document"]], self.shots)
-        return [(shot, answers[right_answer(shot, finding)]) for shot in chosen]
-
-    def is_parsed(self, doc_id: int, response: str) -> bool:
-        """Whether a class can be read out of the answer to a row."""
-        row = self.dataset[SPLIT][doc_id]
-        return bool(self.rows.question(row).read(envelope.unpack(response).text).status == "parsed")
-
-    def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    def process_results(self, doc: Row, results: Sequence[str]) -> dict[str, Any]:
         """Parse one answer.
 
         Returns:
-            For each metric the record of the row, from which the aggregation computes it; that of ``accuracy``
-            carries ``score`` and ``group`` beside it, by which the host computes its own standard errors, and the
-            answer. Where nothing is scored, the answer alone.
+            For each metric the record of the row, from which the aggregation computes it; that of ``accuracy`` also
+            carries the answer, and ``score`` and ``group``, by which the host computes its own standard errors. Where
+            nothing is scored, the answer alone.
         """
         reply = self._reply(str(results[0] or ""))
-        if self.predicts_only:
+        if self.content.predict_only:
             return {BYPASS: {"id": doc["id"], "answer": reply.text}}
-        answer = self.rows.question(doc).read(reply.text)
+        answer = self.content.read_answer(doc, reply.text)
         outcome = Outcome(
             id=doc["id"],
             group=doc["group"],
@@ -266,17 +217,17 @@ class Classification(ConfigurableTask):
             finding=doc["finding"] or None,
             variant=doc["variant"],
             document=doc["document"],
-            tokens=reply.tokens,
-            blank=reply.blank,
+            tokens=reply.label_tokens,
+            blank=reply.blank_scores,
         )
         values: dict[str, Any] = {metric: {"outcome": outcome.to_dict()} for metric in self._aggregation_list}
-        right = float(answer.label == doc["label"])
-        values["accuracy"] = {**values["accuracy"], "score": right, "group": doc["group"], "answer": reply.text}
+        score = float(answer.label == doc["label"])
+        values["accuracy"] = {**values["accuracy"], "score": score, "group": doc["group"], "answer": reply.text}
         if reply.scores is None:
             values.pop("auroc", None)  # a text answer ranks nothing
         return values
 
-    def _reply(self, response: str) -> envelope.Reply:
+    def _reply(self, response: str) -> Reply:
         """Read a response, without the reasoning that the host would have cut out (``--reasoning_tags``)."""
         reply = envelope.unpack(response)
         tags = parse_reasoning_tags_config(
@@ -287,7 +238,7 @@ class Classification(ConfigurableTask):
 
     def _aggregation(self, metric: str) -> Callable[[list[dict[str, Any]]], float | str]:
         def aggregate(values: list[dict[str, Any]]) -> float | str:
-            with evaluation_run.current().closed_on_error():
+            with self.run.closed_on_error():
                 outcomes = [Outcome.from_dict(value["outcome"]) for value in values]
                 summary = self._score(outcomes)
                 if metric == "accuracy":
@@ -298,26 +249,25 @@ class Classification(ConfigurableTask):
         return aggregate
 
     def _score(self, outcomes: Sequence[Outcome]) -> AnySummary:
-        """All metrics at once, since one resampling serves them all; the host asks for them one by one."""
+        """Compute all metrics at once, since one resampling serves them all; the host asks for them one by one."""
         key = hash(tuple(outcomes))
         if self._scored is None or self._scored[0] != key:
-            with evaluation_run.current().stage("score"):
-                self._scored = (key, scoring.score(outcomes, self.settings))
+            with self.run.stage("score"):
+                self._scored = (key, scoring.score(outcomes, self.content.settings))
         return self._scored[1]
 
     def _write(self, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str]) -> None:
-        """Put the details into the run folder; the host's own table holds the values alone."""
-        progress = evaluation_run.current()
-        folder = progress.folder_for(getattr(getattr(self, "args", None), "model", None) or "model")
-        scoring.write(folder, self.config.task, summary, outcomes, answers, self.data)
-        figures = summary.to_dict()
-        warning = scoring.unreadable_warning(figures, self.settings, progress.manifest["model"])
-        facts = {"evaluated": summary.n, "metrics": figures["metrics"], "unreadable": warning}
-        progress.scored(self.config.task, facts)
+        """Write the details into the run folder; the host's own table holds the values alone."""
+        run, settings = self.run, self.content.settings
+        folder = run.folder_for(self._model_name)
+        scoring.write(folder, self.name, summary, outcomes, answers, self.content.data)
+        record = summary.to_dict()
+        warning = scoring.unreadable_warning(record, settings, run.manifest["model"])
+        run.scored(self.name, {"evaluated": summary.n, "metrics": record["metrics"], "unreadable": warning})
         if warning:
-            logger.warning(f"{self.config.task}: {warning} Details: {folder}")
+            logger.warning(f"{self.name}: {warning} Details: {folder}")
         else:
-            logger.info(f"{self.config.task}: {summary.headline()} Details: {folder}")
+            logger.info(f"{self.name}: {summary.headline()} Details: {folder}")
 
 
 class SimpleClassification(Classification):
@@ -329,18 +279,25 @@ class SimpleClassification(Classification):
 class ChatClassification(Classification, ConfigurableMessagesTask):
     """For the host's chat models, ours among them."""
 
-    def doc_to_messages(self, doc: Mapping[str, Any], **rounds: Any) -> list[dict[str, Any]]:
-        """A user turn with the pictures and the question; before it the solved examples, one turn each."""
+    def doc_to_messages(self, doc: Row, **rounds: Any) -> list[dict[str, Any]]:
+        """Return a user turn with the images and the question; before it the solved examples, one turn each."""
         question = self.doc_to_text(doc)
         messages = []
-        for shot, answer in self._examples(doc):
-            messages.append(_user(self._pictures(shot), question))
+        for document, answer in self.content.examples(doc, self._example_count):
+            messages.append(_user(self.content.document_images(document), question))
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return [*messages, _user(self._asked_about(doc), question)]
+        return [*messages, _user(self.content.images(doc), question)]
 
 
-def _user(pictures: Sequence[Image.Image], question: str) -> dict[str, Any]:
-    content: list[dict[str, Any]] = [{"type": "image", "url": picture} for picture in pictures]
+def _check_command(task_type: str) -> None:
+    """Refuse flags before the data are read, also where the host's index did not know that the task is ours."""
+    command_line.concern_us()
+    if (args := command_line.arguments()) is not None:
+        flags.check_command(args, task=True, model=args.model in get_manager().models(), chat=task_type == "chat")
+
+
+def _user(images: Sequence[Image.Image], question: str) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image", "url": image} for image in images]
     return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
 
 

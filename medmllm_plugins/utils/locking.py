@@ -1,8 +1,7 @@
-"""Locks on folders that the operating system releases when their process dies, however it does."""
+"""Locks on files and folders that the operating system releases when their process ends, however it ends."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import suppress
@@ -11,27 +10,27 @@ from typing import Final
 
 LOCK: Final = ".lock"
 _PAUSE: Final = 0.05
+_WINDOWS: Final = os.name == "nt"
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process alone; ``False`` where another holds it.
+    """Lock an open file for this process; return whether no other process holds it.
 
-    A file system that offers no locks counts as one on which nobody else is at work.
+    A file system without locks counts as one that no other process uses: refusing it would make it useless.
     """
+    from filelock import lock_descriptor  # not at import time, which every command of lmms-eval pays for
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # not offered here; refusing would make such a file system useless
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError:
         return True
-    return True
 
 
 class FolderLock:
     """A lock on a folder, held between :meth:`acquire` and :meth:`release`, by way of a file in it."""
 
     def __init__(self, folder: Path) -> None:
-        """Prepare the lock of a folder, which must be there when it is acquired."""
+        """Prepare the lock of a folder, which must exist when it is acquired."""
         self._path = folder / LOCK
         self._descriptor: int | None = None
 
@@ -60,17 +59,24 @@ class FolderLock:
         return True
 
     def release(self) -> None:
-        """Let go of the folder, and remove the file; without effect where the lock is not held."""
-        if self._descriptor is not None:
-            with suppress(OSError):  # the folder was removed meanwhile
-                self._path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Release the lock and remove its file; without effect where the lock is not held."""
+        if self._descriptor is None:
+            return
+        if not _WINDOWS:  # while it is locked, so that no other process locks a file that is about to go
+            self._remove()
+        os.close(self._descriptor)
+        self._descriptor = None
+        if _WINDOWS:  # which removes no open file
+            self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # the folder was removed meanwhile, or another process holds the lock by now
+            self._path.unlink()
 
     def _is_current(self, descriptor: int) -> bool:
-        """Whether the file that was locked is still the one in the folder: who held it before removes it."""
+        """Return whether the locked file is still the one in the folder: the previous holder removes it."""
         try:
-            there, held = os.stat(self._path), os.fstat(descriptor)
+            in_folder, locked = os.stat(self._path), os.fstat(descriptor)
         except FileNotFoundError:
             return False
-        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+        return os.path.samestat(in_folder, locked)

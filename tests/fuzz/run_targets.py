@@ -21,14 +21,14 @@ from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.features.store import INDEX, SEAL, FeatureStore, Header, StoredLayer, index_rows, write_header
-from medmllm_plugins.host.envelope import Reply, pack, unpack
+from medmllm_plugins.host.envelope import pack, unpack
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.report.report_notes import notes
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.comparison import compare
 from medmllm_plugins.results.outcome_files import load_run, read_answers, read_outcomes
-from medmllm_plugins.runtime.journal import Answered, Journal
+from medmllm_plugins.runtime.journal import Journal, Reply
 
 _SPECS: Final = dataset_specs()
 
@@ -112,7 +112,9 @@ def _journal() -> dict[str, Files]:
     def write(folder: Path) -> None:
         journal = Journal(folder, "j", 0)
         journal.run = folder
-        journal.add({f"key-{index}": Answered(f"Answer {index}: é\u2028", index) for index in range(4)})
+        journal.add(
+            {f"key-{index}": Reply(f"Answer {index}: é\u2028", (-1.0, -2.5), (1, 2), None, index) for index in range(4)}
+        )
         journal.close()
 
     return {"plain": _made(write)}
@@ -123,12 +125,14 @@ def read_journal(folder: Path) -> object:
     journal = Journal(folder, "j", 0)
     known = dict(journal.known)
     _ = journal.run
-    journal.add({"new": Answered("text", 3)})
+    journal.add({"new": Reply("text", generated_tokens=3)})
     journal.close()
     again = Journal(folder, "j", 0)
     again.close()
-    assert again.known["new"] == Answered("text", 3), "an answer that was kept is lost"
-    assert known.items() <= again.known.items() | {("new", Answered("text", 3))}, "answers that were read are lost"
+    assert again.known["new"] == Reply("text", generated_tokens=3), "an answer that was kept is lost"
+    assert known.items() <= again.known.items() | {("new", Reply("text", generated_tokens=3))}, (
+        "answers that were read are lost"
+    )
     return sorted(again.known.items())
 
 

@@ -88,12 +88,9 @@ def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
     import torch
     from lmms_eval.evaluator import simple_evaluate
 
-    from medmllm_plugins.host import evaluation_run
-
     torch.set_num_threads(1)  # the demo is too small for more; on a busy machine they wait for each other
 
     def call(folder: Path, **settings: Any) -> Evaluated:
-        evaluation_run.start()
         settings = {
             "model": "medm_vl",
             "model_args": "pretrained=demo,device=cpu",
@@ -113,9 +110,9 @@ def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
             seconds = time.perf_counter() - began
         finally:
             gc.unfreeze()
-        found = evaluation_run.current().folder
-        assert found is not None
-        return Evaluated(returned, found.absolute(), seconds)
+        folder_written = settings["task_manager"].medmllm_hook.session.run.folder
+        assert folder_written is not None
+        return Evaluated(returned, folder_written.absolute(), seconds)
 
     return call
 

@@ -20,7 +20,8 @@ from lmms_eval.utils import load_yaml_config
 
 import medmllm_plugins
 from medmllm_plugins.errors import PluginError
-from medmllm_plugins.host import entry_point, task_index
+from medmllm_plugins.host import entry_point, task_index, task_manager_hook
+from medmllm_plugins.host.task_loading import task_loading
 from medmllm_plugins.plugins import builtin
 from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager, reset
@@ -435,10 +436,10 @@ def test_a_faulty_manager_does_not_cost_the_host_its_own_tasks(
 
 
 def test_the_kind_of_request_is_forgotten_after_an_error() -> None:
-    assert entry_point.requested_task_type() == "simple"
+    assert task_loading().task_type == "simple"
     with pytest.raises(KeyError):
         plain_index().load_task_or_group("no_such_task", "chat")
-    assert entry_point.requested_task_type() == "simple"
+    assert task_loading().task_type == "simple"
 
 
 # -- the hook on the host's module -----------------------------------------------------------------------------------
@@ -449,12 +450,14 @@ def not_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``lmms_eval.tasks`` as if it had not been imported; the real one is back afterwards."""
     monkeypatch.setattr(lmms_eval, "tasks", lmms_eval.tasks)
     monkeypatch.delitem(sys.modules, "lmms_eval.tasks")
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, entry_point._TasksFinder)])
+    monkeypatch.setattr(
+        sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, task_manager_hook.TasksFinder)]
+    )
     yield
 
 
 def finders() -> int:
-    return sum(isinstance(finder, entry_point._TasksFinder) for finder in sys.meta_path)
+    return sum(isinstance(finder, task_manager_hook.TasksFinder) for finder in sys.meta_path)
 
 
 def hooked(module: ModuleType) -> bool:
@@ -462,7 +465,7 @@ def hooked(module: ModuleType) -> bool:
 
 
 def test_hook_before_the_import(not_imported: None) -> None:
-    entry_point.install_task_hook()
+    task_manager_hook.install_task_hook()
     assert "lmms_eval.tasks" not in sys.modules and finders() == 1
     module = importlib.import_module("lmms_eval.tasks")
     assert hooked(module)
@@ -472,9 +475,9 @@ def test_hook_before_the_import(not_imported: None) -> None:
 
 def test_hook_after_the_import(not_imported: None) -> None:
     module = importlib.import_module("lmms_eval.tasks")
-    assert not hasattr(module.TaskManager.initialize_tasks, "medmllm")
+    assert not hasattr(module.TaskManager, "medmllm_hook")
     assert module.TaskManager(include_defaults=False).all_tasks == []
-    entry_point.install_task_hook()
+    task_manager_hook.install_task_hook()
     assert hooked(module) and finders() == 0
 
 
@@ -483,10 +486,10 @@ def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.Monke
     if imported:
         importlib.import_module("lmms_eval.tasks")
     for _ in range(3):
-        entry_point.install_task_hook()
+        task_manager_hook.install_task_hook()
     assert finders() == (0 if imported else 1)
     module = importlib.import_module("lmms_eval.tasks")
-    entry_point.install_task_hook()
+    task_manager_hook.install_task_hook()
     calls: list[int] = []
     real = task_index.add_tasks
     monkeypatch.setattr(task_index, "add_tasks", lambda index: calls.append(1) or real(index))  # type: ignore[func-returns-value]
@@ -495,15 +498,15 @@ def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.Monke
 
 def test_looking_for_the_module_does_not_use_the_hook_up(not_imported: None) -> None:
     """Tools ask whether a module is there before they import it."""
-    entry_point.install_task_hook()
+    task_manager_hook.install_task_hook()
     found = importlib.util.find_spec("lmms_eval.tasks")
     assert found is not None and found.origin is not None
     assert hooked(importlib.import_module("lmms_eval.tasks"))
 
 
 def test_other_imports_are_left_alone(not_imported: None) -> None:
-    entry_point.install_task_hook()
-    (finder,) = [finder for finder in sys.meta_path if isinstance(finder, entry_point._TasksFinder)]
+    task_manager_hook.install_task_hook()
+    (finder,) = [finder for finder in sys.meta_path if isinstance(finder, task_manager_hook.TasksFinder)]
     assert finder.find_spec("lmms_eval.tasks.mme") is None
     assert finder.find_spec("lmms_eval") is None
     assert finder.find_spec("tasks") is None
@@ -512,6 +515,6 @@ def test_other_imports_are_left_alone(not_imported: None) -> None:
 
 def test_an_import_that_fails_is_the_hosts_own_error(not_imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmms_eval, "__path__", [])
-    entry_point.install_task_hook()
+    task_manager_hook.install_task_hook()
     with pytest.raises(ModuleNotFoundError, match="lmms_eval"):
         importlib.import_module("lmms_eval.tasks")

@@ -11,19 +11,32 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from medmllm_plugins.host import evaluation_run
-from medmllm_plugins.host.evaluation_run import Run
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.results.seal import check_seal
-from medmllm_plugins.runtime.journal import Answered
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
+from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.utils.locking import FolderLock
+
+_open_runs: list[EvaluationRun] = []
 
 
 @pytest.fixture(autouse=True)
-def no_run() -> Iterator[None]:
-    evaluation_run._current = None
+def one_run_at_a_time() -> Iterator[None]:
+    """Close what a test leaves open, as the end of its process would."""
     yield
-    evaluation_run._current = None
+    close_runs()
+
+
+def close_runs() -> None:
+    while _open_runs:
+        _open_runs.pop().close()
+
+
+def new_run(folder: Path | None) -> EvaluationRun:
+    """Begin a run, as the next evaluation in the process does."""
+    close_runs()
+    _open_runs.append(EvaluationRun(folder))
+    return _open_runs[-1]
 
 
 @pytest.fixture
@@ -39,22 +52,22 @@ def manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def begun(folder: Path | None, task: str, model: str = "m", **command: Any) -> Run:
+def begun(folder: Path | None, task: str, model: str = "m", **command: Any) -> EvaluationRun:
     """A run that has begun to answer."""
-    progress = evaluation_run.start(folder)
-    progress.arguments(Namespace(output_path=None, seed=[1], tasks=task, **command))
-    progress.task(task, {"dataset": "toy", "dataset_fingerprint": "f"})
-    progress.model({"name": model, "fingerprint": model})
-    progress.open(model, {"model": model, "command": command})
-    return progress
+    run = new_run(folder)
+    run.arguments(Namespace(output_path=None, seed=[1], tasks=task, **command))
+    run.task(task, {"dataset": "toy", "dataset_fingerprint": "f"})
+    run.model({"name": model, "fingerprint": model})
+    run.open(model, {"model": model, "command": command})
+    return run
 
 
 def finished(folder: Path, task: str, model: str = "m", **command: Any) -> Path:
-    progress = begun(folder, task, model, **command)
-    assert progress.folder is not None
-    (progress.folder / f"{task}.metrics.json").write_text(json.dumps({"of": model}))
-    progress.scored(task, {"metrics": {"accuracy": {"value": 0.5}}})
-    return progress.folder
+    run = begun(folder, task, model, **command)
+    assert run.folder is not None
+    (run.folder / f"{task}.metrics.json").write_text(json.dumps({"of": model}))
+    run.scored(task, {"metrics": {"accuracy": {"value": 0.5}}})
+    return run.folder
 
 
 def test_another_task_of_the_same_model_joins_and_keeps_what_was_there(tmp_path: Path, warnings: list[str]) -> None:
@@ -103,7 +116,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, warnings: list[str]) -> N
 
 def test_an_unfinished_run_keeps_its_folder_and_finds_it_again(tmp_path: Path) -> None:
     stopped = begun(tmp_path / "r", "t")
-    stopped.open("m", {}).add({"a": Answered("yes", 1)})
+    stopped.open("m", {}).add({"a": Reply("yes")})
     assert begun(tmp_path / "r", "u", "other").folder == tmp_path / "r-2"
     assert begun(tmp_path / "r", "u", "other").folder == tmp_path / "r-2"  # without an answer, and yet its own
     assert begun(tmp_path / "r", "t").folder == (tmp_path / "r").absolute()
@@ -113,7 +126,7 @@ def test_an_unfinished_run_keeps_its_folder_and_finds_it_again(tmp_path: Path) -
 def test_a_numbered_folder_of_an_unfinished_run_is_left_to_it(tmp_path: Path, warnings: list[str]) -> None:
     finished(tmp_path / "r", "t")
     stopped = begun(tmp_path / "r", "t", "other")
-    stopped.open("other", {}).add({"a": Answered("yes", 1)})
+    stopped.open("other", {}).add({"a": Reply("yes")})
     assert stopped.folder == tmp_path / "r-2"
     assert finished(tmp_path / "r", "t", "third") == tmp_path / "r-3"
     assert begun(tmp_path / "r", "t", "other").folder == tmp_path / "r-2"
@@ -124,22 +137,22 @@ def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     folders = []
     for _ in range(3):
-        progress = begun(None, "t")
-        progress.scored("t", {"metrics": {}})
-        folders.append(progress.folder)
+        run = begun(None, "t")
+        run.scored("t", {"metrics": {}})
+        folders.append(run.folder)
     assert len(set(folders)) == 3
 
 
 def test_a_folder_says_unfinished_until_it_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = begun(tmp_path / "r", "t")
-    assert progress.folder is not None
-    assert "not finished" in load_run(progress.folder).warnings[0]
-    progress.scored("t", {"metrics": {}})
-    assert load_run(progress.folder).warnings == ()
-    progress.task("t", {"later": 1})  # keeps its seal
-    assert manifest(progress.folder)["tasks"]["t"]["later"] == 1 and load_run(progress.folder).warnings == ()
-    (progress.folder / "seal.json").unlink()
-    assert "cannot be checked: expected seal.json" in load_run(progress.folder).warnings[0]
+    run = begun(tmp_path / "r", "t")
+    assert run.folder is not None
+    assert "not finished" in load_run(run.folder).warnings[0]
+    run.scored("t", {"metrics": {}})
+    assert load_run(run.folder).warnings == ()
+    run.task("t", {"later": 1})  # keeps its seal
+    assert manifest(run.folder)["tasks"]["t"]["later"] == 1 and load_run(run.folder).warnings == ()
+    (run.folder / "seal.json").unlink()
+    assert "cannot be checked: expected seal.json" in load_run(run.folder).warnings[0]
 
 
 SECRETS = ("q7Secret1", "q7Secret2", "q7Secret3", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl")
@@ -154,7 +167,7 @@ def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
     told = manifest(folder)
     assert told["command"]["model_args"] == "pretrained=x,api_key=…,base_url=https://…@host/v1,extra=…,revision=abc"
     # The same command finds its folder again, and joins it with another task.
-    begun(tmp_path / "r", "u", **command).open("m", {}).add({"a": Answered("yes", 1)})
+    begun(tmp_path / "r", "u", **command).open("m", {}).add({"a": Reply("yes")})
     assert begun(tmp_path / "r", "u", **command).folder == folder.absolute()
     for path in tmp_path.rglob("*"):
         text = path.read_text("utf-8") if path.is_file() else ""
@@ -164,10 +177,10 @@ def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
 
 def test_answers_to_foreign_tasks_finish_a_run_too(tmp_path: Path) -> None:
     """Their scores are in the host's own files; ours holds no more than the manifest."""
-    progress = evaluation_run.start(tmp_path / "r")
-    progress.model({"name": "m"})
-    progress.open("m", {"model": "m"})
-    progress.task("mmmu", {"prompt": "?"})
-    progress.answered()
+    run = new_run(tmp_path / "r")
+    run.model({"name": "m"})
+    run.open("m", {"model": "m"})
+    run.task("mmmu", {"prompt": "?"})
+    run.answered()
     assert load_run(tmp_path / "r").warnings == () and manifest(tmp_path / "r")["finished"]
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["manifest.json", "seal.json"]

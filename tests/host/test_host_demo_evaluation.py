@@ -303,9 +303,6 @@ def test_two_evaluations_in_one_process_are_two_runs(task_manager: Any, drawn_on
     """As in a notebook: the second must neither land in the first one's folder nor add to its manifest."""
     from lmms_eval.evaluator import simple_evaluate
 
-    from medmllm_plugins.host import evaluation_run
-
-    evaluation_run.start()
     for name in ("first", "second"):
         simple_evaluate(
             model="medm_vl",
@@ -335,14 +332,12 @@ def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_
     import lmms_eval.models
     from lmms_eval.evaluator import simple_evaluate
 
-    from medmllm_plugins.host import evaluation_run
-
     model = lmms_eval.models.get_model("medm_vl")
     one, two = (model(pretrained="demo", device="cpu", run_dir=str(tmp_path / name)) for name in ("one", "two"))
     settings = {"tasks": [TASK], "task_manager": task_manager, "bootstrap_iters": 0}
     for made, limit, name in ((one, 1, "one"), (two, 2, "two"), (one, 3, "one-2")):
         simple_evaluate(model=made, limit=limit, **settings)
-        assert evaluation_run.current().folder == tmp_path / name
+        assert task_manager.medmllm_hook.session.run.folder == tmp_path / name
     evaluated = {}
     for path in tmp_path.iterdir():
         evaluated[path.name] = json.loads((path / "manifest.json").read_text())["tasks"][TASK]["evaluated"]
@@ -365,18 +360,18 @@ def test_nothing_of_a_failed_evaluation_is_in_the_next(
     from lmms_eval.evaluator import simple_evaluate
 
     from medmllm_plugins.errors import DataError
-    from medmllm_plugins.host import evaluation_run
 
     settings = {"task_manager": task_manager, "bootstrap_iters": 0, "limit": 1}
     mine = f"pretrained=demo,device=cpu,run_dir={tmp_path / 'mine'}"
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
     with pytest.raises(DataError):
         simple_evaluate(model="medm_vl", model_args=mine, tasks=["med_cls_demo", "med_cls_busi"], **settings)
-    failed = evaluation_run.current()
+    failed = task_manager.medmllm_hook.session.run
     simple_evaluate(model="dummy", model_args="", tasks=[TASK], **settings)
-    assert evaluation_run.current() is not failed
+    run = task_manager.medmllm_hook.session.run
+    assert run is not failed
     assert not (tmp_path / "mine").exists()
-    assert set(evaluation_run.current().manifest["tasks"]) == {TASK}
+    assert set(run.manifest["tasks"]) == {TASK}
 
 
 def test_cached_answers_are_taken_for_the_same_data_only(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from medmllm_plugins.host.envelope import VERSION, Reply, pack, unpack
+from medmllm_plugins.host.envelope import VERSION, pack, unpack
+from medmllm_plugins.runtime.journal import Reply
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

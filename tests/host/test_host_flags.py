@@ -236,7 +236,8 @@ def test_reasoning_tags_do_not_cost_a_reply_its_scores(text: str) -> None:
     """The host cuts reasoning out of the envelope as if it were plain text."""
     from lmms_eval.api.reasoning import strip_reasoning_tags
 
-    from medmllm_plugins.host.envelope import Reply, pack, unpack
+    from medmllm_plugins.host.envelope import pack, unpack
+    from medmllm_plugins.runtime.journal import Reply
 
     reply = Reply(text, (-0.1, -2.0), (1, 1), (-1.0, -1.0))
     assert unpack(pack(reply)) == reply
@@ -245,14 +246,16 @@ def test_reasoning_tags_do_not_cost_a_reply_its_scores(text: str) -> None:
 
 
 def test_reasoning_is_cut_out_of_the_reply_by_the_task(task_manager: Any, drawn_once: None) -> None:
-    from medmllm_plugins.host.envelope import Reply, pack
+    from medmllm_plugins.host.envelope import pack
+    from medmllm_plugins.runtime.journal import Reply
 
     (task,) = task_manager.load_task_or_group(["med_cls_demo"], "chat").values()
     task.args = argparse.Namespace(reasoning_tags='[["[THINK]", "[/THINK]"]]')
     doc = task.dataset["test"][0]
-    others = [label for label in task.rows.classes if label != doc["label"]]
+    classes = task.content.rows.classes
+    others = [label for label in classes if label != doc["label"]]
     text = f"[THINK]{' or '.join(others)}[/THINK]{doc['label']}"
-    told = task.process_results(doc, [pack(Reply(text, tuple(-1.0 for _ in task.rows.classes)))])
+    told = task.process_results(doc, [pack(Reply(text, tuple(-1.0 for _ in classes)))])
     assert told["accuracy"]["outcome"]["predicted"] == doc["label"]
     assert told["accuracy"]["answer"] == doc["label"]
 

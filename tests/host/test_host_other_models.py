@@ -41,7 +41,7 @@ def test_dummy_gets_every_metric_that_text_allows(evaluate: Callable[..., Any], 
 def test_the_kind_of_task_follows_the_model(task_manager: Any, drawn_once: None) -> None:
     from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 
-    from medmllm_plugins.host.entry_point import requested_task_type
+    from medmllm_plugins.host.task_loading import task_loading
 
     simple = task_manager.load_task_or_group(TASK, "simple")[TASK]
     chat = task_manager.load_task_or_group([TASK], task_type="chat")[TASK]
@@ -56,7 +56,7 @@ def test_the_kind_of_task_follows_the_model(task_manager: Any, drawn_once: None)
     assert message["content"][0]["url"].tobytes() == image.tobytes() and image.mode == "RGB"
     assert message["content"][1]["text"] == simple.doc_to_text(doc)
     # The kind that one load asked for must not stay for the next.
-    assert requested_task_type() == "simple"
+    assert task_loading().task_type == "simple"
 
 
 @pytest.mark.parametrize(

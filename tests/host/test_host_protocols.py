@@ -79,7 +79,7 @@ def test_the_users_own_folder(drawn_once: None, tmp_path: Path, monkeypatch: pyt
     try:
         found = TaskManager(include_defaults=False)
         assert found.match_tasks(["mine"]) == ["mine"]
-        assert found.load_task_or_group(["mine"], "simple")["mine"].data.spec.name == "mine"
+        assert found.load_task_or_group(["mine"], "simple")["mine"].content.data.spec.name == "mine"
     finally:
         reset()
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import medmllm_plugins
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.runtime.journal import Answered, Journal, state
+from medmllm_plugins.runtime.journal import Journal, Reply, hash_facts
 
 RUNS = "medmllm_runs"
 
@@ -109,15 +109,15 @@ def test_other_settings_do_not_take_its_answers(
 
 
 def test_two_runs_at_once_have_a_journal_each(tmp_path: Path) -> None:
-    name = state({"model": "m"})
+    name = hash_facts({"model": "m"})
     first = Journal(tmp_path, name, 0)
-    first.add({"a": Answered("one", 1)})
+    first.add({"a": Reply("one", generated_tokens=1)})
     second = Journal(tmp_path, name, 0)
     assert second.folder != first.folder and second.known == {}
     second.remove()
     first.close()
     third = Journal(tmp_path, name, 0)
-    assert third.folder == first.folder and third.known == {"a": Answered("one", 1)}
+    assert third.folder == first.folder and third.known == {"a": Reply("one", generated_tokens=1)}
     other = Journal(tmp_path, name, 1)
     assert other.folder == third.folder and other.known == third.known
     third.remove()
@@ -127,33 +127,36 @@ def test_two_runs_at_once_have_a_journal_each(tmp_path: Path) -> None:
 
 def test_damage_in_a_journal_costs_single_answers(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "x", 0)
-    journal.add({"a": Answered("öne\n", 1), "b": Answered("two", 2)})
+    journal.add({"a": Reply("öne\n", generated_tokens=1), "b": Reply("two", generated_tokens=2)})
     journal.close()
     (path,) = journal.folder.glob("answers.*.jsonl")
     path.write_bytes(path.read_bytes().replace(b'"two"', b'"tw\xff') + b'[1]\n{"key": "c"}\n{"key": "d", "text"')
     again = Journal(tmp_path, "x", 0)
-    assert again.known == {"a": Answered("öne\n", 1)}
-    again.add({"e": Answered("five", 5)})
+    assert again.known == {"a": Reply("öne\n", generated_tokens=1)}
+    again.add({"e": Reply("five", generated_tokens=5)})
     again.close()
-    assert Journal(tmp_path, "x", 1).known == {"a": Answered("öne\n", 1), "e": Answered("five", 5)}
+    assert Journal(tmp_path, "x", 1).known == {
+        "a": Reply("öne\n", generated_tokens=1),
+        "e": Reply("five", generated_tokens=5),
+    }
 
 
 def test_a_changed_answer_is_asked_again(tmp_path: Path, warned: list[str]) -> None:
     journal = Journal(tmp_path, "x", 0)
-    journal.add({name: Answered(f"answer {name}", 7) for name in "abcdef"})
+    journal.add({name: Reply(f"answer {name}", generated_tokens=7) for name in "abcdef"})
     journal.close()
     (path,) = journal.folder.glob("answers.*.jsonl")
     lines = path.read_text().splitlines()
     lines[0] = lines[0].replace("answer a", "answer b")  # another text
-    lines[1] = lines[1].replace('"tokens": 7', '"tokens": 8')
+    lines[1] = lines[1].replace(", 7]", ", 8]")
     lines[2] = lines[2].replace('"key": "c"', '"key": "z"')  # the answer to another question
     lines[3] = json.dumps({key: value for key, value in json.loads(lines[3]).items() if key != "sum"})
-    path.write_text("\n".join(lines) + '\n{"key": "g", "text": "tor')
+    path.write_text("\n".join(lines) + '\n{"key": "g", "reply": ["tor')
     again = Journal(tmp_path, "x", 0)
     assert set(again.known) == {"e", "f"} and again.damaged == 4
     (message,) = warned
     assert "4 damaged line(s)" in message and str(again.folder) in message
-    again.add({"a": Answered("answer a", 7)})
+    again.add({"a": Reply("answer a", generated_tokens=7)})
     again.close()
     # The torn last line is nothing to speak of, and does not spoil the line behind it.
     third = Journal(tmp_path, "x", 0)
@@ -162,7 +165,7 @@ def test_a_changed_answer_is_asked_again(tmp_path: Path, warned: list[str]) -> N
 
 @given(st.binary(min_size=1), st.integers(0, 10**6))
 def test_no_damaged_byte_gives_another_answer(noise: bytes, place: int) -> None:
-    answers = {"a": Answered("öne\n", 1), "b": Answered("two", 2)}
+    answers = {"a": Reply("öne\n", generated_tokens=1), "b": Reply("two", generated_tokens=2)}
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), "x", 0)
         journal.add(answers)

@@ -17,10 +17,11 @@ from medmllm_plugins.attribution import attribution_store, explainer
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features import store_writer
 from medmllm_plugins.features.store import FeatureStore
-from medmllm_plugins.host import evaluation_run, probe_tasks
+from medmllm_plugins.host import probe_tasks
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.results import scoring
 from medmllm_plugins.results.seal import check_seal
+from medmllm_plugins.runtime import evaluation_run
 from medmllm_plugins.runtime.journal import Journal
 
 
@@ -111,11 +112,11 @@ def test_probes_go_on_wherever_they_were_broken_off(
 
     points: list[tuple[Any, str]] = [
         (store_writer.Writer, "close"),  # the last features are on their way to the disk
-        (evaluation_run.Run, "keep_features"),
+        (evaluation_run.EvaluationRun, "keep_features"),
         (probe_tasks.analysis, "analyse"),
-        (probe_tasks.files, "write"),
+        (probe_tasks.analysis_files, "write"),
         (scoring, "write_outcomes"),
-        (evaluation_run.Run, "_finish"),
+        (evaluation_run.EvaluationRun, "_finish"),
         (evaluation_run, "write_seal"),
         (Journal, "remove"),
     ]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from medmllm_plugins.host import command_line, evaluation_run
-from medmllm_plugins.host.evaluation_run import Run
+from medmllm_plugins.host import command_line
+from medmllm_plugins.host.task_loading import new_session
 from medmllm_plugins.runtime import signals
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.signals import Handlers, Interrupted, Terminated
 from medmllm_plugins.utils.locking import FolderLock
 
@@ -22,12 +23,10 @@ KINDS = {signal.SIGINT: (Interrupted, 130), signal.SIGTERM: (Terminated, 143)}
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in KINDS}
-    evaluation_run._current = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    evaluation_run._current = None
 
 
 @pytest.mark.parametrize("number", KINDS)
@@ -72,38 +71,38 @@ def test_other_threads_install_nothing() -> None:
 
 
 def test_a_run_says_where_its_answers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    progress = evaluation_run.start(tmp_path / "run")
+    run = EvaluationRun(tmp_path / "run")
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated), progress.guarded():
-        progress.open("m", {"model": "m"})
+    with pytest.raises(Terminated), run.guarded():
+        run.open("m", {"model": "m"})
         signal.raise_signal(signal.SIGTERM)
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "run" / ".unfinished") in line and "Start the same command again" in line
-    with pytest.raises(ZeroDivisionError), progress.guarded():
+    with pytest.raises(ZeroDivisionError), run.guarded():
         assert signal.getsignal(signal.SIGTERM) != before
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGTERM) == before
-    with progress.guarded():
+    with run.guarded():
         pass
     assert signal.getsignal(signal.SIGTERM) != before  # scores are still to come
-    evaluation_run.start()
+    run.close()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_other_ranks_say_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(KeyboardInterrupt), Run().guarded():
+    with pytest.raises(KeyboardInterrupt), EvaluationRun().guarded():
         signal.raise_signal(signal.SIGINT)
     assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_ends_a_command_and_no_python_session(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt) as raised, Run(tmp_path).guarded():
+    with pytest.raises(KeyboardInterrupt) as raised, new_session().run.guarded():
         signal.raise_signal(signal.SIGINT)
     assert not isinstance(raised.value, SystemExit)
     token = command_line._arguments.set(Namespace())
     try:
-        with pytest.raises(Interrupted) as raised, Run(tmp_path).guarded():
+        with pytest.raises(Interrupted) as raised, new_session().run.guarded():
             signal.raise_signal(signal.SIGINT)
     finally:
         command_line._arguments.reset(token)
@@ -125,18 +124,18 @@ def test_the_exit_code_stays_where_nothing_can_be_printed(error: Exception, monk
 def test_a_run_that_is_not_scored_lets_go_of_signals_and_folder(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     for end in ("predicted", "failed"):
-        progress = evaluation_run.start(tmp_path / end)
-        progress.task("a", {"dataset": "toy"})
-        progress.task("b", {"dataset": "toy"})
-        with progress.guarded():
-            folder = progress.open("m", {"model": "m"}) and progress.folder
+        run = EvaluationRun(tmp_path / end)
+        run.task("a", {"dataset": "toy"})
+        run.task("b", {"dataset": "toy"})
+        with run.guarded():
+            folder = run.open("m", {"model": "m"}) and run.folder
         assert folder is not None
         if end == "predicted":
-            progress.predicted("a", 3)
+            run.predicted("a", 3)
             assert signal.getsignal(signal.SIGTERM) != before  # the other task is still to come
-            progress.predicted("b", 3)
+            run.predicted("b", 3)
         else:
-            with pytest.raises(ZeroDivisionError), progress.closed_on_error():
+            with pytest.raises(ZeroDivisionError), run.closed_on_error():
                 raise ZeroDivisionError
         assert signal.getsignal(signal.SIGTERM) == before and FolderLock(folder).acquire()
-        assert progress.manifest["finished"] is None and list((folder / ".unfinished").iterdir())
+        assert run.manifest["finished"] is None and list((folder / ".unfinished").iterdir())

@@ -18,7 +18,7 @@ from PIL import Image
 from support.image_files import picture, write_picture
 
 from medmllm_plugins.errors import MedMLLMError, ModelError, OptionError
-from medmllm_plugins.host import evaluation_run
+from medmllm_plugins.host.task_loading import new_session
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.options import LoadOptions
@@ -81,7 +81,6 @@ class Echo:
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     made = Echo()
     monkeypatch.setattr("medmllm_plugins.models.formats.medm_vl.load", made.load)
-    evaluation_run.start()
     return made
 
 
@@ -90,7 +89,26 @@ def build(arguments: str = "pretrained=demo,device=cpu", batch_size: Any = None,
     import lmms_eval.models
 
     model = lmms_eval.models.get_model("medm_vl")
-    return model.create_from_arg_string(arguments, {"batch_size": batch_size, "max_batch_size": None, **settings})
+    made = model.create_from_arg_string(arguments, {"batch_size": batch_size, "max_batch_size": None, **settings})
+    made._own_session = new_session()
+    return made
+
+
+def content_of(rows: list[dict[str, Any]]) -> Any:
+    """The content of a task of ours, as far as answering needs it: nothing is recorded, every answer is parsed."""
+    return SimpleNamespace(
+        row_list=rows,
+        metadata={},
+        settings=SimpleNamespace(features=None, attributions=None),
+        predict_only=False,
+        read_answer=lambda row, text: SimpleNamespace(status="parsed"),
+    )
+
+
+def manifest_of(model: Any) -> dict[str, Any]:
+    """The manifest of the run that the model answered in."""
+    content: dict[str, Any] = model._own_session.run.manifest
+    return content
 
 
 def grey(value: int) -> Image.Image:
@@ -114,7 +132,16 @@ def ask(
     """Requests of a chat task with one row for each of ``messages``; rows of our own tasks hold the answers scored."""
     from lmms_eval.api.instance import Instance
 
-    model.task_dict[task] = {"test": [{"messages": message, "answers": list(labels)} for message in messages]}
+    rows = [
+        {"id": str(index), "fold": "test", "messages": message, "answers": list(labels)}
+        for index, message in enumerate(messages)
+    ]
+    model.task_dict[task] = {"test": rows}
+    if "medmllm" in metadata:
+        from medmllm_plugins.host.task_dataset import TaskDataset
+
+        model.task_dict[task] = TaskDataset(test=rows)
+        model.task_dict[task].content, model.task_dict[task].session = content_of(rows), model._own_session
     return [
         Instance(
             request_type="generate_until",
@@ -171,9 +198,9 @@ def test_tasks_may_be_mixed_and_every_answer_finds_its_request(echo: Echo) -> No
     assert all(len({question[0] for question in batch["questions"]}) == 1 for batch in echo.batches)
     assert sorted(len(batch["questions"]) for batch in echo.batches) == [1, 1, 1, 2, 2, 2, 2]
     assert {batch["questions"][0][0]: batch["max_new_tokens"] for batch in echo.batches} == {"p": 8, "o": 8, "s": 2}
-    names = {stage["name"] for stage in evaluation_run.current().manifest["stages"]}
+    names = {stage["name"] for stage in manifest_of(model)["stages"]}
     assert names == {"load", "answer plain", "answer ours", "answer short"}
-    assert evaluation_run.current().manifest["tasks"]["ours"]["prompt"] == "SYSTEM <image> o0 END"
+    assert manifest_of(model)["tasks"]["ours"]["prompt"] == "SYSTEM <image> o0 END"
 
 
 def test_settings_divide_the_batches_of_one_task_too(echo: Echo) -> None:
@@ -249,7 +276,7 @@ def test_weights_are_loaded_once_and_not_before_the_first_answer(echo: Echo) -> 
     for _ in range(2):
         model.generate_until(ask(model, user(grey(5), "q")))
     assert echo.loaded == [LoadOptions("demo", device="cpu", dtype="float32", attn_implementation="sdpa")]
-    assert evaluation_run.current().manifest["model"]["parameters"] == 7
+    assert manifest_of(model)["model"]["parameters"] == 7
     model.clean()  # the host does this before the scoring; who asks again gets the model again
     model.generate_until(ask(model, user(grey(5), "q")))
     assert len(echo.loaded) == 2
@@ -303,7 +330,7 @@ def test_a_plain_task_of_the_host_gets_plain_text(
         ([*user(grey(1), "q"), {"role": "assistant", "content": "a"}, *user("and?")], "3 turns"),
         ([{"role": "user", "content": "only text"}], "0 images"),
         ([{"role": "user", "content": [{"type": "video", "url": "v.mp4"}, {"type": "text", "text": "q"}]}], "video"),
-        ([{"role": "user", "content": [{"type": "image", "url": 5}, {"type": "text", "text": "q"}]}], "found 5"),
+        ([{"role": "user", "content": [{"type": "image", "url": 5}, {"type": "text", "text": "q"}]}], "got 5"),
     ],
 )
 def test_anything_but_one_image_in_one_turn_is_refused(echo: Echo, messages: list[dict[str, Any]], says: str) -> None:
@@ -418,7 +445,6 @@ def test_a_run_dir_that_cannot_be_made_is_refused(echo: Echo, tmp_path: Path, in
 def test_run_dir_may_be_there_or_not(echo: Echo, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     for folder in ("there", "not/yet"):
-        evaluation_run.start()
         model = build(f"pretrained=demo,run_dir={tmp_path / folder}")
         model.generate_until(ask(model, user(grey(1), "q")))
         assert (tmp_path / folder / "manifest.json").is_file()
@@ -451,7 +477,6 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_checkpoint_that_lacks_a_file_says_which(checkpoint: Path, missing: str) -> None:
     (checkpoint / missing).unlink()
-    evaluation_run.start()
     model = build(f"pretrained={checkpoint},device=cpu")
     with pytest.raises(ModelError) as caught:
         model.generate_until(ask(model, user(grey(1), "q")))
@@ -459,7 +484,6 @@ def test_a_checkpoint_that_lacks_a_file_says_which(checkpoint: Path, missing: st
 
 
 def test_a_name_that_is_no_checkpoint_lists_those_there_are() -> None:
-    evaluation_run.start()
     model = build("pretrained=3b,device=cpu")
     with pytest.raises(ModelError) as caught:
         model.generate_until(ask(model, user(grey(1), "q")))

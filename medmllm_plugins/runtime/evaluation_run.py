@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medmllm_plugins.host import command_line
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import answering_name
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results.outcome_files import file_stem
 from medmllm_plugins.results.seal import MANIFEST, Entry, read_seal, update_seal, write_seal
-from medmllm_plugins.runtime import journal
-from medmllm_plugins.runtime.journal import Journal
+from medmllm_plugins.runtime.journal import Journal, hash_facts
 from medmllm_plugins.runtime.run_claim import claim_folder
 from medmllm_plugins.runtime.signals import Handlers
 from medmllm_plugins.utils.atomic_files import remove_drafts, write_whole
 from medmllm_plugins.utils.environment import package_versions
 from medmllm_plugins.utils.locking import FolderLock
+from medmllm_plugins.utils.process_memory import peak_memory_bytes
 
 FEATURES = "features"
 ATTRIBUTIONS = "attributions"
@@ -36,7 +33,7 @@ DEFAULT_PARENT = "medmllm_runs"
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
 
-class Run:
+class EvaluationRun:
     """One evaluation: its folder, and the manifest that says how its numbers were made.
 
     Nothing is written before :meth:`open`, which happens when the first answers are asked for: a run that fails on
@@ -51,12 +48,13 @@ class Run:
         manifest: content of ``manifest.json``, in which keys and passwords are left out when it is written.
     """
 
-    def __init__(self, run_dir: str | Path | None = None) -> None:
+    def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
         """Begin a run.
 
         Args:
             run_dir: the folder that was asked for; ``None`` for a new one below the host's ``--output_path``. It may
                 be set up to :meth:`open`.
+            in_command: whether the process is a command, which Ctrl-C ends.
         """
         self.run_dir = run_dir
         self.folder: Path | None = None
@@ -68,7 +66,7 @@ class Run:
         self._lock: FolderLock | None = None
         self._kept: dict[str, Entry] = {}
         self._carried: frozenset[str] = frozenset()
-        self._handlers = Handlers(self._how_to_continue, lambda: command_line.arguments() is not None)
+        self._handlers = Handlers(self._how_to_continue, in_command)
         self.manifest: dict[str, Any] = {
             "medmllm_manifest": 1,
             "finished": None,
@@ -155,7 +153,7 @@ class Run:
         if self._journal is None:
             tasks = {answering_name(name): _deciding(told) for name, told in self.manifest["tasks"].items()}
             # A secret among the facts enters the name as a part of what is hashed, and in no other way.
-            self._journal = Journal(self._parent, journal.state({**facts, "tasks": tasks}), self.rank)
+            self._journal = Journal(self._parent, hash_facts({**facts, "tasks": tasks}), self.rank)
             self._resumed = self._journal.run is not None
             if self.rank == 0:
                 remove_drafts(self._journal.folder, _BELOW)
@@ -168,8 +166,8 @@ class Run:
         self._handlers.install()
         try:
             yield
-        except BaseException:  # whoever called the host from Python gets their own handlers back
-            self._handlers.restore()
+        except BaseException:  # whoever called the host from Python continues
+            self.close()
             raise
 
     def features_folder(self, task: str) -> Path:
@@ -336,7 +334,7 @@ class Run:
                 entry = {"name": name, "seconds": 0.0, "process_peak_bytes": 0, "device_peak_bytes": None}
                 self.manifest["stages"].append(entry)
             entry["seconds"] = round(entry["seconds"] + seconds, 4)
-            entry["process_peak_bytes"] = _process_peak()
+            entry["process_peak_bytes"] = peak_memory_bytes()
             if cuda:
                 entry["device_peak_bytes"] = max(
                     entry["device_peak_bytes"] or 0, torch.cuda.max_memory_allocated(device)
@@ -375,39 +373,3 @@ def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
         )
         if key in told
     }
-
-
-def _process_peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
-
-
-_current: Run | None = None
-
-
-def start(run_dir: str | Path | None = None) -> Run:
-    """Begin a new run: called when the host loads the tasks of an evaluation.
-
-    Args:
-        run_dir: the folder that was asked for.
-    """
-    global _current
-    if _current is not None:
-        _current.close()
-    _current = Run(run_dir)
-    return _current
-
-
-def joined_by(task: str) -> Run:
-    """The run that a task is about to be part of: called when the host builds the task's requests.
-
-    A new one where the current run has answered already, or has a task of that name: then the host was handed tasks
-    that were loaded before, and nothing else tells that another evaluation has begun.
-    """
-    progress = current()
-    return start() if progress.folder is not None or task in progress.manifest["tasks"] else progress
-
-
-def current() -> Run:
-    """The run in progress, a new one if none is."""
-    return _current if _current is not None else start()

@@ -1,0 +1,134 @@
+"""What a task of this package shows and asks: the rows of one data set, their images and solved examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from loguru import logger
+from PIL import Image
+
+from medmllm_plugins.answers.parsing import Answer
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.core.image_controls import blank, partners
+from medmllm_plugins.data.loading.dataset import Dataset
+from medmllm_plugins.data.loading.few_shot import FewShotExamples
+from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.prompts.protocols import Question
+from medmllm_plugins.prompts.task_rows import TaskRows, right_answer
+from medmllm_plugins.prompts.task_settings import TaskSettings
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.readers.volumes import Volume
+
+Row = Mapping[str, Any]
+"""One question about one document, see :class:`medmllm_plugins.prompts.task_rows.TaskRows`."""
+
+
+class TaskContent:
+    """Rows, questions and images of one task.
+
+    Attributes:
+        name: the task's name.
+        settings: what is asked, and about which images.
+        data: the checked data set.
+        rows: the questions, laid out over the documents.
+        row_list: all rows, as plain JSON.
+        predict_only: whether answers are collected without scoring them.
+    """
+
+    def __init__(self, name: str, settings: TaskSettings, data: Dataset) -> None:
+        self.name, self.settings, self.data = name, settings, data
+        self.predict_only = False
+        documents = data.select(settings.folds)
+        self.rows = TaskRows(settings, documents)
+        self.row_list = list(self.rows)
+        self._documents = {document.id: document for document in documents}
+        self._partners = partners(documents) if settings.image == "shuffled" else {}
+        self._examples: dict[str, FewShotExamples] = {}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Everything that decides the questions, as plain JSON: part of the names of stored answers."""
+        return {**self.settings.to_dict(), "data": self.data.fingerprint, "labels": list(self.rows.classes)}
+
+    def document(self, row: Row) -> Document:
+        """Return the document of a row."""
+        return self._documents[row["document"]]
+
+    def question(self, row: Row) -> Question:
+        """Return the question of a row."""
+        return self.rows.question(row)
+
+    def read_answer(self, row: Row, text: str) -> Answer:
+        """Read a class out of the answer to a row."""
+        return self.question(row).read(text)
+
+    def images(self, row: Row) -> list[Image.Image]:
+        """Return the RGB images of a row's document, or of the control shown in its place."""
+        document = self.document(row)
+        if self.settings.image == "shuffled":
+            return self.document_images(self._partners[document.id])
+        images = self.document_images(document)
+        return [blank(image) for image in images] if self.settings.image == "blank" else images
+
+    def document_images(self, document: Document) -> list[Image.Image]:
+        """Return the RGB images of a document; the slices of a volume."""
+        return self.settings.view.pictures(self.data, document)
+
+    def volume(self, row: Row) -> Volume:
+        """Return the volume of a row, for models that read volumes.
+
+        Raises:
+            OptionError: the task asks about 2D images or about a control image.
+            DataError: the volume cannot be read.
+        """
+        if self.settings.dataset.dimensions != 3 or self.settings.image != "shown":
+            raise OptionError(
+                f"{self.name}: expected a 3D data set with image=shown, since the model reads volumes, got "
+                f"{self.settings.dataset.dimensions}D and image={self.settings.image}. Choose another task."
+            )
+        return self.data.volume(self.document(row))
+
+    def examples(self, row: Row, count: int) -> list[tuple[Document, str]]:
+        """Return few-shot examples for a row: documents of the train fold with their correct answers.
+
+        Raises:
+            DataError: the train fold has fewer than ``count``.
+        """
+        if not count:
+            return []
+        finding, question = row["finding"] or None, self.question(row)
+        examples = self._examples.get(row["finding"])
+        if examples is None:
+            examples = FewShotExamples(
+                self.data.documents, tuple(question.classes), lambda document: right_answer(document, finding)
+            )
+            self._examples[row["finding"]] = examples
+        answers = dict(zip(question.classes, question.labels, strict=True))
+        chosen = examples.before(self.document(row), count)
+        return [(document, answers[right_answer(document, finding)]) for document in chosen]
+
+    def lesion_mask(self, row: Row) -> npt.NDArray[np.bool_] | None:
+        """Return the lesion of a row's document, (h, w) bool; ``None`` for 3D sets, findings and unknown lesions.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
+        has_lesion = self.settings.dataset.dimensions == 2 and not row["finding"]
+        return self.data.mask(self.document(row)) if has_lesion else None
+
+    def readable_lesion_mask(self, row: Row) -> npt.NDArray[np.bool_] | None:
+        """Return the lesion; ``None`` with a warning if the mask cannot be read, since attributions need none."""
+        try:
+            return self.lesion_mask(row)
+        except DataError as error:  # left out when the set was loaded, or damaged since
+            logger.warning(f"{row['id']}: no mask of the lesion: {error}")
+            return None
+
+    def note_skipped(self, faults: list[str]) -> None:
+        """List files that were left out, beside those left out when the data set was loaded."""
+        self.data = replace(self.data, skipped=(*self.data.skipped, *faults))

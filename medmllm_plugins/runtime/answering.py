@@ -1,0 +1,79 @@
+"""Answer a run's requests from end to end: load the model, open the run, answer, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from medmllm_plugins import __version__
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
+from medmllm_plugins.runtime.explaining import AttributionLoop
+from medmllm_plugins.runtime.journal import Reply
+from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
+
+
+def answer_requests(
+    load: Callable[[EvaluationRun], LoadedModel],
+    load_options: LoadOptions,
+    requests: Sequence[TaskRequest],
+    run: EvaluationRun,
+    options: AnswerOptions,
+) -> dict[RequestKey, Reply]:
+    """Answer requests, and explain some of the answers where tasks ask for it.
+
+    Args:
+        load: returns the model, loaded if it is not yet.
+        load_options: how it is loaded, for the manifest.
+        requests: all requests of the run on this process.
+        run: the run; opened here.
+        options: how to answer.
+
+    Returns:
+        The reply to each request.
+
+    Raises:
+        OptionError: a task asks for attributions that the model cannot give.
+        ModelError: the model cannot take a request.
+    """
+    with run.guarded():
+        loaded = load(run)
+        answering = AnswerLoop(loaded, run, options)
+        attribution = AttributionLoop(loaded, run, options, answering)
+        attribution.check(requests)
+        facts = model_facts(loaded, load_options, options)
+        run.model(facts)
+        journal = run.open(options.model, deciding_facts(facts, loaded))
+        replies = answering.answer(requests, journal)
+        attribution.explain(requests, replies)
+        run.answered()
+    return replies
+
+
+def model_facts(loaded: LoadedModel, load_options: LoadOptions, options: AnswerOptions) -> dict[str, Any]:
+    """Return what the manifest says of the model."""
+    return {
+        "name": options.model,
+        "pretrained": load_options.pretrained,
+        "fingerprint": loaded.fingerprint,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attn_implementation": loaded.model.config._attn_implementation,
+        "device_map": load_options.device_map,
+        "load_in": load_options.load_in,
+        "peft": load_options.peft,
+        "system": load_options.system,
+        "doubts": list(loaded.doubts),
+        "max_length": loaded.max_length,
+        "batch_size": options.batch_size,
+        "max_new_tokens": options.max_new_tokens,
+    }
+
+
+def deciding_facts(facts: dict[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+    """Return the facts that decide the answers, by which a run that was interrupted finds its journal."""
+    deciding = {key: value for key, value in facts.items() if key not in ("batch_size", "device")}
+    return {**deciding, "device": loaded.device.type, "version": __version__}
