@@ -16,7 +16,7 @@ from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes.curves import Draws, Point, draw, points
+from medmllm_plugins.probes.curves import BootstrapAccuracies, Point, bootstrap_accuracies, curve_points
 from medmllm_plugins.probes.diagnosis import (
     ANSWER,
     MAJORITY,
@@ -29,8 +29,13 @@ from medmllm_plugins.probes.diagnosis import (
     diagnose,
 )
 from medmllm_plugins.probes.feature_health import Health, health, health_score
-from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, ends, fit_probes
-from medmllm_plugins.probes.labelled_features import LabelledFeatures, divided_groups, read_labelled_features, refolded
+from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes, stage_ends
+from medmllm_plugins.probes.labelled_features import (
+    LabelledFeatures,
+    count_shared_groups,
+    read_labelled_features,
+    resplit,
+)
 from medmllm_plugins.probes.mapping import SemanticMapping, semantic_mapping
 from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.probe_options import Options
@@ -41,7 +46,7 @@ LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
 PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
 """Figures that the host prints beside the answers' accuracy."""
 MODULES: Final = ("vision", "connector", "llm")
-UNREAD: Final = (
+MAPPING_CAVEAT: Final = (
     "Either the words are to blame, or a stage before hands the image over in a form that the next has not learnt to "
     "read: probes, which are fitted anew at every stage, cannot tell."
 )
@@ -134,7 +139,7 @@ class Analysis:
 
     def handed_over(self) -> tuple[Point, ...]:
         """What tower, connector and LLM hand over, as the diagnosis reads them."""
-        handed = ends(
+        handed = stage_ends(
             [StoredLayer(one.key.layer, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points]
         )
         return tuple(
@@ -164,7 +169,7 @@ class Analysis:
                 return f"{first}. No failure mode is supported{rest}."
             return f"{first}. Supported, but not charged to one stage: {_lost(supported)}{rest}."
         effect = self.diagnosis.of(named)
-        more = f" {UNREAD}" if named == "mapping" and self.mapping.kind not in PROVEN else ""
+        more = f" {MAPPING_CAVEAT}" if named == "mapping" and self.mapping.kind not in PROVEN else ""
         others = [one for one in supported if one.mode != named]
         beside = f" Supported beside it: {_lost(others)}." if others else ""
         return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}{more}{beside}"
@@ -253,8 +258,8 @@ def analyse(
     if scores is not None and tested is not None:
         scored = float((scores.argmax(1) == samples.of("validation")).mean())
         beside[SCORES] = (tested.argmax(1) == truth).astype(np.float64)
-    draws = draw(fitted, samples, beside, seed=options.seed)
-    curve = points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
+    draws = bootstrap_accuracies(fitted, samples, beside, seed=options.seed)
+    curve = curve_points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
     own = [one for one in curve if one.key.part != "control" and one.key.read]
     return Analysis(
         task=store.header.task,
@@ -341,22 +346,24 @@ def _repeated(
     fitted: ProbePredictions,
 ) -> Floats:
     """Accuracies on further divisions into folds, (repeats, F)."""
-    found = np.empty((options.repeats, len(fitted.keys)))
-    options = replace(options, shuffles=0, controls=0)
+    found = np.empty((options.repeats, len(fitted.sites)))
+    options = replace(options, permutations=0, controls=0)
     for turn in range(len(found)):
-        divided = refolded(samples, store, options.seed + 1 + turn)
+        divided = resplit(samples, store, options.seed + 1 + turn)
         again = fit_probes(store, divided, options, device)
         found[turn] = (again.test == divided.of("test")).mean(1)
     return found
 
 
-def _health(fitted: ProbePredictions, draws: Draws, layers: Sequence[StoredLayer]) -> tuple[ModuleHealth, ...]:
+def _health(
+    fitted: ProbePredictions, draws: BootstrapAccuracies, layers: Sequence[StoredLayer]
+) -> tuple[ModuleHealth, ...]:
     """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
     found = []
     for module in MODULES:
         for pooling in (MEAN, LAST):
             places = [
-                fitted.at(layer.name, pooling)
+                fitted.index_of(layer.name, pooling)
                 for layer in layers
                 # The LLM's input is the connector's output among words; its first layer is its first block.
                 if layer.part == module and pooling in layer.poolings and layer.read and layer.name != "llm.embed"
@@ -371,7 +378,7 @@ def _health(fitted: ProbePredictions, draws: Draws, layers: Sequence[StoredLayer
                     pooling,
                     parts,
                     draws.estimate(parts.score, resampled),
-                    tuple(fitted.keys[place].layer for place in places),
+                    tuple(fitted.sites[place].layer for place in places),
                 )
             )
     return tuple(found)
@@ -389,7 +396,7 @@ def _mapping(
     tested = _scores(store, samples, "test")
     blank = _scores(store, samples, "test", "blank")
     lens = store.lens(test)
-    last = fitted.at(LAST_LAYER, LAST)
+    last = fitted.index_of(LAST_LAYER, LAST)
     both = scores is not None and tested is not None
     return semantic_mapping(
         ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),
@@ -426,7 +433,7 @@ def _warnings(
         found.append(
             f"Not all layers are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
         )
-    if shared := divided_groups(samples):
+    if shared := count_shared_groups(samples):
         found.append(
             f"{shared} of {len(samples.rows['test'])} test documents share a group (patient, lesion, source) with "
             "another fold, as the published split has it: probes may know the group, and their figures flatter."
@@ -434,4 +441,7 @@ def _warnings(
     stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
     if stuck:
         found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].key.layer}.")
+    if fitted.warnings:
+        message, count = max(fitted.warnings.items(), key=lambda item: item[1])
+        found.append(f"{sum(fitted.warnings.values())} fits raised warnings. The most common ({count} fits): {message}")
     return tuple(found)

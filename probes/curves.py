@@ -11,8 +11,8 @@ import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.probes.control_labels import shuffled
-from medmllm_plugins.probes.fitting import Key, ProbePredictions, balanced
+from medmllm_plugins.probes.control_labels import permute_labels
+from medmllm_plugins.probes.fitting import ProbePredictions, Site, balanced_accuracy
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.results.comparison import holm
 
@@ -42,7 +42,7 @@ class Point:
         repeats: accuracies on further divisions into folds, in order.
     """
 
-    key: Key
+    key: Site
     accuracy: Estimate
     balanced: Estimate
     corrected: Estimate
@@ -68,7 +68,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Draws:
+class BootstrapAccuracies:
     """Accuracies of everything on the test fold and on one set of resamples of its groups.
 
     Attributes:
@@ -81,19 +81,21 @@ class Draws:
     values: Mapping[str, Floats]
     resampled: Mapping[str, Floats]
 
-    def without(self, name: str) -> Draws:
+    def without(self, name: str) -> BootstrapAccuracies:
         """The same but for one name."""
         values, resampled = dict(self.values), dict(self.resampled)
         values.pop(name, None)
         resampled.pop(name, None)
-        return Draws(self.groups, values, resampled)
+        return BootstrapAccuracies(self.groups, values, resampled)
 
     def estimate(self, value: Floats | float, resampled: Floats) -> Estimate:
         """A figure with its interval."""
         return estimate(float(value), resampled, groups=self.groups)
 
 
-def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[str, Floats], *, seed: int = 0) -> Draws:
+def bootstrap_accuracies(
+    fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[str, Floats], *, seed: int = 0
+) -> BootstrapAccuracies:
     """Resample the test fold's groups once for all figures, so that differences between them are paired.
 
     Args:
@@ -108,7 +110,7 @@ def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[st
     rows = np.concatenate([right, fitted.control, others])
     present = np.unique(truth)
     classes = np.array([truth == number for number in present], dtype=np.float32)
-    count = len(fitted.keys)
+    count = len(fitted.sites)
 
     def evaluate(weights: Weights) -> dict[str, Floats]:
         drawn = weights.astype(np.float32)
@@ -122,30 +124,30 @@ def draw(fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[st
         return {name: value.astype(np.float64) for name, value in found.items()}
 
     values, resampled = bootstrap(evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(rows) * (1 + len(present)))
-    return Draws(int(group.max()) + 1, values, resampled)
+    return BootstrapAccuracies(int(group.max()) + 1, values, resampled)
 
 
-def points(
-    fitted: ProbePredictions, samples: LabelledFeatures, draws: Draws, repeats: Floats, *, seed: int = 0
+def curve_points(
+    fitted: ProbePredictions, samples: LabelledFeatures, draws: BootstrapAccuracies, repeats: Floats, *, seed: int = 0
 ) -> tuple[Point, ...]:
     """The curves.
 
     Args:
         fitted: the probes.
         samples: who they were fitted on.
-        draws: see :func:`draw`.
+        draws: see :func:`bootstrap_accuracies`.
         repeats: (R, F) accuracies on further divisions into folds; R may be 0.
         seed: of the shuffles behind the p-values.
     """
     classes = len(samples.labels)
-    p = p_values(fitted.test, samples, seed=seed)
-    own = [place for place, key in enumerate(fitted.keys) if key.part != "control"]
+    p = permutation_p_values(fitted.test, samples, seed=seed)
+    own = [place for place, key in enumerate(fitted.sites) if key.part != "control"]
     corrected = np.full(len(p), np.nan)
     corrected[own] = holm([float(p[place]) for place in own])
     validation = (fitted.validation == samples.of("validation")).mean(1)
     chance = 1 / classes
     found = []
-    for place, key in enumerate(fitted.keys):
+    for place, key in enumerate(fitted.sites):
         accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
         balanced = draws.resampled["balanced"][:, place]
         value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}
@@ -177,7 +179,9 @@ def points(
     return tuple(found)
 
 
-def p_values(test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Floats:
+def permutation_p_values(
+    test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS
+) -> Floats:
     """How often a probe would look as good if the test fold's labels meant nothing.
 
     Labels are shuffled by group and the fitted probes are held against them. Given its predictions, a probe whose
@@ -198,11 +202,11 @@ def p_values(test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutatio
     counts = np.bincount(truth, minlength=classes)
     share = np.divide(1.0, counts * (counts > 0).sum(), out=np.zeros(classes), where=counts > 0)
     said = np.eye(classes, dtype=np.float32)[test].reshape(len(test), -1)
-    observed = balanced(test, truth)
+    observed = balanced_accuracy(test, truth)
     as_good = np.zeros(len(test))
     at_once = max(1, _CELLS // (len(truth) * classes))
     for start in range(0, permutations, at_once):
-        drawn = shuffled(truth, group, min(at_once, permutations - start), generator)
+        drawn = permute_labels(truth, group, min(at_once, permutations - start), generator)
         weights = np.eye(classes, dtype=np.float32)[drawn] * share.astype(np.float32)
         # A rounding error must not make an equal figure a smaller one.
         as_good += (said @ weights.reshape(len(drawn), -1).T >= observed[:, None] - 1e-6).sum(1)

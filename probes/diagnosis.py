@@ -27,8 +27,8 @@ import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.probes.curves import Draws
-from medmllm_plugins.probes.fitting import LAST_LAYER, Key, ProbePredictions
+from medmllm_plugins.probes.curves import BootstrapAccuracies
+from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, Site
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 
 Mode = Literal["vision", "connector", "comprehension", "mapping"]
@@ -45,16 +45,16 @@ MARGIN: Final = 0.03
 """A loss counts from here on, given that its interval lies above zero."""
 TOLERANCE: Final = 0.10
 """A loss is ruled out only where its whole interval lies below this; a wider one cannot tell."""
-FEWEST_GROUPS: Final = 20
+MIN_GROUPS: Final = 20
 """With fewer groups in the test fold no verdict is given."""
-FOLLOWS: Final = 0.25
+SHARE_OF_LARGEST: Final = 0.25
 """A stage behind a broken one is given what it was never trained on, and loses more. So the first supported loss of at
 least this share of the largest is named, and not the largest."""
-BEFORE: Final = 0.1
+SHARE_BEFORE: Final = 0.1
 """None is named where supported losses before it come to this share of it; with those that may be, to FOLLOWS."""
 NOISE: Final = MARGIN / 2
 """A smaller loss whose interval holds zero is taken for none at all."""
-AT_MOST: Final = 0.5
+MAX_UNKNOWN_SHARE: Final = 0.5
 """Where nothing is known of what the tower loses, no stage behind it is named unless all that the tower can have lost,
 which is what it falls short of every answer being right, is less than this share of the loss."""
 ANSWER: Final = "answer"
@@ -133,7 +133,9 @@ class _Measure:
     resampled: Floats
 
 
-def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validation: float | None) -> Diagnosis:
+def diagnose(
+    fitted: ProbePredictions, draws: BootstrapAccuracies, truth: Ints, scores_validation: float | None
+) -> Diagnosis:
     """Judge the four modes.
 
     Args:
@@ -143,14 +145,14 @@ def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validat
         scores_validation: accuracy of the label that scores highest on the validation fold; ``None`` without scores.
     """
     on_validation = (fitted.validation == truth).mean(1)
-    stages = _stages(fitted.keys)
+    stages = _stages(fitted.sites)
 
     def told(name: str) -> _Measure:
         return _Measure(name, float(draws.values[name]), draws.resampled[name])
 
     def best(places: Sequence[int]) -> _Measure:
         place = max(places, key=lambda one: on_validation[one])
-        key = fitted.keys[place]
+        key = fitted.sites[place]
         return _Measure(
             f"{key.layer} ({key.pooling})", float(draws.values["probe"][place]), draws.resampled["probe"][:, place]
         )
@@ -160,12 +162,12 @@ def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validat
     understood = last
     if scores_validation is not None:
         # On the validation fold, since what is chosen on the test fold flatters.
-        if scores_validation > on_validation[fitted.at(LAST_LAYER, LAST)]:
+        if scores_validation > on_validation[fitted.index_of(LAST_LAYER, LAST)]:
             understood = told(SCORES)
         if scores_validation > max(on_validation[place] for places in stages for place in places):
             shown = told(SCORES)
-    enough = draws.groups >= FEWEST_GROUPS
-    floor = best([place for place, key in enumerate(fitted.keys) if key.part == "control"])
+    enough = draws.groups >= MIN_GROUPS
+    floor = best([place for place, key in enumerate(fitted.sites) if key.part == "control"])
     known = REFERENCE in draws.values and _tells(told(REFERENCE), (floor, told(MAJORITY)), draws)
     effects = (
         _vision(told(REFERENCE) if REFERENCE in draws.values else None, known, shown, floor, draws, enough),
@@ -173,10 +175,10 @@ def diagnose(fitted: ProbePredictions, draws: Draws, truth: Ints, scores_validat
         _effect("comprehension", connector, understood, draws, enough),
         _effect("mapping", understood, told(ANSWER), draws, enough),
     )
-    return Diagnosis(effects, _named(effects, 0.0 if known else 1 - shown.value))
+    return Diagnosis(effects, attribute_loss_to_stage(effects, 0.0 if known else 1 - shown.value))
 
 
-def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
+def _stages(keys: Sequence[Site]) -> tuple[list[int], list[int], list[int]]:
     """Places of what tower, connector and LLM hand over; the fit always holds them."""
     tower = [place for place, key in enumerate(keys) if key.part == "vision" and key.read]
     end = keys[tower[-1]].layer
@@ -186,14 +188,14 @@ def _stages(keys: Sequence[Key]) -> tuple[list[int], list[int], list[int]]:
     return handed, connector, last
 
 
-def _tells(reference: _Measure, least: Sequence[_Measure], draws: Draws) -> bool:
+def _tells(reference: _Measure, least: Sequence[_Measure], draws: BootstrapAccuracies) -> bool:
     """Whether a reference is better than what needs no training of a network: else it rules nothing out."""
     gains = [draws.estimate(reference.value - one.value, reference.resampled - one.resampled) for one in least]
     return all(gain.value >= MARGIN and gain.low > 0 for gain in gains)
 
 
 def _vision(
-    reference: _Measure | None, known: bool, shown: _Measure, floor: _Measure, draws: Draws, enough: bool
+    reference: _Measure | None, known: bool, shown: _Measure, floor: _Measure, draws: BootstrapAccuracies, enough: bool
 ) -> Effect:
     """Against the reference, or else against the better of the floors."""
     if reference is not None:
@@ -219,17 +221,17 @@ def _vision(
     return Effect("vision", nothing, "cannot tell", why, floor.name, shown.name)
 
 
-def _effect(mode: Mode, before: _Measure, after: _Measure, draws: Draws, enough: bool) -> Effect:
+def _effect(mode: Mode, before: _Measure, after: _Measure, draws: BootstrapAccuracies, enough: bool) -> Effect:
     loss = draws.estimate(before.value - after.value, before.resampled - after.resampled)
-    verdict, why = judge(loss)
+    verdict, why = judge_loss(loss)
     if not enough:
-        verdict, why = "cannot tell", f"the test fold has {draws.groups} groups; {FEWEST_GROUPS} are needed."
+        verdict, why = "cannot tell", f"the test fold has {draws.groups} groups; {MIN_GROUPS} are needed."
     elif before.name == after.name:
         why = f"{after.name} shows all that was there before."
     return Effect(mode, loss, verdict, why, before.name, after.name)
 
 
-def judge(loss: Estimate) -> tuple[Verdict, str]:
+def judge_loss(loss: Estimate) -> tuple[Verdict, str]:
     """The verdict on a loss of accuracy, and why."""
     if np.isnan(loss.low):
         return "cannot tell", "there are too few groups for an interval."
@@ -240,7 +242,7 @@ def judge(loss: Estimate) -> tuple[Verdict, str]:
     return "cannot tell", f"{_points(loss)}: too wide to tell; more documents would."
 
 
-def _named(effects: Sequence[Effect], unknown: float) -> Mode | None:
+def attribute_loss_to_stage(effects: Sequence[Effect], unknown: float) -> Mode | None:
     """The mode that losses are charged to; ``unknown`` is what the tower can have lost at most without our knowing."""
     supported = [effect for effect in effects if effect.verdict == "supported"]
     if not supported:
@@ -248,12 +250,14 @@ def _named(effects: Sequence[Effect], unknown: float) -> Mode | None:
     # A tower that is no better than the floors may still be better than they are by a little.
     losses = {effect.mode: 0.0 if math.isnan(effect.loss.value) else max(0.0, effect.loss.value) for effect in effects}
     largest = max(losses[effect.mode] for effect in supported)
-    first = next(effect for effect in supported if losses[effect.mode] >= FOLLOWS * largest)
+    first = next(effect for effect in supported if losses[effect.mode] >= SHARE_OF_LARGEST * largest)
     before = effects[: effects.index(first)]
     surely = sum(losses[one.mode] for one in before if one.verdict == "supported")
     perhaps = sum(losses[one.mode] for one in before if losses[one.mode] >= NOISE or one.loss.low > 0)
     loss = losses[first.mode]
-    if before and (surely >= BEFORE * loss or perhaps >= FOLLOWS * loss or unknown >= AT_MOST * loss):
+    if before and (
+        surely >= SHARE_BEFORE * loss or perhaps >= SHARE_OF_LARGEST * loss or unknown >= MAX_UNKNOWN_SHARE * loss
+    ):
         return None
     return first.mode
 

@@ -1,8 +1,9 @@
-"""Fits the probes of all layers: read from the store a block at a time, so that memory stays bounded."""
+"""Fit the probes of all sites, reading features from the store a block at a time so that memory stays bounded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,27 +18,28 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.features.control_features import PIXELS
 from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Ints
-from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
+from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
-from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, probe
+from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, load_probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.utils.progress import Progress
 
 LAST_LAYER = "llm.norm"
 """The layer at the end of the LLM."""
-_LOOKS = 64
-_LOUD = 10.0
-"""No feature is to vary more than so many times as much as the middle one when a layer is projected at random."""
+_IMAGE_WIDTH = 64
+"""Dimensions that images are projected to before they are divided into types."""
+_MAX_SPREAD = 10.0
+"""Before a random projection, no feature may vary more than this many times as much as the median feature."""
 BLOCK_BYTES = 64 * 2**20
-"""Features that are in memory at a time; at least one layer."""
+"""Bytes of features in memory at a time; at least one layer."""
 
 _Matrix: TypeAlias = npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A curve's point: a layer and a pooling; ``width`` is that of the features that are fitted."""
+class Site:
+    """A layer and a pooling; ``width`` is the number of features that the probe is fitted on."""
 
     layer: str
     part: str
@@ -48,21 +50,22 @@ class Key:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProbePredictions:
-    """What the probes predict, and on what they were fitted.
+    """Predictions of the probes at F sites, and how they were fitted.
 
     Attributes:
-        keys: the layers and poolings, F of them.
+        sites: the F sites.
         validation: (F, v) predicted classes of the validation fold.
         test: (F, t) predicted classes of the test fold.
         validation_loss: (F,) mean log loss on the validation fold, in nats.
-        strength: (F,) the inverse L2 strength that was chosen; NaN where there is none to choose.
-        gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN likewise.
-        control: (F, t) float32, share of the control task's drawings whose class is predicted; NaN without a drawing.
-        label_permutation: (F, R) balanced accuracies of probes of shuffled labels, against the test fold's labels shuffled likewise.
-        types: number of types of pictures for the control task; with fewer than two there is none to draw.
+        strength: (F,) chosen inverse L2 strength; NaN if the probe has none.
+        gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN if unknown.
+        control: (F, t) float32, fraction of the control tasks whose class is predicted; NaN without control tasks.
+        label_permutation: (F, R) balanced accuracies of probes of permuted labels, on the test fold's permuted labels.
+        types: number of image types of the control task; with fewer than two there is no control task.
+        warnings: how many fits raised each warning.
     """
 
-    keys: tuple[Key, ...]
+    sites: tuple[Site, ...]
     validation: Ints
     test: Ints
     validation_loss: npt.NDArray[np.float64]
@@ -71,38 +74,41 @@ class ProbePredictions:
     control: npt.NDArray[np.float32]
     label_permutation: npt.NDArray[np.float64]
     types: int
+    warnings: Mapping[str, int]
 
-    def at(self, layer: str, pooling: str) -> int:
-        """The place of a layer and pooling among :attr:`keys`; -1 where it is not there."""
-        return next((i for i, key in enumerate(self.keys) if (key.layer, key.pooling) == (layer, pooling)), -1)
+    def index_of(self, layer: str, pooling: str) -> int:
+        """Return the index of a site in :attr:`sites`, or -1."""
+        return next((i for i, site in enumerate(self.sites) if (site.layer, site.pooling) == (layer, pooling)), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Labels:
-    """Label sets: the real one first, then the control task's, then the shuffled ones; by fold."""
+class _LabelSets:
+    """Label sets by fold, (P, n) each: the real labels, then the control tasks, then the permuted labels."""
 
     train: Ints
     validation: Ints
     test: Ints
-    controls: int
+    control_tasks: int
     types: int
 
 
-def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
-    """The layers and poolings to look at, in the store's order, floors at the end.
+def select_sites(store: FeatureStore, options: Options) -> tuple[Site, ...]:
+    """Return the sites to fit in the store's order, control features last.
 
     Raises:
-        OptionError: a pooling or a layer was asked for that the store does not hold.
+        OptionError: the store does not contain a requested pooling or layer.
     """
     layers = store.header.layers
-    held = {pooling for layer in layers for pooling in layer.poolings}
-    if unknown := sorted(set(options.poolings) - held):
-        raise OptionError(f"Expected poolings among {sorted(held)}, which the store holds, found {unknown}.")
+    stored = {pooling for layer in layers for pooling in layer.poolings}
+    if unknown := sorted(set(options.poolings) - stored):
+        raise OptionError(
+            f"Expected argument `poolings` to be among {sorted(stored)}, which the store contains, got {unknown}."
+        )
     if unknown := sorted(set(options.layers) - {layer.name for layer in layers}):
-        raise OptionError(f"Expected layers among {[layer.name for layer in layers]}, found {unknown}.")
-    needed = ends(layers)
+        raise OptionError(f"Expected argument `layers` to be among {[layer.name for layer in layers]}, got {unknown}.")
+    needed = stage_ends(layers)
     return tuple(
-        Key(layer.name, layer.part, pooling, min(width, options.width or width), layer.read)
+        Site(layer.name, layer.part, pooling, min(width, options.width or width), layer.read)
         for layer in layers
         for pooling, width in zip(layer.poolings, layer.widths, strict=True)
         if (layer.name, pooling) in needed
@@ -113,124 +119,137 @@ def keys_of(store: FeatureStore, options: Options) -> tuple[Key, ...]:
     )
 
 
-def ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
-    """The layers and poolings at which tower, connector and LLM hand over, and the floors."""
+def stage_ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
+    """Return the layers and poolings at the ends of tower, connector and LLM, and the control features."""
     tower = [layer.name for layer in layers if layer.part == "vision" and layer.read][-1:]
-    found = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
-    floors = {(layer.name, pooling) for layer in layers if layer.part == "control" for pooling in layer.poolings}
-    return frozenset(found | floors | {("connector", MEAN), (LAST_LAYER, LAST)})
+    ends = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
+    controls = {(layer.name, pooling) for layer in layers if layer.part == "control" for pooling in layer.poolings}
+    return frozenset(ends | controls | {("connector", MEAN), (LAST_LAYER, LAST)})
 
 
 def fit_probes(
-    store: FeatureStore, samples: LabelledFeatures, options: Options, device: torch.device | None = None
+    store: FeatureStore, labelled: LabelledFeatures, options: Options, device: torch.device | None = None
 ) -> ProbePredictions:
-    """Fit a probe for every layer and pooling, on the real labels, the control task's and shuffled ones.
+    """Fit a probe at every site to the real labels, the control tasks and permuted labels.
 
-    The strength of the penalty is chosen by log loss on the validation fold: for the real labels and for each drawing
-    of the control task on its own. Probes of shuffled labels take the strength of the real ones. The test fold is
-    looked at once, at the end.
+    The penalty is chosen by log loss on the validation fold, for the real labels and for each control task separately;
+    probes of permuted labels take that of the real ones. The test fold is used once, at the end.
 
     Args:
         store: the features.
-        samples: its documents.
-        options: how.
-        device: where to compute; a CUDA device where there is one, by default.
+        labelled: its documents.
+        options: settings.
+        device: where to compute; a CUDA device if there is one, by default.
 
     Raises:
         DataError: features are not finite, or cannot be read.
     """
-    keys = keys_of(store, options)
+    sites = select_sites(store, options)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labels = _label_sets(store, samples, options)
-    train, validation, test = (samples.rows[fold] for fold in ("train", "validation", "test"))
-    targets, right = (torch.from_numpy(part).to(device) for part in (labels.train, labels.validation))
-    fit = probe(options.protocol)
-    parts: dict[int, _Said] = {}
-    progress = Progress(f"{store.header.task}: fitting probes", len(keys), "sites")
+    labels = _make_label_sets(store, labelled, options)
+    probe = load_probe(options.protocol)
+    warnings: Counter[str] = Counter()
+    results: dict[int, _SiteResult] = {}
+    progress = Progress(f"{store.header.task}: fitting probes", len(sites), "sites")
     with progress:
-        for block in _blocks(keys, len(train) + len(validation)):
-            chosen = [keys[place] for place in block]
-            projections = [_projection(store, key, train, options) for key in chosen]
-
-            def read(
-                rows: Ints, chosen: Sequence[Key] = chosen, projections: Sequence[_Matrix] = projections
-            ) -> Tensor:
-                pairs = zip(chosen, projections, strict=True)
-                return torch.from_numpy(np.stack([_features(store, key, rows, matrix) for key, matrix in pairs])).to(
-                    device
-                )
-
-            material = ProbeData(
-                train=read(train),
-                validation=read(validation),
-                targets=targets,
-                right=right,
-                controls=labels.controls,
-                classes=len(samples.labels),
-                strengths=options.strengths,
-                seed=options.seed,
-            )
-            with fit_block(fit, material) as (fittings, predict):
-                # The test fold may be larger than the others by far; it is read in parts.
-                at_once = max(1, BLOCK_BYTES // (4 * len(chosen) * chosen[0].width))
-                said = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
-            predicted = np.concatenate(said, axis=2)
-            for place, figures, one in zip(block, _each(fittings), predicted, strict=True):
-                parts[place] = _judge(figures, one, labels)
+        rows_in_memory = len(labelled.rows["train"]) + len(labelled.rows["validation"])
+        for block in _blocks(sites, rows_in_memory):
+            block_sites = [sites[index] for index in block]
+            block_results, raised = _fit_sites(probe, block_sites, store, labelled, labels, options, device)
+            results |= zip(block, block_results, strict=True)
+            warnings.update(raised)
             progress.update(len(block))
-    whole = [parts[place] for place in range(len(keys))]
+    in_order = [results[index] for index in range(len(sites))]
     return ProbePredictions(
-        keys=keys,
-        validation=np.stack([one.validation for one in whole]),
-        test=np.stack([one.test for one in whole]),
-        validation_loss=np.array([one.loss for one in whole]),
-        strength=np.array([one.strength for one in whole]),
-        gradient_norm=np.array([one.gradient_norm for one in whole]),
-        control=np.stack([one.control for one in whole]),
-        label_permutation=np.stack([one.label_permutation for one in whole]),
+        sites=sites,
+        validation=np.stack([result.validation for result in in_order]),
+        test=np.stack([result.test for result in in_order]),
+        validation_loss=np.array([result.loss for result in in_order]),
+        strength=np.array([result.strength for result in in_order]),
+        gradient_norm=np.array([result.gradient_norm for result in in_order]),
+        control=np.stack([result.control for result in in_order]),
+        label_permutation=np.stack([result.label_permutation for result in in_order]),
         types=labels.types,
+        warnings=warnings,
     )
+
+
+def _fit_sites(
+    probe: Probe,
+    sites: Sequence[Site],
+    store: FeatureStore,
+    labelled: LabelledFeatures,
+    labels: _LabelSets,
+    options: Options,
+    device: torch.device,
+) -> tuple[list[_SiteResult], list[str]]:
+    """Fit the sites of one block, and return their results and the warnings of the fits."""
+    train, validation, test = (labelled.rows[fold] for fold in ("train", "validation", "test"))
+    projections = [_projection(store, site, train, options) for site in sites]
+
+    def read(rows: Ints) -> Tensor:
+        pairs = zip(sites, projections, strict=True)
+        return torch.from_numpy(np.stack([_features(store, site, rows, matrix) for site, matrix in pairs])).to(device)
+
+    data = ProbeData(
+        train=read(train),
+        validation=read(validation),
+        train_labels=torch.from_numpy(labels.train).to(device),
+        validation_labels=torch.from_numpy(labels.validation).to(device),
+        control_tasks=labels.control_tasks,
+        classes=len(labelled.labels),
+        strengths=options.strengths,
+        seed=options.seed,
+    )
+    with fit_block(probe, data) as (fitted, predict):
+        # The test fold may be far larger than the others, so it is read in parts.
+        at_once = max(1, BLOCK_BYTES // (4 * len(sites) * sites[0].width))
+        parts = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
+    predicted = np.concatenate(parts, axis=2)
+    figures = zip(_figures_by_layer(fitted), predicted, strict=True)
+    results = [_evaluate(layer_figures, layer_predicted, labels) for layer_figures, layer_predicted in figures]
+    return results, [warning for part in fitted for warning in part.warnings]
 
 
 @contextmanager
 def fit_block(
-    fit: Probe, material: ProbeData
+    probe: Probe, data: ProbeData
 ) -> Iterator[tuple[list[FittedProbe], Callable[[Tensor], npt.NDArray[np.int16]]]]:
-    """Fit the layers of a block; on a CPU a share of them on each core.
+    """Fit the layers of a block; on a CPU, each core fits a share of them.
 
-    Products this small gain little from several cores each, and decompositions lose by it.
+    Matrix products this small gain little from several cores each, and decompositions become slower.
 
     Yields:
-        The fitted probes of each share, and what predicts the classes of further rows, (L, T, D) to (L, P, T), for all
-        shares together.
+        The fitted probes of each share, and a function that predicts the classes of further rows, (L, T, D) to
+        (L, P, T), for all shares together.
     """
-    layers, threads = len(material.train), torch.get_num_threads()
-    shares = 1 if material.train.device.type != "cpu" else min(threads, layers)
+    layers, threads = len(data.train), torch.get_num_threads()
+    shares = 1 if data.train.device.type != "cpu" else min(threads, layers)
 
-    def divided(features: Tensor) -> tuple[Tensor, ...]:
+    def split(features: Tensor) -> tuple[Tensor, ...]:
         return torch.tensor_split(features, shares)
 
-    materials = [
-        replace(material, train=train, validation=validation)
-        for train, validation in zip(divided(material.train), divided(material.validation), strict=True)
+    parts = [
+        replace(data, train=train, validation=validation)
+        for train, validation in zip(split(data.train), split(data.validation), strict=True)
     ]
     torch.set_num_threads(1 if shares > 1 else threads)
     try:
         with ThreadPoolExecutor(shares, thread_name_prefix="medmllm-probes") as pool:
-            fittings = list(pool.map(fit, materials))
+            fitted = list(pool.map(probe, parts))
 
             def predict(features: Tensor) -> npt.NDArray[np.int16]:
-                found = pool.map(lambda pair: pair[0].predict(pair[1]), zip(fittings, divided(features), strict=True))
-                return np.concatenate([part.cpu().numpy().astype(np.int16) for part in found])
+                predicted = pool.map(lambda pair: pair[0].predict(pair[1]), zip(fitted, split(features), strict=True))
+                return np.concatenate([part.cpu().numpy().astype(np.int16) for part in predicted])
 
-            yield fittings, predict
+            yield fitted, predict
     finally:
         torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Said:
-    """What the probes of one layer say."""
+class _SiteResult:
+    """Predictions and figures of the probes of one site; see :class:`ProbePredictions`."""
 
     validation: Ints
     test: Ints
@@ -241,61 +260,63 @@ class _Said:
     label_permutation: npt.NDArray[np.float64]
 
 
-def _each(fittings: Sequence[FittedProbe]) -> Iterator[tuple[Ints, float, float, float]]:
-    """Of each layer the predictions of the validation fold, their loss, the strength and the norm of the gradient."""
-    for fitting in fittings:
-        nothing = torch.full_like(fitting.loss, float("nan"))
-        strength = nothing if fitting.strength is None else fitting.strength
-        norm = nothing if fitting.gradient_norm is None else fitting.gradient_norm
-        figures = zip(fitting.loss.tolist(), strength.tolist(), norm.tolist(), strict=True)
+def _figures_by_layer(fitted: Sequence[FittedProbe]) -> Iterator[tuple[Ints, float, float, float]]:
+    """Yield each layer's predictions of the validation fold, their loss, the strength and the norm of the gradient."""
+    for part in fitted:
+        unknown = torch.full_like(part.validation_loss, float("nan"))
+        strength = unknown if part.strength is None else part.strength
+        norm = unknown if part.gradient_norm is None else part.gradient_norm
+        figures = zip(part.validation_loss.tolist(), strength.tolist(), norm.tolist(), strict=True)
         yield from (
-            (validation, *figure) for validation, figure in zip(fitting.validation.cpu().numpy(), figures, strict=True)
+            (validation, *figure) for validation, figure in zip(part.validation.cpu().numpy(), figures, strict=True)
         )
 
 
-def _judge(figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.int16], labels: _Labels) -> _Said:
-    """Hold a layer's predictions of the test fold, (P, t), against the label sets."""
-    validation, loss, strength, norm = figures
-    real, real_and_control = 1, 1 + labels.controls
+def _evaluate(
+    figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.int16], labels: _LabelSets
+) -> _SiteResult:
+    """Compare a site's predictions of the test fold, (P, t), with the label sets."""
+    real, real_and_control = 1, 1 + labels.control_tasks
     test = predicted[0].astype(np.intp)
     control = np.full(len(test), np.nan, dtype=np.float32)
-    if labels.controls:
-        right = predicted[real:real_and_control] == labels.test[real:real_and_control]
-        control = right.mean(0, dtype=np.float32)
-    shuffles = predicted[real_and_control:]
-    null = balanced(shuffles, labels.test[real_and_control:]) if len(shuffles) else np.empty(0)
-    return _Said(validation, test, loss, strength, norm, control, null)
+    if labels.control_tasks:
+        hits = predicted[real:real_and_control] == labels.test[real:real_and_control]
+        control = hits.mean(0, dtype=np.float32)
+    permuted = predicted[real_and_control:]
+    permutation = balanced_accuracy(permuted, labels.test[real_and_control:]) if len(permuted) else np.empty(0)
+    validation, loss, strength, norm = figures
+    return _SiteResult(validation, test, loss, strength, norm, control, permutation)
 
 
-def balanced(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
-    """Mean recall over the classes that occur, (...), of predictions (..., t) against labels (..., t)."""
+def balanced_accuracy(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
+    """Return the mean recall over the classes that occur, (...), of predictions (..., t) for labels (..., t)."""
     recalls = []
     for kind in np.unique(truth):
         members = truth == kind
         with np.errstate(invalid="ignore", divide="ignore"):
             recalls.append(((predicted == kind) & members).sum(-1) / members.sum(-1))
-    found: npt.NDArray[np.float64] = np.nanmean(np.array(np.broadcast_arrays(*recalls)), axis=0)
-    return found
+    mean: npt.NDArray[np.float64] = np.nanmean(np.array(np.broadcast_arrays(*recalls)), axis=0)
+    return mean
 
 
-def _label_sets(store: FeatureStore, samples: LabelledFeatures, options: Options) -> _Labels:
+def _make_label_sets(store: FeatureStore, labelled: LabelledFeatures, options: Options) -> _LabelSets:
     generator = np.random.default_rng(options.seed)
-    types = image_types(_looks(store), samples)
+    types = image_types(_coarse_pixels(store), labelled)
     count = int(types.max()) + 1
-    controls = options.controls if count > 1 else 0
-    control = control_labels(types, samples, controls, generator)
+    control_tasks = options.controls if count > 1 else 0
+    control = draw_control_labels(types, labelled, control_tasks, generator)
     by_fold = []
     for fold in ("train", "validation", "test"):
-        rows = samples.rows[fold]
-        null = shuffled(samples.of(fold), samples.groups_of(fold), options.shuffles, generator)
-        by_fold.append(np.concatenate([samples.truth[rows][None], control[:, rows], null]))
-    return _Labels(by_fold[0], by_fold[1], by_fold[2], controls=controls, types=count)
+        rows = labelled.rows[fold]
+        permuted = permute_labels(labelled.of(fold), labelled.groups_of(fold), options.permutations, generator)
+        by_fold.append(np.concatenate([labelled.truth[rows][None], control[:, rows], permuted]))
+    return _LabelSets(by_fold[0], by_fold[1], by_fold[2], control_tasks=control_tasks, types=count)
 
 
-def _looks(store: FeatureStore) -> npt.NDArray[np.float32]:
-    """What pictures look like, coarsely, (n, 64): raw pixels under one random projection, read in parts."""
+def _coarse_pixels(store: FeatureStore) -> npt.NDArray[np.float32]:
+    """Project the pixels of all images at random, (n, 64), reading them in parts."""
     width = store.layer(PIXELS).widths[0]
-    matrix = np.random.default_rng(width).standard_normal((width, _LOOKS), dtype=np.float32) / np.sqrt(width)
+    matrix = np.random.default_rng(width).standard_normal((width, _IMAGE_WIDTH), dtype=np.float32) / np.sqrt(width)
     at_once = max(1, BLOCK_BYTES // (8 * width))
     parts = [
         store.features(PIXELS, MEAN, np.arange(start, min(start + at_once, len(store)))) @ matrix
@@ -304,47 +325,47 @@ def _looks(store: FeatureStore) -> npt.NDArray[np.float32]:
     return np.concatenate(parts).astype(np.float32)
 
 
-def _blocks(keys: Sequence[Key], rows: int) -> Iterator[list[int]]:
-    """Places of keys of one width, as many as fit into a block."""
+def _blocks(sites: Sequence[Site], rows: int) -> Iterator[list[int]]:
+    """Yield indices of sites of one width, as many as fit into a block."""
     by_width: dict[int, list[int]] = {}
-    for place, key in enumerate(keys):
-        by_width.setdefault(key.width, []).append(place)
-    for width, places in by_width.items():
+    for index, site in enumerate(sites):
+        by_width.setdefault(site.width, []).append(index)
+    for width, indices in by_width.items():
         size = max(1, BLOCK_BYTES // (4 * rows * width))
-        for start in range(0, len(places), size):
-            yield places[start : start + size]
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
 
 
-def _projection(store: FeatureStore, key: Key, train: Ints, options: Options) -> _Matrix:
-    """The random matrix, (D, d), that a wide layer goes through; ``None`` for one that stays as it is.
+def _projection(store: FeatureStore, site: Site, train: Ints, options: Options) -> _Matrix:
+    """Return the random matrix, (D, d), that projects a wide layer; ``None`` for a layer that is used as it is.
 
-    Some features of large models vary a thousand times as much as all others, and would drown them in every sum: these
-    are held to :data:`_LOUD` times the middle one. Beyond that nothing is standardised, for what hardly varies is
-    mostly noise.
+    A few features of large models vary a thousand times as much as all others and would dominate every sum, so they are
+    limited to :data:`_MAX_SPREAD` times the median. Otherwise nothing is standardised, because features that hardly
+    vary are mostly noise.
     """
-    held = store.layer(key.layer)
-    width = held.widths[held.poolings.index(key.pooling)]
-    if width <= key.width:
+    layer = store.layer(site.layer)
+    width = layer.widths[layer.poolings.index(site.pooling)]
+    if width <= site.width:
         return None
-    # One projection for all layers of a width: what differs between them is then not the projection.
+    # One projection for all layers of a width, so that they do not differ in the projection.
     generator = np.random.default_rng((options.seed, width))
-    matrix = generator.standard_normal((width, key.width), dtype=np.float32) / np.float32(np.sqrt(key.width))
-    spread = _spread(store.features(key.layer, key.pooling, train))
-    most = _LOUD * float(np.median(spread))
-    if most > 0:
-        matrix *= np.minimum(1.0, most / np.maximum(spread, most))[:, None].astype(np.float32)
+    matrix = generator.standard_normal((width, site.width), dtype=np.float32) / np.float32(np.sqrt(site.width))
+    spread = _spread(store.features(site.layer, site.pooling, train))
+    limit = _MAX_SPREAD * float(np.median(spread))
+    if limit > 0:
+        matrix *= np.minimum(1.0, limit / np.maximum(spread, limit))[:, None].astype(np.float32)
     return matrix
 
 
 def _spread(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Standard deviations of the columns of (n, D), summed in float64 a thousand rows at a time."""
+    """Return the standard deviations of the columns of (n, D), summed in float64 a thousand rows at a time."""
     mean, total = features.mean(0, dtype=np.float64), np.zeros(features.shape[1])
     for start in range(0, len(features), 1000):
         total += ((features[start : start + 1000] - mean) ** 2).sum(0)
-    found: npt.NDArray[np.float64] = np.sqrt(total / len(features))
-    return found
+    deviations: npt.NDArray[np.float64] = np.sqrt(total / len(features))
+    return deviations
 
 
-def _features(store: FeatureStore, key: Key, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
-    found = store.features(key.layer, key.pooling, rows)
-    return found if matrix is None else found @ matrix
+def _features(store: FeatureStore, site: Site, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
+    features = store.features(site.layer, site.pooling, rows)
+    return features if matrix is None else features @ matrix

@@ -1,4 +1,4 @@
-"""The documents of a feature store as arrays: classes, groups and folds, checked."""
+"""Read the classes, groups and folds of the documents in a feature store, and check that probes can be fitted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.classification import Ints
 
-MOST_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
-"""From a larger fold so many documents are drawn, with the classes in proportion: more move a linear probe and its
-strength little, and memory stays bounded whatever the data set. The test fold is always used whole."""
+MAX_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
+"""Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear probe,
+and memory stays bounded. The test fold is always used completely."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledFeatures:
-    """Who is probed.
+    """Classes, groups and folds of the documents that probes are fitted on.
 
     Attributes:
         labels: the classes, K of them.
@@ -37,22 +37,22 @@ class LabelledFeatures:
     rows: dict[Fold, Ints]
 
     def of(self, fold: Fold) -> Ints:
-        """Classes of a fold's documents."""
-        found: Ints = self.truth[self.rows[fold]]
-        return found
+        """Return the classes of a fold's documents."""
+        classes: Ints = self.truth[self.rows[fold]]
+        return classes
 
     def groups_of(self, fold: Fold) -> Ints:
-        """Groups of a fold's documents, numbered from 0 within the fold."""
-        found: Ints = np.unique(self.group[self.rows[fold]], return_inverse=True)[1]
-        return found
+        """Return the groups of a fold's documents, numbered from 0 within the fold."""
+        groups: Ints = np.unique(self.group[self.rows[fold]], return_inverse=True)[1]
+        return groups
 
 
 def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatures:
-    """Arrange a store's documents.
+    """Read and check the documents of a store.
 
     Args:
         store: the store.
-        seed: chooses what is drawn from large folds.
+        seed: chooses the documents of folds that are subsampled.
 
     Raises:
         DataError: a class is not one of the store's, or the folds cannot carry probes.
@@ -60,78 +60,78 @@ def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatur
     index, labels = store.index, store.header.labels
     known = {label: number for number, label in enumerate(labels)}
     names = index["label"].astype(str)
-    if strangers := sorted(set(names) - set(known)):
+    if unknown := sorted(set(names) - set(known)):
         raise DataError(
-            f"{store.folder}: expected classes among {list(labels)}, found {strangers}; the index is not this task's."
+            f"{store.folder}: expected classes among {list(labels)}, got {unknown}. The index belongs to another task."
         )
     truth: Any = names.map(known).to_numpy(np.intp)
     group: Any = pd.factorize(index["group"].astype(str), sort=True)[0].astype(np.intp)
     fold = index["fold"].astype(str).to_numpy()
     rows: dict[Fold, Any] = {name: np.flatnonzero(fold == name).astype(np.intp) for name in FOLDS}
-    samples = _checked(LabelledFeatures(labels, truth, group, rows), str(store.folder))
-    for part, most in MOST_ROWS.items():
-        if len(rows[part]) > most:
-            rows[part] = _drawn(rows[part], truth[rows[part]], most, seed)
-    return replace(samples, rows=rows)
+    labelled = _check_folds(LabelledFeatures(labels, truth, group, rows), str(store.folder))
+    for name, limit in MAX_ROWS.items():
+        if len(rows[name]) > limit:
+            rows[name] = _subsample(rows[name], truth[rows[name]], limit, seed)
+    return replace(labelled, rows=rows)
 
 
-def refolded(samples: LabelledFeatures, store: FeatureStore, seed: int) -> LabelledFeatures:
-    """The same documents divided into folds anew, by group and with fractions like the old ones.
+def resplit(labelled: LabelledFeatures, store: FeatureStore, seed: int) -> LabelledFeatures:
+    """Divide the same documents into new random folds, by group and with the same fractions.
 
     Raises:
-        DataError: the groups do not suffice.
+        DataError: there are too few groups.
     """
-    rows = np.concatenate([samples.rows[name] for name in FOLDS])
-    counts = np.array([len(samples.rows[name]) for name in FOLDS], dtype=np.float64)
+    rows = np.concatenate([labelled.rows[name] for name in FOLDS])
+    counts = np.array([len(labelled.rows[name]) for name in FOLDS], dtype=np.float64)
     shares = counts / counts.sum()
     names = store.index["id"].astype(str).to_numpy()[rows]
-    labels = [samples.labels[number] for number in samples.truth[rows]]
-    groups = [str(number) for number in samples.group[rows]]
+    labels = [labelled.labels[number] for number in labelled.truth[rows]]
+    groups = [str(number) for number in labelled.group[rows]]
     fractions = (float(shares[0]), float(shares[1]), float(1 - shares[0] - shares[1]))
-    found = np.array(grouped_folds(list(names), labels, groups, seed=seed, fractions=fractions))
-    divided: dict[Fold, Ints] = {name: np.sort(rows[found == name]).astype(np.intp) for name in FOLDS}
-    return _checked(replace(samples, rows=divided), str(store.folder))
+    folds = np.array(grouped_folds(list(names), labels, groups, seed=seed, fractions=fractions))
+    divided: dict[Fold, Ints] = {name: np.sort(rows[folds == name]).astype(np.intp) for name in FOLDS}
+    return _check_folds(replace(labelled, rows=divided), str(store.folder))
 
 
-def _checked(samples: LabelledFeatures, where: str) -> LabelledFeatures:
-    classes = len(samples.labels)
+def _check_folds(labelled: LabelledFeatures, where: str) -> LabelledFeatures:
+    classes = len(labelled.labels)
     for fold in FOLDS:
-        count = len(samples.rows[fold])
+        count = len(labelled.rows[fold])
         if not count:
             raise DataError(
-                f"{where}: expected documents in the {fold} fold, found none. Probes are fitted on train, chosen on "
-                "validation and tested on test; evaluate more documents (--limit), or divide the set into folds."
+                f"{where}: expected documents in the {fold} fold, got none. Probes are fitted on train, chosen on "
+                "validation and tested on test: evaluate more documents (--limit), or divide the data set into folds."
             )
         if fold != "validation" and count < classes:
             raise DataError(
-                f"{where}: expected at least {classes} documents in the {fold} fold, one a class, found {count}."
+                f"{where}: expected at least {classes} documents in the {fold} fold, one per class, got {count}."
             )
-    present = np.unique(samples.of("train"))
+    present = np.unique(labelled.of("train"))
     if len(present) < classes:
-        missing = [samples.labels[number] for number in range(classes) if number not in present]
-        raise DataError(f"{where}: expected every class in the train fold, found no document of {missing}.")
-    for number, label in enumerate(samples.labels):
-        groups = np.unique(samples.group[samples.truth == number])
+        missing = [labelled.labels[number] for number in range(classes) if number not in present]
+        raise DataError(f"{where}: expected every class in the train fold, got no document of {missing}.")
+    for number, label in enumerate(labelled.labels):
+        groups = np.unique(labelled.group[labelled.truth == number])
         if len(groups) < 2:
             raise DataError(
-                f"{where}: expected every class in at least two groups (patients, lesions, sources), found "
-                f"{len(groups)} with {label!r}: what a probe finds there is the group and not the class."
+                f"{where}: expected every class in at least two groups (patients, lesions, sources), got "
+                f"{len(groups)} with {label!r}. A probe would learn the group instead of the class."
             )
-    return samples
+    return labelled
 
 
-def _drawn(rows: Ints, truth: Ints, most: int, seed: int) -> Ints:
+def _subsample(rows: Ints, truth: Ints, limit: int, seed: int) -> Ints:
     generator = np.random.default_rng(seed)
-    kept = []
+    chosen = []
     for number in np.unique(truth):
         members = rows[truth == number]
-        wanted = max(1, round(most * len(members) / len(rows)))
-        kept.append(generator.choice(members, size=min(wanted, len(members)), replace=False))
-    found: Ints = np.sort(np.concatenate(kept))
-    return found
+        wanted = max(1, round(limit * len(members) / len(rows)))
+        chosen.append(generator.choice(members, size=min(wanted, len(members)), replace=False))
+    subsample: Ints = np.sort(np.concatenate(chosen))
+    return subsample
 
 
-def divided_groups(samples: LabelledFeatures) -> int:
-    """Number of test documents whose group is in another fold too."""
-    elsewhere = np.concatenate([samples.rows["train"], samples.rows["validation"]])
-    return int(np.isin(samples.group[samples.rows["test"]], samples.group[elsewhere]).sum())
+def count_shared_groups(labelled: LabelledFeatures) -> int:
+    """Return the number of test documents whose group also occurs in another fold."""
+    other_folds = np.concatenate([labelled.rows["train"], labelled.rows["validation"]])
+    return int(np.isin(labelled.group[labelled.rows["test"]], labelled.group[other_folds]).sum())

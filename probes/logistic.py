@@ -20,7 +20,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.probes.row_space import RowSpace, device_kind
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the penalty, scikit-learn's ``C`` on standardised features, from stiff to free.
@@ -29,15 +30,11 @@ With some thousand features the sum of squares over a row is in the thousands, s
 scikit-learn's default of 1, which is the free end here: it separates the train rows almost perfectly.
 """
 
-_SMALLEST = 1e-10
-"""Axes whose variance is smaller than this share of the largest are left out: float16 features hold noise there."""
 _ABSENT = -50.0
 """Logit of a class without train rows: a probability of about 1e-21, yet a finite log loss."""
 _CELLS = {"cpu": 1 << 19, "cuda": 1 << 27}
 """Numbers in one array of logits: on a CPU few enough for its cache, and so many that Python's share is small; on a GPU
 what leaves room in its memory."""
-_DECOMPOSED = {"cpu": 1, "cuda": 1 << 27}
-"""Float64 numbers decomposed at once, at least one layer; a CPU gains nothing from more."""
 _SEARCHES = 6
 """Lengths that a line search tries at most; one or two are the rule."""
 _NEAR = 0.2
@@ -50,112 +47,6 @@ _NOTHING = 1e-12
 """Objective below which there is nothing to gain: all rows are of one class."""
 _TINY = 1e-30
 """In place of a divisor of zero."""
-
-
-def standardise(train: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean 0 and variance 1 for every feature of each layer; a constant feature becomes 0.
-
-    Args:
-        train: (L, N, D) float32.
-        first: number of the first layer, for messages.
-
-    Returns:
-        Mean (L, D) and scale (L, D) in float32, as further rows are to be treated with them, and the rows so treated,
-        (L, N, D) in float64.
-
-    Raises:
-        DataError: a feature is NaN or infinite.
-    """
-    rows = train.double()
-    mean = rows.mean(1).float()
-    rows -= mean.double()[:, None]
-    scale = rows.std(1, correction=0).float()
-    if not bool(scale.isfinite().all()):
-        raise DataError(not_finite(train, first=first))
-    scale[scale == 0] = 1
-    rows /= scale.double()[:, None]
-    return mean, scale, rows
-
-
-class RowSpace:
-    """Train features of several layers in coordinates along their principal axes.
-
-    Features are standardised per layer with the statistics of the train rows; a constant feature has scale 1 and
-    contributes nothing. With fewer rows than features the axes come from the N x N matrix of inner products, else from
-    the D x D one. Either is made and decomposed in float64: in float32 its rounding would exceed weak penalties.
-
-    Attributes:
-        mean: (L, D) float32, subtracted from features.
-        basis: (L, D, r) float32, from centred features to coordinates, r = min(N, D); zero for axes left out.
-        train: (L, N, r) float32, Z, the coordinates of the train rows. Z^T Z is diagonal.
-        squares: (L, r) float32, that diagonal, descending.
-    """
-
-    mean: Tensor
-    basis: Tensor
-    train: Tensor
-    squares: Tensor
-
-    def __init__(self, train: Tensor) -> None:
-        """Standardise and decompose.
-
-        Args:
-            train: (L, N, D) float32 features of L layers of one width.
-
-        Raises:
-            DataError: a feature is NaN or infinite.
-            OptionError: the shape or the type is another.
-        """
-        expect_features("train", train)
-        layers, rows, width = train.shape
-        rank = min(rows, width)
-        self.mean = train.new_empty(layers, width)
-        self.basis = train.new_empty(layers, width, rank)
-        self.train = train.new_empty(layers, rows, rank)
-        self.squares = train.new_empty(layers, rank)
-        at_once = max(1, _DECOMPOSED[_kind(train)] // (rows * width))
-        for start in range(0, layers, at_once):
-            self._decompose(train, slice(start, start + at_once))
-
-    def _decompose(self, train: Tensor, at: slice) -> None:
-        mean, scale, exact = standardise(train[at], first=at.start)
-        rows = exact.float()
-        if exact.shape[1] < exact.shape[2]:
-            squares, axes = torch.linalg.eigh(exact @ exact.mT)
-        else:
-            squares, axes = torch.linalg.eigh(exact.mT @ exact)
-        squares, axes = squares.flip(-1), axes.flip(-1)
-        kept = squares > _SMALLEST * squares[:, :1]
-        squares = squares.where(kept, 0)
-        length = squares.sqrt()
-        if exact.shape[1] < exact.shape[2]:
-            self.train[at] = axes * length[:, None]
-            basis = rows.mT @ (axes / length.where(kept, torch.inf)[:, None]).float()
-        else:
-            basis = (axes * kept[:, None]).float()
-            self.train[at] = rows @ basis
-        self.mean[at] = mean
-        self.basis[at] = basis / scale[..., None]
-        self.squares[at] = squares
-
-    def coordinates(self, features: Tensor) -> Tensor:
-        """Bring further rows into the coordinates of the train rows, with the same standardisation.
-
-        Args:
-            features: (L, M, D) float32, on the device of the train rows.
-
-        Returns:
-            (L, M, r) float32. What lies outside of the span of the train rows is lost, as it has no weight.
-
-        Raises:
-            DataError: a feature is NaN or infinite.
-            OptionError: the shape or the type is another.
-        """
-        expect_alike(features, self.mean)
-        found = (features - self.mean[:, None]) @ self.basis
-        if not bool(found.isfinite().all()):
-            raise DataError(not_finite(features, first=0))
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +171,7 @@ def solve(
         targets.expand(layers, sets, rows)[:, :, None].expand(layers, sets, grid, rows).reshape(layers, problems, rows)
     )
     strength = strength.reshape(layers, problems)
-    at_once = max(1, _CELLS[_kind(targets)] // max(1, problems * classes * max(rows, rank)))
+    at_once = max(1, _CELLS[device_kind(targets)] // max(1, problems * classes * max(rows, rank)))
     parts = zip(
         *(torch.split(part, at_once) for part in (space.train, space.squares, targets, strength)),
         strict=True,
@@ -497,10 +388,6 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum((2, 3))
 
 
-def _kind(tensor: Tensor) -> str:
-    return tensor.device.type if tensor.device.type in _CELLS else "cpu"
-
-
 def _within(integers: Tensor, end: int) -> bool:
     """Whether all are int64 from 0 to ``end`` - 1."""
     return integers.dtype == torch.int64 and bool(((integers >= 0) & (integers < end)).all())
@@ -509,40 +396,3 @@ def _within(integers: Tensor, end: int) -> bool:
 def _described(tensor: Tensor) -> str:
     span = f" from {tensor.min().item():g} to {tensor.max().item():g}" if tensor.numel() else ""
     return f"{tensor.dtype} of the shape {tuple(tensor.shape)}{span}"
-
-
-def expect_features(name: str, features: Tensor) -> None:
-    """See to it that an argument holds features of layers.
-
-    Raises:
-        OptionError: it does not.
-    """
-    if features.ndim != 3 or 0 in features.shape or features.dtype != torch.float32:
-        raise OptionError(
-            f"Expected argument `{name}` to be float32 of the shape (layers, rows, features), none of them 0, but got "
-            f"{features.dtype} of the shape {tuple(features.shape)}: stack layers of one width, and cast them."
-        )
-
-
-def expect_alike(features: Tensor, mean: Tensor) -> None:
-    """See to it that ``features`` are of the layers that something was fitted on, whose means are (L, D).
-
-    Raises:
-        OptionError: they are not.
-    """
-    expect_features("features", features)
-    layers, width = mean.shape
-    if features.shape[0] != layers or features.shape[2] != width:
-        raise OptionError(
-            f"Expected argument `features` to have the shape ({layers}, rows, {width}) of the train rows, but got "
-            f"{tuple(features.shape)}: pass the same layers in the same order."
-        )
-
-
-def not_finite(features: Tensor, *, first: int) -> str:
-    """The message about the first feature that is NaN or infinite; ``first`` is the number of the first layer."""
-    layer, row, column = (~features.isfinite()).nonzero()[0].tolist()
-    return (
-        f"Expected finite features, found {features[layer, row, column].item()} in layer {first + layer}, row {row}, "
-        f"column {column}: capture the features again, or leave that document out."
-    )

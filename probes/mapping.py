@@ -20,7 +20,13 @@ import numpy as np
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
-from medmllm_plugins.probes.output_recalibration import UNPARSED, Recalibrations, ScoredFold, ValidationFold, likeliest
+from medmllm_plugins.probes.output_recalibration import (
+    UNPARSED,
+    Recalibrations,
+    ScoredFold,
+    ValidationFold,
+    highest_scoring,
+)
 
 Kind: TypeAlias = Literal["intact", "permuted", "biased", "missing", "other re-reading", "decoding", "cannot tell"]
 """What :func:`kind_of` can find; its docstring has the rules."""
@@ -216,7 +222,7 @@ def semantic_mapping(
         }
     lens = None if test.lens is None else [f"lens:{layer}" for layer in range(len(test.lens))]
     if test.lens is not None:
-        rows |= {f"lens:{layer}": right(likeliest(logits)) for layer, logits in enumerate(test.lens)}
+        rows |= {f"lens:{layer}": right(highest_scoring(logits)) for layer, logits in enumerate(test.lens)}
 
     stacked = np.stack(list(rows.values()))
     values, drawn = bootstrap(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.probes.logistic import expect_alike, expect_features, not_finite, standardise
+from medmllm_plugins.probes.row_space import expect_alike, expect_features, not_finite, standardise
 
 HIDDEN = 512
 """Hidden units; the paper does not say how many."""

@@ -115,9 +115,9 @@ def trusted_relabelling(answers: Ints, truth: Ints, group: Ints, classes: int, s
         (K,) the class that each answered class is renamed to.
     """
     gain = np.zeros(len(truth))
-    for held in _parts(truth, group, seed):
+    for held in _held_out_parts(truth, group, seed):
         renaming = best_relabelling(answers[~held], truth[~held], classes)
-        before, after = answers[held], relabelled(answers[held], renaming)
+        before, after = answers[held], relabel(answers[held], renaming)
         gain[held] = (after == truth[held]).astype(np.float64) - (before == truth[held])
     _, member = np.unique(group, return_inverse=True)
     p = sign_flip(np.bincount(member, gain).astype(np.float64), seed)
@@ -126,7 +126,7 @@ def trusted_relabelling(answers: Ints, truth: Ints, group: Ints, classes: int, s
     return np.arange(classes, dtype=np.intp)
 
 
-def relabelled(answers: Ints, renaming: Ints) -> Ints:
+def relabel(answers: Ints, renaming: Ints) -> Ints:
     """Answers (n,) under a renaming (K,); those not parsed stay so."""
     found: Ints = np.where(answers == UNPARSED, UNPARSED, renaming[answers])
     return found
@@ -178,7 +178,7 @@ def fit_affine(scores: Floats, truth: Ints, group: Ints, seed: int = 0) -> Pipel
     losses = np.zeros(len(STRENGTHS))
     # Systems this small gain nothing from threads, and on a busy machine lose tenfold by waiting for one another.
     with threadpool_limits(1):
-        for held in _parts(truth, group, seed):
+        for held in _held_out_parts(truth, group, seed):
             if len(np.unique(truth[~held])) < 2:
                 continue  # nothing can be fitted without this part
             for row, strength in enumerate(STRENGTHS):
@@ -221,7 +221,7 @@ class Recalibrations:
         self.offsets: Floats | None = None
         self._affine: Pipeline | None = None
         if fold.scores is not None:
-            self.permutation = trusted_relabelling(likeliest(fold.scores), fold.truth, fold.group, classes, seed)
+            self.permutation = trusted_relabelling(highest_scoring(fold.scores), fold.truth, fold.group, classes, seed)
             self.offsets = fit_offsets(fold.scores, fold.truth)
             self._affine = fit_affine(fold.scores, fold.truth, fold.group, seed)
             self.relabelling, self.relabelled_on = self.permutation, "scores"
@@ -233,15 +233,15 @@ class Recalibrations:
         """By name the answers, (n,), of every reading that both folds allow."""
         found: dict[str, Ints] = {}
         if test.scores is not None:
-            found["scores"] = likeliest(test.scores)
+            found["scores"] = highest_scoring(test.scores)
         if self.relabelling is not None:
-            found["relabelled"] = relabelled(test.answers, self.relabelling)
+            found["relabelled"] = relabel(test.answers, self.relabelling)
         if test.scores is not None and test.blank is not None:
-            found["blank"] = likeliest(test.scores - test.blank)
+            found["blank"] = highest_scoring(test.scores - test.blank)
         if test.scores is not None and self.permutation is not None:
-            found["permuted"] = relabelled(likeliest(test.scores), self.permutation)
+            found["permuted"] = relabel(highest_scoring(test.scores), self.permutation)
         if test.scores is not None and self.offsets is not None:
-            found["offsets"] = likeliest(test.scores + self.offsets)
+            found["offsets"] = highest_scoring(test.scores + self.offsets)
         if test.scores is not None and self._affine is not None:
             found["affine"] = self._affine.predict(affine_features(test.scores)).astype(np.intp)
         return found
@@ -251,7 +251,7 @@ def _regression(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 
-def _parts(truth: Ints, group: Ints, seed: int) -> list[Any]:
+def _held_out_parts(truth: Ints, group: Ints, seed: int) -> list[Any]:
     """Masks, (n,) bool each, of the held-out parts: whole groups, dealt out class by class so that classes spread."""
     groups, first, member = np.unique(group, return_index=True, return_inverse=True)
     if len(groups) < 2:
@@ -263,7 +263,7 @@ def _parts(truth: Ints, group: Ints, seed: int) -> list[Any]:
     return [part[member] == k for k in range(parts)]
 
 
-def likeliest(scores: Floats) -> Ints:
+def highest_scoring(scores: Floats) -> Ints:
     """(n,) class of the highest of each document's scores (n, K); of equal ones the first."""
     found: Ints = scores.argmax(1).astype(np.intp)
     return found

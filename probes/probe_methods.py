@@ -1,4 +1,4 @@
-"""Probes as the fit uses them: features and label sets in, fitted probes out. A plugin may bring its own."""
+"""The interface between the fit and a probe, and the two built-in probes. A plugin may provide its own."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from torch import Tensor
 
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.probes.logistic import RowSpace, solve
+from medmllm_plugins.probes.logistic import solve
 from medmllm_plugins.probes.mlp import fit_mlp
+from medmllm_plugins.probes.row_space import RowSpace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProbeData:
-    """What probes of some layers are fitted on, all on one device.
+    """Features and labels for the probes of L layers of one width, all on one device.
 
-    Label sets are the real one first, then those of the control task, then shuffled ones.
+    The first of the P label sets holds the real labels; then come the control tasks, then the permuted labels.
 
     Attributes:
-        train: (L, N, D) float32 features of L layers of one width.
-        validation: (L, V, D) float32.
-        targets: (P, N) int64 classes of the train fold, a row for each label set.
-        right: (P, V) int64 classes of the validation fold, likewise.
-        controls: number of label sets of the control task, C.
+        train: (L, N, D) float32 features.
+        validation: (L, V, D) float32 features.
+        train_labels: (P, N) int64 classes from 0 to K - 1.
+        validation_labels: (P, V) int64.
+        control_tasks: number of label sets that are control tasks.
         classes: number of classes, K.
         strengths: inverse L2 strengths to choose from, for probes that have one.
-        seed: of what is drawn.
+        seed: seed of everything random.
     """
 
     train: Tensor
     validation: Tensor
-    targets: Tensor
-    right: Tensor
-    controls: int
+    train_labels: Tensor
+    validation_labels: Tensor
+    control_tasks: int
     classes: int
     strengths: tuple[float, ...]
     seed: int
@@ -45,86 +46,92 @@ class ProbeData:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedProbe:
-    """Fitted probes.
+    """Probes fitted to the layers and label sets of a :class:`ProbeData`.
 
     Attributes:
-        predict: takes (L, T, D) float32 features, in one go or in parts, and returns the classes predicted after
-            fitting on each label set, (L, P, T) int64.
-        validation: (L, V) int64, classes predicted after fitting on the real labels.
-        loss: (L,) float, mean log loss of the real labels on the validation fold, in nats.
-        strength: (L,) float, the strength chosen for the real labels; ``None`` where there is none to choose.
-        gradient_norm: (L,) float, at the solution; ``None`` where it is not known.
+        predict: maps (L, T, D) float32 features to the classes predicted after fitting on each label set, (L, P, T)
+            int64. It is called once or on several parts of the test fold.
+        validation: (L, V) int64, classes predicted on the validation fold after fitting on the real labels.
+        validation_loss: (L,) float, mean log loss of the real labels on the validation fold, in nats; the error rate
+            for probes without probabilities.
+        strength: (L,) float, the inverse L2 strength chosen for the real labels; ``None`` if the probe has none.
+        gradient_norm: (L,) float, at the solution; ``None`` if unknown.
+        warnings: one message for each fit that warned.
     """
 
     predict: Callable[[Tensor], Tensor]
     validation: Tensor
-    loss: Tensor
+    validation_loss: Tensor
     strength: Tensor | None = None
     gradient_norm: Tensor | None = None
+    warnings: tuple[str, ...] = ()
 
 
 Probe: TypeAlias = Callable[[ProbeData], FittedProbe]
-"""What a plugin's ``ProbeSpec`` names as its target."""
+"""The type of a ``ProbeSpec``'s target."""
 
 
-def linear(material: ProbeData) -> FittedProbe:
-    """Multinomial logistic regression, the strength chosen by log loss on the validation fold.
+def fit_linear(data: ProbeData) -> FittedProbe:
+    """Fit multinomial logistic regressions, with the L2 strength chosen by log loss on the validation fold.
 
-    For the real labels and each drawing of the control task on its own; shuffled labels take the real ones' strength.
+    The strength is chosen for the real labels and for each control task separately; permuted labels take the strength
+    of the real ones.
     """
-    real = 1 + material.controls
-    space = RowSpace(material.train)
-    held_out = space.coordinates(material.validation)
-    strengths = torch.tensor(material.strengths, dtype=torch.float32, device=material.train.device)
-    grid = solve(space, material.targets[:real], strengths, classes=material.classes)
+    real = 1 + data.control_tasks
+    space = RowSpace(data.train)
+    held_out = space.coordinates(data.validation)
+    strengths = torch.tensor(data.strengths, dtype=torch.float32, device=data.train.device)
+    grid = solve(space, data.train_labels[:real], strengths, classes=data.classes)
     log_p = grid.logits(held_out).log_softmax(-1)
-    index = material.right[None, :real, None, :, None].expand(*log_p.shape[:-1], 1)
-    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, 1 + C, G)
+    index = data.validation_labels[None, :real, None, :, None].expand(*log_p.shape[:-1], 1)
+    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, 1 + control tasks, G)
     chosen = losses.argmin(-1)
     best = grid.choose(chosen)
-    solved = [best]
-    if len(shuffled := material.targets[real:]):
-        same = strengths[chosen[:, :1]].expand(-1, len(shuffled))
-        solved.append(solve(space, shuffled, same, classes=material.classes))
+    solutions = [best]
+    if len(permuted := data.train_labels[real:]):
+        same = strengths[chosen[:, :1]].expand(-1, len(permuted))
+        solutions.append(solve(space, permuted, same, classes=data.classes))
 
     def predict(features: Tensor) -> Tensor:
-        tested = space.coordinates(features)
-        return torch.cat([one.logits(tested)[:, :, 0].argmax(-1) for one in solved], dim=1)
+        coordinates = space.coordinates(features)
+        return torch.cat([solution.logits(coordinates)[:, :, 0].argmax(-1) for solution in solutions], dim=1)
 
     return FittedProbe(
         predict=predict,
         validation=best.logits(held_out)[:, 0, 0].argmax(-1),
-        loss=losses.gather(-1, chosen[..., None])[:, 0, 0],
+        validation_loss=losses.gather(-1, chosen[..., None])[:, 0, 0],
         strength=strengths[chosen[:, 0]],
         gradient_norm=best.gradient_norm[:, 0, 0],
     )
 
 
-def paper(material: ProbeData) -> FittedProbe:
-    """The two-layer MLP of "Lost in the Hype" (arXiv:2604.08333), as it stands after its last epoch."""
-    probes = fit_mlp(material.train, material.targets, classes=material.classes, seed=material.seed)
-    log_p = probes.logits(material.validation)[:, 0].log_softmax(-1)
-    index = material.right[0][None, :, None].expand(len(log_p), -1, 1)
+def fit_paper_mlp(data: ProbeData) -> FittedProbe:
+    """Train the two-layer MLP of "Lost in the Hype" (arXiv:2604.08333) and keep the weights of the last epoch."""
+    probes = fit_mlp(data.train, data.train_labels, classes=data.classes, seed=data.seed)
+    log_p = probes.logits(data.validation)[:, 0].log_softmax(-1)
+    index = data.validation_labels[0][None, :, None].expand(len(log_p), -1, 1)
     return FittedProbe(
         predict=lambda features: probes.logits(features).argmax(-1),
         validation=log_p.argmax(-1),
-        loss=-log_p.gather(-1, index).mean((1, 2)),
+        validation_loss=-log_p.gather(-1, index).mean((1, 2)),
     )
 
 
-def probe(name: str) -> Probe:
-    """The probe of that name, of this package or of a plugin.
+def load_probe(name: str) -> Probe:
+    """Import the probe of that name, from this package or a plugin.
 
     Raises:
-        OptionError: there is none.
-        PluginError: its code cannot be imported.
+        OptionError: no probe has this name.
+        PluginError: its target cannot be imported.
     """
-    known = get_manager().probes()
-    if name not in known:
-        raise OptionError(f"Expected argument `protocol` to be one of {sorted(known)}, but got {name!r}.")
-    module, _, function = known[name].target.partition(":")
+    specs = get_manager().probes()
+    if name not in specs:
+        raise OptionError(f"Expected argument `protocol` to be one of {sorted(specs)}, but got {name!r}.")
+    module, _, attribute = specs[name].target.partition(":")
     try:
-        found: Probe = getattr(importlib.import_module(module), function)
+        probe: Probe = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise PluginError(f"The probe {name!r} names {known[name].target}, which cannot be had: {error}.") from error
-    return found
+        raise PluginError(
+            f"Expected the target of the probe {name!r}, {specs[name].target}, to be importable, got: {error}."
+        ) from error
+    return probe

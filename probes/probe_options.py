@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.logistic import STRENGTHS
-from medmllm_plugins.probes.probe_methods import probe
+from medmllm_plugins.probes.probe_methods import load_probe
 
-SHUFFLES: Final = 20
+PERMUTATIONS: Final = 20
 CONTROLS: Final = 3
 
 
@@ -19,21 +19,21 @@ class Options:
     """Settings of an analysis.
 
     Attributes:
-        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold, or
-            ``"paper"``, the two-layer MLP of arXiv:2604.08333, or a probe that a plugin brings.
-        strengths: grid of inverse L2 strengths, as scikit-learn's ``C``; the linear protocol's.
-        poolings: which poolings to look at; all that the store holds where empty.
-        layers: which layers to look at; all that the store holds where empty. Those that the diagnosis rests on, and the
-            floors, are always looked at.
-        width: features of every wider layer are projected at random to so many dimensions, so that layers of different
-            width compare at equal capacity; 0 for as they are.
-        shuffles: refits on shuffled labels, for the null band; 0 for no band.
-        controls: drawings of the control task; 0 for none.
-        repeats: further divisions into folds, on which the curves are fitted again.
-        seed: of everything that is drawn.
+        protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold;
+            ``"paper"``, the two-layer MLP of arXiv:2604.08333; or the name of a plugin's probe.
+        strengths: grid of inverse L2 strengths, scikit-learn's ``C``; used by the linear protocol.
+        poolings: which poolings to fit; empty for all in the store.
+        layers: which layers to fit; empty for all in the store. The layers that the diagnosis needs and the control
+            features are always fitted.
+        width: project the features of wider layers at random to this many dimensions, so that layers of different
+            width compare at equal capacity; 0 for no projection.
+        permutations: number of refits on permuted labels; 0 for none.
+        controls: number of control tasks; 0 for none.
+        repeats: number of further random divisions into folds on which the curves are fitted again.
+        seed: seed of everything random.
 
     Raises:
-        OptionError: a value makes no sense.
+        OptionError: a value is out of range.
     """
 
     protocol: str = "linear"
@@ -41,20 +41,26 @@ class Options:
     poolings: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     width: int = 0
-    shuffles: int = SHUFFLES
+    permutations: int = PERMUTATIONS
     controls: int = CONTROLS
     repeats: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        probe(self.protocol)
+        load_probe(self.protocol)
         if not self.strengths or not all(0 < strength < math.inf for strength in self.strengths):
             raise OptionError(
                 f"Expected argument `strengths` (grid) to be finite numbers above 0, but got {list(self.strengths)}."
             )
-        for name, alias in (("width", ""), ("shuffles", ""), ("controls", ""), ("repeats", " (folds)"), ("seed", "")):
-            if (found := getattr(self, name)) < 0:
-                raise OptionError(f"Expected argument `{name}`{alias} to be at least 0, but got {found}.")
+        for name, alias in (
+            ("width", ""),
+            ("permutations", ""),
+            ("controls", ""),
+            ("repeats", " (folds)"),
+            ("seed", ""),
+        ):
+            if (value := getattr(self, name)) < 0:
+                raise OptionError(f"Expected argument `{name}`{alias} to be at least 0, but got {value}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -66,21 +72,21 @@ class Options:
         }
 
 
-def usual_refits(protocol: str) -> tuple[int, int]:
-    """Refits on shuffled labels and drawings of the control task, where nobody asked for others.
+def default_refits(protocol: str) -> tuple[int, int]:
+    """Return the default numbers of label permutations and control tasks.
 
-    The MLP of the paper's protocol cannot be fitted on many label sets in the time of one, as the linear probe is.
+    The paper's MLP, unlike the linear probe, cannot be fitted on many label sets in the time of one.
     """
-    return (0, 1) if protocol == "paper" else (SHUFFLES, CONTROLS)
+    return (0, 1) if protocol == "paper" else (PERMUTATIONS, CONTROLS)
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
-    """Numbers between commas.
+    """Parse numbers separated by commas.
 
     Raises:
-        OptionError: one of them is none.
+        OptionError: one of them is not a number.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise OptionError(f"Expected inverse L2 strengths such as 1e-4,1e-2, found {text!r}.") from error
+        raise OptionError(f"Expected inverse L2 strengths such as 1e-4,1e-2, but got {text!r}.") from error

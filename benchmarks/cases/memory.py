@@ -33,7 +33,7 @@ GROUP = 4
 """Documents of a group."""
 HELD_OUT = 10
 """One group in ten is in the validation fold, and one in the test fold."""
-OPTIONS = Options(controls=1, shuffles=1)
+OPTIONS = Options(controls=1, permutations=1)
 """The whole grid of a run; its other label sets take time and do not depend on the documents."""
 STAGES = ("import", "open", "samples", "fit")
 _CHILD = """

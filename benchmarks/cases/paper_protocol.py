@@ -37,7 +37,7 @@ def together(data: Problem, epochs: int, device: torch.device) -> Tensor:
     def fit(probe_data: ProbeData) -> FittedProbe:
         # As medmllm_plugins.probes.probe_methods.paper, without its figures of the validation fold.
         classes, seed = probe_data.classes, probe_data.seed
-        probes = fit_mlp(probe_data.train, probe_data.targets, classes=classes, seed=seed, epochs=epochs)
+        probes = fit_mlp(probe_data.train, probe_data.train_labels, classes=classes, seed=seed, epochs=epochs)
         zeros = torch.zeros(len(probe_data.train), 1)
         return FittedProbe(lambda features: probes.logits(features).argmax(-1), zeros, zeros)
 
@@ -45,9 +45,9 @@ def together(data: Problem, epochs: int, device: torch.device) -> Tensor:
     probe_data = ProbeData(
         train=train,
         validation=test[:, :1],  # the recipe has nothing to choose
-        targets=data.labels[0][:1].to(device),
-        right=data.labels[2][:1, :1].to(device),
-        controls=0,
+        train_labels=data.labels[0][:1].to(device),
+        validation_labels=data.labels[2][:1, :1].to(device),
+        control_tasks=0,
         classes=CLASSES,
         strengths=(),
         seed=0,
@@ -130,7 +130,7 @@ BENCHMARK = Benchmark(
         "3b": Size(140, 2048, (0, 70, 139)),
         "quick": Size(4, 16, (0, 3), (40, 4, 100), epochs=1, tolerance=100.0),
     },
-    targets={(size, device): 20.0 for size in ("tiny", "3b") for device in ("cpu", "cuda")},
+    train_labels={(size, device): 20.0 for size in ("tiny", "3b") for device in ("cpu", "cuda")},
     repeats=1,
     devices=("cpu", "cuda"),
 )

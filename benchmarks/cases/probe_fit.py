@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.harness import Benchmark, Run, Sides, expect
 from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
 from medmllm_plugins.probes.logistic import STRENGTHS
-from medmllm_plugins.probes.probe_methods import ProbeData, linear
+from medmllm_plugins.probes.probe_methods import ProbeData, fit_linear
 
 CLASSES, CONTROLS, SHUFFLES = 3, 3, 20
 MEAN_POINTS, WORST_POINTS = 0.5, 1.5
@@ -88,14 +88,14 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
         probe_data = ProbeData(
             train=rows,
             validation=held_out,
-            targets=train.to(device),
-            right=validation.to(device),
-            controls=CONTROLS,
+            train_labels=train.to(device),
+            validation_labels=validation.to(device),
+            control_tasks=CONTROLS,
             classes=CLASSES,
             strengths=STRENGTHS,
             seed=0,
         )
-        with fit_block(linear, probe_data) as (_, predict):
+        with fit_block(fit_linear, probe_data) as (_, predict):
             correct.append(torch.from_numpy(predict(tested)) == test)
     return torch.cat(correct).float().mean(-1)
 
@@ -168,7 +168,7 @@ BENCHMARK = Benchmark(
         "full": Size(140, 2048, (600, 200, 400), (0, 35, 70, 105, 139)),
         "quick": Size(2, 16, (60, 30, 400), (1,)),
     },
-    targets={("full", "cpu"): 20.0, ("full", "cuda"): 100.0},
+    train_labels={("full", "cpu"): 20.0, ("full", "cuda"): 100.0},
     repeats=1,
     devices=("cpu", "cuda"),
 )

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from benchmarks.harness import Benchmark, Run, Sides, expect
-from medmllm_plugins.data.readers.images import read_rgb
+from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.runtime.batches import Batches, BatchSize
 

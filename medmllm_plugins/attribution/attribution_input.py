@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_target import Target
-from medmllm_plugins.attribution.baseline_images import baseline_of
+from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.generation import prefill, score_labels
@@ -115,7 +115,7 @@ class AttributionInput:
         Raises:
             ModelError: the processor lays it out differently than the image.
         """
-        shown = baseline_of(self.shown, self._baseline)
+        shown = baseline_image(self.shown, self._baseline)
         found = self.loaded.prepare([self.question], [shown])["pixel_values"]
         if found.shape != self.pixels.shape:
             raise ModelError(
@@ -261,7 +261,7 @@ def _putting(one: ActivationPatch, rows: int) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def told_of_gradients(layers: Sequence[str]) -> Iterator[None]:
+def translated_gradient_errors(layers: Sequence[str]) -> Iterator[None]:
     """Say in our words where another library finds no gradient at layers.
 
     Raises:

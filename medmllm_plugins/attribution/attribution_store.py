@@ -1,7 +1,7 @@
 """Attributions on disk: maps as arrays, pictures to look at, one index over them.
 
 ``TASK/entries/`` has a JSON file for each document as soon as it is explained, so that a broken run goes on; ``maps/``
-the arrays, ``pictures/`` the PNG files. :func:`gather` makes ``index.json`` and the table of them, on one process.
+the arrays, ``pictures/`` the PNG files. :func:`write_index` makes ``index.json`` and the table of them, on one process.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from PIL import Image
 
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.attribution.attribution_input import AttributionInput
-from medmllm_plugins.attribution.checks.check_summary import key_of, summarise, to_csv
-from medmllm_plugins.attribution.explanation_faults import told
-from medmllm_plugins.attribution.maps import Map
+from medmllm_plugins.attribution.checks.check_summary import summarise_checks, summary_key, to_csv
+from medmllm_plugins.attribution.explanation_faults import fault_messages
+from medmllm_plugins.attribution.maps import AttributionMap
 from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.utils.atomic_files import write_whole
 
@@ -76,7 +76,9 @@ class AttributionStore:
         map_images.save(picture, self.folder / name)
         return name
 
-    def map(self, identifier: str, method: str, layer: str, one: Map, case: AttributionInput) -> dict[str, Any]:
+    def map(
+        self, identifier: str, method: str, layer: str, one: AttributionMap, case: AttributionInput
+    ) -> dict[str, Any]:
         """Write a map and its pictures; returns what its entry tells of them."""
         base = f"{stem(identifier)}.{method}.{layer}"
         held: dict[str, Any] = {"values": one.values.astype(np.float32)}
@@ -90,10 +92,10 @@ class AttributionStore:
         facts: dict[str, Any] = {"map": f"maps/{base}.npz", "heat": None, "overlay": None, "slices": 1, "scale": None}
         if one.painted is not None:
             heat, both = f"pictures/{base}.heat.png", f"pictures/{base}.png"
-            map_images.save(map_images.stacked(map_images.heat(one.painted)), self.folder / heat)
+            map_images.save(map_images.stack_vertically(map_images.colour_map(one.painted)), self.folder / heat)
             map_images.save(map_images.overlay(map_images.originals(case), one.painted), self.folder / both)
             facts |= {"heat": heat, "overlay": both, "slices": len(one.painted)}
-            facts["scale"] = list(map_images.scale_of(one.painted))
+            facts["scale"] = list(map_images.colour_range(one.painted))
         return facts
 
     def keep(
@@ -132,7 +134,7 @@ class AttributionStore:
             {
                 "state": self._state,
                 "methods": _joined(before.get("methods", ()), self._methods, lambda one: one["name"]),
-                "randomised": _joined(before.get("randomised", ()), levels, key_of),
+                "randomised": _joined(before.get("randomised", ()), levels, summary_key),
                 "warnings": list(dict.fromkeys((*before.get("warnings", ()), *warnings))),
                 "faults": [*past, *faults],
             },
@@ -167,7 +169,7 @@ class AttributionStore:
         write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
+def write_index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
     """Make the index of what all processes explained, and the table beside the folder.
 
     Args:
@@ -195,16 +197,18 @@ def gather(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
 
 
 def _index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the content of the index; see :func:`gather`."""
+    """Return the content of the index; see :func:`write_index`."""
     parts = [_read(path) for path in sorted(folder.glob("process-*.json"))]
     documents = [_read(path) for path in sorted((folder / "entries").glob("*.json"))]
     entries = [entry for one in documents for entry in one["entries"]]
     faults = [fault for one in (*documents, *parts) for fault in one.get("faults", ())]
     warnings = sorted({warning for part in parts for warning in part["warnings"]})
     if not entries:
-        raise DataError(" ".join([f"{folder}: expected explained documents, found none.", *warnings, *told(faults)]))
+        raise DataError(
+            " ".join([f"{folder}: expected explained documents, found none.", *warnings, *fault_messages(faults)])
+        )
     levels = [one for part in parts for one in part["randomised"]]
-    rows = summarise(entries, levels)
+    rows = summarise_checks(entries, levels)
     return {
         "medmllm_attributions": FORMAT,
         "task": task,
@@ -214,7 +218,7 @@ def _index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[s
         "entries": entries,
         "summary": rows,
         "faults": faults,
-        "warnings": [*warnings, *told(faults)],
+        "warnings": [*warnings, *fault_messages(faults)],
     }
 
 

@@ -21,7 +21,7 @@ _ABOVE_AIR = 0.1
 """So many Hounsfield units above black are black still when they are cut to grey levels, but are not cropped away."""
 
 
-def baseline_of(shown: VisualInput, kind: Baseline) -> VisualInput:
+def baseline_image(shown: VisualInput, kind: Baseline) -> VisualInput:
     """The baseline of what is shown, of the same sizes.
 
     Args:
@@ -32,7 +32,7 @@ def baseline_of(shown: VisualInput, kind: Baseline) -> VisualInput:
     if isinstance(shown, Image.Image):
         return blank(shown) if kind == "blank" else shown.filter(ImageFilter.GaussianBlur(BLUR * min(shown.size)))
     if isinstance(shown, Sequence):
-        return [one for picture in shown if isinstance(one := baseline_of(picture, kind), Image.Image)]
+        return [one for picture in shown if isinstance(one := baseline_image(picture, kind), Image.Image)]
     return _of_volume(shown, kind)
 
 

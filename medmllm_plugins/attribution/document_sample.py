@@ -22,7 +22,7 @@ class AnsweredDocument:
     hit: bool
 
 
-def stratified(answered: Sequence[AnsweredDocument], n: int) -> list[str]:
+def sample_by_class(answered: Sequence[AnsweredDocument], n: int) -> list[str]:
     """Choose documents, n of each class, half of them answered wrongly; where one kind is short, more of the other.
 
     The choice hangs on ids alone, so that another run of the same data explains the same documents where it can.

@@ -24,20 +24,20 @@ from medmllm_plugins.attribution.checks.map_checks import (
     NOISE_DRAWS,
     Checks,
     Removal,
-    flat,
-    lesion,
-    likeness,
-    order_of,
-    seed_of,
-    similarity,
-    values_of_patches,
-    values_of_words,
+    document_seed,
+    importance_order,
+    is_constant,
+    lesion_overlap,
+    map_similarity,
+    patch_values,
+    rank_correlation,
+    word_values,
 )
 from medmllm_plugins.attribution.explanation_faults import Faults
-from medmllm_plugins.attribution.maps import Map, map_of
+from medmllm_plugins.attribution.maps import AttributionMap, build_map
 from medmllm_plugins.attribution.methods.input_methods import token_texts
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
-from medmllm_plugins.attribution.methods.method_registry import SelectedMethod, choose
+from medmllm_plugins.attribution.methods.method_registry import SelectedMethod, select_methods
 from medmllm_plugins.errors import DataError, ModelError, OptionError, one_line
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
@@ -150,7 +150,7 @@ class Explainer:
         self._loaded, self._asked, self._shelf, self._batch = loaded, asked, shelf, batch
         self._how = MethodConfig(steps=asked.steps)
         asked.check(example.classes)
-        self.chosen = settle(loaded, asked, example.question, example.shown)
+        self.chosen = resolve_methods(loaded, asked, example.question, example.shown)
         self._shuffled: dict[str, list[Item]] = {}
         self.warnings: list[str] = []
         self._map_seconds = 0.0
@@ -167,7 +167,7 @@ class Explainer:
             faults, entries = Faults(item.id, item.shown), list[dict[str, Any]]()
             with faults.costing():
                 case = self._case(item)
-                original = self._shelf.original(item.id, map_images.stacked(map_images.originals(case)))
+                original = self._shelf.original(item.id, map_images.stack_vertically(map_images.originals(case)))
                 self._add_entries(case, item, original, entries, faults)
             self._shelf.keep(item.id, entries, faults.found)
             if self._first is None:
@@ -190,7 +190,7 @@ class Explainer:
         if self._first is None:
             return None
         whole, maps = self._first
-        shuffled = RANDOMISED * (1 + len(randomisation.LEVELS)) if randomisation.possible(self._loaded) else 0
+        shuffled = RANDOMISED * (1 + len(randomisation.LEVELS)) if randomisation.can_shuffle(self._loaded) else 0
         return documents * whole + shuffled * maps
 
     def finish(self) -> None:
@@ -252,16 +252,16 @@ class Explainer:
 
     def _maps(
         self, case: AttributionInput, wanted: Iterable[SelectedMethod], faults: Faults
-    ) -> list[tuple[SelectedMethod, dict[str, Map]]]:
+    ) -> list[tuple[SelectedMethod, dict[str, AttributionMap]]]:
         """What methods say of a document, by method and layer; those that fail are left out."""
         found, began = [], time.perf_counter()
         for chosen in wanted:
-            name, maps = chosen.spec.name, dict[str, Map]()
+            name, maps = chosen.spec.name, dict[str, AttributionMap]()
             with faults.costing(name):
                 scores = self._fitting(case, partial(chosen.method, case, chosen.layers, self._how))
                 for layer in chosen.layers:
                     with faults.costing(name, layer):
-                        maps[layer] = map_of(case, layer, _of_layer(scores, layer))
+                        maps[layer] = build_map(case, layer, _of_layer(scores, layer))
                         if maps[layer].unplaced:  # its words have values all the same
                             faults.add(name, f"{layer}, image", maps[layer].unplaced)
             if maps:
@@ -287,7 +287,7 @@ class Explainer:
         case: AttributionInput,
         item: Item,
         method: str,
-        one: Map,
+        one: AttributionMap,
         noisy: Sequence[Mapping[str, FloatArray]],
         removals: dict[tuple[str, int], Removal],
         faults: Faults,
@@ -296,33 +296,33 @@ class Explainer:
         found: dict[str, Any] = {"completeness_gap": one.gap}
         with faults.costing(method, f"{one.layer}, stability"):
             if noisy:
-                found["stability"] = float(np.mean([similarity(one.values, again[one.layer]) for again in noisy]))
+                found["stability"] = float(np.mean([rank_correlation(one.values, again[one.layer]) for again in noisy]))
         with faults.costing(method, f"{one.layer}, deletion and insertion"):
             found |= self._fitting(case, partial(self._areas, case, item, one, removals))
         with faults.costing(method, f"{one.layer}, inside the lesion"):
             if one.painted is not None and len(one.painted) == 1 and item.mask is not None and item.mask.any():
-                inside, area, pointing = lesion(one.painted, item.mask)
+                inside, area, pointing = lesion_overlap(one.painted, item.mask)
                 found |= {"inside": inside, "area": area, "pointing": pointing}
         return Checks(**found)
 
     @staticmethod
     def _areas(
-        case: AttributionInput, item: Item, one: Map, removals: dict[tuple[str, int], Removal]
+        case: AttributionInput, item: Item, one: AttributionMap, removals: dict[tuple[str, int], Removal]
     ) -> dict[str, float | bool | None]:
         """Areas under the curves of deletion and insertion, by the map's order and by random ones."""
-        part, seed = "prompt" if one.painted is None else "image", seed_of(item.id)
+        part, seed = "prompt" if one.painted is None else "image", document_seed(item.id)
         key = (part, case.batch)  # it holds on to the batch it was made with
         if key not in removals:
             removals[key] = Removal.of_prompt(case, seed) if part == "prompt" else Removal.of_image(case, seed)
         removal = removals[key]
-        values = values_of_words(case, one) if part == "prompt" else values_of_patches(case, one)
-        deletion, insertion = removal.areas(order_of(values, seed))
+        values = word_values(case, one) if part == "prompt" else patch_values(case, one)
+        deletion, insertion = removal.areas(importance_order(values, seed))
         return {
             "deletion": deletion,
             "deletion_random": removal.random,
             "insertion": insertion,
             "insertion_random": removal.random,
-            "flat": flat(values),
+            "flat": is_constant(values),
         }
 
     def _under_noise(self, case: AttributionInput, chosen: SelectedMethod) -> list[dict[str, FloatArray]]:
@@ -344,7 +344,7 @@ class Explainer:
         return found
 
     @staticmethod
-    def _tokens(case: AttributionInput, one: Map) -> list[dict[str, Any]] | None:
+    def _tokens(case: AttributionInput, one: AttributionMap) -> list[dict[str, Any]] | None:
         if one.tokens is None:
             return None
         texts = token_texts(case)
@@ -364,7 +364,7 @@ class Explainer:
         """
         if not any(self._shuffled.values()):
             return {}
-        if not randomisation.possible(self._loaded):
+        if not randomisation.can_shuffle(self._loaded):
             self._warn(
                 "Weights are quantised and cannot be shuffled: maps were not compared with those of such models."
             )
@@ -372,7 +372,7 @@ class Explainer:
         items = {item.id: item for compared in self._shuffled.values() for item in compared}
         cases = {name: self._case(item) for name, item in items.items()}
 
-        def maps(name: str, said: Faults) -> dict[tuple[str, str], Map]:
+        def maps(name: str, said: Faults) -> dict[tuple[str, str], AttributionMap]:
             wanted = [one for one in self.chosen if items[name] in self._shuffled[one.spec.name]]
             found = self._maps(cases[name], wanted, said)
             return {(one.spec.name, layer): each for one, by_layer in found for layer, each in by_layer.items()}
@@ -380,7 +380,7 @@ class Explainer:
         usual = {name: Faults(name, item.shown) for name, item in items.items()}
         before = {name: maps(name, usual[name]) for name in items}
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        with randomisation.cascade(self._loaded) as levels:
+        with randomisation.cascading_randomisation(self._loaded) as levels:
             for level in levels:
                 after = {}
                 for name, item in items.items():
@@ -392,7 +392,7 @@ class Explainer:
                 for key in dict.fromkeys(key for one in before.values() for key in one):
                     both = [(old, after[name]) for name, old in before.items()]
                     if pairs := [(old[key], new[key]) for old, new in both if key in old and key in new]:
-                        found.setdefault(key, []).append({"randomised": level} | likeness(pairs))
+                        found.setdefault(key, []).append({"randomised": level} | map_similarity(pairs))
         return found
 
     def _warn(self, message: str) -> None:
@@ -415,7 +415,7 @@ def _of_layer(scores: Any, layer: str) -> Scores:
     return found
 
 
-def settle(
+def resolve_methods(
     loaded: LoadedModel, asked: AttributionOptions, question: Question, shown: VisualInput
 ) -> list[SelectedMethod]:
     """The methods and layers that a model can be explained by, found on one document before any is answered.
@@ -430,7 +430,9 @@ def settle(
         OptionError: a method or a layer is none there is, or the weights are quantised and the method takes gradients.
         PluginError: a method's function is not where its plugin says.
     """
-    return choose(asked.methods, asked.layers, loaded, unused_layers(loaded, loaded.prepare([question], [shown])))
+    return select_methods(
+        asked.methods, asked.layers, loaded, unused_layers(loaded, loaded.prepare([question], [shown]))
+    )
 
 
 def explain(

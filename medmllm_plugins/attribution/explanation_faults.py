@@ -22,7 +22,7 @@ class Faults:
     """Faults of one document.
 
     Attributes:
-        found: what :func:`told` reads, in plain JSON types: ``document`` (its id and size), ``method`` and ``part`` of
+        found: what :func:`fault_messages` reads, in plain JSON types: ``document`` (its id and size), ``method`` and ``part`` of
             it (both empty where all of the document is left out), and ``why``.
     """
 
@@ -37,7 +37,7 @@ class Faults:
         """
         self.found: list[dict[str, str]] = []
         self._before = {(one["method"], one["part"]) for one in before.found} if before is not None else set()
-        self._document, self._when = f"{identifier} ({size_of(shown)})", when
+        self._document, self._when = f"{identifier} ({format_size(shown)})", when
 
     @contextmanager
     def costing(self, method: str = "", part: str = "") -> Iterator[None]:
@@ -62,7 +62,7 @@ class Faults:
         logger.warning("%s: left out: %s: %s", self._document, _what(method, part) or "the document", why)
 
 
-def told(faults: Sequence[Mapping[str, str]]) -> list[str]:
+def fault_messages(faults: Sequence[Mapping[str, str]]) -> list[str]:
     """A sentence for each fault, with the documents that it struck."""
     struck: dict[tuple[str, str, str], list[str]] = {}
     for one in faults:
@@ -76,7 +76,7 @@ def told(faults: Sequence[Mapping[str, str]]) -> list[str]:
     return found
 
 
-def size_of(shown: VisualInput) -> str:
+def format_size(shown: VisualInput) -> str:
     """The size of what was shown, for people: ``640 x 480``, one behind the other where there are several."""
     if isinstance(shown, Image):
         return f"{shown.width} x {shown.height}"

@@ -38,7 +38,7 @@ def originals(case: AttributionInput) -> list[Image.Image]:
     return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in found]
 
 
-def scale_of(painted: FloatArray) -> tuple[float, float]:
+def colour_range(painted: FloatArray) -> tuple[float, float]:
     """The values at the ends of the colours: the 99.5th percentile of sizes, and its negative where there are any.
 
     A single large pixel would leave all others colourless.
@@ -48,14 +48,14 @@ def scale_of(painted: FloatArray) -> tuple[float, float]:
     return (-high if values.min() < -0.01 * high else 0.0), high
 
 
-def heat(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[Image.Image]:
+def colour_map(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[Image.Image]:
     """A map's colours, ``RGBA`` pictures; opaque where values are large.
 
     Args:
         painted: (pictures, height, width).
         scale: the values at the ends of the colours, of the map that these are a part of; of these alone by default.
     """
-    low, high = scale_of(painted) if scale is None else scale
+    low, high = colour_range(painted) if scale is None else scale
     values = np.nan_to_num(painted)
     colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
     place = (values - low) / (high - low) if high > low else np.zeros_like(values)
@@ -66,7 +66,7 @@ def heat(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[
     return [Image.fromarray(one, "RGBA") for one in found]
 
 
-def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+def stack_vertically(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one size, one below the other, enlarged where they are small."""
     width, height = pictures[0].size
     times = max(1, round(SIDE / min(width, height)))
@@ -85,14 +85,14 @@ def overlay(shown: Sequence[Image.Image], painted: FloatArray) -> Image.Image:
         shown: the pictures, in the size of the map.
         painted: (pictures, height, width).
     """
-    coloured = heat(painted)
+    coloured = colour_map(painted)
     columns = [_pair(picture, colour) for picture, colour in zip(shown, coloured, strict=True)]
     if len(shown) > 1:
         # A projection along the slices: the brightest of the volume, and the largest value behind each pixel,
         # in the colours of the slices: the bar below is of both.
         brightest = Image.fromarray(np.max([np.asarray(picture) for picture in shown], axis=0))
         largest = np.take_along_axis(painted, np.abs(np.nan_to_num(painted)).argmax(0)[None], axis=0)
-        columns.append(_pair(brightest, heat(largest, scale_of(painted))[0]))
+        columns.append(_pair(brightest, colour_map(largest, colour_range(painted))[0]))
     width, height = columns[0].size
     each = min(len(columns), 8)
     rows = -(-len(columns) // each)
@@ -112,11 +112,11 @@ def save(picture: Image.Image, path: Path) -> None:
 def _pair(picture: Image.Image, colour: Image.Image) -> Image.Image:
     """The original above, the map over it below."""
     below = Image.alpha_composite(picture.convert("RGBA"), colour).convert("RGB")
-    return stacked([picture, below])
+    return stack_vertically([picture, below])
 
 
 def _draw_scale(whole: Image.Image, painted: FloatArray) -> None:
-    low, high = scale_of(painted)
+    low, high = colour_range(painted)
     colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
     width, height = whole.size
     bar = (colours(np.linspace(0, 1, max(2, width - 20)))[None, :, :3] * 255).round().astype(np.uint8)

@@ -20,7 +20,7 @@ LONGEST = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Map:
+class AttributionMap:
     """What a method says of one document at one layer.
 
     Attributes:
@@ -41,7 +41,7 @@ class Map:
     unplaced: str = ""
 
 
-def map_of(case: AttributionInput, layer: str, scores: Scores) -> Map:
+def build_map(case: AttributionInput, layer: str, scores: Scores) -> AttributionMap:
     """Lay a method's values over the pictures.
 
     In the LLM the words keep their values where image tokens have no place.
@@ -58,18 +58,18 @@ def map_of(case: AttributionInput, layer: str, scores: Scores) -> Map:
         )
     text = case.text.cpu().numpy()
     if layer == PROMPT:
-        return Map(layer, values, None, values, scores.gap)
+        return AttributionMap(layer, values, None, values, scores.gap)
     tokens = np.where(text, values, 0.0) if layer.startswith("llm") else None
     try:
-        places = cells_of_layer(case, layer)
+        places = layer_cells(case, layer)
     except ModelError as error:
         if tokens is None:
             raise
-        return Map(layer, values, None, tokens, scores.gap, str(error))
-    return Map(layer, values, paint(places, values, map_size(case), pictures(case)), tokens, scores.gap)
+        return AttributionMap(layer, values, None, tokens, scores.gap, str(error))
+    return AttributionMap(layer, values, paint(places, values, map_size(case), pictures(case)), tokens, scores.gap)
 
 
-def cells_of_layer(case: AttributionInput, layer: str) -> Cells:
+def layer_cells(case: AttributionInput, layer: str) -> Cells:
     """Where the rows of a layer stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
     if layer == PIXELS:
         return cells(case.loaded, case.inputs, case.shown, "pixels")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from medmllm_plugins.attribution.attribution_store import AttributionStore, gather, write_table
-from medmllm_plugins.attribution.checks.check_summary import render
+from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index, write_table
+from medmllm_plugins.attribution.checks.check_summary import format_summary
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json
 from medmllm_plugins.data.loading.dataset import load_dataset
@@ -75,7 +75,7 @@ def attribute(
     if json:
         print_json(index)
     else:
-        print(render(index))
+        print(format_summary(index))
 
 
 def explain_documents(
@@ -100,7 +100,7 @@ def explain_documents(
         log: takes a line about each inconsistency in the folder.
 
     Returns:
-        The index of all explanations, see :func:`medmllm_plugins.attribution.attribution_store.gather`.
+        The index of all explanations, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.
 
     Raises:
         DataError: the data are not those of the run, or it answered no such document.
@@ -127,7 +127,7 @@ def explain_documents(
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, options, items, store, batch_size)
     model, labels = str(run.manifest["model"]["name"]), TaskRows(settings, ()).classes
-    index = gather(store.folder, name, model, labels)
+    index = write_index(store.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}.attributions.csv", index)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}.attributions.csv"])
     return index

@@ -17,9 +17,9 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
-from medmllm_plugins.reference.classifier import Classifier
-from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
-from medmllm_plugins.reference.reference_methods import classifier
+from medmllm_plugins.reference.classifier import ReferenceClassifier
+from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
+from medmllm_plugins.reference.reference_methods import make_classifier
 from medmllm_plugins.results import scoring
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
@@ -50,8 +50,8 @@ def baseline(
     It learns from the train fold and is scored on the test fold, with the metrics of the task.
     """
 
-    def make() -> Classifier:
-        return classifier(method, seed=seed, weights=weights, epochs=epochs, device=device)
+    def make() -> ReferenceClassifier:
+        return make_classifier(method, seed=seed, weights=weights, epochs=epochs, device=device)
 
     folder = run_baseline(tasks, method, make, output=output, log=print, seed=seed)
     print(f"Details: {folder}")
@@ -60,7 +60,7 @@ def baseline(
 def run_baseline(
     tasks: Sequence[str],
     method: str,
-    make: Callable[[], Classifier],
+    make: Callable[[], ReferenceClassifier],
     *,
     output: Path,
     log: Callable[[str], None],
@@ -123,10 +123,10 @@ def _checked(task: str, settings: TaskSettings) -> TaskSettings:
     return settings
 
 
-def _examples(data: Dataset, settings: TaskSettings, model: Classifier) -> dict[Fold, Examples]:
-    examples: dict[Fold, Examples] = {}
+def _examples(data: Dataset, settings: TaskSettings, model: ReferenceClassifier) -> dict[Fold, LabelledImages]:
+    examples: dict[Fold, LabelledImages] = {}
     for fold, use in _USES.items():
-        examples[fold] = Examples(data, settings.view, data.select((fold,)))
+        examples[fold] = LabelledImages(data, settings.view, data.select((fold,)))
         if not len(examples[fold]) and (fold != "validation" or model.chooses):
             raise DataError(
                 f"{data.spec.title}: expected documents in the {fold} fold, to {use}, got none; its counts are "
@@ -139,7 +139,7 @@ def _write(
     run: EvaluationRun,
     task: str,
     settings: TaskSettings,
-    examples: Examples,
+    examples: LabelledImages,
     log_probabilities: LogProbabilities,
     log: Callable[[str], None],
 ) -> None:

@@ -16,7 +16,7 @@ from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes import analysis_files
 from medmllm_plugins.probes.analysis import Analysis, analyse
 from medmllm_plugins.probes.analysis_text import render
-from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
+from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
@@ -47,7 +47,7 @@ def diagnose(
     ] = "",
     width: Annotated[int, typer.Option(metavar="N", help="Project every layer at random to N dimensions.")] = 0,
     folds: Annotated[int, typer.Option(metavar="N", help="Fit again on N further divisions into folds.")] = 0,
-    shuffles: Annotated[
+    permutations: Annotated[
         int | None, typer.Option(metavar="N", help="Label permutations (linear: 20; paper: 0).")
     ] = None,
     controls: Annotated[
@@ -65,15 +65,15 @@ def diagnose(
 
     The features that the run recorded are read from its folder.
     """
-    usual_shuffles, usual_controls = usual_refits(protocol)
+    default_permutations, default_controls = default_refits(protocol)
     options = Options(
         protocol=protocol,
         **({"strengths": parse_strengths(grid)} if grid else {}),
         poolings=tuple(filter(None, pooling.split(","))),
         layers=tuple(filter(None, layers.split(","))),
         width=width,
-        shuffles=usual_shuffles if shuffles is None else shuffles,
-        controls=usual_controls if controls is None else controls,
+        permutations=default_permutations if permutations is None else permutations,
+        controls=default_controls if controls is None else controls,
         repeats=folds,
         seed=seed,
     )

@@ -17,7 +17,7 @@ from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.families.family_registry import stage
 from medmllm_plugins.models.generation import prefill
-from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, small
+from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, downsample
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
@@ -34,9 +34,9 @@ def pixels(shown: VisualInput) -> npt.NDArray[np.float16]:
     Of several pictures the mean; of a volume 16 slices of 16 x 16 grey values, (4096,).
     """
     if isinstance(shown, Image.Image):
-        return small(shown, "RGB", SIDE).astype(np.float16)
+        return downsample(shown, "RGB", SIDE).astype(np.float16)
     if isinstance(shown, Sequence):
-        return np.asarray(np.mean([small(picture, "RGB", SIDE) for picture in shown], axis=0), dtype=np.float16)
+        return np.asarray(np.mean([downsample(picture, "RGB", SIDE) for picture in shown], axis=0), dtype=np.float16)
     return _slices(shown)
 
 
@@ -45,7 +45,7 @@ def _slices(volume: Volume) -> npt.NDArray[np.float16]:
 
     found = slice_images(volume, SLICES)
     chosen = np.linspace(0, len(found) - 1, SLICES).round().astype(int)
-    return np.concatenate([small(found[place], "L", SLICE_SIDE) for place in chosen]).astype(np.float16)
+    return np.concatenate([downsample(found[place], "L", SLICE_SIDE) for place in chosen]).astype(np.float16)
 
 
 class _Enough(Exception):

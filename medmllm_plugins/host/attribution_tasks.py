@@ -62,8 +62,8 @@ class Attributing(InspectionTask[dict[str, Any]]):
 
     def _analyse(self, outcomes: Sequence[Outcome], model: str) -> dict[str, Any]:
         """Gather the attributions of all processes."""
-        from medmllm_plugins.attribution.attribution_store import STOPPED, gather, write_table
-        from medmllm_plugins.attribution.checks.check_summary import render
+        from medmllm_plugins.attribution.attribution_store import STOPPED, write_index, write_table
+        from medmllm_plugins.attribution.checks.check_summary import format_summary
 
         folder = self.run.folder_for(model)
         store = self.run.keep_attributions(self.name)
@@ -72,13 +72,13 @@ class Attributing(InspectionTask[dict[str, Any]]):
                 f"{self.name}: expected attributions, got none. Use a model of this package; if the answers came from "
                 "the host's cache, run again without --use_cache."
             )
-        index = gather(store, self.name, model, self.content.rows.classes)
+        index = write_index(store, self.name, model, self.content.rows.classes)
         for warning in index["warnings"]:
             if STOPPED in warning:  # some processes explained their documents, and this one did not
                 command_line.note_failure(f"{self.name}: {warning}")
         write_table(folder / f"{file_stem(self.name)}.attributions.csv", index)
         self.run.task(self.name, {"attributions": self._printed(index)})
-        logger.info(f"{self.name}: attributions in {store}\n{render(index)}")
+        logger.info(f"{self.name}: attributions in {store}\n{format_summary(index)}")
         return index
 
     def _printed(self, result: dict[str, Any]) -> dict[str, float | None]:

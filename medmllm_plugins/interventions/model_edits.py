@@ -2,7 +2,7 @@
 
 Edits follow from a seed and the image's content, whatever the order of documents and the batch they come in. For that,
 hooks further in have to know which rows of a stage, and which positions of a cached prompt, are of which document's
-image: :func:`watched` tells them.
+image: :func:`track_batch` tells them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LogitEdits: TypeAlias = Mapping[tuple[int, ...], tuple[list[int], list[int], flo
 
 
 @contextmanager
-def changed(module: nn.Module, change: Change) -> Iterator[None]:
+def change_weights(module: nn.Module, change: Change) -> Iterator[None]:
     """Change a module's matrices in place, and put them back bit for bit."""
     matrices = [(name, value) for name, value in module.named_parameters() if value.dim() > 1]
     packed = [name for name, value in matrices if not value.is_floating_point()]
@@ -49,21 +49,21 @@ def changed(module: nn.Module, change: Change) -> Iterator[None]:
                 value.copy_(before)
 
 
-def noised(seed: int, block: int, grade: float) -> Change:
+def add_noise(seed: int, block: int, grade: float) -> Change:
     """Gaussian noise added, as a multiple of the matrix's own spread."""
 
     def change(name: str, value: Tensor) -> None:
-        noise = torch.randn(value.shape, generator=generator_of(seed, "noise", block, name))
+        noise = torch.randn(value.shape, generator=seeded_generator(seed, "noise", block, name))
         value.add_((noise.to(value.device) * value.float().std() * grade).to(value.dtype))
 
     return change
 
 
-def redrawn(seed: int, block: int, grade: float, spread: float) -> Change:
+def reset_weights(seed: int, block: int, grade: float, spread: float) -> Change:
     """A share of the weights drawn anew, normal with this spread."""
 
     def change(name: str, value: Tensor) -> None:
-        generator = generator_of(seed, "reset", block, name)
+        generator = seeded_generator(seed, "reset", block, name)
         fresh = torch.randn(value.shape, generator=generator) * spread
         # The same order at every strength, so that a stronger fault holds the weaker one.
         chosen = torch.rand(value.shape, generator=generator) < grade
@@ -76,7 +76,7 @@ def redrawn(seed: int, block: int, grade: float, spread: float) -> Change:
 
 
 @contextmanager
-def edited(module: nn.Module, edit: Edit) -> Iterator[None]:
+def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
     """Put another tensor in the place of a module's output; hooks of others see the new one."""
 
     def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor:
@@ -108,9 +108,9 @@ class _Told(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def watched(loaded: LoadedModel) -> Iterator[Batch]:
+def track_batch(loaded: LoadedModel) -> Iterator[BatchTracker]:
     """Follow the calls that go through a model."""
-    batch = Batch(loaded)
+    batch = BatchTracker(loaded)
     before = loaded.model.register_forward_pre_hook(batch.begin, with_kwargs=True)
     try:
         after = loaded.model.register_forward_hook(batch.end, with_kwargs=True)
@@ -122,7 +122,7 @@ def watched(loaded: LoadedModel) -> Iterator[Batch]:
         before.remove()
 
 
-class Batch:
+class BatchTracker:
     """What is known of the call that is going through the model, for hooks further in.
 
     Attributes:
@@ -208,7 +208,7 @@ class Batch:
 
     def _chosen(self, seed: int, share: float) -> list[bool]:
         # The same order at every strength, so that a stronger fault holds the weaker one.
-        return [float(torch.rand(1, generator=generator_of(seed, "lost", one))) < share for one in self.digests]
+        return [float(torch.rand(1, generator=seeded_generator(seed, "lost", one))) < share for one in self.digests]
 
     def lost(self, rows: Callable[[], list[int]], seed: int, share: float) -> Edit:
         """Zeros for a share of the documents."""
@@ -243,7 +243,7 @@ class Batch:
             found = []
             for digest, part in zip(self.digests, self._parts(output, rows()), strict=True):
                 spread = part.float().reshape(-1, part.shape[-1]).std(0, correction=0)
-                noise = torch.randn(len(spread), generator=generator_of(seed, "blur", number, digest))
+                noise = torch.randn(len(spread), generator=seeded_generator(seed, "blur", number, digest))
                 found.append(part + (noise.to(part.device) * spread * grade).to(part.dtype))
             return torch.cat(found)
 
@@ -263,7 +263,10 @@ class Batch:
         def edit(output: Tensor) -> Tensor:
             width = output.shape[-1]
             noise = torch.stack(
-                [torch.randn(width, generator=generator_of(seed, "text", number, digest)) for digest in self.digests]
+                [
+                    torch.randn(width, generator=seeded_generator(seed, "text", number, digest))
+                    for digest in self.digests
+                ]
             )
             if self.new != self.prompt:
                 return output
@@ -350,6 +353,6 @@ def _number(content: bytes) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1
 
 
-def generator_of(*key: object) -> torch.Generator:
+def seeded_generator(*key: object) -> torch.Generator:
     """Random numbers, always of the CPU, that follow from the key alone."""
     return torch.Generator().manual_seed(_number(repr(key).encode()))

@@ -107,12 +107,12 @@ def medmllm_probes() -> list[ProbeSpec]:
     return [
         ProbeSpec(
             name="linear",
-            target="medmllm_plugins.probes.probe_methods:linear",
+            target="medmllm_plugins.probes.probe_methods:fit_linear",
             summary="Multinomial logistic regression, its L2 strength chosen on the validation fold.",
         ),
         ProbeSpec(
             name="paper",
-            target="medmllm_plugins.probes.probe_methods:paper",
+            target="medmllm_plugins.probes.probe_methods:fit_paper_mlp",
             summary="The two-layer MLP of arXiv:2604.08333.",
         ),
     ]

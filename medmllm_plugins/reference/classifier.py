@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
+from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
 
 
-class Classifier(ABC):
+class ReferenceClassifier(ABC):
     """A classifier that learns from one fold and makes its choices on another; it never sees a third."""
 
     @abstractmethod
-    def fit(self, train: Examples, validation: Examples) -> None:
+    def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Learn from ``train``; choose settings, such as regularisation or when to stop, on ``validation``.
 
         Args:
@@ -27,7 +27,7 @@ class Classifier(ABC):
         """
 
     @abstractmethod
-    def log_probabilities(self, examples: Examples) -> LogProbabilities:
+    def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
         """Log probability of each answer, ``[N, Q, A]``, finite."""
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Classifier(ABC):
         return True
 
 
-class Majority(Classifier):
+class Majority(ReferenceClassifier):
     """Answers with the shares of the train fold, whatever the image: the most frequent class always."""
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class Majority(Classifier):
         """It has no settings."""
         return False
 
-    def fit(self, train: Examples, validation: Examples) -> None:
+    def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Count the answers of the train fold."""
         self._shares = log_shares(train)
 
-    def log_probabilities(self, examples: Examples) -> LogProbabilities:
+    def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
         """The same for every document."""
         return np.repeat(self._shares[None], len(examples), axis=0)
 
@@ -65,7 +65,7 @@ class Majority(Classifier):
         return {"shares": np.exp(self._shares).round(6).tolist()}
 
 
-def log_shares(examples: Examples) -> LogProbabilities:
+def log_shares(examples: LabelledImages) -> LogProbabilities:
     """Logarithm of each answer's share, ``[Q, A]``; half a document is added to each, so that none is infinite."""
     targets = examples.targets()
     counts = np.stack([np.bincount(column, minlength=len(examples.answers)) for column in targets.T]) + 0.5

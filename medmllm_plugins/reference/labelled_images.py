@@ -23,7 +23,7 @@ LogProbabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class LabelledImages:
     """Some documents of a data set.
 
     A multi-class set asks one question, with its classes as answers. A multi-label set asks one question a finding,

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from medmllm_plugins.errors import DataError, OptionError, one_line
-from medmllm_plugins.reference.classifier import Classifier
-from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
+from medmllm_plugins.reference.classifier import ReferenceClassifier
+from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ KEPT_BYTES = 4 << 30
 """Pictures that take no more than this, shrunk to the network's input, are kept in memory."""
 
 
-class Network(Classifier):
+class TimmClassifier(ReferenceClassifier):
     """``timm:NAME``: the network with a new head, all of it trained; the best round on the validation fold is kept.
 
     Pictures are those that an MLLM is shown, padded with black to a square and resized to the network's input. Where a
@@ -80,7 +80,7 @@ class Network(Classifier):
         self._input: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
 
-    def fit(self, train: Examples, validation: Examples) -> None:
+    def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Fine-tune with AdamW on a cosine schedule; keep the round with the smallest validation loss."""
         self._shape = (len(train.findings), len(train.answers))
         torch.manual_seed(self._seed)
@@ -125,7 +125,7 @@ class Network(Classifier):
             "validation_losses": [round(loss, 6) for loss in losses],
         }
 
-    def log_probabilities(self, examples: Examples) -> LogProbabilities:
+    def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
         """Log-softmax over the answers to each question."""
         return np.asarray(self._predict(_Pictures(examples, self._input)).numpy(), dtype=np.float64)
 
@@ -193,7 +193,7 @@ class Network(Classifier):
 class _Pictures:
     """Pictures as the network takes them, kept in memory where they fit."""
 
-    def __init__(self, examples: Examples, settings: Mapping[str, Any]) -> None:
+    def __init__(self, examples: LabelledImages, settings: Mapping[str, Any]) -> None:
         self._examples = examples
         self._channels, height, width = settings["input_size"]
         self._size = (width, height)

@@ -16,8 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from medmllm_plugins.reference.classifier import Classifier, log_shares
-from medmllm_plugins.reference.labelled_images import Examples, LogProbabilities
+from medmllm_plugins.reference.classifier import ReferenceClassifier, log_shares
+from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ SLICES = 16
 SLICE_SIDE = 16
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse strengths of the L2 penalty (scikit-learn's ``C``, on standardised pixels) to choose from."""
-MOST = 20_000
+MAX_TRAIN_DOCUMENTS = 20_000
 """From a larger train fold so many documents are drawn."""
 
 _FLOOR = 1e-12
 _STEPS = 1000
 
 
-class Pixels(Classifier):
+class PixelClassifier(ReferenceClassifier):
     """Standardised pixels, multinomial logistic regression, L2 penalty chosen by log loss on the validation fold.
 
     Of images the whole picture is shrunk to 32 x 32, in colour; of volumes 16 slices to 16 x 16 grey values each.
@@ -49,7 +49,7 @@ class Pixels(Classifier):
         self._shares: LogProbabilities = np.zeros((0, 0))
         self._facts: dict[str, Any] = {}
 
-    def fit(self, train: Examples, validation: Examples) -> None:
+    def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Fit at each strength and keep the one with the smallest log loss on the validation fold."""
         drawn = self._drawn(train)
         self._shares = log_shares(drawn)
@@ -81,7 +81,7 @@ class Pixels(Classifier):
         if not converged:
             logger.warning("logistic regression stopped before it converged, at %d steps", _STEPS)
 
-    def log_probabilities(self, examples: Examples) -> LogProbabilities:
+    def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
         """Of a question whose answer is always the same in the train fold, the shares."""
         features = self._scaler.transform(pixels(examples))
         found = []
@@ -95,31 +95,31 @@ class Pixels(Classifier):
         """Size, penalty and whether the fit converged."""
         return self._facts
 
-    def _drawn(self, train: Examples) -> Examples:
-        if len(train) <= MOST:
+    def _drawn(self, train: LabelledImages) -> LabelledImages:
+        if len(train) <= MAX_TRAIN_DOCUMENTS:
             return train
-        logger.warning("the train fold has %d documents, of which %d are drawn", len(train), MOST)
+        logger.warning("the train fold has %d documents, of which %d are drawn", len(train), MAX_TRAIN_DOCUMENTS)
         order = sorted(
             train.documents, key=lambda document: hashlib.sha256(f"{self._seed}\0{document.id}".encode()).digest()
         )
-        return dataclasses.replace(train, documents=tuple(order[:MOST]))
+        return dataclasses.replace(train, documents=tuple(order[:MAX_TRAIN_DOCUMENTS]))
 
 
-def pixels(examples: Examples) -> npt.NDArray[np.float32]:
+def pixels(examples: LabelledImages) -> npt.NDArray[np.float32]:
     """Shrunken pixels, ``[N, F]`` float32, 0 to 255: F is 3072 for images, 4096 for volumes."""
     if examples.data.spec.dimensions == 2:
-        return np.stack(examples.each(lambda index: small(examples.pictures(index)[0], "RGB", SIDE)))
+        return np.stack(examples.each(lambda index: downsample(examples.pictures(index)[0], "RGB", SIDE)))
     view = dataclasses.replace(examples.view, slices=SLICES, montage=False)
 
     def slices(index: int) -> npt.NDArray[np.float32]:
-        found = [small(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
+        found = [downsample(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
         # A volume of fewer slices than that has some of them twice, as every volume needs as many values.
         return np.concatenate([found[place] for place in np.linspace(0, len(found) - 1, SLICES).round().astype(int)])
 
     return np.stack(examples.each(slices))
 
 
-def small(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:
+def downsample(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:
     """A picture shrunk to a square and laid out flat, 0 to 255: (side * side * channels,) float32."""
     shrunk = picture.convert(mode).resize((side, side), Image.Resampling.BOX)
     return np.asarray(shrunk, dtype=np.float32).reshape(-1)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.reference.classifier import Classifier, Majority
+from medmllm_plugins.reference.classifier import Majority, ReferenceClassifier
 
 METHODS: Final = ("majority", "pixels", "timm:NAME")
 
 
-def classifier(
+def make_classifier(
     method: str, *, seed: int = 0, weights: Path | None = None, epochs: int | None = None, device: str | None = None
-) -> Classifier:
+) -> ReferenceClassifier:
     """Make an untrained classifier.
 
     Args:
@@ -28,15 +28,17 @@ def classifier(
     """
     name, colon, network = method.partition(":")
     if name == "timm" and network:
-        from medmllm_plugins.reference.network import EPOCHS, Network  # torch takes seconds to import
+        from medmllm_plugins.reference.network import EPOCHS, TimmClassifier  # torch takes seconds to import
 
-        return Network(network, weights=weights, epochs=EPOCHS if epochs is None else epochs, device=device, seed=seed)
+        return TimmClassifier(
+            network, weights=weights, epochs=EPOCHS if epochs is None else epochs, device=device, seed=seed
+        )
     if colon or name not in METHODS:
         raise OptionError(f"Expected a method among {', '.join(METHODS)}, found {method!r}.")
     if weights is not None or epochs is not None or device is not None:
         raise OptionError(f"Expected weights, epochs and device with timm:NAME only, found some with {method!r}.")
     if name == "majority":
         return Majority()
-    from medmllm_plugins.reference.pixels import Pixels  # scikit-learn takes a second to import
+    from medmllm_plugins.reference.pixels import PixelClassifier  # scikit-learn takes a second to import
 
-    return Pixels(seed)
+    return PixelClassifier(seed)

@@ -37,10 +37,10 @@ class AttributionLoop:
         """
         for group in by_task(requests).values():
             if (attributions := group[0].attributions) is not None:
-                from medmllm_plugins.attribution.explainer import settle
+                from medmllm_plugins.attribution.explainer import resolve_methods
 
                 first = self._answering.prepare(group[0])
-                settle(self._loaded, attributions, first.question, first.visual)
+                resolve_methods(self._loaded, attributions, first.question, first.visual)
 
     def explain(self, requests: Sequence[TaskRequest], replies: Mapping[RequestKey, Reply]) -> None:
         """Explain some answers of each task that asks for it.
@@ -68,7 +68,7 @@ class AttributionLoop:
         store: AttributionStore,
     ) -> None:
         """Explain this process's share of the documents, some answered correctly and some not."""
-        from medmllm_plugins.attribution.document_sample import AnsweredDocument, stratified
+        from medmllm_plugins.attribution.document_sample import AnsweredDocument, sample_by_class
         from medmllm_plugins.attribution.explainer import Item, explain
 
         by_id = {str(request.row["id"]): request for request in requests}
@@ -80,7 +80,7 @@ class AttributionLoop:
         rank, world_size = self._options.rank, self._options.world_size
         share = attributions.n // world_size + (rank < attributions.n % world_size)
         items = []
-        for name in stratified(answered, share) if share else []:
+        for name in sample_by_class(answered, share) if share else []:
             request = by_id[name]
             row, reply, visual = request.row, replies[request.key], self._answering.prepare(request).visual
             mask = content.readable_lesion_mask(row)

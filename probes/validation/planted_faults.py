@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from medmllm_plugins.errors import ModelError, OptionError, shown
 from medmllm_plugins.interventions.model_edits import (
     LogitEdits,
-    changed,
-    edited,
-    generator_of,
-    noised,
-    redrawn,
-    watched,
+    add_noise,
+    change_weights,
+    edit_output,
+    reset_weights,
+    seeded_generator,
+    track_batch,
 )
 from medmllm_plugins.models.base import LoadedModel, Question
 from medmllm_plugins.models.families.family_registry import stage
@@ -128,7 +128,7 @@ def all_faults(seed: int = 0, modes: Sequence[Mode] = MODES) -> tuple[Fault, ...
 
 
 @contextmanager
-def planted(
+def plant_fault(
     loaded: LoadedModel,
     fault: Fault,
     *,
@@ -176,37 +176,39 @@ def _contexts(
         return []
     grade = _GRADES[name][fault.strength - 1]
     if fault.mode == "vision":
-        tower = read_blocks(loaded)
+        tower = vision_blocks_read(loaded)
         if name == "tower_noise":
-            return [changed(block, noised(seed, number, grade)) for number, block in enumerate(tower)]
+            return [change_weights(block, add_noise(seed, number, grade)) for number, block in enumerate(tower)]
         if name == "tower_reset":
             spread = _initial_spread(loaded)
-            return [changed(block, redrawn(seed, number, grade, spread)) for number, block in enumerate(tower)]
-        batch = stack.enter_context(watched(loaded))
+            return [
+                change_weights(block, reset_weights(seed, number, grade, spread)) for number, block in enumerate(tower)
+            ]
+        batch = stack.enter_context(track_batch(loaded))
         if name == "tower_lost":
-            return [edited(block, batch.lost(batch.patches, seed, grade)) for block in tower]
-        return [edited(block, batch.blurred(batch.patches, seed, n, grade)) for n, block in enumerate(tower)]
+            return [edit_output(block, batch.lost(batch.patches, seed, grade)) for block in tower]
+        return [edit_output(block, batch.blurred(batch.patches, seed, n, grade)) for n, block in enumerate(tower)]
     if fault.mode == "connector":
         connectors = _connectors(loaded)
         basis = _basis(directions) if name == "directions_removed" else None
-        batch = stack.enter_context(watched(loaded))
+        batch = stack.enter_context(track_batch(loaded))
         if basis is not None:
-            return [edited(module, batch.without(basis, seed, grade)) for module in connectors]
+            return [edit_output(module, batch.without(basis, seed, grade)) for module in connectors]
         if name == "connector_lost":
-            return [edited(module, batch.lost(batch.tokens, seed, grade)) for module in connectors]
-        return [edited(module, batch.blurred(batch.tokens, seed, n, grade)) for n, module in enumerate(connectors)]
+            return [edit_output(module, batch.lost(batch.tokens, seed, grade)) for module in connectors]
+        return [edit_output(module, batch.blurred(batch.tokens, seed, n, grade)) for n, module in enumerate(connectors)]
     if fault.mode == "comprehension":
         if name == "blind":
             _check_masks(loaded)
-        batch = stack.enter_context(watched(loaded))
+        batch = stack.enter_context(track_batch(loaded))
         layers = _layers(loaded)
         if name == "blind":
             return [batch.blinded(layer, number, seed, grade) for number, layer in enumerate(layers)]
-        return [edited(layer, batch.text_blurred(seed, number, grade)) for number, layer in enumerate(layers)]
+        return [edit_output(layer, batch.text_blurred(seed, number, grade)) for number, layer in enumerate(layers)]
     ids = _label_ids(loaded, question, labels)
     edits = _permuted(ids, fault, grade) if name == "labels_permuted" else _biased(ids, fault, grade)
-    batch = stack.enter_context(watched(loaded))
-    return [edited(stage(loaded.model, loaded.family.head), batch.answered(edits))]
+    batch = stack.enter_context(track_batch(loaded))
+    return [edit_output(stage(loaded.model, loaded.family.head), batch.answered(edits))]
 
 
 def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
@@ -237,7 +239,7 @@ def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
     return directions[: len(names) - 1]
 
 
-def read_blocks(loaded: LoadedModel) -> list[nn.Module]:
+def vision_blocks_read(loaded: LoadedModel) -> list[nn.Module]:
     """The vision blocks up to the last one that the connector reads: LLaVA's last block may go nowhere."""
     blocks = [place.module for place in layers_of(loaded) if place.part == "vision" and _is_block(place.name)]
     read: Any = getattr(loaded.model.config, "vision_feature_layer", None)
@@ -325,7 +327,7 @@ def _permuted(ids: Sequence[tuple[int, ...]], fault: Fault, share: float) -> Log
     edits = {}
     for before, nexts in list(_branches(ids).items())[: 1 if fault.strength == 1 else None]:
         count = min(len(nexts), max(2, int(len(nexts) * share) + 1))
-        order = torch.randperm(len(nexts), generator=generator_of(fault.seed, "ring", before)).tolist()[:count]
+        order = torch.randperm(len(nexts), generator=seeded_generator(fault.seed, "ring", before)).tolist()[:count]
         ring = [nexts[index] for index in order]
         edits[before] = (ring, ring[1:] + ring[:1], 0.0)
     if not edits:
@@ -341,5 +343,5 @@ def _biased(ids: Sequence[tuple[int, ...]], fault: Fault, grade: float) -> Logit
         depth = next(alone, None)
         if depth is not None:  # otherwise it is the beginning of another
             own.append((row[:depth], row[depth]))
-    before, token = own[int(torch.randint(len(own), (1,), generator=generator_of(fault.seed, "bias")))]
+    before, token = own[int(torch.randint(len(own), (1,), generator=seeded_generator(fault.seed, "bias")))]
     return {before: ([token], [token], grade)}

@@ -34,16 +34,16 @@ from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
-from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, planted
+from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Documents of a trial, by fold."""
 BATCH: Final = 40
-OPTIONS: Final = Options(layers=("connector",), shuffles=1, controls=1)
+OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1)
 """The verdicts rest on the ends of the stages alone."""
-FIRM: Final = (2, 3)
+CLEAR_STRENGTHS: Final = (2, 3)
 """Strengths at which a fault must be named."""
 BLANK: Final = Image.new("RGB", (64, 64), (128, 128, 128))
 
@@ -103,7 +103,9 @@ class Report:
     @property
     def firm(self) -> float:
         """Share of faults of the two higher strengths that were named rightly."""
-        return _share([trial.right for trial in self.trials if trial.fault.strength in FIRM and _broken(trial)])
+        return _share(
+            [trial.right for trial in self.trials if trial.fault.strength in CLEAR_STRENGTHS and _broken(trial)]
+        )
 
     @property
     def false_alarms(self) -> float:
@@ -171,7 +173,7 @@ class Report:
         )
 
 
-def faults_of(seed: int) -> list[Fault]:
+def faults_for_seed(seed: int) -> list[Fault]:
     """The faults of one seed: each mode at each strength, with its kinds in turn, and none."""
     found = [
         Fault(KINDS[mode][(seed + strength) % len(KINDS[mode])], mode, strength, seed)
@@ -181,7 +183,7 @@ def faults_of(seed: int) -> list[Fault]:
     return [replace(HEALTHY, seed=seed), *found]
 
 
-class Bench:
+class FaultBench:
     """A healthy model and a data set, ready to be broken and asked."""
 
     def __init__(self, loaded: LoadedModel, data: Dataset, folder: Path) -> None:
@@ -254,7 +256,7 @@ class Bench:
         part = self.healthy.only(np.array([*others, *rest], dtype=np.intp))
         samples = read_labelled_features(part)
         fitted = fit_probes(part, samples, OPTIONS)
-        tower = [place for place, key in enumerate(fitted.keys) if key.part == "vision"]
+        tower = [place for place, key in enumerate(fitted.sites) if key.part == "vision"]
         place = min(tower, key=lambda one: fitted.validation_loss[one])
         ids = part.index["id"].astype(str).to_numpy()[samples.rows["test"]]
         said = [samples.labels[number] for number in fitted.test[place]]
@@ -268,7 +270,9 @@ class Bench:
         labels = list(question.labels)
         subject = RecordedDocument("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "")
         found: dict[str, Outcome] = {}
-        planting = planted(self._loaded, fault, directions=directions or None, question=question.text, labels=labels)
+        planting = plant_fault(
+            self._loaded, fault, directions=directions or None, question=question.text, labels=labels
+        )
         first: Any = self._data.image(documents[0])
         shown_first = [first] if self._loaded.shows == "images" else first
         example = self._loaded.prepare([question.text], [shown_first])
@@ -360,10 +364,10 @@ def selfcheck(
         DataError: the data set is too small.
     """
     with tempfile.TemporaryDirectory(prefix="medmllm-selfcheck-") as folder:
-        bench = Bench(loaded, data, Path(folder))
+        bench = FaultBench(loaded, data, Path(folder))
         trials = []
         for seed in seeds:
-            for fault in faults_of(seed):
+            for fault in faults_for_seed(seed):
                 trial = bench.trial(fault)
                 trials.append(trial)
                 if say is not None:

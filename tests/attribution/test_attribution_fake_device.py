@@ -12,11 +12,11 @@ from support.fake_device import on_both_devices
 from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
-from medmllm_plugins.attribution.attribution_store import AttributionStore, gather
+from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig
-from medmllm_plugins.attribution.methods.method_registry import choose, specs
+from medmllm_plugins.attribution.methods.method_registry import select_methods, specs
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 
@@ -31,7 +31,7 @@ def by_every_method(model: LoadedModel) -> dict[tuple[str, str], Any]:
     label, answer = Target.of_label("benign", LABELS, LABELS), Target.of_answer("normal")
     for target, names in ((label, list(specs())), (answer, ["saliency"])):
         case = AttributionInput(model, QUESTION, IMAGE, target, batch=6)
-        for chosen in choose(names, ["vision.0", "connector", "llm.0"], model, ()):
+        for chosen in select_methods(names, ["vision.0", "connector", "llm.0"], model, ()):
             for layer, scores in chosen.method(case, chosen.layers, MethodConfig(steps=2, samples=1)).items():
                 found[f"{chosen.spec.name} of {target.name}", layer] = scores.values.detach().cpu().numpy()
     return found
@@ -68,7 +68,7 @@ def explained(model: LoadedModel, folder: Path) -> dict[str, Any]:
         methods=("saliency", "layer_grad_cam", "prompt_ablation"), layers=("connector",), steps=2
     )
     explain(model, asked, [item], AttributionStore(folder, asked.to_dict()), 4)
-    return gather(folder, "task", "tiny", LABELS)
+    return write_index(folder, "task", "tiny", LABELS)
 
 
 @pytest.mark.slow

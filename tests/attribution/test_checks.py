@@ -18,24 +18,24 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks import map_checks, randomisation
-from medmllm_plugins.attribution.checks.check_summary import render, summarise, to_csv
+from medmllm_plugins.attribution.checks.check_summary import format_summary, summarise_checks, to_csv
 from medmllm_plugins.attribution.checks.map_checks import (
     Checks,
     Removal,
-    flat,
-    lesion,
-    likeness,
-    order_of,
-    seed_of,
-    similarity,
+    document_seed,
+    importance_order,
+    is_constant,
+    lesion_overlap,
+    map_similarity,
+    patch_values,
+    rank_correlation,
     structural_similarity,
-    values_of_patches,
-    values_of_words,
+    word_values,
 )
-from medmllm_plugins.attribution.checks.randomisation import LEVELS, cascade
-from medmllm_plugins.attribution.document_sample import AnsweredDocument, stratified
-from medmllm_plugins.attribution.maps import Map, map_of
-from medmllm_plugins.attribution.methods.input_methods import reading, segments
+from medmllm_plugins.attribution.checks.randomisation import LEVELS, cascading_randomisation
+from medmllm_plugins.attribution.document_sample import AnsweredDocument, sample_by_class
+from medmllm_plugins.attribution.maps import AttributionMap, build_map
+from medmllm_plugins.attribution.methods.input_methods import masked_prompt_scores, word_indices
 from medmllm_plugins.attribution.methods.layer_methods import Scores, completeness_gap
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.errors import ModelError, OptionError
@@ -117,7 +117,7 @@ def test_documents_have_random_orders_of_their_own() -> None:
         return keep[:, 0]
 
     for name in ("a", "b", "a"):
-        Removal(fake(100), probability, 30, seed_of(name))
+        Removal(fake(100), probability, 30, document_seed(name))
     first, second, again = (np.concatenate(part) for part in np.split(np.array(seen), 3))
     assert (first == again).all() and (first != second).any()
 
@@ -136,18 +136,18 @@ def judged(values: Any, documents: int = 24) -> dict[str, Any]:
     """What the summary says of a method: ``values`` makes a map of a document's number and of its lesion's patches."""
     entries = []
     for number, (name, own, probability) in enumerate(lesions(documents)):
-        removal = Removal(fake(100), probability, 64, seed_of(name))
+        removal = Removal(fake(100), probability, 64, document_seed(name))
         said = values(number, own)
-        deletion, insertion = removal.areas(order_of(said, seed_of(name)))
+        deletion, insertion = removal.areas(importance_order(said, document_seed(name)))
         found = Checks(
             deletion=deletion,
             deletion_random=removal.random,
             insertion=insertion,
             insertion_random=removal.random,
-            flat=flat(said),
+            flat=is_constant(said),
         )
         entries.append({"method": "m", "layer": "l", "group": name, "hit": True, "checks": found.to_dict()})
-    (row,) = summarise(entries, [])
+    (row,) = summarise_checks(entries, [])
     return row
 
 
@@ -183,11 +183,16 @@ def test_a_map_that_is_constant_for_some_documents_says_so() -> None:
 
 def test_what_is_alike_comes_in_an_order_by_chance() -> None:
     values = np.array([0.5, 2.0, 0.5, 0.5, -np.inf, 0.5 + 1e-12])
-    orders = [order_of(values, seed).tolist() for seed in range(40)]
+    orders = [importance_order(values, seed).tolist() for seed in range(40)]
     assert all(order[0] == 1 and order[-1] == 4 for order in orders)
     assert {order[1] for order in orders} == {0, 2, 3, 5}
-    assert order_of(values, 3).tolist() == orders[3]
-    assert not flat(values) and flat(values[[0, 2, 3, 4, 5]]) and flat(np.array([np.nan])) and flat(np.zeros(3))
+    assert importance_order(values, 3).tolist() == orders[3]
+    assert (
+        not is_constant(values)
+        and is_constant(values[[0, 2, 3, 4, 5]])
+        and is_constant(np.array([np.nan]))
+        and is_constant(np.zeros(3))
+    )
 
 
 def test_removal_of_patches_and_words_by_hand(case: AttributionInput, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,45 +218,45 @@ def test_removal_of_patches_and_words_by_hand(case: AttributionInput, monkeypatc
         assert area == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
     assert curves[0][0] == pytest.approx(curves[1][-1], abs=1e-5)
 
-    words = int(segments(case).max()) + 1
+    words = int(word_indices(case).max()) + 1
     deletion, insertion = Removal.of_prompt(case, 0).areas(np.arange(words))
     curve = []
     for step in range(11):
         keep = torch.ones(1, words)
         keep[:, : int(np.round(step * words / 10))] = 0
         with torch.no_grad():
-            curve.append(float(torch.softmax(reading(case)(keep), 1)[0, 1]))
+            curve.append(float(torch.softmax(masked_prompt_scores(case)(keep), 1)[0, 1]))
     assert deletion == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_no_numbers_are_the_methods_fault(case: AttributionInput, wrong: float) -> None:
-    for layer, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(segments(case)))):
+    for layer, count in (("pixels", len(to_patches(case.loaded, case.pixels))), ("prompt", len(word_indices(case)))):
         values = torch.ones(count)
         values[-1] = wrong
         with pytest.raises(ModelError, match=f"{layer}: expected finite values, found 1 of {count}"):
-            map_of(case, layer, Scores(values))
+            build_map(case, layer, Scores(values))
 
 
 def test_orders_put_the_largest_first(case: AttributionInput) -> None:
-    words = segments(case)
+    words = word_indices(case)
     values = torch.zeros(len(words))
     values[words == 1] = 5.0 / int((words == 1).sum())
     values[words == 0] = -1.0
-    said = values_of_words(case, map_of(case, "prompt", Scores(values)))
-    order = order_of(said, 0)
+    said = word_values(case, build_map(case, "prompt", Scores(values)))
+    order = importance_order(said, 0)
     assert order[0] == 1 and order[-1] == 0 and sorted(order) == list(range(int(words.max()) + 1))
 
     count = len(to_patches(case.loaded, case.pixels))
     values = torch.randn(count, generator=torch.Generator().manual_seed(0))
-    one = map_of(case, "pixels", Scores(values))
+    one = build_map(case, "pixels", Scores(values))
     assert one.painted is not None
-    order = order_of(values_of_patches(case, one), 0)
+    order = importance_order(patch_values(case, one), 0)
     assert sorted(order) == list(range(count))
     if case.loaded.model.config.model_type in ("llava", "gemma3"):  # one patch of the tower is one of the picture
         assert list(order) == np.argsort(-values.numpy(), kind="stable").tolist()
-    unseen = Map("pixels", one.values, np.where(one.painted > 0, np.nan, one.painted), None, None)
-    assert values[torch.from_numpy(order_of(values_of_patches(case, unseen), 0)[:1].copy())] < 0
+    unseen = AttributionMap("pixels", one.values, np.where(one.painted > 0, np.nan, one.painted), None, None)
+    assert values[torch.from_numpy(importance_order(patch_values(case, unseen), 0)[:1].copy())] < 0
 
 
 # -- likeness, lesions --------------------------------------------------------------------------------------------
@@ -262,12 +267,12 @@ def test_similarity_is_spearmans() -> None:
     for seed in range(5):
         one, other = rng.normal(size=(4, 9)), rng.integers(0, 4, (4, 9)).astype(float)
         other += seed * one.round(1)
-        assert similarity(one, other) == pytest.approx(spearmanr(one.ravel(), other.ravel()).statistic)
+        assert rank_correlation(one, other) == pytest.approx(spearmanr(one.ravel(), other.ravel()).statistic)
         held = one.copy()
         held[0, :3] = np.nan
-        assert similarity(held, other) == pytest.approx(spearmanr(one.ravel()[3:], other.ravel()[3:]).statistic)
-    assert similarity(one, one) == pytest.approx(1) and similarity(one, -(one**3)) == pytest.approx(-1)
-    assert similarity(one, np.ones_like(one)) == 0 and similarity(one * np.nan, one) == 0
+        assert rank_correlation(held, other) == pytest.approx(spearmanr(one.ravel()[3:], other.ravel()[3:]).statistic)
+    assert rank_correlation(one, one) == pytest.approx(1) and rank_correlation(one, -(one**3)) == pytest.approx(-1)
+    assert rank_correlation(one, np.ones_like(one)) == 0 and rank_correlation(one * np.nan, one) == 0
 
 
 def test_structural_similarity() -> None:
@@ -301,20 +306,20 @@ def test_lesion_by_hand() -> None:
     painted = np.array([[[1.0, 2.0], [-5.0, np.nan]]])
     mask = np.array([[True, False], [True, False]])
     # Three of four pixels are seen.
-    assert lesion(painted, mask) == (pytest.approx(1 / 3), pytest.approx(2 / 3), False)
-    assert lesion(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(1 / 3), True)
+    assert lesion_overlap(painted, mask) == (pytest.approx(1 / 3), pytest.approx(2 / 3), False)
+    assert lesion_overlap(painted, ~mask) == (pytest.approx(2 / 3), pytest.approx(1 / 3), True)
     # A mask of another size: a quarter of the first pixel.
     fine = np.zeros((4, 4), bool)
     fine[0, 0] = True
-    share, area, pointing = lesion(painted, fine)
+    share, area, pointing = lesion_overlap(painted, fine)
     assert (share, area, pointing) == (pytest.approx(1 / 12, abs=2e-3), pytest.approx(1 / 12, abs=2e-3), False)
     # The largest value counts where at least half of its pixel is lesion.
     fine[0, 2] = True
-    assert not lesion(painted, fine)[2]
+    assert not lesion_overlap(painted, fine)[2]
     fine[1, 2] = True
-    assert lesion(painted, fine)[2]
-    assert lesion(-np.ones((1, 2, 2)), mask)[0] is None
-    assert lesion(np.ones((1, 2, 2)), np.ones((5, 5), bool)) == (1, 1, True)
+    assert lesion_overlap(painted, fine)[2]
+    assert lesion_overlap(-np.ones((1, 2, 2)), mask)[0] is None
+    assert lesion_overlap(np.ones((1, 2, 2)), np.ones((5, 5), bool)) == (1, 1, True)
 
 
 def test_chance_of_a_lesion_is_its_share_of_what_is_seen() -> None:
@@ -323,11 +328,11 @@ def test_chance_of_a_lesion_is_its_share_of_what_is_seen() -> None:
     painted[:, :, 50:150] = 1.0
     mask = np.zeros((100, 200), bool)
     mask[30:70, 80:120] = True
-    share, area, _ = lesion(painted, mask)
+    share, area, _ = lesion_overlap(painted, mask)
     assert share == area == pytest.approx(0.16)
     mask[:] = False
     mask[:, :50] = True
-    assert lesion(painted, mask) == (None, None, None)  # nothing of it is seen
+    assert lesion_overlap(painted, mask) == (None, None, None)  # nothing of it is seen
 
 
 def test_checks_as_plain_types() -> None:
@@ -362,7 +367,7 @@ def part_of(model: LoadedModel, name: str) -> str:
 @contextmanager
 def shuffled(model: LoadedModel, wanted: str, seed: int = 0) -> Iterator[None]:
     """The model with its weights shuffled down to a level."""
-    with cascade(model, seed) as levels:
+    with cascading_randomisation(model, seed) as levels:
         assert wanted in iter(levels)  # goes as far as that level
         yield
 
@@ -373,7 +378,7 @@ def test_levels_nest_and_weights_come_back(model: LoadedModel) -> None:
     of = {name: part_of(model, name) for name in before}
     reached: list[str] = []
     moved_before: set[str] = set()
-    with cascade(model) as levels:
+    with cascading_randomisation(model) as levels:
         for level in levels:
             reached.append(level)
             during = weights(model)
@@ -411,7 +416,7 @@ def test_each_matrix_is_shuffled_once_and_put_back_once(model: LoadedModel, monk
         usual(value, seed, back=back)
 
     monkeypatch.setattr(randomisation, "_shuffle", counted)
-    with cascade(model) as levels:
+    with cascading_randomisation(model) as levels:
         assert tuple(levels) == LEVELS
         assert not any(back for _, back in calls)
     there, again = ([one for one, way in calls if way == back] for back in (False, True))
@@ -467,10 +472,10 @@ def test_a_tied_head_leaves_the_embeddings_alone(model: LoadedModel) -> None:
 
 
 def test_quantised_weights_cannot_be_shuffled(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert randomisation.possible(model)
+    assert randomisation.can_shuffle(model)
     packed = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     monkeypatch.setattr(model.model, "parameters", lambda: iter([packed]))
-    assert not randomisation.possible(model)
+    assert not randomisation.can_shuffle(model)
 
 
 # -- over documents -----------------------------------------------------------------------------------------------
@@ -504,7 +509,7 @@ def good(gain: float = 0.2) -> dict[str, Any]:
 def test_a_good_method_fails_nothing() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("b", **good(0.1)), entry("c", **good(0.2))]
     entries.append({**entry("z"), "method": "other"})
-    (row, other) = summarise(
+    (row, other) = summarise_checks(
         entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("tower", 0.1)]}]
     )
     assert (row["method"], row["layer"], row["n"], row["failed"]) == ("m", "l", 4, [])
@@ -521,12 +526,12 @@ def test_a_good_method_fails_nothing() -> None:
 
 
 def test_a_check_that_was_not_made_is_not_passed() -> None:
-    (row,) = summarise([entry("a", **good()), entry("b", **good())], [])
+    (row,) = summarise_checks([entry("a", **good()), entry("b", **good())], [])
     assert row["failed"] == [] and row["unchecked"] == ["randomisation"] and not row["trusted"]
-    assert render({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
+    assert format_summary({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
     header, line = to_csv([row]).splitlines()
     assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
-    (row,) = summarise([entry("a")], [{"method": "m", "layer": "l", "levels": [level("tower", 0.1)]}])
+    (row,) = summarise_checks([entry("a")], [{"method": "m", "layer": "l", "levels": [level("tower", 0.1)]}])
     assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
 
 
@@ -534,7 +539,7 @@ def test_what_a_bad_method_fails() -> None:
     bad = good(-0.1) | {"completeness_gap": 0.4, "stability": 0.2, "inside": 0.1, "area": 0.2}
     entries = [entry("a", **bad), entry("b", **bad)]
     told = [{"method": "m", "layer": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
-    (row,) = summarise(entries, told)
+    (row,) = summarise_checks(entries, told)
     assert row["failed"] == [
         "incomplete: the sum misses 40% of the difference; take more steps",
         "deletion no better than a random order",
@@ -550,19 +555,19 @@ def test_maps_whose_sizes_survive_fail_however_their_signs_fall() -> None:
     rng = np.random.default_rng(0)
     edges = np.eye(32).repeat(2, 0).repeat(2, 1)[None] + rng.random((1, 64, 64)) / 9
     signs = [rng.choice([-1.0, 1.0], edges.shape) for _ in range(2)]
-    old, new = (Map("l", edges.ravel() * sign.ravel(), edges * sign, None, None) for sign in signs)
-    found = likeness([(old, new), (new, old)])
+    old, new = (AttributionMap("l", edges.ravel() * sign.ravel(), edges * sign, None, None) for sign in signs)
+    found = map_similarity([(old, new), (new, old)])
     assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
     assert found["documents"] == 2 and found["structural_similarity"] < 0.5
     told = [{"method": "m", "layer": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
-    (row,) = summarise([entry("a", **good()), entry("b", **good())], told)
+    (row,) = summarise_checks([entry("a", **good()), entry("b", **good())], told)
     assert row["failed"] == ["survives shuffled weights: rank correlation of sizes 1.00"]
     header, line = to_csv([row]).splitlines()
     assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
 
 
 def test_one_group_is_no_evidence() -> None:
-    (row,) = summarise([entry("a", **good()), entry("a", **good())], [])
+    (row,) = summarise_checks([entry("a", **good()), entry("a", **good())], [])
     assert row["deletion_gain"]["low"] is None
     assert row["failed"] == [
         "deletion no better than a random order, as far as one group can tell",
@@ -572,7 +577,9 @@ def test_one_group_is_no_evidence() -> None:
 
 
 def test_a_gain_whose_interval_holds_zero_is_none() -> None:
-    (row,) = summarise([entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], [])
+    (row,) = summarise_checks(
+        [entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], []
+    )
     assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
     assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
 
@@ -581,20 +588,20 @@ def test_hits_and_errors_are_told_apart() -> None:
     """An error's map explains another class than the lesion's, and may lie elsewhere."""
     entries = [entry("a", **good()), entry("b", **good())]
     entries += [{**entry(group, **(good() | {"inside": 0.3})), "hit": False} for group in "cd"]
-    (row,) = summarise(entries, [])
+    (row,) = summarise_checks(entries, [])
     assert [row[name]["value"] for name in ("inside", "inside_hits", "inside_errors")] == pytest.approx([0.5, 0.7, 0.3])
     header, line = to_csv([row]).splitlines()
     told = dict(zip(header.split(","), line.split(","), strict=True))
     assert (float(told["inside_hits"]), float(told["inside_errors"])) == pytest.approx((0.7, 0.3))
-    head, said = render({"summary": [row], "warnings": []}).splitlines()
+    head, said = format_summary({"summary": [row], "warnings": []}).splitlines()
     assert head.split("  inside  ")[1].split()[:2] == ["hits", "errors"] and "0.50    0.70  0.30" in said
-    assert summarise(entries[:2], [])[0]["inside_errors"] is None
+    assert summarise_checks(entries[:2], [])[0]["inside_errors"] is None
 
 
 def test_groups_are_drawn_whole() -> None:
     values = {"a": [0.1, 0.3], "b": [0.5], "c": [0.2, 0.2, 0.2]}
     entries = [entry(group, stability=value) for group, several in values.items() for value in several]
-    (row,) = summarise(entries, [])
+    (row,) = summarise_checks(entries, [])
     drawn = np.random.default_rng(0).integers(0, 3, (2000, 3))
     sums, counts = np.array([0.4, 0.5, 0.6]), np.array([2, 1, 3])
     low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
@@ -611,7 +618,7 @@ def test_levels_are_means_over_processes_weighted_by_documents() -> None:
         {"method": "m", "layer": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
         {"method": "other", "layer": "l", "levels": [level("head", 1.0, 9)]},
     ]
-    (row,) = summarise([entry("a")], told)
+    (row,) = summarise_checks([entry("a")], told)
     assert row["randomisation"] == [
         {
             "randomised": "head",
@@ -632,17 +639,17 @@ def test_a_sample_has_hits_and_errors_of_each_class() -> None:
     answered = [AnsweredDocument(f"{label}{number}", label, number % 4 > 0) for label in "ab" for number in range(40)]
     answered += [AnsweredDocument(f"c{number}", "c", True) for number in range(5)]
     answered += [AnsweredDocument("d0", "d", False), AnsweredDocument("e0", "e", True)]
-    chosen = stratified(answered, 4)
+    chosen = sample_by_class(answered, 4)
     by = {one.id: one for one in answered}
     for label in "ab":
         own = [by[name].hit for name in chosen if by[name].label == label]
         assert own == [True, True, False, False]
     assert len([name for name in chosen if name[0] == "c"]) == 4  # no errors: hits in their place
     assert chosen[-2:] == ["d0", "e0"] and len(set(chosen)) == len(chosen)
-    assert stratified(answered[::-1], 4) == chosen
-    assert [by[name].hit for name in stratified(answered, 3)[:3]] == [True, True, False]
-    assert [by[name].label for name in stratified(answered, 1)] == list("abcde")
-    assert [by[name].hit for name in stratified(answered, 1)] == [True, True, True, False, True]
+    assert sample_by_class(answered[::-1], 4) == chosen
+    assert [by[name].hit for name in sample_by_class(answered, 3)[:3]] == [True, True, False]
+    assert [by[name].label for name in sample_by_class(answered, 1)] == list("abcde")
+    assert [by[name].hit for name in sample_by_class(answered, 1)] == [True, True, True, False, True]
 
 
 # -- the target ---------------------------------------------------------------------------------------------------
@@ -666,13 +673,15 @@ def test_targets_by_hand() -> None:
 
 def test_a_cascade_that_breaks_off_is_no_check_that_was_made() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("c", **good(0.2))]
-    (row,) = summarise(entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}])
+    (row,) = summarise_checks(
+        entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}]
+    )
     assert "randomisation" in row["unchecked"] and not row["trusted"]
     # Another process lacks a level in the middle: the order is the cascade's all the same.
     parts = [
         [level("head", 0.9), level("tower", 0.1)],
         [level(name, 0.9) for name in LEVELS[:-1]] + [level("tower", 0.1)],
     ]
-    (row,) = summarise(entries, [{"method": "m", "layer": "l", "levels": levels} for levels in parts])
+    (row,) = summarise_checks(entries, [{"method": "m", "layer": "l", "levels": levels} for levels in parts])
     assert [one["randomised"] for one in row["randomisation"]] == list(LEVELS)
     assert row["failed"] == [] and row["trusted"]

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from medmllm_plugins.attribution.attribution_input import ActivationPatch, AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
-from medmllm_plugins.attribution.checks.map_checks import similarity
+from medmllm_plugins.attribution.checks.map_checks import rank_correlation
 from medmllm_plugins.attribution.methods import input_methods as at_inputs
 from medmllm_plugins.attribution.methods import layer_methods
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
-from medmllm_plugins.attribution.methods.method_registry import choose
+from medmllm_plugins.attribution.methods.method_registry import select_methods
 from medmllm_plugins.attribution.methods.rollout import attention_rollout
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.readers.volumes import Volume
@@ -303,7 +303,7 @@ def test_saliency_and_integrated_gradients(case: AttributionInput, plain: Plain)
 
 def by_words(case: AttributionInput, plain: Plain) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The words, and the target when some of their tokens are padding."""
-    words = at_inputs.segments(case)
+    words = at_inputs.word_indices(case)
     assert ((words < 0) == plain.image).all()
 
     def forward(keep: Tensor) -> Tensor:
@@ -351,7 +351,7 @@ def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (
         at_inputs.kernel_shap(case, ["prompt"], MethodConfig(seed=seed))["prompt"].values for seed in (1, 2)
     )
-    assert similarity(first.double().numpy(), second.double().numpy()) > 0.8
+    assert rank_correlation(first.double().numpy(), second.double().numpy()) > 0.8
 
 
 def test_attention_rollout(model: LoadedModel, case: AttributionInput, plain: Plain) -> None:
@@ -465,11 +465,11 @@ def test_layers_behind_which_no_image_token_is_read_are_refused(model: LoadedMod
         slope = float(one.gradients[:, image].abs().max())
         assert (slope > 0) == (layer == before)
         if layer == before:
-            assert choose(["layer_grad_cam"], [layer], model, ())[0].layers == (layer,)
+            assert select_methods(["layer_grad_cam"], [layer], model, ())[0].layers == (layer,)
             continue
         said = rf"of {layer} only the last token's state reaches the answer.* The last .* read is {before}\."
         with pytest.raises(OptionError, match=said):
-            choose(["layer_activation"], ["connector", layer], model, ())
+            select_methods(["layer_activation"], ["connector", layer], model, ())
 
 
 def test_gradients_of_all_layers_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.attribution.cells import FloatArray
-from medmllm_plugins.attribution.map_images import heat, overlay, scale_of
+from medmllm_plugins.attribution.map_images import colour_map, colour_range, overlay
 
 SIDE = 64
 
@@ -30,10 +30,12 @@ def projected(painted: FloatArray) -> Image.Image:
 def test_the_projection_has_the_colours_of_its_slices() -> None:
     painted = slices()
     largest = np.take_along_axis(painted, np.abs(painted).argmax(0)[None], axis=0)
-    assert scale_of(largest)[1] > 2 * scale_of(painted)[1]
+    assert colour_range(largest)[1] > 2 * colour_range(painted)[1]
     wanted = Image.new("RGBA", (SIDE, SIDE), "black")
-    wanted.alpha_composite(heat(largest, scale_of(painted))[0])
+    wanted.alpha_composite(colour_map(largest, colour_range(painted))[0])
     np.testing.assert_array_equal(np.asarray(projected(painted)), np.asarray(wanted.convert("RGB")))
     # Where a value is the largest behind its pixel, the slice has the very colour.
-    own = np.asarray(heat(painted)[5])
-    np.testing.assert_array_equal(np.asarray(heat(largest, scale_of(painted))[0])[20:30, 20:30], own[20:30, 20:30])
+    own = np.asarray(colour_map(painted)[5])
+    np.testing.assert_array_equal(
+        np.asarray(colour_map(largest, colour_range(painted))[0])[20:30, 20:30], own[20:30, 20:30]
+    )

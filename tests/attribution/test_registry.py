@@ -20,7 +20,7 @@ from medmllm_plugins.attribution.checks import randomisation
 from medmllm_plugins.attribution.methods import input_methods as at_inputs
 from medmllm_plugins.attribution.methods import layer_methods
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
-from medmllm_plugins.attribution.methods.method_registry import choose, specs
+from medmllm_plugins.attribution.methods.method_registry import select_methods, specs
 from medmllm_plugins.attribution.methods.rollout import attention_rollout
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.errors import ModelError, OptionError, PluginError
@@ -58,7 +58,7 @@ def case(model: LoadedModel) -> AttributionInput:
 def test_every_method_that_is_declared_gives_values(
     model: LoadedModel, missed: frozenset[str], case: AttributionInput
 ) -> None:
-    chosen = choose(list(specs()), ["vision.0", "connector", "llm.1"], model, missed)
+    chosen = select_methods(list(specs()), ["vision.0", "connector", "llm.1"], model, missed)
     assert {one.spec.name for one in chosen} == set(specs())
     for one in chosen:
         found = one.method(case, one.layers, HOW)
@@ -72,24 +72,24 @@ PATHS = {"integrated_gradients", "layer_integrated_gradients", "layer_conductanc
 
 
 def test_layers_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
-    (one,) = choose(["layer_grad_cam"], ["vision.0", "llm.001", "vision.00", "llm.embed"], model, missed)
+    (one,) = select_methods(["layer_grad_cam"], ["vision.0", "llm.001", "vision.00", "llm.embed"], model, missed)
     assert one.layers == ("vision.00", "llm.01", "llm.embed") and one.method is layer_methods.layer_grad_cam
-    (one,) = choose(["layer_grad_cam"], [], model, missed)
+    (one,) = select_methods(["layer_grad_cam"], [], model, missed)
     assert one.layers == ("vision.00", "connector")  # the last that is read
-    (one,) = choose(["saliency", "saliency"], ["llm.01"], model, missed)
+    (one,) = select_methods(["saliency", "saliency"], ["llm.01"], model, missed)
     assert one.layers == ("pixels",)
 
 
 def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
     with pytest.raises(OptionError, match=r"`method` to be some of saliency, .*kernel_shap, found smooth, other\."):
-        choose(["saliency", "smooth", "other"], [], model, missed)
+        select_methods(["saliency", "smooth", "other"], [], model, missed)
 
 
 @pytest.mark.parametrize("name", ["vision.02", "llm.3", "head", "vision", "llm.-1", "pixels", ""])
 def test_an_unknown_layer(model: LoadedModel, missed: frozenset[str], case: AttributionInput, name: str) -> None:
     said = r"LLaVA.*: expected `layer` to be some of vision.00, vision.01, .*connector, llm.embed, .*llm.norm, found "
     with pytest.raises(OptionError, match=said) as raised:
-        choose(["layer_grad_cam"], ["connector", name], model, missed)
+        select_methods(["layer_grad_cam"], ["connector", name], model, missed)
     assert str(raised.value).endswith(f"found {name!r}.")
     with pytest.raises(OptionError, match=r"expected `layer` to be one of vision.00, .*llm.norm, found"):
         case.place(name)
@@ -102,7 +102,7 @@ def test_a_layer_that_is_never_read(model: LoadedModel, missed: frozenset[str], 
         f"{full} is a layer of the tower whose output never reaches the answer, .* the last that is read is vision.00"
     )
     with pytest.raises(OptionError, match=said):
-        choose(["layer_grad_cam"], [name], model, missed)
+        select_methods(["layer_grad_cam"], [name], model, missed)
 
 
 def test_a_layer_that_is_never_read_has_no_gradient(case: AttributionInput) -> None:
@@ -122,11 +122,11 @@ def test_quantised_weights(model: LoadedModel, missed: frozenset[str], monkeypat
     usual = list(model.model.parameters())
     monkeypatch.setattr(model.model, "parameters", lambda *args: iter([*usual, packed]))
     with pytest.raises(OptionError, match="weights are quantised, found saliency, layer_grad_cam; these") as raised:
-        choose(["occlusion", "saliency", "layer_grad_cam"], [], model, missed)
+        select_methods(["occlusion", "saliency", "layer_grad_cam"], [], model, missed)
     free = [name for name, spec in specs().items() if not spec.gradients]
     assert f"these still work: {', '.join(free)}. Or load without load_in." in str(raised.value)
     assert {"occlusion", "layer_feature_ablation", "attention_rollout", "kernel_shap"} <= set(free)
-    assert len(choose(free, [], model, missed)) == len(free)
+    assert len(select_methods(free, [], model, missed)) == len(free)
 
 
 def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +144,12 @@ def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest
     packed = load("llava", tmp_path / "checkpoint")
     assert any(value.dtype == torch.uint8 for value in packed.model.parameters())
     with pytest.raises(OptionError, match="weights are quantised, found saliency; these still work: occlusion"):
-        choose(["saliency"], [], packed, ())
+        select_methods(["saliency"], [], packed, ())
     free = [name for name, spec in specs().items() if not spec.gradients]
-    for one in choose(free, ["vision.0", "connector"], packed, ()):
+    for one in select_methods(free, ["vision.0", "connector"], packed, ()):
         for scores in one.method(AttributionInput(packed, QUESTION, IMAGE, TARGET), one.layers, HOW).values():
             assert scores.values.isfinite().all()
-    assert not randomisation.possible(packed)
+    assert not randomisation.can_shuffle(packed)
 
 
 def test_methods_without_gradients_need_none(
@@ -158,7 +158,7 @@ def test_methods_without_gradients_need_none(
     """As with weights that give none: every pass is taken where gradients are switched off."""
     with torch.inference_mode():
         case = AttributionInput(model, QUESTION, IMAGE, TARGET)
-        for one in choose([name for name, spec in specs().items() if not spec.gradients], [], model, missed):
+        for one in select_methods([name for name, spec in specs().items() if not spec.gradients], [], model, missed):
             assert all(scores.values.isfinite().all() for scores in one.method(case, one.layers, HOW).values())
 
 
@@ -244,12 +244,12 @@ def third_party() -> Iterator[type]:
 def test_a_third_partys_method(
     model: LoadedModel, missed: frozenset[str], case: AttributionInput, third_party: type
 ) -> None:
-    one, own = choose(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
+    one, own = select_methods(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
     found = one.method(case, one.layers, HOW)
     assert set(found) == {"connector", "llm.01"} == set(own.layers)
     assert (found["connector"].values == 1).all() and len(found["connector"].values) == 16
     with pytest.raises(PluginError, match="attribution 'lost': expected a function 'throwaway_attribution:none'"):
-        choose(["lost"], [], model, missed)
+        select_methods(["lost"], [], model, missed)
 
 
 def test_it_goes_with_its_plugin() -> None:

@@ -12,12 +12,19 @@ from PIL import Image
 from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
-from medmllm_plugins.attribution.attribution_store import AttributionStore, gather
+from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
 from medmllm_plugins.attribution.attribution_target import Target
-from medmllm_plugins.attribution.checks.check_summary import summarise
-from medmllm_plugins.attribution.checks.map_checks import Checks, Removal, lesion, order_of, seed_of, values_of_patches
+from medmllm_plugins.attribution.checks.check_summary import summarise_checks
+from medmllm_plugins.attribution.checks.map_checks import (
+    Checks,
+    Removal,
+    document_seed,
+    importance_order,
+    lesion_overlap,
+    patch_values,
+)
 from medmllm_plugins.attribution.explainer import Item, explain
-from medmllm_plugins.attribution.maps import map_of
+from medmllm_plugins.attribution.maps import build_map
 from medmllm_plugins.attribution.methods import layer_methods
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
@@ -71,7 +78,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawing: None, tmp_path: Path) -> None:
     asked = AttributionOptions(methods=("layer_activation",), layers=("connector",))
     explain(model, asked, [item(number) for number in range(3)], AttributionStore(tmp_path, asked.to_dict()), 16)
-    (row,) = gather(tmp_path, "task", "model", CLASSES)["summary"]
+    (row,) = write_index(tmp_path, "task", "model", CLASSES)["summary"]
     assert abs(row["stability"]["value"]) < 0.4
     assert any(said.startswith("unstable") for said in row["failed"])
 
@@ -91,13 +98,13 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
             demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32
         )
         scores = layer_methods.layer_integrated_gradients(case, ["vision.00"], MethodConfig(steps=8))
-        one, seed = map_of(case, "vision.00", scores["vision.00"]), seed_of(str(number))
+        one, seed = build_map(case, "vision.00", scores["vision.00"]), document_seed(str(number))
         removal = Removal.of_image(case, seed)
-        deletion, _ = removal.areas(order_of(values_of_patches(case, one), seed))
+        deletion, _ = removal.areas(importance_order(patch_values(case, one), seed))
         assert one.painted is not None
-        inside, area, _ = lesion(one.painted, drawn.mask)
+        inside, area, _ = lesion_overlap(one.painted, drawn.mask)
         found = Checks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
         entries.append({"method": "m", "layer": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
-    (row,) = summarise(entries, [])
+    (row,) = summarise_checks(entries, [])
     assert row["inside"]["value"] >= 0.6 > 5 * row["area"] and row["inside"]["low"] > row["area"]
     assert row["deletion_gain"]["low"] > 0

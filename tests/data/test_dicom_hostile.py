@@ -29,7 +29,7 @@ from support.dicom_files import (
 from medmllm_plugins.data.readers.decode_limit import VARIABLE
 from medmllm_plugins.data.readers.dicom import dicom_geometry, read_dicom_image
 from medmllm_plugins.data.readers.dicom_kinds import kind_without_pictures
-from medmllm_plugins.data.readers.image_files import may_be_dicom
+from medmllm_plugins.data.readers.image_reader import may_be_dicom
 from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.errors import DataError
 

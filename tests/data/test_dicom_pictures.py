@@ -23,8 +23,8 @@ from pydicom.uid import (
 from support.dicom_files import CT, ENHANCED_CT, JPEG_BASELINE, US, element, frame_tags, write_dicom
 
 from medmllm_plugins.data.readers.dicom import dicom_picture_facts, read_dicom_image, shows_volume
-from medmllm_plugins.data.readers.image_files import may_be_dicom, picture_size, read_picture
-from medmllm_plugins.data.readers.image_options import PictureOptions
+from medmllm_plugins.data.readers.image_reader import may_be_dicom, picture_size, read_picture
+from medmllm_plugins.data.readers.picture_options import PictureOptions
 from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.errors import DataError
 

@@ -25,7 +25,7 @@ from medmllm_plugins.errors import DataError
 if sys.argv[1] == "volume":
     from medmllm_plugins.data.readers.volumes import read_volume as read
 else:
-    from medmllm_plugins.data.readers.image_files import read_picture as read
+    from medmllm_plugins.data.readers.image_reader import read_picture as read
 try:
     read(Path(sys.argv[2]))
     outcome = "read"

@@ -12,8 +12,8 @@ from support.volume_files import write_metaimage, write_nrrd
 
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.layouts.csv_rows import read_rows
-from medmllm_plugins.data.readers.image_files import read_picture
-from medmllm_plugins.data.readers.images import read_rgb
+from medmllm_plugins.data.readers.image_reader import read_picture
+from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.data.readers.volumes import read_volume, volume_facts
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import data_file_below, open_regular

@@ -14,7 +14,7 @@ from fuzz.target import Files, Target
 from PIL import Image
 from support.image_files import picture
 
-from medmllm_plugins.data.readers.image_files import picture_size, read_picture
+from medmllm_plugins.data.readers.image_reader import picture_size, read_picture
 
 SIZE: Final = (24, 20)
 

@@ -23,7 +23,7 @@ from support.image_files import picture
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.layouts.layout_registry import layout
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.data.readers.image_files import picture_size, read_picture
+from medmllm_plugins.data.readers.image_reader import picture_size, read_picture
 from medmllm_plugins.data.readers.volumes import read_volume, volume_facts
 
 _SPECS: Final = dataset_specs()

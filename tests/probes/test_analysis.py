@@ -21,17 +21,17 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis, analysis_files
-from medmllm_plugins.probes.analysis import PRINTED, UNREAD, Analysis, analyse
+from medmllm_plugins.probes.analysis import MAPPING_CAVEAT, PRINTED, Analysis, analyse
 from medmllm_plugins.probes.analysis_text import render
-from medmllm_plugins.probes.curves import draw, p_values
-from medmllm_plugins.probes.diagnosis import MODES, Effect, _named, judge
+from medmllm_plugins.probes.curves import bootstrap_accuracies, permutation_p_values
+from medmllm_plugins.probes.diagnosis import MODES, Effect, attribute_loss_to_stage, judge_loss
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
-from medmllm_plugins.probes.probe_options import Options, parse_strengths, usual_refits
+from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference
 
-QUICK = Options(shuffles=5, controls=2)
+QUICK = Options(permutations=5, controls=2)
 WEAK = 0.25
 
 
@@ -92,13 +92,13 @@ def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..
     samples = read_labelled_features(store)
     generator = np.random.default_rng(0)
     guesses = generator.integers(0, 3, (400, 90))
-    p = p_values(guesses, samples, permutations=499)
+    p = permutation_p_values(guesses, samples, permutations=499)
     for level in (0.05, 0.2, 0.5):
         # Of 400 guessers that many come under a level, but for chance (three standard errors).
         assert abs(float((p <= level).mean()) - level) < 3 * (level * (1 - level) / 400) ** 0.5 + 1 / 500
     truth = samples.of("test")
-    assert p_values(truth[None], samples, permutations=499)[0] == pytest.approx(1 / 500)
-    assert p_values(np.zeros((1, 90), dtype=np.intp), samples, permutations=499)[0] == 1.0
+    assert permutation_p_values(truth[None], samples, permutations=499)[0] == pytest.approx(1 / 500)
+    assert permutation_p_values(np.zeros((1, 90), dtype=np.intp), samples, permutations=499)[0] == 1.0
 
 
 def test_bands_are_those_of_a_plain_loop_over_groups(make_store: Callable[..., Any]) -> None:
@@ -106,16 +106,16 @@ def test_bands_are_those_of_a_plain_loop_over_groups(make_store: Callable[..., A
     samples = read_labelled_features(store)
     fitted = fit_probes(store, samples, QUICK)
     hits = np.array([outcome.predicted == outcome.label for outcome in outcomes], dtype=np.float64)
-    draws = draw(fitted, samples, {"answer": hits})
+    resamples = bootstrap_accuracies(fitted, samples, {"answer": hits})
     group = samples.groups_of("test")
-    (weights,) = resampled_weights(draws.groups, 2000, 0, at_once=2000)
+    (weights,) = resampled_weights(resamples.groups, 2000, 0, at_once=2000)
     right = fitted.test[3] == samples.of("test")
     for turn in range(0, 2000, 97):
         repeated = np.repeat(np.arange(len(group)), weights[group, turn].astype(int))
-        assert draws.resampled["probe"][turn, 3] == pytest.approx(right[repeated].mean(), abs=1e-5)
-        assert draws.resampled["answer"][turn] == pytest.approx(hits[repeated].mean(), abs=1e-5)
+        assert resamples.resampled["probe"][turn, 3] == pytest.approx(right[repeated].mean(), abs=1e-5)
+        assert resamples.resampled["answer"][turn] == pytest.approx(hits[repeated].mean(), abs=1e-5)
         recalls = [right[repeated][samples.of("test")[repeated] == k].mean() for k in range(3)]
-        assert draws.resampled["balanced"][turn, 3] == pytest.approx(np.mean(recalls), abs=1e-5)
+        assert resamples.resampled["balanced"][turn, 3] == pytest.approx(np.mean(recalls), abs=1e-5)
 
 
 def perfect(outcomes: list[Outcome]) -> Reference:
@@ -174,7 +174,7 @@ def test_text_that_breaks_behind_good_scores_is_the_words_fault(make_store: Call
     comprehension, mapping = (found.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
     assert comprehension.verdict != "supported" and comprehension.after == mapping.before == "label scores"
     assert found.diagnosis.named == "mapping" and mapping.loss.value > 0.9
-    assert found.mapping.kind == "decoding" and UNREAD not in found.headline()
+    assert found.mapping.kind == "decoding" and MAPPING_CAVEAT not in found.headline()
 
 
 def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[..., Any]) -> None:
@@ -199,7 +199,7 @@ def test_behind_a_tower_of_unknown_worth_small_losses_are_not_charged(make_store
 
 def effects_of(*losses: tuple[float, float, float]) -> list[Effect]:
     pairs = zip(MODES, losses, strict=True)
-    return [Effect(mode, Estimate(*loss), judge(Estimate(*loss))[0], "", "", "") for mode, loss in pairs]
+    return [Effect(mode, Estimate(*loss), judge_loss(Estimate(*loss))[0], "", "", "") for mode, loss in pairs]
 
 
 NONE = (0.0, -0.01, 0.01)
@@ -221,13 +221,13 @@ NONE = (0.0, -0.01, 0.01)
     ],
 )
 def test_what_is_charged_to_whom(losses: list[tuple[float, float, float]], unknown: float, named: str | None) -> None:
-    assert _named(effects_of(*losses), unknown) == named
+    assert attribute_loss_to_stage(effects_of(*losses), unknown) == named
 
 
 def test_a_tower_a_little_better_than_the_floors_is_charged_all_the_same() -> None:
     gain = Estimate(-0.01, -0.02, 0.0)  # what the floors reach less what the tower does
     vision = Effect("vision", gain, "supported", "", "", "")
-    assert _named([vision, *effects_of(NONE, NONE, NONE, NONE)[1:]], 0.6) == "vision"
+    assert attribute_loss_to_stage([vision, *effects_of(NONE, NONE, NONE, NONE)[1:]], 0.6) == "vision"
 
 
 @pytest.mark.parametrize(("answers", "caveat"), [(lambda truth, _: (truth + 1) % 3, False), (wrong_often, True)])
@@ -236,7 +236,7 @@ def test_what_probes_cannot_tell_is_said_unless_the_scores_show_it(
 ) -> None:
     store, outcomes = make_store((300, 120, 240), answers=answers)
     found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.diagnosis.named == "mapping" and (UNREAD in found.headline()) is caveat
+    assert found.diagnosis.named == "mapping" and (MAPPING_CAVEAT in found.headline()) is caveat
 
 
 def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
@@ -259,7 +259,7 @@ def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
     ],
 )
 def test_the_rules_of_a_verdict(loss: tuple[float, float, float], verdict: str) -> None:
-    assert judge(Estimate(*loss))[0] == verdict
+    assert judge_loss(Estimate(*loss))[0] == verdict
 
 
 def test_health_follows_the_curves(make_store: Callable[..., Any]) -> None:
@@ -290,11 +290,11 @@ def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -
 @pytest.mark.parametrize(
     "options",
     [
-        Options(shuffles=2, controls=1, width=8),
-        Options(shuffles=2, controls=1, strengths=(1e-2, 1.0)),
-        Options(shuffles=2, controls=1, poolings=("last",)),
-        Options(shuffles=2, controls=1, layers=("vision.00",)),
-        Options(shuffles=2, controls=1, repeats=2),
+        Options(permutations=2, controls=1, width=8),
+        Options(permutations=2, controls=1, strengths=(1e-2, 1.0)),
+        Options(permutations=2, controls=1, poolings=("last",)),
+        Options(permutations=2, controls=1, layers=("vision.00",)),
+        Options(permutations=2, controls=1, repeats=2),
     ],
 )
 def test_other_options(make_store: Callable[..., Any], options: Options) -> None:
@@ -333,7 +333,7 @@ def test_repeats_are_fitted_on_the_real_labels_alone(
 
     monkeypatch.setattr(analysis, "fit_probes", spy)
     analyse(store, outcomes, replace(QUICK, repeats=2))
-    assert [(one.shuffles, one.controls) for one in asked] == [(5, 2), (0, 0), (0, 0)]
+    assert [(one.permutations, one.controls) for one in asked] == [(5, 2), (0, 0), (0, 0)]
 
 
 def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callable[..., Any]) -> None:
@@ -373,7 +373,7 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
 
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
-    found = analyse(store, outcomes, Options(protocol="paper", shuffles=0, controls=1))
+    found = analyse(store, outcomes, Options(protocol="paper", permutations=0, controls=1))
     by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
     assert by_name["connector", "mean"].accuracy.value > 0.8
     assert by_name["connector", "mean"].strength is None
@@ -443,7 +443,7 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
         ({"strengths": ()}, "`strengths`"),
         ({"strengths": (0.0,)}, "`strengths`"),
         ({"strengths": (float("nan"),)}, r"`strengths` \(grid\)"),
-        ({"shuffles": -1}, "`shuffles`"),
+        ({"permutations": -1}, "`permutations`"),
         ({"repeats": -1}, r"`repeats` \(folds\)"),
         ({"width": -1}, "`width`"),
     ],
@@ -455,36 +455,35 @@ def test_options_that_make_no_sense(settings: dict[str, Any], message: str) -> N
 
 def test_unknown_poolings_and_layers_list_what_there_is(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store()
-    with pytest.raises(OptionError, match=r"\['last', 'mean'\], which the store holds, found \['max'\]"):
+    with pytest.raises(OptionError, match=r"\['last', 'mean'\], which the store contains, got \['max'\]"):
         analyse(store, outcomes, Options(poolings=("max",)))
-    with pytest.raises(OptionError, match=r"layers among .*found \['llm.99'\]"):
+    with pytest.raises(OptionError, match=r"`layers` to be among .*got \['llm.99'\]"):
         analyse(store, outcomes, Options(layers=("llm.99",)))
 
 
 def test_the_mlp_is_not_refitted_as_often() -> None:
-    assert usual_refits("linear") == (Options().shuffles, Options().controls) == (20, 3)
-    assert usual_refits("paper") == (0, 1)
+    assert default_refits("linear") == (Options().permutations, Options().controls) == (20, 3)
+    assert default_refits("paper") == (0, 1)
 
 
 def test_strengths_from_text() -> None:
     assert parse_strengths("1e-3,1") == (1e-3, 1.0)
-    with pytest.raises(OptionError, match="found '1,x'"):
+    with pytest.raises(OptionError, match="got '1,x'"):
         parse_strengths("1,x")
 
 
-def nearest_centre(material: ProbeData) -> FittedProbe:
+def nearest_centre(data: ProbeData) -> FittedProbe:
     """A plugin's probe: the class whose mean is nearest."""
-    kinds = range(material.classes)
+    kinds = range(data.classes)
     centres = [
-        torch.stack([material.train[:, targets == kind].mean(1) for kind in kinds], dim=1)
-        for targets in material.targets
+        torch.stack([data.train[:, labels == kind].mean(1) for kind in kinds], dim=1) for labels in data.train_labels
     ]
 
     def predict(features: torch.Tensor) -> torch.Tensor:
         return torch.stack([torch.cdist(features, centre).argmin(-1) for centre in centres], dim=1)
 
-    validation = predict(material.validation)[:, 0]
-    return FittedProbe(predict, validation, loss=(validation != material.right[0]).float().mean(-1))
+    validation = predict(data.validation)[:, 0]
+    return FittedProbe(predict, validation, validation_loss=(validation != data.validation_labels[0]).float().mean(-1))
 
 
 def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
@@ -501,7 +500,7 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
     plugin = Plugin()
     get_manager().pluggy.register(plugin, name="centre")
     try:
-        found = analyse(store, outcomes, Options(protocol="centre", shuffles=2, controls=1))
+        found = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
     finally:
         get_manager().pluggy.unregister(plugin)
     by_name = {(one.key.layer, one.key.pooling): one for one in found.points}

@@ -9,14 +9,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.probes.control_labels import control_labels, image_types, shuffled
+from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=60), st.integers(0, 10))
 def test_shuffles_keep_the_counts_of_classes(rows: list[tuple[int, int]], seed: int) -> None:
     truth, group = (np.array(column) for column in zip(*rows, strict=True))
-    found = shuffled(truth, group, 5, np.random.default_rng(seed))
+    found = permute_labels(truth, group, 5, np.random.default_rng(seed))
     assert found.shape == (5, len(truth))
     for row in found:
         assert sorted(row) == sorted(truth)
@@ -25,16 +25,16 @@ def test_shuffles_keep_the_counts_of_classes(rows: list[tuple[int, int]], seed: 
 def test_groups_of_one_size_keep_their_labels_together() -> None:
     group = np.repeat(np.arange(20), 3)[np.random.default_rng(0).permutation(60)]
     truth = group % 4
-    for row in shuffled(truth, group, 10, np.random.default_rng(1)):
+    for row in permute_labels(truth, group, 10, np.random.default_rng(1)):
         assert all(len(set(row[group == number])) == 1 for number in range(20))
-    moved = shuffled(truth, group, 200, np.random.default_rng(1))
+    moved = permute_labels(truth, group, 200, np.random.default_rng(1))
     # Each label is as likely anywhere.
     np.testing.assert_allclose((moved == 0).mean(0), 0.25, atol=0.12)
 
 
 def test_shuffled_labels_carry_nothing_over() -> None:
     truth = np.arange(300) % 3
-    found = shuffled(truth, np.arange(300), 50, np.random.default_rng(0))
+    found = permute_labels(truth, np.arange(300), 50, np.random.default_rng(0))
     assert abs(float((found == truth).mean()) - 1 / 3) < 0.02
 
 
@@ -55,7 +55,7 @@ def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
     store, _ = make_store((300, 90, 90))
     samples = read_labelled_features(store)
     types = image_types(store.features("control.pixels", "mean"), samples)
-    drawn = control_labels(types, samples, 200, np.random.default_rng(0))
+    drawn = draw_control_labels(types, samples, 200, np.random.default_rng(0))
     for labels in drawn[:5]:
         for kind in np.unique(types):
             assert len(set(labels[types == kind])) == 1
@@ -75,7 +75,7 @@ def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Call
         return float(-(share[share > 0] * np.log(share[share > 0])).sum())
 
     real = entropy(samples.truth[rows])
-    found = [entropy(labels[rows]) for labels in control_labels(types, samples, 20, np.random.default_rng(0))]
+    found = [entropy(labels[rows]) for labels in draw_control_labels(types, samples, 20, np.random.default_rng(0))]
     assert abs(float(np.mean(found)) - real) < 0.1
 
 

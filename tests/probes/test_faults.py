@@ -37,8 +37,8 @@ from medmllm_plugins.probes.validation.planted_faults import (
     Strength,
     all_faults,
     class_directions,
-    planted,
-    read_blocks,
+    plant_fault,
+    vision_blocks_read,
 )
 from medmllm_plugins.prompts.wording import closed_set
 
@@ -83,7 +83,7 @@ def context(model: LoadedModel, fault: Fault) -> Any:
     """A fault with all it needs: as directions some that the tiny models' connectors vary in."""
     width = int(model.model.config.get_text_config().hidden_size)
     directions = {"connector": torch.eye(width)[:3]}
-    return planted(model, fault, directions=directions, question=QUESTIONS[0], labels=LABELS)
+    return plant_fault(model, fault, directions=directions, question=QUESTIONS[0], labels=LABELS)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def hooks(model: LoadedModel) -> int:
 
 def own(model: LoadedModel, mode: str) -> str:
     """The layer at the end of a fault's own stage."""
-    last = f"vision.{len(read_blocks(model)) - 1:02d}"
+    last = f"vision.{len(vision_blocks_read(model)) - 1:02d}"
     return {"vision": last, "connector": "connector", "comprehension": "llm.norm", "mapping": "scores"}[mode]
 
 
@@ -295,7 +295,7 @@ def test_removed_directions_leave_the_classes_one_mean(load: Callable[..., Loade
     assert directions.shape == (3, features.shape[1])
     torch.testing.assert_close(directions @ directions.T, torch.eye(3, dtype=torch.float64))
     fault = Fault("directions_removed", "connector", 3)
-    with planted(model, fault, directions={"connector": directions}), looking(model) as seen:
+    with plant_fault(model, fault, directions={"connector": directions}), looking(model) as seen:
         prefill(model.model, inputs)
     means = torch.stack([seen["connector"].mean(1)[number::4].mean(0) for number in range(4)])
     torch.testing.assert_close(means, means[:1].expand(4, -1), atol=1e-5, rtol=1e-4)
@@ -330,7 +330,7 @@ def test_permuted_labels_are_words_of_other_labels(load: Callable[..., LoadedMod
     images = [Image.fromarray(phantom(index).image).convert("RGB") for index in range(2800, 2816)]
 
     def answers(fault: Fault) -> list[tuple[str, str]]:
-        with planted(model, fault, question=question, labels=FINDINGS):
+        with plant_fault(model, fault, question=question, labels=FINDINGS):
             found = model.generate([question] * len(images), images, max_new_tokens=6, labels=FINDINGS)
         return [(one.text.strip(), FINDINGS[int(np.argmax(one.scores or ()))]) for one in found]
 
@@ -350,7 +350,7 @@ def test_labels_that_share_beginnings_change_places_where_they_part(load: Callab
     ids = model.label_ids(QUESTIONS[0], ["no benign", "no malignant"])
     assert ids[0][0] == ids[1][0]
     for fault in (HEALTHY, Fault("labels_permuted", "mapping", 1)):
-        with planted(model, fault, question=QUESTIONS[0], labels=["no benign", "no malignant"]):
+        with plant_fault(model, fault, question=QUESTIONS[0], labels=["no benign", "no malignant"]):
             inputs = model.prepare(QUESTIONS[:1], pictures(1))
             start = prefill(model.model, inputs)
             token = torch.tensor([[ids[0][0]]])
@@ -372,9 +372,9 @@ def test_labels_that_share_beginnings_change_places_where_they_part(load: Callab
 
 
 def test_blocks_behind_the_one_that_llava_reads_are_left_alone(load: Callable[..., LoadedModel]) -> None:
-    assert len(read_blocks(load("demo"))) == 6
+    assert len(vision_blocks_read(load("demo"))) == 6
     llava = load("llava")  # reads the last but one of two
-    assert len(read_blocks(llava)) == 1
+    assert len(vision_blocks_read(llava)) == 1
 
 
 def test_all_faults_are_each_kind_at_each_strength() -> None:
@@ -401,21 +401,24 @@ def test_what_a_fault_needs_and_was_not_given(load: Callable[..., LoadedModel]) 
     model = load("demo")
     removed, bias = Fault("directions_removed", "connector"), Fault("label_bias", "mapping")
     for given in (None, {}, {"connector": torch.ones(3)}):
-        with pytest.raises(OptionError, match="directions_removed needs"), planted(model, removed, directions=given):
+        with (
+            pytest.raises(OptionError, match="directions_removed needs"),
+            plant_fault(model, removed, directions=given),
+        ):
             pass
     for labels in ((), ("benign",)):
         with (
             pytest.raises(OptionError, match="at least two `labels`"),
-            planted(model, bias, question="?", labels=labels),
+            plant_fault(model, bias, question="?", labels=labels),
         ):
             pass
     inputs, narrow = model.prepare(QUESTIONS[:1], pictures(1)), {"connector": torch.eye(3)}
     prefill(model.model, inputs)
     count = hooks(model)
-    with pytest.raises(ModelError, match="Expected directions as wide"), planted(model, removed, directions=narrow):
+    with pytest.raises(ModelError, match="Expected directions as wide"), plant_fault(model, removed, directions=narrow):
         prefill(model.model, inputs)
     permuted, nested = replace(bias, name="labels_permuted"), ("no", "no finding")
-    with pytest.raises(OptionError, match="part at a token"), planted(model, permuted, question="?", labels=nested):
+    with pytest.raises(OptionError, match="part at a token"), plant_fault(model, permuted, question="?", labels=nested):
         pass
     with pytest.raises(OptionError, match="at least two of them different"):
         class_directions(torch.ones(2, 3), ["a", "a"])

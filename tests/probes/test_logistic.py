@@ -16,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.probes import logistic
-from medmllm_plugins.probes.logistic import STRENGTHS, RowSpace, Solution, solve
+from medmllm_plugins.probes import logistic, row_space
+from medmllm_plugins.probes.logistic import STRENGTHS, Solution, solve
+from medmllm_plugins.probes.row_space import RowSpace
 
 Array = npt.NDArray[Any]
 GRID = torch.tensor(STRENGTHS)
@@ -174,7 +175,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, cells: int) -> N
 
     expected = fit()
     monkeypatch.setattr(logistic, "_CELLS", {"cpu": cells})
-    monkeypatch.setattr(logistic, "_DECOMPOSED", {"cpu": cells})
+    monkeypatch.setattr(row_space, "_DECOMPOSED", {"cpu": cells})
     torch.testing.assert_close(fit(), expected, atol=5e-4, rtol=0)
 
 

@@ -24,7 +24,7 @@ from medmllm_plugins.probes.output_recalibration import (
     best_relabelling,
     fit_affine,
     fit_offsets,
-    relabelled,
+    relabel,
     trusted_relabelling,
 )
 
@@ -136,7 +136,7 @@ def test_every_figure_is_what_a_plain_computation_gives():
     assert found.answer_over_constant.value == pytest.approx(answer - rate(common, truth))
     assert found.scores.value == pytest.approx(rate(top, truth))
     assert found.score_gap.value == pytest.approx(rate(top, truth) - answer)
-    renamed = relabelled(answers, np.array(found.relabelling))
+    renamed = relabel(answers, np.array(found.relabelling))
     assert found.relabelling_gain.value == pytest.approx(rate(renamed, truth) - answer)
     affine = fit_affine(validation.scores, validation.truth, validation.group)
     readings = {
@@ -203,14 +203,14 @@ def test_the_best_relabelling_beats_all_others(seed, classes, n):
     found = best_relabelling(answers, truth, classes)
     assert sorted(found) == list(range(classes))
     hits = {
-        one: (int((relabelled(answers, np.array(one)) == truth).sum()), sum(k == to for k, to in enumerate(one)))
+        one: (int((relabel(answers, np.array(one)) == truth).sum()), sum(k == to for k, to in enumerate(one)))
         for one in permutations(range(classes))
     }
     assert hits[tuple(found)] == max(hits.values())  # of equally good ones, one that renames fewest
 
 
 def test_unparsed_answers_stay_unparsed():
-    assert relabelled(np.array([0, UNPARSED, 1]), np.array([1, 0])).tolist() == [1, UNPARSED, 0]
+    assert relabel(np.array([0, UNPARSED, 1]), np.array([1, 0])).tolist() == [1, UNPARSED, 0]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 6])
@@ -301,7 +301,7 @@ def test_the_affine_map_needs_no_class_in_every_group():
 def test_parts_hold_whole_groups_and_spread_classes():
     truth = np.repeat([0] * 40 + [1] * 10, 2)
     group = np.repeat(np.random.default_rng(0).permutation(50), 2)
-    parts = output_recalibration._parts(truth, group, 0)
+    parts = output_recalibration._held_out_parts(truth, group, 0)
     assert len(parts) == output_recalibration.FOLDS
     assert (np.sum(parts, axis=0) == 1).all()
     assert all(len(np.unique(np.array(parts)[:, group == g].argmax(0))) == 1 for g in range(50))

@@ -18,7 +18,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes import fitting
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.probe_options import Options
-from medmllm_plugins.probes.validation.planted_faults import KINDS, Fault, class_directions, planted
+from medmllm_plugins.probes.validation.planted_faults import KINDS, Fault, class_directions, plant_fault
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]
@@ -42,10 +42,10 @@ class OneThread:
 @pytest.mark.parametrize(
     "options",
     [
-        Options(shuffles=3, controls=2),
-        Options(shuffles=3, controls=1, width=8),
-        Options(shuffles=2, controls=1, repeats=1),
-        Options(protocol="paper", shuffles=0, controls=1),
+        Options(permutations=3, controls=2),
+        Options(permutations=3, controls=1, width=8),
+        Options(permutations=2, controls=1, repeats=1),
+        Options(protocol="paper", permutations=0, controls=1),
     ],
     ids=["linear", "projected", "folds", "paper"],
 )
@@ -74,7 +74,9 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
     found = {}
     for mode, names in KINDS.items():
         for name in names:
-            with planted(model, Fault(name, mode, 2, 0), directions=directions, question=QUESTIONS[0], labels=LABELS):
+            with plant_fault(
+                model, Fault(name, mode, 2, 0), directions=directions, question=QUESTIONS[0], labels=LABELS
+            ):
                 answers = model.generate(QUESTIONS, images, max_new_tokens=3, labels=LABELS)
             found[name] = ([one.text for one in answers], [one.scores for one in answers])
     return found

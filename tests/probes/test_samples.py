@@ -10,7 +10,7 @@ import pytest
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.probes import labelled_features as module
-from medmllm_plugins.probes.labelled_features import divided_groups, read_labelled_features, refolded
+from medmllm_plugins.probes.labelled_features import count_shared_groups, read_labelled_features, resplit
 
 
 def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
@@ -22,16 +22,16 @@ def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
     groups = store.index["group"].astype(str).to_numpy()
     assert len(set(zip(found.group, groups, strict=True))) == len(set(groups))
     assert found.groups_of("test").max() + 1 == len(set(groups[found.rows["test"]]))
-    assert divided_groups(found) == 0
+    assert count_shared_groups(found) == 0
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0, 30, 30), "documents in the train fold, found none"),
-        ((60, 0, 30), "documents in the validation fold, found none"),
-        ((60, 30, 0), "documents in the test fold, found none"),
-        ((60, 30, 2), "at least 3 documents in the test fold, one a class, found 2"),
+        ((0, 30, 30), "documents in the train fold, got none"),
+        ((60, 0, 30), "documents in the validation fold, got none"),
+        ((60, 30, 0), "documents in the test fold, got none"),
+        ((60, 30, 2), "at least 3 documents in the test fold, one per class, got 2"),
     ],
 )
 def test_folds_that_are_too_small(make_store: Callable[..., Any], sizes: tuple[int, int, int], message: str) -> None:
@@ -47,7 +47,7 @@ def test_a_class_of_one_group(make_store: Callable[..., Any]) -> None:
                 record["group"] = "the only patient"
 
     store, _ = make_store(change=change)
-    with pytest.raises(DataError, match=r"at least two groups .*, found 1 with 'normal'"):
+    with pytest.raises(DataError, match=r"at least two groups .*, got 1 with 'normal'"):
         read_labelled_features(store)
 
 
@@ -57,14 +57,14 @@ def test_a_class_that_train_lacks_and_one_that_is_none(make_store: Callable[...,
             record["label"] = "benign"
 
     store, _ = make_store(change=lambda records: [relabel(record) for record in records] and None)
-    with pytest.raises(DataError, match=r"every class in the train fold, found no document of \['normal'\]"):
+    with pytest.raises(DataError, match=r"every class in the train fold, got no document of \['normal'\]"):
         read_labelled_features(store)
 
     def strange(records: list[dict[str, Any]]) -> None:
         records[0]["label"] = "cat"
 
     store, _ = make_store(name="strange", change=strange)
-    with pytest.raises(DataError, match=r"classes among .*found \['cat'\]"):
+    with pytest.raises(DataError, match=r"classes among .*got \['cat'\]"):
         read_labelled_features(store)
 
 
@@ -74,15 +74,15 @@ def test_groups_across_folds_are_counted(make_store: Callable[..., Any]) -> None
         test[0]["group"] = test[1]["group"] = records[0]["group"]
 
     store, _ = make_store(change=change)
-    assert divided_groups(read_labelled_features(store)) == 2
+    assert count_shared_groups(read_labelled_features(store)) == 2
 
 
 def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((120, 40, 60))
     before = read_labelled_features(store)
-    first, second = (refolded(before, store, seed) for seed in (1, 2))
+    first, second = (resplit(before, store, seed) for seed in (1, 2))
     for one in (first, second):
-        assert divided_groups(one) == 0
+        assert count_shared_groups(one) == 0
         assert sorted(np.concatenate(list(one.rows.values()))) == list(range(220))
         assert abs(len(one.rows["train"]) - 120) < 15
     assert set(first.rows["test"]) != set(second.rows["test"])

@@ -24,7 +24,7 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.probes.diagnosis import MODES, Diagnosis, Effect, Mode
 from medmllm_plugins.probes.validation import selfcheck
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, STRENGTHS, Fault
-from medmllm_plugins.probes.validation.selfcheck import Bench, Report, Trial, faults_of
+from medmllm_plugins.probes.validation.selfcheck import FaultBench, Report, Trial, faults_for_seed
 
 FEW = {"train": 200, "validation": 80, "test": 120}
 ENDS: dict[Mode, str] = {
@@ -47,7 +47,7 @@ def trials(mode: Mode, strength: int, *named: Mode | None) -> list[Trial]:
 
 def test_a_seed_plants_every_mode_at_every_strength_once() -> None:
     for seed in range(3):
-        found = faults_of(seed)
+        found = faults_for_seed(seed)
         assert found[0] == replace(HEALTHY, seed=seed) and {fault.seed for fault in found} == {seed}
         assert Counter((fault.mode, fault.strength) for fault in found[1:]) == Counter(
             (mode, strength) for mode in MODES for strength in STRENGTHS
@@ -55,7 +55,7 @@ def test_a_seed_plants_every_mode_at_every_strength_once() -> None:
 
 
 def test_twelve_seeds_plant_every_kind_at_every_strength() -> None:
-    planted = {(fault.name, fault.strength) for seed in range(12) for fault in faults_of(seed)[1:]}
+    planted = {(fault.name, fault.strength) for seed in range(12) for fault in faults_for_seed(seed)[1:]}
     assert planted == {(name, strength) for mode in MODES for name in KINDS[mode] for strength in STRENGTHS}
 
 
@@ -124,27 +124,27 @@ def some() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def bench(demo: LoadedModel, some: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(demo: LoadedModel, some: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultBench]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfcheck, "SIZES", FEW)
-        yield Bench(demo, some, tmp_path_factory.mktemp("bench"))
+        yield FaultBench(demo, some, tmp_path_factory.mktemp("bench"))
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])
-def test_each_stage_is_named_when_it_is_broken_and_none_when_none_is(bench: Bench, mode: Mode | None) -> None:
+def test_each_stage_is_named_when_it_is_broken_and_none_when_none_is(bench: FaultBench, mode: Mode | None) -> None:
     trial = bench.trial(HEALTHY if mode is None else Fault(ENDS[mode], mode, 3))
     assert trial.diagnosis.named == mode, trial.to_dict()
     assert trial.alone.named in (None, mode)
     assert mode in (None, "vision") or trial.alone.named == mode  # an image lost in the tower leaves nothing to compare
 
 
-def test_a_seed_gives_the_same_again(bench: Bench) -> None:
+def test_a_seed_gives_the_same_again(bench: FaultBench) -> None:
     fault = Fault("directions_removed", "connector", 2, seed=4)
     assert bench.trial(fault) == bench.trial(fault)
 
 
-def test_the_model_is_left_as_it_was(demo: LoadedModel, bench: Bench) -> None:
+def test_the_model_is_left_as_it_was(demo: LoadedModel, bench: FaultBench) -> None:
     kept = {name: value.clone() for name, value in demo.model.state_dict().items()}
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in demo.model.modules()]
     bench.trial(Fault("tower_reset", "vision", 3))
@@ -152,7 +152,7 @@ def test_the_model_is_left_as_it_was(demo: LoadedModel, bench: Bench) -> None:
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in demo.model.modules()]
 
 
-def test_too_few_documents_for_the_reference_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_documents_for_the_reference_are_told(bench: FaultBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "SIZES", {**FEW, "train": 400})
     with pytest.raises(DataError, match=r"expected at least 600 train documents, .* found \d left over"):
         bench.trial(HEALTHY)

@@ -21,7 +21,7 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.probes.validation import selfcheck
-from medmllm_plugins.probes.validation.selfcheck import FIRM, Bench, Report, faults_of
+from medmllm_plugins.probes.validation.selfcheck import CLEAR_STRENGTHS, FaultBench, Report, faults_for_seed
 
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
@@ -48,14 +48,14 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     chat = ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfcheck, "SIZES", {"train": 320, "validation": 160, "test": 280})
-        bench = Bench(chat, some_phantoms(), tmp_path_factory.mktemp("bench"))
-        found = Report(tuple(bench.trial(fault) for seed in SEEDS for fault in faults_of(seed)))
+        bench = FaultBench(chat, some_phantoms(), tmp_path_factory.mktemp("bench"))
+        found = Report(tuple(bench.trial(fault) for seed in SEEDS for fault in faults_for_seed(seed)))
     print(f"\n{request.param}\n{found.render()}")
     return found
 
 
 def test_the_diagnosis_is_as_good_as_promised(report: Report) -> None:
     healthy = [trial for trial in report.trials if trial.fault.mode == "none"]
-    firm = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength in FIRM]
+    firm = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength in CLEAR_STRENGTHS]
     assert (len(healthy), len(firm), len(report.trials)) == (len(SEEDS), 8 * len(SEEDS), 13 * len(SEEDS))
     assert report.passed, [trial.to_dict() for trial in report.trials if not trial.right or trial.misattributed_alone]

@@ -17,10 +17,10 @@ from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.reference.classifier import Classifier, Majority
-from medmllm_plugins.reference.labelled_images import Examples
-from medmllm_plugins.reference.pixels import STRENGTHS, Pixels, pixels
-from medmllm_plugins.reference.reference_methods import classifier
+from medmllm_plugins.reference.classifier import Majority, ReferenceClassifier
+from medmllm_plugins.reference.labelled_images import LabelledImages
+from medmllm_plugins.reference.pixels import STRENGTHS, PixelClassifier, pixels
+from medmllm_plugins.reference.reference_methods import make_classifier
 
 FOLDS = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
 
@@ -53,11 +53,11 @@ def own(folder: Path, *, multilabel: bool = False, count: int = 60, noise: float
     return load_dataset(parse_spec(declared, "own"))
 
 
-def fold(data: Dataset, name: Fold) -> Examples:
-    return Examples(data, View(), data.select((name,)))
+def fold(data: Dataset, name: Fold) -> LabelledImages:
+    return LabelledImages(data, View(), data.select((name,)))
 
 
-def fitted(model: Classifier, data: Dataset) -> np.ndarray:
+def fitted(model: ReferenceClassifier, data: Dataset) -> np.ndarray:
     model.fit(fold(data, "train"), fold(data, "validation"))
     return model.log_probabilities(fold(data, "test"))
 
@@ -75,7 +75,7 @@ def test_majority_tells_the_shares_of_the_train_fold(tmp_path: Path) -> None:
 
 def test_pixels_is_the_best_of_plain_logistic_regressions(tmp_path: Path) -> None:
     data = own(tmp_path, noise=0.9)
-    model = Pixels()
+    model = PixelClassifier()
     found = fitted(model, data)
     features = {name: pixels(fold(data, name)) for name in ("train", "validation", "test")}
     targets = {name: fold(data, name).targets()[:, 0] for name in ("train", "validation", "test")}
@@ -97,7 +97,7 @@ def test_pixels_is_the_best_of_plain_logistic_regressions(tmp_path: Path) -> Non
 
 def test_pixels_of_several_findings(tmp_path: Path) -> None:
     data = own(tmp_path, multilabel=True)
-    found = fitted(Pixels(), data)
+    found = fitted(PixelClassifier(), data)
     assert found.shape == (12, 2, 2) and np.allclose(np.exp(found).sum(-1), 1)
     assert (found.argmax(-1) == fold(data, "test").targets()).mean() == 1.0
 
@@ -108,7 +108,7 @@ def test_a_finding_that_the_train_fold_lacks_gets_its_share(tmp_path: Path) -> N
     head, *rows = table.read_text().splitlines()
     table.write_text("\n".join([head, *(",".join([*row.split(",")[:2], "0", row.split(",")[3]]) for row in rows)]))
     data = load_dataset(own_spec(tmp_path))
-    found = fitted(Pixels(), data)
+    found = fitted(PixelClassifier(), data)
     assert np.allclose(np.exp(found[:, 1, 0]), 0.5 / 37)
 
 
@@ -129,8 +129,8 @@ def own_spec(folder: Path) -> Any:
 
 
 def test_a_large_train_fold_is_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medmllm_plugins.reference.pixels.MOST", 20)
-    model = Pixels(seed=3)
+    monkeypatch.setattr("medmllm_plugins.reference.pixels.MAX_TRAIN_DOCUMENTS", 20)
+    model = PixelClassifier(seed=3)
     fitted(model, own(tmp_path))
     assert model.facts()["trained_on"] == 20
 
@@ -154,7 +154,7 @@ def test_volumes_are_seen_as_slices(tmp_path: Path) -> None:
     }
     data = load_dataset(parse_spec({**declared, "classes": {"a": [], "b": []}, "options": columns}, "v"))
     assert pixels(fold(data, "train")).shape == (12, 4096)
-    assert (fitted(Pixels(), data)[:, 0].argmax(1) == fold(data, "test").targets()[:, 0]).all()
+    assert (fitted(PixelClassifier(), data)[:, 0].argmax(1) == fold(data, "test").targets()[:, 0]).all()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_volumes_are_seen_as_slices(tmp_path: Path) -> None:
 )
 def test_methods_that_are_none(method: str, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
-        classifier(method, **options)
+        make_classifier(method, **options)
 
 
 NETWORK = "timm:test_resnet.r160_in1k"
@@ -180,14 +180,14 @@ NETWORK = "timm:test_resnet.r160_in1k"
 
 def test_a_network_learns_and_repeats_itself(tmp_path: Path) -> None:
     data = own(tmp_path)
-    first = classifier(NETWORK, epochs=10, device="cpu")
+    first = make_classifier(NETWORK, epochs=10, device="cpu")
     found = fitted(first, data)
     assert found.shape == (12, 1, 2) and np.allclose(np.exp(found).sum(-1), 1, atol=1e-5)
     assert (found[:, 0].argmax(1) == fold(data, "test").targets()[:, 0]).mean() >= 0.9
     told = first.facts()
     assert told["pretrained"] is False and told["trained_on"] == 36
     assert told["validation_losses"][told["kept_epoch"] - 1] == min(told["validation_losses"])
-    again = classifier(NETWORK, epochs=10, device="cpu")
+    again = make_classifier(NETWORK, epochs=10, device="cpu")
     assert np.array_equal(fitted(again, data), found)
 
 
@@ -200,10 +200,10 @@ def test_a_network_starts_from_the_weights_in_a_file(tmp_path: Path) -> None:
     weights = timm.create_model("test_resnet.r160_in1k").state_dict()
     save_file(weights, tmp_path / "weights.safetensors")
     data = own(tmp_path / "set", multilabel=True, count=20)
-    model = classifier(NETWORK, weights=tmp_path / "weights.safetensors", epochs=1, device="cpu")
+    model = make_classifier(NETWORK, weights=tmp_path / "weights.safetensors", epochs=1, device="cpu")
     assert fitted(model, data).shape == (4, 2, 2)
     assert model.facts()["pretrained"] is True and model.facts()["weights"] == "weights.safetensors"
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    broken = classifier(NETWORK, weights=tmp_path / "other.safetensors", epochs=1, device="cpu")
+    broken = make_classifier(NETWORK, weights=tmp_path / "other.safetensors", epochs=1, device="cpu")
     with pytest.raises(OptionError, match=r"other\.safetensors: expected weights of test_resnet"):
         fitted(broken, data)

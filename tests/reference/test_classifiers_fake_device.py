@@ -14,8 +14,8 @@ from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.data.loading.volume_view import View
-from medmllm_plugins.reference.labelled_images import Examples
-from medmllm_plugins.reference.network import Network
+from medmllm_plugins.reference.labelled_images import LabelledImages
+from medmllm_plugins.reference.network import TimmClassifier
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # it is no no-op elsewhere
@@ -24,10 +24,10 @@ def test_a_network_is_trained_where_it_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # for GPUs and the CPU only
 
     def trained(device: torch.device) -> Any:
-        def part(fold: Fold, count: int) -> Examples:
-            return Examples(data, View(), data.select((fold,))[:count])
+        def part(fold: Fold, count: int) -> LabelledImages:
+            return LabelledImages(data, View(), data.select((fold,))[:count])
 
-        network = Network("test_resnet", epochs=2, device=device.type)
+        network = TimmClassifier("test_resnet", epochs=2, device=device.type)
         network.fit(part("train", 24), part("validation", 12))
         return np.asarray(network.log_probabilities(part("test", 8)))
 

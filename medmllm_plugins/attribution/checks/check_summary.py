@@ -31,7 +31,9 @@ KEY: Final = ("method", "layer", "mode", "baseline", "steps")
 _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
-def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise_checks(
+    entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Means with 95 % intervals, by method, layer and settings; which checks failed, and which were not made.
 
     A method is ``trusted`` at a layer where all that it can be put to were made, and none failed.
@@ -46,11 +48,11 @@ def summarise(entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping
         entries: of all documents, methods and layers.
         randomised: what is known of models with shuffled weights, by process, method and layer.
     """
-    keys = dict.fromkeys(map(key_of, entries))
-    return [_row(key, [one for one in entries if key_of(one) == key], randomised) for key in keys]
+    keys = dict.fromkeys(map(summary_key, entries))
+    return [_row(key, [one for one in entries if summary_key(one) == key], randomised) for key in keys]
 
 
-def key_of(told: Mapping[str, Any]) -> tuple[Any, ...]:
+def summary_key(told: Mapping[str, Any]) -> tuple[Any, ...]:
     """What entries that are counted together have in common, the values of :data:`KEY`."""
     return tuple(told.get(name) for name in KEY)
 
@@ -78,7 +80,7 @@ def _row(
     flat = [bool(one["flat"]) for one in checks if one.get("flat") is not None]
     row["flat"] = sum(flat) if flat else None
     row["area"] = float(np.mean(areas)) if areas else None
-    row["randomisation"] = _levels([one for one in randomised if key_of(one) == key])
+    row["randomisation"] = _levels([one for one in randomised if summary_key(one) == key])
     row["failed"] = _failed(row)
     row["unchecked"] = [said for name, said in _EVERYWHERE.items() if not row[name]]
     if row["randomisation"] and _survives(row) is None:
@@ -174,11 +176,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
         told = [row["area"], _survives(row), "; ".join(row["failed"]), "; ".join(row["unchecked"])]
-        writer.writerow([*key_of(row), row["n"], *cells, *told])
+        writer.writerow([*summary_key(row), row["n"], *cells, *told])
     return out.getvalue()
 
 
-def render(index: Mapping[str, Any]) -> str:
+def format_summary(index: Mapping[str, Any]) -> str:
     """For people: a line for each method and layer."""
     titles = ("deletion gain", "inside", "hits", "errors", "area", "stability", "gap", "shuffled", "fails")
     rows = [("method", "layer", "explained", "n", *titles)]
@@ -188,7 +190,7 @@ def render(index: Mapping[str, Any]) -> str:
             (
                 row["method"],
                 row["layer"],
-                told_of(row),
+                format_settings(row),
                 str(row["n"]),
                 _told(row["deletion_gain"], interval=True),
                 _told(row["inside"]),
@@ -206,7 +208,7 @@ def render(index: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in index["warnings"])])
 
 
-def told_of(row: Mapping[str, Any]) -> str:
+def format_settings(row: Mapping[str, Any]) -> str:
     """What is explained, against what, in how many steps, for people."""
     return f"{row.get('mode')}, {row.get('baseline')}, {row.get('steps')}"
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray, sample
-from medmllm_plugins.attribution.maps import Map, cells_of_layer
-from medmllm_plugins.attribution.methods.input_methods import mixed_pixels, reading, segments
+from medmllm_plugins.attribution.maps import AttributionMap, layer_cells
+from medmllm_plugins.attribution.methods.input_methods import masked_prompt_scores, mixed_pixels, word_indices
 from medmllm_plugins.attribution.patches import to_patches
 
 STEPS: Final = 10
@@ -78,7 +78,7 @@ class Removal:
             case: the case.
             probability: takes (R, n), 1 for parts that are kept, and returns the target's probability, (R,).
             count: number of parts, n.
-            seed: of the random orders; each document is to have its own (:func:`seed_of`), or the chance that one draw
+            seed: of the random orders; each document is to have its own (:func:`document_seed`), or the chance that one draw
                 is easy or hard would be shared by all of them, and no number of documents would average it away.
         """
         self._batch, self._probability, self._count = case.batch, probability, count
@@ -102,8 +102,8 @@ class Removal:
     @classmethod
     def of_prompt(cls, case: AttributionInput, seed: int) -> Removal:
         """Words of the prompt, which padding takes the place of."""
-        scores = reading(case)
-        return cls(case, lambda keep: case.target.probability(scores(keep)), int(segments(case).max()) + 1, seed)
+        scores = masked_prompt_scores(case)
+        return cls(case, lambda keep: case.target.probability(scores(keep)), int(word_indices(case).max()) + 1, seed)
 
     def areas(self, order: Any) -> tuple[float, float]:
         """Areas under the curves of deletion and of insertion.
@@ -126,34 +126,34 @@ class Removal:
         return tuple(float(np.trapezoid(part, dx=1 / STEPS)) for part in (found[: STEPS + 1], found[STEPS + 1 :]))  # type: ignore[return-value]
 
 
-def seed_of(identifier: str) -> int:
+def document_seed(identifier: str) -> int:
     """A seed of a document's own, the same in every run."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big")
 
 
-def values_of_patches(case: AttributionInput, one: Map) -> FloatArray:
+def patch_values(case: AttributionInput, one: AttributionMap) -> FloatArray:
     """What a map says of each of the tower's patches; those that no row of the map looks at have the least of all."""
     assert one.painted is not None
-    values = sample(one.painted, cells_of_layer(case, PIXELS))
+    values = sample(one.painted, layer_cells(case, PIXELS))
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def values_of_words(case: AttributionInput, one: Map) -> FloatArray:
+def word_values(case: AttributionInput, one: AttributionMap) -> FloatArray:
     """What a map says of each word of the prompt, summed over its tokens."""
-    words = segments(case).cpu().numpy()
+    words = word_indices(case).cpu().numpy()
     assert one.tokens is not None
     found: FloatArray = np.bincount(words[words >= 0], weights=one.tokens[words >= 0]).astype(np.float64)
     return found
 
 
-def order_of(values: FloatArray, seed: int) -> npt.NDArray[np.int64]:
+def importance_order(values: FloatArray, seed: int) -> npt.NDArray[np.int64]:
     """The most important first, and at random among those that are alike.
 
     Any other rule for these, such as from top to bottom, would be an order of its own, which may well beat chance.
 
     Args:
         values: (n,); ``-inf`` for what comes last.
-        seed: of the document, see :func:`seed_of`.
+        seed: of the document, see :func:`document_seed`.
     """
     # Draws of its own: those of the random orders would put these back into one of them.
     chance = np.random.default_rng([seed, 1]).random(len(values))
@@ -161,7 +161,7 @@ def order_of(values: FloatArray, seed: int) -> npt.NDArray[np.int64]:
     return found
 
 
-def flat(values: FloatArray) -> bool:
+def is_constant(values: FloatArray) -> bool:
     """Whether all values that are finite are alike."""
     known = values[np.isfinite(values)]
     return not known.size or bool(np.ptp(known) <= ALIKE * np.abs(known).max())
@@ -173,7 +173,7 @@ def _levelled(values: FloatArray) -> FloatArray:
     return np.round(values / step) if step > 0 else values
 
 
-def similarity(one: FloatArray, other: FloatArray) -> float:
+def rank_correlation(one: FloatArray, other: FloatArray) -> float:
     """Spearman's rank correlation of two sets of values; 0 where one of them is constant, NaN left out."""
     both = np.isfinite(one) & np.isfinite(other)
     first, second = rankdata(one[both]), rankdata(other[both])
@@ -182,7 +182,7 @@ def similarity(one: FloatArray, other: FloatArray) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def likeness(pairs: Sequence[tuple[Map, Map]]) -> dict[str, Any]:
+def map_similarity(pairs: Sequence[tuple[AttributionMap, AttributionMap]]) -> dict[str, Any]:
     """How alike maps of the same documents by two models are, means over the documents.
 
     Adebayo et al. (arXiv:1810.03292) compare both values as they are and their sizes: a map whose signs fall by chance
@@ -198,8 +198,8 @@ def likeness(pairs: Sequence[tuple[Map, Map]]) -> dict[str, Any]:
         if one.painted is not None and other.painted is not None
     ]
     return {
-        "similarity": float(np.mean([similarity(one, other) for one, other in values])),
-        "absolute_similarity": float(np.mean([similarity(np.abs(one), np.abs(other)) for one, other in values])),
+        "similarity": float(np.mean([rank_correlation(one, other) for one, other in values])),
+        "absolute_similarity": float(np.mean([rank_correlation(np.abs(one), np.abs(other)) for one, other in values])),
         "structural_similarity": float(np.mean(shapes)) if shapes else None,
         "documents": len(pairs),
     }
@@ -220,7 +220,7 @@ def structural_similarity(one: FloatArray, other: FloatArray) -> float:
     return float(((2 * m1 * m2 + c1) * (2 * both + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))).mean())
 
 
-def lesion(painted: FloatArray, mask: Any) -> tuple[float | None, float | None, bool | None]:
+def lesion_overlap(painted: FloatArray, mask: Any) -> tuple[float | None, float | None, bool | None]:
     """How much of a map lies in a lesion.
 
     What the processor cropped away can hold no value: only where the map has values are shares taken.

@@ -23,13 +23,13 @@ BAND: Final = 2**20
 """Entries of a matrix that are shuffled in one order of their own."""
 
 
-def possible(loaded: LoadedModel) -> bool:
+def can_shuffle(loaded: LoadedModel) -> bool:
     """Whether the weights can be shuffled: those of a quantised model cannot."""
     return all(value.is_floating_point() for value in loaded.model.parameters())
 
 
 @contextmanager
-def cascade(loaded: LoadedModel, seed: int = 0) -> Iterator[Iterator[str]]:
+def cascading_randomisation(loaded: LoadedModel, seed: int = 0) -> Iterator[Iterator[str]]:
     """Shuffle the weights level by level while the context is open; they are put back to the last bit.
 
     ``with cascade(loaded) as levels: for level in levels: …`` sees the model with all shuffled down to that level. A

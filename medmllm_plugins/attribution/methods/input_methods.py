@@ -8,9 +8,20 @@ import torch
 from captum.attr import FeatureAblation, IntegratedGradients, KernelShap, Saliency
 from torch import Tensor
 
-from medmllm_plugins.attribution.attribution_input import PIXELS, ActivationPatch, AttributionInput, told_of_gradients
+from medmllm_plugins.attribution.attribution_input import (
+    PIXELS,
+    ActivationPatch,
+    AttributionInput,
+    translated_gradient_errors,
+)
 from medmllm_plugins.attribution.geometry import cells, neighbourhoods
-from medmllm_plugins.attribution.methods.layer_methods import RULE, MethodConfig, Scores, ablated, completeness_gap
+from medmllm_plugins.attribution.methods.layer_methods import (
+    RULE,
+    MethodConfig,
+    Scores,
+    ablation_scores,
+    completeness_gap,
+)
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.models.stages import EMBED
 
@@ -23,14 +34,14 @@ MOST_GROUPS = 196
 def saliency(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """The size of the target's gradient at each pixel: Captum's Saliency (Simonyan et al., arXiv:1312.6034)."""
     given = case.pixels[None].detach().clone().requires_grad_()
-    with told_of_gradients([PIXELS]):
+    with translated_gradient_errors([PIXELS]):
         found: Tensor = Saliency(lambda pixels: case.values(len(pixels), (), pixels)).attribute(given)
     return {PIXELS: Scores(_by_patch(case, found))}
 
 
 def integrated_gradients(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Gradients along the way from baseline to image, at each pixel: Captum's IntegratedGradients."""
-    with told_of_gradients([PIXELS]):
+    with translated_gradient_errors([PIXELS]):
         found: Tensor = IntegratedGradients(lambda pixels: case.values(len(pixels), (), pixels)).attribute(
             case.pixels[None].detach().clone().requires_grad_(),
             case.blank_pixels[None],
@@ -51,7 +62,7 @@ def occlusion(case: AttributionInput, layers: Sequence[str], how: MethodConfig) 
         return case.values(len(keep), (), mixed_pixels(case, patches, blank, keep))
 
     groups = neighbourhoods(cells(case.loaded, case.inputs, case.shown, PIXELS), MOST_GROUPS)
-    return {PIXELS: Scores(ablated(case, forward, len(patches), torch.from_numpy(groups)))}
+    return {PIXELS: Scores(ablation_scores(case, forward, len(patches), torch.from_numpy(groups)))}
 
 
 def mixed_pixels(case: AttributionInput, patches: Tensor, blank: Tensor, keep: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ def mixed_pixels(case: AttributionInput, patches: Tensor, blank: Tensor, keep: T
 
 def prompt_ablation(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """By how much the target falls when a word of the prompt is read as padding: Captum's FeatureAblation."""
-    words, scores = segments(case), reading(case)
+    words, scores = word_indices(case), masked_prompt_scores(case)
     keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
     with torch.no_grad():
         found: Tensor = FeatureAblation(lambda kept: case.target.value(scores(kept))).attribute(
@@ -83,7 +94,7 @@ def prompt_ablation(case: AttributionInput, layers: Sequence[str], how: MethodCo
 
 def kernel_shap(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
     """Shapley values of the prompt's words, estimated by Captum's KernelShap (Lundberg and Lee, arXiv:1705.07874)."""
-    words, scores = segments(case), reading(case)
+    words, scores = word_indices(case), masked_prompt_scores(case)
     keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(how.seed)
@@ -93,7 +104,7 @@ def kernel_shap(case: AttributionInput, layers: Sequence[str], how: MethodConfig
     return {PROMPT: Scores(_shared(found[0], words))}
 
 
-def segments(case: AttributionInput) -> Tensor:
+def word_indices(case: AttributionInput) -> Tensor:
     """Which word each token of the prompt belongs to, (L,), int64; -1 for image tokens.
 
     A word begins at a token whose text begins with white space, at a special token, and behind one.
@@ -125,9 +136,9 @@ def token_texts(case: AttributionInput) -> list[str]:
     ]
 
 
-def reading(case: AttributionInput) -> Callable[[Tensor], Tensor]:
+def masked_prompt_scores(case: AttributionInput) -> Callable[[Tensor], Tensor]:
     """Scores of the answers, (R, K), with some words read as padding: takes (R, words), 1 for those that are kept."""
-    words = segments(case)
+    words = word_indices(case)
     states = case.states([EMBED])[EMBED]
 
     def forward(keep: Tensor) -> Tensor:

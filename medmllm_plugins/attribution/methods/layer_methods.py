@@ -20,7 +20,7 @@ from medmllm_plugins.attribution.attribution_input import (
     ActivationGradients,
     ActivationPatch,
     AttributionInput,
-    told_of_gradients,
+    translated_gradient_errors,
 )
 
 RULE = "gausslegendre"
@@ -115,7 +115,7 @@ def _integrated_together(case: AttributionInput, layers: Sequence[str], how: Met
         return case.values(rows * len(layers), put).view(len(layers), rows).sum(0)
 
     inputs, baselines = tuple(states[one] for one in layers), tuple(blank[one] for one in layers)
-    with told_of_gradients(layers):
+    with translated_gradient_errors(layers):
         found = IntegratedGradients(forward).attribute(
             inputs,
             baselines,
@@ -172,11 +172,11 @@ def layer_feature_ablation(case: AttributionInput, layers: Sequence[str], how: M
             mixed = torch.where(keep[..., None] > 0, states[layer], blank[layer])
             return case.values(len(keep), [ActivationPatch(layer, mixed)])
 
-        found[layer] = Scores(ablated(case, forward, count, torch.arange(count)))
+        found[layer] = Scores(ablation_scores(case, forward, count, torch.arange(count)))
     return found
 
 
-def ablated(case: AttributionInput, forward: Callable[[Tensor], Tensor], count: int, groups: Tensor) -> Tensor:
+def ablation_scores(case: AttributionInput, forward: Callable[[Tensor], Tensor], count: int, groups: Tensor) -> Tensor:
     """(count,): by how much the target falls without each group, shared among its members."""
     keep = torch.ones(1, count, device=case.pixels.device)
     groups = groups.to(keep.device)

@@ -45,7 +45,7 @@ def specs() -> dict[str, AttributionSpec]:
     return dict(get_manager().attributions())
 
 
-def choose(
+def select_methods(
     names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]
 ) -> list[SelectedMethod]:
     """The methods and layers that were asked for.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.data.readers.dicom_elements import Selection, Values, open_dicom, read_elements
-from medmllm_plugins.data.readers.image_files import may_be_dicom
+from medmllm_plugins.data.readers.image_reader import may_be_dicom
 from medmllm_plugins.errors import DataError
 
 _IDENTIFIERS: Final = {"series": "SeriesInstanceUID", "studies": "StudyInstanceUID", "patients": "PatientID"}

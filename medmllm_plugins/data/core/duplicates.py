@@ -15,15 +15,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from medmllm_plugins.data.readers.reader_threads import processors
+from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
 from medmllm_plugins.errors import DataError
 
 Pairs: TypeAlias = npt.NDArray[np.intp]
 """``[m, 2]`` indices of two pictures each."""
-THUMBNAIL = 32
-"""Side of a thumbnail, in pixels."""
 MAX_HAMMING = 8
 """Largest distance of two near-duplicates' hashes, in bits of 64."""
 MIN_CORRELATION = 0.95
@@ -46,16 +44,6 @@ _ROUNDING = 1e-5
 _MAX_THREADS = 8
 
 
-def thumbnail(image: Image.Image) -> npt.NDArray[np.float32]:
-    """Shrink a picture to what the comparison looks at.
-
-    Returns:
-        ``[32, 32]`` float32 grey levels, 0 to 255, each the mean of its part of the picture.
-    """
-    grey = image.convert("F") if image.mode == "L" else image.convert("L").convert("F")
-    return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
-
-
 def near_duplicates(thumbnails: npt.NDArray[np.float32]) -> Pairs:
     """Find all pairs of near-duplicates; see the module for what counts as one.
 
@@ -67,7 +55,7 @@ def near_duplicates(thumbnails: npt.NDArray[np.float32]) -> Pairs:
     Pictures without structure (contrast below :data:`MIN_CONTRAST`) have no meaningful hash and are in no pair.
 
     Args:
-        thumbnails: ``[n, 32, 32]`` grey levels, see :func:`thumbnail`.
+        thumbnails: ``[n, 32, 32]`` grey levels, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`.
 
     Returns:
         ``[m, 2]`` indices ``i < j``, in lexicographic order.

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
-from medmllm_plugins.data.core.duplicates import near_duplicates, thumbnail
-from medmllm_plugins.data.readers.images import ImageFacts
+from medmllm_plugins.data.core.duplicates import near_duplicates
+from medmllm_plugins.data.readers.pillow_images import ImageFacts
+from medmllm_plugins.data.readers.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume

@@ -21,7 +21,7 @@ from medmllm_plugins.data.layouts.class_folders import (
     subfolders,
 )
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
-from medmllm_plugins.data.readers.images import read_rgb
+from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.errors import DataError
 
 ARCHIVE_FOLDER = "Dataset_BUSI_with_GT"

@@ -11,7 +11,7 @@ import numpy as np
 
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates
-from medmllm_plugins.data.readers.images import SUFFIXES, ImageFacts, scan_images
+from medmllm_plugins.data.readers.pillow_images import SUFFIXES, ImageFacts, scan_images
 
 _LITTER = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
 

@@ -19,7 +19,7 @@ from medmllm_plugins.data.layouts.class_folders import (
     subfolders,
 )
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
-from medmllm_plugins.data.readers.images import SUFFIXES
+from medmllm_plugins.data.readers.pillow_images import SUFFIXES
 from medmllm_plugins.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from PIL import Image
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.data.readers.images import read_rgb
+from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.errors import DataError, one_line, shown
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class FileLayout(Layout):
     """A layout with one image file for each document."""
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
-        """Read the file as RGB; see :func:`medmllm_plugins.data.readers.images.read_rgb` for the errors."""
+        """Read the file as RGB; see :func:`medmllm_plugins.data.readers.pillow_images.read_rgb` for the errors."""
         return read_rgb(folder / document.image)
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import FOLDS
 from medmllm_plugins.data.core.fold_names import LEFT_OUT
-from medmllm_plugins.data.readers.image_options import PictureOptions
+from medmllm_plugins.data.readers.picture_options import PictureOptions
 from medmllm_plugins.errors import DataError, one_line, shown
 from medmllm_plugins.utils.declared_model import DeclaredModel, Expected, read_declaration
 

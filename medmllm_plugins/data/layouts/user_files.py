@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from medmllm_plugins.data.core.data_faults import relative
 from medmllm_plugins.data.layouts.class_folders import is_litter
 from medmllm_plugins.data.readers.dicom_kinds import kind_without_pictures
-from medmllm_plugins.data.readers.image_files import ARRAY, is_picture, may_be_dicom
-from medmllm_plugins.data.readers.images import SUFFIXES
+from medmllm_plugins.data.readers.image_reader import ARRAY, is_picture, may_be_dicom
+from medmllm_plugins.data.readers.pillow_images import SUFFIXES
 from medmllm_plugins.errors import DataError, shown
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ARRAY)

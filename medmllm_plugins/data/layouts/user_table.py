@@ -25,7 +25,7 @@ from medmllm_plugins.data.layouts.class_folders import repeated_ids
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.layouts.table_entries import Entry, entries
 from medmllm_plugins.data.layouts.table_options import TableOptions, table_options
-from medmllm_plugins.data.readers.image_files import picture_size, read_picture
+from medmllm_plugins.data.readers.image_reader import picture_size, read_picture
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import DataError
 
@@ -94,7 +94,7 @@ class Table(FileLayout):
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
         """Read the document's picture or volume.
 
-        See :func:`medmllm_plugins.data.readers.image_files.read_picture` and
+        See :func:`medmllm_plugins.data.readers.image_reader.read_picture` and
         :func:`medmllm_plugins.data.readers.volumes.read_volume` for the errors.
         """
         path = folder / document.image

@@ -13,7 +13,7 @@ from typing import Final
 from medmllm_plugins.data.core.fold_names import counted, fold_of
 from medmllm_plugins.data.layouts.csv_rows import Row
 from medmllm_plugins.data.layouts.user_files import NotFound, UserFiles, WithoutPicture, list_files
-from medmllm_plugins.data.readers.image_files import ARRAY, may_be_dicom, open_array
+from medmllm_plugins.data.readers.image_reader import ARRAY, may_be_dicom, open_array
 from medmllm_plugins.errors import DataError, OptionError, shown
 
 NO_COLUMN: Final = "none"

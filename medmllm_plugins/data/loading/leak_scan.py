@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medmllm_plugins.data.core.duplicates import THUMBNAIL
 from medmllm_plugins.data.core.leaks import MAX_COMPARED, Leaks, find_leaks, picture_facts, voxels_digest
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.readers.reader_threads import reader_threads
+from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
 
 
 def scan_for_leaks(data: Dataset) -> Leaks:

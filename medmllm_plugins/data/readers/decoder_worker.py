@@ -16,6 +16,7 @@ import sys
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 
 FRAME = struct.Struct("<IQ")
 """What goes before each message: bytes of its JSON, then bytes of its payload."""
@@ -59,17 +60,16 @@ def _answer(answers: BinaryIO, job: dict[str, Any], payload: bytes) -> None:
 
 
 def limit_memory(budget: int) -> None:
-    """Let this process take at most ``budget`` bytes of address space beyond what it has, where the platform can."""
-    try:
-        import resource
+    """Let this process take at most ``budget`` bytes of address space beyond what it has.
 
-        with open("/proc/self/statm", encoding="ascii") as opened:
-            taken = int(opened.read().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = taken + budget if hard == resource.RLIM_INFINITY else min(taken + budget, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    except (ImportError, OSError, ValueError):  # no such limit on this platform; the time limit remains
+    macOS and Windows have no such limit; there, the time limit remains.
+    """
+    process = psutil.Process()
+    if not hasattr(process, "rlimit"):
         return
+    limit = process.memory_info().vms + budget
+    _, hard = process.rlimit(psutil.RLIMIT_AS)
+    process.rlimit(psutil.RLIMIT_AS, (limit if hard == psutil.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

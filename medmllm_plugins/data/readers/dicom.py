@@ -35,8 +35,8 @@ from medmllm_plugins.data.readers.dicom_header import DicomHeader, header_of, re
 from medmllm_plugins.data.readers.dicom_kinds import count_kinds, kind_without_pictures
 from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
 from medmllm_plugins.data.readers.dicom_prefix import is_dicom
-from medmllm_plugins.data.readers.image_options import DEFAULT, PictureOptions, side_by_side
 from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window_bounds
+from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, side_by_side
 from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import head

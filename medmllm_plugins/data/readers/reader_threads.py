@@ -1,4 +1,4 @@
-"""How many files are decoded at once: no more than there are processors, or than fit into memory at their worst."""
+"""Number of files that are decoded at once: limited by the processors, and by the memory that the largest files take."""
 
 from __future__ import annotations
 
@@ -6,73 +6,50 @@ import os
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from medmllm_plugins.data.readers.decode_limit import max_decoded_bytes
 
-MOST: Final = 8
-"""Threads beyond these gain nothing, as disks and the interpreter's lock keep up with no more."""
+MAX_THREADS: Final = 8
+"""Disks and the interpreter lock keep up with no more."""
 
 _OVERHEAD: Final = 64 * 1024**2
-_MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def reader_threads() -> int:
-    """Return the number of threads that decode images or volumes side by side, at least 1.
+    """Return the number of threads that decode images or volumes in parallel, at least 1.
 
-    A file takes at most twice the limit of :mod:`medmllm_plugins.data.readers.decode_limit` and a little more. All pools of
-    threads that read files take their size from here.
+    All thread pools that read files take their size from here.
     """
-    threads = min(MOST, processors())
-    memory = available_memory()
-    return threads if memory is None else max(1, min(threads, memory // worst_case_bytes()))
+    return max(1, min(MAX_THREADS, processors(), available_memory() // worst_case_bytes()))
 
 
 def processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # not on every system
+    except (AttributeError, OSError):  # macOS, Windows
         return os.cpu_count() or 1
 
 
 def worst_case_bytes() -> int:
-    """Return the most memory that decoding one file takes, in bytes."""
+    """Return the most memory that decoding one file takes, in bytes: twice the decode limit and a little more."""
     return 2 * max_decoded_bytes() + _OVERHEAD
 
 
-def available_memory() -> int | None:
-    """Return the bytes this process may still take; ``None`` where the system does not tell.
+def available_memory() -> int:
+    """Return the bytes this process may still take.
 
-    The smaller of what the machine has free and what the container's control group (version 2) leaves.
+    The smaller of what the machine has available and what the container's control group (version 2) leaves.
     """
-    free = [size for size in (_machine(), _container()) if size is not None]
-    if free:
-        return max(0, min(free))
+    available = int(psutil.virtual_memory().available)
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _machine() -> int | None:
-    kilobytes = _numbers(_MEMINFO).get("MemAvailable:")
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _container() -> int | None:
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" without a limit
         used = int((_CGROUP / "memory.current").read_text())
+        statistics = (_CGROUP / "memory.stat").read_text().split()
     except (OSError, ValueError):
-        return None
-    # Files the system keeps in memory go when memory is asked for.
-    return limit - used + _numbers(_CGROUP / "memory.stat").get("inactive_file", 0)
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """The numbers of a file of lines of a name and a number; empty where there is none."""
-    try:
-        lines = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+        return available
+    # Files that the system keeps in memory are dropped when memory is needed.
+    files = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
+    return max(0, min(available, limit - used + int(files)))

@@ -2,7 +2,7 @@
 
 The formats are in :mod:`medmllm_plugins.data.readers.nifti`, :mod:`medmllm_plugins.data.readers.nrrd` and
 :mod:`medmllm_plugins.data.readers.metaimage`, arrays in
-:mod:`medmllm_plugins.data.readers.volume_arrays`.
+:mod:`medmllm_plugins.data.readers.npy_volumes`.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit
 from medmllm_plugins.data.readers.metaimage import read_metaimage_header
 from medmllm_plugins.data.readers.nifti import read_nifti_header
+from medmllm_plugins.data.readers.npy_volumes import read_volume_array_header
 from medmllm_plugins.data.readers.nrrd import read_nrrd_header
-from medmllm_plugins.data.readers.volume_arrays import read_volume_array_header
 from medmllm_plugins.data.readers.volume_headers import VolumeHeader
 from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
 from medmllm_plugins.data.readers.voxels import read_voxels

@@ -10,9 +10,9 @@ from PIL import Image
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size
 from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
-from medmllm_plugins.data.readers.image_options import DEFAULT, PictureOptions
-from medmllm_plugins.data.readers.images import SUFFIXES, check_pixels, read_rgb, to_rgb
 from medmllm_plugins.data.readers.numpy_files import MAGIC, array_file_header
+from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions
+from medmllm_plugins.data.readers.pillow_images import SUFFIXES, check_pixels, read_rgb, to_rgb
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head
 
@@ -46,7 +46,7 @@ def is_picture(path: Path) -> bool:
 def read_picture(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
     """Read a picture as RGB, 8 bit per channel.
 
-    - Image files: see :func:`medmllm_plugins.data.readers.images.read_rgb`; of several frames the first is read.
+    - Image files: see :func:`medmllm_plugins.data.readers.pillow_images.read_rgb`; of several frames the first is read.
     - ``.npy``: ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``. 8-bit values are taken as they are; grey values of other
       types are scaled so that the smallest and largest become 0 and 255, as arrays say nothing of the range in use.
     - DICOM: see :func:`medmllm_plugins.data.readers.dicom.read_dicom_image`.

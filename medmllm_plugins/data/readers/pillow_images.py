@@ -20,9 +20,9 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from medmllm_plugins.data.core.duplicates import thumbnail
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size, max_decoded_bytes
 from medmllm_plugins.data.readers.reader_threads import reader_threads
+from medmllm_plugins.data.readers.thumbnails import thumbnail
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import open_regular, size_of
 
@@ -64,7 +64,7 @@ class ImageFacts:
     Attributes:
         pixels: SHA-256, in hexadecimal, of width, height and RGB values: equal for files that show the same picture
             whatever their format.
-        thumbnail: ``[32, 32]`` float32 grey levels, see :func:`medmllm_plugins.data.core.duplicates.thumbnail`.
+        thumbnail: ``[32, 32]`` float32 grey levels, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`.
     """
 
     pixels: str

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 from support.image_files import cut, picture, write_picture
 
-from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates, thumbnail
+from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates
 from medmllm_plugins.data.readers.decode_limit import VARIABLE
-from medmllm_plugins.data.readers.images import check_images, read_rgb, to_rgb
+from medmllm_plugins.data.readers.pillow_images import check_images, read_rgb, to_rgb
+from medmllm_plugins.data.readers.thumbnails import thumbnail
 from medmllm_plugins.errors import DataError
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
