@@ -502,11 +502,11 @@ def test_disabled_plugins_are_not_listed_as_working(
 
 def test_the_hosts_commands_get_their_words_and_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch = pytest.importorskip("lmms_eval.cli.dispatch")
-    from medmllm_plugins.host import command_line, entry_point
+    from medmllm_plugins.host import command_line, entry_point, task_manager_hook
 
     seen: list[Any] = []
     monkeypatch.setattr(command_line._status, "every", False)
-    monkeypatch.setattr(entry_point, "install_task_hook", lambda: seen.append("hook"))
+    monkeypatch.setattr(task_manager_hook, "install_task_hook", lambda: seen.append("hook"))
     monkeypatch.setattr(entry_point, "register_models", lambda: seen.append("models"))
     monkeypatch.setattr(dispatch, "main", lambda: seen.append(list(sys.argv)))
     monkeypatch.setattr(sys, "argv", ["medmllm"])
