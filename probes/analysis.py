@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,202 +14,62 @@ import torch
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import Estimate, number
+from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes.curves import BootstrapAccuracies, Point, bootstrap_accuracies, curve_points
-from medmllm_plugins.probes.diagnosis import (
-    ANSWER,
-    MAJORITY,
-    MODES,
-    REFERENCE,
-    SCORES,
-    TITLES,
-    Diagnosis,
-    Effect,
-    diagnose,
-)
-from medmllm_plugins.probes.feature_health import Health, health, health_score
-from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes, stage_ends
+from medmllm_plugins.probes.curves import BootstrapAccuracies, bootstrap_accuracies, curve_points
+from medmllm_plugins.probes.diagnosis import ANSWER, MAJORITY, REFERENCE, SCORES, diagnose
+from medmllm_plugins.probes.feature_health import health, health_score
+from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes
 from medmllm_plugins.probes.labelled_features import (
     LabelledFeatures,
     count_shared_groups,
     read_labelled_features,
     resplit,
 )
-from medmllm_plugins.probes.mapping import SemanticMapping, semantic_mapping
+from medmllm_plugins.probes.mapping import semantic_mapping
 from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
+from medmllm_plugins.results.probe_records import (
+    MODES,
+    MODULES,
+    PROVEN,
+    TITLES,
+    Effect,
+    FeatureHealth,
+    ProbeAnalysis,
+    ProbePoint,
+    SemanticMapping,
+)
 
 LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
 PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
 """Figures that the host prints beside the answers' accuracy."""
-MODULES: Final = ("vision", "connector", "llm")
 MAPPING_CAVEAT: Final = (
     "Either the words are to blame, or a stage before hands the image over in a form that the next has not learnt to "
     "read: probes, which are fitted anew at every stage, cannot tell."
 )
 """What is added where the mapping is named and the label scores do not show that the LLM came to the right word."""
-PROVEN: Final = ("permuted", "decoding")
-"""Kinds of mapping where they do: the right word only has another's place, or is scored highest but not written."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleHealth:
-    """The Feature Health Score of one module.
-
-    Attributes:
-        module: ``"vision"``, ``"connector"`` or ``"llm"``.
-        pooling: of the curve.
-        health: the score and its parts.
-        score: the score with its interval.
-        layers: the curve's layers, in order.
-    """
-
-    module: str
-    pooling: str
-    health: Health
-    score: Estimate
-    layers: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        told = {
-            "module": self.module,
-            "pooling": self.pooling,
-            "layers": list(self.layers),
-            "interval": self.score.to_dict(),
-        }
-        return told | self.health.to_dict()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Analysis:
-    """Everything that the probes of one task tell.
-
-    Attributes:
-        task: the task's name.
-        model: the model's name.
-        options: how it was done.
-        labels: the classes.
-        counts: number of documents by fold.
-        groups: number of groups in the test fold.
-        chance: ``1 / K``, the balanced accuracy of guessing.
-        majority: accuracy of always answering the train fold's commonest class.
-        answer: accuracy of the answers.
-        reference: accuracy of the reference classifier; ``None`` without one.
-        reference_name: its name; empty without one.
-        points: the curves.
-        best: the layer and pooling whose probe is best on the validation fold, floors and unread layers left out.
-        health: Feature Health Scores by module and pooling.
-        mapping: the semantic mapping.
-        diagnosis: the four modes.
-        alone: the same as it would be without the reference classifier.
-        types: number of types of the control task.
-        warnings: what the reader must know.
-        seconds: wall time of fitting and of everything.
-    """
-
-    task: str
-    model: str
-    options: Options
-    labels: tuple[str, ...]
-    counts: dict[str, int]
-    groups: int
-    chance: float
-    majority: float
-    answer: Estimate
-    reference: Estimate | None
-    reference_name: str
-    points: tuple[Point, ...]
-    best: Point
-    health: tuple[ModuleHealth, ...]
-    mapping: SemanticMapping
-    diagnosis: Diagnosis
-    alone: Diagnosis
-    lens: tuple[str, ...]
-    types: int
-    warnings: tuple[str, ...]
-    seconds: dict[str, float]
-
-    def health_of(self, module: str, pooling: str) -> ModuleHealth | None:
-        """The health of one module; ``None`` where there is no such curve."""
-        return next((one for one in self.health if (one.module, one.pooling) == (module, pooling)), None)
-
-    def handed_over(self) -> tuple[Point, ...]:
-        """What tower, connector and LLM hand over, as the diagnosis reads them."""
-        handed = stage_ends(
-            [StoredLayer(one.key.layer, one.key.part, (one.key.pooling,), (), one.key.read) for one in self.points]
-        )
-        return tuple(
-            one for one in self.points if (one.key.layer, one.key.pooling) in handed and one.key.part != "control"
-        )
-
-    def printed(self) -> dict[str, float | None]:
-        """The figures of :data:`PRINTED`; ``None`` for what is not known."""
-        found: dict[str, float | None] = {"probe": self.best.accuracy.value}
-        for module in MODULES:
-            curve = self.health_of(module, MEAN)
-            found[f"fhs_{module}"] = None if curve is None else number(curve.score.value)
-        return found | {f"lost_{one.mode}": number(one.loss.value) for one in self.diagnosis.effects}
-
-    def headline(self) -> str:
-        """The sentences to read."""
-        named = self.diagnosis.named
-        first = (
-            f"answers {self.answer.percent()}, best probe {self.best.accuracy.percent()} at {self.best.key.layer} "
-            f"({self.best.key.pooling})"
-        )
-        supported = self.diagnosis.supported
-        if named is None:
-            open_ones = [one.mode for one in self.diagnosis.effects if one.verdict == "cannot tell"]
-            rest = f"; cannot tell of {', '.join(open_ones)}" if open_ones else ""
-            if not supported:
-                return f"{first}. No failure mode is supported{rest}."
-            return f"{first}. Supported, but not charged to one stage: {_lost(supported)}{rest}."
-        effect = self.diagnosis.of(named)
-        more = f" {MAPPING_CAVEAT}" if named == "mapping" and self.mapping.kind not in PROVEN else ""
-        others = [one for one in supported if one.mode != named]
-        beside = f" Supported beside it: {_lost(others)}." if others else ""
-        return f"{first}. {TITLES[named].capitalize()} ({named}): {effect.why}{more}{beside}"
-
-    def headline_facts(self) -> dict[str, Any]:
-        """What the manifest tells."""
-        return {
-            "named": self.diagnosis.named,
-            **{f"verdict_{one.mode}": one.verdict for one in self.diagnosis.effects},
-            "best": f"{self.best.key.layer} ({self.best.key.pooling})",
-            "seconds": self.seconds,
-            "warnings": list(self.warnings),
-            **self.printed(),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "medmllm_probes": 1,
-            "task": self.task,
-            "model": self.model,
-            "headline": self.headline(),
-            "options": self.options.to_dict(),
-            "labels": list(self.labels),
-            "counts": self.counts,
-            "groups": self.groups,
-            "chance": self.chance,
-            "majority": self.majority,
-            "answer": self.answer.to_dict(),
-            "reference": None if self.reference is None else self.reference.to_dict(),
-            "reference_name": self.reference_name,
-            "diagnosis": self.diagnosis.to_dict(),
-            "health": [one.to_dict() for one in self.health],
-            "best": self.best.to_dict(),
-            "mapping": {**self.mapping.to_dict(), "lens_layers": list(self.lens)},
-            "points": [one.to_dict() for one in self.points],
-            "control_types": self.types,
-            "warnings": list(self.warnings),
-            "seconds": self.seconds,
-        }
+def _headline(analysis: ProbeAnalysis) -> str:
+    """Return the result in one or two sentences."""
+    diagnosis, best = analysis.diagnosis, analysis.best
+    first = (
+        f"answers {analysis.answer.percent()}, best probe {best.accuracy.percent()} at {best.layer} ({best.pooling})"
+    )
+    undecided = f"; cannot tell of {', '.join(diagnosis.undecided)}" if diagnosis.undecided else ""
+    if not diagnosis.supported:
+        return f"{first}. No failure mode is supported{undecided}."
+    named = diagnosis.named
+    if named is None:
+        return f"{first}. Supported, but not charged to one stage: {_lost(diagnosis.supported)}{undecided}."
+    is_proven = analysis.mapping is not None and analysis.mapping.kind in PROVEN
+    caveat = f" {MAPPING_CAVEAT}" if named == "mapping" and not is_proven else ""
+    others = diagnosis.supported[1:]
+    also = f" Supported beside it: {_lost(others)}." if others else ""
+    return f"{first}. {TITLES[named].capitalize()} ({named}): {diagnosis.of(named).why}{caveat}{also}"
 
 
 def _lost(effects: Sequence[Effect]) -> str:
@@ -224,7 +84,7 @@ def analyse(
     *,
     reference: Reference | None = None,
     device: torch.device | None = None,
-) -> Analysis:
+) -> ProbeAnalysis:
     """Fit the probes of a task and judge what they tell.
 
     Args:
@@ -260,18 +120,18 @@ def analyse(
         beside[SCORES] = (tested.argmax(1) == truth).astype(np.float64)
     draws = bootstrap_accuracies(fitted, samples, beside, seed=options.seed)
     curve = curve_points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
-    own = [one for one in curve if one.key.part != "control" and one.key.read]
-    return Analysis(
+    own = [one for one in curve if one.part != "control" and one.read]
+    analysis = ProbeAnalysis(
         task=store.header.task,
         model=store.header.model,
-        options=options,
+        options=options.to_dict(),
         labels=samples.labels,
         counts={fold: len(rows) for fold, rows in samples.rows.items()},
         groups=draws.groups,
         chance=1 / len(samples.labels),
         majority=float(draws.values[MAJORITY]),
         answer=draws.estimate(float(draws.values[ANSWER]), draws.resampled[ANSWER]),
-        reference=None
+        reference=UNKNOWN
         if reference is None
         else draws.estimate(float(draws.values[REFERENCE]), draws.resampled[REFERENCE]),
         reference_name="" if reference is None else reference.name,
@@ -280,12 +140,12 @@ def analyse(
         health=_health(fitted, draws, store.header.layers),
         mapping=_mapping(store, samples, fitted, answers, scores, options.seed),
         diagnosis=diagnose(fitted, draws, samples.of("validation"), scored),
-        alone=diagnose(fitted, draws.without(REFERENCE), samples.of("validation"), scored),
-        lens=store.header.lens,
-        types=fitted.types,
+        diagnosis_without_reference=diagnose(fitted, draws.without(REFERENCE), samples.of("validation"), scored),
+        control_types=fitted.types,
         warnings=_warnings(samples, fitted, curve, options),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
+    return replace(analysis, headline=_headline(analysis))
 
 
 def _answers(store: FeatureStore, samples: LabelledFeatures, outcomes: Sequence[Outcome]) -> Ints:
@@ -357,7 +217,7 @@ def _repeated(
 
 def _health(
     fitted: ProbePredictions, draws: BootstrapAccuracies, layers: Sequence[StoredLayer]
-) -> tuple[ModuleHealth, ...]:
+) -> tuple[FeatureHealth, ...]:
     """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
     found = []
     for module in MODULES:
@@ -373,12 +233,16 @@ def _health(
             resampled = health_score(np.clip(draws.resampled["probe"][:, places], 0, 1))
             parts = health(np.clip(draws.values["probe"][places], 0, 1))
             found.append(
-                ModuleHealth(
-                    module,
-                    pooling,
-                    parts,
-                    draws.estimate(parts.score, resampled),
-                    tuple(fitted.sites[place].layer for place in places),
+                FeatureHealth(
+                    module=module,
+                    pooling=pooling,
+                    layers=tuple(fitted.sites[place].layer for place in places),
+                    score=draws.estimate(parts.score, resampled),
+                    growth=parts.growth,
+                    volatility=parts.volatility,
+                    p_start=parts.p_start,
+                    p_min=parts.p_min,
+                    p_end=parts.p_end,
                 )
             )
     return tuple(found)
@@ -410,12 +274,13 @@ def _mapping(
             lens=None if lens is None else lens.transpose(1, 0, 2).astype(np.float64),
         ),
         len(samples.labels),
+        lens_layers=store.header.lens,
         seed=seed,
     )
 
 
 def _warnings(
-    samples: LabelledFeatures, fitted: ProbePredictions, curve: Sequence[Point], options: Options
+    samples: LabelledFeatures, fitted: ProbePredictions, curve: Sequence[ProbePoint], options: Options
 ) -> tuple[str, ...]:
     found = []
     if options.controls and fitted.types < 2:
@@ -428,7 +293,7 @@ def _warnings(
             f"The control task has fewer classes than the data: only {fitted.types} types of pictures occur in every "
             f"fold, for {len(samples.labels)} classes, so it is easier than it should be."
         )
-    narrow = sorted({one.key.width for one in curve if one.key.part != "control" and one.key.width < options.width})
+    narrow = sorted({one.width for one in curve if one.part != "control" and one.width < options.width})
     if narrow:
         found.append(
             f"Not all layers are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
@@ -440,7 +305,7 @@ def _warnings(
         )
     stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
     if stuck:
-        found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].key.layer}.")
+        found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].layer}.")
     if fitted.warnings:
         message, count = max(fitted.warnings.items(), key=lambda item: item[1])
         found.append(f"{sum(fitted.warnings.values())} fits raised warnings. The most common ({count} fits): {message}")

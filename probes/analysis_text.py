@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.probes.analysis import MODULES, Analysis
-from medmllm_plugins.probes.diagnosis import TITLES
-from medmllm_plugins.prompts.feature_options import LAST, MEAN
+from medmllm_plugins.probes.fitting import LAST_LAYER
+from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
+from medmllm_plugins.results.probe_records import MODULES, TITLES, ProbeAnalysis
+from medmllm_plugins.utils.plain_text import text_table
 
 
-def render(analysis: Analysis) -> str:
+def render(analysis: ProbeAnalysis) -> str:
     """The verdicts, the Feature Health profile and the curves as text."""
     counts = ", ".join(f"{number} {fold}" for fold, number in analysis.counts.items())
     lines = [
         f"{analysis.task} ({analysis.model}): {counts}; {analysis.groups} groups in the test fold",
-        f"  {analysis.headline()}",
+        f"  {analysis.headline}",
         "",
         *_table(
             [("failure mode", "lost", "95 % CI", "verdict", "from", "to")]
@@ -34,7 +35,7 @@ def render(analysis: Analysis) -> str:
         ),
         "",
         f"  Feature Health: {_profile(analysis)}",
-        f"  Semantic mapping: {analysis.mapping.kind}",
+        f"  Semantic mapping: {'cannot tell' if analysis.mapping is None else analysis.mapping.kind}",
         "",
         *_curves(analysis),
     ]
@@ -44,7 +45,7 @@ def render(analysis: Analysis) -> str:
     return "\n".join(lines)
 
 
-def _profile(analysis: Analysis) -> str:
+def _profile(analysis: ProbeAnalysis) -> str:
     parts = []
     for module in MODULES:
         for pooling in (MEAN, LAST):
@@ -54,14 +55,14 @@ def _profile(analysis: Analysis) -> str:
     return " -> ".join([*parts, f"answers {analysis.answer.value:.2f}"])
 
 
-def _curves(analysis: Analysis) -> list[str]:
+def _curves(analysis: ProbeAnalysis) -> list[str]:
     rows = [("layer", "pooling", "accuracy", "95 % CI", "control", "label_permutation", "p Holm", "")]
     for point in analysis.points:
-        note = "" if point.key.read else "never read"
+        note = "" if point.read else "never read"
         rows.append(
             (
-                point.key.layer,
-                point.key.pooling,
+                point.layer,
+                point.pooling,
                 _percent(point.accuracy.value),
                 _interval(point.accuracy),
                 _percent(point.control.value),
@@ -73,24 +74,24 @@ def _curves(analysis: Analysis) -> list[str]:
     return [*_table(rows), f"  chance {_percent(analysis.chance)}, majority {_percent(analysis.majority)}"]
 
 
-def _repeats(analysis: Analysis) -> list[str]:
+def _repeats(analysis: ProbeAnalysis) -> list[str]:
     """How far the curve's ends move with the division into folds."""
-    if not analysis.options.repeats:
+    repeats = len(analysis.best.repeats)
+    if not repeats:
         return []
-    ends = {(one.key.layer, one.key.pooling): one for one in (analysis.best, *analysis.handed_over())}
-    rows = [("layer", "pooling", "accuracy", "mean", "lowest", "highest")]
-    for (layer, pooling), one in ends.items():
-        mean = sum(one.repeats) / len(one.repeats)
-        shown = [_percent(value) for value in (one.accuracy.value, mean, min(one.repeats), max(one.repeats))]
-        rows.append((layer, pooling, shown[0], shown[1], shown[2], shown[3]))
-    return ["", f"  Divided into folds anew, {analysis.options.repeats} times:", *_table(rows), ""]
+    tower = [point.layer for point in analysis.points if point.part == "vision" and point.read][-1:]
+    ends = {("connector", MEAN), (LAST_LAYER, LAST), *((layer, pooling) for layer in tower for pooling in (MEAN, CLS))}
+    points = {point.site: point for point in analysis.points if point.site in ends}
+    rows: list[tuple[str, ...]] = [("layer", "pooling", "accuracy", "mean", "lowest", "highest")]
+    for point in ({analysis.best.site: analysis.best} | points).values():
+        mean = sum(point.repeats) / len(point.repeats)
+        values = (point.accuracy.value, mean, min(point.repeats), max(point.repeats))
+        rows.append((*point.site, *map(_percent, values)))
+    return ["", f"  {repeats} further divisions into folds:", *_table(rows), ""]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return [f"  {line}" for line in text_table(rows)]
 
 
 def _percent(value: float, *, signed: bool = False) -> str:

@@ -5,66 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.probes.control_labels import permute_labels
-from medmllm_plugins.probes.fitting import ProbePredictions, Site, balanced_accuracy
+from medmllm_plugins.probes.fitting import ProbePredictions, balanced_accuracy
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.results.comparison import holm
+from medmllm_plugins.results.probe_records import ProbePoint
 
 PERMUTATIONS: Final = 9_999
 """Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred layers."""
 _CELLS: Final = 20_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One layer and pooling of the curves; all figures are of the test fold unless they say otherwise.
-
-    Attributes:
-        key: which.
-        accuracy: of the probe.
-        balanced: its mean recall over the classes.
-        corrected: balanced accuracy above chance, ``(b - 1/K) / (1 - 1/K)``: 0 is chance, 1 all right.
-        control: accuracy on the control task, mean over its drawings; NaN without any.
-        selectivity: ``accuracy - control``.
-        label_permutation: mean balanced accuracy of probes of shuffled labels; NaN without any.
-        label_permutation_high: its 95th percentile.
-        p: share of shuffles of the test fold's labels (by group) under which the probe's balanced accuracy is as high.
-        p_holm: corrected over the layers of the model.
-        validation: accuracy on the validation fold.
-        strength: the inverse L2 strength chosen there; ``None`` where there is none.
-        gradient_norm: at the solution; ``None`` likewise.
-        repeats: accuracies on further divisions into folds, in order.
-    """
-
-    key: Site
-    accuracy: Estimate
-    balanced: Estimate
-    corrected: Estimate
-    control: Estimate
-    selectivity: Estimate
-    label_permutation: float
-    label_permutation_high: float
-    p: float
-    p_holm: float
-    validation: float
-    strength: float | None
-    gradient_norm: float | None
-    repeats: tuple[float, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        told: dict[str, Any] = {name: getattr(self.key, name) for name in self.key.__slots__}
-        for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
-            told[name] = getattr(self, name).to_dict()
-        for name in ("label_permutation", "label_permutation_high", "p", "p_holm", "validation"):
-            told[name] = number(getattr(self, name))
-        return {**told, "C": self.strength, "gradient_norm": self.gradient_norm, "repeats": list(self.repeats)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +84,7 @@ def bootstrap_accuracies(
 
 def curve_points(
     fitted: ProbePredictions, samples: LabelledFeatures, draws: BootstrapAccuracies, repeats: Floats, *, seed: int = 0
-) -> tuple[Point, ...]:
+) -> tuple[ProbePoint, ...]:
     """The curves.
 
     Args:
@@ -157,8 +112,12 @@ def curve_points(
             fitted.label_permutation[place],
         )
         found.append(
-            Point(
-                key=key,
+            ProbePoint(
+                layer=key.layer,
+                part=key.part,
+                pooling=key.pooling,
+                width=key.width,
+                read=key.read,
                 accuracy=draws.estimate(value["probe"], accuracy),
                 balanced=draws.estimate(value["balanced"], balanced),
                 corrected=draws.estimate(
@@ -171,7 +130,7 @@ def curve_points(
                 p=float(p[place]),
                 p_holm=float(corrected[place]),
                 validation=float(validation[place]),
-                strength=None if np.isnan(strength) else strength,
+                C=None if np.isnan(strength) else strength,
                 gradient_norm=None if np.isnan(norm) else norm,
                 repeats=tuple(map(float, repeats[:, place])),
             )

@@ -19,9 +19,9 @@ against the connector the end of the LLM with what the label that scores highest
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from typing import Final
 
 import numpy as np
 
@@ -30,17 +30,8 @@ from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.curves import BootstrapAccuracies
 from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, Site
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
+from medmllm_plugins.results.probe_records import Diagnosis, Effect, Mode, Verdict
 
-Mode = Literal["vision", "connector", "comprehension", "mapping"]
-Verdict = Literal["supported", "not supported", "cannot tell"]
-MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-"""In the order in which an image passes the stages."""
-TITLES: Final[Mapping[Mode, str]] = {
-    "vision": "quality limitation in visual representation",
-    "connector": "fidelity loss in connector projection",
-    "comprehension": "comprehension deficit in LLM reasoning",
-    "mapping": "misalignment of semantic mapping",
-}
 MARGIN: Final = 0.03
 """A loss counts from here on, given that its interval lies above zero."""
 TOLERANCE: Final = 0.10
@@ -62,66 +53,6 @@ SCORES: Final = "label scores"
 """The label that scores highest."""
 REFERENCE: Final = "reference"
 MAJORITY: Final = "majority"
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """One failure mode.
-
-    Attributes:
-        mode: which.
-        loss: accuracy lost at this stage, with its interval; NaN where it cannot be known.
-        verdict: whether the evidence supports it.
-        why: one sentence.
-        before: what the stage before was measured by: a layer and pooling, ``"reference"`` or a floor.
-        after: what this stage was measured by; ``"answer"`` for the answers.
-    """
-
-    mode: Mode
-    loss: Estimate
-    verdict: Verdict
-    why: str
-    before: str
-    after: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "mode": self.mode,
-            "title": TITLES[self.mode],
-            "loss": self.loss.to_dict(),
-            "verdict": self.verdict,
-            "why": self.why,
-            "before": self.before,
-            "after": self.after,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """The verdicts on all four modes.
-
-    Attributes:
-        effects: one a mode, in the order in which an image passes the stages.
-        named: the mode that the losses are charged to first; ``None`` where none is supported, or where one before it
-            may be to blame as well.
-    """
-
-    effects: tuple[Effect, ...]
-    named: Mode | None
-
-    @property
-    def supported(self) -> tuple[Effect, ...]:
-        """The effects that the evidence supports, whether or not the losses are charged to one of them."""
-        return tuple(effect for effect in self.effects if effect.verdict == "supported")
-
-    def of(self, mode: Mode) -> Effect:
-        """The effect of one mode."""
-        return self.effects[MODES.index(mode)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {"named": self.named, "effects": [effect.to_dict() for effect in self.effects]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,20 +7,20 @@ beside the curve it sums up and the curve's controls, not in their place.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.utils.record import Record
 
 DECAY = 0.2
 """How fast ups and downs lower the score: lambda in the paper, which sets it to 0.2."""
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class Health(Record):
     """The health of one curve, and what it is made of.
 
     Attributes:
@@ -38,10 +38,6 @@ class Health:
     p_start: float
     p_min: float
     p_end: float
-
-    def to_dict(self) -> dict[str, float | None]:
-        """The numbers by name, ``None`` in place of NaN."""
-        return {name: number(value) for name, value in asdict(self).items()}
 
 
 def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:

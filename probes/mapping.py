@@ -11,15 +11,14 @@ stand in :mod:`medmllm_plugins.probes.output_recalibration`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate, number
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
 from medmllm_plugins.probes.output_recalibration import (
     UNPARSED,
     Recalibrations,
@@ -27,6 +26,7 @@ from medmllm_plugins.probes.output_recalibration import (
     ValidationFold,
     highest_scoring,
 )
+from medmllm_plugins.results.probe_records import Recalibration, SemanticMapping
 
 Kind: TypeAlias = Literal["intact", "permuted", "biased", "missing", "other re-reading", "decoding", "cannot tell"]
 """What :func:`kind_of` can find; its docstring has the rules."""
@@ -39,140 +39,12 @@ TOLERANCE = 0.10
 """A mapping is called intact only where the whole interval of its gap lies below this; a wider one cannot tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How good one reading of the answers or scores is, on the test fold, in accuracy.
-
-    Attributes:
-        accuracy: of the reading.
-        gain: over what it re-reads, the answers or the label that scores highest.
-        over_answers: over the answers.
-        over_constant: over always answering the validation fold's commonest class.
-        short_of_probe: the probe's accuracy less that of the reading.
-    """
-
-    accuracy: Estimate
-    gain: Estimate
-    over_answers: Estimate
-    over_constant: Estimate
-    short_of_probe: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, ``None`` in place of NaN."""
-        return {name: getattr(self, name).to_dict() for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SemanticMapping:
-    """Where the features and the words part, on the test fold.
-
-    All estimates are accuracies, or differences of them, with intervals from one set of draws of groups. The intervals
-    take the fitted re-readings as given: they do not hold the chance of the validation fold.
-
-    Attributes:
-        kind: which reading the evidence supports, by :func:`kind_of`.
-        n: documents.
-        n_groups: groups they fall into.
-        answer: accuracy of the answers, those not parsed being wrong.
-        probe: accuracy of the probe.
-        constant: accuracy of always answering the validation fold's commonest class.
-        mapping_gap: probe less answers; above 0, the features know what the words do not say.
-        probe_only: share of documents that the probe gets right and the answer wrong.
-        answer_only: the reverse.
-        answer_over_constant: answers less the constant answer.
-        probe_over_constant: probe less the constant answer.
-        readings: by name, those that the data allow: ``"scores"`` (the label that scores highest), ``"relabelled"``
-            (answers renamed), ``"permuted"`` (that label renamed), ``"blank"`` (scores less those of a blank image),
-            ``"offsets"`` (scores plus an offset a class), ``"affine"`` (an affine map of the scores).
-        relabelling: for each answered class the class that it is renamed to in ``"relabelled"``; ``None`` without it.
-        relabelled_on: what the renaming was fitted on: the answers of the validation fold, or the labels that score
-            highest where no answers were generated there; ``None`` without a renaming.
-        permutation: the same for ``"permuted"``.
-        offsets: (K,) nats of each class in ``"offsets"``, with mean 0; ``None`` without it.
-        agreement: (K, K, K + 1) documents by true class, the probe's class and the answered class, the last being
-            those not parsed.
-        lens: accuracy of the words read off each layer, in order; ``None`` without lens logits.
-    """
-
-    kind: Kind
-    n: int
-    n_groups: int
-    answer: Estimate
-    probe: Estimate
-    constant: Estimate
-    mapping_gap: Estimate
-    probe_only: Estimate
-    answer_only: Estimate
-    answer_over_constant: Estimate
-    probe_over_constant: Estimate
-    readings: Mapping[str, Reading]
-    relabelling: tuple[int, ...] | None
-    relabelled_on: Literal["answers", "scores"] | None
-    permutation: tuple[int, ...] | None
-    offsets: tuple[float, ...] | None
-    agreement: Ints
-    lens: tuple[Estimate, ...] | None
-
-    @property
-    def scores(self) -> Estimate | None:
-        """Accuracy of the label that scores highest."""
-        return self.readings["scores"].accuracy if "scores" in self.readings else None
-
-    @property
-    def score_gap(self) -> Estimate | None:
-        """That less the answers: above 0, decoding or parsing loses it."""
-        return self._gain("scores")
-
-    @property
-    def relabelling_gain(self) -> Estimate | None:
-        """Renamed answers less the answers: large where labels are swapped."""
-        return self._gain("relabelled")
-
-    @property
-    def permutation_gain(self) -> Estimate | None:
-        """The same for the label that scores highest."""
-        return self._gain("permuted")
-
-    @property
-    def prior_gain_blank(self) -> Estimate | None:
-        """What taking off the scores of a blank image gains: large where a word is preferred whatever the image."""
-        return self._gain("blank")
-
-    @property
-    def prior_gain_fitted(self) -> Estimate | None:
-        """The same with offsets fitted on the validation fold."""
-        return self._gain("offsets")
-
-    @property
-    def affine_gain(self) -> Estimate | None:
-        """What an affine re-reading of the scores gains."""
-        return self._gain("affine")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, ``None`` in place of NaN and of what the data do not allow."""
-        gains = ("scores", "score_gap", "relabelling_gain", "permutation_gain", "prior_gain_blank", "prior_gain_fitted")
-        told: dict[str, Any] = {}
-        for name in (*self.__slots__, *gains, "affine_gain"):
-            value = getattr(self, name)
-            told[name] = value.to_dict() if isinstance(value, Estimate) else value
-        return told | {
-            "readings": {name: reading.to_dict() for name, reading in self.readings.items()},
-            "relabelling": None if self.relabelling is None else list(self.relabelling),
-            "permutation": None if self.permutation is None else list(self.permutation),
-            "offsets": None if self.offsets is None else [number(offset) for offset in self.offsets],
-            "agreement": self.agreement.tolist(),
-            "lens": None if self.lens is None else [layer.to_dict() for layer in self.lens],
-        }
-
-    def _gain(self, reading: str) -> Estimate | None:
-        return self.readings[reading].gain if reading in self.readings else None
-
-
 def semantic_mapping(
     validation: ValidationFold,
     test: ScoredFold,
     classes: int,
     *,
+    lens_layers: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
     margin: float = MARGIN,
@@ -183,6 +55,7 @@ def semantic_mapping(
         validation: the validation fold, on which re-readings are fitted.
         test: the test fold, on which all figures are computed.
         classes: K, at least 2.
+        lens_layers: names of the layers of ``test.lens``.
         resamples: bootstrap resamples of the test fold's groups.
         seed: of resamples, sign flips and the parts of the validation fold.
         margin: accuracy from which a difference counts for ``kind``.
@@ -235,7 +108,9 @@ def semantic_mapping(
     found = {
         name: estimate(float(values[""][row]), drawn[""][:, row], groups=len(groups)) for row, name in enumerate(rows)
     }
-    readings = {name: Reading(**{part: found[f"{name}:{part}"] for part in Reading.__slots__}) for name in read}
+    readings = {
+        name: Recalibration(**{part: found[f"{name}:{part}"] for part in Recalibration.__slots__}) for name in read
+    }
     whole = {name: found[name] for name in rows if ":" not in name}
     kind = kind_of(
         answer=found["answer"],
@@ -257,8 +132,9 @@ def semantic_mapping(
         relabelled_on=fitted.relabelled_on,
         permutation=_told(fitted.permutation) if "permuted" in read else None,
         offsets=None if fitted.offsets is None or "offsets" not in read else tuple(map(float, fitted.offsets)),
-        agreement=_agreement(test, classes),
-        lens=None if lens is None else tuple(found[name] for name in lens),
+        agreement=tuple(tuple(tuple(map(int, row)) for row in table) for table in _agreement(test, classes)),
+        lens=tuple(found[name] for name in lens or ()),
+        lens_layers=tuple(lens_layers) if lens else (),
     )
 
 
@@ -270,7 +146,7 @@ def kind_of(
     mapping_gap: Estimate,
     answer_over_constant: Estimate,
     probe_over_constant: Estimate,
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, Recalibration],
     margin: float = MARGIN,
 ) -> Kind:
     """Name the reading that the evidence supports.

@@ -19,6 +19,7 @@ from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, pr
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.models.base import LoadedModel, VisualInput
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.attribution_options import METHODS, AttributionOptions, Baseline
@@ -30,7 +31,6 @@ from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem,
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
 from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS
-from medmllm_plugins.utils.import_by_name import import_by_name
 
 DEFAULTS: Final = AttributionOptions()
 app = new_app()
@@ -184,7 +184,7 @@ def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answe
 def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     """Load the model of the run as the run did."""
     spec = get_manager().models().get(str(facts.get("name")))
-    if spec is None or spec.loader is None:
+    if spec is None or spec.wrapper is not None:
         raise OptionError(f"Expected a run of a model that this package or a plugin loads, got {facts.get('name')!r}.")
     options = LoadOptions(
         pretrained=str(facts["pretrained"]),
@@ -196,7 +196,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
         peft=facts.get("peft"),
         system=facts.get("system"),
     )
-    loaded: LoadedModel = import_by_name(spec.loader)(options)
+    loaded = load_model(spec, options)
     if loaded.fingerprint != facts["fingerprint"]:
         raise DataError(
             f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), got "

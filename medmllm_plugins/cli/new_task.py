@@ -23,9 +23,8 @@ from medmllm_plugins.plugins.task_files import read_task, read_yaml
 from medmllm_plugins.prompts.task_names import declared_tasks
 from medmllm_plugins.prompts.task_settings import read_settings
 from medmllm_plugins.utils.atomic_files import write_whole
+from medmllm_plugins.utils.identifiers import is_identifier
 from medmllm_plugins.utils.user_dirs import tasks_folder
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 def create_task(options: NewTaskOptions, log: Callable[[str], None]) -> Path:
@@ -105,7 +104,7 @@ def _metadata(spec: DatasetSpec) -> dict[str, Any]:
 def _target_file(options: NewTaskOptions) -> Path:
     """Return the file to write, if the name is valid and free."""
     name = options.name
-    if not _NAME.fullmatch(name):
+    if not is_identifier(name):
         raise OptionError(
             f"Expected the task's name to be lower-case letters, digits and underscores, not starting with an "
             f"underscore, got {name!r}."

@@ -177,8 +177,8 @@ class BatchTracker:
             self.digests, self._rows = [0] * len(ids), {"vision": [], "connector": []}
             return
         inputs = {**kwargs, "input_ids": ids}
-        self._rows = {"vision": self._loaded.rows_of("vision", inputs)}
-        self._rows["connector"] = self._loaded.rows_of("connector", inputs)
+        self._rows = {"vision": self._loaded.rows_per_document("vision", inputs)}
+        self._rows["connector"] = self._loaded.rows_per_document("connector", inputs)
         if pixels.dim() == 5:  # tiles by image, filled up with zeros to the same number
             pixels = pixels.flatten(0, 1)
             pixels = pixels[(pixels != 0).flatten(1).any(1)]

@@ -12,7 +12,7 @@ from medmllm_plugins.report.citations import References
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
 from medmllm_plugins.results.attribution_results import Method
-from medmllm_plugins.results.probe_results import PIXELS, RANDOM_ENCODER, MappingRecord, Probing
+from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 from medmllm_plugins.utils.plain_text import listed, quantity
@@ -272,14 +272,14 @@ def _probes(gathered: RunCollection, cite: References) -> Iterator[str]:
         yield f"Controls: {listed(controls)}."
     yield "A probe shows that a class can be read off a layer, not that the model uses it."
     judged = ["Feature Health Score"] if any(one.health for one in probings) else []
-    judged += ["four failure modes"] if any(one.effects for one in probings) else []
+    judged += ["four failure modes"] if any(one.diagnosis.effects for one in probings) else []
     if judged:
         yield f"We judge by the {' and the '.join(judged)} of{cite('hype')}."
     if maps := [one.mapping for one in probings if one.mapping is not None]:
         yield _mapped(maps, cite)
 
 
-def _fitted(probings: Sequence[Probing], cite: References) -> str:
+def _fitted(probings: Sequence[ProbeAnalysis], cite: References) -> str:
     """What was kept of the models, and which probes were fitted on it."""
     points = [point for one in probings for point in one.points if point.part != "control"]
     parts = [words for name, words in _PARTS.items() if any(point.part == name for point in points)]
@@ -299,7 +299,7 @@ def _fitted(probings: Sequence[Probing], cite: References) -> str:
     )
 
 
-def _controls(probings: Sequence[Probing], cite: References) -> list[str]:
+def _controls(probings: Sequence[ProbeAnalysis], cite: References) -> list[str]:
     """The controls that there are."""
     points = [point for one in probings for point in one.points]
     layers = [point for point in points if point.part != "control"]
@@ -317,7 +317,7 @@ def _controls(probings: Sequence[Probing], cite: References) -> list[str]:
     return found
 
 
-def _mapped(maps: Sequence[MappingRecord], cite: References) -> str:
+def _mapped(maps: Sequence[SemanticMapping], cite: References) -> str:
     """What the probe of the last token was compared with."""
     names = {name for one in maps for name in one.readings}
     read = [f"{words}{cite(*sources)}" for name, (words, sources) in _REREADINGS.items() if name in names]

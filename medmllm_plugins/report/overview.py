@@ -9,7 +9,7 @@ from medmllm_plugins.report.formatting import cut, interval, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
 from medmllm_plugins.report.run_pairs import Difference, leagues
 from medmllm_plugins.report.verdict import Verdict, apart, over_blind, reference_verdict
-from medmllm_plugins.results.probe_results import TITLES
+from medmllm_plugins.results.probe_records import TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 _NAMED = 3

@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the numbers: leaks, limits, doubts and what the runs warned of."""
+"""What a reader must know before trusting the numbers: leaks, limits, and what the runs warned of."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ def _of_run(run: RunFolder) -> Iterator[str]:
     if known(limit):
         what = f"{limit:.0%} of the" if 0 < limit < 1 else f"the first {int(limit):,}"
         yield f"{cut(run.name, 60)}: only {what} rows of each task were asked about (--limit)."
-    for doubt in sequence(run.model.get("doubts")):
-        yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(doubt)}"
+    for warning in sequence(run.model.get("weight_warnings")):
+        yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(warning)}"
     for task in run.tasks:
         yield from _of_task(task)
 

@@ -8,11 +8,11 @@ from typing import Final
 
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.report.formatting import interval, percent, points, turned
 from medmllm_plugins.report.run_collection import Cell, DataPart, Subject
 from medmllm_plugins.report.run_pairs import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
-from medmllm_plugins.results.probe_results import PROVEN, TITLES, Effect, Probing
+from medmllm_plugins.results.probe_records import PROVEN, TITLES, Effect, ProbeAnalysis
 from medmllm_plugins.utils.json_values import clean, mapping, number
 from medmllm_plugins.utils.plain_text import listed
 
@@ -158,10 +158,10 @@ def _verdict(part: DataPart, cell: Cell, gaps: Mapping[str, Gap]) -> Verdict:
         blind=_blind(cell, gaps),
         reference=BaselineComparison() if subject.reference else _reference(part, cell, probing, gaps),
         probed=probed.task.name if probed else "",
-        supported=tuple(probing.supported()) if probing else (),
-        named=probing.named if probing else None,
+        supported=tuple(probing.diagnosis.supported) if probing else (),
+        named=probing.diagnosis.named if probing else None,
         proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
-        undecided=tuple(probing.undecided()) if probing else (),
+        undecided=tuple(probing.diagnosis.undecided) if probing else (),
         unread=_unread(part, cell),
     )
     return replace(told, sentence=_sentence(told))
@@ -188,7 +188,9 @@ def _blind(cell: Cell, gaps: Mapping[str, Gap]) -> BaselineComparison:
     return BaselineComparison(BLIND_BASELINES.get(name, ""), accuracy, *gaps.get(_name(cell), NO_GAP))
 
 
-def _reference(part: DataPart, cell: Cell, probing: Probing | None, gaps: Mapping[str, Gap]) -> BaselineComparison:
+def _reference(
+    part: DataPart, cell: Cell, probing: ProbeAnalysis | None, gaps: Mapping[str, Gap]
+) -> BaselineComparison:
     """The best reference classifier that shares questions with a model; else why there is none."""
     for one in part.references:
         if gap := gaps.get(_name(cell, one)):

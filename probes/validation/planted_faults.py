@@ -37,9 +37,9 @@ from medmllm_plugins.interventions.model_edits import (
     track_batch,
 )
 from medmllm_plugins.models.base import LoadedModel, Question
-from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.stages import layers_of
-from medmllm_plugins.probes.diagnosis import MODES, Mode
+from medmllm_plugins.results.probe_records import MODES, Mode
 
 Strength = Literal[1, 2, 3]
 
@@ -208,7 +208,7 @@ def _contexts(
     ids = _label_ids(loaded, question, labels)
     edits = _permuted(ids, fault, grade) if name == "labels_permuted" else _biased(ids, fault, grade)
     batch = stack.enter_context(track_batch(loaded))
-    return [edit_output(stage(loaded.model, loaded.family.head), batch.answered(edits))]
+    return [edit_output(stage_module(loaded.model, loaded.family.head), batch.answered(edits))]
 
 
 def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:

@@ -29,7 +29,6 @@ from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.diagnosis import MODES, Diagnosis
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
@@ -37,6 +36,8 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
+from medmllm_plugins.results.probe_records import MODES, Diagnosis
+from medmllm_plugins.utils.plain_text import text_table
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Documents of a trial, by fold."""
@@ -159,11 +160,9 @@ class Report:
             (mode, name, str(strength), ", ".join(f"{named} {count}" for named, count in counts.most_common()))
             for (mode, name, strength), counts in sorted(self.table().items())
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(
             [
-                *lines,
+                *text_table(rows),
                 f"named rightly at strengths 2 and 3: {self.firm:.1%} (at least 95 % wanted)",
                 f"false alarms on healthy models: {self.false_alarms:.1%} (at most 5 %)",
                 f"mild faults charged to another mode: {self.misattributed:.1%} (at most 10 %)",
@@ -224,7 +223,7 @@ class FaultBench:
 
     def _judge(self, fault: Fault, store: FeatureStore, outcomes: Sequence[Outcome], others: Ints) -> Trial:
         found = analyse(store, outcomes, OPTIONS, reference=self._reference(store, others))
-        return Trial(fault, found.diagnosis, found.alone)
+        return Trial(fault, found.diagnosis, found.diagnosis_without_reference)
 
     def _choose(self, seed: int) -> tuple[Ints, Ints]:
         """Rows of the healthy store that take part, and rows of the train fold that do not; whole groups."""
@@ -316,7 +315,7 @@ class FaultBench:
                         records,
                         inputs,
                         [self._pixels[document.id] for document in batch],
-                        [one[self._loaded.given :] for one in ids],
+                        [one[self._loaded.prefix_length :] for one in ids],
                     )
         return FeatureStore(folder), found
 

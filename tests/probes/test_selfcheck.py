@@ -21,10 +21,11 @@ from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.probes.diagnosis import MODES, Diagnosis, Effect, Mode
+from medmllm_plugins.probes.diagnosis import Mode
 from medmllm_plugins.probes.validation import selfcheck
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, STRENGTHS, Fault
 from medmllm_plugins.probes.validation.selfcheck import FaultBench, Report, Trial, faults_for_seed
+from medmllm_plugins.results.probe_records import MODES, Diagnosis, Effect
 
 FEW = {"train": 200, "validation": 80, "test": 120}
 ENDS: dict[Mode, str] = {

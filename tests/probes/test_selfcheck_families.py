@@ -45,7 +45,7 @@ def some_phantoms() -> Dataset:
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """All trials on one family."""
     folder = trained_family(str(request.param), tmp_path_factory.getbasetemp())
-    chat = ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    chat = ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfcheck, "SIZES", {"train": 320, "validation": 160, "test": 280})
         bench = FaultBench(chat, some_phantoms(), tmp_path_factory.mktemp("bench"))

@@ -25,10 +25,11 @@ from medmllm_plugins.errors import DataError, OptionError, PluginError
 from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import ProbeSpec
-from medmllm_plugins.probes.analysis import Analysis, analyse
+from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.sklearn_probe import SklearnProbe
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 
 CLASSES = 3
 ROWS, HELD_OUT, WIDTH = 60, 30, 6
@@ -271,7 +272,7 @@ def test_it_comes_with_all_controls_and_curves(make_store: Callable[..., Any]) -
     with plugin_with("nearest"):
         options = Options(protocol="nearest", permutations=5, controls=2)
         analysis, again = (analyse(store, outcomes, options) for _ in range(2))
-    points = {(point.key.layer, point.key.pooling): point for point in analysis.points}
+    points = {point.site: point for point in analysis.points}
     clear, empty = points["connector", "mean"], points["llm.embed", "last"]
     assert clear.accuracy.value > 0.9 and clear.selectivity.low > 0.2 and clear.p_holm < 0.01
     assert clear.balanced.low > clear.label_permutation_high
@@ -286,6 +287,6 @@ def test_it_comes_with_all_controls_and_curves(make_store: Callable[..., Any]) -
 def test_warnings_reach_the_analysis(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((60, 30, 45))
     with plugin_with("unconverged"):
-        analysis: Analysis = analyse(store, outcomes, Options(protocol="unconverged", permutations=1, controls=1))
+        analysis: ProbeAnalysis = analyse(store, outcomes, Options(protocol="unconverged", permutations=1, controls=1))
     (warning,) = analysis.warnings
     assert warning.startswith("36 fits raised warnings. The most common (") and "ConvergenceWarning" in warning

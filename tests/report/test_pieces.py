@@ -386,8 +386,8 @@ def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> Non
     assert "by their mean and by the sum less that of a blank image [" in said and "Zhao" in said
 
 
-def test_notes_tell_of_leaks_limits_and_doubts(tmp_path: Path) -> None:
-    made = Folder(tmp_path / "a", doubts=["its tokenizer is odd"])
+def test_notes_tell_of_leaks_limits_and_weight_warnings(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a", weight_warnings=["its tokenizer is odd"])
     made.answers("med_cls_toy", outcomes(), skipped=["x.png"], notes=["labels are noisy"], overlaps={"other": "reused"})
     made.folds([("a", "g", "train"), ("b", "g", "test")])
     made.manifest["command"]["limit"] = 40.0

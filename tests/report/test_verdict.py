@@ -18,7 +18,6 @@ from support.run_folders import Folder, outcomes
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes import analysis, diagnosis
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_files import make
 from medmllm_plugins.report.report_notes import notes
@@ -26,7 +25,6 @@ from medmllm_plugins.report.run_collection import DataPart, collect_runs
 from medmllm_plugins.report.run_pairs import differences, paired
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
-from medmllm_plugins.results import probe_results
 from medmllm_plugins.results.comparison import compare
 
 
@@ -73,14 +71,6 @@ def test_a_gap_whose_interval_holds_zero_is_not_told_apart(tmp_path: Path) -> No
     assert found.blind.gap.low <= 0 <= found.blind.gap.high
     assert "not told apart from always answering the commonest class" in found.sentence
     assert "no reference classifier was run" in found.sentence
-
-
-def test_names_are_those_of_the_diagnosis() -> None:
-    assert (
-        probe_results.TITLES == diagnosis.TITLES
-        and probe_results.MODES == diagnosis.MODES
-        and probe_results.PROVEN == analysis.PROVEN
-    )
 
 
 @pytest.mark.parametrize(("kind", "told"), [("permuted", False), ("missing", True), ("biased", True)])

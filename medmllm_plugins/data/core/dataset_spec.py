@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -15,7 +14,6 @@ from medmllm_plugins.utils.declared_model import DeclarationFault, DeclaredModel
 
 Kind: TypeAlias = Literal["multiclass", "ordinal", "multilabel"]
 Classes: TypeAlias = Mapping[str, tuple[str, ...]]
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 def _one_line(text: str) -> str:
@@ -79,7 +77,7 @@ class DatasetSpec(DeclaredModel):
 
     name: Annotated[
         str,
-        Field(max_length=100, pattern=f"^{_NAME.pattern}$"),
+        Field(max_length=100, pattern="^[a-z0-9][a-z0-9_]*$"),
         Expected("lower-case letters, digits and underscores, 100 at most"),
     ]
     """Short name, the ``X`` in ``med_cls_X``."""

@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from medmllm_plugins.data.readers import decoder_worker
 from medmllm_plugins.data.readers.decoder_worker import FRAME
-from medmllm_plugins.data.readers.reader_threads import processors
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.processors import processors
 
 CHILDREN: Final = min(2, processors())
 """So many children run at most; further threads wait."""

@@ -29,7 +29,7 @@ from medmllm_plugins.report.figures.figure_style import (
 )
 from medmllm_plugins.report.formatting import cut, decimal, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.results.probe_results import Point, Probing
+from medmllm_plugins.results.probe_records import ProbeAnalysis, ProbePoint
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 PARTS = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
@@ -93,7 +93,7 @@ def single(cell: Cell, part: DataPart, figure_number: int) -> Drawing:
     _ticks(lower, axis)
     figure.legend(loc="lower center", ncols=3)
     best = probing.best
-    peak = "" if best is None else f" Best probe: {percent(best.accuracy.value)} at {best.layer} ({best.pooling})."
+    peak = "" if not best.layer else f" Best probe: {percent(best.accuracy.value)} at {best.layer} ({best.pooling})."
     return finish(
         figure,
         f"{part.name}.layers.{cell.subject.number + 1}",
@@ -228,7 +228,7 @@ def _modules(axes: Axes, axis: _Axis, *, titled: bool) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _runs(axis: _Axis, points: Sequence[Point]) -> list[list[tuple[float, Point]]]:
+def _runs(axis: _Axis, points: Sequence[ProbePoint]) -> list[list[tuple[float, ProbePoint]]]:
     """Points with their places, one stretch a module: lines do not cross the borders."""
     return [
         [(axis.places[one.layer], one) for one in members if one.layer in axis.places]
@@ -236,7 +236,7 @@ def _runs(axis: _Axis, points: Sequence[Point]) -> list[list[tuple[float, Point]
     ]
 
 
-def _curve(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, tone: str, sign: str, line: Any) -> None:
+def _curve(axes: Axes, axis: _Axis, points: Sequence[ProbePoint], label: str, tone: str, sign: str, line: Any) -> None:
     for turn, run in enumerate(_runs(axis, points)):
         x = [place for place, _ in run]
         axes.plot(
@@ -263,7 +263,7 @@ def _curve(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, tone: s
         )
 
 
-def _control(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, tone: str) -> None:
+def _control(axes: Axes, axis: _Axis, points: Sequence[ProbePoint], label: str, tone: str) -> None:
     for turn, run in enumerate(_runs(axis, points)):
         axes.plot(
             [place for place, _ in run],
@@ -277,7 +277,7 @@ def _control(axes: Axes, axis: _Axis, points: Sequence[Point], label: str, tone:
         )
 
 
-def _floors(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _floors(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     floors = {one.layer: one for one in probing.points if one.part == "control" and one.pooling in ("mean", "last")}
     x: list[float] = []
     y: list[float] = []
@@ -294,7 +294,7 @@ def _floors(axes: Axes, axis: _Axis, probing: Probing) -> None:
         axes.plot([-0.5], [value], color=SERIES[2], marker="P", linestyle="none", label="raw pixels (floor)")
 
 
-def _null(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _null(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     labelled = False
     for pooling in ("mean", "last"):
         for run in _runs(axis, probing.curve(pooling)):
@@ -311,7 +311,7 @@ def _null(axes: Axes, axis: _Axis, probing: Probing) -> None:
                 axes.plot(x * 2, [low[0], high[0]], color=MUTED, linewidth=2.5, alpha=0.5)
 
 
-def _answer(axes: Axes, axis: _Axis, probing: Probing) -> None:
+def _answer(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> None:
     for found, sign, tone, shift, label in (
         (probing.answer, "D", INK, 0.0, "generated answers"),
         (probing.reference, "*", SERIES[4], 0.35, f"reference: {cut(probing.reference_name, 24)}"),
@@ -349,7 +349,7 @@ def _ticks(axes: Axes, axis: _Axis) -> None:
 
 
 def _stretched(
-    axes: Axes, cell: Cell, probing: Probing, pooling: str, marks: Marks, *, aside: float, many: bool
+    axes: Axes, cell: Cell, probing: ProbeAnalysis, pooling: str, marks: Marks, *, aside: float, many: bool
 ) -> None:
     """One model's curve, each module over its own unit of the axis.
 
@@ -429,7 +429,7 @@ def chance_lines(axes: Axes, cells: Sequence[Cell], *, labelled: bool) -> None:
         axes.axhline(100 * chance, color=INK, linewidth=0.9, linestyle=line, label=name)
 
 
-def _told(probing: Probing) -> str:
+def _told(probing: ProbeAnalysis) -> str:
     """The curve in words: what each module ends with."""
     told = []
     for part, name in PARTS.items():

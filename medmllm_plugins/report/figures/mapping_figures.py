@@ -25,11 +25,11 @@ from medmllm_plugins.report.figures.figure_style import (
 from medmllm_plugins.report.figures.layer_figures import chance_lines
 from medmllm_plugins.report.formatting import cut, percent
 from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.results.probe_results import READINGS, MappingRecord
+from medmllm_plugins.results.probe_records import RECALIBRATIONS, SemanticMapping
 from medmllm_plugins.utils.plain_text import listed
 
 
-def mapped(part: DataPart) -> list[tuple[Cell, MappingRecord]]:
+def mapped(part: DataPart) -> list[tuple[Cell, SemanticMapping]]:
     """Cells that have a semantic mapping."""
     return [
         (cell, cell.task.probing.mapping)
@@ -38,7 +38,7 @@ def mapped(part: DataPart) -> list[tuple[Cell, MappingRecord]]:
     ]
 
 
-def agreement_of(cell: Cell, found: MappingRecord) -> tuple[list[str], list[str], Floats] | None:
+def agreement_of(cell: Cell, found: SemanticMapping) -> tuple[list[str], list[str], Floats] | None:
     """Probe against answer: names of rows and columns, and counts; ``None`` without them."""
     counts = np.array(found.pairs(), dtype=np.float64)
     labels = list(cell.task.probing.labels) if cell.task.probing else []
@@ -76,7 +76,7 @@ def gains(part: DataPart, figure_number: int) -> Drawing | None:
     found = mapped(part)
     if not found:
         return None
-    names = [name for name in READINGS if any(name in told.readings for _, told in found)]
+    names = [name for name in RECALIBRATIONS if any(name in told.readings for _, told in found)]
     step = 0.8 / len(found)
     height = 1.3 + (len(names) + 1) * max(0.34, 0.11 * len(found))
     figure = Figure(figsize=(7.2, height), layout="constrained")
@@ -84,7 +84,7 @@ def gains(part: DataPart, figure_number: int) -> Drawing | None:
     for turn, (cell, told) in enumerate(found):
         at = cell.subject.number
         for row, name in enumerate(["gap", *names]):
-            gain = told.gap if name == "gap" else told.readings.get(name, (None, None))[1]
+            gain = told.mapping_gap if name == "gap" else told.readings[name].gain if name in told.readings else None
             if gain is None or not known(gain):
                 continue
             drawn = axes.errorbar(
@@ -100,14 +100,16 @@ def gains(part: DataPart, figure_number: int) -> Drawing | None:
             marks(at, drawn.get_children())
     axes.axvline(0, color=INK, linewidth=0.9)
     axes.axhline(0.5, color=MUTED, linewidth=0.6)
-    titles = ["mapping gap: probe less answers", *(READINGS[name] for name in names)]
+    titles = ["mapping gap: probe less answers", *(RECALIBRATIONS[name] for name in names)]
     axes.set_yticks(range(len(titles)), titles)
     axes.set_ylim(len(titles) - 0.5, -0.5)
     axes.set_xlabel("gain in accuracy points")
     axes.grid(visible=False, axis="y")
     if len(found) > 1:
         marks.legend(figure, axes)
-    said = [f"{cell.subject.label}: {told.kind}, gap {percent(told.gap.value, signed=True)}" for cell, told in found]
+    said = [
+        f"{cell.subject.label}: {told.kind}, gap {percent(told.mapping_gap.value, signed=True)}" for cell, told in found
+    ]
     return finish(
         figure,
         f"{part.name}.mapping",

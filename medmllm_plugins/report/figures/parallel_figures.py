@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Final, TypeAlias
 
 from medmllm_plugins.errors import shown
 from medmllm_plugins.report.figures.figure_style import Drawing, style
+from medmllm_plugins.utils.processors import processors
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawn]:
         jobs: each draws a figure, or finds that there is nothing to draw.
         workers: processes; as many as there are cores, up to four, where ``None``.
     """
-    count = min(4, os.cpu_count() or 1) if workers is None else workers
+    count = min(4, processors()) if workers is None else workers
     if count < 2 or len(jobs) < FEWEST or not sys.platform.startswith("linux"):
         return [_draw(job) for job in jobs]
     global _jobs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.run_collection import DataPart, Subject
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
 from medmllm_plugins.results.attribution_results import GAINS
-from medmllm_plugins.results.probe_results import READINGS, TITLES, Point
+from medmllm_plugins.results.probe_records import RECALIBRATIONS, TITLES, ProbePoint
 
 
 def diagnosis_table(part: DataPart) -> Table:
@@ -24,8 +25,8 @@ def diagnosis_table(part: DataPart) -> Table:
     for cell in part.probed():
         probing = cell.task.probing
         assert probing is not None
-        for one in probing.effects:
-            verdict = f"{one.verdict} (named)" if one.mode == probing.named else one.verdict
+        for one in probing.diagnosis.effects:
+            verdict = f"{one.verdict} (named)" if one.mode == probing.diagnosis.named else one.verdict
             title = f"{one.mode}: {TITLES[one.mode]}"
             rows.append((cell.subject.label, title, one.loss, verdict, one.before, one.after, one.why))
             owners.append(cell.subject.number)
@@ -54,16 +55,16 @@ def modes_table(part: DataPart) -> Table:
     for cell in part.probed():
         found = cell.task.probing
         assert found is not None
-        lost = {one.mode: one.loss for one in found.effects}
-        supported = ", ".join(one.mode for one in found.supported()) or "none"
+        lost: dict[str, Estimate] = {one.mode: one.loss for one in found.diagnosis.effects}
+        supported = ", ".join(one.mode for one in found.diagnosis.supported) or "none"
         rows.append(
             (
                 cell.subject.label,
                 found.answer,
-                found.best.accuracy if found.best else None,
+                found.best.accuracy,
                 *(lost.get(mode) for mode in TITLES),
                 supported,
-                found.named or "none",
+                found.diagnosis.named or "none",
                 found.mapping.kind if found.mapping else None,
             )
         )
@@ -108,7 +109,7 @@ def curves_table(part: DataPart) -> Table:
         Column("p (Holm)", "p_holm", "p"),
     )
 
-    def row(subject: Subject, one: Point) -> tuple[Value, ...]:
+    def row(subject: Subject, one: ProbePoint) -> tuple[Value, ...]:
         read = "yes" if one.read else "never read"
         place: tuple[Value, ...] = (subject.label, one.layer, one.pooling, one.width, read)
         return (
@@ -151,8 +152,8 @@ def mapping_table(part: DataPart) -> Table:
             continue
         own: list[tuple[Value, ...]] = [
             ("answers as they are", found.answer, None),
-            ("probe of the last token (gain: mapping gap)", found.probe, found.gap),
-            *((READINGS[name], accuracy, gain) for name, (accuracy, gain) in found.readings.items()),
+            ("probe of the last token (gain: mapping gap)", found.probe, found.mapping_gap),
+            *((RECALIBRATIONS[name], one.accuracy, one.gain) for name, one in found.readings.items()),
         ]
         rows += [(cell.subject.label, found.kind, *one) for one in own]
         owners += [cell.subject.number] * len(own)
