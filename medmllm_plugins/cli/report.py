@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-<<<<<<< HEAD
 import typer
 
 from medmllm_plugins.cli.console import new_app
@@ -13,9 +12,6 @@ from medmllm_plugins.report.report_files import write_report
 from medmllm_plugins.results.run_folders import run_folders
 
 app = new_app()
-=======
-from medmllm_plugins.report.report_files import write_report
->>>>>>> main
 
 
 @app.command(epilog="Example: medmllm report results -o report.html")
@@ -37,7 +33,6 @@ def report(
 
     It shows how accurate each model is, where it loses the signal, what it used of the image, and the methods.
     """
-<<<<<<< HEAD
     runs = dict.fromkeys(run for folder in run_dirs for run in run_folders(folder))
     page = write_report(list(runs), output)
     for sentence in page.sentences():
@@ -45,9 +40,3 @@ def report(
     for missing in page.notes.missing:
         print(f"Missing: {missing}")
     print(f"Report: {output}")
-=======
-    made = write_report(folders, output)
-    lines = made.sentences()
-    lines += [f"Missing: {one}" for one in made.notes.missing]
-    return [*lines, f"Report: {output}"]
->>>>>>> main
