@@ -75,9 +75,9 @@ def test_a_declaration_may_stand_in_the_task_itself() -> None:
         ({"size": 64}, "comes in one size"),
         ({"frame": "first"}, "no multi-frame DICOM files"),
         ({"window": "lung"}, "holds images, not volumes"),
-        ({"dataset": FINDINGS, "protocol": "letter"}, "one yes/no question a finding"),
-        ({"dataset": FINDINGS, "order": "varied"}, "one yes/no question a finding"),
-        ({"dataset": FINDINGS, "paraphrase": "all"}, "one wording at a time"),
+        ({"dataset": FINDINGS, "protocol": "letter"}, "one yes/no question for each finding"),
+        ({"dataset": FINDINGS, "order": "varied"}, "one yes/no question for each finding"),
+        ({"dataset": FINDINGS, "paraphrase": "all"}, "expected one wording"),
     ],
 )
 def test_a_wrong_setting_says_what_was_expected(found: dict[str, Any], says: str) -> None:
