@@ -309,7 +309,9 @@ def _check_one_question(settings: TaskSettings, declaration: TaskDeclaration, wh
     """Check that each document is asked about once, and return the finding that is asked about."""
     finding = declaration.finding if "finding" in declaration.model_fields_set else None
     if settings.order != "given" or settings.paraphrase == ALL:
-        raise OptionError(f"{who} one question a document: expected order=given and one paraphrase, got several.")
+        raise OptionError(
+            f"{who} one question for each document: expected order=given and one paraphrase, got several."
+        )
     spec = settings.dataset
     if spec.kind != "multilabel":
         if finding is not None:
@@ -325,7 +327,7 @@ def _check_together(settings: TaskSettings, view: Mapping[str, Any], options: Ma
     spec = settings.dataset
     if spec.kind == "multilabel" and (settings.protocol != "closed_set" or settings.order != "given"):
         raise OptionError(
-            f"{spec.title} asks one yes/no question a finding: expected protocol closed_set and order given, "
+            f"{spec.title} asks one yes/no question for each finding: expected protocol closed_set and order given, "
             f"got {settings.protocol} and {settings.order}."
         )
     if settings.protocol == "open" and settings.order != "given":
@@ -333,7 +335,7 @@ def _check_together(settings: TaskSettings, view: Mapping[str, Any], options: Ma
     if settings.order == "varied" and settings.paraphrase == ALL:
         raise OptionError("Expected either order=varied or paraphrase=all, got both.")
     if spec.kind == "multilabel" and settings.paraphrase == ALL:
-        raise OptionError(f"{spec.title} is multi-label: expected one wording at a time, got paraphrase=all.")
+        raise OptionError(f"{spec.title} is multi-label: expected one wording, got paraphrase=all.")
     if view and spec.dimensions == 2:
         raise OptionError(f"{spec.title} holds images, not volumes: {sorted(view)} do not apply.")
     if "size" in options and spec.layout != "medmnist":
