@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host.conftest import ATTRIBUTION_LIMIT, ATTRIBUTION_TASK
 from PIL import Image
 
 from medmllm_plugins.attribution import explainer
@@ -27,14 +28,8 @@ from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.results.attribution_results import read_attributions
 from medmllm_plugins.results.seal import check_seal, write_seal
 
-TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
-LIMIT = 32
+TASK, LIMIT = ATTRIBUTION_TASK, ATTRIBUTION_LIMIT
 METHODS = {("integrated_gradients", "pixels"), ("prompt_ablation", "prompt"), ("layer_grad_cam", "connector")}
-
-
-@pytest.fixture(scope="session")
-def explained(evaluate: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return evaluate(tmp_path_factory.mktemp("explained"), tasks=[TASK], batch_size=16, limit=LIMIT)
 
 
 def shelf_of(folder: Path) -> Path:

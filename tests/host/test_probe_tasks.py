@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from host.conftest import PROBE_LIMIT, PROBE_TASK
 
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
@@ -24,17 +25,11 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.reference import pixels
 from medmllm_plugins.results.seal import check_seal, write_seal
 
-TASK = "med_probe_demo"
-LIMIT = 400
+TASK, LIMIT = PROBE_TASK, PROBE_LIMIT
 PRINTED = {
     "accuracy", "balanced", "probe", "fhs_vision", "fhs_connector", "fhs_llm", "lost_vision", "lost_connector",
     "lost_comprehension", "lost_mapping",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def probed(evaluate: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return evaluate(tmp_path_factory.mktemp("probed"), tasks=[TASK], batch_size=16, limit=LIMIT)
 
 
 @pytest.fixture
