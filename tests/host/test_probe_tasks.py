@@ -174,7 +174,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(
     values = found.values(TASK)
     assert 0 <= values["accuracy,none"] < 0.6 and values["balanced,none"] == pytest.approx(0.25)
     assert {values[f"{name},none"] for name in PRINTED - {"accuracy", "balanced"}} == {"N/A"}
-    assert any("expected features of the model's stages, found none" in message for message in warned)
+    assert any("expected features of the model's stages, got none" in message for message in warned)
 
 
 def test_answers_of_the_hosts_cache_have_no_features(
