@@ -217,10 +217,10 @@ def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: P
     ("name", "message"),
     [
         (f"{TASK}:folds=test", "leave `folds` out"),
-        (f"{TASK}:order=varied", "one way of asking"),
+        (f"{TASK}:order=varied", "one question for each image"),
         (f"{TASK}:pool=sum", "Expected `pool` to be some of"),
-        (f"{TASK}:finding=mass", "`finding` does not apply"),
-        ("med_probe_chestmnist", "a probe is of one finding"),
+        (f"{TASK}:finding=mass", "leave `finding` out"),
+        ("med_probe_chestmnist", "a probe predicts one finding"),
         ("med_cls_demo:pool=max", "apply to med_probe tasks only"),
     ],
 )
