@@ -221,7 +221,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "positive": (["own", "--positive", "pneumonia"], "expected `positive` to be one of the classes"),
     "both kinds": (["own", "--multilabel", "--ordinal"], "either --multilabel or --ordinal"),
     "images": (["own", "--images", "/nowhere/at/all"], "Expected --images to be a folder, found none"),
-    "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, found that it cannot be read"),
+    "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, got one that cannot be read"),
 }
 
 

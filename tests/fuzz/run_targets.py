@@ -89,11 +89,11 @@ def read_run_folder(folder: Path) -> object:
     run = folder / "run"
     with mock.patch("medmllm_plugins.report.run_collection.dataset_specs", return_value=_SPECS):  # read once
         gathered = collect_runs([run])
-    found = notes(gathered)
+    section = notes(gathered)
     find_reference(run, "f1")
     return (
         [read.all_missing() for read in gathered.runs],
-        found.missing,
+        section.missing,
         [verdicts(part) for part in gathered.sets],
     )
 
@@ -214,7 +214,7 @@ def read_store(folder: Path) -> object:
 
 
 def read_whole_store(folder: Path) -> object:
-    """Read a store whose seal fits whatever stands in it, as one that was made with a fault, or on purpose."""
+    """Read a store whose seal fits its damaged content, as if it was written so."""
     files = {path: content for path, content in _read_back(folder).items() if path != SEAL}
     (folder / SEAL).write_bytes(_seal(files))
     store = FeatureStore(folder)

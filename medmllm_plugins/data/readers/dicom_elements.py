@@ -404,7 +404,7 @@ class _Walk:
         return items, offset
 
     def _fragments(self, offset: int, scope: _Scope) -> tuple[tuple[tuple[int, int], ...], int]:
-        """Return offset and length of the fragments of encapsulated pixels (PS3.5 A.4), and the position behind them."""
+        """Return offset and length of the fragments of encapsulated pixels (PS3.5 A.4), and the end of the last."""
         fragments: list[tuple[int, int]] = []
         while offset < scope.end:
             item, start, length = self._item(offset, scope)

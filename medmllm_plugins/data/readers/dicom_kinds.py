@@ -1,4 +1,4 @@
-"""DICOM objects without pictures: reports, plans, waveforms and such, known by their SOP class (PS3.4 B.5)."""
+"""Name DICOM objects without pictures, such as reports, plans and waveforms, by their SOP class (PS3.4 B.5)."""
 
 from __future__ import annotations
 
