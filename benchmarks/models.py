@@ -21,9 +21,9 @@ from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 from medmllm_plugins.models.formats.medm_vl_config import MedMVLConfig, read_config
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.tokens import load_qwen_tokenizer
 from medmllm_plugins.prompts.feature_options import FeatureOptions
 from medmllm_plugins.prompts.wording import closed_set
 
@@ -141,7 +141,7 @@ def answer(
     The train fold gets a prefill alone, the validation fold label scores as well, the test fold text and scores.
     """
     loaded, labels, texts = model.loaded, phantoms.LABELS, []
-    label_ids = [] if recorder is None else [ids[loaded.given :] for ids in loaded.label_ids(QUESTION, labels)]
+    label_ids = [] if recorder is None else [ids[loaded.prefix_length :] for ids in loaded.label_ids(QUESTION, labels)]
     for batch in _batches(members):
         fold, pictures, questions = batch[0].fold, [document.picture for document in batch], [QUESTION] * len(batch)
         inputs = loaded.prepare(questions, pictures)

@@ -41,10 +41,11 @@ from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 from medmllm_plugins.models.formats.medm_vl import IMAGE_TOKEN, SYSTEM, load
 from medmllm_plugins.models.formats.medm_vl_config import read_config
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.tokens import encode_text, load_qwen_tokenizer
+from medmllm_plugins.models.tokens import encode_text
 from medmllm_plugins.prompts.wording import closed_set
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]

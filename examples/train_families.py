@@ -565,7 +565,7 @@ def train_all(
 
 def open_chat(folder: Path) -> ChatModel:
     """Open a checkpoint as ``--model medmllm_hf`` does."""
-    return ChatModel(open_native(LoadOptions(str(folder), device="cpu", dtype="float32"), {}))
+    return ChatModel(open_native(LoadOptions(str(folder), device="cpu", dtype="float32")))
 
 
 def evaluate(folder: Path, fold: Fold) -> float:

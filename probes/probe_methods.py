@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +14,7 @@ from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.probes.logistic import solve
 from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.row_space import RowSpace
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,9 +127,8 @@ def load_probe(name: str) -> Probe:
     specs = get_manager().probes()
     if name not in specs:
         raise OptionError(f"Expected argument `protocol` to be one of {sorted(specs)}, but got {name!r}.")
-    module, _, attribute = specs[name].target.partition(":")
     try:
-        probe: Probe = getattr(importlib.import_module(module), attribute)
+        probe: Probe = import_by_name(specs[name].target)
     except (ImportError, AttributeError) as error:
         raise PluginError(
             f"Expected the target of the probe {name!r}, {specs[name].target}, to be importable, got: {error}."

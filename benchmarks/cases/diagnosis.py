@@ -88,7 +88,7 @@ def one_pass(
     middle = perf_counter()
     analysis = analyse(folder, outcomes, device=model.loaded.device)
     seconds = {"pass": middle - start, "analysis": perf_counter() - middle}
-    accuracy = {(point.key.layer, point.key.pooling): point.accuracy.value for point in analysis.points}
+    accuracy = {point.site: point.accuracy.value for point in analysis.points}
     return Evaluation(tuple(texts), accuracy, seconds)
 
 

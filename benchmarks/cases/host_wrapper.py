@@ -17,7 +17,7 @@ from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect
 from benchmarks.models import images
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder
-from medmllm_plugins.models.tokens import load_qwen_tokenizer
+from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 
 BATCH, TOKENS = 8, 8
 QUESTION = "Classify this synthetic phantom image. Answer with the category name only."

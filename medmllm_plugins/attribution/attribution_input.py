@@ -20,7 +20,7 @@ from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
-from medmllm_plugins.models.generation import prefill, score_labels
+from medmllm_plugins.models.generation import score_labels
 from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
 
@@ -87,7 +87,7 @@ class AttributionInput:
         self.inputs = loaded.prepare([question], [shown])
         self.ids = [list(target.ids)] if target.ids else loaded.label_ids(question, list(target.answers))
         # An opening that stands before labels is part of what is generated.
-        self._given = 0 if target.ids else loaded.given
+        self._given = 0 if target.ids else loaded.prefix_length
         self._baseline = baseline
         self._places = {place.name: place for place in layers_of(loaded)}
 
@@ -115,7 +115,7 @@ class AttributionInput:
         Raises:
             ModelError: the processor lays it out differently than the image.
         """
-        shown = baseline_image(self.shown, self._baseline)
+        shown = baseline_image(self.loaded.family, self.shown, self._baseline)
         found = self.loaded.prepare([self.question], [shown])["pixel_values"]
         if found.shape != self.pixels.shape:
             raise ModelError(
@@ -145,8 +145,8 @@ class AttributionInput:
         with ExitStack() as stack:
             for one in stand_ins:
                 stack.enter_context(changed(self.place(one.layer), _putting(one, rows)))
-            start = prefill(self.loaded.model, inputs)
-        return score_labels(self.loaded.model, start, [self.ids] * rows, given=self._given)
+            start = self.loaded.prefill(inputs)
+        return score_labels(self.loaded.model, start, [self.ids] * rows, prefix_length=self._given)
 
     def values(self, rows: int, stand_ins: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
         """The target for each row, (rows,); arguments as for :meth:`scores`."""

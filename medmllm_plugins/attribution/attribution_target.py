@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
-from medmllm_plugins.models.generation import greedy, prefill
+from medmllm_plugins.models.generation import greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def generated_ids(loaded: LoadedModel, question: Question, shown: VisualInput, t
     # Text may be generated in more tokens than a tokeniser makes of it.
     (ids,) = greedy(
         loaded.model,
-        prefill(loaded.model, inputs),
+        loaded.prefill(inputs),
         max_new_tokens=max(0, min(2 * len(words) + 8, room)),
         eos_token_ids=loaded.eos_token_ids,
     )

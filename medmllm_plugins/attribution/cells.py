@@ -48,8 +48,8 @@ class Cells:
         return len(self.picture)
 
 
-def cells_of(picture: IntArray, whole: FloatArray) -> Cells:
-    """Make cells of boxes that may reach beyond the picture; those of no picture are forgotten."""
+def make_cells(picture: IntArray, whole: FloatArray) -> Cells:
+    """Make cells of boxes, which may reach beyond the picture; boxes of no picture become NaN."""
     whole = np.where(picture[:, None] >= 0, whole, np.nan)
     return Cells(picture, np.clip(whole, 0, 1), whole)
 
@@ -75,7 +75,7 @@ def united(cells: Cells, rows: IntArray) -> Cells:
     boxes = cells.whole[rows]  # (m, k, 4)
     low = np.where(there[..., None], boxes[..., :2], np.inf).min(1, initial=np.inf)
     high = np.where(there[..., None], boxes[..., 2:], -np.inf).max(1, initial=-np.inf)
-    return cells_of(found, np.concatenate([low, high], axis=1))
+    return make_cells(found, np.concatenate([low, high], axis=1))
 
 
 def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int) -> FloatArray:

@@ -218,7 +218,7 @@ class Explainer:
             return ids
         # In a batch, and in low precision, numbers differ a little.
         self._warn(f"{item.id}: the answer is generated otherwise on its own; the tokens of its text are explained.")
-        return tuple(self._loaded.label_ids(item.question, [text])[0][self._loaded.given :])
+        return tuple(self._loaded.label_ids(item.question, [text])[0][self._loaded.prefix_length :])
 
     def _add_entries(
         self, case: AttributionInput, item: Item, original: str, entries: list[dict[str, Any]], faults: Faults

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.maps import map_size
-from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, slices_read
 
 ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
 """Colours of maps without and with negative values: perceptually uniform, and told apart by the colour-blind."""
@@ -26,16 +25,8 @@ SIDE = 256
 def originals(case: AttributionInput) -> list[Image.Image]:
     """The pictures that were shown, in the size of the maps, mode ``RGB``; of a volume the slices it was shown as."""
     height, width = map_size(case)
-    if isinstance(case.shown, Image.Image):
-        found = [case.shown]
-    elif isinstance(case.shown, Sequence):
-        found = list(case.shown)
-    else:
-        voxels = case.shown.voxels
-        seen = [voxels[(first + last) // 2] for first, last in slices_read(case.shown)]
-        grey = [(np.clip(one, LOW, HIGH) - LOW) / (HIGH - LOW) * 255 for one in seen]
-        found = [Image.fromarray(one.astype(np.uint8)) for one in grey]
-    return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in found]
+    pictures = case.loaded.family.pictures(case.shown)
+    return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
 
 
 def colour_range(painted: FloatArray) -> tuple[float, float]:

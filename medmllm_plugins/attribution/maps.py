@@ -73,7 +73,7 @@ def layer_cells(case: AttributionInput, layer: str) -> Cells:
     """Where the rows of a layer stand on the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
     if layer == PIXELS:
         return cells(case.loaded, case.inputs, case.shown, "pixels")
-    return cells(case.loaded, case.inputs, case.shown, case.place(layer).part)
+    return cells(case.loaded, case.inputs, case.shown, case.place(layer).name)
 
 
 def pictures(case: AttributionInput) -> int:

@@ -1,9 +1,9 @@
-"""Where a model's patches stand on pictures, measured: its processor is shown pictures whose colours tell places.
+"""Where a model's patches lie on pictures, measured: its processor is shown pictures whose colours encode positions.
 
 Processors resize, crop, pad and tile, each in its own way and by many settings; what they do depends on the pictures'
-sizes alone. So pictures of those sizes are prepared in which a pixel's colour tells how far to the right, or how far
-down, it stands; others are black and white (what stays the same is padding), or tell which picture they are. From the
-result a regular lattice is fitted.
+sizes alone. So pictures of those sizes are prepared in which a pixel's colour encodes its column or its row; others are
+black and white (what stays the same is padding), or encode the picture's number. A regular lattice is fitted to the
+result.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medmllm_plugins.attribution.cells import Cells, FloatArray, IntArray, cells_of
-from medmllm_plugins.attribution.patches import CHANNELS, patch_side, to_patches
+from medmllm_plugins.attribution.cells import Cells, FloatArray, IntArray, make_cells
+from medmllm_plugins.attribution.patches import CHANNELS, to_patches
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
 
@@ -34,19 +34,19 @@ _LOW, _HIGH = 32, 223
 """Levels between which ramps run: beyond, sharp resampling filters would be cut off at black and white."""
 _RUNS = 2
 _NOISE = 24 * 0.41 / (_HIGH - _LOW) / CHANNELS / _RUNS
-"""24 standard deviations of a place that is told by levels rounded twice. An end of a line fitted to k of them is off
-by 4 over the root of k, and by more where sizes are nearly alike, so that roundings come in long waves."""
+"""24 standard deviations of a position decoded from levels that were rounded twice. An end of a line fitted to k of
+them is off by 4 over the root of k, and by more where sizes are nearly alike, so that roundings come in long waves."""
 _DIGITS = 16
-"""Levels of a channel that a picture's number is told by."""
+"""Levels of a channel that encode a digit of a picture's number."""
 _EDGE = 3
-"""So many pixels within a picture's edge resampling filters (Lanczos at most) reach beyond it."""
-_KEPT = 64
-"""So many sets of sizes are remembered for a model."""
-_known: WeakKeyDictionary[LoadedModel, dict[Sizes, Measured]] = WeakKeyDictionary()
+"""Pixels within a picture's edge for which resampling filters (Lanczos at most) reach beyond it."""
+_CACHE_SIZE = 64
+"""Sets of sizes that are remembered for a model."""
+_cache: WeakKeyDictionary[LoadedModel, dict[Sizes, MeasuredPatches]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class MeasuredPatches:
     """The patches of pictures of some sizes.
 
     Attributes:
@@ -58,8 +58,8 @@ class Measured:
     shape: tuple[int, ...]
 
 
-def measured(loaded: LoadedModel, sizes: Sizes) -> Measured:
-    """Measure where patches stand; once for a model and sizes.
+def measured_patches(loaded: LoadedModel, sizes: Sizes) -> MeasuredPatches:
+    """Measure where patches lie; once for a model and sizes.
 
     Args:
         loaded: the model.
@@ -68,55 +68,55 @@ def measured(loaded: LoadedModel, sizes: Sizes) -> Measured:
     Raises:
         ModelError: the processor lays pictures out in a way that is no regular lattice.
     """
-    known = _known.setdefault(loaded, {})
-    if sizes not in known:
-        while len(known) >= _KEPT:
-            known.pop(next(iter(known)))
-        known[sizes] = _measure(_plain(loaded), sizes)
-    return known[sizes]
+    cached = _cache.setdefault(loaded, {})
+    if sizes not in cached:
+        while len(cached) >= _CACHE_SIZE:
+            cached.pop(next(iter(cached)))
+        cached[sizes] = _measure(_plain(loaded), sizes)
+    return cached[sizes]
 
 
 def _plain(loaded: LoadedModel) -> LoadedModel:
-    """The same model, whose input is made in full precision and stays in the host's memory."""
+    """Return the same model, whose input is made in full precision and on the CPU."""
     plain = copy.copy(loaded)
     plain.device, plain.dtype = torch.device("cpu"), torch.float32
     return plain
 
 
-def _measure(loaded: LoadedModel, sizes: Sizes) -> Measured:
+def _measure(loaded: LoadedModel, sizes: Sizes) -> MeasuredPatches:
     black, inputs = _prepared(loaded, [Image.new("RGB", size) for size in sizes])
     white, _ = _prepared(loaded, [Image.new("RGB", size, (255, 255, 255)) for size in sizes])
     span = _images(loaded, white - black)
     cover = span / _usual(span)
 
     def levels(pictures: Sequence[Image.Image]) -> Tensor:
-        """(n, 3, H, W), 0 to 255; of no meaning on padding."""
-        found = _images(loaded, _prepared(loaded, pictures)[0] - black)
-        return torch.where(cover > 0.5, found / span * 255, 0)
+        """(n, 3, H, W), 0 to 255; meaningless on padding."""
+        values = _images(loaded, _prepared(loaded, pictures)[0] - black)
+        return torch.where(cover > 0.5, values / span * 255, 0)
 
     across, down = (
-        torch.stack([_places(levels([_ramp(size, axis, run) for size in sizes])) for run in range(_RUNS)]).mean(0)
+        torch.stack([_positions(levels([_ramp(size, axis, run) for size in sizes])) for run in range(_RUNS)]).mean(0)
         for axis in (0, 1)
     )
     number = _numbers(levels([_numbered(index, size) for index, size in enumerate(sizes)]))
-    read = _Read(cover.mean(1).double().numpy(), across.double().numpy(), down.double().numpy(), number.numpy())
+    decoded = _Decoded(cover.mean(1).double().numpy(), across.double().numpy(), down.double().numpy(), number.numpy())
     if black.dim() == 2:
-        cells = _from_grids(read, inputs["image_grid_thw"].tolist())
+        cells = _from_grids(decoded, inputs["image_grid_thw"].tolist())
     else:
-        cells = _from_tiles(read, patch_side(loaded))
+        cells = _from_tiles(decoded, loaded.family.patch_side(loaded.model))
     if int(cells.picture.max(initial=-1)) >= len(sizes):
-        raise _irregular("a patch that shows no picture of those given")
-    return Measured(cells, tuple(black.shape))
+        raise _irregular("a patch that shows none of the pictures")
+    return MeasuredPatches(cells, tuple(black.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Read:
-    """What each pixel tells, (n, H, W) each: of tiles, or of flat patches.
+class _Decoded:
+    """What was decoded from each pixel of tiles, or of flat patches, (n, H, W) each.
 
     Attributes:
         cover: how much of it a picture covers.
-        across: how far to the right in the picture it stands, from 0 to 1.
-        down: how far down.
+        across: its position in the picture from left to right, 0 to 1.
+        down: its position from top to bottom.
         number: of its picture.
     """
 
@@ -141,67 +141,69 @@ def _images(loaded: LoadedModel, pixels: Tensor) -> Tensor:
 
 
 def _usual(span: Tensor) -> Tensor:
-    """From black to white in each channel, (3, 1, 1): the median of what is no padding."""
-    found = [one[one > one.max() / 2].median() for one in span.transpose(0, 1) if float(one.max()) > 0]
-    if len(found) < CHANNELS:
+    """Return the difference of white and black in each channel, (3, 1, 1): the median of what is no padding."""
+    medians = [
+        channel[channel > channel.max() / 2].median() for channel in span.transpose(0, 1) if float(channel.max()) > 0
+    ]
+    if len(medians) < CHANNELS:
         raise _irregular("pixel values that are alike for black and white pictures")
-    return torch.stack(found)[:, None, None]
+    return torch.stack(medians)[:, None, None]
 
 
 def _ramp(size: tuple[int, int], axis: int, run: int) -> Image.Image:
-    """A picture that brightens from the left (axis 0) or the top (1), each channel of each run on a part of the way."""
+    """Make a picture that brightens from the left (axis 0) or the top (1), each channel of each run over a part of it."""
     count = size[axis]
-    place = (np.arange(count) + 0.5) / count
+    position = (np.arange(count) + 0.5) / count
     # The mean over channels and runs rises evenly, in many more steps than the levels of one channel.
-    parts = np.clip(place[:, None] * CHANNELS * _RUNS - np.arange(CHANNELS) - run * CHANNELS, 0, 1)
+    parts = np.clip(position[:, None] * CHANNELS * _RUNS - np.arange(CHANNELS) - run * CHANNELS, 0, 1)
     line = np.rint(_LOW + parts * (_HIGH - _LOW)).astype(np.uint8)
     line = line[None] if axis == 0 else line[:, None]
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(line, (size[1], size[0], CHANNELS))))
 
 
-def _places(levels: Tensor) -> Tensor:
-    """What :func:`_ramp` tells, (n, H, W): the mean over runs is the place, from 0 to 1."""
+def _positions(levels: Tensor) -> Tensor:
+    """Decode :func:`_ramp`, (n, H, W): the mean over runs is the position, from 0 to 1."""
     return ((levels - _LOW) / (_HIGH - _LOW)).mean(1)
 
 
 def _numbered(index: int, size: tuple[int, int]) -> Image.Image:
-    """A picture of one colour, which is its number."""
+    """Make a picture of one colour, which encodes its number."""
     step = 256 // _DIGITS
-    colour = [(index // _DIGITS**place) % _DIGITS * step + step // 2 for place in range(CHANNELS)]
+    colour = [(index // _DIGITS**digit) % _DIGITS * step + step // 2 for digit in range(CHANNELS)]
     return Image.new("RGB", size, (colour[0], colour[1], colour[2]))
 
 
 def _numbers(levels: Tensor) -> Tensor:
-    """What :func:`_numbered` tells, (n, H, W), int64."""
+    """Decode :func:`_numbered`, (n, H, W), int64."""
     digits = (levels * _DIGITS / 256).floor().long()
-    weights = torch.tensor([_DIGITS**place for place in range(CHANNELS)])[:, None, None]
+    weights = torch.tensor([_DIGITS**digit for digit in range(CHANNELS)])[:, None, None]
     return (digits * weights).sum(1)
 
 
-def _from_grids(read: _Read, grids: Sequence[Sequence[int]]) -> Cells:
-    """Cells of flat patches: each picture is cut into its grid, in an order that is found."""
-    if read.cover.min(initial=1) < 0.99:
+def _from_grids(decoded: _Decoded, grids: Sequence[Sequence[int]]) -> Cells:
+    """Return cells of flat patches: each picture is cut into its grid, in an order that is measured."""
+    if decoded.cover.min(initial=1) < 0.99:
         raise _irregular("padding among patches in a grid")
     ends = np.cumsum([math.prod(grid) for grid in grids])
-    if not len(grids) or int(ends[-1]) != len(read.cover) or any(grid[0] != 1 for grid in grids):
-        raise _irregular(f"grids {list(grids)} for {len(read.cover)} patches of pictures")
+    if not len(grids) or int(ends[-1]) != len(decoded.cover) or any(grid[0] != 1 for grid in grids):
+        raise _irregular(f"grids {list(grids)} for {len(decoded.cover)} patches of pictures")
     boxes, numbers = [], []
     for end, (_, rows, columns) in zip(ends, grids, strict=True):
         own = slice(int(end) - rows * columns, int(end))
-        column = np.floor(read.across[own].mean((1, 2)) * columns).astype(np.int64)
-        row = np.floor(read.down[own].mean((1, 2)) * rows).astype(np.int64)
+        column = np.floor(decoded.across[own].mean((1, 2)) * columns).astype(np.int64)
+        row = np.floor(decoded.down[own].mean((1, 2)) * rows).astype(np.int64)
         if len({*zip(row.tolist(), column.tolist(), strict=True)}) < rows * columns:
-            raise _irregular(f"two patches at one place of a grid of {rows} x {columns}")
+            raise _irregular(f"two patches at one position of a grid of {rows} x {columns}")
         boxes.append(np.stack([column / columns, row / rows, (column + 1) / columns, (row + 1) / rows], axis=1))
-        numbers.append(np.median(read.number[own].reshape(rows * columns, -1), axis=1).astype(np.int64))
-    return cells_of(np.concatenate(numbers), np.concatenate(boxes))
+        numbers.append(np.median(decoded.number[own].reshape(rows * columns, -1), axis=1).astype(np.int64))
+    return make_cells(np.concatenate(numbers), np.concatenate(boxes))
 
 
-def _from_tiles(read: _Read, side: int) -> Cells:
-    """Cells of tiles: each shows a part of one picture, or is padding in part or in all."""
-    height, width = read.cover.shape[1:]
+def _from_tiles(decoded: _Decoded, side: int) -> Cells:
+    """Return cells of tiles: each shows a part of one picture, or is padding in part or in all."""
+    height, width = decoded.cover.shape[1:]
     boxes, numbers = [], []
-    for cover, across, down, number in zip(read.cover, read.across, read.down, read.number, strict=True):
+    for cover, across, down, number in zip(decoded.cover, decoded.across, decoded.down, decoded.number, strict=True):
         whole = np.abs(cover - 1) < 0.01
         if not whole.any():
             boxes.append(np.full((height // side * (width // side), 4), np.nan))
@@ -214,14 +216,16 @@ def _from_tiles(read: _Read, side: int) -> Cells:
         box = np.concatenate([grid, ends], axis=-1).reshape(-1, 4)
         # By less than a 20th of a pixel a patch reaches into the picture only by rounding.
         least = np.array([slack for _, slack in edges])
-        there = (np.minimum(box[:, 2:], 1) - np.maximum(box[:, :2], 0) > least).all(1)
-        numbers.append(np.where(there, int(np.median(number[whole])), -1))
+        covered = (np.minimum(box[:, 2:], 1) - np.maximum(box[:, :2], 0) > least).all(1)
+        numbers.append(np.where(covered, int(np.median(number[whole])), -1))
         boxes.append(box)
-    return cells_of(np.concatenate(numbers), np.concatenate(boxes))
+    return make_cells(np.concatenate(numbers), np.concatenate(boxes))
 
 
-def _edges(cover: FloatArray, whole: npt.NDArray[np.bool_], place: FloatArray, side: int) -> tuple[FloatArray, float]:
-    """Where the borders of patches stand in the picture along a tile's last axis, and a 20th of a pixel there.
+def _edges(
+    cover: FloatArray, whole: npt.NDArray[np.bool_], position: FloatArray, side: int
+) -> tuple[FloatArray, float]:
+    """Return the borders of patches in the picture along a tile's last axis, and a 20th of a pixel there.
 
     A pixel of the tile at x (its borders at whole numbers) shows the picture at (x - start) / count: ``count`` pixels
     are the whole of it, the first at ``start``.
@@ -233,7 +237,7 @@ def _edges(cover: FloatArray, whole: npt.NDArray[np.bool_], place: FloatArray, s
     rows = rows[_EDGE:-_EDGE] if len(rows) > 2 * _EDGE else rows[len(rows) // 2 : len(rows) // 2 + 1]
     count = start = math.nan
     if len(inner) >= 4:
-        values: FloatArray = np.asarray(place[np.ix_(rows, inner)].mean(0), np.float64)
+        values: FloatArray = np.asarray(position[np.ix_(rows, inner)].mean(0), np.float64)
         slope, offset = np.polyfit(inner + 0.5, values, 1).tolist()
         if slope <= 0 or np.abs(slope * (inner + 0.5) + offset - values).max() > 0.05:
             raise _irregular("a picture that is not evenly stretched over its tile")
@@ -251,11 +255,11 @@ def _edges(cover: FloatArray, whole: npt.NDArray[np.bool_], place: FloatArray, s
 
 
 def _rounded(pixels: FloatArray, values: FloatArray, count: float, start: float) -> tuple[float, float]:
-    """The line with its numbers made whole, which they are but where padding came before resizing, if it fits as well.
+    """Round the line's numbers, which are whole unless padding came before resizing, if the line fits as well.
 
     Args:
         pixels: (k,), middles of pixels of the tile.
-        values: (k,), where in the picture they stand, each a little off as colours have 256 levels only.
+        values: (k,), their positions in the picture, each a little off as colours have 256 levels only.
         count: as fitted to them: pixels that are the whole of the picture.
         start: as fitted: where the picture begins.
     """
@@ -267,8 +271,8 @@ def _rounded(pixels: FloatArray, values: FloatArray, count: float, start: float)
     return tried[best] if apart < _NOISE / math.sqrt(len(pixels)) else (count, start)
 
 
-def _irregular(found: str) -> ModelError:
+def _irregular(problem: str) -> ModelError:
     return ModelError(
-        f"Expected a processor that resizes, crops, pads or tiles pictures into a regular lattice, found {found}; "
-        "where patches stand on the pictures cannot be said for this model."
+        f"Expected a processor that resizes, crops, pads or tiles pictures into a regular lattice, got {problem}; "
+        "where patches lie on the pictures cannot be measured for this model."
     )

@@ -1,9 +1,8 @@
-"""Any layout of a document's pixel values cut into the tower's patches, and put together again."""
+"""A document's pixel values cut into the tower's patches, and put together again."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -14,9 +13,9 @@ CHANNELS = 3
 
 
 def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
-    """Cut one document's pixel values into patches; gradients pass.
+    """Cut one document's pixel values into patches, differentiably.
 
-    Of tiles whose sides are no whole number of patches the tower leaves the remainder out, and so does this.
+    Where the sides of tiles are no whole number of patches the tower leaves the remainder out, and so does this.
 
     Args:
         loaded: the model.
@@ -29,7 +28,7 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
     Raises:
         ModelError: the layout is another, or flat and not of whole patches.
     """
-    side = patch_side(loaded)
+    side = loaded.family.patch_side(loaded.model)
     if pixel_values.dim() == 2:
         return pixel_values.reshape(len(pixel_values), _flat_channels(side, pixel_values), side, side)
     down, across = _counts(side, pixel_values)
@@ -44,15 +43,15 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
     Args:
         loaded: the model.
         patches: (n, c, p, p).
-        like: pixel values whose layout is wanted.
+        like: pixel values of the wanted layout.
 
     Returns:
-        Of the shape of ``like``, its values those of ``patches``; where tiles have a remainder, there its own.
+        Of the shape of ``like``, its values those of ``patches``; where tiles have a remainder, that of ``like``.
 
     Raises:
-        ModelError: the layout of ``like`` is none that is known, or the patches are not as many as it holds.
+        ModelError: the layout of ``like`` is unknown, or holds another number of patches.
     """
-    side = patch_side(loaded)
+    side = loaded.family.patch_side(loaded.model)
     if like.dim() == 2:
         wanted: tuple[int, ...] = (len(like), _flat_channels(side, like), side, side)
     else:
@@ -67,16 +66,9 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
     cut = tiles.permute(0, 3, 1, 4, 2, 5).reshape(*like.shape[:-2], height, width)
     if cut.shape == like.shape:
         return cut
-    found = like.to(cut).clone()
-    found[..., :height, :width] = cut
-    return found
-
-
-def patch_side(loaded: LoadedModel) -> int:
-    """Pixels along the side of a patch of the model's tower."""
-    config: Any = loaded.model.config
-    side = config.vision_config.patch_size
-    return int(side[0] if isinstance(side, list | tuple) else side)
+    joined = like.to(cut).clone()
+    joined[..., :height, :width] = cut
+    return joined
 
 
 def _flat_channels(side: int, flat: Tensor) -> int:

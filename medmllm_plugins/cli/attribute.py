@@ -16,6 +16,7 @@ from medmllm_plugins.attribution.explainer import Item, explain
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.models.base import LoadedModel, VisualInput
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
@@ -26,7 +27,6 @@ from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
 from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS
-from medmllm_plugins.utils.import_by_name import import_by_name
 
 
 def attribute(
@@ -132,7 +132,7 @@ def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answe
 def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     """The run's model, loaded as it was."""
     spec = get_manager().models().get(str(facts.get("name")))
-    if spec is None or spec.loader is None:
+    if spec is None or spec.wrapper is not None:
         raise OptionError(
             f"Expected a run of a model that this package or a plugin loads, found {facts.get('name')!r}."
         )
@@ -146,7 +146,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
         peft=facts.get("peft"),
         system=facts.get("system"),
     )
-    loaded: LoadedModel = import_by_name(spec.loader)(options)
+    loaded = load_model(spec, options)
     if loaded.fingerprint != facts["fingerprint"]:
         raise DataError(
             f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), found "

@@ -10,12 +10,13 @@ from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
-from medmllm_plugins.probes import analysis_files
-from medmllm_plugins.probes.analysis import Analysis, analyse
+from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
+from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.seal import update_seal
 from medmllm_plugins.runtime.evaluation_run import FEATURES
 
@@ -29,7 +30,7 @@ def diagnose(
     output: Path | None = None,
     device: str | None = None,
     say: Callable[[str], None] = print_error,
-) -> list[Analysis]:
+) -> list[ProbeAnalysis]:
     """Recompute the analyses of a run, and write them.
 
     Args:
@@ -66,10 +67,10 @@ def diagnose(
             reference=compared,
             device=where,
         )
-        analysis_files.write(target, file_stem(task), analysis)
+        write_probes(target, file_stem(task), analysis)
         found.append(analysis)
         if target.resolve() == folder.resolve():
-            update_seal(folder, [f"{file_stem(task)}{suffix}" for suffix in analysis_files.SUFFIXES])
+            update_seal(folder, [f"{file_stem(task)}{suffix}" for suffix in SUFFIXES])
     return found
 
 

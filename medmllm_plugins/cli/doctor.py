@@ -14,7 +14,8 @@ from medmllm_plugins.data.layouts.layout_registry import layout
 from medmllm_plugins.data.loading.catalogue import dataset_specs, read_catalogue
 from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.plugins.entry_points import damaged_entry_points
-from medmllm_plugins.plugins.manager import DISABLE, IN_PROCESS, USER, Failure, get_manager
+from medmllm_plugins.plugins.manager import DISABLE, get_manager
+from medmllm_plugins.plugins.plugin_records import IN_PROCESS, USER, Failure
 from medmllm_plugins.prompts.task_names import declared_tasks
 from medmllm_plugins.utils.environment import package_versions
 from medmllm_plugins.utils.user_dirs import DATA_VARIABLE

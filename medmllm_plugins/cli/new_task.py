@@ -33,11 +33,11 @@ from medmllm_plugins.plugins.task_files import read_task, read_yaml
 from medmllm_plugins.prompts.task_names import declared_tasks, derived_tasks
 from medmllm_plugins.prompts.task_settings import read_settings
 from medmllm_plugins.utils.atomic_files import write_whole
+from medmllm_plugins.utils.identifiers import is_identifier
 from medmllm_plugins.utils.user_dirs import tasks_folder
 
 MAX_CLASSES: Final = 50
 """More classes than that are taken for a mistake, such as a column of identifiers."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 _SEPARATORS = (SEPARATOR, ";", ",")
 
 
@@ -235,7 +235,7 @@ def faulty_task_files() -> list[str]:
 def _target(wishes: NewTaskOptions) -> Path:
     """The file to write, if the name is good and free."""
     name = wishes.name
-    if not _NAME.fullmatch(name):
+    if not is_identifier(name):
         raise OptionError(
             f"Expected the task's name to be lower-case letters, digits and underscores, the first no underscore, "
             f"found {name!r}."

@@ -9,7 +9,7 @@ from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.probes.validation.selfcheck import Report, selfcheck
 
 

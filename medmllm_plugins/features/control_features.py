@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.models.families.family_registry import stage
-from medmllm_plugins.models.generation import prefill
+from medmllm_plugins.models.families.family import Family, stage_module
 from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, downsample
 
 if TYPE_CHECKING:
@@ -69,12 +68,12 @@ class RandomEncoder:
             seed: of the drawing.
         """
         self._loaded = loaded
-        self._taps = ActivationHooks(loaded, poolings, vision_only=True)
+        self._hooks = ActivationHooks(loaded, poolings, vision_only=True)
         generator = torch.Generator().manual_seed(seed)
         self._drawn: list[tuple[nn.Parameter, Tensor]] = []
         for module in _encoder(loaded):
             for name, value in module.named_parameters(recurse=False):
-                drawn = _draw(module, name, value, generator)
+                drawn = _draw(loaded.family, module, name, value, generator)
                 self._drawn.append((value, drawn.to(value.device, value.dtype)))
 
     @staticmethod
@@ -84,22 +83,22 @@ class RandomEncoder:
 
     @torch.inference_mode()
     def features(self, inputs: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-        """What the layers of tower and connector hold for a batch, as :attr:`Taps.found`, under names of their own."""
+        """What the layers of tower and connector hold for a batch, as :attr:`ActivationHooks.activations`, under names of their own."""
 
         def stop(*_: Any) -> None:
             raise _Enough
 
-        handle = stage(self._loaded.model, self._loaded.family.connector).register_forward_hook(stop)
+        handle = stage_module(self._loaded.model, self._loaded.family.connector).register_forward_hook(stop)
         try:
-            with self._exchanged(), self._taps.prompt(inputs), suppress(_Enough):  # the LLM has no part in the floor
-                prefill(self._loaded.model, inputs)
+            with self._exchanged(), self._hooks.prompt(inputs), suppress(_Enough):  # the LLM has no part in the floor
+                self._loaded.prefill(inputs)
         finally:
             handle.remove()
-        return {(f"{RANDOM}.{name}", pooling): value for (name, pooling), value in self._taps.found.items()}
+        return {(f"{RANDOM}.{name}", pooling): value for (name, pooling), value in self._hooks.activations.items()}
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        self._taps.close()
+        self._hooks.close()
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
@@ -115,22 +114,19 @@ class RandomEncoder:
 
 def _encoder(loaded: LoadedModel) -> list[nn.Module]:
     """All modules of tower and connector, each once."""
-    known = loaded.family
-    # `model.vision_tower.encoder.layers`: the tower is what stands directly below the inner model.
-    tower = ".".join(known.vision_blocks.split(".")[:2])
-    found = {id(module): module for name in (tower, known.connector) for module in stage(loaded.model, name).modules()}
-    return list(found.values())
+    names = (loaded.family.tower, loaded.family.connector)
+    modules = {id(module): module for name in names for module in stage_module(loaded.model, name).modules()}
+    return list(modules.values())
 
 
-def _draw(module: nn.Module, name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(family: Family, module: nn.Module, name: str, value: Tensor, generator: torch.Generator) -> Tensor:
     shape = tuple(value.shape)
     if name.endswith("bias"):
         return torch.zeros(shape)
     if value.dim() == 1:
         if "norm" not in type(module).__name__.lower():  # a class token, or the scale of a layer
             return torch.randn(shape, generator=generator) * float(value.float().square().mean().sqrt())
-        # Gemma's RMS norms add 1 to their weight.
-        return torch.full(shape, 0.0 if "gemma" in type(module).__name__.lower() else 1.0)
+        return torch.full(shape, family.neutral_norm_weight(module))
     if name.endswith("weight") and not isinstance(module, nn.Embedding):
         inputs = math.prod(shape[1:])
         return torch.randn(shape, generator=generator) / math.sqrt(inputs)

@@ -1,7 +1,7 @@
-"""One vector for each document from what a stage returns for a batch.
+"""One vector for each document from what a layer returns for a batch.
 
-Sums are float32 whatever the model's dtype, and no copy of a whole stage in float32 is made where every document has as
-many rows as the next, which is the usual case.
+Sums are float32 whatever the model's dtype, and a whole layer is never copied to float32 where all documents have the
+same number of rows, which is the usual case.
 """
 
 from __future__ import annotations
@@ -12,112 +12,124 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.slicing import Stage, has_class_token, wrong_length
+from medmllm_plugins.models.families.family import Family, ImageStage
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MAX, MEAN
 
 
 @dataclass(slots=True)
-class Batch:
-    """Where the documents of a batch are in what stages return.
+class BatchLayout:
+    """Where the documents of a batch are in what layers return.
 
     Attributes:
-        documents: number of documents, B.
-        rows: by stage, the number of rows of each document.
+        family: the model's architecture.
+        rows: by stage, the number of entries of the first output axis of each of B documents.
+        class_tokens: number of tokens before the patches of each tile.
         tokens: number of image tokens in each document's prompt.
-        where: place of each image token in the prompts laid end to end, (T,), int64; by device.
+        positions: indices of the image tokens in the prompts laid end to end, (T,), int64; by device.
     """
 
-    documents: int
-    rows: Mapping[Stage, list[int]]
+    family: Family
+    rows: Mapping[ImageStage, list[int]]
+    class_tokens: int
     tokens: list[int]
-    where: dict[torch.device, Tensor]
+    positions: dict[torch.device, Tensor]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> Batch:
-        """Work it out from a batch's input."""
+    def of(cls, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> BatchLayout:
+        """Compute the layout of a batch's input."""
         mask = loaded.image_positions(inputs)
-        rows: dict[Stage, list[int]] = {part: loaded.rows_of(part, inputs) for part in ("vision", "connector")}
-        where = mask.flatten().nonzero().squeeze(1)
-        return cls(len(mask), rows, mask.sum(1).tolist(), {where.device: where})
+        positions = mask.flatten().nonzero().squeeze(1)
+        return cls(
+            loaded.family,
+            {
+                "vision": loaded.rows_per_document("vision", inputs),
+                "connector": loaded.rows_per_document("connector", inputs),
+            },
+            loaded.family.class_tokens(loaded.model),
+            mask.sum(1).tolist(),
+            {positions.device: positions},
+        )
 
-    def at(self, device: torch.device) -> Tensor:
-        """:attr:`where` on a device."""
-        if device not in self.where:
-            self.where[device] = next(iter(self.where.values())).to(device)
-        return self.where[device]
+    def positions_on(self, device: torch.device) -> Tensor:
+        """Return :attr:`positions` on a device."""
+        if device not in self.positions:
+            self.positions[device] = next(iter(self.positions.values())).to(device)
+        return self.positions[device]
 
 
-def pool_images(
-    loaded: LoadedModel, part: Stage, output: Tensor, batch: Batch, poolings: Sequence[str]
-) -> dict[str, Tensor]:
-    """Pool what a block or norm of the tower, or the connector, returned.
+def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings: Sequence[str]) -> dict[str, Tensor]:
+    """Pool what a layer of the tower, or the connector, returned.
 
     Args:
-        loaded: the model.
-        part: ``"vision"`` or ``"connector"``.
-        output: (P, d) flat, (tiles, patches, d), or (tiles, d) where a norm is given the class token alone.
-        batch: of which documents.
-        poolings: which are wanted; those that do not apply are left out.
+        stage: ``"vision"`` or ``"connector"``.
+        output: (P, d) flat; (tiles, …, d); or (tiles, d) where a norm is given the class token alone.
+        layout: of the batch.
+        poolings: those wanted; those that do not apply are left out.
 
     Returns:
         (B, d) float32 by pooling.
 
     Raises:
-        ModelError: the output is not as long as the batch's input says.
+        ModelError: the output has another length than the batch's input implies.
     """
-    rows = batch.rows[part]
+    rows = layout.rows[stage]
     if sum(rows) != output.shape[0]:
-        raise wrong_length(loaded.family, part, sum(rows), output.shape[0])
-    if loaded.family.grid:
-        return _over(output, rows, poolings)
+        raise ModelError(
+            f"{layout.family.title}: expected {sum(rows)} rows from the {stage} stage, by the batch's input, found "
+            f"{output.shape[0]}; this version of transformers lays it out differently."
+        )
+    if layout.family.flat:
+        return _pool_rows(output, rows, poolings)
     if output.dim() == 2:
-        return {CLS: _mean(output[:, None], rows)} if CLS in poolings else {}
-    found = {}
-    if part == "vision" and has_class_token(loaded.model, output):
+        return {CLS: _mean_of_tiles(output[:, None], rows)} if CLS in poolings else {}
+    output = output.flatten(1, -2)
+    pooled = {}
+    if stage == "vision" and (count := layout.class_tokens):
         if CLS in poolings:
-            found[CLS] = _mean(output[:, :1], rows)
-        output = output[:, 1:]
+            pooled[CLS] = _mean_of_tiles(output[:, :1], rows)
+        output = output[:, count:]
     patches = output.shape[1]
-    return found | _over(output.flatten(0, 1), [count * patches for count in rows], poolings)
+    return pooled | _pool_rows(output.flatten(0, 1), [tiles * patches for tiles in rows], poolings)
 
 
-def pool_tokens(hidden: Tensor, batch: Batch, poolings: Sequence[str]) -> dict[str, Tensor]:
+def pool_tokens(hidden: Tensor, layout: BatchLayout, poolings: Sequence[str]) -> dict[str, Tensor]:
     """Pool what a block of the LLM returned over the prompts, padded on the left.
 
     Args:
         hidden: (B, L, D).
-        batch: of which documents.
-        poolings: which are wanted.
+        layout: of the batch.
+        poolings: those wanted.
 
     Returns:
         (B, D) float32 by pooling: over the image's tokens, and the last token of the prompt.
     """
-    found = {LAST: hidden[:, -1].to(torch.float32, copy=True)} if LAST in poolings else {}
+    pooled = {LAST: hidden[:, -1].to(torch.float32, copy=True)} if LAST in poolings else {}
     if {MEAN, MAX} & set(poolings):
-        tokens = hidden.flatten(0, 1).index_select(0, batch.at(hidden.device))
-        found |= _over(tokens, batch.tokens, poolings)
-    return found
+        tokens = hidden.flatten(0, 1).index_select(0, layout.positions_on(hidden.device))
+        pooled |= _pool_rows(tokens, layout.tokens, poolings)
+    return pooled
 
 
-def _over(rows: Tensor, counts: list[int], poolings: Sequence[str]) -> dict[str, Tensor]:
+def _pool_rows(rows: Tensor, counts: list[int], poolings: Sequence[str]) -> dict[str, Tensor]:
     """Mean and maximum over each document's rows of (sum of counts, d)."""
-    found = {}
+    pooled = {}
     if len(set(counts)) == 1:
         each = rows.reshape(len(counts), counts[0], rows.shape[-1])
         if MEAN in poolings:
-            found[MEAN] = each.mean(1, dtype=torch.float32)
+            pooled[MEAN] = each.mean(1, dtype=torch.float32)
         if MAX in poolings:
-            found[MAX] = each.amax(1).float()
-        return found
+            pooled[MAX] = each.amax(1).float()
+        return pooled
     parts = torch.split(rows, counts)
     if MEAN in poolings:
-        found[MEAN] = torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
+        pooled[MEAN] = torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
     if MAX in poolings:
-        found[MAX] = torch.stack([part.amax(0).float() for part in parts])
-    return found
+        pooled[MAX] = torch.stack([part.amax(0).float() for part in parts])
+    return pooled
 
 
-def _mean(output: Tensor, counts: list[int]) -> Tensor:
+def _mean_of_tiles(output: Tensor, counts: list[int]) -> Tensor:
     """Mean over the tiles of each document, of (tiles, 1, d)."""
-    return _over(output.flatten(0, 1), counts, (MEAN,))[MEAN]
+    return _pool_rows(output.flatten(0, 1), counts, (MEAN,))[MEAN]

@@ -86,7 +86,7 @@ class FeatureRecorder:
             OSError: the features of an earlier batch could not be written.
         """
         lens, logits = self.watch.lens(verbalizers)
-        found = dict(self.watch.found)
+        found = dict(self.watch.activations)
         if self._random is not None:
             found |= self._random.features(inputs)
         shrunk = np.stack(pixels)
@@ -99,7 +99,7 @@ class FeatureRecorder:
 
     def _open(self, found: Mapping[Site, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
         """Begin the store: only now the widths are known."""
-        part_of = {place.name: place.part for place in self.watch.places}
+        part_of = {layer.name: layer.part for layer in self.watch.layers}
         poolings: dict[str, dict[str, int]] = {}
         for (name, pooling), value in found.items():
             poolings.setdefault(name, {})[pooling] = value.shape[-1]

@@ -16,6 +16,7 @@ from medmllm_plugins.host.task_dataset import TaskDataset
 from medmllm_plugins.host.task_loading import new_session
 from medmllm_plugins.host.task_requests import check_settings, read_request
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.runtime.answer_loop import AnswerOptions
@@ -25,7 +26,6 @@ from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
 from medmllm_plugins.runtime.run_session import RunSession
-from medmllm_plugins.utils.import_by_name import import_by_name
 
 
 class MedicalMLLM(lmms):
@@ -129,9 +129,9 @@ class MedicalMLLM(lmms):
         """Return the model itself, loaded at the first call; ``run`` notes how long that takes."""
         if self._loaded is None:
             with run.stage("load", self.device):
-                self._loaded = import_by_name(str(self.spec.loader))(self.options)
-            for doubt in self._loaded.doubts:
-                logger.warning(f"{self.spec.name}: {doubt}; its answers may be meaningless.")
+                self._loaded = load_model(self.spec, self.options)
+            for warning in self._loaded.weight_warnings:
+                logger.warning(f"{self.spec.name}: {warning}; its answers may be meaningless.")
         return self._loaded
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -165,10 +165,10 @@ class MedicalMLLM(lmms):
     def _by_session(self, requests: Sequence[TaskRequest]) -> list[tuple[RunSession, list[TaskRequest]]]:
         """Group requests by the run that they are part of: that of our tasks, which other packages' tasks join."""
         sessions = {task: data.session for task, data in self.task_dict.items() if isinstance(data, TaskDataset)}
-        asked = [sessions[request.task] for request in requests if request.task in sessions]
-        if not asked and self._own_session is None:
+        in_use = [sessions[request.task] for request in requests if request.task in sessions]
+        if not in_use and self._own_session is None:
             self._own_session = new_session()
-        default = asked[0] if asked else self._own_session
+        default = in_use[0] if in_use else self._own_session
         groups: dict[int, tuple[RunSession, list[TaskRequest]]] = {}
         for request in requests:
             session = sessions.get(request.task, default)

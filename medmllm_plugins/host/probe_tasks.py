@@ -11,18 +11,20 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes import analysis, analysis_files
+from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.probe_files import write_probes
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 
 
 class ProbingTask(ClassificationTask):
     """What the YAML of a task that probes names under ``class:``."""
 
 
-class Probing(InspectionTask[analysis.Analysis]):
+class Probing(InspectionTask[ProbeAnalysis]):
     """Probes of one data set.
 
     All folds are asked about. The train fold needs features alone and the validation fold label scores as well, both of
@@ -39,7 +41,7 @@ class Probing(InspectionTask[analysis.Analysis]):
         """Parse one answer of the test fold; the other folds are not scored."""
         return super().process_results(doc, results) if doc["fold"] == "test" else {}
 
-    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> analysis.Analysis:
+    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> ProbeAnalysis:
         """Fit the probes."""
         folder = self.run.folder_for(model)
         store = self.run.keep_features(self.name)
@@ -51,13 +53,13 @@ class Probing(InspectionTask[analysis.Analysis]):
         with self.run.stage(f"probe {self.name}"):
             reference = find_reference(folder, self.content.data.fingerprint)
             result = analysis.analyse(store, outcomes, reference=reference)
-        analysis_files.write(folder, file_stem(self.name), result)
-        self.run.task(self.name, {"probes": result.headline_facts()})
-        logger.info(f"{self.name}: {result.headline()}")
+        write_probes(folder, file_stem(self.name), result)
+        self.run.task(self.name, {"probes": result.manifest_entry()})
+        logger.info(f"{self.name}: {result.headline}")
         return result
 
-    def _printed(self, result: analysis.Analysis) -> Mapping[str, float | str | None]:
-        return result.printed()
+    def _printed(self, result: ProbeAnalysis) -> Mapping[str, float | str | None]:
+        return result.printed_metrics()
 
     def _failure_facts(self, reason: str) -> dict[str, Any]:
         return {"probes": {"failed": reason}}

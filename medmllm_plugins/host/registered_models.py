@@ -11,6 +11,6 @@ from medmllm_plugins.plugins.manager import get_manager
 def __getattr__(name: str) -> Any:
     """Return the wrapper class of the model called ``name``, such as ``medmllm_plugins.host.registered_models.medm_vl``."""
     spec = get_manager().models().get(name)
-    if spec is None or spec.loader is None:
+    if spec is None or spec.wrapper is not None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no registered model has that name.")
     return type(name, (MedicalMLLM,), {"__module__": __name__, "__doc__": spec.summary, "spec": spec})

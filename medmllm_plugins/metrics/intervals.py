@@ -8,7 +8,6 @@ and each brings all of its documents. Sources: Efron and Tibshirani, "An Introdu
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
+from medmllm_plugins.utils.processors import processors
 from medmllm_plugins.utils.record import Record
 
 LEVEL = 0.95
@@ -134,7 +134,7 @@ def bootstrap(
                 return
             parts[index] = evaluate(of_documents(drawn))
 
-    threads = min(os.cpu_count() or 1, _MAX_THREADS) if len(group) * resamples >= _THREADED else 1
+    threads = min(processors(), _MAX_THREADS) if len(group) * resamples >= _THREADED else 1
     if threads == 1:
         work()
     else:

@@ -1,4 +1,4 @@
-"""The one interface behind which every family of models stands."""
+"""The interface of a model in memory, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, Union
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import fingerprint
-from medmllm_plugins.models.families.family_registry import Family
-from medmllm_plugins.models.generation import first_token, greedy, prefill, score_labels
-from medmllm_plugins.models.slicing import Stage, rows_of
-
-if TYPE_CHECKING:
-    from medmllm_plugins.data.readers.volumes import Volume
-
-VisualInput: TypeAlias = Union[Image, Sequence[Image], "Volume"]
-"""What a question is about: an image, several of them, or a volume; which of these, the model says."""
+from medmllm_plugins.models.families.family import Family, ImageStage
+from medmllm_plugins.models.families.family import VisualInput as VisualInput
+from medmllm_plugins.models.generation import Prefill, first_token, greedy, prefill, score_labels
 
 
 @dataclass(frozen=True, slots=True)
 class FewShotExample:
-    """A solved example before a question: its text, the number of its images, and the right answer."""
+    """A solved example before a question: its text, the number of its images, and the correct answer."""
 
     question: str
     images: int
@@ -39,18 +32,18 @@ class FewShotExample:
 
 @dataclass(frozen=True, slots=True)
 class FewShotPrompt:
-    """A question behind solved examples, whose images come first."""
+    """A question after solved examples, whose images come first."""
 
     examples: tuple[FewShotExample, ...]
     question: str
 
 
 Question: TypeAlias = str | FewShotPrompt
-"""What is asked: a text, or one behind solved examples, which models that take several images may be given."""
+"""A question's text, alone or after solved examples; examples need a model that takes several images."""
 
 
 def single(question: Question) -> str:
-    """The text of a question without examples.
+    """Return the text of a question without examples.
 
     Raises:
         ModelError: it has some, and the model answers single turns.
@@ -67,8 +60,8 @@ class Generation:
     Attributes:
         text: the generated text as decoded, special tokens left out and whitespace kept.
         tokens: number of generated tokens, the end-of-sequence token not counted.
-        scores: log p(label | prompt, image) in nats for each label asked about, see
-            :func:`medmllm_plugins.models.generation.score_labels`; ``None`` when none was.
+        scores: log p(label | prompt, image) in nats for each label that was to be scored, see
+            :func:`medmllm_plugins.models.generation.score_labels`; ``None`` without labels.
         label_tokens: number of tokens that each of these scores is a sum over.
     """
 
@@ -79,35 +72,34 @@ class Generation:
 
 
 class Watch(Protocol):
-    """Who looks at what the stages return while a model answers."""
+    """An observer of the outputs of a model's stages while it answers."""
 
     @property
-    def looks_at_answers(self) -> bool:
-        """Whether the first token of each answer is run for it."""
+    def needs_answers(self) -> bool:
+        """Whether the first token of each answer is run through the model for it."""
 
     def prompt(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[object]:
-        """Entered while the prompts of a batch, with their images, go through the model, and no longer."""
+        """Observe while the prompts of a batch, with their images, go through the model."""
 
     def answer(self) -> AbstractContextManager[object]:
-        """Entered while the first token of each answer does."""
+        """Observe while the first token of each answer goes through the model."""
 
 
 class LoadedModel(ABC):
-    """A model in memory, ready to be asked about images.
+    """A model in memory.
 
     Attributes:
         model: the transformers model, in evaluation mode, its parameters frozen.
         tokenizer: its tokenizer.
-        family: its architecture, which says where its stages stand; a model of a plugin's own may bring its own.
+        family: its architecture.
         device: where the model is.
         dtype: dtype of its weights.
         max_length: the most tokens that prompt (image tokens included) and answer may have together.
         eos_token_ids: tokens that end an answer.
         pad_token_id: the token prompts are padded with on the left.
-        shows: what a question to it is about: ``"image"`` (one), ``"images"`` (one or several) or ``"volume"``.
-        given: so many tokens at the beginning of each of :meth:`label_ids` stand before the label and are not scored.
-        max_new_tokens: the longest answer, where the model needs more than a task asks for; ``None`` otherwise.
-        doubts: what looks wrong with the weights, a sentence each.
+        shows: what a question is about: ``"image"`` (one), ``"images"`` (one or several) or ``"volume"``.
+        max_new_tokens: the longest answer, where the model needs more than a task allows; ``None`` otherwise.
+        weight_warnings: what looks wrong with the weights, a sentence each.
     """
 
     shows: ClassVar[Literal["image", "images", "volume"]] = "image"
@@ -121,12 +113,12 @@ class LoadedModel(ABC):
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     max_new_tokens: int | None = None
-    doubts: tuple[str, ...] = ()
+    weight_warnings: tuple[str, ...] = ()
     _files: tuple[Path, ...]
 
     @property
-    def given(self) -> int:
-        """Number of tokens before each label that are not scored."""
+    def prefix_length(self) -> int:
+        """Number of tokens at the beginning of each of :meth:`label_ids` that precede the label and are not scored."""
         return 0
 
     @cached_property
@@ -140,11 +132,11 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
-        """Make the model's input from B questions about one image each.
+        """Make the model's input from B questions about one visual input each.
 
         Returns:
-            ``input_ids`` and ``attention_mask``, (B, L), int64, padded on the left; ``pixel_values``, (B, 3, H, W),
-            of the model's dtype. All on the model's device.
+            ``input_ids`` and ``attention_mask``, (B, L), int64, padded on the left; ``pixel_values``, (B, 3, H, W) or
+            in the processor's layout, of the model's dtype. All on the model's device.
 
         Raises:
             ModelError: a question or an image cannot be taken.
@@ -152,25 +144,28 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
-        """Token ids of each label as the answer to ``question``.
+        """Return the token ids of each label as the answer to ``question``.
 
         Raises:
             ModelError: a label is empty, or merges with the prompt's last token so that it has no tokens of its own.
         """
 
-    def rows_of(self, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
-        """How many rows of a stage's output belong to each of B documents.
+    def rows_per_document(self, stage: ImageStage, inputs: Mapping[str, Tensor]) -> list[int]:
+        """Return how many entries of a stage's first output axis belong to each of B documents.
 
         Args:
             stage: ``"vision"`` or ``"connector"``.
-            inputs: what :meth:`prepare` returned for them.
+            inputs: what :meth:`prepare` returned.
         """
-        return rows_of(self.model, self.family, stage, inputs)
+        return self.family.rows_per_document(self.model, stage, inputs)
 
     def image_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Which tokens of the prompts stand for images, (B, L), bool."""
-        config: Any = self.model.config
-        return inputs["input_ids"] == int(config.image_token_id)
+        """Return which tokens of the prompts are replaced by image features, (B, L), bool."""
+        return self.family.image_positions(self.model, inputs)
+
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Prefill:
+        """Run prompts and images through the model once, see :func:`medmllm_plugins.models.generation.prefill`."""
+        return prefill(self.model, self.family, inputs)
 
     def check_length(self, prompt: int, new: int) -> None:
         """Refuse a prompt of ``prompt`` tokens with ``new`` tokens to come if both exceed ``max_length``."""
@@ -191,15 +186,15 @@ class LoadedModel(ABC):
         inputs: dict[str, Tensor] | None = None,
         watch: Watch | None = None,
     ) -> list[Generation]:
-        """Answer B questions about one image each, greedily, and score labels from the same prefill.
+        """Answer B questions about one visual input each, greedily, and score labels from the same prefill.
 
         Args:
-            questions: one for each image.
-            images: 8-bit images.
-            max_new_tokens: the most tokens of an answer; 0 gives empty texts, for when only scores are wanted.
+            questions: one for each visual input.
+            images: 8-bit images, or what else the model takes.
+            max_new_tokens: the most tokens of an answer; 0 gives empty texts, where only scores are wanted.
             labels: answers to score for each question; ``None`` or empty for none.
             inputs: what :meth:`prepare` returned for these questions, where it was called ahead.
-            watch: looks at what the stages return.
+            watch: observes the outputs of the stages.
 
         Raises:
             ModelError: the input cannot be taken, or is too long with what is to follow.
@@ -210,50 +205,46 @@ class LoadedModel(ABC):
             return []
         if inputs is None:
             inputs = self.prepare(questions, images)
-        ids = self._ids_of(questions, labels) if labels else []
+        ids = self._cached_label_ids(questions, labels) if labels else []
         longest = max((len(label) for row in ids for label in row), default=0)
         self.check_length(int(inputs["attention_mask"].sum(-1).max()), max(max_new_tokens, longest))
 
         with nullcontext() if watch is None else watch.prompt(inputs):
-            start = prefill(self.model, inputs)
-        if watch is not None and watch.looks_at_answers:
+            start = self.prefill(inputs)
+        if watch is not None and watch.needs_answers:
             with watch.answer():
                 first_token(self.model, start)
         # Scores come first: greedy decoding extends the cache in place.
+        prefix = self.prefix_length if ids else 0
         scores = (
-            [tuple(row) for row in score_labels(self.model, start, ids, given=self.given).tolist()]
+            [tuple(row) for row in score_labels(self.model, start, ids, prefix_length=prefix).tolist()]
             if ids
             else [None] * len(images)
         )
-        rows = greedy(
-            self.model,
-            start,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=self.eos_token_ids,
-        )
+        rows = greedy(self.model, start, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
         texts = [
             str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             for row in rows
         ]
-        counts = [tuple(len(label) - self.given for label in labels) for labels in ids] if ids else [None] * len(images)
+        counts = [tuple(len(label) - prefix for label in labels) for labels in ids] if ids else [None] * len(images)
         return [
             Generation(text, len(row), score, count)
             for text, row, score, count in zip(texts, rows, scores, counts, strict=True)
         ]
 
-    def _ids_of(self, questions: Sequence[Question], labels: Sequence[str]) -> list[list[list[int]]]:
-        """Token ids of the labels for each question; a question that is asked often is tokenised once."""
-        found = []
+    def _cached_label_ids(self, questions: Sequence[Question], labels: Sequence[str]) -> list[list[list[int]]]:
+        """Token ids of the labels for each question; a question that comes often is tokenised once."""
+        rows = []
         for question in questions:
             key = (question, tuple(labels))
-            if key not in self._labels_of:
+            if key not in self._label_cache:
                 ids = self.label_ids(question, labels)
                 if len({tuple(row) for row in ids}) < len(ids):
                     raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
-                self._labels_of[key] = ids
-            found.append(self._labels_of[key])
-        return found
+                self._label_cache[key] = ids
+            rows.append(self._label_cache[key])
+        return rows
 
     @cached_property
-    def _labels_of(self) -> dict[tuple[Question, tuple[str, ...]], list[list[int]]]:
+    def _label_cache(self) -> dict[tuple[Question, tuple[str, ...]], list[list[int]]]:
         return {}

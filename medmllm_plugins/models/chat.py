@@ -1,10 +1,9 @@
-"""Any model of a family that transformers knows, asked through its own processor and chat template."""
+"""Any model of a family that transformers knows, prompted through its own processor and chat template."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from PIL.Image import Image
@@ -15,64 +14,47 @@ from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, Vi
 from medmllm_plugins.models.device_transfer import to_device
 from medmllm_plugins.models.image_inputs import eight_bit
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptStyle:
-    """How a model wants to be asked.
-
-    Attributes:
-        system: its system prompt; ``None`` for what the chat template does without one.
-        question: makes the user's text of a question; the question itself by default.
-        opening: what the model writes before an answer, such as an opening tag; labels are scored behind it.
-        template: arguments of the chat template, such as ``{"enable_thinking": False}``.
-        max_new_tokens: the longest answer, where the model needs more than a task asks for, to think aloud.
-    """
-
-    system: str | None = None
-    question: Callable[[str], str] = str
-    opening: str = ""
-    template: tuple[tuple[str, Any], ...] = ()
-    max_new_tokens: int | None = None
+from medmllm_plugins.models.tokens import label_suffixes
+from medmllm_plugins.plugins.specs import PromptStyle
 
 
 class ChatModel(LoadedModel):
     """A model in memory; see :class:`medmllm_plugins.models.base.LoadedModel`.
 
-    A question's images, one or several, stand before its text, in one user turn.
+    A question's images, one or several, come before its text, in one user turn.
     """
 
     shows = "images"
 
-    def __init__(self, native: Native, manner: PromptStyle | None = None) -> None:
+    def __init__(self, native: Native, style: PromptStyle | None = None) -> None:
         """Wrap a loaded checkpoint.
 
         Raises:
-            ModelError: its chat template has no place for an image.
+            ModelError: its chat template has no placeholder for an image.
         """
         self.model = native.model
         self.processor = native.processor
         self.tokenizer = native.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.family = native.family
-        self.manner = manner or PromptStyle()
+        self.style = style or PromptStyle()
         self.device = native.model.device
         self.dtype = native.model.dtype
         self.max_length = longest_input(native.model)
         self.eos_token_ids = eos_tokens(native.model, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = int(self.eos_token_ids[0] if pad is None else pad)
-        self.max_new_tokens = self.manner.max_new_tokens
-        self.doubts = native.doubts
-        # The next batch is prepared in a thread; a tokenizer that pads must not be set anew while it is in use.
+        self.max_new_tokens = self.style.max_new_tokens
+        self.weight_warnings = native.weight_warnings
+        # The next batch is prepared in a thread; a tokenizer that pads must not be reconfigured while it is in use.
         self._tokenizing = threading.Lock()
         self._files = native.files
-        # What stands for an image in a prompt: Gemma 3's processor expands another token than the model looks for.
+        # The placeholder of an image in a prompt: Gemma 3's processor expands another token than the model replaces.
         self._slot = str(getattr(self.processor, "boi_token", None) or self.processor.image_token)
         self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
         if self._slot not in self.render(""):
             raise ModelError(
-                f"{native.folder}: expected a chat template that puts {self._slot} where an image stands, found "
+                f"{native.folder}: expected a chat template that puts {self._slot} in the place of an image, found "
                 "one that does not; give the checkpoint the template of an image model (chat_template.jinja)."
             )
 
@@ -81,39 +63,40 @@ class ChatModel(LoadedModel):
 
         Args:
             question: the question, solved examples before it as earlier turns.
-            images: number of images in all; one more than the examples have where it is not said.
+            images: number of images in all; one more than the examples have by default.
 
         Raises:
             ModelError: the question holds the name of a special token, which would end the turn or claim an image.
         """
-        asked = question if isinstance(question, FewShotPrompt) else FewShotPrompt((), question)
-        shown = sum(example.images for example in asked.examples)
+        prompt = question if isinstance(question, FewShotPrompt) else FewShotPrompt((), question)
+        shown = sum(example.images for example in prompt.examples)
         images = (shown + 1 if images is None else images) - shown
-        said = [asked.question, *(part for one in asked.examples for part in (one.question, one.answer))]
-        if held := [token for token in self._special for text in said if token in text]:
+        texts = [prompt.question, *(part for example in prompt.examples for part in (example.question, example.answer))]
+        if names := [token for token in self._special for text in texts if token in text]:
             raise ModelError(
-                f"The question {asked.question!r} holds {held[0]!r}, which the model takes for a special token; write "
-                "it differently."
+                f"The question {prompt.question!r} holds {names[0]!r}, which the model takes for a special token; "
+                "write it differently."
             )
-        text = self.manner.question(asked.question)
+        text = self.style.ask(prompt.question)
         if self.processor.chat_template is None:  # PaliGemma has none: a prompt is one line
             single(question)
-            return f"{self._slot * images}{self._begin()}{text}\n"
+            return f"{self._slot * images}{self._bos()}{text}\n"
         turns: list[dict[str, Any]] = []
-        for example in asked.examples:
-            turns.append(_user(self.manner.question(example.question), example.images))
+        for example in prompt.examples:
+            turns.append(_user_turn(self.style.ask(example.question), example.images))
             turns.append({"role": "assistant", "content": [{"type": "text", "text": example.answer}]})
-        turns.append(_user(text, images))
-        if self.manner.system:
-            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.manner.system}]})
-        # What a template does not name would be taken for an argument of the processor.
-        known = {key: value for key, value in self.manner.template if key in str(self.processor.chat_template)}
+        turns.append(_user_turn(text, images))
+        if self.style.system:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self.style.system}]})
+        # An argument that the template does not name would be taken for one of the processor.
+        template = str(self.processor.chat_template)
+        known = {key: value for key, value in self.style.template.items() if key in template}
         try:
             return str(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **known))
         except Exception as error:  # jinja's errors, and those that a template raises itself
             raise ModelError(f"The checkpoint's chat template cannot take the question: {one_line(error)}") from error
 
-    def _begin(self) -> str:
+    def _bos(self) -> str:
         return str(self.tokenizer.bos_token or "")
 
     def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
@@ -122,55 +105,47 @@ class ChatModel(LoadedModel):
             raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
         shown = [_pictures(item) for item in images]
         texts = [self.render(question, len(several)) for question, several in zip(questions, shown, strict=True)]
-        begin = self._begin()
+        bos = self._bos()
         if self.processor.chat_template is None:
             # Its processor writes placeholders and line end itself.
             texts = [
-                text.replace(f"{self._slot * len(several)}{begin}", self._slot * len(several)).removesuffix("\n")
+                text.replace(f"{self._slot * len(several)}{bos}", self._slot * len(several)).removesuffix("\n")
                 for text, several in zip(texts, shown, strict=True)
             ]
         with self._tokenizing:
-            found = self.processor(
+            batch = self.processor(
                 text=texts,
                 images=shown,
                 padding=True,
                 return_tensors="pt",
                 # A template that writes the first token must not get it twice.
-                add_special_tokens=not (begin and texts[0].startswith(begin)),
+                add_special_tokens=not (bos and texts[0].startswith(bos)),
             )
         inputs = {
             name: to_device(value, self.device, self.dtype)
-            for name, value in found.items()
+            for name, value in batch.items()
             if isinstance(value, Tensor) and name != "labels"  # PaliGemma's processor makes some to train on
         }
-        self.check_length(int(found["attention_mask"].sum(-1).max()), 0)
+        self.check_length(int(batch["attention_mask"].sum(-1).max()), 0)
         return inputs
 
     def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
-        """Token ids of each label as it follows the prompt, tokenised together with it; :attr:`given` comes first."""
-        prompt = self.render(question) + self.manner.opening
-        # Behind a line end or a tag an answer begins at once, behind a word with a blank.
+        """Token ids of each label after the prompt, tokenised together with it; the opening's tokens come first."""
+        prompt = self.render(question) + self.style.opening
+        # After a line end or a tag an answer begins at once, after a word with a blank.
         blank = "" if prompt[-1:].isspace() or prompt.endswith((">", "]")) else " "
         whole = self._encode(self.render(question))
-        before = self._encode(prompt)
-        if before[: len(whole)] != whole:
-            raise ModelError(f"The opening {self.manner.opening!r} is tokenised into one token with the prompt's end.")
-        found = []
-        for label in labels:
-            joint = self._encode(f"{prompt}{blank}{label.strip()}")
-            if not label.strip() or joint[: len(before)] != before or len(joint) == len(before):
-                raise ModelError(
-                    f"The label {label!r} cannot be scored: it is empty, or its first characters are tokenised into "
-                    "one token with the end of the prompt."
-                )
-            found.append(joint[len(whole) :])
-        return found
+        opening = self._encode(prompt)
+        if opening[: len(whole)] != whole:
+            raise ModelError(f"The opening {self.style.opening!r} is tokenised into one token with the prompt's end.")
+        prefix = opening[len(whole) :]
+        return [[*prefix, *ids] for ids in label_suffixes(self._encode, prompt, blank, labels)]
 
     @property
-    def given(self) -> int:
-        """Number of tokens of the opening, which stand before each label and are not scored."""
+    def prefix_length(self) -> int:
+        """Number of tokens of the opening, which precede each label and are not scored."""
         prompt = self.render("")
-        return len(self._encode(prompt + self.manner.opening)) - len(self._encode(prompt))
+        return len(self._encode(prompt + self.style.opening)) - len(self._encode(prompt))
 
     def _encode(self, text: str) -> list[int]:
         with self._tokenizing:
@@ -178,7 +153,7 @@ class ChatModel(LoadedModel):
         return ids
 
 
-def _user(text: str, images: int) -> dict[str, Any]:
+def _user_turn(text: str, images: int) -> dict[str, Any]:
     content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
     return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 

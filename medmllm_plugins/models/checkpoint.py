@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from medmllm_plugins.errors import ModelError, one_line, shown
+from medmllm_plugins.plugins.specs import DEMO
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,12 +31,29 @@ def demo_folder() -> Path:
     return Path(str(resources.files("medmllm_plugins.models") / "demo"))
 
 
-def find_folder(pretrained: str, sizes: Mapping[str, str]) -> Path:
-    """Turn the option ``pretrained`` into a local folder.
+def resolve_size(pretrained: str, sizes: Mapping[str, str]) -> str:
+    """Return the hub id of a size name, and any other value of ``pretrained`` as it is.
 
     Args:
         pretrained: ``"demo"``, a local folder, a short name in ``sizes``, or a hub id.
-        sizes: short names of the family and the hub ids they stand for.
+        sizes: short names of a model's sizes, to hub ids.
+
+    Raises:
+        ModelError: it is none of these.
+    """
+    if pretrained == DEMO or Path(pretrained).expanduser().exists():
+        return pretrained
+    name = sizes.get(pretrained.lower(), pretrained)
+    if name != DEMO and _HUB_ID.fullmatch(name) is None:
+        raise _no_checkpoint(pretrained, (DEMO, *(size for size in sizes if size != DEMO)))
+    return name
+
+
+def find_folder(pretrained: str) -> Path:
+    """Return the local folder of a checkpoint.
+
+    Args:
+        pretrained: ``"demo"``, a local folder, or a hub id.
 
     Returns:
         A folder that exists. A local folder is returned without any network access; a hub id is looked up in the
@@ -44,21 +62,23 @@ def find_folder(pretrained: str, sizes: Mapping[str, str]) -> Path:
     Raises:
         ModelError: there is no such folder or repository.
     """
-    if pretrained == "demo":
+    if pretrained == DEMO:
         return demo_folder()
     local = Path(pretrained).expanduser()
     if local.is_dir():
         return local
     if local.exists():
         raise ModelError(f"Expected `pretrained` to be a checkpoint folder, but {pretrained!r} is a file.")
-    repo = sizes.get(pretrained.lower(), pretrained)
-    if _HUB_ID.fullmatch(repo) is None:
-        known = ", ".join(["demo", *sizes])
-        raise ModelError(
-            f"Expected `pretrained` to be a folder, a hub id (owner/name) or one of {known}; "
-            f"{pretrained!r} is none of them and no such folder exists."
-        )
-    return hub_snapshot(repo, _PATTERNS)
+    if _HUB_ID.fullmatch(pretrained) is None:
+        raise _no_checkpoint(pretrained, (DEMO,))
+    return hub_snapshot(pretrained, _PATTERNS)
+
+
+def _no_checkpoint(pretrained: str, sizes: Iterable[str]) -> ModelError:
+    return ModelError(
+        f"Expected `pretrained` to be a folder, a hub id (owner/name) or one of {', '.join(sizes)}; "
+        f"{pretrained!r} is none of them and no such folder exists."
+    )
 
 
 def hub_snapshot(repo: str, patterns: Iterable[str]) -> Path:

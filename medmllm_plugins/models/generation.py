@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.families.family import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,49 +40,26 @@ class Prefill:
     next_position: Tensor
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count from each row's first real token, so that padding does not shift them.
-
-    Args:
-        attention_mask: (B, L), 1 for real tokens.
-
-    Returns:
-        (B, L), int64; padding has position 0, which nothing attends to.
-    """
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefill:
+def prefill(model: Any, family: Family, inputs: Mapping[str, Tensor]) -> Prefill:
     """Run prompts and images through the model once.
 
     Args:
         model: a transformers image-text-to-text model in evaluation mode.
+        family: its architecture.
         inputs: left-padded ``input_ids`` (B, L) and ``attention_mask`` (B, L), and what else the model takes, such
             as ``pixel_values``.
 
     Raises:
-        ModelError: the model places image tokens in a grid, and the inputs do not say which tokens these are.
+        ModelError: the family needs an input that is missing.
     """
-    mask = inputs["attention_mask"]
     cache = DynamicCache(config=model.config)
-    if not has_grid_positions(model):
-        positions = position_ids(mask) + first_position(model)
-        out = model(**inputs, position_ids=positions, **_given(model, cache), use_cache=True, logits_to_keep=1)
-        return Prefill(out.logits[:, -1].float(), cache, mask, positions[:, -1] + 1)
-    # Qwen2-VL and its kin: the model works the positions out, and keeps by how much they run ahead of the tokens. Left
-    # from another batch that would be taken for this one's; without the token types it would be left out unsaid.
-    if "mm_token_type_ids" not in inputs:
-        raise ModelError(
-            f"{model.config.model_type}: expected `mm_token_type_ids` among the inputs, without which image tokens are "
-            "placed like text; take them from the processor."
-        )
-    model.model.rope_deltas = None
-    out = model(**inputs, **_given(model, cache), use_cache=True, logits_to_keep=1)
-    ahead = model.model.rope_deltas.to(mask.device).view(-1)
-    return Prefill(out.logits[:, -1].float(), cache, mask, mask.sum(-1) + ahead)
+    output, next_position = family.forward_prompt(
+        model, inputs, **_cache_option(model, cache), use_cache=True, logits_to_keep=1
+    )
+    return Prefill(output.logits[:, -1].float(), cache, inputs["attention_mask"], next_position)
 
 
-def _given(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
+def _cache_option(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
     """The cache under the name that the model's class has for it: transformers 5.24 renamed the argument."""
     kind: Any = type(model)
     return {_cache_argument(kind): cache}
@@ -91,16 +68,6 @@ def _given(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
 @functools.lru_cache
 def _cache_argument(model_class: Any) -> str:
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
-
-
-def has_grid_positions(model: Any) -> bool:
-    """Whether image tokens have positions in three directions, as in Qwen2-VL and what came of it."""
-    return hasattr(model.model, "rope_deltas")
-
-
-def first_position(model: Any) -> int:
-    """The position of the first token: PaliGemma counts from 1."""
-    return 1 if model.config.model_type == "paligemma" else 0
 
 
 @torch.no_grad()
@@ -139,7 +106,7 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=position[:, None],
-            **_given(model, cache),
+            **_cache_option(model, cache),
             use_cache=True,
         )
         logits, position = out.logits[:, -1].float(), position + 1
@@ -158,12 +125,14 @@ def first_token(model: Any, start: Prefill) -> None:
         input_ids=start.logits.argmax(-1)[:, None],
         attention_mask=torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
         position_ids=start.next_position[:, None],
-        **_given(model, _branch(start.cache)),
+        **_cache_option(model, _branch(start.cache)),
         use_cache=True,
     )
 
 
-def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, given: int = 0) -> Tensor:
+def score_labels(
+    model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, prefix_length: int = 0
+) -> Tensor:
     """Log-probability of every label as the continuation of its prompt.
 
     The score is the sum over the label's tokens of log p(token | image, prompt, label tokens before it), in nats. The
@@ -178,14 +147,14 @@ def score_labels(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[
         model: the model that made ``start``.
         start: left as it is.
         labels: token ids of K labels for each of B rows, none of them empty.
-        given: so many tokens at the beginning of each label are given and not scored, such as an opening tag.
+        prefix_length: number of tokens at the beginning of each label that are not scored, such as an opening tag.
 
     Returns:
         (B, K), float32.
     """
     if _takes_masks(model, start, max(len(ids) for row in labels for ids in row)):
-        return _score_tree(model, start, labels, given)
-    return _score_rows(model, start, labels, given)
+        return _score_tree(model, start, labels, prefix_length)
+    return _score_rows(model, start, labels, prefix_length)
 
 
 def _takes_masks(model: Any, start: Prefill, longest: int) -> bool:
@@ -236,7 +205,7 @@ def _tree(labels: Sequence[Sequence[int]]) -> _Tree:
     return _Tree(tokens, parents, paths)
 
 
-def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], given: int) -> Tensor:
+def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], prefix_length: int) -> Tensor:
     device, batch = start.logits.device, len(labels)
     # Most batches ask one question: its labels are laid out once.
     kinds: dict[tuple[tuple[int, ...], ...], int] = {}
@@ -263,7 +232,7 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
             input_ids=tokens[chosen].to(device),
             attention_mask=mask,
             position_ids=start.next_position[:, None] + depth[chosen].to(device),
-            **_given(model, _branch(start.cache)),
+            **_cache_option(model, _branch(start.cache)),
             use_cache=True,
         )
         logits = torch.cat([logits, out.logits.float()], dim=1)
@@ -275,7 +244,7 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
         where = [
             (label, place + 1, token)
             for label, (path, ids) in enumerate(zip(tree.paths, row, strict=True))
-            for place, token in list(zip(path, ids, strict=True))[given:]
+            for place, token in list(zip(path, ids, strict=True))[prefix_length:]
         ]
         columns, places, wanted = torch.tensor(where, device=device).T
         # gather - logsumexp spares the copy of all logits that log_softmax would make.
@@ -284,14 +253,14 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
     return scores
 
 
-def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], given: int) -> Tensor:
+def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], prefix_length: int) -> Tensor:
     device = start.logits.device
     rows = [ids for row in labels for ids in row]
     repeats, longest = len(rows) // len(labels), max(map(len, rows))
     targets = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=device)
     valid = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows], device=device)
     scored = valid.clone()
-    scored[:, :given] = 0
+    scored[:, :prefix_length] = 0
 
     first = start.logits.log_softmax(-1).repeat_interleave(repeats, dim=0).gather(1, targets[:, :1])
     scores = first.squeeze(1) * scored[:, 0]
@@ -304,7 +273,7 @@ def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
             input_ids=targets[:, :-1],
             attention_mask=mask,
             position_ids=start.next_position.repeat_interleave(repeats)[:, None] + offsets,
-            **_given(model, cache),
+            **_cache_option(model, cache),
             use_cache=True,
         ).logits.float()
         later = logits.gather(2, targets[:, 1:, None]).squeeze(2) - logits.logsumexp(-1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from transformers import SiglipImageProcessorPil
 
 from medmllm_plugins.errors import ModelError, shown
@@ -72,24 +70,13 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e6  # false of NaN and of infinity
 
 
-def pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:
-    """Process B images.
-
-    Returns:
-        (B, 3, H, W), float32.
+def eight_bit(image: object, index: int) -> Image.Image:
+    """Return an image as RGB with 8 bits a channel.
 
     Raises:
-        ModelError: an image has more than 8 bits a channel. Its window must be chosen by whoever reads the data:
-            Pillow would clip everything above 255 to white without a word.
+        ModelError: it is no image, or has more than 8 bits a channel. Its window must be chosen by whoever reads the
+            data: Pillow would clip everything above 255 to white without a warning.
     """
-    found: Tensor = processor(
-        images=[eight_bit(image, index) for index, image in enumerate(images)], return_tensors="pt"
-    )["pixel_values"]
-    return found
-
-
-def eight_bit(image: object, index: int) -> Image.Image:
-    """An image as RGB with 8 bits a channel; see :func:`pixel_values` for the errors."""
     if not isinstance(image, Image.Image):
         raise ModelError(f"Expected image {index} to be a PIL image, but got {type(image).__name__}.")
     if image.mode.startswith(("I", "F")):

@@ -1,9 +1,8 @@
-"""Checkpoints in transformers' own format: opened from a local folder, every fault told before weights are read."""
+"""Checkpoints in transformers' own format, opened from a local folder; faults are reported before weights are read."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from medmllm_plugins.errors import ModelError, OptionError, one_line, shown
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json, some
 from medmllm_plugins.models.config_files import check_bounds
-from medmllm_plugins.models.families.family_registry import Family, family
+from medmllm_plugins.models.families.family import Family
+from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.quantisation import quantisation
 from medmllm_plugins.models.weight_warnings import untrained_parts
@@ -30,7 +30,7 @@ class Native:
         family: its architecture.
         folder: where it came from.
         files: everything it was made from.
-        doubts: what looks wrong with the weights, see :func:`medmllm_plugins.models.weight_warnings.untrained_parts`.
+        weight_warnings: see :func:`medmllm_plugins.models.weight_warnings.untrained_parts`.
     """
 
     model: PreTrainedModel
@@ -38,47 +38,45 @@ class Native:
     family: Family
     folder: Path
     files: tuple[Path, ...]
-    doubts: tuple[str, ...]
+    weight_warnings: tuple[str, ...]
 
 
-def open_native(options: LoadOptions, sizes: Mapping[str, str], *, expected: tuple[str, ...] = ()) -> Native:
+def open_native(options: LoadOptions, family: Family | None = None) -> Native:
     """Load a checkpoint whose architecture transformers knows.
 
     Args:
         options: what the user chose.
-        sizes: short names of the model, to hub ids.
-        expected: the architectures (``model_type``) that the model may have; any known one if empty.
+        family: the architecture that the checkpoint must have; ``None`` for any that this package knows.
 
     Raises:
         ModelError: there is no such checkpoint; it is of another architecture, needs its own code, has no safetensors
             weights, or these do not fit the model that its config.json describes.
-        OptionError: the device, the attention kernel or the quantisation cannot be had.
+        OptionError: the device, the attention kernel or the quantisation is not available.
     """
     options.check()
-    folder = find_folder(options.pretrained, sizes)
+    folder = find_folder(options.pretrained)
     raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
     if (code := raw.get("auto_map")) and options.trust_remote_code != options.pretrained:
         classes = some(map(str, code.values())) if isinstance(code, dict) else shown(code)
         raise ModelError(
-            f"{folder}: the checkpoint brings code of its own ({classes}), which is not run unasked. If "
-            f"you trust it, say so by its name: trust_remote_code={options.pretrained}."
+            f"{folder}: the checkpoint brings code of its own ({classes}), which is not run by default. If "
+            f"you trust it, name it: trust_remote_code={options.pretrained}."
         )
-    known = family(kind, folder)
-    check_bounds(raw, folder / "config.json")
-    if expected and kind not in expected:
+    if family is not None and kind != family.model_type:
         raise ModelError(
-            f"{folder}: expected a checkpoint of architecture {' or '.join(expected)}, found {shown(kind)}; use "
+            f"{folder}: expected a checkpoint of architecture {family.model_type}, found {shown(kind)}; use "
             "--model medmllm_hf for any checkpoint of a known architecture."
         )
-    if missing := [name for name in known.needs if importlib.util.find_spec(name) is None]:
-        raise ModelError(f"{known.title} needs the packages {missing}; pip install {' '.join(missing)}.")
+    family = family or find_family(kind, folder)
+    check_bounds(raw, folder / "config.json")
+    if missing := [name for name in family.needs if importlib.util.find_spec(name) is None]:
+        raise ModelError(f"{family.title} needs the packages {missing}; pip install {' '.join(missing)}.")
     weights = open_weights(folder)
     processor = _processor(folder)
     model = _model(folder, options)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
-    doubts = untrained_parts(model, known)
-    return Native(model, processor, known, folder, (*files, *weights.files), doubts)
+    return Native(model, processor, family, folder, (*files, *weights.files), untrained_parts(model, family))
 
 
 def _processor(folder: Path) -> Any:
@@ -115,27 +113,27 @@ def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
             **settings,
         )
     except ImportError as error:
-        raise OptionError(f"{folder} cannot be loaded so: {one_line(error)}") from error
+        raise OptionError(f"{folder} cannot be loaded with these options: {one_line(error)}") from error
     except Exception as error:
         # A config that lies about shapes is met with errors of many types; torch's own text says which tensor.
         raise ModelError(f"{folder}: the weights cannot be loaded: {one_line(error)}") from error
-    model, told = loaded
+    model, report = loaded
     problems = {
-        what: sorted(map(str, told.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")
+        what: sorted(map(str, report.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")
     }
     if any(problems.values()):
-        said = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
+        listed = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
         raise ModelError(
-            f"{folder}: the weights do not fit the model that config.json describes: {said}. Parts without weights "
-            "would stand at random values; is it a whole checkpoint, or an adapter (peft=)?"
+            f"{folder}: the weights do not fit the model that config.json describes: {listed}. Parts without weights "
+            "would keep random values; is it a whole checkpoint, or an adapter (peft=)?"
         )
     if options.device_map is None and quantisation(options) is None:
         model.to(options.torch_device)
     if options.peft is not None:
         model = _with_adapter(model, options.peft)
     model.requires_grad_(False)
-    found: PreTrainedModel = model.eval()
-    return found
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:
@@ -144,7 +142,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise OptionError("peft= needs the package peft; pip install peft.") from error
-    folder = find_folder(adapter, {})
+    folder = find_folder(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, found none.")
     if not (folder / "adapter_model.safetensors").is_file():
@@ -163,20 +161,20 @@ def _with_adapter(model: Any, adapter: str) -> Any:
 
 
 def eos_tokens(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: those of the generation config, and the tokenizer's.
+    """Return every token that ends an answer: those of the generation config, and the tokenizer's.
 
     Raises:
         ModelError: neither names one.
     """
     stated = getattr(model.generation_config, "eos_token_id", None)
     several = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    found = {int(token) for token in [*several, tokenizer.eos_token_id] if token is not None}
-    if not found:
+    tokens = {int(token) for token in [*several, tokenizer.eos_token_id] if token is not None}
+    if not tokens:
         raise ModelError("The checkpoint names no token that ends an answer (eos_token_id).")
-    return tuple(sorted(found))
+    return tuple(sorted(tokens))
 
 
 def longest_input(model: PreTrainedModel) -> int:
-    """The most tokens that the LLM takes."""
+    """Return the most tokens that the LLM takes."""
     text = model.config.get_text_config()
     return int(getattr(text, "max_position_embeddings", None) or torch.iinfo(torch.int32).max)

@@ -1,8 +1,7 @@
-"""The stages of a model in memory, by the names that curves and reports use for them.
+"""The layers of a model in memory, by the names that curves and reports use for them.
 
-A layer is a place in the model whose output is looked at: ``vision.00`` … for the blocks of the vision tower,
-``vision.norm``, ``connector``, ``llm.embed`` for what the LLM reads (text and image tokens together), ``llm.00`` … for
-its blocks, ``llm.norm``.
+``vision.00`` … are the blocks of the vision tower, ``vision.norm`` the norm after them, ``connector`` the connector,
+``llm.embed`` the input of the LLM (text and image tokens together), ``llm.00`` … its blocks, and ``llm.norm`` its norm.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.families.family import Family, stage_module
 
 Part = Literal["vision", "connector", "llm"]
 EMBED = "llm.embed"
@@ -24,72 +23,93 @@ EMBED = "llm.embed"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer in a model.
+    """A layer of a model.
 
     Attributes:
-        name: of the layer.
-        part: which part of the model it belongs to.
+        name: as above.
+        part: the part of the model it belongs to.
         module: the module there.
-        enters: whether what enters the module is looked at, and not what it returns.
+        family: the model's architecture.
+        enters: whether the layer is the module's input, not its output.
     """
 
     name: str
     part: Part
     module: nn.Module
+    family: Family
     enters: bool = False
+
+    def rows(self, output: object) -> Tensor:
+        """View what the module returned, a tensor or a tuple that begins with one, with the feature axis last.
+
+        Raises:
+            ModelError: it is neither.
+        """
+        tensor = output[0] if isinstance(output, tuple) else output
+        if not isinstance(tensor, Tensor):
+            raise ModelError(
+                f"{self.name}: expected the stage to return a tensor, found {type(tensor).__name__}; this version of "
+                "transformers lays the model out differently."
+            )
+        return tensor if self.part == "llm" else self.family.to_rows(self.name, tensor)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Undo :meth:`rows`."""
+        return rows if self.part == "llm" else self.family.from_rows(self.name, rows)
 
 
 def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
-    """All layers of a model in the order in which an image passes them.
+    """Return all layers of a model in the order in which an image passes them.
 
     Raises:
-        ModelError: the model has no module where its family's table says one stands.
+        ModelError: the model has no module of a name that its family states.
     """
-    known, model = loaded.family, loaded.model
-    vision, blocks = _listed(stage(model, known.vision_blocks)), _listed(stage(model, known.llm_blocks))
+    family, model = loaded.family, loaded.model
+    vision, blocks = _modules(model, family.vision_blocks), _modules(model, family.llm_blocks)
     if not vision or not blocks:
         raise ModelError(
-            f"{known.title}: expected blocks at {known.vision_blocks} and {known.llm_blocks}, found {len(vision)} and "
-            f"{len(blocks)}."
+            f"{family.title}: expected blocks at {family.vision_blocks} and {family.llm_blocks}, found {len(vision)} "
+            f"and {len(blocks)}."
         )
-    found = [Layer(_numbered("vision", number), "vision", module) for number, module in enumerate(vision)]
-    if known.vision_norm is not None:
-        found.append(Layer("vision.norm", "vision", stage(model, known.vision_norm)))
-    found.append(Layer("connector", "connector", stage(model, known.connector)))
-    # The embedding module returns the placeholder where an image stands; the first block is given the image.
-    found.append(Layer(EMBED, "llm", blocks[0], enters=True))
-    found += [Layer(_numbered("llm", number), "llm", module) for number, module in enumerate(blocks)]
-    return (*found, Layer("llm.norm", "llm", stage(model, known.llm_norm)))
+    layers = [Layer(f"vision.{index:02d}", "vision", module, family) for index, module in enumerate(vision)]
+    if family.vision_norm is not None:
+        layers.append(Layer("vision.norm", "vision", stage_module(model, family.vision_norm), family))
+    layers.append(Layer("connector", "connector", stage_module(model, family.connector), family))
+    # The embedding module returns a placeholder for the image; the first block's input holds its features.
+    layers.append(Layer(EMBED, "llm", blocks[0], family, enters=True))
+    layers += [Layer(f"llm.{index:02d}", "llm", module, family) for index, module in enumerate(blocks)]
+    return (*layers, Layer("llm.norm", "llm", stage_module(model, family.llm_norm), family))
 
 
 @contextmanager
-def changed(place: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change what a layer holds, or look at it, while the context is open.
+def changed(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace what a layer holds, or read it, while the context is open.
 
     Args:
-        place: the layer.
-        change: takes what stands there, in the shape that the model gives it, and returns what is to stand there.
+        layer: the layer.
+        change: takes the layer's output, in the model's layout with the feature axis last, and returns its replacement.
 
     Raises:
         ModelError: the module returns no tensor, or is called without one.
     """
-    module = place.module
-    own = module.__dict__.get("forward")  # accelerate puts one on a module that is spread over devices
+    module = layer.module
+    own = module.__dict__.get("forward")  # accelerate sets one on a module that is spread over devices
     usual = module.forward
+
+    def replaced(output: object) -> Tensor:
+        return layer.from_rows(change(layer.rows(output)))
 
     def entering(*args: Any, **kwargs: Any) -> Any:
         if args:
-            return usual(change(_tensor(place, args[0])), *args[1:], **kwargs)
-        return usual(**{**kwargs, "hidden_states": change(_tensor(place, kwargs.get("hidden_states")))})
+            return usual(replaced(args[0]), *args[1:], **kwargs)
+        return usual(**{**kwargs, "hidden_states": replaced(kwargs.get("hidden_states"))})
 
     def leaving(*args: Any, **kwargs: Any) -> Any:
         output = usual(*args, **kwargs)
-        if isinstance(output, tuple):
-            return (change(_tensor(place, output[0])), *output[1:])
-        return change(_tensor(place, output))
+        return (replaced(output), *output[1:]) if isinstance(output, tuple) else replaced(output)
 
     # Not by a hook: LLaVA takes its layer from states that transformers' own hooks recorded before ours would run.
-    module.forward = entering if place.enters else leaving
+    module.forward = entering if layer.enters else leaving
     try:
         yield
     finally:
@@ -98,18 +118,6 @@ def changed(place: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
             module.forward = own
 
 
-def _tensor(place: Layer, found: object) -> Tensor:
-    if not isinstance(found, Tensor):
-        raise ModelError(
-            f"{place.name}: expected the stage to hold a tensor, found {type(found).__name__}; this version of "
-            "transformers lays the model out differently."
-        )
-    return found
-
-
-def _listed(module: nn.Module) -> list[nn.Module]:
+def _modules(model: nn.Module, name: str) -> list[nn.Module]:
+    module = stage_module(model, name)
     return list(module) if isinstance(module, Iterable) else []
-
-
-def _numbered(part: str, number: int) -> str:
-    return f"{part}.{number:02d}"

@@ -1,76 +1,12 @@
-"""Tokenizers, and text that must stay text."""
+"""Text to tokens, where the names of special tokens are plain text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase
 
-from medmllm_plugins.errors import ModelError, one_line
-from medmllm_plugins.models.checkpoint import hub_snapshot
-from medmllm_plugins.models.formats.base_configs import LLMS, named_folder, published_name
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
-
-
-def tokenizer_folder(checkpoint: Path, llm_name: str) -> Path:
-    """Where a checkpoint's tokenizer stands.
-
-    The authors of MedM-VL publish weights without one and take it from the language model it builds on. So it is, in
-    this order: the checkpoint itself, the local folder that ``llm_name`` means, the hub repository ``llm_name`` (the
-    only step that may use the network, and only where it is not in the hub's cache).
-
-    Raises:
-        ModelError: none of them has a tokenizer.
-    """
-    for folder in (checkpoint, named_folder(llm_name, checkpoint)):
-        if folder is not None and _holds_tokenizer(folder):
-            return folder
-    repo = published_name(llm_name, LLMS)
-    if repo is None:
-        raise ModelError(
-            f"Neither {checkpoint} nor {llm_name!r} holds a tokenizer: put tokenizer.json and tokenizer_config.json of "
-            "the language model into the checkpoint folder."
-        )
-    try:
-        folder = hub_snapshot(repo, TOKENIZER_FILES)
-    except ModelError as error:
-        raise ModelError(
-            f"{checkpoint} holds no tokenizer, and that of {repo} could not be had: {error} Or copy its tokenizer.json "
-            "and tokenizer_config.json into the checkpoint folder."
-        ) from error
-    if not _holds_tokenizer(folder):
-        raise ModelError(f"{folder} (the hub's copy of {repo}) holds no tokenizer.json, nor vocab.json and merges.txt.")
-    return folder
-
-
-def _holds_tokenizer(folder: Path) -> bool:
-    whole = (folder / "tokenizer.json").is_file()
-    return whole or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
-
-
-def load_qwen_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a Qwen2 tokenizer from a local folder.
-
-    Raises:
-        ModelError: its files are broken, or it has no end-of-sequence or padding token.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        # tokenizers raises a bare Exception for a broken file.
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {one_line(error)[:300]}.") from error
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise ModelError(f"The tokenizer in {folder} lacks `eos_token` or `pad_token` in its tokenizer_config.json.")
-    return tokenizer
+from medmllm_plugins.errors import ModelError
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -87,32 +23,32 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         raise ModelError(f"Expected text that can be encoded as UTF-8, but got {text!r}: {error}.") from error
     ids: list[int] = encoded["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    if found := sorted(special.intersection(ids)):
-        names = tokenizer.convert_ids_to_tokens(found)
+    if matches := sorted(special.intersection(ids)):
+        names = tokenizer.convert_ids_to_tokens(matches)
         raise ModelError(f"The text {text!r} was tokenised into special tokens {names}, which text must not hold.")
     return ids
 
 
-def label_tokens(tokenizer: PreTrainedTokenizerBase, text: str, blank: str, labels: Sequence[str]) -> list[list[int]]:
-    """Token ids of each label behind a text, tokenised together with it.
+def label_suffixes(encode: Callable[[str], list[int]], text: str, blank: str, labels: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each label after a text, tokenised together with it.
 
     Args:
-        tokenizer: the tokenizer.
-        text: what stands before the label.
-        blank: what stands between the two, as part of the label.
+        encode: tokenises a text.
+        text: what precedes the label.
+        blank: what separates the two, as part of the label.
         labels: the labels.
 
     Raises:
         ModelError: a label is empty, or merges with the text's last token so that it has no tokens of its own.
     """
-    before = encode_text(tokenizer, text)
-    found = []
+    before = encode(text)
+    suffixes = []
     for label in labels:
-        joint = encode_text(tokenizer, f"{text}{blank}{label.strip()}")
-        if not label.strip() or joint[: len(before)] != before:
+        joint = encode(f"{text}{blank}{label.strip()}")
+        if not label.strip() or joint[: len(before)] != before or len(joint) == len(before):
             raise ModelError(
                 f"The label {label!r} cannot be scored: it is empty, or its first characters are tokenised into "
                 "one token with the end of the prompt."
             )
-        found.append(joint[len(before) :])
-    return found
+        suffixes.append(joint[len(before) :])
+    return suffixes

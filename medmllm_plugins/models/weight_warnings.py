@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from medmllm_plugins.models.families.family_registry import Family, stage
+from medmllm_plugins.models.families.family import Family, stage_module
 
 LEAST = 4096
 """Smaller matrices say too little about how they came about."""
@@ -29,7 +29,9 @@ def untrained_parts(model: Any, family: Family) -> tuple[str, ...]:
     parts = {"vision tower": family.vision_blocks, "connector": family.connector}
     found = []
     for title, name in parts.items():
-        matrices = [value for value in stage(model, name).parameters() if value.dim() > 1 and value.numel() >= LEAST]
+        matrices = [
+            value for value in stage_module(model, name).parameters() if value.dim() > 1 and value.numel() >= LEAST
+        ]
         spread = _initial_spread(model, title)
         if matrices and all(_as_drawn(value, spread) for value in matrices):
             found.append(

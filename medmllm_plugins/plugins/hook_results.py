@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from medmllm_plugins.plugins.guard import described, pictured
+from medmllm_plugins.plugins.specs import PromptStyle
 
 MOST_ITEMS: Final = 1000
 """Declarations of one hook; a hook that gives more, as one that yields for ever, brings nothing."""
@@ -56,6 +57,8 @@ def _remade(item: Any, kind: type[_Item]) -> _Item:
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
+    if isinstance(value, PromptStyle):
+        return _remade(value, PromptStyle)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(one) for key, one in itertools.islice(value.items(), MOST_ITEMS)}
     return value

@@ -10,21 +10,29 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import pluggy
 
 from medmllm_plugins import __version__
 from medmllm_plugins.errors import OptionError, PluginError
-from medmllm_plugins.plugins import hookspecs
 from medmllm_plugins.plugins.entry_points import Candidate, normal, read_candidates
 from medmllm_plugins.plugins.guard import PluginRaised, bounded, described, pictured, run_plugin_code
+from medmllm_plugins.plugins.hook_registry import HOOKS, HookRegistry
 from medmllm_plugins.plugins.hook_results import WrongResult, read_items
-from medmllm_plugins.plugins.hookspecs import PROJECT
+from medmllm_plugins.plugins.plugin_records import (
+    IN_PROCESS,
+    USER,
+    Failure,
+    PluginInfo,
+    Stage,
+    TaskEntry,
+    name_taken,
+    origin_of,
+)
 from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
 from medmllm_plugins.plugins.task_files import read_task, walk
 from medmllm_plugins.utils.user_dirs import tasks_folder
@@ -32,20 +40,10 @@ from medmllm_plugins.utils.user_dirs import tasks_folder
 GROUP: Final = "medmllm_plugins"
 STRICT: Final = "MEDMLLM_STRICT"
 DISABLE: Final = "MEDMLLM_DISABLE"
-HOOKS: Final[Mapping[str, type[Any]]] = {
-    "medmllm_models": ModelSpec,
-    "medmllm_tasks": TaskFolder,
-    "medmllm_probes": ProbeSpec,
-    "medmllm_attributions": AttributionSpec,
-}
-
-Stage = Literal["import", "register", "hook", "duplicate", "invalid", "task file"]
-
-_BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.plugins.builtin")
-IN_PROCESS = "(registered in process)"
 MOST_FAULTS: Final = 20
 """Faulty items of one hook that are named one by one."""
 LONGEST_MESSAGE: Final = 1000
+_BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.plugins.builtin")
 
 
 class _Named(Protocol):
@@ -56,128 +54,6 @@ class _Named(Protocol):
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _NamedItem = TypeVar("_NamedItem", bound=_Named)
-
-
-# Named tuples here, as dataclasses take four times as long to make, and every command of the host waits for it.
-class Failure(NamedTuple):
-    """Something of a plugin that was left out.
-
-    Attributes:
-        plugin: name of the plugin's entry point.
-        distribution: the distribution it comes from; empty where no plugin is to blame.
-        version: that distribution's version.
-        stage: where it went wrong.
-        hook: the hook concerned, if one is.
-        message: what was expected and what was found.
-    """
-
-    plugin: str
-    distribution: str
-    version: str
-    stage: Stage
-    hook: str | None
-    message: str
-
-    def __str__(self) -> str:
-        origin = f" ({_origin(self.distribution, self.version)})" if self.distribution else ""
-        return f"plugin {self.plugin}{origin}: {self.stage}{f' of {self.hook}' if self.hook else ''}: {self.message}"
-
-
-class PluginInfo(NamedTuple):
-    """A plugin that is registered, or disabled by name.
-
-    Attributes:
-        name: name of its entry point.
-        distribution: the distribution it comes from.
-        version: that distribution's version.
-        hooks: the hooks it implements, faulty ones left out.
-        disabled: whether ``MEDMLLM_DISABLE`` names it.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    hooks: tuple[str, ...] = ()
-    disabled: bool = False
-
-
-USER: Final = PluginInfo("(user)", "", "", ("medmllm_tasks",))
-"""What stands for the user's own task folder among the plugins."""
-
-
-class TaskEntry(NamedTuple):
-    """A task or a group of tasks, as the host's index needs it.
-
-    Attributes:
-        name: what stands behind ``--tasks``.
-        path: its YAML file.
-        kind: ``"task"`` or ``"group"``.
-        plugin: name of the plugin that brings it.
-    """
-
-    name: str
-    path: Path
-    kind: Literal["task", "group"]
-    plugin: str
-
-
-class _Registry(pluggy.PluginManager):
-    """pluggy's manager, except that a faulty hook is left out alone, and the plugin's good ones go on working."""
-
-    def __init__(self) -> None:
-        super().__init__(PROJECT)
-        self.add_hookspecs(hookspecs)
-        self.changes = 0
-        self.faults: dict[str, list[tuple[str, str]]] = {}
-        self._found: list[tuple[str, str]] = []
-
-    def register(self, plugin: Any, name: str | None = None) -> str | None:
-        """Register a plugin; what is wrong with its hooks is in ``faults[name]`` afterwards."""
-        self._found = []
-        registered = super().register(plugin, name)
-        if registered is not None:
-            self.faults[registered] = self._found
-        self.changes += 1
-        return registered
-
-    def unregister(self, plugin: Any = None, name: str | None = None) -> Any:
-        """Unregister a plugin by object or name."""
-        self.changes += 1
-        return super().unregister(plugin, name)
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
-        """Return the options of a sound hook implementation; ``None`` for anything else."""
-        options = super().parse_hookimpl_opts(plugin, name)
-        if options is None:
-            if name in HOOKS and callable(inspect.getattr_static(plugin, name, None)):
-                self._found.append((name, f"Expected {name!r} to carry @hookimpl, but it does not."))
-            return None
-        hook = options.get("specname") or name
-        fault = _hook_fault(plugin, name, hook, options)
-        if fault:
-            self._found.append((hook, fault))
-            return None
-        return options if hook in HOOKS else None
-
-
-def _hook_fault(plugin: Any, name: str, hook: str, options: pluggy.HookimplOpts) -> str:
-    if hook not in HOOKS:
-        if options.get("optionalhook"):  # meant for a later version of this package
-            return ""
-        import difflib
-
-        close = difflib.get_close_matches(hook, HOOKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the hooks are {', '.join(HOOKS)}."
-        return f"There is no hook {hook!r}; {hint}"
-    if options.get("wrapper") or options.get("hookwrapper"):
-        return f"Expected {name!r} to be a plain hook, but got a wrapper; hooks are called one plugin at a time."
-    required = [
-        parameter.name
-        for parameter in inspect.signature(getattr(plugin, name)).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    return f"Expected {name!r} to take no arguments, but it requires {', '.join(required)}." if required else ""
 
 
 class Manager:
@@ -195,7 +71,7 @@ class Manager:
     def __init__(self) -> None:
         """Find and register all plugins; see :func:`discover`."""
         self.strict = os.environ.get(STRICT, "").strip() not in ("", "0")
-        self.pluggy = _Registry()
+        self.pluggy = HookRegistry()
         self._registered: list[PluginInfo] = []
         self._disabled: list[PluginInfo] = []
         self._discovery: list[Failure] = []
@@ -219,7 +95,7 @@ class Manager:
             if info.name in disabled:
                 self._disabled.append(PluginInfo(info.name, info.distribution, info.version, disabled=True))
             elif info.name in winners:
-                message = _taken("plugin", info.name, winners[info.name], info)
+                message = name_taken("plugin", info.name, winners[info.name], info)
                 self._fail(self._discovery, info, "duplicate", None, message)
             else:
                 winners[info.name] = info
@@ -231,11 +107,14 @@ class Manager:
         def fault(name: str, distribution: str, version: str, message: str, error: BaseException | None) -> None:
             self._fail(self._discovery, PluginInfo(name, distribution, version), "import", None, message, error)
 
-        found = read_candidates(GROUP, fault)
-        if not any(_is_builtin(candidate) for candidate in found):  # a source tree that is not installed
+        candidates = read_candidates(GROUP, fault)
+        if not any(_is_builtin(candidate) for candidate in candidates):  # a source tree that is not installed
             entry = importlib.metadata.EntryPoint(_BUILTIN[1], _BUILTIN[2], GROUP)
-            found.append(Candidate(entry, _BUILTIN[0], __version__))
-        return sorted(found, key=lambda one: (not _is_builtin(one), normal(one.distribution), one.entry.name))
+            candidates.append(Candidate(entry, _BUILTIN[0], __version__))
+        return sorted(
+            candidates,
+            key=lambda candidate: (not _is_builtin(candidate), normal(candidate.distribution), candidate.entry.name),
+        )
 
     def _load(self, candidate: Candidate) -> None:
         info = PluginInfo(candidate.entry.name, candidate.distribution, candidate.version)
@@ -270,7 +149,7 @@ class Manager:
 
     def _run(self, work: Callable[[], _Result], info: PluginInfo, stage: str, package: str) -> _Result:
         """Run code of a plugin; see :func:`medmllm_plugins.plugins.guard.run_plugin_code` for the errors."""
-        origin = f"plugin {bounded(info.name, 100)} ({_origin(info.distribution, info.version)})"
+        origin = f"plugin {bounded(info.name, 100)} ({origin_of(info.distribution, info.version)})"
         what = f"{origin}: {stage}"
 
         def slow(seconds: float) -> None:
@@ -295,10 +174,10 @@ class Manager:
         Raises:
             PluginError: there is one, and ``MEDMLLM_STRICT=1``.
         """
-        found = [*self._discovery, *self._results_of("registry", self._registry_faults)[1]]
+        failures = [*self._discovery, *self._results_of("registry", self._registry_faults)[1]]
         for hook, ask in self._asks().items():
-            found.extend(self._results_of(hook, ask)[1])
-        return found
+            failures.extend(self._results_of(hook, ask)[1])
+        return failures
 
     @property
     def notices(self) -> list[str]:
@@ -332,27 +211,27 @@ class Manager:
 
     def dataset_folders(self) -> list[Path]:
         """Folders of data-set declarations: every ``datasets`` folder below a task folder."""
-        folders = {path.resolve(): path for _, _, found in reversed(self._walked()) for path in reversed(found)}
+        folders = {path.resolve(): path for _, _, paths in reversed(self._walked()) for path in reversed(paths)}
         return list(reversed(folders.values()))
 
     def describe(self) -> dict[str, Any]:
         """Everything above, JSON-safe, for ``medmllm plugins --json``."""
         # Asked of what was read, not of the disk: the folder may have gone since.
         shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._walked()) else [])]
-        given: dict[str, dict[str, list[str]]] = {
+        brought: dict[str, dict[str, list[str]]] = {
             info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }
         for what, hook in (("models", "medmllm_models"), ("probes", "medmllm_probes")):
             for name, (_, info) in self._named(hook, HOOKS[hook]).items():
-                given[info.name][what].append(name)
+                brought[info.name][what].append(name)
         for name, (_, info) in self._named("medmllm_attributions", AttributionSpec).items():
-            given[info.name]["attributions"].append(name)
+            brought[info.name]["attributions"].append(name)
         for entry in self.tasks().values():
-            given[entry.plugin]["tasks"].append(entry.name)
+            brought[entry.plugin]["tasks"].append(entry.name)
         for info, _, folders in self._walked():
-            given[info.name]["datasets"] += sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+            brought[info.name]["datasets"] += sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
         return {
-            "plugins": [{**info._asdict(), "hooks": list(info.hooks), **given[info.name]} for info in shown],
+            "plugins": [{**info._asdict(), "hooks": list(info.hooks), **brought[info.name]} for info in shown],
             "failures": [failure._asdict() for failure in self.failures],
             "notices": self.notices,
         }
@@ -369,7 +248,7 @@ class Manager:
         }
 
     def _results_of(self, key: str, ask: Callable[[list[Failure]], Any]) -> tuple[Any, list[Failure]]:
-        """What ``ask`` finds and where it fails, kept until plugins come or go; nothing is kept when it raises."""
+        """Return the result and failures of ``ask``, cached until plugins come or go; nothing is cached when it raises."""
         if self._changes != self.pluggy.changes:
             self._results.clear()
             self._changes = self.pluggy.changes
@@ -391,7 +270,7 @@ class Manager:
     def _functions(self, info: PluginInfo, hook: str) -> list[Callable[[], object]]:
         """A plugin's implementations of a hook: more than one where ``specname`` is used."""
         caller: pluggy.HookCaller = getattr(self.pluggy.hook, hook)
-        return [one.function for one in caller.get_hookimpls() if one.plugin_name == info.name]
+        return [each.function for each in caller.get_hookimpls() if each.plugin_name == info.name]
 
     def _registry_faults(self, failures: list[Failure]) -> None:
         for info in self._sources():
@@ -419,23 +298,23 @@ class Manager:
                 yield item, info
 
     def _named(self, hook: str, kind: type[_NamedItem]) -> dict[str, tuple[_NamedItem, PluginInfo]]:
-        found: dict[str, tuple[_NamedItem, PluginInfo]] = self._results_of(
+        items: dict[str, tuple[_NamedItem, PluginInfo]] = self._results_of(
             hook, functools.partial(self._ask_named, hook, kind)
         )[0]
-        return found
+        return items
 
     def _ask_named(
         self, hook: str, kind: type[_NamedItem], failures: list[Failure]
     ) -> dict[str, tuple[_NamedItem, PluginInfo]]:
-        found: dict[str, tuple[_NamedItem, PluginInfo]] = {}
+        items: dict[str, tuple[_NamedItem, PluginInfo]] = {}
         what = hook.removeprefix("medmllm_").removesuffix("s")
         for item, info in self._call(hook, kind, failures):
-            if item.name in found:
-                message = _taken(what, item.name, found[item.name][1], info)
+            if item.name in items:
+                message = name_taken(what, item.name, items[item.name][1], info)
                 self._fail(failures, info, "duplicate", hook, message)
             else:
-                found[item.name] = (item, info)
-        return found
+                items[item.name] = (item, info)
+        return items
 
     def _walked(self) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
         walked, _ = self._results_of("medmllm_tasks", self._ask_folders)
@@ -454,15 +333,15 @@ class Manager:
                 files, datasets = walk(path)
             except (PluginRaised, PluginError, OSError, ValueError) as raised:
                 error = raised.error if isinstance(raised, PluginRaised) else raised
-                said = str(error) if isinstance(error, PluginError) else described(error)
-                message = said if isinstance(error, PluginError) else f"{pictured(folder.path)} raised {said}"
+                known = isinstance(error, PluginError)
+                message = str(error) if known else f"{pictured(folder.path)} raised {described(error)}"
                 self._fail(failures, info, "invalid", "medmllm_tasks", message, error)
                 continue
             walked.append((info, files, datasets))
         return walked
 
     def _ask_tasks(self, failures: list[Failure]) -> dict[str, TaskEntry]:
-        found: dict[str, TaskEntry] = {}
+        entries: dict[str, TaskEntry] = {}
         owners: dict[str, PluginInfo] = {}
         read: set[Path] = set()
         for info, files, _ in self._walked():
@@ -476,12 +355,14 @@ class Manager:
                     message = str(error) if isinstance(error, PluginError) else f"{path}: {described(error)}"
                     self._fail(failures, info, "task file", "medmllm_tasks", message, error)
                     continue
-                if name in found:
-                    message = f"{path}: {_taken('task', name, owners[name], info)} The first is {found[name].path}."
+                if name in entries:
+                    message = (
+                        f"{path}: {name_taken('task', name, owners[name], info)} The first is {entries[name].path}."
+                    )
                     self._fail(failures, info, "duplicate", "medmllm_tasks", message)
                     continue
-                found[name], owners[name] = TaskEntry(name, path, kind, info.name), info
-        return found
+                entries[name], owners[name] = TaskEntry(name, path, kind, info.name), info
+        return entries
 
     def _fail(
         self,
@@ -499,7 +380,7 @@ class Manager:
 
 
 def discover() -> Manager:
-    """Find all plugins anew.
+    """Discover all plugins.
 
     Raises:
         PluginError: one is broken, and ``MEDMLLM_STRICT=1``.
@@ -514,20 +395,9 @@ def get_manager() -> Manager:
 
 
 def reset() -> None:
-    """Forget the process's manager, so that the next :func:`get_manager` looks again."""
+    """Forget the process's manager, so that the next :func:`get_manager` discovers plugins again."""
     get_manager.cache_clear()
 
 
 def _is_builtin(candidate: Candidate) -> bool:
     return (normal(candidate.distribution), candidate.entry.name, candidate.entry.value) == _BUILTIN
-
-
-def _origin(distribution: str, version: str) -> str:
-    return f"{distribution} {version}".rstrip()
-
-
-def _taken(what: str, name: str, first: PluginInfo, second: PluginInfo) -> str:
-    return (
-        f"The {what} name {name!r} is taken by {_origin(first.distribution, first.version)}; "
-        f"that of {_origin(second.distribution, second.version)} is left out."
-    )

@@ -4,33 +4,83 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError, PluginError, shown
+from medmllm_plugins.utils.identifiers import is_identifier
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+DEMO: Final = "demo"
+"""The size name of the checkpoint that ships with this package."""
 _LONGEST_LINE = 1000
+_LONGEST_TEXT = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptStyle:
+    """How a model is prompted through its chat template.
+
+    Attributes:
+        system: its system prompt; ``None`` for what the chat template does without one.
+        question: the user's text, with ``{question}`` in the place of the question.
+        opening: what the model writes before an answer, such as an opening tag; labels are scored after it.
+        template: arguments of the chat template, such as ``{"enable_thinking": False}``.
+        max_new_tokens: the longest answer, where the model needs more than a task allows, to reason before it answers.
+
+    Raises:
+        OptionError: a value is not of the form above.
+    """
+
+    system: str | None = None
+    question: str = "{question}"
+    opening: str = ""
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.system is not None:
+            _check_text("system", self.system)
+        _check_text("question", self.question)
+        _check_text("opening", self.opening)
+        if "{question}" not in self.question:
+            raise OptionError(f"Expected argument `question` to hold {{question}}, but got {shown(self.question)}.")
+        if not isinstance(self.template, Mapping):
+            raise OptionError(f"Expected argument `template` to be a mapping, but got {shown(self.template)}.")
+        if self.max_new_tokens is not None and (type(self.max_new_tokens) is not int or self.max_new_tokens < 1):
+            raise OptionError(
+                f"Expected argument `max_new_tokens` to be a positive whole number, but got "
+                f"{shown(self.max_new_tokens)}."
+            )
+        object.__setattr__(self, "template", MappingProxyType(dict(self.template)))
+
+    def ask(self, question: str) -> str:
+        """Return the user's text for a question."""
+        return self.question.replace("{question}", question)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A model family for ``lmms-eval --model NAME``.
+    """A model for ``lmms-eval --model NAME``.
 
-    Exactly one of ``loader`` and ``wrapper`` is given.
+    A checkpoint of a family that transformers knows needs neither ``loader`` nor ``wrapper``.
 
     Attributes:
-        name: what stands behind ``--model``; lower-case letters, digits and underscores.
+        name: what is written after ``--model``; lower-case letters, digits and underscores.
         summary: one line for ``medmllm models``.
-        loader: ``"package.module:function"``; the function takes a
+        sizes: short size name, as it may be written after ``pretrained=``, to hub id.
+        family: the architecture: a ``model_type`` that this package knows
+            (:mod:`medmllm_plugins.models.families.family_registry`), or ``"package.module:Class"``, a class of the
+            plugin's own derived from :class:`medmllm_plugins.models.families.family.Family`. Any known one if empty.
+        prompt_style: how it is prompted; of no effect with a ``loader`` or ``wrapper``.
+        loader: ``"package.module:function"``, for a checkpoint format of its own: the function takes a
             :class:`medmllm_plugins.models.options.LoadOptions` and returns a
-            :class:`medmllm_plugins.models.base.LoadedModel`, and this package's wrapper does the rest.
-        wrapper: ``"package.module.Class"``, an lmms-eval chat model class of the plugin's own.
-        sizes: short size name, as it may stand in ``pretrained=``, to hub id.
+            :class:`medmllm_plugins.models.base.LoadedModel`.
+        wrapper: ``"package.module.Class"``, an lmms-eval chat model class of the plugin's own, which does everything
+            itself.
         licence: licence of the weights, as their authors state it.
         citation: reference for the model.
 
@@ -40,31 +90,47 @@ class ModelSpec:
 
     name: str
     summary: str
+    sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    family: str = ""
+    prompt_style: PromptStyle = field(default_factory=PromptStyle)
     loader: str | None = None
     wrapper: str | None = None
-    sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
     licence: str = ""
     citation: str = ""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_line("summary", self.summary)
-        if (self.loader is None) == (self.wrapper is None):
+        if self.loader is not None and self.wrapper is not None:
             raise OptionError(
-                "Expected exactly one of the arguments `loader` and `wrapper`, "
+                "Expected at most one of the arguments `loader` and `wrapper`, "
                 f"but got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
             )
         if self.loader is not None:
             _check_function("loader", self.loader)
-        if self.wrapper is not None:
-            _check_class("wrapper", self.wrapper)
+        if self.wrapper is not None and (
+            not isinstance(self.wrapper, str) or "." not in self.wrapper or not _dotted(self.wrapper)
+        ):
+            raise OptionError(
+                f'Expected argument `wrapper` to be "package.module.Class", but got {shown(self.wrapper)}.'
+            )
+        if isinstance(self.family, str) and ":" in self.family:
+            _check_function("family", self.family)
+        elif not isinstance(self.family, str) or (self.family and not is_identifier(self.family)):
+            raise OptionError(
+                'Expected argument `family` to be a `model_type` or "package.module:Class", but got '
+                f"{shown(self.family)}."
+            )
+        if not isinstance(self.prompt_style, PromptStyle):
+            raise OptionError(
+                f"Expected argument `prompt_style` to be a PromptStyle, but got {shown(self.prompt_style)}."
+            )
         if not isinstance(self.sizes, Mapping) or not all(
             isinstance(text, str) and text for pair in self.sizes.items() for text in pair
         ):
             raise OptionError(f"Expected argument `sizes` to map size names to hub ids, but got {shown(self.sizes)}.")
-        for name in ("licence", "citation"):
-            if not isinstance(getattr(self, name), str):
-                raise OptionError(f"Expected argument `{name}` to be a string, but got {shown(getattr(self, name))}.")
+        _check_text("licence", self.licence)
+        _check_text("citation", self.citation)
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
 
 
@@ -93,7 +159,7 @@ class TaskFolder:
             )
 
     def resolve(self) -> Path:
-        """Find the folder on disk, without importing the package.
+        """Return the folder on disk, without importing the package.
 
         Raises:
             PluginError: there is no such package or folder, or the package is zipped.
@@ -109,9 +175,9 @@ class TaskFolder:
         for candidate in candidates:
             if candidate.is_dir():
                 return candidate
-        looked_at = ", ".join(str(candidate) for candidate in candidates)
+        searched = ", ".join(str(candidate) for candidate in candidates)
         raise PluginError(
-            f"Expected {self.path!r} to be a folder on disk, but there is none at {looked_at}. "
+            f"Expected {self.path!r} to be a folder on disk, but there is none at {searched}. "
             "Is it listed in the package's package-data, and the package not zipped?"
         )
 
@@ -125,6 +191,8 @@ class ProbeSpec:
         target: ``"package.module:function"``, which takes a ``ProbeData`` and returns a ``FittedProbe``, both of
             :mod:`medmllm_plugins.probes.probe_methods`.
         summary: one line for people.
+        description: what a report's methods section says of it, after "The probe is"; its name if empty.
+        citation: reference for the probe.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -133,11 +201,11 @@ class ProbeSpec:
     name: str
     target: str
     summary: str
+    description: str = ""
+    citation: str = ""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
-        _check_function("target", self.target)
-        _check_line("summary", self.summary)
+        _check_analysis(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,14 +214,16 @@ class AttributionSpec:
 
     Attributes:
         name: lower-case letters, digits and underscores.
-        target: ``"package.module:function"``, a ``Method`` of :mod:`medmllm_plugins.attribution.methods.layer_methods`: it takes a
-            ``AttributionInput``, names of layers and a ``MethodConfig``, and returns ``Scores`` for each layer.
+        target: ``"package.module:function"``, a ``Method`` of
+            :mod:`medmllm_plugins.attribution.methods.layer_methods`: it takes an ``AttributionInput``, names of layers
+            and a ``MethodConfig``, and returns ``Scores`` for each layer.
         summary: one line for people.
-        at: where it looks: ``"layers"``, the layers that the user chooses, or the name of the one layer it has values
-            for, such as ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
-        gradients: whether it takes gradients, which quantised weights do not give.
+        description: what a report's methods section says of it, after its name; nothing if empty.
         citation: reference for the method.
-        captum: whether it runs on Captum's code, which a paper then cites too.
+        at: ``"layers"``, those that the user chooses, or the name of the one layer it has values for, such as
+            ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
+        gradients: whether it takes gradients, which quantised weights do not give.
+        captum: whether it runs Captum's code, which a paper then cites too.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -162,16 +232,23 @@ class AttributionSpec:
     name: str
     target: str
     summary: str
+    description: str = ""
+    citation: str = ""
     at: str = "layers"
     gradients: bool = True
-    citation: str = ""
     captum: bool = False
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
-        _check_function("target", self.target)
-        _check_line("summary", self.summary)
+        _check_analysis(self)
         _check_line("at", self.at)
+
+
+def _check_analysis(spec: ProbeSpec | AttributionSpec) -> None:
+    _check_name(spec.name)
+    _check_function("target", spec.target)
+    _check_line("summary", spec.summary)
+    _check_text("description", spec.description)
+    _check_text("citation", spec.citation)
 
 
 def _dotted(path: str) -> bool:
@@ -179,7 +256,7 @@ def _dotted(path: str) -> bool:
 
 
 def _check_name(value: object) -> None:
-    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+    if not is_identifier(value):
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
             f"but got {shown(value)}."
@@ -200,6 +277,6 @@ def _check_function(argument: str, value: object) -> None:
         raise OptionError(f'Expected argument `{argument}` to be "package.module:function", but got {shown(value)}.')
 
 
-def _check_class(argument: str, value: object) -> None:
-    if not isinstance(value, str) or "." not in value or not _dotted(value):
-        raise OptionError(f'Expected argument `{argument}` to be "package.module.Class", but got {shown(value)}.')
+def _check_text(argument: str, value: object) -> None:
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        raise OptionError(f"Expected argument `{argument}` to be a string, but got {shown(value)}.")

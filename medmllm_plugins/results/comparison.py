@@ -22,6 +22,7 @@ from medmllm_plugins.metrics.outcome_arrays import Tables
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import unreadable_outcomes
 from medmllm_plugins.results.outcome_files import load_run
+from medmllm_plugins.utils.plain_text import text_table
 
 FLIPS = 10_000
 EXACT_UP_TO = 12
@@ -256,6 +257,4 @@ def render(comparisons: Sequence[Comparison]) -> str:
                 *(f"{p:.4f}" if p >= 0.0001 else "<0.0001" for p in (one.p, one.p_holm, one.p_mcnemar)),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(text_table(rows))

@@ -16,13 +16,13 @@ from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_results import FOLDER, INDEX, Attributions, read_attributions
 from medmllm_plugins.results.outcome_files import AGAIN, METRICS, SUFFIX, LineChecker, file_stem
-from medmllm_plugins.results.probe_results import Probing, read_probing
+from medmllm_plugins.results.probe_files import PROBES
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal
 from medmllm_plugins.utils.json_values import clean, mapping, sequence
 from medmllm_plugins.utils.plain_text import quantity
 
-PROBES: Final = ".probes.json"
 FOLDS: Final = ".folds.json"
 _LONGEST: Final = 220
 """Bytes of a task's name, behind which its files have endings; a disk allows 255 for both."""
@@ -78,7 +78,7 @@ class TaskRun:
     metrics: Mapping[str, Any]
     outcomes: tuple[Outcome, ...]
     unparsed: tuple[Unparsed, ...]
-    probing: Probing | None
+    probing: ProbeAnalysis | None
     attributions: Attributions | None
     missing: tuple[str, ...]
 
@@ -320,7 +320,7 @@ def _outcomes(
     return tuple(found), unparsed, not bad
 
 
-def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str]) -> Probing | None:
+def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str]) -> ProbeAnalysis | None:
     failed = mapping(told.get("probes")).get("failed")
     if failed:
         missing.append(f"no probes: {clean(failed)}")
@@ -331,7 +331,7 @@ def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str])
         return None
     try:
         read = _json(path, missing)
-        return None if read is None else read_probing(read)
+        return None if read is None else ProbeAnalysis.from_dict(read)
     except (DataError, TypeError, ValueError, IndexError, KeyError) as error:
         missing.append(f"{path.name} cannot be used: {clean(error)}.")
         return None

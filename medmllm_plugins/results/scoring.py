@@ -10,7 +10,7 @@ from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.plugins.published_checkpoints import DEMO
+from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.metric_files import AnySummary, write_metrics

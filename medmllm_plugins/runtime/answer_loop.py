@@ -254,7 +254,7 @@ class AnswerLoop:
             labels = self._loaded.label_ids(first.question, first.request.row["answers"])
             small = [item.pixels for item in batch if item.pixels is not None]
             records = [_index_record(item.request.row, reply) for item, reply in zip(batch, replies, strict=True)]
-            recorder.keep(records, inputs, small, [ids[self._loaded.given :] for ids in labels])
+            recorder.keep(records, inputs, small, [ids[self._loaded.prefix_length :] for ids in labels])
         return replies
 
     def _scores_without_content(self, item: PreparedRequest) -> tuple[float, ...] | None:

@@ -66,7 +66,7 @@ def model_facts(loaded: LoadedModel, load_options: LoadOptions, options: AnswerO
         "load_in": load_options.load_in,
         "peft": load_options.peft,
         "system": load_options.system,
-        "doubts": list(loaded.doubts),
+        "weight_warnings": list(loaded.weight_warnings),
         "max_length": loaded.max_length,
         "batch_size": options.batch_size,
         "max_new_tokens": options.max_new_tokens,

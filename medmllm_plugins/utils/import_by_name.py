@@ -6,12 +6,21 @@ import importlib
 from typing import Any
 
 
-def import_by_name(name: str) -> Any:
+def import_by_name(name: str, error: type[Exception] | None = None) -> Any:
     """Return what ``module:attribute`` names.
+
+    Args:
+        name: the dotted path.
+        error: raised in place of the errors below.
 
     Raises:
         ImportError: the module cannot be imported.
         AttributeError: it has no such attribute.
     """
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as cause:
+        if error is None:
+            raise
+        raise error(f"Expected {name!r} to be importable, got {type(cause).__name__}: {cause}.") from cause

@@ -7,7 +7,7 @@ import pytest
 
 from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.data.readers.volumes import Volume
-from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, crop, volume_pixels
+from medmllm_plugins.models.families.medm_vl_ct import HIGH, LOW, MedMVLCTFamily, crop, volume_pixels
 from medmllm_plugins.prompts.attribution_options import BASELINES, Baseline
 
 
@@ -35,7 +35,7 @@ def test_a_volume_and_its_baseline_are_cropped_alike(kind: Baseline, air: float,
     volume = chest(air, beyond)
     box = crop(volume)
     assert box[0] == slice(2, 8) and box[1].start > 5 and box[1].stop < 35
-    found = baseline_image(volume, kind)
+    found = baseline_image(MedMVLCTFamily(), volume, kind)
     assert isinstance(found, Volume) and crop(found) == box
     assert found.voxels.dtype == np.float32 and found.voxels.shape == volume.voxels.shape
     inside, before = found.voxels[box], volume.voxels[box]
@@ -55,6 +55,6 @@ def test_a_volume_and_its_baseline_are_cropped_alike(kind: Baseline, air: float,
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_volume_of_air_is_left_as_it_is_cropped(kind: Baseline) -> None:
     volume = Volume(np.full((4, 10, 10), -1024, np.float32), (1.0, 1.0, 1.0), "RAS", "HU")
-    found = baseline_image(volume, kind)
+    found = baseline_image(MedMVLCTFamily(), volume, kind)
     assert isinstance(found, Volume) and crop(found) == crop(volume)
     assert np.ptp(volume_pixels(found, 8).numpy()) == 0

@@ -27,12 +27,11 @@ from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import DataError, ModelError, OptionError
-from medmllm_plugins.models import medical_models
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.formats import medm_vl
-from medmllm_plugins.models.generation import greedy, prefill, score_labels
+from medmllm_plugins.models.generation import greedy, score_labels
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.hookspecs import hookimpl
@@ -285,7 +284,7 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     told = json.loads(path.read_text())
     told["image_processor"] |= {"size": {"shortest_edge": 38}, "crop_size": {"height": 38, "width": 38}}
     path.write_text(json.dumps(told))
-    return ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    return ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
 def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[Item], tmp_path: Path) -> None:
@@ -308,7 +307,7 @@ def test_patches_keep_the_remainder(cropping: LoadedModel, items: list[Item]) ->
 
 @pytest.fixture(scope="module")
 def chest(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path_factory.mktemp("ct") / "model")), device="cpu"))
+    return medm_vl.load_ct(LoadOptions(str(write_ct_checkpoint(tmp_path_factory.mktemp("ct") / "model")), device="cpu"))
 
 
 def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items: list[Item], tmp_path: Path) -> None:
@@ -355,15 +354,16 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
     """And none is taken for given, as the opening before a label is."""
     if kind == "thinking":
         folder = write_family("qwen2_vl", tmp_path / "model")
-        loaded: LoadedModel = medical_models.medvlm_r1(LoadOptions(str(folder), device="cpu", dtype="float32"))
-        assert loaded.given > 0
+        options = LoadOptions(str(folder), device="cpu", dtype="float32")
+        loaded = load_model(get_manager().models()["medvlm_r1"], options)
+        assert loaded.prefix_length > 0
     else:
         loaded = load(kind, tmp_path / "model")
     shown = items[0].shown
     inputs = loaded.prepare([QUESTION], [shown])
     with torch.no_grad():
-        (ids,) = greedy(loaded.model, prefill(loaded.model, inputs), max_new_tokens=6, eos_token_ids=[])
-        wanted = float(score_labels(loaded.model, prefill(loaded.model, inputs), [[ids]], given=0))
+        (ids,) = greedy(loaded.model, loaded.prefill(inputs), max_new_tokens=6, eos_token_ids=[])
+        wanted = float(score_labels(loaded.model, loaded.prefill(inputs), [[ids]], prefix_length=0))
     text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
     assert text
     asked = AttributionOptions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")

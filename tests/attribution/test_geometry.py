@@ -19,16 +19,16 @@ from support.tiny_medm_vl import write_checkpoint, write_ct_checkpoint
 from torch import Tensor
 
 from medmllm_plugins.attribution import patch_measurement
-from medmllm_plugins.attribution.geometry import Cells, cells, from_patches, to_patches
+from medmllm_plugins.attribution.cells import Cells
+from medmllm_plugins.attribution.geometry import cells
+from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families import medm_vl_ct
-from medmllm_plugins.models.families.family_registry import stage as module_of
-from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT, slices_read
+from medmllm_plugins.models.families.family import stage_module as module_of
+from medmllm_plugins.models.families.medm_vl_ct import slices_read
 from medmllm_plugins.models.formats import hulu_med, medm_vl, original_llava
-from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import changed, layers_of
@@ -57,7 +57,7 @@ def load(kind: str, folder: Path) -> LoadedModel:
         return medm_vl.load(options)
     if kind == "demo":
         return medm_vl.load(LoadOptions("demo", device="cpu"))
-    return ChatModel(open_native(LoadOptions(str(write_family(kind, folder)), device="cpu"), {}))
+    return ChatModel(open_native(LoadOptions(str(write_family(kind, folder)), device="cpu")))
 
 
 @pytest.fixture(scope="module", params=[*TINY, *OTHERS])
@@ -200,7 +200,7 @@ def look(model: LoadedModel, inputs: dict[str, Tensor], layer: str, change: Any 
         if change is not None:
             stack.enter_context(changed(place[at], change))
         stack.enter_context(changed(place[layer], keep))
-        prefill(model.model, inputs)
+        model.prefill(inputs)
     return seen[0].reshape(-1, seen[0].shape[-1])
 
 
@@ -217,7 +217,7 @@ def test_a_patch_changes_the_row_of_a_block_that_stands_there(model: LoadedModel
     rng = np.random.default_rng(1)
     for pictures in documents(model)[:2] + documents(model)[-2:]:
         inputs = prepared(model, pictures)
-        pixels, vision = (cells(model, inputs, pictures, stage) for stage in ("pixels", "vision"))
+        pixels, vision = (cells(model, inputs, pictures, stage) for stage in ("pixels", "vision.00"))
         patches = to_patches(model, inputs["pixel_values"])
         with without_attention(model):
             before = look(model, inputs, "vision.00")
@@ -244,7 +244,7 @@ def test_a_row_of_a_block_changes_the_connectors_row_that_stands_there(model: Lo
     at = read_layer(model)
     for pictures in documents(model)[:2] + documents(model)[-2:]:
         inputs = prepared(model, pictures)
-        vision, connector = (cells(model, inputs, pictures, stage) for stage in ("vision", "connector"))
+        vision, connector = (cells(model, inputs, pictures, stage) for stage in (at, "connector"))
         before = look(model, inputs, "connector")
         assert len(before) == len(connector)
         there = vision.picture >= 0
@@ -274,7 +274,7 @@ def test_what_the_connector_returns_stands_at_the_tokens_of_the_same_place(model
     """Each of its rows is put its number, and the numbers are read off what the LLM is given."""
     for pictures in documents(model):
         inputs = prepared(model, pictures)
-        connector, llm = (cells(model, inputs, pictures, stage) for stage in ("connector", "llm"))
+        connector, llm = (cells(model, inputs, pictures, stage) for stage in ("connector", "llm.00"))
         assert len(llm) == inputs["input_ids"].shape[1]
 
         def filled(numbers: Any, inputs: dict[str, Tensor] = inputs) -> Tensor:
@@ -318,7 +318,7 @@ def test_measuring_is_done_once_for_sizes(model: LoadedModel, monkeypatch: pytes
     inputs = prepared(model, pictures)
     cells(model, inputs, pictures, "pixels")
     monkeypatch.setattr(patch_measurement, "_measure", None)
-    cells(model, inputs, [dark(picture.size, 9) for picture in pictures], "llm")
+    cells(model, inputs, [dark(picture.size, 9) for picture in pictures], "llm.00")
     assert model.device.type == "cpu" and model.dtype == torch.float32
 
 
@@ -327,17 +327,13 @@ def test_input_that_has_no_place(model: LoadedModel, monkeypatch: pytest.MonkeyP
     inputs = prepared(model, pictures)
     two = model.prepare(["What?"] * 2, [pictures] * 2)
     with pytest.raises(ModelError, match="the input of one document, found that of 2"):
-        cells(model, two, pictures, "llm")
-    with pytest.raises(ModelError, match="Expected `stage` to be one of pixels, vision, connector, llm, found 'head'"):
-        cells(model, inputs, pictures, "head")  # type: ignore[arg-type]
+        cells(model, two, pictures, "llm.00")
+    with pytest.raises(ModelError, match=r"Expected `layer` to be pixels or a layer of the model, .* got 'head'"):
+        cells(model, inputs, pictures, "head")
     with pytest.raises(ModelError, match=r"Expected pictures to be shown to .*, found Volume"):
         cells(model, inputs, ct_volume(), "pixels")
     with pytest.raises(ModelError, match="the input is another document's"):
         cells(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :-1]}, pictures, "pixels")
-    monkeypatch.setattr(model.model.config, "model_type", "of_a_plugin")
-    assert len(cells(model, inputs, pictures, "pixels"))
-    with pytest.raises(ModelError, match="found 'of_a_plugin'; of this one only `pixels` have a known place"):
-        cells(model, inputs, pictures, "vision")
 
 
 def test_half_precision_moves_no_box(tmp_path: Path) -> None:
@@ -345,7 +341,7 @@ def test_half_precision_moves_no_box(tmp_path: Path) -> None:
     boxes = []
     for dtype in ("float32", "bfloat16"):
         folder = write_family("internvl", tmp_path / dtype)
-        model = ChatModel(open_native(LoadOptions(str(folder), device="cpu", dtype=dtype), {}))
+        model = ChatModel(open_native(LoadOptions(str(folder), device="cpu", dtype=dtype)))
         boxes.append(cells(model, prepared(model, shown), shown, "connector").box)
         assert model.dtype == getattr(torch, dtype)
     np.testing.assert_array_equal(*boxes)
@@ -377,17 +373,17 @@ def ct_volume(deep: int = 70) -> Volume:
 
 
 @pytest.fixture(scope="module")
-def chest(tmp_path_factory: pytest.TempPathFactory) -> MedMVLCT:
+def chest(tmp_path_factory: pytest.TempPathFactory) -> medm_vl.MedMVLCT:
     folder = write_ct_checkpoint(tmp_path_factory.mktemp("ct") / "checkpoint")
-    return medm_vl_ct.load(LoadOptions(str(folder), device="cpu"))
+    return medm_vl.load_ct(LoadOptions(str(folder), device="cpu"))
 
 
 @pytest.mark.parametrize("deep", [70, 30, 150])
-def test_voxels_change_the_patches_of_the_slices_that_read_them(chest: MedMVLCT, deep: int) -> None:
+def test_voxels_change_the_patches_of_the_slices_that_read_them(chest: medm_vl.MedMVLCT, deep: int) -> None:
     rng = np.random.default_rng(deep)
     volume = ct_volume(deep)
     inputs = chest.prepare(["What?"], [volume])
-    pixels, vision = (cells(chest, inputs, volume, stage) for stage in ("pixels", "vision"))
+    pixels, vision = (cells(chest, inputs, volume, stage) for stage in ("pixels", "vision.00"))
     np.testing.assert_array_equal(pixels.box, vision.box)
     assert sorted({*pixels.picture}) == list(range(32)) and len(pixels) == len(
         to_patches(chest, inputs["pixel_values"])
@@ -411,7 +407,7 @@ def test_voxels_change_the_patches_of_the_slices_that_read_them(chest: MedMVLCT,
         assert moved[(must > near).all(1) & np.isin(pixels.picture, reading)].all()
 
 
-def test_a_volume_of_air_stays_whole(chest: MedMVLCT) -> None:
+def test_a_volume_of_air_stays_whole(chest: medm_vl.MedMVLCT) -> None:
     volume = Volume(np.full((9, 6, 7), -2000, np.float32), (1, 1, 1), "RAS", "HU")
     found = cells(chest, chest.prepare(["What?"], [volume]), volume, "pixels")
     np.testing.assert_array_equal(found.box[0, :2], [0, 0])
@@ -420,11 +416,11 @@ def test_a_volume_of_air_stays_whole(chest: MedMVLCT) -> None:
     assert read[0] == (0, 0) and read[-1] == (8, 8) and all(last - first <= 1 for first, last in read)
 
 
-def test_tokens_pooled_from_a_whole_volume_have_no_place(chest: MedMVLCT) -> None:
+def test_tokens_pooled_from_a_whole_volume_have_no_place(chest: medm_vl.MedMVLCT) -> None:
     volume = ct_volume()
     inputs = chest.prepare(["What?"], [volume])
-    for stage in ("connector", "llm"):
-        with pytest.raises(ModelError, match="have no place in the volume"):
-            cells(chest, inputs, volume, stage)  # type: ignore[arg-type]
+    for layer in ("connector", "llm.00"):
+        with pytest.raises(ModelError, match="have no position in the volume"):
+            cells(chest, inputs, volume, layer)
     with pytest.raises(ModelError, match=r"Expected a volume, .* found list"):
         cells(chest, inputs, [dark((20, 20))], "pixels")

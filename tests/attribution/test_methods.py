@@ -40,7 +40,7 @@ from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families import medm_vl_ct
+from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
 
@@ -519,7 +519,7 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
 
 
 def test_slices_of_a_volume(tmp_path: Path) -> None:
-    chest = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "ct")), device="cpu"))
+    chest = medm_vl.load_ct(LoadOptions(str(write_ct_checkpoint(tmp_path / "ct")), device="cpu"))
     voxels = np.random.default_rng(0).uniform(-900, 200, (40, 30, 30)).astype(np.float32)
     case = AttributionInput(chest, QUESTION, Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), TARGET, batch=2)
     for method in (layer_methods.layer_gradient_x_activation, layer_methods.layer_integrated_gradients):

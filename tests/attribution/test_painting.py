@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmllm_plugins.attribution.cells import cells_of, united
-from medmllm_plugins.attribution.geometry import Cells, neighbourhoods, paint, sample
+from medmllm_plugins.attribution.cells import Cells, make_cells, paint, sample, united
+from medmllm_plugins.attribution.geometry import neighbourhoods
 from medmllm_plugins.errors import ModelError
 
 
 def made(*boxes: tuple[float, float, float, float], picture: list[int] | None = None) -> Cells:
-    return cells_of(np.array([0] * len(boxes) if picture is None else picture), np.array(boxes, float).reshape(-1, 4))
+    return make_cells(np.array([0] * len(boxes) if picture is None else picture), np.array(boxes, float).reshape(-1, 4))
 
 
 def test_a_value_fills_its_box_and_nothing_else() -> None:

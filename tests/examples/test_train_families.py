@@ -22,7 +22,7 @@ from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.wording import closed_set
@@ -44,7 +44,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def chat(kind: str, tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
     folder = trained_family(kind, tmp_path_factory.getbasetemp())
-    return ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    return ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
 def ask(chat: ChatModel, images: Sequence[Image.Image]) -> list[Generation]:
@@ -61,7 +61,7 @@ def share_right(answers: Sequence[str]) -> float:
 
 def test_answers_and_scores_are_right_about_phantoms_never_seen(chat: ChatModel, kind: str) -> None:
     assert chat.model.config.model_type == kind
-    assert chat.doubts == ()
+    assert chat.weight_warnings == ()
     answers = ask(chat, [PHANTOMS.image(document) for document in TEST])
     scored = [SPEC.labels[int(np.argmax(answer.scores or ()))] for answer in answers]
     assert share_right([answer.text for answer in answers]) >= 0.9
@@ -82,7 +82,8 @@ def watched(chat: ChatModel, found: dict[str, list[torch.Tensor]]) -> Iterator[N
     """What the stages' last modules return while the context is open."""
     family = chat.family
     names = {
-        "vision": family.vision_norm or f"{family.vision_blocks}.{len(stage(chat.model, family.vision_blocks)) - 1}",
+        "vision": family.vision_norm
+        or f"{family.vision_blocks}.{len(stage_module(chat.model, family.vision_blocks)) - 1}",
         "connector": family.connector,
         "llm": family.llm_norm,
     }
@@ -91,7 +92,7 @@ def watched(chat: ChatModel, found: dict[str, list[torch.Tensor]]) -> Iterator[N
         def hook(_module: object, _inputs: object, out: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
             found.setdefault(name, []).append(out if isinstance(out, torch.Tensor) else out[0])
 
-        return stage(chat.model, names[name]).register_forward_hook(hook)
+        return stage_module(chat.model, names[name]).register_forward_hook(hook)
 
     handles = [keep(name) for name in names]
     try:

@@ -6,6 +6,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +22,13 @@ from support.tiny_medm_vl import write_tokenizer
 
 from medmllm_plugins.attribution.attribution_store import write_index
 from medmllm_plugins.models.checkpoint import demo_folder, open_weights, read_json
-from medmllm_plugins.models.families.family_registry import family
+from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.formats import hulu_med, original_llava
+from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 from medmllm_plugins.models.formats.medm_vl import llava_config
 from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING, MLP, read_config
-from medmllm_plugins.models.image_inputs import pixel_values, siglip_processor
-from medmllm_plugins.models.tokens import encode_text, label_tokens, load_qwen_tokenizer
+from medmllm_plugins.models.image_inputs import siglip_processor
+from medmllm_plugins.models.tokens import encode_text, label_suffixes
 
 
 def _json(content: Any) -> bytes:
@@ -98,7 +100,7 @@ def _native_configs() -> dict[str, Files]:
 def read_native(folder: Path) -> object:
     """Read what is needed of a config in transformers' format before transformers reads it."""
     raw = read_json(folder / "config.json")
-    return family(raw.get("model_type"), folder).title
+    return find_family(raw.get("model_type"), folder).title
 
 
 def _weights() -> dict[str, Files]:
@@ -134,7 +136,8 @@ def _tokenizers() -> dict[str, Files]:
 def read_tokenizer(folder: Path) -> object:
     """Load a tokenizer and tokenise a label."""
     tokenizer = load_qwen_tokenizer(folder)
-    return encode_text(tokenizer, "Is it benign?"), label_tokens(tokenizer, "ASSISTANT:", " ", ["benign", "no"])
+    encode = partial(encode_text, tokenizer)
+    return encode("Is it benign?"), label_suffixes(encode, "ASSISTANT:", " ", ["benign", "no"])
 
 
 def _processors() -> dict[str, Files]:
@@ -155,7 +158,7 @@ def _processors() -> dict[str, Files]:
 def read_processor(folder: Path) -> object:
     """Make an image processor and use it."""
     processor = siglip_processor(folder, 16)
-    values = pixel_values(processor, [Image.new("RGB", (8, 6), (9, 90, 200))])
+    values = processor(images=[Image.new("RGB", (8, 6), (9, 90, 200))], return_tensors="pt")["pixel_values"]
     return tuple(values.shape), float(values.sum())
 
 

@@ -35,7 +35,7 @@ class Echo:
     max_length = 100
     shows = "image"
     max_new_tokens = None
-    doubts: tuple[str, ...] = ()
+    weight_warnings: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.model = SimpleNamespace(

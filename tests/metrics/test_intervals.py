@@ -50,7 +50,7 @@ def test_threads_change_nothing(monkeypatch):
 
     whole = bootstrap(evaluate, group, resamples=201, seed=3)
     monkeypatch.setattr(intervals, "_THREADED", 1)
-    monkeypatch.setattr(intervals.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(intervals, "processors", lambda: 4)
     monkeypatch.setattr(intervals, "_CELLS", 100 * 7)
     _, shared = bootstrap(evaluate, group, resamples=201, seed=3)
     for name, resampled in shared.items():
@@ -59,7 +59,7 @@ def test_threads_change_nothing(monkeypatch):
 
 def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(intervals, "_THREADED", 1)
-    monkeypatch.setattr(intervals.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(intervals, "processors", lambda: 2)
 
     def evaluate(weights):
         if weights.shape[1] > 1:

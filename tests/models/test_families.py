@@ -17,10 +17,12 @@ from support.tiny_families import randomise, write_family
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
 from medmllm_plugins.models.base import FewShotExample, FewShotPrompt
-from medmllm_plugins.models.chat import ChatModel, PromptStyle
-from medmllm_plugins.models.families.family_registry import FAMILIES, stage
+from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.families.family import stage_module
+from medmllm_plugins.models.families.family_registry import FAMILIES
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.plugins.specs import PromptStyle
 
 QUESTIONS = [
     "What is it?",
@@ -58,7 +60,7 @@ def load(folders: Callable[[str], Path]) -> Callable[..., ChatModel]:
     def loaded(kind: str, attention: str = "sdpa") -> ChatModel:
         if (kind, attention) not in made:
             options = LoadOptions(str(folders(kind)), device="cpu", attn_implementation=attention)
-            made[kind, attention] = ChatModel(open_native(options, {}))
+            made[kind, attention] = ChatModel(open_native(options))
         return made[kind, attention]
 
     return loaded
@@ -170,11 +172,15 @@ def test_every_stage_is_there_and_takes_part(load: Callable[..., ChatModel], kin
     family = FAMILIES[kind]
     seen: dict[str, int] = {}
     names = [family.connector, family.embed, family.llm_norm, family.head]
-    names += [f"{family.vision_blocks}.{index}" for index in range(len(stage(model.model, family.vision_blocks)))]  # type: ignore[arg-type]
-    names += [f"{family.llm_blocks}.{index}" for index in range(len(stage(model.model, family.llm_blocks)))]  # type: ignore[arg-type]
+    names += [
+        f"{family.vision_blocks}.{index}" for index in range(len(stage_module(model.model, family.vision_blocks)))
+    ]  # type: ignore[arg-type]
+    names += [f"{family.llm_blocks}.{index}" for index in range(len(stage_module(model.model, family.llm_blocks)))]  # type: ignore[arg-type]
     names += [family.vision_norm] if family.vision_norm else []
     hooks = [
-        stage(model.model, name).register_forward_hook(lambda *_, name=name: seen.update({name: seen.get(name, 0) + 1}))
+        stage_module(model.model, name).register_forward_hook(
+            lambda *_, name=name: seen.update({name: seen.get(name, 0) + 1})
+        )
         for name in names
     ]
     try:
@@ -188,7 +194,7 @@ def test_every_stage_is_there_and_takes_part(load: Callable[..., ChatModel], kin
 
 def test_a_wrong_stage_name_says_what_is_wrong(load: Callable[..., ChatModel]) -> None:
     with pytest.raises(ModelError, match=r"expected a module 'model\.tower', found none"):
-        stage(load("llava").model, "model.tower")
+        stage_module(load("llava").model, "model.tower")
 
 
 # -- silent traps: each fails when the fix is taken out ---------------------------------------------------------------
@@ -201,11 +207,11 @@ def test_image_tokens_without_their_types_would_be_placed_like_text(
     model = load(kind)
     prepare = model.prepare
     inputs = prepare(QUESTIONS[:1], IMAGES[:1])
-    right = generation.prefill(model.model, inputs)
+    right = model.prefill(inputs)
     assert int(right.next_position[0]) != int(inputs["attention_mask"].sum())
     del inputs["mm_token_type_ids"]
     with pytest.raises(ModelError, match="expected `mm_token_type_ids` among the inputs"):
-        generation.prefill(model.model, inputs)
+        model.prefill(inputs)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -221,16 +227,16 @@ def test_gemma_sees_an_image_both_ways(load: Callable[..., ChatModel]) -> None:
     model = load("gemma3")
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     assert "token_type_ids" in inputs and int(inputs["token_type_ids"].sum()) == 4
-    with_types = generation.prefill(model.model, inputs).logits
-    without = generation.prefill(model.model, {k: v for k, v in inputs.items() if k != "token_type_ids"}).logits
+    with_types = model.prefill(inputs).logits
+    without = model.prefill({k: v for k, v in inputs.items() if k != "token_type_ids"}).logits
     assert (with_types - without).abs().max() > 1e-3
 
 
 def test_paligemma_counts_from_one(load: Callable[..., ChatModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("paligemma")
-    right = generation.prefill(model.model, model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
-    monkeypatch.setattr(generation, "first_position", lambda _: 0)
-    wrong = generation.prefill(model.model, model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
+    right = model.prefill(model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
+    monkeypatch.setattr(type(model.family), "first_position", 0)
+    wrong = model.prefill(model.prepare(QUESTIONS[:1], IMAGES[:1])).next_position
     assert int(right[0]) == int(wrong[0]) + 1
 
 
@@ -250,7 +256,7 @@ def test_a_window_that_would_slide_past_the_prompt_is_scored_row_by_row(
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["sliding_window"] = 24
     (folder / "config.json").write_text(json.dumps(config))
-    model = ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    model = ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
     (found,) = model.generate(QUESTIONS[1:2], IMAGES[1:2], max_new_tokens=0, labels=LABELS)
     inputs = plain(model, QUESTIONS[1], IMAGES[1])
     assert inputs["input_ids"].shape[1] > 24
@@ -272,19 +278,19 @@ def changed(folder: Path, target: Path, **changes: Any) -> Path:
 
 def test_an_unknown_family(folders: Callable[[str], Path], tmp_path: Path) -> None:
     folder = changed(folders("llava"), tmp_path / "x", model_type="florence2")
-    with pytest.raises(ModelError, match=r"expected the architecture .* one of qwen2_vl, .* found 'florence2'"):
-        open_native(LoadOptions(str(folder), device="cpu"), {})
+    with pytest.raises(ModelError, match=r"expected the architecture .* one of qwen2_vl, .* got 'florence2'"):
+        open_native(LoadOptions(str(folder), device="cpu"))
 
 
 def test_another_family_than_the_models(folders: Callable[[str], Path]) -> None:
     with pytest.raises(ModelError, match=r"architecture qwen2_5_vl, found 'llava'; use --model medmllm_hf"):
-        open_native(LoadOptions(str(folders("llava")), device="cpu"), {}, expected=("qwen2_5_vl",))
+        open_native(LoadOptions(str(folders("llava")), device="cpu"), family=FAMILIES["qwen2_5_vl"])
 
 
 def test_code_of_the_checkpoints_own_is_not_run_unasked(folders: Callable[[str], Path], tmp_path: Path) -> None:
     folder = changed(folders("llava"), tmp_path / "x", auto_map={"AutoModel": "modeling_x.X"})
     with pytest.raises(ModelError, match=r"brings code of its own \(modeling_x\.X\).*trust_remote_code="):
-        open_native(LoadOptions(str(folder), device="cpu"), {})
+        open_native(LoadOptions(str(folder), device="cpu"))
     with pytest.raises(OptionError, match="Expected `trust_remote_code` to be the name of the checkpoint"):
         LoadOptions(str(folder), trust_remote_code="True")
 
@@ -293,7 +299,7 @@ def test_pickled_weights_are_refused(folders: Callable[[str], Path], tmp_path: P
     folder = changed(folders("llava"), tmp_path / "x")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin"):
-        open_native(LoadOptions(str(folder), device="cpu"), {})
+        open_native(LoadOptions(str(folder), device="cpu"))
 
 
 @pytest.mark.parametrize("cut", [0, 100, -1000])
@@ -302,7 +308,7 @@ def test_half_a_download(folders: Callable[[str], Path], tmp_path: Path, cut: in
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ModelError, match="cannot be read as safetensors"):
-        open_native(LoadOptions(str(folder), device="cpu"), {})
+        open_native(LoadOptions(str(folder), device="cpu"))
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "llava", "internvl"])
@@ -318,10 +324,10 @@ def test_tensors_that_are_missing_or_left_over_are_errors(
     held = tensors.pop(lost)
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ModelError, match=r"do not fit the model that config\.json describes: 1 missing"):
-        open_native(LoadOptions(str(folder), device="cpu"), {})
+        open_native(LoadOptions(str(folder), device="cpu"))
     save_file({**tensors, lost: held, "model.something.else": held.clone()}, path, {"format": "pt"})
     with pytest.raises(ModelError, match="1 unexpected"):
-        open_native(LoadOptions(str(folder), device="cpu"), {})
+        open_native(LoadOptions(str(folder), device="cpu"))
 
 
 def test_a_tower_that_was_never_trained_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,8 +339,8 @@ def test_a_tower_that_was_never_trained_is_told(tmp_path: Path, monkeypatch: pyt
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     monkeypatch.setattr("medmllm_plugins.models.weight_warnings.LEAST", 512)
-    native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
-    assert any("vision tower" in doubt and "never been trained" in doubt for doubt in native.doubts)
+    native = open_native(LoadOptions(str(tmp_path), device="cpu"))
+    assert any("vision tower" in doubt and "never been trained" in doubt for doubt in native.weight_warnings)
 
 
 def test_a_connector_that_is_all_zeros_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,9 +352,9 @@ def test_a_connector_that_is_all_zeros_is_told(tmp_path: Path, monkeypatch: pyte
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     monkeypatch.setattr("medmllm_plugins.models.weight_warnings.LEAST", 512)
-    native = open_native(LoadOptions(str(tmp_path), device="cpu"), {})
-    assert [doubt for doubt in native.doubts if "connector" in doubt]
-    assert not [doubt for doubt in native.doubts if "vision tower" in doubt]
+    native = open_native(LoadOptions(str(tmp_path), device="cpu"))
+    assert [doubt for doubt in native.weight_warnings if "connector" in doubt]
+    assert not [doubt for doubt in native.weight_warnings if "vision tower" in doubt]
 
 
 def test_a_template_without_a_place_for_images(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -356,7 +362,7 @@ def test_a_template_without_a_place_for_images(folders: Callable[[str], Path], t
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|image_pad|>", ""))
     with pytest.raises(ModelError, match=r"expected a chat template that puts <\|image_pad\|>"):
-        ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+        ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
 def test_names_of_special_tokens_in_a_question_are_refused(load: Callable[..., ChatModel]) -> None:
@@ -380,8 +386,8 @@ def test_what_is_no_image_or_none(load: Callable[..., ChatModel]) -> None:
 
 
 def test_a_system_prompt_an_opening_and_a_manner_of_asking(folders: Callable[[str], Path]) -> None:
-    native = open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu"), {})
-    manner = PromptStyle(system="You are polite.", question=lambda text: f"{text} Think.", opening="<answer>")
+    native = open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu"))
+    manner = PromptStyle(system="You are polite.", question="{question} Think.", opening="<answer>")
     model = ChatModel(native, manner)
     prompt = model.render("What?")
     assert prompt.startswith("<|im_start|>system\nYou are polite.<|im_end|>") and "What? Think." in prompt
@@ -389,7 +395,7 @@ def test_a_system_prompt_an_opening_and_a_manner_of_asking(folders: Callable[[st
     inputs = model.prepare(["What?"], IMAGES[:1])
     for ids, score in zip(model.label_ids("What?", LABELS), found.scores or (), strict=True):
         whole = log_p(model, inputs, ids, "qwen2_5_vl")
-        opening = log_p(model, inputs, ids[: model.given], "qwen2_5_vl")
+        opening = log_p(model, inputs, ids[: model.prefix_length], "qwen2_5_vl")
         assert score == pytest.approx(whole - opening, abs=1e-3)
 
 
@@ -404,12 +410,12 @@ def test_a_system_prompt_an_opening_and_a_manner_of_asking(folders: Callable[[st
 )
 def test_options_that_cannot_be_had(folders: Callable[[str], Path], options: dict[str, Any], says: str) -> None:
     with pytest.raises((OptionError, ModelError), match=says):
-        open_native(LoadOptions(str(folders("llava")), device="cpu", **options), {})
+        open_native(LoadOptions(str(folders("llava")), device="cpu", **options))
 
 
 def test_an_adapter_is_merged(folders: Callable[[str], Path], load: Callable[..., ChatModel], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="the package peft is not installed, which loads adapters")
-    base = open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu"), {}).model
+    base = open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu")).model
     targets = r"model\.language_model\..*q_proj"
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=targets, lora_alpha=64))
     with torch.no_grad():
@@ -418,7 +424,7 @@ def test_an_adapter_is_merged(folders: Callable[[str], Path], load: Callable[...
                 value.copy_(torch.randn_like(value))
     adapted.save_pretrained(tmp_path / "adapter")
     options = LoadOptions(str(folders("qwen2_5_vl")), device="cpu", peft=str(tmp_path / "adapter"))
-    model = ChatModel(open_native(options, {}))
+    model = ChatModel(open_native(options))
     inputs = load("qwen2_5_vl").prepare(QUESTIONS[:1], IMAGES[:1])
     with torch.no_grad():
         adapted.base_model.model.model.rope_deltas = None
@@ -429,7 +435,7 @@ def test_an_adapter_is_merged(folders: Callable[[str], Path], load: Callable[...
     assert model.generate(QUESTIONS[:1], IMAGES[:1], max_new_tokens=0, labels=LABELS)[0].scores != plain_scores
     (tmp_path / "none").mkdir()
     with pytest.raises(ModelError, match=r"expected an adapter with an adapter_config\.json"):
-        open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu", peft=str(tmp_path / "none")), {})
+        open_native(LoadOptions(str(folders("qwen2_5_vl")), device="cpu", peft=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "internvl", "idefics3"])

@@ -16,7 +16,6 @@ from torch import nn
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.families import medm_vl_ct
 from medmllm_plugins.models.families.medm_vl_ct import volume_pixels
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
@@ -72,7 +71,7 @@ def test_volumes_are_prepared_as_written_out(found: Volume) -> None:
 @torch.no_grad()
 def test_scores_are_those_of_the_authors_arithmetic(tmp_path: Path, form: str) -> None:
     folder = tiny_medm_vl.write_ct_checkpoint(tmp_path, form)
-    loaded = medm_vl_ct.load(LoadOptions(str(folder), device="cpu"))
+    loaded = medm_vl.load_ct(LoadOptions(str(folder), device="cpu"))
     volumes = [volume(0), volume(1, (40, 30, 33))]
     found = loaded.generate(QUESTIONS, volumes, max_new_tokens=5, labels=LABELS)
 
@@ -121,11 +120,11 @@ def test_the_two_models_name_each_other(tmp_path: Path) -> None:
         medm_vl.load(LoadOptions(str(folder), device="cpu"))
     tiny_medm_vl.write_checkpoint(tmp_path / "2d")
     with pytest.raises(ModelError, match=r"this is one of medm_vl: load it with --model medm_vl"):
-        medm_vl_ct.load(LoadOptions(str(tmp_path / "2d"), device="cpu"))
+        medm_vl.load_ct(LoadOptions(str(tmp_path / "2d"), device="cpu"))
 
 
 def test_what_is_no_ct_volume(tmp_path: Path) -> None:
-    loaded = medm_vl_ct.load(LoadOptions(str(tiny_medm_vl.write_ct_checkpoint(tmp_path)), device="cpu"))
+    loaded = medm_vl.load_ct(LoadOptions(str(tiny_medm_vl.write_ct_checkpoint(tmp_path)), device="cpu"))
     with pytest.raises(ModelError, match=r"Expected a volume a question.* found Image"):
         loaded.generate(QUESTIONS[:1], [Image.new("RGB", (32, 32))], max_new_tokens=0)
     with pytest.raises(ModelError, match="Expected a CT volume in Hounsfield units"):
@@ -137,4 +136,4 @@ def test_a_query_that_is_missing(tmp_path: Path) -> None:
     path = folder / "model.safetensors"
     save_file({name: value for name, value in load_file(path).items() if name != "connector_image.query"}, path)
     with pytest.raises(ModelError, match=r"1 missing from the checkpoint: model\.multi_modal_projector\.query"):
-        medm_vl_ct.load(LoadOptions(str(folder), device="cpu"))
+        medm_vl.load_ct(LoadOptions(str(folder), device="cpu"))

@@ -111,7 +111,7 @@ def test_a_label_that_merges_with_the_prompt_is_refused(tiny: MedMVL, monkeypatc
     def encode(tokenizer: Any, text: str) -> list[int]:
         return [ord(letter) for letter in text.replace(": b", "\u00df")]
 
-    monkeypatch.setattr("medmllm_plugins.models.tokens.encode_text", encode)
+    monkeypatch.setattr("medmllm_plugins.models.formats.templated_model.encode_text", encode)
     assert tiny.label_ids("What?", ["normal"]) == [[ord(letter) for letter in " normal"]]
     with pytest.raises(ModelError, match="'benign' cannot be scored"):
         tiny.label_ids("What?", ["normal", "benign"])

@@ -25,11 +25,10 @@ from support.tiny_medm_vl import (
 from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.checkpoint import demo_folder, fill, find_folder, open_weights
+from medmllm_plugins.models.checkpoint import demo_folder, fill, find_folder, open_weights, resolve_size
 from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.formats.medm_vl_config import read_config
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.plugins.published_checkpoints import MEDM_VL
 
 EMBED = "llm.model.embed_tokens.weight"
 
@@ -249,16 +248,21 @@ def test_names_become_folders(tiny_folder: Path, tmp_path: Path, monkeypatch: py
         return str(tiny_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_folder("2d-3b", MEDM_VL) == find_folder("someone/some-model", MEDM_VL) == tiny_folder
-    assert asked == [("shiym2000/MedM-VL-2D-3B-en", True, False), ("someone/some-model", True, False)]
-    assert find_folder("demo", MEDM_VL) == demo_folder()
-    assert find_folder(str(tiny_folder), MEDM_VL) == tiny_folder
+    sizes = {"demo": "embedded", "2d-3b": "shiym2000/MedM-VL-2D-3B-en", "small": "demo"}
+    for name in ("2d-3b", "2D-3B", "someone/some-model"):
+        assert find_folder(resolve_size(name, sizes)) == tiny_folder
+    assert [repo for repo, *_ in asked] == ["shiym2000/MedM-VL-2D-3B-en"] * 2 + ["someone/some-model"]
+    assert asked[0][1:] == (True, False)
+    assert find_folder(resolve_size("demo", sizes)) == find_folder(resolve_size("small", sizes)) == demo_folder()
+    assert find_folder(resolve_size(str(tiny_folder), sizes)) == tiny_folder
     for wrong in ("2d-5b", "/no/such/folder", "./nowhere", "a/b/c"):
-        with pytest.raises(ModelError, match=r"a folder, a hub id .* demo, 2d-3b"):
-            find_folder(wrong, MEDM_VL)
+        with pytest.raises(ModelError, match=r"a folder, a hub id .* demo, 2d-3b, small"):
+            resolve_size(wrong, sizes)
+        with pytest.raises(ModelError, match=r"a folder, a hub id .* demo; "):
+            find_folder(wrong)
     with pytest.raises(ModelError, match="is a file"):
-        find_folder(str(tiny_folder / "config.json"), MEDM_VL)
-    assert len(asked) == 2
+        find_folder(resolve_size(str(tiny_folder / "config.json"), sizes))
+    assert len(asked) == 3
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +271,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(ModelError, match=r"shiym2000/MedM-VL-2D-3B-en.*HF_HUB_OFFLINE"):
-        load_cpu("2d-3b")
+        load_cpu("shiym2000/MedM-VL-2D-3B-en")
 
 
 def test_tokenizer_comes_from_the_base_where_the_checkpoint_has_none(

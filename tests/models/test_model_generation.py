@@ -9,8 +9,9 @@ import torch
 from support.tiny_medm_vl import write_checkpoint
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.formats.medm_vl import MedMVL, load
-from medmllm_plugins.models.generation import greedy, position_ids, prefill, score_labels
+from medmllm_plugins.models.generation import greedy, score_labels
 from medmllm_plugins.models.options import LoadOptions
 
 QUESTIONS = [
@@ -37,7 +38,7 @@ def images(make_image: Any) -> list[Any]:
 
 
 def decode(loaded: MedMVL, questions: Any, images: Any, *, eos: set[int], new: int = 8) -> list[list[int]]:
-    start = prefill(loaded.model, loaded.prepare(questions, images))
+    start = loaded.prefill(loaded.prepare(questions, images))
     return greedy(loaded.model, start, max_new_tokens=new, eos_token_ids=eos)
 
 
@@ -120,7 +121,7 @@ def test_scores_leave_the_answer_as_it_was(tiny: MedMVL, images: list[Any]) -> N
 
 
 def test_score_of_one_token_labels_needs_no_forward(tiny: MedMVL, images: list[Any]) -> None:
-    start = prefill(tiny.model, tiny.prepare(QUESTIONS[:2], images[:2]))
+    start = tiny.prefill(tiny.prepare(QUESTIONS[:2], images[:2]))
     calls = count_calls(tiny.model.model.language_model)
     scores = score_labels(tiny.model, start, [[[5], [6]], [[5], [7]]])
     assert calls() == 0
@@ -150,7 +151,8 @@ def count_calls(module: torch.nn.Module) -> Any:
 
 def test_positions_ignore_padding() -> None:
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    positions, following = Llava().forward_prompt(lambda **inputs: inputs["position_ids"], {"attention_mask": mask})
+    assert positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]] and following.tolist() == [2, 4]
 
 
 def test_text_is_the_decoded_tokens(tiny: MedMVL, images: list[Any]) -> None:

@@ -18,7 +18,8 @@ from medmllm_plugins.plugins import builtin, guard
 from medmllm_plugins.plugins.entry_points import damaged_entry_points
 from medmllm_plugins.plugins.guard import PluginRaised, TookTooLong, bounded, run_plugin_code
 from medmllm_plugins.plugins.hook_results import MOST_ITEMS
-from medmllm_plugins.plugins.manager import Failure, Manager, discover, reset
+from medmllm_plugins.plugins.manager import Manager, discover, reset
+from medmllm_plugins.plugins.plugin_records import Failure
 
 BUILTIN = [spec.name for spec in builtin.medmllm_models()]
 HEAD = """

@@ -20,16 +20,18 @@ from sklearn.preprocessing import StandardScaler
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes import analysis, analysis_files
-from medmllm_plugins.probes.analysis import MAPPING_CAVEAT, PRINTED, Analysis, analyse
+from medmllm_plugins.probes import analysis
+from medmllm_plugins.probes.analysis import MAPPING_CAVEAT, PRINTED, analyse
 from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.curves import bootstrap_accuracies, permutation_p_values
-from medmllm_plugins.probes.diagnosis import MODES, Effect, attribute_loss_to_stage, judge_loss
+from medmllm_plugins.probes.diagnosis import attribute_loss_to_stage, judge_loss
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference
+from medmllm_plugins.results.probe_files import write_probes
+from medmllm_plugins.results.probe_records import MODES, Effect, ProbeAnalysis
 
 QUICK = Options(permutations=5, controls=2)
 WEAK = 0.25
@@ -45,7 +47,7 @@ def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) ->
     found = analyse(store, outcomes, QUICK)
     samples = read_labelled_features(store)
     for point in found.points:
-        features = store.features(point.key.layer, point.key.pooling).astype(np.float64)
+        features = store.features(point.layer, point.pooling).astype(np.float64)
         train, test = samples.rows["train"], samples.rows["test"]
         scaler = StandardScaler().fit(features[train])
         model = LogisticRegression(C=point.strength, tol=1e-8, max_iter=2000)
@@ -76,7 +78,7 @@ def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., A
 def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 90, 150), clear={"llm.00/last": 0.0})
     found = analyse(store, outcomes, QUICK)
-    by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
+    by_name = {(one.layer, one.pooling): one for one in found.points}
     clear, nothing = by_name["connector", "mean"], by_name["llm.embed", "last"]
     assert clear.p == pytest.approx(1e-4) and clear.p_holm < 0.01 and clear.balanced.low > clear.label_permutation_high
     assert nothing.p > 0.01 and nothing.p_holm > 0.05
@@ -84,7 +86,7 @@ def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., 
     assert clear.selectivity.low > 0.2
     assert all(abs(one.label_permutation - found.chance) < 0.1 for one in found.points)
     assert np.isnan(by_name["control.pixels", "mean"].p_holm)  # floors are no layers of the model
-    assert found.best.key.layer not in ("vision.00", "vision.norm") and found.best.key.part != "control"
+    assert found.best.layer not in ("vision.00", "vision.norm") and found.best.part != "control"
 
 
 def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..., Any]) -> None:
@@ -137,7 +139,7 @@ def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., An
     assert found.diagnosis.named == mode
     effect = found.diagnosis.of(mode)  # type: ignore[arg-type]
     assert effect.verdict == "supported" and effect.loss.low > 0 and effect.loss.value > 0.1
-    assert mode in found.headline()
+    assert mode in found.headline
     for earlier in found.diagnosis.effects[: found.diagnosis.effects.index(effect)]:
         assert earlier.verdict != "supported"
 
@@ -174,14 +176,14 @@ def test_text_that_breaks_behind_good_scores_is_the_words_fault(make_store: Call
     comprehension, mapping = (found.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
     assert comprehension.verdict != "supported" and comprehension.after == mapping.before == "label scores"
     assert found.diagnosis.named == "mapping" and mapping.loss.value > 0.9
-    assert found.mapping.kind == "decoding" and MAPPING_CAVEAT not in found.headline()
+    assert found.mapping.kind == "decoding" and MAPPING_CAVEAT not in found.headline
 
 
 def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 120, 240))
     commonest = {outcome.id: "benign" for outcome in outcomes}
     vision = analyse(store, outcomes, QUICK, reference=Reference("dull", Path(), commonest)).diagnosis.of("vision")
-    assert vision.loss.value < -0.5 and vision.verdict == "cannot tell" and "rules nothing out" in vision.why
+    assert vision.loss.value < -0.5 and vision.verdict == "cannot tell" and "cannot rule out a loss" in vision.why
 
 
 def test_behind_a_tower_of_unknown_worth_small_losses_are_not_charged(make_store: Callable[..., Any]) -> None:
@@ -189,8 +191,8 @@ def test_behind_a_tower_of_unknown_worth_small_losses_are_not_charged(make_store
     store, outcomes = make_store((300, 120, 240), clear=poor, answers=wrong_often)
     found = analyse(store, outcomes, QUICK)
     assert found.diagnosis.of("mapping").verdict == "supported" and found.diagnosis.named is None
-    assert "Supported, but not charged to one stage: mapping (" in found.headline()
-    assert "cannot tell of vision" in found.headline()
+    assert "an earlier stage may be the cause: mapping (" in found.headline
+    assert "Undecided: vision" in found.headline
     assert analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis.named == "vision"
     # A tower that shows nearly all cannot have lost as much as the words do.
     store, outcomes = make_store((300, 120, 240), answers=wrong_often, name="good")
@@ -236,7 +238,7 @@ def test_what_probes_cannot_tell_is_said_unless_the_scores_show_it(
 ) -> None:
     store, outcomes = make_store((300, 120, 240), answers=answers)
     found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.diagnosis.named == "mapping" and (MAPPING_CAVEAT in found.headline()) is caveat
+    assert found.diagnosis.named == "mapping" and (MAPPING_CAVEAT in found.headline) is caveat
 
 
 def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
@@ -269,13 +271,13 @@ def test_health_follows_the_curves(make_store: Callable[..., Any]) -> None:
     assert vision is not None and connector is not None and llm is not None
     assert vision.layers == ("vision.00", "vision.01")  # the norm is never read
     assert llm.layers == ("llm.00", "llm.norm")
-    accuracy = {(one.key.layer, one.key.pooling): one.accuracy.value for one in found.points}
+    accuracy = {(one.layer, one.pooling): one.accuracy.value for one in found.points}
     start, end = accuracy["vision.00", "mean"], accuracy["vision.01", "mean"]
     low = min(start, end)
     expected = end * (1 + np.log(end / np.sqrt(start * low))) * np.exp(-0.2 * abs(end - start) / end)
-    assert vision.health.score == pytest.approx(expected)
+    assert vision.score.value == pytest.approx(expected)
     assert vision.score.low <= vision.score.value <= vision.score.high
-    assert connector.health.score == pytest.approx(accuracy["connector", "mean"])
+    assert connector.score.value == pytest.approx(accuracy["connector", "mean"])
 
 
 def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -> None:
@@ -300,18 +302,18 @@ def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -
 def test_other_options(make_store: Callable[..., Any], options: Options) -> None:
     store, outcomes = make_store()
     found = analyse(store, outcomes, options)
-    names = {(one.key.layer, one.key.pooling) for one in found.points}
+    names = {(one.layer, one.pooling) for one in found.points}
     # What the verdicts rest on is always there.
     assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("control.pixels", "mean")} <= names
     assert all(len(one.repeats) == options.repeats for one in found.points)
-    assert all(one.strength in [pytest.approx(value) for value in options.strengths] for one in found.points)
-    assert {name for name, _ in names if name.startswith("floor.")} == {
+    assert all(one.C in [pytest.approx(value) for value in options.strengths] for one in found.points)
+    assert {name for name, _ in names if name.startswith("control.")} == {
         "control.pixels",
         "control.random_encoder.vision.01",
     }
-    assert all(one.key.width <= (options.width or 99) for one in found.points)
+    assert all(one.width <= (options.width or 99) for one in found.points)
     if options.repeats:
-        assert "Divided into folds anew, 2 times" in render(found)
+        assert "2 further random divisions into folds" in render(found)
     if options.layers:
         # A score of some layers only would not be the module's.
         assert found.health_of("vision", "mean") is not None and found.health_of("llm", "mean") is None
@@ -348,10 +350,10 @@ def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callab
 
     store.features = loud
     found = analyse(store, outcomes, replace(QUICK, width=12))
-    (point,) = (one for one in found.points if one.key.layer == "connector")
-    assert point.key.width == 12 and point.accuracy.value > 0.9
+    (point,) = (one for one in found.points if one.layer == "connector")
+    assert point.width == 12 and point.accuracy.value > 0.9
     assert not found.warnings
-    assert "no more than 12 features" in analyse(store, outcomes, replace(QUICK, width=14)).warnings[0]
+    assert "fewer than 14 features (down to 12)" in analyse(store, outcomes, replace(QUICK, width=14)).warnings[0]
 
 
 def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callable[..., Any]) -> None:
@@ -364,7 +366,7 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
 
     store.features = alike
     found = analyse(store, outcomes, QUICK)
-    assert found.types == 1 and "There is no control task" in found.warnings[0]
+    assert found.control_types == 1 and "There is no control task" in found.warnings[0]
     assert all(np.isnan(one.control.value) and np.isnan(one.selectivity.value) for one in found.points)
     assert found.points[3].accuracy.value > 0.9 and found.points[3].label_permutation < 0.5
     json.dumps(found.to_dict(), allow_nan=False)
@@ -374,15 +376,15 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
     found = analyse(store, outcomes, Options(protocol="paper", permutations=0, controls=1))
-    by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
+    by_name = {(one.layer, one.pooling): one for one in found.points}
     assert by_name["connector", "mean"].accuracy.value > 0.8
-    assert by_name["connector", "mean"].strength is None
+    assert by_name["connector", "mean"].C is None
 
 
 def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
     store, outcomes = make_store()
     found = analyse(store, outcomes, QUICK)
-    written = analysis_files.write(tmp_path, "med_probe_x", found)
+    written = write_probes(tmp_path, "med_probe_x", found)
     assert [path.name for path in written] == [
         "med_probe_x.probes.json",
         "med_probe_x.probes.csv",
@@ -394,15 +396,15 @@ def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
     assert curve["connector"] == pytest.approx(found.points[3].accuracy.value)
     assert list(pd.read_csv(written[2])["mode"]) == ["vision", "connector", "comprehension", "mapping"]
     content = json.loads(written[0].read_text(encoding="utf-8"))
-    assert content["diagnosis"]["named"] == found.diagnosis.named and set(found.printed()) == set(PRINTED)
+    assert content["diagnosis"]["named"] == found.diagnosis.named and set(found.printed_metrics()) == set(PRINTED)
     text = render(found)
-    assert "connector" in text and "not that the model uses it" in text and found.headline() in text
+    assert "connector" in text and "not that the model uses it" in text and found.headline in text
 
 
 def test_an_analysis_repeats_itself(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store()
 
-    def told(one: Analysis) -> dict[str, Any]:
+    def told(one: ProbeAnalysis) -> dict[str, Any]:
         return {key: value for key, value in one.to_dict().items() if key != "seconds"}
 
     assert told(analyse(store, outcomes, QUICK)) == told(analyse(store, outcomes, QUICK))
@@ -410,13 +412,13 @@ def test_an_analysis_repeats_itself(make_store: Callable[..., Any]) -> None:
 
 def test_features_and_answers_of_different_runs(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store()
-    with pytest.raises(DataError, match="Run again without --use_cache"):
+    with pytest.raises(DataError, match="run again without --use_cache"):
         analyse(store, [*outcomes, Outcome("doc-9999", "g", "benign", "benign", "parsed")], QUICK)
-    with pytest.raises(DataError, match="features and outcomes are of different runs"):
+    with pytest.raises(DataError, match="Features and outcomes belong to different runs"):
         analyse(store, outcomes[1:], QUICK)
     first = outcomes[0]
     other = next(label for label in ("benign", "normal") if label != first.label)
-    with pytest.raises(DataError, match="they are of different data"):
+    with pytest.raises(DataError, match="They belong to different data sets"):
         analyse(store, [Outcome(first.id, first.group, other, other, "parsed"), *outcomes[1:]], QUICK)
     with pytest.raises(DataError, match="without a limit"):
         analyse(store, outcomes, QUICK, reference=Reference("short", Path(), {first.id: "benign"}))
@@ -503,7 +505,7 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
         found = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
     finally:
         get_manager().pluggy.unregister(plugin)
-    by_name = {(one.key.layer, one.key.pooling): one for one in found.points}
-    assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].strength is None
+    by_name = {(one.layer, one.pooling): one for one in found.points}
+    assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].C is None
     with pytest.raises(OptionError, match=r"\['linear', 'paper'\], but got 'centre'"):
         Options(protocol="centre")

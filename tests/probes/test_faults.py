@@ -24,11 +24,9 @@ from medmllm_plugins.models import generation
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
-from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
-from medmllm_plugins.probes.diagnosis import MODES
 from medmllm_plugins.probes.validation.planted_faults import (
     HEALTHY,
     KINDS,
@@ -41,6 +39,7 @@ from medmllm_plugins.probes.validation.planted_faults import (
     vision_blocks_read,
 )
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.results.probe_records import MODES
 
 torch.set_num_threads(1)
 
@@ -65,7 +64,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]
                 if kind not in folders:
                     folders[kind] = write_family(kind, tmp_path_factory.mktemp(kind))
                 options = LoadOptions(str(folders[kind]), device="cpu", attn_implementation=attention)
-                made[kind, attention] = ChatModel(open_native(options, {}))
+                made[kind, attention] = ChatModel(open_native(options))
         return made[kind, attention]
 
     return loaded
@@ -115,7 +114,7 @@ def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
 
 def run(model: LoadedModel, fault: Fault, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     with context(model, fault), looking(model) as seen:
-        seen["logits"] = prefill(model.model, inputs).logits
+        seen["logits"] = model.prefill(inputs).logits
     return seen
 
 
@@ -171,7 +170,7 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
     assert changes[0] <= changes[1] <= changes[2] and changes[0] < changes[2], changes
     assert changes[0] > 0 or name in BY_SHARE
     with pytest.raises(ZeroDivisionError), context(model, fault):
-        prefill(model.model, inputs)
+        model.prefill(inputs)
         raise ZeroDivisionError
     assert hooks(model) == count
     again = run(model, HEALTHY, inputs)
@@ -235,14 +234,14 @@ def test_blindness_holds_where_a_window_has_passed_the_image(tmp_path: Path) -> 
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["sliding_window"] = 24
     (folder / "config.json").write_text(json.dumps(config))
-    model = ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    model = ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
     images = pictures(2)
     with context(model, Fault("blind", "comprehension", 3)):
         inputs = model.prepare([QUESTIONS[1]] * 2, images)
         assert inputs["input_ids"].shape[1] > 24
         first, second = model.generate([QUESTIONS[1]] * 2, images, max_new_tokens=12, labels=LABELS)
         assert first.text == second.text and first.scores == pytest.approx(second.scores, abs=1e-4)
-        start = prefill(model.model, inputs)
+        start = model.prefill(inputs)
         token = start.logits.argmax(-1)[:, None]
         step = model.model(
             input_ids=token,
@@ -296,7 +295,7 @@ def test_removed_directions_leave_the_classes_one_mean(load: Callable[..., Loade
     torch.testing.assert_close(directions @ directions.T, torch.eye(3, dtype=torch.float64))
     fault = Fault("directions_removed", "connector", 3)
     with plant_fault(model, fault, directions={"connector": directions}), looking(model) as seen:
-        prefill(model.model, inputs)
+        model.prefill(inputs)
     means = torch.stack([seen["connector"].mean(1)[number::4].mean(0) for number in range(4)])
     torch.testing.assert_close(means, means[:1].expand(4, -1), atol=1e-5, rtol=1e-4)
 
@@ -352,7 +351,7 @@ def test_labels_that_share_beginnings_change_places_where_they_part(load: Callab
     for fault in (HEALTHY, Fault("labels_permuted", "mapping", 1)):
         with plant_fault(model, fault, question=QUESTIONS[0], labels=["no benign", "no malignant"]):
             inputs = model.prepare(QUESTIONS[:1], pictures(1))
-            start = prefill(model.model, inputs)
+            start = model.prefill(inputs)
             token = torch.tensor([[ids[0][0]]])
             step = model.model(
                 input_ids=token,
@@ -413,12 +412,15 @@ def test_what_a_fault_needs_and_was_not_given(load: Callable[..., LoadedModel]) 
         ):
             pass
     inputs, narrow = model.prepare(QUESTIONS[:1], pictures(1)), {"connector": torch.eye(3)}
-    prefill(model.model, inputs)
+    model.prefill(inputs)
     count = hooks(model)
     with pytest.raises(ModelError, match="Expected directions as wide"), plant_fault(model, removed, directions=narrow):
-        prefill(model.model, inputs)
+        model.prefill(inputs)
     permuted, nested = replace(bias, name="labels_permuted"), ("no", "no finding")
-    with pytest.raises(OptionError, match="part at a token"), plant_fault(model, permuted, question="?", labels=nested):
+    with (
+        pytest.raises(OptionError, match="differ at some token"),
+        plant_fault(model, permuted, question="?", labels=nested),
+    ):
         pass
     with pytest.raises(OptionError, match="at least two of them different"):
         class_directions(torch.ones(2, 3), ["a", "a"])
@@ -430,14 +432,14 @@ def test_caches_and_attention_that_a_fault_cannot_work_with(
 ) -> None:
     model = load("demo")
     inputs = model.prepare(QUESTIONS[:1], pictures(1))
-    start = prefill(model.model, inputs)
+    start = model.prefill(inputs)
     count = hooks(model)
     with context(model, Fault("blind", "comprehension", 3)):
-        with pytest.raises(ModelError, match="a cache of before"):
+        with pytest.raises(ModelError, match="a cache from before the edit"):
             generation.greedy(model.model, start, max_new_tokens=2, eos_token_ids=())
         with pytest.raises(ModelError, match="with `input_ids`"):
             model.model(inputs_embeds=torch.zeros(1, 2, 128))
     monkeypatch.setattr(model.model.config.get_text_config(), "_attn_implementation", "flash_attention_2")
-    with pytest.raises(ModelError, match="found 'flash_attention_2'"), context(model, Fault("blind", "comprehension")):
+    with pytest.raises(ModelError, match="got 'flash_attention_2'"), context(model, Fault("blind", "comprehension")):
         pass
     assert hooks(model) == count

@@ -67,10 +67,10 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
     """Texts and scores that a model answers with each fault."""
     generator = np.random.default_rng(0)
     images: list[Any] = [Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in QUESTIONS]
-    taps = ActivationHooks(model, ("mean",))
-    model.generate(QUESTIONS, images, max_new_tokens=0, watch=taps)
-    directions = {"connector": class_directions(taps.found["connector", "mean"].double(), ["a", "b", "c"])}
-    taps.close()
+    hooks = ActivationHooks(model, ("mean",))
+    model.generate(QUESTIONS, images, max_new_tokens=0, watch=hooks)
+    directions = {"connector": class_directions(hooks.activations["connector", "mean"].double(), ["a", "b", "c"])}
+    hooks.close()
     found = {}
     for mode, names in KINDS.items():
         for name in names:

@@ -30,4 +30,4 @@ def load(kind: str, folder: Path) -> LoadedModel:
     if kind == "medm_vl":
         write_checkpoint(folder, select_layer=-2)
         return medm_vl.load(options)
-    return ChatModel(open_native(LoadOptions(str(write_family(kind, folder)), device="cpu"), {}))
+    return ChatModel(open_native(LoadOptions(str(write_family(kind, folder)), device="cpu")))

@@ -299,7 +299,7 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
     points.append(point("control.pixels", "control", "mean", 0.5))
     modes = ("vision", "connector", "comprehension", "mapping")
     effects = [
-        {"mode": mode, "title": mode, "loss": estimate(0.12 if mode == named else 0.01),
+        {"mode": mode, "loss": estimate(0.12 if mode == named else 0.01),
          "verdict": "supported" if mode == named else "not supported", "why": "because.", "before": "a", "after": "b"}
         for mode in modes
     ]  # fmt: skip
@@ -320,7 +320,7 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
         "reference_name": "",
         "diagnosis": {"named": named, "effects": effects},
         "health": [
-            {"module": module, "pooling": pooling, "interval": estimate(0.8)}
+            {"module": module, "pooling": pooling, "score": estimate(0.8)}
             for module, pooling in (("vision", "mean"), ("connector", "mean"), ("llm", "mean"), ("llm", "last"))
         ],
         "best": point("vision.05", "vision", "mean", 0.86),

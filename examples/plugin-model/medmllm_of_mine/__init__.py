@@ -1,4 +1,4 @@
-"""A model of one's own: a checkpoint of a family that medmllm-plugins knows, under a name of its own."""
+"""Models of one's own: a checkpoint of a family that medmllm-plugins knows, and an architecture that it does not."""
 
 from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.specs import ModelSpec
@@ -6,12 +6,17 @@ from medmllm_plugins.plugins.specs import ModelSpec
 
 @hookimpl
 def medmllm_models() -> list[ModelSpec]:
-    """One model; any function that returns a ``LoadedModel`` may stand as loader, see docs/plugins.md."""
+    """Two models; nothing is imported to declare them."""
     return [
         ModelSpec(
             name="of_mine",
             summary="Our Qwen2.5-VL, fine-tuned at our hospital.",
-            loader="medmllm_plugins.models.medical_models:any_family",
             sizes={"7b": "our-hospital/qwen2.5-vl-7b-radiology"},
-        )
+            family="qwen2_5_vl",
+        ),
+        ModelSpec(
+            name="convnet_of_mine",
+            summary="Our ConvNet with an MLP connector and a Llama.",
+            family="medmllm_of_mine.convnet:ConvFamily",
+        ),
     ]

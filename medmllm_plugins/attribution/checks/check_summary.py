@@ -12,6 +12,7 @@ import numpy as np
 
 from medmllm_plugins.attribution.checks.randomisation import LEVELS
 from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.utils.plain_text import text_table
 
 GAP_AT_MOST: Final = 0.05
 """A path method whose sum misses more than this share of the difference has taken too few steps."""
@@ -203,9 +204,7 @@ def format_summary(index: Mapping[str, Any]) -> str:
                 "; ".join([*row["failed"], *(f"{name} not checked" for name in row["unchecked"])]) or "nothing",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *(f"Warning: {warning}" for warning in index["warnings"])])
+    return "\n".join([*text_table(rows), *(f"Warning: {warning}" for warning in index["warnings"])])
 
 
 def format_settings(row: Mapping[str, Any]) -> str:

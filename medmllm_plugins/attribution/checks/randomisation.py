@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.family_registry import stage
+from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.stages import layers_of
 
 LEVELS: Final = ("head", "upper LLM", "LLM", "connector", "tower")
@@ -39,7 +39,7 @@ def cascading_randomisation(loaded: LoadedModel, seed: int = 0) -> Iterator[Iter
         loaded: the model, its weights floating-point numbers.
         seed: of the shuffling.
     """
-    head: Any = stage(loaded.model, loaded.family.head)
+    head: Any = stage_module(loaded.model, loaded.family.head)
     own = head.weight
     # The head may share its matrix with the embeddings, which are to stay.
     head.weight = nn.Parameter(own.detach().clone(), requires_grad=False)
@@ -65,7 +65,7 @@ def _matrices(loaded: LoadedModel) -> dict[str, list[Tensor]]:
     found = [place for place in layers_of(loaded) if not place.enters]
     llm = [place.module for place in found if place.part == "llm"]
     modules: dict[str, list[nn.Module]] = {
-        "head": [stage(loaded.model, loaded.family.head)],
+        "head": [stage_module(loaded.model, loaded.family.head)],
         "upper LLM": llm[len(llm) // 2 :],
         "LLM": llm[: len(llm) // 2],
         "connector": [place.module for place in found if place.part == "connector"],

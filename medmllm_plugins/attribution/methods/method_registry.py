@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from medmllm_plugins.attribution.methods.input_methods import PROMPT
 from medmllm_plugins.attribution.methods.layer_methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.medm_vl_ct import MedMVLCT
 from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.prompts.attribution_options import check_methods
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 LAYERS = "layers"
 _LAST_TOKEN_ONLY = 2
@@ -79,14 +78,8 @@ def select_methods(
 
 
 def _method(spec: AttributionSpec) -> Method:
-    module, _, function = spec.target.partition(":")
-    try:
-        found: Method = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(
-            f"attribution {spec.name!r}: expected a function {spec.target!r}, found none ({error})."
-        ) from error
-    return found
+    method: Method = import_by_name(spec.target, PluginError)
+    return method
 
 
 def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
@@ -102,9 +95,9 @@ def _resolve_layers(
     known = [place.name for place in layers_of(loaded)]
     read = [name for name in known if name not in unread]
     if not layers:
-        last = [name for name in read if name.startswith("vision.") and name != "vision.norm"][-1]
-        # Each of its tokens is made from all slices, by learned queries: nothing could be painted.
-        return (last,) if isinstance(loaded, MedMVLCT) else (last, "connector")
+        return loaded.family.default_layers(
+            [name for name in read if name.startswith("vision.") and name != "vision.norm"]
+        )
     found = []
     for name in layers:
         match = _NUMBERED.fullmatch(name)

@@ -12,7 +12,6 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 
@@ -26,7 +25,7 @@ def attention_rollout(case: AttributionInput, layers: Sequence[str], how: Method
         ModelError: the model's layers give no attention weights.
     """
     with torch.no_grad(), _attentions(case) as seen:
-        prefill(case.loaded.model, case.inputs)
+        case.loaded.prefill(case.inputs)
     if not seen:
         raise ModelError(
             f"{case.loaded.family.title}: expected layers that give their attention, found none that does."

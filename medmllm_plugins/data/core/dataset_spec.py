@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, Final, Literal, get_args
 
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.bounded_yaml import read_yaml_file
+from medmllm_plugins.utils.identifiers import is_identifier
 
 Kind = Literal["multiclass", "ordinal", "multilabel"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def _is_text_map(value: object) -> bool:
 _TYPES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "name": (
         "lower-case letters, digits and underscores, 100 at most",
-        lambda value: isinstance(value, str) and len(value) <= 100 and bool(_NAME.fullmatch(value)),
+        is_identifier,
     ),
     "title": ("one line of text", _is_line),
     "layout": ("one line of text", _is_line),

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from medmllm_plugins.data.readers.reader_threads import processors
 from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.processors import processors
 
 Pairs: TypeAlias = npt.NDArray[np.intp]
 """``[m, 2]`` indices of two pictures each."""

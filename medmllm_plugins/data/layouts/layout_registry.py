@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.errors import DataError, one_line, shown
+from medmllm_plugins.utils.import_by_name import import_by_name
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
@@ -105,13 +105,13 @@ def layout(name: str) -> Layout:
     Raises:
         DataError: no layout has that name.
     """
-    module, _, attribute = _LAYOUTS.get(name, name).partition(":")
-    if not attribute:
+    target = _LAYOUTS.get(name, name)
+    if not target.partition(":")[2]:
         raise DataError(
             f'Expected `layout` to be one of {sorted(_LAYOUTS)} or "package.module:Class", got {shown(name)}.'
         )
     try:
-        made = getattr(import_module(module), attribute)()
+        made = import_by_name(target)()
     except Exception as error:  # a plugin's module may raise anything while it is imported
         raise DataError(
             f"Expected the layout {shown(name)} to be a class that can be made, got {one_line(error)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from medmllm_plugins.data.readers.decode_limit import max_decoded_bytes
+from medmllm_plugins.utils.processors import processors
 
 MAX_THREADS: Final = 8
 """Disks and the interpreter lock keep up with no more."""
@@ -23,14 +23,6 @@ def reader_threads() -> int:
     All thread pools that read files take their size from here.
     """
     return max(1, min(MAX_THREADS, processors(), available_memory() // worst_case_bytes()))
-
-
-def processors() -> int:
-    """Return the number of processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 def worst_case_bytes() -> int:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.base import VisualInput
-from medmllm_plugins.models.formats.medm_vl import MedMVL, open_medm_vl
-from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING
-from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.slicing import Stage
-from medmllm_plugins.plugins.published_checkpoints import MEDM_VL_CT
+from medmllm_plugins.models.families.family import (
+    FloatArray,
+    ImageStage,
+    Inputs,
+    IntArray,
+    VisualInput,
+    VolumeWindow,
+)
+from medmllm_plugins.models.families.llava import Llava
 
 SLICES = 32
 HEADS = 8
@@ -26,18 +31,67 @@ LOW, HIGH = -1000.0, 1000.0
 """Hounsfield units that become black and white."""
 
 
-def load(options: LoadOptions) -> MedMVLCT:
-    """Load a MedM-VL-CT checkpoint: a local folder, a hub id, or ``"ct-chest-3b"``.
+class MedMVLCTFamily(Llava):
+    """MedM-VL-CT; the pictures of a document are the 32 slices its volume is shown as."""
 
-    Raises:
-        ModelError: there is no such checkpoint, or it is no MedM-VL-CT checkpoint.
-        OptionError: the device or the attention implementation cannot be had.
-    """
-    return open_medm_vl(options, MEDM_VL_CT, ATTENTION_POOLING, SlicesLlava, MedMVLCT)
+    title = "MedM-VL-CT"
+    model_type = "medm_vl_ct"
+
+    def rows_per_document(self, model: Any, stage: ImageStage, inputs: Inputs) -> list[int]:
+        """Return 32 slices from the tower, and one set of tokens from the connector, for each document."""
+        return [SLICES if stage == "vision" else 1] * len(inputs["input_ids"])
+
+    def connector_patches(self, model: Any, inputs: Inputs) -> IntArray:
+        """Raise: each token is pooled from the whole volume.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            "MedM-VL-CT pools each token from all patches of all slices, so its tokens, in the connector and in the "
+            "LLM, have no position in the volume. Choose a layer before the connector: pixels, or a vision block."
+        )
+
+    def patch_boxes(self, model: Any, shown: VisualInput) -> tuple[IntArray, FloatArray]:
+        """Return the slice of each patch, and its box within the part of the slice that is shown.
+
+        Raises:
+            ModelError: no volume is shown.
+        """
+        if not isinstance(shown, Volume):
+            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
+        count = int(model.config.vision_config.image_size) // self.patch_side(model)
+        _, rows, columns = crop(shown)
+        _, height, width = shown.voxels.shape
+        steps = np.arange(count + 1) / count
+        across = (columns.start + steps * (columns.stop - columns.start)) / width
+        down = (rows.start + steps * (rows.stop - rows.start)) / height
+        row, column = np.divmod(np.arange(count**2), count)
+        box = np.stack([across[column], down[row], across[column + 1], down[row + 1]], axis=1)
+        return np.repeat(np.arange(SLICES), count**2), np.tile(box, (SLICES, 1))
+
+    def pictures(self, shown: VisualInput) -> list[Image.Image]:
+        """Return the middle of the slices that each of the 32 is made from, whole, in grey.
+
+        Raises:
+            ModelError: no volume is shown.
+        """
+        if not isinstance(shown, Volume):
+            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
+        middles = [(first + last) // 2 for first, last in slices_read(shown)]
+        return [Image.fromarray(_grey(shown.voxels[middle]).astype(np.uint8)) for middle in middles]
+
+    def volume_window(self, volume: Volume) -> VolumeWindow:
+        """Return the box around what is not air, and the window of -1000 to 1000 HU."""
+        return VolumeWindow(crop(volume), LOW, HIGH)
+
+    def default_layers(self, vision: Sequence[str]) -> tuple[str, ...]:
+        """Return the last block alone, since the tokens after it have no position."""
+        return (vision[-1],)
 
 
 class AttentionPooling(nn.Module):
-    """The connector: learned queries attend to all patches of all slices, and an MLP takes them to the LLM's width."""
+    """The connector: learned queries attend to all patches of all slices, and an MLP maps them to the LLM's width."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
@@ -49,7 +103,7 @@ class AttentionPooling(nn.Module):
         self.linear_2 = nn.Linear(out, out)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Pool.
+        """Pool the patches of each volume.
 
         Args:
             patches: (B * 32, P, d), the slices of a volume one after the other.
@@ -60,8 +114,8 @@ class AttentionPooling(nn.Module):
         volumes = patches.reshape(-1, SLICES * patches.shape[1], patches.shape[2])
         queries = self.query.expand(len(volumes), -1, -1)
         pooled, _ = self.attn(queries, volumes, volumes, need_weights=False)
-        found: Tensor = self.linear_2(gelu(self.linear_1(pooled)))
-        return found
+        tokens: Tensor = self.linear_2(gelu(self.linear_1(pooled)))
+        return tokens
 
 
 class SlicesLlava(LlavaForConditionalGeneration):  # type: ignore[no-untyped-call]
@@ -75,10 +129,10 @@ class SlicesLlava(LlavaForConditionalGeneration):  # type: ignore[no-untyped-cal
 def volume_pixels(volume: Volume, side: int) -> Tensor:
     """Make the tower's input from a volume, as the authors do with MONAI, which is not needed.
 
-    HU from -1000 to 1000 become 0 to 255; the volume is cropped to what is above 0 along each axis (one without any
-    stays whole), resized linearly to 32 x side x side with corners not aligned, cut to whole grey levels, repeated over
-    three channels and normalised to -1 to 1. The authors do not say how their volumes stand: slices run along the first
-    axis as read, which in RAS is from foot to head.
+    HU from -1000 to 1000 become 0 to 255; the volume is cropped to the voxels above 0 along each axis (one without any
+    stays whole), resized linearly to 32 x side x side with corners not aligned, truncated to whole grey levels,
+    repeated over three channels and normalised to -1 to 1. The authors do not state the orientation of their volumes:
+    slices run along the first axis as read, which in RAS is from foot to head.
 
     Returns:
         (32, 3, side, side), float32.
@@ -91,61 +145,41 @@ def volume_pixels(volume: Volume, side: int) -> Tensor:
             "Expected a CT volume in Hounsfield units, found one of another or unknown unit; declare `unit: HU` if the "
             "files are CT (medmllm task new … --unit HU)."
         )
-    grey = _grey(volume)
-    cropped = torch.from_numpy(np.ascontiguousarray(grey[_shown(grey)], dtype=np.float32))[None, None]
+    grey = _grey(volume.voxels)
+    cropped = torch.from_numpy(np.ascontiguousarray(grey[_bounding_box(grey)], dtype=np.float32))[None, None]
     resized = interpolate(cropped, size=(SLICES, side, side), mode="trilinear", align_corners=False)[0, 0]
     levels = resized.to(torch.uint8).float()  # towards zero, as the authors' conversion does
     return ((levels / 255 - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1)
 
 
 def crop(volume: Volume) -> tuple[slice, slice, slice]:
-    """What is shown of a volume, along its three axes: the box around all that is above 0 on the grey scale."""
-    return _shown(_grey(volume))
-
-
-def _shown(grey: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
-    shown = grey > 0
-    if not shown.any():
-        return slice(0, shown.shape[0]), slice(0, shown.shape[1]), slice(0, shown.shape[2])
-    found = []
-    for axis in range(3):
-        there = np.flatnonzero(shown.any(axis=tuple(other for other in range(3) if other != axis)))
-        found.append(slice(int(there[0]), int(there[-1]) + 1))
-    return found[0], found[1], found[2]
+    """Return the part of a volume that is shown, along its three axes: the box around all voxels above black."""
+    return _bounding_box(_grey(volume.voxels))
 
 
 def slices_read(volume: Volume) -> list[tuple[int, int]]:
-    """The first and the last slice of the volume that each of the 32 is made from.
+    """Return the first and last slice of the volume that each of the 32 is interpolated from.
 
-    Each stands for a 32nd of what is shown, but is interpolated between the two slices at the middle of it (one, where
-    it falls on that or lies at the end); in a deep volume those between are not looked at.
+    Each covers a 32nd of the cropped volume, but is interpolated between the two slices at its middle (one, where the
+    middle falls on a slice or lies at the end); in a deep volume the slices between are not read.
     """
-    shown = crop(volume)[0]
-    deep = shown.stop - shown.start
-    middles = np.clip((np.arange(SLICES) + 0.5) * deep / SLICES - 0.5, 0, deep - 1) + shown.start
+    box = crop(volume)[0]
+    depth = box.stop - box.start
+    middles = np.clip((np.arange(SLICES) + 0.5) * depth / SLICES - 0.5, 0, depth - 1) + box.start
     return [(int(np.floor(middle)), int(np.ceil(middle))) for middle in middles]
 
 
-def _grey(volume: Volume) -> npt.NDArray[np.float32]:
-    grey: npt.NDArray[np.float32] = (np.clip(volume.voxels, LOW, HIGH) - LOW) / (HIGH - LOW) * 255
+def _bounding_box(grey: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
+    visible = grey > 0
+    if not visible.any():
+        return slice(0, grey.shape[0]), slice(0, grey.shape[1]), slice(0, grey.shape[2])
+    slices = []
+    for axis in range(3):
+        indices = np.flatnonzero(visible.any(axis=tuple(other for other in range(3) if other != axis)))
+        slices.append(slice(int(indices[0]), int(indices[-1]) + 1))
+    return slices[0], slices[1], slices[2]
+
+
+def _grey(voxels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    grey: npt.NDArray[np.float32] = (np.clip(voxels, LOW, HIGH) - LOW) / (HIGH - LOW) * 255
     return grey
-
-
-class MedMVLCT(MedMVL):
-    """A MedM-VL-CT model in memory; a question to it is about a volume."""
-
-    shows = "volume"
-
-    def rows_of(self, stage: Stage, inputs: Mapping[str, Tensor]) -> list[int]:
-        """The tower returns a row for each slice, the connector one for each volume."""
-        return [SLICES if stage == "vision" else 1] * len(inputs["input_ids"])
-
-    def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
-        """(B * 32, 3, H, W), float32: the slices of all volumes, one after the other."""
-        for item in images:
-            if not isinstance(item, Volume):
-                raise ModelError(
-                    f"Expected a volume a question, which is what MedM-VL-CT takes, found {type(item).__name__}."
-                )
-        side = int(self.model.config.vision_config.image_size)  # type: ignore[union-attr]
-        return torch.cat([volume_pixels(item, side) for item in images if isinstance(item, Volume)])

@@ -25,16 +25,16 @@ from transformers import (
 )
 
 from medmllm_plugins.errors import ModelError, one_line, shown
-from medmllm_plugins.models.chat import ChatModel, PromptStyle
+from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
-from medmllm_plugins.models.families.family_registry import FAMILIES
+from medmllm_plugins.models.families.video_llama_3 import VideoLlama3
 from medmllm_plugins.models.formats.base_configs import NAVIT_TOWERS, base_config
 from medmllm_plugins.models.formats.conversion import FOREIGN, build_model
 from medmllm_plugins.models.native import Native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
-from medmllm_plugins.plugins.published_checkpoints import HULU_MED
+from medmllm_plugins.plugins.specs import PromptStyle
 
 IMAGE = "<image>"
 VIDEO = "<video>"
@@ -59,10 +59,10 @@ def load(options: LoadOptions) -> ChatModel:
 
     Raises:
         ModelError: there is no such checkpoint, it is of another format, or its weights do not fit its config.
-        OptionError: the device, the attention kernel or another option cannot be had.
+        OptionError: the device, the attention kernel or another option is not available.
     """
     options.check()
-    folder = find_folder(options.pretrained, HULU_MED)
+    folder = find_folder(options.pretrained)
     raw = read_json(folder / "config.json")
     processor = _processor(folder, raw)
     config = read_config(folder, int(processor.image_token_id))
@@ -70,14 +70,14 @@ def load(options: LoadOptions) -> ChatModel:
     model = build_model(VideoLlama3ForConditionalGeneration, config, weights, rename, options, left_out=FOREIGN)
     if (folder / "generation_config.json").is_file():
         model.generation_config = read_generation_config(folder)
-    known = FAMILIES["video_llama_3"]
+    family = VideoLlama3()
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
-    native = Native(model, processor, known, folder, (*files, *weights.files), untrained_parts(model, known))
-    return ChatModel(native, PromptStyle(system=options.system, template=(("enable_thinking", False),)))
+    native = Native(model, processor, family, folder, (*files, *weights.files), untrained_parts(model, family))
+    return ChatModel(native, PromptStyle(system=options.system, template={"enable_thinking": False}))
 
 
 def rename(name: str) -> str | None:
-    """Give transformers' name for a tensor of a Hulu-Med checkpoint; ``None`` for frequencies, which are no weights."""
+    """Return transformers' name for a tensor of a Hulu-Med checkpoint; ``None`` for frequencies, which are no weights."""
     if name.endswith(".inv_freq"):
         return None
     for pattern, new in _RENAME:
@@ -91,7 +91,7 @@ def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
 
     Args:
         folder: the checkpoint.
-        image_token: number of the token that stands for an image.
+        image_token: number of the token that marks an image.
 
     Raises:
         ModelError: it is of another format, or describes a part that cannot be made.
@@ -109,8 +109,8 @@ def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
         name = str(raw.get("vision_encoder") or raw.get("mm_vision_encoder") or "")
         nested = base_config(name, NAVIT_TOWERS, folder)
     vision = {key: value for key, value in nested.items() if key not in ("model_type", "auto_map", "architectures")}
-    beside = ("model_type", "auto_map", "architectures", "vision_encoder", "vision_encoder_config")
-    text = {key: value for key, value in raw.items() if key not in beside and not key.startswith("mm_")}
+    skipped = ("model_type", "auto_map", "architectures", "vision_encoder", "vision_encoder_config")
+    text = {key: value for key, value in raw.items() if key not in skipped and not key.startswith("mm_")}
     settings = {
         "vision_config": make_config(VideoLlama3VisionConfig, vision, source),
         "text_config": make_config(_LLMS[kind], text, source),

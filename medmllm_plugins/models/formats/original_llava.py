@@ -8,14 +8,12 @@ al., "LLaVA-Med", arXiv:2306.00890 (2023).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -28,18 +26,14 @@ from transformers import (
 )
 
 from medmllm_plugins.errors import ModelError, one_line, shown
-from medmllm_plugins.models.base import LoadedModel, Question, VisualInput, single
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
-from medmllm_plugins.models.device_transfer import to_device
-from medmllm_plugins.models.families.family_registry import FAMILIES
 from medmllm_plugins.models.formats.base_configs import CLIP_TOWERS, base_config
 from medmllm_plugins.models.formats.conversion import FOREIGN, build_model
-from medmllm_plugins.models.image_inputs import eight_bit
+from medmllm_plugins.models.formats.llm_tokenizer import TOKENIZER_FILES
+from medmllm_plugins.models.formats.templated_model import TemplatedModel
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.tokens import TOKENIZER_FILES, encode_text, label_tokens
 from medmllm_plugins.models.weight_warnings import untrained_parts
-from medmllm_plugins.plugins.published_checkpoints import HUATUOGPT_VISION, LLAVA_MED
 
 _LLMS: Mapping[str, Any] = {
     "llava_qwen2": Qwen2Config,
@@ -59,10 +53,10 @@ _BUFFERS = re.compile(r"\.position_ids$|\.rotary_emb\.inv_freq$")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A prompt's text before the image, and that behind it, with ``{}`` for the question."""
+    """A prompt's text before the image, and that after it, with ``{}`` for the question."""
 
     before: str
-    behind: str
+    after: str
 
 
 HUATUO = Template("<|user|>\n", "\n{}\n<|assistant|>\n")
@@ -71,38 +65,44 @@ MISTRAL = Template("[INST] ", "\n{} [/INST]")
 
 def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
     """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
-    return load(options, HUATUOGPT_VISION, HUATUO)
+    return load(options, HUATUO)
 
 
 def llava_med(options: LoadOptions) -> OriginalLlava:
     """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
-    return load(options, LLAVA_MED, MISTRAL)
+    return load(options, MISTRAL)
 
 
-def load(options: LoadOptions, sizes: Mapping[str, str], template: Template) -> OriginalLlava:
+def load(options: LoadOptions, template: Template) -> OriginalLlava:
     """Load a checkpoint of the first LLaVA format, with no network where the folder is whole.
 
     Raises:
         ModelError: there is no such checkpoint, it is of another format, or its weights do not fit its config.
-        OptionError: the device, the attention kernel or another option cannot be had.
+        OptionError: the device, the attention kernel or another option is not available.
     """
     options.check()
-    folder = find_folder(options.pretrained, sizes)
+    folder = find_folder(options.pretrained)
     raw = read_json(folder / "config.json")
-    config, tokens = read_config(folder), _tokenizer(folder)
-    placeholder = _placeholder(tokens, int(config.get_text_config().vocab_size), folder)
-    config.image_token_id = placeholder
+    config, tokenizer = read_config(folder), _tokenizer(folder)
+    image_token = _image_token(tokenizer, int(config.get_text_config().vocab_size), folder)
+    config.image_token_id = image_token
     weights = open_weights(folder)
     model = build_model(LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system"))
     files = [folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer.model")]
-    square = str(raw.get("image_aspect_ratio") or "square") == "pad"
+    # Padding is never attended to; it only must not be taken for an image.
+    pads = (tokenizer.pad_token_id, tokenizer.unk_token_id, 0)
+    begins = tokenizer.bos_token_id is not None and getattr(tokenizer, "add_bos_token", False)
     return OriginalLlava(
         model,
-        tokens,
-        template,
+        tokenizer,
         _processor(folder, config),
-        square,
-        (*(f for f in files if f.is_file()), *weights.files),
+        template.before,
+        (*(file for file in files if file.is_file()), *weights.files),
+        max_length=int(config.get_text_config().max_position_embeddings),
+        pad_token_id=next(int(pad) for pad in pads if pad is not None and int(pad) != image_token),
+        first_token=int(tokenizer.bos_token_id) if begins else None,
+        template=template,
+        square=str(raw.get("image_aspect_ratio") or "square") == "pad",
     )
 
 
@@ -171,8 +171,8 @@ def _tokenizer(folder: Path) -> Any:
         raise ModelError(f"{folder}: expected a tokenizer, found {one_line(error)}; fetch its files again.") from error
 
 
-def _placeholder(tokenizer: Any, vocabulary: int, folder: Path) -> int:
-    """A token that no text comes to, to hold the image's place: one beyond the tokenizer's, else the one that ends."""
+def _image_token(tokenizer: Any, vocabulary: int, folder: Path) -> int:
+    """Return a token that marks the image and that no text has: one beyond the tokenizer's, else the one that ends."""
     if len(tokenizer) > vocabulary:
         raise ModelError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}: it belongs to another "
@@ -188,83 +188,23 @@ def _processor(folder: Path, config: LlavaConfig) -> Any:
     return CLIPImageProcessorPil(size=size, crop_size=crop, do_convert_rgb=True)
 
 
-class OriginalLlava(LoadedModel):
-    """A model in memory; see :class:`medmllm_plugins.models.base.LoadedModel`."""
+class OriginalLlava(TemplatedModel):
+    """A model in memory; images may be padded to a square with the mean colour."""
 
-    def __init__(
-        self,
-        model: LlavaForConditionalGeneration,
-        tokenizer: Any,
-        template: Template,
-        processor: Any,
-        square: bool,
-        files: tuple[Path, ...],
-    ) -> None:
-        """Wrap a loaded model; ``square``: images are padded to a square with the mean colour."""
-        self.model = model
-        self.tokenizer = tokenizer
-        self.family = FAMILIES["llava"]
-        self.device = model.device
-        self.dtype = model.dtype
-        self.max_length = int(model.config.get_text_config().max_position_embeddings)
-        self.eos_token_ids = (int(tokenizer.eos_token_id),)
-        # Padding is never attended to; it only must not be taken for an image.
-        self._image_token = int(model.config.image_token_id)
-        pad = next(
-            one
-            for one in (tokenizer.pad_token_id, tokenizer.unk_token_id, 0)
-            if one is not None and int(one) != self._image_token
-        )
-        self.pad_token_id = int(pad)
-        self.image_tokens = int(model.config.image_seq_length)
-        self.doubts = untrained_parts(model, self.family)
+    def __init__(self, *args: Any, template: Template, square: bool, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._template = template
-        self._processor = processor
         self._square = square
-        self._files = files
-        begin = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
-        self._opening = [*([] if begin is None else [int(begin)]), *encode_text(tokenizer, template.before)]
+        self.weight_warnings = untrained_parts(self.model, self.family)
 
-    def render(self, question: Question) -> str:
-        """Return the whole prompt, ``<image>`` for the image's tokens."""
-        return f"{self._template.before}<image>{self._template.behind.format(single(question))}"
+    def _after(self, question: str) -> str:
+        return self._template.after.format(question)
 
-    def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
-        """Make the input of B questions about one image each; text before and behind the image is tokenised apart."""
-        if len(questions) != len(images) or not questions:
-            raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
-        pictures = []
-        for index, item in enumerate(images):
-            several = list(item) if isinstance(item, Sequence) else [item]
-            if len(several) != 1:
-                raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
-            picture = eight_bit(several[0], index)
-            pictures.append(self._padded(picture) if self._square else picture)
-        rows = [self._prompt_ids(single(question)) for question in questions]
-        longest = max(map(len, rows))
-        self.check_length(longest, 0)
-        ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        pixels: Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return {
-            "input_ids": to_device(ids, self.device, self.dtype),
-            "attention_mask": to_device(mask, self.device, self.dtype),
-            "pixel_values": to_device(pixels, self.device, self.dtype),
-        }
-
-    def _padded(self, picture: Image.Image) -> Image.Image:
+    def _shaped(self, picture: Image.Image) -> Image.Image:
+        if not self._square:
+            return picture
         side = max(picture.size)
         colour = tuple(int(value * 255) for value in self._processor.image_mean)
         square = Image.new("RGB", (side, side), colour)
         square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return square
-
-    def _prompt_ids(self, question: str) -> list[int]:
-        behind = encode_text(self.tokenizer, self._template.behind.format(question))
-        return [*self._opening, *[self._image_token] * self.image_tokens, *behind]
-
-    def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
-        """Token ids of each label as it follows the prompt, tokenised together with the text behind the image."""
-        behind = self._template.behind.format(single(question))
-        blank = "" if behind.endswith("\n") else " "
-        return label_tokens(self.tokenizer, behind, blank, labels)

@@ -19,7 +19,7 @@ from medmllm_plugins.features.control_features import pixels
 from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
 from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.models.base import Generation, LoadedModel
-from medmllm_plugins.models.families import medm_vl_ct
+from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
 
@@ -50,7 +50,7 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
             {**told, "id": str(row), "document": str(row), "group": str(row), "answer": one.text, "scores": one.scores}
             for row, one in enumerate(answers)
         ]
-        capture.keep(records, inputs, [pixels(one) for one in shown], [one[model.given :] for one in ids])
+        capture.keep(records, inputs, [pixels(one) for one in shown], [one[model.prefix_length :] for one in ids])
     finally:
         capture.close()
     return answers, FeatureStore(folder)
@@ -59,7 +59,7 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
 @pytest.mark.parametrize("kind", [*ALL, "medm_vl_ct"])
 def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
     if kind == "medm_vl_ct":
-        model: LoadedModel = medm_vl_ct.load(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
+        model: LoadedModel = medm_vl.load_ct(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
     else:
         model = load(kind, tmp_path / "model")
     (here, kept), (there, found) = on_both_devices(model, lambda where: ask(model, tmp_path / where))

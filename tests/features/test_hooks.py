@@ -1,4 +1,4 @@
-"""Taps on every family: what they keep is what transformers itself says of single images."""
+"""Hooks on every family: what they record is what transformers itself says of single images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.generation import prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
@@ -40,11 +39,11 @@ IMAGES = [picture(0, 60, 40), picture(1, 64, 64), picture(2, 50, 90)]
 @pytest.fixture(scope="module", params=list(TINY))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
     folder = write_family(request.param, tmp_path_factory.mktemp(request.param))
-    return ChatModel(open_native(LoadOptions(str(folder), device="cpu"), {}))
+    return ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
 @pytest.fixture
-def tap(model: ChatModel) -> Iterator[Callable[..., ActivationHooks]]:
+def hook(model: ChatModel) -> Iterator[Callable[..., ActivationHooks]]:
     made: list[ActivationHooks] = []
 
     def make(poolings: tuple[str, ...] = POOLINGS) -> ActivationHooks:
@@ -52,8 +51,8 @@ def tap(model: ChatModel) -> Iterator[Callable[..., ActivationHooks]]:
         return made[-1]
 
     yield make
-    for taps in made:
-        taps.close()
+    for hooks in made:
+        hooks.close()
 
 
 def alone(model: ChatModel, question: str, image: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -71,21 +70,21 @@ def alone(model: ChatModel, question: str, image: Any) -> tuple[dict[str, torch.
     return dict(enumerate(out.hidden_states)), inputs  # type: ignore[arg-type]
 
 
-def test_no_full_hidden_states_are_kept_alive(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
-    taps = tap()
-    model.generate(QUESTIONS, IMAGES, max_new_tokens=2, watch=taps)
-    assert any(pooling == "answer" for _, pooling in taps.found)
-    for key, value in taps.found.items():
+def test_no_full_hidden_states_are_kept_alive(model: ChatModel, hook: Callable[..., ActivationHooks]) -> None:
+    hooks = hook()
+    model.generate(QUESTIONS, IMAGES, max_new_tokens=2, watch=hooks)
+    assert any(pooling == "answer" for _, pooling in hooks.activations)
+    for key, value in hooks.activations.items():
         # A view would hold on to all that the stage returned.
         assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), key
 
 
 def test_llm_states_equal_output_hidden_states_of_single_images(
-    model: ChatModel, tap: Callable[..., ActivationHooks]
+    model: ChatModel, hook: Callable[..., ActivationHooks]
 ) -> None:
-    taps = tap()
-    model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=taps)
-    blocks = [place.name for place in taps.places if place.part == "llm"]
+    hooks = hook()
+    model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=hooks)
+    blocks = [layer.name for layer in hooks.layers if layer.part == "llm"]
     for row, (question, image) in enumerate(zip(QUESTIONS, IMAGES, strict=True)):
         states, inputs = alone(model, question, image)
         mask = model.image_positions(inputs)[0]
@@ -101,27 +100,25 @@ def test_llm_states_equal_output_hidden_states_of_single_images(
                 ("max", state[0, mask].amax(0)),
             ):
                 torch.testing.assert_close(
-                    taps.found[name, pooling][row], value, atol=1e-3, rtol=1e-3, msg=f"{name} {pooling}"
+                    hooks.activations[name, pooling][row], value, atol=1e-3, rtol=1e-3, msg=f"{name} {pooling}"
                 )
 
 
 def test_a_batch_of_different_sizes_gives_what_single_images_give(
-    model: ChatModel, tap: Callable[..., ActivationHooks]
+    model: ChatModel, hook: Callable[..., ActivationHooks]
 ) -> None:
-    taps = tap()
-    model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=taps)
-    whole = dict(taps.found)
+    hooks = hook()
+    model.generate(QUESTIONS, IMAGES, max_new_tokens=0, watch=hooks)
+    whole = dict(hooks.activations)
     for row, (question, image) in enumerate(zip(QUESTIONS, IMAGES, strict=True)):
-        model.generate([question], [image], max_new_tokens=0, watch=taps)
-        assert set(taps.found) == set(whole)
-        for key, value in taps.found.items():
+        model.generate([question], [image], max_new_tokens=0, watch=hooks)
+        assert set(hooks.activations) == set(whole)
+        for key, value in hooks.activations.items():
             torch.testing.assert_close(whole[key][row], value[0], atol=1e-3, rtol=1e-3, msg=str(key))
 
 
-def test_vision_and_connector_are_means_of_what_plain_hooks_see(
-    model: ChatModel, tap: Callable[..., ActivationHooks]
-) -> None:
-    taps = tap(("mean",))
+def test_vision_and_connector_are_means_of_plain_hooks(model: ChatModel, hook: Callable[..., ActivationHooks]) -> None:
+    hooks = hook(("mean",))
     seen: dict[str, torch.Tensor] = {}
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     handles = [
@@ -131,12 +128,12 @@ def test_vision_and_connector_are_means_of_what_plain_hooks_see(
         for place in layers_of(model)
         if place.part != "llm"
     ]
-    with taps.prompt(inputs):
-        prefill(model.model, inputs)
+    with hooks.prompt(inputs):
+        model.prefill(inputs)
     for handle in handles:
         handle.remove()
     for name, output in seen.items():
-        if (name, "mean") not in taps.found:
+        if (name, "mean") not in hooks.activations:
             assert name == "vision.norm" and output.dim() == 2  # CLIP's norm is given the class token alone
             continue
         rows = output
@@ -144,33 +141,37 @@ def test_vision_and_connector_are_means_of_what_plain_hooks_see(
         if has_class:
             rows = output[:, 1:]
         torch.testing.assert_close(
-            taps.found[name, "mean"][0], rows.reshape(-1, rows.shape[-1]).mean(0), atol=1e-4, rtol=1e-4
+            hooks.activations[name, "mean"][0], rows.reshape(-1, rows.shape[-1]).mean(0), atol=1e-4, rtol=1e-4
         )
         if has_class:
-            taps_cls = ActivationHooks(model, ("cls",))
-            with taps_cls.prompt(inputs):
-                prefill(model.model, inputs)
-            taps_cls.close()
-            torch.testing.assert_close(taps_cls.found[name, "cls"][0], output[:, 0].mean(0), atol=1e-4, rtol=1e-4)
+            cls_hooks = ActivationHooks(model, ("cls",))
+            with cls_hooks.prompt(inputs):
+                model.prefill(inputs)
+            cls_hooks.close()
+            torch.testing.assert_close(
+                cls_hooks.activations[name, "cls"][0], output[:, 0].mean(0), atol=1e-4, rtol=1e-4
+            )
 
 
-def test_the_first_answer_token_is_looked_at_on_request(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
-    taps = tap(("mean", "last", "answer"))
+def test_the_first_answer_token_is_recorded_on_request(model: ChatModel, hook: Callable[..., ActivationHooks]) -> None:
+    hooks = hook(("mean", "last", "answer"))
     plain = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
-    watched = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS, watch=taps)
+    watched = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS, watch=hooks)
     assert [one.text for one in watched] == [one.text for one in plain]
     np.testing.assert_allclose([one.scores for one in watched], [one.scores for one in plain], atol=1e-4)
-    assert ("llm.norm", "answer") in taps.found and ("connector", "answer") not in taps.found
-    assert not torch.allclose(taps.found["llm.norm", "answer"], taps.found["llm.norm", "last"])
+    assert ("llm.norm", "answer") in hooks.activations and ("connector", "answer") not in hooks.activations
+    assert not torch.allclose(hooks.activations["llm.norm", "answer"], hooks.activations["llm.norm", "last"])
 
 
-def test_the_lens_at_the_end_is_the_logits_of_the_labels(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
-    taps = tap()
+def test_the_lens_at_the_end_is_the_logits_of_the_labels(
+    model: ChatModel, hook: Callable[..., ActivationHooks]
+) -> None:
+    hooks = hook()
     inputs = model.prepare(QUESTIONS, IMAGES)
-    with taps.prompt(inputs):
-        start = prefill(model.model, inputs)
+    with hooks.prompt(inputs):
+        start = model.prefill(inputs)
     tokens = [[5], [17], [40]]
-    names, logits = taps.lens(tokens)
+    names, logits = hooks.lens(tokens)
     assert names[0] == "llm.embed" and names[-1] == "llm.norm" and logits.shape == (len(names), 3, 3)
     head: Any = model.model.lm_head
     bias = 0.0 if head.bias is None else head.bias[[5, 17, 40]]
@@ -178,7 +179,7 @@ def test_the_lens_at_the_end_is_the_logits_of_the_labels(model: ChatModel, tap: 
     # What the last block returned, read through the norm, is what the norm returned.
     torch.testing.assert_close(logits[-2], logits[-1], atol=1e-3, rtol=1e-3)
     # Labels that begin alike are read by the mean of their tokens' rows.
-    shared = taps.lens([[5, 17], [5, 40]])[1]
+    shared = hooks.lens([[5, 17], [5, 40]])[1]
     expected = torch.stack([(logits[..., 0] + logits[..., 1]) / 2, (logits[..., 0] + logits[..., 2]) / 2], dim=-1)
     torch.testing.assert_close(shared, expected, atol=1e-3, rtol=1e-3)
 
@@ -194,7 +195,7 @@ def test_layers_that_are_never_read_are_found(model: ChatModel) -> None:
 
 def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
     inputs = model.prepare(QUESTIONS, IMAGES)
-    before = prefill(model.model, inputs).logits
+    before = model.prefill(inputs).logits
     encoder = RandomEncoder(model, FeatureOptions().poolings)
     first, again = encoder.features(inputs), encoder.features(inputs)
     encoder.close()
@@ -209,33 +210,34 @@ def test_a_random_encoder_leaves_the_model_as_it_was(model: ChatModel) -> None:
     assert not torch.allclose(
         first["control.random_encoder.vision.00", "mean"], second["control.random_encoder.vision.00", "mean"]
     )
-    assert torch.equal(prefill(model.model, inputs).logits, before)
+    assert torch.equal(model.prefill(inputs).logits, before)
     answers = model.generate(QUESTIONS, IMAGES, max_new_tokens=3)
     assert len(answers) == 3
 
 
 def test_hooks_go_when_closed_and_rest_in_between(model: ChatModel) -> None:
+    model.generate(QUESTIONS[:1], IMAGES[:1], max_new_tokens=1)  # transformers puts on hooks of its own when first run
     count = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
-    taps = ActivationHooks(model, ("mean", "last"))
+    hooks = ActivationHooks(model, ("mean", "last"))
     model.generate(QUESTIONS, IMAGES, max_new_tokens=2)
-    assert taps.found == {}
-    taps.close()
+    assert hooks.activations == {}
+    hooks.close()
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules()) == count
 
 
-def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, tap: Callable[..., ActivationHooks]) -> None:
-    taps = tap()
+def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, hook: Callable[..., ActivationHooks]) -> None:
+    hooks = hook()
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
-    with pytest.raises(ModelError, match="every stage to be passed once"), taps.prompt(inputs):
-        prefill(model.model, inputs)
-        prefill(model.model, inputs)
+    with pytest.raises(ModelError, match="every stage to be run once"), hooks.prompt(inputs):
+        model.prefill(inputs)
+        model.prefill(inputs)
 
 
 def test_an_llm_that_ignores_the_image_reads_the_tower_all_the_same(tmp_path: Path) -> None:
     """And where the connector hands nothing over, no single layer can be blamed."""
     from medmllm_plugins.probes.validation.planted_faults import Fault, plant_fault
 
-    model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu"), {}))
+    model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu")))
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
     with plant_fault(model, Fault("blind", "comprehension", 3)):
         assert unused_layers(model, inputs) == UNREAD["llava"]

@@ -1,0 +1,70 @@
+"""A probe analysis as files: ``TASK.probes.json`` with everything, and tidy tables as CSV."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.utils.atomic_files import csv_text, write_whole
+
+PROBES: Final = ".probes.json"
+CURVES: Final = ".probes.csv"
+EFFECTS: Final = ".diagnosis.csv"
+SUFFIXES: Final = (PROBES, CURVES, EFFECTS)
+"""Endings of all files that :func:`write_probes` writes."""
+CURVE_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
+EFFECT_COLUMNS: Final = ("mode", "loss", "low", "high", "verdict", "named", "before", "after", "why")
+
+
+def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]:
+    """Write an analysis into a run folder.
+
+    Args:
+        folder: the run folder.
+        stem: the task's part of the files' names.
+        analysis: the analysis.
+
+    Returns:
+        The files: JSON, the curves (a row for each site, fold and metric), and the four failure modes.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    texts = {
+        PROBES: json.dumps(analysis.to_dict(), indent=2, ensure_ascii=False) + "\n",
+        CURVES: csv_text(CURVE_COLUMNS, map(_lower_case, curve_rows(analysis))),
+        EFFECTS: csv_text(EFFECT_COLUMNS, map(_lower_case, effect_rows(analysis))),
+    }
+    for suffix, text in texts.items():
+        write_whole(folder / f"{stem}{suffix}", text)
+    return [folder / f"{stem}{suffix}" for suffix in texts]
+
+
+def curve_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the table of curves, with the columns :data:`CURVE_COLUMNS`."""
+    for point in analysis.points:
+        site = (point.layer, point.part, point.pooling, point.width, point.read)
+        for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
+            yield (*site, "test", name, *getattr(point, name).to_dict().values())
+        for name in ("label_permutation", "label_permutation_high", "p", "p_holm"):
+            yield (*site, "test", name, number(getattr(point, name)), None, None)
+        yield (*site, "validation", "accuracy", number(point.validation), None, None)
+        for index, value in enumerate(point.repeats, start=1):
+            yield (*site, f"repeat {index}", "accuracy", number(value), None, None)
+
+
+def effect_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the table of failure modes, with the columns :data:`EFFECT_COLUMNS`."""
+    for effect in analysis.diagnosis.effects:
+        named = effect.mode == analysis.diagnosis.named
+        sites = (effect.before, effect.after, effect.why)
+        yield (effect.mode, *effect.loss.to_dict().values(), effect.verdict, named, *sites)
+
+
+def _lower_case(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row with ``true`` and ``false`` as JSON writes them."""
+    return tuple(str(cell).lower() if isinstance(cell, bool) else cell for cell in row)
