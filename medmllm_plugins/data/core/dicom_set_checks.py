@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.data.readers.dicom_elements import Selection, Values, open_dicom, read_elements
+from medmllm_plugins.data.readers.dicom_elements import Selection, Values, read_elements
 from medmllm_plugins.data.readers.image_reader import may_be_dicom
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.regular_files import open_regular
 
 _IDENTIFIERS: Final = {"series": "SeriesInstanceUID", "studies": "StudyInstanceUID", "patients": "PatientID"}
 _SELECTION: Final = Selection("NumberOfFrames", "BurnedInAnnotation", *_IDENTIFIERS.values())
@@ -102,7 +103,7 @@ def _read_facts(path: Path) -> _Facts | None:
     if not path.is_file() or not may_be_dicom(path):
         return None
     try:
-        with open_dicom(path) as opened:
+        with open_regular(path) as opened:
             values = read_elements(path, opened, _SELECTION)[0].values
     except DataError:  # the error comes when the file is read again
         return None

@@ -27,7 +27,6 @@ from medmllm_plugins.data.readers.decode_limit import check_decoded_size, check_
 from medmllm_plugins.data.readers.decoder_process import CHILDREN
 from medmllm_plugins.data.readers.dicom_codestreams import RLE
 from medmllm_plugins.data.readers.dicom_colour import in_bands
-from medmllm_plugins.data.readers.dicom_elements import open_dicom
 from medmllm_plugins.data.readers.dicom_header import DicomHeader, header_of, read_header
 from medmllm_plugins.data.readers.dicom_kinds import count_kinds, kind_without_pictures
 from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
@@ -36,7 +35,7 @@ from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window
 from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, side_by_side
 from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.utils.regular_files import head
+from medmllm_plugins.utils.regular_files import head, open_regular
 
 _FILE_NAMES = frozenset({"", ".dcm", ".dicom", ".ima"})
 # Below this distance in mm two positions are the same: scanners state them to about a thousandth of a millimetre.
@@ -134,7 +133,7 @@ def read_dicom(path: Path) -> Scan:
 
 def _fill(voxels: npt.NDArray[np.float32], header: DicomHeader, order: Sequence[int]) -> None:
     """Read the frames of a file in the order given, into ``[D, H, W]``."""
-    with open_dicom(header.path) as opened:
+    with open_regular(header.path) as opened:
         deflated = header.layout.syntax == DeflatedExplicitVRLittleEndian
         stream = header_of(header.path, opened)[1] if deflated else opened
         for z, index in enumerate(order):
@@ -186,7 +185,7 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
         DataError: the file is no DICOM, damaged or without pixels; it has no frame of that number; or the window does
             not go with its unit.
     """
-    with open_dicom(path) as opened:
+    with open_regular(path) as opened:
         header, stream = header_of(path, opened, geometry=False)
         chosen = options.frames(path, header.size[2])
         # A picture takes memory for its stored values, the rescaled ones and the grey levels.

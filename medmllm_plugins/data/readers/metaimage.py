@@ -26,39 +26,12 @@ from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import data_file_below, open_regular, size_of
 
 _TYPES: Final = {
-    "CHAR": "i1",
-    "UCHAR": "u1",
-    "SHORT": "i2",
-    "USHORT": "u2",
-    "INT": "i4",
-    "UINT": "u4",
-    "LONG": "i4",
-    "ULONG": "u4",
-    "LONG_LONG": "i8",
-    "ULONG_LONG": "u8",
-    "FLOAT": "f4",
-    "DOUBLE": "f8",
+    **{"CHAR": "i1", "SHORT": "i2", "INT": "i4", "LONG": "i4", "LONG_LONG": "i8"},
+    **{"UCHAR": "u1", "USHORT": "u2", "UINT": "u4", "ULONG": "u4", "ULONG_LONG": "u8"},
+    **{"FLOAT": "f4", "DOUBLE": "f8"},
 }
 _BOOLEANS: Final = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-_READ: Final = (
-    "ObjectType",
-    "NDims",
-    "BinaryData",
-    "BinaryDataByteOrderMSB",
-    "ElementByteOrderMSB",
-    "CompressedData",
-    "CompressedDataSize",
-    "TransformMatrix",
-    "Rotation",
-    "Orientation",
-    "ElementSpacing",
-    "ElementSize",
-    "DimSize",
-    "HeaderSize",
-    "ElementNumberOfChannels",
-    "ElementType",
-    "ElementDataFile",
-)
+_READ: Final = ["ObjectType", "NDims", "BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize", "DimSize", "HeaderSize", "ElementNumberOfChannels", "ElementType", "ElementDataFile"]
 """Fields about voxels and geometry; all others are skipped."""
 
 
