@@ -22,7 +22,7 @@ from fuzz.worker import Job
 
 SEED = int(os.environ.get("MEDMLLM_FUZZ_SEED", "0"))
 MANY = int(os.environ.get("MEDMLLM_FUZZ_CASES", "3000"))
-FEW = 20
+FEW = 50
 LIGHT = tuple(group for group in GROUPS if group != "models")
 NATIVE = ("images", "volumes")
 """Groups whose decoders are native code, which run with the C library's checks of the heap."""
