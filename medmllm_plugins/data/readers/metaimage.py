@@ -31,7 +31,25 @@ _TYPES: Final = {
     **{"FLOAT": "f4", "DOUBLE": "f8"},
 }
 _BOOLEANS: Final = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-_READ: Final = ["ObjectType", "NDims", "BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize", "DimSize", "HeaderSize", "ElementNumberOfChannels", "ElementType", "ElementDataFile"]
+_READ: Final = [
+    "ObjectType",
+    "NDims",
+    "BinaryData",
+    "BinaryDataByteOrderMSB",
+    "ElementByteOrderMSB",
+    "CompressedData",
+    "CompressedDataSize",
+    "TransformMatrix",
+    "Rotation",
+    "Orientation",
+    "ElementSpacing",
+    "ElementSize",
+    "DimSize",
+    "HeaderSize",
+    "ElementNumberOfChannels",
+    "ElementType",
+    "ElementDataFile",
+]
 """Fields about voxels and geometry; all others are skipped."""
 
 

@@ -59,9 +59,50 @@ _TURNS: Final = {
 """Spaces, and the signs that turn them into LPS."""
 _PLAIN_KINDS: Final = frozenset({"domain", "space", "time", "???", "none", ""})
 _FIELDS: Final = frozenset(
-    ["dimension", "type", "block size", "encoding", "endian", "content", "old min", "old max", "min", "max", "data file", "line skip", "byte skip", "number", "sample units", "sizes", "spacings", "thicknesses", "axis mins", "axis maxs", "centers", "labels", "units", "kinds", "space", "space dimension", "space units", "space origin", "space directions", "measurement frame"]
+    [
+        "dimension",
+        "type",
+        "block size",
+        "encoding",
+        "endian",
+        "content",
+        "old min",
+        "old max",
+        "min",
+        "max",
+        "data file",
+        "line skip",
+        "byte skip",
+        "number",
+        "sample units",
+        "sizes",
+        "spacings",
+        "thicknesses",
+        "axis mins",
+        "axis maxs",
+        "centers",
+        "labels",
+        "units",
+        "kinds",
+        "space",
+        "space dimension",
+        "space units",
+        "space origin",
+        "space directions",
+        "measurement frame",
+    ]
 )
-_TWO_WORDS: Final = ["block size", "old min", "old max", "data file", "line skip", "byte skip", "sample units", "axis mins", "axis maxs"]
+_TWO_WORDS: Final = [
+    "block size",
+    "old min",
+    "old max",
+    "data file",
+    "line skip",
+    "byte skip",
+    "sample units",
+    "axis mins",
+    "axis maxs",
+]
 _OTHER_NAMES: Final = {"centerings": "centers", **{name.replace(" ", ""): name for name in _TWO_WORDS}}
 
 
