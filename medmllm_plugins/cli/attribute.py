@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index, write_table
 from medmllm_plugins.attribution.checks.check_summary import format_summary
-from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json
 from medmllm_plugins.data.loading.dataset import load_dataset
