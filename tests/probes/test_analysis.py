@@ -75,7 +75,7 @@ def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., A
     assert pytest.approx(QUICK.strengths[int(np.argmin(losses))]) == point.C
 
 
-def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., Any]) -> None:
+def test_controls_separate_features_with_and_without_the_class(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 90, 150), clear={"llm.00/last": 0.0})
     found = analyse(store, outcomes, QUICK)
     by_name = {(one.layer, one.pooling): one for one in found.points}
@@ -151,7 +151,7 @@ def test_a_healthy_model_is_called_healthy(make_store: Callable[..., Any]) -> No
     assert {one.verdict for one in found.diagnosis.effects} == {"not supported"}
 
 
-def test_without_a_reference_the_floors_judge_the_tower(make_store: Callable[..., Any]) -> None:
+def test_without_a_reference_the_tower_is_compared_with_the_control_features(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 120, 240))
     vision = analyse(store, outcomes, QUICK).diagnosis.of("vision")
     assert vision.verdict == "cannot tell" and np.isnan(vision.loss.value) and "--reference" in vision.why
@@ -170,7 +170,7 @@ def said_of(outcomes: list[Outcome], label: str | None) -> list[Outcome]:
     return [Outcome(one.id, one.group, one.label, label, status) for one in outcomes]
 
 
-def test_text_that_breaks_behind_good_scores_is_the_words_fault(make_store: Callable[..., Any]) -> None:
+def test_broken_text_with_good_scores_is_a_fault_of_the_mapping(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((45, 120, 240), clear={"llm.norm/last": 0.5})  # the scores beat the probe
     found = analyse(store, said_of(outcomes, None), QUICK, reference=perfect(outcomes))
     comprehension, mapping = (found.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
@@ -186,7 +186,7 @@ def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[.
     assert vision.loss.value < -0.5 and vision.verdict == "cannot tell" and "cannot rule out a loss" in vision.why
 
 
-def test_behind_a_tower_of_unknown_worth_small_losses_are_not_charged(make_store: Callable[..., Any]) -> None:
+def test_after_a_tower_of_unknown_quality_small_losses_are_not_attributed(make_store: Callable[..., Any]) -> None:
     poor = dict.fromkeys(("vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), WEAK)
     store, outcomes = make_store((300, 120, 240), clear=poor, answers=wrong_often)
     found = analyse(store, outcomes, QUICK)
@@ -222,18 +222,20 @@ NONE = (0.0, -0.01, 0.01)
         ([NONE, NONE, NONE, NONE], 0.0, None),
     ],
 )
-def test_what_is_charged_to_whom(losses: list[tuple[float, float, float]], unknown: float, named: str | None) -> None:
+def test_which_stage_the_losses_are_attributed_to(
+    losses: list[tuple[float, float, float]], unknown: float, named: str | None
+) -> None:
     assert attribute_loss_to_stage(effects_of(*losses), unknown) == named
 
 
-def test_a_tower_a_little_better_than_the_floors_is_charged_all_the_same() -> None:
+def test_a_tower_slightly_better_than_the_control_features_is_still_named() -> None:
     gain = Estimate(-0.01, -0.02, 0.0)  # what the floors reach less what the tower does
     vision = Effect("vision", gain, "supported", "", "", "")
     assert attribute_loss_to_stage([vision, *effects_of(NONE, NONE, NONE, NONE)[1:]], 0.6) == "vision"
 
 
 @pytest.mark.parametrize(("answers", "caveat"), [(lambda truth, _: (truth + 1) % 3, False), (wrong_often, True)])
-def test_what_probes_cannot_tell_is_said_unless_the_scores_show_it(
+def test_the_caveat_is_added_unless_the_scores_exclude_it(
     make_store: Callable[..., Any], answers: Callable[..., int], caveat: bool
 ) -> None:
     store, outcomes = make_store((300, 120, 240), answers=answers)

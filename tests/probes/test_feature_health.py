@@ -42,7 +42,7 @@ def test_a_declining_curve_can_score_below_zero():
     assert score(1.0, 0.04) == pytest.approx(-0.00020062, abs=1e-8)
 
 
-def test_the_decay_is_the_papers_unless_told():
+def test_the_decay_is_the_papers_by_default():
     # the rising curve with lambda = 1: exp(-0.3 / 0.8) = exp(-0.375)
     assert score(0.5, 0.6, 0.8, decay=1.0) == pytest.approx(0.8 * (1 + math.log(1.6)) * math.exp(-0.375))
     assert score(0.5, 0.6, 0.8, decay=0.0) == pytest.approx(0.8 * (1 + math.log(1.6)))

@@ -77,7 +77,7 @@ def test_groups_across_folds_are_counted(make_store: Callable[..., Any]) -> None
     assert count_shared_groups(read_labelled_features(store)) == 2
 
 
-def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
+def test_new_folds_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((120, 40, 60))
     before = read_labelled_features(store)
     first, second = (resplit(before, store, seed) for seed in (1, 2))
@@ -88,7 +88,7 @@ def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[
     assert set(first.rows["test"]) != set(second.rows["test"])
 
 
-def test_a_large_train_fold_is_drawn_from_by_class(
+def test_a_large_train_fold_is_subsampled_by_class(
     make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", {"train": 60, "validation": 30})

@@ -361,7 +361,7 @@ def test_features_that_know_nothing_leave_the_mapping_open():
     assert set(kinds) == {"cannot tell"}
 
 
-def test_going_over_to_the_commonest_class_is_no_recovery():
+def test_switching_to_the_most_common_class_is_no_recovery():
     generator = np.random.default_rng(4)
 
     def fold(n=200):

@@ -86,7 +86,7 @@ def context(model: LoadedModel, fault: Fault) -> Any:
 
 
 @contextmanager
-def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
+def recorded_layers(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
     """What every layer returns while prompts go through."""
     seen: dict[str, Tensor] = {}
 
@@ -113,7 +113,7 @@ def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
 
 
 def run(model: LoadedModel, fault: Fault, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    with context(model, fault), looking(model) as seen:
+    with context(model, fault), recorded_layers(model) as seen:
         seen["logits"] = model.prefill(inputs).logits
     return seen
 
@@ -203,7 +203,7 @@ def test_a_batch_gives_what_single_questions_give(
 
 @pytest.mark.parametrize("kind", ["demo", *TINY])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_blind_text_does_not_hang_on_the_image(
+def test_blind_text_does_not_depend_on_the_image(
     load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch, kind: str, attention: str
 ) -> None:
     """Prompts, label scores in one sequence and row by row, and answers, of padded prompts."""
@@ -294,7 +294,7 @@ def test_removed_directions_leave_the_classes_one_mean(load: Callable[..., Loade
     assert directions.shape == (3, features.shape[1])
     torch.testing.assert_close(directions @ directions.T, torch.eye(3, dtype=torch.float64))
     fault = Fault("directions_removed", "connector", 3)
-    with plant_fault(model, fault, directions={"connector": directions}), looking(model) as seen:
+    with plant_fault(model, fault, directions={"connector": directions}), recorded_layers(model) as seen:
         model.prefill(inputs)
     means = torch.stack([seen["connector"].mean(1)[number::4].mean(0) for number in range(4)])
     torch.testing.assert_close(means, means[:1].expand(4, -1), atol=1e-5, rtol=1e-4)

@@ -51,7 +51,7 @@ class OneThread:
     ],
     ids=["linear", "projected", "folds", "paper"],
 )
-def test_probes_are_fitted_where_they_are_told(
+def test_probes_are_fitted_on_the_given_device(
     options: Options, make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = torch.optim.AdamW

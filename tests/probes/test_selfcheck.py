@@ -61,7 +61,7 @@ def test_twelve_seeds_plant_every_kind_at_every_strength() -> None:
     assert planted == {(name, strength) for mode in MODES for name in KINDS[mode] for strength in STRENGTHS}
 
 
-def test_what_counts_as_right_and_as_charged_to_another() -> None:
+def test_what_counts_as_correct_and_as_misattributed() -> None:
     for named, right, misattributed in (("vision", True, False), (None, False, False), ("mapping", False, True)):
         (trial,) = trials("vision", 2, named)  # type: ignore[arg-type]
         assert (trial.correct, trial.misattributed) == (right, misattributed)
@@ -161,7 +161,7 @@ def test_a_seed_gives_the_same_again(bench: FaultBench, trial_of: Callable[[Faul
     assert bench.trial(fault) == trial_of(fault)
 
 
-def test_too_few_documents_for_the_reference_are_told(bench: FaultBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_documents_for_the_reference_are_an_error(bench: FaultBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "SIZES", {**FEW, "train": 400})
     with pytest.raises(DataError, match=r"expected at least 600 train documents, .* got \d+ for the reference"):
         bench.trial(HEALTHY)

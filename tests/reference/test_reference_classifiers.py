@@ -62,7 +62,7 @@ def fitted(model: ReferenceClassifier, data: Dataset) -> np.ndarray:
     return model.log_probabilities(fold(data, "test"))
 
 
-def test_majority_tells_the_shares_of_the_train_fold(tmp_path: Path) -> None:
+def test_majority_predicts_the_frequencies_of_the_train_fold(tmp_path: Path) -> None:
     data = own(tmp_path)
     found = fitted(Majority(), data)
     assert found.shape == (12, 1, 2) and np.allclose(np.exp(found), 0.5)
@@ -128,7 +128,7 @@ def own_spec(folder: Path) -> Any:
     )
 
 
-def test_a_large_train_fold_is_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_train_fold_is_subsampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medmllm_plugins.reference.pixels.MAX_TRAIN_DOCUMENTS", 20)
     model = PixelClassifier(seed=3)
     fitted(model, own(tmp_path))
