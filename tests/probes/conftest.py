@@ -32,7 +32,7 @@ LAYERS = (
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome]]]:
-    """Write a store of synthetic features; ``clear`` overrides how clearly the class stands at a layer."""
+    """Write a store of synthetic features; ``clear`` overrides how clearly a layer separates the classes."""
 
     def make(
         sizes: tuple[int, int, int] = (150, 60, 90),

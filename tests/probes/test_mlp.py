@@ -30,7 +30,7 @@ class Drawn(nn.Module):
     mask: Tensor
 
     def forward(self, units: Tensor) -> Tensor:
-        return units * self.kept if self.training else units
+        return units * self.mask if self.training else units
 
 
 def plain(
@@ -47,7 +47,7 @@ def plain(
     steps = epochs * math.ceil(rows / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
     for at, mask in batches(rows, epochs, hidden, dropout, seed):
-        drop.kept = mask
+        drop.mask = mask
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(train[at]), target[at]).backward()
         optimiser.step()

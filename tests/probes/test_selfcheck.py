@@ -123,7 +123,7 @@ def demo() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def some() -> Dataset:
-    """Of the demo's phantoms so many that a small trial and its reference are served; whole patients."""
+    """Select enough of the demo's phantoms for a small trial and its reference, whole patients only."""
     phantoms = load_dataset(dataset_specs()["demo"])
     taken: list[Document] = []
     for fold in FOLDS:

@@ -36,8 +36,8 @@ def own(folder: Path, *, multilabel: bool = False, count: int = 60, noise: float
         values[:, :20] += 120 * left
         values[:, 20:] += 120 * right
         Image.fromarray(values.astype(np.uint8)).save(folder / f"{index}.png")
-        summary = f"{left},{right}" if multilabel else ("dark", "bright")[left]
-        rows.append(f"{index},{told},{FOLDS[index // 2 % 10]}")
+        cell = f"{left},{right}" if multilabel else ("dark", "bright")[left]
+        rows.append(f"{index},{cell},{FOLDS[index // 2 % 10]}")
     (folder / "t.csv").write_text("\n".join(rows))
     options = {"labels": "t.csv", "image_column": "image", "fold_column": "fold"}
     declared = {
