@@ -186,7 +186,7 @@ def test_the_command_prints_and_its_status_is_the_verdict(
     monkeypatch.setattr(command, "load", lambda _: None)
     monkeypatch.setattr(command, "load_dataset", lambda _: None)
     for faults, status in ((good, 0), (good + trials("mapping", 3, None), 1)):
-        monkeypatch.setattr(command, "selfcheck", lambda *_, faults=faults, **__: Report(tuple(faults)))
+        monkeypatch.setattr(command, "run_selfcheck", lambda *_, faults=faults, **__: Report(tuple(faults)))
         assert main(["selfcheck", "--seeds", "1"]) == status
         assert capsys.readouterr().out.splitlines()[-1] == ("passed" if status == 0 else "FAILED")
         assert main(["selfcheck", "--seeds", "1", "--json"]) == status
