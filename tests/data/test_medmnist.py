@@ -98,7 +98,7 @@ def test_sizes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "breastmnist_224.npz is not there; breastmnist_64.npz is used" in caplog.text
     small = load_dataset(with_size(spec, 28), root=tmp_path)
     assert small.image(small.documents[0]).size == (28, 28) and small.fingerprint != data.fingerprint
-    with pytest.raises(DataError, match=r"breastmnist_128\.npz, found breastmnist\.npz, breastmnist_64\.npz"):
+    with pytest.raises(DataError, match=r"breastmnist_128\.npz, got breastmnist\.npz, breastmnist_64\.npz"):
         load_dataset(with_size(spec, 128), root=tmp_path)
     with pytest.raises(DataError, match=r"one of \[28, 64\], got 224"):
         load_dataset(with_size(SPECS["organmnist3d"], 224), root=tmp_path)
