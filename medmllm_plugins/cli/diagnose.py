@@ -10,7 +10,6 @@ import typer
 
 from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
 from medmllm_plugins.errors import DataError, OptionError, print_error
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
@@ -18,6 +17,7 @@ from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis

@@ -68,7 +68,7 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, content: str | byte
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     faults = Faults("set", "")
     assert read_rows(tmp_path / "none.csv", COLUMNS, faults) == []
-    with pytest.raises(DataError, match=r"none\.csv: expected a CSV table, found that it cannot be read"):
+    with pytest.raises(DataError, match=r"none\.csv: expected a CSV table, got one that cannot be read"):
         faults.stop()
 
 
