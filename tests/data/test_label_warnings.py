@@ -125,9 +125,7 @@ def test_one_content_with_two_labels() -> None:
     contents, names = ["p", "q", "p", "r", "r"], ["1", "2", "3", "4", "5"]
     assert two_labels(contents, names, [("a",), ("a",), ("a",), ("b",), ("b",)], "image") == []
     (told,) = two_labels(contents, names, [("a",), ("a",), ("b",), ("b",), ("b",)], "volume")
-    assert told.startswith(
-        "One volume has more than one label: the same content is in several files, 1 (a) = 3 (b)."
-    )
+    assert told.startswith("One volume has more than one label: the same content is in several files, 1 (a) = 3 (b).")
     (told,) = two_labels(["p"] * 400, [str(n) for n in range(400)], [(str(n),) for n in range(400)], "image")
     assert len(told) < 300
     (told,) = two_labels(["p", "p", "q", "q"], ["1", "2", "3", "4"], [("a",), (), ("a",), ("b",)], "image")
