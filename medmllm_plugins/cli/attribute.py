@@ -165,10 +165,10 @@ class _Answer:
 
 
 def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answer]:
-    """What the run answered of some documents, by id.
+    """Return the run's answers about some documents, by id.
 
     Raises:
-        DataError: it answered none of some id.
+        DataError: it has no answer about one of them.
     """
     path = run.folder / f"{file_stem(name)}{SUFFIX}"
     texts = read_answers(path) if name in run.outcomes else {}
