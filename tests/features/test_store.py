@@ -17,17 +17,9 @@ from hypothesis.extra import numpy as arrays
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features import store_writer
-from medmllm_plugins.features.store import (
-    FeatureStore,
-    Header,
-    StoredLayer,
-    halves,
-    read_index,
-    seal,
-    stored_ids,
-    write_header,
-)
+from medmllm_plugins.features.store import halves, seal, stored_ids, write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
+from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer, read_index
 
 HEADER = Header(
     task="med_probe_x",
@@ -197,7 +189,9 @@ def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found none; run the task again"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text('{"medmllm_features": 99}')
-    with pytest.raises(DataError, match="version 99 of the format"):
+    with pytest.raises(
+        DataError, match=r"store\.json: expected version 1 of the format 'medmllm_features', got version 99"
+    ):
         FeatureStore(tmp_path)
 
 

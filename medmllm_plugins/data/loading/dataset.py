@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,10 +23,10 @@ from medmllm_plugins.data.core.leaks import divided_groups
 from medmllm_plugins.data.layouts.class_folders import repeated_ids
 from medmllm_plugins.data.layouts.layout_registry import Layout, layout
 from medmllm_plugins.data.loading import check_cache
+from medmllm_plugins.data.loading.dataset_folder import require_folder
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.progress import Progress
-from medmllm_plugins.utils.user_dirs import DATA_VARIABLE
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
@@ -60,29 +59,29 @@ class Dataset:
     warnings: tuple[str, ...] = ()
 
     def image(self, document: Document) -> Image.Image:
-        """The document's image in mode ``RGB``.
+        """Read the document's image in mode ``RGB``.
 
         Raises:
             DataError: the image cannot be read any more, or the set holds volumes.
         """
-        found = self.reader.image(self.spec, self.folder, document)
-        if not isinstance(found, Image.Image):
+        image = self.reader.image(self.spec, self.folder, document)
+        if not isinstance(image, Image.Image):
             raise DataError(f"{self.spec.title} holds volumes, not images: {document.id} cannot be read as one image.")
-        return found
+        return image
 
     def volume(self, document: Document) -> Volume:
-        """The document's volume.
+        """Read the document's volume.
 
         Raises:
             DataError: it cannot be read any more, or the set holds images.
         """
-        found = self.reader.image(self.spec, self.folder, document)
-        if isinstance(found, Image.Image):
+        volume = self.reader.image(self.spec, self.folder, document)
+        if isinstance(volume, Image.Image):
             raise DataError(f"{self.spec.title} holds images, not volumes: {document.id} cannot be read as a volume.")
-        return found
+        return volume
 
     def mask(self, document: Document) -> npt.NDArray[np.bool_] | None:
-        """Where the finding is on the document's image, (height, width), bool; ``None`` where the set does not tell.
+        """Return where the finding is on the document's image, (height, width), bool; ``None`` if the set has no masks.
 
         Raises:
             DataError: the mask cannot be read.
@@ -91,22 +90,22 @@ class Dataset:
 
     @property
     def folds_hash(self) -> str:
-        """What two machines compare to know that their folds are the same."""
+        """A digest that is equal on two machines if their folds are the same."""
         return fold_manifest.folds_hash(self.documents)
 
     def select(self, folds: Iterable[Fold]) -> tuple[Document, ...]:
-        """The documents of some folds, sorted by id.
+        """Return the documents of some folds, sorted by id.
 
         Raises:
             ValueError: there is no fold of that name.
         """
         wanted = set(folds)
         if unknown := wanted - set(FOLDS):
-            raise ValueError(f"Expected folds among {list(FOLDS)}, found {sorted(unknown)}.")
+            raise ValueError(f"Expected folds among {list(FOLDS)}, got {sorted(unknown)}.")
         return tuple(document for document in self.documents if document.fold in wanted)
 
     def counts(self) -> dict[Fold, dict[str, int]]:
-        """Number of documents by fold and class, zeros included, classes in prompt order.
+        """Return the number of documents by fold and class, zeros included, classes in prompt order.
 
         A document of a multi-label set counts once for each of its findings.
         """
@@ -132,7 +131,7 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
     Raises:
         DataError: the folder is missing or something in it is wrong.
     """
-    folder = _folder(spec, root) if spec.folder else Path()
+    folder = require_folder(spec, root) if spec.folder else Path()
     reader = layout(spec.layout)
     faults = Faults(
         spec.title, str(folder) if spec.folder else f"layout {spec.layout!r}", download=spec.download, on_error=on_error
@@ -150,7 +149,7 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
             faults.stop()
             fingerprint = _fingerprint(spec, folder, documents, reader)
         except OSError as error:
-            raise DataError(f"{spec.title}: expected files that can be read, found {error}.") from error
+            raise DataError(f"{spec.title}: expected files that can be read, got {error}.") from error
         faults.report()
         if not faults.skipped:
             check_cache.remember(spec.name, key, fingerprint, documents)
@@ -161,55 +160,24 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
     return Dataset(spec, documents, fingerprint, folder, reader, tuple(faults.skipped), tuple(warnings))
 
 
-def missing_folder(spec: DatasetSpec) -> str:
-    """Return why a data set's folder is not on this machine, and how to get it; an empty text where it is."""
-    try:
-        if spec.folder:
-            _folder(spec, None)
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def _folder(spec: DatasetSpec, root: Path | None) -> Path:
-    """The data set's folder, absolute; an error that says how to get the set where it is not there."""
-    get = f"Get the set from {spec.download}" if spec.download else "Put the set there"
-    declared = Path(spec.folder).expanduser()
-    if root is None and not declared.is_absolute():
-        value = os.environ.get(DATA_VARIABLE)
-        if not value:
-            raise DataError(
-                f"{spec.title}: expected the environment variable {DATA_VARIABLE} to name the folder that holds "
-                f"{spec.folder}/, found it unset. {get}, then: export {DATA_VARIABLE}=FOLDER."
-            )
-        root = Path(value)
-    root = Path() if root is None else root.expanduser().absolute()
-    folder = root / declared
-    if not os.path.isdir(folder):  # Path.is_dir raises where a part of the path is too long
-        found = "a file of that name" if folder.exists() else "none" if root.is_dir() else f"not even {root}"
-        mend = "." if declared.is_absolute() else f", and set {DATA_VARIABLE} to the folder that holds {spec.folder}/."
-        raise DataError(f"{spec.title}: expected the folder {folder}, found {found}. {get}{mend}")
-    return folder
-
-
 def _faults(spec: DatasetSpec, documents: tuple[Document, ...]) -> list[str]:
-    """What no layout may return, built in or not."""
+    """Return faults that no layout may leave, built in or not."""
     labels = set(spec.labels)
     faults = [
-        f"{document.image}: expected a label among {list(spec.labels)}, found {document.label!r}"
+        f"{document.image}: expected a label among {list(spec.labels)}, got {document.label!r}"
         for document in documents
         if not labels.issuperset(document.labels) or isinstance(document.label, str) != (spec.kind != "multilabel")
     ]
     faults += [
-        f"{document.image}: expected a fold among {list(FOLDS)}, found {document.fold!r}"
+        f"{document.image}: expected a fold among {list(FOLDS)}, got {document.fold!r}"
         for document in documents
         if document.fold not in FOLDS
     ]
     present = {label for document in documents for label in document.labels}
     if spec.kind != "multilabel":
-        faults += [f"class {label!r}: expected images, found none" for label in spec.labels if label not in present]
+        faults += [f"class {label!r}: expected images, got none" for label in spec.labels if label not in present]
     elif not documents:
-        faults.append("expected images, found none")
+        faults.append("expected images, got none")
     return faults + repeated_ids((document.id, document.image) for document in documents)
 
 
