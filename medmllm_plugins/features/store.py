@@ -3,7 +3,7 @@
 A folder with ``store.json`` (what it is of, and its layers), shards ``rank0-00000.safetensors`` … with a float16 tensor
 ``LAYER/POOLING`` of shape (n, d) each, and in ``index/`` a Parquet file for each shard, which together are one table
 with a row for each document. A shard counts once its index file is there, so that a killed run leaves nothing
-half-written. ``seal.json`` is written when all processes have written theirs: it tells what a whole store has.
+half-written. ``seal.json`` is written when all processes have written theirs: it lists the files of a whole store.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Half = npt.NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A place in the model, as the store knows it.
+    """A layer of the model, as the store knows it.
 
     Attributes:
         name: such as ``"vision.03"``.
         part: ``"vision"``, ``"connector"``, ``"llm"`` or ``"control"``.
-        poolings: how its rows were made one; a tensor of each shard for each.
+        poolings: how its rows were pooled; each shard has a tensor for each.
         widths: length of a vector, by pooling, in their order.
-        read: whether the LLM reads what stands here; ``False`` for a tower's layers behind the one it takes.
+        read: whether it reaches the LLM; ``False`` for a tower's layers after the one that the LLM takes.
     """
 
     name: str
@@ -63,7 +63,7 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a store is of.
+    """The origin and the layers of a store.
 
     Attributes:
         task: the task's name, with its arguments.
@@ -72,7 +72,7 @@ class Header:
         dataset_fingerprint: of the data, see :class:`medmllm_plugins.data.loading.dataset.Dataset`.
         model: name of the model.
         model_fingerprint: SHA-256 of the files that the model was made from.
-        layers: in the order in which an image passes them; those of floors at the end.
+        layers: in the order in which an image passes them; control features at the end.
         lens: layers at which the labels' logits were read off; empty where they were not.
     """
 
@@ -86,7 +86,7 @@ class Header:
     lens: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """The text of ``store.json``."""
+        """Return the text of ``store.json``."""
         return json.dumps({"medmllm_features": VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -96,14 +96,14 @@ class Header:
         Raises:
             ValueError, KeyError, TypeError: it is something else.
         """
-        told = dict(json.loads(text))
-        if (found := told.pop("medmllm_features")) != VERSION:
-            raise ValueError(f"version {found} of the format, which is not this package's, {VERSION}")
+        fields = dict(json.loads(text))
+        if (version := fields.pop("medmllm_features")) != VERSION:
+            raise ValueError(f"version {version} of the format, which is not this package's, {VERSION}")
         layers = tuple(
-            StoredLayer(**{**one, "poolings": tuple(one["poolings"]), "widths": tuple(one["widths"])})
-            for one in told["layers"]
+            StoredLayer(**{**layer, "poolings": tuple(layer["poolings"]), "widths": tuple(layer["widths"])})
+            for layer in fields["layers"]
         )
-        return cls(**{**told, "labels": tuple(told["labels"]), "layers": layers, "lens": tuple(told["lens"])})
+        return cls(**{**fields, "labels": tuple(fields["labels"]), "layers": layers, "lens": tuple(fields["lens"])})
 
 
 class FeatureStore:
@@ -129,35 +129,35 @@ class FeatureStore:
         if self.index.empty:
             raise DataError(f"{folder}: expected features of at least one document, found none; run the task again.")
         try:
-            self._places = _places(self.index)
+            self._rows_by_shard = _shard_rows(self.index)
         except (ValueError, TypeError) as error:
             raise DataError(f"{folder}: expected an index with rows, got {shown(one_line(error))}.") from error
 
     def only(self, rows: npt.NDArray[np.intp]) -> FeatureStore:
-        """The same store with some of its documents; ``rows`` of :attr:`index`."""
+        """Return the same store with some of its documents; ``rows`` of :attr:`index`."""
         part = copy.copy(self)
         part.index = self.index.iloc[np.sort(rows)].reset_index(drop=True)
-        part._places = _places(part.index)
+        part._rows_by_shard = _shard_rows(part.index)
         return part
 
     def __len__(self) -> int:
         return len(self.index)
 
     def layer(self, name: str) -> StoredLayer:
-        """The layer of that name.
+        """Return the layer of that name.
 
         Raises:
             DataError: the store has none.
         """
-        for one in self.header.layers:
-            if one.name == name:
-                return one
+        for layer in self.header.layers:
+            if layer.name == name:
+                return layer
         raise DataError(
-            f"{self.folder}: expected a layer among {[one.name for one in self.header.layers]}, found {name!r}."
+            f"{self.folder}: expected a layer among {[layer.name for layer in self.header.layers]}, found {name!r}."
         )
 
     def features(self, layer: str, pooling: str, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
-        """Features at one layer.
+        """Return the features of one layer.
 
         Args:
             layer: its name.
@@ -171,8 +171,8 @@ class FeatureStore:
             DataError: the store has no such features, a shard is missing or damaged, or a value is not finite; the
                 message names layer and document.
         """
-        found = self._read(f"{layer}/{pooling}", rows)
-        finite = np.isfinite(found).all(axis=1)
+        values = self._read(f"{layer}/{pooling}", rows)
+        finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             chosen = self.index if rows is None else self.index.iloc[rows]
             bad = chosen["id"].to_numpy()[~finite]
@@ -181,36 +181,36 @@ class FeatureStore:
                 f"documents, such as {bad[0]!r}. The model's activations overflow in its precision: load it with "
                 "dtype=bfloat16 or float32 and run the task again."
             )
-        return found
+        return values
 
     def lens(self, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32] | None:
-        """Labels' logits after each block of the LLM, (n, layers, K) float32; ``None`` where none were kept."""
+        """Return the labels' logits after each block of the LLM, (n, layers, K) float32; ``None`` where none were kept."""
         return self._read(LENS, rows) if self.header.lens else None
 
     def _read(self, name: str, rows: npt.NDArray[np.intp] | None) -> npt.NDArray[np.float32]:
         wanted = np.arange(len(self.index)) if rows is None else np.asarray(rows)
-        place_of = np.full(len(self.index), -1, dtype=np.intp)
-        place_of[wanted] = np.arange(len(wanted))
-        found: npt.NDArray[np.float32] | None = None
-        for shard, (members, inside) in self._places.items():
-            chosen = place_of[members] >= 0
+        position_of = np.full(len(self.index), -1, dtype=np.intp)
+        position_of[wanted] = np.arange(len(wanted))
+        features: npt.NDArray[np.float32] | None = None
+        for shard, (members, inside) in self._rows_by_shard.items():
+            chosen = position_of[members] >= 0
             if not chosen.any():
                 continue
             if Path(str(shard)).name != str(shard):
                 raise DataError(f"{self.folder}: expected the index to name shards of the store, got {shown(shard)}.")
             values = _tensor(self.folder / str(shard), name)
-            if found is None:
-                found = np.empty((len(wanted), *values.shape[1:]), dtype=np.float32)
+            if features is None:
+                features = np.empty((len(wanted), *values.shape[1:]), dtype=np.float32)
             rows_inside = inside[chosen]
             outside = rows_inside.min() < 0 or rows_inside.max() >= len(values)
-            if outside or values.shape[1:] != found.shape[1:]:
+            if outside or values.shape[1:] != features.shape[1:]:
                 raise DataError(
                     f"{self.folder / str(shard)}: {name} is shorter than the index says, or of another width."
                 )
-            found[place_of[members[chosen]]] = values[rows_inside]
-        if found is None:
+            features[position_of[members[chosen]]] = values[rows_inside]
+        if features is None:
             raise DataError(f"{self.folder}: expected rows of the index, found none.")
-        return found
+        return features
 
     def check(self) -> None:
         """Compare the checksums of the header, of every part of the index and of every shard.
@@ -227,7 +227,7 @@ class FeatureStore:
                 raise DataError(f"{path}: the shard is damaged (its checksum is another); copy the folder again.")
 
     def _check_seal(self) -> None:
-        """What the index no longer names would not be missed."""
+        """Compare the store's files with the seal: a part that the index lacks would not be missed otherwise."""
         path = self.folder / SEAL
         try:
             sealed = json.loads(path.read_text(encoding="utf-8"))
@@ -238,17 +238,17 @@ class FeatureStore:
                 f"{path}: expected a list of the store's files, got {shown(one_line(error))}. Copy the folder again; "
                 "if the run was stopped, start the same command again."
             ) from error
-        found = _sums(self.folder)
-        if wrong := sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name)):
-            what = {name: "is missing" if name not in found else "is damaged or of another store" for name in wrong}
+        sums = _sums(self.folder)
+        if wrong := sorted(name for name in sealed.keys() | sums.keys() if sealed.get(name) != sums.get(name)):
+            what = {name: "is missing" if name not in sums else "is damaged or of another store" for name in wrong}
             raise DataError(
                 f"{self.folder / wrong[0][:200]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
                 "folder again."
             )
 
 
-def _places(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """By shard, the rows of an index that are in it, and their places there."""
+def _shard_rows(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Return, by shard, the rows of an index that are in it, and their rows there."""
     return {
         shard: (part.index.to_numpy(), part["row"].to_numpy(np.int64))
         for shard, part in index.groupby("shard", sort=True, observed=True)
@@ -256,7 +256,7 @@ def _places(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArra
 
 
 def read_index(folder: Path) -> pd.DataFrame:
-    """The table of a store's documents, sorted by id, a document that is there twice once; empty where there is none.
+    """Read the table of a store's documents, sorted by id, without duplicates; empty where there is none.
 
     Raises:
         DataError: a file of it is damaged.
@@ -272,7 +272,7 @@ def read_index(folder: Path) -> pd.DataFrame:
     whole = pd.concat(parts, ignore_index=True)
     for name in ("group", "fold", "label", "shard", "sha256"):
         whole[name] = whole[name].astype("category")
-    # A document that two starts of a run looked at has two rows, alike but for their place.
+    # A document that two starts of a run recorded has two rows, which differ in their shard alone.
     return whole.drop_duplicates("id").sort_values("id").reset_index(drop=True)
 
 
@@ -305,7 +305,7 @@ def _tensor(path: Path, name: str) -> npt.NDArray[np.float32]:
 
 
 def halves(values: npt.NDArray[np.float32]) -> tuple[Half, int]:
-    """Values as float16, divided by a power of two where they are too large for it.
+    """Return values as float16, divided by a power of two where they are too large for it.
 
     Returns:
         The values, and the exponent; NaN and infinity stay what they are.
@@ -317,7 +317,7 @@ def halves(values: npt.NDArray[np.float32]) -> tuple[Half, int]:
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """Return the checksum of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -333,7 +333,7 @@ def write_header(folder: Path, header: Header) -> None:
 
 
 def seal(folder: Path) -> None:
-    """List what the store has, now that nothing more is to come.
+    """Write the list of the store's files, once it is complete.
 
     Raises:
         OSError: the folder cannot be written.
@@ -342,13 +342,13 @@ def seal(folder: Path) -> None:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """Checksums of the header and of the parts of the index, which in turn hold those of the shards."""
+    """Return the checksums of the header and of the parts of the index, which in turn hold those of the shards."""
     names = [STORE, *sorted(f"{INDEX}/{path.name}" for path in (folder / INDEX).glob("*.parquet"))]
     return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def stored_ids(folder: Path) -> frozenset[str]:
-    """Ids of the documents whose features are on disk as they were written.
+    """Return the ids of the documents whose features are on disk as they were written.
 
     A part of the index that is damaged, or whose shard is missing or has another checksum, counts as never written.
     """
@@ -373,7 +373,7 @@ def _is_whole(path: Path, checksum: str) -> bool:
 
 
 def shards(folder: Path, rank: int) -> Iterator[str]:
-    """Names for new shards of a process, behind those that are there."""
+    """Yield names for new shards of a process, after those that exist."""
     taken = [path.stem for path in (folder / INDEX).glob(f"rank{rank}-*.parquet")]
     number = 1 + max((int(stem.rsplit("-", 1)[1]) for stem in taken), default=-1)
     while True:
@@ -382,14 +382,14 @@ def shards(folder: Path, rank: int) -> Iterator[str]:
 
 
 def index_rows(records: Sequence[Mapping[str, Any]], *, rank: int, shard: str, checksum: str) -> pd.DataFrame:
-    """A part of the index: what is told of each document, and where its features are."""
+    """Return a part of the index: the metadata of each document, and where its features are."""
     table = pd.DataFrame(list(records))
     table["rank"], table["shard"], table["row"], table["sha256"] = rank, shard, np.arange(len(table)), checksum
     return table[list(COLUMNS)]
 
 
 def shard_sums(folder: Path) -> dict[str, str]:
-    """Checksums of a store's shards by file name, as its index holds them."""
+    """Return the checksums of a store's shards by file name, as its index holds them."""
     index = read_index(folder)
     pairs = index.drop_duplicates("shard")[["shard", "sha256"]]
     return {str(shard): str(checksum) for shard, checksum in pairs.itertuples(index=False)}
