@@ -1,4 +1,11 @@
-"""Errors that a user can mend: each says what was expected, what was found and what to do."""
+"""Errors that a user can fix.
+
+Every message follows one formula: ``path or name: expected X, got Y. What to do.`` It quotes at most 300 characters of
+any value, and no keys or passwords.
+
+    scans/07.dcm: expected 256 x 256 pixels of 16 bits (131,072 bytes), got 65,536 bytes of pixel data. The file is
+    truncated: export it again, or use on_error=skip to leave it out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ class MedMLLMError(Exception):
 
     def __init__(self, *arguments: object) -> None:
         """Take the message; see :func:`medmllm_plugins.redaction.without_secrets`."""
-        super().__init__(*(without_secrets(one, words=False) if isinstance(one, str) else one for one in arguments))
+        super().__init__(*(without_secrets(text, words=False) if isinstance(text, str) else text for text in arguments))
 
 
 class OptionError(MedMLLMError, ValueError):
@@ -47,7 +54,7 @@ def one_line(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it, cut at 120 characters."""
+    """Return a value as a message shows it, cut at 120 characters."""
     try:
         text = repr(value[:200] if isinstance(value, str) else value)
     except Exception:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 LEFT_OUT: Final = "…"
-"""Stands for what was left out."""
+"""Replaces what was left out."""
 _DEEPEST: Final = 60
 """Deeper values are left out whole: nothing of ours is nested so far."""
 _WORDS: Final = (
@@ -64,9 +64,9 @@ _ARGUMENT: Final = re.compile(r",(?=[\w.\-]+=)")
 
 
 def shareable_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest without what looks like a key or a password; names of tasks, classes and its own fields stay."""
+    """Return a manifest without what looks like a key or a password; names of tasks, classes and its own fields stay."""
     return {
-        name: {task: _task_facts(told) for task, told in value.items()}
+        name: {task: _task_facts(facts) for task, facts in value.items()}
         if name == "tasks" and isinstance(value, Mapping)
         else shareable(value)
         for name, value in manifest.items()
@@ -80,7 +80,7 @@ def _task_facts(facts: Any) -> Any:
 
 
 def shareable(value: Any, name: str = "", depth: int = 0) -> Any:
-    """A JSON value without what looks like a key or a password.
+    """Return a JSON value without what looks like a key or a password.
 
     Args:
         value: the value.
@@ -90,9 +90,9 @@ def shareable(value: Any, name: str = "", depth: int = 0) -> Any:
     if depth > _DEEPEST:
         return LEFT_OUT
     if isinstance(value, Mapping):
-        return {key: shareable(one, _under(name, key), depth + 1) for key, one in value.items()}
+        return {key: shareable(item, _under(name, key), depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [shareable(one, name, depth + 1) for one in value]
+        return [shareable(item, name, depth + 1) for item in value]
     if name in _ARGUMENTS and isinstance(value, str):
         return _arguments(value, depth)
     if value is not None and _is_secret(name, str(value)):
@@ -101,7 +101,7 @@ def shareable(value: Any, name: str = "", depth: int = 0) -> Any:
 
 
 def without_secrets(text: str, *, words: bool = True) -> str:
-    """A text, such as the arguments of a command, without what looks like a key or a password.
+    """Return a text, such as the arguments of a command, without what looks like a key or a password.
 
     Args:
         text: the text.
@@ -115,7 +115,7 @@ def without_secrets(text: str, *, words: bool = True) -> str:
 
 
 def _arguments(text: str, depth: int) -> str:
-    """Arguments of a command as one text; a value may hold spaces, and ends where the next name begins."""
+    """Redact the arguments of a command in one text; a value may hold spaces, and ends where the next name begins."""
     try:
         by_name = json.loads(text)
     except (ValueError, RecursionError):
@@ -134,7 +134,7 @@ def _word(match: re.Match[str]) -> str:
 
 
 def _looks_random(word: str) -> bool:
-    """Whether letters, capitals and digits follow each other as in no name.
+    """Return whether letters, capitals and digits follow each other as in no name.
 
     In words drawn at random from all three, 62% of neighbours are of different kinds, in names such as
     ``Qwen2-VL-72B-Instruct-GPTQ-Int4`` and ``BiomedCLIPPubMedBERT256`` less than 43%; drawn from two of them 40%.
@@ -143,22 +143,22 @@ def _looks_random(word: str) -> bool:
     plain = "".join(parts)
     if not plain or max(map(len, parts)) < (6 if "/" in word else 16):
         return False
-    kinds = [["a" if one.islower() else "A" if one.isupper() else "0" for one in part] for part in parts]
+    kinds = [["a" if sign.islower() else "A" if sign.isupper() else "0" for sign in part] for part in parts]
     changes = sum(left != right for part in kinds for left, right in pairwise(part))
     share = changes / max(1, len(plain) - len(parts))
-    digits = sum(one.isdigit() for one in plain) / len(plain)
+    digits = sum(sign.isdigit() for sign in plain) / len(plain)
     if any(map(str.islower, plain)) and any(map(str.isupper, plain)):
         return digits > 0 and share >= (0.3 if "/" in word else 0.38)
     return len(plain) >= 28 and 0.12 <= digits <= 0.6 and share >= 0.27
 
 
 def _under(name: str, key: object) -> str:
-    """The name by which a value is judged: under a secret's name all is secret, whatever it is called itself."""
+    """Return the name by which a value is judged: under a secret's name all is secret, whatever it is called itself."""
     return name if _NAME.search(_plain(name)) else str(key)
 
 
 def _plain(name: str) -> str:
-    """``apiKey``, ``X-Api-Key`` and ``api.key`` as ``api_key``."""
+    """Return ``apiKey``, ``X-Api-Key`` and ``api.key`` as ``api_key``."""
     return re.sub(r"[-.\s]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
 
 

@@ -1,7 +1,8 @@
-"""From a feature store and the answers to the whole picture: curves, health, semantic mapping, diagnosis."""
+"""Analyse a feature store and the answers: layer curves, Feature Health, semantic mapping and diagnosis."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Floats, Ints
@@ -45,12 +47,12 @@ from medmllm_plugins.results.probe_records import (
 
 LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
 PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
-"""Figures that the host prints beside the answers' accuracy."""
+"""Metrics that lmms-eval prints besides the accuracy of the answers."""
 MAPPING_CAVEAT: Final = (
-    "Either the words are to blame, or a stage before hands the image over in a form that the next has not learnt to "
-    "read: probes, which are fitted anew at every stage, cannot tell."
+    "The cause is the mapping, or an earlier stage that passes the image on in a form that the next stage has not "
+    "learned to read; probes are fitted separately at each stage and cannot distinguish the two."
 )
-"""What is added where the mapping is named and the label scores do not show that the LLM came to the right word."""
+"""Added if the mapping is named and the label scores do not show that the LLM reached the correct label."""
 
 
 def _headline(analysis: ProbeAnalysis) -> str:
@@ -59,22 +61,25 @@ def _headline(analysis: ProbeAnalysis) -> str:
     first = (
         f"answers {analysis.answer.percent()}, best probe {best.accuracy.percent()} at {best.layer} ({best.pooling})"
     )
-    undecided = f"; cannot tell of {', '.join(diagnosis.undecided)}" if diagnosis.undecided else ""
+    undecided = f" Undecided: {', '.join(diagnosis.undecided)}." if diagnosis.undecided else ""
     if not diagnosis.supported:
-        return f"{first}. No failure mode is supported{undecided}."
+        return f"{first}. No failure mode is supported.{undecided}"
     named = diagnosis.named
     if named is None:
-        return f"{first}. Supported, but not charged to one stage: {_lost(diagnosis.supported)}{undecided}."
+        return (
+            f"{first}. Several stages lose accuracy, or an earlier stage may be the cause: "
+            f"{_format_losses(diagnosis.supported)}.{undecided}"
+        )
     is_proven = analysis.mapping is not None and analysis.mapping.kind in PROVEN
     caveat = f" {MAPPING_CAVEAT}" if named == "mapping" and not is_proven else ""
     others = diagnosis.supported[1:]
-    also = f" Supported beside it: {_lost(others)}." if others else ""
+    also = f" Also supported: {_format_losses(others)}." if others else ""
     return f"{first}. {TITLES[named].capitalize()} ({named}): {diagnosis.of(named).why}{caveat}{also}"
 
 
-def _lost(effects: Sequence[Effect]) -> str:
-    """Such as "connector (7.1 points), mapping (53.0 points)"."""
-    return ", ".join(f"{one.mode} ({100 * one.loss.value:.1f} points)" for one in effects)
+def _format_losses(effects: Sequence[Effect]) -> str:
+    """Return text such as "connector (7.1 points), mapping (53.0 points)"."""
+    return ", ".join(f"{effect.mode} ({100 * effect.loss.value:.1f} points)" for effect in effects)
 
 
 def analyse(
@@ -85,228 +90,244 @@ def analyse(
     reference: Reference | None = None,
     device: torch.device | None = None,
 ) -> ProbeAnalysis:
-    """Fit the probes of a task and judge what they tell.
+    """Fit the probes of a task and diagnose where the model loses the class.
 
     Args:
         store: the features.
         outcomes: the scored answers of the test fold.
-        options: how; the defaults where ``None``.
+        options: settings; the defaults if ``None``.
         reference: the run of a reference classifier.
-        device: where to fit; a CUDA device where there is one, by default.
+        device: where to fit; by default a CUDA device if there is one.
 
     Raises:
-        DataError: the folds cannot carry probes, features are damaged or not finite, or features and answers are not
-            of the same documents.
+        DataError: the folds are too small, features are damaged or not finite, or features and answers belong to
+            different documents.
     """
     began = time.perf_counter()
     options = options or Options()
     store = FeatureStore(store) if isinstance(store, Path) else store
-    samples = read_labelled_features(store, options.seed)
-    answers = _answers(store, samples, outcomes)
-    fitted = fit_probes(store, samples, options, device)
+    labelled = read_labelled_features(store, options.seed)
+    answers = _answered_classes(store, labelled, outcomes)
+    fitted = fit_probes(store, labelled, options, device)
     fit_seconds = time.perf_counter() - began
-    truth = samples.of("test")
-    majority = int(np.bincount(samples.of("train")).argmax())
-    beside: dict[str, Floats] = {
-        ANSWER: (answers == truth).astype(np.float64),
-        MAJORITY: (truth == majority).astype(np.float64),
-    }
-    if reference is not None:
-        beside[REFERENCE] = (_referred(store, samples, reference.predicted) == truth).astype(np.float64)
-    scores, tested = _scores(store, samples, "validation"), _scores(store, samples, "test")
-    scored = None
-    if scores is not None and tested is not None:
-        scored = float((scores.argmax(1) == samples.of("validation")).mean())
-        beside[SCORES] = (tested.argmax(1) == truth).astype(np.float64)
-    draws = bootstrap_accuracies(fitted, samples, beside, seed=options.seed)
-    curve = curve_points(fitted, samples, draws, _repeated(store, samples, options, device, fitted), seed=options.seed)
-    own = [one for one in curve if one.part != "control" and one.read]
+    scores = _ScoredFolds(store, labelled)
+    accuracies = bootstrap_accuracies(
+        fitted, labelled, _hits(store, labelled, answers, scores.test, reference), seed=options.seed
+    )
+    repeats = _repeated_accuracies(store, labelled, options, device, fitted)
+    points = curve_points(fitted, labelled, accuracies, repeats, seed=options.seed)
+    truth, scores_validation = labelled.of("validation"), scores.validation_accuracy
     analysis = ProbeAnalysis(
         task=store.header.task,
         model=store.header.model,
         options=options.to_dict(),
-        labels=samples.labels,
-        counts={fold: len(rows) for fold, rows in samples.rows.items()},
-        groups=draws.groups,
-        chance=1 / len(samples.labels),
-        majority=float(draws.values[MAJORITY]),
-        answer=draws.estimate(float(draws.values[ANSWER]), draws.resampled[ANSWER]),
-        reference=UNKNOWN
-        if reference is None
-        else draws.estimate(float(draws.values[REFERENCE]), draws.resampled[REFERENCE]),
+        labels=labelled.labels,
+        counts={fold: len(rows) for fold, rows in labelled.rows.items()},
+        groups=accuracies.groups,
+        chance=1 / len(labelled.labels),
+        majority=float(accuracies.values[MAJORITY]),
+        answer=accuracies.of(ANSWER),
+        reference=UNKNOWN if reference is None else accuracies.of(REFERENCE),
         reference_name="" if reference is None else reference.name,
-        points=curve,
-        best=max(own, key=lambda one: one.validation),
-        health=_health(fitted, draws, store.header.layers),
-        mapping=_mapping(store, samples, fitted, answers, scores, options.seed),
-        diagnosis=diagnose(fitted, draws, samples.of("validation"), scored),
-        diagnosis_without_reference=diagnose(fitted, draws.without(REFERENCE), samples.of("validation"), scored),
+        points=points,
+        best=max((point for point in points if point.part != "control" and point.read), key=lambda p: p.validation),
+        health=_feature_health(fitted, accuracies, store.header.layers),
+        mapping=_mapping(store, labelled, fitted, answers, scores, options.seed),
+        diagnosis=diagnose(fitted, accuracies, truth, scores_validation),
+        diagnosis_without_reference=diagnose(fitted, accuracies.without(REFERENCE), truth, scores_validation),
         control_types=fitted.types,
-        warnings=_warnings(samples, fitted, curve, options),
+        warnings=_warnings(labelled, fitted, points, options),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
     return replace(analysis, headline=_headline(analysis))
 
 
-def _answers(store: FeatureStore, samples: LabelledFeatures, outcomes: Sequence[Outcome]) -> Ints:
-    """The class answered to each document of the test fold; :data:`UNPARSED` where none."""
-    by_id = {outcome.id: outcome for outcome in outcomes}
-    rows = samples.rows["test"]
+class _ScoredFolds:
+    """Label scores (n, K) of the validation and test folds; all ``None`` unless every document of both has them."""
+
+    def __init__(self, store: FeatureStore, labelled: LabelledFeatures) -> None:
+        validation, test = (_label_scores(store, labelled, fold) for fold in ("validation", "test"))
+        both = validation is not None and test is not None
+        self.validation = validation if both else None
+        self.test = test if both else None
+        self.blank = _label_scores(store, labelled, "test", "blank") if both else None
+        self.validation_accuracy = (
+            None if self.validation is None else float((self.validation.argmax(1) == labelled.of("validation")).mean())
+        )
+
+
+def _hits(
+    store: FeatureStore,
+    labelled: LabelledFeatures,
+    answers: Ints,
+    scores: Floats | None,
+    reference: Reference | None,
+) -> dict[str, Floats]:
+    """Return whether each document of the test fold is classified correctly, (t,), by name of the classifier."""
+    truth = labelled.of("test")
+    majority = int(np.bincount(labelled.of("train")).argmax())
+    hits = {ANSWER: answers == truth, MAJORITY: truth == majority}
+    if reference is not None:
+        hits[REFERENCE] = _reference_classes(store, labelled, reference.predicted) == truth
+    if scores is not None:
+        hits[SCORES] = scores.argmax(1) == truth
+    return {name: correct.astype(np.float64) for name, correct in hits.items()}
+
+
+def _answered_classes(store: FeatureStore, labelled: LabelledFeatures, outcomes: Sequence[Outcome]) -> Ints:
+    """Return the class answered to each document of the test fold, or :data:`UNPARSED`."""
+    task, by_id = store.header.task, {outcome.id: outcome for outcome in outcomes}
+    rows = labelled.rows["test"]
     ids = store.index["id"].astype(str).to_numpy()[rows]
-    featured = set(ids)
-    if without := [identifier for identifier in by_id if identifier not in featured]:
+    with_features = set(ids)
+    if without := [identifier for identifier in by_id if identifier not in with_features]:
         raise DataError(
-            f"{store.header.task}: expected features of all {len(by_id)} answered documents, found none of "
-            f"{len(without)}, such as {without[0]!r}: the host's cache served their answers without asking the model. "
-            "Run again without --use_cache, or with another folder for it."
+            f"{task}: expected features of all {len(by_id)} answered documents, got none of {len(without)}, such as "
+            f"{without[0]!r}. lmms-eval's cache returned their answers without running the model: run again without "
+            "--use_cache, or with another cache folder."
         )
     if missing := [identifier for identifier in ids if identifier not in by_id]:
         raise DataError(
-            f"{store.header.task}: expected an answer to every document of the test fold, found none to "
-            f"{len(missing)}, such as {missing[0]!r}; features and outcomes are of different runs, or the file of "
-            "outcomes is cut short."
+            f"{task}: expected an answer to every document of the test fold, got none to {len(missing)}, such as "
+            f"{missing[0]!r}. Features and outcomes belong to different runs, or the file of outcomes is truncated."
         )
-    place_of = {label: place for place, label in enumerate(samples.labels)}
     for identifier, row in zip(ids, rows, strict=True):
-        if by_id[identifier].label != samples.labels[samples.truth[row]]:
+        if by_id[identifier].label != labelled.labels[labelled.truth[row]]:
             raise DataError(
-                f"{store.header.task}: expected one class of {identifier!r}, found "
-                f"{samples.labels[samples.truth[row]]!r} in the features and {by_id[identifier].label!r} in the "
-                "answers: they are of different data."
+                f"{task}: expected the same class of {identifier!r} in features and answers, got "
+                f"{labelled.labels[labelled.truth[row]]!r} and {by_id[identifier].label!r}. They belong to different "
+                "data sets."
             )
+    number_of = {label: number for number, label in enumerate(labelled.labels)}
     predicted = [by_id[identifier].predicted for identifier in ids]
-    return np.array([UNPARSED if one is None else place_of[one] for one in predicted], dtype=np.intp)
+    return np.array([UNPARSED if label is None else number_of[label] for label in predicted], dtype=np.intp)
 
 
-def _referred(store: FeatureStore, samples: LabelledFeatures, reference: Mapping[str, str | None]) -> Ints:
-    ids = store.index["id"].astype(str).to_numpy()[samples.rows["test"]]
-    if missing := [identifier for identifier in ids if identifier not in reference]:
+def _reference_classes(store: FeatureStore, labelled: LabelledFeatures, predicted: Mapping[str, str | None]) -> Ints:
+    ids = store.index["id"].astype(str).to_numpy()[labelled.rows["test"]]
+    if missing := [identifier for identifier in ids if identifier not in predicted]:
         raise DataError(
-            f"Expected the reference run to have every document of the test fold, found {len(missing)} missing, such "
-            f"as {missing[0]!r}; run `medmllm baseline TASK` on the same data without a limit."
+            f"Expected the reference run to contain every document of the test fold, got {len(missing)} missing, such "
+            f"as {missing[0]!r}. Run `medmllm baseline TASK` on the same data without a limit."
         )
-    place_of = {label: place for place, label in enumerate(samples.labels)}
-    return np.array([place_of.get(str(reference[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)
+    number_of = {label: number for number, label in enumerate(labelled.labels)}
+    return np.array([number_of.get(str(predicted[identifier]), UNPARSED) for identifier in ids], dtype=np.intp)
 
 
-def _scores(store: FeatureStore, samples: LabelledFeatures, fold: str, column: str = "scores") -> Floats | None:
-    """Label scores of a fold's documents, (n, K); ``None`` unless all have them."""
-    rows = samples.rows[fold]  # type: ignore[index]
-    values = [store.index[column].iloc[row] for row in rows]
-    if any(one is None or np.ndim(one) == 0 for one in values):
+def _label_scores(store: FeatureStore, labelled: LabelledFeatures, fold: Fold, column: str = "scores") -> Floats | None:
+    """Return label scores of a fold's documents, (n, K); ``None`` unless all have them."""
+    values = [store.index[column].iloc[row] for row in labelled.rows[fold]]
+    if any(value is None or np.ndim(value) == 0 for value in values):
         return None
-    return np.array([np.asarray(one, dtype=np.float64) for one in values])
+    return np.array([np.asarray(value, dtype=np.float64) for value in values])
 
 
-def _repeated(
+def _repeated_accuracies(
     store: FeatureStore,
-    samples: LabelledFeatures,
+    labelled: LabelledFeatures,
     options: Options,
     device: torch.device | None,
     fitted: ProbePredictions,
 ) -> Floats:
-    """Accuracies on further divisions into folds, (repeats, F)."""
-    found = np.empty((options.repeats, len(fitted.sites)))
-    options = replace(options, permutations=0, controls=0)
-    for turn in range(len(found)):
-        divided = resplit(samples, store, options.seed + 1 + turn)
-        again = fit_probes(store, divided, options, device)
-        found[turn] = (again.test == divided.of("test")).mean(1)
-    return found
+    """Refit on further random divisions into folds, and return the accuracies, (repeats, F)."""
+    accuracies = np.empty((options.repeats, len(fitted.sites)))
+    without_controls = replace(options, permutations=0, controls=0)
+    for repeat in range(options.repeats):
+        divided = resplit(labelled, store, options.seed + 1 + repeat)
+        refitted = fit_probes(store, divided, without_controls, device)
+        accuracies[repeat] = (refitted.test == divided.of("test")).mean(1)
+    return accuracies
 
 
-def _health(
-    fitted: ProbePredictions, draws: BootstrapAccuracies, layers: Sequence[StoredLayer]
+def _feature_health(
+    fitted: ProbePredictions, accuracies: BootstrapAccuracies, layers: Sequence[StoredLayer]
 ) -> tuple[FeatureHealth, ...]:
-    """The scores of the modules all of whose layers were looked at; of some of them there would be another score."""
-    found = []
-    for module in MODULES:
-        for pooling in (MEAN, LAST):
-            places = [
-                fitted.index_of(layer.name, pooling)
-                for layer in layers
-                # The LLM's input is the connector's output among words; its first layer is its first block.
-                if layer.part == module and pooling in layer.poolings and layer.read and layer.name != "llm.embed"
-            ]
-            if not places or min(places) < 0:
-                continue
-            resampled = health_score(np.clip(draws.resampled["probe"][:, places], 0, 1))
-            parts = health(np.clip(draws.values["probe"][places], 0, 1))
-            found.append(
-                FeatureHealth(
-                    module=module,
-                    pooling=pooling,
-                    layers=tuple(fitted.sites[place].layer for place in places),
-                    score=draws.estimate(parts.score, resampled),
-                    growth=parts.growth,
-                    volatility=parts.volatility,
-                    p_start=parts.p_start,
-                    p_min=parts.p_min,
-                    p_end=parts.p_end,
-                )
+    """Return the scores of the modules whose layers were all fitted; a part of the layers has another score."""
+    curves = []
+    for module, pooling in itertools.product(MODULES, (MEAN, LAST)):
+        sites = [
+            fitted.index_of(layer.name, pooling)
+            for layer in layers
+            # The input of the LLM is the output of the connector between words; its first layer is its first block.
+            if layer.part == module and pooling in layer.poolings and layer.read and layer.name != "llm.embed"
+        ]
+        if not sites or min(sites) < 0:
+            continue
+        resampled = health_score(np.clip(accuracies.resampled["probe"][:, sites], 0, 1))
+        parts = health(np.clip(accuracies.values["probe"][sites], 0, 1))
+        curves.append(
+            FeatureHealth(
+                module=module,
+                pooling=pooling,
+                layers=tuple(fitted.sites[index].layer for index in sites),
+                score=accuracies.estimate(parts.score, resampled),
+                growth=parts.growth,
+                volatility=parts.volatility,
+                p_start=parts.p_start,
+                p_min=parts.p_min,
+                p_end=parts.p_end,
             )
-    return tuple(found)
+        )
+    return tuple(curves)
 
 
 def _mapping(
     store: FeatureStore,
-    samples: LabelledFeatures,
+    labelled: LabelledFeatures,
     fitted: ProbePredictions,
     answers: Ints,
-    scores: Floats | None,
+    scores: _ScoredFolds,
     seed: int,
 ) -> SemanticMapping:
-    test = samples.rows["test"]
-    tested = _scores(store, samples, "test")
-    blank = _scores(store, samples, "test", "blank")
-    lens = store.lens(test)
-    last = fitted.index_of(LAST_LAYER, LAST)
-    both = scores is not None and tested is not None
+    lens = store.lens(labelled.rows["test"])
     return semantic_mapping(
-        ValidationFold(samples.of("validation"), samples.groups_of("validation"), None, scores if both else None),
+        ValidationFold(labelled.of("validation"), labelled.groups_of("validation"), None, scores.validation),
         ScoredFold(
-            truth=samples.of("test"),
-            group=samples.groups_of("test"),
+            truth=labelled.of("test"),
+            group=labelled.groups_of("test"),
             answers=answers,
-            probe=fitted.test[last],
-            scores=tested if both else None,
-            blank=blank if both else None,
+            probe=fitted.test[fitted.index_of(LAST_LAYER, LAST)],
+            scores=scores.test,
+            blank=scores.blank,
             lens=None if lens is None else lens.transpose(1, 0, 2).astype(np.float64),
         ),
-        len(samples.labels),
+        len(labelled.labels),
         lens_layers=store.header.lens,
         seed=seed,
     )
 
 
 def _warnings(
-    samples: LabelledFeatures, fitted: ProbePredictions, curve: Sequence[ProbePoint], options: Options
+    labelled: LabelledFeatures, fitted: ProbePredictions, points: Sequence[ProbePoint], options: Options
 ) -> tuple[str, ...]:
-    found = []
+    """Return sentences about what limits the results."""
+    warnings = []
     if options.controls and fitted.types < 2:
-        found.append(
-            "There is no control task: fewer than two types of pictures occur in every fold, so that the folds are too "
-            "small or their pictures all alike."
+        warnings.append(
+            "There is no control task, because fewer than two types of images occur in every fold: the folds are too "
+            "small or the images too similar."
         )
-    elif options.controls and fitted.types < len(samples.labels):
-        found.append(
-            f"The control task has fewer classes than the data: only {fitted.types} types of pictures occur in every "
-            f"fold, for {len(samples.labels)} classes, so it is easier than it should be."
+    elif options.controls and fitted.types < len(labelled.labels):
+        warnings.append(
+            f"Only {fitted.types} types of images occur in every fold, for {len(labelled.labels)} classes, so the "
+            "control task is easier than the real one."
         )
-    narrow = sorted({one.width for one in curve if one.part != "control" and one.width < options.width})
+    narrow = sorted({point.width for point in points if point.part != "control" and point.width < options.width})
     if narrow:
-        found.append(
-            f"Not all layers are {options.width} wide: some hold no more than {narrow[0]} features and stay as they are."
+        warnings.append(
+            f"Layers with fewer than {options.width} features (down to {narrow[0]}) are not projected, so not all "
+            "layers have the same width."
         )
-    if shared := count_shared_groups(samples):
-        found.append(
-            f"{shared} of {len(samples.rows['test'])} test documents share a group (patient, lesion, source) with "
-            "another fold, as the published split has it: probes may know the group, and their figures flatter."
+    if shared := count_shared_groups(labelled):
+        warnings.append(
+            f"{shared} of {len(labelled.rows['test'])} test documents share a group (patient, lesion, source) with "
+            "another fold, as in the published split. Probes may recognise the group, so accuracies may be too high."
         )
-    stuck = [one for one in curve if one.gradient_norm is not None and not one.gradient_norm < 1e-2]
-    if stuck:
-        found.append(f"{len(stuck)} probes stopped before they converged, such as {stuck[0].layer}.")
+    unconverged = [point for point in points if point.gradient_norm is not None and not point.gradient_norm < 1e-2]
+    if unconverged:
+        warnings.append(f"{len(unconverged)} probes did not converge, for example at {unconverged[0].layer}.")
     if fitted.warnings:
         message, count = max(fitted.warnings.items(), key=lambda item: item[1])
-        found.append(f"{sum(fitted.warnings.values())} fits raised warnings. The most common ({count} fits): {message}")
-    return tuple(found)
+        total = sum(fitted.warnings.values())
+        warnings.append(f"{total} fits raised warnings. The most common ({count} fits): {message}")
+    return tuple(warnings)

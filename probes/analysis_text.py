@@ -1,4 +1,4 @@
-"""An analysis as a few lines for people."""
+"""Format a probe analysis as text for people."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from medmllm_plugins.utils.plain_text import text_table
 
 
 def render(analysis: ProbeAnalysis) -> str:
-    """The verdicts, the Feature Health profile and the curves as text."""
+    """Return the verdicts, the Feature Health profile and the curves as text."""
     counts = ", ".join(f"{number} {fold}" for fold, number in analysis.counts.items())
     lines = [
         f"{analysis.task} ({analysis.model}): {counts}; {analysis.groups} groups in the test fold",
         f"  {analysis.headline}",
         "",
         *_table(
-            [("failure mode", "lost", "95 % CI", "verdict", "from", "to")]
+            [("failure mode", "lost (points)", "95% CI", "verdict", "from", "to")]
             + [
                 (
-                    f"{one.mode} ({TITLES[one.mode]})",
-                    _percent(one.loss.value, signed=True),
-                    _interval(one.loss, signed=True),
-                    one.verdict,
-                    one.before,
-                    one.after,
+                    f"{effect.mode} ({TITLES[effect.mode]})",
+                    _percent(effect.loss.value, signed=True),
+                    _interval(effect.loss, signed=True),
+                    effect.verdict,
+                    effect.before,
+                    effect.after,
                 )
-                for one in analysis.diagnosis.effects
+                for effect in analysis.diagnosis.effects
             ]
         ),
         "",
@@ -41,7 +41,7 @@ def render(analysis: ProbeAnalysis) -> str:
     ]
     lines += _repeats(analysis)
     lines += [f"  Warning: {warning}" for warning in analysis.warnings]
-    lines.append("  A probe shows that a class can be read off a layer, not that the model uses it.")
+    lines.append("  A probe shows that a class can be read from a layer, not that the model uses it.")
     return "\n".join(lines)
 
 
@@ -49,14 +49,14 @@ def _profile(analysis: ProbeAnalysis) -> str:
     parts = []
     for module in MODULES:
         for pooling in (MEAN, LAST):
-            found = analysis.health_of(module, pooling)
-            if found is not None:
-                parts.append(f"{module} ({pooling}) {found.score.value:.2f}")
+            curve = analysis.health_of(module, pooling)
+            if curve is not None:
+                parts.append(f"{module} ({pooling}) {curve.score.value:.2f}")
     return " -> ".join([*parts, f"answers {analysis.answer.value:.2f}"])
 
 
 def _curves(analysis: ProbeAnalysis) -> list[str]:
-    rows = [("layer", "pooling", "accuracy", "95 % CI", "control", "label_permutation", "p Holm", "")]
+    rows = [("layer", "pooling", "accuracy (%)", "95% CI", "control task", "permuted labels", "p (Holm)", "")]
     for point in analysis.points:
         note = "" if point.read else "never read"
         rows.append(
@@ -71,23 +71,23 @@ def _curves(analysis: ProbeAnalysis) -> list[str]:
                 note,
             )
         )
-    return [*_table(rows), f"  chance {_percent(analysis.chance)}, majority {_percent(analysis.majority)}"]
+    return [*_table(rows), f"  chance {_percent(analysis.chance)}%, most common class {_percent(analysis.majority)}%"]
 
 
 def _repeats(analysis: ProbeAnalysis) -> list[str]:
-    """How far the curve's ends move with the division into folds."""
+    """Show how much the best site and the ends of the stages vary with the division into folds."""
     repeats = len(analysis.best.repeats)
     if not repeats:
         return []
     tower = [point.layer for point in analysis.points if point.part == "vision" and point.read][-1:]
     ends = {("connector", MEAN), (LAST_LAYER, LAST), *((layer, pooling) for layer in tower for pooling in (MEAN, CLS))}
     points = {point.site: point for point in analysis.points if point.site in ends}
-    rows: list[tuple[str, ...]] = [("layer", "pooling", "accuracy", "mean", "lowest", "highest")]
+    rows: list[tuple[str, ...]] = [("layer", "pooling", "accuracy (%)", "mean", "minimum", "maximum")]
     for point in ({analysis.best.site: analysis.best} | points).values():
         mean = sum(point.repeats) / len(point.repeats)
         values = (point.accuracy.value, mean, min(point.repeats), max(point.repeats))
         rows.append((*point.site, *map(_percent, values)))
-    return ["", f"  {repeats} further divisions into folds:", *_table(rows), ""]
+    return ["", f"  {repeats} further random divisions into folds:", *_table(rows), ""]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -100,7 +100,7 @@ def _percent(value: float, *, signed: bool = False) -> str:
     return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
 
 
-def _interval(found: Estimate, *, signed: bool = False) -> str:
-    if math.isnan(found.low):
+def _interval(estimate: Estimate, *, signed: bool = False) -> str:
+    if math.isnan(estimate.low):
         return "-"
-    return f"{_percent(found.low, signed=signed)} to {_percent(found.high, signed=signed)}"
+    return f"{_percent(estimate.low, signed=signed)} to {_percent(estimate.high, signed=signed)}"

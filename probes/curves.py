@@ -1,4 +1,4 @@
-"""Curves over the layers with their controls, bands and p-values, from what the probes predict."""
+"""Compute layer curves with controls, confidence intervals and p-values from the predictions of the probes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from medmllm_plugins.results.comparison import holm
 from medmllm_plugins.results.probe_records import ProbePoint
 
 PERMUTATIONS: Final = 9_999
-"""Shuffles of the test fold's labels behind a p-value; enough for Holm's correction over a hundred layers."""
+"""Permutations of the test labels for a p-value; enough for Holm's correction over a hundred layers."""
 _CELLS: Final = 20_000_000
+_BY_SITE: Final = ("probe", "control", "balanced")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BootstrapAccuracies:
-    """Accuracies of everything on the test fold and on one set of resamples of its groups.
+    """Accuracies on the test fold and on one set of bootstrap resamples of its groups.
 
     Attributes:
         groups: number of groups.
-        values: accuracy by name; ``"probe"``, ``"control"`` (F,), and whatever else was given, ().
+        values: accuracies by name: ``"probe"``, ``"control"`` and ``"balanced"`` (F,), and () for each further name.
         resampled: the same on each resample: (B, F) or (B,).
     """
 
@@ -37,32 +38,36 @@ class BootstrapAccuracies:
     resampled: Mapping[str, Floats]
 
     def without(self, name: str) -> BootstrapAccuracies:
-        """The same but for one name."""
+        """Return a copy without one name."""
         values, resampled = dict(self.values), dict(self.resampled)
         values.pop(name, None)
         resampled.pop(name, None)
         return BootstrapAccuracies(self.groups, values, resampled)
 
     def estimate(self, value: Floats | float, resampled: Floats) -> Estimate:
-        """A figure with its interval."""
+        """Return a figure with its interval."""
         return estimate(float(value), resampled, groups=self.groups)
+
+    def of(self, name: str) -> Estimate:
+        """Return a named accuracy with its interval."""
+        return self.estimate(self.values[name], self.resampled[name])
 
 
 def bootstrap_accuracies(
-    fitted: ProbePredictions, samples: LabelledFeatures, beside: Mapping[str, Floats], *, seed: int = 0
+    fitted: ProbePredictions, labelled: LabelledFeatures, hits: Mapping[str, Floats], *, seed: int = 0
 ) -> BootstrapAccuracies:
     """Resample the test fold's groups once for all figures, so that differences between them are paired.
 
     Args:
         fitted: the probes.
-        samples: who they were fitted on.
-        beside: (t,) what else is averaged over documents, such as whether the answer was right.
-        seed: of the resamples.
+        labelled: the documents.
+        hits: (t,) further values to average over documents, such as whether the answer is correct.
+        seed: seed of the resamples.
     """
-    truth, group = samples.of("test"), samples.groups_of("test")
-    right = (fitted.test == truth).astype(np.float32)
-    others = np.array([beside[name] for name in beside], dtype=np.float32).reshape(len(beside), len(truth))
-    rows = np.concatenate([right, fitted.control, others])
+    truth, group = labelled.of("test"), labelled.groups_of("test")
+    correct = (fitted.test == truth).astype(np.float32)
+    others = np.array([hits[name] for name in hits], dtype=np.float32).reshape(len(hits), len(truth))
+    rows = np.concatenate([correct, fitted.control, others])
     present = np.unique(truth)
     classes = np.array([truth == number for number in present], dtype=np.float32)
     count = len(fitted.sites)
@@ -72,102 +77,105 @@ def bootstrap_accuracies(
         means = (rows @ drawn / drawn.sum(0)).T
         with np.errstate(invalid="ignore", divide="ignore"):
             # A resample without a class has no recall of it; the mean is then over the classes it has.
-            recalls = np.array([right @ (drawn * one[:, None]) / (one @ drawn) for one in classes])
-        found = {"probe": means[:, :count], "control": means[:, count : 2 * count]}
-        found |= {name: means[:, 2 * count + place] for place, name in enumerate(beside)}
-        found["balanced"] = np.nanmean(recalls, axis=0).T
-        return {name: value.astype(np.float64) for name, value in found.items()}
+            recalls = np.array([correct @ (drawn * members[:, None]) / (members @ drawn) for members in classes])
+        by_name = {"probe": means[:, :count], "control": means[:, count : 2 * count]}
+        by_name |= {name: means[:, 2 * count + number] for number, name in enumerate(hits)}
+        by_name["balanced"] = np.nanmean(recalls, axis=0).T
+        return {name: value.astype(np.float64) for name, value in by_name.items()}
 
     values, resampled = bootstrap(evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(rows) * (1 + len(present)))
     return BootstrapAccuracies(int(group.max()) + 1, values, resampled)
 
 
 def curve_points(
-    fitted: ProbePredictions, samples: LabelledFeatures, draws: BootstrapAccuracies, repeats: Floats, *, seed: int = 0
+    fitted: ProbePredictions,
+    labelled: LabelledFeatures,
+    accuracies: BootstrapAccuracies,
+    repeats: Floats,
+    *,
+    seed: int = 0,
 ) -> tuple[ProbePoint, ...]:
-    """The curves.
+    """Return a point of the layer curves for each site.
 
     Args:
         fitted: the probes.
-        samples: who they were fitted on.
-        draws: see :func:`bootstrap_accuracies`.
+        labelled: the documents.
+        accuracies: see :func:`bootstrap_accuracies`.
         repeats: (R, F) accuracies on further divisions into folds; R may be 0.
-        seed: of the shuffles behind the p-values.
+        seed: seed of the permutations for the p-values.
     """
-    classes = len(samples.labels)
-    p = permutation_p_values(fitted.test, samples, seed=seed)
-    own = [place for place, key in enumerate(fitted.sites) if key.part != "control"]
-    corrected = np.full(len(p), np.nan)
-    corrected[own] = holm([float(p[place]) for place in own])
-    validation = (fitted.validation == samples.of("validation")).mean(1)
-    chance = 1 / classes
-    found = []
-    for place, key in enumerate(fitted.sites):
-        accuracy, control = draws.resampled["probe"][:, place], draws.resampled["control"][:, place]
-        balanced = draws.resampled["balanced"][:, place]
-        value = {name: float(draws.values[name][place]) for name in ("probe", "control", "balanced")}
-        strength, norm, null = (
-            float(fitted.strength[place]),
-            float(fitted.gradient_norm[place]),
-            fitted.label_permutation[place],
-        )
-        found.append(
+    chance = 1 / len(labelled.labels)
+    p = permutation_p_values(fitted.test, labelled, seed=seed)
+    own = [index for index, site in enumerate(fitted.sites) if site.part != "control"]
+    p_holm = np.full(len(p), np.nan)
+    p_holm[own] = holm([float(p[index]) for index in own])
+    validation = (fitted.validation == labelled.of("validation")).mean(1)
+    points = []
+    for index, site in enumerate(fitted.sites):
+        probe, control, balanced = (float(accuracies.values[name][index]) for name in _BY_SITE)
+        probes, controls, balanced_resampled = (accuracies.resampled[name][:, index] for name in _BY_SITE)
+        permuted = fitted.label_permutation[index]
+        points.append(
             ProbePoint(
-                layer=key.layer,
-                part=key.part,
-                pooling=key.pooling,
-                width=key.width,
-                read=key.read,
-                accuracy=draws.estimate(value["probe"], accuracy),
-                balanced=draws.estimate(value["balanced"], balanced),
-                corrected=draws.estimate(
-                    (value["balanced"] - chance) / (1 - chance), (balanced - chance) / (1 - chance)
+                layer=site.layer,
+                part=site.part,
+                pooling=site.pooling,
+                width=site.width,
+                read=site.read,
+                accuracy=accuracies.estimate(probe, probes),
+                balanced=accuracies.estimate(balanced, balanced_resampled),
+                corrected=accuracies.estimate(
+                    (balanced - chance) / (1 - chance), (balanced_resampled - chance) / (1 - chance)
                 ),
-                control=draws.estimate(value["control"], control),
-                selectivity=draws.estimate(value["probe"] - value["control"], accuracy - control),
-                label_permutation=float(null.mean()) if len(null) else math.nan,
-                label_permutation_high=float(np.quantile(null, 0.95)) if len(null) else math.nan,
-                p=float(p[place]),
-                p_holm=float(corrected[place]),
-                validation=float(validation[place]),
-                C=None if np.isnan(strength) else strength,
-                gradient_norm=None if np.isnan(norm) else norm,
-                repeats=tuple(map(float, repeats[:, place])),
+                control=accuracies.estimate(control, controls),
+                selectivity=accuracies.estimate(probe - control, probes - controls),
+                label_permutation=float(permuted.mean()) if len(permuted) else math.nan,
+                label_permutation_high=float(np.quantile(permuted, 0.95)) if len(permuted) else math.nan,
+                p=float(p[index]),
+                p_holm=float(p_holm[index]),
+                validation=float(validation[index]),
+                C=_none_if_nan(fitted.strength[index]),
+                gradient_norm=_none_if_nan(fitted.gradient_norm[index]),
+                repeats=tuple(map(float, repeats[:, index])),
             )
         )
-    return tuple(found)
+    return tuple(points)
+
+
+def _none_if_nan(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def permutation_p_values(
-    test: Ints, samples: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS
+    test: Ints, labelled: LabelledFeatures, *, seed: int = 0, permutations: int = PERMUTATIONS
 ) -> Floats:
-    """How often a probe would look as good if the test fold's labels meant nothing.
+    """Test whether the predictions are better than for test labels without meaning.
 
-    Labels are shuffled by group and the fitted probes are held against them. Given its predictions, a probe whose
-    features say nothing of the class is as good on any of these as on the real labels, so this needs no refit, and the
-    p-value, ``(1 + b) / (1 + B)``, can be as small as many layers need.
+    The test labels are permuted by group and compared with the predictions of the fitted probes. A probe whose features
+    do not contain the class is as accurate on permuted labels as on the real ones, so no refits are needed, and the
+    p-value, ``(1 + b) / (1 + B)``, can be as small as many layers require.
 
     Args:
         test: (F, t) predictions.
-        samples: who they are of.
-        seed: of the shuffles.
+        labelled: the documents.
+        seed: seed of the permutations.
         permutations: their number, B.
 
     Returns:
-        (F,).
+        (F,) p-values.
     """
-    truth, group, classes = samples.of("test"), samples.groups_of("test"), len(samples.labels)
+    truth, group, classes = labelled.of("test"), labelled.groups_of("test"), len(labelled.labels)
     generator = np.random.default_rng((seed, 1))
     counts = np.bincount(truth, minlength=classes)
     share = np.divide(1.0, counts * (counts > 0).sum(), out=np.zeros(classes), where=counts > 0)
-    said = np.eye(classes, dtype=np.float32)[test].reshape(len(test), -1)
+    predicted = np.eye(classes, dtype=np.float32)[test].reshape(len(test), -1)
     observed = balanced_accuracy(test, truth)
     as_good = np.zeros(len(test))
     at_once = max(1, _CELLS // (len(truth) * classes))
     for start in range(0, permutations, at_once):
-        drawn = permute_labels(truth, group, min(at_once, permutations - start), generator)
-        weights = np.eye(classes, dtype=np.float32)[drawn] * share.astype(np.float32)
-        # A rounding error must not make an equal figure a smaller one.
-        as_good += (said @ weights.reshape(len(drawn), -1).T >= observed[:, None] - 1e-6).sum(1)
-    found: Floats = (1 + as_good) / (1 + permutations)
-    return found
+        permuted = permute_labels(truth, group, min(at_once, permutations - start), generator)
+        weights = np.eye(classes, dtype=np.float32)[permuted] * share.astype(np.float32)
+        # A rounding error must not make an equal figure smaller.
+        as_good += (predicted @ weights.reshape(len(permuted), -1).T >= observed[:, None] - 1e-6).sum(1)
+    p: Floats = (1 + as_good) / (1 + permutations)
+    return p

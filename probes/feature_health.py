@@ -1,7 +1,7 @@
 """The Feature Health Score: a curve of probe accuracies over a module's layers as one number.
 
-Source: Zhu et al., "Lost in the Hype", arXiv 2604.08333, 2026. The score has no chance line of its own, so it belongs
-beside the curve it sums up and the curve's controls, not in their place.
+Source: Zhu et al., "Lost in the Hype", arXiv 2604.08333, 2026. The score is not corrected for chance, so always show it
+together with the curve and its controls.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.utils.record import Record
 
 DECAY = 0.2
-"""How fast ups and downs lower the score: lambda in the paper, which sets it to 0.2."""
+"""How strongly changes between layers lower the score: lambda in the paper, which sets it to 0.2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health(Record):
-    """The health of one curve, and what it is made of.
+    """The Feature Health Score of one curve, and its parts.
 
     Attributes:
         score: ``p_end * (1 + growth) * volatility``, as :func:`health_score` gives it.
         growth: the growth factor, ``ln(p_end / sqrt(p_start * p_min))``; NaN where one of the three is 0.
-        volatility: the volatility penalty, from 0 (all ups and downs) to 1 (a flat curve, or one layer).
+        volatility: the volatility penalty, from 0 to 1 (a flat curve, or one layer).
         p_start: accuracy at the first layer.
         p_min: lowest accuracy of all layers.
         p_end: accuracy at the last layer.
@@ -41,7 +41,7 @@ class Health(Record):
 
 
 def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
-    """Score curves; leading axes, such as bootstrap resamples, are curves of their own.
+    """Score curves; leading axes, such as bootstrap resamples, are separate curves.
 
     With P the accuracies from the first layer to the last::
 
@@ -49,12 +49,12 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
         growth     = ln(P_end / sqrt(P_start * P_min))
         volatility = exp(-decay * sum |P_next - P| / P_end)
 
-    A flat curve, and one of a single layer, scores its accuracy. Where P_end is 0 the score is 0, its limit. Where
-    P_end is above 0 but P_start or P_min is 0 the growth is unbounded and the score NaN; so it is where an accuracy is
-    NaN. A curve that ends below ``sqrt(P_start * P_min) / e`` scores below 0.
+    A flat curve, and one of a single layer, scores its accuracy. If P_end is 0, the score is 0, its limit. If P_end is
+    above 0 but P_start or P_min is 0, the growth is unbounded and the score NaN, as it is if an accuracy is NaN. A
+    curve that ends below ``sqrt(P_start * P_min) / e`` scores below 0.
 
     Args:
-        accuracies: (..., n) float64 between 0 and 1, n >= 1 layers in order; NaN where an accuracy is not defined.
+        accuracies: (..., n) float64 between 0 and 1, n >= 1 layers in order; NaN for undefined accuracies.
         decay: lambda, at least 0.
 
     Returns:
@@ -71,7 +71,7 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
 
 
 def health(accuracies: Floats, decay: float = DECAY) -> Health:
-    """Score one curve and keep the parts.
+    """Score one curve and return the parts as well.
 
     Args:
         accuracies: (n,) float64, as for :func:`health_score`.
@@ -84,7 +84,7 @@ def health(accuracies: Floats, decay: float = DECAY) -> Health:
     curve = np.asarray(accuracies, dtype=np.float64)
     if curve.ndim != 1:
         raise DataError(
-            f"Expected `accuracies` of one curve, shape (n,), found shape {curve.shape}. Score several at once with "
+            f"Expected `accuracies` of one curve, shape (n,), got shape {curve.shape}. Score several at once with "
             "`health_score`."
         )
     low, growth, volatility, end = _parts(curve, decay)
@@ -99,21 +99,21 @@ def health(accuracies: Floats, decay: float = DECAY) -> Health:
 
 
 def _parts(accuracies: Floats, decay: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """P_min, growth, volatility and P_end, each (...); the growth is NaN where it is unbounded."""
+    """Return P_min, growth, volatility and P_end, each (...); growth is NaN where it is unbounded."""
     curves = np.asarray(accuracies, dtype=np.float64)
     if curves.ndim == 0 or curves.shape[-1] == 0:
         raise DataError(
-            f"Expected `accuracies` of at least one layer, shape (..., n), found shape {curves.shape}. Give the "
+            f"Expected `accuracies` of at least one layer, shape (..., n), got shape {curves.shape}. Give the "
             "accuracy of the probe at each layer of the module."
         )
     if ((curves < 0) | (curves > 1)).any():
         raise DataError(
-            f"Expected `accuracies` between 0 and 1, found {np.nanmin(curves):g} to {np.nanmax(curves):g}. Give "
-            "shares, not percent or chance-corrected figures."
+            f"Expected `accuracies` between 0 and 1, got {np.nanmin(curves):g} to {np.nanmax(curves):g}. Give "
+            "fractions, not percent or chance-corrected figures."
         )
     if not (math.isfinite(decay) and decay >= 0):
-        raise OptionError(f"Expected `decay` to be at least 0, found {decay!r}. The paper uses {DECAY}.")
-    # Unlike nanmin, min passes a NaN on.
+        raise OptionError(f"Expected `decay` to be at least 0, got {decay!r}. The paper uses {DECAY}.")
+    # Unlike nanmin, min propagates NaN.
     start, low, end = curves[..., 0], curves.min(-1), curves[..., -1]
     change = np.abs(np.diff(curves, axis=-1)).sum(-1)
     bounded = (start > 0) & (low > 0) & (end > 0)
@@ -122,6 +122,6 @@ def _parts(accuracies: Floats, decay: float) -> tuple[Floats, Floats, Floats, Fl
     growth: Floats = np.where(bounded, logs[0] - (logs[1] + logs[2]) / 2, np.nan)
     relative = np.where(change > 0, np.inf, change)
     np.divide(change, end, out=relative, where=end > 0)
-    # Without decay nothing is penalised, be the change without bound.
+    # Without decay nothing is penalised, even an unbounded change.
     volatility: Floats = np.exp(-decay * relative) if decay else np.where(np.isnan(change), np.nan, 1.0)
     return low, growth, volatility, end

@@ -33,17 +33,17 @@ scikit-learn's default of 1, which is the free end here: it separates the train 
 _ABSENT = -50.0
 """Logit of a class without train rows: a probability of about 1e-21, yet a finite log loss."""
 _CELLS = {"cpu": 1 << 19, "cuda": 1 << 27}
-"""Numbers in one array of logits: on a CPU few enough for its cache, and so many that Python's share is small; on a GPU
-what leaves room in its memory."""
-_SEARCHES = 6
+"""Numbers in one array of logits: on a CPU few enough for its cache and enough to make Python's overhead small; on a
+GPU what leaves room in its memory."""
+_MAX_SEARCHES = 6
 """Lengths that a line search tries at most; one or two are the rule."""
-_NEAR = 0.2
+_SLOPE_FRACTION = 0.2
 """A line search ends where the slope has fallen to this share of what it was."""
-_CROWD = 0.75
-"""Finished problems are put aside once the layer with most open ones has no more than this share of them left."""
-_FLAT = 1e-6
+_OPEN_FRACTION = 0.75
+"""Finished problems are dropped once the layer with most open ones has at most this fraction of its problems left."""
+_MIN_CURVATURE = 1e-6
 """Least mean curvature that the preconditioner reckons with."""
-_NOTHING = 1e-12
+_MIN_OBJECTIVE = 1e-12
 """Objective below which there is nothing to gain: all rows are of one class."""
 _TINY = 1e-30
 """In place of a divisor of zero."""
@@ -68,7 +68,7 @@ class Solution:
     steps: Tensor
 
     def logits(self, coordinates: Tensor) -> Tensor:
-        """Logits of rows.
+        """Compute the logits of rows.
 
         Args:
             coordinates: (L, M, r) float32, see :meth:`RowSpace.coordinates`.
@@ -82,8 +82,8 @@ class Solution:
                 f"Expected argument `coordinates` to have the shape ({layers}, rows, {rank}), but got "
                 f"{tuple(coordinates.shape)}: make them with `RowSpace.coordinates` of the space that was solved."
             )
-        found = self.weights.flatten(1, 3) @ coordinates.mT
-        return (found.view(layers, sets, grid, classes, coordinates.shape[1]) + self.intercepts[..., None]).mT
+        logits = self.weights.flatten(1, 3) @ coordinates.mT
+        return (logits.view(layers, sets, grid, classes, coordinates.shape[1]) + self.intercepts[..., None]).mT
 
     def choose(self, indices: Tensor) -> Solution:
         """Keep one strength for each layer and label set.
@@ -143,7 +143,9 @@ def solve(
     device = space.train.device
     targets, strengths = targets.to(device), strengths.to(device, torch.float32)
     if classes < 2:
-        raise OptionError(f"Expected argument `classes` to be at least 2, but got {classes}: nothing is to be told.")
+        raise OptionError(
+            f"Expected argument `classes` to be at least 2, but got {classes}: with one class there is nothing to fit."
+        )
     if targets.ndim == 2:
         targets = targets[None]
     if targets.ndim != 3 or targets.shape[0] not in (1, layers) or targets.shape[2] != rows:
@@ -176,11 +178,11 @@ def solve(
         *(torch.split(part, at_once) for part in (space.train, space.squares, targets, strength)),
         strict=True,
     )
-    found = [
+    blocks = [
         _solve(train, squares, _start(target, inverse, classes, rank), tolerance, most_steps)
         for train, squares, target, inverse in parts
     ]
-    weights, intercepts, norm, steps = (torch.cat(blocks) for blocks in zip(*found, strict=True))
+    weights, intercepts, norm, steps = (torch.cat(part) for part in zip(*blocks, strict=True))
     shape = (layers, sets, grid)
     return Solution(
         weights=weights.view(*shape, classes, rank),
@@ -193,34 +195,34 @@ def solve(
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """Where the problems of some layers stand: l layers with q problems each, and the step that led here."""
+    """The state of the problems of some layers, l layers with q problems each, and the step that led to it."""
 
     problem: Tensor  # (l, q) int64, the number of the problem
     target: Tensor  # (l, q, 1, N) int64
-    right: Tensor  # (l, q, K, N), the same as zeros and ones
+    one_hot: Tensor  # (l, q, K, N), the same as zeros and ones
     penalty: Tensor  # (l, q), the factor of half the squared weights where that of the loss is 1
-    free: Tensor  # (l, q), classes that occur, less one, and at least 1
+    degrees: Tensor  # (l, q), classes that occur, less one, and at least 1
     weights: Tensor  # (l, q, K, r)
     intercepts: Tensor  # (l, q, K)
     logits: Tensor  # (l, q, K, N)
-    chance: Tensor  # (l, q, K, N), the softmax of the logits
+    probability: Tensor  # (l, q, K, N), the softmax of the logits
     direction: Tensor  # (l, q, K, r), of the weights
-    lift: Tensor  # (l, q, K), the direction of the intercepts
+    intercept_direction: Tensor  # (l, q, K), the direction of the intercepts
     gradient: Tensor  # (l, q, K, r), of the weights where the step began
-    tilt: Tensor  # (l, q, K), the gradient of the intercepts there
+    intercept_gradient: Tensor  # (l, q, K), the gradient of the intercepts there
     square: Tensor  # (l, q), the squared norm of that gradient
     slope: Tensor  # (l, q), of the objective along the direction where the step ended
     norm: Tensor  # (l, q), what decides when to stop
     steps: Tensor  # (l, q) int64
 
     def pick(self, at: Tensor) -> _State:
-        """The problems at (l, q') places of each layer."""
+        """Select the problems with the indices (l, q') of each layer."""
         layer = _column(at)
         return _State(*(getattr(self, part.name)[layer, at] for part in fields(self)))
 
 
 def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State:
-    """Zero weights, and the intercepts that fit best with them.
+    """Return the initial state: zero weights, and the intercepts that fit best with them.
 
     Args:
         targets: (l, q, N) int64.
@@ -229,30 +231,30 @@ def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State
         rank: r.
     """
     layers, problems, _ = targets.shape
-    right = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
-    counts = right.sum(-1)
+    one_hot = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
+    counts = one_hot.sum(-1)
     occurs = counts > 0
     occurring = occurs.sum(-1)
     intercepts = counts.clamp_min(1).log()
     intercepts = (intercepts - (intercepts.sum(-1) / occurring)[..., None]).where(occurs, _ABSENT)
-    logits = intercepts[..., None].expand_as(right).contiguous()
+    logits = intercepts[..., None].expand_as(one_hot).contiguous()
     nothing = torch.zeros_like(strength)
     weights = strength.new_zeros(layers, problems, classes, rank)
     return _State(
         problem=torch.arange(problems, device=targets.device).expand(layers, problems),
         target=targets[:, :, None],
-        right=right,
+        one_hot=one_hot,
         # For two classes scikit-learn fits one weight vector w. It is -w/2 and w/2 here, which has half its square.
         penalty=torch.where(occurring == 2, 2, 1) / strength,
-        free=(occurring - 1).clamp_min(1),
+        degrees=(occurring - 1).clamp_min(1),
         weights=weights,
         intercepts=intercepts,
         logits=logits,
-        chance=logits.softmax(2),
+        probability=logits.softmax(2),
         direction=weights,
-        lift=torch.zeros_like(intercepts),
+        intercept_direction=torch.zeros_like(intercepts),
         gradient=weights,
-        tilt=torch.zeros_like(intercepts),
+        intercept_gradient=torch.zeros_like(intercepts),
         square=nothing,
         slope=nothing,
         norm=nothing,
@@ -275,41 +277,45 @@ def _solve(
     Returns:
         Weights (l, q, K, r), intercepts (l, q, K), norms of the gradient (l, q) and steps (l, q).
     """
-    found = tuple(torch.empty_like(part) for part in _answer(state))
+    solution = tuple(torch.empty_like(part) for part in _solution(state))
     for step in range(most_steps + 1):
-        state, scaled, scaled_tilt, gradient, tilt, square = _look(train, squares, state)
+        state, scaled, scaled_intercept_gradient, gradient, intercept_gradient, square = _evaluate(
+            train, squares, state
+        )
         is_open = state.norm > tolerance
         count = 0 if step == most_steps or not is_open.numel() else int(is_open.sum(1).max())
-        if count <= _CROWD * is_open.shape[1]:
-            # Finished problems are put aside. A layer that has fewer open ones than another keeps some of them.
-            for whole, part in zip(found, _answer(state), strict=True):
+        if count <= _OPEN_FRACTION * is_open.shape[1]:
+            # Store and drop finished problems. A layer with fewer open ones than another keeps some of them.
+            for whole, part in zip(solution, _solution(state), strict=True):
                 whole[_column(state.problem), state.problem] = part
             if count == 0:
                 break
             at = is_open.int().argsort(dim=1, descending=True, stable=True)[:, :count]
             layer = _column(at)
             state, is_open = state.pick(at), is_open[layer, at]
-            parts = (scaled, scaled_tilt, gradient, tilt, square)
-            scaled, scaled_tilt, gradient, tilt, square = (part[layer, at] for part in parts)
-        shared = _dot(state.gradient, scaled) + (state.tilt * scaled_tilt).sum(-1)
-        turn = ((square - shared) / state.square.clamp_min(_TINY)).clamp_min(0)
-        # The new direction leads down unless the last search ended far from the bottom: then start anew.
-        turn = turn.where(turn * state.slope < 0.9 * square, 0)[..., None]
+            parts = (scaled, scaled_intercept_gradient, gradient, intercept_gradient, square)
+            scaled, scaled_intercept_gradient, gradient, intercept_gradient, square = (
+                part[layer, at] for part in parts
+            )
+        shared = _dot(state.gradient, scaled) + (state.intercept_gradient * scaled_intercept_gradient).sum(-1)
+        beta = ((square - shared) / state.square.clamp_min(_TINY)).clamp_min(0)
+        # The new direction leads down unless the last search ended far from the bottom: then restart.
+        beta = beta.where(beta * state.slope < 0.9 * square, 0)[..., None]
         state = replace(
             state,
-            direction=turn[..., None] * state.direction - scaled,
-            lift=turn * state.lift - scaled_tilt,
+            direction=beta[..., None] * state.direction - scaled,
+            intercept_direction=beta * state.intercept_direction - scaled_intercept_gradient,
             gradient=gradient,
-            tilt=tilt,
+            intercept_gradient=intercept_gradient,
             square=square,
         )
-        state = _search(train, state, is_open)
-    weights, intercepts, norm, steps = found
+        state = _line_search(train, state, is_open)
+    weights, intercepts, norm, steps = solution
     return weights, intercepts, norm, steps
 
 
-def _look(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradient, and what tells how far the bottom is.
+def _evaluate(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradient and the norm that decides when to stop.
 
     Returns:
         The state with its norm; the gradient times the preconditioner, for the weights (l, q, K, r) and the intercepts
@@ -317,41 +323,43 @@ def _look(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Tensor
     """
     rows = train.shape[1]
     penalty = state.penalty[..., None, None]
-    residual = state.chance - state.right
+    residual = state.probability - state.one_hot
     gradient = torch.addcmul(_times(residual, train), penalty, state.weights)
-    tilt = residual.sum(-1)
+    intercept_gradient = residual.sum(-1)
     # Boehning's bound has 1/2 in place of this mean, which is far less where the rows are told apart with confidence.
-    curvature = ((1 - _dot(state.chance, state.chance) / rows) / state.free).clamp_min(_FLAT)[..., None]
+    curvature = ((1 - _dot(state.probability, state.probability) / rows) / state.degrees).clamp_min(_MIN_CURVATURE)[
+        ..., None
+    ]
     scaled = gradient / torch.addcmul(penalty, curvature[..., None], squares[:, None, None])
-    scaled_tilt = tilt / (curvature * rows)
-    square = _dot(gradient, scaled) + (tilt * scaled_tilt).sum(-1)
-    loss = -state.chance.gather(2, state.target).clamp_min(_TINY).log().sum((2, 3))
+    scaled_intercept_gradient = intercept_gradient / (curvature * rows)
+    square = _dot(gradient, scaled) + (intercept_gradient * scaled_intercept_gradient).sum(-1)
+    loss = -state.probability.gather(2, state.target).clamp_min(_TINY).log().sum((2, 3))
     objective = loss + state.penalty * _dot(state.weights, state.weights) / 2
-    norm = (square / objective.clamp_min(_NOTHING)).sqrt()
-    return replace(state, norm=norm), scaled, scaled_tilt, gradient, tilt, square
+    norm = (square / objective.clamp_min(_MIN_OBJECTIVE)).sqrt()
+    return replace(state, norm=norm), scaled, scaled_intercept_gradient, gradient, intercept_gradient, square
 
 
-def _search(train: Tensor, state: _State, is_open: Tensor) -> _State:
-    """Go along the direction to about where the objective is least; what is finished stays where it is.
+def _line_search(train: Tensor, state: _State, is_open: Tensor) -> _State:
+    """Move along the direction to approximately the minimum; finished problems do not move.
 
     Logits are linear in the length of the step, so that one product serves every length that is tried.
     """
-    move = _times(state.direction, train.mT) + state.lift[..., None]
-    bend = state.penalty * _dot(state.direction, state.direction)
-    pull = state.penalty * _dot(state.weights, state.direction) - _dot(state.right, move)
-    weighted = state.chance * move
-    start = weighted.sum((2, 3)) + pull
-    second = _dot(weighted, move) - weighted.sum(2).square().sum(-1) + bend
+    move = _times(state.direction, train.mT) + state.intercept_direction[..., None]
+    penalty_curvature = state.penalty * _dot(state.direction, state.direction)
+    constant_slope = state.penalty * _dot(state.weights, state.direction) - _dot(state.one_hot, move)
+    weighted = state.probability * move
+    start = weighted.sum((2, 3)) + constant_slope
+    second = _dot(weighted, move) - weighted.sum(2).square().sum(-1) + penalty_curvature
     goes = is_open & (start < 0)
     length = (-start / second.clamp_min(_TINY)).where(goes, 0)
     low, slope_low = torch.zeros_like(length), start
     high, slope_high = torch.full_like(length, torch.inf), torch.full_like(length, torch.inf)
-    for search in range(_SEARCHES):
+    for search in range(_MAX_SEARCHES):
         logits = torch.addcmul(state.logits, length[..., None, None], move)
-        chance = logits.softmax(2)
-        slope = _dot(chance, move) + pull + length * bend
-        wide = goes & (slope.abs() > _NEAR * start.abs())
-        if search == _SEARCHES - 1 or not bool(wide.any()):
+        probability = logits.softmax(2)
+        slope = _dot(probability, move) + constant_slope + length * penalty_curvature
+        wide = goes & (slope.abs() > _SLOPE_FRACTION * start.abs())
+        if search == _MAX_SEARCHES - 1 or not bool(wide.any()):
             break
         below = slope < 0
         low, slope_low = length.where(below, low), slope.where(below, slope_low)
@@ -361,35 +369,35 @@ def _search(train: Tensor, state: _State, is_open: Tensor) -> _State:
     return replace(
         state,
         logits=logits,
-        chance=chance,
+        probability=probability,
         slope=slope,
         weights=torch.addcmul(state.weights, length[..., None, None], state.direction),
-        intercepts=torch.addcmul(state.intercepts, length[..., None], state.lift),
+        intercepts=torch.addcmul(state.intercepts, length[..., None], state.intercept_direction),
         steps=state.steps + is_open,
     )
 
 
-def _answer(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _solution(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state.weights, state.intercepts, state.norm, state.steps
 
 
 def _column(at: Tensor) -> Tensor:
-    """(l, 1), the number of each layer, to index with (l, q) places."""
+    """Return the number of each layer, (l, 1), to combine with indices (l, q)."""
     return torch.arange(at.shape[0], device=at.device)[:, None]
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
-    """(l, q, K, a) times (l, a, b) is (l, q, K, b), as one product for each layer."""
+    """Multiply (l, q, K, a) by (l, a, b) to (l, q, K, b), as one product for each layer."""
     return (left.flatten(1, 2) @ right).view(*left.shape[:3], right.shape[-1])
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """(l, q), inner products over the last two dimensions."""
+    """Compute inner products over the last two dimensions, (l, q)."""
     return (left * right).sum((2, 3))
 
 
 def _within(integers: Tensor, end: int) -> bool:
-    """Whether all are int64 from 0 to ``end`` - 1."""
+    """Return whether all are int64 from 0 to ``end`` - 1."""
     return integers.dtype == torch.int64 and bool(((integers >= 0) & (integers < end)).all())
 
 

@@ -70,7 +70,7 @@ class MLPs:
     second_0: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits of rows, without dropout.
+        """Compute the logits of rows, without dropout.
 
         Args:
             features: (L, M, D) float32, on the device of the train rows.
@@ -86,11 +86,11 @@ class MLPs:
         layers, sets, hidden = self.second.shape[:3]
         rows = (features - self.mean[:, None]) / self.scale[:, None]
         units = torch.baddbmm(self.first_0, rows, self.first).relu()
-        found: Tensor = units.view(layers, -1, sets, hidden).transpose(1, 2) @ self.second + self.second_0
-        # A linear unit hands NaN on; one that is infinite may be cut off by ReLU, and is seen in the features only.
-        if not bool(found.isfinite().all()) or not bool(features.isfinite().all()):
+        logits: Tensor = units.view(layers, -1, sets, hidden).transpose(1, 2) @ self.second + self.second_0
+        # NaN propagates to the logits, but ReLU may remove an infinite value, so the features are checked too.
+        if not bool(logits.isfinite().all()) or not bool(features.isfinite().all()):
             raise DataError(not_finite(features, first=0))
-        return found
+        return logits
 
 
 def fit_mlp(
@@ -135,7 +135,7 @@ def fit_mlp(
     for start in range(0, layers, layers_at_once):
         part = train[start : start + layers_at_once]
         trained.append(
-            _beside(
+            _concatenate(
                 [
                     _train(part, some, weights, start, epochs, dropout, seed)
                     for some in torch.split(right, sets_at_once)
@@ -146,8 +146,8 @@ def fit_mlp(
     return MLPs(mean, scale, first, first_0, second, second_0)
 
 
-def _beside(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The fields of :class:`MLPs` of the same layers and further label sets, joined."""
+def _concatenate(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Concatenate the fields of :class:`MLPs` for the same layers and further label sets."""
     (mean, scale, *_), *_ = parts
     first, first_0 = (torch.cat([part[field] for part in parts], dim=2) for field in (2, 3))
     second, second_0 = (torch.cat([part[field] for part in parts], dim=1) for field in (4, 5))
@@ -170,7 +170,7 @@ def initial(width: int, hidden: int, classes: int, seed: int) -> Initial:
 
 
 def rate(step: int, steps: int) -> float:
-    """The schedule: what :data:`RATE` is multiplied by in a step, 0 to ``steps`` - 1.
+    """Return the factor of the learning rate in a step, 0 to ``steps`` - 1.
 
     It rises linearly from zero over the warm-up, and falls to zero along half a cosine, as transformers' schedule does.
     """
@@ -181,7 +181,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw what each step looks at.
+    """Draw the rows and the dropout of each step.
 
     Args:
         rows: N.
@@ -197,8 +197,8 @@ def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> I
     generator = torch.Generator().manual_seed(seed + 1)
     for _ in range(epochs):
         order = torch.randperm(rows, generator=generator)
-        kept = (torch.rand(rows, hidden, generator=generator) >= dropout) / (1 - dropout)
-        yield from zip(torch.split(order, BATCH), torch.split(kept, BATCH), strict=True)
+        mask = (torch.rand(rows, hidden, generator=generator) >= dropout) / (1 - dropout)
+        yield from zip(torch.split(order, BATCH), torch.split(mask, BATCH), strict=True)
 
 
 def _train(
@@ -234,17 +234,17 @@ def _train(
     # AdamW works number by number, so that one for all probes is the same as one for each.
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY, fused=True)
     steps = epochs * math.ceil(rows / BATCH)
-    for step, (at, kept) in enumerate(batches(rows, epochs, hidden, dropout, seed)):
-        at, kept = at.to(device), kept.to(device).repeat(1, sets)
-        batch = data[:, at]
-        units = torch.baddbmm(first_0, batch, first).relu_().mul_(kept)
+    for step, (indices, mask) in enumerate(batches(rows, epochs, hidden, dropout, seed)):
+        indices, mask = indices.to(device), mask.to(device).repeat(1, sets)
+        batch = data[:, indices]
+        units = torch.baddbmm(first_0, batch, first).relu_().mul_(mask)
         split = units.view(layers, -1, sets, hidden).transpose(1, 2)
         chance = (split @ second + second_0).softmax(-1)
         # The backward pass by hand: it spares the autograd's calls, and a new array of gradients in each step.
-        error = (chance - right[:, at]) / len(at)
+        error = (chance - right[:, indices]) / len(indices)
         torch.matmul(split.mT, error, out=second.grad)
         torch.sum(error, 2, keepdim=True, out=second_0.grad)
-        back = (error @ second.mT).transpose(1, 2).reshape(units.shape).mul_(kept).mul_(units > 0)
+        back = (error @ second.mT).transpose(1, 2).reshape(units.shape).mul_(mask).mul_(units > 0)
         torch.bmm(batch.mT, back, out=first.grad)
         torch.sum(back, 1, keepdim=True, out=first_0.grad)
         optimiser.param_groups[0]["lr"] = RATE * rate(step, steps)

@@ -1,4 +1,4 @@
-"""The run of a reference classifier, against which the vision tower is judged."""
+"""Find and read the run of a reference classifier, with which the vision tower is compared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.results.outcome_files import load_run
 
 logger = logging.getLogger(__name__)
-_BLIND: Final = "majority"
+_IGNORES_IMAGES: Final = "majority"
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a reference classifier says.
+    """The predictions of a reference classifier.
 
     Attributes:
         name: such as ``"baseline pixels"``.
@@ -32,37 +32,37 @@ class Reference:
 
 
 def read_reference(folder: Path, dataset_fingerprint: str) -> Reference:
-    """Read a run to compare with: of ``medmllm baseline``, or of any model.
+    """Read a run to compare with, of ``medmllm baseline`` or of any model.
 
     Args:
         folder: the run folder.
-        dataset_fingerprint: of the data that are probed.
+        dataset_fingerprint: fingerprint of the probed data set.
 
     Raises:
-        DataError: it is no run folder, or no task of it was run on these data.
+        DataError: it is not a run folder, or none of its tasks uses the same data.
     """
     run = load_run(folder)
-    for task, told in run.manifest["tasks"].items():
-        if told.get("dataset_fingerprint") == dataset_fingerprint and task in run.outcomes:
+    for task, entry in run.manifest["tasks"].items():
+        if entry.get("dataset_fingerprint") == dataset_fingerprint and task in run.outcomes:
             predicted = {outcome.id: outcome.predicted for outcome in run.outcomes[task]}
             model = run.manifest.get("model")
             name = model.get("name") if isinstance(model, Mapping) else None
             return Reference(str(name or folder.name), folder, predicted)
     raise DataError(
-        f"{folder}: expected a run on the same data, found tasks {sorted(run.manifest['tasks'])} on others; run "
-        "`medmllm baseline TASK` on the data set that is probed."
+        f"{folder}: expected a run on the same data, got tasks {sorted(run.manifest['tasks'])} on other data. Run "
+        "`medmllm baseline TASK` on the probed data set."
     )
 
 
 def find_reference(run_folder: Path, dataset_fingerprint: str) -> Reference | None:
-    """The newest baseline on the same data that stands beside a run folder; ``None`` where there is none.
+    """Return the newest baseline on the same data in the same output folder; ``None`` if there is none.
 
-    Baselines that look at no image are left out.
+    Baselines that ignore the image are left out.
     """
     for _, folder in sorted(_baselines(run_folder, dataset_fingerprint), reverse=True):
         try:
             return read_reference(folder, dataset_fingerprint)
-        # Nobody asked for it by name: an older one, or none, serves better than no probes at all.
+        # The user did not name it, so an older one, or none, is better than an analysis that fails.
         except DataError as error:
             logger.warning("%s is not used as the reference classifier: %s", folder, error)
     return None
@@ -74,8 +74,8 @@ def _baselines(run_folder: Path, dataset_fingerprint: str) -> Iterator[tuple[str
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             method = (manifest.get("command") or {}).get("baseline")
             tasks = manifest["tasks"].values()
-            same = any(told.get("dataset_fingerprint") == dataset_fingerprint for told in tasks)
+            same = any(entry.get("dataset_fingerprint") == dataset_fingerprint for entry in tasks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # no run folder, or one that is being written; what was asked for does not hang on it
-        if method and method != _BLIND and same and manifest.get("finished"):
+            continue  # not a run folder, or one that is being written
+        if method and method != _IGNORES_IMAGES and same and manifest.get("finished"):
             yield str(manifest.get("started")), path.parent

@@ -14,15 +14,14 @@ _DECOMPOSED = {"cpu": 1, "cuda": 1 << 27}
 
 
 def standardise(train: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean 0 and variance 1 for every feature of each layer; a constant feature becomes 0.
+    """Scale every feature of each layer to mean 0 and variance 1; a constant feature becomes 0.
 
     Args:
         train: (L, N, D) float32.
         first: number of the first layer, for messages.
 
     Returns:
-        Mean (L, D) and scale (L, D) in float32, as further rows are to be treated with them, and the rows so treated,
-        (L, N, D) in float64.
+        Mean (L, D) and scale (L, D) in float32, to apply to further rows, and the scaled rows, (L, N, D) in float64.
 
     Raises:
         DataError: a feature is NaN or infinite.
@@ -86,14 +85,14 @@ class RowSpace:
         else:
             squares, axes = torch.linalg.eigh(exact.mT @ exact)
         squares, axes = squares.flip(-1), axes.flip(-1)
-        kept = squares > _SMALLEST * squares[:, :1]
-        squares = squares.where(kept, 0)
+        used = squares > _SMALLEST * squares[:, :1]
+        squares = squares.where(used, 0)
         length = squares.sqrt()
         if exact.shape[1] < exact.shape[2]:
             self.train[at] = axes * length[:, None]
-            basis = rows.mT @ (axes / length.where(kept, torch.inf)[:, None]).float()
+            basis = rows.mT @ (axes / length.where(used, torch.inf)[:, None]).float()
         else:
-            basis = (axes * kept[:, None]).float()
+            basis = (axes * used[:, None]).float()
             self.train[at] = rows @ basis
         self.mean[at] = mean
         self.basis[at] = basis / scale[..., None]
@@ -113,10 +112,10 @@ class RowSpace:
             OptionError: the shape or the type is another.
         """
         expect_alike(features, self.mean)
-        found = (features - self.mean[:, None]) @ self.basis
-        if not bool(found.isfinite().all()):
+        coordinates = (features - self.mean[:, None]) @ self.basis
+        if not bool(coordinates.isfinite().all()):
             raise DataError(not_finite(features, first=0))
-        return found
+        return coordinates
 
 
 def device_kind(tensor: Tensor) -> str:
@@ -125,10 +124,10 @@ def device_kind(tensor: Tensor) -> str:
 
 
 def expect_features(name: str, features: Tensor) -> None:
-    """See to it that an argument holds features of layers.
+    """Check the type and shape of features.
 
     Raises:
-        OptionError: it does not.
+        OptionError: they are wrong.
     """
     if features.ndim != 3 or 0 in features.shape or features.dtype != torch.float32:
         raise OptionError(
@@ -138,10 +137,10 @@ def expect_features(name: str, features: Tensor) -> None:
 
 
 def expect_alike(features: Tensor, mean: Tensor) -> None:
-    """See to it that ``features`` are of the layers that something was fitted on, whose means are (L, D).
+    """Check that ``features`` match the layers that a probe was fitted on, whose means are (L, D).
 
     Raises:
-        OptionError: they are not.
+        OptionError: they do not.
     """
     expect_features("features", features)
     layers, width = mean.shape
@@ -153,9 +152,9 @@ def expect_alike(features: Tensor, mean: Tensor) -> None:
 
 
 def not_finite(features: Tensor, *, first: int) -> str:
-    """The message about the first feature that is NaN or infinite; ``first`` is the number of the first layer."""
+    """Return the message about the first feature that is NaN or infinite; ``first`` is the number of the first layer."""
     layer, row, column = (~features.isfinite()).nonzero()[0].tolist()
     return (
-        f"Expected finite features, found {features[layer, row, column].item()} in layer {first + layer}, row {row}, "
-        f"column {column}: capture the features again, or leave that document out."
+        f"Expected finite features, got {features[layer, row, column].item()} in layer {first + layer}, row {row}, "
+        f"column {column}. Record the features again, or leave that document out."
     )

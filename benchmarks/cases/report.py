@@ -14,7 +14,7 @@ from unittest.mock import patch
 from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect, timed
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures.parallel_figures import draw_all
-from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.report_files import write_report
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from support.run_folders import Folder, outcomes
@@ -53,7 +53,7 @@ def write_attributions(root: Path, documents: int) -> Path:
 def page(folders: Sequence[Path], output: Path, workers: int | None = None) -> bytes:
     """Make the page, with its figures drawn by that many workers, and return it."""
     with patch.object(assemble, "draw_all", draw_all if workers is None else partial(draw_all, workers=workers)):
-        make(folders, output)
+        write_report(folders, output)
     return output.read_bytes()
 
 
@@ -70,7 +70,7 @@ def setup(run: Run) -> Sides:
 
     def details(comparison: Comparison) -> Mapping[str, Any]:
         attributions = write_attributions(run.folder, run.size.documents)
-        seconds, report = timed(lambda: make([attributions], pages["attributions"]))
+        seconds, report = timed(lambda: write_report([attributions], pages["attributions"]))
         return {
             "ours_s": median(comparison.ours),
             "attributions_mb": round(pages["attributions"].stat().st_size / 1e6, 2),

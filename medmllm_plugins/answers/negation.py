@@ -29,18 +29,18 @@ _PATTERNS = {
         r"|\b(?:not (?:only|just|merely|simply)|no (?:doubt|question)|without (?:any |a )?(?:doubt|question)"
         r"|not surprising(?:ly)?|other than)\b|非常|无疑|不仅|不但|不只"
     ),
-    # Negates what stands before and after it in the clause.
+    # Negates what comes before and after it in the clause.
     "both": (
         rf"\b(?:not|can ?not|[a-z]{{2,6}}n't) (?:been |be )?(?:[a-z]{{2,14}}ly )?(?:be )?{_SEEN}\b"
         r"|では?な|ではあり|じゃな|なし|ません|ない|否定|아니|아닙|아닌|아님|않|없|可能性(?:很|较|比较)?(?:低|小)"
     ),
-    # Negates what stands before it in the clause.
+    # Negates what comes before it in the clause.
     "before": (
         rf"\b{_BE} (?:[a-z]{{2,14}} )?(?:{_OUT}|negative|less likely|(?:very |quite |too )?low)\b(?! for| to )"
         r"|(?<=[a-z0-9][- ])(?:free|negative)\b(?! (?:of|for|from))"
         r"|[:?=|(-] ?(?:no|not|none|negative|absent|false|unlikely)(?= ?(?:[.,;!?|)\n]|$))"
     ),
-    # Negates what follows, or where nothing follows in the clause, what stands before.
+    # Negates what follows, or where nothing follows in the clause, what comes before.
     "either": rf"\b(?:{_OUT}|rules? out|ruling out|excludes?|excluding|less likely)\b",
     "no": (
         r"\bno\b(?! ?,)|\b(?:without|absence of|lack of|lacks|lacking|negative for|free (?:of|from)|none of|nothing"
@@ -234,7 +234,7 @@ class _ScopeFinder:
 
 
 def _events(text: str, mentions: Sequence[tuple[int, int]]) -> list[_Event]:
-    """Mentions and scope words in order; a scope word that touches a mention's span is left out."""
+    """Return mentions and scope words in order; a scope word that touches a mention's span is left out."""
     out: list[_Event] = []
     match = _EVENT.search(text)
     for index, (first, last) in enumerate(mentions):
@@ -243,7 +243,7 @@ def _events(text: str, mentions: Sequence[tuple[int, int]]) -> list[_Event]:
                 out.append(_Event(str(match.lastgroup), match.start(), match.end()))
             match = _EVENT.search(text, match.end() if match.end() <= first else last)
         out.append(_Event("mention", first, last, index))
-        # Searched anew only where the match in hand lies inside the mention, so that the whole stays linear.
+        # Searched again only if the present match lies inside the mention, so that the whole stays linear.
         if match is not None and match.start() < last:
             match = _EVENT.search(text, last)
     while match is not None:
@@ -253,7 +253,7 @@ def _events(text: str, mentions: Sequence[tuple[int, int]]) -> list[_Event]:
 
 
 def _starts_clause(text: str, events: list[_Event], i: int) -> bool:
-    """Whether a subject or verb stands right after event ``i`` ("…, the image", "…, and is")."""
+    """Return whether a subject or verb follows event ``i`` directly ("…, the image", "…, and is")."""
     for follower in events[i + 1 : i + 3]:
         if text[events[i].end : follower.start].strip():
             return False
@@ -266,9 +266,9 @@ def _starts_clause(text: str, events: list[_Event], i: int) -> bool:
 
 
 def _lists(events: list[_Event]) -> list[str]:
-    """For each event the conjunction that goes on with a list after it: ``"or"``, ``"and"`` or ``""``.
+    """Return for each event the conjunction that continues a list after it: ``"or"``, ``"and"`` or ``""``.
 
-    A list goes on where a conjunction comes before the next clause end, verb or subject.
+    A list continues where a conjunction comes before the next clause end, verb or subject.
     """
     out = [""] * len(events)
     state = ""

@@ -56,25 +56,25 @@ def drop_reasoning(text: str) -> str | None:
     Returns:
         What is left, or None where a block is never closed, as the model then gave no final answer.
     """
-    kept: list[str] = []
+    parts: list[str] = []
     start, opened = 0, False
     for tag in _TAGS.finditer(text):
         if tag["open"]:
             if not opened:
-                kept.append(text[start : tag.start()])
+                parts.append(text[start : tag.start()])
             opened = True
         else:
             if not opened:
-                kept.clear()
+                parts.clear()
             opened = False
             start = tag.end()
     if opened:
         return None
-    return "\n".join([*kept, text[start:]])
+    return "\n".join([*parts, text[start:]])
 
 
 def answer_block(text: str) -> str | None:
-    """Content of the last ``<answer>`` element that is not blank (closed or not), or None."""
+    """Return the content of the last ``<answer>`` element that is not blank (closed or not), or None."""
     tags = list(_ANSWER_TAG.finditer(text))
     for i in range(len(tags) - 1, -1, -1):
         if tags[i]["close"]:
@@ -86,7 +86,7 @@ def answer_block(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{…}`` that is not blank, nested braces included, or None."""
+    r"""Return the content of the last ``\boxed{…}`` that is not blank, nested braces included, or None."""
     end = len(text)
     for opening in reversed(list(_BOXED.finditer(text))):
         depth, stop = 1, end

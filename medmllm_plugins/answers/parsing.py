@@ -125,7 +125,7 @@ def parse_answer(
 
 
 def mentions(plain: str, phrase: str, synonyms: tuple[str, ...] = ()) -> tuple[bool, bool]:
-    """Whether cleaned text asserts a phrase or one of its synonyms anywhere, and whether it negates one."""
+    """Return whether cleaned text asserts a phrase or one of its synonyms anywhere, and whether it negates one."""
     reading = _lexicon(((phrase, synonyms),), None).read(plain)
     return bool(reading.asserted), bool(reading.negated)
 
@@ -140,7 +140,7 @@ def _verdict(reading: _Reading) -> Answer:
 
 
 def _statement(plain: str) -> tuple[int, int] | None:
-    """Span of what the last "Answer: X" kind of statement says, up to the end of its sentence, or None."""
+    """Return the span of what the last "Answer: X" kind of statement says, up to the end of its sentence, or None."""
     heads = [match.end() for match in _HEAD.finditer(plain)]
     if not heads:
         return None
@@ -174,8 +174,8 @@ class _Lexicon:
                     owners.append(index)
             if not readable:
                 raise OptionError(
-                    f"expected class {name!r} to have a name or synonym with a letter or digit, found "
-                    f"{(name, *synonyms)!r}; give it a synonym that an answer could hold."
+                    f"expected class {name!r} to have a name or synonym with a letter or digit, got "
+                    f"{(name, *synonyms)!r}. Give it a synonym that an answer could contain."
                 )
         ordered = sorted(patterns, key=lambda key: (-len(key), key))
         # A look-ahead finds a phrase at every place, so that overlaps can be settled by length and not by order.
@@ -189,14 +189,14 @@ class _Lexicon:
             for letter, name in options:
                 if name not in self.names:
                     raise OptionError(
-                        f"expected option {letter!r} to name one of {self.names}, found {name!r}; correct the options."
+                        f"expected option {letter!r} to name one of {self.names}, got {name!r}. Correct the options."
                     )
                 self.letters[strip_markup(fold(letter))] = self.names.index(name)
             self.letter_forms = _letter_forms(self.letters)
             self.letter = re.compile(rf"(?<!\w)(?:{_alternatives(self.letters)})(?!\w)")
 
     def read(self, plain: str) -> _Reading:
-        """Classes that cleaned text asserts and negates."""
+        """Return the classes that cleaned text asserts and negates."""
         mentions = self._mentions(plain)
         flags = asserted(plain, [(start, end) for start, end, _ in mentions])
         yes: set[int] = set()
@@ -213,23 +213,23 @@ class _Lexicon:
         spans = [match.span(1) for match in self.phrases.finditer(plain)]
         # Longest first; a shorter span that meets a longer one always has an end inside it.
         taken = bytearray(len(plain))
-        kept: list[tuple[int, int, tuple[int, ...]]] = []
+        spans_taken: list[tuple[int, int, tuple[int, ...]]] = []
         for start, end in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
             if not taken[start] and not taken[end - 1]:
                 taken[start:end] = b"\x01" * (end - start)
-                kept.append((start, end, tuple(self.owners[_key(plain[start:end])])))
+                spans_taken.append((start, end, tuple(self.owners[_key(plain[start:end])])))
         if self.letter_forms is not None:
-            starts = {start for start, _, _ in kept}
+            starts = {start for start, _, _ in spans_taken}
             for form in self.letter_forms.finditer(plain):
                 for letter in self.letter.finditer(plain, form.start("keys"), form.end("keys")):
                     start, end = letter.span()
                     if not taken[start] and self._stands_alone(plain, start, end, starts):
                         taken[start] = 1
-                        kept.append((start, end, (self.letters[letter[0]],)))
-        return sorted(kept)
+                        spans_taken.append((start, end, (self.letters[letter[0]],)))
+        return sorted(spans_taken)
 
     def _stands_alone(self, plain: str, start: int, end: int, mentions: set[int]) -> bool:
-        """Whether a letter followed by a blank and a word is an option: "B malignant" is, "A benign lesion" is not."""
+        """Return whether a letter followed by a blank and a word is an option: "B malignant" is, "A benign lesion" is not."""
         if not _NEXT_WORD.match(plain, end) or _NEXT_CONJUNCTION.match(plain, end):
             return True
         return plain[start:end] not in ("a", "i") and end + 1 in mentions
@@ -241,12 +241,12 @@ def _lexicon(classes: tuple[tuple[str, tuple[str, ...]], ...], options: tuple[tu
 
 
 def _key(phrase: str) -> str:
-    """Spelling of a phrase without blanks and hyphens inside it; equal for all its variants."""
+    """Return the spelling of a phrase without blanks and hyphens inside it; equal for all its variants."""
     return re.sub(r"(?<=[^\s-])[\s-]+(?=[^\s-])", "", phrase)
 
 
 def _pattern(phrase: str) -> str:
-    """Regular expression for a phrase as whole words, in any spelling with blank or hyphen."""
+    """Return a regular expression for a phrase as whole words, in any spelling with blank or hyphen."""
     parts = re.split(r"(?<=[^\s-])([\s-]+)(?=[^\s-])", phrase)
     body = re.escape(parts[0])
     for joint, part in zip(parts[1::2], parts[2::2], strict=True):
@@ -267,7 +267,7 @@ def _alternatives(letters: Mapping[str, int]) -> str:
 
 
 def _letter_forms(letters: Mapping[str, int]) -> re.Pattern[str]:
-    """Places where an option letter may stand: in brackets, after a cue such as "option", or first on a line."""
+    """Return the places where an option letter may be: in brackets, after a cue such as "option", or first on a line."""
     key = f"(?:{_alternatives(letters)})"
     keys = rf"(?P<keys>{key}(?:(?: ?[,/&] ?| or | and | or option | and option ){key}(?!\w))*)"
     cue = (

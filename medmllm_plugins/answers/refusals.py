@@ -27,5 +27,5 @@ _REFUSAL = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether folded text holds a phrase that declines to answer or sends the reader to a doctor."""
+    """Return whether folded text holds a phrase that declines to answer or sends the reader to a doctor."""
     return _REFUSAL.search(text) is not None

@@ -30,7 +30,7 @@ _UNSURE = re.compile(
 
 
 def parse_finding(text: str, finding: str, synonyms: tuple[str, ...] = ()) -> Answer:
-    r"""Read whether an answer says that a finding is there.
+    r"""Read whether an answer says that a finding is present.
 
     A reply "yes" or "no" decides, else a sentence that asserts or negates the finding by name. A reply and a sentence
     that contradict each other are ambiguous; a sentence that supposes or asks says nothing. Reasoning blocks are
@@ -53,16 +53,16 @@ def parse_finding(text: str, finding: str, synonyms: tuple[str, ...] = ()) -> An
     box = boxed(rest)
     plain = strip_markup(rest if box is None else box).strip()
 
-    said = {"yes" if match["word"] in _YES else "no" for match in _REPLY.finditer(plain)}
+    replies = {"yes" if match["word"] in _YES else "no" for match in _REPLY.finditer(plain)}
     sentences = [part for part in _SENTENCE.findall(plain) if not _UNSURE.search(part)]
     readings = [mentions(sentence, finding, synonyms) for sentence in sentences]
     if any(asserted for asserted, _ in readings):
-        said.add("yes")
+        replies.add("yes")
     elif any(negated for _, negated in readings):
-        said.add("no")
-    if len(said) == 1:
-        label = said.pop()
+        replies.add("no")
+    if len(replies) == 1:
+        label = replies.pop()
         return Answer("parsed", label, (label,))
-    if said:
+    if replies:
         return Answer("ambiguous", None, ("yes", "no"))
     return Answer("refusal" if is_refusal(plain) else "out_of_list", None, ())

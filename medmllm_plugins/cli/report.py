@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.report_files import write_report
 
 
 def report(folders: Sequence[Path], output: Path) -> list[str]:
@@ -19,7 +19,7 @@ def report(folders: Sequence[Path], output: Path) -> list[str]:
         DataError: a folder is no run folder.
         OptionError: ``output`` is no place for a page.
     """
-    made = make(folders, output)
-    lines = [section.sentence for section in made.sections]
+    made = write_report(folders, output)
+    lines = made.sentences()
     lines += [f"Missing: {one}" for one in made.notes.missing]
     return [*lines, f"Report: {output}"]

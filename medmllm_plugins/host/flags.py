@@ -148,9 +148,9 @@ def check_generation(settings: Mapping[str, Any], where: str, *, ours: bool) -> 
     greedy = "Set do_sample=False,temperature=0,num_beams=1 with --gen_kwargs."
     temperature, beams = settings.get("temperature") or 0, settings.get("num_beams") or 1
     if settings.get("do_sample") or _number(temperature, "temperature") > 0 or _number(beams, "num_beams") > 1:
-        asked = {name: settings[name] for name in ("do_sample", "temperature", "num_beams") if name in settings}
+        chosen = {name: settings[name] for name in ("do_sample", "temperature", "num_beams") if name in settings}
         raise OptionError(
-            f"{where}: expected greedy decoding, which is all there is here, got {shown(asked)}. {greedy}"
+            f"{where}: expected greedy decoding, which is all there is here, got {shown(chosen)}. {greedy}"
         )
     tokens = settings.get("max_new_tokens")
     if tokens is not None and (isinstance(tokens, bool) or _number(tokens, "max_new_tokens") < 1 or tokens % 1):

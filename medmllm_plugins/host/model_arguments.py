@@ -44,7 +44,7 @@ def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def positive(name: str, value: int | str) -> int:
-    """A whole number of at least 1, or the text of one.
+    """Return a whole number of at least 1, given as a number or a text.
 
     Raises:
         OptionError: it is none.
@@ -58,22 +58,22 @@ def positive(name: str, value: int | str) -> int:
     return number
 
 
-def run_folder(folder: str | None) -> str | None:
-    """The path of a folder that is there or can be made; ``None`` where none was named.
+def run_folder(run_dir: str | None) -> str | None:
+    """Return the path of a folder that exists or can be made; ``None`` if none was named.
 
     Raises:
         OptionError: a file is in the way.
     """
-    if folder is None:
+    if run_dir is None:
         return None
-    path = Path(str(folder)).expanduser().absolute()
-    if not str(folder) or any(place.exists() and not place.is_dir() for place in (path, *path.parents)):
-        raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {folder!r}.")
+    path = Path(str(run_dir)).expanduser().absolute()
+    if not str(run_dir) or any(folder.exists() and not folder.is_dir() for folder in (path, *path.parents)):
+        raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {run_dir!r}.")
     return str(path)
 
 
 def local_device(device: str) -> str:
-    """Under a launcher of several processes, "the GPU" is this process's own."""
+    """Return a device; under a launcher of several processes, ``"auto"`` and ``"cuda"`` are this process's own GPU."""
     rank = os.environ.get("LOCAL_RANK")
     if device in ("auto", "cuda") and rank is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch

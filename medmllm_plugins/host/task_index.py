@@ -1,7 +1,7 @@
-"""What may stand behind ``--tasks``, made known to the host's task index.
+"""Add what ``--tasks`` may name to the host's task index.
 
-The host knows task names that stand in YAML files of its own folders. Here it learns those of plugins, those that
-data-set declarations give, names with arguments, and paths of YAML files.
+The host knows the tasks in YAML files of its own folders. This module adds those of plugins, those that data-set
+declarations give, names with arguments, and paths of YAML files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BASE = "medmllm_base"
 _PURPOSE = "medmllm_purpose"
 _YAML = (".yaml", ".yml")
 _DEEPEST = 5
-"""Groups in groups are followed so far; one may hold itself."""
+"""How deep groups in groups are followed; a group may hold itself."""
 
 Index = dict[str, dict[str, Any]]
 
@@ -49,12 +49,12 @@ def add_tasks(index: Index) -> None:
         index[name] = {"type": entry.kind, "yaml_path": str(entry.path)}
         if entry.kind == "group":
             index[name]["task"] = -1
-    # One kind of tasks must not fall with another: whatever is wrong with the one, the others are there.
+    # A fault in one kind of tasks must not cost the others.
     for add in (_add_declared, _add_derived):
         try:
             add(index)
         except PluginError:
-            raise  # asked for by MEDMLLM_STRICT=1
+            raise  # wanted by MEDMLLM_STRICT=1
         except Exception as error:
             logger.warning(f"medmllm-plugins: some tasks are missing: {one_line(error)}")
 
@@ -67,12 +67,12 @@ def _add_declared(index: Index) -> None:
         if name in index:
             logger.warning(f"medmllm-plugins: task {name!r} of data set {task.dataset} is hidden by {index[name]}.")
             continue
-        asked = {"dataset": task.dataset, "protocol": task.protocol}
-        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: asked, _PURPOSE: task.purpose}
+        settings = {"dataset": task.dataset, "protocol": task.protocol}
+        index[name] = {"type": "task", "yaml_path": str(task.path), _CONFIG: settings, _PURPOSE: task.purpose}
 
 
 def _add_derived(index: Index) -> None:
-    """Add the tasks that look into a model where a YAML file gives the one that asks."""
+    """Add the probing and attributing tasks of the YAML files that only ask."""
     from medmllm_plugins.prompts.task_names import derived_tasks
 
     for name, derived in derived_tasks().items():
@@ -92,7 +92,7 @@ def is_ours(entry: Mapping[str, Any]) -> bool:
 
 
 def resolve(index: Index, name: str) -> str:
-    """See to it that the index holds what a user wrote behind ``--tasks``.
+    """Make the index hold what a user wrote after ``--tasks``.
 
     Args:
         index: the host's task index; an entry is added where needed.
@@ -124,13 +124,15 @@ def resolve(index: Index, name: str) -> str:
 
     _, arguments = split_name(name)
     if index[base]["type"] != "task":
-        raise OptionError(f"{base} is a group: expected arguments behind the names of tasks, found {name!r}.")
+        raise OptionError(
+            f"{base} is a group: expected arguments after the names of tasks, got {name!r}. Name its tasks."
+        )
     index[name] = {_BASE: base, **index[base], _CONFIG: {**index[base].get(_CONFIG, {}), **arguments}}
     return name
 
 
 def hint(index: Index, name: str) -> str:
-    """What a user may have meant by a name that the index does not hold; empty where nothing is like it."""
+    """Return a suggestion for a name that the index does not hold; empty if no name is similar."""
     if glob.has_magic(name):  # a pattern may match nothing
         return ""
     base, _, arguments = name.partition(":")
@@ -141,10 +143,10 @@ def hint(index: Index, name: str) -> str:
 
 
 def check_data(index: Index, tasks: Sequence[str]) -> None:
-    """See that the data sets of several tasks are on this machine, and name all that are not in one error.
+    """Check that the data sets of several tasks are on this machine, and name all that are missing in one error.
 
-    The host loads one task after the other and stops at the first without data; what is wrong with a single task, or
-    with data that are there, is for its loading to tell.
+    The host loads one task after the other and stops at the first without data. Faults of a single task, or of data
+    that are there, are reported when it is loaded.
 
     Args:
         index: the host's task index.
@@ -179,20 +181,20 @@ def check_data(index: Index, tasks: Sequence[str]) -> None:
 
 
 def _members(index: Index, name: str, depth: int) -> list[str]:
-    """The tasks of a group, and those of groups in it; of a task itself."""
+    """Return the tasks of a group and of the groups in it; for a task, its own name."""
     entry = index.get(name, {})
     if entry.get("type") != "group" or depth > _DEEPEST:
         return [name]
     try:
         members = read_yaml(Path(str(entry.get("yaml_path")))).get("task")
-    except (PluginError, OSError):  # a group of the host's own, or without a file; its loading tells what is wrong
+    except (PluginError, OSError):  # a group of the host's own, or without a file; loading it reports the fault
         return []
     listed = members if isinstance(members, list) else []
-    return [one for member in listed if isinstance(member, str) for one in _members(index, member, depth + 1)]
+    return [task for member in listed if isinstance(member, str) for task in _members(index, member, depth + 1)]
 
 
 def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> dict[str, Any] | None:
-    """The configuration of an index entry that was added here; ``None`` for any other.
+    """Return the configuration of an index entry that was added here; ``None`` for any other.
 
     Args:
         entry: the index entry.
@@ -201,24 +203,24 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     """
     if _CONFIG not in entry:
         return None
-    asked = dict(entry[_CONFIG])
-    if "dataset" in asked:
+    settings = dict(entry[_CONFIG])
+    if "dataset" in settings:
         return {
             "task": name,
             "class": _task_class(str(entry.get(_PURPOSE))),
             "output_type": "generate_until",
-            "metadata": {"version": 1.0, "medmllm": asked},
+            "metadata": {"version": 1.0, "medmllm": settings},
         }
-    found = dict(load(entry[_BASE]))
-    metadata = found.get("metadata")
+    base = dict(load(entry[_BASE]))
+    metadata = base.get("metadata")
     if not isinstance(metadata, Mapping) or "medmllm" not in metadata:
-        raise OptionError(f"{entry[_BASE]} is no task of medmllm-plugins and takes no arguments; found {name!r}.")
-    looks = {"class": _task_class(str(entry[_PURPOSE]))} if _PURPOSE in entry else {}
-    return {**found, **looks, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **asked}}}
+        raise OptionError(f"{entry[_BASE]} is no task of medmllm-plugins and takes no arguments, got {name!r}.")
+    purpose = {"class": _task_class(str(entry[_PURPOSE]))} if _PURPOSE in entry else {}
+    return {**base, **purpose, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **settings}}}
 
 
 def _task_class(purpose: str) -> type[Any]:
-    """The class of a declared task; what probes or explains is imported only where it is used."""
+    """Return the class of a declared task; those that probe or explain are imported only if used."""
     if purpose == "probe":
         from medmllm_plugins.host.probe_tasks import ProbingTask
 

@@ -1,8 +1,8 @@
-"""Interventions on a model, each undone when its context ends: weights changed, outputs of modules replaced.
+"""Edit the weights or module outputs of a model inside a context, and undo the edit when the context ends.
 
-Edits follow from a seed and the image's content, whatever the order of documents and the batch they come in. For that,
-hooks further in have to know which rows of a stage, and which positions of a cached prompt, are of which document's
-image: :func:`track_batch` tells them.
+Edits depend only on a seed and the content of the image, not on the order or batches of documents. Hooks inside the
+model therefore need to know which rows of a stage, and which positions of a cached prompt, belong to which document:
+:func:`track_batch` provides this.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
-"""A module's output to what stands in its place."""
+"""Maps a module's output to its replacement."""
 Change: TypeAlias = Callable[[str, Tensor], None]
-"""Changes a matrix, given with its name, in place."""
+"""Changes a named matrix in place."""
 LogitEdits: TypeAlias = Mapping[tuple[int, ...], tuple[list[int], list[int], float]]
-"""By what has been said of an answer: the tokens whose logits change, those they are taken from, and nats added."""
+"""Maps the tokens of an answer so far to (target token ids, source token ids, added log-odds in nats)."""
 
 
 # Weights.
@@ -32,12 +32,14 @@ LogitEdits: TypeAlias = Mapping[tuple[int, ...], tuple[list[int], list[int], flo
 
 @contextmanager
 def change_weights(module: nn.Module, change: Change) -> Iterator[None]:
-    """Change a module's matrices in place, and put them back bit for bit."""
+    """Change a module's matrices in place, and restore them bit for bit."""
     matrices = [(name, value) for name, value in module.named_parameters() if value.dim() > 1]
     packed = [name for name, value in matrices if not value.is_floating_point()]
     if packed:
-        raise ModelError(f"Expected weights in floating point, found {packed[0]} quantised; load without load_in.")
-    kept = [value.detach().clone() for _, value in matrices]
+        raise ModelError(
+            f"Expected weights in floating point, got {packed[0]} quantised. Load the model without load_in."
+        )
+    originals = [value.detach().clone() for _, value in matrices]
     try:
         with torch.no_grad():
             for name, value in matrices:
@@ -45,12 +47,12 @@ def change_weights(module: nn.Module, change: Change) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for (_, value), before in zip(matrices, kept, strict=True):
-                value.copy_(before)
+            for (_, value), original in zip(matrices, originals, strict=True):
+                value.copy_(original)
 
 
 def add_noise(seed: int, block: int, grade: float) -> Change:
-    """Gaussian noise added, as a multiple of the matrix's own spread."""
+    """Add Gaussian noise, in multiples of each matrix's standard deviation."""
 
     def change(name: str, value: Tensor) -> None:
         noise = torch.randn(value.shape, generator=seeded_generator(seed, "noise", block, name))
@@ -60,12 +62,12 @@ def add_noise(seed: int, block: int, grade: float) -> Change:
 
 
 def reset_weights(seed: int, block: int, grade: float, spread: float) -> Change:
-    """A share of the weights drawn anew, normal with this spread."""
+    """Replace a fraction of the weights by random values, normal with standard deviation ``spread``."""
 
     def change(name: str, value: Tensor) -> None:
         generator = seeded_generator(seed, "reset", block, name)
         fresh = torch.randn(value.shape, generator=generator) * spread
-        # The same order at every strength, so that a stronger fault holds the weaker one.
+        # The same order at every strength, so that a stronger fault includes the weaker one.
         chosen = torch.rand(value.shape, generator=generator) < grade
         value.copy_(torch.where(chosen.to(value.device), fresh.to(value), value))
 
@@ -77,13 +79,13 @@ def reset_weights(seed: int, block: int, grade: float, spread: float) -> Change:
 
 @contextmanager
 def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
-    """Put another tensor in the place of a module's output; hooks of others see the new one."""
+    """Replace a module's output; hooks registered elsewhere see the new one."""
 
     def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor):
             raise ModelError(
-                f"Expected {type(module).__name__} to return a tensor, found {type(output).__name__}; this version of "
-                "transformers lays it out differently."
+                f"Expected {type(module).__name__} to return a tensor, got {type(output).__name__}. This version of "
+                "transformers has another layout."
             )
         return edit(output)
 
@@ -94,11 +96,11 @@ def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
         handle.remove()
 
 
-class _Told(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One more layer of a KV cache, which holds tokens where the others hold keys, and image digests for values.
+class _TokenLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """An extra layer of the KV cache that stores token ids as keys and image digests as values.
 
-    Rows of a cache are dropped, repeated and copied between the steps of an answer, and what stands in a layer goes
-    with them: so later steps know which of the cached positions are images, and of which document.
+    Rows of a cache are dropped, repeated and copied between the steps of an answer. This layer goes through the same
+    changes, so later steps know which cached positions are image tokens, and of which document.
 
     Attributes:
         prompt: number of tokens of the prompts, padding included.
@@ -109,7 +111,7 @@ class _Told(DynamicLayer):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def track_batch(loaded: LoadedModel) -> Iterator[BatchTracker]:
-    """Follow the calls that go through a model."""
+    """Track the calls of a model while the context is open."""
     batch = BatchTracker(loaded)
     before = loaded.model.register_forward_pre_hook(batch.begin, with_kwargs=True)
     try:
@@ -123,55 +125,55 @@ def track_batch(loaded: LoadedModel) -> Iterator[BatchTracker]:
 
 
 class BatchTracker:
-    """What is known of the call that is going through the model, for hooks further in.
+    """The tokens and images of the current call of the model, for hooks inside it.
 
     Attributes:
         ids: all tokens so far, cached ones included, (B, T), int64.
-        image: which of them are images, (B, T), bool.
-        new: how many of them this call brings.
-        prompt: how many of them the first call brought.
-        digests: one number for each document, which follows from its image alone.
+        image: which of them are image tokens, (B, T), bool.
+        new: number of tokens in this call.
+        prompt: number of tokens in the first call.
+        digests: one number for each document, a hash of its image.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._mask: Tensor | None = None
-        self._given = torch.empty(0, 0, dtype=torch.long)
-        self.ids = self._given
-        self.image = self._given.bool()
+        self._new_ids = torch.empty(0, 0, dtype=torch.long)
+        self.ids = self._new_ids
+        self.image = self._new_ids.bool()
         self.new = self.prompt = 0
         self.digests: list[int] = []
         self._rows: dict[str, list[int]] = {"vision": [], "connector": []}
 
     def patches(self) -> list[int]:
-        """Rows of the tower's output for each document; empty where the call brings no images."""
+        """Return the number of rows of the tower's output for each document; empty if the call has no images."""
         return self._rows["vision"]
 
     def tokens(self) -> list[int]:
-        """Rows of the connector's output for each document; empty where the call brings no images."""
+        """Return the number of rows of the connector's output for each document; empty if the call has no images."""
         return self._rows["connector"]
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the whole model."""
+        """Read the tokens and images of a call, as a forward pre-hook of the whole model."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         if not isinstance(ids, Tensor):
-            raise ModelError("Expected a call with `input_ids`, which say where images stand, found none of them.")
+            raise ModelError("Expected a call with `input_ids`, which mark the image tokens, got none.")
         cache = _cache(kwargs)
-        told = _told(cache)
-        if told is not None and told.keys is not None and told.values is not None:
-            self.ids, self.prompt = torch.cat([told.keys[:, 0, :, 0], ids], dim=1), told.prompt
-            self.digests = told.values[:, 0, 0, 0].tolist()
+        tokens = _token_layer(cache)
+        if tokens is not None and tokens.keys is not None and tokens.values is not None:
+            self.ids, self.prompt = torch.cat([tokens.keys[:, 0, :, 0], ids], dim=1), tokens.prompt
+            self.digests = tokens.values[:, 0, 0, 0].tolist()
         elif cache is not None and cache.get_seq_length():
-            raise ModelError("Expected prompts to go through the model with the fault in it, found a cache of before.")
+            raise ModelError("Expected the prompt to pass through the edited model, got a cache from before the edit.")
         else:
             self.ids, self.prompt = ids, ids.shape[1]
-            self._look(ids, kwargs)
-        self._given, self.new = ids, ids.shape[1]
+            self._read_images(ids, kwargs)
+        self._new_ids, self.new = ids, ids.shape[1]
         self.image = self._loaded.image_positions({"input_ids": self.ids})
         mask = kwargs.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 4 else None
 
-    def _look(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
+    def _read_images(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         pixels = kwargs.get("pixel_values")
         if pixels is None:
             self.digests, self._rows = [0] * len(ids), {"vision": [], "connector": []}
@@ -179,39 +181,41 @@ class BatchTracker:
         inputs = {**kwargs, "input_ids": ids}
         self._rows = {"vision": self._loaded.rows_per_document("vision", inputs)}
         self._rows["connector"] = self._loaded.rows_per_document("connector", inputs)
-        if pixels.dim() == 5:  # tiles by image, filled up with zeros to the same number
+        if pixels.dim() == 5:  # tiles by image, padded with zeros to the same number
             pixels = pixels.flatten(0, 1)
             pixels = pixels[(pixels != 0).flatten(1).any(1)]
-        # Pixels are the same to the last bit in every batch, what comes after them is not.
+        # Pixels are bit-identical in every batch; later values are not.
         parts = pixels.detach().float().cpu().split(self._rows["vision"])
         self.digests = [_number(part.contiguous().numpy().tobytes()) for part in parts]
 
     def end(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After the whole model."""
+        """Store the tokens in the cache, as a forward hook of the whole model."""
         # Asking a newer transformers for the old name makes it warn.
         cache = getattr(output, "cache", None)
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         if cache is None:
             return
-        told = _told(cache)
-        if told is None:
-            told = _Told()  # type: ignore[no-untyped-call]
-            told.prompt = self.prompt
-            # Masks are laid out by the first layer of a kind: this one must not be the first of its kind.
-            told.is_sliding = cache.layers[0].is_sliding
-            if told.is_sliding:
-                told.sliding_window = cache.layers[0].sliding_window  # type: ignore[attr-defined]
-            cache.layers.append(told)
-        rows = self._given[:, None, :, None]
+        tokens = _token_layer(cache)
+        if tokens is None:
+            tokens = _TokenLayer()  # type: ignore[no-untyped-call]
+            tokens.prompt = self.prompt
+            # Masks are made for the first layer of each kind, so this one must not be the first of its kind.
+            tokens.is_sliding = cache.layers[0].is_sliding
+            if tokens.is_sliding:
+                tokens.sliding_window = cache.layers[0].sliding_window  # type: ignore[attr-defined]
+            cache.layers.append(tokens)
+        rows = self._new_ids[:, None, :, None]
         digests = torch.tensor(self.digests, device=rows.device)[:, None, None, None].expand_as(rows)
-        told.update(rows, digests)
+        tokens.update(rows, digests)
 
     def _chosen(self, seed: int, share: float) -> list[bool]:
-        # The same order at every strength, so that a stronger fault holds the weaker one.
-        return [float(torch.rand(1, generator=seeded_generator(seed, "lost", one))) < share for one in self.digests]
+        # The same order at every strength, so that a stronger fault includes the weaker one.
+        return [
+            float(torch.rand(1, generator=seeded_generator(seed, "lost", digest))) < share for digest in self.digests
+        ]
 
     def lost(self, rows: Callable[[], list[int]], seed: int, share: float) -> Edit:
-        """Zeros for a share of the documents."""
+        """Replace the rows of a fraction of the documents by zeros."""
 
         def edit(output: Tensor) -> Tensor:
             parts = zip(self._chosen(seed, share), self._parts(output, rows()), strict=True)
@@ -220,45 +224,45 @@ class BatchTracker:
         return edit
 
     def without(self, basis: Tensor, seed: int, share: float) -> Edit:
-        """The directions of a basis, (k, d), taken out of every token of a share of the documents."""
+        """Remove the directions of a basis, (k, d), from every token of a fraction of the documents."""
 
         def edit(output: Tensor) -> Tensor:
             if output.shape[-1] != basis.shape[1]:
                 raise ModelError(
-                    f"Expected directions as wide as the connector's output, {output.shape[-1]}, found "
-                    f"{basis.shape[1]}; take them from this model's features."
+                    f"Expected directions as wide as the connector's output, {output.shape[-1]}, got "
+                    f"{basis.shape[1]}. Take them from this model's features."
                 )
-            found, taken = [], basis.to(output.device, torch.float32)
+            parts, removed = [], basis.to(output.device, torch.float32)
             for chosen, part in zip(self._chosen(seed, share), self._parts(output, self.tokens()), strict=True):
                 rows = part.float()
-                found.append((rows - rows @ taken.T @ taken).to(part.dtype) if chosen else part)
-            return torch.cat(found)
+                parts.append((rows - rows @ removed.T @ removed).to(part.dtype) if chosen else part)
+            return torch.cat(parts)
 
         return edit
 
     def blurred(self, rows: Callable[[], list[int]], seed: int, number: int, grade: float) -> Edit:
-        """A random vector for each document, added to all its rows."""
+        """Add a random vector for each document to all its rows."""
 
         def edit(output: Tensor) -> Tensor:
-            found = []
+            parts = []
             for digest, part in zip(self.digests, self._parts(output, rows()), strict=True):
                 spread = part.float().reshape(-1, part.shape[-1]).std(0, correction=0)
                 noise = torch.randn(len(spread), generator=seeded_generator(seed, "blur", number, digest))
-                found.append(part + (noise.to(part.device) * spread * grade).to(part.dtype))
-            return torch.cat(found)
+                parts.append(part + (noise.to(part.device) * spread * grade).to(part.dtype))
+            return torch.cat(parts)
 
         return edit
 
     def _parts(self, output: Tensor, rows: list[int]) -> tuple[Tensor, ...]:
         if sum(rows) != len(output):
             raise ModelError(
-                f"Expected {sum(rows)} rows from the stage, by the batch's input, found {len(output)}; this version of "
-                "transformers lays it out differently."
+                f"Expected {sum(rows)} rows from the stage, by the batch's input, got {len(output)}. This version of "
+                "transformers has another layout."
             )
         return torch.split(output, rows)
 
     def text_blurred(self, seed: int, number: int, grade: float) -> Edit:
-        """A random vector for each document, added to the part of its prompt behind the last image token."""
+        """Add a random vector for each document to the part of its prompt after the last image token."""
 
         def edit(output: Tensor) -> Tensor:
             width = output.shape[-1]
@@ -270,7 +274,7 @@ class BatchTracker:
             )
             if self.new != self.prompt:
                 return output
-            # Text before the image is left alone, since the image's tokens look at it.
+            # Text before the image is left unchanged, because the image tokens attend to it.
             behind = self.image.flip(1).cumsum(1).flip(1)[:, -self.new :, None] == 0
             size = output.float().pow(2).mean(-1, keepdim=True).sqrt()
             blurred = output + (noise.to(output.device)[:, None] * size * grade).to(output.dtype)
@@ -280,7 +284,7 @@ class BatchTracker:
 
     @contextmanager
     def blinded(self, layer: nn.Module, number: int, seed: int, share: float) -> Iterator[None]:
-        """Hide the image tokens of a share of the documents from all other tokens in a layer."""
+        """Mask the image tokens of a fraction of the documents from all other tokens in a layer."""
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
             chosen = self._chosen(seed, share)
@@ -300,8 +304,8 @@ class BatchTracker:
             hid = ~self.image[:, -self.new :, None] & seen & torch.tensor(chosen, device=seen.device)[:, None, None]
             if mask.dim() != 4 or mask.shape[-2:] != hid.shape[-2:]:
                 raise ModelError(
-                    f"Expected an attention mask that ends in {tuple(hid.shape[-2:])}, found {tuple(mask.shape)}; this "
-                    "version of transformers lays it out differently."
+                    f"Expected an attention mask that ends in {tuple(hid.shape[-2:])}, got {tuple(mask.shape)}. This "
+                    "version of transformers has another layout."
                 )
             hid = hid[:, None].to(mask.device)
             mask = mask & ~hid if mask.dtype == torch.bool else mask.masked_fill(hid, torch.finfo(mask.dtype).min)
@@ -314,45 +318,45 @@ class BatchTracker:
             handle.remove()
 
     def answered(self, edits: LogitEdits) -> Edit:
-        """Other logits for the tokens of an answer, by what has been said of it."""
+        """Change the logits of an answer's tokens, depending on its tokens so far."""
 
         def edit(output: Tensor) -> Tensor:
-            found, total = output.clone(), self.ids.shape[1]
+            logits, total = output.clone(), self.ids.shape[1]
             for row, ids in enumerate(self.ids.tolist()):
-                # Logits may be made for the last positions only; those within the prompt are no answer's.
-                for place in range(max(0, self.prompt - 1 - total + output.shape[1]), output.shape[1]):
-                    said = self._said(row, ids, place - output.shape[1])
-                    if said in edits:
-                        to, of, more = edits[said]
-                        found[row, place, to] = output[row, place, of] + more
-            return found
+                # Logits may exist for the last positions only; those within the prompt are not the answer's.
+                for position in range(max(0, self.prompt - 1 - total + output.shape[1]), output.shape[1]):
+                    answer = self._answer_so_far(row, ids, position - output.shape[1])
+                    if answer in edits:
+                        targets, sources, added = edits[answer]
+                        logits[row, position, targets] = output[row, position, sources] + added
+            return logits
 
         return edit
 
-    def _said(self, row: int, ids: list[int], place: int) -> tuple[int, ...]:
-        """The answer up to a position, which is counted from the end."""
+    def _answer_so_far(self, row: int, ids: list[int], position: int) -> tuple[int, ...]:
+        """Return the answer's tokens up to a position, which is counted from the end."""
         if self._mask is None:
-            return tuple(ids[self.prompt : len(ids) + place + 1])
-        # Several labels in one sequence, each of which sees its own beginning.
-        line = self._mask[row if len(self._mask) > 1 else 0, 0, place]
+            return tuple(ids[self.prompt : len(ids) + position + 1])
+        # Several labels in one sequence, each of which attends to its own tokens only.
+        line = self._mask[row if len(self._mask) > 1 else 0, 0, position]
         sees = (line if line.dtype == torch.bool else line == 0)[self.prompt :].tolist()
         return tuple(token for token, seen in zip(ids[self.prompt :], sees, strict=True) if seen)
 
 
 def _cache(kwargs: Mapping[str, Any]) -> Any:
-    """A call's cache, by its new name or its old one."""
+    """Return a call's cache, by its new name or its old one."""
     return next((kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None), None)
 
 
-def _told(cache: Any) -> _Told | None:
-    return next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, _Told)), None)
+def _token_layer(cache: Any) -> _TokenLayer | None:
+    return next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, _TokenLayer)), None)
 
 
 def _number(content: bytes) -> int:
-    """63 bits of the content's SHA-256."""
+    """Return 63 bits of the content's SHA-256."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1
 
 
 def seeded_generator(*key: object) -> torch.Generator:
-    """Random numbers, always of the CPU, that follow from the key alone."""
+    """Return a generator on the CPU whose seed is a hash of the key."""
     return torch.Generator().manual_seed(_number(repr(key).encode()))

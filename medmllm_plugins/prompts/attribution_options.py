@@ -1,4 +1,4 @@
-"""Which attributions a task asks for, beside the answers."""
+"""Options of the attributions that a task asks for."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ METHODS: Final = (
     "attention_rollout",
     "prompt_ablation",
 )
-"""Methods that are used where a task names none."""
+"""Methods for tasks that name none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributionOptions:
-    """What is to be explained, and how.
+    """Which answers to explain, and how.
 
     Attributes:
-        n: documents of each class, half of them answered wrongly where there are so many.
+        n: documents of each class, half of them answered incorrectly if enough are.
         methods: names of methods.
         layers: layers for the methods that look at layers; empty for the end of the vision tower, and the connector where
             its tokens have a place on the picture.
@@ -50,29 +50,29 @@ class AttributionOptions:
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.steps < 2:
-            raise OptionError(f"Expected `n` to be at least 1 and `steps` at least 2, found {self.n} and {self.steps}.")
+            raise OptionError(f"Expected `n` to be at least 1 and `steps` at least 2, got {self.n} and {self.steps}.")
         if self.baseline not in BASELINES:
-            raise OptionError(f"Expected `baseline` to be one of {list(BASELINES)}, found {self.baseline!r}.")
+            raise OptionError(f"Expected `baseline` to be one of {list(BASELINES)}, got {self.baseline!r}.")
         if not self.methods:
-            raise OptionError("Expected at least one `method`, found none.")
+            raise OptionError("Expected at least one `method`, got none.")
 
     def check(self, labels: Sequence[str]) -> None:
-        """See, before anything is loaded or answered, that what is asked for is there.
+        """Check the names of methods and target, before anything is loaded or answered.
 
         Args:
-            labels: the right answers there can be.
+            labels: the possible correct answers.
 
         Raises:
-            OptionError: a method or the target is none there is.
+            OptionError: a method or the target does not exist.
         """
         check_methods(self.methods)
         if self.target not in (DECISION, TRUTH, ANSWER, *labels):
             raise OptionError(
-                f"Expected `target` to be decision, truth, answer or one of {list(labels)}, found {self.target!r}."
+                f"Expected `target` to be decision, truth, answer or one of {list(labels)}, got {self.target!r}."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, as they travel with each request."""
+        """Return plain JSON types, as they are part of each request."""
         return {
             "n": self.n,
             "methods": list(self.methods),
@@ -83,17 +83,17 @@ class AttributionOptions:
         }
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> AttributionOptions:
-        """Read what :meth:`to_dict` gave."""
-        return cls(**{**told, "methods": tuple(told["methods"]), "layers": tuple(told["layers"])})
+    def from_dict(cls, values: Mapping[str, Any]) -> AttributionOptions:
+        """Read what :meth:`to_dict` returned."""
+        return cls(**{**values, "methods": tuple(values["methods"]), "layers": tuple(values["layers"])})
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """See that methods of these names are declared, by this package or a plugin.
+    """Check that methods of these names are declared, by this package or a plugin.
 
     Raises:
         OptionError: one is not.
     """
     known = get_manager().attributions()
     if unknown := [name for name in names if name not in known]:
-        raise OptionError(f"Expected `method` to be some of {', '.join(known)}, found {', '.join(unknown)}.")
+        raise OptionError(f"Expected `method` to be some of {', '.join(known)}, got {', '.join(unknown)}.")

@@ -1,4 +1,4 @@
-"""Which features of a model's stages a task asks for, beside the answers."""
+"""Options of the features that a task records."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ POOLINGS: Final = (*ALWAYS, *EXTRA)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureOptions:
-    """What is to be kept of a model's stages.
+    """Which features of a model's stages to record.
 
     Attributes:
         extra: poolings beyond those of :data:`ALWAYS`.
-        floor: whether a re-initialised vision tower is run on the same images, for comparison.
+        random_encoder: whether a re-initialised vision tower is run on the same images, as control features.
     """
 
     extra: tuple[str, ...] = ()
@@ -35,17 +35,17 @@ class FeatureOptions:
         return tuple(name for name in POOLINGS if name in ALWAYS or name in self.extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, as they travel with each request."""
+        """Return plain JSON types, as they are part of each request."""
         return {"extra": list(self.extra), "control": self.random_encoder}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> FeatureOptions:
-        """Read what :meth:`to_dict` gave.
+    def from_dict(cls, values: Mapping[str, Any]) -> FeatureOptions:
+        """Read what :meth:`to_dict` returned.
 
         Raises:
             OptionError: a pooling is none that can be asked for.
         """
-        extra = tuple(told.get("extra") or ())
+        extra = tuple(values.get("extra") or ())
         if unknown := sorted(set(extra) - set(EXTRA)):
-            raise OptionError(f"Expected poolings among {list(EXTRA)}, found {unknown}.")
-        return cls(extra=extra, random_encoder=bool(told.get("control", True)))
+            raise OptionError(f"Expected poolings among {list(EXTRA)}, got {unknown}.")
+        return cls(extra=extra, random_encoder=bool(values.get("control", True)))

@@ -17,7 +17,7 @@ Protocol = Literal["closed_set", "letter", "open"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 CYCLIC_UP_TO = 5
-"""Up to so many classes option order is varied through all cyclic permutations, above by as many random ones."""
+"""With at most this many classes, option orders are all cyclic permutations; with more, this many random ones."""
 YES_NO = ("yes", "no")
 
 Classes = Mapping[str, tuple[str, ...]]
@@ -30,7 +30,7 @@ class Question:
     Attributes:
         text: what the model is asked, without the image.
         classes: class name to synonyms, in class order; of a question about a finding yes and no.
-        labels: the answer that stands for each class, in class order: what is scored.
+        labels: the answer that means each class, in class order: what is scored.
         options: letter to class name where the question lists letters.
         finding: the finding asked about, in a multi-label set.
     """
@@ -71,7 +71,7 @@ def ask(
         return Question(wording.closed_set(modality, listed, paraphrase), classes, names)
     if len(names) > len(ascii_uppercase):
         raise OptionError(
-            f"Expected at most {len(ascii_uppercase)} classes for the protocol with letters, found {len(names)}."
+            f"Expected at most {len(ascii_uppercase)} classes for the protocol with letters, got {len(names)}."
         )
     options = dict(zip(ascii_uppercase, listed, strict=False))
     letters = {name: key for key, name in options.items()}
@@ -86,23 +86,23 @@ def ask_finding(modality: str, name: str, synonyms: tuple[str, ...], *, paraphra
 
 
 def orders(classes: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Orders in which options are listed, so that every class stands at different places.
+    """Return the orders in which options are listed, so that every class is listed at different positions.
 
     Args:
         classes: number of classes K.
         seed: of the sampled orders.
 
     Returns:
-        For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the given order first: every class stands at every
-        place once. Above, the given order and four others drawn without repetition.
+        For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the original order first: every class is at every position
+        once. Above, the original order and four others drawn without repetition.
     """
-    given = tuple(range(classes))
+    original = tuple(range(classes))
     if classes <= CYCLIC_UP_TO:
-        return [given[start:] + given[:start] for start in range(classes)]
+        return [original[start:] + original[:start] for start in range(classes)]
     generator = random.Random(seed)
-    found = [given]
-    while len(found) < CYCLIC_UP_TO:
-        drawn = tuple(generator.sample(given, classes))
-        if drawn not in found:
-            found.append(drawn)
-    return found
+    permutations = [original]
+    while len(permutations) < CYCLIC_UP_TO:
+        permutation = tuple(generator.sample(original, classes))
+        if permutation not in permutations:
+            permutations.append(permutation)
+    return permutations

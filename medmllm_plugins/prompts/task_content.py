@@ -18,7 +18,7 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.loading.few_shot import FewShotExamples
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.prompts.protocols import Question
-from medmllm_plugins.prompts.task_rows import TaskRows, right_answer
+from medmllm_plugins.prompts.task_rows import TaskRows, correct_answer
 from medmllm_plugins.prompts.task_settings import TaskSettings
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ class TaskContent:
         examples = self._examples.get(row["finding"])
         if examples is None:
             examples = FewShotExamples(
-                self.data.documents, tuple(question.classes), lambda document: right_answer(document, finding)
+                self.data.documents, tuple(question.classes), lambda document: correct_answer(document, finding)
             )
             self._examples[row["finding"]] = examples
         answers = dict(zip(question.classes, question.labels, strict=True))
         chosen = examples.before(self.document(row), count)
-        return [(document, answers[right_answer(document, finding)]) for document in chosen]
+        return [(document, answers[correct_answer(document, finding)]) for document in chosen]
 
     def lesion_mask(self, row: Row) -> npt.NDArray[np.bool_] | None:
         """Return the lesion of a row's document, (h, w) bool; ``None`` for 3D sets, findings and unknown lesions.

@@ -1,4 +1,4 @@
-"""Names of tasks: those that data-set declarations give, and the arguments that may stand behind a name.
+"""Names of tasks: those that data-set declarations give, and the arguments that may follow a name.
 
 A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
 of its own, and the same with ``med_probe_``, which probe a model's stages, and with ``med_attr_``, which explain its
@@ -47,21 +47,21 @@ class DeclaredTask:
 
 
 def declared_tasks() -> dict[str, DeclaredTask]:
-    """The tasks that data-set declarations give, by name."""
-    found: dict[str, DeclaredTask] = {}
+    """Return the tasks that data-set declarations give, by name."""
+    tasks: dict[str, DeclaredTask] = {}
     for dataset, declaration in declarations().items():
         for suffix, protocol in SUFFIXES.items():
             if suffix and declaration.spec.kind == "multilabel":  # asked one yes/no question a finding
                 continue
             for prefix, purpose in PREFIXES.items():
                 task = DeclaredTask(dataset, protocol, declaration.path, purpose)
-                found[f"{prefix}{dataset}{suffix}"] = task
-    return found
+                tasks[f"{prefix}{dataset}{suffix}"] = task
+    return tasks
 
 
 @dataclass(frozen=True, slots=True)
 class DerivedTask:
-    """A task that looks into a model, where a YAML file gives the one that asks.
+    """A probing or attributing task, derived from a YAML file that only asks.
 
     Attributes:
         base: the name of the task that asks.
@@ -75,33 +75,33 @@ class DerivedTask:
 
 
 def derived_tasks() -> dict[str, DerivedTask]:
-    """The tasks that look into a model where a YAML file gives one that asks, by name; declared ones come first."""
+    """Return the probing and attributing tasks of YAML files that only ask, by name; declared ones have precedence."""
     declared, entries = declared_tasks(), get_manager().tasks()
-    found: dict[str, DerivedTask] = {}
+    tasks: dict[str, DerivedTask] = {}
     for base, entry in entries.items():
         if entry.kind != "task" or not _asks_only(entry.path):
             continue
         for prefix, purpose in PREFIXES.items():
             name = f"{prefix}{base.removeprefix(CLASSIFY)}"
             if prefix != CLASSIFY and name not in declared and name not in entries:
-                found[name] = DerivedTask(base, entry.path, purpose)
-    return found
+                tasks[name] = DerivedTask(base, entry.path, purpose)
+    return tasks
 
 
 def _asks_only(path: Path) -> bool:
-    """Whether a task's file is of this package's plain class, with a data set."""
+    """Return whether a task's file is of this package's plain class, with a data set."""
     try:
         content = read_yaml(path)
-    except (PluginError, OSError):  # damaged since it was found; whoever asks for the task itself is told
+    except (PluginError, OSError):  # damaged since it was listed; loading the task reports it
         return False
-    return str(content.get("class")).endswith(".ClassificationTask") and _told(content) is not None
+    return str(content.get("class")).endswith(".ClassificationTask") and _settings_of(content) is not None
 
 
-def _told(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a task's file tells this package, ``None`` where it is none of its tasks."""
+def _settings_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the settings in a task's file; ``None`` if it is not a task of this package."""
     metadata = content.get("metadata")
-    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
-    return found if isinstance(found, Mapping) else None
+    settings = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    return settings if isinstance(settings, Mapping) else None
 
 
 def split_name(name: str) -> tuple[str, dict[str, str]]:
@@ -125,13 +125,13 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
 
 
 def answering_name(name: str) -> str:
-    """A task's name without the arguments that decide nothing about its answers."""
+    """Return a task's name without the arguments that do not affect its answers."""
     base, *parts = name.split(":")
     return ":".join([base, *(part for part in parts if part.partition("=")[0] not in AFTERWARDS)])
 
 
 def task_names() -> list[str]:
-    """The names of all tasks and groups that this package knows of, sorted."""
+    """Return the names of all tasks and groups of this package and plugins, sorted."""
     return sorted({*declared_tasks(), *derived_tasks(), *get_manager().tasks()})
 
 
@@ -169,7 +169,7 @@ def inspection_task(name: str, purpose: Purpose) -> str:
 
 
 def probing_command(command: Mapping[str, Any], task: str) -> str:
-    """Return the command that probes the model of a run; empty where the run does not tell its model.
+    """Return the command that probes the model of a run; empty if the run does not name its model.
 
     Args:
         command: the run's command line, as its manifest has it. Of the model's arguments the checkpoint alone is
@@ -186,7 +186,7 @@ def probing_command(command: Mapping[str, Any], task: str) -> str:
 
 
 def task_settings(name: str) -> TaskSettings:
-    """The settings of a task by its name, with or without arguments, as an evaluation would have them.
+    """Return the settings of a task by its name, with or without arguments, as an evaluation would have them.
 
     Raises:
         OptionError: there is no such task, or it is not one of this package's.
@@ -195,14 +195,14 @@ def task_settings(name: str) -> TaskSettings:
     base, arguments = split_name(name)
     task = declared_tasks().get(base)
     if task is not None:
-        asked = {"dataset": task.dataset, "protocol": task.protocol, **arguments}
-        return read_settings(name, {"medmllm": asked}, purpose=task.purpose)
+        settings = {"dataset": task.dataset, "protocol": task.protocol, **arguments}
+        return read_settings(name, {"medmllm": settings}, purpose=task.purpose)
     derived = derived_tasks()
     purpose = derived[base].purpose if base in derived else "classify"
     entry = get_manager().tasks().get(derived[base].base if base in derived else base)
     if entry is None or entry.kind != "task":
         raise OptionError(no_such_task(base))
-    told = _told(read_yaml(entry.path))
-    if told is None:
+    values = _settings_of(read_yaml(entry.path))
+    if values is None:
         raise OptionError(f"{base} is no task of medmllm-plugins: {entry.path} has no `metadata: {{medmllm: …}}`.")
-    return read_settings(name, {"medmllm": {**told, **arguments}}, purpose=purpose)
+    return read_settings(name, {"medmllm": {**values, **arguments}}, purpose=purpose)

@@ -30,21 +30,21 @@ class Variant:
 
 
 def variants(settings: TaskSettings) -> tuple[Variant, ...]:
-    """All ways in which each document is asked."""
+    """Return all ways in which each document is asked."""
     if settings.paraphrase == ALL:
         return tuple(Variant(f"wording {number}", None, number) for number in range(PARAPHRASES + 1))
     wording = int(settings.paraphrase)
     if settings.order == "given":
         return (Variant("", None, wording),)
-    found = orders(len(settings.dataset.classes))
-    return tuple(Variant(f"order {number}", order, wording) for number, order in enumerate(found))
+    permutations = orders(len(settings.dataset.classes))
+    return tuple(Variant(f"order {number}", order, wording) for number, order in enumerate(permutations))
 
 
 class TaskRows:
     """What the host iterates over, and the question behind each row.
 
-    Rows stand in a fixed order in which classes mix, so that the host's ``--limit`` takes a sample and not one class.
-    All rows of a document stand together, so that a sample holds whole documents.
+    The order of rows is fixed and mixes classes, so that the host's ``--limit`` takes a sample of all classes. All rows
+    of a document follow each other, so that a sample holds whole documents.
     """
 
     def __init__(self, settings: TaskSettings, documents: Sequence[Document]) -> None:
@@ -60,7 +60,7 @@ class TaskRows:
 
     @property
     def findings(self) -> tuple[str | None, ...]:
-        """What of a multi-label set is asked about, each in a row of its own; ``None`` elsewhere."""
+        """What of a multi-label set is asked about, each in a row of its own; ``None`` for other sets."""
         spec = self._settings.dataset
         if spec.kind != "multilabel":
             return (None,)
@@ -79,11 +79,11 @@ class TaskRows:
         )
 
     def question(self, row: dict[str, Any] | Any) -> Question:
-        """The question of a row."""
+        """Return the question of a row."""
         return self._questions[row["variant"], row["finding"]]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows as the host holds them: no image and no path among them, so none reaches a log.
+        """Yield rows as the host holds them: without images or paths, so that none reaches a log.
 
         ``id`` is unique; ``document`` is the document's id; ``finding`` and ``variant`` are empty where there is
         only one; ``answers`` are the answers that are scored, in class order.
@@ -95,7 +95,7 @@ class TaskRows:
                     yield {
                         "id": " | ".join([document.id, *parts]),
                         "document": document.id,
-                        "label": right_answer(document, finding),
+                        "label": correct_answer(document, finding),
                         "group": document.group,
                         "fold": document.fold,
                         "finding": finding or "",
@@ -104,8 +104,8 @@ class TaskRows:
                     }
 
 
-def right_answer(document: Document, finding: str | None) -> str:
-    """The class of a document, or of a finding whether it is there: yes or no."""
+def correct_answer(document: Document, finding: str | None) -> str:
+    """Return the class of a document; for a finding, whether it is present: yes or no."""
     if finding is not None:
         return YES_NO[0] if finding in document.labels else YES_NO[1]
     (label,) = document.labels

@@ -1,4 +1,4 @@
-"""What a task is told: by ``metadata.medmllm`` of its YAML, and by arguments behind its name on the command line."""
+"""Settings of a task: ``metadata.medmllm`` of its YAML, and arguments after its name on the command line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TaskSettings:
     attributions: AttributionOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: what the manifest says, and part of the response cache's key."""
+        """Return plain JSON types, for the manifest and the response cache's key."""
         more: dict[str, Any] = {}
         if self.features is not None:
             more = {"features": self.features.to_dict(), "finding": self.finding}
@@ -146,7 +146,7 @@ _VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 _OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole, "frame": _text}
 _PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "pool": _pool,
-    "control": _choice("on", "off"),
+    "random_encoder": _choice("on", "off"),
     "finding": _text,
 }
 _ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
@@ -159,9 +159,9 @@ _ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "finding": _text,
 }
 ARGUMENTS: Final = tuple(dict.fromkeys((*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING, *_ATTRIBUTING)))
-"""What may stand behind a task's name, ``NAME:argument=value:…``, and under ``metadata.medmllm`` of a YAML."""
+"""Arguments after a task's name, ``NAME:argument=value:…``, and keys of ``metadata.medmllm`` in a YAML."""
 AFTERWARDS: Final = tuple(name for name in _ATTRIBUTING if name != "finding")
-"""Arguments that say what is made of answers, and decide nothing about the answers themselves."""
+"""Arguments that decide how answers are explained, and not the answers themselves."""
 _OWN: Final[Mapping[Purpose, Mapping[str, Any]]] = {PROBING: _PROBING, ATTRIBUTING: _ATTRIBUTING}
 _WHERE: Final = (("med_probe", _PROBING), ("med_attr", _ATTRIBUTING))
 
@@ -180,37 +180,37 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
         OptionError: a key or a value is wrong, or no data set has that name.
         DataError: the declaration is wrong.
     """
-    found = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
-    if not isinstance(found, Mapping) or "dataset" not in found:
+    values = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    if not isinstance(values, Mapping) or "dataset" not in values:
         raise OptionError(
             f"Task {shown(task)}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}."
         )
-    if unknown := sorted(shown(key) for key in found if key not in ("dataset", *ARGUMENTS)):
+    if unknown := sorted(shown(key) for key in values if key not in ("dataset", *ARGUMENTS)):
         raise OptionError(
-            f"Task {shown(task)}: unknown keys {', '.join(unknown[:5])}; expected dataset, {', '.join(ARGUMENTS)}."
+            f"Task {shown(task)}: expected keys among dataset, {', '.join(ARGUMENTS)}, got {', '.join(unknown[:5])}."
         )
     try:
-        spec = _spec(found["dataset"], str(task))
-        plain = {key: check(key, found[key]) for key, check in _PLAIN.items() if key in found}
-        view = {key: check(key, found[key]) for key, check in _VIEW.items() if key in found}
-        options = {key: check(key, found[key]) for key, check in _OPTIONS.items() if key in found}
+        spec = _spec(values["dataset"], str(task))
+        plain = {key: check(key, values[key]) for key, check in _PLAIN.items() if key in values}
+        view = {key: check(key, values[key]) for key, check in _VIEW.items() if key in values}
+        options = {key: check(key, values[key]) for key, check in _OPTIONS.items() if key in values}
         if spec.dimensions == 2 and spec.layout == "table" and "window" in view:
             options["window"] = view.pop("window")
         own = {**_PROBING, **_ATTRIBUTING} if purpose == CLASSIFYING else _OWN[purpose]
-        asked = {key: check(key, found[key]) for key, check in own.items() if key in found}
-        others = sorted({*_PROBING, *_ATTRIBUTING} & set(found) - set(own))
+        arguments = {key: check(key, values[key]) for key, check in own.items() if key in values}
+        others = sorted({*_PROBING, *_ATTRIBUTING} & set(values) - set(own))
         settings = TaskSettings(
             dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
         )
         _check_together(settings, view, options)
-        if others or (purpose == CLASSIFYING and asked):
-            foreign = sorted(others or asked)
+        if others or (purpose == CLASSIFYING and arguments):
+            foreign = sorted(others or arguments)
             where = " and ".join(prefix for prefix, keys in _WHERE if set(foreign) & set(keys))
             raise OptionError(f"{foreign} apply to {where} tasks only.")
         if purpose == PROBING:
-            settings = _probing(settings, plain, asked)
+            settings = _probing(settings, plain, arguments)
         elif purpose == ATTRIBUTING:
-            settings = _attributing(settings, asked)
+            settings = _attributing(settings, arguments)
     except OptionError as error:
         raise OptionError(f"Task {shown(task)}: {error}") from error
     return settings
@@ -226,48 +226,51 @@ def _spec(dataset: object, task: str) -> DatasetSpec:
     return specs[dataset]
 
 
-def _view(found: Mapping[str, Any]) -> View:
-    if "slices" in found and "montage" in found:
-        raise OptionError("Expected either `slices` (one picture each) or `montage` (one picture), found both.")
-    count = found.get("montage", found.get("slices"))
-    rest = {key: found[key] for key in ("plane", "window") if key in found}
-    return View(**rest) if count is None else View(slices=count, montage="montage" in found, **rest)
+def _view(values: Mapping[str, Any]) -> View:
+    if "slices" in values and "montage" in values:
+        raise OptionError("Expected either `slices` (one image each) or `montage` (one image), got both.")
+    count = values.get("montage", values.get("slices"))
+    options = {key: values[key] for key in ("plane", "window") if key in values}
+    return View(**options) if count is None else View(slices=count, montage="montage" in values, **options)
 
 
-def _probing(settings: TaskSettings, plain: Mapping[str, Any], asked: Mapping[str, Any]) -> TaskSettings:
-    """The settings of a task that probes: all folds, one question a document."""
+def _probing(settings: TaskSettings, plain: Mapping[str, Any], arguments: Mapping[str, Any]) -> TaskSettings:
+    """Return the settings of a task that probes: all folds, one question for each document."""
     if "folds" in plain:
         raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
-    finding = _one_question(settings, asked.get("finding"), "Probes look", "a probe is of one finding")
-    features = FeatureOptions(extra=asked.get("pool", ()), random_encoder=asked.get("control", "on") == "on")
+    finding = _one_question(settings, arguments.get("finding"), "Probes", "a probe predicts one finding")
+    features = FeatureOptions(
+        extra=arguments.get("pool", ()), random_encoder=arguments.get("random_encoder", "on") == "on"
+    )
     return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
 
 
-def _attributing(settings: TaskSettings, asked: Mapping[str, Any]) -> TaskSettings:
-    """The settings of a task that explains: one question a document."""
-    finding = _one_question(settings, asked.get("finding"), "Attributions look", "an attribution is of one finding")
+def _attributing(settings: TaskSettings, arguments: Mapping[str, Any]) -> TaskSettings:
+    """Return the settings of a task that explains: one question for each document."""
+    finding = _one_question(settings, arguments.get("finding"), "Attributions", "an attribution explains one finding")
     if settings.image != "shown":
-        raise OptionError("Attributions are of the image that was shown: leave `image` out.")
+        raise OptionError("Attributions explain the image that was shown: leave `image` out.")
     names = {"method": "methods", "layer": "layers"}
-    given = {names.get(key, key): value for key, value in asked.items() if key != "finding"}
-    asks = AttributionOptions(**given)
-    asks.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
-    return dataclasses.replace(settings, finding=finding, attributions=asks)
+    options = AttributionOptions(**{names.get(key, key): value for key, value in arguments.items() if key != "finding"})
+    options.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
+    return dataclasses.replace(settings, finding=finding, attributions=options)
 
 
 def _one_question(settings: TaskSettings, finding: str | None, who: str, why: str) -> str | None:
-    """The finding that is asked about, having seen that each document is asked about once."""
+    """Return the finding that is asked about, after checking that each document is asked about once."""
     if settings.order != "given" or settings.paraphrase == ALL:
-        raise OptionError(f"{who} at one way of asking: expected order=given and one paraphrase, found several.")
+        raise OptionError(
+            f"{who} need one question for each image: expected order=given and one paraphrase, got several."
+        )
     labels = settings.dataset.labels
     if settings.dataset.kind == "multilabel":
         if finding not in labels:
             raise OptionError(
-                f"{settings.dataset.title} is multi-label, and {why}: expected finding= one of {list(labels)}, found "
+                f"{settings.dataset.title} is multi-label, and {why}: expected finding= one of {list(labels)}, got "
                 f"{finding!r}."
             )
     elif finding is not None:
-        raise OptionError(f"{settings.dataset.title} has one class an image: `finding` does not apply.")
+        raise OptionError(f"{settings.dataset.title} has one class for each image: leave `finding` out.")
     return finding
 
 
@@ -275,18 +278,18 @@ def _check_together(settings: TaskSettings, view: Mapping[str, Any], options: Ma
     spec = settings.dataset
     if spec.kind == "multilabel" and (settings.protocol != "closed_set" or settings.order != "given"):
         raise OptionError(
-            f"{spec.title} asks one yes/no question a finding: expected protocol closed_set and order given, "
-            f"found {settings.protocol} and {settings.order}."
+            f"{spec.title} asks one yes/no question for each finding: expected protocol closed_set and order given, "
+            f"got {settings.protocol} and {settings.order}."
         )
     if settings.protocol == "open" and settings.order != "given":
-        raise OptionError("An open question lists no options: expected order given, found varied.")
+        raise OptionError("An open question lists no options: expected order given, got varied.")
     if settings.order == "varied" and settings.paraphrase == ALL:
-        raise OptionError("Expected one thing to vary at a time, found order=varied with paraphrase=all.")
+        raise OptionError("Expected either order=varied or paraphrase=all, got both.")
     if spec.kind == "multilabel" and settings.paraphrase == ALL:
-        raise OptionError(f"{spec.title} is multi-label: expected one wording at a time, found paraphrase=all.")
+        raise OptionError(f"{spec.title} is multi-label: expected one wording, got paraphrase=all.")
     if view and spec.dimensions == 2:
-        raise OptionError(f"{spec.title} holds images, not volumes: {sorted(view)} do not apply.")
+        raise OptionError(f"{spec.title} holds images, not volumes: leave {sorted(view)} out.")
     if "size" in options and spec.layout != "medmnist":
-        raise OptionError(f"{spec.title} comes in one size: `size` does not apply.")
+        raise OptionError(f"{spec.title} comes in one size: leave `size` out.")
     if "frame" in options and not (spec.layout == "table" and spec.dimensions == 2):
-        raise OptionError(f"{spec.title} holds no films: `frame` does not apply.")
+        raise OptionError(f"{spec.title} holds no films: leave `frame` out.")

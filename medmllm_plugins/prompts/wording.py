@@ -41,7 +41,7 @@ _FINDING = (
 
 
 def closed_set(modality: str, labels: Sequence[str], paraphrase: int = 0) -> str:
-    """Closed-set question with the label texts as the options (the default protocol).
+    """Return a closed-set question with the label texts as the options (the default protocol).
 
     Args:
         modality: what the image is, such as ``"breast ultrasound image"``.
@@ -52,7 +52,7 @@ def closed_set(modality: str, labels: Sequence[str], paraphrase: int = 0) -> str
 
 
 def letter(modality: str, options: Mapping[str, str], paraphrase: int = 0) -> str:
-    """Closed-set question whose options bear letters.
+    """Return a closed-set question whose options have letters.
 
     Args:
         modality: what the image is.
@@ -64,12 +64,12 @@ def letter(modality: str, options: Mapping[str, str], paraphrase: int = 0) -> st
 
 
 def open_ended(modality: str, paraphrase: int = 0) -> str:
-    """Question that names no class."""
+    """Return a question that names no class."""
     return _wording(_OPEN, paraphrase).format(modality=modality)
 
 
 def finding(modality: str, name: str, paraphrase: int = 0) -> str:
-    """Yes/no question about one finding of a multi-label set.
+    """Return a yes/no question about one finding of a multi-label set.
 
     Args:
         modality: what the image is.

@@ -1,4 +1,4 @@
-"""What every reference classifier offers, and the one that looks at nothing."""
+"""The interface of reference classifiers, and the one that ignores the image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabi
 
 
 class ReferenceClassifier(ABC):
-    """A classifier that learns from one fold and makes its choices on another; it never sees a third."""
+    """A classifier that is trained on one fold and tuned on another; it never sees the test fold."""
 
     @abstractmethod
     def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
-        """Learn from ``train``; choose settings, such as regularisation or when to stop, on ``validation``.
+        """Train on ``train``; choose settings, such as regularisation or when to stop, on ``validation``.
 
         Args:
             train: at least one document.
@@ -28,11 +28,11 @@ class ReferenceClassifier(ABC):
 
     @abstractmethod
     def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
-        """Log probability of each answer, ``[N, Q, A]``, finite."""
+        """Return the log probability of each answer, ``[N, Q, A]``, finite."""
 
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:
-        """What the manifest tells about it: JSON-safe."""
+        """Return what the manifest records about it, as JSON types."""
 
     @property
     def chooses(self) -> bool:
@@ -41,15 +41,15 @@ class ReferenceClassifier(ABC):
 
 
 class Majority(ReferenceClassifier):
-    """Answers with the shares of the train fold, whatever the image: the most frequent class always."""
+    """Predicts the class frequencies of the train fold, and so always the most common class."""
 
     def __init__(self) -> None:
-        """Begin without shares."""
+        """Create an untrained classifier."""
         self._shares: LogProbabilities = np.zeros((0, 0))
 
     @property
     def chooses(self) -> bool:
-        """It has no settings."""
+        """Return false: there are no settings to choose."""
         return False
 
     def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
@@ -57,16 +57,16 @@ class Majority(ReferenceClassifier):
         self._shares = log_shares(train)
 
     def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
-        """The same for every document."""
+        """Return the same frequencies for every document."""
         return np.repeat(self._shares[None], len(examples), axis=0)
 
     def facts(self) -> Mapping[str, Any]:
-        """The shares."""
+        """Return the frequencies."""
         return {"shares": np.exp(self._shares).round(6).tolist()}
 
 
 def log_shares(examples: LabelledImages) -> LogProbabilities:
-    """Logarithm of each answer's share, ``[Q, A]``; half a document is added to each, so that none is infinite."""
+    """Return the log frequency of each answer, ``[Q, A]``, with half a document added to each so that it is finite."""
     targets = examples.targets()
     counts = np.stack([np.bincount(column, minlength=len(examples.answers)) for column in targets.T]) + 0.5
     return np.asarray(np.log(counts / counts.sum(axis=1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""Documents as a classifier takes them: pictures, and right answers as numbers."""
+"""Documents as a classifier needs them: images, and the correct answers as numbers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.prompts.protocols import YES_NO
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 LogProbabilities = npt.NDArray[np.float64]
 """``[N, Q, A]``: log probability, in nats, of each of A answers to each of Q questions about N documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Some documents of a data set.
+    """Documents of a data set with their images and targets.
 
-    A multi-class set asks one question, with its classes as answers. A multi-label set asks one question a finding,
+    A multi-class data set has one question with the classes as answers, a multi-label data set one question per finding
     with yes and no as answers.
 
     Attributes:
@@ -44,16 +44,16 @@ class LabelledImages:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What is asked about: the findings of a multi-label set, else one empty text; Q of them."""
+        """The Q questions: the findings of a multi-label data set, else one empty text."""
         return self.data.spec.labels if self.data.spec.kind == "multilabel" else ("",)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The answers to each question: yes and no in a multi-label set, else the classes; A of them."""
+        """The A answers to each question: yes and no in a multi-label data set, else the classes."""
         return YES_NO if self.data.spec.kind == "multilabel" else self.data.spec.labels
 
     def targets(self) -> npt.NDArray[np.intp]:
-        """``[N, Q]`` index of the right answer."""
+        """Return the index of the correct answer, ``[N, Q]``."""
         spec = self.data.spec
         if spec.kind == "multilabel":
             rows = [[0 if finding in document.labels else 1 for finding in spec.labels] for document in self.documents]
@@ -62,10 +62,10 @@ class LabelledImages:
         return np.array(rows, dtype=np.intp).reshape(len(self.documents), len(self.findings))
 
     def pictures(self, index: int, view: View | None = None) -> list[Image.Image]:
-        """The pictures of a document, mode ``RGB``: those that a model is shown, or those of another view."""
+        """Return the images of a document, mode ``RGB``, as a model sees them or in another view."""
         return (view or self.view).pictures(self.data, self.documents[index])
 
-    def each(self, make: Callable[[int], Made], indices: Sequence[int] | None = None) -> list[Made]:
-        """What ``make`` returns for each index, made in threads."""
+    def each(self, make: Callable[[int], T], indices: Sequence[int] | None = None) -> list[T]:
+        """Call ``make`` for each index in threads, and return the results in order."""
         with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
             return list(pool.map(make, range(len(self)) if indices is None else indices))

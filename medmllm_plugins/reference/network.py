@@ -1,4 +1,4 @@
-"""Any image network of timm, fine-tuned on the train fold."""
+"""Image networks of timm, fine-tuned on the train fold."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabi
 logger = logging.getLogger(__name__)
 
 EPOCHS = 30
-"""At most so many rounds through the train fold."""
+"""Maximum number of epochs."""
 PATIENCE = 5
-"""After so many rounds without a smaller log loss on the validation fold training ends."""
+"""Training ends after this many epochs without a smaller log loss on the validation fold."""
 BATCH = 32
-"""Documents in a batch; fewer where the train fold has no ten such batches, down to :data:`LEAST_BATCH`."""
-LEAST_BATCH = 8
+"""Documents in a batch; fewer if the train fold has fewer than ten such batches, down to :data:`MIN_BATCH`."""
+MIN_BATCH = 8
 RATES = {True: 1e-4, False: 1e-3}
 """Peak learning rate of AdamW, for pretrained weights and without."""
 WEIGHT_DECAY = 0.05
 CROP = 0.8
 """Smallest side of a random crop, as a part of the picture's."""
-KEPT_BYTES = 4 << 30
-"""Pictures that take no more than this, shrunk to the network's input, are kept in memory."""
+CACHE_BYTES = 4 << 30
+"""Images are cached in memory if they need no more than this at the size of the network's input."""
 
 
 class TimmClassifier(ReferenceClassifier):
-    """``timm:NAME``: the network with a new head, all of it trained; the best round on the validation fold is kept.
+    """``timm:NAME``: a network with a new head, fine-tuned completely; the epoch with the best validation loss is used.
 
-    Pictures are those that an MLLM is shown, padded with black to a square and resized to the network's input. Where a
-    volume is shown as several slices, their logits are averaged. Training pictures are cropped at random; they are not
-    flipped, since left and right mean something in medical images.
+    Images are those that an MLLM sees, padded with black to a square and resized to the network's input. If a volume is
+    shown as several slices, their logits are averaged. Training images are cropped at random but not flipped, since
+    left and right differ in medical images.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class TimmClassifier(ReferenceClassifier):
 
         Args:
             name: timm's name for it, such as ``"resnet50.a1_in1k"``.
-            weights: a file with pretrained weights; without it those that timm knows are taken where they are in the
-                local cache or can be downloaded, and random ones otherwise.
-            epochs: at most so many rounds.
-            device: where to train; default: the GPU where there is one.
-            seed: of the new head, the order of examples and the crops.
+            weights: a file with pretrained weights; by default timm's, if they are in the local cache or can be
+                downloaded, else random weights.
+            epochs: maximum number of epochs.
+            device: where to train; by default the GPU if there is one.
+            seed: seed of the new head, the order of examples and the crops.
 
         Raises:
-            OptionError: timm is not installed, has no network of that name, or the weights are not there.
+            OptionError: timm is not installed or has no network of that name, or the file of weights does not exist.
         """
         try:
             import timm
@@ -66,12 +66,12 @@ class TimmClassifier(ReferenceClassifier):
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
             raise OptionError(
-                f"timm has no network called {name!r}{'; similar: ' + ', '.join(close) if close else ''}."
+                f"Expected the name of a timm network, got {name!r}.{' Similar: ' + ', '.join(close) + '.' if close else ''}"
             )
         if weights is not None and not weights.is_file():
-            raise OptionError(f"Expected weights in {weights}, found no such file.")
+            raise OptionError(f"{weights}: expected a file of weights, but it does not exist.")
         if epochs < 1:
-            raise OptionError(f"Expected at least one epoch, found {epochs}.")
+            raise OptionError(f"Expected argument `epochs` to be at least 1, got {epochs}.")
         self._timm: Any = timm
         self._name, self._weights, self._epochs, self._seed = name, weights, epochs, seed
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -85,7 +85,7 @@ class TimmClassifier(ReferenceClassifier):
         self._shape = (len(train.findings), len(train.answers))
         torch.manual_seed(self._seed)
         pretrained = self._make(self._shape[0] * self._shape[1])
-        size = min(BATCH, max(LEAST_BATCH, len(train) // 10))
+        size = min(BATCH, max(MIN_BATCH, len(train) // 10))
         rounds = -(-len(train) // size)
         optimiser = torch.optim.AdamW(self._network.parameters(), lr=RATES[pretrained], weight_decay=WEIGHT_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -95,7 +95,7 @@ class TimmClassifier(ReferenceClassifier):
         pictures, held_out = _Pictures(train, self._input), _Pictures(validation, self._input)
         targets, right = torch.from_numpy(train.targets()), torch.from_numpy(validation.targets())
         best, best_round, losses = float("inf"), -1, []
-        kept: dict[str, Tensor] = {}
+        best_state: dict[str, Tensor] = {}
         for number in range(self._epochs):
             self._network.train()
             for indices in _batches(generator.permutation(len(train)), size):
@@ -107,17 +107,17 @@ class TimmClassifier(ReferenceClassifier):
                 nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
                 optimiser.step()
                 schedule.step()
-            found = self._predict(held_out)
-            losses.append(-float(found.gather(2, right[:, :, None]).mean()))
+            log_p = self._predict(held_out)
+            losses.append(-float(log_p.gather(2, right[:, :, None]).mean()))
             logger.info("epoch %d: log loss on the validation fold %.4f", number + 1, losses[-1])
             if losses[-1] < best:
                 best, best_round = losses[-1], number
-                kept = {key: value.detach().cpu().clone() for key, value in self._network.state_dict().items()}
+                best_state = {key: value.detach().cpu().clone() for key, value in self._network.state_dict().items()}
             elif number - best_round >= PATIENCE:
                 break
         if best_round < 0:
-            raise DataError(f"{self._name}: expected a finite loss on the validation fold, found {losses}.")
-        self._network.load_state_dict(kept)
+            raise DataError(f"{self._name}: expected a finite loss on the validation fold, got {losses}.")
+        self._network.load_state_dict(best_state)
         self._facts |= {
             "trained_on": len(train),
             "epochs": len(losses),
@@ -126,15 +126,15 @@ class TimmClassifier(ReferenceClassifier):
         }
 
     def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
-        """Log-softmax over the answers to each question."""
+        """Return the log-softmax over the answers to each question."""
         return np.asarray(self._predict(_Pictures(examples, self._input)).numpy(), dtype=np.float64)
 
     def facts(self) -> Mapping[str, Any]:
-        """Name, weights, input and the course of training."""
+        """Return name, weights, input and the course of training."""
         return self._facts
 
     def _make(self, outputs: int) -> bool:
-        """Make the network; returns whether its weights are pretrained."""
+        """Make the network, and return whether its weights are pretrained."""
         known = self._weights is not None or self._timm.models.get_pretrained_cfg(self._name).has_weights
         why = "" if known else "timm knows no weights for it"
         network = None
@@ -144,16 +144,16 @@ class TimmClassifier(ReferenceClassifier):
                 network = self._timm.create_model(
                     self._name, pretrained=True, num_classes=outputs, pretrained_cfg_overlay=overlay
                 )
-            # What the hub, the network and the file system raise has no common type; what it was is told.
+            # Errors of the hub, the network and the file system have no common type; the message is reported.
             except Exception as error:
                 if self._weights is not None:
                     raise OptionError(
-                        f"{self._weights}: expected weights of {self._name}, found {one_line(error)}."
+                        f"{self._weights}: expected weights of {self._name}, got {one_line(error)}."
                     ) from error
                 why = one_line(error)
         if network is None:
             logger.warning(
-                "%s starts from random weights, since its pretrained ones cannot be had: %s", self._name, why
+                "%s starts from random weights because its pretrained weights are not available: %s", self._name, why
             )
             network = self._timm.create_model(self._name, pretrained=False, num_classes=outputs)
         self._network = network.to(self._device)
@@ -164,17 +164,17 @@ class TimmClassifier(ReferenceClassifier):
             "pretrained": not why,
             "weights": "" if why else str(self._weights.name) if self._weights else "timm's",
             "input": list(self._input["input_size"]),
-            "parameters": sum(one.numel() for one in network.parameters()),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "device": str(self._device),
         }
         return not why
 
     def _logits(self, pictures: Tensor, counts: list[int]) -> Tensor:
-        """``[N, Q, A]``: mean over the pictures of each document."""
+        """Average the logits over the images of each document: ``[N, Q, A]``."""
         bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            found = self._network(pictures.to(self._device)).float()
-        return torch.stack([part.mean(0) for part in found.split(counts)]).view(-1, *self._shape)
+            logits = self._network(pictures.to(self._device)).float()
+        return torch.stack([part.mean(0) for part in logits.split(counts)]).view(-1, *self._shape)
 
     def _loss(self, batch: tuple[Tensor, list[int]], targets: Tensor) -> Tensor:
         logits = self._logits(*batch)
@@ -183,23 +183,23 @@ class TimmClassifier(ReferenceClassifier):
     @torch.inference_mode()
     def _predict(self, pictures: _Pictures) -> Tensor:
         self._network.eval()
-        found = [
+        parts = [
             self._logits(*pictures.batch(indices)).log_softmax(-1).cpu()
             for indices in _batches(np.arange(len(pictures)))
         ]
-        return torch.cat(found)
+        return torch.cat(parts)
 
 
 class _Pictures:
-    """Pictures as the network takes them, kept in memory where they fit."""
+    """Images preprocessed for the network, cached in memory if they fit."""
 
     def __init__(self, examples: LabelledImages, settings: Mapping[str, Any]) -> None:
         self._examples = examples
         self._channels, height, width = settings["input_size"]
         self._size = (width, height)
         self._mean, self._std = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
-        self._kept: dict[int, list[npt.NDArray[np.uint8]]] | None = (
-            {} if len(examples) * width * height * 3 <= KEPT_BYTES else None
+        self._cache: dict[int, list[npt.NDArray[np.uint8]]] | None = (
+            {} if len(examples) * width * height * 3 <= CACHE_BYTES else None
         )
 
     def __len__(self) -> int:
@@ -208,7 +208,7 @@ class _Pictures:
     def batch(
         self, indices: npt.NDArray[np.intp], generator: np.random.Generator | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Normalised pictures ``[P, C, H, W]`` and the number of each document's; cropped where one draws."""
+        """Return normalised images ``[P, C, H, W]``, cropped at random if there is a generator, and their number per document."""
         several = self._examples.each(self._read, [int(index) for index in indices])
         shown = [self._cropped(picture, generator) for pictures in several for picture in pictures]
         values = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
@@ -217,14 +217,14 @@ class _Pictures:
         return (values - self._mean) / self._std, [len(pictures) for pictures in several]
 
     def _read(self, index: int) -> list[npt.NDArray[np.uint8]]:
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
         pictures = [
             np.asarray(ImageOps.pad(picture, self._size, Image.Resampling.BICUBIC, color=(0, 0, 0)))
             for picture in self._examples.pictures(index)
         ]
-        if self._kept is not None:
-            self._kept[index] = pictures
+        if self._cache is not None:
+            self._cache[index] = pictures
         return pictures
 
     def _cropped(self, picture: npt.NDArray[np.uint8], generator: np.random.Generator | None) -> npt.NDArray[np.uint8]:

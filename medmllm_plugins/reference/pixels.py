@@ -1,4 +1,4 @@
-"""Logistic regression on small pixels: what brightness and coarse shape alone tell."""
+"""Logistic regression on downsampled pixels: what brightness and coarse shape alone predict."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabi
 logger = logging.getLogger(__name__)
 
 SIDE = 32
-"""Side of the picture that is looked at, in pixels."""
+"""Side of the downsampled image, in pixels."""
 SLICES = 16
-"""Of a volume, so many evenly spaced slices are looked at, :data:`SLICE_SIDE` pixels a side."""
+"""Number of evenly spaced slices of a volume, downsampled to :data:`SLICE_SIDE` pixels a side."""
 SLICE_SIDE = 16
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse strengths of the L2 penalty (scikit-learn's ``C``, on standardised pixels) to choose from."""
 MAX_TRAIN_DOCUMENTS = 20_000
-"""From a larger train fold so many documents are drawn."""
+"""Larger train folds are subsampled to this many documents."""
 
-_FLOOR = 1e-12
+_MIN_PROBABILITY = 1e-12
 _STEPS = 1000
 
 
 class PixelClassifier(ReferenceClassifier):
     """Standardised pixels, multinomial logistic regression, L2 penalty chosen by log loss on the validation fold.
 
-    Of images the whole picture is shrunk to 32 x 32, in colour; of volumes 16 slices to 16 x 16 grey values each.
+    Images are downsampled to 32 x 32 in colour, and 16 slices of a volume to 16 x 16 grey values each.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        """Begin untrained; ``seed`` chooses the documents drawn from a large train fold."""
+        """Create an untrained classifier; ``seed`` chooses the documents of a train fold that is subsampled."""
         self._seed = seed
         self._scaler = StandardScaler()
         self._models: list[LogisticRegression | None] = []
@@ -63,10 +63,10 @@ class PixelClassifier(ReferenceClassifier):
                 for strength in STRENGTHS:
                     model = LogisticRegression(C=strength, max_iter=_STEPS)
                     with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", ConvergenceWarning)  # told in the facts
+                        warnings.simplefilter("ignore", ConvergenceWarning)  # reported in the facts
                         model.fit(features, targets[:, question])
-                    found = _scores(model, held_out, self._shares[question])
-                    loss = -float(found[np.arange(len(right)), right[:, question]].mean())
+                    log_p = _scores(model, held_out, self._shares[question])
+                    loss = -float(log_p[np.arange(len(right)), right[:, question]].mean())
                     if loss < best[0]:
                         best = (loss, strength, model)
             self._models.append(best[2])
@@ -82,23 +82,23 @@ class PixelClassifier(ReferenceClassifier):
             logger.warning("logistic regression stopped before it converged, at %d steps", _STEPS)
 
     def log_probabilities(self, examples: LabelledImages) -> LogProbabilities:
-        """Of a question whose answer is always the same in the train fold, the shares."""
+        """Predict; a question whose answer is always the same in the train fold gets the answers' frequencies."""
         features = self._scaler.transform(pixels(examples))
-        found = []
+        questions = []
         for model, shares in zip(self._models, self._shares, strict=True):
-            found.append(
+            questions.append(
                 np.repeat(shares[None], len(examples), axis=0) if model is None else _scores(model, features, shares)
             )
-        return np.stack(found, axis=1)
+        return np.stack(questions, axis=1)
 
     def facts(self) -> Mapping[str, Any]:
-        """Size, penalty and whether the fit converged."""
+        """Return the number of features, the penalty and whether the fit converged."""
         return self._facts
 
     def _drawn(self, train: LabelledImages) -> LabelledImages:
         if len(train) <= MAX_TRAIN_DOCUMENTS:
             return train
-        logger.warning("the train fold has %d documents, of which %d are drawn", len(train), MAX_TRAIN_DOCUMENTS)
+        logger.warning("the train fold has %d documents and is subsampled to %d", len(train), MAX_TRAIN_DOCUMENTS)
         order = sorted(
             train.documents, key=lambda document: hashlib.sha256(f"{self._seed}\0{document.id}".encode()).digest()
         )
@@ -106,27 +106,27 @@ class PixelClassifier(ReferenceClassifier):
 
 
 def pixels(examples: LabelledImages) -> npt.NDArray[np.float32]:
-    """Shrunken pixels, ``[N, F]`` float32, 0 to 255: F is 3072 for images, 4096 for volumes."""
+    """Downsample all images to ``[N, F]`` float32, 0 to 255; F is 3072 for images and 4096 for volumes."""
     if examples.data.spec.dimensions == 2:
         return np.stack(examples.each(lambda index: downsample(examples.pictures(index)[0], "RGB", SIDE)))
     view = dataclasses.replace(examples.view, slices=SLICES, montage=False)
 
     def slices(index: int) -> npt.NDArray[np.float32]:
-        found = [downsample(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
-        # A volume of fewer slices than that has some of them twice, as every volume needs as many values.
-        return np.concatenate([found[place] for place in np.linspace(0, len(found) - 1, SLICES).round().astype(int)])
+        shown = [downsample(picture, "L", SLICE_SIDE) for picture in examples.pictures(index, view)]
+        # A volume with fewer slices repeats some, because every volume needs the same number of values.
+        return np.concatenate([shown[number] for number in np.linspace(0, len(shown) - 1, SLICES).round().astype(int)])
 
     return np.stack(examples.each(slices))
 
 
 def downsample(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:
-    """A picture shrunk to a square and laid out flat, 0 to 255: (side * side * channels,) float32."""
+    """Downsample an image to a square and flatten it: (side * side * channels,) float32, 0 to 255."""
     shrunk = picture.convert(mode).resize((side, side), Image.Resampling.BOX)
     return np.asarray(shrunk, dtype=np.float32).reshape(-1)
 
 
 def _scores(model: LogisticRegression, features: npt.NDArray[Any], shares: LogProbabilities) -> LogProbabilities:
-    """Log probabilities of all answers; those that the train fold lacks get almost nothing."""
-    found = np.full((len(features), len(shares)), _FLOOR)
-    found[:, model.classes_] = np.maximum(model.predict_proba(features), _FLOOR)
-    return np.asarray(np.log(found / found.sum(axis=1, keepdims=True)))
+    """Return log probabilities of all answers; those that the train fold lacks get almost 0 probability."""
+    probabilities = np.full((len(features), len(shares)), _MIN_PROBABILITY)
+    probabilities[:, model.classes_] = np.maximum(model.predict_proba(features), _MIN_PROBABILITY)
+    return np.asarray(np.log(probabilities / probabilities.sum(axis=1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""Reference classifiers by the name that the command line gives them."""
+"""Make reference classifiers by their names on the command line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def make_classifier(
 
     Args:
         method: ``"majority"``, ``"pixels"`` or ``"timm:NAME"``.
-        seed: of everything that is drawn.
+        seed: seed of everything random.
         weights: for ``timm``, a file of pretrained weights.
-        epochs: for ``timm``, at most so many rounds.
+        epochs: for ``timm``, the maximum number of epochs.
         device: for ``timm``, where to train.
 
     Raises:
-        OptionError: there is no such method, or an option is not for it.
+        OptionError: there is no such method, or it does not take an option.
     """
     name, colon, network = method.partition(":")
     if name == "timm" and network:
@@ -34,9 +34,9 @@ def make_classifier(
             network, weights=weights, epochs=EPOCHS if epochs is None else epochs, device=device, seed=seed
         )
     if colon or name not in METHODS:
-        raise OptionError(f"Expected a method among {', '.join(METHODS)}, found {method!r}.")
+        raise OptionError(f"Expected a method among {', '.join(METHODS)}, got {method!r}.")
     if weights is not None or epochs is not None or device is not None:
-        raise OptionError(f"Expected weights, epochs and device with timm:NAME only, found some with {method!r}.")
+        raise OptionError(f"Expected weights, epochs and device with timm:NAME only, got some with {method!r}.")
     if name == "majority":
         return Majority()
     from medmllm_plugins.reference.pixels import PixelClassifier  # scikit-learn takes a second to import

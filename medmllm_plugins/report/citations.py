@@ -1,4 +1,4 @@
-"""Where each part of the methods comes from, and the numbers that citations get."""
+"""Sources of the methods, and the numbers of citations."""
 
 from __future__ import annotations
 
@@ -53,24 +53,23 @@ _IDENTIFIER: Final = re.compile(r"(?i)arXiv:\s*(\d{4}\.\d{4,5})")
 
 
 class References:
-    """Numbers sources in the order in which they are first named; one paper has one number, however it is cited."""
+    """Numbers sources in the order of their first citation; one paper has one number, however it is cited."""
 
     def __init__(self) -> None:
-        self.found: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
 
     def __call__(self, *names: str) -> str:
-        """The mark of sources by name, or of citations given whole: ``[2,3]``."""
+        """Return the mark of sources, given by name or as whole citations, such as ``" [2,3]"``."""
         numbers = set()
         for name in names:
             source = SOURCES.get(name, name)
-            if not source:
-                continue
-            identifier = _IDENTIFIER.search(source)
-            key = identifier[1] if identifier else source
-            self.found.setdefault(key, source)
-            numbers.add(list(self.found).index(key) + 1)
+            if source:
+                identifier = _IDENTIFIER.search(source)
+                key = identifier[1] if identifier else source
+                self._sources.setdefault(key, source)
+                numbers.add(list(self._sources).index(key) + 1)
         return f" [{','.join(map(str, sorted(numbers)))}]" if numbers else ""
 
     def all(self) -> tuple[str, ...]:
-        """The sources in the order of their numbers."""
-        return tuple(self.found.values())
+        """Return the sources in the order of their numbers."""
+        return tuple(self._sources.values())

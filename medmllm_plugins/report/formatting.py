@@ -1,4 +1,4 @@
-"""Numbers and strings as people read them."""
+"""Numbers and words as the report prints them."""
 
 from __future__ import annotations
 
@@ -8,59 +8,56 @@ from typing import Final
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.utils.json_values import clean
 
-_SPACE: Final = "\N{NO-BREAK SPACE}"
 NOTHING: Final = "–"
-"""Stands for a number that is not defined or not there."""
+"""Printed for a number that is undefined or missing."""
 
 
 def cut(value: object, length: int = 80) -> str:
-    """Text on one line of at most ``length`` characters, the last an ellipsis where something was cut off."""
-    text = clean(value)[: 4 * length]
-    line = " ".join(text.split())
+    """Return text on one line of at most ``length`` characters, the last an ellipsis if something was cut off."""
+    line = " ".join(clean(value)[: 4 * length].split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def percent(value: float | None, *, signed: bool = False) -> str:
-    """A share in percent with one decimal, ``97.7 %``, that no line break divides."""
-    if value is None or math.isnan(value):
-        return NOTHING
-    return f"{_minus(f'{100 * value:+.1f}' if signed else f'{100 * value:.1f}')}{_SPACE}%"
+    """Return a share in percent with one decimal: ``97.7%``."""
+    return NOTHING if value is None or math.isnan(value) else f"{decimal(100 * value, 1, signed=signed)}%"
 
 
-def decimal(value: float | None, places: int = 2, *, signed: bool = False) -> str:
-    """A number with so many decimals."""
+def decimal(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """Return a number with a fixed number of decimals and a real minus sign; zero has no sign."""
     if value is None or math.isnan(value):
         return NOTHING
-    return _minus(f"{value:+.{places}f}" if signed else f"{value:.{places}f}")
+    shown = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if not shown.strip("+-0."):
+        shown = shown.lstrip("+-")
+    return shown.replace("-", "\N{MINUS SIGN}")
 
 
 def points(value: float | None) -> str:
-    """A difference of shares in percentage points, without a sign: ``12.3 points``."""
-    return NOTHING if value is None or math.isnan(value) else f"{abs(100 * value):.1f}{_SPACE}points"
+    """Return the size of a difference of shares: ``12.3 points``."""
+    return NOTHING if value is None or math.isnan(value) else f"{abs(100 * value):.1f} points"
 
 
-def interval(found: Estimate, *, signed: bool = False) -> str:
-    """The ends of an interval in percent: ``95 % CI 96.2 to 98.9``; says so where there is none."""
-    if math.isnan(found.low) or math.isnan(found.high):
+def bounds(low: float, high: float, digits: int = 1, *, signed: bool = False) -> str:
+    """Return the ends of an interval: ``96.2–99.0``, or ``−3.0 to +2.1`` where there are signs."""
+    dash = " to " if signed or low < 0 else "–"
+    return dash.join(decimal(end, digits, signed=signed) for end in (low, high))
+
+
+def interval(estimate: Estimate, *, signed: bool = False) -> str:
+    """Return a 95% interval of a share in percent: ``95% CI 96.2–99.0``."""
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
         return "no interval"
-    low, high = (f"{100 * end:+.1f}" if signed else f"{100 * end:.1f}" for end in (found.low, found.high))
-    return f"95{_SPACE}%{_SPACE}CI {_minus(low)}{_SPACE}to{_SPACE}{_minus(high)}"
-
-
-def turned(found: Estimate) -> Estimate:
-    """A difference seen from the other side."""
-    return Estimate(-found.value, -found.high, -found.low)
+    return f"95% CI {bounds(100 * estimate.low, 100 * estimate.high, signed=signed)}"
 
 
 def p_value(value: float) -> str:
-    """A p-value to four decimals."""
+    """Return a p-value with four decimals."""
     if math.isnan(value):
         return NOTHING
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _minus(text: str) -> str:
-    """With a minus sign in place of a hyphen, and no sign before nothing."""
-    if not text.strip("+-0."):
-        text = text.lstrip("+-")
-    return text.replace("-", "\N{MINUS SIGN}")
+def sentence_case(sentence: str) -> str:
+    """Return a sentence with a capital first letter; the others keep their case."""
+    return sentence[:1].upper() + sentence[1:]

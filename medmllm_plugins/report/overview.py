@@ -1,160 +1,193 @@
-"""One sentence on all models of a data set: who is best, whether that is more than chance, and what fails."""
+"""The overview of a data set: the best model, whether it is better than chance, and which failure modes occur."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from medmllm_plugins.metrics.intervals import known
-from medmllm_plugins.report.formatting import cut, interval, percent
-from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.report.run_pairs import Difference, leagues
-from medmllm_plugins.report.verdict import Verdict, apart, over_blind, reference_verdict
+from medmllm_plugins.report.formatting import cut
+from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
+from medmllm_plugins.report.run_pairs import Difference, comparable_groups
+from medmllm_plugins.report.templating import text
+from medmllm_plugins.report.verdict import BaselineComparison, Verdict, reference_verdict
 from medmllm_plugins.results.probe_records import TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
-_NAMED = 3
-"""So many models are named in a row; of more the number is given."""
+_MAX_NAMED: Final = 3
+"""Number of models that are named in a sentence; of more, the number is given."""
 
 
-def overview(part: DataPart, found: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
-    """One sentence on all models of a data set; that of the model where there is one only.
+@dataclass(frozen=True, slots=True)
+class RankedGroup:
+    """Models that may be ranked together, the best first.
+
+    Attributes:
+        verdicts: their verdicts.
+        about: what they were asked about.
+        labels: their names.
+        alike: names of the models without a clear difference from the best.
+        better: names of those that are better than it on the questions that both answered.
+        unpaired: names of those that share no question with it.
+    """
+
+    verdicts: Sequence[Verdict]
+    about: str
+    labels: str
+    alike: str
+    better: str
+    unpaired: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """All models of a data set.
+
+    Attributes:
+        ranked: verdicts with a place in the ranking, the best first.
+        unread: verdicts on models of which too few answers could be parsed.
+        groups: the ranked models in groups that are comparable.
+    """
+
+    ranked: Sequence[Verdict]
+    unread: Sequence[Verdict]
+    groups: Sequence[RankedGroup]
+
+    @property
+    def guess(self) -> str:
+        """Name of the constant guess."""
+        return self.ranked[0].guess.name
+
+    @property
+    def above_guess(self) -> int:
+        """Number of models that are clearly better than a constant guess."""
+        return sum(verdict.guess.difference.low > 0 for verdict in self.ranked)
+
+    @property
+    def _compared(self) -> list[BaselineComparison]:
+        references = (verdict.reference for verdict in self.ranked)
+        return [reference for reference in references if reference.compared and reference.informative]
+
+    @property
+    def reference_names(self) -> list[str]:
+        """Names of the reference classifiers that models are compared with."""
+        return list(dict.fromkeys(reference.name for reference in self._compared))
+
+    @property
+    def reference_accuracy(self) -> float | None:
+        """Accuracy of the reference classifier, if all comparisons have the same."""
+        accuracies = {round(reference.shared_accuracy, 6): reference.shared_accuracy for reference in self._compared}
+        return next(iter(accuracies.values())) if len(accuracies) == 1 else None
+
+    @property
+    def above_reference(self) -> int:
+        """Number of models that are clearly better than the reference classifier."""
+        return sum(reference.difference.low > 0 for reference in self._compared)
+
+    @property
+    def below_reference(self) -> int:
+        """Number of models that are clearly worse than the reference classifier."""
+        return sum(reference.difference.high < 0 for reference in self._compared)
+
+    @property
+    def not_compared(self) -> list[BaselineComparison]:
+        """Reference classifiers that are not comparable, each once."""
+        references = [verdict.reference for verdict in self.ranked if verdict.reference.obstacle]
+        return list({(reference.name, reference.obstacle): reference for reference in references}.values())
+
+    @property
+    def uninformative(self) -> list[BaselineComparison]:
+        """Reference classifiers that are no better than guessing, each once."""
+        references = [verdict.reference for verdict in self.ranked if not verdict.reference.informative]
+        return list({reference.name: reference for reference in references}.values())
+
+    @property
+    def probed(self) -> int:
+        """Number of models with probes."""
+        return sum(bool(verdict.probed) for verdict in self.ranked)
+
+    @property
+    def probe_task(self) -> str:
+        """Task that would probe the models."""
+        return self.ranked[0].probe_task
+
+    @property
+    def modes(self) -> list[tuple[str, int]]:
+        """Supported failure modes with the number of models."""
+        supported = [effect.mode for verdict in self.ranked for effect in verdict.supported]
+        return [(mode, supported.count(mode)) for mode in TITLES if mode in supported]
+
+
+def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
+    """Return the overview of all models in words; with a single model, its verdict.
 
     Args:
-        part: the data set.
-        found: the verdicts on its models.
-        pairs: its models held against each other.
+        dataset: the data set.
+        verdicts: the verdicts on its models.
+        pairs: its models compared with each other.
     """
-    scored = sorted((one for one in found if known(one.accuracy)), key=lambda one: -one.accuracy.value)
+    scored = [verdict for verdict in verdicts if known(verdict.accuracy)]
+    scored.sort(key=lambda verdict: -verdict.accuracy.value)
     if not scored:
-        return _without_models(part)
-    if len(scored) == 1:
-        return scored[0].sentence
-    # One whose answers could not be read has no place in a ranking: it would stand last for the form of its answers.
-    unread, ranked = [one for one in scored if one.unread], [one for one in scored if not one.unread]
-    if not ranked:
-        return " ".join(one.sentence for one in scored)
-    first = ranked[0].sentence if len(ranked) == 1 else f"{'; '.join(_all(part, ranked, pairs))}."
-    return " ".join([first, *(f"Not ranked: {one.subject.label}. {one.unread}" for one in unread)])
-
-
-def _all(part: DataPart, ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> list[str]:
-    return [_ranking(part, ranked, pairs), *_above(ranked), *_modes(ranked)]
-
-
-def _without_models(part: DataPart) -> str:
-    """The sentence of a data set on which no model has figures."""
-    scored = [cell for one in part.subjects if one.reference and (cell := part.main(one)) is not None]
-    scored = [cell for cell in scored if known(cell.metrics.get("accuracy"))]
-    if not scored:
-        return f"On {part.title}, no run has figures of its answers yet."
-    first = "no model has figures of its answers yet" if part.models else "no model was run"
-    best = min(scored, key=lambda cell: (cell.subject.blind, -cell.metrics["accuracy"].value))
-    told = reference_verdict(part, best)
-    return (
-        f"On {part.title}, {first}; the reference classifier {best.subject.label} answers "
-        f"{percent(told.accuracy.value)} of the questions rightly ({interval(told.accuracy)}){over_blind(told)}."
-    )
-
-
-def _ranking(part: DataPart, ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
-    """Who is best; only among models that were asked about the same classes of the same data."""
-    groups = leagues([one.cell for one in ranked])
-    by_cell = {id(one.cell): one for one in ranked}
-    if len(groups) == 1:
-        return f"Of {len(ranked)} models on {part.title}, {_best(ranked, pairs)}"
-    told = [f"{_about(group[0], groups)} {_best([by_cell[id(cell)] for cell in group], pairs)}" for group in groups]
-    return (
-        f"On {part.title}, {len(ranked)} models were not asked about the same classes of the same data, and are not "
-        f"ranked together: {'; '.join(told)}"
-    )
-
-
-def _about(cell: Cell, groups: Sequence[Sequence[Cell]]) -> str:
-    """What the models of a group were asked about, as far as that tells it from the others."""
-    counts = [len(set(group[0].answers)) for group in groups]
-    if counts.count(len(set(cell.answers))) == 1:
-        return f"about {quantity(len(set(cell.answers)), 'class', 'classes')}"
-    if sum(set(group[0].answers) == set(cell.answers) for group in groups) == 1:
-        return f"about {cut(listed(list(cell.answers)), 120)}"
-    return f"on data {cell.fingerprint[:8] or 'without a fingerprint'}"
-
-
-def _best(ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
-    """Best and worst of a group, and from whom the best is not told apart."""
-    best, last = ranked[0], ranked[-1]
+        return _without_models(dataset)
+    # A model whose answers could not be parsed has no place in a ranking: it would be last for the form of its answers.
+    ranked = [verdict for verdict in scored if not verdict.unread]
+    unread = [verdict for verdict in scored if verdict.unread]
+    if len(scored) == 1 or not ranked:
+        return " ".join(verdict.sentence for verdict in scored)
     if len(ranked) == 1:
-        return f"{best.subject.label} answers {percent(best.accuracy.value)} rightly ({interval(best.accuracy)})"
-    if best.accuracy.value == last.accuracy.value:
-        labels = _names([one.subject.label for one in ranked])
-        return (
-            f"{labels} answer equally many questions rightly, {percent(best.accuracy.value)}{_told_apart(best, pairs)}"
-        )
-    return (
-        f"{best.subject.label} answers most questions rightly, {percent(best.accuracy.value)} "
-        f"({interval(best.accuracy)}){_told_apart(best, pairs)}, and {last.subject.label} fewest, "
-        f"{percent(last.accuracy.value)} ({interval(last.accuracy)})"
-    )
+        return f"{ranked[0].sentence} {text('verdict.txt.jinja', 'not_ranked', verdicts=unread)}"
+    return text("verdict.txt.jinja", "overview", overview=Overview(ranked, unread, _groups(ranked, pairs)))
 
 
-def _told_apart(best: Verdict, pairs: Sequence[Difference]) -> str:
-    """From which models the best is not told apart over the questions that both answered."""
-    alike, less, alone, apart_ = [], [], [], 0
-    for pair in pairs:
-        if best.cell is not pair.first and best.cell is not pair.second:
-            continue
-        other = pair.second if best.cell is pair.first else pair.first
-        gap = pair.seen_from(best.cell)
-        if not known(gap.low):
-            alone.append(other.subject.label)
-        elif gap.low <= 0 <= gap.high:
-            alike.append(other.subject.label)
-        elif gap.high < 0:
-            less.append(other.subject.label)
-        else:
-            apart_ += 1
-    told = []
-    if alike:
-        told.append(f"not told apart from {_names(alike)}")
-    if less:
-        told.append(f"below {_names(less)} on the questions that both answered")
-    if alone:
-        told.append(f"not paired with {_names(alone)}")
-    if not told:
-        told.append("told apart from each of the others" if apart_ > 1 else "told apart from the other")
-    return f", {listed(told)}"
+def _without_models(dataset: DatasetRuns) -> str:
+    """Return the overview of a data set on which no model has metrics."""
+    scored = [result for result in dataset.main_results(blind=True) if known(result.metrics.get("accuracy"))]
+    scored = [result for result in scored if result.subject.reference]
+    if not scored:
+        return text("verdict.txt.jinja", "no_metrics")
+    best = min(scored, key=lambda result: (result.subject.blind, -result.metrics["accuracy"].value))
+    verdict = reference_verdict(dataset, best)
+    return text("verdict.txt.jinja", "references_only", models=dataset.models, verdict=verdict)
 
 
-def _names(labels: list[str]) -> str:
-    return listed(labels) if len(labels) <= _NAMED else f"{len(labels)} others"
-
-
-def _above(ranked: Sequence[Verdict]) -> list[str]:
-    """How many models are above a blind answer and above the reference classifier."""
-    above = sum(one.blind.gap.low > 0 for one in ranked)
-    told = [
-        f"{above or 'none'} of them {'is' if above < 2 else 'are'} above {ranked[0].blind.name or 'a blind answer'}"
-    ]
-    held = [one for one in ranked if one.reference.compared]
-    if held:
-        count = sum(one.reference.gap.low > 0 for one in held)
-        below = sum(one.reference.gap.high < 0 for one in held)
-        names = list(dict.fromkeys(one.reference.name for one in held))
-        name = f"the reference classifier {names[0]}" if len(names) == 1 else "their reference classifiers"
-        reached = {round(one.reference.reached, 6) for one in held}
-        at = f" ({percent(held[0].reference.reached)})" if len(reached) == 1 else ""
-        told.append(f"{count or 'none'} above and {below or 'none'} below {name}{at}")
-    apart_ = [one.reference for one in ranked if one.reference.why]
-    return [*told, *dict.fromkeys(apart(one) for one in apart_)]
-
-
-def _modes(ranked: Sequence[Verdict]) -> list[str]:
-    """Which failure modes the evidence supports, and in how many."""
-    probed = [one for one in ranked if one.probed]
-    if not probed:
-        return ["without probes nothing is known of where they fail"]
-    counted = [(mode, sum(mode in {e.mode for e in one.supported} for one in probed)) for mode in TITLES]
-    told = [f"{TITLES[mode]} in {count}" for mode, count in counted if count]
+def _groups(ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> list[RankedGroup]:
+    """Group models that were asked about the same classes of the same data."""
+    verdict_of = {id(verdict.result): verdict for verdict in ranked}
+    groups = comparable_groups([verdict.result for verdict in ranked])
     return [
-        f"of the {quantity(len(probed), 'model')} that {'was' if len(probed) == 1 else 'were'} probed, the evidence "
-        f"supports {listed(told) if told else 'no failure mode in any'}"
+        _ranked_group([verdict_of[id(result)] for result in group], _about(group[0], groups), pairs) for group in groups
     ]
+
+
+def _ranked_group(verdicts: Sequence[Verdict], about: str, pairs: Sequence[Difference]) -> RankedGroup:
+    best = verdicts[0].result
+    alike, better, unpaired = [], [], []
+    for pair in pairs:
+        if best is not pair.first and best is not pair.second:
+            continue
+        other = pair.second if best is pair.first else pair.first
+        difference = pair.seen_from(best)
+        if not known(difference.low):
+            unpaired.append(other.subject.label)
+        elif difference.low <= 0 <= difference.high:
+            alike.append(other.subject.label)
+        elif difference.high < 0:
+            better.append(other.subject.label)
+    labels = _names([verdict.subject.label for verdict in verdicts])
+    return RankedGroup(verdicts, about, labels, _names(alike), _names(better), _names(unpaired))
+
+
+def _about(result: TaskResult, groups: Sequence[Sequence[TaskResult]]) -> str:
+    """Return what the models of a group were asked about, as far as it distinguishes the group from the others."""
+    classes = set(result.answers)
+    if [len(set(group[0].answers)) for group in groups].count(len(classes)) == 1:
+        return quantity(len(classes), "class", "classes").capitalize()
+    if sum(set(group[0].answers) == classes for group in groups) == 1:
+        return cut(listed(result.answers), 120)
+    return f"Data {result.fingerprint[:8] or 'without a fingerprint'}"
+
+
+def _names(labels: Sequence[str]) -> str:
+    return listed(labels) if len(labels) <= _MAX_NAMED else f"{len(labels)} others"

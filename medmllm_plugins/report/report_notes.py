@@ -1,39 +1,30 @@
-"""What a reader must know before trusting the numbers: leaks, limits, and what the runs warned of."""
+"""What a reader must know before trusting the numbers: missing parts, leaks, limits and warnings of the runs."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.prompts.task_names import answering_task, probing_command
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.run_collection import Cell, DataPart, RunCollection
-from medmllm_plugins.report.run_pairs import leagues, unlike
-from medmllm_plugins.report.task_identity import facts
-from medmllm_plugins.report.verdict import questions_of
+from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
+from medmllm_plugins.report.run_pairs import comparable_groups, mismatch
+from medmllm_plugins.report.task_identity import identity
+from medmllm_plugins.report.templating import text
+from medmllm_plugins.report.verdict import question_count
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
-from medmllm_plugins.utils.plain_text import listed, quantity
 
-_FACTS: Final = {
-    "dataset_options": "options of the data set",
-    "protocol": "how the classes are listed",
-    "folds": "folds",
-    "finding": "finding",
-    "view": "how volumes are shown",
-    "order": "order of the options",
-    "paraphrase": "wording",
-    "shots": "solved examples",
-}
-"""What main tasks may differ in, as people say it."""
+_QUESTION_FACTS: Final = (*("dataset_options", "protocol", "folds", "finding", "view", "order", "paraphrase", "shots"),)
+"""Facts in which the questions of models may differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Sentences for the page: what is missing, what leaks, further warnings, and of which data no leak is known."""
+    """Notes for the page: what is missing, leaks, warnings, and of which data sets the folds were checked."""
 
     missing: tuple[str, ...]
     leaks: tuple[str, ...]
@@ -41,165 +32,156 @@ class Notes:
     folds: str
 
 
-def notes(gathered: RunCollection) -> Notes:
-    """Collect them from all runs, each sentence once."""
-    several = len(gathered.runs) > 1
-    missing = [f"{cut(run.name, 60)}: {one}" if several else one for run in gathered.runs for one in run.all_missing()]
-    if not any(cell.task.probing for cell in gathered.cells()):
-        missing.append(f"No run has probes, so nothing is known of where the signal is lost{_how_to_probe(gathered)}.")
-    for part in gathered.sets:
-        missing += _of_references(part)
-        missing += _of_rows(part)
+def note(macro: str, **values: Any) -> str:
+    """Return a note in words; see ``templates/notes.txt.jinja``."""
+    return text("notes.txt.jinja", macro, **values)
+
+
+def collect_notes(collection: RunCollection) -> Notes:
+    """Collect the notes on all runs, each once."""
+    several = len(collection.runs) > 1
+    missing = [
+        f"{cut(run.name, 60)}: {problem}" if several else problem
+        for run in collection.runs
+        for problem in run.all_missing()
+    ]
+    if not any(result.task.probing for result in collection.results()):
+        missing.append(note("no_probes", command=_probing_command(collection)))
+    for dataset in collection.datasets:
+        missing += [*_missing_references(dataset), *_missing_rows(dataset)]
     return Notes(
         missing=tuple(dict.fromkeys(missing)),
-        leaks=tuple(dict.fromkeys(_leaks(gathered))),
-        warnings=tuple(dict.fromkeys(_warnings(gathered))),
-        folds=_folds(gathered),
+        leaks=tuple(dict.fromkeys(_leaks(collection))),
+        warnings=tuple(dict.fromkeys(_warnings(collection))),
+        folds=_folds(collection),
     )
 
 
-def _folds(gathered: RunCollection) -> str:
-    """Of which data sets the folds were read and no group stands in two, and of which nothing is known."""
-    leaking = {folds.dataset for run in gathered.runs for folds in run.folds.values() if folds.divided}
-    leaking |= {task.dataset for run in gathered.runs for task in run.tasks if task.told.get("leaks")}
-    read = {folds.dataset for run in gathered.runs for folds in run.folds.values()}
-    clear = [part.title for part in gathered.sets if part.name in read - leaking]
-    unknown = [part.title for part in gathered.sets if part.name not in read]
-    said = [f"No group stands in two folds of {listed(clear)}."] if clear else []
-    if unknown:
-        said.append(f"No run holds the folds of {listed(unknown)}, so that groups in two folds are not looked for.")
-    return " ".join(said)
+def _folds(collection: RunCollection) -> str:
+    """Return which data sets have no group in two folds, and of which the folds are unknown."""
+    folds = [folds for run in collection.runs for folds in run.folds.values()]
+    leaking = {record.dataset for record in folds if record.divided}
+    leaking |= {task.dataset for run in collection.runs for task in run.tasks if task.told.get("leaks")}
+    checked = {record.dataset for record in folds}
+    clear = [dataset.title for dataset in collection.datasets if dataset.name in checked - leaking]
+    unknown = [dataset.title for dataset in collection.datasets if dataset.name not in checked]
+    return note("folds", clear=clear, unknown=unknown)
 
 
-def _of_references(part: DataPart) -> Iterator[str]:
-    """Models and probes that no reference classifier stands beside."""
-    held = any(cell.task.probing and known(cell.task.probing.reference) for cell in part.cells)
-    how = f"(medmllm baseline {_asking_task(part)})"
-    if part.models and not part.references and not held:
-        yield f"{part.title}: no reference classifier to compare with {how}."
-    alone: dict[str, list[str]] = {}
-    for one in map(part.main, part.models):
-        if one is not None and part.references and not held and all(_apart(one, other) for other in part.references):
-            alone.setdefault(_apart(one, part.references[0]), []).append(one.subject.label)
-    for why, who in alone.items():
-        yield (
-            f"{part.title}: no reference classifier to compare {listed(who)} with {how}. That of "
-            f"{cut(part.references[0].run.name, 60)} is none: {why}."
-        )
-    for cell in part.probed():
-        probing = cell.task.probing
-        alike = [other for other in part.references if not _apart(cell, other)]
-        if alike and probing is not None and not known(probing.reference):
-            yield (
-                f"{cell.task.name} of {cell.subject.label}: its probes were not held against the reference classifier, "
-                f"which came later: medmllm diagnose {shlex.quote(cell.run.name)} --reference "
-                f"{shlex.quote(alike[0].run.name)}, in the folder that holds both runs."
-            )
+def _missing_references(dataset: DatasetRuns) -> Iterator[str]:
+    """Yield notes on models and probes without a reference classifier."""
+    references = dataset.references
+    diagnosed = any(known(probing.reference) for _, probing in dataset.probed())
+    names = {"data_set": dataset.title, "task": _asking_task(dataset)}
+    if dataset.models and not references and not diagnosed:
+        yield note("no_reference", **names)
+    by_reason: dict[str, list[str]] = {}
+    for result in map(dataset.main, dataset.models):
+        if result is not None and references and not diagnosed:
+            obstacles = [_obstacle(result, reference) for reference in references]
+            if all(obstacles):
+                by_reason.setdefault(obstacles[0], []).append(result.subject.label)
+    for code, models in by_reason.items():
+        reason = text("verdict.txt.jinja", "obstacle", code=code)
+        yield note("reference_unusable", **names, models=models, run=cut(references[0].run.name, 60), reason=reason)
+    for result, probing in dataset.probed():
+        usable = [reference for reference in references if not _obstacle(result, reference)]
+        if usable and not known(probing.reference):
+            run, reference = shlex.quote(result.run.name), shlex.quote(usable[0].run.name)
+            yield note("old_diagnosis", task=result.task.name, model=result.subject.label, run=run, reference=reference)
 
 
-def _asking_task(part: DataPart) -> str:
-    """The task that asks about a data set: one that was run, else the one that its probes or maps go with."""
-    names = [cell.task.name.partition(":")[0] for cell in part.cells]
+def _asking_task(dataset: DatasetRuns) -> str:
+    """Return a task that asks about a data set: one that was run, else the one that its probes or maps belong to."""
+    names = [result.task.name.partition(":")[0] for result in dataset.results]
     asking = [name for name in names if answering_task(name) == name]
     name = min(asking, key=lambda name: (name.endswith(("_letter", "_open")), name)) if asking else ""
     return shlex.quote(name or answering_task(names[0]))
 
 
-def _how_to_probe(gathered: RunCollection) -> str:
-    """The command that probes the model of the first run of one; empty where no run tells its model."""
-    for cell in gathered.cells():
-        if not cell.subject.reference and (command := probing_command(cell.run.command, cell.task.name)):
-            return f": {clean(command)}"
+def _probing_command(collection: RunCollection) -> str:
+    """Return the command that probes the first model; empty if no run names its model."""
+    for result in collection.results():
+        if not result.subject.reference and (command := probing_command(result.run.command, result.task.name)):
+            return clean(command)
     return ""
 
 
-def _apart(one: Cell, reference: Cell) -> str:
-    return unlike(one, reference, by_question=True) or ("" if reference.task.scored else "its run has no figures")
+def _obstacle(result: TaskResult, reference: TaskResult) -> str:
+    return mismatch(result, reference, by_question=True) or ("" if reference.task.scored else "no_metrics")
 
 
-def _of_rows(part: DataPart) -> Iterator[str]:
-    """Tasks of which fewer answers are on record than were scored."""
-    for cell in part.cells:
-        there, scored = len(cell.task.outcomes), questions_of(cell)
-        if cell.task.scored and 0 < there < scored:
-            yield (
-                f"{cell.task.name} of {cell.subject.label}: {there:,} of {scored:,} scored answers are on record. "
-                "Metrics are of all; ROC curves and paired differences are of those on record."
-            )
+def _missing_rows(dataset: DatasetRuns) -> Iterator[str]:
+    """Yield notes on tasks of which fewer answers are on record than were scored."""
+    for result in dataset.results:
+        rows, scored = len(result.task.outcomes), question_count(result)
+        if result.task.scored and 0 < rows < scored:
+            yield note("rows_missing", task=result.task.name, model=result.subject.label, rows=rows, scored=scored)
 
 
-def _leaks(gathered: RunCollection) -> Iterator[str]:
-    for run in gathered.runs:
+def _leaks(collection: RunCollection) -> Iterator[str]:
+    for run in collection.runs:
         for folds in run.folds.values():
             if folds.divided:
-                yield (
-                    f"{folds.dataset}: {quantity(folds.divided, 'group')} (patient, lesion, source or near-duplicate) "
-                    f"stand in more than one fold, which exposes {quantity(folds.exposed, 'test document')}."
-                )
-        for task in run.tasks:
-            if task.told.get("leaks"):
-                yield clean(task.told["leaks"])
+                yield note("divided_groups", data_set=folds.dataset, divided=folds.divided, exposed=folds.exposed)
+        yield from (clean(task.told["leaks"]) for task in run.tasks if task.told.get("leaks"))
 
 
-def _warnings(gathered: RunCollection) -> Iterator[str]:
-    yield from gathered.notes
-    for part in gathered.sets:
-        if part.divided:
-            yield f"{part.title}: the runs saw different data (their fingerprints differ). Do not compare them."
-        yield from _of_questions(part)
-    for run in gathered.runs:
-        yield from _of_run(run)
+def _warnings(collection: RunCollection) -> Iterator[str]:
+    yield from collection.notes
+    for dataset in collection.datasets:
+        if dataset.divided:
+            yield note("different_data", data_set=dataset.title)
+        yield from _different_questions(dataset)
+    for run in collection.runs:
+        yield from _run_warnings(run)
     versions: dict[str, set[str]] = {}
-    for run in gathered.runs:
+    for run in collection.runs:
         for package, version in mapping(run.manifest.get("versions")).items():
             versions.setdefault(clean(package), set()).add(clean(version))
-    differing = [f"{package} ({', '.join(sorted(found))})" for package, found in versions.items() if len(found) > 1]
+    differing = [f"{package} ({', '.join(sorted(known_))})" for package, known_ in versions.items() if len(known_) > 1]
     if differing:
-        yield f"The runs were made with different versions of {listed(differing)}."
+        yield note("different_versions", packages=differing)
 
 
-def _of_questions(part: DataPart) -> Iterator[str]:
-    """Models whose main tasks do not ask the same."""
-    mains = [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
+def _different_questions(dataset: DatasetRuns) -> Iterator[str]:
+    """Yield notes on models whose main tasks do not ask the same."""
+    results = dataset.main_results()
     by_classes: dict[tuple[str, ...], list[str]] = {}
-    for cell in mains:
-        by_classes.setdefault(tuple(sorted(set(cell.answers))), []).append(cell.subject.label)
+    for result in results:
+        by_classes.setdefault(tuple(sorted(set(result.answers))), []).append(result.subject.label)
     if len(by_classes) > 1:
-        told = [f"{listed(who)}: {cut(listed(list(classes)), 200)}" for classes, who in by_classes.items()]
-        yield f"{part.title}: the runs have different classes ({'; '.join(told)}). Do not compare them."
-    for league in leagues([cell for cell in mains if not cell.subject.reference]):
-        asked = [facts(cell.run, cell.task) for cell in league]
-        differing = [words for name, words in _FACTS.items() if len({one[name] for one in asked}) > 1]
+        groups = [(models, classes) for classes, models in by_classes.items()]
+        yield note("different_classes", data_set=dataset.title, groups=groups)
+    for group in comparable_groups([result for result in results if not result.subject.reference]):
+        identities = [identity(result.run, result.task) for result in group]
+        differing = [name for name in _QUESTION_FACTS if len({facts[name] for facts in identities}) > 1]
         if differing:
-            told = [f"{cell.subject.label} by {cell.task.name}" for cell in league]
-            what = listed(differing)
-            yield f"{part.title}: the models were not asked alike; they differ in {what} ({'; '.join(told)})."
+            tasks = [(result.subject.label, result.task.name) for result in group]
+            yield note("different_questions", data_set=dataset.title, differing=differing, tasks=tasks)
 
 
-def _of_run(run: RunFolder) -> Iterator[str]:
+def _run_warnings(run: RunFolder) -> Iterator[str]:
     limit = number(run.command.get("limit"))
     if known(limit):
-        what = f"{limit:.0%} of the" if 0 < limit < 1 else f"the first {int(limit):,}"
-        yield f"{cut(run.name, 60)}: only {what} rows of each task were asked about (--limit)."
+        yield note("limited", run=cut(run.name, 60), limit=limit)
     for warning in sequence(run.model.get("weight_warnings")):
         yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(warning)}"
     for task in run.tasks:
-        yield from _of_task(task)
+        yield from _task_warnings(task)
 
 
-def _of_task(task: TaskRun) -> Iterator[str]:
-    skipped = sequence(task.told.get("skipped"))
-    if skipped:
-        yield f"{task.name}: {quantity(len(skipped), 'file')} could not be read and were left out (on_error=skip)."
-    for warning in sequence(task.told.get("warnings")):
-        yield f"{task.dataset}: {clean(warning)}"
-    for note in sequence(task.told.get("notes")):
-        yield f"{task.dataset}: {clean(note)}"
-    for other, why in mapping(task.told.get("overlaps")).items():
-        yield f"{task.dataset} shares images with {clean(other)} ({clean(why)}): results on both are not independent."
+def _task_warnings(task: TaskRun) -> Iterator[str]:
+    metadata = task.told
+    if skipped := sequence(metadata.get("skipped")):
+        yield note("skipped_files", task=task.name, count=len(skipped))
+    for key in ("warnings", "notes"):
+        yield from (f"{task.dataset}: {clean(warning)}" for warning in sequence(metadata.get(key)))
+    for other, reason in mapping(metadata.get("overlaps")).items():
+        yield note("overlap", data_set=task.dataset, other=clean(other), reason=clean(reason))
     if task.probing is not None:
-        yield from (f"{task.name}: {one}" for one in task.probing.warnings)
+        yield from (f"{task.name}: {warning}" for warning in task.probing.warnings)
     if task.attributions is not None:
-        yield from (f"{task.name}: {one}" for one in task.attributions.warnings)
-        for one in task.attributions.summary:
-            yield from (f"{task.name}, {one.method} at {one.layer}: {failed}" for failed in one.failed)
+        yield from (f"{task.name}: {warning}" for warning in task.attributions.warnings)
+        for summary in task.attributions.summary:
+            yield from (f"{task.name}, {summary.method} at {summary.layer}: {failed}" for failed in summary.failed)

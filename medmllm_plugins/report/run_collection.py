@@ -1,4 +1,4 @@
-"""Run folders put together: which models, which data sets, and which run holds what of them."""
+"""Several run folders as one collection: which models, which data sets, and which run has results of which task."""
 
 from __future__ import annotations
 
@@ -7,44 +7,27 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.task_identity import question, shots
+from medmllm_plugins.report.subjects import BLIND, Subject, group_subjects
+from medmllm_plugins.report.task_identity import count_shots, question
+from medmllm_plugins.report.templating import text
+from medmllm_plugins.results.attribution_results import MethodSummary
+from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
-from medmllm_plugins.utils.json_values import clean, mapping, number
-from medmllm_plugins.utils.plain_text import quantity
+from medmllm_plugins.utils.json_values import clean, mapping
 
-_BLIND: Final = "majority"
 _PROTOCOLS: Final = ("closed_set", "letter", "open")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """A model, or a reference classifier.
-
-    Attributes:
-        number: its place among all; decides its colour and marker everywhere.
-        label: its name on the page.
-        runs: its run folders.
-        reference: whether it is an ordinary classifier (``medmllm baseline``).
-        blind: whether it looks at no image.
-    """
-
-    number: int
-    label: str
-    runs: tuple[RunFolder, ...]
-    reference: bool = False
-    blind: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cell:
-    """One task of one subject, in one run folder."""
+class TaskResult:
+    """Results of one task of one model, from one run folder."""
 
     subject: Subject
     run: RunFolder
@@ -53,277 +36,233 @@ class Cell:
     @property
     def metrics(self) -> Mapping[str, Estimate]:
         """The metrics with their intervals, by name."""
-        return {name: Estimate.from_dict(told) for name, told in mapping(self.task.metrics.get("metrics")).items()}
+        return {name: Estimate.from_dict(metric) for name, metric in mapping(self.task.metrics.get("metrics")).items()}
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The task's entry in the manifest."""
+        return self.task.told
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the data; empty where the manifest does not tell it."""
-        return clean(self.task.told.get("dataset_fingerprint") or "")
+        """Fingerprint of the data; empty if the manifest has none."""
+        return clean(self.metadata.get("dataset_fingerprint") or "")
+
+    @property
+    def protocol(self) -> str:
+        """How the classes are listed in the question."""
+        return str(self.metadata.get("protocol") or "closed_set")
 
     @property
     def multilabel(self) -> bool:
-        """Whether each question is about one finding, and answered with yes or no."""
-        return self.task.metrics.get("kind") == "multilabel" or any(one.finding for one in self.task.outcomes)
+        """Whether each question is about one finding and answered with yes or no."""
+        return self.task.metrics.get("kind") == "multilabel" or any(outcome.finding for outcome in self.task.outcomes)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The classes; of a multi-label set the findings that were asked about."""
+        """The classes; for a multi-label set, the findings that were asked about."""
         if self.multilabel and self.task.metrics.get("kind") != "multilabel":
-            return tuple(dict.fromkeys(clean(one.finding) for one in self.task.outcomes if one.finding))
+            return tuple(dict.fromkeys(clean(outcome.finding) for outcome in self.task.outcomes if outcome.finding))
         return self.task.labels
 
     @property
     def shots(self) -> int:
         """Number of solved examples before each question."""
-        return shots(self.run, self.task)
+        return count_shots(self.run, self.task)
 
-    def question(self, *but: str) -> tuple[str, ...]:
-        """What is asked, but for the facts named; see :func:`medmllm_plugins.report.task_identity.question`."""
-        return question(self.run, self.task, but)
+    def question(self, *without: str) -> tuple[str, ...]:
+        """Return what identifies the question; see :func:`medmllm_plugins.report.task_identity.question`."""
+        return question(self.run, self.task, without)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DataPart:
-    """One data set and all that was run on it.
+class DatasetRuns:
+    """One data set and all results on it.
 
     Attributes:
-        name: the data set's.
+        name: name of the data set.
         title: its name for people.
-        spec: its declaration; ``None`` where this installation has none.
-        cells: all tasks on it.
-        divided: whether the runs saw other data, by the fingerprints that they note.
+        spec: its declaration; ``None`` if this installation has none.
+        results: all tasks on it.
+        divided: whether the runs used different data, by the fingerprints in their manifests.
     """
 
     name: str
     title: str
     spec: DatasetSpec | None
-    cells: tuple[Cell, ...]
+    results: tuple[TaskResult, ...]
     divided: bool
 
     @property
     def subjects(self) -> list[Subject]:
-        """Who was run on it, models first."""
-        found = {cell.subject.number: cell.subject for cell in self.cells}
-        return sorted(found.values(), key=lambda one: (one.reference, one.number))
+        """Models and reference classifiers with results, models first."""
+        subjects = {result.subject.number: result.subject for result in self.results}
+        return sorted(subjects.values(), key=lambda subject: (subject.reference, subject.number))
 
     @property
     def models(self) -> list[Subject]:
-        """Those that are no reference classifiers."""
-        return [one for one in self.subjects if not one.reference]
+        """Subjects that are not reference classifiers."""
+        return [subject for subject in self.subjects if not subject.reference]
 
-    def of(self, subject: Subject) -> list[Cell]:
-        """All cells of one subject."""
-        return [cell for cell in self.cells if cell.subject is subject]
+    def of(self, subject: Subject) -> list[TaskResult]:
+        """Return all results of one subject."""
+        return [result for result in self.results if result.subject is subject]
 
-    def main(self, subject: Subject) -> Cell | None:
-        """The cell that says how good a subject is: the plain question before others, of all documents if possible."""
-        scored = [cell for cell in self.of(subject) if cell.task.scored and cell.task.image == "shown"]
+    def main(self, subject: Subject) -> TaskResult | None:
+        """Return the result that ranks a subject: its plainest question, about all documents if possible."""
+        scored = [result for result in self.of(subject) if result.task.scored and result.task.image == "shown"]
         return min(scored, key=_rank) if scored else None
 
-    def held_against(self, cell: Cell) -> Cell | None:
-        """What a blind control or a varied task is held against; ``None`` where nothing of the kind was run.
+    def main_results(self, *, blind: bool = False) -> list[TaskResult]:
+        """Return the main result of each subject, models first.
 
-        A control is held against the same question with the image shown, and a task that varies order or wording
-        against the same question asked once. Anything else, such as letters for a closed set, would mix two effects.
+        Args:
+            blind: include reference classifiers that see no image.
         """
-        if cell.task.image != "shown":
+        mains = (self.main(subject) for subject in self.subjects if blind or not subject.blind)
+        return [result for result in mains if result is not None]
+
+    def counterpart(self, result: TaskResult) -> TaskResult | None:
+        """Return the result to compare a varied task or a task without the image with; ``None`` if there is none.
+
+        A task without the image is compared with the same question about the image, and a task that varies order or
+        wording with the same question asked once. Other pairs, such as two protocols, would mix two effects.
+        """
+        if result.task.image != "shown":
             varies: tuple[str, ...] = ("image",)
         else:
-            varies = {"order": ("order",), "wording": ("paraphrase",)}.get(cell.task.varied, ())
+            varies = {"order": ("order",), "wording": ("paraphrase",)}.get(result.task.varied, ())
         same = [
-            one
-            for one in self.of(cell.subject)
+            other
+            for other in self.of(result.subject)
             if varies
-            and one.task.scored
-            and one.task.image == "shown"
-            and (one.task.plain or cell.task.image != "shown")
-            and one.question(*varies) == cell.question(*varies)
+            and other.task.scored
+            and other.task.image == "shown"
+            and (other.task.plain or result.task.image != "shown")
+            and other.question(*varies) == result.question(*varies)
         ]
         return min(same, key=_rank) if same else None
 
     @property
-    def references(self) -> list[Cell]:
-        """A cell of each reference classifier that sees images, the most accurate first, those without figures last.
+    def references(self) -> list[TaskResult]:
+        """One result of each reference classifier that sees images, by falling accuracy, those without metrics last.
 
-        Whether one may be held against a model is another question: see :func:`medmllm_plugins.report.run_pairs.unlike`.
+        Whether one is comparable with a model is decided by :func:`medmllm_plugins.report.run_pairs.mismatch`.
         """
-        found = [self.main(one) or self.of(one)[0] for one in self.subjects if one.reference and not one.blind]
+        references = [
+            self.main(subject) or self.of(subject)[0]
+            for subject in self.subjects
+            if subject.reference and not subject.blind
+        ]
 
-        def place(cell: Cell) -> float:
-            accuracy = cell.metrics.get("accuracy")
+        def rank(result: TaskResult) -> float:
+            accuracy = result.metrics.get("accuracy")
             return -accuracy.value if accuracy is not None and known(accuracy) else 1.0
 
-        return sorted(found, key=place)
+        return sorted(references, key=rank)
 
-    def probed(self) -> list[Cell]:
-        """Cells with probes."""
-        return [cell for cell in self.cells if cell.task.probing is not None]
+    def probed(self) -> list[tuple[TaskResult, ProbeAnalysis]]:
+        """Return the results with probes."""
+        return [(result, result.task.probing) for result in self.results if result.task.probing is not None]
+
+    def mapped(self) -> list[tuple[TaskResult, SemanticMapping]]:
+        """Return the results with a semantic mapping."""
+        return [(result, probing.mapping) for result, probing in self.probed() if probing.mapping is not None]
+
+    def attribution_summaries(self) -> list[tuple[TaskResult, MethodSummary]]:
+        """Return the checks of each attribution method at each layer."""
+        return [
+            (result, summary)
+            for result in self.results
+            if result.task.attributions is not None
+            for summary in result.task.attributions.summary
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunCollection:
-    """Everything that the report is about."""
+    """All runs of a report."""
 
     runs: tuple[RunFolder, ...]
     subjects: tuple[Subject, ...]
-    sets: tuple[DataPart, ...]
+    datasets: tuple[DatasetRuns, ...]
     notes: tuple[str, ...] = field(default=())
 
     @property
     def models(self) -> list[Subject]:
-        """Subjects that are no reference classifiers."""
-        return [one for one in self.subjects if not one.reference]
+        """Subjects that are not reference classifiers."""
+        return [subject for subject in self.subjects if not subject.reference]
 
-    def cells(self) -> Iterator[Cell]:
-        """All cells, data set by data set."""
-        for part in self.sets:
-            yield from part.cells
+    def results(self) -> Iterator[TaskResult]:
+        """Iterate over all results, data set by data set."""
+        for dataset in self.datasets:
+            yield from dataset.results
 
 
 def collect_runs(folders: Sequence[Path]) -> RunCollection:
-    """Read run folders and sort what they hold by data set and model.
+    """Read run folders and sort their results by data set and model.
 
-    A finished run of a reference classifier on the same data that stands beside a named folder is read too, as
+    A finished run of a reference classifier on the same data, in the same parent folder, is read too, as
     ``medmllm diagnose`` does.
 
     Raises:
-        DataError: a folder is no run folder.
+        DataError: a folder is not a run folder.
     """
     unique = list({folder.resolve(): folder for folder in folders}.values())
     if not unique:
         raise DataError(
-            "expected at least one run folder, found none. Name the folder that an evaluation's log ends with."
+            "Expected at least one run folder, got none. Name the folder that an evaluation's log ends with."
         )
     runs = [read_run(folder) for folder in unique]
     notes = []
-    for folder in _references_beside(runs):
+    for folder in _neighbouring_references(runs):
         runs.append(read_run(folder))
-        notes.append(f"The reference classifier in {cut(folder.name)} stands beside the runs and was read by itself.")
-    subjects, holder = _subjects(runs)
-    cells: dict[str, list[Cell]] = defaultdict(list)
+        notes.append(text("notes.txt.jinja", "reference_added", run=cut(folder.name)))
+    subjects, subject_of = group_subjects(runs)
+    results: dict[str, list[TaskResult]] = defaultdict(list)
     for run in runs:
         for task in run.tasks:
-            cells[task.dataset].append(Cell(holder[id(run)], run, task))
-    known_sets = dataset_specs()
-    sets = tuple(_part(name, found, known_sets.get(name)) for name, found in cells.items())
-    return RunCollection(tuple(runs), tuple(subjects), sets, tuple(notes))
+            results[task.dataset].append(TaskResult(subject_of[id(run)], run, task))
+    specs = dataset_specs()
+    datasets = tuple(_dataset_runs(name, members, specs.get(name)) for name, members in results.items())
+    return RunCollection(tuple(runs), tuple(subjects), datasets, tuple(notes))
 
 
-def _part(name: str, cells: list[Cell], spec: DatasetSpec | None) -> DataPart:
-    prints = {str(cell.task.told["dataset_fingerprint"]) for cell in cells if cell.task.told.get("dataset_fingerprint")}
+def _dataset_runs(name: str, results: list[TaskResult], spec: DatasetSpec | None) -> DatasetRuns:
+    fingerprints = {result.fingerprint for result in results if result.fingerprint}
     title = clean(spec.title) if spec is not None else cut(name)
-    return DataPart(name, title, spec, tuple(cells), divided=len(prints) > 1)
+    return DatasetRuns(name, title, spec, tuple(results), divided=len(fingerprints) > 1)
 
 
-def _rank(cell: Cell) -> tuple[int, int, int, str]:
-    """The plain closed-set question first; of several with the same, the one that asked about most documents."""
-    task = cell.task
-    protocol = str(task.told.get("protocol") or "closed_set")
-    place = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
-    return (int(not task.plain), place, -len(task.outcomes), task.name)
+def _rank(result: TaskResult) -> tuple[int, int, int, str]:
+    """Sort the plain closed-set question first; among equal questions, the one with most documents."""
+    protocol = result.protocol
+    index = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
+    return (int(not result.task.plain), index, -len(result.task.outcomes), result.task.name)
 
 
-def _subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subject]]:
-    """One subject a model; a run that holds a task again begins another of the same name."""
-    bundles: list[tuple[tuple[str, ...], list[RunFolder]]] = []
-    for run in runs:
-        names = {task.name for task in run.tasks}
-        bundle = next(
-            (
-                held
-                for key, held in bundles
-                if key == _key(run) and not names & {task.name for one in held for task in one.tasks}
-            ),
-            None,
-        )
-        if bundle is None:
-            bundles.append((_key(run), [run]))
-        else:
-            bundle.append(run)
-    labels = _labels([held for _, held in bundles])
-    order = sorted(range(len(bundles)), key=lambda place: bool(bundles[place][1][0].baseline))
-    subjects: list[Subject] = []
-    holder: dict[int, Subject] = {}
-    for turn, place in enumerate(order):
-        held = bundles[place][1]
-        method = held[0].baseline
-        subject = Subject(turn, labels[place], tuple(held), bool(method), method == _BLIND)
-        subjects.append(subject)
-        holder |= {id(run): subject for run in held}
-    return subjects, holder
-
-
-def _key(run: RunFolder) -> tuple[str, ...]:
-    """What makes two runs runs of one model: the model, and how it was asked to answer."""
-    told = run.model
-    how = tuple(_asked(run).values())
-    if not told:
-        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""), *how)
-    names = ("name", "pretrained", "fingerprint", "method", "dtype", "peft", "load_in", "system", "max_new_tokens")
-    return (*(str(told.get(name)) for name in names), *how)
-
-
-def _asked(run: RunFolder) -> dict[str, str]:
-    """Arguments of the command that change every answer, as text; empty where they are as usual."""
-    examples = number(run.command.get("num_fewshot"))
-    arguments = run.command.get("gen_kwargs")
-    return {
-        "examples": quantity(int(examples), "example") if known(examples) and examples > 0 else "",
-        "arguments": "" if not arguments else clean(arguments),
-    }
-
-
-def _labels(bundles: Sequence[Sequence[RunFolder]]) -> list[str]:
-    """The shortest names that tell all apart: the model's, its size, how it was loaded and asked, the run folder's."""
-    forms = [_forms(held[0]) for held in bundles]
-    chosen = [1] * len(bundles)
-    for depth in range(1, 4):
-        labels = [form[depth_] for form, depth_ in zip(forms, chosen, strict=True)]
-        twice = {label for label in labels if labels.count(label) > 1}
-        if not twice:
-            break
-        chosen = [min(depth + 1, 3) if label in twice else at for label, at in zip(labels, chosen, strict=True)]
-    labels = [form[at] for form, at in zip(forms, chosen, strict=True)]
-    return [
-        label if labels.count(label) == 1 else f"{label} #{labels[:place].count(label) + 1}"
-        for place, label in enumerate(labels)
-    ]
-
-
-def _forms(run: RunFolder) -> tuple[str, str, str, str]:
-    told = run.model
-    name = cut(told.get("name") or run.command.get("model") or run.name, 40)
-    size = cut(Path(str(told["pretrained"])).name, 30) if told.get("pretrained") else ""
-    if not told and run.command.get("model_args"):
-        size = cut(run.command["model_args"], 40)
-    plain = f"{name} ({size})" if size else name
-    how = [str(told[part]) for part in ("dtype", "load_in", "peft") if told.get(part)]
-    how += [one for one in _asked(run).values() if one]
-    precise = f"{plain}, {cut(', '.join(how), 60)}" if how else plain
-    return name, plain, precise, f"{plain}, {cut(run.name, 60)}"
-
-
-def _references_beside(runs: Sequence[RunFolder]) -> list[Path]:
-    """Folders of reference classifiers to read along: the newest beside the runs, for data sets that lack one."""
-    lacking: dict[str, set[Path]] = defaultdict(set)
-    have = {
+def _neighbouring_references(runs: Sequence[RunFolder]) -> list[Path]:
+    """Return the newest reference classifier next to the runs, for each data set that lacks one."""
+    folders_of: dict[str, set[Path]] = defaultdict(set)
+    covered = {
         str(task.told.get("dataset_fingerprint"))
         for run in runs
-        if run.baseline and run.baseline != _BLIND
+        if run.baseline and run.baseline != BLIND
         for task in run.tasks
     }
     for run in runs:
         for task in run.tasks:
-            mark = task.told.get("dataset_fingerprint")
-            if mark and str(mark) not in have:
-                lacking[str(mark)].add(run.folder.resolve().parent)
-    read = {run.folder.resolve() for run in runs}
-    found: list[Path] = []
-    for mark, parents in lacking.items():
-        there = sorted(one for parent in sorted(parents) for one in _finished_baselines(parent, mark))
-        if there and there[-1][1].resolve() not in read | {one.resolve() for one in found}:
-            found.append(there[-1][1])
-    return found
+            fingerprint = task.told.get("dataset_fingerprint")
+            if fingerprint and str(fingerprint) not in covered:
+                folders_of[str(fingerprint)].add(run.folder.resolve().parent)
+    known_folders = {run.folder.resolve() for run in runs}
+    references: list[Path] = []
+    for fingerprint, parents in folders_of.items():
+        candidates = sorted(pair for parent in sorted(parents) for pair in _finished_baselines(parent, fingerprint))
+        if candidates and candidates[-1][1].resolve() not in known_folders:
+            references.append(candidates[-1][1])
+            known_folders.add(candidates[-1][1].resolve())
+    return references
 
 
 def _finished_baselines(parent: Path, fingerprint: str) -> Iterator[tuple[str, Path]]:
@@ -332,8 +271,8 @@ def _finished_baselines(parent: Path, fingerprint: str) -> Iterator[tuple[str, P
             manifest = json.loads(path.read_text(encoding="utf-8"))
             method = mapping(manifest.get("command")).get("baseline")
             tasks = mapping(manifest.get("tasks")).values()
-            same = any(mapping(told).get("dataset_fingerprint") == fingerprint for told in tasks)
+            same = any(mapping(task).get("dataset_fingerprint") == fingerprint for task in tasks)
         except (OSError, ValueError, AttributeError, RecursionError):
-            continue  # being written, or damaged: nobody asked for it by name
-        if method and method != _BLIND and same and manifest.get("finished"):
+            continue  # being written, or damaged; the user did not name it
+        if method and method != BLIND and same and manifest.get("finished"):
             yield str(manifest.get("started")), path.parent

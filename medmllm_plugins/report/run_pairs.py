@@ -1,147 +1,189 @@
-"""Runs held against each other question by question: what they share, and by how much they differ on it."""
+"""Paired comparisons: the questions that two results share, and the difference on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import RESAMPLES, UNKNOWN, Estimate, bootstrap, known
 from medmllm_plugins.metrics.intervals import estimate as interval_around
-from medmllm_plugins.report.formatting import turned
-from medmllm_plugins.report.run_collection import Cell, DataPart
+from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 
 Key: TypeAlias = tuple[str, str, str]
-"""A row's document, finding and variant."""
-Wanted: TypeAlias = tuple[Mapping[Key, float], Mapping[Key, float], Mapping[Key, str]]
-"""Values of the first, values of the second, and the rows' groups."""
-Gap: TypeAlias = tuple[Estimate, float, int]
-"""First less second, mean of the second, and the number of rows that both have."""
-NO_GAP: Gap = (UNKNOWN, float("nan"), 0)
+"""Document, finding and variant of a row."""
+Pair: TypeAlias = tuple[Mapping[Key, float], Mapping[Key, float], Mapping[Key, str]]
+"""Values of the first, values of the second, and the group of each row."""
+PairedDifference: TypeAlias = tuple[Estimate, float, int]
+"""First minus second, mean of the second, and the number of shared rows."""
+NO_DIFFERENCE: PairedDifference = (UNKNOWN, float("nan"), 0)
 
 
-def hits_of(cell: Cell) -> dict[Key, float]:
-    """1 for each row that was answered rightly, else 0."""
-    return {key(one): float(one.predicted == one.label) for one in cell.task.outcomes}
+def correct_rows(result: TaskResult) -> dict[Key, float]:
+    """Return 1 for each row that was answered correctly, else 0."""
+    return {row_key(outcome): float(outcome.predicted == outcome.label) for outcome in result.task.outcomes}
 
 
-def groups_of(cell: Cell) -> dict[Key, str]:
-    """The group of each row."""
-    return {key(one): one.group for one in cell.task.outcomes}
+def row_groups(result: TaskResult) -> dict[Key, str]:
+    """Return the group of each row."""
+    return {row_key(outcome): outcome.group for outcome in result.task.outcomes}
 
 
-def key(outcome: object) -> Key:
-    """What tells a row from the others, in any run on the same data."""
+def row_key(outcome: Any) -> Key:
+    """Return what identifies a row in any run on the same data."""
     document = getattr(outcome, "document", None) or getattr(outcome, "id", "")
     return str(document), str(getattr(outcome, "finding", None) or ""), str(getattr(outcome, "variant", "") or "")
 
 
-def paired(wanted: Mapping[str, Wanted]) -> dict[str, Gap]:
-    """Differences between two sets of rows, over the rows that both have, with clustered intervals.
+def paired_differences(pairs: Mapping[str, Pair]) -> dict[str, PairedDifference]:
+    """Compute differences over the rows that both sides have, with intervals from a cluster bootstrap.
 
-    Comparisons over the same rows share their resamples, which is what makes a page of many models fast.
+    Pairs over the same rows share their resamples, which makes a page of many models fast.
 
     Args:
-        wanted: by name.
+        pairs: by name.
 
     Returns:
-        By name; no entry without rows.
+        Differences by name; pairs without shared rows are left out.
     """
     batches: dict[tuple[Key, ...], list[str]] = {}
-    for name, (first, second, _) in wanted.items():
-        shared = tuple(sorted(first.keys() & second.keys()))
-        if shared:
+    for name, (first, second, _) in pairs.items():
+        if shared := tuple(sorted(first.keys() & second.keys())):
             batches.setdefault(shared, []).append(name)
-    found: dict[str, Gap] = {}
+    differences: dict[str, PairedDifference] = {}
     for shared, names in batches.items():
-        by_group = wanted[names[0]][2]
-        groups, group = np.unique([by_group[one] for one in shared], return_inverse=True)
-        rows: Floats = np.array([[wanted[name][0][one] - wanted[name][1][one] for one in shared] for name in names])
-        values, drawn = _resampled(rows, group.astype(np.intp))
-        for place, name in enumerate(names):
-            gap = interval_around(float(values[place]), drawn[:, place], groups=len(groups))
-            found[name] = gap, float(np.mean([wanted[name][1][one] for one in shared])), len(shared)
-    return found
+        group_of = pairs[names[0]][2]
+        groups, group = np.unique([group_of[key] for key in shared], return_inverse=True)
+        rows: Floats = np.array([[pairs[name][0][key] - pairs[name][1][key] for key in shared] for name in names])
+        values, resampled = _resample(rows, group.astype(np.intp))
+        for index, name in enumerate(names):
+            difference = interval_around(float(values[index]), resampled[:, index], groups=len(groups))
+            differences[name] = difference, float(np.mean([pairs[name][1][key] for key in shared])), len(shared)
+    return differences
 
 
-def _resampled(rows: Floats, group: Ints) -> tuple[Floats, Floats]:
-    values, drawn = bootstrap(
+def _resample(rows: Floats, group: Ints) -> tuple[Floats, Floats]:
+    values, resampled = bootstrap(
         lambda weights: {"": (rows @ weights / weights.sum(0)).T}, group, resamples=RESAMPLES, seed=0, cells=len(rows)
     )
-    return values[""], drawn[""]
+    return values[""], resampled[""]
 
 
-def unlike(one: Cell, other: Cell, *, by_question: bool = False) -> str:
-    """Why the other cell's figures say nothing of the first's: other data or other classes; empty where they are alike.
+def mismatch(first: TaskResult, second: TaskResult, *, by_question: bool = False) -> str:
+    """Return why two results are not comparable, ``"data"`` or ``"classes"``; empty if they are.
 
-    What a manifest does not tell is taken to be alike.
+    Facts that a manifest lacks are taken to be equal.
 
     Args:
-        one: a cell.
-        other: another.
-        by_question: only questions that both were asked are compared, so that findings may be missing in one of them.
+        first: a result.
+        second: another.
+        by_question: only shared questions are compared, so that findings may be missing in one of them.
     """
-    if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
-        return "it was run on other data (the fingerprints differ)"
-    if by_question and one.multilabel and other.multilabel:
+    if first.fingerprint and second.fingerprint and first.fingerprint != second.fingerprint:
+        return "data"
+    if by_question and first.multilabel and second.multilabel:
         return ""
-    if one.answers and other.answers and set(one.answers) != set(other.answers):
-        return "it was asked about other classes"
+    if first.answers and second.answers and set(first.answers) != set(second.answers):
+        return "classes"
     return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Difference:
-    """Two models held against each other.
+    """Two models compared with each other.
 
     Attributes:
-        first: the one that answers more questions rightly.
+        first: the result with the higher accuracy.
         second: the other.
-        gap: first less second, over the questions that both answered; unknown where there are none.
-        mean: accuracy of the second on these.
-        shared: their number.
+        difference: first minus second, over the questions that both answered; unknown if there are none.
+        second_accuracy: accuracy of the second on these.
+        shared: number of these.
     """
 
-    first: Cell
-    second: Cell
-    gap: Estimate
-    mean: float
+    first: TaskResult
+    second: TaskResult
+    difference: Estimate
+    second_accuracy: float
     shared: int
 
-    def seen_from(self, cell: Cell) -> Estimate:
-        """The difference as one of the two less the other."""
-        return self.gap if cell is self.first else turned(self.gap)
+    def seen_from(self, result: TaskResult) -> Estimate:
+        """Return the difference as one of the two minus the other."""
+        return self.difference if result is self.first else negated(self.difference)
 
 
-def differences(part: DataPart) -> list[Difference]:
-    """Every two models that were asked about the same classes of the same data, the best first."""
-    mains = [cell for one in part.models if (cell := part.main(one)) is not None and _accuracy(cell) >= 0]
-    mains.sort(key=_accuracy, reverse=True)
-    pairs = [(one, other) for one, other in combinations(mains, 2) if not unlike(one, other)]
-    hits = {id(cell): hits_of(cell) for cell in mains}
-    groups = {id(cell): groups_of(cell) for cell in mains}
-    gaps = paired(
-        {str(place): (hits[id(one)], hits[id(other)], groups[id(one)]) for place, (one, other) in enumerate(pairs)}
+def negated(difference: Estimate) -> Estimate:
+    """Return a difference with its sides exchanged."""
+    return Estimate(-difference.value, -difference.high, -difference.low)
+
+
+def model_differences(dataset: DatasetRuns) -> list[Difference]:
+    """Compare every two models that were asked about the same classes of the same data, the best first."""
+    results = [result for model in dataset.models if (result := dataset.main(model)) is not None]
+    results = sorted((result for result in results if _accuracy(result) >= 0), key=_accuracy, reverse=True)
+    pairs = [(first, second) for first, second in combinations(results, 2) if not mismatch(first, second)]
+    correct = {id(result): correct_rows(result) for result in results}
+    groups = {id(result): row_groups(result) for result in results}
+    differences = paired_differences(
+        {
+            str(index): (correct[id(first)], correct[id(second)], groups[id(first)])
+            for index, (first, second) in enumerate(pairs)
+        }
     )
-    return [Difference(one, other, *gaps.get(str(place), NO_GAP)) for place, (one, other) in enumerate(pairs)]
+    return [
+        Difference(first, second, *differences.get(str(index), NO_DIFFERENCE))
+        for index, (first, second) in enumerate(pairs)
+    ]
 
 
-def _accuracy(cell: Cell) -> float:
-    found = cell.metrics.get("accuracy", UNKNOWN)
-    return found.value if known(found) else -1.0
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageControl:
+    """A task without the real image.
+
+    Attributes:
+        result: the task with a grey image or the image of another group.
+        counterpart: the same question about the real image; ``None`` if it was not asked.
+        loss: paired difference, real image minus control.
+    """
+
+    result: TaskResult
+    counterpart: TaskResult | None
+    loss: Estimate
 
 
-def leagues(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells sorted into those that may be ranked together, in order of appearance."""
-    found: list[list[Cell]] = []
-    for cell in cells:
-        home = next((league for league in found if not any(unlike(cell, one) for one in league)), None)
-        if home is None:
-            found.append([cell])
+def image_controls(dataset: DatasetRuns) -> list[ImageControl]:
+    """Return all tasks without the real image, with what the real image adds."""
+    results = [result for result in dataset.results if result.task.scored and result.task.image != "shown"]
+    counterparts = [dataset.counterpart(result) for result in results]
+    losses = paired_differences(
+        {
+            str(index): (correct_rows(shown), correct_rows(result), row_groups(shown))
+            for index, (result, shown) in enumerate(zip(results, counterparts, strict=True))
+            if shown is not None
+        }
+    )
+    return [
+        ImageControl(result, shown, losses.get(str(index), NO_DIFFERENCE)[0])
+        for index, (result, shown) in enumerate(zip(results, counterparts, strict=True))
+    ]
+
+
+def _accuracy(result: TaskResult) -> float:
+    accuracy = result.metrics.get("accuracy", UNKNOWN)
+    return accuracy.value if known(accuracy) else -1.0
+
+
+def comparable_groups(results: Sequence[TaskResult]) -> list[list[TaskResult]]:
+    """Group results so that those of one group may be ranked together, in order of appearance."""
+    groups: list[list[TaskResult]] = []
+    for result in results:
+        for group in groups:
+            if not any(mismatch(result, member) for member in group):
+                group.append(result)
+                break
         else:
-            home.append(cell)
-    return found
+            groups.append([result])
+    return groups

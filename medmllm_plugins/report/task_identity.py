@@ -1,4 +1,4 @@
-"""What a task asks: runs may be held against each other only where that is the same."""
+"""Identity of a task: two results are comparable only if their tasks ask the same question about the same data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 from medmllm_plugins.utils.json_values import number
 
-_USUAL: Final[Mapping[str, Any]] = {
+_DEFAULTS: Final[Mapping[str, Any]] = {
     "dataset_fingerprint": None,
     "dataset_options": {},
     "protocol": "closed_set",
@@ -21,32 +21,32 @@ _USUAL: Final[Mapping[str, Any]] = {
     "paraphrase": 0,
     "image": "shown",
 }
-"""Facts of a manifest that decide what a task asks, and what they are where a manifest does not tell them."""
+"""Keys of a manifest that decide what a task asks, with the values of a manifest that lacks them."""
 
 
-def shots(run: RunFolder, task: TaskRun) -> int:
-    """Number of solved examples before each question."""
-    told = task.told.get("shots")
-    found = number(run.command.get("num_fewshot") if told is None else told)
-    return max(0, int(found)) if known(found) else 0
+def count_shots(run: RunFolder, task: TaskRun) -> int:
+    """Return the number of solved examples before each question."""
+    value = task.told.get("shots")
+    shots = number(run.command.get("num_fewshot") if value is None else value)
+    return max(0, int(shots)) if known(shots) else 0
 
 
-def facts(run: RunFolder, task: TaskRun) -> dict[str, str]:
-    """What a task asks and about which data, as text by the names of a manifest; equal text, equal facts."""
-    told = {name: _plain(task.told.get(name), usual) for name, usual in _USUAL.items()}
-    return {**told, "shots": str(shots(run, task))}
+def identity(run: RunFolder, task: TaskRun) -> dict[str, str]:
+    """Return what a task asks about which data, as text by manifest key; equal text means equal facts."""
+    values = {name: task.told.get(name) for name in _DEFAULTS}
+    facts = {
+        name: json.dumps(_DEFAULTS[name] if value is None else value, sort_keys=True, default=str)
+        for name, value in values.items()
+    }
+    return {**facts, "shots": str(count_shots(run, task))}
 
 
-def question(run: RunFolder, task: TaskRun, but: Collection[str] = ()) -> tuple[str, ...]:
-    """What a task asks and about which data, all but the facts named; equal for tasks that ask the same.
+def question(run: RunFolder, task: TaskRun, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the values of :func:`identity`, which are equal for tasks that ask the same.
 
     Args:
-        run: the run it is part of.
+        run: the run of the task.
         task: the task.
-        but: names of facts to leave out: ``"image"``, ``"order"``, ``"paraphrase"`` and the like.
+        without: keys to leave out, such as ``"image"``, ``"order"`` or ``"paraphrase"``.
     """
-    return tuple(value for name, value in facts(run, task).items() if name not in but)
-
-
-def _plain(value: Any, usual: Any) -> str:
-    return json.dumps(usual if value is None else value, sort_keys=True, default=str)
+    return tuple(value for name, value in identity(run, task).items() if name not in without)

@@ -1,303 +1,322 @@
-"""The verdict: how good, against what, and which failure modes the evidence supports, in one sentence."""
+"""The verdict on a model: its accuracy, what guessing and a reference classifier reach, and supported failure modes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.plugins.specs import DEMO
-from medmllm_plugins.report.formatting import interval, percent, points, turned
-from medmllm_plugins.report.run_collection import Cell, DataPart, Subject
-from medmllm_plugins.report.run_pairs import NO_GAP, Gap, Key, Wanted, groups_of, hits_of, key, paired, unlike
-from medmllm_plugins.results.probe_records import PROVEN, TITLES, Effect, ProbeAnalysis
+from medmllm_plugins.prompts.task_names import inspection_task
+from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
+from medmllm_plugins.report.run_pairs import (
+    NO_DIFFERENCE,
+    Key,
+    Pair,
+    PairedDifference,
+    correct_rows,
+    mismatch,
+    paired_differences,
+    row_groups,
+    row_key,
+)
+from medmllm_plugins.report.subjects import Subject
+from medmllm_plugins.report.templating import text
+from medmllm_plugins.results.probe_records import PROVEN, Effect, ProbeAnalysis
 from medmllm_plugins.utils.json_values import clean, mapping, number
-from medmllm_plugins.utils.plain_text import listed
 
-BLIND_BASELINES: Final = {"majority_class": "always answering the commonest class", "always_no": "always answering no"}
-_PHANTOMS: Final = "phantoms"
-"""Layout of the sets that the demo checkpoint was trained on."""
+GUESSES: Final = {
+    "majority_class": "always guessing the most common class",
+    "always_no": "always answering no",
+}
+"""Constant answers by their names in the metrics."""
+_DEMO_LAYOUT: Final = "phantoms"
+"""Layout of the data sets that the demo checkpoint was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineComparison:
-    """What a model is held against.
+    """A model compared with a constant guess or with a reference classifier.
 
     Attributes:
-        name: of the blind baseline, or of the reference classifier; empty without one.
-        accuracy: its accuracy, of its own questions.
-        gap: answers less that, paired; unknown where the two cannot be paired.
-        reached: its accuracy over the questions that both answered, which the gap is over.
+        name: name of the baseline; empty without one.
+        accuracy: its accuracy on its own questions.
+        difference: model minus baseline, paired; unknown if the two cannot be paired.
+        shared_accuracy: its accuracy over the questions that both answered, which the difference is over.
         shared: number of these.
-        why: why it cannot be held against the model, where that is so.
+        obstacle: why it is not comparable with the model, a code of the macro ``obstacle``; empty if it is.
+        informative: whether it is better than guessing; a reference classifier that is not has no value as a reference.
     """
 
     name: str = ""
     accuracy: Estimate = UNKNOWN
-    gap: Estimate = UNKNOWN
-    reached: float = float("nan")
+    difference: Estimate = UNKNOWN
+    shared_accuracy: float = math.nan
     shared: int = 0
-    why: str = ""
+    obstacle: str = ""
+    informative: bool = True
 
     @property
     def compared(self) -> bool:
-        """Whether there is one, and the model can be held against it."""
-        return bool(self.name) and not self.why
+        """Whether there is a baseline that is comparable with the model."""
+        return bool(self.name) and not self.obstacle
+
+    @property
+    def reason(self) -> str:
+        """The obstacle in words; empty without one."""
+        return text("verdict.txt.jinja", "obstacle", code=self.obstacle) if self.obstacle else ""
+
+    def reached(self, accuracy: Estimate) -> tuple[Estimate, float]:
+        """Return the difference from a model's accuracy and what the baseline reaches on the same questions."""
+        if known(self.difference):
+            return self.difference, self.shared_accuracy
+        difference = Estimate(accuracy.value - self.accuracy.value, math.nan, math.nan)
+        return difference, self.accuracy.value
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one model is worth on one data set.
+    """The verdict on one model on one data set.
 
     Attributes:
         subject: the model.
-        title: of the data set.
-        cell: the task that it rests on.
-        sentence: the verdict.
-        accuracy: of the answers.
-        questions: number of questions that it is of.
-        blind: the blind baseline.
-        reference: the reference classifier.
-        probed: the task whose probes it rests on; empty without probes.
+        dataset: the data set.
+        result: the result that it is based on.
+        accuracy: accuracy of the answers.
+        questions: number of questions.
+        guess: comparison with a constant guess.
+        reference: comparison with the reference classifier.
+        probed: the task whose probes it is based on; empty without probes.
+        probe_task: the task that would probe the model.
         supported: failure modes that the evidence supports, the named one first.
-        named: the mode that losses are charged to first.
-        proven: whether the scores show that it is the words' fault, where the mapping is named.
-        undecided: modes of which one cannot tell.
-        unread: what to say of answers of which too few could be read; empty where enough were.
+        named: the mode that losses are attributed to first.
+        proven: for a named semantic mapping, whether the scores show that the wording is at fault.
+        undecided: modes that the evidence neither supports nor rules out.
+        unread: what to say if too few answers could be parsed; else empty.
     """
 
     subject: Subject
-    title: str
-    cell: Cell
-    sentence: str
+    dataset: DatasetRuns
+    result: TaskResult
     accuracy: Estimate
     questions: int
-    blind: BaselineComparison
+    guess: BaselineComparison
     reference: BaselineComparison
     probed: str
+    probe_task: str
     supported: tuple[Effect, ...]
     named: str | None
     proven: bool
     undecided: tuple[str, ...]
     unread: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        return text("verdict.txt.jinja", "verdict", verdict=self)
 
-def verdicts(part: DataPart) -> list[Verdict]:
-    """One verdict a model that has figures on a data set."""
-    mains = [cell for one in part.models if (cell := part.main(one)) is not None]
-    gaps = paired(_wanted(mains, part.references))
-    return [_verdict(part, cell, gaps) for cell in mains]
+    @property
+    def unit(self) -> str:
+        """Noun for what the questions are about."""
+        if self.result.multilabel or self.result.task.varied:
+            return "question"
+        return "volume" if self.dataset.spec is not None and self.dataset.spec.dimensions == 3 else "image"
+
+    @property
+    def group_count(self) -> int | None:
+        """Number of groups of documents; ``None`` if it is unknown."""
+        groups = number(self.result.task.metrics.get("n_groups"))
+        return int(groups) if known(groups) else None
+
+    @property
+    def group_unit(self) -> str:
+        """Noun for a group of documents: patient, if the groups are named so."""
+        groups = {outcome.group.casefold()[:7] for outcome in self.result.task.outcomes}
+        return "patient" if groups == {"patient"} else "group"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        reference = self.reference
+        apart = {"name": reference.name, "accuracy": reference.accuracy.to_dict(), "reason": reference.reason}
+        compared = {
+            "reference_accuracy": _plain(reference.shared_accuracy),
+            "difference_from_reference": reference.difference.to_dict(),
+            "difference_from_reference_questions": reference.shared,
+        }
+        return {
+            "model": self.subject.label,
+            "task": self.result.task.name,
+            "sentence": self.sentence,
+            "unreadable": self.unread,
+            "accuracy": self.accuracy.to_dict(),
+            "questions": self.questions,
+            "guess": self.guess.name,
+            "guess_accuracy": _plain(self.guess.accuracy.value),
+            "difference_from_guess": self.guess.difference.to_dict(),
+            "difference_from_guess_questions": self.guess.shared,
+            "reference": reference.name if reference.compared else "",
+            **(compared if reference.compared else {}),
+            "reference_not_compared": apart if reference.name and not reference.compared else None,
+            "probed": self.probed,
+            "named": self.named,
+            "supported": [effect.mode for effect in self.supported],
+            "undecided": list(self.undecided),
+        }
 
 
-def reference_verdict(part: DataPart, cell: Cell) -> Verdict:
-    """How good a reference classifier is itself, for a data set on which no model was run."""
-    return _verdict(part, cell, paired(_wanted([cell], [])))
+def _plain(value: float) -> float | None:
+    return value if known(value) else None
 
 
-def _wanted(mains: Iterable[Cell], references: Sequence[Cell]) -> dict[str, Wanted]:
-    """What is to be paired: each cell with its blind baseline, and with the references on the same data."""
-    wanted: dict[str, Wanted] = {}
-    theirs = {id(one): hits_of(one) for one in references}
-    for cell in mains:
-        hits, groups = hits_of(cell), groups_of(cell)
-        wanted[_name(cell)] = (hits, _constant(cell), groups)
-        for one in references:
-            if not unlike(cell, one, by_question=True):
-                wanted[_name(cell, one)] = (hits, theirs[id(one)], groups)
-    return wanted
+def verdicts(dataset: DatasetRuns) -> list[Verdict]:
+    """Return one verdict for each model with metrics on a data set."""
+    results = [result for model in dataset.models if (result := dataset.main(model)) is not None]
+    differences = paired_differences(_pairs(results, dataset.references))
+    return [_verdict(dataset, result, differences) for result in results]
 
 
-def _name(cell: Cell, reference: Cell | None = None) -> str:
-    return f"{cell.subject.number} {'blind' if reference is None else reference.subject.number}"
+def reference_verdict(dataset: DatasetRuns, result: TaskResult) -> Verdict:
+    """Return the verdict on a reference classifier, for a data set without models."""
+    return _verdict(dataset, result, paired_differences(_pairs([result], [])))
 
 
-def blind_baseline(cell: Cell) -> tuple[str, float]:
-    """Name and accuracy of answering without looking; an empty name where it is not known."""
-    told = mapping(cell.task.metrics.get("baselines"))
-    if not told:
-        variants = mapping(cell.task.metrics.get("variants"))
-        told = mapping(mapping(next(iter(variants.values()), {})).get("baselines"))
-    for name in BLIND_BASELINES:
-        value = number(mapping(told.get(name)).get("accuracy"))
+def _pairs(results: Iterable[TaskResult], references: Sequence[TaskResult]) -> dict[str, Pair]:
+    """Pair each result with its constant guess and with the references on the same data, and these with theirs."""
+    pairs: dict[str, Pair] = {}
+    correct = {id(reference): correct_rows(reference) for reference in references}
+    for reference in references:
+        pairs[_name(reference)] = (correct[id(reference)], _guessed_rows(reference), row_groups(reference))
+    for result in results:
+        rows, groups = correct_rows(result), row_groups(result)
+        pairs[_name(result)] = (rows, _guessed_rows(result), groups)
+        for reference in references:
+            if not mismatch(result, reference, by_question=True):
+                pairs[_name(result, reference)] = (rows, correct[id(reference)], groups)
+    return pairs
+
+
+def _name(result: TaskResult, reference: TaskResult | None = None) -> str:
+    return f"{result.subject.number} {'guess' if reference is None else reference.subject.number}"
+
+
+def constant_guess(result: TaskResult) -> tuple[str, float]:
+    """Return name and accuracy of the best constant answer; an empty name if it is unknown."""
+    metrics = result.task.metrics
+    baselines = mapping(metrics.get("baselines"))
+    if not baselines:
+        baselines = mapping(_first_variant(metrics).get("baselines"))
+    for name in GUESSES:
+        value = number(mapping(baselines.get(name)).get("accuracy"))
         if known(value):
             return name, value
-    return "", float("nan")
+    return "", math.nan
 
 
-def _constant(cell: Cell) -> dict[Key, float]:
-    """Hits of the blind baseline, row by row."""
-    name, _ = blind_baseline(cell)
-    labels = [clean(one.label) for one in cell.task.outcomes]
+def _first_variant(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    return mapping(next(iter(mapping(metrics.get("variants")).values()), {}))
+
+
+def _guessed_rows(result: TaskResult) -> dict[Key, float]:
+    """Return 1 for each row that the constant guess gets right, else 0."""
+    name, _ = constant_guess(result)
+    labels = [clean(outcome.label) for outcome in result.task.outcomes]
     if not labels or not name:
         return {}
-    answer = "no" if name == "always_no" else _commonest(cell, labels)
-    return {key(one): float(label == answer) for one, label in zip(cell.task.outcomes, labels, strict=True)}
+    answer = "no" if name == "always_no" else _most_common_class(result, labels)
+    return {row_key(row): float(label == answer) for row, label in zip(result.task.outcomes, labels, strict=True)}
 
 
-def _commonest(cell: Cell, labels: Sequence[str]) -> str:
-    """The commonest class: as the metrics have it, since the rows on record may be fewer than those scored."""
-    told = cell.task.metrics
-    if not told.get("majority"):
-        told = mapping(next(iter(mapping(told.get("variants")).values()), {}))
-    return clean(told.get("majority") or max(cell.task.labels or sorted(set(labels)), key=labels.count))
+def _most_common_class(result: TaskResult, labels: Sequence[str]) -> str:
+    """Return the most common class of the metrics, since fewer rows may be on record than were scored."""
+    metrics = result.task.metrics
+    majority = metrics.get("majority") or _first_variant(metrics).get("majority")
+    return clean(majority or max(result.task.labels or sorted(set(labels)), key=labels.count))
 
 
-def _verdict(part: DataPart, cell: Cell, gaps: Mapping[str, Gap]) -> Verdict:
-    subject = cell.subject
-    probed = _probed(part, subject)
-    probing = probed.task.probing if probed else None
-    told = Verdict(
-        subject=subject,
-        title=part.title,
-        cell=cell,
-        sentence="",
-        accuracy=cell.metrics.get("accuracy", UNKNOWN),
-        questions=questions_of(cell),
-        blind=_blind(cell, gaps),
-        reference=BaselineComparison() if subject.reference else _reference(part, cell, probing, gaps),
-        probed=probed.task.name if probed else "",
+def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str, PairedDifference]) -> Verdict:
+    probed, probing = _probing_of(dataset, result.subject)
+    name, accuracy = constant_guess(result)
+    return Verdict(
+        subject=result.subject,
+        dataset=dataset,
+        result=result,
+        accuracy=result.metrics.get("accuracy", UNKNOWN),
+        questions=question_count(result),
+        guess=BaselineComparison(
+            GUESSES.get(name, ""),
+            Estimate(accuracy, math.nan, math.nan),
+            *differences.get(_name(result), NO_DIFFERENCE),
+        ),
+        reference=(
+            BaselineComparison() if result.subject.reference else _reference(dataset, result, probing, differences)
+        ),
+        probed=probed,
+        probe_task=inspection_task(result.task.name.partition(":")[0], "probe"),
         supported=tuple(probing.diagnosis.supported) if probing else (),
         named=probing.diagnosis.named if probing else None,
         proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
         undecided=tuple(probing.diagnosis.undecided) if probing else (),
-        unread=_unread(part, cell),
+        unread=_unread(dataset, result),
     )
-    return replace(told, sentence=_sentence(told))
 
 
-def _unread(part: DataPart, cell: Cell) -> str:
-    """What to say where too few answers of a cell could be read, and of the demo why."""
-    unread = unreadable(cell.task.metrics)
+def _unread(dataset: DatasetRuns, result: TaskResult) -> str:
+    """Return what to say if too few answers could be parsed, and for the demo checkpoint why."""
+    unread = unreadable(result.task.metrics)
     if unread is None:
         return ""
-    is_demo = cell.run.model.get("pretrained") == DEMO and (part.spec is None or part.spec.layout != _PHANTOMS)
-    return unread.sentences(DEMO_NOTE if is_demo else "")
+    is_demo = result.run.model.get("pretrained") == DEMO
+    foreign = dataset.spec is None or dataset.spec.layout != _DEMO_LAYOUT
+    return unread.sentences(DEMO_NOTE if is_demo and foreign else "")
 
 
-def questions_of(cell: Cell) -> int:
-    """Number of questions that the metrics of a cell are of; that of its rows where they do not tell."""
-    told = number(cell.task.metrics.get("n"))
-    return int(told) if known(told) else len(cell.task.outcomes)
-
-
-def _blind(cell: Cell, gaps: Mapping[str, Gap]) -> BaselineComparison:
-    name, value = blind_baseline(cell)
-    accuracy = Estimate(value, float("nan"), float("nan"))
-    return BaselineComparison(BLIND_BASELINES.get(name, ""), accuracy, *gaps.get(_name(cell), NO_GAP))
+def question_count(result: TaskResult) -> int:
+    """Return the number of questions behind the metrics; without metrics, the number of rows."""
+    count = number(result.task.metrics.get("n"))
+    return int(count) if known(count) else len(result.task.outcomes)
 
 
 def _reference(
-    part: DataPart, cell: Cell, probing: ProbeAnalysis | None, gaps: Mapping[str, Gap]
+    dataset: DatasetRuns,
+    result: TaskResult,
+    probing: ProbeAnalysis | None,
+    differences: Mapping[str, PairedDifference],
 ) -> BaselineComparison:
-    """The best reference classifier that shares questions with a model; else why there is none."""
-    for one in part.references:
-        if gap := gaps.get(_name(cell, one)):
-            return BaselineComparison(one.subject.label, one.metrics.get("accuracy", UNKNOWN), *gap)
+    """Compare with the best reference classifier that shares questions with a model; else say why there is none."""
+    for reference in dataset.references:
+        if difference := differences.get(_name(result, reference)):
+            accuracy = reference.metrics.get("accuracy", UNKNOWN)
+            over_guess = differences.get(_name(reference), NO_DIFFERENCE)[0]
+            informative = not known(over_guess.low) or over_guess.low > 0
+            return BaselineComparison(reference.subject.label, accuracy, *difference, informative=informative)
     if probing is not None and known(probing.reference):
-        # Its run is not at hand, but the diagnosis was held against it.
-        gap_ = Estimate(probing.answer.value - probing.reference.value, float("nan"), float("nan"))
-        return BaselineComparison(probing.reference_name, probing.reference, gap_, probing.reference.value)
-    for one in part.references:
-        return BaselineComparison(one.subject.label, one.metrics.get("accuracy", UNKNOWN), why=_why_apart(cell, one))
+        # Its run is not among these, but the diagnosis was compared with it.
+        gap = Estimate(probing.answer.value - probing.reference.value, math.nan, math.nan)
+        return BaselineComparison(probing.reference_name, probing.reference, gap, probing.reference.value)
+    for reference in dataset.references:
+        accuracy = reference.metrics.get("accuracy", UNKNOWN)
+        return BaselineComparison(reference.subject.label, accuracy, obstacle=_obstacle(result, reference))
     return BaselineComparison()
 
 
-def _why_apart(cell: Cell, reference: Cell) -> str:
-    """Why a reference classifier shares no question with a model."""
+def _obstacle(result: TaskResult, reference: TaskResult) -> str:
+    """Return why a reference classifier shares no question with a model."""
     if not reference.task.scored:
-        return "its run has no figures"
-    if why := unlike(cell, reference, by_question=True):
-        return why
+        return "no_metrics"
+    if code := mismatch(result, reference, by_question=True):
+        return code
     if not reference.task.outcomes:
-        return "its scored answers are not on record"
-    if not cell.task.outcomes:
-        return "the model's scored answers are not on record"
-    return "the two have no question in common"
+        return "no_reference_answers"
+    return "no_shared_questions" if result.task.outcomes else "no_model_answers"
 
 
-def _probed(part: DataPart, subject: Subject) -> Cell | None:
-    found = [cell for cell in part.of(subject) if cell.task.probing is not None]
-    return min(found, key=lambda cell: (not cell.task.plain, cell.task.name)) if found else None
-
-
-def _sentence(one: Verdict) -> str:
-    if one.unread:
-        # A gap to a blind answer or a classifier would be read as a finding about the model.
-        modes = _modes(one)
-        return f"{one.subject.label} on {one.title}: {one.unread} {modes[0].upper()}{modes[1:]}."
-    against = [_against(one, one.blind)] if one.blind.name else []
-    beside = "; no reference classifier was run"
-    if one.reference.why:
-        beside = f"; {apart(one.reference)}"
-    elif one.reference.name:
-        beside = ""
-        against.append(_against(one, one.reference, "the reference classifier "))
-    return f"{', '.join([_opening(one), *filter(None, [listed(against)])])}{beside}; {_modes(one)}."
-
-
-def _opening(one: Verdict) -> str:
-    return (
-        f"On {one.title}, {one.subject.label} answers {percent(one.accuracy.value)} of the questions rightly "
-        f"({interval(one.accuracy)})"
-    )
-
-
-def over_blind(one: Verdict) -> str:
-    """The part of a sentence that holds a verdict against answering without looking; empty where that is not known."""
-    return f", {_against(one, one.blind)}" if one.blind.name else ""
-
-
-def apart(one: BaselineComparison) -> str:
-    """The part of a sentence on a reference classifier that a model cannot be held against."""
-    there = f" ({percent(one.accuracy.value)} of its own questions, {interval(one.accuracy)})"
-    return f"the reference classifier {one.name}{there if known(one.accuracy) else ''} is not compared: {one.why}"
-
-
-def _against(one: Verdict, other: BaselineComparison, what: str = "") -> str:
-    """One comparison: a difference only where its interval leaves out zero.
-
-    A gap is over the questions that both answered. Where these are not all, it is said what both reach on them, so that
-    the numbers of the sentence go together.
-    """
-    gap, reached = other.gap, other.reached
-    if not known(gap):
-        reached = other.accuracy.value
-        gap = Estimate(one.accuracy.value - reached, float("nan"), float("nan"))
-    what, where = f"{what}{other.name} at {percent(reached)}", _where(one, other, reached + gap.value)
-    side = "above" if gap.value > 0 else "below"
-    if known(gap.low) and gap.low <= 0 <= gap.high:
-        told = [f"{points(gap.value)} {side}", interval(gap, signed=True), *where]
-        return f"not told apart from {what} ({', '.join(told)})"
-    size = f" ({interval(gap if gap.value > 0 else turned(gap))})" if known(gap.low) else ""
-    return f"{points(gap.value)}{size} {side} {what}{f' ({where[0]})' if where else ''}"
-
-
-def _where(one: Verdict, other: BaselineComparison, own: float) -> list[str]:
-    """On which questions a comparison rests, and what the model reaches on them, where it was asked others too."""
-    if other.shared and other.shared != one.questions:
-        which = "are on record" if other is one.blind else "both answered"
-        return [f"on the {other.shared:,} of {one.questions:,} questions that {which}, {percent(own)} of them rightly"]
-    if not other.shared and abs(own - one.accuracy.value) > 0.0005:
-        return [f"on the questions of the diagnosis, {percent(own)} of them rightly"]
-    return []
-
-
-def _modes(one: Verdict) -> str:
-    if not one.probed:
-        return "without probes (med_probe) nothing is known of where it fails"
-    if not one.supported:
-        rest = f", and one cannot tell of {listed(list(one.undecided))}" if one.undecided else ""
-        return f"of the four failure modes the evidence supports none{rest}"
-    told = [
-        f"{TITLES[effect.mode]} ({points(effect.loss.value)} lost, {interval(effect.loss)})" for effect in one.supported
-    ]
-    found = f"of the four failure modes the evidence supports {listed(told)}"
-    if one.named is None:
-        return f"{found}, but charges what is lost to no single stage, as one before may be to blame"
-    if len(told) > 1:
-        found += f", and charges it to the {one.named} first"
-    if one.named == "mapping" and not one.proven:
-        found += "; probes cannot tell it from a stage before that hands the image over in a form the next cannot read"
-    return found
+def _probing_of(dataset: DatasetRuns, subject: Subject) -> tuple[str, ProbeAnalysis | None]:
+    """Return the plainest task of a subject that has probes, and its probes."""
+    probed = [(result.task, probing) for result, probing in dataset.probed() if result.subject is subject]
+    if not probed:
+        return "", None
+    task, probing = min(probed, key=lambda pair: (not pair[0].plain, pair[0].name))
+    return task.name, probing

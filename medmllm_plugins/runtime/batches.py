@@ -21,7 +21,7 @@ FIRST: Final = 4
 """Where the search for the largest batch begins."""
 LARGEST: Final = 256
 WINDOW: Final = 8
-"""So many batches are read ahead and sorted by size, so that a batch holds pictures of like size."""
+"""Batches that are read ahead and sorted by size, so that a batch holds images of similar size."""
 MOST_AHEAD: Final = 128
 """No more requests than that are read ahead, or a batch where that is more, to bound memory."""
 
@@ -32,45 +32,45 @@ class BatchSize:
     Whatever it is, a batch that does not fit is halved.
     """
 
-    def __init__(self, asked: int | str, largest: int = LARGEST) -> None:
+    def __init__(self, size: int | str, largest: int = LARGEST) -> None:
         """Take a number or ``"auto"``.
 
         Args:
-            asked: the number, or ``"auto"``.
+            size: the number, or ``"auto"``.
             largest: how far ``"auto"`` goes.
 
         Raises:
             OptionError: it is neither.
         """
-        self.growing = asked == AUTO
+        self.growing = size == AUTO
         self._largest = largest
-        self.size = min(FIRST, largest) if self.growing else _positive(asked)
+        self.size = min(FIRST, largest) if self.growing else _positive(size)
 
     def fits(self) -> None:
-        """A batch of this size was answered."""
+        """Note that a batch of this size was answered."""
         if self.growing:
             self.size = min(2 * self.size, self._largest)
 
     def too_large(self, size: int) -> None:
-        """A batch of ``size`` did not fit."""
+        """Note that a batch of ``size`` did not fit."""
         self.growing = False
         self.size = max(1, size // 2)
 
 
-def _positive(asked: int | str) -> int:
+def _positive(size: int | str) -> int:
     try:
-        number = int(asked)
+        number = int(size)
     except (TypeError, ValueError, OverflowError):
         number = 0
-    if number < 1 or str(number) != str(asked):
+    if number < 1 or str(number) != str(size):
         raise OptionError(
-            f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {asked!r}."
+            f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {size!r}."
         )
     return number
 
 
 class Batches(Generic[Request, Read, Prepared, Answer]):
-    """Reads requests ahead in threads, and answers them in batches of like size, the next prepared meanwhile."""
+    """Reads requests ahead in threads, and answers them in batches of similar size while the next is prepared."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
         Args:
             size: how many at a time.
             read: reads a request; runs in several threads.
-            weigh: how much there is to compute; like stands with like.
+            weigh: how much there is to compute, by which requests are sorted.
             prepare: makes the model's input of a batch.
             answer: answers a batch.
-            ahead: whether the next batch is prepared in a thread; on a CPU the two would fight for its cores.
+            ahead: whether the next batch is prepared in a thread; on a CPU the two would compete for its cores.
         """
         self._size, self._read, self._weigh, self._prepare, self._answer = size, read, weigh, prepare, answer
         self._ahead = ahead
@@ -131,18 +131,18 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
     def _answer_all(
         self, window: list[tuple[Request, Read]], preparer: ThreadPoolExecutor
     ) -> Iterator[tuple[list[Request], list[Read], list[Answer]]]:
-        place = 0
+        start = 0
         ready: tuple[int, int, Future[Prepared]] | None = None  # where it begins, how many, and its input
-        while place < len(window):
-            batch = window[place : place + self._size.size]
-            read = [one for _, one in batch]
-            prepared = ready[2] if ready is not None and ready[:2] == (place, len(batch)) else None
-            following = [one for _, one in window[place + len(batch) : place + len(batch) + self._size.size]]
+        while start < len(window):
+            batch = window[start : start + self._size.size]
+            read = [item for _, item in batch]
+            prepared = ready[2] if ready is not None and ready[:2] == (start, len(batch)) else None
+            following = [item for _, item in window[start + len(batch) : start + len(batch) + self._size.size]]
             try:
-                given = self._prepare(read) if prepared is None else prepared.result()
+                inputs = self._prepare(read) if prepared is None else prepared.result()
                 if following and self._ahead:
-                    ready = (place + len(batch), len(following), preparer.submit(self._prepare, following))
-                answers = self._answer(read, given)
+                    ready = (start + len(batch), len(following), preparer.submit(self._prepare, following))
+                answers = self._answer(read, inputs)
             except RuntimeError as error:
                 if not out_of_memory(error) or len(batch) == 1:
                     raise
@@ -153,5 +153,5 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
                 continue
             if len(batch) == self._size.size:
                 self._size.fits()
-            place += len(batch)
+            start += len(batch)
             yield [request for request, _ in batch], read, answers

@@ -64,7 +64,7 @@ class EvaluationRun:
         self._journal: Journal | None = None
         self._resumed = False
         self._lock: FolderLock | None = None
-        self._kept: dict[str, Entry] = {}
+        self._earlier_entries: dict[str, Entry] = {}
         self._carried: frozenset[str] = frozenset()
         self._handlers = Handlers(self._how_to_continue, in_command)
         self.manifest: dict[str, Any] = {
@@ -89,11 +89,11 @@ class EvaluationRun:
             self.manifest["command"] = {name: getattr(arguments, name, None) for name in _COMMAND}
 
     def folder_for(self, model: str) -> Path:
-        """Settle on a folder, make it and write the manifest; a second call changes nothing.
+        """Choose a folder, make it and write the manifest; a second call changes nothing.
 
         It is the folder of an earlier start of this run, else the one that was asked for, else a new one. A folder that
         another process uses, or that holds results which would be lost, is left alone, and the next free one of the
-        same name with a number is taken, see :func:`medmllm_plugins.runtime.run_claim.claim_folder`.
+        same name with a number is used, see :func:`medmllm_plugins.runtime.run_claim.claim_folder`.
 
         Args:
             model: name of the model, for a new folder's name.
@@ -105,8 +105,8 @@ class EvaluationRun:
                 folder = self._parent / f"{stamp}-{model}-{os.getpid()}"
             self.folder = Path(folder)
             if self.rank == 0:
-                beside = None if self._journal is None else self._journal.folder
-                claim = claim_folder(self.folder, self._written(), beside, resumed=self._resumed)
+                journal = None if self._journal is None else self._journal.folder
+                claim = claim_folder(self.folder, self._written(), journal, resumed=self._resumed)
                 self.folder, self._lock = claim.folder, claim.lock
                 remove_drafts(self.folder, _BELOW)
                 self._carry(claim.earlier)
@@ -116,42 +116,44 @@ class EvaluationRun:
         return self.folder
 
     def _carry(self, earlier: Mapping[str, Any]) -> None:
-        """Keep in the manifest what the folder holds of other tasks, and their entries in its seal."""
-        assert self.folder is not None, "called for a folder that is settled"
+        """Keep the entries of other tasks that the folder holds, in the manifest and in the seal."""
+        assert self.folder is not None, "called before a folder was chosen"
         own = self.manifest["tasks"]
-        tasks = {name: told for name, told in earlier.get("tasks", {}).items() if name not in own}
+        tasks = {name: facts for name, facts in earlier.get("tasks", {}).items() if name not in own}
         if not tasks:
             return
-        evaluations = [one for one in earlier.get("evaluations") or [] if isinstance(one, dict)]
-        listed = {name for one in evaluations for name in one.get("tasks", ())}
+        evaluations = [item for item in earlier.get("evaluations") or [] if isinstance(item, dict)]
+        listed = {name for evaluation in evaluations for name in evaluation.get("tasks", ())}
         if unlisted := [name for name in tasks if name not in listed]:
             past = {key: earlier.get(key) for key in ("started", "finished", "command", "stages")}
             evaluations.append({"tasks": unlisted, **past})
         self.manifest |= {"tasks": {**tasks, **own}, "evaluations": evaluations}
         self._carried = frozenset(tasks)
-        self._kept = {name: entry for name, entry in read_seal(self.folder)[0].items() if not self._is_own(name)}
+        self._earlier_entries = {
+            name: entry for name, entry in read_seal(self.folder)[0].items() if not self._is_own(name)
+        }
 
     def _is_own(self, name: str) -> bool:
-        """Whether a file of the run folder is written by this run, and not by the one that was there before."""
-        own = {task: told for task, told in self.manifest["tasks"].items() if task not in self._carried}
+        """Return whether a file of the run folder is written by this run, not by an earlier one."""
+        own = {task: facts for task, facts in self.manifest["tasks"].items() if task not in self._carried}
         stems = {file_stem(task) for task in own}
         parts = name.split("/")
         if len(parts) > 2 and parts[0] in (FEATURES, ATTRIBUTIONS):
             return parts[1] in stems
-        folds = {f"{told.get('dataset')}.folds.json" for told in own.values()}
+        folds = {f"{facts.get('dataset')}.folds.json" for facts in own.values()}
         return name == MANIFEST or name in folds or any(name.startswith(f"{stem}.") for stem in stems)
 
     def open(self, model: str, facts: Mapping[str, Any]) -> Journal:
         """Begin to answer: find or make the journal of these answers, and the run's folder.
 
-        A second call, for another kind of request, goes on with the same.
+        A second call, for another kind of request, continues with the same.
 
         Args:
             model: name of the model.
             facts: what decides the answers beside the tasks: the model, its options, this package's version.
         """
         if self._journal is None:
-            tasks = {answering_name(name): _deciding(told) for name, told in self.manifest["tasks"].items()}
+            tasks = {answering_name(name): _deciding(task_facts) for name, task_facts in self.manifest["tasks"].items()}
             # A secret among the facts enters the name as a part of what is hashed, and in no other way.
             self._journal = Journal(self._parent, hash_facts({**facts, "tasks": tasks}), self.rank)
             self._resumed = self._journal.run is not None
@@ -171,9 +173,9 @@ class EvaluationRun:
             raise
 
     def features_folder(self, task: str) -> Path:
-        """Where the features of a task are kept while its documents are answered: with the journal, known to all ranks.
+        """Return where the features of a task are kept while its documents are answered.
 
-        Where an earlier start of this run has moved them into the run folder already, that is where they are.
+        That is beside the journal, which all ranks know; in the run folder if an earlier start has moved them there.
 
         Raises:
             RuntimeError: :meth:`open` was not called.
@@ -182,13 +184,13 @@ class EvaluationRun:
 
     def _kept_in(self, kind: str, task: str) -> Path:
         if self._journal is None:
-            raise RuntimeError(f"{kind} are kept beside the journal of answers: call open() first")
-        beside, run = self._journal.folder / kind / file_stem(task), self._journal.run
+            raise RuntimeError(f"expected a run with a journal, where {kind} are kept; call open() first")
+        by_journal, run = self._journal.folder / kind / file_stem(task), self._journal.run
         moved = None if run is None or not self._resumed else run / kind / file_stem(task)
-        return moved if moved is not None and moved.is_dir() and not beside.is_dir() else beside
+        return moved if moved is not None and moved.is_dir() and not by_journal.is_dir() else by_journal
 
     def attributions_folder(self, task: str) -> Path:
-        """Where the attributions of a task are kept meanwhile, likewise.
+        """Return where the attributions of a task are kept meanwhile, likewise.
 
         Raises:
             RuntimeError: :meth:`open` was not called.
@@ -217,7 +219,7 @@ class EvaluationRun:
         target = self.folder / kind / file_stem(task)
         if source is not None and source.is_dir() and source.resolve() != target.resolve():
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():  # of a start that was broken off before answers were kept; in one step out of the way
+            if target.is_dir():  # of a start that ended before answers were stored; moved away in one step
                 old = target.with_name(f".{target.name}.old")
                 shutil.rmtree(old, ignore_errors=True)
                 target.rename(old)
@@ -229,17 +231,17 @@ class EvaluationRun:
 
     @property
     def _parent(self) -> Path:
-        """Where run folders, and journals beside them, are."""
+        """The folder of run folders and journals."""
         return Path(self.run_dir) if self.run_dir is not None else Path(self.output_path or ".") / DEFAULT_PARENT
 
     def answered(self) -> None:
-        """All requests are answered: of tasks that are not ours nothing more is to come, and the run is finished."""
-        own = [told for task, told in self.manifest["tasks"].items() if task not in self._carried]
-        if self._journal is not None and not any("dataset" in told for told in own):
+        """Note that all requests are answered, which finishes a run without a task of ours."""
+        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
+        if self._journal is not None and not any("dataset" in facts for facts in own):
             self._finish()
 
     def predicted(self, name: str, count: int) -> None:
-        """Note answers that are not to be scored; with those of the last task the run lets go of the folder.
+        """Note answers that are not to be scored; after the last task the run closes.
 
         It is not finished: its answers stay in the journal, for a run that scores them.
         """
@@ -250,7 +252,7 @@ class EvaluationRun:
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Let go of folder and signals where scoring fails: whoever called the host from Python goes on."""
+        """Close the run if scoring fails, since a caller from Python continues."""
         try:
             yield
         except BaseException:
@@ -258,27 +260,27 @@ class EvaluationRun:
             raise
 
     def scored(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Add a task's figures to the manifest; with those of the last task the run is finished."""
+        """Add a task's metrics to the manifest; after the last task the run is finished."""
         self.task(name, facts)
         tasks = self.manifest["tasks"]
-        ours = {task for task, told in tasks.items() if "dataset" in told} | self.expected
+        ours = {task for task, task_facts in tasks.items() if "dataset" in task_facts} | self.expected
         if all("metrics" in tasks.get(task, {}) for task in ours):
             self._finish()
 
     def _finish(self) -> None:
-        """Say that all is written, seal the folder, and forget the answers: in this order, so that any may fail."""
+        """Mark the run as finished, seal the folder and remove the journal: in this order, so that each step may fail."""
         self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.write()
         if self.folder is not None and self.rank == 0:
-            write_seal(self.folder, self._known_sums(), self._kept)
+            write_seal(self.folder, self._known_sums(), self._earlier_entries)
         if self._journal is not None:
             self._journal.remove()
             self._journal = None
         self.close()
 
     def _known_sums(self) -> dict[str, str]:
-        """Checksums of shards of features, which were made when these were written, by name in the run folder."""
-        assert self.folder is not None, "called for a folder that is settled"
+        """Return the checksums of feature shards, made when these were written, by name in the run folder."""
+        assert self.folder is not None, "called before a folder was chosen"
         sums: dict[str, str] = {}
         for store in sorted((self.folder / FEATURES).glob("*")):
             from medmllm_plugins.features.store import shard_sums  # pandas, as above
@@ -287,7 +289,7 @@ class EvaluationRun:
         return sums
 
     def close(self) -> None:
-        """Let go of the folder and of the signals: the run is finished, or another one begins in this process."""
+        """Release the folder, the journal and the signals: the run is finished, or another begins in this process."""
         self._handlers.restore()
         if self._lock is not None:
             self._lock.release()
@@ -296,11 +298,11 @@ class EvaluationRun:
             self._journal.close()
 
     def _how_to_continue(self) -> str:
-        """The line that is printed when the run is interrupted; empty for all processes but the first."""
+        """Return the line that is printed when the run is interrupted; empty for all processes but the first."""
         if self.rank != 0:
             return ""
-        kept = "" if self._journal is None else f" What was answered is kept in {self._journal.folder}."
-        return f"medmllm: the run was interrupted.{kept} Start the same command again, and it goes on where it was."
+        journal = "" if self._journal is None else f" What was answered is kept in {self._journal.folder}."
+        return f"medmllm: the run was interrupted.{journal} Start the same command again to continue."
 
     def task(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add facts about one task to the manifest."""
@@ -350,17 +352,18 @@ class EvaluationRun:
                 update_seal(self.folder, [MANIFEST])
 
     def _written(self) -> dict[str, Any]:
-        """The manifest as it is written: a command holds keys and passwords, which go into no file."""
+        """Return the manifest as it is written, without keys and passwords."""
         return shareable_manifest(self.manifest)
 
 
-def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a task's facts decides its answers: not how many of its documents this start evaluates or explains.
+def _deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a task that decide its answers.
 
-    So a run whose layers or methods were wrong is started again with others, and finds its answers there.
+    How many documents are evaluated or explained is not among them, so that a run with wrong layers or methods is
+    started again with others and finds its answers.
     """
     return {
-        key: told[key]
+        key: facts[key]
         for key in (
             "dataset_fingerprint",
             "protocol",
@@ -371,5 +374,5 @@ def _deciding(told: Mapping[str, Any]) -> dict[str, Any]:
             "features",
             "finding",
         )
-        if key in told
+        if key in facts
     }

@@ -37,7 +37,7 @@ class Claim:
 
 
 def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None, *, resumed: bool) -> Claim:
-    """Take a folder, or the first of ``wanted-2``, ``wanted-3``, … that is free; a warning says why.
+    """Claim a folder, or the first of ``wanted-2``, ``wanted-3``, … that is free; a warning says why.
 
     A folder is free where no other process uses it, and where nothing in it would be lost: no results of the same
     tasks, none of another model or of other arguments, and no unfinished run of another command.
@@ -59,7 +59,7 @@ def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None
         reason = "is in use by another process"
         if lock.acquire():
             earlier = _manifest(folder)
-            # Journals stand in the folder that was asked for, also those of runs that were given a numbered one.
+            # Journals are in the folder that was asked for, also those of runs that got a numbered one.
             journals = {folder / UNFINISHED, wanted / UNFINISHED, *([] if journal is None else [journal.parent])}
             reason = "" if resumed and number == 1 else _reason(folder, earlier, manifest, journal, journals)
             if not reason:
@@ -68,7 +68,7 @@ def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None
                 return Claim(folder, lock, earlier or {})
             lock.release()
         first_reason = first_reason or reason
-    raise AssertionError("never reached: numbers do not end")
+    raise AssertionError("never reached: count() is endless")
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
@@ -80,7 +80,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     sound = isinstance(manifest, dict) and isinstance(manifest.get("tasks"), dict)
-    return manifest if sound and all(isinstance(one, dict) for one in manifest["tasks"].values()) else None
+    return manifest if sound and all(isinstance(facts, dict) for facts in manifest["tasks"].values()) else None
 
 
 def _reason(
@@ -104,13 +104,13 @@ def _reason(
 
 
 def _alike(earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    """Whether two runs may stand in one manifest, which has one model and one command line."""
+    """Return whether two runs may share a manifest, which has one model and one command line."""
     for part, names in (("model", _MODEL), ("command", _COMMAND)):
-        left, right = (one.get(part) or {} for one in (earlier, manifest))
+        left, right = (run.get(part) or {} for run in (earlier, manifest))
         if any(_json(left.get(name)) != _json(right.get(name)) for name in names):
             return False
     package = "medmllm-plugins"
-    versions = [(one.get("versions") or {}).get(package) for one in (earlier, manifest)]
+    versions = [(run.get("versions") or {}).get(package) for run in (earlier, manifest)]
     return versions[0] == versions[1] and _json(earlier.get("seed")) == _json(manifest.get("seed"))
 
 

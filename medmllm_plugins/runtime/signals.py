@@ -30,8 +30,8 @@ class Handlers:
 
         Args:
             message: gives the line to print; nothing is printed where it is empty.
-            in_command: whether a command is to end. Elsewhere Ctrl-C raises a plain ``KeyboardInterrupt``: a Python
-                session, which would end at a ``SystemExit``, goes on.
+            in_command: whether the process is a command, which ends. Otherwise Ctrl-C raises a plain
+                ``KeyboardInterrupt``, so that a Python session continues.
         """
         self._message = message
         self._in_command = in_command
@@ -40,7 +40,7 @@ class Handlers:
     def install(self) -> None:
         """Take both signals over; without effect outside the main thread, and for a signal that is ignored.
 
-        A handler that somebody else installed stays too: they know better what is to come of their process.
+        A handler that other code installed stays too.
         """
         if threading.current_thread() is not threading.main_thread() or self._earlier:
             return
@@ -58,7 +58,7 @@ class Handlers:
         self._earlier.clear()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.restore()  # a second Ctrl-C ends what takes too long to end
+        self.restore()  # a second Ctrl-C ends the process at once
         if message := self._message():
             # Standard error may be gone with its terminal, or in the middle of another line: the exit code stays.
             with suppress(OSError, RuntimeError, ValueError):

@@ -42,7 +42,7 @@ def remove_drafts(folder: Path, below: Sequence[str] = ()) -> None:
 
     Args:
         folder: the folder to look in.
-        below: names of folders in it that are looked through to the bottom.
+        below: names of folders in it that are searched with all their subfolders.
     """
     for path in [*folder.glob(".*.tmp"), *(path for name in below for path in (folder / name).rglob(".*.tmp"))]:
         match = _DRAFT.fullmatch(path.name)
@@ -51,13 +51,12 @@ def remove_drafts(folder: Path, below: Sequence[str] = ()) -> None:
 
 
 def _alive(process: int) -> bool:
+    import psutil  # not at import time, which every command of lmms-eval pays for
+
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        return process > 0 and psutil.pid_exists(process)
+    except OverflowError:
         return False
-    except PermissionError:  # somebody else's
-        return True
-    return process > 0
 
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -65,7 +64,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[str | int | float | None]]) -> str:
-    """CSV with a header line; ``None`` becomes an empty cell, and floats keep all of their digits.
+    """Return CSV with a header line; ``None`` becomes an empty cell, and floats keep all of their digits.
 
     Text that a spreadsheet would run as a formula, such as an answer ``=HYPERLINK(…)``, gets an apostrophe before it,
     by which spreadsheets know text. Numbers stay numbers, negative ones too.
@@ -77,7 +76,7 @@ def _line(row: Sequence[str | int | float | None]) -> str:
     buffer = io.StringIO()
     # With this end of a line, and not with "\n" alone, a carriage return within a cell is quoted: unquoted it would
     # begin another row, and what follows it could be a formula.
-    csv.writer(buffer, lineterminator="\r\n").writerow(_inert(one) if isinstance(one, str) else one for one in row)
+    csv.writer(buffer, lineterminator="\r\n").writerow(_inert(cell) if isinstance(cell, str) else cell for cell in row)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str | None]:
-    """Python's and each package's version; ``None`` for a package that is not installed."""
+    """Return the versions of Python and of each package; ``None`` for a package that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -35,12 +35,12 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Take what the work is; it begins when the context is entered.
+        """Describe the work; it begins when the context is entered.
 
         Args:
             name: what is done, at the beginning of each line.
-            total: how many there are; ``None`` where nobody knows.
-            unit: of what, in the plural.
+            total: how many there are; ``None`` if unknown.
+            unit: name of the items, in the plural.
             done: how many were done by an earlier start.
             shown: whether anything is shown; by default in the first process alone.
             terminal: whether standard error is a terminal, which gets a bar.
@@ -57,7 +57,7 @@ class Progress:
         self._ended = threading.Event()
         self._bar: Any = None
         self.note = ""
-        """What else to tell of the work so far."""
+        """Further text at the end of each line."""
 
     def __enter__(self) -> Progress:
         self._began = self._clock()
@@ -81,7 +81,7 @@ class Progress:
             self._say(f"{self._name}: {self._count:,} {self._unit} done in {duration(self._clock() - self._began)}")
 
     def update(self, count: int = 1) -> None:
-        """Move on by so many."""
+        """Count further items as done."""
         self._count += count
         if self._bar is not None:
             self._bar.set_postfix_str(self.note, refresh=False)

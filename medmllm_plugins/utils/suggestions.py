@@ -10,12 +10,12 @@ MOST: Final = 4
 
 
 def close_names(name: str, known: Iterable[str], most: int = MOST) -> list[str]:
-    """Return the known names that are most like a wrong one, best first; none where nothing is like it.
+    """Return the known names that are most similar to a wrong one, best first; none if no name is similar.
 
     Args:
         name: what was written.
         known: the names there are.
-        most: at most so many.
+        most: the largest number of names returned.
     """
     import difflib
 
@@ -31,7 +31,7 @@ def close_names(name: str, known: Iterable[str], most: int = MOST) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question such as ``Did you mean med_cls_busi?``; an empty text where nothing is like the name."""
+    """Return a question such as ``Did you mean med_cls_busi?``; an empty text if no name is similar."""
     names = close_names(name, known)
     if not names:
         return ""

@@ -14,7 +14,7 @@ CACHE_VARIABLE = "MEDMLLM_CACHE"
 
 
 def tasks_folder() -> Path:
-    """The folder of the user's own tasks: ``MEDMLLM_TASKS``, else ``medmllm/tasks`` in the user's config folder."""
+    """Return the folder of the user's own tasks: ``MEDMLLM_TASKS``, else ``medmllm/tasks`` in the user's config folder."""
     named = os.environ.get(TASKS_VARIABLE)
     if named:
         return Path(named).expanduser().absolute()
@@ -23,7 +23,7 @@ def tasks_folder() -> Path:
 
 
 def cache_folder() -> Path | None:
-    """The folder for what is remembered: ``MEDMLLM_CACHE``, else ``medmllm`` in the user's cache folder."""
+    """Return the cache folder: ``MEDMLLM_CACHE``, else ``medmllm`` in the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     if named is not None:
         return Path(named).expanduser().absolute() if named else None

@@ -1,17 +1,16 @@
-"""Planted faults: a stage of a model is broken on purpose, by a known amount, and mended again.
+"""Planted faults: break a stage of a model on purpose, by a known amount, and restore it.
 
-A diagnosis that says in which stage a model loses the class is proven on models whose broken stage is known. So a fault
-does two things. It destroys the class at its own stage for a linear probe that is fitted anew behind it, and does not
-merely move the features, which such a probe would see through while the parts behind it stumble. And it leaves all
-stages before its own as they are, to the last bit.
+The diagnosis is validated on models whose broken stage is known. A fault must therefore do two things. It removes the
+class from its own stage, so that a linear probe fitted after that stage cannot find it; moving the features would not
+suffice, since a new probe adapts to that while later stages do not. And it leaves all earlier stages bit-identical.
 
-Trained models hold the class many times over: a single layer that still sees the image, a handful of heads or image
-tokens, or two random directions of the connector's output, are enough for a probe to find it again. That is why some
-kinds take the image away altogether from a share of the documents, and others bury it in noise. Both follow from the
-seed and the image's content, so that neither the order of documents nor their batches matter.
+Trained models encode the class redundantly: a single layer that still sees the image, a few heads or image tokens, or
+two random directions of the connector's output are enough for a probe. Some faults therefore remove the image from a
+fraction of the documents, and others add strong noise. Both depend only on the seed and the content of the image, not
+on the order of documents or their batches.
 
-Stages are found by the names of :mod:`medmllm_plugins.models.stages`, so that faults work on any family. Edited weights
-are put back bit for bit and hooks are taken off when the context ends, also by an exception.
+Stages are found by the names of :mod:`medmllm_plugins.models.stages`, so faults work on any family. When the context
+ends, also by an exception, edited weights are restored bit for bit and hooks are removed.
 
 Source: Belrose et al., "LEACE", arXiv 2306.03819 (no linear probe finds classes whose means are all equal).
 """
@@ -53,19 +52,19 @@ KINDS: Final[Mapping[Mode, tuple[str, ...]]] = {
 }
 """Names of faults by mode:
 
-- ``tower_noise``: Gaussian noise on all matrices of the vision blocks, as a multiple of each matrix's own spread.
-- ``tower_reset``: a share of all weights of the vision blocks drawn anew, as before training.
-- ``tower_blur``: behind every vision block, one random vector for each document is added to all its patches, as a
-  multiple of the spread of each feature over them.
-- ``tower_lost``: the vision blocks return zeros for a share of the documents.
-- ``directions_removed``: the connector's output loses the directions given, for a share of the documents.
-- ``connector_blur``, ``connector_lost``: as for the tower, behind the connector.
-- ``blind``: for a share of the documents nothing but image tokens attends to image tokens, in any layer of the LLM.
-- ``text_blur``: behind every layer of the LLM, one random vector for each document is added to all positions of the
-  prompt behind the last image token, as a multiple of each position's own root mean square.
-- ``labels_permuted``: where the labels' tokens part, the logits of two, of more than half or of all of them change
-  places in a ring.
-- ``label_bias``: the logit of the token by which one label parts from the others is raised, in nats.
+- ``tower_noise``: Gaussian noise on all matrices of the vision blocks, in multiples of each matrix's standard deviation.
+- ``tower_reset``: a fraction of all weights of the vision blocks reinitialised.
+- ``tower_blur``: after every vision block, one random vector for each document is added to all its patches, in
+  multiples of the standard deviation of each feature over them.
+- ``tower_lost``: the vision blocks return zeros for a fraction of the documents.
+- ``directions_removed``: the given directions are removed from the connector's output for a fraction of the documents.
+- ``connector_blur``, ``connector_lost``: as for the tower, after the connector.
+- ``blind``: for a fraction of the documents only image tokens attend to image tokens, in every layer of the LLM.
+- ``text_blur``: after every layer of the LLM, one random vector for each document is added to all positions of the
+  prompt after the last image token, in multiples of each position's root mean square.
+- ``labels_permuted``: where the labels' tokens differ, the logits of two, of more than half or of all of them are
+  exchanged in a ring.
+- ``label_bias``: the logit of the token that distinguishes one label from the others is raised, in nats.
 """
 _GRADES: Final[Mapping[str, tuple[float, float, float]]] = {
     "tower_noise": (0.5, 1.0, 2.0),
@@ -80,25 +79,25 @@ _GRADES: Final[Mapping[str, tuple[float, float, float]]] = {
     "labels_permuted": (0.0, 0.5, 1.0),
     "label_bias": (4.0, 8.0, 10.0),
 }
-"""How much each strength is, set on the embedded demo; shares, multiples or nats, see :data:`KINDS`.
+"""The size of each strength, tuned on the embedded demo: fractions, multiples or nats, see :data:`KINDS`.
 
-Shares of documents mean the same for every model. How much noise or bias a model bears is its own matter: on another
-one than the demo, look at the probe behind the broken stage before reading more into a strength than its order.
+Fractions of documents mean the same for every model. Models differ in how much noise or bias they tolerate, so on other
+models than the demo check the probe after the broken stage before relying on more than the order of the strengths.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is broken, and how much.
+    """A fault of one stage, and its strength.
 
     Attributes:
         name: one of :data:`KINDS`, or ``"none"``.
         mode: the stage it belongs to; ``"none"`` for a healthy model.
-        strength: 1 is mild, at 2 and 3 the damage to its own stage is clear.
-        seed: decides all that is random about it.
+        strength: 1 is mild; 2 and 3 clearly damage the stage.
+        seed: seed of everything random.
 
     Raises:
-        OptionError: there is no such fault.
+        OptionError: the fault does not exist.
     """
 
     name: str
@@ -123,7 +122,7 @@ HEALTHY: Final = Fault("none", "none")
 
 
 def all_faults(seed: int = 0, modes: Sequence[Mode] = MODES) -> tuple[Fault, ...]:
-    """Every kind at every strength, in the order of the stages."""
+    """Return every kind at every strength, in the order of the stages."""
     return tuple(Fault(name, mode, strength, seed) for mode in modes for name in KINDS[mode] for strength in STRENGTHS)
 
 
@@ -138,23 +137,21 @@ def plant_fault(
 ) -> Iterator[None]:
     """Break a model while the context is open.
 
-    Whole batches must begin and end inside. A cache that was filled before, or one that outlives the context, is
-    not what the other model would have made.
+    Batches must begin and end inside the context: a cache that was filled outside belongs to another model.
 
     Args:
-        loaded: the model; its weights, and hooks on its modules, are the only things touched.
+        loaded: the model; only its weights and the hooks of its modules are changed.
         fault: what to break.
-        directions: needed by ``directions_removed`` only: by layer, the directions that tell the classes apart in the
-            mean over its tokens, (k, d), taken from train documents; see :func:`class_directions`. Only
-            ``"connector"`` is read.
-        question: needed by faults of the mapping only: a question as it will be asked, since a label's tokens may
-            hang on the end of the prompt.
-        labels: needed by faults of the mapping only: the labels, at least two.
+        directions: for ``directions_removed`` only: by layer, the directions that separate the classes in the mean over
+            its tokens, (k, d), from train documents; see :func:`class_directions`. Only ``"connector"`` is used.
+        question: for faults of the mapping only: the question, because the tokens of a label may depend on the end of
+            the prompt.
+        labels: for faults of the mapping only: at least two labels.
 
     Raises:
-        OptionError: what the fault needs was not given.
+        OptionError: an argument that the fault needs is missing.
         ModelError: the model cannot be broken in this way: its weights are quantised, its attention takes no masks, or
-            a stage returns something else than a tensor.
+            a stage does not return a tensor.
     """
     with ExitStack() as stack:
         for context in _contexts(loaded, fault, directions, question, labels, stack):
@@ -170,7 +167,7 @@ def _contexts(
     labels: Sequence[str],
     stack: ExitStack,
 ) -> list[AbstractContextManager[None]]:
-    """One context for each module that is edited; what they share is entered on the stack at once."""
+    """Return one context for each edited module; what they share is entered on the stack at once."""
     name, seed = fault.name, fault.seed
     if fault.mode == "none":
         return []
@@ -212,10 +209,10 @@ def _contexts(
 
 
 def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
-    """The directions in which the means of the classes differ, the widest first.
+    """Return the directions in which the means of the classes differ, largest first.
 
-    Where they are taken out, all classes have the same mean, and no linear probe fitted to these features does better
-    than the shares of the classes (LEACE).
+    Without these directions all classes have the same mean, and no linear probe fitted to the features is better than
+    the class frequencies (LEACE).
 
     Args:
         features: of N train documents, (N, d).
@@ -225,7 +222,7 @@ def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
         (K - 1, d), float64, orthonormal; K is the number of different labels.
 
     Raises:
-        OptionError: there are not as many labels as features, or fewer than two different ones.
+        OptionError: the numbers of labels and features differ, or there are fewer than two different labels.
     """
     names = sorted(set(labels))
     if features.dim() != 2 or len(features) != len(labels) or len(names) < 2:
@@ -271,8 +268,8 @@ def _check_masks(loaded: LoadedModel) -> None:
     kind = text._attn_implementation
     if kind not in ("eager", "sdpa"):
         raise ModelError(
-            f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, found "
-            f"{kind!r}; load it with attn_implementation=sdpa."
+            f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, got "
+            f"{kind!r}. Load it with attn_implementation=sdpa."
         )
 
 
@@ -282,20 +279,20 @@ def _label_ids(loaded: LoadedModel, question: Question | None, labels: Sequence[
             "Expected `question` and at least two `labels`, which a fault of the answer mapping needs, but got "
             f"{shown(question)} and {shown(labels)}."
         )
-    found = [tuple(row) for row in loaded.label_ids(question, labels)]
-    if len(set(found)) < len(found):
+    label_ids = [tuple(row) for row in loaded.label_ids(question, labels)]
+    if len(set(label_ids)) < len(label_ids):
         raise OptionError(f"Expected labels that differ as tokens, but got {shown(labels)}.")
-    return found
+    return label_ids
 
 
 def _basis(directions: Mapping[str, Tensor] | None) -> Tensor:
-    found = None if directions is None else directions.get("connector")
-    if found is None or found.dim() != 2 or not 0 < len(found) <= found.shape[1]:
+    connector = None if directions is None else directions.get("connector")
+    if connector is None or connector.dim() != 2 or not 0 < len(connector) <= connector.shape[1]:
         raise OptionError(
             "Expected `directions` to hold 'connector', (k, d) with 1 <= k <= d, which directions_removed needs, but "
-            f"got {None if found is None else tuple(found.shape)}; class_directions makes them from train features."
+            f"got {None if connector is None else tuple(connector.shape)}. class_directions computes them from train features."
         )
-    basis: Tensor = torch.linalg.qr(found.detach().double().cpu().T)[0].T
+    basis: Tensor = torch.linalg.qr(connector.detach().double().cpu().T)[0].T
     return basis
 
 
@@ -308,21 +305,21 @@ def _initial_spread(loaded: LoadedModel) -> float:
 
 
 def _branches(ids: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
-    """Where labels part: what they begin with in common, and the tokens that come next; the widest first."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    """Return where labels differ: their common beginnings and the tokens that follow, most tokens first."""
+    branches: dict[tuple[int, ...], list[int]] = {}
     for row in ids:
         for depth, token in enumerate(row):
-            nexts = found.setdefault(row[:depth], [])
-            if token not in nexts:
-                nexts.append(token)
-    parting = [item for item in found.items() if len(item[1]) > 1]
-    return dict(sorted(parting, key=lambda item: (-len(item[1]), len(item[0]))))
+            following = branches.setdefault(row[:depth], [])
+            if token not in following:
+                following.append(token)
+    differing = [item for item in branches.items() if len(item[1]) > 1]
+    return dict(sorted(differing, key=lambda item: (-len(item[1]), len(item[0]))))
 
 
 def _permuted(ids: Sequence[tuple[int, ...]], fault: Fault, share: float) -> LogitEdits:
-    """A ring of two, more than half or all tokens: at strength 1 where most labels part, otherwise wherever some do.
+    """Exchange two, more than half or all tokens in a ring: at strength 1 where most labels differ, else wherever some do.
 
-    Two labels have only each other, so that all strengths are the same; of three, two at strength 2.
+    With two labels all strengths are the same; with three, strength 2 exchanges two.
     """
     edits = {}
     for before, nexts in list(_branches(ids).items())[: 1 if fault.strength == 1 else None]:
@@ -331,17 +328,17 @@ def _permuted(ids: Sequence[tuple[int, ...]], fault: Fault, share: float) -> Log
         ring = [nexts[index] for index in order]
         edits[before] = (ring, ring[1:] + ring[:1], 0.0)
     if not edits:
-        raise OptionError("Expected labels that part at a token, but got one that is the beginning of the other.")
+        raise OptionError("Expected labels that differ at some token, but got one that is the beginning of the other.")
     return edits
 
 
 def _biased(ids: Sequence[tuple[int, ...]], fault: Fault, grade: float) -> LogitEdits:
-    """One label's own token, raised: that of the first step at which no other label goes on with it."""
+    """Raise the first token that distinguishes one label, chosen at random, from all others."""
     own: list[tuple[tuple[int, ...], int]] = []
     for row in ids:
         alone = (d for d in range(len(row)) if sum(other[: d + 1] == row[: d + 1] for other in ids) == 1)
         depth = next(alone, None)
-        if depth is not None:  # otherwise it is the beginning of another
+        if depth is not None:  # otherwise the label is the beginning of another
             own.append((row[:depth], row[depth]))
     before, token = own[int(torch.randint(len(own), (1,), generator=seeded_generator(fault.seed, "bias")))]
     return {before: ([token], [token], grade)}

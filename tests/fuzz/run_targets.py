@@ -23,7 +23,7 @@ from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.features.store import INDEX, SEAL, FeatureStore, Header, StoredLayer, index_rows, write_header
 from medmllm_plugins.host.envelope import pack, unpack
 from medmllm_plugins.probes.reference_run import find_reference
-from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.comparison import compare
@@ -89,12 +89,12 @@ def read_run_folder(folder: Path) -> object:
     run = folder / "run"
     with mock.patch("medmllm_plugins.report.run_collection.dataset_specs", return_value=_SPECS):  # read once
         gathered = collect_runs([run])
-    found = notes(gathered)
+    notes = collect_notes(gathered)
     find_reference(run, "f1")
     return (
         [read.all_missing() for read in gathered.runs],
-        found.missing,
-        [verdicts(part) for part in gathered.sets],
+        notes.missing,
+        [verdicts(dataset) for dataset in gathered.datasets],
     )
 
 

@@ -159,7 +159,7 @@ def test_a_command_that_is_stopped_while_probes_are_fitted_goes_on(tmp_path: Pat
     text = finish(process)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], text
     if number != signal.SIGKILL:
-        assert text.count("Start the same command again, and it goes on where it was.") == 1
+        assert text.count("Start the same command again to continue.") == 1
         assert "Traceback" not in text
     text = finish(start(tmp_path, *words))
     assert "200 of 200 answers are there from an earlier start" in text

@@ -48,6 +48,7 @@ def test_documentation_shows_the_example_as_it_is() -> None:
     for name in (
         "pyproject.toml",
         "medmllm_example/__init__.py",
+        "medmllm_example/probes.py",
         "medmllm_example/tasks/med_cls_example.yaml",
         "medmllm_example/tasks/datasets/example.yaml",
     ):

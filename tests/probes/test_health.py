@@ -124,7 +124,7 @@ def test_health_is_frozen():
 
 @pytest.mark.parametrize("curve", [[0.5, 1.01], [-0.1, 0.5], [math.nan, 80.0], [0.5, math.inf]])
 def test_accuracies_out_of_range_are_refused(curve):
-    with pytest.raises(DataError, match=r"between 0 and 1, found .* not percent"):
+    with pytest.raises(DataError, match=r"between 0 and 1, got .* not percent"):
         health_score(np.array(curve))
 
 

@@ -250,10 +250,10 @@ def test_features_that_are_not_finite_are_named(value: float) -> None:
     train, held_out, _ = make(3, 20, 30, 2)
     space = RowSpace(train)
     train[2, 7, 5] = value
-    with pytest.raises(DataError, match=f"found {value} in layer 2, row 7, column 5"):
+    with pytest.raises(DataError, match=f"got {value} in layer 2, row 7, column 5"):
         RowSpace(train)
     held_out[1, 3, 4] = value
-    with pytest.raises(DataError, match=f"found {value} in layer 1, row 3, column 4"):
+    with pytest.raises(DataError, match=f"got {value} in layer 1, row 3, column 4"):
         space.coordinates(held_out)
 
 

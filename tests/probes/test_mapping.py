@@ -28,7 +28,7 @@ from medmllm_plugins.probes.output_recalibration import (
     trusted_relabelling,
 )
 
-PLANTED = ("intact", "permuted", "biased", "missing", "other re-reading", "decoding")
+PLANTED = ("intact", "permuted", "biased", "missing", "other recalibration", "decoding")
 
 
 def world(planted, seed, *, classes=3, n=150, size=2):
@@ -50,7 +50,7 @@ def world(planted, seed, *, classes=3, n=150, size=2):
                 scores = known + blank
             case "missing":
                 scores = generator.normal(size=known.shape)
-            case "other re-reading":
+            case "other recalibration":
                 scores = -known
         scores = scores + 20 * generator.normal(size=(n, 1))  # some images make all words likelier
         answers = scores.argmax(1)
@@ -108,7 +108,7 @@ def test_reports_of_planted_faults():
     missing = found_in("missing", 0)
     assert missing.mapping_gap.low > 0.2
     assert missing.readings["affine"].short_of_probe.low > 0.2
-    assert found_in("other re-reading", 0).readings["affine"].gain.low > 0.3
+    assert found_in("other recalibration", 0).readings["affine"].gain.low > 0.3
     assert found_in("decoding", 0).readings["scores"].gain.low > 0.3
     intact = found_in("intact", 0)
     assert intact.relabelling == intact.permutation == (0, 1, 2)
@@ -276,7 +276,7 @@ def test_a_class_that_never_occurs_gets_a_bounded_offset():
 
 
 def test_the_affine_map_is_that_of_logistic_regression_on_what_separates():
-    validation, test = world("other re-reading", 0)
+    validation, test = world("other recalibration", 0)
     model = fit_affine(validation.scores, validation.truth, validation.group)
     features = affine_features(validation.scores)
     assert features[:, :3] + features[:, 3:] == pytest.approx(validation.scores)
@@ -317,7 +317,7 @@ def test_without_scores_what_rests_on_them_is_none():
     assert [told[name] for name in ("permutation", "offsets")] == [None, None] and told["lens"] == []
 
 
-@pytest.mark.parametrize("planted", ["biased", "missing", "decoding", "other re-reading"])
+@pytest.mark.parametrize("planted", ["biased", "missing", "decoding", "other recalibration"])
 def test_without_scores_other_faults_cannot_be_told_apart(planted):
     validation, test = world(planted, 0)
     test = dataclasses.replace(test, scores=None, blank=None)
@@ -410,7 +410,7 @@ def test_rules_of_the_kind():
     assert judged(0.5, 0.9, **level | {"offsets": 0.8, "permuted": 0.78}) == "permuted"  # the simpler, as good
     assert judged(0.5, 0.9, **level | {"offsets": 0.8, "permuted": 0.72}) == "biased"  # the better by far
     assert judged(0.5, 0.9, **level | {"offsets": 0.69}) == "missing"  # less than halfway
-    assert judged(0.5, 0.9, **level | {"affine": 0.8}) == "other re-reading"
+    assert judged(0.5, 0.9, **level | {"affine": 0.8}) == "other recalibration"
     assert judged(0.5, 0.9, **level | {"affine": 0.69}) == "missing"
     assert judged(0.5, 0.9, **level | {"affine": 0.8, "blank": 0.75}) == "biased"
     assert judged(0.5, 0.9, **dict.fromkeys(level, 0.9) | {"relabelled": 0.5}) == "decoding"
@@ -440,23 +440,23 @@ def test_the_same_seed_gives_the_same_result_and_json_holds_it():
 @pytest.mark.parametrize(
     ("fold", "name", "value", "message"),
     [
-        ("validation", "truth", np.full(150, 3), r"`validation.truth` between 0 and 2, found 3 to 3"),
-        ("validation", "truth", np.zeros(150, dtype=int), r"two classes in `validation.truth`, found class 0 only"),
-        ("validation", "truth", np.zeros(0, dtype=int), r"documents in the validation fold, found none"),
+        ("validation", "truth", np.full(150, 3), r"`validation.truth` between 0 and 2, got 3 to 3"),
+        ("validation", "truth", np.zeros(150, dtype=int), r"two classes in `validation.truth`, got class 0 only"),
+        ("validation", "truth", np.zeros(0, dtype=int), r"documents in the validation fold, got none"),
         ("validation", "answers", np.full(150, -2), r"`validation.answers` between -1 and 2, .* -1 for answers"),
-        ("validation", "scores", np.zeros((150, 2)), r"`validation.scores` .* \(150, 3\), found shape \(150, 2\)"),
+        ("validation", "scores", np.zeros((150, 2)), r"`validation.scores` .* \(150, 3\), got shape \(150, 2\)"),
         (
             "test",
             "group",
             np.zeros(149, dtype=int),
-            r"`test.group` to be 150 integers of type int64, found shape \(149,\)",
+            r"`test.group` to be 150 integers of type int64, got shape \(149,\)",
         ),
         ("test", "probe", np.zeros(150), r"`test.probe` to be 150 integers of type int64, .* of float64"),
         ("test", "answers", np.zeros(150, dtype=np.int8), r"`test.answers` to be 150 integers .* of int8"),
         ("test", "probe", np.full(150, -1), r"`test.probe` between 0 and 2"),
-        ("test", "scores", np.full((150, 3), np.nan), r"finite `test.scores`, found 450"),
-        ("test", "scores", None, r"`test.scores` beside `test.blank`"),
-        ("test", "blank", np.zeros((1, 3)), r"`test.blank` .* found shape \(1, 3\)"),
+        ("test", "scores", np.full((150, 3), np.nan), r"finite `test.scores`, got 450"),
+        ("test", "scores", None, r"`test.scores` together with `test.blank`"),
+        ("test", "blank", np.zeros((1, 3)), r"`test.blank` .* got shape \(1, 3\)"),
         ("test", "lens", np.zeros((150, 3)), r"`test.lens` of shape \(L, 150, 3\)"),
         ("test", "lens", np.zeros((0, 150, 3)), r"at least one layer"),
         ("test", "lens", np.zeros((2, 150, 3), dtype=int), r"floats of shape \(2, 150, 3\)"),
@@ -470,5 +470,5 @@ def test_wrong_arrays_are_refused(fold, name, value, message):
 
 
 def test_one_class_is_refused():
-    with pytest.raises(DataError, match="`classes` to be at least 2, found 1"):
+    with pytest.raises(DataError, match="`classes` to be at least 2, got 1"):
         semantic_mapping(*world("intact", 0), 1)

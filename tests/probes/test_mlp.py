@@ -179,9 +179,9 @@ def test_features_that_are_not_finite_are_named() -> None:
     features, truth = make(2, 12, 6, 3)
     probes = fit_mlp(features, truth[None], classes=3, seed=0, epochs=1, hidden=4)
     features[1, 5, 2] = math.nan
-    with pytest.raises(DataError, match="found nan in layer 1, row 5, column 2"):
+    with pytest.raises(DataError, match="got nan in layer 1, row 5, column 2"):
         probes.logits(features)
-    with pytest.raises(DataError, match="found nan in layer 1, row 5, column 2"):
+    with pytest.raises(DataError, match="got nan in layer 1, row 5, column 2"):
         fit_mlp(features, truth[None], classes=3, seed=0)
 
 

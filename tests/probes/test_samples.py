@@ -91,7 +91,7 @@ def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[
 def test_a_large_train_fold_is_drawn_from_by_class(
     make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", {"train": 60, "validation": 30})
+    monkeypatch.setattr(module, "MAX_ROWS", {"train": 60, "validation": 30})
     store, _ = make_store((300, 30, 30))
     found = read_labelled_features(store)
     assert abs(len(found.rows["train"]) - 60) <= 2

@@ -58,4 +58,6 @@ def test_the_diagnosis_is_as_good_as_promised(report: Report) -> None:
     healthy = [trial for trial in report.trials if trial.fault.mode == "none"]
     firm = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength in CLEAR_STRENGTHS]
     assert (len(healthy), len(firm), len(report.trials)) == (len(SEEDS), 8 * len(SEEDS), 13 * len(SEEDS))
-    assert report.passed, [trial.to_dict() for trial in report.trials if not trial.right or trial.misattributed_alone]
+    assert report.passed, [
+        trial.to_dict() for trial in report.trials if not trial.correct or trial.misattributed_without_reference
+    ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import ProbeSpec
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
+from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData, load_probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.sklearn_probe import SklearnProbe
 from medmllm_plugins.results.probe_records import ProbeAnalysis
@@ -267,6 +270,19 @@ def plugin_with(name: str) -> Iterator[None]:
         get_manager().pluggy.unregister(plugin)
 
 
+def test_the_example_plugin_declares_one(monkeypatch: pytest.MonkeyPatch, data: ProbeData) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "plugin"))
+    example = importlib.import_module("medmllm_example")
+    get_manager().pluggy.register(example, name="example")
+    try:
+        fitted = load_probe("nearest")(data)
+    finally:
+        get_manager().pluggy.unregister(example)
+        for name in [name for name in sys.modules if name.startswith("medmllm_example")]:
+            monkeypatch.delitem(sys.modules, name)
+    assert torch.equal(fitted.predict(data.validation), nearest(data).predict(data.validation))
+
+
 def test_it_comes_with_all_controls_and_curves(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3, "llm.00/last": 0.0})
     with plugin_with("nearest"):
@@ -277,11 +293,13 @@ def test_it_comes_with_all_controls_and_curves(make_store: Callable[..., Any]) -
     assert clear.accuracy.value > 0.9 and clear.selectivity.low > 0.2 and clear.p_holm < 0.01
     assert clear.balanced.low > clear.label_permutation_high
     assert empty.p > 0.01 and empty.accuracy.low < analysis.chance + 0.05
-    assert clear.strength is None and "control.pixels" in {layer for layer, _ in points}
+    assert clear.C is None and "control.pixels" in {layer for layer, _ in points}
     vision = analysis.health_of("vision", "mean")
-    assert vision is not None and vision.health.p_end == pytest.approx(points["vision.01", "mean"].accuracy.value)
+    assert vision is not None and vision.p_end == pytest.approx(points["vision.01", "mean"].accuracy.value)
+    assert analysis.mapping is not None
     assert analysis.mapping.probe.value == pytest.approx(points["llm.norm", "last"].accuracy.value)
-    assert analysis.points == again.points and analysis.diagnosis == again.diagnosis
+    first, second = ({**result.to_dict(), "seconds": None} for result in (analysis, again))
+    assert first == second
 
 
 def test_warnings_reach_the_analysis(make_store: Callable[..., Any]) -> None:

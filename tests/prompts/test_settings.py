@@ -70,14 +70,14 @@ def test_a_declaration_may_stand_in_the_task_itself() -> None:
         ({"image": "black"}, "`image` to be one of"),
         ({"on_error": "ignore"}, "`on_error` to be one of"),
         ({"protocol": "open", "order": "varied"}, "lists no options"),
-        ({"order": "varied", "paraphrase": "all"}, "one thing to vary at a time"),
+        ({"order": "varied", "paraphrase": "all"}, "either order=varied or paraphrase=all"),
         ({"slices": 4}, "holds images, not volumes"),
         ({"size": 64}, "comes in one size"),
         ({"frame": "first"}, "holds no films"),
         ({"window": "lung"}, "holds images, not volumes"),
-        ({"dataset": FINDINGS, "protocol": "letter"}, "one yes/no question a finding"),
-        ({"dataset": FINDINGS, "order": "varied"}, "one yes/no question a finding"),
-        ({"dataset": FINDINGS, "paraphrase": "all"}, "one wording at a time"),
+        ({"dataset": FINDINGS, "protocol": "letter"}, "one yes/no question for each finding"),
+        ({"dataset": FINDINGS, "order": "varied"}, "one yes/no question for each finding"),
+        ({"dataset": FINDINGS, "paraphrase": "all"}, "expected one wording"),
     ],
 )
 def test_a_wrong_setting_says_what_was_expected(found: dict[str, Any], says: str) -> None:

@@ -160,14 +160,18 @@ def test_volumes_are_seen_as_slices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "options", "expected"),
     [
-        ("svm", {}, "Expected a method among majority, pixels, timm:NAME, found 'svm'"),
+        ("svm", {}, "Expected a method among majority, pixels, timm:NAME, got 'svm'"),
         ("timm:", {}, "Expected a method among"),
         ("timm", {}, "Expected a method among"),
         ("pixels:32", {}, "Expected a method among"),
         ("pixels", {"epochs": 3}, "with timm:NAME only"),
-        ("timm:resnet18x", {}, "timm has no network called 'resnet18x'"),
-        ("timm:resnet18", {"weights": Path("/nowhere.safetensors")}, "found no such file"),
-        ("timm:resnet18", {"epochs": 0}, "at least one epoch"),
+        ("timm:resnet18x", {}, "Expected the name of a timm network, got 'resnet18x'"),
+        (
+            "timm:resnet18",
+            {"weights": Path("/nowhere.safetensors")},
+            "expected a file of weights, but it does not exist",
+        ),
+        ("timm:resnet18", {"epochs": 0}, "`epochs` to be at least 1, got 0"),
     ],
 )
 def test_methods_that_are_none(method: str, options: dict[str, Any], expected: str) -> None:

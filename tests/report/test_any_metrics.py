@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.run_folders import Folder, findings, outcomes
 
-from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.report.methods_text import methods
 from medmllm_plugins.report.overview import overview
-from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
-from medmllm_plugins.report.run_pairs import differences
+from medmllm_plugins.report.run_pairs import image_controls, model_differences
 from medmllm_plugins.report.tables import answer_tables, finding_tables
 from medmllm_plugins.report.verdict import verdicts
 
@@ -50,12 +49,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_all(folder: Path) -> None:
     """All that the page says in words and tables."""
     gathered = collect_runs([folder])
-    for part in gathered.sets:
-        found, pairs = verdicts(part), differences(part)
+    for part in gathered.datasets:
+        found, pairs = verdicts(part), model_differences(part)
         assert overview(part, found, pairs)
         tables = [answer_tables.metrics_table(part, found), answer_tables.differences_table(part, pairs)]
-        blind = [(cell, part.held_against(cell), UNKNOWN) for cell in part.cells if cell.task.image == "blank"]
-        tables.append(answer_tables.sensitivity_table(part, blind))
+        tables.append(answer_tables.sensitivity_table(part, image_controls(part)))
         for table in (
             answer_tables.class_table,
             answer_tables.parsing_table,
@@ -69,7 +67,7 @@ def write_all(folder: Path) -> None:
             assert one.csv()
             assert len(one.shown()) == len(one.rows)
             json.dumps(one.to_dict(), allow_nan=False)
-    assert notes(gathered) and methods(gathered).text()
+    assert collect_notes(gathered) and methods(gathered).text()
 
 
 @settings(max_examples=60)

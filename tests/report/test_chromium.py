@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.run_folders import Folder, outcomes
 
-from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.report_files import write_report
 
 pytestmark = pytest.mark.chromium
 
@@ -49,7 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     baseline = Folder(root / "c", "baseline pixels", baseline="pixels").answers(
         "med_cls_toy", outcomes(skill=3, seed=9)
     )
-    make([made.folder, other.folder, baseline.folder], root / "report.html")
+    write_report([made.folder, other.folder, baseline.folder], root / "report.html")
     return root / "report.html"
 
 
@@ -129,8 +129,8 @@ def test_numbers_in_tables_sort_by_keys(browser: Any, page: Path) -> None:
     show(browser, page)
     column = """
         const table = document.querySelector('#good table.sortable');
-        const place = [...table.tHead.rows[0].cells].findIndex(one => one.textContent.trim() === 'Accuracy');
-        return [place, [...table.tBodies[0].rows].map(row => row.cells[place].dataset.sort)];
+        const place = [...table.tHead.rows[0].results].findIndex(one => one.textContent.trim() === 'Accuracy');
+        return [place, [...table.tBodies[0].rows].map(row => row.results[place].dataset.sort)];
     """
     place, _ = browser.execute_script(column)
     head = f"#good table.sortable thead th:nth-child({place + 1})"
@@ -247,7 +247,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = Folder(root / str(turn), f"model-{turn}")
         made.answers("med_cls_toy", outcomes(count=360, labels=labels, skill=skill, seed=turn), labels=labels)
         folders.append(made.probes("med_probe_toy", layers=4, seed=turn).folder)
-    make(folders, root / "many.html")
+    write_report(folders, root / "many.html")
     return root / "many.html"
 
 
@@ -286,7 +286,7 @@ def test_a_phone_shows_the_result_at_once(browser: Any, many: Path) -> None:
         const marks = [...document.querySelectorAll('#good figure [data-series="1"] use')];
         const head = [...document.querySelectorAll('#good table.sortable:first-of-type thead th')]
             .find(one => one.textContent.trim() === 'Accuracy');
-        const cell = document.querySelector('#good table.sortable tbody').rows[0].cells[head.cellIndex];
+        const cell = document.querySelector('#good table.sortable tbody').rows[0].results[head.cellIndex];
         return [...marks, head, cell].map(one => one.getBoundingClientRect().right);
     """
     found = browser.execute_script(edges)
@@ -301,7 +301,7 @@ def test_names_of_rows_stay_while_a_table_is_scrolled(browser: Any, many: Path) 
         return ['#good table.sortable', 'table.heat'].map(one => {
             const table = document.querySelector(one), box = table.closest('.scroll');
             box.scrollLeft = 200;
-            const name = table.tBodies[0].rows[0].cells[0].getBoundingClientRect();
+            const name = table.tBodies[0].rows[0].results[0].getBoundingClientRect();
             return [box.scrollLeft, name.left - box.getBoundingClientRect().left];
         })
     """
@@ -360,7 +360,7 @@ def test_colours_of_attributions_have_a_key(browser: Any, page: Path) -> None:
 
 def test_a_name_turns_no_sentence_around(browser: Any, tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20), dataset="toy\u202e set")
-    make([made.folder], tmp_path / "report.html")
+    write_report([made.folder], tmp_path / "report.html")
     show(browser, tmp_path / "report.html")
     turned = """
         const words = document.querySelector('.verdict').firstChild, box = document.createRange();

@@ -16,8 +16,9 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures import answer_figures
-from medmllm_plugins.report.report_files import make
-from medmllm_plugins.report.report_notes import notes
+from medmllm_plugins.report.page import render
+from medmllm_plugins.report.report_files import write_report
+from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.utils.json_values import number
 
@@ -85,7 +86,7 @@ def test_a_page_all_the_same(tmp_path: Path, case: str) -> None:
     begin, name, edit = CASES[case]
     made = begin(tmp_path / "a")
     change(made.folder, name, edit)
-    report = make([made.folder], tmp_path / "report.html")
+    report = write_report([made.folder], tmp_path / "report.html")
     assert report.sections and (tmp_path / "report.html").stat().st_size > 10_000
 
 
@@ -112,7 +113,7 @@ def test_an_outcome_of_other_types_is_left_out(tmp_path: Path, name: str, value:
     with pytest.raises(DataError, match=name):
         Outcome.from_dict(record)
     path.write_text("\n".join([json.dumps(record), *lines[1:]]), encoding="utf-8")
-    assert any("1 damaged line" in one for one in notes(collect_runs([made.folder])).missing)
+    assert any("1 damaged line" in one for one in collect_notes(collect_runs([made.folder])).missing)
 
 
 @given(st.builds(outcomes, count=st.integers(1, 5), seed=st.integers(0, 9)))
@@ -125,7 +126,7 @@ def test_a_figure_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
         raise ZeroDivisionError("no bins")
 
     monkeypatch.setattr(answer_figures, "reliability", fail)
-    report = make([answered(tmp_path / "a").folder], tmp_path / "report.html")
+    report = write_report([answered(tmp_path / "a").folder], tmp_path / "report.html")
     (said,) = [one for one in report.notes.missing if "could not be drawn" in one]
     assert "reliability" in said and "no bins" in said and "toy" in said
     assert {"toy.accuracy", "toy.roc", "toy.confusion"} <= {one.stem for one in report.drawings()}
@@ -172,8 +173,8 @@ def test_any_value_in_any_place(whole: Path, monkeypatch: pytest.MonkeyPatch, da
     within[place[-1]] = data.draw(st.sampled_from(VALUES))
     try:
         path.write_text(json.dumps(told), encoding="utf-8")
-        report = assemble.build(collect_runs([whole]))
-        assert assemble.render(report, "beside") and json.dumps(report.to_dict(), allow_nan=False)
+        report = assemble.build_report(collect_runs([whole]))
+        assert render(report, "files") and json.dumps(report.to_dict(), allow_nan=False)
         assert all(one.csv() for one in report.tables())
     finally:
         path.write_text(before, encoding="utf-8")

@@ -18,13 +18,15 @@ from matplotlib.figure import Figure
 from support.run_folders import Folder, outcomes
 
 from medmllm_plugins.attribution import map_images
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, gallery, layer_figures, mapping_figures
 from medmllm_plugins.report.figures import figure_style as drawing_module
-from medmllm_plugins.report.figures.count_matrix import Matrix, legible, luminance, matrices
+from medmllm_plugins.report.figures.count_matrix import CountMatrix, confusion_matrix, draw_matrices, legible, luminance
 from medmllm_plugins.report.figures.figure_style import style
-from medmllm_plugins.report.run_collection import Cell, DataPart, Subject, collect_runs
+from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult, collect_runs
+from medmllm_plugins.report.run_pairs import image_controls
+from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
@@ -34,9 +36,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 USE = f"{SVG}use"
 
 
-def part_of(*folders: Folder) -> DataPart:
-    (part,) = collect_runs([one.folder for one in folders]).sets
-    return part
+def dataset_of(*folders: Folder) -> DatasetRuns:
+    (dataset,) = collect_runs([one.folder for one in folders]).datasets
+    return dataset
 
 
 def probed(folder: Path, name: str, *, seed: int = 0, layers: int = 24, **changed: Any) -> Folder:
@@ -59,9 +61,9 @@ def marks_of(svg: str, series: int) -> list[tuple[float, float]]:
 
 
 def test_the_connector_of_every_model_has_a_mark(tmp_path: Path) -> None:
-    part = part_of(*(probed(tmp_path / str(turn), f"model-{turn}", seed=turn) for turn in range(5)))
+    dataset = dataset_of(*(probed(tmp_path / str(turn), f"model-{turn}", seed=turn) for turn in range(5)))
     with style():
-        drawing = layer_figures.overlaid(part, 0)
+        drawing = layer_figures.several_models(dataset, 0)
     assert drawing is not None
     upright = {
         float(node.attrib["d"].split()[1])
@@ -81,9 +83,9 @@ def _upright(path: str) -> bool:
 
 def test_each_number_of_classes_has_its_chance(tmp_path: Path) -> None:
     two = probed(tmp_path / "b", "model-b", labels=["no", "yes"], chance=0.5)
-    part = part_of(probed(tmp_path / "a", "model-a"), two)
+    dataset = dataset_of(probed(tmp_path / "a", "model-a"), two)
     with style():
-        found = [layer_figures.overlaid(part, 0), mapping_figures.lens(part, 1)]
+        found = [layer_figures.several_models(dataset, 0), mapping_figures.lens(dataset, 1)]
     for drawing in found:
         assert drawing is not None
         said = words(drawing.svg)
@@ -91,9 +93,9 @@ def test_each_number_of_classes_has_its_chance(tmp_path: Path) -> None:
 
 
 def test_alternatives_keep_the_letters_of_names(tmp_path: Path) -> None:
-    part = part_of(probed(tmp_path / "a", "model-a", layers=3))
+    dataset = dataset_of(probed(tmp_path / "a", "model-a", layers=3))
     with style():
-        drawing = layer_figures.single(part.probed()[0], part, 0)
+        drawing = layer_figures.single_model(dataset.results[0], dataset, 0)
     assert "LLM (last)" in drawing.alt and "llm (last)" not in drawing.alt
 
 
@@ -104,19 +106,21 @@ def many_classes(folder: Path, count: int, *, name: str = "model-a", seed: int =
 
 @pytest.mark.parametrize("models", [1, 3])
 def test_every_class_has_its_roc_curve(tmp_path: Path, models: int) -> None:
-    part = part_of(*(many_classes(tmp_path / str(turn), 18, name=f"model-{turn}", seed=turn) for turn in range(models)))
+    dataset = dataset_of(
+        *(many_classes(tmp_path / str(turn), 18, name=f"model-{turn}", seed=turn) for turn in range(models))
+    )
     with style():
-        drawing = answer_figures.roc(part, 0)
+        drawing = answer_figures.roc(dataset, 0)
     assert drawing is not None
     said = words(drawing.svg)
     assert [said.count(f"class {place:02d}") for place in range(18)] == [1] * 18
     assert "first" not in drawing.caption
 
 
-def test_curves_that_are_left_out_are_told_of(tmp_path: Path) -> None:
-    part = part_of(many_classes(tmp_path / "a", 30))
+def test_the_caption_counts_curves_that_are_left_out(tmp_path: Path) -> None:
+    dataset = dataset_of(many_classes(tmp_path / "a", 30))
     with style():
-        drawing = answer_figures.roc(part, 0)
+        drawing = answer_figures.roc(dataset, 0)
     assert drawing is not None and "first 24 of 30" in drawing.caption
     assert "class 23" in words(drawing.svg) and "class 24" not in words(drawing.svg)
 
@@ -126,7 +130,7 @@ def test_curves_of_other_classes_have_names_too(tmp_path: Path) -> None:
     first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes(labels=two), labels=two)
     second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=1))
     with style():
-        drawing = answer_figures.roc(part_of(first, second), 0)
+        drawing = answer_figures.roc(dataset_of(first, second), 0)
     assert drawing is not None
     said = words(drawing.svg)
     assert [said.count(name) for name in ("benign", "malignant", "normal")] == [1, 1, 1]
@@ -136,30 +140,29 @@ def test_curves_of_other_classes_have_names_too(tmp_path: Path) -> None:
 def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> None:
     kinds = ["(ambiguous)", "(out_of_list)", "(refusal)"]
     counts = [[1] * (len(names) + len(kinds)) for _ in names]
-    told = {"confusion": {"rows": names, "columns": [*names, *kinds], "counts": counts}}
-    found = answer_figures.confusion_of(cell_of(told))
-    assert found is not None
-    rows, columns, _ = found
-    assert columns[: len(names)] == rows == [clean(name) for name in names]
-    assert columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
+    metrics = {"confusion": {"rows": names, "columns": [*names, *kinds], "counts": counts}}
+    matrix = confusion_matrix(result_of(metrics))
+    assert matrix is not None
+    assert matrix.columns[: len(names)] == matrix.rows == [clean(name) for name in names]
+    assert matrix.columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
 
 
-def cell_of(metrics: dict[str, Any]) -> Cell:
+def result_of(metrics: dict[str, Any]) -> TaskResult:
     """A task with these figures of its answers."""
     task = TaskRun("med_cls_toy", {}, metrics, (), (), None, None, ())
     run = RunFolder(Path("run"), {}, (task,), {}, ())
-    return Cell(Subject(0, "model-a", (run,)), run, task)
+    return TaskResult(Subject(0, "model-a", (run,)), run, task)
 
 
 def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
-    part = part_of(*(everything(tmp_path / str(turn), turn) for turn in range(2)))
-    controls = [(cell, None, UNKNOWN) for cell in part.cells if cell.task.image != "shown"]
+    dataset = dataset_of(*(all_kinds(tmp_path / str(turn), turn) for turn in range(2)))
+    controls = image_controls(dataset)
     draws = [
         answer_figures.accuracies,
         answer_figures.reliability,
         answer_figures.roc,
-        lambda part, number: answer_figures.sensitivity(part, controls, number),
-        layer_figures.overlaid,
+        lambda dataset, number: answer_figures.sensitivity(dataset, controls, number),
+        layer_figures.several_models,
         layer_figures.health,
         mapping_figures.gains,
         mapping_figures.lens,
@@ -168,7 +171,7 @@ def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
     ]
     for number, draw in enumerate(draws):
         with style():
-            drawing = draw(part, number)
+            drawing = draw(dataset, number)
         assert drawing is not None, draw
         root = ET.fromstring(drawing.inline)
         for parent in list(root.iter()):
@@ -180,38 +183,38 @@ def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
         assert any("model-1" in one for one in left), (drawing.stem, left)
 
 
-def everything(folder: Path, turn: int) -> Folder:
+def all_kinds(folder: Path, turn: int) -> Folder:
     """A model with a run of each kind."""
     made = probed(folder, f"model-{turn}", seed=turn, layers=4)
     made.answers("med_cls_toy", outcomes(seed=turn)).attributions("med_attr_toy")
     return made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=turn + 5), image="blank")
 
 
-def test_letters_without_a_font_are_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_warning_names_letters_without_a_font(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     labels = ("\N{EGYPTIAN HIEROGLYPH A001} one", "two")  # no font of the list has it
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels)
-    report = assemble.build(collect_runs([made.folder]))
+    report = assemble.build_report(collect_runs([made.folder]))
     (said,) = [one for one in report.notes.warnings if "boxes" in one]
     assert "\N{EGYPTIAN HIEROGLYPH A001}" in said and "o" not in said.partition(":")[0].partition("has ")[2]
     (roc,) = [one for one in report.drawings() if one.stem == "toy.roc"]
-    assert labels[0] in words(roc.svg) and roc.lacking == "\N{EGYPTIAN HIEROGLYPH A001}"
+    assert labels[0] in words(roc.svg) and roc.missing_letters == "\N{EGYPTIAN HIEROGLYPH A001}"
     assert not any("Glyph" in str(one.message) for one in recwarn), "it is on the page, not in the terminal"
 
 
 def test_a_font_of_another_script_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing_module.fontManager, "ttflist", [SimpleNamespace(name="Noto Sans CJK SC")])
-    drawing_module.families.cache_clear()
+    drawing_module.font_families.cache_clear()
     try:
-        assert drawing_module.families() == ["DejaVu Sans", "Noto Sans CJK SC"]
+        assert drawing_module.font_families() == ["DejaVu Sans", "Noto Sans CJK SC"]
     finally:
-        drawing_module.families.cache_clear()
+        drawing_module.font_families.cache_clear()
 
 
 def test_other_warnings_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with style(), pytest.warns(UserWarning, match="layout"):
         figure = Figure(figsize=(2, 2))
         monkeypatch.setattr(figure, "draw", lambda renderer: warnings.warn("layout failed", stacklevel=1))
-        drawing_module.finish(figure, "a", "b", "c", "d")
+        drawing_module.finish(figure, "a.classes", number=0, macro="agreement", data_set="a", matrices=[])
 
 
 @given(st.tuples(*[st.floats(0, 1)] * 3))
@@ -223,7 +226,8 @@ def test_counts_are_clear_on_any_shade(back: tuple[float, float, float]) -> None
 def test_counts_in_files_are_written_in_the_clearer_colour() -> None:
     shares = np.array([[56, 44], [25, 75]])
     with style():
-        figure = matrices([Matrix("m", ["a", "b"], ["a", "b"], shares)], "#0072b2", across="x", down="y")
+        matrix = CountMatrix(result_of({}), ["a", "b"], ["a", "b"], shares)
+        figure = draw_matrices([matrix], "#0072b2", column_axis="x", row_axis="y")
     assert {one.get_color() for one in figure.axes[0].texts} == {"black"}  # white on them is 3.3 and less
 
 
@@ -231,9 +235,9 @@ def test_the_key_has_the_colours_that_attributions_are_painted_with() -> None:
     assert (gallery.ONE_SIDED, gallery.TWO_SIDED) == (map_images.ONE_SIDED, map_images.TWO_SIDED)
 
 
-def test_accuracy_stands_beside_the_name_of_the_model(tmp_path: Path) -> None:
-    part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)))
-    table = answer_tables.metrics_table(part, verdicts(part))
+def test_accuracy_is_the_column_after_the_model(tmp_path: Path) -> None:
+    dataset = dataset_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)))
+    table = answer_tables.metrics_table(dataset, verdicts(dataset))
     assert [one.name for one in table.columns[:2]] == ["model", "accuracy"]
     assert all(isinstance(row[1], float | Estimate) for row in table.rows)
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.run_folders import Folder, outcomes
 
-from medmllm_plugins.report.report_files import make, plain_names
+from medmllm_plugins.report.report_files import file_names, write_report
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.utils.atomic_files import csv_text
@@ -27,7 +27,7 @@ def test_data_sets_of_like_names_have_files_of_their_own(tmp_path: Path) -> None
     made = Folder(tmp_path / "a")
     for turn, name in enumerate(("a b", "a_b", "A_B", "x" * 300)):
         made.answers(f"med_cls_{turn}", outcomes(count=20, seed=turn), dataset=name)
-    report = make([made.folder], tmp_path / "report.html")
+    report = write_report([made.folder], tmp_path / "report.html")
     beside = tmp_path / "report_files"
     assert len(list(beside.glob("tables/*.csv"))) == len(report.tables())
     assert len(list(beside.glob("figures/*.svg"))) == len(list(beside.glob("figures/*.png"))) == len(report.drawings())
@@ -37,7 +37,7 @@ def test_data_sets_of_like_names_have_files_of_their_own(tmp_path: Path) -> None
 
 @given(st.lists(TEXTS, min_size=1, max_size=6, unique=True))
 def test_plain_names_are_names_of_files_and_all_differ(names: list[str]) -> None:
-    found = plain_names(names)
+    found = file_names(names)
     assert list(found) == names and len({one.casefold() for one in found.values()}) == len(names)
     for one in found.values():
         assert one and not one.startswith(".") and not set(one) & set('/\\:*?"<>|\0\n') and len(one.encode()) < 200
@@ -48,10 +48,10 @@ def test_files_of_somebody_else_are_left(tmp_path: Path) -> None:
     (beside / "figures").mkdir(parents=True)
     (beside / "figures" / "thesis.png").write_bytes(b"mine")
     many = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20), dataset="first")
-    make([many.folder], tmp_path / "mine.html")
+    write_report([many.folder], tmp_path / "mine.html")
     before = inside(beside)
     other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes(count=20), dataset="second")
-    make([other.folder], tmp_path / "mine.html")
+    write_report([other.folder], tmp_path / "mine.html")
     after = inside(beside)
     assert after["figures/thesis.png"] == b"mine"
     assert any("first." in name for name in before) and not any("first." in name for name in after)
@@ -66,7 +66,7 @@ def test_a_foreign_list_of_files_deletes_nothing_elsewhere(tmp_path: Path) -> No
     listed = ["../thesis.csv", "tables/../../thesis.csv", "notes.csv", "tables/.hidden.csv", str(kept[0]), 3, None]
     told = json.dumps({"medmllm_report": 1, "files": listed})
     (beside / "report.json").write_text(told, encoding="utf-8")
-    make([Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)).folder], tmp_path / "mine.html")
+    write_report([Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)).folder], tmp_path / "mine.html")
     assert all(path.read_text("utf-8") == "mine" for path in kept)
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_list_of_files_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "r_files").mkdir()
     for broken in ("", "[]", '{"medmllm_report": 1, "files": 3}', "[" * 100_000):
         (tmp_path / "r_files" / "report.json").write_text(broken, encoding="utf-8")
-        make([folder], tmp_path / "r.html")
+        write_report([folder], tmp_path / "r.html")
         assert json.loads((tmp_path / "r_files" / "report.json").read_text("utf-8"))["files"]
 
 
@@ -99,7 +99,7 @@ def test_answers_and_classes_are_no_formulas(tmp_path: Path) -> None:
     labels = ("=cmd|'/c calc'!A1", "-1+1", "normal")
     said = ('=HYPERLINK("http://x")', "+1", "@SUM(A1)")
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels, said=said)
-    (part,) = collect_runs([made.folder]).sets
+    (part,) = collect_runs([made.folder]).datasets
     answers = {row["answer"] for row in csv.DictReader(io.StringIO(answer_tables.unparsed_table(part).csv()))}
     assert answers == {f"'{one}" for one in said}
     classes = [row["class"] for row in csv.DictReader(io.StringIO(answer_tables.class_table(part).csv()))]

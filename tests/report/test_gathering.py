@@ -47,7 +47,7 @@ def test_the_plain_question_counts_first(tmp_path: Path) -> None:
     made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
     made.answers("med_probe_toy", outcomes(seed=3)[:50])
     made.answers("med_cls_toy", outcomes(seed=4))
-    (part,) = collect_runs([made.folder]).sets
+    (part,) = collect_runs([made.folder]).datasets
     cell = part.main(part.subjects[0])
     assert cell is not None and cell.task.name == "med_cls_toy"
 
@@ -60,7 +60,7 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
     other.answers("med_cls_toy", outcomes(), dataset_fingerprint="other data")
     found = collect_runs([tmp_path / "run"])
     assert [one.name for one in found.runs] == ["run", "1-baseline-pixels-1"] and len(found.notes) == 1
-    (part,) = found.sets
+    (part,) = found.datasets
     assert [one.subject.reference for one in part.references] == [True] and not part.divided
     assert len(found.models) == 1
 
@@ -68,7 +68,7 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
 def test_other_data_are_told_of(tmp_path: Path) -> None:
     Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
     Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(), dataset_fingerprint="f2")
-    (part,) = collect_runs([tmp_path / "a", tmp_path / "b"]).sets
+    (part,) = collect_runs([tmp_path / "a", tmp_path / "b"]).datasets
     assert part.divided
 
 
@@ -77,7 +77,7 @@ def test_nothing_to_gather_is_an_error() -> None:
         collect_runs([])
 
 
-def test_a_control_is_held_against_its_own_question(tmp_path: Path) -> None:
+def test_a_control_is_compared_with_its_own_question(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a")
     made.answers("med_cls_toy", outcomes(skill=4, seed=1))
     made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
@@ -87,17 +87,17 @@ def test_a_control_is_held_against_its_own_question(tmp_path: Path) -> None:
     varied = [one for turn in range(2) for one in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy_letter:order=varied", varied, protocol="letter", order="varied")
     made.answers("med_cls_toy:image=blank:order=varied", varied, image="blank", order="varied")
-    (part,) = collect_runs([made.folder]).sets
-    against = {cell.task.name: found and found.task.name for cell in part.cells if (found := part.held_against(cell))}
+    (part,) = collect_runs([made.folder]).datasets
+    against = {cell.task.name: found and found.task.name for cell in part.results if (found := part.counterpart(cell))}
     assert against == {
         "med_cls_toy_letter:image=blank": "med_cls_toy_letter",
         "med_cls_toy_letter:order=varied": "med_cls_toy_letter",
     }
 
 
-def test_a_control_with_other_examples_is_held_against_nothing(tmp_path: Path) -> None:
+def test_a_control_with_other_examples_has_no_counterpart(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a")
     made.answers("med_cls_toy", outcomes(), shots=0)
     made.answers("med_cls_toy:image=blank", outcomes(skill=0), image="blank", shots=4)
-    (part,) = collect_runs([made.folder]).sets
-    assert part.held_against(part.cells[1]) is None and part.cells[1].shots == 4
+    (part,) = collect_runs([made.folder]).datasets
+    assert part.counterpart(part.results[1]) is None and part.results[1].shots == 4

@@ -16,8 +16,8 @@ from support.run_folders import Folder, findings, outcomes
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.report.assemble import build
-from medmllm_plugins.report.report_files import make
+from medmllm_plugins.report.assemble import build_report
+from medmllm_plugins.report.report_files import write_report
 from medmllm_plugins.report.run_collection import collect_runs
 
 EVIL = "<script>alert(1)</script>"
@@ -51,7 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.attributions("med_attr_toy", answer=EVIL)
     made.multilabel("med_cls_findings", findings())
     Folder(root / "b", "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(skill=3, seed=9))
-    make([made.folder, root / "b"], root / "out" / "report.html")
+    write_report([made.folder, root / "b"], root / "out" / "report.html")
     return root / "out" / "report.html"
 
 
@@ -96,27 +96,25 @@ def test_every_section_is_there(page: Path) -> None:
         assert f'<section id="{name}"' in html
     first = html.index('<p class="verdict">')
     assert (
-        html.index("<h2") < first < html.index("<figure")
-        and "On toy, model-a (tiny) answers" in html[first : first + 200]
+        html.index("<h2") < first < html.index("<figure") and "model-a (tiny) classified" in html[first : first + 200]
     )
 
 
-def test_no_leak_is_denied_where_no_folds_were_read(page: Path, tmp_path: Path) -> None:
+def test_leaks_are_only_ruled_out_for_folds_that_were_read(page: Path, tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
-    assert "No group stands in two folds" not in html and "No run holds the folds of toy and findings" in html
+    assert "No group is in two folds" not in html and "No run has the folds of toy and findings" in html
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
     made.folds([("a", "g", "train"), ("b", "h", "test")])
-    assert build(collect_runs([made.folder])).notes.folds == "No group stands in two folds of toy."
+    assert build_report(collect_runs([made.folder])).notes.folds == "No group is in two folds of toy."
     made.folds([("a", "g", "train"), ("b", "g", "test")])
-    found = build(collect_runs([made.folder])).notes
+    found = build_report(collect_runs([made.folder])).notes
     assert found.folds == "" and found.leaks
 
 
-def test_the_card_of_a_blind_answer_says_what_it_is(page: Path) -> None:
+def test_the_guessing_card_names_the_guess(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
-    assert "Commonest answer" not in html
-    assert html.count("<dt>Blind answer</dt>") == 2
-    for name in ("always answering the commonest class", "always answering no"):
+    assert html.count("<dt>Guessing</dt>") == 2
+    for name in ("always guessing the most common class", "always answering no"):
         assert f"<small>{name}</small>" in html
 
 
@@ -124,7 +122,7 @@ def test_files_beside_the_page(page: Path) -> None:
     beside = page.with_name("report_files")
     told = json.loads((beside / "report.json").read_text(encoding="utf-8"))
     data, several = told["datasets"]
-    assert several["verdicts"][0]["blind"] == "always answering no" and "findings.counts" in several["tables"]
+    assert several["verdicts"][0]["guess"] == "always answering no" and "findings.counts" in several["tables"]
     assert data["verdicts"][0]["named"] == "connector" and data["verdicts"][0]["reference"] == "baseline pixels"
     assert data["tables"]["toy.metrics"]["rows"][0]["accuracy"]["value"] > 0.5 and told["references"]
     csvs = {path.stem for path in (beside / "tables").glob("*.csv")}
@@ -157,7 +155,7 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes()).probes("med_probe_toy")
     pages = []
     for name in ("one", "two"):
-        make([made.folder], tmp_path / name / "report.html")
+        write_report([made.folder], tmp_path / name / "report.html")
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
 
@@ -168,7 +166,7 @@ def test_an_unfinished_run_still_gives_a_page(tmp_path: Path, capsys: pytest.Cap
     made.tell("med_probe_toy", features={"extra": []})
     assert main(["report", str(made.folder), "-o", str(tmp_path / "report.html")]) == 0
     said = capsys.readouterr().out
-    assert "Missing: The run is not finished" in said and "has figures" in said
+    assert "Missing: The run is not finished" in said and "has metrics" in said
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "What is missing" in html and "The run is not finished" in html
 
@@ -178,7 +176,7 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().err
     assert said.startswith("medmllm: ") and said.count("\n") == 1
     with pytest.raises(OptionError, match=r"end in \.html"):
-        make([tmp_path], tmp_path / "report.pdf")
+        write_report([tmp_path], tmp_path / "report.pdf")
 
 
 def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
@@ -187,7 +185,7 @@ def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
     made.manifest["model"] |= {"pretrained": "https://user:sk-12345@h/v1?api_key=sk-12345", "dtype": "x,token=sk-12345"}
     made.tell("med_cls_toy", dataset_options={"token": "sk-12345", "header": "X-Api-Key: sk-12345"})
     made.write()
-    make([made.folder], tmp_path / "report.html")
+    write_report([made.folder], tmp_path / "report.html")
     files = [tmp_path / "report.html", *(tmp_path / "report_files").rglob("*.*")]
     assert not any(b"sk-12345" in path.read_bytes() for path in files)
 
@@ -199,7 +197,7 @@ def test_a_card_says_what_its_number_is(tmp_path: Path) -> None:
     for entry, mode in zip(content["entries"], ("decision", "answer"), strict=False):
         entry["mode"] = mode
     index.write_text(json.dumps(content), encoding="utf-8")
-    make([made.folder], tmp_path / "report.html")
+    write_report([made.folder], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.count("(log-odds 1.25)") == html.count("(log-probability 1.25)") == 1
 
@@ -209,17 +207,17 @@ def test_a_thousand_documents_fit_ten_megabytes(tmp_path: Path) -> None:
     made.attributions(
         "med_attr_toy", documents=1000, size=(128, 128), methods=("grad_cam",), layers=("pixels",), noise=True
     )
-    report = make([made.folder], tmp_path / "report.html")
+    report = write_report([made.folder], tmp_path / "report.html")
     size = (tmp_path / "report.html").stat().st_size
     assert size < 10_000_000 and len(report.gallery.cards) > 500
 
 
-def test_ten_models_stand_on_one_small_page(tmp_path: Path) -> None:
+def test_a_page_of_ten_models_is_small(tmp_path: Path) -> None:
     folders = []
     for number in range(10):
         made = Folder(tmp_path / str(number), f"model-{number}").answers("med_probe_toy", outcomes(seed=number))
         folders.append(made.probes("med_probe_toy", layers=24, seed=number).folder)
-    make(folders, tmp_path / "report.html")
+    write_report(folders, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(f"model-{number}" in text for number in range(10))
     assert len(text.encode()) < 5_000_000
@@ -231,13 +229,19 @@ def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> No
     made.answers("med_cls_toy_letter", outcomes(seed=2), protocol="letter")
     made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
     made.answers("med_cls_toy:image=shuffled", outcomes(skill=0, seed=6), image="shuffled", paraphrase=2)
-    section = build(collect_runs([made.folder])).sections[0]
-    letter, other = (dict(zip([c.name for c in section.changes.columns], r, strict=True)) for r in section.changes.rows)
+    section = build_report(collect_runs([made.folder])).sections[0]
+    letter, other = (
+        dict(zip([c.name for c in section.sensitivity.changes.columns], r, strict=True))
+        for r in section.sensitivity.changes.rows
+    )
     rights = [np.mean([one.predicted == one.label for one in outcomes(skill=s, seed=n)]) for s, n in ((1.5, 2), (0, 5))]
-    assert letter["against"] == "med_cls_toy_letter" and isinstance(letter["over_control"], Estimate)
-    assert letter["over_control"].value == pytest.approx(rights[0] - rights[1])
-    assert other["against"] is None and np.isnan(other["over_control"].value)
-    assert section.sensitivity is not None and section.sensitivity.svg.count("the same question as it is") == 1
+    assert letter["compared_with"] == "med_cls_toy_letter" and isinstance(letter["loss_without_image"], Estimate)
+    assert letter["loss_without_image"].value == pytest.approx(rights[0] - rights[1])
+    assert other["compared_with"] is None and np.isnan(other["loss_without_image"].value)
+    assert (
+        section.sensitivity.figure is not None
+        and section.sensitivity.figure.svg.count("the same question as it is") == 1
+    )
     made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=8), image="blank")
-    figure = build(collect_runs([made.folder])).sections[0].sensitivity
+    figure = build_report(collect_runs([made.folder])).sections[0].sensitivity.figure
     assert figure is not None and "image blank, letter<" in figure.svg and "image blank, closed set<" in figure.svg

@@ -25,32 +25,31 @@ from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report import formatting, methods_text
+from medmllm_plugins.report.display_names import SCORE_FORMS
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures
 from medmllm_plugins.report.figures.figure_style import THEME, style
-from medmllm_plugins.report.figures.gallery import gallery
+from medmllm_plugins.report.figures.gallery import build_gallery
 from medmllm_plugins.report.figures.parallel_figures import draw_all
-from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import DataPart, collect_runs
+from medmllm_plugins.report.report_notes import collect_notes
+from medmllm_plugins.report.roc_curves import roc_curves
+from medmllm_plugins.report.run_collection import DatasetRuns, collect_runs
 from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.utils.json_values import clean, number
 from medmllm_plugins.utils.plain_text import listed
 
 
-def part_of(*folders: Folder) -> DataPart:
-    (part,) = collect_runs([one.folder for one in folders]).sets
+def part_of(*folders: Folder) -> DatasetRuns:
+    (part,) = collect_runs([one.folder for one in folders]).datasets
     return part
 
 
 def test_text_survives_whatever_a_document_holds() -> None:
     assert clean("a\x00b\ud800\x1b") == "a\ufffdb?\ufffd"
     assert formatting.cut("x" * 1_000_000, 10) == "x" * 9 + "…" and formatting.cut("a\n b") == "a b"
-    assert (
-        formatting.percent(-0.0001, signed=True) == "0.0\xa0%"
-        and formatting.percent(float("nan")) == formatting.NOTHING
-    )
-    assert formatting.percent(0.123, signed=True) == "+12.3\xa0%" and formatting.percent(-0.5) == "−50.0\xa0%"
-    assert formatting.interval(Estimate(0.5, 0.4, 0.6)) == "95\xa0%\xa0CI 40.0\xa0to\xa060.0"
+    assert formatting.percent(-0.0001, signed=True) == "0.0%" and formatting.percent(float("nan")) == formatting.NOTHING
+    assert formatting.percent(0.123, signed=True) == "+12.3%" and formatting.percent(-0.5) == "−50.0%"
+    assert formatting.interval(Estimate(0.5, 0.4, 0.6)) == "95% CI 40.0–60.0"
     assert formatting.interval(UNKNOWN) == "no interval" and formatting.p_value(0) == "< 0.0001"
     assert listed(["a", "b", "c"]) == "a, b and c" and listed([]) == ""
     assert np.isnan(number(True)) and np.isnan(number("3")) and np.isnan(number(float("inf")))
@@ -64,9 +63,11 @@ def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     right = np.mean([one.predicted == one.label for one in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
     labels = [one.label for one in outcomes()]
-    assert row["model"] == "model-a (tiny)" and float(row["blind"]) == max(map(labels.count, LABELS)) / len(labels)
+    assert row["model"] == "model-a (tiny)" and float(row["guess"]) == max(map(labels.count, LABELS)) / len(labels)
     shown = table.shown()[0][1][1]
-    assert shown.words == f"{100 * right:.1f}" and " to " in shown.below and float(shown.sort) == pytest.approx(right)
+    assert (
+        shown.text == f"{100 * right:.1f}" and "–" in shown.interval and float(shown.sort_key) == pytest.approx(right)
+    )
 
 
 def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
@@ -79,13 +80,13 @@ def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
         max([one.label for one in found].count(label) for label in LABELS) / len(found)
         for found in (outcomes(), outcomes()[:20])
     ]
-    assert isinstance(rows, list) and [row["blind"] for row in rows] == shares and shares[0] != shares[1]
+    assert isinstance(rows, list) and [row["guess"] for row in rows] == shares and shares[0] != shares[1]
     with style():
         alike, apart = (answer_figures.accuracies(part_of(whole, other), 0) for other in (same, few))
     assert alike is not None and apart is not None
     for drawing, strokes in ((alike, 1), (apart, 2)):
         assert drawing.svg.count("stroke-dasharray: 4,3") - 1 == strokes  # and one in the legend
-    assert all(f"blind answer {100 * share:.1f}" in apart.alt for share in shares)
+    assert all(f"guessing {100 * share:.1f}" in apart.alt for share in shares)
 
 
 def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
@@ -107,14 +108,14 @@ def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
         assert row["yes_unparsed"] == sum(x.label == "yes" and x.predicted is None for x in mine)
     (metrics,) = csv.DictReader(io.StringIO(answer_tables.metrics_table(part, verdicts(part)).csv()))
     assert float(metrics["exact_match"]) == told["exact_match"]["value"]
-    assert float(metrics["blind"]) == told["baselines"]["always_no"]["accuracy"]
+    assert float(metrics["guess"]) == told["baselines"]["always_no"]["accuracy"]
     assert answer_tables.class_table(part).rows == ()
-    areas = {name: area for name, *_, area, _ in answer_figures.roc_of(part.cells[0])}
+    areas = {curve.name: curve.area for curve in roc_curves(part.results[0])}
     for one in told["per_finding"]:
         assert areas.get(one["finding"]) == (pytest.approx(one["auroc"]["value"]) if one["auroc"]["value"] else None)
     said = methods_text.methods(collect_runs([made.folder])).text()
     assert "yes or no, for each finding" in said and "classes listed" not in said
-    assert "all of whose findings are answered rightly" in said and "against the others" not in said
+    assert "all findings answered correctly" in said and "against the others" not in said
 
 
 def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
@@ -127,15 +128,16 @@ def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
 
 def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) -> None:
     rows = outcomes()
-    (cell,) = part_of(Folder(tmp_path / "a").answers("med_cls_toy", rows)).cells
-    curves = answer_figures.roc_of(cell)
+    (cell,) = part_of(Folder(tmp_path / "a").answers("med_cls_toy", rows)).results
+    curves = roc_curves(cell)
     scores = np.array([one.scores for one in rows])
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    assert [name for name, *_ in curves] == list(LABELS)
-    for place, (name, x, y, area, positives) in enumerate(curves):
-        positive = np.array([one.label == name for one in rows])
-        assert area == pytest.approx(roc_auc_score(positive, shares[:, place])) and positives == positive.sum()
-        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and (np.diff(x) >= 0).all()
+    assert [curve.name for curve in curves] == list(LABELS)
+    for index, curve in enumerate(curves):
+        positive = np.array([row.label == curve.name for row in rows])
+        assert curve.area == pytest.approx(roc_auc_score(positive, shares[:, index]))
+        assert curve.positives == positive.sum() and (np.diff(curve.x) >= 0).all()
+        assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (0, 0, 1, 1)
 
 
 @settings(max_examples=15)
@@ -154,12 +156,13 @@ def test_areas_of_a_varied_task_are_those_of_its_metrics(seeds: list[int], count
         rows = [replace(one, scores=tuple(map(round, one.scores or ()))) for one in rows]
     with tempfile.TemporaryDirectory() as root:
         made = Folder(Path(root) / "a").answers("med_cls_toy:order=varied", rows, order="varied")
-        (cell,) = part_of(made).cells
-    curves = answer_figures.roc_of(cell)
-    assert np.mean([area for *_, area, _ in curves]) == pytest.approx(cell.metrics["auroc"].value)
+        (cell,) = part_of(made).results
+    curves = roc_curves(cell)
+    assert np.mean([curve.area for curve in curves]) == pytest.approx(cell.metrics["auroc"].value)
     labels = [one.label for one in rows if one.variant == "order 0"]
-    for name, x, y, area, positives in curves:
-        assert positives == labels.count(name) and (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
+    for curve in curves:
+        x, y, area = curve.x, curve.y, curve.area
+        assert curve.positives == labels.count(curve.name) and (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
         assert float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum()) == pytest.approx(area)
 
@@ -187,13 +190,13 @@ def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
 def test_layer_curves_show_every_control(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy"))
     with style():
-        drawing = layer_figures.single(part.probed()[0], part, 0)
+        drawing = layer_figures.single_model(part.results[0], part, 0)
     words = " ".join(
         "".join(node.itertext()) for node in ET.fromstring(drawing.svg).iter() if node.tag.endswith("text")
     )
-    for said in ("vision tower", "connector", "LLM", "answer", "control task", "shuffled labels", "random encoder"):
+    for said in ("vision tower", "connector", "LLM", "answer", "control task", "label permutation", "random encoder"):
         assert said in words
-    for said in ("raw pixels", "chance", "commonest class", "generated answers", "mean over tokens", "last token"):
+    for said in ("raw pixels", "chance", "most common class", "generated answers", "mean over tokens", "last token"):
         assert said in words
 
 
@@ -206,13 +209,13 @@ def test_figures_drawn_at_once_are_those_drawn_one_by_one(tmp_path: Path) -> Non
 
 def test_gallery_holds_each_original_once_and_keeps_its_budget(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=24, size=(200, 160), noise=True)
-    cells = list(part_of(made).cells)
-    whole = gallery(cells)
+    cells = list(part_of(made).results)
+    whole = build_gallery(cells)
     assert len(whole.pictures) == 24 and len(whole.cards) == 24 * 4 + 1 and whole.left_out == 0
     assert whole.choices("layer") == ["pixels", "vision.05", "prompt"]
     budget = 60_000
-    small = gallery(cells, budget)
-    spent = sum(len(one.data) for one in small.pictures) + sum(len(c.overlay.data) for c in small.cards if c.overlay)
+    small = build_gallery(cells, budget)
+    spent = sum(len(one.data) for one in small.pictures) + sum(len(c.layer.data) for c in small.cards if c.layer)
     assert spent <= budget * 1.1 and small.left_out == 97 - len(small.cards) > 0
     assert {card.entry.label for card in small.cards} == set(LABELS) and {c.entry.hit for c in small.cards} == {
         True,
@@ -223,7 +226,7 @@ def test_gallery_holds_each_original_once_and_keeps_its_budget(tmp_path: Path) -
 def test_gallery_of_volumes_and_broken_pictures(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, size=(300, 260), slices=5)
     (made.folder / "attributions" / "med_attr_toy" / "pictures" / "0.png").write_bytes(b"no picture")
-    found = gallery(list(part_of(made).cells))
+    found = build_gallery(list(part_of(made).results))
     (original,) = found.pictures
     assert original.height == 5 * original.slice_height and max(original.width, original.slice_height) <= 256
     assert found.failed and "0.png" in found.failed[0]
@@ -262,14 +265,14 @@ def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Pa
     made.manifest["command"] |= {"gen_kwargs": "temperature=0.7,do_sample=True,max_new_tokens=8", "num_fewshot": 4}
     made.answers("med_cls_toy", [replace(one, scores=None) for one in outcomes()], shots=4)
     told = methods_text.methods(collect_runs([made.folder])).text()
-    assert "Answers were sampled with do_sample=True, temperature=0.7; one" in told and "greedily" not in told
-    assert "behind 4 solved examples from the train fold" in told
+    assert "Answers were sampled with do_sample=True, temperature=0.7; an answer" in told and "greedily" not in told
+    assert "after 4 solved examples from the train fold" in told
     assert "Wolf" not in told and "transformers" not in told and "lmms-eval 0.7.3" in told
     assert not any(said in told for said in ("log-probabilities", "Hanley", "Guo"))
     other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes())
     told = methods_text.methods(collect_runs([made.folder, other.folder])).text()
     assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
-    assert "behind none or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
+    assert "after no or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
     assert "Zhao" not in told, "no scores of a blank image"
 
 
@@ -297,7 +300,7 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
     path = made.folder / "med_probe_toy.probes.json"
     told = json.loads(path.read_text(encoding="utf-8"))
     whole = methods_text.methods(collect_runs([made.folder])).text()
-    for said in ("random weights and raw pixels", "Holm's correction", "scores less those of a blank image", "Kuhn"):
+    for said in ("random weights and raw pixels", "Holm's correction", "scores minus those of a blank image", "Kuhn"):
         assert said in whole
     told["points"] = [one for one in told["points"] if one["part"] != "control" and one["pooling"] == "mean"]
     told["points"] = [{**one, "p_holm": None} for one in told["points"]]
@@ -305,9 +308,18 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
     told["mapping"]["lens"] = []
     path.write_text(json.dumps(told), encoding="utf-8")
     part = methods_text.methods(collect_runs([made.folder])).text()
-    for said in ("random weights", "raw pixels", "Holm", "last token,", "blank image", "Kuhn", "Zhao", "logit lens"):
+    for said in (
+        "random weights",
+        "raw pixels",
+        "Holm",
+        "last token of the prompt,",
+        "blank image",
+        "Kuhn",
+        "Zhao",
+        "logit lens",
+    ):
         assert said not in part
-    assert "a control task" in part and "fitted class offsets" in part
+    assert "a control task" in part and "fitted class biases" in part
 
 
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
@@ -353,10 +365,12 @@ def test_methods_say_what_was_attributed(tmp_path: Path, modes: list[str], told:
     index.write_text(json.dumps(content), encoding="utf-8")
     found = collect_runs([made.folder])
     assert told in methods_text.methods(found).text()
-    lines = csv.DictReader(io.StringIO(layer_tables.attribution_table(found.sets[0]).csv()))
-    assert [(one["how"], one["unchecked"]) for one in lines] == [(f"{mode}, blank, 4", "stability") for mode in modes]
-    names = {attribution_figures._row_name(cell, one, False) for cell, one in attribution_figures._rows(found.sets[0])}
-    assert len(names) == len(modes)
+    lines = csv.DictReader(io.StringIO(layer_tables.attribution_table(found.datasets[0]).csv()))
+    assert [(row["explained"], row["unchecked"]) for row in lines] == [
+        (f"{mode}, blank, 4", "stability") for mode in modes
+    ]
+    names = attribution_figures.row_names(found.datasets[0].attribution_summaries())
+    assert len(set(names)) == len(modes)
 
 
 def test_one_paper_has_one_number(tmp_path: Path) -> None:
@@ -377,13 +391,13 @@ def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> Non
     made.answers("med_cls_toy:order=varied", varied, order="varied")
     table = answer_tables.label_scores_table(part_of(made))
     told = json.loads((made.folder / "med_cls_toy.metrics.json").read_text(encoding="utf-8"))["label_scores"]
-    assert [row[3] for row in table.rows[:3]] == list(answer_tables.FORMS.values()) and list(told) == list(FORMS)
+    assert [row[3] for row in table.rows[:3]] == list(SCORE_FORMS.values()) and list(told) == list(FORMS)
     for row, figures in zip(table.rows, told.values(), strict=False):
         for value, name in zip(row[4:7], ("accuracy", "balanced", "macro_f1"), strict=True):
             assert isinstance(value, Estimate) and value.to_dict() == figures[name]
     assert [row[2] for row in table.rows[3:]] == ["order 0", "order 1"]
     said = methods_text.methods(collect_runs([made.folder])).text()
-    assert "by their mean and by the sum less that of a blank image [" in said and "Zhao" in said
+    assert "by their mean and by the sum minus that of a blank image [" in said and "Zhao" in said
 
 
 def test_notes_tell_of_leaks_limits_and_weight_warnings(tmp_path: Path) -> None:
@@ -392,7 +406,7 @@ def test_notes_tell_of_leaks_limits_and_weight_warnings(tmp_path: Path) -> None:
     made.folds([("a", "g", "train"), ("b", "g", "test")])
     made.manifest["command"]["limit"] = 40.0
     made.write()
-    found = notes(collect_runs([made.folder]))
+    found = collect_notes(collect_runs([made.folder]))
     warned = " ".join(found.warnings)
     for said in (
         "tokenizer is odd",

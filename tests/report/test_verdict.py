@@ -19,22 +19,22 @@ from support.run_folders import Folder, outcomes
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report.overview import overview
-from medmllm_plugins.report.report_files import make
-from medmllm_plugins.report.report_notes import notes
-from medmllm_plugins.report.run_collection import DataPart, collect_runs
-from medmllm_plugins.report.run_pairs import differences, paired
+from medmllm_plugins.report.report_files import write_report
+from medmllm_plugins.report.report_notes import collect_notes
+from medmllm_plugins.report.run_collection import DatasetRuns, collect_runs
+from medmllm_plugins.report.run_pairs import model_differences, paired_differences
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.comparison import compare
 
 
-def part_of(*made: Folder) -> DataPart:
-    (part,) = collect_runs([one.folder for one in made]).sets
+def part_of(*made: Folder) -> DatasetRuns:
+    (part,) = collect_runs([one.folder for one in made]).datasets
     return part
 
 
-def said_of(part: DataPart) -> str:
-    return overview(part, verdicts(part), differences(part))
+def said_of(part: DatasetRuns) -> str:
+    return overview(part, verdicts(part), model_differences(part))
 
 
 def baseline(folder: Path, *, skill: float = 3.0) -> Folder:
@@ -45,32 +45,32 @@ def test_differences_agree_with_the_comparison_of_two_runs(tmp_path: Path) -> No
     first, second = outcomes(skill=2.5, seed=3), outcomes(skill=1.0, seed=4)
     Folder(tmp_path / "reference", "baseline pixels", baseline="pixels").answers("med_cls_toy", first)
     Folder(tmp_path / "model").answers("med_cls_toy", second)
-    (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).sets
+    (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).datasets
     (found,) = verdicts(part)
     expected = compare(first, second).accuracy
     for end in ("value", "low", "high"):
-        assert getattr(found.reference.gap, end) == pytest.approx(getattr(expected, end), abs=1e-12)
+        assert getattr(found.reference.difference, end) == pytest.approx(getattr(expected, end), abs=1e-12)
     assert found.accuracy.value == np.mean([one.predicted == one.label for one in second])
-    assert found.blind.gap.value == pytest.approx(found.accuracy.value - found.blind.accuracy.value)
-    assert "below the reference classifier baseline pixels" in found.sentence
-    assert "without probes (med_probe) nothing is known of where it fails" in found.sentence
+    assert found.guess.difference.value == pytest.approx(found.accuracy.value - found.guess.accuracy.value)
+    assert "The pixel baseline scores " in found.sentence and "points higher." in found.sentence
+    assert found.sentence.endswith("To find where it fails, run `med_probe_toy`.")
 
 
 def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
     Folder(tmp_path / "reference", "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(seed=3))
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes(seed=4)[:40])
-    (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).sets
+    (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).datasets
     (found,) = verdicts(part)
     assert found.reference.shared == 40 and found.reference.name == "baseline pixels"
 
 
-def test_a_gap_whose_interval_holds_zero_is_not_told_apart(tmp_path: Path) -> None:
+def test_a_difference_whose_interval_includes_zero_is_not_clear(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_cls_toy", outcomes(skill=0.0, seed=11))
-    (part,) = collect_runs([tmp_path / "model"]).sets
+    (part,) = collect_runs([tmp_path / "model"]).datasets
     (found,) = verdicts(part)
-    assert found.blind.gap.low <= 0 <= found.blind.gap.high
-    assert "not told apart from always answering the commonest class" in found.sentence
-    assert "no reference classifier was run" in found.sentence
+    assert found.guess.difference.low <= 0 <= found.guess.difference.high
+    assert "There is no clear difference from always guessing the most common class (" in found.sentence
+    assert "No reference classifier was run." in found.sentence
 
 
 @pytest.mark.parametrize(("kind", "told"), [("permuted", False), ("missing", True), ("biased", True)])
@@ -78,14 +78,14 @@ def test_what_probes_cannot_tell_from_the_words_is_said(tmp_path: Path, kind: st
     folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
     change(folder, lambda content: content["mapping"].update(kind=kind))
     (found,) = verdicts(part_of(folder))
-    assert ("probes cannot tell it from a stage before" in found.sentence) is told
+    assert ("Probes cannot distinguish this from an earlier stage" in found.sentence) is told
 
 
-def test_a_loss_that_is_charged_to_nobody_is_told_as_such(tmp_path: Path) -> None:
+def test_a_loss_without_a_named_stage_may_come_from_an_earlier_one(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
     change(folder, lambda content: content["diagnosis"].update(named=None))
     (found,) = verdicts(part_of(folder))
-    assert found.named is None and "charges what is lost to no single stage" in found.sentence
+    assert found.named is None and "An earlier stage may be the cause." in found.sentence
 
 
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
@@ -97,10 +97,10 @@ def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
 
 def test_the_supported_mode_is_named_with_its_loss(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
-    (part,) = collect_runs([tmp_path / "model"]).sets
+    (part,) = collect_runs([tmp_path / "model"]).datasets
     (found,) = verdicts(part)
     assert [one.mode for one in found.supported] == ["mapping"] and found.named == "mapping"
-    assert "supports misalignment of semantic mapping (12.0\xa0points lost" in found.sentence
+    assert "supports misalignment of semantic mapping (12.0 points lost" in found.sentence
     assert overview(part, [found], []) == found.sentence
 
 
@@ -108,16 +108,16 @@ def test_many_models_are_summed_up(tmp_path: Path) -> None:
     for place, named in enumerate(("connector", None, "connector")):
         made = Folder(tmp_path / str(place), f"model-{place}")
         made.answers("med_probe_toy", outcomes(skill=1.0 + place, seed=place)).probes("med_probe_toy", named=named)
-    (part,) = collect_runs([tmp_path / str(place) for place in range(3)]).sets
-    said = overview(part, verdicts(part), differences(part))
-    assert said.startswith("Of 3 models on toy, model-2 (tiny) answers most questions rightly")
-    assert "of the 3 models that were probed, the evidence supports fidelity loss in connector projection in 2" in said
+    (part,) = collect_runs([tmp_path / str(place) for place in range(3)]).datasets
+    said = overview(part, verdicts(part), model_differences(part))
+    assert said.startswith("Of 3 models, model-2 (tiny) has the highest accuracy, ")
+    assert "In the 3 probed models, the evidence supports fidelity loss in connector projection in 2." in said
 
 
 def test_pairing_without_shared_rows_says_nothing() -> None:
     rows = {("a", "", ""): 1.0}
-    assert paired({"x": (rows, {("b", "", ""): 0.0}, {("a", "", ""): "g"})}) == {}
-    ((gap, mean, count),) = paired({"x": (rows, {("a", "", ""): 0.0}, {("a", "", ""): "g"})}).values()
+    assert paired_differences({"x": (rows, {("b", "", ""): 0.0}, {("a", "", ""): "g"})}) == {}
+    ((gap, mean, count),) = paired_differences({"x": (rows, {("a", "", ""): 0.0}, {("a", "", ""): "g"})}).values()
     assert gap.value == 1.0 and np.isnan(gap.low) and (mean, count) == (0.0, 1) and isinstance(gap, Estimate)
 
 
@@ -127,13 +127,11 @@ def test_a_reference_without_its_answers_is_named_and_not_compared(tmp_path: Pat
     part = part_of(model, other)
     (found,) = verdicts(part)
     accuracy = np.mean([one.predicted == one.label for one in outcomes(skill=3.0, seed=9)])
-    assert f"the reference classifier baseline pixels ({100 * accuracy:.1f}" in found.sentence
+    assert f"The pixel baseline ({100 * accuracy:.1f}% of its own" in found.sentence
     assert "is not compared: its scored answers are not on record" in found.sentence
-    assert "no reference classifier was run" not in found.sentence and np.isnan(found.reference.gap.value)
+    assert "No reference classifier was run" not in found.sentence and np.isnan(found.reference.difference.value)
     (other.folder / "med_cls_toy.metrics.json").unlink()
-    assert "the reference classifier baseline pixels is not compared: its run has no figures" in said_of(
-        part_of(model, other)
-    )
+    assert "The pixel baseline is not compared: its run has no metrics" in said_of(part_of(model, other))
 
 
 def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
@@ -143,13 +141,13 @@ def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
     part = part_of(model, other)
     (found,) = verdicts(part)
     assert "not compared: it was run on other data (the fingerprints differ)" in found.sentence
-    assert not found.reference.compared and np.isnan(found.reference.gap.value)
+    assert not found.reference.compared and np.isnan(found.reference.difference.value)
     assert any(
-        "That of reference is none: it was run on other data" in one
-        for one in notes(collect_runs([model.folder, other.folder])).missing
+        "The one in reference cannot be used: it was run on other data" in one
+        for one in collect_notes(collect_runs([model.folder, other.folder])).missing
     )
     table = answer_tables.metrics_table(part, [found])
-    assert "over_reference" not in [column.name for column in table.columns]
+    assert "difference_from_reference" not in [column.name for column in table.columns]
     # A less accurate one on the same data is the one to take.
     third = Folder(tmp_path / "third", "baseline timm", baseline="timm:x").answers("med_cls_toy", outcomes(skill=1.0))
     (found,) = verdicts(part_of(model, other, third))
@@ -166,28 +164,29 @@ def test_the_numbers_of_a_sentence_go_together_where_answers_are_lost(kept: int,
         path = other.folder / "med_cls_toy.outcomes.jsonl"
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[lost:]), encoding="utf-8")
         (found,) = verdicts(part_of(model, other))
-        words = " ".join(notes(collect_runs([model.folder])).missing)
+        words = " ".join(collect_notes(collect_runs([model.folder])).missing)
     assert f"{kept} of 120 scored answers are on record" in words
-    for one in (found.blind, found.reference):
+    for one in (found.guess, found.reference):
         if not one.shared:
             assert "the two have no question in common" in found.sentence
             continue
-        own = f"{100 * (one.reached + one.gap.value):.1f}"
+        own = f"{100 * (one.shared_accuracy + one.difference.value):.1f}"
         assert (
-            f"on the {one.shared} of 120 questions that" in found.sentence and f"{own}\xa0% of them" in found.sentence
+            f"on the {one.shared} of 120 questions that" in found.sentence
+            and f"where the model scores {own}%" in found.sentence
         )
-        assert f"{one.name} at {100 * one.reached:.1f}" in found.sentence
+        assert f"{100 * one.shared_accuracy:.1f}%" in found.sentence
     rows = outcomes()[:kept]
     own = np.mean([one.predicted == one.label for one in rows])
     commonest = max(sorted({one.label for one in outcomes()}), key=[one.label for one in outcomes()].count)
-    assert found.blind.gap.value == pytest.approx(own - np.mean([one.label == commonest for one in rows]))
+    assert found.guess.difference.value == pytest.approx(own - np.mean([one.label == commonest for one in rows]))
 
 
-def test_the_best_model_is_held_against_every_other(tmp_path: Path) -> None:
+def test_the_best_model_is_compared_with_every_other(tmp_path: Path) -> None:
     rows = [outcomes(skill=2.0, seed=1), outcomes(skill=1.9, seed=2), outcomes(skill=0.2, seed=3)]
     made = [Folder(tmp_path / str(i), f"model-{i}").answers("med_cls_toy", one) for i, one in enumerate(rows)]
     part = part_of(*made)
-    table = answer_tables.differences_table(part, differences(part))
+    table = answer_tables.differences_table(part, model_differences(part))
     for row in table.rows:
         one, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
         expected = compare(rows[two], rows[one]).accuracy
@@ -199,10 +198,10 @@ def test_the_best_model_is_held_against_every_other(tmp_path: Path) -> None:
     assert len(table.rows) == 3
     said = said_of(part)
     assert re.search(
-        r"model-\d \(tiny\) answers most questions rightly, [^,]*, not told apart from model-\d \(tiny\), and", said
+        r"model-\d \(tiny\) has the highest accuracy, [^;]*; no clear difference from model-\d \(tiny\)\), and", said
     )
     said = said_of(part_of(made[0], made[2]))
-    assert "told apart from the other, and model-2 (tiny) fewest" in said and "not told apart" not in said
+    assert "clearly different from the other), and model-2 (tiny) the lowest" in said and "no clear" not in said
     other = Folder(tmp_path / "other", "model-x").answers(
         "med_cls_toy", outcomes(skill=1.8, seed=5)[:0] or rows[0][:20]
     )
@@ -215,31 +214,34 @@ def test_models_of_other_classes_or_data_are_not_ranked(tmp_path: Path) -> None:
     first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=4, labels=two), labels=two)
     found = collect_runs([first.folder, second.folder])
-    said = said_of(found.sets[0])
+    said = said_of(found.datasets[0])
     assert (
-        "are not ranked together: about 2 classes model-b (tiny) answers" in said
-        and "; about 3 classes model-a" in said
+        "so they are not ranked together. 2 classes: model-b (tiny) classified" in said and "3 classes: model-a" in said
     )
-    assert "most questions" not in said and differences(found.sets[0]) == []
-    assert any("the runs have different classes" in one for one in notes(found).warnings)
+    assert "highest" not in said and model_differences(found.datasets[0]) == []
+    assert any("the runs have different classes" in one for one in collect_notes(found).warnings)
     third = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(), dataset_fingerprint="other")
     said = said_of(part_of(first, third))
-    assert "on data f1 model-a" in said and "on data other model-c" in said
+    assert "Data f1: model-a" in said and "Data other: model-c" in said
     letter = Folder(tmp_path / "d", "model-d").answers("med_cls_toy_letter", outcomes(), protocol="letter")
-    warned = notes(collect_runs([first.folder, letter.folder])).warnings
+    warned = collect_notes(collect_runs([first.folder, letter.folder])).warnings
     assert any("they differ in how the classes are listed (model-a" in one for one in warned)
 
 
 def test_reference_classifiers_alone_have_a_sentence(tmp_path: Path) -> None:
     said = said_of(part_of(baseline(tmp_path / "reference")))
     accuracy = np.mean([one.predicted == one.label for one in outcomes(skill=3.0, seed=9)])
-    assert said.startswith("On toy, no model was run; the reference classifier baseline pixels answers ")
-    assert f"{100 * accuracy:.1f}" in said and "above always answering the commonest class" in said
+    assert said.startswith("No model was run. The pixel baseline classified ")
+    assert (
+        f"{100 * accuracy:.1f}" in said
+        and "Always guessing the most common class would score" in said
+        and "points lower" in said
+    )
     empty = Folder(tmp_path / "model")
     empty.tell("med_cls_toy")
     said = said_of(part_of(empty, baseline(tmp_path / "more")))
-    assert said.startswith("On toy, no model has figures of its answers yet; the reference classifier")
-    assert said_of(part_of(empty)) == "On toy, no run has figures of its answers yet."
+    assert said.startswith("No model has metrics yet. The pixel baseline classified")
+    assert said_of(part_of(empty)) == "No run has metrics yet."
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_advice_names_the_task_that_was_run(tmp_path: Path, tasks: list[str], ad
         manifest["tasks"][task]["dataset"] = "hospct" if "hospct" in task else "toy"
     manifest["command"] = {"model": "medm_vl", "model_args": "pretrained=demo,api_key=secret"}
     (folder.folder / "manifest.json").write_text(json.dumps(manifest))
-    missing = "\n".join(notes(collect_runs([folder.folder])).missing)
+    missing = "\n".join(collect_notes(collect_runs([folder.folder])).missing)
     assert advised in missing
     probe = "med_probe_hospct" if "hospct" in tasks[0] else "med_probe_toy"
     if not any(task.startswith("med_probe") for task in tasks):
@@ -284,11 +286,11 @@ def test_unreadable_answers_are_no_finding(tmp_path: Path) -> None:
     for sentence in (found.sentence, said_of(part)):
         assert "No answer could be read (0 of 120). The demo model only knows phantoms." in sentence
         assert "label scores do not depend on the text" in sentence
-        assert "below" not in sentence and "points" not in sentence and "rightly" not in sentence
+        assert "lower" not in sentence and "points" not in sentence and "correctly" not in sentence
     assert not re.search(r"[a-z]\. [a-z]", found.sentence)
-    make([tmp_path / "model"], tmp_path / "report.html")
+    write_report([tmp_path / "model"], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
-    assert "No answer could be read (0 of 120)" in html and "not a finding: too few answers could be read" in html
+    assert "No answer could be read (0 of 120)" in html and "not interpretable: too few answers could be parsed" in html
 
 
 def test_a_model_that_could_not_be_read_is_not_ranked(tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_a_model_that_could_not_be_read_is_not_ranked(tmp_path: Path) -> None:
         Folder(tmp_path / "c", "model-c").answers("med_cls_toy", unread(outcomes(seed=5), 10)),
     )
     said = said_of(part)
-    assert said.startswith("Of 2 models on toy") and "fewest" in said
+    assert said.startswith("Of 2 models, ") and "the lowest" in said
     assert "Not ranked: model-c (tiny). Only 9% of the answers could be read (11 of 120)." in said
     assert "phantoms" not in said
     only = said_of(part_of(Folder(tmp_path / "d").answers("med_cls_toy", unread(outcomes()))))

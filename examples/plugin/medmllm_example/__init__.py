@@ -1,4 +1,4 @@
-"""A minimal plugin: one model, and one task with its data set.
+"""A minimal plugin: one model, one task with its data set, and one probe.
 
 The hooks return plain declarations that name code by dotted path, so that listing models and tasks stays fast.
 """
@@ -6,7 +6,7 @@ The hooks return plain declarations that name code by dotted path, so that listi
 from __future__ import annotations
 
 from medmllm_plugins.plugins.hookspecs import hookimpl
-from medmllm_plugins.plugins.specs import ModelSpec, TaskFolder
+from medmllm_plugins.plugins.specs import ModelSpec, ProbeSpec, TaskFolder
 
 
 @hookimpl
@@ -26,3 +26,9 @@ def medmllm_models() -> list[ModelSpec]:
 def medmllm_tasks() -> list[TaskFolder]:
     """The YAML files in ``tasks/``; declarations of data sets are in ``tasks/datasets/``."""
     return [TaskFolder(path="medmllm_example:tasks")]
+
+
+@hookimpl
+def medmllm_probes() -> list[ProbeSpec]:
+    """A scikit-learn classifier as a probe: ``medmllm diagnose RUN_DIR --protocol nearest``."""
+    return [ProbeSpec(name="nearest", target="medmllm_example.probes:nearest", summary="Nearest neighbours.")]

@@ -1,468 +1,276 @@
-"""Figures of the answers: metrics, confusion, reliability, ROC, and what other orders and words do."""
+"""Figures of the answers: accuracy, confusion, reliability, ROC, and dependence on order, wording and image."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.intervals import Estimate, known
-from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.ranking import log_odds
-from medmllm_plugins.report.figures.count_matrix import Matrix, matrices
+from medmllm_plugins.report.figures.count_matrix import confusion_matrices, draw_matrices
 from medmllm_plugins.report.figures.figure_style import (
     INK,
     MUTED,
     PAPER,
     SERIES,
     Drawing,
-    Marks,
-    colour,
-    dash,
+    SeriesMarks,
+    error_bar,
     finish,
-    grid,
-    marker,
+    panel_grid,
+    series_style,
 )
-from medmllm_plugins.report.formatting import cut, percent
-from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.report.tables.answer_tables import Control, variant_accuracies
-from medmllm_plugins.report.verdict import blind_baseline
+from medmllm_plugins.report.formatting import cut
+from medmllm_plugins.report.roc_curves import RocCurve, roc_curves
+from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
+from medmllm_plugins.report.run_pairs import ImageControl
+from medmllm_plugins.report.tables.answer_tables import variant_accuracies
+from medmllm_plugins.report.verdict import constant_guess
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
-from medmllm_plugins.utils.plain_text import listed
 
-_MOST_CLASSES = 24
-"""So many curves differ in colour and dashes."""
-_BESIDE = 12
-"""So many names of a legend stand below each other beside a panel."""
+_MAX_CURVES = 24
+"""Number of curves that differ in colour and dashes."""
+_LEGEND_ROWS = 12
+"""Number of names below each other in a legend next to a panel."""
 _HALVES = (0, 0.5, 1)
+_DASHED: dict[str, Any] = {"linestyle": (0, (4, 3))}
 
 
-def accuracies(part: DataPart, figure_number: int) -> Drawing | None:
-    """Accuracy and balanced accuracy of everyone with intervals, beside the blind baseline."""
-    cells = mains(part, blind=True)
-    if not cells:
+def _main_results(dataset: DatasetRuns, *, blind: bool = False) -> list[TaskResult]:
+    return [result for result in dataset.main_results(blind=blind) if "accuracy" in result.metrics]
+
+
+def accuracies(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
+    """Draw accuracy and balanced accuracy of all subjects with intervals, and the accuracy of guessing."""
+    results = _main_results(dataset, blind=True)
+    if not results:
         return None
-    # Narrow, with the names above the rows: on a phone the whole scale is seen, and the text is large enough.
-    figure = Figure(figsize=(3.9, 1.05 + 0.46 * len(cells)), layout="constrained")
-    axes, marks = figure.subplots(), Marks()
-    for row, cell in enumerate(cells):
-        place = cell.subject.number
-        name_of = axes.text(
+    # Narrow, with names above the rows: a phone shows the whole scale, and the text is large enough.
+    figure = Figure(figsize=(3.9, 1.05 + 0.46 * len(results)), layout="constrained")
+    axes, marks = figure.subplots(), SeriesMarks()
+    for row, result in enumerate(results):
+        series = result.subject.number
+        name = axes.text(
             0.01,
             row - 0.3,
-            cut(cell.subject.label, 48),
+            cut(result.subject.label, 48),
             transform=axes.get_yaxis_transform(),
             verticalalignment="center",
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )
-        marks(place, name_of)
-        for shift, name, face in ((0.02, "accuracy", colour(place)), (0.26, "balanced", PAPER)):
-            found = cell.metrics.get(name)
-            if not known(found) or found is None:
-                continue
-            label = {"accuracy": "accuracy", "balanced": "balanced accuracy"}[name] if row == 0 else None
-            drawn = axes.errorbar(
-                100 * found.value,
-                row + shift,
-                xerr=ends(found, 100),
-                fmt=marker(place),
-                color=colour(place),
-                markerfacecolor=face,
-                capsize=2,
-                elinewidth=1.2,
-                label=label,
-            )
-            marks(place, drawn.get_children())
-    _blind_lines(axes, marks, cells, INK)
+        marks(series, name)
+        colour, sign = series_style(series)["color"], series_style(series)["marker"]
+        for shift, key, label, face in (
+            (0.02, "accuracy", "accuracy", colour),
+            (0.26, "balanced", "balanced accuracy", PAPER),
+        ):
+            estimate = result.metrics.get(key)
+            if estimate is not None and known(estimate):
+                options = {"fmt": sign, "color": colour, "markerfacecolor": face, "elinewidth": 1.2}
+                bar = error_bar(axes, estimate, row + shift, label=None if row else label, **options)
+                marks(series, bar.get_children())
+    _guess_lines(axes, marks, results, INK)
     axes.set_yticks([])
-    axes.set_ylim(len(cells) - 0.5, -0.55)
+    axes.set_ylim(len(results) - 0.5, -0.55)
     axes.set_xlim(0, 101)
     axes.set_xlabel("percent")
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2)
-    told = [
-        f"{cell.subject.label} {percent(cell.metrics['accuracy'].value)} (blind answer "
-        f"{percent(blind_baseline(cell)[1])})"
-        for cell in cells
-    ]
-    return finish(
-        figure,
-        f"{part.name}.accuracy",
-        f"{part.title}: how good",
-        "Filled: accuracy; open: balanced accuracy; bars: 95 % intervals from a bootstrap over groups. Dashed: what a "
-        "blind answer reaches, for each row on its own where their questions differ.",
-        f"Accuracy on {part.title}: {listed(told)}.",
-        number=figure_number,
-    )
+    rows = [(result.subject.label, result.metrics["accuracy"].value, constant_guess(result)[1]) for result in results]
+    return finish(figure, f"{dataset.name}.accuracy", number=figure_number, data_set=dataset.title, rows=rows)
 
 
-def _blind_lines(axes: Axes, marks: Marks, cells: Sequence[Cell], tone: str) -> None:
-    """What a blind answer reaches: one line where all rows agree, else a stroke for each row."""
-    found = [blind_baseline(cell) for cell in cells]
-    look: dict[str, Any] = {"color": tone, "linestyle": (0, (4, 3)), "linewidth": 1}
-    if len(told := {one for one in found if one[0]}) == 1:
-        ((name, value),) = told
-        axes.axvline(100 * value, label=name.replace("_", " "), **look)
+def _guess_lines(axes: Axes, marks: SeriesMarks, results: Sequence[TaskResult], colour: str) -> None:
+    """Draw the accuracy of guessing: one line if it is the same for all rows, else a stroke for each row."""
+    guesses = [constant_guess(result) for result in results]
+    options = {"color": colour, "linewidth": 1, **_DASHED}
+    if len(different := {guess for guess in guesses if guess[0]}) == 1:
+        ((name, value),) = different
+        axes.axvline(100 * value, label=name.replace("_", " "), **options)
         return
-    labels: set[str] = set()
-    for place, (cell, (name, value)) in enumerate(zip(cells, found, strict=True)):
+    labelled: set[str] = set()
+    for row, (result, (name, value)) in enumerate(zip(results, guesses, strict=True)):
         if name:
-            label = None if name in labels else name.replace("_", " ")
-            labels.add(name)
-            drawn = axes.plot([100 * value] * 2, [place - 0.45, place + 0.45], label=label, **look)
-            marks(cell.subject.number, drawn)
+            label = None if name in labelled else name.replace("_", " ")
+            labelled.add(name)
+            line = axes.plot([100 * value] * 2, [row - 0.45, row + 0.45], label=label, **options)
+            marks(result.subject.number, line)
 
 
-def confusion(part: DataPart, figure_number: int) -> Drawing | None:
-    """Confusion matrices for papers; the page shows them as tables."""
-    found = [(cell, *matrix) for cell in mains(part) if (matrix := confusion_of(cell)) is not None]
-    if not found:
+def confusion(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
+    """Draw confusion matrices for papers; the page shows them as tables."""
+    matrices = confusion_matrices(dataset)
+    if not matrices:
         return None
-    shown = [Matrix(cell.subject.label, rows, columns, counts) for cell, rows, columns, counts in found]
-    figure = matrices(shown, SERIES[0], across="answered", down="true")
-    told = [f"{cell.subject.label}, {int(np.trace(counts[:, : len(rows)]))} right" for cell, rows, _, counts in found]
-    return finish(
-        figure,
-        f"{part.name}.confusion",
-        f"{part.title}: confusion matrices",
-        "Rows: true class; columns: answered class. Shade: share of the row.",
-        f"Confusion matrices on {part.title}: {listed(told)}.",
-        on_page=False,
-        number=figure_number,
-    )
+    figure = draw_matrices(matrices, SERIES[0], column_axis="answered class", row_axis="true class")
+    stem = f"{dataset.name}.confusion"
+    return finish(figure, stem, number=figure_number, on_page=False, data_set=dataset.title, matrices=matrices)
 
 
-def confusion_of(cell: Cell) -> tuple[list[str], list[str], Floats] | None:
-    """Names of rows and columns and the counts of a cell, summed over variants; ``None`` without them."""
-    told = cell.task.metrics
-    sources = [told] if told.get("confusion") else list(mapping(told.get("variants")).values())
-    total: Floats | None = None
-    rows: list[str] = []
-    columns: list[str] = []
-    for one in sources:
-        matrix = mapping(mapping(one).get("confusion"))
-        rows, columns = ([clean(name) for name in sequence(matrix.get(key))] for key in ("rows", "columns"))
-        try:
-            counts = np.array(matrix.get("counts"), dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        if counts.shape != (len(rows), len(columns)) or not rows or not _are_counts(counts):
-            return None
-        total = counts if total is None or total.shape != counts.shape else total + counts
-    if total is None:
-        return None
-    # Of the answers that were not parsed only kinds that occur are worth a column.
-    kept = [place for place in range(len(columns)) if place < len(rows) or total[:, place].any()]
-    return rows, [*columns[: len(rows)], *(_kind(columns[place]) for place in kept[len(rows) :])], total[:, kept]
-
-
-def _are_counts(found: Floats) -> bool:
-    """Whether all are numbers of documents: JSON may hold ``null`` and ``Infinity`` in their place."""
-    return bool(np.isfinite(found).all() and (found >= 0).all())
-
-
-def _kind(name: str) -> str:
-    """What an answer that was not parsed is called: ``(out_of_list)`` is ``out of list``."""
-    return name.removeprefix("(").removesuffix(")").replace("_", " ")
-
-
-def reliability(part: DataPart, figure_number: int) -> Drawing | None:
-    """Reliability diagrams of the label scores, a panel a model."""
-    found = [(cell, bins) for cell in mains(part) if (bins := _bins(cell))]
-    if not found:
+def reliability(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
+    """Draw reliability diagrams of the label scores, one panel per model."""
+    results = [(result, bins) for result in _main_results(dataset) if (bins := _bins(result))]
+    if not results:
         return None
 
-    def draw(axes: Axes, place: int) -> None:
-        cell, bins = found[place]
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    def draw(axes: Axes, index: int) -> None:
+        result, bins = results[index]
+        confidences = [confidence for confidence, _, _ in bins]
         most = max(count for *_, count in bins)
-        axes.bar(
-            [confidence for confidence, _, _ in bins],
-            [0.16 * count / most for *_, count in bins],
-            width=0.045,
-            color=MUTED,
-            alpha=0.35,
-        )
-        axes.plot(
-            [confidence for confidence, _, _ in bins],
-            [right for _, right, _ in bins],
-            color=colour(cell.subject.number),
-            marker=marker(cell.subject.number),
-        )
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, **_DASHED)
+        axes.bar(confidences, [0.16 * count / most for *_, count in bins], width=0.045, color=MUTED, alpha=0.35)
+        line = {name: value for name, value in series_style(result.subject.number).items() if name != "linestyle"}
+        axes.plot(confidences, [correct for _, correct, _ in bins], **line)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.04)
         axes.set_xticks(_HALVES)
         axes.set_yticks(_HALVES)
-        error = cell.metrics.get("ece")
+        error = result.metrics.get("ece")
         below = f"\ncalibration error {error.value:.3f}" if error is not None and known(error) else ""
-        axes.set_title(cut(cell.subject.label, 26) + below)
+        axes.set_title(cut(result.subject.label, 26) + below)
 
-    figure = grid(
-        len(found),
-        4 if len(found) > 4 else 3,
+    figure = panel_grid(
+        len(results),
+        4 if len(results) > 4 else 3,
         draw,
         size=(2.5, 2.6),
-        titles=("probability of the top class", "share that is right"),
-        owners=[cell.subject.number for cell, _ in found],
+        titles=("probability of the top class", "share that is correct"),
+        owners=[result.subject.number for result, _ in results],
     )
-    told = [
-        f"{cell.subject.label}, calibration error {cell.metrics['ece'].value:.3f}"
-        for cell, _ in found
-        if "ece" in cell.metrics
-    ]
-    return finish(
-        figure,
-        f"{part.name}.reliability",
-        f"{part.title}: reliability",
-        "On the dashed line, probabilities mean what they say; below it, the model is too sure. Grey bars: how many "
-        "answers are in each bin.",
-        f"Reliability diagrams of the label scores on {part.title}: {listed(told)}.",
-        number=figure_number,
-    )
+    errors = [(result.subject.label, result.metrics["ece"].value) for result, _ in results if "ece" in result.metrics]
+    return finish(figure, f"{dataset.name}.reliability", number=figure_number, data_set=dataset.title, errors=errors)
 
 
-def _bins(cell: Cell) -> list[tuple[float, float, int]]:
-    told = [mapping(one) for one in sequence(cell.task.metrics.get("reliability"))]
-    triples = [(number(one.get("confidence")), number(one.get("accuracy")), number(one.get("n"))) for one in told]
-    return [(x, y, int(n)) for x, y, n in triples if known(x) and known(y) and n > 0]
+def _bins(result: TaskResult) -> list[tuple[float, float, int]]:
+    """Return confidence, accuracy and count of each bin with answers."""
+    bins = [mapping(record) for record in sequence(result.task.metrics.get("reliability"))]
+    values = [[number(record.get(name)) for name in ("confidence", "accuracy", "n")] for record in bins]
+    return [(x, y, int(count)) for x, y, count in values if known(x) and known(y) and count > 0]
 
 
-def roc(part: DataPart, figure_number: int) -> Drawing | None:
-    """ROC curves one class against the others, a panel a model."""
-    found = [(cell, curves) for cell in mains(part) if (curves := roc_of(cell))]
-    if not found:
+def roc(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
+    """Draw ROC curves of each class against the others, one panel per model."""
+    results = [(result, curves) for result in _main_results(dataset) if (curves := roc_curves(result))]
+    if not results:
         return None
-    names = list(dict.fromkeys(name for _, curves in found for name, *_ in curves))
-    shown = names[:_MOST_CLASSES]
-    told_of: set[str] = set()
-    varied = any(cell.task.varied for cell, _ in found)
+    names = list(dict.fromkeys(curve.name for _, curves in results for curve in curves))
+    shown = names[:_MAX_CURVES]
+    labelled: set[str] = set()
 
-    def draw(axes: Axes, place: int) -> None:
-        cell, curves = found[place]
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        for name, x, y, _, _ in curves:
-            if name not in shown:
-                continue
-            at = names.index(name)
-            # Panels may have other classes: a name is in the legend from where it first appears.
-            label = cut(name, 24) if name not in told_of else None
-            told_of.add(name)
-            axes.plot(x, y, color=colour(at), linestyle=dash(at), linewidth=1.4, label=label)
+    def draw(axes: Axes, index: int) -> None:
+        result, curves = results[index]
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, **_DASHED)
+        for curve in curves:
+            if curve.name in shown:
+                # Panels may have different classes: a name is in the legend where it first appears.
+                label = cut(curve.name, 24) if curve.name not in labelled else None
+                labelled.add(curve.name)
+                line = series_style(names.index(curve.name)) | {"marker": None}
+                axes.plot(curve.x, curve.y, linewidth=1.4, label=label, **line)
         axes.set_xlim(-0.01, 1)
         axes.set_ylim(0, 1.02)
         axes.set_xticks(_HALVES)
         axes.set_yticks(_HALVES)
-        areas = [area for *_, area, _ in curves]
-        axes.set_title(f"{cut(cell.subject.label, 26)}\nmean area {sum(areas) / len(areas):.3f}")
+        mean_area = sum(curve.area for curve in curves) / len(curves)
+        axes.set_title(f"{cut(result.subject.label, 26)}\nmean area {mean_area:.3f}")
 
-    beside = len(found) < 3
-    columns = -(-len(shown) // _BESIDE) if beside else 4
-    figure = grid(
-        len(found),
-        4 if len(found) > 4 else 3,
+    beside = len(results) < 3
+    columns = -(-len(shown) // _LEGEND_ROWS) if beside else 4
+    figure = panel_grid(
+        len(results),
+        4 if len(results) > 4 else 3,
         draw,
-        size=(2.5 + (1.5 * columns / len(found) if beside else 0), 2.6),
+        size=(2.5 + (1.5 * columns / len(results) if beside else 0), 2.6),
         titles=("1 − specificity", "sensitivity"),
-        owners=[cell.subject.number for cell, _ in found],
+        owners=[result.subject.number for result, _ in results],
         below=0 if beside else 0.18 * -(-len(shown) // columns),
     )
     figure.legend(loc="outside right upper" if beside else "outside lower center", ncols=columns)
-    told = [
-        f"{cell.subject.label}, {listed([f'{name} {area:.3f}' for name, _, _, area, _ in curves])}"
-        for cell, curves in found
-    ]
-    findings = any(one.finding for cell, _ in found for one in cell.task.outcomes)
-    what = "Each finding, yes against no" if findings else "Each class against all others"
-    left = (
-        f" Drawn are the first {len(shown)} of {len(names)}, since more curves cannot be told apart; mean areas are "
-        "over all, and the areas of all stand in the table."
-        if len(names) > len(shown)
-        else ""
-    )
+    return _finish_roc(figure, dataset, figure_number, results, len(shown), len(names))
+
+
+def _finish_roc(
+    figure: Figure,
+    dataset: DatasetRuns,
+    figure_number: int,
+    results: Sequence[tuple[TaskResult, list[RocCurve]]],
+    shown: int,
+    total: int,
+) -> Drawing:
     return finish(
         figure,
-        f"{part.name}.roc",
-        f"{part.title}: ROC of each {'finding' if findings else 'class'}",
-        f"{what}, ranked by the log-odds of its label score.{left}"
-        + (" Where a task asks in several orders or wordings: the mean curve over these." if varied else ""),
-        f"ROC curves on {part.title}, areas: {'; '.join(told)}.",
+        f"{dataset.name}.roc",
         number=figure_number,
+        data_set=dataset.title,
+        models=[(result.subject.label, curves) for result, curves in results],
+        findings=any(outcome.finding for result, _ in results for outcome in result.task.outcomes),
+        varied=any(result.task.varied for result, _ in results),
+        shown=shown,
+        total=total,
     )
 
 
-def roc_of(cell: Cell) -> list[tuple[str, Floats, Floats, float, int]]:
-    """ROC of each class of a cell: name, 1 - specificity, sensitivity, area, number of positives.
-
-    Of a multi-label set these are the findings; empty without label scores. Of a task that asks in several ways the
-    curves are means over these, as its metrics are: scores under one order of the options do not rank against those
-    under another.
-    """
-    if not cell.task.outcomes or any(one.scores is None for one in cell.task.outcomes):
-        return []
-    by_variant: dict[str, list[Outcome]] = {}
-    for one in cell.task.outcomes:
-        by_variant.setdefault(one.variant, []).append(one)
-    each = [_rocs(cell, rows) for rows in by_variant.values()]
-    names = dict.fromkeys(name for found in each for name in found)
-    return [(name, *_mean_curve([found[name] for found in each if name in found])) for name in names]
-
-
-def _rocs(cell: Cell, rows: Sequence[Outcome]) -> dict[str, tuple[Floats, Floats, int]]:
-    """1 - specificity, sensitivity and number of positives of each class among rows that were asked in one way."""
-    scores: dict[str, Floats] = {}
-    positive: dict[str, np.ndarray] = {}
-    if cell.multilabel:
-        for finding in dict.fromkeys(clean(one.finding) for one in rows):
-            mine = [one for one in rows if clean(one.finding) == finding]
-            if {len(one.scores or ()) for one in mine} != {2}:
-                return {}
-            scores[finding] = log_odds(np.array([one.scores for one in mine], dtype=np.float64))[:, 0]
-            positive[finding] = np.array([one.label == "yes" for one in mine])
-    else:
-        labels = cell.task.labels
-        if {len(one.scores or ()) for one in rows} != {len(labels)} or len(labels) < 2:
-            return {}
-        odds = log_odds(np.array([one.scores for one in rows], dtype=np.float64))
-        for place, label in enumerate(labels):
-            scores[label] = odds[:, place]
-            positive[label] = np.array([clean(one.label) == label for one in rows])
-    return {name: curve for name in scores if (curve := _curve(scores[name], positive[name])) is not None}
-
-
-def _curve(score: Floats, positive: np.ndarray) -> tuple[Floats, Floats, int] | None:
-    """``None`` where there are no positives, or nothing else."""
-    if positive.all() or not positive.any():
-        return None
-    order = np.argsort(-score, kind="stable")
-    ranked, hit = score[order], positive[order]
-    # Equal scores make one step, or ties would be counted in our favour.
-    ends_of_ties = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    y = np.concatenate([[0.0], np.cumsum(hit)[ends_of_ties] / hit.sum()])
-    x = np.concatenate([[0.0], np.cumsum(~hit)[ends_of_ties] / (~hit).sum()])
-    return x, y, int(positive.sum())
-
-
-def _mean_curve(curves: Sequence[tuple[Floats, Floats, int]]) -> tuple[Floats, Floats, float, int]:
-    """The mean sensitivity at each specificity, thinned; its area is the mean of the areas."""
-    x, y, count = curves[0]
-    if len(curves) > 1:
-        places = np.unique(np.concatenate([one for one, _, _ in curves]))
-        # A curve climbs where it stands still: it has two heights there, and both count.
-        low, high = (
-            np.mean([_height(one, other, places, side) for one, other, _ in curves], axis=0) for side in (0, 1)
-        )
-        x, y = np.repeat(places, 2), np.stack([low, high], axis=1).ravel()
-    area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
-    keep = np.ones(len(x), dtype=bool)
-    # Inner points of a straight stretch say nothing and weigh.
-    keep[1:-1] = ~((np.diff(x)[:-1] == 0) & (np.diff(x)[1:] == 0) | (np.diff(y)[:-1] == 0) & (np.diff(y)[1:] == 0))
-    return x[keep], y[keep], area, count
-
-
-def _height(x: Floats, y: Floats, places: Floats, side: int) -> Floats:
-    """Height of a curve at places: where it climbs upright, at the foot (side 0) or at the top (side 1)."""
-    found: Floats = np.interp(places, x, y)
-    own = np.isin(places, x)
-    at = np.searchsorted(x, places[own], "right" if side else "left") - side
-    found[own] = y[at]
-    return found
-
-
-def sensitivity(part: DataPart, blind: Sequence[Control], figure_number: int) -> Drawing | None:
-    """Accuracy under each order and wording, and under the blind controls, a line a task."""
-    rows: list[tuple[Cell, str, list[Estimate]]] = []
-    for cell in part.cells:
-        if cell.task.scored and cell.task.varied and (each := variant_accuracies(cell)):
-            what = "orders" if cell.task.varied == "order" else "wordings"
-            rows.append((cell, f"{len(each)} {what}", list(each.values())))
-    rows += [
-        (control, f"image {control.task.image}", [control.metrics["accuracy"]])
-        for control, *_ in blind
-        if "accuracy" in control.metrics
-    ]
+def sensitivity(dataset: DatasetRuns, controls: Sequence[ImageControl], figure_number: int) -> Drawing | None:
+    """Draw accuracy under each order and wording, and without the real image, one row per task."""
+    rows = _sensitivity_rows(dataset, controls)
     if not rows:
         return None
-    rows.sort(key=lambda row: row[0].subject.number)
-    for more in (lambda cell: str(cell.task.told.get("protocol") or "closed_set"), lambda cell: cell.task.name):
-        # What is done in two protocols is called the same: then these tell rows apart, or else the tasks' names.
-        alike = Counter((cell.subject.number, what) for cell, what, _ in rows)
-        rows = [
-            (
-                cell,
-                f"{what}, {clean(more(cell)).replace('_', ' ')}" if alike[cell.subject.number, what] > 1 else what,
-                one,
-            )
-            for cell, what, one in rows
-        ]
     figure = Figure(figsize=(7.2, 1.1 + 0.32 * len(rows)), layout="constrained")
-    axes, marks, labelled = figure.subplots(), Marks(), False
-    for place, (cell, _, values) in enumerate(rows):
-        at = cell.subject.number
-        usual = part.held_against(cell)
+    axes, marks, labelled = figure.subplots(), SeriesMarks(), False
+    for row, (result, _, values) in enumerate(rows):
+        series = result.subject.number
+        usual = dataset.counterpart(result)
         shown = usual.metrics.get("accuracy") if usual is not None else None
         if shown is not None and known(shown):
             label = None if labelled else "the same question as it is usually asked"
             labelled = True
-            drawn = axes.plot(
-                [100 * shown.value] * 2, [place - 0.34, place + 0.34], color=INK, linewidth=1.6, label=label
-            )
-            marks(at, drawn)
-        blind_row = cell.task.image != "shown"
-        for reached in values:
-            drawn_values = axes.errorbar(
-                100 * reached.value,
-                place,
-                xerr=ends(reached, 100) if len(values) == 1 else None,
-                fmt=marker(at),
-                color=colour(at),
-                markerfacecolor=PAPER if blind_row else colour(at),
-                capsize=2,
-                alpha=1 if blind_row else 0.8,
-            )
-            marks(at, drawn_values.get_children())
-    _blind_lines(axes, marks, [cell for cell, *_ in rows], MUTED)
-    axes.set_yticks(range(len(rows)), [f"{cut(cell.subject.label, 30)}, {cut(what, 44)}" for cell, what, _ in rows])
-    marks.names(axes, [cell.subject.number for cell, *_ in rows])
+            ends = [row - 0.34, row + 0.34]
+            marks(series, axes.plot([100 * shown.value] * 2, ends, color=INK, linewidth=1.6, label=label))
+        control, line = result.task.image != "shown", series_style(series)
+        for value in values:
+            estimate = value if len(values) == 1 else Estimate(value.value, float("nan"), float("nan"))
+            face = PAPER if control else line["color"]
+            options = {"fmt": line["marker"], "color": line["color"], "markerfacecolor": face}
+            marks(series, error_bar(axes, estimate, row, alpha=1 if control else 0.8, **options).get_children())
+    _guess_lines(axes, marks, [result for result, *_ in rows], MUTED)
+    labels = [f"{cut(result.subject.label, 30)}, {cut(what, 44)}" for result, what, _ in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    marks.row_names(axes, [result.subject.number for result, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.set_xlabel("accuracy, percent")
     axes.grid(visible=False, axis="y")
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=3)
-    told = [f"{cell.subject.label}, {what}: {_range(values)}" for cell, what, values in rows]
-    return finish(
-        figure,
-        f"{part.name}.sensitivity",
-        f"{part.title}: other orders, other words, no image",
-        "A dot for each order or wording; open: a blind control, where the image is grey or another group's. The "
-        "upright stroke is the same question as it is usually asked, where that was run.",
-        f"Accuracy on {part.title} under changed questions. {'; '.join(told)}.",
-        number=figure_number,
-    )
+    ranges = [
+        (result.subject.label, what, [value.value for value in values if known(value)]) for result, what, values in rows
+    ]
+    stem = f"{dataset.name}.sensitivity"
+    return finish(figure, stem, number=figure_number, data_set=dataset.title, rows=ranges)
 
 
-def _range(values: Sequence[Estimate]) -> str:
-    known_values = [one.value for one in values if known(one)]
-    if not known_values:
-        return "not known"
-    low, high = min(known_values), max(known_values)
-    return percent(low) if low == high else f"{percent(low)} to {percent(high)}"
-
-
-def ends(found: Estimate, scale: float = 1) -> list[list[float]] | None:
-    """Lengths of an error bar below and above a value; ``None`` where there is no interval."""
-    if math.isnan(found.low) or math.isnan(found.high):
-        return None
-    return [[scale * max(0.0, found.value - found.low)], [scale * max(0.0, found.high - found.value)]]
-
-
-def mains(part: DataPart, *, blind: bool = False) -> list[Cell]:
-    """The main cell of everyone on a data set, models first; classifiers that see nothing only where asked for."""
-    found = [part.main(one) for one in part.subjects if blind or not one.blind]
-    return [cell for cell in found if cell is not None and "accuracy" in cell.metrics]
+def _sensitivity_rows(
+    dataset: DatasetRuns, controls: Sequence[ImageControl]
+) -> list[tuple[TaskResult, str, list[Estimate]]]:
+    """Return the tasks, what they change, and the accuracy of each variant."""
+    rows: list[tuple[TaskResult, str, list[Estimate]]] = []
+    for result in dataset.results:
+        if result.task.scored and result.task.varied and (variants := variant_accuracies(result)):
+            what = "orders" if result.task.varied == "order" else "wordings"
+            rows.append((result, f"{len(variants)} {what}", list(variants.values())))
+    for control in controls:
+        if "accuracy" in control.result.metrics:
+            accuracy = control.result.metrics["accuracy"]
+            rows.append((control.result, f"image {control.result.task.image}", [accuracy]))
+    rows.sort(key=lambda row: row[0].subject.number)
+    for attribute in ("protocol", "name"):
+        # Rows with the same description get their protocol, or else the task's name.
+        counts = Counter((result.subject.number, what) for result, what, _ in rows)
+        for index, (result, what, values) in enumerate(rows):
+            if counts[result.subject.number, what] > 1:
+                more = result.protocol if attribute == "protocol" else result.task.name
+                rows[index] = (result, f"{what}, {clean(more).replace('_', ' ')}", values)
+    return rows

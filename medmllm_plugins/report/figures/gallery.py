@@ -1,7 +1,7 @@
-"""The gallery of attributions: pictures small enough for one page, each original held once.
+"""The gallery of attributions: images small enough for one page, each original stored once.
 
-Pictures go into the page as WebP. Their size is chosen so that all of them fit the budget; where even the smallest do
-not, documents are left out evenly over classes, hits and misses, and the page says how many.
+Images are WebP. Their size is chosen so that all of them fit the budget; if even the smallest do not, documents are left
+out evenly over classes, correct and wrong answers, and the page says how many.
 """
 
 from __future__ import annotations
@@ -20,36 +20,28 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.display_names import ENTRY_CHECKS
 from medmllm_plugins.report.formatting import cut, decimal
-from medmllm_plugins.report.run_collection import Cell
-from medmllm_plugins.results.attribution_results import CHECKS, Entry
+from medmllm_plugins.report.run_collection import TaskResult
+from medmllm_plugins.report.templating import text
+from medmllm_plugins.results.attribution_results import Entry
 
 BUDGET: Final = 5_500_000
-"""Characters of all pictures of a page together, in base64."""
+"""Characters of all images of a page together, in base64."""
 CARDS: Final = 1_500
-"""More cards make a browser slow, however small their pictures are."""
+"""Most cards of a page: more make a browser slow, however small their images are."""
 SIZES: Final = ((256, 76), (192, 70), (144, 64), (112, 56), (88, 50))
-"""Longest side in pixels and WebP quality, the best first."""
+"""Longest side in pixels and WebP quality, best first."""
 _TALLEST: Final = 16_000
-"""WebP ends at 16,383 pixels, and a volume's slices stand below each other."""
+"""Most pixels of a column: WebP allows 16,383, and the slices of a volume are below each other."""
 _TOKENS: Final = 400
 ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
-"""What ``attribution/map_images.py`` paints with, which would load PyTorch here."""
-_NAMES: Final = {
-    "completeness_gap": "completeness gap",
-    "deletion": "deletion",
-    "deletion_random": "deletion, random order",
-    "insertion": "insertion",
-    "insertion_random": "insertion, random order",
-    "stability": "stability",
-    "inside": "inside the mask",
-    "area": "mask's share of the area",
-}
+"""Colour maps of ``attribution/map_images.py``, which cannot be imported without PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture of the page: its id there, its data, and the size of it and of one slice."""
+    """An image of the page: its id, its base64 data, and the size in pixels of it and of one slice."""
 
     id: str
     data: str
@@ -60,27 +52,34 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One attribution as the page shows it; see :class:`medmllm_plugins.results.attribution_results.Entry`."""
+    """One attribution as the page shows it.
+
+    Attributes:
+        entry: the attribution.
+        model: label of the model.
+        series: number of the model.
+        original: the image that the model was shown.
+        layer: the attribution map.
+        transparent: whether the map is drawn over the original.
+        tokens: text, attribution, and attribution in percent of the largest, of each token of the prompt.
+        more_tokens: number of tokens that are left out.
+        checks: names and values of the checks.
+    """
 
     entry: Entry
     model: str
     series: int
     original: Picture | None
-    overlay: Picture | None
-    laid_over: bool
+    layer: Picture | None
+    transparent: bool
     tokens: tuple[tuple[str, float, float], ...]
     more_tokens: int
     checks: tuple[tuple[str, str], ...]
 
     @property
     def alt(self) -> str:
-        """What the picture is, in words."""
-        one = self.entry
-        return cut(
-            f"{one.document}, {one.label}, answered {one.predicted or 'nothing that was parsed'}: {one.method} at "
-            f"{one.layer} for {one.target}",
-            240,
-        )
+        """Text alternative of the image."""
+        return cut(text("figures.txt.jinja", "card", entry=self.entry), 240)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +87,10 @@ class Gallery:
     """All cards of a page.
 
     Attributes:
-        pictures: originals, held once and shown in several cards.
+        pictures: originals, stored once and shown in several cards.
         cards: the cards.
-        left_out: attributions that are not shown, for the page's sake.
-        failed: pictures that could not be read.
+        left_out: number of attributions that are not shown, to keep the page small.
+        failed: images that could not be read.
     """
 
     pictures: tuple[Picture, ...]
@@ -101,79 +100,81 @@ class Gallery:
 
     @property
     def two_sided(self) -> str:
-        """Colours of attributions for and against, from against to for, as CSS lists them."""
-        return _stops(TWO_SIDED)
+        """Colours of signed attributions, from against to for, as CSS lists them."""
+        return _css_colours(TWO_SIDED)
 
     @property
     def one_sided(self) -> str:
         """Colours of attributions that are never negative, from none to most."""
-        return _stops(ONE_SIDED)
+        return _css_colours(ONE_SIDED)
 
     def choices(self, name: str) -> list[str]:
-        """Values of an attribute of the entries, in the order in which they come."""
+        """Return the values of an attribute of the entries, in order of appearance."""
         return list(dict.fromkeys(str(getattr(card.entry, name)) for card in self.cards))
 
 
-def _stops(name: str) -> str:
-    return ", ".join(to_hex(colormaps[name](place / 8)) for place in range(9))
+def _css_colours(name: str) -> str:
+    return ", ".join(to_hex(colormaps[name](step / 8)) for step in range(9))
 
 
-def gallery(cells: Sequence[Cell], budget: int = BUDGET) -> Gallery:
-    """Make the gallery of all attributions.
+def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET) -> Gallery:
+    """Build the gallery of all attributions.
 
     Args:
-        cells: tasks, with or without attributions.
-        budget: characters of all pictures.
+        results: tasks, with or without attributions.
+        budget: characters of all images.
     """
-    pairs = [(cell, entry) for cell in cells if cell.task.attributions for entry in cell.task.attributions.entries]
-    documents: dict[tuple[int, str], list[tuple[Cell, Entry]]] = defaultdict(list)
-    for cell, entry in pairs:
-        documents[cell.subject.number, entry.document].append((cell, entry))
-    ordered = _mixed(list(documents.values()))
-    size, each = _fitting(ordered, budget)
-    count = len(ordered) if not each else min(len(ordered), max(1, int(budget / each)))
-    shown: list[tuple[Cell, Entry]] = []
+    pairs = [
+        (result, entry) for result in results if result.task.attributions for entry in result.task.attributions.entries
+    ]
+    documents: dict[tuple[int, str], list[tuple[TaskResult, Entry]]] = defaultdict(list)
+    for result, entry in pairs:
+        documents[result.subject.number, entry.document].append((result, entry))
+    ordered = _interleaved(list(documents.values()))
+    size, characters = _choose_size(ordered, budget)
+    count = len(ordered) if not characters else min(len(ordered), max(1, int(budget / characters)))
+    shown: list[tuple[TaskResult, Entry]] = []
     for members in ordered[:count]:
         if shown and len(shown) + len(members) > CARDS:
             break
         shown += members
-    maker = _Maker(*size)
+    encoder = _Encoder(*size)
     cards = []
-    for cell, entry in shown:
-        if maker.spent > budget:
+    for result, entry in shown:
+        if encoder.spent > budget:
             break
-        cards.append(_card(cell, entry, maker))
-    return Gallery(tuple(maker.originals.values()), tuple(cards), len(pairs) - len(cards), tuple(maker.failed))
+        cards.append(_card(result, entry, encoder))
+    return Gallery(tuple(encoder.originals.values()), tuple(cards), len(pairs) - len(cards), tuple(encoder.failed))
 
 
-def _mixed(documents: list[list[tuple[Cell, Entry]]]) -> list[list[tuple[Cell, Entry]]]:
-    """Documents in an order whose every beginning holds classes, hits and misses evenly."""
-    strata: dict[tuple[int, str, bool], list[list[tuple[Cell, Entry]]]] = defaultdict(list)
+def _interleaved(documents: list[list[tuple[TaskResult, Entry]]]) -> list[list[tuple[TaskResult, Entry]]]:
+    """Order documents so that classes, correct and wrong answers are evenly spread from the start."""
+    strata: dict[tuple[int, str, bool], list[list[tuple[TaskResult, Entry]]]] = defaultdict(list)
     for members in documents:
-        cell, entry = members[0]
-        strata[cell.subject.number, entry.label, entry.hit].append(members)
-    return [one for turn in zip_longest(*strata.values()) for one in turn if one is not None]
+        result, entry = members[0]
+        strata[result.subject.number, entry.label, entry.hit].append(members)
+    return [members for turn in zip_longest(*strata.values()) for members in turn if members is not None]
 
 
-def _fitting(documents: Sequence[list[tuple[Cell, Entry]]], budget: int) -> tuple[tuple[int, int], float]:
-    """The best size at which all pictures fit, and what a document then takes, judged by a few."""
+def _choose_size(documents: Sequence[list[tuple[TaskResult, Entry]]], budget: int) -> tuple[tuple[int, int], float]:
+    """Return the best size at which all images fit, and the characters per document, estimated from a few."""
     step = max(1, len(documents) // 6)
-    probe = documents[::step][:6]
-    each = 0.0
+    sample = documents[::step][:6]
+    characters = 0.0
     for size in SIZES:
-        maker = _Maker(*size)
-        for members in probe:
+        encoder = _Encoder(*size)
+        for members in sample:
             for _, entry in members:
-                maker.original(entry)
-                maker.overlay(entry)
-        each = maker.spent / max(1, len(probe))
-        if each * len(documents) <= 0.92 * budget:
-            return size, each
-    return SIZES[-1], each * 1.08
+                encoder.original(entry)
+                encoder.layer(entry)
+        characters = encoder.spent / max(1, len(sample))
+        if characters * len(documents) <= 0.92 * budget:
+            return size, characters
+    return SIZES[-1], characters * 1.08
 
 
-class _Maker:
-    """Makes pictures of one size, and counts what they take."""
+class _Encoder:
+    """Encodes images at one size, and counts their characters."""
 
     def __init__(self, side: int, quality: int) -> None:
         self.side, self.quality = side, quality
@@ -186,30 +187,30 @@ class _Maker:
         if entry.original is None:
             return None
         if entry.original not in self.originals:
-            made = self._make(entry.original, entry.slices, "RGB")
-            if made is None:
+            picture = self._encode(entry.original, entry.slices, "RGB")
+            if picture is None:
                 return None
-            self.originals[entry.original] = made
+            self.originals[entry.original] = picture
         return self.originals[entry.original]
 
-    def overlay(self, entry: Entry) -> Picture | None:
+    def layer(self, entry: Entry) -> Picture | None:
         path = entry.heat or entry.overlay
-        return None if path is None else self._make(path, entry.slices, "RGBA" if entry.heat else "RGB")
+        return None if path is None else self._encode(path, entry.slices, "RGBA" if entry.heat else "RGB")
 
-    def _make(self, path: Path, slices: int, mode: str) -> Picture | None:
+    def _encode(self, path: Path, slices: int, mode: str) -> Picture | None:
         try:
             with Image.open(path) as opened:
                 image = opened.convert(mode)
-            whole = max(1, image.height // slices)
+            full_height = max(1, image.height // slices)
             side = min(self.side, _TALLEST // slices)
-            scale = min(1.0, side / max(image.width, whole))
-            width, height = max(1, round(image.width * scale)), max(1, round(whole * scale))
+            scale = min(1.0, side / max(image.width, full_height))
+            width, height = max(1, round(image.width * scale)), max(1, round(full_height * scale))
             if scale < 1:
                 image = image.resize((width, height * slices), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=self.quality, method=2)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            if path.name not in {one.partition(":")[0] for one in self.failed}:
+            if path.name not in {message.partition(":")[0] for message in self.failed}:
                 self.failed.append(f"{path.name}: {cut(error, 120)}")
             return None
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -218,22 +219,21 @@ class _Maker:
         return Picture(f"picture{self._count}", data, image.width, image.height, max(1, image.height // slices))
 
 
-def _card(cell: Cell, entry: Entry, maker: _Maker) -> Card:
-    values = [(text, value) for text, value in entry.tokens[:_TOKENS] if known(value)]
+def _card(result: TaskResult, entry: Entry, encoder: _Encoder) -> Card:
+    values = [(token, value) for token, value in entry.tokens[:_TOKENS] if known(value)]
     most = max((abs(value) for _, value in values), default=0.0) or 1.0
-    checks = [
-        (_NAMES[name], decimal(entry.checks[name], 3)) for name in CHECKS if known(entry.checks.get(name, float("nan")))
-    ]
+    numbers = {name: entry.checks.get(name, float("nan")) for name in ENTRY_CHECKS}
+    checks = [(ENTRY_CHECKS[name], decimal(value, 3)) for name, value in numbers.items() if known(value)]
     if entry.pointing is not None:
         checks.append(("pointing game", "hit" if entry.pointing else "miss"))
     return Card(
         entry=entry,
-        model=cell.subject.label,
-        series=cell.subject.number,
-        original=maker.original(entry),
-        overlay=maker.overlay(entry),
-        laid_over=entry.heat is not None,
-        tokens=tuple((cut(text, 40) or "␣", value, round(100 * value / most, 1)) for text, value in values),
+        model=result.subject.label,
+        series=result.subject.number,
+        original=encoder.original(entry),
+        layer=encoder.layer(entry),
+        transparent=entry.heat is not None,
+        tokens=tuple((cut(token, 40) or "␣", value, round(100 * value / most, 1)) for token, value in values),
         more_tokens=max(0, len(entry.tokens) - _TOKENS),
         checks=tuple(checks),
     )

@@ -1,4 +1,4 @@
-"""Figures drawn on all cores at once: matplotlib takes a quarter of a second for each, and a page has dozens."""
+"""Drawing of figures in several processes: matplotlib takes a quarter of a second for each, and a page has dozens."""
 
 from __future__ import annotations
 
@@ -17,36 +17,40 @@ from medmllm_plugins.utils.processors import processors
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A figure that could not be drawn, and why."""
+class FailedFigure:
+    """A figure that could not be drawn.
 
-    why: str
+    Attributes:
+        error: the error, with file and line.
+    """
+
+    error: str
 
 
 Job: TypeAlias = Callable[[], Drawing | None]
-Drawn: TypeAlias = Drawing | Failed | None
-FEWEST: Final = 6
-"""Fewer figures are drawn here and now."""
+Drawn: TypeAlias = Drawing | FailedFigure | None
+_MIN_JOBS: Final = 6
+"""Fewer figures are drawn in this process."""
 _jobs: Sequence[Job] = ()
 
 
 def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawn]:
-    """Draw figures, in order. One that cannot be drawn, of a damaged run folder, takes no other with it.
+    """Draw figures, in order; one that fails, as on a damaged run folder, does not affect the others.
 
-    Where the system can fork (on Linux), children draw them: they inherit all data and all imports, so that nothing but
-    the finished figures travels. Elsewhere, and with one core, they are drawn one after the other, alike to the byte.
+    On Linux, forked processes draw them: they inherit all data and imports, so that only the finished figures are
+    transferred. On other systems, and with one core, they are drawn one after the other, with identical bytes.
 
     Args:
-        jobs: each draws a figure, or finds that there is nothing to draw.
-        workers: processes; as many as there are cores, up to four, where ``None``.
+        jobs: each draws a figure, or returns ``None`` if there is nothing to draw.
+        workers: number of processes; by default the number of cores, at most four.
     """
     count = min(4, processors()) if workers is None else workers
-    if count < 2 or len(jobs) < FEWEST or not sys.platform.startswith("linux"):
+    if count < 2 or len(jobs) < _MIN_JOBS or not sys.platform.startswith("linux"):
         return [_draw(job) for job in jobs]
     global _jobs
     _jobs = jobs
     gc.collect()
-    gc.freeze()  # or the children's collections would copy every page of the parent's memory
+    gc.freeze()  # otherwise the garbage collection of the children copies the parent's memory
     try:
         pool = multiprocessing.get_context("fork").Pool(count)
     except OSError:  # a container without semaphores, or without room for another process
@@ -59,15 +63,15 @@ def draw_all(jobs: Sequence[Job], workers: int | None = None) -> list[Drawn]:
         _jobs = ()
 
 
-def _draw_at(place: int) -> Drawn:
-    gc.disable()  # a child lives for some seconds; collecting matplotlib's cycles would take a tenth of them
-    return _draw(_jobs[place])
+def _draw_at(index: int) -> Drawn:
+    gc.disable()  # a child runs for seconds; collecting matplotlib's cycles would take a tenth of that
+    return _draw(_jobs[index])
 
 
 def _draw(job: Job) -> Drawn:
     try:
         with style():
             return job()
-    except Exception as error:  # whatever a damaged file leads to: the page says so, and shows the rest
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return Failed(f"{shown(error)}; {Path(where.filename).name}, line {where.lineno}")
+    except Exception as error:  # a damaged file may cause any error: the page reports it and shows the rest
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return FailedFigure(f"{shown(error)}; {Path(frame.filename).name}, line {frame.lineno}")

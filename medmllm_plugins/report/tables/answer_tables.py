@@ -1,130 +1,93 @@
-"""Tables of the answers: metrics, classes, parsing, and what changes with question and image."""
+"""Tables of the answers: metrics, classes, parsing, and how accuracy depends on the question and the image."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterator, Sequence
 
 from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.report.display_names import DECIMALS, METRICS, SCORE_FORMS, STATUSES
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.run_collection import Cell, DataPart
-from medmllm_plugins.report.run_pairs import Difference
-from medmllm_plugins.report.tables.report_table import Column, Table, Value
-from medmllm_plugins.report.verdict import BLIND_BASELINES, Verdict, blind_baseline
+from medmllm_plugins.report.roc_curves import roc_curves
+from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
+from medmllm_plugins.report.run_pairs import Difference, ImageControl
+from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table
+from medmllm_plugins.report.verdict import GUESSES, Verdict, constant_guess
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
 
-Control: TypeAlias = tuple[Cell, Cell | None, Estimate]
-"""A blind control, the task that it is held against (the same question with the image shown; ``None`` where that was
-not asked), and the paired difference: shown less blind."""
-METRICS: Final = {
-    "accuracy": "Accuracy",
-    "balanced": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "mcc": "MCC",
-    "auroc": "AUROC",
-    "auprc": "Average precision",
-    "kappa": "Quadratic kappa",
-    "ece": "Calibration error",
-    "brier": "Brier score",
-    "parsed": "Parsed",
-}
-"""Metrics in the order of columns, shares of 1 apart from those of :data:`DECIMALS`."""
-DECIMALS: Final = frozenset({"macro_f1", "f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
-FORMS: Final = {
-    "sum": "sum of log-probabilities",
-    "mean": "mean over a label's tokens",
-    "calibrated": "sum less that of a blank image",
-}
-"""Forms of the label scores, as :mod:`medmllm_plugins.metrics.label_scores` names them."""
-_OF_FINDINGS: Final = (
-    " Each question is about one finding; accuracy is of all questions, “all findings right” of whole documents, and "
-    "the others are means over the findings that some documents have and others do not."
-)
-_STATUSES: Final = ("parsed", "ambiguous", "out_of_list", "refusal")
 
-
-def metrics_table(part: DataPart, found: Sequence[Verdict]) -> Table:
-    """All metrics of all tasks of a data set, with the gaps to blind answers and to the reference classifier."""
-    by_number = {one.subject.number: one for one in found}
-    main = {id(part.main(one)) for one in part.subjects}
-    # What a model is worth stands first; other questions and blind controls follow.
-    cells = sorted(
-        (cell for cell in part.cells if cell.task.scored),
-        key=lambda cell: (id(cell) not in main, not cell.task.plain, cell.task.image != "shown", cell.subject.number),
+def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
+    """Tabulate all metrics of all tasks, and the differences from guessing and from the reference classifier."""
+    # The main question of each model comes first; other questions and controls without the image follow.
+    main = {id(dataset.main(subject)) for subject in dataset.subjects}
+    results = sorted(
+        (result for result in dataset.results if result.task.scored),
+        key=lambda result: (
+            id(result) not in main,
+            not result.task.plain,
+            result.task.image != "shown",
+            result.subject.number,
+        ),
     )
-    present = [name for name in METRICS if name != "accuracy" and any(known(cell.metrics.get(name)) for cell in cells)]
-    gaps = any(one.reference.compared for one in found)
-    # Accuracy stands beside the name: a phone shows no more than these two.
-    columns = [Column("Model", "model"), Column(METRICS["accuracy"], "accuracy", "share"), Column("Task", "task")]
-    columns += [Column("Questions", "n", "count"), Column("Groups", "groups", "count")]
-    columns += [Column("Blind answer", "blind", "share")]
-    columns += [Column("Over blind", "over_blind", "gap")]
-    columns += [Column("Over reference", "over_reference", "gap")] if gaps else []
-    columns += [Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in present]
-    of_findings = any(cell.multilabel for cell in cells)
-    columns += [Column("All findings right", "exact_match", "share")] if of_findings else []
-    rows: list[tuple[Value, ...]] = []
-    for cell in cells:
-        told = cell.task.metrics
-        verdict = by_number.get(cell.subject.number)
-        mine = verdict if verdict is not None and verdict.cell is cell else None
-        row: list[Value] = [cell.subject.label, cell.metrics.get("accuracy"), cell.task.name]
-        row += [whole(told.get("n")), whole(told.get("n_groups")), blind_baseline(cell)[1]]
-        row += [mine.blind.gap if mine else None]
-        row += [mine.reference.gap if mine and mine.reference.compared else None] if gaps else []
-        row += [cell.metrics.get(name) for name in present]
-        row += [Estimate.from_dict(told.get("exact_match"))] if of_findings else []
-        rows.append(tuple(row))
-    return Table(
-        f"{part.name}.metrics",
-        f"{part.title}: metrics",
-        tuple(columns),
-        tuple(rows),
-        tuple(cell.subject.number for cell in cells),
-        "Shares and differences in percent, with 95 % intervals (cluster bootstrap over groups). Blind answer: "
-        f"accuracy of {_blind_names(cells)}, on the row's questions. “Over blind” and “over reference” are paired "
-        "differences of accuracy, over the questions on record that both answered."
-        + (_OF_FINDINGS if of_findings else ""),
-    )
-
-
-def _blind_names(cells: Sequence[Cell]) -> str:
-    names = dict.fromkeys(BLIND_BASELINES[name] for cell in cells if (name := blind_baseline(cell)[0]))
-    return " or ".join(names) or "an answer that knows nothing of the image"
-
-
-def differences_table(part: DataPart, pairs: Sequence[Difference]) -> Table:
-    """Every two models that were asked about the same classes of the same data, and by how much they differ."""
-    columns = (
-        Column("Model", "model"),
+    names = [
+        name for name in METRICS if name != "accuracy" and any(known(result.metrics.get(name)) for result in results)
+    ]
+    compared = any(verdict.reference.compared for verdict in verdicts)
+    findings = any(result.multilabel for result in results)
+    # Accuracy is next to the name: a phone shows no more than these two columns.
+    columns = [
+        Column(METRICS["accuracy"], "accuracy", "share"),
         Column("Task", "task"),
-        Column("Held against", "other"),
+        Column("Questions", "n", "count"),
+        Column("Groups", "groups", "count"),
+        Column("Guessing", "guess", "share"),
+        Column("Difference from guessing", "difference_from_guess", "difference"),
+    ]
+    if compared:
+        columns.append(Column("Difference from reference classifier", "difference_from_reference", "difference"))
+    columns += [Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in names]
+    if findings:
+        columns.append(Column("All findings correct", "exact_match", "share"))
+    by_result = {id(verdict.result): verdict for verdict in verdicts}
+
+    def values(result: TaskResult) -> Iterator[Value]:
+        verdict, metrics = by_result.get(id(result)), result.task.metrics
+        yield from (result.metrics.get("accuracy"), result.task.name, whole(metrics.get("n")))
+        yield from (whole(metrics.get("n_groups")), constant_guess(result)[1])
+        yield verdict.guess.difference if verdict else None
+        if compared:
+            yield verdict.reference.difference if verdict and verdict.reference.compared else None
+        yield from (result.metrics.get(name) for name in names)
+        if findings:
+            yield Estimate.from_dict(metrics.get("exact_match"))
+
+    guesses = list(dict.fromkeys(GUESSES[name] for result in results if (name := constant_guess(result)[0])))
+    rows = [(result.subject, list(values(result))) for result in results]
+    return model_table(dataset, "metrics", columns, rows, guesses=guesses, findings=findings)
+
+
+def differences_table(dataset: DatasetRuns, pairs: Sequence[Difference]) -> Table:
+    """Tabulate the paired difference of every two models that answered about the same classes of the same data."""
+    columns = (
+        Column("Task", "task"),
+        Column("Compared with", "other"),
         Column("Its task", "other_task"),
         Column("Questions of both", "n", "count"),
         Column("Accuracy", "accuracy", "share"),
         Column("Accuracy of the other", "other_accuracy", "share"),
-        Column("Difference", "difference", "gap"),
+        Column("Difference", "difference", "difference"),
     )
-    rows: list[tuple[Value, ...]] = []
-    for one in pairs:
-        names = (one.first.subject.label, one.first.task.name, one.second.subject.label, one.second.task.name)
-        rows.append((*names, one.shared, one.mean + one.gap.value, one.mean, one.gap))
-    return Table(
-        f"{part.name}.differences",
-        f"{part.title}: models against each other",
-        columns,
-        tuple(rows),
-        tuple(one.first.subject.number for one in pairs),
-        "Accuracy over the questions that both answered, and its paired difference in percentage points. An interval "
-        "that holds zero does not tell the two apart; intervals are not corrected for the number of pairs.",
-    )
+    rows: list[Row] = []
+    for pair in pairs:
+        names = (pair.first.task.name, pair.second.subject.label, pair.second.task.name)
+        accuracy = pair.second_accuracy + pair.difference.value
+        rows.append((pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference)))
+    return model_table(dataset, "differences", columns, rows)
 
 
-def class_table(part: DataPart) -> Table:
-    """Figures of each class of each model's main task; findings have a table of their own."""
+def class_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the metrics of each class in each model's main task; findings have a table of their own."""
     columns = (
-        Column("Model", "model"),
         Column("Class", "class"),
         Column("n", "n", "count"),
         Column("Sensitivity", "sensitivity", "share"),
@@ -132,211 +95,172 @@ def class_table(part: DataPart) -> Table:
         Column("Precision", "precision", "share"),
         Column("F1", "f1", "decimal"),
     )
-    rows: list[tuple[Value, ...]] = []
-    owners: list[int | None] = []
-    for cell in mains_of(part):
-        told = cell.task.metrics
-        for one in map(mapping, sequence(told.get("per_class"))):
-            rows.append(
-                (
-                    cell.subject.label,
-                    cut(one.get("label") or ""),
-                    whole(one.get("n")),
-                    Estimate.from_dict(one.get("sensitivity")),
-                    Estimate.from_dict(one.get("specificity")),
-                    number(one.get("precision")),
-                    Estimate.from_dict(one["f1"]) if isinstance(one.get("f1"), dict) else number(one.get("f1")),
-                )
+    rows: list[Row] = []
+    for result in dataset.main_results():
+        for metrics in map(mapping, sequence(result.task.metrics.get("per_class"))):
+            f1 = metrics.get("f1")
+            values = (
+                cut(metrics.get("label") or ""),
+                whole(metrics.get("n")),
+                Estimate.from_dict(metrics.get("sensitivity")),
+                Estimate.from_dict(metrics.get("specificity")),
+                number(metrics.get("precision")),
+                Estimate.from_dict(f1) if isinstance(f1, dict) else number(f1),
             )
-            owners.append(cell.subject.number)
-    return Table(f"{part.name}.classes", f"{part.title}: each class", columns, tuple(rows), tuple(owners))
+            rows.append((result.subject, values))
+    return model_table(dataset, "classes", columns, rows)
 
 
-def parsing_table(part: DataPart) -> Table:
-    """Shares of answers that were parsed, ambiguous, out of list or refusals."""
-    titles = ("Parsed", "Ambiguous", "Out of list", "Refusal")
+def parsing_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the shares of answers that were parsed, ambiguous, not in the list or refusals."""
     columns = (
-        Column("Model", "model"),
         Column("Task", "task"),
         Column("Answers", "n", "count"),
-        *(Column(title, name, "share") for title, name in zip(titles, _STATUSES, strict=True)),
+        *(Column(title, name, "share") for name, title in STATUSES.items()),
         Column("Accuracy of the parsed", "accuracy_on_parsed", "share"),
     )
-    rows: list[tuple[Value, ...]] = []
-    owners: list[int | None] = []
-    for cell in part.cells:
-        if not cell.task.scored:
-            continue
-        counts = statuses(cell)
-        total = sum(counts.values())
-        told = cell.task.metrics.get("accuracy_on_parsed")
-        shares: list[Value] = [counts[name] / total if total else math.nan for name in _STATUSES]
-        rows.append((cell.subject.label, cell.task.name, total, *shares, Estimate.from_dict(told)))
-        owners.append(cell.subject.number)
-    return Table(
-        f"{part.name}.parsing", f"{part.title}: what answers could be read", columns, tuple(rows), tuple(owners)
-    )
+    rows: list[Row] = []
+    for result in dataset.results:
+        if result.task.scored:
+            counts = statuses(result)
+            total = sum(counts.values())
+            shares = (count / total if total else math.nan for count in counts.values())
+            parsed = Estimate.from_dict(result.task.metrics.get("accuracy_on_parsed"))
+            rows.append((result.subject, (result.task.name, total, *shares, parsed)))
+    return model_table(dataset, "parsing", columns, rows)
 
 
-def statuses(cell: Cell) -> dict[str, int]:
-    """Number of answers of each status, over all variants of a task."""
-    counted = [mapping(told.get("statuses")) for told in cell.task.sources]
-    return {name: sum(whole(one.get(name)) or 0 for one in counted) for name in _STATUSES}
+def statuses(result: TaskResult) -> dict[str, int]:
+    """Count the answers of each status, over all variants of a task."""
+    counts = [mapping(metrics.get("statuses")) for metrics in result.task.sources]
+    return {name: sum(whole(count.get(name)) or 0 for count in counts) for name in STATUSES}
 
 
-def label_scores_table(part: DataPart) -> Table:
-    """What a model scores where the label that scores highest is taken for its answer, in each form of the scores."""
+def label_scores_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the metrics of the label with the highest score as the answer, for each form of the scores."""
+    names = ("accuracy", "balanced", "macro_f1", "auroc")
     columns = (
-        Column("Model", "model"),
         Column("Task", "task"),
         Column("Variant", "variant"),
-        Column("Reading", "form"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Balanced accuracy", "balanced", "share"),
-        Column("Macro F1", "macro_f1", "decimal"),
-        Column("AUROC", "auroc", "decimal"),
+        Column("Score", "form"),
+        *(Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in names),
         Column("Accuracy of the text", "text_accuracy", "share"),
     )
-    rows: list[tuple[Value, ...]] = []
-    owners: list[int | None] = []
-    for cell in part.cells:
-        variants = list(mapping(cell.task.metrics.get("variants"))) or [""]
-        for variant, told in zip(variants, cell.task.sources, strict=False):
-            text_accuracy = Estimate.from_dict(mapping(told.get("metrics")).get("accuracy"))
-            for form, figures in mapping(told.get("label_scores")).items():
-                read = [Estimate.from_dict(mapping(figures).get(column.name)) for column in columns[4:8]]
-                name = clean(variant) or None
-                rows.append(
-                    (cell.subject.label, cell.task.name, name, FORMS.get(form, clean(form)), *read, text_accuracy)
-                )
-                owners.append(cell.subject.number)
-    return Table(
-        f"{part.name}.label_scores",
-        f"{part.title}: answers read from the labels' scores",
-        columns,
-        tuple(rows),
-        tuple(owners),
-        "The label that scores highest, in place of the text. Sums favour short labels, which the mean over a label's "
-        "tokens makes up for; scores of a blank image show what the words alone suggest. AUROC stands beside the sums.",
-    )
+    rows: list[Row] = []
+    for result in dataset.results:
+        variants = list(mapping(result.task.metrics.get("variants"))) or [""]
+        for variant, metrics in zip(variants, result.task.sources, strict=False):
+            text_accuracy = Estimate.from_dict(mapping(metrics.get("metrics")).get("accuracy"))
+            for form, values in mapping(metrics.get("label_scores")).items():
+                form_name = SCORE_FORMS.get(form, clean(form))
+                scores = (Estimate.from_dict(mapping(values).get(name)) for name in names)
+                row = (result.task.name, clean(variant) or None, form_name, *scores, text_accuracy)
+                rows.append((result.subject, row))
+    return model_table(dataset, "label_scores", columns, rows)
 
 
-def unparsed_table(part: DataPart, most: int = 8) -> Table:
-    """The commonest answers from which no class was read, of each task; texts are whole."""
+def unparsed_table(dataset: DatasetRuns, limit: int = 8) -> Table:
+    """Tabulate the most frequent answers without a class, at most ``limit`` per task; texts are not cut."""
     columns = (
-        Column("Model", "model"),
         Column("Task", "task"),
-        Column("Judged", "status"),
+        Column("Status", "status"),
         Column("Times", "count", "count"),
         Column("Answer", "answer"),
     )
-    rows: list[tuple[Value, ...]] = []
-    owners: list[int | None] = []
-    for cell in part.cells:
-        for one in cell.task.unparsed[:most]:
-            rows.append((cell.subject.label, cell.task.name, one.status.replace("_", " "), one.count, clean(one.text)))
-            owners.append(cell.subject.number)
-    title = f"{part.title}: commonest answers that could not be read"
-    return Table(f"{part.name}.unparsed", title, columns, tuple(rows), tuple(owners))
+    rows: list[Row] = [
+        (result.subject, (result.task.name, answer.status.replace("_", " "), answer.count, clean(answer.text)))
+        for result in dataset.results
+        for answer in result.task.unparsed[:limit]
+    ]
+    return model_table(dataset, "unparsed", columns, rows)
 
 
-def sensitivity_table(part: DataPart, blind: Sequence[Control]) -> Table:
-    """What orders of options, wordings and blind controls do to accuracy.
+def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) -> Table:
+    """Tabulate how accuracy depends on the order of options, the wording and the image.
 
     Args:
-        part: the data set.
-        blind: for each blind control its cell, the cell it is held against, and the paired difference.
+        dataset: the data set.
+        controls: tasks without the real image.
     """
     columns = (
-        Column("Model", "model"),
         Column("Task", "task"),
-        Column("What changes", "what"),
+        Column("What changes", "change"),
         Column("Accuracy", "accuracy", "share"),
-        Column("Held against", "against"),
-        Column("Shown less blind", "over_control", "gap"),
+        Column("Compared with", "compared_with"),
+        Column("Loss without the image", "loss_without_image", "difference"),
         Column("Lowest", "lowest", "share"),
         Column("Highest", "highest", "share"),
         Column("Spread", "spread", "share"),
         Column("Answers that change", "flips", "share"),
     )
-    rows: list[tuple[Value, ...]] = []
-    owners: list[int | None] = []
-    for cell in part.cells:
-        if not cell.task.scored or not cell.task.varied:
-            continue
-        each = variant_accuracies(cell)
-        values = [one.value for one in each.values() if known(one)]
-        what = "order of the options" if cell.task.varied == "order" else "wording of the question"
-        found = cell.metrics
-        rows.append(
-            (
-                cell.subject.label,
-                cell.task.name,
-                f"{what} ({len(each)})",
-                found.get("accuracy"),
-                usual.task.name if (usual := part.held_against(cell)) is not None else None,
+    rows: list[Row] = []
+    for result in dataset.results:
+        if result.task.scored and result.task.varied:
+            variants = variant_accuracies(result)
+            values = [accuracy.value for accuracy in variants.values() if known(accuracy)]
+            what = "order of the options" if result.task.varied == "order" else "wording of the question"
+            usual, metrics = dataset.counterpart(result), result.metrics
+            row = (
+                result.task.name,
+                f"{what} ({len(variants)})",
+                metrics.get("accuracy"),
+                usual.task.name if usual is not None else None,
                 None,
                 min(values, default=math.nan),
                 max(values, default=math.nan),
-                found.get("spread"),
-                found.get("flips"),
+                metrics.get("spread"),
+                metrics.get("flips"),
             )
+            rows.append((result.subject, row))
+    for control in controls:
+        result, usual = control.result, control.counterpart
+        compared_with = usual.task.name if usual is not None else None
+        accuracy, change = result.metrics.get("accuracy"), f"image {result.task.image}"
+        rows.append(
+            (result.subject, (result.task.name, change, accuracy, compared_with, control.loss, None, None, None, None))
         )
-        owners.append(cell.subject.number)
-    for control, shown, gap in blind:
-        told = control.metrics.get("accuracy")
-        what = f"image {control.task.image}"
-        against = shown.task.name if shown is not None else None
-        rows.append((control.subject.label, control.task.name, what, told, against, gap, None, None, None, None))
-        owners.append(control.subject.number)
-    return Table(
-        f"{part.name}.sensitivity",
-        f"{part.title}: other orders, other words, no image",
-        columns,
-        tuple(rows),
-        tuple(owners),
-        "What a model scores under a blind control (a grey or another group's image) it owes to the words. Each task "
-        "is held against the one that asks the same in the usual way; where that was not run, there is no difference. "
-        "“Shown less blind” is paired, over the documents that both answered.",
-    )
+    return model_table(dataset, "sensitivity", columns, rows)
 
 
-def variant_accuracies(cell: Cell) -> dict[str, Estimate]:
-    """Accuracy of each variant of a task, by name."""
-    told = mapping(cell.task.metrics.get("variants"))
+def variant_accuracies(result: TaskResult) -> dict[str, Estimate]:
+    """Return the accuracy of each variant of a task, by name."""
+    variants = mapping(result.task.metrics.get("variants"))
     return {
-        clean(name): Estimate.from_dict(mapping(mapping(one).get("metrics")).get("accuracy"))
-        for name, one in told.items()
+        clean(name): Estimate.from_dict(mapping(mapping(metrics).get("metrics")).get("accuracy"))
+        for name, metrics in variants.items()
     }
 
 
-def positions_table(part: DataPart) -> Table | None:
-    """Which place of the list the answers name; ``None`` where no task varies the order."""
-    told = [
-        (cell, clean(name), [number(share) for share in sequence(shares)])
-        for cell in part.cells
-        for name, shares in mapping(cell.task.metrics.get("positions")).items()
+def positions_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the share of answers by the option's position in the list; no rows unless a task varies the order."""
+    shares = [
+        (result, clean(name), [number(share) for share in sequence(by_position)])
+        for result in dataset.results
+        for name, by_position in mapping(result.task.metrics.get("positions")).items()
     ]
-    if not told:
-        return None
-    most = max(len(shares) for _, _, shares in told)
+    longest = max((len(by_position) for _, _, by_position in shares), default=0)
     columns = (
-        Column("Model", "model"),
         Column("Variant", "variant"),
-        *(Column(f"Place {place + 1}", f"place_{place + 1}", "share") for place in range(most)),
+        *(Column(f"Position {index}", f"position_{index}", "share") for index in range(1, longest + 1)),
     )
-    rows: list[tuple[Value, ...]] = [
-        (cell.subject.label, name, *shares, *[None] * (most - len(shares))) for cell, name, shares in told
+    rows: list[Row] = [
+        (result.subject, (name, *by_position, *[None] * (longest - len(by_position))))
+        for result, name, by_position in shares
     ]
-    return Table(
-        f"{part.name}.positions",
-        f"{part.title}: share of answers by the option's place in the list",
-        columns,
-        tuple(rows),
-        tuple(cell.subject.number for cell, _, _ in told),
+    return model_table(dataset, "positions", columns, rows)
+
+
+def roc_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the areas under the ROC curves of each model's main task."""
+    columns = (
+        Column("Class", "class"),
+        Column("Positives", "n", "count"),
+        Column("Area under the ROC curve", "auroc", "decimal"),
     )
-
-
-def mains_of(part: DataPart) -> list[Cell]:
-    """The main cell of everyone on a data set that sees images."""
-    return [cell for one in part.subjects if not one.blind and (cell := part.main(one)) is not None]
+    rows: list[Row] = [
+        (result.subject, (curve.name, curve.positives, curve.area))
+        for result in dataset.main_results()
+        if "accuracy" in result.metrics
+        for curve in roc_curves(result)
+    ]
+    return model_table(dataset, "roc", columns, rows)

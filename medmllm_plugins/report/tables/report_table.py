@@ -1,25 +1,30 @@
-"""A table of the report: shown on the page, sorts there, and lies beside it as CSV."""
+"""Tables of the report: shown and sortable on the page, written as CSV beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report import formatting
+from medmllm_plugins.report.run_collection import DatasetRuns
+from medmllm_plugins.report.subjects import Subject
+from medmllm_plugins.report.templating import texts
 from medmllm_plugins.utils.atomic_files import csv_text
 
-Kind: TypeAlias = Literal["text", "hash", "share", "gap", "decimal", "count", "p"]
-"""What a column holds: words; a fingerprint; a share of 1 or a difference of shares, shown in percent; a plain number;
-a count; a p-value."""
+Kind: TypeAlias = Literal["text", "hash", "share", "difference", "decimal", "count", "p"]
+"""Type of a column's values: text; a fingerprint; a share of 1, or a difference of two shares, shown in percent; a
+number with decimals; a count; a p-value."""
 Value: TypeAlias = str | int | float | Estimate | None
+Row: TypeAlias = tuple[Subject, Sequence[Value]]
+"""The model that a row is about, and the row's values without the model's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its heading, its name in the CSV file, and what it holds."""
+    """A column: its heading, its name in the CSV file, and the type of its values."""
 
     title: str
     name: str
@@ -27,24 +32,24 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One cell as the page shows it: the words, the interval below them, and the number to sort by."""
+class ShownValue:
+    """A value as the page shows it: its text, its interval on a line below, and the key to sort by."""
 
-    words: str
-    below: str
-    sort: str
+    text: str
+    interval: str
+    sort_key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table.
+    """A table of the report.
 
     Attributes:
-        stem: name of its CSV file, without the ending.
-        title: what it shows.
+        stem: name of its CSV file, without the suffix.
+        title: heading.
         columns: its columns.
-        rows: a value for each column; an :class:`Estimate` takes three columns of the CSV file.
-        series: for each row the number of the model it is of, or ``None``.
+        rows: one value for each column; an :class:`Estimate` takes three columns of the CSV file.
+        series: number of the model that each row is about; empty if rows are not about models.
         note: what a reader must know.
     """
 
@@ -52,38 +57,67 @@ class Table:
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Value, ...], ...]
-    series: tuple[int | None, ...] = ()
+    series: tuple[int, ...] = ()
     note: str = ""
 
-    def shown(self) -> list[tuple[int | None, list[Shown]]]:
-        """The rows as the page shows them, each with its model's number."""
+    def shown(self) -> list[tuple[int | None, list[ShownValue]]]:
+        """Return the rows as the page shows them, each with its model's number."""
         numbers = self.series or (None,) * len(self.rows)
         return [
-            (owner, [show(value, column.kind) for value, column in zip(row, self.columns, strict=True)])
-            for owner, row in zip(numbers, self.rows, strict=True)
+            (series, [shown_value(value, column.kind) for value, column in zip(row, self.columns, strict=True)])
+            for series, row in zip(numbers, self.rows, strict=True)
         ]
 
     def csv(self) -> str:
-        """The table as CSV; an undefined number is an empty cell."""
-        wide = [any(isinstance(row[place], Estimate) for row in self.rows) for place in range(len(self.columns))]
+        """Return the table as CSV; an undefined number is an empty result."""
+        wide = [any(isinstance(row[index], Estimate) for row in self.rows) for index in range(len(self.columns))]
         header = [
-            f"{column.name}{end}"
+            f"{column.name}{suffix}"
             for column, is_wide in zip(self.columns, wide, strict=True)
-            for end in (("", "_low", "_high") if is_wide else ("",))
+            for suffix in (("", "_low", "_high") if is_wide else ("",))
         ]
         return csv_text(header, (list(_flat(row, wide)) for row in self.rows))
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON types: rows as mappings from column to value, estimates as mappings."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: rows map column names to values, estimates are mappings."""
         names = [column.name for column in self.columns]
-        rows = [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in self.rows]
+        rows = [
+            {
+                name: value.to_dict() if isinstance(value, Estimate) else _number(value)
+                for name, value in zip(names, row, strict=True)
+            }
+            for row in self.rows
+        ]
         return {"title": self.title, "rows": rows}
 
 
-def _flat(row: Sequence[Value], wide: Sequence[bool]) -> Iterable[str | int | float | None]:
+def model_table(
+    dataset: DatasetRuns, name: str, columns: Sequence[Column], rows: Iterable[Row], **values: Any
+) -> Table:
+    """Build a table about the models of a data set; the first column names them.
+
+    Args:
+        dataset: the data set.
+        name: the table's name, which is also its macro in ``templates/tables.txt.jinja`` with title and note.
+        columns: the columns after the model's name.
+        rows: the rows.
+        values: what the macro needs.
+    """
+    pairs = list(rows)
+    title, note = texts("tables.txt.jinja", name, data_set=dataset.title, **values)
+    return Table(
+        stem=f"{dataset.name}.{name}",
+        title=title,
+        columns=(Column("Model", "model"), *columns),
+        rows=tuple((subject.label, *row) for subject, row in pairs),
+        series=tuple(subject.number for subject, _ in pairs),
+        note=note,
+    )
+
+
+def _flat(row: Sequence[Value], wide: Sequence[bool]) -> Iterator[str | int | float | None]:
     for value, is_wide in zip(row, wide, strict=True):
-        plain = value.value if isinstance(value, Estimate) else value
-        yield _number(plain)
+        yield _number(value.value if isinstance(value, Estimate) else value)
         if is_wide:
             yield from (_number(value.low), _number(value.high)) if isinstance(value, Estimate) else (None, None)
 
@@ -92,27 +126,22 @@ def _number(value: str | int | float | None) -> str | int | float | None:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _plain(value: Value) -> object:
-    return value.to_dict() if isinstance(value, Estimate) else _number(value)
-
-
-def show(value: Value, kind: Kind) -> Shown:
-    """A value as people read it."""
+def shown_value(value: Value, kind: Kind) -> ShownValue:
+    """Format a value for the page."""
     if value is None or isinstance(value, str):
-        words = formatting.NOTHING if value is None else value
-        return Shown(words, "", "" if value is None else words.casefold()[:80])
-    main = value.value if isinstance(value, Estimate) else float(value)
-    if math.isnan(main):
-        return Shown(formatting.NOTHING, "", "")
-    signed = kind == "gap"
-    if kind in ("share", "gap"):
-        words = formatting.percent(main, signed=signed).removesuffix("\N{NO-BREAK SPACE}%")
-    elif kind == "count":
-        words = f"{int(main):,}"
+        return ShownValue(formatting.NOTHING if value is None else value, "", (value or "").casefold()[:80])
+    point = value.value if isinstance(value, Estimate) else float(value)
+    if math.isnan(point):
+        return ShownValue(formatting.NOTHING, "", "")
+    signed = kind == "difference"
+    scale, digits = (100, 1) if kind in ("share", "difference") else (1, 3)
+    if kind == "count":
+        shown = f"{int(point):,}"
+    elif kind == "p":
+        shown = formatting.p_value(point)
     else:
-        words = formatting.p_value(main) if kind == "p" else formatting.decimal(main, 3)
-    below = ""
-    if isinstance(value, Estimate) and not math.isnan(value.low):
-        scale, places = (100, 1) if kind in ("share", "gap") else (1, 3)
-        below = " to ".join(formatting.decimal(scale * end, places, signed=signed) for end in (value.low, value.high))
-    return Shown(words, below, f"{main:.9g}")
+        shown = formatting.decimal(scale * point, digits, signed=signed)
+    interval = ""
+    if isinstance(value, Estimate) and known(value.low):
+        interval = formatting.bounds(scale * value.low, scale * value.high, digits, signed=signed)
+    return ShownValue(shown, interval, f"{point:.9g}")

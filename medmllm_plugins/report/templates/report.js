@@ -1,14 +1,14 @@
 "use strict";
-// Everything on the page can be read without this script; it adds sorting, filters and sliders.
+// The page is readable without this script, which adds sorting, filters and sliders.
 (() => {
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
   document.documentElement.classList.add("scripted");
 
-  // Tables: each heading becomes a button; undefined numbers stay last in both directions.
-  const compare = (one, other, down) => {
-    if (one === "" || other === "") return (one === "") - (other === "");
-    const [x, y] = [Number(one), Number(other)];
-    const order = Number.isNaN(x) || Number.isNaN(y) ? one.localeCompare(other, undefined, { numeric: true }) : x - y;
+  // Tables: each heading becomes a button; undefined numbers are last in both directions.
+  const compare = (left, right, down) => {
+    if (left === "" || right === "") return (left === "") - (right === "");
+    const [x, y] = [Number(left), Number(right)];
+    const order = Number.isNaN(x) || Number.isNaN(y) ? left.localeCompare(right, undefined, { numeric: true }) : x - y;
     return down ? -order : order;
   };
   for (const table of all("table.sortable")) {
@@ -25,23 +25,23 @@
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
         const body = table.tBodies[0];
-        const rows = Array.from(body.rows, (row, place) => [row.cells[column].dataset.sort ?? "", place, row]);
-        rows.sort((one, other) => compare(one[0], other[0], down) || one[1] - other[1]);
+        const rows = Array.from(body.rows, (row, index) => [row.cells[column].dataset.sort ?? "", index, row]);
+        rows.sort((left, right) => compare(left[0], right[0], down) || left[1] - right[1]);
         body.append(...rows.map((row) => row[2]));
       });
     });
   }
 
-  // Models: shown and hidden in figures, tables and gallery alike.
+  // Models: shown and hidden in figures, tables and gallery.
   for (const box of all("[data-shows]")) {
     const show = () => {
-      for (const one of all(`[data-series="${box.dataset.shows}"]`)) one.classList.toggle("off", !box.checked);
+      for (const element of all(`[data-series="${box.dataset.shows}"]`)) element.classList.toggle("off", !box.checked);
       count();
     };
     box.addEventListener("change", show);
   }
 
-  // The gallery: filters, strength of the overlay, slices.
+  // The gallery: filters, opacity of the map, slices.
   const cards = all(".card");
   const filters = all("[data-filter]");
   const status = document.getElementById("count");
@@ -52,18 +52,18 @@
   };
   const filter = () => {
     for (const card of cards) {
-      card.hidden = filters.some((one) => one.value !== "" && card.dataset[one.dataset.filter] !== one.value);
+      card.hidden = filters.some(({ value, dataset }) => value !== "" && card.dataset[dataset.filter] !== value);
     }
     count();
   };
-  for (const one of filters) one.addEventListener("change", filter);
+  for (const select of filters) select.addEventListener("change", filter);
   const form = document.getElementById("filters");
   if (form) form.addEventListener("submit", (event) => event.preventDefault());
   const opacity = document.getElementById("opacity");
   if (opacity) {
     const set = () => {
       document.documentElement.style.setProperty("--opacity", String(Number(opacity.value) / 100));
-      opacity.parentElement.querySelector("output").textContent = `${opacity.value} %`;
+      opacity.parentElement.querySelector("output").textContent = `${opacity.value}%`;
     };
     opacity.addEventListener("input", set);
     set();
@@ -78,16 +78,16 @@
       slider.parentElement.querySelector("output").textContent = `${slider.value} of ${slider.max}`;
     });
   }
-  // Paper cannot be unfolded: all is open on it but long texts and long tables, which say where they are.
+  // Everything is unfolded for printing, except long texts and long tables, which say where to find them.
   let folded = [];
   addEventListener("beforeprint", () => {
     folded = all("details:not(.whole, .screen):not([open])");
-    for (const one of folded) one.open = true;
+    for (const details of folded) details.open = true;
   });
   addEventListener("afterprint", () => {
-    for (const one of folded) one.open = false;
+    for (const details of folded) details.open = false;
     folded = [];
   });
-  filter(); // a browser may have kept the choices of an earlier visit
+  filter(); // a browser may restore the choices of an earlier visit
   for (const box of all("[data-shows]")) if (!box.checked) box.dispatchEvent(new Event("change"));
 })();

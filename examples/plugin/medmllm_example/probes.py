@@ -1,0 +1,7 @@
+"""A scikit-learn classifier as a probe."""
+
+from sklearn.neighbors import KNeighborsClassifier
+
+from medmllm_plugins.probes.sklearn_probe import SklearnProbe
+
+nearest = SklearnProbe(KNeighborsClassifier(), grid={"n_neighbors": [15, 5, 1]})

@@ -1,0 +1,119 @@
+"""Models and reference classifiers: which runs belong to one model, and a short label for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report.formatting import cut
+from medmllm_plugins.results.run_reader import RunFolder
+from medmllm_plugins.utils.json_values import clean, number
+from medmllm_plugins.utils.plain_text import quantity
+
+BLIND: Final = "majority"
+"""Method of the reference classifier that sees no image."""
+_IDENTITY: Final = (
+    "name",
+    "pretrained",
+    "fingerprint",
+    "method",
+    "dtype",
+    "peft",
+    "load_in",
+    "system",
+    "max_new_tokens",
+)
+"""Facts about a model; two runs with the same values are runs of one model."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model or a reference classifier.
+
+    Attributes:
+        number: index among all subjects; decides its colour and marker everywhere.
+        label: name on the page.
+        runs: its run folders.
+        reference: whether it is a reference classifier (``medmllm baseline``).
+        blind: whether it sees no image.
+    """
+
+    number: int
+    label: str
+    runs: tuple[RunFolder, ...]
+    reference: bool = False
+    blind: bool = False
+
+
+def group_subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subject]]:
+    """Group runs by model; a run with a task that the model already has starts another subject.
+
+    Returns:
+        The subjects, models first, and the subject of each run by the run's :func:`id`.
+    """
+    bundles: list[tuple[tuple[str, ...], list[RunFolder]]] = []
+    for run in runs:
+        key, names = _key(run), {task.name for task in run.tasks}
+        for other_key, members in bundles:
+            if key == other_key and not names & {task.name for member in members for task in member.tasks}:
+                members.append(run)
+                break
+        else:
+            bundles.append((key, [run]))
+    labels = _labels([members[0] for _, members in bundles])
+    labelled = sorted(
+        zip(labels, (members for _, members in bundles), strict=True), key=lambda pair: bool(pair[1][0].baseline)
+    )
+    subjects = [
+        Subject(index, label, tuple(members), bool(members[0].baseline), members[0].baseline == BLIND)
+        for index, (label, members) in enumerate(labelled)
+    ]
+    return subjects, {id(run): subject for subject in subjects for run in subject.runs}
+
+
+def _key(run: RunFolder) -> tuple[str, ...]:
+    """Return what identifies a model: its facts, and the arguments that change its answers."""
+    arguments = _answer_arguments(run)
+    if not run.model:
+        return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""), *arguments)
+    return (*(str(run.model.get(name)) for name in _IDENTITY), *arguments)
+
+
+def _answer_arguments(run: RunFolder) -> list[str]:
+    """Return the arguments of the command that change every answer, as text; empty at their defaults."""
+    examples, arguments = number(run.command.get("num_fewshot")), run.command.get("gen_kwargs")
+    return [
+        quantity(int(examples), "example") if known(examples) and examples > 0 else "",
+        clean(arguments) if arguments else "",
+    ]
+
+
+def _labels(runs: Sequence[RunFolder]) -> list[str]:
+    """Return the shortest labels that differ: model name, size, loading and prompting options, run folder."""
+    forms = [_label_forms(run) for run in runs]
+    chosen = [1] * len(forms)
+    for depth in range(1, 4):
+        labels = [form[index] for form, index in zip(forms, chosen, strict=True)]
+        repeated = {label for label in labels if labels.count(label) > 1}
+        chosen = [min(depth + 1, 3) if label in repeated else at for label, at in zip(labels, chosen, strict=True)]
+    labels = [form[index] for form, index in zip(forms, chosen, strict=True)]
+    return [
+        label if labels.count(label) == 1 else f"{label} #{labels[:index].count(label) + 1}"
+        for index, label in enumerate(labels)
+    ]
+
+
+def _label_forms(run: RunFolder) -> tuple[str, str, str, str]:
+    model = run.model
+    name = cut(model.get("name") or run.command.get("model") or run.name, 40)
+    size = cut(Path(str(model["pretrained"])).name, 30) if model.get("pretrained") else ""
+    if not model and run.command.get("model_args"):
+        size = cut(run.command["model_args"], 40)
+    plain = f"{name} ({size})" if size else name
+    options = [str(model[key]) for key in ("dtype", "load_in", "peft") if model.get(key)]
+    options += filter(None, _answer_arguments(run))
+    precise = f"{plain}, {cut(', '.join(options), 60)}" if options else plain
+    return name, plain, precise, f"{plain}, {cut(run.name, 60)}"

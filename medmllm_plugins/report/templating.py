@@ -1,0 +1,68 @@
+"""Templates of the report: every sentence of the page stands in ``templates/``; Python passes typed values."""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib.resources import files
+from typing import Any, Final
+
+import jinja2
+
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.report import formatting
+from medmllm_plugins.results.probe_records import TITLES
+from medmllm_plugins.utils.plain_text import listed, quantity
+
+BREAK: Final = "\x1e"
+"""Separates the texts of one macro, written ``{{ next }}``; no value holds it, see :func:`medmllm_plugins.utils.json_values.clean`."""
+_SPACE: Final = re.compile(r"[ \t\n]+")
+
+
+def template_source(name: str) -> str:
+    """Return the text of a file in ``templates/``."""
+    return files(str(__package__)).joinpath("templates", name).read_text("utf-8")
+
+
+@functools.cache
+def environment(*, autoescape: bool) -> jinja2.Environment:
+    """Return the Jinja environment with the number formats of the report as filters.
+
+    Args:
+        autoescape: whether values are escaped, as for HTML.
+    """
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(template_source),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("cut", "decimal", "interval", "percent", "points", "sentence_case")
+    made.filters |= {"listed": listed, "quantity": quantity, **{name: getattr(formatting, name) for name in names}}
+    made.globals |= {"known": known, "joint": _joint, "next": BREAK, "failure_modes": TITLES}
+    return made
+
+
+def _joint(loop: Any) -> str:
+    """Return what follows an item of an enumeration: a comma, " and ", or nothing after the last."""
+    return "" if loop.last else " and " if loop.revindex == 2 else ", "
+
+
+def texts(template: str, macro: str, **values: Any) -> list[str]:
+    """Render a macro to its texts, each on one line.
+
+    Args:
+        template: a file of ``templates/``.
+        macro: the macro's name.
+        values: its arguments.
+    """
+    module = environment(autoescape=False).get_template(template).module
+    rendered = str(getattr(module, macro)(**values))
+    return [_SPACE.sub(" ", text).strip(" ") for text in rendered.split(BREAK)]
+
+
+def text(template: str, macro: str, **values: Any) -> str:
+    """Render a macro that has one text; see :func:`texts`."""
+    (only,) = texts(template, macro, **values)
+    return only
