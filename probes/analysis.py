@@ -14,7 +14,6 @@ import torch
 
 from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -33,6 +32,7 @@ from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, Va
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
+from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
 from medmllm_plugins.results.probe_records import (
     MODES,
     MODULES,

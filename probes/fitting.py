@@ -16,13 +16,13 @@ from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.features.control_features import PIXELS
-from medmllm_plugins.features.store import FeatureStore, StoredLayer
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, load_probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
+from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
 from medmllm_plugins.utils.progress import Progress
 
 LAST_LAYER = "llm.norm"

@@ -12,8 +12,8 @@ import pandas as pd
 from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.core.folds import grouped_folds
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.classification import Ints
+from medmllm_plugins.results.feature_store import FeatureStore
 
 MAX_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
 """Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear probe,

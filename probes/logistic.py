@@ -142,30 +142,10 @@ def solve(
     layers, rows, rank = space.train.shape
     device = space.train.device
     targets, strengths = targets.to(device), strengths.to(device, torch.float32)
-    if classes < 2:
-        raise OptionError(
-            f"Expected argument `classes` to be at least 2, but got {classes}: with one class there is nothing to fit."
-        )
     if targets.ndim == 2:
         targets = targets[None]
-    if targets.ndim != 3 or targets.shape[0] not in (1, layers) or targets.shape[2] != rows:
-        raise OptionError(
-            f"Expected argument `targets` to have the shape (label sets, {rows}) or ({layers}, label sets, {rows}), but "
-            f"got {tuple(targets.shape)}: give each train row one class in each label set."
-        )
-    if not _within(targets, classes):
-        raise OptionError(
-            f"Expected argument `targets` to hold int64 classes from 0 to {classes - 1}, but got "
-            f"{_described(targets)}: number the classes from 0."
-        )
+    _check_problems(targets, strengths, layers=layers, rows=rows, classes=classes)
     sets = targets.shape[1]
-    if strengths.ndim != 1 and strengths.shape != (layers, sets):
-        raise OptionError(
-            f"Expected argument `strengths` to have the shape (strengths,) or ({layers}, {sets}), but got "
-            f"{tuple(strengths.shape)}: give one grid for all, or one strength for each layer and label set."
-        )
-    if not bool(((strengths > 0) & strengths.isfinite()).all()):
-        raise OptionError(f"Expected argument `strengths` to be above 0, but got {_described(strengths)}.")
     grid = strengths.shape[0] if strengths.ndim == 1 else 1
     strength = strengths.expand(layers, sets, grid) if strengths.ndim == 1 else strengths[..., None]
     problems = sets * grid
@@ -191,6 +171,31 @@ def solve(
         converged=(norm <= tolerance).view(shape),
         steps=steps.view(shape),
     )
+
+
+def _check_problems(targets: Tensor, strengths: Tensor, *, layers: int, rows: int, classes: int) -> None:
+    """Check the arguments of :func:`solve`; ``targets`` has three dimensions."""
+    if classes < 2:
+        raise OptionError(
+            f"Expected argument `classes` to be at least 2, but got {classes}: with one class there is nothing to fit."
+        )
+    if targets.ndim != 3 or targets.shape[0] not in (1, layers) or targets.shape[2] != rows:
+        raise OptionError(
+            f"Expected argument `targets` to have the shape (label sets, {rows}) or ({layers}, label sets, {rows}), "
+            f"but got {tuple(targets.shape)}: give each train row one class in each label set."
+        )
+    if not _within(targets, classes):
+        raise OptionError(
+            f"Expected argument `targets` to hold int64 classes from 0 to {classes - 1}, but got "
+            f"{_described(targets)}: number the classes from 0."
+        )
+    if strengths.ndim != 1 and strengths.shape != (layers, targets.shape[1]):
+        raise OptionError(
+            f"Expected argument `strengths` to have the shape (strengths,) or ({layers}, {targets.shape[1]}), but got "
+            f"{tuple(strengths.shape)}: give one grid for all, or one strength for each layer and label set."
+        )
+    if not bool(((strengths > 0) & strengths.isfinite()).all()):
+        raise OptionError(f"Expected argument `strengths` to be above 0, but got {_described(strengths)}.")
 
 
 @dataclass(frozen=True, slots=True)

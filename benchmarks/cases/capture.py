@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect, timed
 from benchmarks.models import BATCH, QUESTION, answer, answer_and_record, documents, model_of_size
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.features.unused_layers import unused_layers
+from medmllm_plugins.results.feature_store import FeatureStore
 
 Recorded = tuple[list[str], Path]
 """Answers, and the folder of the store."""

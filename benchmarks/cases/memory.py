@@ -21,12 +21,13 @@ import torch
 from benchmarks.harness import Benchmark, Run, Sides, expect, peak_memory_mb
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.features.control_features import PIXELS
-from medmllm_plugins.features.store import FeatureStore, Header, StoredLayer, seal, write_header
+from medmllm_plugins.features.store import seal, write_header
 from medmllm_plugins.features.store_writer import SHARD_ROWS, FeatureBatch, Writer
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
+from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
 
 LABELS = ("a", "b", "c", "d")
 GROUP = 4

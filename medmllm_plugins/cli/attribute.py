@@ -1,7 +1,6 @@
 """``medmllm attribute``: chosen documents of a run explained again, by other methods or at other layers.
 
-What is explained is what the run answered: text, class and scores are read from its folder, and nothing is answered
-anew.
+What is explained are the answers of the run: text, class and scores are read from its folder.
 """
 
 from __future__ import annotations
@@ -9,104 +8,156 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
+
+import typer
 
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index, write_table
+from medmllm_plugins.attribution.checks.check_summary import format_summary
 from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.prompts.attribution_options import AttributionOptions
+from medmllm_plugins.prompts.attribution_options import METHODS, AttributionOptions, Baseline
 from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
+from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
 from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS
 
+DEFAULTS: Final = AttributionOptions()
+app = new_app()
 
+
+@app.command(cls=MultiValueCommand, epilog="Example: medmllm attribute results --ids phantom-02868 --layer llm.3")
 def attribute(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder, or the --output_path of a run.")],
+    ids: Annotated[list[str], typer.Option(metavar="ID...", help="Documents, by the ids in the files of the run.")],
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help=f"Methods, of {', '.join(METHODS)}, …; default: these.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER...", help="Layers, such as vision.12, connector or llm.20.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="What is explained: decision, truth, answer, or a class.")
+    ] = DEFAULTS.target,
+    baseline: Annotated[
+        Baseline, typer.Option(help="The image that the document is compared with.")
+    ] = DEFAULTS.baseline,
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Points on the path of methods that integrate.")
+    ] = DEFAULTS.steps,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="The task of the documents, if the run has several.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute: cpu or cuda.")] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch_size", metavar="N", help="Rows that go through the model together.")
+    ] = 8,
+    json: JsonFlag = False,
+) -> None:
+    """Explain documents of a run with other methods or layers.
+
+    The run's model is loaded again. Answers and scores are read from the run, so nothing is generated.
+    """
+    options = AttributionOptions(
+        methods=tuple(method or METHODS), layers=tuple(layer or ()), target=target, baseline=baseline, steps=steps
+    )
+    index = explain_documents(one_run(run_dir), ids, options, task=task, device=device, batch_size=batch_size)
+    if json:
+        print_json(index)
+    else:
+        print(format_summary(index))
+
+
+def explain_documents(
     folder: Path,
     ids: Sequence[str],
-    asked: AttributionOptions,
+    options: AttributionOptions,
     *,
     task: str | None = None,
     device: str | None = None,
-    batch: int = 8,
-    say: Callable[[str], None] = print_error,
+    batch_size: int = 8,
+    log: Callable[[str], None] = print_error,
 ) -> dict[str, Any]:
     """Load a run's model again and explain documents; the results join those of the run.
 
     Args:
         folder: the run folder.
         ids: of the documents.
-        asked: methods, layers, target and baseline; its ``n`` has no part in it.
-        task: whose; may be left out where the run has one task.
-        device: where to compute; as the run did where ``None``.
-        batch: the most rows that go through the model together.
-        say: takes a line about what does not agree in the folder.
+        options: methods, layers, target and baseline; ``n`` is ignored.
+        task: the task of the documents; may be left out if the run has one task.
+        device: where to compute; default: as the run did.
+        batch_size: the most rows that go through the model together.
+        log: takes a line about each inconsistency in the folder.
 
     Returns:
-        The index of all that is explained, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.
+        The index of all explanations, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.
 
     Raises:
         DataError: the data are not those of the run, or it answered no such document.
-        OptionError: there is no such task, method, layer or label, the batch holds no row, the model is none of this
-            package's, or the run showed it something else than the document alone.
+        OptionError: there is no such task, method, layer or label, ``batch_size`` is below 1, this package cannot load
+            the model, or the run showed it more than the document.
     """
-    if batch < 1:
-        raise OptionError(f"Expected `--batch_size` to be at least 1, found {batch}.")
+    if batch_size < 1:
+        raise OptionError(f"Expected `--batch_size` to be at least 1, got {batch_size}.")
     run = load_run(folder)
     for warning in run.warnings:
-        say(f"Warning: {warning}")
-    name = _task(list(run.manifest["tasks"]), task)
+        log(f"Warning: {warning}")
+    name = _choose_task(list(run.manifest["tasks"]), task)
     run.require_sealed(f"{ATTRIBUTIONS}/{file_stem(name)}/")
     settings = task_settings(name)
-    asked.check(TaskRows(settings, ()).classes)
-    _alone(name, run.manifest["tasks"][name], settings)
+    options.check(TaskRows(settings, ()).classes)
+    _check_plain_input(name, run.manifest["tasks"][name], settings)
     data = load_dataset(settings.dataset, on_error=settings.on_error)
-    told = run.manifest["tasks"][name].get("dataset_fingerprint")
-    if told != data.fingerprint:
-        raise DataError(f"{name}: expected the data of the run (fingerprint {told}), found {data.fingerprint}.")
+    expected = run.manifest["tasks"][name].get("dataset_fingerprint")
+    if expected != data.fingerprint:
+        raise DataError(f"{name}: expected the data of the run (fingerprint {expected}), got {data.fingerprint}.")
     loaded = _load(run.manifest.get("model") or {}, device)
     items = _items(loaded, TaskContent(name, settings, data), _answers(run, name, ids))
-    shelf = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), asked.to_dict(), "again", again=True)
+    store = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), options.to_dict(), "again", again=True)
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
-    explain(loaded, asked, items, shelf, batch)
+    explain(loaded, options, items, store, batch_size)
     model, labels = str(run.manifest["model"]["name"]), TaskRows(settings, ()).classes
-    index = write_index(shelf.folder, name, model, labels)
+    index = write_index(store.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}.attributions.csv", index)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}.attributions.csv"])
     return index
 
 
-def _task(there: Sequence[str], wanted: str | None) -> str:
-    if wanted is None and len(there) == 1:
-        return there[0]
-    if wanted not in there:
-        raise OptionError(f"Expected `--task` to be one of {list(there)}, found {wanted!r}.")
-    return str(wanted)
+def _choose_task(tasks: Sequence[str], task: str | None) -> str:
+    if task is None and len(tasks) == 1:
+        return tasks[0]
+    if task not in tasks:
+        raise OptionError(f"Expected `--task` to be one of {list(tasks)}, got {task!r}.")
+    return str(task)
 
 
-def _alone(name: str, told: Mapping[str, Any], settings: TaskSettings) -> None:
-    """See that the run showed the model each document itself, and nothing beside it.
+def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettings) -> None:
+    """Check that the run showed the model each document itself and nothing more.
 
     Raises:
         OptionError: it showed control images, or solved examples before each question.
     """
-    if (image := told.get("image", settings.image)) != "shown":
-        raise OptionError(f"{name}: expected a run with image=shown, which alone can be explained, found {image}.")
-    if shots := told.get("shots", 0):
-        raise OptionError(f"{name}: expected a run without few-shot examples, found --num_fewshot {shots}.")
+    if (image := facts.get("image", settings.image)) != "shown":
+        raise OptionError(
+            f"{name}: expected a run with image=shown, because control images cannot be explained, got {image}."
+        )
+    if shots := facts.get("shots", 0):
+        raise OptionError(f"{name}: expected a run without few-shot examples, got --num_fewshot {shots}.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a run answered: its text, and its scores of the labels where it has some."""
+    """An answer of the run: its text, and its scores of the labels if it has some."""
 
     text: str
     scores: tuple[float, ...] | None
@@ -120,22 +171,21 @@ def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answe
     """
     path = run.folder / f"{file_stem(name)}{SUFFIX}"
     texts = read_answers(path) if name in run.outcomes else {}
-    known = {one.id: _Answer(texts[one.id], one.scores) for one in run.outcomes.get(name, ()) if one.id in texts}
-    if unknown := [one for one in ids if one not in known]:
+    outcomes = [outcome for outcome in run.outcomes.get(name, ()) if outcome.id in texts]
+    known = {outcome.id: _Answer(texts[outcome.id], outcome.scores) for outcome in outcomes}
+    if unknown := [document for document in ids if document not in known]:
         close = ", ".join(sorted(known)[:5]) or "none"
         raise DataError(
-            f"{name}: expected ids of documents that the run answered, such as {close}; found {', '.join(unknown)}."
+            f"{name}: expected ids of documents that the run answered, such as {close}; got {', '.join(unknown)}."
         )
-    return {one: known[one] for one in ids}
+    return {document: known[document] for document in ids}
 
 
 def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
-    """The run's model, loaded as it was."""
+    """Load the model of the run as the run did."""
     spec = get_manager().models().get(str(facts.get("name")))
     if spec is None or spec.wrapper is not None:
-        raise OptionError(
-            f"Expected a run of a model that this package or a plugin loads, found {facts.get('name')!r}."
-        )
+        raise OptionError(f"Expected a run of a model that this package or a plugin loads, got {facts.get('name')!r}.")
     options = LoadOptions(
         pretrained=str(facts["pretrained"]),
         device=device or str(facts["device"]),
@@ -149,7 +199,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     loaded = load_model(spec, options)
     if loaded.fingerprint != facts["fingerprint"]:
         raise DataError(
-            f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), found "
+            f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), got "
             f"{loaded.fingerprint}."
         )
     return loaded

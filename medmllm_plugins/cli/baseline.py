@@ -1,11 +1,14 @@
-"""``medmllm baseline``: an ordinary classifier's run folder, for ``compare`` and the report."""
+"""``medmllm baseline``: the run of a reference classifier, for ``compare``, ``diagnose`` and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+import typer
+
+from medmllm_plugins.cli.console import new_app
 from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.core.leaks import divided_groups
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
@@ -16,19 +19,51 @@ from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.reference.classifier import ReferenceClassifier
 from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
+from medmllm_plugins.reference.reference_methods import make_classifier
 from medmllm_plugins.results import scoring
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
 _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose settings on", "test": "be tested on"}
+app = new_app()
 
 
+@app.command(epilog="Example: medmllm baseline med_cls_busi --method pixels --output results")
 def baseline(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK", help="Tasks, named as for an evaluation.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="majority (the most common class), pixels (logistic regression) or timm:NAME (fine-tuned network).",
+        ),
+    ] = "pixels",
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the run, like --output_path of lmms-eval.")
+    ] = Path(),
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random generators.")] = 0,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="timm: pretrained weights.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="timm: maximum number of epochs.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="timm: device to train on, such as cuda.")] = None,
+) -> None:
+    """Train a reference classifier and score it like a model.
+
+    It learns from the train fold and is scored on the test fold, with the metrics of the task.
+    """
+
+    def make() -> ReferenceClassifier:
+        return make_classifier(method, seed=seed, weights=weights, epochs=epochs, device=device)
+
+    folder = run_baseline(tasks, method, make, output=output, log=print, seed=seed)
+    print(f"Details: {folder}")
+
+
+def run_baseline(
     tasks: Sequence[str],
     method: str,
     make: Callable[[], ReferenceClassifier],
     *,
     output: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     seed: int = 0,
 ) -> Path:
     """Train a reference classifier for each task and score it as a model is scored.
@@ -36,9 +71,9 @@ def baseline(
     Args:
         tasks: names of tasks, arguments behind them as for an evaluation.
         method: its name, for the manifest.
-        make: makes it, untrained.
+        make: returns an untrained one.
         output: the parent of the run folder, as the host's ``--output_path``.
-        say: told, line by line, what came of it.
+        log: takes a line about each result and warning.
         seed: for the manifest.
 
     Returns:
@@ -63,14 +98,14 @@ def baseline(
         with run.stage("train"):
             model.fit(folds["train"], folds["validation"])
         with run.stage("answer"):
-            found = model.log_probabilities(folds["test"])
+            log_probabilities = model.log_probabilities(folds["test"])
         run.model({"name": f"baseline {method}", "method": method})
         run.folder_for(f"baseline-{method.replace(':', '-').replace('/', '-')}")
         run.task(task, {"baseline": {"method": method, **model.facts()}})
         for warning in _leaks(sets[task]):
             run.task(task, {"leaks": warning})
-            say(f"Warning: {warning}")
-        _write(run, task, settings, folds["test"], found, say)
+            log(f"Warning: {warning}")
+        _write(run, task, settings, folds["test"], log_probabilities, log)
     assert run.folder is not None
     return run.folder
 
@@ -78,26 +113,26 @@ def baseline(
 def _checked(task: str, settings: TaskSettings) -> TaskSettings:
     if settings.folds != ("test",):
         raise OptionError(
-            f"{task}: expected the test fold alone, since a classifier learns from the others, found "
+            f"{task}: expected the test fold alone, since a classifier learns from the others, got "
             f"{'+'.join(settings.folds)}."
         )
     if settings.image != "shown":
         raise OptionError(
-            f"{task}: expected image=shown, since a classifier is trained on images, found {settings.image}."
+            f"{task}: expected image=shown, since a classifier is trained on images, got {settings.image}."
         )
     return settings
 
 
 def _examples(data: Dataset, settings: TaskSettings, model: ReferenceClassifier) -> dict[Fold, LabelledImages]:
-    found: dict[Fold, LabelledImages] = {}
+    examples: dict[Fold, LabelledImages] = {}
     for fold, use in _USES.items():
-        found[fold] = LabelledImages(data, settings.view, data.select((fold,)))
-        if not len(found[fold]) and (fold != "validation" or model.chooses):
+        examples[fold] = LabelledImages(data, settings.view, data.select((fold,)))
+        if not len(examples[fold]) and (fold != "validation" or model.chooses):
             raise DataError(
-                f"{data.spec.title}: expected documents in the {fold} fold, to {use}, found none; its counts are "
+                f"{data.spec.title}: expected documents in the {fold} fold, to {use}, got none; its counts are "
                 f"{data.counts()}."
             )
-    return found
+    return examples
 
 
 def _write(
@@ -105,16 +140,16 @@ def _write(
     task: str,
     settings: TaskSettings,
     examples: LabelledImages,
-    found: LogProbabilities,
-    say: Callable[[str], None],
+    log_probabilities: LogProbabilities,
+    log: Callable[[str], None],
 ) -> None:
     data = examples.data
     rows = TaskRows(settings, examples.documents)
-    place = {document.id: index for index, document in enumerate(examples.documents)}
-    question = {finding: index for index, finding in enumerate(examples.findings)}
+    document_index = {document.id: index for index, document in enumerate(examples.documents)}
+    finding_index = {finding: index for index, finding in enumerate(examples.findings)}
     outcomes = []
     for row in rows:
-        scores = found[place[row["document"]], question[row["finding"]]]
+        scores = log_probabilities[document_index[row["document"]], finding_index[row["finding"]]]
         answer = examples.answers[int(scores.argmax())]
         outcomes.append(
             Outcome(
@@ -132,18 +167,19 @@ def _write(
     summary = scoring.score(outcomes, settings)
     folder = run.folder_for("baseline")
     run.task(task, scoring.facts(settings, data, documents=len(rows.documents), questions=len(outcomes)))
-    scoring.write(folder, task, summary, outcomes, {one.id: one.predicted or "" for one in outcomes}, data)
+    scoring.write(folder, task, summary, outcomes, {outcome.id: outcome.predicted or "" for outcome in outcomes}, data)
     run.scored(task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
-    say(f"{task}: {summary.headline()}")
+    log(f"{task}: {summary.headline()}")
 
 
 def _leaks(data: Dataset) -> list[str]:
-    """What makes a trained classifier look better than it is."""
+    """Return a warning about groups that make a trained classifier look better than it is, if there are any."""
     divided = divided_groups(data.documents)
-    leaking = sum(one.fold == "test" and "train" in divided.get(one.group, ()) for one in data.documents)
+    leaking = sum(document.fold == "test" and "train" in divided.get(document.group, ()) for document in data.documents)
     if not leaking:
         return []
     return [
         f"{data.spec.title}: {leaking} test documents share a group (patient, lesion, source or near-duplicate) with "
-        f"the train fold, which flatters a trained classifier; `medmllm datasets --check {data.spec.name}` lists them."
+        f"the train fold, so a trained classifier looks better than it is; `medmllm datasets --check {data.spec.name}` "
+        "lists them."
     ]

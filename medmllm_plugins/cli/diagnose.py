@@ -1,27 +1,98 @@
-"""``medmllm diagnose``: what probes tell, computed anew from the features that a run left; no model needed."""
+"""``medmllm diagnose``: probes fitted again on the features that a run recorded; no model needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
 from medmllm_plugins.errors import DataError, OptionError, print_error
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.probe_options import Options
+from medmllm_plugins.probes.analysis_text import render
+from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import update_seal
 from medmllm_plugins.runtime.evaluation_run import FEATURES
 
+app = new_app()
 
+
+@app.command(epilog="Example: medmllm diagnose results --folds 5")
 def diagnose(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder, or the --output_path of a run.")],
+    task: Annotated[list[str] | None, typer.Option(metavar="TASK", help="Only this task; may be repeated.")] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="linear (logistic regression), paper (the two-layer MLP of arXiv 2604.08333), or a plugin's.",
+        ),
+    ] = "linear",
+    grid: Annotated[str, typer.Option(metavar="C,C,…", help="Inverse L2 strengths to choose from.")] = "",
+    pooling: Annotated[
+        str, typer.Option(metavar="A,B", help="Only these poolings: mean, last, cls, max, answer.")
+    ] = "",
+    layers: Annotated[
+        str, typer.Option(metavar="A,B", help="Only these layers, with those that the diagnosis needs.")
+    ] = "",
+    width: Annotated[int, typer.Option(metavar="N", help="Project every layer at random to N dimensions.")] = 0,
+    folds: Annotated[int, typer.Option(metavar="N", help="Fit again on N further divisions into folds.")] = 0,
+    permutations: Annotated[
+        int | None, typer.Option(metavar="N", help="Label permutations (linear: 20; paper: 0).")
+    ] = None,
+    controls: Annotated[
+        int | None, typer.Option(metavar="N", help="Draws of the control task (linear: 3; paper: 1).")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random generators.")] = 0,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="The run of a reference classifier (medmllm baseline).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: the run folder.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Where to fit: cpu or cuda.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Fit the probes of a med_probe run again, without the model.
+
+    The features that the run recorded are read from its folder.
+    """
+    default_permutations, default_controls = default_refits(protocol)
+    options = Options(
+        protocol=protocol,
+        **({"strengths": parse_strengths(grid)} if grid else {}),
+        poolings=tuple(filter(None, pooling.split(","))),
+        layers=tuple(filter(None, layers.split(","))),
+        width=width,
+        permutations=default_permutations if permutations is None else permutations,
+        controls=default_controls if controls is None else controls,
+        repeats=folds,
+        seed=seed,
+    )
+    analyses = rerun_analyses(
+        one_run(run_dir, holding="features"),
+        options,
+        tasks=task or (),
+        reference=None if reference is None else one_run(reference),
+        output=output,
+        device=device,
+    )
+    if json:
+        print_json([analysis.to_dict() for analysis in analyses])
+    else:
+        print("\n\n".join(render(analysis) for analysis in analyses))
+
+
+def rerun_analyses(
     folder: Path,
     options: Options,
     *,
@@ -29,73 +100,71 @@ def diagnose(
     reference: Path | None = None,
     output: Path | None = None,
     device: str | None = None,
-    say: Callable[[str], None] = print_error,
+    log: Callable[[str], None] = print_error,
 ) -> list[ProbeAnalysis]:
     """Recompute the analyses of a run, and write them.
 
     Args:
         folder: the run folder.
         options: how to fit and compare.
-        tasks: these only; all that kept features where empty.
-        reference: run folder of a reference classifier; one that stands beside the run is found by itself.
-        output: where to write; the run folder, whose earlier files are replaced, where ``None``.
+        tasks: only these; if empty, all with features.
+        reference: run folder of a reference classifier; default: one in the same parent folder, if there is any.
+        output: where to write; default: the run folder, whose earlier files are replaced.
         device: where to fit.
-        say: takes a line about what does not agree in the folder.
+        log: takes a line about each inconsistency in the folder.
 
     Raises:
-        DataError: the run kept no features, or they are damaged or of another model or data set than the run; or the
-            run was stopped.
+        DataError: the run recorded no features, or they are damaged or of another model or data set than the run; or
+            the run was stopped.
         OptionError: there is no such task or device, ``reference`` is the run itself, or ``output`` is no folder or
-            left out with some of the layers or poolings only.
+            missing although only some layers or poolings are asked for.
     """
     run = load_run(folder)
     for warning in run.warnings:
-        say(f"Warning: {warning}")
-    held = _tasks(run)
-    if unknown := sorted(set(tasks) - set(held)):
-        raise OptionError(f"Expected tasks among {held}, which kept features, found {unknown}.")
-    target = _target(folder, output, options)
-    where = None if device is None else resolve_device(device)
-    found = []
-    for task in tasks or held:
+        log(f"Warning: {warning}")
+    recorded = _tasks_with_features(run)
+    if unknown := sorted(set(tasks) - set(recorded)):
+        raise OptionError(f"Expected tasks with features, {recorded}, got {unknown}.")
+    target = _output_folder(folder, output, options)
+    torch_device = None if device is None else resolve_device(device)
+    analyses = []
+    for task in tasks or recorded:
         store = open_store(run, task)
-        compared = _reference(folder, reference, store)
         analysis = analyse(
             store,
             _outcomes(run, task),
             options,
-            reference=compared,
-            device=where,
+            reference=_reference(folder, reference, store),
+            device=torch_device,
         )
         write_probes(target, file_stem(task), analysis)
-        found.append(analysis)
+        analyses.append(analysis)
         if target.resolve() == folder.resolve():
             update_seal(folder, [f"{file_stem(task)}{suffix}" for suffix in SUFFIXES])
-    return found
+    return analyses
 
 
-def _tasks(run: RunResults) -> list[str]:
-    """The tasks of a run that kept features."""
-    held = [task for task in run.manifest["tasks"] if (run.folder / FEATURES / file_stem(task)).is_dir()]
-    if held:
-        return held
+def _tasks_with_features(run: RunResults) -> list[str]:
+    recorded = [task for task in run.manifest["tasks"] if (run.folder / FEATURES / file_stem(task)).is_dir()]
+    if recorded:
+        return recorded
     if run.manifest.get("finished") is None:
         raise DataError(
-            f"{run.folder}: expected a finished run, found one that was stopped. What it has answered is kept: start "
-            "the same command again, and it goes on from there."
+            f"{run.folder}: expected a finished run, got one that was stopped. Its answers are saved: start the same "
+            "command again to continue."
         )
-    how = probing_command(run.manifest.get("command") or {}, next(iter(run.manifest["tasks"]), "med_cls_demo"))
+    command = probing_command(run.manifest.get("command") or {}, next(iter(run.manifest["tasks"]), "med_cls_demo"))
     raise DataError(
-        f"{run.folder}: expected features of a med_probe task, got none.{f' Run one: {how}' if how else ''}"
+        f"{run.folder}: expected features of a med_probe task, got none.{f' Run one: {command}' if command else ''}"
     )
 
 
-def _target(folder: Path, output: Path | None, options: Options) -> Path:
-    """Where to write, made if need be; a part of the curves must not take the place of the whole."""
+def _output_folder(folder: Path, output: Path | None, options: Options) -> Path:
+    """Return the folder to write to, made if need be; a part of the curves must not replace all of them."""
     if output is None and (options.layers or options.poolings):
         raise OptionError(
-            "Expected argument `output` with some of the layers or poolings only, as the run's own files hold all of "
-            "them: name a folder with --output."
+            "Expected argument `output` when only some layers or poolings are fitted, because the run's own files hold "
+            "all of them. Name a folder with --output."
         )
     target = folder if output is None else output
     try:
@@ -108,14 +177,14 @@ def _target(folder: Path, output: Path | None, options: Options) -> Path:
 def _outcomes(run: RunResults, task: str) -> Sequence[Outcome]:
     if task not in run.outcomes:
         raise DataError(
-            f"{run.folder / (file_stem(task) + SUFFIX)}: expected the scored answers of {task}, found no file; copy "
+            f"{run.folder / (file_stem(task) + SUFFIX)}: expected the scored answers of {task}, got no file. Copy "
             "the run folder again."
         )
     return run.outcomes[task]
 
 
 def open_store(run: RunResults, task: str) -> FeatureStore:
-    """The features of a task of a run, checked to be of this run and as they were written.
+    """Open the features of a task, checked to be those of the run and undamaged.
 
     Raises:
         DataError: they are damaged, or of another model or data set.
@@ -123,22 +192,22 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
     run.require_sealed(f"{FEATURES}/{file_stem(task)}/")
     store = FeatureStore(run.folder / FEATURES / file_stem(task))
     store.check()
-    told: dict[str, Any] = run.manifest["tasks"][task]
+    facts: dict[str, Any] = run.manifest["tasks"][task]
     model: dict[str, Any] = run.manifest.get("model") or {}
-    for what, expected, there in (
+    for what, expected, actual in (
         ("model", model.get("fingerprint"), store.header.model_fingerprint),
-        ("data set", told.get("dataset_fingerprint"), store.header.dataset_fingerprint),
+        ("data set", facts.get("dataset_fingerprint"), store.header.dataset_fingerprint),
     ):
-        if expected != there:
+        if expected != actual:
             raise DataError(
-                f"{store.folder}: expected features of the run's own {what} (fingerprint {str(expected)[:12]}…), found "
-                f"those of another ({there[:12]}…). Do not mix run folders; run the task again."
+                f"{store.folder}: expected features of the run's own {what} (fingerprint {str(expected)[:12]}…), got "
+                f"those of another ({actual[:12]}…). Do not mix run folders; run the task again."
             )
     return store
 
 
-def _reference(folder: Path, named: Path | None, store: FeatureStore) -> Reference | None:
+def _reference(folder: Path, reference: Path | None, store: FeatureStore) -> Reference | None:
     fingerprint = store.header.dataset_fingerprint
-    if named is not None and named.resolve() == folder.resolve():
-        raise OptionError(f"Expected `reference` to be another run than {folder}, which would be held against itself.")
-    return find_reference(folder, fingerprint) if named is None else read_reference(named, fingerprint)
+    if reference is not None and reference.resolve() == folder.resolve():
+        raise OptionError(f"Expected `reference` to be another run than {folder}, got the run itself.")
+    return find_reference(folder, fingerprint) if reference is None else read_reference(reference, fingerprint)

@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
+import typer
+
+from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import OptionError, print_error
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import DEMO
-from medmllm_plugins.probes.validation.selfcheck import Report, selfcheck
+from medmllm_plugins.probes.validation.selfcheck import Report
+from medmllm_plugins.probes.validation.selfcheck import selfcheck as run_selfcheck
+
+app = new_app()
 
 
-def check_demo(seeds: int, say: Callable[[str], None]) -> Report:
-    """Break the embedded demo in all ways, and diagnose it.
+@app.command(epilog="Example: medmllm selfcheck --seeds 2")
+def selfcheck(
+    seeds: Annotated[int, typer.Option(metavar="N", help="Rounds of 13 trials each.")] = 20,
+    json: JsonFlag = False,
+) -> int:
+    """Check that the diagnosis finds faults planted in the demo.
+
+    Every stage is broken in turn. The exit status is 1 if the diagnosis is wrong too often.
+    """
+    report = check_demo(seeds, print_error)
+    if json:
+        print_json(report.to_dict())
+    else:
+        print(report.render())
+    return int(not report.passed)
+
+
+def check_demo(seeds: int, log: Callable[[str], None]) -> Report:
+    """Break the embedded demo in every way and diagnose it.
 
     Args:
         seeds: rounds; each plants every mode at every strength, and none.
-        say: told of each trial.
+        log: takes a line about each trial.
 
     Raises:
-        OptionError: there is no round.
+        OptionError: ``seeds`` is below 1.
     """
     if seeds < 1:
         raise OptionError(f"Expected argument `seeds` to be at least 1, but got {seeds}.")
     model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
-    return selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=say)
+    return run_selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=log)

@@ -14,18 +14,19 @@ from torch import Tensor
 
 from medmllm_plugins.features.control_features import PIXELS, RANDOM, RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks, Site
-from medmllm_plugins.features.store import LENS, Header, StoredLayer, write_header
+from medmllm_plugins.features.store import write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
+from medmllm_plugins.results.feature_store import LENS, Header, StoredLayer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedDocument:
-    """The origin of a task's features; see :class:`medmllm_plugins.features.store.Header`."""
+    """The origin of a task's features; see :class:`medmllm_plugins.results.feature_store.Header`."""
 
     task: str
     dataset: str

@@ -16,7 +16,8 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from medmllm_plugins.features.store import INDEX, LENS, halves, index_rows, sha256, shards
+from medmllm_plugins.features.store import halves, index_rows, shards
+from medmllm_plugins.results.feature_store import INDEX, LENS, sha256
 
 SHARD_ROWS: Final = 256
 SHARD_BYTES: Final = 64 * 2**20
@@ -30,7 +31,7 @@ class FeatureBatch:
     """The features of one batch, on their way to the disk.
 
     Attributes:
-        records: the metadata of each document, see :data:`medmllm_plugins.features.store.COLUMNS`.
+        records: the metadata of each document, see :data:`medmllm_plugins.results.feature_store.COLUMNS`.
         names: names of the tensors.
         stacks: tensors of one width each, laid together: (names in it, B, d) float32, in the order of ``names``.
         extra: further arrays by name, (B, …), which are not pooled features.

@@ -155,7 +155,7 @@ def check_data(index: Index, tasks: Sequence[str]) -> None:
     Raises:
         DataError: folders are missing.
     """
-    from medmllm_plugins.data.loading.dataset import missing_folder
+    from medmllm_plugins.data.loading.dataset_folder import missing_folder
     from medmllm_plugins.prompts.task_names import task_settings
 
     names = list(dict.fromkeys(member for task in tasks for member in _members(index, task, 0)))

@@ -79,7 +79,7 @@ def reset_weights(seed: int, block: int, grade: float, spread: float) -> Change:
 
 @contextmanager
 def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
-    """Replace a module's output; hooks registered elsewhere see the new one."""
+    """Replace a module's output; other hooks see the new one."""
 
     def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor):

@@ -1,31 +1,163 @@
-"""Settings of a task: ``metadata.medmllm`` of its YAML, and arguments after its name on the command line."""
+"""The settings of a task: ``metadata.medmllm`` of its YAML, or arguments behind its name on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from medmllm_plugins.data.core.data_faults import ON_ERROR, OnError
+from pydantic import BeforeValidator, WithJsonSchema
+
+from medmllm_plugins.data.core.data_faults import OnError
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
 from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError, shown
-from medmllm_plugins.prompts.attribution_options import BASELINES, AttributionOptions
+from medmllm_plugins.prompts.attribution_options import DECISION, METHODS, AttributionOptions, Baseline
 from medmllm_plugins.prompts.feature_options import EXTRA, FeatureOptions
-from medmllm_plugins.prompts.protocols import PROTOCOLS, YES_NO, Protocol
+from medmllm_plugins.prompts.protocols import YES_NO, Protocol
 from medmllm_plugins.prompts.wording import PARAPHRASES
+from medmllm_plugins.utils.declared_model import DeclaredModel, Expected, read_declaration
 from medmllm_plugins.utils.suggestions import did_you_mean
 
 Purpose = Literal["classify", "probe", "attribute"]
 CLASSIFYING: Final = "classify"
 PROBING: Final = "probe"
 ATTRIBUTING: Final = "attribute"
-ORDERS: Final = ("given", "varied")
-IMAGES: Final = ("shown", "blank", "shuffled")
 ALL: Final = "all"
+
+
+# Values behind a task's name are text, so these types also read "9" as a number and "train+test" as a list.
+
+
+def _whole_number(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ValueError
+    return int(text)
+
+
+def _paraphrase(value: object) -> int | str:
+    if value == ALL:
+        return ALL
+    number = _whole_number(value)
+    if number > PARAPHRASES:
+        raise ValueError
+    return number
+
+
+def _names(value: object) -> tuple[str, ...]:
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) and part for part in parts):
+        raise ValueError
+    return tuple(dict.fromkeys(parts))
+
+
+def _some_of(known: tuple[str, ...]) -> Callable[[object], tuple[str, ...]]:
+    def check(value: object) -> tuple[str, ...]:
+        names = _names(value)
+        if not set(names) <= set(known):
+            raise ValueError
+        return tuple(name for name in known if name in names)
+
+    return check
+
+
+def _list_schema(*names: str) -> WithJsonSchema:
+    items = {"type": "string", **({"enum": list(names)} if names else {})}
+    return WithJsonSchema({"type": "array", "items": items, "minItems": 1})
+
+
+WholeNumber: TypeAlias = Annotated[int, BeforeValidator(_whole_number), Expected("a whole number")]
+Text: TypeAlias = Annotated[str, BeforeValidator(str)]
+Names: TypeAlias = Annotated[
+    tuple[str, ...], BeforeValidator(_names), Expected("names, joined by + in a task's name"), _list_schema()
+]
+
+
+class TaskDeclaration(DeclaredModel):
+    """What ``metadata.medmllm`` of a task's YAML may hold, and behind a task's name ``NAME:argument=value:…``.
+
+    See :class:`TaskSettings` for the settings that follow from it.
+    """
+
+    dataset: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": "dataset.schema.json"}]})]
+    """The name of a declared data set, or a declaration."""
+    protocol: Protocol = "closed_set"
+    """How the class is asked for: with the list of classes, with letters, or without a list."""
+    folds: Annotated[
+        tuple[Fold, ...],
+        BeforeValidator(_some_of(FOLDS)),
+        Expected(f"some of {list(FOLDS)}, joined by + in a name"),
+        _list_schema(*FOLDS),
+    ] = ("test",)
+    """The folds that are evaluated; default: test."""
+    order: Literal["given", "varied"] = "given"
+    """``varied`` asks about every document with the options in several orders."""
+    paraphrase: Annotated[
+        int | str,
+        BeforeValidator(_paraphrase),
+        Expected(f"a whole number, 0 to {PARAPHRASES} or {ALL!r}"),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": PARAPHRASES}, {"const": ALL}]}),
+    ] = 0
+    """Which wording of the question; ``all`` asks about every document in every wording."""
+    image: Literal["shown", "blank", "shuffled"] = "shown"
+    """As a control, a blank image, or the image of a document of another group."""
+    on_error: OnError = "raise"
+    """``skip`` leaves out files that cannot be read, and lists them."""
+    slices: WholeNumber = 9
+    """Show this many slices of a volume, each as an image."""
+    montage: WholeNumber = 9
+    """Show this many slices of a volume in one image."""
+    plane: Text = "axial"
+    """Plane of the slices: axial, coronal or sagittal."""
+    window: Text = ""
+    """Intensity window of CT, by name or as centre/width."""
+    size: WholeNumber = 0
+    """Size of the images, if the data set comes in several."""
+    frame: Text = "middle"
+    """Which frame of multi-frame DICOM files is shown: first, middle, all or a number."""
+    pool: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_some_of(EXTRA)),
+        Expected(f"some of {list(EXTRA)}, joined by + in a name"),
+        _list_schema(*EXTRA),
+    ] = ()
+    """Probing tasks: further poolings to record."""
+    random_encoder: Literal["on", "off"] = "on"
+    """Probing tasks: whether to record control features of a randomly initialised vision tower."""
+    finding: Text = ""
+    """Probing and attribution tasks on a multi-label set: the finding that is asked about."""
+    n: WholeNumber = 4
+    """Attribution tasks: documents of each class."""
+    method: Names = METHODS
+    """Attribution tasks: methods."""
+    layer: Names = ()
+    """Attribution tasks: layers for methods that explain at a layer."""
+    target: Text = DECISION
+    """Attribution tasks: what is explained, ``decision``, ``truth``, ``answer`` or a class."""
+    baseline: Baseline = "blurred"
+    """Attribution tasks: the image that the document is compared with."""
+    steps: WholeNumber = 24
+    """Attribution tasks: points on the path of methods that integrate."""
+
+
+ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name != "dataset")
+"""What may follow a task's name, ``NAME:argument=value:…``."""
+_PLAIN: Final = ("protocol", "folds", "order", "paraphrase", "image", "on_error")
+_VIEW: Final = ("slices", "montage", "plane", "window")
+_OPTIONS: Final = ("size", "frame")
+_PROBING: Final = ("pool", "random_encoder", "finding")
+_ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
+AFTERWARDS: Final = tuple(name for name in _ATTRIBUTING if name != "finding")
+"""Arguments that say what is made of answers, and decide nothing about the answers themselves."""
+_INSPECTION: Final[Mapping[Purpose, tuple[str, tuple[str, ...]]]] = {
+    PROBING: ("med_probe", _PROBING),
+    ATTRIBUTING: ("med_attr", _ATTRIBUTING),
+}
+"""Purpose of tasks that record model internals, to the prefix of their names and the arguments that only they take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +167,15 @@ class TaskSettings:
     Attributes:
         dataset: the data set's declaration, its options changed by arguments.
         protocol: ``"closed_set"``, ``"letter"`` or ``"open"``.
-        folds: which folds are evaluated.
-        order: ``"given"``, or ``"varied"``: every document is asked with the options in several orders.
-        paraphrase: which wording, 0 to 3, or ``"all"``: every document is asked in every wording.
+        folds: the folds that are evaluated.
+        order: ``"given"``, or ``"varied"``: every document is asked about with the options in several orders.
+        paraphrase: which wording, 0 to 3, or ``"all"``: every document is asked about in every wording.
         image: ``"shown"``, or as a control ``"blank"`` or ``"shuffled"`` (another group's image).
         on_error: ``"raise"``, or ``"skip"``: leave out files that cannot be read, and list them.
         view: how volumes are shown.
-        finding: which finding of a multi-label set is asked about, where it is one.
-        features: what is to be kept of a model's stages; ``None`` where the task does not probe.
-        attributions: what is to be explained; ``None`` where the task explains nothing.
+        finding: the finding of a multi-label set that is asked about, if it is only one.
+        features: the features to record; ``None`` if the task does not probe.
+        attributions: what to explain; ``None`` if the task explains nothing.
     """
 
     dataset: DatasetSpec
@@ -59,12 +191,12 @@ class TaskSettings:
     attributions: AttributionOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, for the manifest and the response cache's key."""
-        more: dict[str, Any] = {}
+        """Return plain JSON types, as in the manifest; they are part of the response cache's key."""
+        inspection: dict[str, Any] = {}
         if self.features is not None:
-            more = {"features": self.features.to_dict(), "finding": self.finding}
+            inspection = {"features": self.features.to_dict(), "finding": self.finding}
         if self.attributions is not None:
-            more = {"attributions": self.attributions.to_dict(), "finding": self.finding}
+            inspection = {"attributions": self.attributions.to_dict(), "finding": self.finding}
         return {
             "dataset": self.dataset.name,
             "dataset_options": dict(self.dataset.options),
@@ -75,95 +207,8 @@ class TaskSettings:
             "image": self.image,
             "on_error": self.on_error,
             "view": dataclasses.asdict(self.view) if self.dataset.dimensions == 3 else None,
-            **more,
+            **inspection,
         }
-
-
-def _choice(*allowed: str) -> Callable[[str, Any], Any]:
-    def check(name: str, value: Any) -> Any:
-        if value not in allowed:
-            raise OptionError(f"Expected `{name}` to be one of {list(allowed)}, got {shown(value)}.")
-        return value
-
-    return check
-
-
-def _whole(name: str, value: Any) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise OptionError(f"Expected `{name}` to be a whole number, got {shown(value)}.")
-    return int(text)
-
-
-def _paraphrase(name: str, value: Any) -> int | str:
-    if value == ALL:
-        return ALL
-    number = _whole(name, value)
-    if number > PARAPHRASES:
-        raise OptionError(f"Expected `{name}` to be 0 to {PARAPHRASES} or {ALL!r}, got {shown(value)}.")
-    return number
-
-
-def _folds(name: str, value: Any) -> tuple[Fold, ...]:
-    parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not parts or any(part not in FOLDS for part in parts):
-        raise OptionError(f"Expected `{name}` to be some of {list(FOLDS)}, joined by + in a name, got {shown(value)}.")
-    return tuple(fold for fold in FOLDS if fold in parts)
-
-
-def _text(name: str, value: Any) -> str:
-    return str(value)
-
-
-def _several(name: str, value: Any) -> tuple[str, ...]:
-    parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) and part for part in parts):
-        raise OptionError(f"Expected `{name}` to be names, joined by + in a task's name, got {shown(value)}.")
-    return tuple(dict.fromkeys(parts))
-
-
-def _pool(name: str, value: Any) -> tuple[str, ...]:
-    parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not parts or any(part not in EXTRA for part in parts):
-        raise OptionError(f"Expected `{name}` to be some of {list(EXTRA)}, joined by + in a name, got {shown(value)}.")
-    return tuple(pooling for pooling in EXTRA if pooling in parts)
-
-
-_PLAIN: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "protocol": _choice(*PROTOCOLS),
-    "folds": _folds,
-    "order": _choice(*ORDERS),
-    "paraphrase": _paraphrase,
-    "image": _choice(*IMAGES),
-    "on_error": _choice(*ON_ERROR),
-}
-_VIEW: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "slices": _whole,
-    "montage": _whole,
-    "plane": _text,
-    "window": _text,
-}
-_OPTIONS: Final[Mapping[str, Callable[[str, Any], Any]]] = {"size": _whole, "frame": _text}
-_PROBING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "pool": _pool,
-    "random_encoder": _choice("on", "off"),
-    "finding": _text,
-}
-_ATTRIBUTING: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "n": _whole,
-    "method": _several,
-    "layer": _several,
-    "target": _text,
-    "baseline": _choice(*BASELINES),
-    "steps": _whole,
-    "finding": _text,
-}
-ARGUMENTS: Final = tuple(dict.fromkeys((*_PLAIN, *_VIEW, *_OPTIONS, *_PROBING, *_ATTRIBUTING)))
-"""Arguments after a task's name, ``NAME:argument=value:…``, and keys of ``metadata.medmllm`` in a YAML."""
-AFTERWARDS: Final = tuple(name for name in _ATTRIBUTING if name != "finding")
-"""Arguments that decide how answers are explained, and not the answers themselves."""
-_OWN: Final[Mapping[Purpose, Mapping[str, Any]]] = {PROBING: _PROBING, ATTRIBUTING: _ATTRIBUTING}
-_WHERE: Final = (("med_probe", _PROBING), ("med_attr", _ATTRIBUTING))
 
 
 def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFYING) -> TaskSettings:
@@ -171,49 +216,49 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFY
 
     Args:
         task: the task's name, for messages.
-        metadata: the ``metadata`` of its YAML. ``medmllm.dataset`` is the name of a declared data set, or a
-            declaration.
-        purpose: whether the task asks only; or probes a model's stages, and so asks about all folds and keeps
-            features; or explains answers.
+        metadata: the ``metadata`` of its YAML; see :class:`TaskDeclaration` for the keys of its ``medmllm``.
+        purpose: a probing task evaluates all folds and records features; an attribution task explains answers.
 
     Raises:
         OptionError: a key or a value is wrong, or no data set has that name.
-        DataError: the declaration is wrong.
+        DataError: the declaration of the data set is wrong.
     """
-    values = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
-    if not isinstance(values, Mapping) or "dataset" not in values:
-        raise OptionError(
-            f"Task {shown(task)}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}."
-        )
-    if unknown := sorted(shown(key) for key in values if key not in ("dataset", *ARGUMENTS)):
-        raise OptionError(
-            f"Task {shown(task)}: expected keys among dataset, {', '.join(ARGUMENTS)}, got {', '.join(unknown[:5])}."
-        )
+    source = f"Task {shown(task)}"
+    declared = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
+    if not isinstance(declared, Mapping) or "dataset" not in declared:
+        raise OptionError(f"{source}: expected `metadata: {{medmllm: {{dataset: NAME}}}}`, got {shown(metadata)}.")
+    declaration = read_declaration(TaskDeclaration, declared, source, error=OptionError)
     try:
-        spec = _spec(values["dataset"], str(task))
-        plain = {key: check(key, values[key]) for key, check in _PLAIN.items() if key in values}
-        view = {key: check(key, values[key]) for key, check in _VIEW.items() if key in values}
-        options = {key: check(key, values[key]) for key, check in _OPTIONS.items() if key in values}
-        if spec.dimensions == 2 and spec.layout == "table" and "window" in view:
-            options["window"] = view.pop("window")
-        own = {**_PROBING, **_ATTRIBUTING} if purpose == CLASSIFYING else _OWN[purpose]
-        arguments = {key: check(key, values[key]) for key, check in own.items() if key in values}
-        others = sorted({*_PROBING, *_ATTRIBUTING} & set(values) - set(own))
-        settings = TaskSettings(
-            dataset=dataclasses.replace(spec, options={**spec.options, **options}), view=_view(view), **plain
-        )
-        _check_together(settings, view, options)
-        if others or (purpose == CLASSIFYING and arguments):
-            foreign = sorted(others or arguments)
-            where = " and ".join(prefix for prefix, keys in _WHERE if set(foreign) & set(keys))
-            raise OptionError(f"{foreign} apply to {where} tasks only.")
-        if purpose == PROBING:
-            settings = _probing(settings, plain, arguments)
-        elif purpose == ATTRIBUTING:
-            settings = _attributing(settings, arguments)
+        return _settings(declaration, str(task), purpose)
     except OptionError as error:
-        raise OptionError(f"Task {shown(task)}: {error}") from error
-    return settings
+        raise OptionError(f"{source}: {error}") from error
+
+
+def _settings(declaration: TaskDeclaration, task: str, purpose: Purpose) -> TaskSettings:
+    spec = _spec(declaration.dataset, task)
+    values = {name: getattr(declaration, name) for name in declaration.model_fields_set}
+    view: dict[str, Any] = {name: values[name] for name in _VIEW if name in values}
+    options: dict[str, Any] = {name: values[name] for name in _OPTIONS if name in values}
+    if spec.dimensions == 2 and spec.layout == "table" and "window" in view:
+        options["window"] = view.pop("window")
+    settings = TaskSettings(
+        dataset=spec.model_copy(update={"options": {**spec.options, **options}}),
+        view=_view(view),
+        **{name: getattr(declaration, name) for name in _PLAIN},
+    )
+    _check_together(settings, view, options)
+    _check_purpose(set(values), purpose)
+    if purpose == PROBING:
+        return _probing(settings, declaration)
+    return _attributing(settings, declaration) if purpose == ATTRIBUTING else settings
+
+
+def _check_purpose(names: set[str], purpose: Purpose) -> None:
+    """Refuse arguments that only tasks of another purpose take."""
+    allowed = _INSPECTION[purpose][1] if purpose in _INSPECTION else ()
+    if foreign := sorted(names & {*_PROBING, *_ATTRIBUTING} - set(allowed)):
+        where = " and ".join(prefix for prefix, known in _INSPECTION.values() if set(foreign) & set(known))
+        raise OptionError(f"{foreign} apply to {where} tasks only.")
 
 
 def _spec(dataset: object, task: str) -> DatasetSpec:
@@ -230,47 +275,51 @@ def _view(values: Mapping[str, Any]) -> View:
     if "slices" in values and "montage" in values:
         raise OptionError("Expected either `slices` (one image each) or `montage` (one image), got both.")
     count = values.get("montage", values.get("slices"))
-    options = {key: values[key] for key in ("plane", "window") if key in values}
-    return View(**options) if count is None else View(slices=count, montage="montage" in values, **options)
+    others = {key: values[key] for key in ("plane", "window") if key in values}
+    return View(**others) if count is None else View(slices=count, montage="montage" in values, **others)
 
 
-def _probing(settings: TaskSettings, plain: Mapping[str, Any], arguments: Mapping[str, Any]) -> TaskSettings:
-    """Return the settings of a task that probes: all folds, one question for each document."""
-    if "folds" in plain:
+def _probing(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSettings:
+    """Return the settings of a task that probes: all folds, one question a document."""
+    if "folds" in declaration.model_fields_set:
         raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
-    finding = _one_question(settings, arguments.get("finding"), "Probes", "a probe predicts one finding")
-    features = FeatureOptions(
-        extra=arguments.get("pool", ()), random_encoder=arguments.get("random_encoder", "on") == "on"
-    )
+    finding = _check_one_question(settings, declaration, "Probes need", "a probe is of one finding")
+    features = FeatureOptions(extra=declaration.pool, random_encoder=declaration.random_encoder == "on")
     return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features)
 
 
-def _attributing(settings: TaskSettings, arguments: Mapping[str, Any]) -> TaskSettings:
-    """Return the settings of a task that explains: one question for each document."""
-    finding = _one_question(settings, arguments.get("finding"), "Attributions", "an attribution explains one finding")
+def _attributing(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSettings:
+    """Return the settings of a task that explains: one question a document."""
+    finding = _check_one_question(settings, declaration, "Attributions need", "an attribution is of one finding")
     if settings.image != "shown":
         raise OptionError("Attributions explain the image that was shown: leave `image` out.")
-    names = {"method": "methods", "layer": "layers"}
-    options = AttributionOptions(**{names.get(key, key): value for key, value in arguments.items() if key != "finding"})
+    options = AttributionOptions(
+        n=declaration.n,
+        methods=declaration.method,
+        layers=declaration.layer,
+        target=declaration.target,
+        baseline=declaration.baseline,
+        steps=declaration.steps,
+    )
     options.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
     return dataclasses.replace(settings, finding=finding, attributions=options)
 
 
-def _one_question(settings: TaskSettings, finding: str | None, who: str, why: str) -> str | None:
-    """Return the finding that is asked about, after checking that each document is asked about once."""
+def _check_one_question(settings: TaskSettings, declaration: TaskDeclaration, who: str, why: str) -> str | None:
+    """Check that each document is asked about once, and return the finding that is asked about."""
+    finding = declaration.finding if "finding" in declaration.model_fields_set else None
     if settings.order != "given" or settings.paraphrase == ALL:
         raise OptionError(
-            f"{who} need one question for each image: expected order=given and one paraphrase, got several."
+            f"{who} one question for each document: expected order=given and one paraphrase, got several."
         )
-    labels = settings.dataset.labels
-    if settings.dataset.kind == "multilabel":
-        if finding not in labels:
-            raise OptionError(
-                f"{settings.dataset.title} is multi-label, and {why}: expected finding= one of {list(labels)}, got "
-                f"{finding!r}."
-            )
-    elif finding is not None:
-        raise OptionError(f"{settings.dataset.title} has one class for each image: leave `finding` out.")
+    spec = settings.dataset
+    if spec.kind != "multilabel":
+        if finding is not None:
+            raise OptionError(f"{spec.title} has one class an image: `finding` does not apply.")
+    elif finding not in spec.labels:
+        raise OptionError(
+            f"{spec.title} is multi-label, and {why}: expected finding= one of {list(spec.labels)}, got {finding!r}."
+        )
     return finding
 
 
@@ -288,8 +337,8 @@ def _check_together(settings: TaskSettings, view: Mapping[str, Any], options: Ma
     if spec.kind == "multilabel" and settings.paraphrase == ALL:
         raise OptionError(f"{spec.title} is multi-label: expected one wording, got paraphrase=all.")
     if view and spec.dimensions == 2:
-        raise OptionError(f"{spec.title} holds images, not volumes: leave {sorted(view)} out.")
+        raise OptionError(f"{spec.title} holds images, not volumes: {sorted(view)} do not apply.")
     if "size" in options and spec.layout != "medmnist":
-        raise OptionError(f"{spec.title} comes in one size: leave `size` out.")
+        raise OptionError(f"{spec.title} comes in one size: `size` does not apply.")
     if "frame" in options and not (spec.layout == "table" and spec.dimensions == 2):
-        raise OptionError(f"{spec.title} holds no films: leave `frame` out.")
+        raise OptionError(f"{spec.title} has no multi-frame DICOM files: `frame` does not apply.")

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.recomputation import Classes, disagreements, summed_up
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal, describe
 from medmllm_plugins.utils.atomic_files import write_whole
+from medmllm_plugins.utils.record import check_version
 
 SUFFIX = ".outcomes.jsonl"
 METRICS: Final = ".metrics.json"
@@ -176,8 +178,11 @@ def load_run(folder: Path) -> RunResults:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        check_version({Manifest.FORMAT: 0, **manifest}, Manifest.FORMAT, Manifest.VERSION)
         tasks = manifest["tasks"]
         told = {str(task): dict(facts) for task, facts in tasks.items()}
+    except DataError as error:
+        raise DataError(f"{folder / MANIFEST}: {error}.") from error
     except PermissionError as error:
         raise DataError(
             f"{folder / MANIFEST}: expected a file that you may read, got one that its owner alone may, since it holds "

@@ -6,22 +6,25 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from medmllm_plugins.data.core.fold_manifest import FoldManifest
 from medmllm_plugins.errors import DataError, MedMLLMError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_results import FOLDER, INDEX, Attributions, read_attributions
-from medmllm_plugins.results.outcome_files import AGAIN, METRICS, SUFFIX, LineChecker, file_stem
+from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.outcome_files import AGAIN, METRICS, NO_SEAL, SUFFIX, LineChecker, file_stem
 from medmllm_plugins.results.probe_files import PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal
 from medmllm_plugins.utils.json_values import clean, mapping, sequence
 from medmllm_plugins.utils.plain_text import quantity
+from medmllm_plugins.utils.record import check_version
 
 FOLDS: Final = ".folds.json"
 _LONGEST: Final = 220
@@ -48,6 +51,7 @@ class Folds:
         groups: groups in all.
         divided: groups with documents in more than one fold.
         exposed: test documents that share a group with the train or validation fold.
+        manifest: the file's content.
     """
 
     dataset: str
@@ -56,6 +60,7 @@ class Folds:
     groups: int
     divided: int
     exposed: int
+    manifest: FoldManifest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +75,8 @@ class TaskRun:
         unparsed: answers from which no class was read, the commonest first.
         probing: what its probes tell.
         attributions: what its attributions are.
-        missing: sentences on what was looked for and not found.
+        missing: sentences on what is missing.
+        answers: the model's answers by row id.
     """
 
     name: str
@@ -81,6 +87,7 @@ class TaskRun:
     probing: ProbeAnalysis | None
     attributions: Attributions | None
     missing: tuple[str, ...]
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -138,6 +145,7 @@ class RunFolder:
         tasks: its tasks in the manifest's order.
         folds: the folds of its data sets, by name.
         missing: sentences on what the folder as a whole lacks.
+        seal: how its files compare with its seal.
     """
 
     folder: Path
@@ -145,6 +153,7 @@ class RunFolder:
     tasks: tuple[TaskRun, ...]
     folds: Mapping[str, Folds]
     missing: tuple[str, ...]
+    seal: SealCheck = NO_SEAL
 
     @property
     def name(self) -> str:
@@ -182,7 +191,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder}: expected a run folder, found none. Name the folder that an evaluation's log ends with."
         )
     missing: list[str] = []
-    manifest = shareable_manifest(mapping(_json(folder / MANIFEST, missing)))
+    manifest = _manifest(folder / MANIFEST, missing)
     told = mapping(manifest.get("tasks"))
     names = [name for name in told if isinstance(name, str)]
     found = _tasks_in(folder)
@@ -201,7 +210,18 @@ def read_run(folder: Path) -> RunFolder:
         tasks=tasks,
         folds={one.dataset: one for path in folds if (one := _folds(path, missing))},
         missing=tuple(missing),
+        seal=seal,
     )
+
+
+def _manifest(path: Path, missing: list[str]) -> Mapping[str, Any]:
+    content = mapping(_json(path, missing))
+    try:
+        check_version({Manifest.FORMAT: 0, **content}, Manifest.FORMAT, Manifest.VERSION)
+    except DataError as error:
+        missing.append(f"{path.name} cannot be used: {clean(error)}.")
+        return {}
+    return shareable_manifest(content)
 
 
 def _inside(folder: Path) -> str:
@@ -240,7 +260,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
     # A task that explains answers may leave no figures of them.
     told_of = [] if attributions is not None else missing
     metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {AGAIN}"))
-    outcomes, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, told, seal, told_of)
+    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, told, seal, told_of)
     whole = whole and consistency.is_complete(told, metrics, outcomes)
     metrics = consistency.figures(stem, told, metrics, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
@@ -254,6 +274,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
         probing=None if probes_are_out else _probing(probes, name, told, missing),
         attributions=attributions,
         missing=tuple(missing),
+        answers=answers,
     )
 
 
@@ -282,16 +303,16 @@ def _json(path: Path, missing: list[str], absent: str | None = None) -> Any:
 
 def _outcomes(
     path: Path, folder: Path, told: Mapping[str, Any], seal: SealCheck, missing: list[str]
-) -> tuple[tuple[Outcome, ...], tuple[Unparsed, ...], bool]:
-    """Scored answers, and what those say from which no class was read; damaged lines are left out with a note.
+) -> tuple[tuple[Outcome, ...], dict[str, str], tuple[Unparsed, ...], bool]:
+    """Return scored answers, their texts by id, the unparsed texts, and whether no line was left out.
 
-    The third is whether no line was left out.
+    Damaged lines are left out with a note.
     """
     if consistency.left_out(path, folder, seal, missing, "Copy the run folder again, or run the task again."):
-        return (), (), False
-    found: list[Outcome] = []
+        return (), {}, (), False
+    outcomes: list[Outcome] = []
+    answers: dict[str, str] = {}
     checker = LineChecker(Classes.of_task(told, {}))
-    said: Counter[tuple[str, str]] = Counter()
     bad: list[str] = []
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -304,9 +325,9 @@ def _outcomes(
                 except (ValueError, TypeError, AttributeError, RecursionError, MedMLLMError) as error:
                     bad.append(f"line {position}: {clean(shown(error))}")
                     continue
-                found.append(outcome)
-                if outcome.status != "parsed" and "answer" in record:
-                    said[outcome.status, str(record["answer"])] += 1
+                outcomes.append(outcome)
+                if "answer" in record:
+                    answers[outcome.id] = str(record["answer"])
     except FileNotFoundError:
         missing.append(f"no scored answers ({path.name}), so no ROC curves, paired tests or unparsed answers.")
     except OSError as error:
@@ -314,10 +335,13 @@ def _outcomes(
     if bad:
         missing.append(f"{quantity(len(bad), 'damaged line')} in {path.name} left out ({bad[0]}).")
     evaluated = told.get("evaluated")
-    if found and not bad and isinstance(evaluated, int) and evaluated != len(found):
-        missing.append(f"{path.name}: expected {evaluated:,} scored answers, as {MANIFEST} says, got {len(found):,}.")
-    unparsed = tuple(Unparsed(status, text, count) for (status, text), count in said.most_common())
-    return tuple(found), unparsed, not bad
+    if outcomes and not bad and isinstance(evaluated, int) and evaluated != len(outcomes):
+        missing.append(
+            f"{path.name}: expected {evaluated:,} scored answers, as {MANIFEST} says, got {len(outcomes):,}."
+        )
+    texts = Counter((o.status, answers[o.id]) for o in outcomes if o.status != "parsed" and o.id in answers)
+    unparsed = tuple(Unparsed(status, text, count) for (status, text), count in texts.most_common())
+    return tuple(outcomes), answers, unparsed, not bad
 
 
 def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str]) -> ProbeAnalysis | None:
@@ -354,22 +378,24 @@ def _attributions(path: Path, name: str, missing: list[str]) -> Attributions | N
 
 
 def _folds(path: Path, missing: list[str]) -> Folds | None:
-    told = mapping(_json(path, missing))
     try:
-        columns = list(told["columns"])
-        at = [columns.index(name) for name in ("group", "fold")]
-        rows = [(str(row[at[0]]), str(row[at[1]])) for row in told["documents"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        missing.append(f"{path.name} holds no folds that can be read ({type(error).__name__}).")
+        manifest = FoldManifest.from_dict(_json(path, missing))
+    except DataError as error:
+        missing.append(f"{path.name} cannot be used: {clean(error)}.")
         return None
-    places: dict[str, set[str]] = defaultdict(set)
+    rows = [(str(row["group"]), str(row["fold"])) for row in manifest.rows() if row.keys() >= {"group", "fold"}]
+    if not rows:
+        missing.append(f"{path.name} holds no folds that can be read.")
+        return None
+    folds_of: dict[str, set[str]] = defaultdict(set)
     for group, fold in rows:
-        places[group].add(fold)
+        folds_of[group].add(fold)
     return Folds(
-        dataset=clean(told.get("dataset") or path.name.removesuffix(FOLDS)),
-        digest=clean(told.get("hash") or ""),
+        dataset=manifest.dataset or path.name.removesuffix(FOLDS),
+        digest=manifest.hash,
         counts=dict(Counter(fold for _, fold in rows)),
-        groups=len(places),
-        divided=sum(len(folds) > 1 for folds in places.values()),
-        exposed=sum(fold == "test" and len(places[group]) > 1 for group, fold in rows),
+        groups=len(folds_of),
+        divided=sum(len(folds) > 1 for folds in folds_of.values()),
+        exposed=sum(fold == "test" and len(folds_of[group]) > 1 for group, fold in rows),
+        manifest=manifest,
     )

@@ -205,7 +205,7 @@ class EvaluationRun:
         """
         folder = self._keep(FEATURES, None if self._journal is None else self.features_folder(task), task)
         if folder is not None:
-            from medmllm_plugins.features.store import seal  # pandas, which runs without features can do without
+            from medmllm_plugins.features.store import seal
 
             seal(folder)
         return folder
@@ -283,7 +283,7 @@ class EvaluationRun:
         assert self.folder is not None, "called before a folder was chosen"
         sums: dict[str, str] = {}
         for store in sorted((self.folder / FEATURES).glob("*")):
-            from medmllm_plugins.features.store import shard_sums  # pandas, as above
+            from medmllm_plugins.results.feature_store import shard_sums
 
             sums |= {f"{FEATURES}/{store.name}/{shard}": value for shard, value in shard_sums(store).items()}
         return sums

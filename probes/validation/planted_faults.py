@@ -237,14 +237,14 @@ def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
 
 
 def vision_blocks_read(loaded: LoadedModel) -> list[nn.Module]:
-    """The vision blocks up to the last one that the connector reads: LLaVA's last block may go nowhere."""
-    blocks = [place.module for place in layers_of(loaded) if place.part == "vision" and _is_block(place.name)]
+    """Return the vision blocks up to the last one that the connector reads; LLaVA may not use the last ones."""
+    blocks = [layer.module for layer in layers_of(loaded) if layer.part == "vision" and _is_block(layer.name)]
     read: Any = getattr(loaded.model.config, "vision_feature_layer", None)
     if read is None:
         return blocks
-    # Hidden states are counted with the patch embeddings as number 0.
-    several = list(read) if isinstance(read, list | tuple) else [read]
-    return blocks[: max(int(one) if one >= 0 else len(blocks) + 1 + int(one) for one in several)]
+    # The patch embeddings are hidden state 0.
+    numbers = list(read) if isinstance(read, list | tuple) else [read]
+    return blocks[: max(int(number) if number >= 0 else len(blocks) + 1 + int(number) for number in numbers)]
 
 
 def _is_block(name: str) -> bool:
@@ -252,13 +252,13 @@ def _is_block(name: str) -> bool:
 
 
 def _layers(loaded: LoadedModel) -> list[nn.Module]:
-    return [place.module for place in layers_of(loaded) if place.part == "llm" and _is_block(place.name)]
+    return [layer.module for layer in layers_of(loaded) if layer.part == "llm" and _is_block(layer.name)]
 
 
 def _connectors(loaded: LoadedModel) -> list[nn.Module]:
-    """The connector, and its like: Qwen3-VL's tower has more of them, which reach deeper layers of the LLM past it."""
-    (first,) = (place.module for place in layers_of(loaded) if place.name == "connector")
-    if type(first).__module__.startswith("torch."):  # a bare nn.Linear is like many modules
+    """Return the connector and modules of its class: Qwen3-VL's tower has further ones for deeper layers of the LLM."""
+    (first,) = (layer.module for layer in layers_of(loaded) if layer.name == "connector")
+    if type(first).__module__.startswith("torch."):  # many modules are an nn.Linear
         return [first]
     return [first, *(other for other in loaded.model.modules() if type(other) is type(first) and other is not first)]
 

@@ -24,7 +24,6 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.control_features import pixels
 from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import Generation, LoadedModel
@@ -36,6 +35,7 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.probe_records import MODES, Diagnosis
 from medmllm_plugins.utils.plain_text import text_table
 

@@ -33,13 +33,13 @@ from benchmarks.cases import (
 from benchmarks.harness import ResultsDifferError, Run
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError, ModelError
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.formats.medm_vl_config import read_config
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.results.feature_store import FeatureStore
 
 QUICK = ["capture", "duplicates", "generation", "label_scoring", "paper_protocol", "probe_fit"]
 """Those that take a moment; the others run with ``python -m benchmarks NAME --quick``."""

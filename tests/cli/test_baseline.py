@@ -104,4 +104,4 @@ def test_no_fold_to_learn_from(baseline: Callable[..., tuple[int, str, str]], tm
     table = tmp_path / "t.csv"
     table.write_text(table.read_text().replace(",train", ",test").replace(",validation", ",test"))
     status, _, error = baseline("bright", "--method", "majority")
-    assert status == 1 and "expected documents in the train fold, to learn from, found none" in error
+    assert status == 1 and "expected documents in the train fold, to learn from, got none" in error

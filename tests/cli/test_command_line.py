@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.command_line import find_subcommand, subcommands
 
 import medmllm_plugins
 from medmllm_plugins.cli import app, doctor
+from medmllm_plugins.cli.app import load_command
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.plugins.manager import get_manager, reset
 from medmllm_plugins.utils import environment
@@ -97,27 +100,76 @@ def test_json_is_json_and_text_is_text(medmllm: Medmllm, command: str) -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        app.main(["--version"])
-    assert caught.value.code == 0
+    assert app.main(["--version"]) == 0
     assert capsys.readouterr().out == f"medmllm-plugins {medmllm_plugins.__version__}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["docter"], ["--verbose"], ["models", "--yaml"], ["models", "demo"], ["--vers"]])
 def test_anything_else_is_exit_status_two(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        app.main(words)
-    assert caught.value.code == 2
+    assert app.main(words) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and "usage: medmllm" in printed.err
+    assert printed.out == "" and "Usage: medmllm" in printed.err and "--help` shows an example" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["docter"], "Did you mean 'doctor'?"),
+        (["task", "lst"], "Did you mean 'list'?"),
+        (["models", "--jsn"], "Did you mean --json?"),
+        (["diagnose", "run", "--layer", "connector"], "Did you mean --layers?"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_likely_one(
+    capsys: pytest.CaptureFixture[str], words: list[str], meant: str
+) -> None:
+    assert app.main(words) == 2
+    assert meant in capsys.readouterr().err
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        app.main(["--help"])
-    assert caught.value.code == 0
+    assert app.main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(re.search(rf"^    {command}\s", printed, re.MULTILINE) for command in (*COMMANDS, "lmms-eval"))
+    for command, summary in app.COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(summary)}$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", subcommands())
+def test_every_help_begins_with_a_sentence_and_ends_with_an_example(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert app.main([*name.split(), "--help"]) == 0
+    printed = capsys.readouterr().out
+    example = " ".join(printed.partition("Example: ")[2].split())
+    assert find_subcommand(example.split()[1:])[0] == name
+    if name in app.COMMANDS:
+        assert app.COMMANDS[name] in " ".join(printed.split())
+
+
+def test_help_and_a_wrong_command_import_neither_torch_nor_rich() -> None:
+    code = (
+        "import sys; from medmllm_plugins.cli.app import main; assert main(['--help']) == 0 and main(['x']) == 2; "
+        "print({'torch', 'rich', 'numpy', 'lmms_eval'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_options_take_several_values_at_once() -> None:
+    command = load_command("attribute")
+    words = ["run", "--ids", "a", "b", "--layer", "llm.3", "--method", "x", "y", "--ids", "c", "--task", "t"]
+    values = command.make_context("attribute", words).params
+    assert (values["ids"], values["layer"], values["method"]) == (["a", "b", "c"], ["llm.3"], ["x", "y"])
+    assert (str(values["run_dir"]), values["task"]) == ("run", "t")
+
+
+def test_a_terminal_gets_a_table(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = medmllm("task", "list")[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "300")
+    table = medmllm("task", "list")[1]
+    assert "task" in table.splitlines()[1] and "med_cls_demo" in table and "───" in table
+    assert "───" not in plain and plain.splitlines()[0].startswith("med_attr")
 
 
 def test_words_are_those_of_the_process_by_default(
@@ -151,16 +203,16 @@ def test_datasets_without_data(medmllm: Medmllm) -> None:
     rows = {row["name"]: row for row in json.loads(medmllm("datasets", "--json")[1])}
     assert set(rows) == set(dataset_specs()) > {"busi", "covid19_ct", "demo", "pathmnist"}
     for name, row in rows.items():
-        fields = {"name", "title", "classes", "task", "licence", "citation", "found", "looked_at", "mend"}
+        fields = {"name", "title", "classes", "task", "licence", "citation", "location", "expected_location", "fix"}
         assert set(row) == fields
         spec = dataset_specs()[name]
         assert row["task"] == f"med_cls_{name}" and row["classes"] == list(spec.labels)
         assert row["licence"] and row["citation"]
         if spec.folder:
-            assert row["found"] == "" and "MEDMLLM_DATA" in row["looked_at"]
-            assert row["mend"].startswith("export MEDMLLM_DATA=") and spec.download in row["mend"]
-            assert f"{spec.folder}/" in row["mend"]
-    assert (rows["demo"]["found"], rows["demo"]["mend"]) == ("drawn by code", "")
+            assert row["location"] == "" and "MEDMLLM_DATA" in row["expected_location"]
+            assert row["fix"].startswith("export MEDMLLM_DATA=") and spec.download in row["fix"]
+            assert f"{spec.folder}/" in row["fix"]
+    assert (rows["demo"]["location"], rows["demo"]["fix"]) == ("generated by code", "")
     text = medmllm("datasets", "--all")[1]
     for row in rows.values():
         assert f"{row['name']}: {row['title']}" in text and f"task     {row['task']}" in text
@@ -194,12 +246,14 @@ def test_datasets_with_data(medmllm: Medmllm, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "busi").mkdir()
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
     rows = {row["name"]: row for row in json.loads(medmllm("datasets", "--json")[1])}
-    assert rows["busi"]["found"] == str((tmp_path / "busi").resolve()) and rows["busi"]["mend"] == ""
+    assert rows["busi"]["location"] == str((tmp_path / "busi").resolve()) and rows["busi"]["fix"] == ""
     # The folder is named in full, also where the variable is relative, so that one sees where to put the set.
-    assert rows["covid19_ct"]["found"] == "" and rows["covid19_ct"]["looked_at"] == str(tmp_path / "covid19_ct")
-    assert rows["covid19_ct"]["mend"] == f"get the set from {dataset_specs()['covid19_ct'].download}"
+    assert rows["covid19_ct"]["location"] == "" and rows["covid19_ct"]["expected_location"] == str(
+        tmp_path / "covid19_ct"
+    )
+    assert rows["covid19_ct"]["fix"] == f"get the set from {dataset_specs()['covid19_ct'].download}"
     text = medmllm("datasets", "--all")[1]
-    assert f"found    {tmp_path / 'busi'}" in text and f"missing  looked at {tmp_path / 'covid19_ct'}" in text
+    assert f"found    {tmp_path / 'busi'}" in text and f"missing  expected at {tmp_path / 'covid19_ct'}" in text
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDMLLM_DATA", ".")
     assert json.loads(medmllm("datasets", "--json")[1]) == list(rows.values())
@@ -211,7 +265,7 @@ def test_a_file_in_the_sets_place_is_not_the_set(
     (tmp_path / "busi").write_text("not a folder")
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
     rows = {row["name"]: row for row in json.loads(medmllm("datasets", "--json")[1])}
-    assert rows["busi"]["found"] == ""
+    assert rows["busi"]["location"] == ""
 
 
 def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +322,7 @@ def test_faulty_files_of_the_user_are_named_with_what_to_do(
     assert f"FAILED (user): task file of medmllm_tasks: {tmp_path / 'bad.yaml'}, line 2" in text
     assert any(f"{tmp_path / 'datasets' / 'odd.yaml'}: " in message for message in caplog.messages)
     _, found = finding(medmllm, "plugin (user)")
-    assert "bad.yaml" in found["detail"] and found["mend"] == "correct or remove it; all others work"
+    assert "bad.yaml" in found["detail"] and found["fix"] == "correct or remove it; all others work"
 
 
 def test_a_failure_that_no_plugin_caused_reads_well(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +340,7 @@ def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
     status, printed = medmllm("doctor", "--json")
     rows = json.loads(printed)
     assert status == 0
-    assert all(set(row) == {"what", "state", "detail", "mend"} for row in rows)
+    assert all(set(row) == {"what", "state", "detail", "fix"} for row in rows)
     assert {row["state"] for row in rows} == {"ok", "missing"}
     names = [row["what"] for row in rows]
     assert len(set(names)) == len(names)
@@ -294,12 +348,12 @@ def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
     assert [row["what"] for row in rows if row["state"] == "missing"] == [
         f"data set {name}" for name in dataset_specs() if name != "demo"
     ]
-    assert all(row["mend"] for row in rows if row["state"] != "ok")
+    assert all(row["fix"] for row in rows if row["state"] != "ok")
     text = medmllm("doctor", "--all")[1].splitlines()
     width = max(len(name) for name in names)
     for row in rows:
         assert f"{row['state']:<8} {row['what']:<{width}}  {row['detail']}" in text
-        assert not row["mend"] or any(line.endswith(f"-> {row['mend']}") for line in text)
+        assert not row["fix"] or any(line.endswith(f"-> {row['fix']}") for line in text)
 
 
 def test_a_missing_package_breaks_it(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +361,7 @@ def test_a_missing_package_breaks_it(medmllm: Medmllm, monkeypatch: pytest.Monke
     status, found = finding(medmllm, "a-package-not-installed")
     assert status == 1
     assert (found["state"], found["detail"]) == ("broken", "not installed")
-    assert found["mend"] == "pip install a-package-not-installed"
+    assert found["fix"] == "pip install a-package-not-installed"
     status, text = medmllm("doctor")
     assert status == 1 and "-> pip install a-package-not-installed" in text
 
@@ -325,7 +379,7 @@ def test_torch_that_cannot_be_imported_is_a_finding(
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "torch", raising=False)
     status, found = finding(medmllm, "device")
-    assert status == 1 and found["state"] != "ok" and "torch" in found["detail"] and "pip install" in found["mend"]
+    assert status == 1 and found["state"] != "ok" and "torch" in found["detail"] and "pip install" in found["fix"]
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
@@ -342,7 +396,7 @@ def test_a_gpu_is_named_with_its_dtype(
     )
     monkeypatch.setattr(torch, "cuda", cuda)
     status, found = finding(medmllm, "device")
-    assert (status, found["state"], found["mend"]) == (0, "ok", "")
+    assert (status, found["state"], found["fix"]) == (0, "ok", "")
     assert "GPU 0, GPU 1" in found["detail"] and dtype in found["detail"]
 
 
@@ -366,7 +420,7 @@ def test_a_demo_with_a_lost_file_breaks_it(
     monkeypatch.setattr(doctor, "resources", SimpleNamespace(files=lambda package: tmp_path))
     status, found = finding(medmllm, "demo checkpoint")
     assert (status, found["state"], found["detail"]) == (1, "broken", f"{lost} not found")
-    assert found["mend"].startswith("pip install --force-reinstall")
+    assert found["fix"].startswith("pip install --force-reinstall")
 
 
 def test_missing_data_are_no_fault_but_are_mended(
@@ -375,14 +429,14 @@ def test_missing_data_are_no_fault_but_are_mended(
     spec = dataset_specs()["busi"]
     status, found = finding(medmllm, "data set busi")
     assert (status, found["state"]) == (0, "missing")
-    assert found["mend"].startswith("export MEDMLLM_DATA=") and spec.download in found["mend"]
+    assert found["fix"].startswith("export MEDMLLM_DATA=") and spec.download in found["fix"]
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
     status, found = finding(medmllm, "data set busi")
     assert (status, found["state"]) == (0, "missing") and str(tmp_path / "busi") in found["detail"]
-    assert found["mend"] == f"get the set from {spec.download}"
+    assert found["fix"] == f"get the set from {spec.download}"
     (tmp_path / "busi").mkdir()
     status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"], found["mend"]) == (0, "ok", "")
+    assert (status, found["state"], found["fix"]) == (0, "ok", "")
 
 
 def test_a_broken_plugin_is_named_with_what_to_do(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
@@ -391,7 +445,7 @@ def test_a_broken_plugin_is_named_with_what_to_do(medmllm: Medmllm, install: Cal
     status, found = finding(medmllm, "plugin faulty")
     assert (status, found["state"]) == (0, "missing")  # everything else goes on working
     assert "faulty 3.1" in found["detail"] and "a_module_that_is_not_there" in found["detail"]
-    assert found["mend"] == "pip install --upgrade faulty, or MEDMLLM_DISABLE=faulty"
+    assert found["fix"] == "pip install --upgrade faulty, or MEDMLLM_DISABLE=faulty"
     assert finding(medmllm, "plugin giver")[1]["state"] == "ok"
 
 
@@ -417,7 +471,7 @@ def test_a_name_that_no_plugin_has_is_mended_by_naming_another(
     reset()
     status, found = finding(medmllm, "plugin bultin")
     assert (status, found["state"]) == (0, "missing")
-    assert "MEDMLLM_DISABLE" in found["mend"] and "medmllm plugins" in found["mend"] and "pip" not in found["mend"]
+    assert "MEDMLLM_DISABLE" in found["fix"] and "medmllm plugins" in found["fix"] and "pip" not in found["fix"]
 
 
 def test_a_plugin_registered_in_process_cannot_be_upgraded(medmllm: Medmllm) -> None:
@@ -431,7 +485,7 @@ def test_a_plugin_registered_in_process_cannot_be_upgraded(medmllm: Medmllm) -> 
     get_manager().pluggy.register(Plugin(), name="of_a_notebook")
     rows = json.loads(medmllm("doctor", "--json")[1])
     (found,) = [row for row in rows if row["what"] == "plugin of_a_notebook" and row["state"] != "ok"]
-    assert "pip install" not in found["mend"] and found["mend"]
+    assert "pip install" not in found["fix"] and found["fix"]
 
 
 def test_disabled_plugins_are_not_listed_as_working(
@@ -448,11 +502,11 @@ def test_disabled_plugins_are_not_listed_as_working(
 
 def test_the_hosts_commands_get_their_words_and_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch = pytest.importorskip("lmms_eval.cli.dispatch")
-    from medmllm_plugins.host import command_line, entry_point
+    from medmllm_plugins.host import command_line, entry_point, task_manager_hook
 
     seen: list[Any] = []
     monkeypatch.setattr(command_line._status, "every", False)
-    monkeypatch.setattr(entry_point, "install_task_hook", lambda: seen.append("hook"))
+    monkeypatch.setattr(task_manager_hook, "install_task_hook", lambda: seen.append("hook"))
     monkeypatch.setattr(entry_point, "register_models", lambda: seen.append("models"))
     monkeypatch.setattr(dispatch, "main", lambda: seen.append(list(sys.argv)))
     monkeypatch.setattr(sys, "argv", ["medmllm"])

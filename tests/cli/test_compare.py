@@ -96,7 +96,7 @@ def test_ctrl_c_is_one_line_and_130(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medmllm_plugins.results.comparison.compare_runs", interrupted)
+    monkeypatch.setattr("medmllm_plugins.cli.compare.compare_runs", interrupted)
     assert main(["compare", *map(str, runs)]) == 130
     assert capsys.readouterr().err.splitlines() == [
         "medmllm: interrupted. Start the same command again; no file is left half-written."

@@ -16,7 +16,7 @@ from support.dicom_files import US, write_dicom, write_series
 from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli.app import main
-from medmllm_plugins.cli.doctor import brief, examine
+from medmllm_plugins.cli.doctor import examine, merge_missing_sets
 from medmllm_plugins.host.task_index import add_tasks
 from medmllm_plugins.plugins.manager import get_manager, reset
 from medmllm_plugins.prompts.task_names import task_settings
@@ -139,7 +139,7 @@ def test_grades(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:
     labels = table(tmp_path / "g.csv", [(f"{i}.png", i % 3) for i in range(8)], ("image", "grade"))
     words = ("task", "new", "grades", "--images", images, "--labels", labels, "--ordinal")
     status, said, _ = medmllm(*words)
-    assert status == 0 and "classes are numbers, which say nothing to a model" in said
+    assert status == 0 and "classes are numbers, which mean nothing to a model" in said
     assert task_settings("grades").dataset.kind == "ordinal"
 
 
@@ -217,10 +217,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "image column": (["own", "--image-column", "dx"], "Expected --image-column to be one of the columns"),
     "not of images": (["own", "--image-column", "Patient_ID"], "expected the column 'Patient_ID' to name files"),
     "group": (["own", "--group", "lesion"], "Expected --group to be one of the columns"),
-    "class that is not there": (["own", "--classes", "0=a,2=b"], r"expected 'Diagnosis' to be one of .* found '1'"),
+    "class that is not there": (["own", "--classes", "0=a,2=b"], r"expected 'Diagnosis' to be one of .* got '1'"),
     "positive": (["own", "--positive", "pneumonia"], "expected `positive` to be one of the classes"),
     "both kinds": (["own", "--multilabel", "--ordinal"], "either --multilabel or --ordinal"),
-    "images": (["own", "--images", "/nowhere/at/all"], "Expected --images to be a folder, found none"),
+    "images": (["own", "--images", "/nowhere/at/all"], "Expected --images to be a folder, got none"),
     "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, found that it cannot be read"),
 }
 
@@ -252,7 +252,7 @@ def test_a_check_finds_the_leak_of_a_users_own_split(medmllm: Medmllm, images: P
     assert medmllm("task", "new", "leaky", "--images", images, "--labels", labels)[0] == 0
     status, said, _ = medmllm("datasets", "--check", "leaky")
     assert status == 1
-    assert "on both sides of a split: 1" in said and "p0: train, test" in said and "LEAK" in said
+    assert "in more than one fold: 1" in said and "p0: train, test" in said and "LEAK" in said
     status, said, _ = medmllm("datasets", "--check", "leaky", "--json")
     (report,) = json.loads(said)
     assert status == 1 and report["divided_groups"] == {"p0": ["train", "test"]} and report["leaking"]
@@ -289,7 +289,7 @@ def test_a_faulty_file_of_the_user_costs_itself_alone(
     assert status == 0 and "med_cls_demo" in listed and "faulty_task.yaml" in err
     status, listed, _ = medmllm("datasets", "--all")
     assert status == 0 and "demo: " in listed and "busi: " in listed
-    findings = brief(examine())
+    findings = merge_missing_sets(examine())
     assert [line for finding in findings if (line := finding.detail) and "faulty_set.yaml" in line]
     assert [line for finding in findings if (line := finding.detail) and "faulty_task.yaml" in line]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import shlex
@@ -10,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.command_line import find_subcommand, options_of, takes_arguments
 
 import medmllm_plugins
-from medmllm_plugins.cli.app import _parser
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import split_name, task_names
@@ -20,25 +19,11 @@ from medmllm_plugins.prompts.task_names import split_name, task_names
 PACKAGE = Path(medmllm_plugins.__file__).parent
 ROOT = Path(__file__).parents[2]
 VALUE = "VALUE"
-"""What stands in an f-string for something that is known only when the software runs."""
+"""Replaces the gaps of f-strings, which are known only when the software runs."""
 HOST_OPTIONS = {
     "--model", "--model_args", "--tasks", "--batch_size", "--output_path", "--limit", "--num_fewshot", "--log_samples",
     "--use_cache", "--gen_kwargs", "--include_path", "--seed", "--verbosity",
 }  # fmt: skip
-
-
-def commands() -> dict[str, argparse.ArgumentParser]:
-    """The subcommands of ``medmllm``, those of ``task`` as ``task new`` and ``task list``."""
-
-    def below(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for word, inner in action.choices.items():
-                    yield from below(inner, f"{name} {word}".strip())
-                return
-        yield name, parser
-
-    return dict(below(_parser(), ""))
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -48,10 +33,12 @@ def texts(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):  # a text that stands alone as a statement is documentation
-            docs |= {id(one.value) for one in body if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)}
+            docs |= {
+                id(item.value) for item in body if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)
+            }
         if isinstance(node, ast.JoinedStr):
-            inside |= {id(one) for one in node.values}
-            yield "".join(str(one.value) if isinstance(one, ast.Constant) else VALUE for one in node.values)
+            inside |= {id(part) for part in node.values}
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside | docs:
             yield node.value
@@ -102,13 +89,12 @@ def fault(command: str, own_tasks: set[str] = frozenset()) -> str:  # type: igno
         elif words and words[0].startswith("--") and "--model" not in words:
             return "lmms-eval needs --model"
     else:
-        known = commands()
-        name = next((name for name in (" ".join(words[:2]), words[0] if words else "") if name in known), None)
-        if name is None:
+        name, arguments = find_subcommand(words)
+        if not name:
             return f"there is no command {' '.join(words[:1])!r}" if words else ""
-        options = set(known[name]._option_string_actions)
-        tasks = words[1:2] if name == "baseline" else []
-        if words[1:] == [] and any(not action.option_strings for action in known[name]._actions) and name != "datasets":
+        options = options_of(name)
+        tasks = arguments[:1] if name == "baseline" else []
+        if not arguments and takes_arguments(name):
             return f"{name} needs arguments"
     for word in words:
         if word.startswith("-") and word.partition("=")[0] not in options and VALUE not in word:
@@ -125,15 +111,15 @@ def fault(command: str, own_tasks: set[str] = frozenset()) -> str:  # type: igno
 
 
 def test_the_software_suggests_commands_that_exist() -> None:
-    found = from_package()
-    assert len(found) > 10, "the commands are not found any more"
-    wrong = [f"{path}: {command}: {why}" for path, command in found if (why := fault(command))]
+    suggestions = from_package()
+    assert len(suggestions) > 10, "the commands are not found any more"
+    wrong = [f"{path}: {command}: {why}" for path, command in suggestions if (why := fault(command))]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_documentation_shows_commands_that_exist() -> None:
-    found = from_docs()
-    assert len(found) > 10, "the commands are not found any more"
+    suggestions = from_docs()
+    assert len(suggestions) > 10, "the commands are not found any more"
     own = {
         "chest",
         "lungs",
@@ -142,7 +128,7 @@ def test_the_documentation_shows_commands_that_exist() -> None:
     own |= {"med_cls_example", "example"}  # of examples/plugin
     models = {"llava_hf", "my_vl", *get_manager().models()}
     assert models
-    wrong = [f"{path}: {command}: {why}" for path, command in found if (why := fault(command, own))]
+    wrong = [f"{path}: {command}: {why}" for path, command in suggestions if (why := fault(command, own))]
     assert not wrong, "\n".join(wrong)
 
 

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from support.image_files import picture
 
-from medmllm_plugins.cli.datasets import Report, lines
+from medmllm_plugins.cli.leak_report import LeakReport, report_lines
 from medmllm_plugins.data.core.dataset_spec import parse_spec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.core.leaks import check, expected_exposed, find_leaks, similar
+from medmllm_plugins.data.core.leaks import expected_exposed, find_leaks, similar
 from medmllm_plugins.data.layouts.layout_registry import layout
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.leak_scan import scan_for_leaks
 
 
 def own(folder: Path, pictures: dict[str, Image.Image], rows: list[str]) -> Dataset:
@@ -61,7 +62,7 @@ def test_planted_leaks_are_found_and_nothing_else(tmp_path: Path) -> None:
         "s,a,7,validation",
     ]
     data = own(tmp_path, pictures, rows)
-    leaks = check(data)
+    leaks = scan_for_leaks(data)
     pairs = {(pair.first.id, pair.second.id): pair for pair in leaks.pairs}
     assert set(pairs) == {("copy", "one"), ("like", "two")}
     assert pairs["copy", "one"].identical and not pairs["like", "two"].identical
@@ -86,19 +87,19 @@ def test_test_documents_whose_group_is_elsewhere_leak_though_none_looks_alike() 
     documents = [
         Document(str(i), str(i), "no finding", f"patient {i % 40}", "test" if i < 40 else "train") for i in range(80)
     ]
-    report = Report("own", own_data(documents), find_leaks(documents, [str(i) for i in range(80)], None))
+    report = LeakReport("own", own_data(documents), find_leaks(documents, [str(i) for i in range(80)], None))
     leaks = report.leaks
     assert leaks is not None and (leaks.exposed, leaks.test_divided, leaks.test_leaking) == (0, 40, 40)
     assert leaks.to_dict()["test_documents_leaking"] == leaks.to_dict()["test_documents_of_divided_groups"] == 40
-    (line,) = [line for line in lines(report) if "LEAK" in line]
+    (line,) = [line for line in report_lines(report) if "LEAK" in line]
     assert "LEAK       40 of 40 test images" in line and "0 show the same, 40 are of one group" in line
 
 
 def test_a_leak_that_spares_the_test_fold_is_named_as_such() -> None:
     folds: tuple[Fold, ...] = ("train", "validation", "test")
     documents = [Document(str(i), str(i), "no finding", "p" if i < 2 else "q", folds[i]) for i in range(3)]
-    report = Report("own", own_data(documents), find_leaks(documents, ["x", "y", "z"], None))
-    (line,) = [line for line in lines(report) if "LEAK" in line]
+    report = LeakReport("own", own_data(documents), find_leaks(documents, ["x", "y", "z"], None))
+    (line,) = [line for line in report_lines(report) if "LEAK" in line]
     assert "between the train and the validation fold" in line and "0 of" not in line
 
 
@@ -110,7 +111,7 @@ def test_a_sound_set_has_none(tmp_path: Path) -> None:
     names = ["p", "q", "r", "s", "t", "u"]
     folds = ["train", "train", "validation", "validation", "test", "test"]
     rows = [f"{name},{'ab'[index % 2]},{index // 2},{folds[index]}" for index, name in enumerate(names)]
-    leaks = check(own(tmp_path, {name: picture(name) for name in names}, rows))
+    leaks = scan_for_leaks(own(tmp_path, {name: picture(name) for name in names}, rows))
     assert not leaks.leaking and not leaks.pairs and not leaks.divided
 
 
@@ -142,6 +143,6 @@ def test_volumes_are_compared_by_content() -> None:
 
 @pytest.mark.skipif("MEDMLLM_DATA" not in os.environ, reason="MEDMLLM_DATA is not set: no real BUSI images")
 def test_the_real_busi_has_many() -> None:
-    leaks = check(load_dataset(dataset_specs()["busi"], root=Path(os.environ["MEDMLLM_DATA"])))
+    leaks = scan_for_leaks(load_dataset(dataset_specs()["busi"], root=Path(os.environ["MEDMLLM_DATA"])))
     assert len(leaks.pairs) > 100 and len(leaks.disagreeing) >= 5
     assert not leaks.leaking and leaks.random_exposed > 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import itertools
 from pathlib import Path
@@ -14,13 +13,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.cli import doctor
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec, read_spec
 from medmllm_plugins.data.layouts.layout_registry import layout
-from medmllm_plugins.data.layouts.user_table import TableOptions
+from medmllm_plugins.data.layouts.table_options import TableOptions
 from medmllm_plugins.data.loading import catalogue
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
+from medmllm_plugins.data.loading.dataset_folder import is_present
 from medmllm_plugins.errors import DataError, OptionError, PluginError
 from medmllm_plugins.plugins import manager
 from medmllm_plugins.prompts.task_names import declared_tasks
@@ -151,7 +150,7 @@ GOOD: dict[str, set[str]] = {
 """For each key the values above that are right for it; all others have to be refused."""
 
 
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(DatasetSpec)])
+@pytest.mark.parametrize("key", list(DatasetSpec.model_fields))
 def test_every_wrong_type_of_every_key_is_named(key: str) -> None:
     for kind, value in WRONG.items():
         if kind in GOOD[key]:
@@ -162,7 +161,7 @@ def test_every_wrong_type_of_every_key_is_named(key: str) -> None:
         assert len(str(caught.value)) < 500, kind
 
 
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(TableOptions)])
+@pytest.mark.parametrize("key", list(TableOptions.model_fields))
 def test_every_wrong_type_of_every_option_of_a_table_is_our_error(tmp_path: Path, key: str) -> None:
     (tmp_path / "labels.csv").write_text("image,label\na,a\nb,b\n")
     options = {"labels": "labels.csv", "image_column": "image", "label_column": "label"}
@@ -260,7 +259,7 @@ SCALARS = st.one_of(
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3), max_leaves=8
 )
-KEYS = [field.name for field in dataclasses.fields(DatasetSpec)]
+KEYS = list(DatasetSpec.model_fields)
 
 
 @given(st.dictionaries(st.sampled_from(KEYS) | SCALARS, VALUES, max_size=4))
@@ -271,8 +270,8 @@ def test_any_declaration_is_good_or_our_error(changes: dict[Any, Any]) -> None:
         assert str(error).startswith("x.yaml: ") and len(str(error)) < 1000
         return
     with contextlib.suppress(DataError):
-        load_dataset(dataclasses.replace(spec, layout="table"))
-    doctor._is_there(spec, Path("/nowhere") / spec.folder)
+        load_dataset(spec.model_copy(update={"layout": "table"}))
+    is_present(spec)
 
 
 @given(st.dictionaries(st.sampled_from(ARGUMENTS) | SCALARS, VALUES, max_size=4), VALUES)

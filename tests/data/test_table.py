@@ -110,7 +110,7 @@ def test_groups_from_names(tmp_path: Path) -> None:
     write_rows(tmp_path, [row.replace("images/", "") for row in six(tmp_path)])
     found = load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": r"^[0-9]", "fold": "test"})).documents
     assert [one.group for one in found] == list("012345") and {one.fold for one in found} == {"test"}
-    with pytest.raises(DataError, match=r"6 faults .*(.|\n)*0\.png: expected a name in which 'p"):
+    with pytest.raises(DataError, match=r"6 faults .*(.|\n)*0\.png: expected a name that contains 'p"):
         load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": "p[0-9]"}))
 
 
@@ -131,7 +131,7 @@ def test_folders_as_classes_with_other_names(tmp_path: Path) -> None:
     data = load_dataset(declare(tmp_path, {"labels": "folders", "names": {"0": "benign", "1": "malignant"}}))
     assert {one.id: one.label for one in data.documents}["1/2"] == "malignant"
     write_picture(tmp_path / "other" / "x.png")
-    with pytest.raises(DataError, match=r"x\.png: expected images in the class folders .* found one in other/"):
+    with pytest.raises(DataError, match=r"x\.png: expected images in the class folders .* got one in other/"):
         load_dataset(declare(tmp_path, {"labels": "folders", "names": {"0": "benign", "1": "malignant"}}))
     chosen = {"labels": "folders", "names": {"0": "benign", "1": "malignant"}, "pattern": "[01]/*.png"}
     assert len(load_dataset(declare(tmp_path, chosen)).documents) == 6
@@ -168,19 +168,19 @@ FAULTS = {
     "climbing later": (["images/../../secret.png,benign"], "file,label", "climbs out of a folder"),
     "elsewhere": (["/etc/passwd,benign"], "file,label", "an absolute path elsewhere"),
     "other drive": ([r"C:\scans\a.png,benign"], "file,label", "an absolute path elsewhere"),
-    "no file": (["images/7.png,benign"], "file,label", r"line 2: expected 'images/7.png' to be a file .* found none"),
-    "a folder": (["images,benign"], "file,label", "found a folder"),
+    "no file": (["images/7.png,benign"], "file,label", r"line 2: expected 'images/7.png' to be a file .* got none"),
+    "a folder": (["images,benign"], "file,label", "got a folder"),
     "another kind": (["labels.csv,benign"], "file,label", "a file of another kind"),
-    "empty cell": (["images/0.png,"], "file,label", "expected text in every column used, found none in 'label'"),
+    "empty cell": (["images/0.png,"], "file,label", "expected text in every column used, got none in 'label'"),
     "twice": (
         ["images/0.png,benign", "0,benign"],
         "file,label",
-        r"lines 2, 3: expected one row for images/0\.png, found 2 with the same label",
+        r"lines 2, 3: expected one row for images/0\.png, got 2 with the same label",
     ),
-    "twice with two labels": (["0,benign", "images/0.png,malignant"], "file,label", "found 2 with 2 labels"),
+    "twice with two labels": (["0,benign", "images/0.png,malignant"], "file,label", "got 2 with 2 labels"),
     "no rows": ([], "file,label", "expected rows that name images"),
-    "zero byte": (["images/0\0.png,benign"], "file,label", "found none"),
-    "endless": (["x" * 5000 + ",benign"], "file,label", "found none"),
+    "zero byte": (["images/0\0.png,benign"], "file,label", "got none"),
+    "endless": (["x" * 5000 + ",benign"], "file,label", "got none"),
 }
 
 
@@ -246,7 +246,7 @@ def test_links_that_lead_out_are_not_followed(tmp_path: Path) -> None:
     write_rows(folder, [*rows, "images/link.png,benign", "door/x.png,benign"])
     with pytest.raises(DataError) as caught:
         load_dataset(declare(folder))
-    assert str(caught.value).count("found a link that leads out of the folder") == 2
+    assert str(caught.value).count("got a link that leads out of the folder") == 2
 
 
 BAD_FILES = {
@@ -397,9 +397,9 @@ def test_bad_volumes_are_an_error_or_listed(tmp_path: Path, make: Any, expected:
 @pytest.mark.parametrize(
     ("options", "more", "expected"),
     [
-        ({}, {}, "expected the option `labels`"),
-        ({**COLUMNS, "colour": "x"}, {}, r"unknown options 'colour'"),
-        ({**COLUMNS, "pattern": 3}, {}, "expected the option `pattern` to be text"),
+        ({}, {}, r"options: keys \['labels'\] are missing"),
+        ({**COLUMNS, "colour": "x"}, {}, r"options: unknown keys 'colour'"),
+        ({**COLUMNS, "pattern": 3}, {}, "options: expected `pattern` to be text or a list of it, got 3"),
         ({"labels": "labels.csv", "label_column": "label"}, {}, "expected the option `image_column`"),
         ({"labels": "labels.csv", "image_column": "file"}, {}, "expected the option `label_column`"),
         ({**COLUMNS, "group_column": "label"}, {}, "a column of its own for each purpose"),
@@ -409,12 +409,12 @@ def test_bad_volumes_are_an_error_or_listed(tmp_path: Path, make: Any, expected:
         ({"labels": "folders"}, {"kind": "multilabel"}, "a folder is one class"),
         ({"labels": "folders", "group_column": "x"}, {}, "expected no columns with labels: folders"),
         ({**COLUMNS, "pattern": "../*"}, {}, "a pattern below the folder"),
-        ({**COLUMNS, "group_column": "p", "group_pattern": "p"}, {}, "`group_column` or `group_pattern`, found both"),
+        ({**COLUMNS, "group_column": "p", "group_pattern": "p"}, {}, "`group_column` or `group_pattern`, got both"),
         ({**COLUMNS, "group_pattern": "("}, {}, "to be a regular expression"),
-        ({**COLUMNS, "fold_column": "f", "fold": "test"}, {}, "found several"),
+        ({**COLUMNS, "fold_column": "f", "fold": "test"}, {}, "got several"),
         ({**COLUMNS, "fold": "holdout"}, {}, r"expected folds among .* got \['holdout'\]"),
         ({**COLUMNS, "fold_files": {"train": "none.txt"}}, {}, r"none\.txt: expected a list of images"),
-        ({**COLUMNS, "fold_files": "train.txt"}, {}, "expected the option `fold_files` to be a mapping"),
+        ({**COLUMNS, "fold_files": "train.txt"}, {}, "options: expected `fold_files` to be a mapping to text"),
         ({**COLUMNS, "no_finding": "none"}, {}, "`no_finding` is for multi-label sets"),
         ({**COLUMNS, "labels": []}, {}, "to be text or a list of it"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import re
 import shlex
@@ -11,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.command_line import find_subcommand, options_of, subcommands
 
-from medmllm_plugins.cli import app
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.readers.intensity_windows import WINDOWS
 from medmllm_plugins.errors import MedMLLMError
@@ -65,19 +64,6 @@ SHOWN = list(commands())
 MENTIONED = list(mentions())
 
 
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(actions[0].choices) if actions else {}
-
-
-def medmllm_parser(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser of a subcommand, and the words that are left for it."""
-    parser = app._parser()
-    while words and words[0] in subparsers(parser):
-        parser, words = subparsers(parser)[words[0]], words[1:]
-    return parser, words
-
-
 def host_flags() -> set[str]:
     """Flags of lmms-eval's command, read from its source: importing it takes seconds."""
     spec = importlib.util.find_spec("lmms_eval")
@@ -116,7 +102,9 @@ def test_medmllm_commands_parse(where: str, command: str) -> None:
     words = [word.strip("[]") for word in words if word != "…"]
     if words[:1] == ["attribute"] and words[-1] == "--ids":
         words.append("an_id")
-    app._parser().parse_args(words)  # exits with status 2 where it is wrong
+    name, arguments = find_subcommand(words)
+    assert name, f"{where}: {command}"
+    subcommands()[name].make_context(name, list(arguments))  # raises where it is wrong
     for task in words[1:] if words[0] == "baseline" else ():
         if task.startswith("-"):
             break
@@ -127,9 +115,9 @@ def test_medmllm_commands_parse(where: str, command: str) -> None:
 def test_commands_in_sentences_exist(where: str, command: str) -> None:
     words = command.replace("…", "").split()
     if words[0] == "medmllm" and words[1:2] != ["lmms-eval"]:
-        parser, rest = medmllm_parser(words[1:])
-        assert parser is not app._parser() and parser.prog != "medmllm", f"{where}: {command}"
-        known = {flag for action in parser._actions for flag in action.option_strings}
+        name, rest = find_subcommand(words[1:])
+        assert name, f"{where}: {command}"
+        known = options_of(name)
     else:
         rest, known = words[1:], host_flags()
     unknown = [word for word in rest if word.startswith("-") and word not in known]

@@ -17,11 +17,11 @@ from support.tiny_medm_vl import write_ct_checkpoint
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.features.control_features import pixels
 from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.models.base import Generation, LoadedModel
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
+from medmllm_plugins.results.feature_store import FeatureStore
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]

@@ -17,17 +17,9 @@ from hypothesis.extra import numpy as arrays
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features import store_writer
-from medmllm_plugins.features.store import (
-    FeatureStore,
-    Header,
-    StoredLayer,
-    halves,
-    read_index,
-    seal,
-    stored_ids,
-    write_header,
-)
+from medmllm_plugins.features.store import halves, seal, stored_ids, write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
+from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer, read_index
 
 HEADER = Header(
     task="med_probe_x",

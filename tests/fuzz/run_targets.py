@@ -20,13 +20,14 @@ from support.run_folders import Folder, findings, outcomes
 from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.features.store import INDEX, SEAL, FeatureStore, Header, StoredLayer, index_rows, write_header
+from medmllm_plugins.features.store import index_rows, write_header
 from medmllm_plugins.host.envelope import pack, unpack
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.comparison import compare
+from medmllm_plugins.results.feature_store import INDEX, SEAL, FeatureStore, Header, StoredLayer
 from medmllm_plugins.results.outcome_files import load_run, read_answers, read_outcomes
 from medmllm_plugins.runtime.journal import Journal, Reply
 

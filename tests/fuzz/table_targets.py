@@ -19,7 +19,7 @@ from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import parse_spec, read_spec
 from medmllm_plugins.data.layouts.csv_rows import read_rows
 from medmllm_plugins.data.layouts.layout_registry import layout
-from medmllm_plugins.data.layouts.user_table import table_options
+from medmllm_plugins.data.layouts.table_options import table_options
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.plugins.manager import discover
 from medmllm_plugins.plugins.task_files import read_task, read_yaml

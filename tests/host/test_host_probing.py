@@ -19,9 +19,9 @@ import pytest
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.features import store_writer
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.reference import pixels
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.seal import check_seal, write_seal
 
 TASK = "med_probe_demo"

@@ -16,10 +16,10 @@ from host.test_host_resume import RUNS, SCRIPTS, finish, start
 from medmllm_plugins.attribution import attribution_store, explainer
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features import store_writer
-from medmllm_plugins.features.store import FeatureStore
 from medmllm_plugins.host import probe_tasks
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.results import scoring
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.seal import check_seal
 from medmllm_plugins.runtime import evaluation_run
 from medmllm_plugins.runtime.journal import Journal

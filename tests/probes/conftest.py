@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from medmllm_plugins.features.store import FeatureStore, Header, StoredLayer, write_header
+from medmllm_plugins.features.store import write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
 
 LABELS = ("benign", "malignant", "normal")
 FOLDS = ("train", "validation", "test")

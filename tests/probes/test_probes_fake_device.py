@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from support.loading import load
 
 from medmllm_plugins.features.hooks import ActivationHooks
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.probes import fitting
+from medmllm_plugins.probes import fitting, probe_methods
 from medmllm_plugins.probes.analysis import analyse
+from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.validation.planted_faults import KINDS, Fault, class_directions, plant_fault
 
@@ -56,6 +58,8 @@ def test_probes_are_fitted_where_they_are_told(
     # The fused kernel is there for GPUs and the CPU only.
     monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **kwargs: usual(*args, **kwargs))
     monkeypatch.setattr(fitting, "ThreadPoolExecutor", OneThread)
+    # The training loop is the same for a few epochs of a narrow network.
+    monkeypatch.setattr(probe_methods, "fit_mlp", functools.partial(fit_mlp, epochs=2, hidden=32))
     store, outcomes = make_store((60, 30, 45))
     here = analyse(store, outcomes, options, device=torch.device("cpu"))
     with FakeDevice():

@@ -174,7 +174,7 @@ def test_the_command_prints_and_its_status_is_the_verdict(
     monkeypatch.setattr(command, "load", lambda _: None)
     monkeypatch.setattr(command, "load_dataset", lambda _: None)
     for found, status in ((good, 0), (good + trials("mapping", 3, None), 1)):
-        monkeypatch.setattr(command, "selfcheck", lambda *_, found=found, **__: Report(tuple(found)))
+        monkeypatch.setattr(command, "run_selfcheck", lambda *_, found=found, **__: Report(tuple(found)))
         assert main(["selfcheck", "--seeds", "1"]) == status
         assert capsys.readouterr().out.splitlines()[-1] == ("passed" if status == 0 else "FAILED")
         assert main(["selfcheck", "--seeds", "1", "--json"]) == status

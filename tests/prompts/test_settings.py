@@ -73,7 +73,7 @@ def test_a_declaration_may_stand_in_the_task_itself() -> None:
         ({"order": "varied", "paraphrase": "all"}, "either order=varied or paraphrase=all"),
         ({"slices": 4}, "holds images, not volumes"),
         ({"size": 64}, "comes in one size"),
-        ({"frame": "first"}, "holds no films"),
+        ({"frame": "first"}, "no multi-frame DICOM files"),
         ({"window": "lung"}, "holds images, not volumes"),
         ({"dataset": FINDINGS, "protocol": "letter"}, "one yes/no question for each finding"),
         ({"dataset": FINDINGS, "order": "varied"}, "one yes/no question for each finding"),

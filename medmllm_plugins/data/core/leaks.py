@@ -1,7 +1,7 @@
-"""Leaks: what stands on both sides of a split, or bears two labels.
+"""Leaks: groups and equal pictures that are in more than one fold, and equal pictures with two labels.
 
-Groups are what the data set says belongs together. Beside them, pictures are compared afresh, whatever their group,
-class or fold, so that a leak shows even where the groups are wrong.
+Groups are what the data set says belongs together. Pictures are compared whatever their group, class or fold, so that
+a leak is found even where the groups are wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +20,21 @@ from PIL import Image
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.core.duplicates import near_duplicates
 from medmllm_plugins.data.readers.pillow_images import ImageFacts
-from medmllm_plugins.data.readers.reader_threads import reader_threads
-from medmllm_plugins.data.readers.thumbnails import THUMBNAIL, thumbnail
+from medmllm_plugins.data.readers.thumbnails import thumbnail
 
 if TYPE_CHECKING:
-    from medmllm_plugins.data.loading.dataset import Dataset
     from medmllm_plugins.data.readers.volumes import Volume
 
 MAX_COMPARED = 400_000
-"""So many pictures are compared each with each, which takes some ten minutes on two cores, and half a minute for
-100,000; of larger sets only identical ones are found."""
+"""Most pictures that are compared pairwise, which takes about ten minutes on two cores (half a minute for 100,000).
+In larger sets only identical pictures are found."""
 RANDOM_TEST = 0.2
-"""Share of the test fold in the plain random split that the report compares with, that of our own folds."""
+"""Share of the test fold in the random split that the report compares with; our own folds have the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two documents that show the same.
+    """Two documents with the same picture or volume.
 
     Attributes:
         first: one of them.
@@ -51,44 +48,44 @@ class Pair:
 
     @property
     def crosses(self) -> bool:
-        """Whether they stand in two folds."""
+        """Whether they are in two folds."""
         return self.first.fold != self.second.fold
 
     @property
     def disagrees(self) -> bool:
-        """Whether they bear two labels."""
+        """Whether they have different labels."""
         return self.first.labels != self.second.labels
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON-safe mapping."""
+        """Return a JSON-safe mapping."""
         return {
             "identical": self.identical,
             "documents": [
-                {"id": one.id, "label": one.label, "group": one.group, "fold": one.fold}
-                for one in (self.first, self.second)
+                {"id": document.id, "label": document.label, "group": document.group, "fold": document.fold}
+                for document in (self.first, self.second)
             ],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """What was found in a data set.
+    """The leaks of a data set.
 
     Attributes:
         documents: number of documents.
         groups: number of groups.
         divided: groups with documents in more than one fold, and those folds.
-        compared: what counts as showing the same: ``"near-duplicates"``, or ``"identical"`` pictures only.
-        why: why only identical ones were looked for; empty otherwise.
-        pairs: all pairs that show the same. Of k identical documents without structure, or where only identical ones
-            are looked for, these are the k - 1 pairs with the first of them.
+        compared: what counts as a pair: ``"near-duplicates"``, or ``"identical"`` pictures only.
+        why: why only identical pictures were searched for; empty otherwise.
+        pairs: all pairs. Of k identical documents without structure, or where only identical ones are searched for,
+            these are the k - 1 pairs with the first of them.
         test: number of documents in the test fold.
-        exposed: number of those that show the same as a document of another fold.
+        exposed: number of those that are in a pair with a document of another fold.
         test_divided: number of those with a document of their group in another fold.
         test_leaking: number of those with either.
-        random_exposed: how many documents of the test fold a plain random split, image by image, would be expected to
-            expose in this way, with :data:`RANDOM_TEST` of the documents in that fold.
-        random_divided: how many documents of that test fold would be expected to have one of their group outside it.
+        random_exposed: expected number of exposed test documents in a random split, image by image, with
+            :data:`RANDOM_TEST` of the documents in the test fold.
+        random_divided: expected number of documents of that test fold with one of their group outside it.
     """
 
     documents: int
@@ -106,21 +103,21 @@ class Leaks:
 
     @property
     def crossing(self) -> tuple[Pair, ...]:
-        """Pairs on both sides of a split."""
+        """Pairs in two folds."""
         return tuple(pair for pair in self.pairs if pair.crosses)
 
     @property
     def disagreeing(self) -> tuple[Pair, ...]:
-        """Pairs with two labels."""
+        """Pairs with different labels."""
         return tuple(pair for pair in self.pairs if pair.disagrees)
 
     @property
     def leaking(self) -> bool:
-        """Whether anything stands on both sides of a split."""
+        """Whether a group or a pair is in more than one fold."""
         return bool(self.divided or self.crossing)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON-safe mapping."""
+        """Return a JSON-safe mapping."""
         return {
             "documents": self.documents,
             "groups": self.groups,
@@ -145,22 +142,22 @@ class Leaks:
 
 
 def divided_groups(documents: Iterable[Document]) -> dict[str, set[Fold]]:
-    """Groups with documents in more than one fold, and those folds."""
-    places: dict[str, set[Fold]] = defaultdict(set)
+    """Return groups with documents in more than one fold, and those folds."""
+    folds_of: dict[str, set[Fold]] = defaultdict(set)
     for document in documents:
-        places[document.group].add(document.fold)
-    return {group: folds for group, folds in places.items() if len(folds) > 1}
+        folds_of[document.group].add(document.fold)
+    return {group: folds for group, folds in folds_of.items() if len(folds) > 1}
 
 
 def picture_facts(image: Image.Image) -> ImageFacts:
-    """What the comparison needs of a picture in mode ``RGB``."""
+    """Return digest and thumbnail of a picture in mode ``RGB``."""
     digest = hashlib.sha256(struct.pack("<II", *image.size))
     digest.update(image.tobytes())
     return ImageFacts(pixels=digest.hexdigest(), thumbnail=thumbnail(image))
 
 
 def voxels_digest(volume: Volume) -> str:
-    """SHA-256, in hexadecimal, of shape and voxels: equal for one volume in two file formats."""
+    """Return the SHA-256, in hexadecimal, of shape and voxels: equal for one volume in two file formats."""
     digest = hashlib.sha256(repr(volume.voxels.shape).encode())
     digest.update(np.ascontiguousarray(volume.voxels, dtype="<f4").data)
     return digest.hexdigest()
@@ -192,7 +189,7 @@ def similar(contents: Sequence[str], thumbnails: npt.NDArray[np.float32] | None)
 
 
 def expected_exposed(counterparts: npt.NDArray[np.intp], test: float = RANDOM_TEST) -> float:
-    """How many documents of a test fold drawn at random have a counterpart outside it, as expectation.
+    """Return the expected number of documents of a random test fold that have a counterpart outside it.
 
     A document with d counterparts is in the test fold with probability ``test``, and all of its counterparts are there
     too with probability ``test ** d``; drawing without replacement differs from that in the last digit only.
@@ -219,13 +216,14 @@ def find_leaks(
         thumbnails: see :func:`similar`.
         why: why there are no thumbnails.
     """
-    found = similar(contents, thumbnails)
-    pairs = tuple(Pair(documents[i], documents[j], identical) for (i, j), identical in found.items())
-    exposed = {one.id for pair in pairs if pair.crosses for one in (pair.first, pair.second) if one.fold == "test"}
+    identical_of = similar(contents, thumbnails)
+    pairs = tuple(Pair(documents[i], documents[j], identical) for (i, j), identical in identical_of.items())
+    crossing = [document for pair in pairs if pair.crosses for document in (pair.first, pair.second)]
+    exposed = {document.id for document in crossing if document.fold == "test"}
     divided = divided_groups(documents)
     of_divided = {document.id for document in documents if document.fold == "test" and document.group in divided}
     sizes = Counter(document.group for document in documents)
-    ends = np.array([index for pair in found for index in pair], dtype=np.intp)
+    ends = np.array([index for pair in identical_of for index in pair], dtype=np.intp)
     return Leaks(
         documents=len(documents),
         groups=len({document.group for document in documents}),
@@ -240,35 +238,3 @@ def find_leaks(
         random_exposed=expected_exposed(np.bincount(ends, minlength=len(documents))),
         random_divided=expected_exposed(np.array([sizes[document.group] - 1 for document in documents], dtype=np.intp)),
     )
-
-
-def check(data: Dataset) -> Leaks:
-    """Read all images or volumes of a data set and look for leaks.
-
-    Volumes are compared by their voxels. Images are compared for near-duplicates too, up to :data:`MAX_COMPARED` of
-    them.
-
-    Raises:
-        DataError: an image cannot be read any more.
-    """
-    documents = data.documents
-    if data.spec.dimensions == 3:
-        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-            contents = list(pool.map(lambda document: voxels_digest(data.volume(document)), documents))
-        return find_leaks(documents, contents, None, why="volumes are compared for identical content only")
-    few = len(documents) <= MAX_COMPARED
-
-    thumbnails = np.empty((len(documents) if few else 0, THUMBNAIL, THUMBNAIL), dtype=np.float32)
-
-    def look(index: int) -> str:
-        facts = picture_facts(data.image(documents[index]))
-        if few:
-            thumbnails[index] = facts.thumbnail
-        return facts.pixels
-
-    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-        contents = list(pool.map(look, range(len(documents))))
-    if not few:
-        why = f"more than {MAX_COMPARED} images: only identical ones were looked for"
-        return find_leaks(documents, contents, None, why=why)
-    return find_leaks(documents, contents, thumbnails if documents else None)

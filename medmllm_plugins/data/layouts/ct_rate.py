@@ -14,7 +14,7 @@ from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.layouts.csv_rows import read_rows
-from medmllm_plugins.data.layouts.user_table import Seen, Table
+from medmllm_plugins.data.layouts.user_table import FileFacts, Table
 from medmllm_plugins.data.readers.nifti import packed_nifti_sum
 from medmllm_plugins.data.readers.volumes import Volume, read_volume, volume_facts
 from medmllm_plugins.errors import DataError, shown
@@ -68,12 +68,12 @@ class CTRate(Table):
             )
         return volume
 
-    def look(self, spec: DatasetSpec, folder: Path, path: Path) -> Seen:
+    def check_file(self, spec: DatasetSpec, folder: Path, path: Path) -> FileFacts:
         """Check header and length of a volume, and in the older folder its metadata."""
         facts = volume_facts(path)
         if not _fixed(path) and path.name not in _metadata(folder):
             raise DataError(f"{path}: expected a row in validation_metadata.csv with slope and spacing, found none.")
-        return Seen(f"{packed_nifti_sum(path)}{facts.shape}")
+        return FileFacts(f"{packed_nifti_sum(path)}{facts.shape}")
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
         """The check sum that the file states of its content."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,10 +23,10 @@ from medmllm_plugins.data.core.leaks import divided_groups
 from medmllm_plugins.data.layouts.class_folders import repeated_ids
 from medmllm_plugins.data.layouts.layout_registry import Layout, layout
 from medmllm_plugins.data.loading import check_cache
+from medmllm_plugins.data.loading.dataset_folder import require_folder
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.progress import Progress
-from medmllm_plugins.utils.user_dirs import DATA_VARIABLE
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
@@ -65,10 +64,10 @@ class Dataset:
         Raises:
             DataError: the image cannot be read any more, or the set holds volumes.
         """
-        found = self.reader.image(self.spec, self.folder, document)
-        if not isinstance(found, Image.Image):
+        image = self.reader.image(self.spec, self.folder, document)
+        if not isinstance(image, Image.Image):
             raise DataError(f"{self.spec.title} holds volumes, not images: {document.id} cannot be read as one image.")
-        return found
+        return image
 
     def volume(self, document: Document) -> Volume:
         """The document's volume.
@@ -76,10 +75,10 @@ class Dataset:
         Raises:
             DataError: it cannot be read any more, or the set holds images.
         """
-        found = self.reader.image(self.spec, self.folder, document)
-        if isinstance(found, Image.Image):
+        volume = self.reader.image(self.spec, self.folder, document)
+        if isinstance(volume, Image.Image):
             raise DataError(f"{self.spec.title} holds images, not volumes: {document.id} cannot be read as a volume.")
-        return found
+        return volume
 
     def mask(self, document: Document) -> npt.NDArray[np.bool_] | None:
         """Where the finding is on the document's image, (height, width), bool; ``None`` where the set does not tell.
@@ -132,7 +131,7 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
     Raises:
         DataError: the folder is missing or something in it is wrong.
     """
-    folder = _folder(spec, root) if spec.folder else Path()
+    folder = require_folder(spec, root) if spec.folder else Path()
     reader = layout(spec.layout)
     faults = Faults(
         spec.title, str(folder) if spec.folder else f"layout {spec.layout!r}", download=spec.download, on_error=on_error
@@ -159,37 +158,6 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
     for warning in warnings:
         logger.warning("%s: %s", spec.title, warning)
     return Dataset(spec, documents, fingerprint, folder, reader, tuple(faults.skipped), tuple(warnings))
-
-
-def missing_folder(spec: DatasetSpec) -> str:
-    """Return why a data set's folder is not on this machine, and how to get it; an empty text where it is."""
-    try:
-        if spec.folder:
-            _folder(spec, None)
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def _folder(spec: DatasetSpec, root: Path | None) -> Path:
-    """The data set's folder, absolute; an error that says how to get the set where it is not there."""
-    get = f"Get the set from {spec.download}" if spec.download else "Put the set there"
-    declared = Path(spec.folder).expanduser()
-    if root is None and not declared.is_absolute():
-        value = os.environ.get(DATA_VARIABLE)
-        if not value:
-            raise DataError(
-                f"{spec.title}: expected the environment variable {DATA_VARIABLE} to name the folder that holds "
-                f"{spec.folder}/, found it unset. {get}, then: export {DATA_VARIABLE}=FOLDER."
-            )
-        root = Path(value)
-    root = Path() if root is None else root.expanduser().absolute()
-    folder = root / declared
-    if not os.path.isdir(folder):  # Path.is_dir raises where a part of the path is too long
-        found = "a file of that name" if folder.exists() else "none" if root.is_dir() else f"not even {root}"
-        mend = "." if declared.is_absolute() else f", and set {DATA_VARIABLE} to the folder that holds {spec.folder}/."
-        raise DataError(f"{spec.title}: expected the folder {folder}, found {found}. {get}{mend}")
-    return folder
 
 
 def _faults(spec: DatasetSpec, documents: tuple[Document, ...]) -> list[str]:

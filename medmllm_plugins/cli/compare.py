@@ -1,0 +1,33 @@
+"""``medmllm compare``: two runs on the same data, compared with paired tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
+from medmllm_plugins.results.comparison import compare_runs, render
+from medmllm_plugins.results.run_folders import one_run
+
+app = new_app()
+
+
+@app.command(epilog="Example: medmllm compare results_a results_b")
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder, or the --output_path of a run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="A run folder, or the --output_path of a run.")],
+    json: JsonFlag = False,
+) -> None:
+    """Compare two runs on the same data with paired tests.
+
+    The tests resample groups, such as patients, not single images.
+    """
+    comparisons, warnings = compare_runs(one_run(run_a), one_run(run_b))
+    if json:
+        print_json({"comparisons": [comparison.to_dict() for comparison in comparisons], "warnings": warnings})
+        return
+    print(render(comparisons))
+    for warning in warnings:
+        print(f"Warning: {warning}")

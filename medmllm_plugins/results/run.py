@@ -1,0 +1,308 @@
+"""The public reader of run folders: tidy pandas frames, features as NumPy arrays, layer curves as a figure."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, INDEX, read_attributions, read_map
+from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
+from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.metric_files import read_metrics, tables
+from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.probe_files import CURVE_COLUMNS, EFFECT_COLUMNS, curve_rows, effect_rows
+from medmllm_plugins.results.run_folders import one_run
+from medmllm_plugins.results.run_reader import TaskRun, read_run
+from medmllm_plugins.results.seal import describe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FEATURES: Final = "features"
+_ENTRY_COLUMNS: Final = (
+    "task", "id", "document", "group", "label", "predicted", "answer", "hit", "target", "value", "method", "layer",
+    "mode", "baseline", "steps", "slices", "map", "overlay",
+)  # fmt: skip
+FRAME_COLUMNS: Final = {
+    "outcomes": (
+        "task", "id", "document", "group", "label", "predicted", "correct", "status", "answer", "finding", "variant",
+        "scores", "blank_scores", "label_tokens",
+    ),
+    "metrics": ("task", "source", "metric", "value", "low", "high"),
+    "probes": ("task", *CURVE_COLUMNS),
+    "diagnosis": ("task", *EFFECT_COLUMNS),
+    "folds": ("dataset", "id", "label", "group", "fold"),
+    "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
+}  # fmt: skip
+"""Columns of each frame; docs/results.md explains them."""
+_POOLINGS: Final = {
+    "mean": ("mean over tokens", "o", "-"),
+    "last": ("last token", "s", "--"),
+    "cls": ("class token", "^", "-."),
+}
+
+
+class Run:
+    """A run folder, for notebooks and scripts.
+
+    Files that are missing, damaged or different from the seal of the finished run are left out, with one warning each.
+    docs/results.md lists the columns of every frame and their units.
+
+    Attributes:
+        folder: the run folder.
+        notes: what is missing or cannot be relied on, one sentence each.
+
+    Example:
+        >>> from medmllm_plugins import Run
+        >>> run = Run("medmllm_runs/20260101T000000-medm_vl-1")  # doctest: +SKIP
+        >>> run.probes.query("metric == 'accuracy'").sort_values("value").tail()  # doctest: +SKIP
+        >>> features, index = run.features("llm.12", "last")  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a run folder.
+
+        Args:
+            folder: the folder, or the ``--output_path`` of an evaluation with one run in it.
+
+        Raises:
+            DataError: the folder does not exist, or is no run folder.
+            OptionError: it holds several runs.
+        """
+        self.folder = one_run(Path(folder))
+        self._run = read_run(self.folder)
+        self.notes = tuple(self._run.all_missing())
+        for note in self.notes:
+            warnings.warn(f"{self.folder}: {note}", stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, tasks={self.tasks})"
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the run's tasks."""
+        return [task.name for task in self._run.tasks]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Model, command, software, tasks and costs of the run."""
+        return Manifest.from_dict({Manifest.FORMAT: Manifest.VERSION, **self._run.manifest})
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """Every scored answer, a row each."""
+        return _frame("outcomes", (row for task in self._run.tasks for row in _outcome_rows(task)))
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Metrics with 95% intervals, a row for each task, source and metric.
+
+        ``source`` is ``model``, or the name of a baseline that answers without the image and has no interval.
+        """
+        rows: list[tuple[Any, ...]] = []
+        for task in self._run.tasks:
+            if not task.metrics:
+                continue
+            header, body = tables(read_metrics(task.metrics))["metrics"]
+            for name, value, low, high, *scores in body:
+                rows.append((task.name, "model", name, value, low, high))
+                pairs = zip(header[4:], scores, strict=True)
+                rows += [(task.name, source, name, score, None, None) for source, score in pairs if score is not None]
+        return _numeric(_frame("metrics", rows), "value", "low", "high")
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """Layer curves with their controls, a row for each task, site, fold and metric."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in curve_rows(task.probing))
+        return _numeric(_frame("probes", rows), "value", "low", "high")
+
+    @cached_property
+    def diagnosis(self) -> pd.DataFrame:
+        """The four failure modes of each task, a row each."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in effect_rows(task.probing))
+        return _numeric(_frame("diagnosis", rows), "loss", "low", "high")
+
+    @cached_property
+    def folds(self) -> pd.DataFrame:
+        """The documents of each data set with their group and fold, a row each."""
+        rows = (
+            (folds.dataset, *(document.get(name) for name in ("id", "label", "group", "fold")))
+            for folds in self._run.folds.values()
+            for document in folds.manifest.rows()
+        )
+        return _frame("folds", rows)
+
+    @cached_property
+    def attributions(self) -> pd.DataFrame:
+        """Every attribution of a document, a row each, with its checks."""
+        rows = (
+            (task.name, *(getattr(entry, name) for name in _ENTRY_COLUMNS[1:]), *_checks(entry))
+            for task, entry in self._entries()
+        )
+        return _numeric(_frame("attributions", rows), *CHECKS)
+
+    def attribution_map(
+        self, document: str, method: str, layer: str = "pixels", *, task: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the map of one document.
+
+        Args:
+            document: its id.
+            method: the attribution method.
+            layer: the layer's name.
+            task: the task; may be left out where one task has this map.
+
+        Returns:
+            (slices, height, width) float32; (n,) float32 over the tokens of a prompt. Positive values speak for the
+            target.
+
+        Raises:
+            OptionError: there is no such map, or several.
+            DataError: its file is damaged.
+        """
+        wanted = (document, method, layer)
+        entries = [
+            entry
+            for owner, entry in self._entries()
+            if (entry.document, entry.method, entry.layer) == wanted and task in (None, owner.name)
+        ]
+        if len(entries) != 1:
+            raise OptionError(
+                f"{self.folder}: expected one map of {document} by {method} at {layer}, got {len(entries)}. "
+                "`run.attributions` lists what there is."
+            )
+        return read_map(entries[0])
+
+    def features(
+        self, layer: str, pooling: str = "mean", *, task: str | None = None
+    ) -> tuple[npt.NDArray[np.float32], pd.DataFrame]:
+        """Return the features of a task's documents at one site.
+
+        Args:
+            layer: the layer's name, such as ``llm.12``.
+            pooling: ``mean``, ``last`` or ``cls``.
+            task: the task; may be left out where one task kept features.
+
+        Returns:
+            (n, d) float32, and a frame of n rows in the same order: ``id``, ``document``, ``group``, ``fold``,
+            ``label``, ``answer``.
+
+        Raises:
+            OptionError: there is no such task.
+            DataError: the store has no such site, or is damaged or not the one that was sealed.
+        """
+        name = self._one_task(task, lambda one: (self.folder / _FEATURES / file_stem(one.name)).is_dir(), "features")
+        folder = self.folder / _FEATURES / file_stem(name)
+        if differing := self._run.seal.among(f"{_FEATURES}/{file_stem(name)}/"):
+            raise DataError(
+                f"{folder}: expected the files that were sealed when the run finished, got other ones: "
+                f"{describe(differing)}. Copy the run folder again, or run the task again."
+            )
+        store = FeatureStore(folder)
+        columns = ["id", "document", "group", "fold", "label", "answer"]
+        return store.features(layer, pooling), store.index[columns].copy()
+
+    def plot_layers(self, task: str | None = None, ax: Axes | None = None) -> Axes:
+        """Plot the accuracy of the probes over the layers, with intervals, the control task and the answers.
+
+        Args:
+            task: the task; may be left out where one task has probes.
+            ax: axes to draw on; new ones by default.
+
+        Returns:
+            The axes: layers from the image to the answer on x, accuracy in percent on y.
+
+        Raises:
+            OptionError: there is no such task.
+        """
+        name = self._one_task(task, lambda one: one.probing is not None, "probes")
+        analysis = next(one.probing for one in self._run.tasks if one.name == name)
+        assert analysis is not None
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots(figsize=(7.6, 3.8), layout="constrained")[1]
+        layers = [layer for layer, _ in analysis.layers()]
+        for pooling, (title, marker, line) in _POOLINGS.items():
+            points = analysis.curve(pooling)
+            if not points:
+                continue
+            x = [layers.index(point.layer) for point in points]
+            accuracy = np.array(
+                [[100 * v for v in (p.accuracy.value, p.accuracy.low, p.accuracy.high)] for p in points]
+            )
+            (drawn,) = ax.plot(x, accuracy[:, 0], line, marker=marker, markersize=4, label=f"{title}, accuracy")
+            ax.fill_between(x, accuracy[:, 1], accuracy[:, 2], color=drawn.get_color(), alpha=0.16, linewidth=0)
+            control = [100 * point.control.value for point in points]
+            ax.plot(x, control, ":", color=drawn.get_color(), linewidth=1, label=f"{title}, control task")
+        ax.axhline(100 * analysis.majority, color="black", linestyle=":", linewidth=0.9, label="most common class")
+        if not math.isnan(analysis.answer.value):
+            ax.axhline(100 * analysis.answer.value, color="black", linewidth=0.9, label="answers")
+        ax.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
+        ax.set_ylim(0, 103)
+        ax.set_ylabel("accuracy (%)")
+        ax.set_title(name)
+        ax.legend(fontsize=7.5)
+        return ax
+
+    @cached_property
+    def _indices(self) -> dict[str, tuple[AttributionEntry, ...]]:
+        """The attributions of each task."""
+        entries = {}
+        for task in self._run.tasks:
+            path = self.folder / ATTRIBUTIONS / file_stem(task.name) / INDEX
+            if task.attributions is not None:
+                entries[task.name] = read_attributions(json.loads(path.read_text("utf-8")), path.parent).entries
+        return entries
+
+    def _entries(self) -> Iterator[tuple[TaskRun, AttributionEntry]]:
+        for task in self._run.tasks:
+            for entry in self._indices.get(task.name, ()):
+                yield task, entry
+
+    def _one_task(self, name: str | None, has: Any, what: str) -> str:
+        """Return the task that is named, or the only one that has what is asked for.
+
+        Raises:
+            OptionError: there is no such task, or several.
+        """
+        names = [task.name for task in self._run.tasks if has(task)]
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is None or name not in names:
+            raise OptionError(
+                f"{self.folder}: expected argument `task` to be one of the tasks with {what}, {names}, got {name!r}."
+            )
+        return name
+
+
+def _outcome_rows(task: TaskRun) -> Iterator[tuple[Any, ...]]:
+    for outcome in task.outcomes:
+        yield (
+            task.name, outcome.id, outcome.document or outcome.id, outcome.group, outcome.label, outcome.predicted,
+            outcome.predicted == outcome.label, outcome.status, task.answers.get(outcome.id), outcome.finding,
+            outcome.variant, outcome.scores, outcome.blank, outcome.tokens,
+        )  # fmt: skip
+
+
+def _checks(entry: AttributionEntry) -> tuple[Any, ...]:
+    return tuple(getattr(entry.checks, name) for name in (*CHECKS, "pointing"))
+
+
+def _frame(name: str, rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(FRAME_COLUMNS[name]))
+
+
+def _numeric(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    return frame.astype(dict.fromkeys(columns, np.float64))
