@@ -43,17 +43,12 @@ class Methods:
 
 @dataclass(frozen=True, slots=True)
 class CitedName:
-    """A model, probe or attribution method: its name, more about it, and its source."""
+    """A model, probe or attribution method: its name, its source, and more about it."""
 
     name: str
     citation: str
     description: str = ""
     details: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The name."""
-        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,28 +191,28 @@ def _dataset_facts(collection: RunCollection, dataset: DatasetRuns) -> DatasetFa
 
 
 def _answer_facts(results: Sequence[TaskResult]) -> AnswerFacts:
-    asked = [result for result in results if not result.subject.reference]
-    protocols = dict.fromkeys("findings" if result.multilabel else clean(result.protocol) for result in asked)
+    of_models = [result for result in results if not result.subject.reference]
+    protocols = dict.fromkeys("findings" if result.multilabel else clean(result.protocol) for result in of_models)
     decoding: dict[str, dict[str, None]] = {}
-    for result in asked:
+    for result in of_models:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
     defined = {name for result in results for name, value in result.metrics.items() if known(value)}
     metrics: list[str] = [name for name in _METRICS if name in defined]
     if any(known(Estimate.from_dict(result.task.metrics.get("exact_match"))) for result in results):
         metrics.append("exact_match")
-    sources = [source for result in asked for source in result.task.sources]
+    sources = [source for result in of_models for source in result.task.sources]
     forms = {form for source in sources for form in mapping(source.get("label_scores"))}
     return AnswerFacts(
         protocols=tuple(protocols),
-        shots=tuple(sorted({result.shots for result in asked})),
+        shots=tuple(sorted({result.shots for result in of_models})),
         decoding=tuple((arguments, tuple(labels)) for arguments, labels in decoding.items()),
         metrics=tuple(metrics),
         one_against_rest=not all(result.multilabel for result in results),
         resamples=max(map(_resamples, results), default=0),
         multilabel=any(result.multilabel for result in results),
         score_forms=tuple(form for form in SCORE_FORMS if form in forms),
-        varied=frozenset(result.task.varied for result in asked),
-        images=tuple(sorted({clean(result.task.image) for result in asked} - {"shown"})),
+        varied=frozenset(result.task.varied for result in of_models),
+        images=tuple(sorted({clean(result.task.image) for result in of_models} - {"shown"})),
     )
 
 
@@ -288,14 +283,15 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> ProbeFacts | None:
 
 
 def _probe_kinds(probings: Sequence[ProbeAnalysis]) -> tuple[CitedName, ...]:
-    """Return the kinds of probes, also those of plugins, with description and source."""
+    """Return the kinds of probes, ours and those of plugins, with description and source."""
     specs = get_manager().probes()
     names = dict.fromkeys(clean(probing.options.get("protocol") or "linear") for probing in probings)
-    kinds = []
-    for name in names:
-        spec = specs.get(name)
-        kinds.append(CitedName(name, getattr(spec, "citation", ""), getattr(spec, "description", "") or name))
-    return tuple(kinds)
+    return tuple(
+        CitedName(name, specs[name].citation, specs[name].description or name)
+        if name in specs
+        else CitedName(name, "", name)
+        for name in names
+    )
 
 
 def _attribution_facts(attributions: Sequence[Attributions]) -> AttributionFacts | None:

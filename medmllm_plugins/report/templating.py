@@ -1,4 +1,4 @@
-"""Templates of the report: every sentence of the page stands in ``templates/``; Python passes typed values."""
+"""Templates of the report: ``templates/`` contains every sentence of the page; Python passes typed values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medmllm_plugins.results.probe_records import TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 BREAK: Final = "\x1e"
-"""Separates the texts of one macro, written ``{{ next }}``; no value holds it, see :func:`medmllm_plugins.utils.json_values.clean`."""
+"""Separates the texts of one macro, as ``{{ next }}``; ``clean`` replaces this character in values."""
 _SPACE: Final = re.compile(r"[ \t\n]+")
 
 

@@ -24,6 +24,7 @@ from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
 from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.plugins.specs import ProbeSpec
 from medmllm_plugins.report import formatting, methods_text
 from medmllm_plugins.report.display_names import SCORE_FORMS
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures
@@ -322,6 +323,25 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
     assert "a control task" in part and "fitted class biases" in part
 
 
+def test_methods_describe_and_cite_the_probes_of_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ProbeSpec(
+        name="knn",
+        target="plugin.probes:knn",
+        summary="Nearest neighbours.",
+        description="a vote of the nearest neighbours",
+        citation="Cover T, Hart P. Nearest neighbor pattern classification. IEEE Trans. Inf. Theory 13, 21-27 (1967).",
+    )
+    monkeypatch.setattr(type(get_manager()), "probes", lambda self: {"knn": spec})
+    made = Folder(tmp_path / "a").probes("med_probe_toy")
+    path = made.folder / "med_probe_toy.probes.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["options"]["protocol"] = "knn"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    methods = methods_text.methods(collect_runs([made.folder]))
+    number = next(index for index, source in enumerate(methods.references, start=1) if source.startswith("Cover T"))
+    assert f"a vote of the nearest neighbours [{number}]" in methods.text()
+
+
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
     own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
     told = methods_text.methods(collect_runs([own.folder])).text()
@@ -343,7 +363,8 @@ def test_builtin_methods_say_whether_captum_computes_them() -> None:
         source = inspect.getsource(getattr(home, function))
         source += "".join(inspect.getsource(getattr(home, name)) for name in re.findall(r"\b(_\w+)\(", source))
         uses = re.search(
-            r"\b(Saliency|IntegratedGradients|FeatureAblation|KernelShap|ablated|approximation_parameters)\(", source
+            r"\b(Saliency|IntegratedGradients|FeatureAblation|KernelShap|ablation_scores|approximation_parameters)\(",
+            source,
         )
         assert spec.captum == bool(uses), name
 

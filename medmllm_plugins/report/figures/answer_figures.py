@@ -24,7 +24,7 @@ from medmllm_plugins.report.figures.figure_style import (
     series_style,
 )
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.roc_curves import RocCurve, roc_curves
+from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import ImageControl
 from medmllm_plugins.report.tables.answer_tables import variant_accuracies
@@ -37,6 +37,7 @@ _LEGEND_ROWS = 12
 """Number of names below each other in a legend next to a panel."""
 _HALVES = (0, 0.5, 1)
 _DASHED: dict[str, Any] = {"linestyle": (0, (4, 3))}
+_GUESS_LABELS = {"majority_class": "most common class", "always_no": "always no"}
 
 
 def _main_results(dataset: DatasetRuns, *, blind: bool = False) -> list[TaskResult]:
@@ -89,12 +90,12 @@ def _guess_lines(axes: Axes, marks: SeriesMarks, results: Sequence[TaskResult], 
     options = {"color": colour, "linewidth": 1, **_DASHED}
     if len(different := {guess for guess in guesses if guess[0]}) == 1:
         ((name, value),) = different
-        axes.axvline(100 * value, label=name.replace("_", " "), **options)
+        axes.axvline(100 * value, label=_GUESS_LABELS[name], **options)
         return
     labelled: set[str] = set()
     for row, (result, (name, value)) in enumerate(zip(results, guesses, strict=True)):
         if name:
-            label = None if name in labelled else name.replace("_", " ")
+            label = None if name in labelled else _GUESS_LABELS[name]
             labelled.add(name)
             line = axes.plot([100 * value] * 2, [row - 0.45, row + 0.45], label=label, **options)
             marks(result.subject.number, line)
@@ -177,29 +178,18 @@ def roc(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
         mean_area = sum(curve.area for curve in curves) / len(curves)
         axes.set_title(f"{cut(result.subject.label, 26)}\nmean area {mean_area:.3f}")
 
-    beside = len(results) < 3
-    columns = -(-len(shown) // _LEGEND_ROWS) if beside else 4
+    next_to_panels = len(results) < 3
+    columns = -(-len(shown) // _LEGEND_ROWS) if next_to_panels else 4
     figure = panel_grid(
         len(results),
         4 if len(results) > 4 else 3,
         draw,
-        size=(2.5 + (1.5 * columns / len(results) if beside else 0), 2.6),
+        size=(2.5 + (1.5 * columns / len(results) if next_to_panels else 0), 2.6),
         titles=("1 − specificity", "sensitivity"),
         owners=[result.subject.number for result, _ in results],
-        below=0 if beside else 0.18 * -(-len(shown) // columns),
+        below=0 if next_to_panels else 0.18 * -(-len(shown) // columns),
     )
-    figure.legend(loc="outside right upper" if beside else "outside lower center", ncols=columns)
-    return _finish_roc(figure, dataset, figure_number, results, len(shown), len(names))
-
-
-def _finish_roc(
-    figure: Figure,
-    dataset: DatasetRuns,
-    figure_number: int,
-    results: Sequence[tuple[TaskResult, list[RocCurve]]],
-    shown: int,
-    total: int,
-) -> Drawing:
+    figure.legend(loc="outside right upper" if next_to_panels else "outside lower center", ncols=columns)
     return finish(
         figure,
         f"{dataset.name}.roc",
@@ -208,8 +198,8 @@ def _finish_roc(
         models=[(result.subject.label, curves) for result, curves in results],
         findings=any(outcome.finding for result, _ in results for outcome in result.task.outcomes),
         varied=any(result.task.varied for result, _ in results),
-        shown=shown,
-        total=total,
+        shown=len(shown),
+        total=len(names),
     )
 
 

@@ -78,8 +78,8 @@ def confusion_matrix(result: TaskResult) -> CountMatrix | None:
     # Kinds of unparsed answers get a column only if they occur.
     used = [index for index in range(len(rows), len(columns)) if total[:, index].any()]
     names = [columns[index].removeprefix("(").removesuffix(")").replace("_", " ") for index in used]
-    kept = [*range(min(len(rows), len(columns))), *used]
-    return CountMatrix(result, rows, [*columns[: len(rows)], *names], total[:, kept])
+    columns_shown = [*range(min(len(rows), len(columns))), *used]
+    return CountMatrix(result, rows, [*columns[: len(rows)], *names], total[:, columns_shown])
 
 
 def _counts(record: Mapping[str, Any], shape: tuple[int, int]) -> Floats | None:

@@ -37,7 +37,7 @@ MUTED: Final = "#5d6872"
 GRID: Final = "#dde2e6"
 PAPER: Final = "#fefefe"
 SERIES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours of Okabe and Ito, "Color universal design", 2008, without black and yellow, which are invisible on some backgrounds."""
+"""Colours of Okabe and Ito, "Color universal design", 2008, without black and yellow (low contrast on some pages)."""
 THEME: Final = {
     INK: "ink",
     MUTED: "muted",

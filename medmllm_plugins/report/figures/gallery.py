@@ -1,7 +1,7 @@
 """The gallery of attributions: images small enough for one page, each original stored once.
 
-Images are WebP. Their size is chosen so that all of them fit the budget; if even the smallest do not, documents are left
-out evenly over classes, correct and wrong answers, and the page says how many.
+Images are WebP. Their size is chosen so that all fit the budget; if even the smallest do not, documents are left out
+evenly over classes, correct and wrong answers, and the page says how many.
 """
 
 from __future__ import annotations
