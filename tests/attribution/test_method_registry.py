@@ -246,7 +246,7 @@ def test_a_third_partys_method(
     found = one.method(case, one.layers, HOW)
     assert set(found) == {"connector", "llm.01"} == set(own.layers)
     assert (found["connector"].values == 1).all() and len(found["connector"].values) == 16
-    with pytest.raises(PluginError, match="attribution 'lost': expected a function 'throwaway_attribution:none'"):
+    with pytest.raises(PluginError, match="Expected 'throwaway_attribution:none' to be importable"):
         select_methods(["lost"], [], model, missed)
 
 

@@ -346,8 +346,8 @@ def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     target = SimpleNamespace(value=lambda scores: scores)
     case: Any = SimpleNamespace(batch=500, loaded=SimpleNamespace(device=torch.device("cpu")), target=target)
-    monkeypatch.setattr(at_inputs, "segments", lambda _: torch.arange(39))
-    monkeypatch.setattr(at_inputs, "reading", lambda _: value)
+    monkeypatch.setattr(at_inputs, "word_indices", lambda _: torch.arange(39))
+    monkeypatch.setattr(at_inputs, "masked_prompt_scores", lambda _: value)
     first, second = (
         at_inputs.kernel_shap(case, ["prompt"], MethodConfig(seed=seed))["prompt"].values for seed in (1, 2)
     )

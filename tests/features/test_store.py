@@ -189,7 +189,9 @@ def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found none; run the task again"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text('{"medmllm_features": 99}')
-    with pytest.raises(DataError, match="version 99 of the format"):
+    with pytest.raises(
+        DataError, match=r"store\.json: expected version 1 of the format 'medmllm_features', got version 99"
+    ):
         FeatureStore(tmp_path)
 
 
