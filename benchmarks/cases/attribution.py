@@ -56,7 +56,7 @@ def layer_by_layer(inputs: Sequence[AttributionInput], layers: Sequence[str], st
 
         image = example.pixels[None].detach().clone().requires_grad_()
         for layer in layers:
-            module = example.place(layer).module
+            module = example.layer(layer).module
             gradient = LayerGradientXActivation(forward, module).attribute(image)
             path = LayerIntegratedGradients(forward, module).attribute(
                 image, example.blank_pixels[None], n_steps=steps, method=RULE, internal_batch_size=BATCH

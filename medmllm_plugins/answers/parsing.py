@@ -229,7 +229,7 @@ class _Lexicon:
         return sorted(spans_taken)
 
     def _stands_alone(self, plain: str, start: int, end: int, mentions: set[int]) -> bool:
-        """Return whether a letter followed by a blank and a word is an option: "B malignant" is, "A benign lesion" is not."""
+        """Return whether a letter before a blank and a word is an option: "B malignant", but not "A benign lesion"."""
         if not _NEXT_WORD.match(plain, end) or _NEXT_CONJUNCTION.match(plain, end):
             return True
         return plain[start:end] not in ("a", "i") and end + 1 in mentions
@@ -267,7 +267,7 @@ def _alternatives(letters: Mapping[str, int]) -> str:
 
 
 def _letter_forms(letters: Mapping[str, int]) -> re.Pattern[str]:
-    """Return the places where an option letter may be: in brackets, after a cue such as "option", or first on a line."""
+    """Return where an option letter may be: in brackets, after a cue such as "option", or first on a line."""
     key = f"(?:{_alternatives(letters)})"
     keys = rf"(?P<keys>{key}(?:(?: ?[,/&] ?| or | and | or option | and option ){key}(?!\w))*)"
     cue = (

@@ -1,17 +1,18 @@
 """One question about one document, as attribution methods see it.
 
-Everything runs through the very code that answers in an evaluation: one prefill, then the scores of the labels. A
-method may put other values where a layer stands, take gradients there, or show other pixels. Rows of a batch are
-copies of the one document, so that prompts are never padded and every family lays them out alike.
+The model runs as in an evaluation: one prefill, then the scores of the labels. A method can replace the output of a
+layer, take gradients there, or replace the pixels. Rows of a batch are copies of the one document, so that prompts are
+never padded and every family arranges them alike.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Final
+from functools import cached_property, partial
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,22 +21,26 @@ from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
+from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
 from medmllm_plugins.models.generation import score_labels
 from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
 
+logger = logging.getLogger(__name__)
+
 PIXELS: Final = "pixels"
-"""The layer of the tower's input."""
+"""Name of the vision tower's input, where methods treat it like a layer."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationPatch:
-    """What is to stand at a layer for some rows of a batch.
+    """Values that replace the output of a layer for some rows of a batch.
 
     Attributes:
-        layer: its name.
-        values: (R, n, d), see :meth:`Case.states`.
-        first: the first of the rows.
+        layer: Name of the layer.
+        values: (R, n, d), see :meth:`AttributionInput.states`.
+        first: Index of the first row they replace.
     """
 
     layer: str
@@ -48,8 +53,8 @@ class ActivationGradients:
     """States and gradients at one layer.
 
     Attributes:
-        states: (R, n, d), or of pixels (R, …) in the processor's layout.
-        gradients: of the target, of the same shape.
+        states: (R, n, d), or for pixels (R, …) in the processor's layout.
+        gradients: Gradients of the target, of the same shape.
     """
 
     states: Tensor
@@ -63,220 +68,234 @@ class AttributionInput:
         self,
         loaded: LoadedModel,
         question: Question,
-        shown: VisualInput,
+        visual: VisualInput,
         target: Target,
         *,
         baseline: Baseline = "blank",
         batch: int = 16,
     ) -> None:
-        """Prepare a case.
+        """Prepare the model's inputs.
 
         Args:
-            loaded: the model.
-            question: what is asked.
-            shown: the image, images or volume.
-            target: what is explained.
-            baseline: what the image is compared with.
-            batch: the most rows that go through the model together.
+            loaded: The model.
+            question: The question.
+            visual: The image, images or volume.
+            target: What is explained.
+            baseline: What the image is compared with.
+            batch: Largest number of rows in one forward pass.
         """
         self.loaded = loaded
         self.question = question
-        self.shown = shown
+        self.visual = visual
         self.target = target
         self.batch = batch
-        self.inputs = loaded.prepare([question], [shown])
+        self.inputs = loaded.prepare([question], [visual])
         self.ids = [list(target.ids)] if target.ids else loaded.label_ids(question, list(target.answers))
-        # An opening that stands before labels is part of what is generated.
-        self._given = 0 if target.ids else loaded.prefix_length
+        # An opening that precedes labels is part of what is generated.
+        self._prefix_length = 0 if target.ids else loaded.prefix_length
         self._baseline = baseline
-        self._places = {place.name: place for place in layers_of(loaded)}
+        self._layers = {layer.name: layer for layer in layers_of(loaded)}
 
-    def place(self, layer: str) -> Layer:
-        """A layer by its name.
+    def layer(self, name: str) -> Layer:
+        """Return a layer of the model.
 
         Raises:
-            OptionError: the model has none of that name.
+            OptionError: The model has no layer of that name.
         """
-        if layer not in self._places:
+        if name not in self._layers:
             raise OptionError(
-                f"{self.loaded.family.title}: expected `layer` to be one of {', '.join(self._places)}, found {layer!r}."
+                f"{self.loaded.family.title}: expected `layer` to be one of {', '.join(self._layers)}, got {name!r}."
             )
-        return self._places[layer]
+        return self._layers[name]
 
     @property
     def pixels(self) -> Tensor:
-        """The image as the tower is given it, in the processor's layout."""
+        """Return the input of the vision tower, in the processor's layout."""
         return self.inputs["pixel_values"]
 
     @cached_property
     def blank_pixels(self) -> Tensor:
-        """The baseline, of the shape of :attr:`pixels`.
+        """Return the baseline, of the shape of :attr:`pixels`.
 
         Raises:
-            ModelError: the processor lays it out differently than the image.
+            ModelError: The processor gives it another shape than the image.
         """
-        shown = baseline_image(self.loaded.family, self.shown, self._baseline)
-        found = self.loaded.prepare([self.question], [shown])["pixel_values"]
-        if found.shape != self.pixels.shape:
+        blank = baseline_image(self.loaded.family, self.visual, self._baseline)
+        pixels = self.loaded.prepare([self.question], [blank])["pixel_values"]
+        if pixels.shape != self.pixels.shape:
             raise ModelError(
-                f"Expected the processor to lay out an image and its baseline alike, found {tuple(self.pixels.shape)} "
-                f"and {tuple(found.shape)}."
+                f"Expected the processor to give the baseline the shape of the image, {tuple(self.pixels.shape)}, got "
+                f"{tuple(pixels.shape)}. Use the other baseline, blank or blurred."
             )
-        return found
+        return pixels
 
-    def forget(self) -> None:
-        """Work anew what was kept of the document, after its pixels or the weights have changed."""
+    def clear_cache(self) -> None:
+        """Forget computed values, after the pixels or the weights have changed."""
         for name in ("value", "padding"):
             self.__dict__.pop(name, None)
 
     # -- through the model -------------------------------------------------------------------------------------
 
-    def scores(self, rows: int, stand_ins: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
-        """Log-probabilities of the answers, (rows, K), in nats.
+    def scores(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
+        """Return log-probabilities of the answers, (rows, K), in nats.
 
         Args:
-            rows: number of copies of the document.
-            stand_ins: what is to stand at layers instead.
-            pixels: (rows, …), pixels for each copy in place of the document's.
+            rows: Number of copies of the document.
+            patches: Values that replace outputs of layers.
+            pixels: (rows, …), pixels of each copy; the document's by default.
         """
         inputs = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in self.inputs.items()}
         if pixels is not None:
             inputs["pixel_values"] = pixels.flatten(0, 1).to(self.pixels.dtype)
         with ExitStack() as stack:
-            for one in stand_ins:
-                stack.enter_context(changed(self.place(one.layer), _putting(one, rows)))
+            for patch in patches:
+                stack.enter_context(changed(self.layer(patch.layer), _replacing(patch, rows)))
             start = self.loaded.prefill(inputs)
-        return score_labels(self.loaded.model, start, [self.ids] * rows, prefix_length=self._given)
+        return score_labels(self.loaded.model, start, [self.ids] * rows, prefix_length=self._prefix_length)
 
-    def values(self, rows: int, stand_ins: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
-        """The target for each row, (rows,); arguments as for :meth:`scores`."""
-        return self.target.value(self.scores(rows, stand_ins, pixels))
+    def values(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
+        """Return the target of each row, (rows,), in nats; arguments as for :meth:`scores`."""
+        return self.target.value(self.scores(rows, patches, pixels))
 
     @cached_property
     def value(self) -> float:
-        """The target of the document as it is, in nats."""
+        """Return the target of the document as it is, in nats."""
         with torch.no_grad():
             return float(self.values(1))
 
     @torch.no_grad()
     def states(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, Tensor]:
-        """What stands at layers, (rows, n, d) each, float32.
+        """Return the outputs of layers, (rows, n, d) each, float32.
 
         n are the rows of the stage's output for this document (patches of all tiles, a class token among them, or
         tokens of the prompt) and d their width.
 
         Args:
-            layers: their names.
-            pixels: (rows, …), pixels for each copy; one copy of the document's own by default.
+            layers: Names of layers.
+            pixels: (rows, …), pixels of each copy; by default one copy of the document's own.
         """
         rows = 1 if pixels is None else len(pixels)
-        with self._looking(layers, rows) as seen:
+        with self._recorded(layers, rows) as outputs:
             self.scores(rows, (), pixels)
-        return {layer: value.float() for layer, value in seen.items()}
+        return {layer: value.float() for layer, value in outputs.items()}
 
     def baseline_states(self, layers: Sequence[str]) -> dict[str, Tensor]:
-        """What stands at layers for the baseline, (1, n, d) each, float32.
+        """Return the outputs of layers for the baseline, (1, n, d) each, float32.
 
         At ``llm.embed`` text tokens are those of padding, so that words count as well as the image.
         """
-        found = self.states(layers, self.blank_pixels[None])
-        if EMBED in found:
-            found[EMBED] = torch.where(self.text[:, None], self.padding, found[EMBED])
-        return found
+        states = self.states(layers, self.blank_pixels[None])
+        if EMBED in states:
+            states[EMBED] = torch.where(self.text[:, None], self.padding, states[EMBED])
+        return states
 
     @cached_property
     def text(self) -> Tensor:
-        """Which tokens of the prompt are text, (L,), bool."""
+        """Return which tokens of the prompt are text, (L,), bool."""
         return ~self.loaded.image_positions(self.inputs)[0]
 
     @cached_property
     def padding(self) -> Tensor:
-        """What the LLM reads for the padding token, (1, 1, D), float32."""
+        """Return the embedding of the padding token, (1, 1, D), float32."""
         embed = self.loaded.model.get_submodule(self.loaded.family.embed)
         ids = torch.tensor([[self.loaded.pad_token_id]], device=self.loaded.device)
         with torch.no_grad():
-            found: Tensor = embed(ids).float()
-        return found
+            embedding: Tensor = embed(ids).float()
+        return embedding
 
-    def slopes(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, ActivationGradients]:
-        """States and gradients of the target at all layers, ``"pixels"`` among them, in one pass and one way back.
+    def gradients(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, ActivationGradients]:
+        """Return states and gradients of the target at all layers, from one forward and one backward pass.
 
         Args:
-            layers: their names.
-            pixels: (rows, …), pixels for each copy; one copy of the document's own by default.
+            layers: Names of layers; ``"pixels"`` may be among them.
+            pixels: (rows, …), pixels of each copy; by default one copy of the document's own.
 
         Raises:
-            ModelError: no gradient reaches a layer.
+            ModelError: No gradient reaches a layer.
         """
-        given = (self.pixels[None] if pixels is None else pixels).detach().clone().requires_grad_()
+        image = (self.pixels[None] if pixels is None else pixels).detach().clone().requires_grad_()
+        rows = len(image)
         hooked = [layer for layer in layers if layer != PIXELS]
-        with torch.enable_grad(), self._looking(hooked, len(given), raw=True) as seen:
-            total = self.values(len(given), (), given).sum()
-        wanted = {**seen, **({PIXELS: given} if PIXELS in layers else {})}
-        if lost := [layer for layer, value in wanted.items() if not value.requires_grad or not total.requires_grad]:
-            raise _no_gradient(lost)
-        found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-        if lost := [layer for layer, one in zip(wanted, found, strict=True) if one is None]:
-            raise _no_gradient(lost)
-        rows = len(given)
+        with torch.enable_grad(), self._recorded(hooked, rows, raw=True) as outputs:
+            total = self.values(rows, (), image).sum()
+        states = {**outputs, **({PIXELS: image} if PIXELS in layers else {})}
+        if missing := [layer for layer, state in states.items() if not (state.requires_grad and total.requires_grad)]:
+            raise _no_gradient(missing)
+        gradients = torch.autograd.grad(total, list(states.values()), allow_unused=True)
+        if missing := [layer for layer, gradient in zip(states, gradients, strict=True) if gradient is None]:
+            raise _no_gradient(missing)
         return {
-            layer: ActivationGradients(_rows(value.detach(), rows), _rows(slope, rows))
-            if layer != PIXELS
-            else ActivationGradients(value.detach(), slope.float())
-            for (layer, value), slope in zip(wanted.items(), found, strict=True)
+            layer: ActivationGradients(state.detach(), gradient.float())
+            if layer == PIXELS
+            else ActivationGradients(_by_row(state.detach(), rows), _by_row(gradient, rows))
+            for (layer, state), gradient in zip(states.items(), gradients, strict=True)
         }
 
     @contextmanager
-    def _looking(self, layers: Sequence[str], rows: int, *, raw: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Keep what stands at layers; ``raw``: as the model lays it out, so that gradients can be taken."""
-        seen: dict[str, Tensor] = {}
+    def _recorded(self, layers: Sequence[str], rows: int, *, raw: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Record outputs of layers; ``raw`` in the model's layout, so that gradients can be taken."""
+        outputs: dict[str, Tensor] = {}
 
-        def look(layer: str, value: Tensor) -> Tensor:
-            if layer not in seen:  # the first pass is the prompt's; what follows are the labels'
-                seen[layer] = value if raw else _rows(value, rows)
-            return value
+        def record(layer: str, output: Tensor) -> Tensor:
+            if layer not in outputs:  # the first pass is the prompt's; the next ones are the labels'
+                outputs[layer] = output if raw else _by_row(output, rows)
+            return output
 
         with ExitStack() as stack:
-            for layer in layers:
-                place = self.place(layer)
-                stack.enter_context(changed(place, lambda value, layer=layer: look(layer, value)))  # type: ignore[misc]
-            yield seen
+            for name in layers:
+                stack.enter_context(changed(self.layer(name), partial(record, name)))
+            yield outputs
 
 
-def _rows(value: Tensor, rows: int) -> Tensor:
-    """(rows, n, d), float32, from any layout of copies of one document."""
+def run_within_memory(case: AttributionInput, work: Callable[[], Result]) -> Result:
+    """Do work that runs rows through the model, and halve the batch for good each time memory runs out."""
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            if not out_of_memory(error) or case.batch == 1:
+                raise
+        # Outside the except block, since the error keeps the tensors alive.
+        empty_cache()
+        case.batch //= 2
+        logger.info("Out of memory: batches have at most %d rows from now on.", case.batch)
+
+
+def _by_row(value: Tensor, rows: int) -> Tensor:
+    """Return (rows, n, d), float32, from any layout of copies of one document."""
     return value.reshape(rows, -1, value.shape[-1]).float()
 
 
-def _putting(one: ActivationPatch, rows: int) -> Callable[[Tensor], Tensor]:
-    def put(output: Tensor) -> Tensor:
-        each = output.shape[0] // rows
-        first, count = one.first * each, len(one.values) * each
-        values = one.values.to(output.device, output.dtype).reshape(count, *output.shape[1:])
+def _replacing(patch: ActivationPatch, rows: int) -> Callable[[Tensor], Tensor]:
+    def replace(output: Tensor) -> Tensor:
+        outputs_per_row = output.shape[0] // rows
+        first, count = patch.first * outputs_per_row, len(patch.values) * outputs_per_row
+        values = patch.values.to(output.device, output.dtype).reshape(count, *output.shape[1:])
         if count == output.shape[0]:
             return values
         return torch.cat([output[:first], values, output[first + count :]])
 
-    return put
+    return replace
 
 
 @contextmanager
 def translated_gradient_errors(layers: Sequence[str]) -> Iterator[None]:
-    """Say in our words where another library finds no gradient at layers.
+    """Raise our error where PyTorch finds no gradient at layers.
 
     Raises:
-        ModelError: PyTorch said that the target has no gradient, or that nothing reads a layer.
+        ModelError: The target has no gradient, or does not depend on a layer.
     """
     try:
         yield
     except RuntimeError as error:
-        if any(said in str(error) for said in ("does not require grad", "not have been used in the graph")):
+        if any(message in str(error) for message in ("does not require grad", "not have been used in the graph")):
             raise _no_gradient(layers) from error
         raise
 
 
 def _no_gradient(layers: Sequence[str]) -> ModelError:
     return ModelError(
-        f"Expected the target's gradient at {', '.join(layers)}, found none: the model switches gradients off on the "
-        "way, or nothing behind the layer reads it. Methods without gradients (occlusion, layer_feature_ablation) work."
+        f"Expected a gradient of the target at {', '.join(layers)}, got none: the model disables gradients in between, "
+        "or the target does not depend on the layer. Use a method without gradients (occlusion, "
+        "layer_feature_ablation)."
     )

@@ -1,4 +1,4 @@
-"""What an attribution is of: a label's log-odds against the others, or the log-probability of an answer."""
+"""The target of an attribution: a label's log-odds against the others, or the log-probability of an answer."""
 
 from __future__ import annotations
 
@@ -15,90 +15,90 @@ from medmllm_plugins.models.generation import greedy
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A number that follows from a question and an image.
+    """A scalar computed from a question and an image.
 
     Attributes:
-        name: the label, or the answer's text.
-        answers: what is scored: all labels, or the answer alone.
-        place: which of ``answers`` it is about.
-        ids: the tokens of the answer as it was generated, where it is about that; they are scored one and all.
+        name: The label, or the answer's text.
+        answers: Answers that are scored: all labels, or the answer alone.
+        index: Index of the explained one in ``answers``.
+        ids: Tokens of the answer as it was generated, where that is the target; all of them are scored.
     """
 
     name: str
     answers: tuple[str, ...]
-    place: int
+    index: int
     ids: tuple[int, ...] = ()
 
     @classmethod
     def of_label(cls, label: str, classes: Sequence[str], answers: Sequence[str]) -> Target:
-        """The log-odds of a class against the others.
+        """Return the log-odds of a class against the others.
 
         Args:
-            label: the class.
-            classes: all classes.
-            answers: the words that stand for them, in that order.
+            label: The class.
+            classes: All classes.
+            answers: Words of the answers that stand for them, in the same order.
 
         Raises:
-            OptionError: the label is none of the classes.
+            OptionError: The label is not one of the classes.
         """
         if label not in classes:
             raise OptionError(
-                f"Expected `target` to be decision, truth, answer or one of {list(classes)}, found {label!r}."
+                f"Expected `target` to be decision, truth, answer or one of {list(classes)}, got {label!r}."
             )
         return cls(label, tuple(answers), list(classes).index(label))
 
     @classmethod
     def of_answer(cls, text: str) -> Target:
-        """The log-probability of a text.
+        """Return the log-probability of a text.
 
         Raises:
-            OptionError: the text is empty, so that there is nothing to explain.
+            OptionError: The text is empty.
         """
         if not text.strip():
-            raise OptionError("Expected an answer to explain, found an empty one; choose target=decision.")
+            raise OptionError("Expected an answer to explain, got an empty one. Use target=decision.")
         return cls(text.strip(), (text.strip(),), 0)
 
     @property
     def is_label(self) -> bool:
-        """Whether it is the log-odds of a label."""
+        """Return whether this is the log-odds of a label."""
         return len(self.answers) > 1
 
     def value(self, scores: Tensor) -> Tensor:
-        """The number itself.
+        """Return the target of each row.
 
         With log-probabilities s of the labels, each summed over its tokens, the log-odds of label k are
         s_k - log sum_{j != k} exp(s_j).
 
         Args:
-            scores: (R, K), log-probabilities in nats.
+            scores: (R, K) log-probabilities in nats.
 
         Returns:
             (R,), in nats.
         """
         if not self.is_label:
-            return scores[:, self.place]
-        others = [place for place in range(len(self.answers)) if place != self.place]
-        return scores[:, self.place] - torch.logsumexp(scores[:, others], dim=1)
+            return scores[:, self.index]
+        others = [index for index in range(len(self.answers)) if index != self.index]
+        return scores[:, self.index] - torch.logsumexp(scores[:, others], dim=1)
 
     def probability(self, scores: Tensor) -> Tensor:
-        """Its probability, (R,): among the labels, or of the answer."""
-        return torch.softmax(scores, dim=1)[:, self.place] if self.is_label else scores[:, self.place].exp()
+        """Return the target's probability, (R,): among the labels, or of the answer."""
+        return torch.softmax(scores, dim=1)[:, self.index] if self.is_label else scores[:, self.index].exp()
 
 
 @torch.no_grad()
-def generated_ids(loaded: LoadedModel, question: Question, shown: VisualInput, text: str) -> tuple[int, ...] | None:
-    """The tokens that a model generates for an answer of which the text is known.
+def generated_ids(loaded: LoadedModel, question: Question, visual: VisualInput, text: str) -> tuple[int, ...] | None:
+    """Generate an answer again and return its tokens.
 
     Args:
-        loaded: the model.
-        question: what was asked.
-        shown: the image, images or volume.
-        text: the answer, white space around it left out; of a longer one its beginning, where it was cut off.
+        loaded: The model.
+        question: The question.
+        visual: The image, images or volume.
+        text: The answer without surrounding white space; where it was cut off, its beginning.
 
     Returns:
-        The tokens; ``None`` where another text is generated.
+        The tokens, or None where another text is generated.
     """
-    inputs = loaded.prepare([question], [shown])
+    inputs = loaded.prepare([question], [visual])
     words = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     room = loaded.max_length - int(inputs["attention_mask"].sum())
     # Text may be generated in more tokens than a tokeniser makes of it.
@@ -109,7 +109,9 @@ def generated_ids(loaded: LoadedModel, question: Question, shown: VisualInput, t
         eos_token_ids=loaded.eos_token_ids,
     )
     for count in (len(ids), *range(1, len(ids))):
-        said = str(loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        if said.strip() == text:
+        decoded = str(
+            loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+        if decoded.strip() == text:
             return tuple(ids[:count])
     return None

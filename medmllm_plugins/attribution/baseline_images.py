@@ -1,4 +1,4 @@
-"""What an image is compared with: one that holds nothing."""
+"""Baseline images without content, to compare an image with."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from medmllm_plugins.prompts.attribution_options import Baseline
 BLUR = 0.1
 """Standard deviation of the blur, as a share of the shorter side; of a volume, of what is shown of its slices."""
 _ABOVE_AIR = 0.1
-"""So many Hounsfield units above black are black still when they are cut to grey levels, but are not cropped away."""
+"""Hounsfield units above black that still become black grey levels, but are not cropped away as air."""
 
 
-def baseline_image(family: Family, shown: VisualInput, kind: Baseline) -> VisualInput:
-    """The baseline of what is shown, of the same sizes.
+def baseline_image(family: Family, visual: VisualInput, kind: Baseline) -> VisualInput:
+    """Return the baseline of an image, images or a volume, of the same sizes.
 
     Args:
-        family: the model's architecture, which decides what is seen of a volume.
-        shown: an image, images or a volume.
-        kind: ``"blank"`` for mid-grey images and volumes of their mean, ``"blurred"`` for images that only the
-            coarsest structure is left of.
+        family: Architecture of the model, which decides what it reads of a volume.
+        visual: An image, images or a volume.
+        kind: ``"blank"`` for mid-grey images and volumes of their mean, ``"blurred"`` for images of which only the
+            coarsest structure remains.
     """
-    if isinstance(shown, Image.Image):
-        return blank(shown) if kind == "blank" else shown.filter(ImageFilter.GaussianBlur(BLUR * min(shown.size)))
-    if isinstance(shown, Sequence):
-        return [one for picture in shown if isinstance(one := baseline_image(family, picture, kind), Image.Image)]
-    return _of_volume(family, shown, kind)
+    if isinstance(visual, Image.Image):
+        return blank(visual) if kind == "blank" else visual.filter(ImageFilter.GaussianBlur(BLUR * min(visual.size)))
+    if isinstance(visual, Sequence):
+        return [image for picture in visual if isinstance(image := baseline_image(family, picture, kind), Image.Image)]
+    return _baseline_volume(family, visual, kind)
 
 
-def _of_volume(family: Family, volume: Volume, kind: Baseline) -> Volume:
-    """The baseline of a volume, whose reader crops to what is not air: it must be cropped as the volume was.
+def _baseline_volume(family: Family, volume: Volume, kind: Baseline) -> Volume:
+    """Return the baseline of a volume, which the model must crop (to what is not air) as it crops the volume.
 
-    So only what lies in that box changes, and nothing in it becomes air.
+    So only the cropped box changes, and nothing in it becomes air.
     """
     window = family.volume_window(volume)
     box, low = window.box, window.low
     inside = volume.voxels[box].astype(np.float32).clip(low, window.high)
     if kind == "blank":
-        # Air stays air: the mean is of the rest.
+        # Air stays air: the mean is that of the body.
         body = inside > low
         inside[body] = inside[body].mean() if body.any() else low
     else:

@@ -1,4 +1,4 @@
-"""Which documents are explained: some of each class, hits and errors."""
+"""Choose the documents to explain: some of each class, correct answers and errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class AnsweredDocument:
     """A document that was answered.
 
     Attributes:
-        id: of its row.
-        label: the right class.
-        hit: whether it was answered rightly.
+        id: Id of its row.
+        label: The correct class.
+        hit: Whether it was answered correctly.
     """
 
     id: str
@@ -23,27 +23,27 @@ class AnsweredDocument:
 
 
 def sample_by_class(answered: Sequence[AnsweredDocument], n: int) -> list[str]:
-    """Choose documents, n of each class, half of them answered wrongly; where one kind is short, more of the other.
+    """Choose n documents of each class, half of them errors; where there are too few of one kind, more of the other.
 
-    The choice hangs on ids alone, so that another run of the same data explains the same documents where it can.
+    The choice depends on ids alone, so that another run of the same data explains the same documents where it can.
 
     Args:
-        answered: all that may be chosen.
-        n: how many of each class.
+        answered: Candidates.
+        n: Documents of each class.
 
     Returns:
         Ids, class by class in the order of the classes' names, hits before errors.
     """
     chosen: list[str] = []
-    for label in sorted({one.label for one in answered}):
+    for label in sorted({document.label for document in answered}):
         hits, errors = (
-            sorted((one.id for one in answered if one.label == label and one.hit == hit), key=_mixed)
+            sorted((document.id for document in answered if (document.label, document.hit) == (label, hit)), key=_hash)
             for hit in (True, False)
         )
-        wrong = min(len(errors), max(n // 2, n - len(hits)))
-        chosen += [*hits[: n - wrong], *errors[:wrong]]
+        error_count = min(len(errors), max(n // 2, n - len(hits)))
+        chosen += [*hits[: n - error_count], *errors[:error_count]]
     return chosen
 
 
-def _mixed(identifier: str) -> str:
+def _hash(identifier: str) -> str:
     return hashlib.sha256(identifier.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Maps as pictures: the original, the map's colours to lay over it, and both together with a scale."""
+"""Maps as images: the original, the map's colours to overlay, and both together with a scale."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.maps import map_size
 
 ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
-"""Colours of maps without and with negative values: perceptually uniform, and told apart by the colour-blind."""
+"""Colour maps without and with negative values: perceptually uniform, and suitable for colour-blind readers."""
 STRONGEST = 0.85
-"""Opacity of the largest values; 0 is transparent, so that the picture stays visible where the map says nothing."""
+"""Opacity of the largest values; 0 is transparent, so that the picture stays visible where values are small."""
 MARGIN = 40
 SIDE = 256
-"""Shortest side of a picture on disk: smaller ones are enlarged, pixel by pixel."""
+"""Smallest side of a picture on disk in pixels; smaller ones are enlarged by a whole factor."""
 
 
 def originals(case: AttributionInput) -> list[Image.Image]:
-    """The pictures that were shown, in the size of the maps, mode ``RGB``; of a volume the slices it was shown as."""
+    """Return the pictures shown, in the size of the maps, mode ``RGB``; for a volume, the slices the model took."""
     height, width = map_size(case)
-    pictures = case.loaded.family.pictures(case.shown)
+    pictures = case.loaded.family.pictures(case.visual)
     return [picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
 
 
 def colour_range(painted: FloatArray) -> tuple[float, float]:
-    """The values at the ends of the colours: the 99.5th percentile of sizes, and its negative where there are any.
+    """Return the values at the ends of the colours: the 99.5th percentile of sizes, and its negative or 0.
 
-    A single large pixel would leave all others colourless.
+    With the maximum instead, a single large pixel would leave all others colourless.
     """
     values = np.nan_to_num(painted)
     high = float(np.percentile(np.abs(values), 99.5)) or float(np.abs(values).max())
@@ -40,47 +40,46 @@ def colour_range(painted: FloatArray) -> tuple[float, float]:
 
 
 def colour_map(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[Image.Image]:
-    """A map's colours, ``RGBA`` pictures; opaque where values are large.
+    """Return a map's colours as ``RGBA`` images, opaque where values are large.
 
     Args:
         painted: (pictures, height, width).
-        scale: the values at the ends of the colours, of the map that these are a part of; of these alone by default.
+        scale: Values at the ends of the colours; by default those of this map.
     """
     low, high = colour_range(painted) if scale is None else scale
     values = np.nan_to_num(painted)
     colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
-    place = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    found = (colours(place.clip(0, 1)) * 255).round().astype(np.uint8)
+    position = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    rgba = (colours(position.clip(0, 1)) * 255).round().astype(np.uint8)
     size = np.abs(values) / high if high > 0 else np.zeros_like(values)
-    found[..., 3] = (size.clip(0, 1) * STRONGEST * 255).round().astype(np.uint8)
-    found[..., 3][~np.isfinite(painted)] = 0
-    return [Image.fromarray(one, "RGBA") for one in found]
+    rgba[..., 3] = (size.clip(0, 1) * STRONGEST * 255).round().astype(np.uint8)
+    rgba[..., 3][~np.isfinite(painted)] = 0
+    return [Image.fromarray(picture, "RGBA") for picture in rgba]
 
 
 def stack_vertically(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size, one below the other, enlarged where they are small."""
+    """Return one image of pictures of one size, one below the other, enlarged where they are small."""
     width, height = pictures[0].size
     times = max(1, round(SIDE / min(width, height)))
     whole = Image.new(pictures[0].mode, (width * times, height * times * len(pictures)))
-    for place, picture in enumerate(pictures):
-        whole.paste(
-            picture.resize((width * times, height * times), Image.Resampling.NEAREST), (0, place * height * times)
-        )
+    for index, picture in enumerate(pictures):
+        enlarged = picture.resize((width * times, height * times), Image.Resampling.NEAREST)
+        whole.paste(enlarged, (0, index * height * times))
     return whole
 
 
 def overlay(shown: Sequence[Image.Image], painted: FloatArray) -> Image.Image:
-    """For people: the original, the map over it, and the scale; of several pictures a strip, and the maximum over all.
+    """Return the original, the map over it, and the scale in one image; several pictures as a strip with their maximum.
 
     Args:
-        shown: the pictures, in the size of the map.
+        shown: The pictures, in the size of the map.
         painted: (pictures, height, width).
     """
     coloured = colour_map(painted)
     columns = [_pair(picture, colour) for picture, colour in zip(shown, coloured, strict=True)]
     if len(shown) > 1:
-        # A projection along the slices: the brightest of the volume, and the largest value behind each pixel,
-        # in the colours of the slices: the bar below is of both.
+        # A projection along the slices: the brightest voxel and the largest value at each pixel, in the colours of the
+        # slices, since both share the bar below.
         brightest = Image.fromarray(np.max([np.asarray(picture) for picture in shown], axis=0))
         largest = np.take_along_axis(painted, np.abs(np.nan_to_num(painted)).argmax(0)[None], axis=0)
         columns.append(_pair(brightest, colour_map(largest, colour_range(painted))[0]))
@@ -88,8 +87,8 @@ def overlay(shown: Sequence[Image.Image], painted: FloatArray) -> Image.Image:
     each = min(len(columns), 8)
     rows = -(-len(columns) // each)
     whole = Image.new("RGB", (each * width, rows * height + MARGIN), "white")
-    for place, column in enumerate(columns):
-        whole.paste(column, (place % each * width, place // each * height))
+    for index, column in enumerate(columns):
+        whole.paste(column, (index % each * width, index // each * height))
     _draw_scale(whole, painted)
     return whole
 
@@ -101,7 +100,7 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def _pair(picture: Image.Image, colour: Image.Image) -> Image.Image:
-    """The original above, the map over it below."""
+    """Return the original above, and the map over it below."""
     below = Image.alpha_composite(picture.convert("RGBA"), colour).convert("RGB")
     return stack_vertically([picture, below])
 

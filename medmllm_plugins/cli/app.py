@@ -67,11 +67,11 @@ def medmllm(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Medical image classification for lmms-eval."""
+    """Evaluate medical image classification with lmms-eval, and find where a model loses the signal."""
 
 
 def _loaded_when_run() -> None:
-    """Stand in the help for a subcommand whose module is not imported yet."""
+    """Do nothing: a placeholder in the help for a subcommand whose module is imported when it runs."""
 
 
 for _name, _summary in COMMANDS.items():

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index, write_table
 from medmllm_plugins.attribution.checks.check_summary import format_summary
-from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError, print_error
@@ -164,10 +165,10 @@ class _Answer:
 
 
 def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answer]:
-    """What the run answered of some documents, by id.
+    """Return the run's answers about some documents, by id.
 
     Raises:
-        DataError: it answered none of some id.
+        DataError: it has no answer about one of them.
     """
     path = run.folder / f"{file_stem(name)}{SUFFIX}"
     texts = read_answers(path) if name in run.outcomes else {}
@@ -205,14 +206,14 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, content: TaskContent, answers: Mapping[str, _Answer]) -> list[Item]:
+def _items(loaded: LoadedModel, content: TaskContent, answers: Mapping[str, _Answer]) -> list[AttributionItem]:
     """Return the documents as the run answered them."""
     by_id = {str(row["id"]): row for row in content.row_list}
     items = []
     for name, answer in answers.items():
         row = by_id[name]
         visual, mask = _visual(loaded, content, row), content.readable_lesion_mask(row)
-        items.append(Item.of(row, content.question(row), visual, answer.text, answer.scores, mask))
+        items.append(AttributionItem.from_row(row, content.question(row), visual, answer.text, answer.scores, mask))
     return items
 
 

@@ -1,4 +1,4 @@
-"""What all subcommands share: their Typer settings, tables on a terminal, plain text elsewhere, and JSON."""
+"""What all subcommands share: their Typer settings, tables on a terminal, plain text in pipes and files, and JSON."""
 
 from __future__ import annotations
 

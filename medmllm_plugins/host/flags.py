@@ -1,6 +1,6 @@
 """Flags of the host's command that our tasks and models cannot honour, refused before a model is loaded.
 
-``tests/host/test_host_flags.py`` goes through every flag that the host has, and says what each does here.
+``tests/host/test_flags.py`` goes through every flag that the host has, and says what each does here.
 """
 
 from __future__ import annotations

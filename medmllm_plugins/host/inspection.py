@@ -1,4 +1,4 @@
-"""The base of tasks that inspect a model while it answers: answers as in any classification, and an analysis of them."""
+"""The base of tasks that inspect a model while it answers: classification, and an analysis of the model."""
 
 from __future__ import annotations
 

@@ -165,14 +165,12 @@ class MedicalMLLM(lmms):
     def _by_session(self, requests: Sequence[TaskRequest]) -> list[tuple[RunSession, list[TaskRequest]]]:
         """Group requests by the run that they are part of: that of our tasks, which other packages' tasks join."""
         sessions = {task: data.session for task, data in self.task_dict.items() if isinstance(data, TaskDataset)}
-        in_use = [sessions[request.task] for request in requests if request.task in sessions]
-        if not in_use and self._own_session is None:
-            self._own_session = new_session()
-        default = in_use[0] if in_use else self._own_session
+        default = next((sessions[request.task] for request in requests if request.task in sessions), None)
+        if default is None:
+            default = self._own_session = self._own_session or new_session()
         groups: dict[int, tuple[RunSession, list[TaskRequest]]] = {}
         for request in requests:
             session = sessions.get(request.task, default)
-            assert session is not None
             groups.setdefault(id(session), (session, []))[1].append(request)
         return list(groups.values())
 

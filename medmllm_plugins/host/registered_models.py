@@ -9,7 +9,7 @@ from medmllm_plugins.plugins.manager import get_manager
 
 
 def __getattr__(name: str) -> Any:
-    """Return the wrapper class of the model called ``name``, such as ``medmllm_plugins.host.registered_models.medm_vl``."""
+    """Return the class of a registered model: ``medmllm_plugins.host.registered_models.medm_vl``."""
     spec = get_manager().models().get(name)
     if spec is None or spec.wrapper is not None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no registered model has that name.")

@@ -17,7 +17,7 @@ MOST_FOLDERS: Final = 2000
 
 
 def walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Task files and ``datasets`` folders below ``folder``, each sorted.
+    """Return task files and ``datasets`` folders below ``folder``, each sorted.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -41,7 +41,7 @@ def walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a task's YAML file holds, tags such as ``!function`` as plain text.
+    """Read what a task's YAML file holds, tags such as ``!function`` as plain text.
 
     Raises:
         PluginError: the file is no UTF-8, no YAML, or holds no keys; the message names file and line.
@@ -62,17 +62,17 @@ def read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
     if isinstance(task, list):
         task, kind = content.get("group"), "group"
     if not isinstance(task, str) or not task or re.search(r"[\s,]", task):
-        found = f"got {kind}: {shown(task)}" if kind in content else "it has none"
+        got = f"{kind}: {shown(task)}" if kind in content else "none"
         wanted = "`task: NAME`" if kind == "task" else "`group: NAME` beside a list of tasks"
         raise PluginError(
             f"{path}, line {lines.get(kind, lines.get('task', 1))}: expected {wanted}, the name without blanks and "
-            f"commas, but {found}."
+            f"commas, got {got}."
         )
     return task, "group" if kind == "group" else "task"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A file's keys and values, and the lines on which the keys stand."""
+    """Return a file's keys and values, and the lines on which the keys stand."""
     file = read_yaml_file(path, error=PluginError, any_tag=True)
     if not isinstance(file.content, dict):
         raise PluginError(

@@ -30,8 +30,8 @@ class AttributionOptions:
     Attributes:
         n: documents of each class, half of them answered incorrectly if enough are.
         methods: names of methods.
-        layers: layers for the methods that look at layers; empty for the end of the vision tower, and the connector where
-            its tokens have a place on the picture.
+        layers: layers for the methods that need one; empty for the end of the vision tower, and the connector if its
+            tokens have positions in the image.
         target: whose log-odds against the other labels are explained: ``"decision"`` (the label that scores highest),
             ``"truth"``, or a label; ``"answer"`` for the log-probability of the generated text.
         baseline: what the image is compared with: ``"blank"`` (mid-grey) or ``"blurred"``.

@@ -93,8 +93,8 @@ def orders(classes: int, seed: int = 0) -> list[tuple[int, ...]]:
         seed: of the sampled orders.
 
     Returns:
-        For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the original order first: every class is at every position
-        once. Above, the original order and four others drawn without repetition.
+        For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the original order first: every class is at every
+        position once. Above, the original order and four others drawn without repetition.
     """
     original = tuple(range(classes))
     if classes <= CYCLIC_UP_TO:

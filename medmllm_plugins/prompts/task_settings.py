@@ -83,7 +83,7 @@ class TaskDeclaration(DeclaredModel):
     See :class:`TaskSettings` for the settings that follow from it.
     """
 
-    dataset: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": "dataset.schema.json"}]})]
+    dataset: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
     """The name of a declared data set, or a declaration."""
     protocol: Protocol = "closed_set"
     """How the class is asked for: with the list of classes, with letters, or without a list."""

@@ -108,7 +108,9 @@ class FeatureStore:
         self.folder = folder
         try:
             self.header = Header.from_dict(json.loads((folder / STORE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError, DataError) as error:
+        except DataError as error:
+            raise DataError(f"{folder / STORE}: {error}.") from error
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{folder}: expected a feature store with {STORE}, got {shown(one_line(error))}. Copy the folder "
                 "again, or run the med_probe task with this version of the package."

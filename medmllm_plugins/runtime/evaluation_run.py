@@ -268,7 +268,7 @@ class EvaluationRun:
             self._finish()
 
     def _finish(self) -> None:
-        """Mark the run as finished, seal the folder and remove the journal: in this order, so that each step may fail."""
+        """Mark the run as finished, seal the folder, remove the journal: in this order, so that each step may fail."""
         self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.write()
         if self.folder is not None and self.rank == 0:

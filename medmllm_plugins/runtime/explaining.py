@@ -68,8 +68,9 @@ class AttributionLoop:
         store: AttributionStore,
     ) -> None:
         """Explain this process's share of the documents, some answered correctly and some not."""
+        from medmllm_plugins.attribution.attribution_item import AttributionItem
         from medmllm_plugins.attribution.document_sample import AnsweredDocument, sample_by_class
-        from medmllm_plugins.attribution.explainer import Item, explain
+        from medmllm_plugins.attribution.explainer import explain
 
         by_id = {str(request.row["id"]): request for request in requests}
         answered = []
@@ -84,7 +85,7 @@ class AttributionLoop:
             request = by_id[name]
             row, reply, visual = request.row, replies[request.key], self._answering.prepare(request).visual
             mask = content.readable_lesion_mask(row)
-            items.append(Item.of(row, content.question(row), visual, reply.text, reply.scores, mask))
+            items.append(AttributionItem.from_row(row, content.question(row), visual, reply.text, reply.scores, mask))
         if items:
             size = self._options.batch_size
             rows = size if isinstance(size, int) else ROWS_AT_AUTO

@@ -1,6 +1,6 @@
 """YAML of users and plugins, read within bounds: no file can take long, fill memory or make a long message.
 
-A few hundred bytes of nested aliases can stand for gigabytes, and a few thousand brackets end Python's stack. So size,
+A few hundred bytes of nested aliases can expand to gigabytes, and a few thousand brackets end Python's stack. So size,
 depth, length of scalars and the number of nodes *after* aliases are followed are bounded while the file is parsed, and
 what is constructed afterwards is small. A key that is there twice is an error, since one of its values would be lost.
 """
@@ -115,14 +115,14 @@ def parse_yaml(text: str, source: str, *, error: type[MedMLLMError], any_tag: bo
 
 
 def shown_text(text: str, most: int = 200) -> str:
-    """A text on one line, cut after ``most`` characters."""
+    """Return a text on one line, cut after ``most`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 @functools.cache
 def _loader(any_tag: bool) -> Any:
-    """The class of loaders that keep to the bounds; PyYAML is imported here, as importing this package must not."""
+    """Return the class of loaders that keep to the bounds; PyYAML is imported here, as importing this package must not."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -142,7 +142,7 @@ def _loader(any_tag: bool) -> Any:
             self._depth -= 1
             if isinstance(event, yaml.AliasEvent):
                 if id(node) not in self._sizes:
-                    _refuse(f"an alias *{shown_text(str(event.anchor), 40)} of what it stands in", event.start_mark)
+                    _refuse(f"an alias *{shown_text(str(event.anchor), 40)} of its own parent", event.start_mark)
                 self._nodes += self._sizes[id(node)]
             else:
                 self._nodes += 1

@@ -1,4 +1,4 @@
-"""Opening files that are really files, and data files that a header names, which must lie below the header's folder."""
+"""Open regular files only, and find data files that a header names, which must lie below the header's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medmllm_plugins.errors import DataError, shown
 
 
 def open_regular(path: Path, what: str = "a file") -> BinaryIO:
-    """Open a file for reading; a pipe, a device or a folder is refused and never waited for.
+    """Open a file for reading; a pipe, a device or a folder is an error and never waited for.
 
     Args:
         path: the file; links are followed.
@@ -24,7 +24,7 @@ def open_regular(path: Path, what: str = "a file") -> BinaryIO:
     Raises:
         DataError: it is missing, cannot be opened or is no regular file.
     """
-    # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -32,7 +32,7 @@ def open_regular(path: Path, what: str = "a file") -> BinaryIO:
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "its name is none"
-        raise DataError(f"{path}: expected {what}, found that it cannot be read ({reason}).") from error
+        raise DataError(f"{path}: expected {what}, got one that cannot be read ({reason}).") from error
     opened = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):  # replaced in between
         opened.close()
@@ -41,7 +41,7 @@ def open_regular(path: Path, what: str = "a file") -> BinaryIO:
 
 
 def head(path: Path, count: int) -> bytes:
-    """The first bytes of a file.
+    """Read the first bytes of a file.
 
     Raises:
         DataError: it is missing, cannot be opened or is empty.
@@ -49,7 +49,7 @@ def head(path: Path, count: int) -> bytes:
     with open_regular(path) as opened:
         content = opened.read(count)
     if not content:
-        raise DataError(f"{path}: expected a volume or picture, found an empty file (0 bytes); get the file again.")
+        raise DataError(f"{path}: expected a volume or picture, got an empty file (0 bytes). Get the file again.")
     return content
 
 
@@ -63,13 +63,13 @@ def data_file_below(header: Path, name: str) -> Path:
 
     Args:
         header: the header's own path.
-        name: what the header says: a path relative to its folder, in POSIX form.
+        name: the path that the header states, relative to its folder, in POSIX form.
 
     Returns:
         The path with symbolic links resolved.
 
     Raises:
-        DataError: the name is empty, absolute, climbs (``..``), stands for several files, or leads by a symbolic link
+        DataError: the name is empty, absolute, climbs (``..``), means several files, or leads by a symbolic link
             out of the folder; or there is no regular file of that name.
     """
     problem = _name_problem(name)
@@ -101,4 +101,4 @@ def _name_problem(name: str) -> str:
 
 
 def _not_regular(path: Path) -> DataError:
-    return DataError(f"{path}: expected a file, got a folder, pipe or device; name a regular file.")
+    return DataError(f"{path}: expected a file, got a folder, pipe or device. Name a regular file.")

@@ -14,7 +14,7 @@ CACHE_VARIABLE = "MEDMLLM_CACHE"
 
 
 def tasks_folder() -> Path:
-    """Return the folder of the user's own tasks: ``MEDMLLM_TASKS``, else ``medmllm/tasks`` in the user's config folder."""
+    """Return the folder of the user's tasks: ``MEDMLLM_TASKS``, else ``medmllm/tasks`` in the config folder."""
     named = os.environ.get(TASKS_VARIABLE)
     if named:
         return Path(named).expanduser().absolute()

@@ -12,9 +12,10 @@ from support.fake_device import on_both_devices
 from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
 from medmllm_plugins.attribution.attribution_target import Target
-from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig
 from medmllm_plugins.attribution.methods.method_registry import select_methods, specs
 from medmllm_plugins.models.base import LoadedModel
@@ -54,12 +55,12 @@ def explained(model: LoadedModel, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"id": "p", "document": "p", "group": "p", "label": "normal", "predicted": None}
     mask = np.zeros((32, 32), bool)
     mask[4:20, 8:24] = True
-    item = Item(
+    item = AttributionItem(
         **told,
         answer=answer.text,
         scores=answer.scores or (),
         question=QUESTION,
-        shown=IMAGE,
+        visual=IMAGE,
         classes=LABELS,
         answers=LABELS,
         mask=mask,

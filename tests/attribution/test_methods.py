@@ -346,8 +346,8 @@ def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     target = SimpleNamespace(value=lambda scores: scores)
     case: Any = SimpleNamespace(batch=500, loaded=SimpleNamespace(device=torch.device("cpu")), target=target)
-    monkeypatch.setattr(at_inputs, "segments", lambda _: torch.arange(39))
-    monkeypatch.setattr(at_inputs, "reading", lambda _: value)
+    monkeypatch.setattr(at_inputs, "word_indices", lambda _: torch.arange(39))
+    monkeypatch.setattr(at_inputs, "masked_prompt_scores", lambda _: value)
     first, second = (
         at_inputs.kernel_shap(case, ["prompt"], MethodConfig(seed=seed))["prompt"].values for seed in (1, 2)
     )
@@ -461,13 +461,13 @@ def test_layers_behind_which_no_image_token_is_read_are_refused(model: LoadedMod
     """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
     *_, before, block, norm = (place.name for place in layers_of(model))
     image = ~case.text
-    for layer, one in case.slopes([before, block, norm]).items():
+    for layer, one in case.gradients([before, block, norm]).items():
         slope = float(one.gradients[:, image].abs().max())
         assert (slope > 0) == (layer == before)
         if layer == before:
             assert select_methods(["layer_grad_cam"], [layer], model, ())[0].layers == (layer,)
             continue
-        said = rf"of {layer} only the last token's state reaches the answer.* The last .* read is {before}\."
+        said = rf"got {layer}, of which it depends on the last token alone\. Use {before} or"
         with pytest.raises(OptionError, match=said):
             select_methods(["layer_activation"], ["connector", layer], model, ())
 

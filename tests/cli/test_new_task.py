@@ -221,7 +221,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "positive": (["own", "--positive", "pneumonia"], "expected `positive` to be one of the classes"),
     "both kinds": (["own", "--multilabel", "--ordinal"], "either --multilabel or --ordinal"),
     "images": (["own", "--images", "/nowhere/at/all"], "Expected --images to be a folder, got none"),
-    "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, found that it cannot be read"),
+    "labels": (["own", "--labels", "/nowhere.csv"], "expected a CSV table, got one that cannot be read"),
 }
 
 
@@ -242,7 +242,7 @@ def test_a_bad_image_is_named_and_nothing_written(
 ) -> None:
     (images / "3.png").write_bytes(b"")
     status, _, error = medmllm("task", "new", "chest", "--images", images, "--labels", labels)
-    assert status == 1 and "3.png: expected an image, found an empty file" in error and not own_tasks.exists()
+    assert status == 1 and "3.png: expected an image, got an empty file" in error and not own_tasks.exists()
 
 
 def test_a_check_finds_the_leak_of_a_users_own_split(medmllm: Medmllm, images: Path, tmp_path: Path) -> None:

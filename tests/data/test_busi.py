@@ -99,7 +99,7 @@ def test_all_faults_are_in_one_error(tmp_path: Path, classes: Path) -> None:
         "normal/scan.png": 'a name like "normal (1).png"',
         "normal/benign (9).png": 'a name like "normal (1).png"',
         "suspicious": "unexpected class folder",
-        "normal/more": "found a folder",
+        "normal/more": "got a folder",
     }.items():
         assert any(str(classes / path) in line and reason in line for line in message.splitlines()), path
     assert SPEC.download in message
@@ -117,7 +117,7 @@ def test_many_faults_are_counted_and_some_shown(tmp_path: Path, classes: Path) -
 def test_empty_class_folder(tmp_path: Path, classes: Path) -> None:
     for path in (classes / "normal").iterdir():
         path.unlink()
-    assert f"{classes / 'normal'}: expected images, found none" in fault(tmp_path)
+    assert f"{classes / 'normal'}: expected images, got none" in fault(tmp_path)
 
 
 def test_class_folder_with_masks_only(tmp_path: Path, classes: Path) -> None:

@@ -47,7 +47,7 @@ def test_examples_take_the_classes_in_turn() -> None:
     assert [shot.label for shot in found] == ["a", "b", "a", "b"]
     assert all(shot.fold == "train" for shot in found)
     assert shots.before(asked, 2) == found[:2]
-    with pytest.raises(DataError, match="lower --num_fewshot"):
+    with pytest.raises(DataError, match="Lower --num_fewshot"):
         shots.before(asked, 5)
 
 

@@ -49,12 +49,12 @@ def test_every_way_to_write_a_table(tmp_path: Path, content: str) -> None:
     [
         ("", "empty file"),
         ("\n\n", "empty file"),
-        ("image,class\na.png,yes", r"line 1: expected the columns \['label'\], found \['image', 'class'\]"),
-        ("image,label,label\na.png,yes,no", r"line 1: expected column names that differ, found \['label'\]"),
-        ("image,label\na.png\n", "line 2: expected 2 cells, found 1"),
-        ("image,label\na.png,yes,more\n", "line 2: expected 2 cells, found 3"),
-        ('image,label\n"a.png,yes\n', "expected CSV, found unexpected end of data"),
-        ("image,label\nä.png,yes\n".encode("latin-1"), "line 2: expected UTF-8, found byte 0xe4"),
+        ("image,class\na.png,yes", r"line 1: expected the columns \['label'\], got \['image', 'class'\]"),
+        ("image,label,label\na.png,yes,no", r"line 1: expected column names that differ, got \['label'\]"),
+        ("image,label\na.png\n", "line 2: expected 2 cells, got 1"),
+        ("image,label\na.png,yes,more\n", "line 2: expected 2 cells, got 3"),
+        ('image,label\n"a.png,yes\n', "expected CSV, got unexpected end of data"),
+        ("image,label\nä.png,yes\n".encode("latin-1"), "line 2: expected UTF-8, got byte 0xe4"),
         ("image,label\n".encode("utf-16"), "UTF-16; save it as CSV"),
         (b"PK\x03\x04rest", "a spreadsheet or archive; save it as CSV"),
         (b"\xd0\xcf\x11\xe0rest", "a spreadsheet; save it as CSV"),
@@ -68,7 +68,7 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, content: str | byte
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     faults = Faults("set", "")
     assert read_rows(tmp_path / "none.csv", COLUMNS, faults) == []
-    with pytest.raises(DataError, match=r"none\.csv: expected a CSV table, found that it cannot be read"):
+    with pytest.raises(DataError, match=r"none\.csv: expected a CSV table, got one that cannot be read"):
         faults.stop()
 
 

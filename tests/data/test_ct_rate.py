@@ -121,7 +121,7 @@ def test_values_that_cannot_be_hounsfield_units(tmp_path: Path) -> None:
     sitk.WriteImage(image + 1024, str(path))
     data = load_dataset(SPEC, root=tmp_path)
     (document,) = (document for document in data.documents if "valid_2" in document.id)
-    with pytest.raises(DataError, match=r"expected a chest CT in Hounsfield units.* found 24"):
+    with pytest.raises(DataError, match=r"expected a chest CT in Hounsfield units.* got 24"):
         data.volume(document)
 
 

@@ -146,8 +146,8 @@ def test_fingerprint_follows_every_column(drawn: type[Drawn], column: int) -> No
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (("4", "c", "g4", "test"), "expected a label among ['a', 'b'], found 'c'"),
-        (("4", "a", "g4", "val"), "found 'val'"),
+        (("4", "c", "g4", "test"), "expected a label among ['a', 'b'], got 'c'"),
+        (("4", "a", "g4", "val"), "got 'val'"),
         (("3", "a", "g4", "test"), "2 files with one id"),
     ],
 )
@@ -160,7 +160,7 @@ def test_wrong_documents_of_any_layout(drawn: type[Drawn], row: tuple[str, str, 
 
 def test_class_without_documents(drawn: type[Drawn]) -> None:
     drawn.rows = Drawn.rows[1:]
-    with pytest.raises(DataError, match="class 'a': expected images, found none"):
+    with pytest.raises(DataError, match="class 'a': expected images, got none"):
         load_dataset(DRAWN)
 
 

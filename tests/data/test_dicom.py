@@ -1,4 +1,4 @@
-"""DICOM: slices sorted by place, faults named, and nobody's name told."""
+"""Read DICOM series: slices sorted by position, faults named, and no patient data in messages."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def test_monochrome1_is_turned_so_that_bright_is_bright(tmp_path: Path) -> None:
     assert shown["MONOCHROME2"][0, 0] == 0 and shown["MONOCHROME2"][1, 1] == 255
 
 
-@pytest.mark.parametrize("kept", [0, 100, 131, 140, 600, -10])
-def test_a_truncated_file_is_an_error(tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("length", [0, 100, 131, 140, 600, -10])
+def test_a_truncated_file_is_an_error(tmp_path: Path, length: int) -> None:
     path = write_dicom(tmp_path / "scan.dcm", STORED[0], position=(0, 0, 0))
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DataError, match=r"scan\.dcm"):
         read_volume(path)
 
@@ -100,9 +100,9 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, kept: int) -> None:
 def test_no_name_date_or_id_reaches_a_message_or_a_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    messages = []
     paths = write_series(tmp_path / "good", STORED)
-    told.append(repr(read_volume(tmp_path / "good")))
+    messages.append(repr(read_volume(tmp_path / "good")))
     faulty = {"gap": [2], "one": [1, 2, 3, 4, 5]}
     for name, leave_out in faulty.items():
         write_series(tmp_path / name, STORED, leave_out=leave_out)
@@ -114,7 +114,7 @@ def test_no_name_date_or_id_reaches_a_message_or_a_log(
     for name in ("gap", "one", "two", "cut"):
         with pytest.raises(DataError) as caught:
             read_volume(tmp_path / name)
-        told.append(str(caught.value))
+        messages.append(str(caught.value))
     printed = capfd.readouterr()
-    everything = " ".join([*told, caplog.text, printed.out, printed.err])
+    everything = " ".join([*messages, caplog.text, printed.out, printed.err])
     assert MARKER not in everything and "19010203" not in everything

@@ -1,4 +1,4 @@
-"""DICOM against pydicom: the files that pydicom is tested with, which nobody here made."""
+"""DICOM against pydicom: the files that pydicom is tested with, made by others."""
 
 from __future__ import annotations
 

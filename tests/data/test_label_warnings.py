@@ -100,7 +100,7 @@ def test_a_mistyped_class_of_one_image() -> None:
     told = label_warnings(spec("Covid", "Covd", "normal"), [*SOUND, *documents(("Covd", "train", 1))])
     assert told == [
         "Classes with almost the same name: 'Covid' (110) and 'Covd' (1). If they are one class, correct the labels, "
-        "else a model is asked to tell them apart.",
+        "otherwise a model is asked to distinguish them.",
         "Only one image of 'Covd': it is in one fold, so the others lack that class.",
         "No 'Covd' in the validation fold: settings are chosen without it.",
         "No 'Covd' in the test fold: nothing is measured of it.",
@@ -117,7 +117,7 @@ def test_a_class_of_one_patient() -> None:
 def test_a_small_test_fold_tells_the_width_of_its_intervals() -> None:
     few = documents(("a", "train", 9), ("b", "train", 9), ("a", "test", 6), ("b", "test", 6))
     assert label_warnings(spec("a", "b"), few) == [
-        "The test fold has 12 images: a 95% interval of accuracy reaches up to 28 points to either side."
+        "The test fold has 12 images: a 95% interval of accuracy extends up to 28 points to either side."
     ]
 
 
@@ -125,9 +125,7 @@ def test_one_content_with_two_labels() -> None:
     contents, names = ["p", "q", "p", "r", "r"], ["1", "2", "3", "4", "5"]
     assert two_labels(contents, names, [("a",), ("a",), ("a",), ("b",), ("b",)], "image") == []
     (told,) = two_labels(contents, names, [("a",), ("a",), ("b",), ("b",), ("b",)], "volume")
-    assert told.startswith(
-        "One volume has more than one label: the same content stands in several files, 1 (a) = 3 (b)."
-    )
+    assert told.startswith("One volume has more than one label: the same content is in several files, 1 (a) = 3 (b).")
     (told,) = two_labels(["p"] * 400, [str(n) for n in range(400)], [(str(n),) for n in range(400)], "image")
     assert len(told) < 300
     (told,) = two_labels(["p", "p", "q", "q"], ["1", "2", "3", "4"], [("a",), (), ("a",), ("b",)], "image")

@@ -85,9 +85,8 @@ def test_every_set_reads_its_own_format(tmp_path: Path, name: str) -> None:
 
 
 def with_size(spec: DatasetSpec, size: int) -> DatasetSpec:
-    import dataclasses
 
-    return dataclasses.replace(spec, options={"size": size})
+    return spec.model_copy(update={"options": {"size": size}})
 
 
 def test_sizes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,9 +98,9 @@ def test_sizes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "breastmnist_224.npz is not there; breastmnist_64.npz is used" in caplog.text
     small = load_dataset(with_size(spec, 28), root=tmp_path)
     assert small.image(small.documents[0]).size == (28, 28) and small.fingerprint != data.fingerprint
-    with pytest.raises(DataError, match=r"breastmnist_128\.npz, found breastmnist\.npz, breastmnist_64\.npz"):
+    with pytest.raises(DataError, match=r"breastmnist_128\.npz, got breastmnist\.npz, breastmnist_64\.npz"):
         load_dataset(with_size(spec, 128), root=tmp_path)
-    with pytest.raises(DataError, match=r"one of \[28, 64\], found 224"):
+    with pytest.raises(DataError, match=r"one of \[28, 64\], got 224"):
         load_dataset(with_size(SPECS["organmnist3d"], 224), root=tmp_path)
 
 
@@ -208,7 +207,7 @@ def test_a_member_holds_what_its_header_promises(tmp_path: Path, name: str, more
     path = write(tmp_path, spec)
     rewrite(path, spec, **{name: npy(arrays(spec)[name]) + bytes(more)})
     tracemalloc.start()
-    with pytest.raises(DataError, match=rf"retinamnist\.npz: expected the array {name}, found .*bytes by its header"):
+    with pytest.raises(DataError, match=rf"retinamnist\.npz: expected the array {name}, got .*bytes by its header"):
         load_dataset(spec, root=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -250,7 +249,7 @@ def test_headers_of_members_that_lie(tmp_path: Path, content: bytes, says: str) 
     spec = SPECS["retinamnist"]
     path = write(tmp_path, spec)
     rewrite(path, spec, test_images=content)
-    with pytest.raises(DataError, match=rf"retinamnist\.npz: expected the array test_images, found .*({says})"):
+    with pytest.raises(DataError, match=rf"retinamnist\.npz: expected the array test_images, got .*({says})"):
         load_dataset(spec, root=tmp_path)
 
 
@@ -260,7 +259,7 @@ def test_an_archive_of_too_many_members(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         for index in range(12_000):
             archive.writestr(f"{index:060d}", b"")
-    with pytest.raises(DataError, match=r"retinamnist\.npz: expected a whole npz file, found .*directory of"):
+    with pytest.raises(DataError, match=r"retinamnist\.npz: expected a whole npz file, got .*directory of"):
         load_dataset(spec, root=tmp_path)
 
 

@@ -118,14 +118,14 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
 def test_files_that_are_still_packed(tmp_path: Path) -> None:
     path = stem(write(tmp_path), "valid_x.h5")
     path.rename(path.with_name(f"{path.name}.gz"))
-    with pytest.raises(DataError, match=r"found only camelyonpatch_level_2_split_valid_x\.h5\.gz; gunzip it"):
+    with pytest.raises(DataError, match=r"got only camelyonpatch_level_2_split_valid_x\.h5\.gz; gunzip it"):
         load_dataset(SPEC, root=tmp_path)
 
 
 def test_a_meta_file_of_another_length(tmp_path: Path) -> None:
     path = stem(write(tmp_path), "test_meta.csv")
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
-    with pytest.raises(DataError, match="expected 16 rows, one for each image, found 15"):
+    with pytest.raises(DataError, match="expected 16 rows, one for each image, got 15"):
         load_dataset(SPEC, root=tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_shuffled_labels_of_eight_bytes(tmp_path: Path) -> None:
     labels = (np.arange(16) % 2).astype(">i8").reshape(-1, 1, 1, 1)
     with h5py.File(path, "w") as file:
         file.create_dataset("y", data=labels, chunks=(7, 1, 1, 1), compression="gzip", shuffle=True)
-    with pytest.raises(DataError, match=r"found .*same_kind"):
+    with pytest.raises(DataError, match=r"got .*same_kind"):
         load_dataset(SPEC, root=tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_data_in_other_files_are_not_read(tmp_path: Path, how: str) -> None:
             layout = h5py.VirtualLayout(shape, np.uint8)
             layout[...] = h5py.VirtualSource(str(other), "x", shape)
             file.create_virtual_dataset("x", layout)
-    with pytest.raises(DataError, match=r"test_x\.h5: expected a whole HDF5 file, found .*(other files|in this file)"):
+    with pytest.raises(DataError, match=r"test_x\.h5: expected a whole HDF5 file, got .*(other files|in this file)"):
         load_dataset(SPEC, root=tmp_path)
 
 

@@ -178,7 +178,7 @@ def test_dataset_loads_without_a_folder(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_other_classes_are_refused() -> None:
     raw = {"name": "x", "title": "X", "layout": "phantoms", "modality": "image", "classes": {"round mass": [], "b": []}}
-    with pytest.raises(DataError, match=r"expected the classes .*'textured patch'.* found \['b', 'round mass'\]"):
+    with pytest.raises(DataError, match=r"expected the classes .*'textured patch'.* got \['b', 'round mass'\]"):
         Phantoms().documents(parse_spec(raw, "x.yaml"), Path(), Faults("", ""))
 
 
@@ -190,5 +190,5 @@ def test_image_of_an_unknown_index_is_refused(image: str) -> None:
 
 
 def test_unknown_label_is_refused() -> None:
-    with pytest.raises(DataError, match=r"Expected a phantom's label .* found 'mass'"):
+    with pytest.raises(DataError, match=r"Expected a phantom's label .* got 'mass'"):
         draw("mass", 0, 0)

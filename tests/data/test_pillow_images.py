@@ -1,4 +1,4 @@
-"""Reading images: every mode becomes the right RGB, every damaged file is found."""
+"""Reading images: every mode becomes the right RGB, every damaged file is an error."""
 
 import io
 import threading
@@ -14,7 +14,7 @@ from support.image_files import cut, picture, write_picture
 
 from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates
 from medmllm_plugins.data.readers.decode_limit import VARIABLE
-from medmllm_plugins.data.readers.pillow_images import check_images, read_rgb, to_rgb
+from medmllm_plugins.data.readers.pillow_images import read_rgb, scan_images, to_rgb
 from medmllm_plugins.data.readers.thumbnails import thumbnail
 from medmllm_plugins.errors import DataError
 
@@ -75,9 +75,9 @@ def test_16_bit_is_scaled_by_its_range(scratch: Path, values: np.ndarray) -> Non
     Image.fromarray(values).save(path)
     low, high = int(values.min()), int(values.max())
     exact = (values.astype(float) - low) * 255 / max(high - low, 1)
-    found = np.asarray(read_rgb(path), dtype=float)
-    assert np.abs(found - grey_rgb(exact)).max() <= 0.5 + 1e-9
-    assert found.min() == 0 and found.max() == (255 if high > low else 0)
+    shown = np.asarray(read_rgb(path), dtype=float)
+    assert np.abs(shown - grey_rgb(exact)).max() <= 0.5 + 1e-9
+    assert shown.min() == 0 and shown.max() == (255 if high > low else 0)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -103,16 +103,16 @@ def test_palette_is_looked_up(tmp_path: Path, transparency: int | None, second: 
     image.putpalette([100, 0, 0, 0, 200, 0])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "palette.png", **({} if transparency is None else {"transparency": transparency}))
-    found = read_rgb(tmp_path / "palette.png")
-    assert [found.getpixel((x, 0)) for x in range(2)] == [(100, 0, 0), second]
+    shown = read_rgb(tmp_path / "palette.png")
+    assert [shown.getpixel((x, 0)) for x in range(2)] == [(100, 0, 0), second]
 
 
 def test_colour_key_is_transparent(tmp_path: Path) -> None:
     image = Image.new("RGB", (2, 1), (9, 8, 7))
     image.putpixel((1, 0), (50, 60, 70))
     image.save(tmp_path / "key.png", transparency=(9, 8, 7))
-    found = read_rgb(tmp_path / "key.png")
-    assert [found.getpixel((x, 0)) for x in range(2)] == [(0, 0, 0), (50, 60, 70)]
+    shown = read_rgb(tmp_path / "key.png")
+    assert [shown.getpixel((x, 0)) for x in range(2)] == [(0, 0, 0), (50, 60, 70)]
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (32, 16), "black")
     image.paste("white", (0, 0, 16, 16))
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    found = read_rgb(tmp_path / "turned.jpg")
-    assert found.size == (16, 32)
-    assert found.getpixel((8, 4))[0] > 200 > 50 > found.getpixel((8, 28))[0]
+    shown = read_rgb(tmp_path / "turned.jpg")
+    assert shown.size == (16, 32)
+    assert shown.getpixel((8, 4))[0] > 200 > 50 > shown.getpixel((8, 28))[0]
 
 
 def test_wide_image_is_turned_too() -> None:
@@ -152,7 +152,7 @@ def test_cut_png_is_found(tmp_path: Path, keep: float | int) -> None:
     cut(path, keep)
     with pytest.raises(DataError, match=r"noise\.png"):
         read_rgb(path)
-    assert len(check_images([path])) == 1
+    assert len(scan_images([path])[1]) == 1
 
 
 @pytest.mark.usefixtures("truncation_flag")
@@ -173,7 +173,7 @@ def test_flipped_byte_in_png_pixels_is_found(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 10] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(DataError, match="check sum"):
+    with pytest.raises(DataError, match="checksum"):
         read_rgb(path)
 
 
@@ -182,7 +182,7 @@ def test_truncation_flag_is_left_as_it_was(tmp_path: Path, truncation_flag: bool
     bad = write_picture(tmp_path / "bad.png", size=(200, 200))
     cut(bad, 0.5)
     results: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: results.append(check_images([*good, bad]))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(scan_images([*good, bad])[1])) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,10 +202,10 @@ def test_faults_name_every_bad_file_in_order(tmp_path: Path) -> None:
     half = write_picture(tmp_path / "half.jpg")
     cut(half, 0.5)
     bad = [empty, text, tmp_path / "missing.png", folder, half]
-    faults = check_images([good, *bad])
+    faults = scan_images([good, *bad])[1]
     assert [fault.partition(": ")[0] for fault in faults] == [str(path) for path in bad]
     assert "0 bytes" in faults[0] and "PNG" in faults[1]
-    assert check_images([good]) == [] == check_images([])
+    assert scan_images([good])[1] == [] == scan_images([])[1]
 
 
 def test_postscript_under_the_name_of_a_png_is_no_image(tmp_path: Path) -> None:

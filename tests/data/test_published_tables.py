@@ -138,5 +138,5 @@ def test_no_finding_beside_a_finding_is_an_error(tmp_path: Path) -> None:
     chestxray14(tmp_path)
     path = tmp_path / "chestxray14" / "Data_Entry_2017.csv"
     path.write_text(path.read_text().replace(",Effusion,", ",No Finding|Effusion,", 1))
-    with pytest.raises(DataError, match="expected 'No Finding' to stand alone"):
+    with pytest.raises(DataError, match="expected 'No Finding' alone in the cell"):
         load_dataset(CHEST, root=tmp_path)

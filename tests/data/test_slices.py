@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmllm_plugins.data.readers.intensity_windows import WINDOWS, apply_window, parse_window
+from medmllm_plugins.data.readers.intensity_windows import WINDOWS, Unit, parse_window, to_grey, window_bounds
 from medmllm_plugins.data.readers.slices import montage, select_slices, slice_images
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import DataError
@@ -15,6 +15,10 @@ from medmllm_plugins.errors import DataError
 
 def volume(shape: tuple[int, int, int] = (8, 4, 6), spacing: tuple[float, float, float] = (2.0, 1.0, 1.0)) -> Volume:
     return Volume(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), spacing, "RAS", "any")
+
+
+def apply_window(voxels: np.ndarray, window: str | tuple[float, float] | None, unit: Unit) -> np.ndarray:
+    return to_grey(voxels, *window_bounds(voxels, window, unit))
 
 
 def test_the_lung_window_by_hand() -> None:

@@ -273,7 +273,7 @@ def test_bad_files_are_an_error_or_listed(tmp_path: Path, damage: str) -> None:
 def test_closed_files_and_folders(tmp_path: Path) -> None:
     write_rows(tmp_path, six(tmp_path))
     (tmp_path / "images/2.png").chmod(0)
-    with pytest.raises(DataError, match=r"2\.png: expected an image file, found that it cannot be read \(Permission"):
+    with pytest.raises(DataError, match=r"2\.png: expected an image file, got one that cannot be read \(Permission"):
         load_dataset(declare(tmp_path))
     closed = tmp_path / "images"
     closed.chmod(0)
@@ -328,9 +328,9 @@ def test_pictures_of_every_mode_are_read(tmp_path: Path) -> None:
     [
         (np.array([[1.0, np.nan]]), "expected finite numbers"),
         (np.array([[1.0, np.inf]]), "expected finite numbers"),
-        (np.zeros((2, 3, 4, 5)), r"found float64 \[2, 3, 4, 5\]"),
+        (np.zeros((2, 3, 4, 5)), r"got float64 \[2, 3, 4, 5\]"),
         (np.zeros((0, 3)), r"got float64 \[0, 3\]"),
-        (np.array([["a", "b"]]), "found <U1"),
+        (np.array([["a", "b"]]), "got <U1"),
     ],
 )
 def test_arrays_that_are_no_pictures(tmp_path: Path, array: Any, expected: str) -> None:

@@ -65,8 +65,8 @@ def test_colour_is_a_set_of_images(tmp_path: Path) -> None:
         rows.append(f"{index}.dcm,{'malignant' if index % 2 else 'benign'}")
     write_rows(tmp_path, rows)
     data = load_dataset(declare(tmp_path))
-    assert {data.image(one).size for one in data.documents} == {(24, 20)}
-    assert {size(data.spec, data.folder, one) for one in data.documents} == {((24, 20), ())}
+    assert {data.image(document).size for document in data.documents} == {(24, 20)}
+    assert {size(data.spec, data.folder, document) for document in data.documents} == {((24, 20), ())}
 
 
 @pytest.mark.parametrize("labels", ["table", "folders"])

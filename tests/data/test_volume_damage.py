@@ -82,7 +82,7 @@ def test_every_flipped_bit_of_a_packed_nrrd(tmp_path: Path, encoding: str, step:
 
 @ALL_BITS
 def test_every_flipped_bit_of_the_header_of_raw_data(tmp_path: Path, step: int) -> None:
-    """Raw voxels carry no check sum: what changes in them cannot be seen, only what changes in the header."""
+    """Raw voxels carry no checksum: what changes in them cannot be seen, only what changes in the header."""
     for path in (write_metaimage(tmp_path / "scan.mha", VOXELS), write_nrrd(tmp_path / "scan.nrrd", VOXELS)):
         header = path.stat().st_size - VOXELS.nbytes
         assert flips(path, read_volume, step, until=header) == []
@@ -104,16 +104,16 @@ PACKED = zlib.compress(VOXELS.tobytes())
         (zlib.compress(VOXELS.tobytes()[:-2]), None, "expected at least 240 bytes"),
         (zlib.compress(VOXELS.tobytes() + b"\0"), None, "got more"),
         (zlib.compress(VOXELS.tobytes() + bytes(1 << 20)), None, "got more"),
-        (PACKED[:-4] + b"\0\0\0\0", None, "check sum"),
-        (PACKED[:-1], None, "check sum"),
+        (PACKED[:-4] + b"\0\0\0\0", None, "checksum"),
+        (PACKED[:-1], None, "checksum"),
         (PACKED[:-1], len(PACKED), "cut short"),
         (PACKED + b"\0", None, "got more"),
         (PACKED + PACKED, None, "got more"),
         (PACKED, len(PACKED) - 1, "CompressedDataSize"),
         (PACKED, len(PACKED) + 1, "cut short"),
         (PACKED, 0, "CompressedDataSize"),
-        (b"", None, "check sum|at least"),
-        (VOXELS.tobytes(), None, "check sum"),
+        (b"", None, "checksum|at least"),
+        (VOXELS.tobytes(), None, "checksum"),
     ],
 )
 def test_lengths_and_sums_of_a_packed_metaimage(tmp_path: Path, data: bytes, size: int | None, message: str) -> None:
@@ -291,7 +291,7 @@ def test_packed_nifti_files_in_several_members_or_padded(tmp_path: Path) -> None
     damaged = bytearray(packed)
     damaged[len(gzip.compress(content)) - 8] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match="check sum"):
+    with pytest.raises(DataError, match="checksum"):
         packed_nifti_sum(path)
 
 

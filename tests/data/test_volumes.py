@@ -59,9 +59,9 @@ def test_every_orientation_shows_the_same_patient(tmp_path_factory: pytest.TempP
     assert np.sort(volume.voxels.ravel()) == pytest.approx(np.sort(reference.voxels.ravel()))
     axis = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
     sizes, spacings = (5, 4, 3), SPACING
-    places = [axis[letter] for letter in orientation]
-    assert volume.voxels.shape == tuple(sizes[place] for place in places[::-1])
-    assert volume.spacing == pytest.approx(tuple(spacings[place] for place in places[::-1]))
+    order = [axis[letter] for letter in orientation]
+    assert volume.voxels.shape == tuple(sizes[index] for index in order[::-1])
+    assert volume.spacing == pytest.approx(tuple(spacings[index] for index in order[::-1]))
     # Growing towards S raises the value by z, towards R lowers it by x (LPS), towards A lowers it by y.
     weight = {"R": -0.7, "L": 0.7, "A": -80.0, "P": 80.0, "S": 25_000.0, "I": -25_000.0}
     for position, letter in enumerate(orientation):
@@ -144,11 +144,11 @@ def test_what_is_no_volume_is_an_error_that_names_the_file(tmp_path: Path) -> No
 @settings(max_examples=40)
 @given(st.integers(0, 400), st.sampled_from([".nii", ".nii.gz", ".nrrd", ".mha"]))
 def test_a_truncated_file_is_never_read_as_whole(
-    tmp_path_factory: pytest.TempPathFactory, kept: int, ending: str
+    tmp_path_factory: pytest.TempPathFactory, length: int, ending: str
 ) -> None:
     path = tmp_path_factory.mktemp("cut") / f"scan{ending}"
     write(path, np.arange(60, dtype=np.int16).reshape(3, 4, 5))
     content = path.read_bytes()
-    path.write_bytes(content[: min(kept, len(content) - 1)])
+    path.write_bytes(content[: min(length, len(content) - 1)])
     with pytest.raises(DataError, match="scan"):
         read_volume(path)

@@ -173,7 +173,7 @@ def test_nan_is_named_with_layer_and_document(tmp_path: Path) -> None:
             stack[list(group).index("llm.norm/last"), 1, 0] = float("nan")
     assert "llm.norm/last" in names
     one = Writer(tmp_path, 0)
-    one.add(FeatureBatch(bad.records, bad.names, stacks, bad.beside))
+    one.add(FeatureBatch(bad.records, bad.names, stacks, bad.extra))
     one.close()
     store = FeatureStore(tmp_path)
     assert np.isfinite(store.features("llm.norm", "mean")).all()
@@ -189,7 +189,9 @@ def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found none; run the task again"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text('{"medmllm_features": 99}')
-    with pytest.raises(DataError, match="version 99 of the format"):
+    with pytest.raises(
+        DataError, match=r"store\.json: expected version 1 of the format 'medmllm_features', got version 99"
+    ):
         FeatureStore(tmp_path)
 
 

@@ -19,7 +19,7 @@ from fuzz.worker import Fault, Job, Progress, make_target, work, write_case
 HANG: Final = 30.0
 """Seconds of the clock after which a case hangs; generous, since other work may hold the machine up."""
 CRASHES: Final = 5
-"""After so many crashes the rest of a target is left out."""
+"""Crashes after which the other cases of a target are left out."""
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Outcome:
         """Return the faults as text, with the command that repeats each."""
         lines = [f"{len(self.faults)} faults:"]
         for fault in self.faults:
-            lines.append(f"  {fault.target}, case {fault.case}: {fault.rule}: {fault.what} [{fault.place}]")
+            lines.append(f"  {fault.target}, case {fault.case}: {fault.rule}: {fault.what} [{fault.location}]")
             lines.append(f"    python -m fuzz {fault.target} --seed {fault.seed} --case {fault.case}")
         if saved is not None:
             lines.append(f"The files of each case are below {saved}.")

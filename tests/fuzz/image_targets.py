@@ -44,7 +44,7 @@ def _format(kind: str, names: tuple[str, ...], *options: dict[str, Any]) -> Call
 
 
 def _arrays() -> dict[str, Files]:
-    found = {}
+    files = {}
     for name, array in {
         "grey": np.arange(480, dtype=np.uint8).reshape(20, 24),
         "colour": np.arange(1440, dtype=np.uint16).astype(np.uint8).reshape(20, 24, 3),
@@ -53,8 +53,8 @@ def _arrays() -> dict[str, Files]:
     }.items():
         buffer = io.BytesIO()
         np.save(buffer, array)
-        found[name] = {"a.npy": buffer.getvalue()}
-    return found
+        files[name] = {"a.npy": buffer.getvalue()}
+    return files
 
 
 def read(folder: Path) -> object:

@@ -119,7 +119,7 @@ def one_of(*mutators: Mutator) -> Mutator:
 
 
 def inside_gzip(mutator: Mutator) -> Mutator:
-    """Return a mutator of what a gzip file holds: the check sum is right, so that the damage reaches the reader."""
+    """Return a mutator of what a gzip file holds: the checksum is right, so that the damage reaches the reader."""
 
     def mutate(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
         inner = mutator(random, gzip.decompress(content), [gzip.decompress(other) for other in others])
@@ -129,7 +129,7 @@ def inside_gzip(mutator: Mutator) -> Mutator:
 
 
 def inside_zip(mutator: Mutator) -> Mutator:
-    """Return a mutator of one member of a zip file, such as an array of an npz file, with a right check sum."""
+    """Return a mutator of one member of a zip file, such as an array of an npz file, with a right checksum."""
 
     def mutate(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -146,7 +146,7 @@ def inside_zip(mutator: Mutator) -> Mutator:
 
 
 def inside_png(mutator: Mutator) -> Mutator:
-    """Return a mutator of one chunk of a PNG file, with right check sums; pixel data are damaged before packing."""
+    """Return a mutator of one chunk of a PNG file, with right checksums; pixel data are damaged before packing."""
 
     def mutate(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
         chunks = []

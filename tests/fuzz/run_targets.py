@@ -215,7 +215,7 @@ def read_store(folder: Path) -> object:
 
 
 def read_whole_store(folder: Path) -> object:
-    """Read a store whose seal fits whatever stands in it, as one that was made with a fault, or on purpose."""
+    """Read a store whose seal fits its damaged content, as if it was written so."""
     files = {path: content for path, content in _read_back(folder).items() if path != SEAL}
     (folder / SEAL).write_bytes(_seal(files))
     store = FeatureStore(folder)

@@ -25,7 +25,7 @@ class Target:
         mutators: pattern of a file's name to what damages it; files that none fits are left whole.
         longest: characters that an error's message may have.
         seconds: of processor time that a case may take.
-        twice: whether files that are read are read again, with other bytes in memory that nobody has written to.
+        twice: whether files that are read are read again, with other bytes in uninitialised memory.
         refuses: whether some damage is an error; not so where whatever is unreadable is left out.
     """
 

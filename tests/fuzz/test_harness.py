@@ -42,8 +42,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[harness.Outcome, 
 
 
 def test_every_planted_fault_is_found_at_its_case(outcome: tuple[harness.Outcome, Path]) -> None:
-    found = {(fault.target, fault.case): fault.rule for fault in outcome[0].faults}
-    assert found == {(name, BAD): rule for name, rule in RULES.items()}
+    rules = {(fault.target, fault.case): fault.rule for fault in outcome[0].faults}
+    assert rules == {(name, BAD): rule for name, rule in RULES.items()}
 
 
 def test_the_work_goes_on_behind_a_crash(outcome: tuple[harness.Outcome, Path]) -> None:
@@ -77,8 +77,8 @@ def test_a_case_that_never_ends_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_this_process_reports_as_a_new_one_does(tmp_path: Path) -> None:
-    found = harness.run_jobs([planted("error"), planted("abort")], tmp_path, fork=True)
-    assert [(fault.target, fault.rule, fault.case) for fault in found.faults] == [
+    outcome = harness.run_jobs([planted("error"), planted("abort")], tmp_path, fork=True)
+    assert [(fault.target, fault.rule, fault.case) for fault in outcome.faults] == [
         ("abort", "crash", BAD),
         ("error", "error", BAD),
     ]

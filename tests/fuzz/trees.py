@@ -185,7 +185,7 @@ def yaml_mutator(*words: Any) -> Mutator:
 
 
 def safetensors_mutator(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Change the JSON header of a safetensors file, whose length is stated anew; or any of its bytes."""
+    """Change the JSON header of a safetensors file, whose length is updated; or any of its bytes."""
     if random.random() < 0.4:
         return mutate_bytes(random, content, others)
     (length,) = struct.unpack_from("<Q", content)

@@ -151,7 +151,7 @@ def _detached_meta_files() -> dict[str, Files]:
 
 
 def _array_files() -> dict[str, Files]:
-    found = {}
+    cases = {}
     for name, array in {
         "int16": VOXELS,
         "float": VOXELS.astype(np.float64),
@@ -159,8 +159,8 @@ def _array_files() -> dict[str, Files]:
     }.items():
         buffer = io.BytesIO()
         np.save(buffer, array)
-        found[name] = {"a.npy": buffer.getvalue()}
-    return found
+        cases[name] = {"a.npy": buffer.getvalue()}
+    return cases
 
 
 def read_as_volume(folder: Path) -> object:
@@ -239,10 +239,10 @@ def _dicom(name: str, folder: Path) -> None:
 
 
 def _dicom_pictures() -> dict[str, Files]:
-    found = {name: _made(partial(_dicom, name)) for name in ("explicit", *_SYNTAXES)}
+    cases = {name: _made(partial(_dicom, name)) for name in ("explicit", *_SYNTAXES)}
     colours = np.asarray(picture("dicom", (12, 10)).convert("RGB"))
-    found["colour"] = _made(lambda folder: write_dicom(folder / "a.dcm", colours, photometric="RGB", modality="US"))
-    found["window"] = _made(
+    cases["colour"] = _made(lambda folder: write_dicom(folder / "a.dcm", colours, photometric="RGB", modality="US"))
+    cases["window"] = _made(
         lambda folder: write_dicom(
             folder / "a.dcm",
             VOXELS[0],
@@ -251,7 +251,7 @@ def _dicom_pictures() -> dict[str, Files]:
             photometric="MONOCHROME1",
         )
     )
-    return found
+    return cases
 
 
 def read_dicom_picture(folder: Path) -> object:
@@ -265,14 +265,14 @@ def _dicom_series() -> dict[str, Files]:
         write_series(folder, VOXELS[:3], rescale=(-1024, 1), **tags)
 
     def frames(folder: Path) -> None:
-        places = [(0.0, 0.0, 2.5 * index) for index in range(3)]
+        positions = [(0.0, 0.0, 2.5 * index) for index in range(3)]
         write_dicom(
             folder / "a.dcm",
             VOXELS[:3],
             sop=ENHANCED_CT,
             orientation=None,
             spacing=None,
-            extra=frame_tags(places, [(-1024, 1)] * 3),
+            extra=frame_tags(positions, [(-1024, 1)] * 3),
         )
 
     return {

@@ -27,7 +27,7 @@ MEMORY: Final = 1 << 30
 OUTPUT: Final = 64 * 1024
 """Bytes that a case may write to standard output and standard error."""
 MANY: Final = 40
-"""So many different faults are reported of a target."""
+"""Most different faults that are reported of a target."""
 _PERTURB: Final = -6  # M_PERTURB of glibc's malloc.h
 
 
@@ -61,7 +61,7 @@ class Fault:
         rule: ``error``, ``message``, ``seconds``, ``memory``, ``output``, ``unstable``, ``seed``, ``crash`` or
             ``hang``.
         what: what happened.
-        place: where, so that cases with one cause can be counted together.
+        location: where, so that cases with one cause can be counted together.
     """
 
     target: str
@@ -69,7 +69,7 @@ class Fault:
     case: int
     rule: str
     what: str
-    place: str = ""
+    location: str = ""
 
 
 def make_target(group: str, name: str) -> Target:
@@ -140,10 +140,10 @@ def _cases(target: Target, job: Job, folder: Path, at: object) -> Iterator[dict[
             if number < len(seeds) and not ok:
                 faults.append(("seed", f"{list(seeds)[number]} is whole, but was not read", "seed"))
             accepted, refused, done = accepted + ok, refused + (not ok), done + 1
-            for rule, what, place in faults:
-                if (rule, place) not in seen and len(seen) < MANY:
-                    seen.add((rule, place))
-                    yield {"fault": asdict(Fault(target.name, job.seed, number, rule, what, place))}
+            for rule, what, location in faults:
+                if (rule, location) not in seen and len(seen) < MANY:
+                    seen.add((rule, location))
+                    yield {"fault": asdict(Fault(target.name, job.seed, number, rule, what, location))}
     yield {
         "done": {"target": target.name, "cases": done, "accepted": accepted, "refused": refused},
         "seconds": round(time.process_time() - begun, 2),
@@ -174,7 +174,7 @@ def run_case(target: Target, folder: Path) -> tuple[bool, list[tuple[str, str, s
     """Read a case and check it against all rules.
 
     Where a target wants it, a file that is read is read a second time while new memory holds other bytes: a result that
-    differs comes from memory that nobody has written to.
+    differs comes from uninitialised memory.
 
     Returns:
         Whether the reader took the files; and the faults: rule, what happened, and where.

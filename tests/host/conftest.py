@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.folders import everything, own_folder  # noqa: F401 - fixtures
 from support.host_command import command, demo_weights  # noqa: F401 - fixtures
 from support.image_files import write_picture
 
@@ -41,14 +42,6 @@ class Evaluated:
     def samples(self, task: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.returned["samples"][task]
         return found
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts in a folder of its own, since a run without ``run_dir`` makes its folder where it stands."""
-    monkeypatch.chdir(tmp_path)
-    for variable in ("MEDMLLM_DATA", "MEDMLLM_STRICT", "MEDMLLM_DISABLE"):
-        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +110,26 @@ def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
     return call
 
 
+PROBE_TASK, PROBE_LIMIT = "med_probe_demo", 400
+ATTRIBUTION_TASK = (
+    "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
+)
+ATTRIBUTION_LIMIT = 32
+
+
+@pytest.fixture(scope="session")
+def probed(evaluate: Callable[..., Evaluated], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The demo, probed."""
+    return evaluate(tmp_path_factory.mktemp("probed"), tasks=[PROBE_TASK], batch_size=16, limit=PROBE_LIMIT)
+
+
+@pytest.fixture(scope="session")
+def explained(evaluate: Callable[..., Evaluated], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The demo, some of its answers explained."""
+    folder = tmp_path_factory.mktemp("explained")
+    return evaluate(folder, tasks=[ATTRIBUTION_TASK], batch_size=16, limit=ATTRIBUTION_LIMIT)
+
+
 DEMO_LIMIT = 42  # leaves a batch that is not full at 16 and at 5
 
 
@@ -165,20 +178,6 @@ def data_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             write_picture(root / "covid19_ct" / name / f"{name}{number}-p{number}.png")
     monkeypatch.setenv("MEDMLLM_DATA", str(root))
     return root
-
-
-@pytest.fixture
-def everything(tmp_path: Path) -> Callable[[], set[str]]:
-    """Says which files and folders there are below the test's folder, to show that nothing was left behind."""
-
-    def listed() -> set[str]:
-        return {
-            os.path.relpath(os.path.join(root, name), tmp_path)
-            for root, folders, files in os.walk(tmp_path)
-            for name in (*folders, *files)
-        }
-
-    return listed
 
 
 @pytest.fixture

@@ -91,6 +91,6 @@ def test_an_output_that_is_no_tensor_is_refused() -> None:
 
 
 def test_random_numbers_depend_on_the_whole_key() -> None:
-    draws = [torch.rand(3, generator=seeded_generator(*key)) for key in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
+    random = [torch.rand(3, generator=seeded_generator(*key)) for key in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
+    assert torch.equal(random[0], random[1])
+    assert not torch.equal(random[0], random[2]) and not torch.equal(random[0], random[3])

@@ -33,7 +33,7 @@ LAYERS = (
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome]]]:
-    """Write a store of synthetic features; ``clear`` overrides how clearly the class stands at a layer."""
+    """Write a store of synthetic features; ``clear`` overrides how clearly a layer separates the classes."""
 
     def make(
         sizes: tuple[int, int, int] = (150, 60, 90),
@@ -54,10 +54,10 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
         outcomes = []
         for number in range(count):
             label = LABELS[truth[number]]
-            said = answers(int(truth[number]), generator)
+            answered = answers(int(truth[number]), generator)
             scores = generator.normal(0, 0.3, 3)
-            if said is not None:
-                scores[said] += 3
+            if answered is not None:
+                scores[answered] += 3
             records.append(
                 {
                     "id": f"doc-{number:04d}",
@@ -65,18 +65,18 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
                     "group": f"{folds[number]}-{number // group}",
                     "fold": folds[number],
                     "label": label,
-                    "answer": "" if said is None else LABELS[said],
+                    "answer": "" if answered is None else LABELS[answered],
                     "scores": None if folds[number] == "train" else list(map(float, scores)),
                     "blank": None if folds[number] == "train" else [-1.0, -1.0, -1.0],
                     "label_tokens": None,
                 }
             )
             if folds[number] == "test":
-                status = "out_of_list" if said is None else "parsed"
-                predicted = None if said is None else LABELS[said]
+                status = "out_of_list" if answered is None else "parsed"
+                predicted = None if answered is None else LABELS[answered]
                 outcomes.append(Outcome(f"doc-{number:04d}", records[-1]["group"], label, predicted, status))
         change(records)
-        found: dict[tuple[str, str], torch.Tensor] = {}
+        by_site: dict[tuple[str, str], torch.Tensor] = {}
         layers = []
         for layer, part, poolings, width, clarity, read in LAYERS:
             layers.append(StoredLayer(layer, part, poolings, (width,) * len(poolings), read))
@@ -86,7 +86,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
                     amount = 0.0  # the last token of a prompt knows nothing of the image before the first block
                 directions = generator.normal(0, 1, (3, width)) / width**0.5
                 noise = generator.normal(0, 1, (count, width))
-                found[layer, pooling] = torch.from_numpy((amount * 4 * directions[truth] + noise).astype(np.float32))
+                by_site[layer, pooling] = torch.from_numpy((amount * 4 * directions[truth] + noise).astype(np.float32))
         lens = np.zeros((count, 2, 3), dtype=np.float32)
         lens[np.arange(count), 1, truth] = 1.0
         folder = tmp_path / name
@@ -102,7 +102,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
         )
         write_header(folder, header)
         writer = Writer(folder, 0)
-        writer.add(FeatureBatch(records, *stacked(found)[:2], {"lens": lens}))
+        writer.add(FeatureBatch(records, *stacked(by_site)[:2], {"lens": lens}))
         writer.close()
         return FeatureStore(folder), outcomes
 

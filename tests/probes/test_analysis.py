@@ -44,9 +44,9 @@ def wrong_often(truth: int, generator: np.random.Generator) -> int:
 
 def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3})
-    found = analyse(store, outcomes, QUICK)
+    result = analyse(store, outcomes, QUICK)
     samples = read_labelled_features(store)
-    for point in found.points:
+    for point in result.points:
         features = store.features(point.layer, point.pooling).astype(np.float64)
         train, test = samples.rows["train"], samples.rows["test"]
         scaler = StandardScaler().fit(features[train])
@@ -60,9 +60,9 @@ def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) ->
 
 def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3})
-    found = analyse(store, outcomes, QUICK)
+    result = analyse(store, outcomes, QUICK)
     samples = read_labelled_features(store)
-    point = found.points[0]
+    point = result.points[0]
     features = store.features("vision.00", "mean").astype(np.float64)
     train, validation = samples.rows["train"], samples.rows["validation"]
     scaler = StandardScaler().fit(features[train])
@@ -75,18 +75,18 @@ def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., A
     assert pytest.approx(QUICK.strengths[int(np.argmin(losses))]) == point.C
 
 
-def test_controls_tell_what_is_there_from_what_is_not(make_store: Callable[..., Any]) -> None:
+def test_controls_separate_features_with_and_without_the_class(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 90, 150), clear={"llm.00/last": 0.0})
-    found = analyse(store, outcomes, QUICK)
-    by_name = {(one.layer, one.pooling): one for one in found.points}
+    result = analyse(store, outcomes, QUICK)
+    by_name = {(entry.layer, entry.pooling): entry for entry in result.points}
     clear, nothing = by_name["connector", "mean"], by_name["llm.embed", "last"]
     assert clear.p == pytest.approx(1e-4) and clear.p_holm < 0.01 and clear.balanced.low > clear.label_permutation_high
     assert nothing.p > 0.01 and nothing.p_holm > 0.05
-    assert nothing.accuracy.low < found.chance + 0.05
+    assert nothing.accuracy.low < result.chance + 0.05
     assert clear.selectivity.low > 0.2
-    assert all(abs(one.label_permutation - found.chance) < 0.1 for one in found.points)
+    assert all(abs(entry.label_permutation - result.chance) < 0.1 for entry in result.points)
     assert np.isnan(by_name["control.pixels", "mean"].p_holm)  # floors are no layers of the model
-    assert found.best.layer not in ("vision.00", "vision.norm") and found.best.part != "control"
+    assert result.best.layer not in ("vision.00", "vision.norm") and result.best.part != "control"
 
 
 def test_p_values_are_exact_where_nothing_is_to_be_found(make_store: Callable[..., Any]) -> None:
@@ -135,23 +135,23 @@ PLANTED = {
 @pytest.mark.parametrize("mode", PLANTED)
 def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., Any], mode: str) -> None:
     store, outcomes = make_store((300, 120, 240), answers=wrong_often, **PLANTED[mode])
-    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.diagnosis.named == mode
-    effect = found.diagnosis.of(mode)  # type: ignore[arg-type]
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert result.diagnosis.named == mode
+    effect = result.diagnosis.of(mode)  # type: ignore[arg-type]
     assert effect.verdict == "supported" and effect.loss.low > 0 and effect.loss.value > 0.1
-    assert mode in found.headline
-    for earlier in found.diagnosis.effects[: found.diagnosis.effects.index(effect)]:
+    assert mode in result.headline
+    for earlier in result.diagnosis.effects[: result.diagnosis.effects.index(effect)]:
         assert earlier.verdict != "supported"
 
 
 def test_a_healthy_model_is_called_healthy(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 120, 240))
-    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.diagnosis.named is None
-    assert {one.verdict for one in found.diagnosis.effects} == {"not supported"}
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert result.diagnosis.named is None
+    assert {entry.verdict for entry in result.diagnosis.effects} == {"not supported"}
 
 
-def test_without_a_reference_the_floors_judge_the_tower(make_store: Callable[..., Any]) -> None:
+def test_without_a_reference_the_tower_is_compared_with_the_control_features(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 120, 240))
     vision = analyse(store, outcomes, QUICK).diagnosis.of("vision")
     assert vision.verdict == "cannot tell" and np.isnan(vision.loss.value) and "--reference" in vision.why
@@ -159,24 +159,24 @@ def test_without_a_reference_the_floors_judge_the_tower(make_store: Callable[...
     store, outcomes = make_store(
         (300, 120, 240), clear={**blind, "control.pixels": 1.0}, name="blind", answers=wrong_often
     )
-    found = analyse(store, outcomes, QUICK).diagnosis
-    assert found.of("vision").verdict == "supported" and found.named == "vision"
-    assert found.of("vision").before == "control.pixels (mean)"
+    result = analyse(store, outcomes, QUICK).diagnosis
+    assert result.of("vision").verdict == "supported" and result.named == "vision"
+    assert result.of("vision").before == "control.pixels (mean)"
 
 
 def said_of(outcomes: list[Outcome], label: str | None) -> list[Outcome]:
     """The same documents, all answered alike."""
     status = "out_of_list" if label is None else "parsed"
-    return [Outcome(one.id, one.group, one.label, label, status) for one in outcomes]
+    return [Outcome(entry.id, entry.group, entry.label, label, status) for entry in outcomes]
 
 
-def test_text_that_breaks_behind_good_scores_is_the_words_fault(make_store: Callable[..., Any]) -> None:
+def test_broken_text_with_good_scores_is_a_fault_of_the_mapping(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((45, 120, 240), clear={"llm.norm/last": 0.5})  # the scores beat the probe
-    found = analyse(store, said_of(outcomes, None), QUICK, reference=perfect(outcomes))
-    comprehension, mapping = (found.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
+    result = analyse(store, said_of(outcomes, None), QUICK, reference=perfect(outcomes))
+    comprehension, mapping = (result.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
     assert comprehension.verdict != "supported" and comprehension.after == mapping.before == "label scores"
-    assert found.diagnosis.named == "mapping" and mapping.loss.value > 0.9
-    assert found.mapping.kind == "decoding" and MAPPING_CAVEAT not in found.headline
+    assert result.diagnosis.named == "mapping" and mapping.loss.value > 0.9
+    assert result.mapping.kind == "decoding" and MAPPING_CAVEAT not in result.headline
 
 
 def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[..., Any]) -> None:
@@ -186,13 +186,13 @@ def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[.
     assert vision.loss.value < -0.5 and vision.verdict == "cannot tell" and "cannot rule out a loss" in vision.why
 
 
-def test_behind_a_tower_of_unknown_worth_small_losses_are_not_charged(make_store: Callable[..., Any]) -> None:
+def test_after_a_tower_of_unknown_quality_small_losses_are_not_attributed(make_store: Callable[..., Any]) -> None:
     poor = dict.fromkeys(("vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), WEAK)
     store, outcomes = make_store((300, 120, 240), clear=poor, answers=wrong_often)
-    found = analyse(store, outcomes, QUICK)
-    assert found.diagnosis.of("mapping").verdict == "supported" and found.diagnosis.named is None
-    assert "an earlier stage may be the cause: mapping (" in found.headline
-    assert "Undecided: vision" in found.headline
+    result = analyse(store, outcomes, QUICK)
+    assert result.diagnosis.of("mapping").verdict == "supported" and result.diagnosis.named is None
+    assert "an earlier stage may be the cause: mapping (" in result.headline
+    assert "Undecided: vision" in result.headline
     assert analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis.named == "vision"
     # A tower that shows nearly all cannot have lost as much as the words do.
     store, outcomes = make_store((300, 120, 240), answers=wrong_often, name="good")
@@ -222,31 +222,33 @@ NONE = (0.0, -0.01, 0.01)
         ([NONE, NONE, NONE, NONE], 0.0, None),
     ],
 )
-def test_what_is_charged_to_whom(losses: list[tuple[float, float, float]], unknown: float, named: str | None) -> None:
+def test_which_stage_the_losses_are_attributed_to(
+    losses: list[tuple[float, float, float]], unknown: float, named: str | None
+) -> None:
     assert attribute_loss_to_stage(effects_of(*losses), unknown) == named
 
 
-def test_a_tower_a_little_better_than_the_floors_is_charged_all_the_same() -> None:
+def test_a_tower_slightly_better_than_the_control_features_is_still_named() -> None:
     gain = Estimate(-0.01, -0.02, 0.0)  # what the floors reach less what the tower does
     vision = Effect("vision", gain, "supported", "", "", "")
     assert attribute_loss_to_stage([vision, *effects_of(NONE, NONE, NONE, NONE)[1:]], 0.6) == "vision"
 
 
 @pytest.mark.parametrize(("answers", "caveat"), [(lambda truth, _: (truth + 1) % 3, False), (wrong_often, True)])
-def test_what_probes_cannot_tell_is_said_unless_the_scores_show_it(
+def test_the_caveat_is_added_unless_the_scores_exclude_it(
     make_store: Callable[..., Any], answers: Callable[..., int], caveat: bool
 ) -> None:
     store, outcomes = make_store((300, 120, 240), answers=answers)
-    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.diagnosis.named == "mapping" and (MAPPING_CAVEAT in found.headline) is caveat
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert result.diagnosis.named == "mapping" and (MAPPING_CAVEAT in result.headline) is caveat
 
 
 def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((150, 60, 30), group=2, answers=wrong_often)
-    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.diagnosis.named is None
-    assert {one.verdict for one in found.diagnosis.effects} == {"cannot tell"}
-    assert all("15 groups" in one.why for one in found.diagnosis.effects)
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert result.diagnosis.named is None
+    assert {entry.verdict for entry in result.diagnosis.effects} == {"cannot tell"}
+    assert all("15 groups" in entry.why for entry in result.diagnosis.effects)
 
 
 @pytest.mark.parametrize(
@@ -266,12 +268,12 @@ def test_the_rules_of_a_verdict(loss: tuple[float, float, float], verdict: str) 
 
 def test_health_follows_the_curves(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3})
-    found = analyse(store, outcomes, QUICK)
-    vision, connector, llm = (found.health_of(module, "mean") for module in ("vision", "connector", "llm"))
+    result = analyse(store, outcomes, QUICK)
+    vision, connector, llm = (result.health_of(module, "mean") for module in ("vision", "connector", "llm"))
     assert vision is not None and connector is not None and llm is not None
     assert vision.layers == ("vision.00", "vision.01")  # the norm is never read
     assert llm.layers == ("llm.00", "llm.norm")
-    accuracy = {(one.layer, one.pooling): one.accuracy.value for one in found.points}
+    accuracy = {(entry.layer, entry.pooling): entry.accuracy.value for entry in result.points}
     start, end = accuracy["vision.00", "mean"], accuracy["vision.01", "mean"]
     low = min(start, end)
     expected = end * (1 + np.log(end / np.sqrt(start * low))) * np.exp(-0.2 * abs(end - start) / end)
@@ -282,11 +284,11 @@ def test_health_follows_the_curves(make_store: Callable[..., Any]) -> None:
 
 def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((300, 200, 240), answers=lambda truth, _: (truth + 1) % 3)
-    found = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert found.mapping.kind == "permuted" and found.mapping.relabelling == (2, 0, 1)
-    assert found.mapping.lens is not None
-    assert [one.value for one in found.mapping.lens] == [pytest.approx(1 / 3, abs=0.12), 1.0]
-    assert found.diagnosis.named == "mapping"
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    assert result.mapping.kind == "permuted" and result.mapping.relabelling == (2, 0, 1)
+    assert result.mapping.lens is not None
+    assert [entry.value for entry in result.mapping.lens] == [pytest.approx(1 / 3, abs=0.12), 1.0]
+    assert result.diagnosis.named == "mapping"
 
 
 @pytest.mark.parametrize(
@@ -301,41 +303,41 @@ def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -
 )
 def test_other_options(make_store: Callable[..., Any], options: Options) -> None:
     store, outcomes = make_store()
-    found = analyse(store, outcomes, options)
-    names = {(one.layer, one.pooling) for one in found.points}
+    result = analyse(store, outcomes, options)
+    names = {(entry.layer, entry.pooling) for entry in result.points}
     # What the verdicts rest on is always there.
     assert {("vision.01", "mean"), ("connector", "mean"), ("llm.norm", "last"), ("control.pixels", "mean")} <= names
-    assert all(len(one.repeats) == options.repeats for one in found.points)
-    assert all(one.C in [pytest.approx(value) for value in options.strengths] for one in found.points)
+    assert all(len(entry.repeats) == options.repeats for entry in result.points)
+    assert all(entry.C in [pytest.approx(value) for value in options.strengths] for entry in result.points)
     assert {name for name, _ in names if name.startswith("control.")} == {
         "control.pixels",
         "control.random_encoder.vision.01",
     }
-    assert all(one.width <= (options.width or 99) for one in found.points)
+    assert all(entry.width <= (options.width or 99) for entry in result.points)
     if options.repeats:
-        assert "2 further random divisions into folds" in render(found)
+        assert "2 further random divisions into folds" in render(result)
     if options.layers:
         # A score of some layers only would not be the module's.
-        assert found.health_of("vision", "mean") is not None and found.health_of("llm", "mean") is None
+        assert result.health_of("vision", "mean") is not None and result.health_of("llm", "mean") is None
         assert ("llm.00", "mean") not in names and ("vision.00", "mean") in names
     if options.poolings:
         assert ("llm.00", "mean") not in names and ("llm.00", "last") in names
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_repeats_are_fitted_on_the_real_labels_alone(
     make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, outcomes = make_store()
-    asked: list[Options] = []
+    options_seen: list[Options] = []
 
     def spy(*arguments: Any) -> Any:
-        asked.append(arguments[2])
+        options_seen.append(arguments[2])
         return fit_probes(*arguments)
 
     monkeypatch.setattr(analysis, "fit_probes", spy)
     analyse(store, outcomes, replace(QUICK, repeats=2))
-    assert [(one.permutations, one.controls) for one in asked] == [(5, 2), (0, 0), (0, 0)]
+    assert [(entry.permutations, entry.controls) for entry in options_seen] == [(5, 2), (0, 0), (0, 0)]
 
 
 def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callable[..., Any]) -> None:
@@ -343,16 +345,16 @@ def test_loud_features_do_not_drown_the_class_in_a_projection(make_store: Callab
     plain, noise = store.features, np.random.default_rng(5).normal(0, 3000, (len(store), 2))
 
     def loud(layer: str, pooling: str, rows: Any = None) -> Any:
-        found = plain(layer, pooling, rows)
+        result = plain(layer, pooling, rows)
         if layer == "connector":
-            found[:, :2] = noise if rows is None else noise[rows]
-        return found
+            result[:, :2] = noise if rows is None else noise[rows]
+        return result
 
     store.features = loud
-    found = analyse(store, outcomes, replace(QUICK, width=12))
-    (point,) = (one for one in found.points if one.layer == "connector")
+    result = analyse(store, outcomes, replace(QUICK, width=12))
+    (point,) = (entry for entry in result.points if entry.layer == "connector")
     assert point.width == 12 and point.accuracy.value > 0.9
-    assert not found.warnings
+    assert not result.warnings
     assert "fewer than 14 features (down to 12)" in analyse(store, outcomes, replace(QUICK, width=14)).warnings[0]
 
 
@@ -361,30 +363,30 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
     plain = store.features
 
     def alike(layer: str, pooling: str, rows: Any = None) -> Any:
-        found = plain(layer, pooling, rows)
-        return np.zeros_like(found) if layer == "control.pixels" else found
+        result = plain(layer, pooling, rows)
+        return np.zeros_like(result) if layer == "control.pixels" else result
 
     store.features = alike
-    found = analyse(store, outcomes, QUICK)
-    assert found.control_types == 1 and "There is no control task" in found.warnings[0]
-    assert all(np.isnan(one.control.value) and np.isnan(one.selectivity.value) for one in found.points)
-    assert found.points[3].accuracy.value > 0.9 and found.points[3].label_permutation < 0.5
-    json.dumps(found.to_dict(), allow_nan=False)
-    assert "connector" in render(found)
+    result = analyse(store, outcomes, QUICK)
+    assert result.control_types == 1 and "There is no control task" in result.warnings[0]
+    assert all(np.isnan(entry.control.value) and np.isnan(entry.selectivity.value) for entry in result.points)
+    assert result.points[3].accuracy.value > 0.9 and result.points[3].label_permutation < 0.5
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert "connector" in render(result)
 
 
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
-    found = analyse(store, outcomes, Options(protocol="paper", permutations=0, controls=1))
-    by_name = {(one.layer, one.pooling): one for one in found.points}
+    result = analyse(store, outcomes, Options(protocol="paper", permutations=0, controls=1))
+    by_name = {(entry.layer, entry.pooling): entry for entry in result.points}
     assert by_name["connector", "mean"].accuracy.value > 0.8
     assert by_name["connector", "mean"].C is None
 
 
 def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
     store, outcomes = make_store()
-    found = analyse(store, outcomes, QUICK)
-    written = write_probes(tmp_path, "med_probe_x", found)
+    result = analyse(store, outcomes, QUICK)
+    written = write_probes(tmp_path, "med_probe_x", result)
     assert [path.name for path in written] == [
         "med_probe_x.probes.json",
         "med_probe_x.probes.csv",
@@ -393,21 +395,21 @@ def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
     table = pd.read_csv(written[1])
     assert len(table.drop_duplicates(["layer", "pooling", "fold", "metric"])) == len(table)
     curve = table.query("fold == 'test' and metric == 'accuracy' and pooling == 'mean'").set_index("layer")["value"]
-    assert curve["connector"] == pytest.approx(found.points[3].accuracy.value)
+    assert curve["connector"] == pytest.approx(result.points[3].accuracy.value)
     assert list(pd.read_csv(written[2])["mode"]) == ["vision", "connector", "comprehension", "mapping"]
     content = json.loads(written[0].read_text(encoding="utf-8"))
-    assert content["diagnosis"]["named"] == found.diagnosis.named and set(found.printed_metrics()) == set(PRINTED)
-    text = render(found)
-    assert "connector" in text and "not that the model uses it" in text and found.headline in text
+    assert content["diagnosis"]["named"] == result.diagnosis.named and set(result.printed_metrics()) == set(PRINTED)
+    text = render(result)
+    assert "connector" in text and "not that the model uses it" in text and result.headline in text
 
 
 def test_an_analysis_repeats_itself(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store()
 
-    def told(one: ProbeAnalysis) -> dict[str, Any]:
-        return {key: value for key, value in one.to_dict().items() if key != "seconds"}
+    def without_seconds(entry: ProbeAnalysis) -> dict[str, Any]:
+        return {key: value for key, value in entry.to_dict().items() if key != "seconds"}
 
-    assert told(analyse(store, outcomes, QUICK)) == told(analyse(store, outcomes, QUICK))
+    assert without_seconds(analyse(store, outcomes, QUICK)) == without_seconds(analyse(store, outcomes, QUICK))
 
 
 def test_features_and_answers_of_different_runs(make_store: Callable[..., Any]) -> None:
@@ -429,13 +431,13 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
     plain = store.features
 
     def constant(layer: str, pooling: str, rows: Any = None) -> Any:
-        found = plain(layer, pooling, rows)
-        return np.full_like(found, 3.0) if layer == "vision.00" else found
+        result = plain(layer, pooling, rows)
+        return np.full_like(result, 3.0) if layer == "vision.00" else result
 
     store.features = constant
-    found = analyse(store, outcomes, QUICK)
-    assert found.points[0].balanced.value == pytest.approx(1 / 3)
-    assert found.points[0].p == 1.0
+    result = analyse(store, outcomes, QUICK)
+    assert result.points[0].balanced.value == pytest.approx(1 / 3)
+    assert result.points[0].p == 1.0
 
 
 @pytest.mark.parametrize(
@@ -502,10 +504,10 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
     plugin = Plugin()
     get_manager().pluggy.register(plugin, name="centre")
     try:
-        found = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
+        result = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
     finally:
         get_manager().pluggy.unregister(plugin)
-    by_name = {(one.layer, one.pooling): one for one in found.points}
+    by_name = {(entry.layer, entry.pooling): entry for entry in result.points}
     assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].C is None
     with pytest.raises(OptionError, match=r"\['linear', 'paper'\], but got 'centre'"):
         Options(protocol="centre")

@@ -14,11 +14,11 @@ from medmllm_plugins.probes.labelled_features import read_labelled_features
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=60), st.integers(0, 10))
-def test_shuffles_keep_the_counts_of_classes(rows: list[tuple[int, int]], seed: int) -> None:
+def test_permutations_keep_the_counts_of_classes(rows: list[tuple[int, int]], seed: int) -> None:
     truth, group = (np.array(column) for column in zip(*rows, strict=True))
-    found = permute_labels(truth, group, 5, np.random.default_rng(seed))
-    assert found.shape == (5, len(truth))
-    for row in found:
+    permuted = permute_labels(truth, group, 5, np.random.default_rng(seed))
+    assert permuted.shape == (5, len(truth))
+    for row in permuted:
         assert sorted(row) == sorted(truth)
 
 
@@ -32,10 +32,10 @@ def test_groups_of_one_size_keep_their_labels_together() -> None:
     np.testing.assert_allclose((moved == 0).mean(0), 0.25, atol=0.12)
 
 
-def test_shuffled_labels_carry_nothing_over() -> None:
+def test_permuted_labels_are_independent_of_the_real_ones() -> None:
     truth = np.arange(300) % 3
-    found = permute_labels(truth, np.arange(300), 50, np.random.default_rng(0))
-    assert abs(float((found == truth).mean()) - 1 / 3) < 0.02
+    permuted = permute_labels(truth, np.arange(300), 50, np.random.default_rng(0))
+    assert abs(float((permuted == truth).mean()) - 1 / 3) < 0.02
 
 
 def test_types_are_of_groups_and_occur_in_every_fold(make_store: Callable[..., Any]) -> None:
@@ -49,7 +49,7 @@ def test_types_are_of_groups_and_occur_in_every_fold(make_store: Callable[..., A
     assert types.max() >= 1
 
 
-def test_a_control_label_hangs_on_the_type_and_says_nothing_of_the_class(
+def test_a_control_label_depends_on_the_type_and_not_on_the_class(
     make_store: Callable[..., Any],
 ) -> None:
     store, _ = make_store((300, 90, 90))
@@ -75,8 +75,8 @@ def test_control_labels_have_about_the_entropy_of_the_real_ones(make_store: Call
         return float(-(share[share > 0] * np.log(share[share > 0])).sum())
 
     real = entropy(samples.truth[rows])
-    found = [entropy(labels[rows]) for labels in draw_control_labels(types, samples, 20, np.random.default_rng(0))]
-    assert abs(float(np.mean(found)) - real) < 0.1
+    permuted = [entropy(labels[rows]) for labels in draw_control_labels(types, samples, 20, np.random.default_rng(0))]
+    assert abs(float(np.mean(permuted)) - real) < 0.1
 
 
 def test_pictures_that_are_all_alike_have_no_types(make_store: Callable[..., Any]) -> None:

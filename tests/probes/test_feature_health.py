@@ -42,7 +42,7 @@ def test_a_declining_curve_can_score_below_zero():
     assert score(1.0, 0.04) == pytest.approx(-0.00020062, abs=1e-8)
 
 
-def test_the_decay_is_the_papers_unless_told():
+def test_the_decay_is_the_papers_by_default():
     # the rising curve with lambda = 1: exp(-0.3 / 0.8) = exp(-0.375)
     assert score(0.5, 0.6, 0.8, decay=1.0) == pytest.approx(0.8 * (1 + math.log(1.6)) * math.exp(-0.375))
     assert score(0.5, 0.6, 0.8, decay=0.0) == pytest.approx(0.8 * (1 + math.log(1.6)))
@@ -83,20 +83,20 @@ def test_an_undefined_accuracy_before_a_zero_end_leaves_the_score_undefined():
 def test_curves_at_once_are_curves_one_by_one():
     curves = np.random.default_rng(0).random((3, 5, 8))
     curves[0, 0], curves[1, 1, 2], curves[2, 2, -1] = 0.4, math.nan, 0.0
-    found = health_score(curves)
-    assert found.shape == (3, 5)
-    assert found.dtype == np.float64
+    scored = health_score(curves)
+    assert scored.shape == (3, 5)
+    assert scored.dtype == np.float64
     single = [[float(health_score(curve)) for curve in row] for row in curves]
-    np.testing.assert_array_equal(found, single)
+    np.testing.assert_array_equal(scored, single)
 
 
 def test_parts_make_the_score():
-    found = health(np.array([0.5, 0.25, 0.6, 0.5]))
+    scored = health(np.array([0.5, 0.25, 0.6, 0.5]))
     # growth = ln(0.5 / sqrt(0.5 * 0.25)) = ln sqrt 2; changes 0.25 + 0.35 + 0.1 = 0.7
-    assert found.growth == pytest.approx(math.log(2) / 2)
-    assert found.volatility == pytest.approx(math.exp(-0.2 * 0.7 / 0.5))
-    assert (found.p_start, found.p_min, found.p_end) == (0.5, 0.25, 0.5)
-    assert found.score == pytest.approx(found.p_end * (1 + found.growth) * found.volatility)
+    assert scored.growth == pytest.approx(math.log(2) / 2)
+    assert scored.volatility == pytest.approx(math.exp(-0.2 * 0.7 / 0.5))
+    assert (scored.p_start, scored.p_min, scored.p_end) == (0.5, 0.25, 0.5)
+    assert scored.score == pytest.approx(scored.p_end * (1 + scored.growth) * scored.volatility)
 
 
 def test_parts_as_json():

@@ -15,14 +15,14 @@ from medmllm_plugins.probes.labelled_features import count_shared_groups, read_l
 
 def test_documents_are_divided_by_fold(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((30, 12, 18))
-    found = read_labelled_features(store)
-    assert {fold: len(rows) for fold, rows in found.rows.items()} == {"train": 30, "validation": 12, "test": 18}
+    labelled = read_labelled_features(store)
+    assert {fold: len(rows) for fold, rows in labelled.rows.items()} == {"train": 30, "validation": 12, "test": 18}
     labels = store.index["label"].astype(str).to_numpy()
-    assert [found.labels[number] for number in found.truth] == list(labels)
+    assert [labelled.labels[number] for number in labelled.truth] == list(labels)
     groups = store.index["group"].astype(str).to_numpy()
-    assert len(set(zip(found.group, groups, strict=True))) == len(set(groups))
-    assert found.groups_of("test").max() + 1 == len(set(groups[found.rows["test"]]))
-    assert count_shared_groups(found) == 0
+    assert len(set(zip(labelled.group, groups, strict=True))) == len(set(groups))
+    assert labelled.groups_of("test").max() + 1 == len(set(groups[labelled.rows["test"]]))
+    assert count_shared_groups(labelled) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,25 +77,25 @@ def test_groups_across_folds_are_counted(make_store: Callable[..., Any]) -> None
     assert count_shared_groups(read_labelled_features(store)) == 2
 
 
-def test_folds_made_anew_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
+def test_new_folds_keep_groups_whole_and_sizes_alike(make_store: Callable[..., Any]) -> None:
     store, _ = make_store((120, 40, 60))
     before = read_labelled_features(store)
     first, second = (resplit(before, store, seed) for seed in (1, 2))
-    for one in (first, second):
-        assert count_shared_groups(one) == 0
-        assert sorted(np.concatenate(list(one.rows.values()))) == list(range(220))
-        assert abs(len(one.rows["train"]) - 120) < 15
+    for divided in (first, second):
+        assert count_shared_groups(divided) == 0
+        assert sorted(np.concatenate(list(divided.rows.values()))) == list(range(220))
+        assert abs(len(divided.rows["train"]) - 120) < 15
     assert set(first.rows["test"]) != set(second.rows["test"])
 
 
-def test_a_large_train_fold_is_drawn_from_by_class(
+def test_a_large_train_fold_is_subsampled_by_class(
     make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", {"train": 60, "validation": 30})
     store, _ = make_store((300, 30, 30))
-    found = read_labelled_features(store)
-    assert abs(len(found.rows["train"]) - 60) <= 2
+    labelled = read_labelled_features(store)
+    assert abs(len(labelled.rows["train"]) - 60) <= 2
     whole = store.index["fold"].astype(str).to_numpy() == "train"
-    share = np.bincount(found.truth[whole], minlength=3) / whole.sum()
-    drawn = np.bincount(found.of("train"), minlength=3) / len(found.rows["train"])
+    share = np.bincount(labelled.truth[whole], minlength=3) / whole.sum()
+    drawn = np.bincount(labelled.of("train"), minlength=3) / len(labelled.rows["train"])
     np.testing.assert_allclose(drawn, share, atol=0.03)

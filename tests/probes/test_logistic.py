@@ -59,9 +59,9 @@ def reference(train: Tensor, held_out: Tensor, target: Tensor, strength: float) 
     return model.predict_proba(scaler.transform(held_out.double().numpy())), objective, model.classes_
 
 
-def objective(space: RowSpace, found: Solution, targets: Tensor, strength: Tensor) -> Tensor:
+def objective(space: RowSpace, solution: Solution, targets: Tensor, strength: Tensor) -> Tensor:
     """(L, P, G) scikit-learn's objective at a solution, in float64; ``strength`` (L, P, G), ``targets`` (L, P, N)."""
-    exact = Solution(found.weights.double(), found.intercepts.double(), *_rest(found))
+    exact = Solution(solution.weights.double(), solution.intercepts.double(), *_rest(solution))
     log_p = exact.logits(space.train.double()).log_softmax(-1)
     index = targets[:, :, None, :, None].expand(*log_p.shape[:-1], 1)
     loss = -log_p.gather(-1, index).sum((-1, -2))
@@ -70,20 +70,20 @@ def objective(space: RowSpace, found: Solution, targets: Tensor, strength: Tenso
     return strength * loss + square / 2
 
 
-def _rest(found: Solution) -> tuple[Tensor, Tensor, Tensor]:
-    return found.gradient_norm, found.converged, found.steps
+def _rest(solution: Solution) -> tuple[Tensor, Tensor, Tensor]:
+    return solution.gradient_norm, solution.converged, solution.steps
 
 
 def check(train: Tensor, held_out: Tensor, targets: Tensor, *, classes: int, grid: Tensor = GRID) -> None:
     """Compare each problem with scikit-learn; ``targets`` (P, N) or (L, P, N)."""
     space = RowSpace(train)
-    found = solve(space, targets, grid, classes=classes)
-    assert bool(found.converged.all()), found.gradient_norm
+    solution = solve(space, targets, grid, classes=classes)
+    assert bool(solution.converged.all()), solution.gradient_norm
     each = targets.expand(len(train), *targets.shape[-2:])
-    shape = found.steps.shape
+    shape = solution.steps.shape
     strength = grid.expand(shape) if grid.ndim == 1 else grid[..., None]
-    ours = objective(space, found, each, strength.double())
-    chance = found.logits(space.coordinates(held_out)).softmax(-1)
+    ours = objective(space, solution, each, strength.double())
+    chance = solution.logits(space.coordinates(held_out)).softmax(-1)
     for layer, labels, point in np.ndindex(*shape):
         target = each[layer, labels]
         expected, best, occurring = reference(
@@ -130,9 +130,9 @@ def test_absent_classes_are_left_out_as_scikit_learn_does(width: int) -> None:
 def test_a_single_class_is_always_predicted() -> None:
     train, held_out, _ = make(1, 30, 50, 3)
     space = RowSpace(train)
-    found = solve(space, torch.full((1, 30), 1), GRID, classes=3)
-    assert bool(found.converged.all()) and int(found.steps.max()) == 0
-    logits = found.logits(space.coordinates(held_out))
+    solution = solve(space, torch.full((1, 30), 1), GRID, classes=3)
+    assert bool(solution.converged.all()) and int(solution.steps.max()) == 0
+    logits = solution.logits(space.coordinates(held_out))
     assert bool(logits.isfinite().all())
     assert bool((logits.softmax(-1)[..., 1] > 1 - 1e-6).all())
 
@@ -157,8 +157,8 @@ def test_batched_equals_single(rows: int, width: int) -> None:
         alone = RowSpace(train[layer : layer + 1])
         for labels in range(3):
             for point, strength in enumerate(GRID):
-                found = solve(alone, targets[labels : labels + 1], strength[None], classes=3)
-                chance = found.logits(alone.coordinates(held_out[layer : layer + 1])).softmax(-1)
+                solution = solve(alone, targets[labels : labels + 1], strength[None], classes=3)
+                chance = solution.logits(alone.coordinates(held_out[layer : layer + 1])).softmax(-1)
                 torch.testing.assert_close(
                     chance[0, 0, 0], together[layer, labels, point], atol=5e-4, rtol=0, check_stride=False
                 )
@@ -188,16 +188,16 @@ def test_the_same_twice() -> None:
 def test_choose_keeps_one_strength() -> None:
     train, held_out, truth = make(3, 40, 20, 3)
     space = RowSpace(train)
-    found = solve(space, torch.stack([truth, truth.roll(1)]), GRID, classes=3)
+    solution = solve(space, torch.stack([truth, truth.roll(1)]), GRID, classes=3)
     indices = torch.tensor([[0, 6], [3, 3], [5, 1]])
-    chosen = found.choose(indices)
+    chosen = solution.choose(indices)
     coordinates = space.coordinates(held_out)
-    every, one = found.logits(coordinates), chosen.logits(coordinates)
-    assert one.shape == (3, 2, 1, HELD_OUT, 3)
+    every, chosen_logits = solution.logits(coordinates), chosen.logits(coordinates)
+    assert chosen_logits.shape == (3, 2, 1, HELD_OUT, 3)
     for layer, labels in np.ndindex(3, 2):
         at = int(indices[layer, labels])
-        torch.testing.assert_close(one[layer, labels, 0], every[layer, labels, at])
-        assert chosen.steps[layer, labels, 0] == found.steps[layer, labels, at]
+        torch.testing.assert_close(chosen_logits[layer, labels, 0], every[layer, labels, at])
+        assert chosen.steps[layer, labels, 0] == solution.steps[layer, labels, at]
 
 
 @pytest.mark.parametrize(("rows", "width"), [(30, 80), (80, 30)])
@@ -212,11 +212,11 @@ def test_coordinates_of_the_train_rows_are_diagonal(rows: int, width: int) -> No
 
 def test_a_problem_that_is_given_up_says_so() -> None:
     train, _, truth = make(1, 40, 80, 3)
-    found = solve(RowSpace(train), truth[None], GRID, classes=3, most_steps=2)
-    assert found.converged[0, 0].tolist()[0] is True
-    assert found.converged[0, 0].tolist()[-1] is False
-    assert int(found.steps.max()) == 2
-    assert bool(found.gradient_norm[0, 0, -1] > 1e-4)
+    solution = solve(RowSpace(train), truth[None], GRID, classes=3, most_steps=2)
+    assert solution.converged[0, 0].tolist()[0] is True
+    assert solution.converged[0, 0].tolist()[-1] is False
+    assert int(solution.steps.max()) == 2
+    assert bool(solution.gradient_norm[0, 0, -1] > 1e-4)
 
 
 @settings(max_examples=25)
@@ -237,12 +237,12 @@ def test_any_shape(
     train = torch.randn(layers, rows, width, generator=generator).half().float()
     targets = torch.randint(classes, (sets, rows), generator=generator)
     space = RowSpace(train)
-    found = solve(space, targets, torch.logspace(-4, 1, points), classes=classes)
-    logits = found.logits(space.coordinates(torch.randn(layers, held_out, width, generator=generator)))
+    solution = solve(space, targets, torch.logspace(-4, 1, points), classes=classes)
+    logits = solution.logits(space.coordinates(torch.randn(layers, held_out, width, generator=generator)))
     assert logits.shape == (layers, sets, points, held_out, classes)
     assert bool(logits.isfinite().all())
-    assert bool(found.converged.all())
-    assert found.gradient_norm.shape == found.steps.shape == (layers, sets, points)
+    assert bool(solution.converged.all())
+    assert solution.gradient_norm.shape == solution.steps.shape == (layers, sets, points)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -274,11 +274,11 @@ def test_arguments_are_checked() -> None:
         solve(space, truth[None], GRID[None], classes=3)
     with pytest.raises(OptionError, match="`strengths` to be above 0"):
         solve(space, truth[None], torch.tensor([1.0, 0.0]), classes=3)
-    found = solve(space, truth[None], GRID, classes=3)
+    solution = solve(space, truth[None], GRID, classes=3)
     with pytest.raises(OptionError, match="`coordinates` to have the shape"):
-        found.logits(held_out)
+        solution.logits(held_out)
     with pytest.raises(OptionError, match="`indices` to hold"):
-        found.choose(torch.tensor([[7], [0]]))
+        solution.choose(torch.tensor([[7], [0]]))
 
 
 @pytest.mark.gpu
@@ -287,7 +287,7 @@ def test_a_gpu_finds_the_same() -> None:
     chances = []
     for device in ("cpu", "cuda"):
         space = RowSpace(train.to(device))
-        found = solve(space, torch.stack([truth, truth.roll(5)]), GRID, classes=3)
-        assert bool(found.converged.all())
-        chances.append(found.logits(space.coordinates(held_out.to(device))).softmax(-1).cpu())
+        solution = solve(space, torch.stack([truth, truth.roll(5)]), GRID, classes=3)
+        assert bool(solution.converged.all())
+        chances.append(solution.logits(space.coordinates(held_out.to(device))).softmax(-1).cpu())
     torch.testing.assert_close(chances[1], chances[0], atol=1e-3, rtol=0)

@@ -120,49 +120,49 @@ def test_every_figure_is_what_a_plain_computation_gives():
     answers = test.answers.copy()
     answers[::9] = UNPARSED
     test = dataclasses.replace(test, answers=answers)
-    found = semantic_mapping(validation, test, 3, resamples=50)
+    result = semantic_mapping(validation, test, 3, resamples=50)
     truth, top = test.truth, test.scores.argmax(1)
     answer, probe = rate(answers, truth), rate(test.probe, truth)
-    assert (found.n, found.n_groups) == (150, 75)
-    assert found.answer.value == pytest.approx(answer)
-    assert found.probe.value == pytest.approx(probe)
-    assert found.mapping_gap.value == pytest.approx(probe - answer)
-    assert found.probe_only.value == pytest.approx(((test.probe == truth) & (answers != truth)).mean())
-    assert found.answer_only.value == pytest.approx(((test.probe != truth) & (answers == truth)).mean())
-    assert found.probe_only.value - found.answer_only.value == pytest.approx(found.mapping_gap.value)
+    assert (result.n, result.n_groups) == (150, 75)
+    assert result.answer.value == pytest.approx(answer)
+    assert result.probe.value == pytest.approx(probe)
+    assert result.mapping_gap.value == pytest.approx(probe - answer)
+    assert result.probe_only.value == pytest.approx(((test.probe == truth) & (answers != truth)).mean())
+    assert result.answer_only.value == pytest.approx(((test.probe != truth) & (answers == truth)).mean())
+    assert result.probe_only.value - result.answer_only.value == pytest.approx(result.mapping_gap.value)
     common = np.bincount(validation.truth).argmax()
-    assert found.constant.value == pytest.approx(rate(common, truth))
-    assert found.probe_over_constant.value == pytest.approx(probe - rate(common, truth))
-    assert found.answer_over_constant.value == pytest.approx(answer - rate(common, truth))
-    assert found.readings["scores"].accuracy.value == pytest.approx(rate(top, truth))
-    assert found.readings["scores"].gain.value == pytest.approx(rate(top, truth) - answer)
-    renamed = relabel(answers, np.array(found.relabelling))
-    assert found.readings["relabelled"].gain.value == pytest.approx(rate(renamed, truth) - answer)
+    assert result.constant.value == pytest.approx(rate(common, truth))
+    assert result.probe_over_constant.value == pytest.approx(probe - rate(common, truth))
+    assert result.answer_over_constant.value == pytest.approx(answer - rate(common, truth))
+    assert result.readings["scores"].accuracy.value == pytest.approx(rate(top, truth))
+    assert result.readings["scores"].gain.value == pytest.approx(rate(top, truth) - answer)
+    renamed = relabel(answers, np.array(result.relabelling))
+    assert result.readings["relabelled"].gain.value == pytest.approx(rate(renamed, truth) - answer)
     affine = fit_affine(validation.scores, validation.truth, validation.group)
     readings = {
-        "permuted": np.array(found.permutation)[top],
+        "permuted": np.array(result.permutation)[top],
         "blank": (test.scores - test.blank).argmax(1),
-        "offsets": (test.scores + np.array(found.offsets)).argmax(1),
+        "offsets": (test.scores + np.array(result.offsets)).argmax(1),
         "affine": affine.predict(affine_features(test.scores)),
     }
     for name, reading in readings.items():
-        told = found.readings[name]
-        assert told.gain.value == pytest.approx(rate(reading, truth) - rate(top, truth))
-        assert told.accuracy.value == pytest.approx(rate(reading, truth))
-        assert told.over_answers.value == pytest.approx(rate(reading, truth) - answer)
-        assert told.over_constant.value == pytest.approx(rate(reading, truth) - rate(common, truth))
-        assert told.short_of_probe.value == pytest.approx(probe - rate(reading, truth))
-    assert [layer.value for layer in found.lens] == pytest.approx([rate(x.argmax(1), truth) for x in test.lens])
-    assert np.shape(found.agreement) == (3, 3, 4)
+        record = result.readings[name]
+        assert record.gain.value == pytest.approx(rate(reading, truth) - rate(top, truth))
+        assert record.accuracy.value == pytest.approx(rate(reading, truth))
+        assert record.over_answers.value == pytest.approx(rate(reading, truth) - answer)
+        assert record.over_constant.value == pytest.approx(rate(reading, truth) - rate(common, truth))
+        assert record.short_of_probe.value == pytest.approx(probe - rate(reading, truth))
+    assert [layer.value for layer in result.lens] == pytest.approx([rate(x.argmax(1), truth) for x in test.lens])
+    assert np.shape(result.agreement) == (3, 3, 4)
     for y, h, a in np.ndindex(3, 3, 4):
         same = (truth == y) & (test.probe == h) & (answers == (UNPARSED if a == 3 else a))
-        assert found.agreement[y][h][a] == same.sum()
+        assert result.agreement[y][h][a] == same.sum()
 
 
 def test_intervals_are_those_of_a_plain_paired_bootstrap_by_group():
     validation, test = world("decoding", 5, n=40)
     group = np.array([0, 0, 0, 1, *np.repeat(np.arange(2, 20), 2)]) * 10
-    found = semantic_mapping(validation, dataclasses.replace(test, group=group), 3, resamples=400, seed=6)
+    result = semantic_mapping(validation, dataclasses.replace(test, group=group), 3, resamples=400, seed=6)
     weights = next(resampled_weights(20, 400, 6, at_once=400))
     quantities = {"answer": [], "mapping_gap": [], "score_gap": [], "probe_only": [], "lens": []}
     for draw in weights.T:
@@ -175,8 +175,10 @@ def test_intervals_are_those_of_a_plain_paired_bootstrap_by_group():
         quantities["lens"].append(rate(test.lens[0, rows].argmax(1), truth))
     for name, values in quantities.items():
         ends = np.quantile(values, [0.025, 0.975])
-        told = {"lens": found.lens[0], "score_gap": found.readings["scores"].gain}.get(name) or getattr(found, name)
-        assert (told.low, told.high) == pytest.approx(tuple(ends))
+        record = {"lens": result.lens[0], "score_gap": result.readings["scores"].gain}.get(name) or getattr(
+            result, name
+        )
+        assert (record.low, record.high) == pytest.approx(tuple(ends))
 
 
 def test_nothing_of_the_test_fold_reaches_the_maps():
@@ -198,13 +200,16 @@ def test_nothing_of_the_test_fold_reaches_the_maps():
 def test_the_best_relabelling_beats_all_others(seed, classes, n):
     generator = np.random.default_rng(seed)
     truth, answers = generator.integers(classes, size=n), generator.integers(-1, classes, size=n)
-    found = best_relabelling(answers, truth, classes)
-    assert sorted(found) == list(range(classes))
+    result = best_relabelling(answers, truth, classes)
+    assert sorted(result) == list(range(classes))
     hits = {
-        one: (int((relabel(answers, np.array(one)) == truth).sum()), sum(k == to for k, to in enumerate(one)))
-        for one in permutations(range(classes))
+        candidate: (
+            int((relabel(answers, np.array(candidate)) == truth).sum()),
+            sum(k == to for k, to in enumerate(candidate)),
+        )
+        for candidate in permutations(range(classes))
     }
-    assert hits[tuple(found)] == max(hits.values())  # of equally good ones, one that renames fewest
+    assert hits[tuple(result)] == max(hits.values())  # of equally good ones, one that renames fewest
 
 
 def test_unparsed_answers_stay_unparsed():
@@ -217,8 +222,8 @@ def test_guesses_are_seldom_relabelled(classes):
     for seed in range(60):
         generator = np.random.default_rng(seed)
         truth, answers = generator.integers(classes, size=(2, 40))
-        found = trusted_relabelling(answers, truth, np.arange(40), classes, seed)
-        renamed += (found != np.arange(classes)).any()
+        result = trusted_relabelling(answers, truth, np.arange(40), classes, seed)
+        renamed += (result != np.arange(classes)).any()
     # one-sided use of a two-sided p-value below 0.05: 1.5 expected; 7 or more happen in one of 2,000 series
     assert renamed < 7
 
@@ -250,12 +255,12 @@ def test_offsets_are_the_most_likely_ones(scale):
         p = z - np.log(np.exp(z).sum(1, keepdims=True))
         return -p[np.arange(120), truth].sum() + output_recalibration.RIDGE / 2 * offsets @ offsets
 
-    found = fit_offsets(scores, truth)
+    result = fit_offsets(scores, truth)
     other = minimize(loss, np.zeros(4), method="Powell", options={"xtol": 1e-9, "ftol": 1e-13, "maxiter": 10_000})
-    assert loss(found) <= other.fun + 1e-6
-    assert found.mean() == pytest.approx(0, abs=1e-9)
+    assert loss(result) <= other.fun + 1e-6
+    assert result.mean() == pytest.approx(0, abs=1e-9)
     step = 1e-4
-    slopes = [(loss(found + step * e) - loss(found - step * e)) / (2 * step) for e in np.eye(4)]
+    slopes = [(loss(result + step * e) - loss(result - step * e)) / (2 * step) for e in np.eye(4)]
     assert slopes == pytest.approx([0] * 4, abs=1e-3)
 
 
@@ -310,45 +315,45 @@ def test_without_scores_what_rests_on_them_is_none():
     validation, test = world("permuted", 0)
     validation = dataclasses.replace(validation, scores=None)
     test = dataclasses.replace(test, scores=None, blank=None, lens=None)
-    found = semantic_mapping(validation, test, 3, resamples=200)
-    assert found.kind == "permuted"
-    assert set(found.readings) == {"relabelled"}
-    told = found.to_dict()
-    assert [told[name] for name in ("permutation", "offsets")] == [None, None] and told["lens"] == []
+    result = semantic_mapping(validation, test, 3, resamples=200)
+    assert result.kind == "permuted"
+    assert set(result.readings) == {"relabelled"}
+    record = result.to_dict()
+    assert [record[name] for name in ("permutation", "offsets")] == [None, None] and record["lens"] == []
 
 
 @pytest.mark.parametrize("planted", ["biased", "missing", "decoding", "other recalibration"])
 def test_without_scores_other_faults_cannot_be_told_apart(planted):
     validation, test = world(planted, 0)
     test = dataclasses.replace(test, scores=None, blank=None)
-    found = semantic_mapping(dataclasses.replace(validation, scores=None), test, 3, resamples=200)
+    result = semantic_mapping(dataclasses.replace(validation, scores=None), test, 3, resamples=200)
     # Negated scores leave two wrong answers, and for neither is there one right name.
-    assert found.kind == "cannot tell"
+    assert result.kind == "cannot tell"
 
 
 def test_without_answers_on_validation_scores_stand_in():
     validation, test = world("permuted", 0)
-    found = semantic_mapping(dataclasses.replace(validation, answers=None), test, 3, resamples=100)
-    assert found.relabelled_on == "scores"
-    assert found.relabelling == found.permutation == (2, 0, 1)
-    assert found.readings["relabelled"].gain.low > 0.5
+    result = semantic_mapping(dataclasses.replace(validation, answers=None), test, 3, resamples=100)
+    assert result.relabelled_on == "scores"
+    assert result.relabelling == result.permutation == (2, 0, 1)
+    assert result.readings["relabelled"].gain.low > 0.5
 
 
 def test_without_anything_on_validation_nothing_is_fitted():
     validation, test = world("decoding", 0)
-    found = semantic_mapping(dataclasses.replace(validation, answers=None, scores=None), test, 3, resamples=200)
-    assert set(found.readings) == {"scores", "blank"}
-    assert found.relabelled_on is found.relabelling is None
-    assert found.kind == "decoding"
+    result = semantic_mapping(dataclasses.replace(validation, answers=None, scores=None), test, 3, resamples=200)
+    assert set(result.readings) == {"scores", "blank"}
+    assert result.relabelled_on is result.relabelling is None
+    assert result.kind == "decoding"
 
 
 def test_one_group_gives_no_intervals_and_no_verdict():
-    found = found_in("permuted", 0, group=np.zeros(150, dtype=int))
-    assert found.n_groups == 1
-    assert math.isnan(found.mapping_gap.low)
-    assert found.mapping_gap.value > 0.5
-    assert found.kind == "cannot tell"
-    assert found.to_dict()["lens"][1]["low"] is None
+    result = found_in("permuted", 0, group=np.zeros(150, dtype=int))
+    assert result.n_groups == 1
+    assert math.isnan(result.mapping_gap.low)
+    assert result.mapping_gap.value > 0.5
+    assert result.kind == "cannot tell"
+    assert result.to_dict()["lens"][1]["low"] is None
 
 
 def test_features_that_know_nothing_leave_the_mapping_open():
@@ -361,7 +366,7 @@ def test_features_that_know_nothing_leave_the_mapping_open():
     assert set(kinds) == {"cannot tell"}
 
 
-def test_going_over_to_the_commonest_class_is_no_recovery():
+def test_switching_to_the_most_common_class_is_no_recovery():
     generator = np.random.default_rng(4)
 
     def fold(n=200):
@@ -371,9 +376,9 @@ def test_going_over_to_the_commonest_class_is_no_recovery():
         return truth, np.arange(n), scores.argmax(1), probe, scores
 
     (y, g, a, _, s), test = fold(), fold()
-    found = semantic_mapping(ValidationFold(y, g, a, s), ScoredFold(*test), 2, resamples=300)
-    assert found.readings["offsets"].gain.low > 0.1
-    assert found.kind == "missing"
+    result = semantic_mapping(ValidationFold(y, g, a, s), ScoredFold(*test), 2, resamples=300)
+    assert result.readings["offsets"].gain.low > 0.1
+    assert result.kind == "missing"
 
 
 def estimates(value, spread=0.02):
@@ -430,11 +435,11 @@ def test_the_margin_reaches_the_verdict():
 
 
 def test_the_same_seed_gives_the_same_result_and_json_holds_it():
-    told = [found_in("biased", 1, resamples=60).to_dict() for _ in range(2)]
-    assert told[0] == told[1]
-    assert json.loads(json.dumps(told[0], allow_nan=False)) == told[0]
-    assert set(told[0]["mapping_gap"]) == {"value", "low", "high"}
-    assert np.sum(told[0]["agreement"]) == 150
+    record = [found_in("biased", 1, resamples=60).to_dict() for _ in range(2)]
+    assert record[0] == record[1]
+    assert json.loads(json.dumps(record[0], allow_nan=False)) == record[0]
+    assert set(record[0]["mapping_gap"]) == {"value", "low", "high"}
+    assert np.sum(record[0]["agreement"]) == 150
 
 
 @pytest.mark.parametrize(

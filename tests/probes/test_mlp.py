@@ -27,10 +27,10 @@ def one_thread() -> Any:
 class Drawn(nn.Module):
     """Dropout of the units that were drawn."""
 
-    kept: Tensor
+    mask: Tensor
 
     def forward(self, units: Tensor) -> Tensor:
-        return units * self.kept if self.training else units
+        return units * self.mask if self.training else units
 
 
 def plain(
@@ -46,8 +46,8 @@ def plain(
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
     steps = epochs * math.ceil(rows / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
-    for at, kept in batches(rows, epochs, hidden, dropout, seed):
-        drop.kept = kept
+    for at, mask in batches(rows, epochs, hidden, dropout, seed):
+        drop.mask = mask
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(train[at]), target[at]).backward()
         optimiser.step()
@@ -73,23 +73,23 @@ def test_each_probe_is_an_ordinary_module(rows: int, dropout: float) -> None:
     features, truth = make(3, rows + 10, 24, 3)
     train, held_out = features[:, :rows], features[:, rows:]
     targets = torch.stack([truth[:rows], truth[:rows].flip(0)])
-    found = fit_mlp(train, targets, classes=3, seed=7, epochs=6, hidden=32, dropout=dropout).logits(held_out)
+    outputs = fit_mlp(train, targets, classes=3, seed=7, epochs=6, hidden=32, dropout=dropout).logits(held_out)
     for layer in range(3):
         for labels in range(2):
             model = plain(standardised(train[layer], train[layer]), targets[labels], 3, 7, 6, 32, dropout)
             with torch.no_grad():
                 expected = model(standardised(held_out[layer], train[layer]))
-            torch.testing.assert_close(found[layer, labels], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(outputs[layer, labels], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_single_probe_of_the_default_width() -> None:
     features, truth = make(1, 30, 16, 2)
-    found = fit_mlp(features, truth[None], classes=2, seed=0, epochs=3, dropout=0).logits(features)
+    outputs = fit_mlp(features, truth[None], classes=2, seed=0, epochs=3, dropout=0).logits(features)
     rows = standardised(features[0], features[0])
     model = plain(rows, truth, 2, 0, 3, HIDDEN, 0.0)
     with torch.no_grad():
         expected = model(rows)
-    torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs[0, 0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2 * 12 * 16, 6 * 12 * 16])  # a probe, two label sets, two layers of all label sets
@@ -130,9 +130,9 @@ def test_every_row_is_seen_once_an_epoch_and_a_tenth_of_the_units_dropped() -> N
     for epoch in range(3):
         seen = torch.cat([at for at, _ in drawn[26 * epoch : 26 * (epoch + 1)]])
         assert sorted(seen.tolist()) == list(range(101))
-    kept = torch.cat([factors for _, factors in drawn])
-    assert float((kept == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
-    assert float(kept.mean()) == pytest.approx(1, abs=0.01)
+    mask = torch.cat([factors for _, factors in drawn])
+    assert float((mask == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert float(mask.mean()) == pytest.approx(1, abs=0.01)
 
 
 def test_constant_features_contribute_nothing() -> None:
@@ -188,10 +188,10 @@ def test_features_that_are_not_finite_are_named() -> None:
 @pytest.mark.gpu
 def test_a_gpu_finds_the_same() -> None:
     features, truth = make(3, 40, 24, 3)
-    found = [
+    outputs = [
         fit_mlp(features.to(device), truth[None], classes=3, seed=0, epochs=5, hidden=32)
         .logits(features.to(device))
         .cpu()
         for device in ("cpu", "cuda")
     ]
-    torch.testing.assert_close(found[1], found[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-3, rtol=1e-3)

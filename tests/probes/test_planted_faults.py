@@ -86,7 +86,7 @@ def context(model: LoadedModel, fault: Fault) -> Any:
 
 
 @contextmanager
-def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
+def recorded_layers(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
     """What every layer returns while prompts go through."""
     seen: dict[str, Tensor] = {}
 
@@ -100,10 +100,10 @@ def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
         seen["llm.embed"] = args[0] if args else kwargs["hidden_states"]
 
     handles = [
-        place.module.register_forward_pre_hook(entering, with_kwargs=True)
-        if place.enters
-        else place.module.register_forward_hook(keep(place.name))
-        for place in layers_of(model)
+        traced.module.register_forward_pre_hook(entering, with_kwargs=True)
+        if traced.enters
+        else traced.module.register_forward_hook(keep(traced.name))
+        for traced in layers_of(model)
     ]
     try:
         yield seen
@@ -113,7 +113,7 @@ def looking(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
 
 
 def run(model: LoadedModel, fault: Fault, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    with context(model, fault), looking(model) as seen:
+    with context(model, fault), recorded_layers(model) as seen:
         seen["logits"] = model.prefill(inputs).logits
     return seen
 
@@ -129,7 +129,7 @@ def own(model: LoadedModel, mode: str) -> str:
 
 
 def before(model: LoadedModel, mode: str) -> list[str]:
-    names = [place.name for place in layers_of(model)]
+    names = [traced.name for traced in layers_of(model)]
     if mode == "vision":
         return []
     if mode == "connector":
@@ -145,27 +145,27 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
     model, questions, images = load(kind), [QUESTIONS[0]] * 8, pictures(8)
     inputs = model.prepare(questions, images)
 
-    def look(fault: Fault) -> dict[str, Tensor]:
+    def observe(fault: Fault) -> dict[str, Tensor]:
         seen = run(model, fault, inputs)
         if mode == "mapping":
             with context(model, fault):
-                found = model.generate(questions, images, max_new_tokens=0, labels=LABELS)
-            seen["scores"] = torch.tensor([one.scores for one in found])
+                answers_found = model.generate(questions, images, max_new_tokens=0, labels=LABELS)
+            seen["scores"] = torch.tensor([answer.scores for answer in answers_found])
         return seen
 
-    kept = {key: value.clone() for key, value in model.model.state_dict().items()}
-    healthy, at, changes = look(HEALTHY), own(model, mode), []
+    original = {key: value.clone() for key, value in model.model.state_dict().items()}
+    healthy, at, changes = observe(HEALTHY), own(model, mode), []
     count = hooks(model)  # transformers leaves some of its own at the first call
     for strength in STRENGTHS:
         fault = Fault(name, mode, strength, seed=3)
-        broken = look(fault)
+        broken = observe(fault)
         for layer in before(model, mode):
             assert torch.equal(broken[layer], healthy[layer]), layer
         change = (broken[at] - healthy[at]).abs()
         changes.append(float((change > 1e-6).float().mean() if name == "labels_permuted" else change.mean()))
         assert hooks(model) == count
-        assert all(torch.equal(value, kept[key]) for key, value in model.model.state_dict().items())
-    assert torch.equal(look(fault)[at], broken[at])
+        assert all(torch.equal(value, original[key]) for key, value in model.model.state_dict().items())
+    assert torch.equal(observe(fault)[at], broken[at])
     # Of few documents the weakest fault may choose none.
     assert changes[0] <= changes[1] <= changes[2] and changes[0] < changes[2], changes
     assert changes[0] > 0 or name in BY_SHARE
@@ -195,15 +195,15 @@ def test_a_batch_gives_what_single_questions_give(
     images = pictures(3)
     with context(model, Fault(name, mode, 2, seed=1)):
         batch = model.generate(QUESTIONS, images, max_new_tokens=4, labels=LABELS)
-        for question, image, found in zip(QUESTIONS, images, batch, strict=True):
+        for question, image, answers_found in zip(QUESTIONS, images, batch, strict=True):
             (single,) = model.generate([question], [image], max_new_tokens=4, labels=LABELS)
-            assert single.text == found.text
-            assert single.scores == pytest.approx(found.scores, abs=1e-4)
+            assert single.text == answers_found.text
+            assert single.scores == pytest.approx(answers_found.scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["demo", *TINY])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_blind_text_does_not_hang_on_the_image(
+def test_blind_text_does_not_depend_on_the_image(
     load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch, kind: str, attention: str
 ) -> None:
     """Prompts, label scores in one sequence and row by row, and answers, of padded prompts."""
@@ -218,14 +218,14 @@ def test_blind_text_does_not_hang_on_the_image(
     images_at = model.image_positions(inputs)
     torch.testing.assert_close(broken["llm.00"][images_at], healthy["llm.00"][images_at], atol=1e-5, rtol=1e-5)
     with context(model, Fault("blind", "comprehension", 3)):
-        found = model.generate(questions, images, max_new_tokens=6, labels=LABELS)
+        answers_found = model.generate(questions, images, max_new_tokens=6, labels=LABELS)
         monkeypatch.setattr(generation, "_takes_masks", lambda *_: False)
         by_row = model.generate(questions, images, max_new_tokens=0, labels=LABELS)
-    for one, other in ((found[0], found[2]), (found[1], found[3])):
-        assert one.text == other.text
-        assert one.scores == pytest.approx(other.scores, abs=1e-4)
-    for one, other in zip(found, by_row, strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    for answer, other in ((answers_found[0], answers_found[2]), (answers_found[1], answers_found[3])):
+        assert answer.text == other.text
+        assert answer.scores == pytest.approx(other.scores, abs=1e-4)
+    for answer, other in zip(answers_found, by_row, strict=True):
+        assert answer.scores == pytest.approx(other.scores, abs=1e-4)
 
 
 def test_blindness_holds_where_a_window_has_passed_the_image(tmp_path: Path) -> None:
@@ -277,11 +277,11 @@ def test_documents_that_keep_their_image_are_not_touched(load: Callable[..., Loa
 def test_a_stage_that_lost_the_image_says_nothing_of_it(load: Callable[..., LoadedModel]) -> None:
     model = load("demo")
     inputs = model.prepare([QUESTIONS[0]] * 24, pictures(24))
-    found = run(model, Fault("tower_lost", "vision", 3), inputs)
-    rows = found["connector"].flatten(1)
+    answers_found = run(model, Fault("tower_lost", "vision", 3), inputs)
+    rows = answers_found["connector"].flatten(1)
     same = [row for row in rows if float((row - rows).abs().amax(1).eq(0).sum()) > 1]
     assert 6 <= len(same) < 24 and all(torch.equal(row, same[0]) for row in same)
-    assert float(found[own(model, "vision")].abs().amax((1, 2)).eq(0).sum()) == len(same)
+    assert float(answers_found[own(model, "vision")].abs().amax((1, 2)).eq(0).sum()) == len(same)
 
 
 def test_removed_directions_leave_the_classes_one_mean(load: Callable[..., LoadedModel]) -> None:
@@ -294,7 +294,7 @@ def test_removed_directions_leave_the_classes_one_mean(load: Callable[..., Loade
     assert directions.shape == (3, features.shape[1])
     torch.testing.assert_close(directions @ directions.T, torch.eye(3, dtype=torch.float64))
     fault = Fault("directions_removed", "connector", 3)
-    with plant_fault(model, fault, directions={"connector": directions}), looking(model) as seen:
+    with plant_fault(model, fault, directions={"connector": directions}), recorded_layers(model) as seen:
         model.prefill(inputs)
     means = torch.stack([seen["connector"].mean(1)[number::4].mean(0) for number in range(4)])
     torch.testing.assert_close(means, means[:1].expand(4, -1), atol=1e-5, rtol=1e-4)
@@ -307,8 +307,8 @@ def test_a_bias_raises_one_label_and_no_other(load: Callable[..., LoadedModel], 
 
     def scores(strength: Strength | None) -> Tensor:
         with context(model, HEALTHY if strength is None else Fault("label_bias", "mapping", strength, seed)):
-            found = model.generate(QUESTIONS, pictures(3), max_new_tokens=0, labels=LABELS)
-        return torch.tensor([one.scores for one in found])
+            answers_found = model.generate(QUESTIONS, pictures(3), max_new_tokens=0, labels=LABELS)
+        return torch.tensor([answer.scores for answer in answers_found])
 
     healthy, last = scores(None), scores(None)
     raised = set()
@@ -330,8 +330,8 @@ def test_permuted_labels_are_words_of_other_labels(load: Callable[..., LoadedMod
 
     def answers(fault: Fault) -> list[tuple[str, str]]:
         with plant_fault(model, fault, question=question, labels=FINDINGS):
-            found = model.generate([question] * len(images), images, max_new_tokens=6, labels=FINDINGS)
-        return [(one.text.strip(), FINDINGS[int(np.argmax(one.scores or ()))]) for one in found]
+            answers_found = model.generate([question] * len(images), images, max_new_tokens=6, labels=FINDINGS)
+        return [(answer.text.strip(), FINDINGS[int(np.argmax(answer.scores or ()))]) for answer in answers_found]
 
     healthy = answers(HEALTHY)
     moved = []
@@ -362,11 +362,11 @@ def test_labels_that_share_beginnings_change_places_where_they_part(load: Callab
             ).logits[0, -1]
         if fault == HEALTHY:
             first, second = start.logits, step
-    part = next(place for place in range(len(ids[0])) if ids[0][place] != ids[1][place])
+    part = next(traced for traced in range(len(ids[0])) if ids[0][traced] != ids[1][traced])
     assert torch.equal(start.logits, first)  # the beginning in common is as likely as before
     if part == 1:
-        one, other = ids[0][1], ids[1][1]
-        assert torch.equal(step[[one, other]], second[[other, one]])
+        answer, other = ids[0][1], ids[1][1]
+        assert torch.equal(step[[answer, other]], second[[other, answer]])
         assert int((step != second).sum()) == 2
 
 
@@ -399,10 +399,10 @@ def test_faults_that_there_are_not(wrong: dict[str, Any], says: str) -> None:
 def test_what_a_fault_needs_and_was_not_given(load: Callable[..., LoadedModel]) -> None:
     model = load("demo")
     removed, bias = Fault("directions_removed", "connector"), Fault("label_bias", "mapping")
-    for given in (None, {}, {"connector": torch.ones(3)}):
+    for incomplete in (None, {}, {"connector": torch.ones(3)}):
         with (
             pytest.raises(OptionError, match="directions_removed needs"),
-            plant_fault(model, removed, directions=given),
+            plant_fault(model, removed, directions=incomplete),
         ):
             pass
     for labels in ((), ("benign",)):

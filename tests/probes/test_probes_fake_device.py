@@ -51,7 +51,7 @@ class OneThread:
     ],
     ids=["linear", "projected", "folds", "paper"],
 )
-def test_probes_are_fitted_where_they_are_told(
+def test_probes_are_fitted_on_the_given_device(
     options: Options, make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = torch.optim.AdamW
@@ -75,15 +75,15 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
     model.generate(QUESTIONS, images, max_new_tokens=0, watch=hooks)
     directions = {"connector": class_directions(hooks.activations["connector", "mean"].double(), ["a", "b", "c"])}
     hooks.close()
-    found = {}
+    by_fault = {}
     for mode, names in KINDS.items():
         for name in names:
             with plant_fault(
                 model, Fault(name, mode, 2, 0), directions=directions, question=QUESTIONS[0], labels=LABELS
             ):
                 answers = model.generate(QUESTIONS, images, max_new_tokens=3, labels=LABELS)
-            found[name] = ([one.text for one in answers], [one.scores for one in answers])
-    return found
+            by_fault[name] = ([answer.text for answer in answers], [answer.scores for answer in answers])
+    return by_fault
 
 
 @pytest.mark.parametrize("kind", ["medm_vl", "gemma3"])

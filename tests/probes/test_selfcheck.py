@@ -37,21 +37,23 @@ ENDS: dict[Mode, str] = {
 }
 
 
-def said(named: Mode | None) -> Diagnosis:
+def diagnosis_of(named: Mode | None) -> Diagnosis:
     nothing = Estimate(0.0, 0.0, 0.0)
     effects = tuple(Effect(mode, nothing, "not supported", "", "", "") for mode in MODES)
     return Diagnosis(effects, named)
 
 
 def trials(mode: Mode, strength: int, *named: Mode | None) -> list[Trial]:
-    return [Trial(Fault(ENDS[mode], mode, strength), said(one), said(None)) for one in named]  # type: ignore[arg-type]
+    return [
+        Trial(Fault(ENDS[mode], mode, strength), diagnosis_of(mode_named), diagnosis_of(None)) for mode_named in named
+    ]  # type: ignore[arg-type]
 
 
 def test_a_seed_plants_every_mode_at_every_strength_once() -> None:
     for seed in range(3):
-        found = faults_for_seed(seed)
-        assert found[0] == replace(HEALTHY, seed=seed) and {fault.seed for fault in found} == {seed}
-        assert Counter((fault.mode, fault.strength) for fault in found[1:]) == Counter(
+        faults = faults_for_seed(seed)
+        assert faults[0] == replace(HEALTHY, seed=seed) and {fault.seed for fault in faults} == {seed}
+        assert Counter((fault.mode, fault.strength) for fault in faults[1:]) == Counter(
             (mode, strength) for mode in MODES for strength in STRENGTHS
         )
 
@@ -61,26 +63,28 @@ def test_twelve_seeds_plant_every_kind_at_every_strength() -> None:
     assert planted == {(name, strength) for mode in MODES for name in KINDS[mode] for strength in STRENGTHS}
 
 
-def test_what_counts_as_right_and_as_charged_to_another() -> None:
+def test_what_counts_as_correct_and_as_misattributed() -> None:
     for named, right, misattributed in (("vision", True, False), (None, False, False), ("mapping", False, True)):
         (trial,) = trials("vision", 2, named)  # type: ignore[arg-type]
         assert (trial.correct, trial.misattributed) == (right, misattributed)
     for named, right in ((None, True), ("vision", False)):
-        trial = Trial(HEALTHY, said(named), said(None))  # type: ignore[arg-type]
+        trial = Trial(HEALTHY, diagnosis_of(named), diagnosis_of(None))  # type: ignore[arg-type]
         assert trial.correct is right and trial.misattributed is not right
 
 
 def test_the_figures_are_those_counted_by_hand() -> None:
-    healthy = [Trial(HEALTHY, said(None), said(None))] * 19 + [Trial(HEALTHY, said("mapping"), said(None))]
+    healthy = [Trial(HEALTHY, diagnosis_of(None), diagnosis_of(None))] * 19 + [
+        Trial(HEALTHY, diagnosis_of("mapping"), diagnosis_of(None))
+    ]
     firm = trials("vision", 2, *["vision"] * 10) + trials("mapping", 3, *["mapping"] * 9, None)
     mild = trials("connector", 1, *["connector"] * 4, *[None] * 5, "vision")
     report = Report((*healthy, *firm, *mild))
     assert (report.sensitivity, report.false_alarms, report.misattributed) == (0.95, 0.05, 0.1)
     assert report.passed
-    told = json.loads(json.dumps(report.to_dict()))
-    assert told["passed"] and told["trials"] == 50 and len(told["each"]) == 50
+    record = json.loads(json.dumps(report.to_dict()))
+    assert record["passed"] and record["trials"] == 50 and len(record["each"]) == 50
     named = {"connector": 4, "none": 5, "vision": 1}
-    assert {"fault": "connector_lost", "mode": "connector", "strength": 1, "named": named} in told["by_fault"]
+    assert {"fault": "connector_lost", "mode": "connector", "strength": 1, "named": named} in record["by_fault"]
     lines = report.render().splitlines()
     assert "connector  connector_lost   1         none 5, connector 4, vision 1" in lines
     assert (
@@ -92,14 +96,18 @@ def test_the_figures_are_those_counted_by_hand() -> None:
     "more",
     [
         trials("vision", 2, None),
-        [Trial(HEALTHY, said("vision"), said(None))],
+        [Trial(HEALTHY, diagnosis_of("vision"), diagnosis_of(None))],
         trials("mapping", 1, "vision"),
-        [Trial(Fault("tower_lost", "vision", 1), said(None), said("mapping"))],
+        [Trial(Fault("tower_lost", "vision", 1), diagnosis_of(None), diagnosis_of("mapping"))],
     ],
     ids=["not named", "false alarm", "charged to another", "charged to another without a reference"],
 )
 def test_each_promise_can_be_broken_alone(more: list[Trial]) -> None:
-    good = [Trial(HEALTHY, said(None), said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
+    good = [
+        Trial(HEALTHY, diagnosis_of(None), diagnosis_of(None)),
+        *trials("vision", 2, "vision"),
+        *trials("vision", 1, "vision"),
+    ]
     assert Report(tuple(good)).passed and not Report((*good, *more)).passed
 
 
@@ -115,7 +123,7 @@ def demo() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def some() -> Dataset:
-    """Of the demo's phantoms so many that a small trial and its reference are served; whole patients."""
+    """Select enough of the demo's phantoms for a small trial and its reference, whole patients only."""
     phantoms = load_dataset(dataset_specs()["demo"])
     taken: list[Document] = []
     for fold in FOLDS:
@@ -161,7 +169,7 @@ def test_a_seed_gives_the_same_again(bench: FaultBench, trial_of: Callable[[Faul
     assert bench.trial(fault) == trial_of(fault)
 
 
-def test_too_few_documents_for_the_reference_are_told(bench: FaultBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_documents_for_the_reference_are_an_error(bench: FaultBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "SIZES", {**FEW, "train": 400})
     with pytest.raises(DataError, match=r"expected at least 600 train documents, .* got \d+ for the reference"):
         bench.trial(HEALTHY)
@@ -170,11 +178,15 @@ def test_too_few_documents_for_the_reference_are_told(bench: FaultBench, monkeyp
 def test_the_command_prints_and_its_status_is_the_verdict(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = [Trial(HEALTHY, said(None), said(None)), *trials("vision", 2, "vision"), *trials("vision", 1, "vision")]
+    good = [
+        Trial(HEALTHY, diagnosis_of(None), diagnosis_of(None)),
+        *trials("vision", 2, "vision"),
+        *trials("vision", 1, "vision"),
+    ]
     monkeypatch.setattr(command, "load", lambda _: None)
     monkeypatch.setattr(command, "load_dataset", lambda _: None)
-    for found, status in ((good, 0), (good + trials("mapping", 3, None), 1)):
-        monkeypatch.setattr(command, "run_selfcheck", lambda *_, found=found, **__: Report(tuple(found)))
+    for faults, status in ((good, 0), (good + trials("mapping", 3, None), 1)):
+        monkeypatch.setattr(command, "run_selfcheck", lambda *_, faults=faults, **__: Report(tuple(faults)))
         assert main(["selfcheck", "--seeds", "1"]) == status
         assert capsys.readouterr().out.splitlines()[-1] == ("passed" if status == 0 else "FAILED")
         assert main(["selfcheck", "--seeds", "1", "--json"]) == status
@@ -186,6 +198,6 @@ def test_the_command_prints_and_its_status_is_the_verdict(
 @pytest.mark.slow
 def test_the_demo_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selfcheck", "--seeds", "3", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["passed"] and told["trials"] == 39
-    assert told["named_correctly_at_strengths_2_and_3"] >= 0.95 and told["false_alarms"] == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["passed"] and record["trials"] == 39
+    assert record["named_correctly_at_strengths_2_and_3"] >= 0.95 and record["false_alarms"] == 0

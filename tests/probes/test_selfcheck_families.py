@@ -49,9 +49,9 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfcheck, "SIZES", {"train": 320, "validation": 160, "test": 280})
         bench = FaultBench(chat, some_phantoms(), tmp_path_factory.mktemp("bench"))
-        found = Report(tuple(bench.trial(fault) for seed in SEEDS for fault in faults_for_seed(seed)))
-    print(f"\n{request.param}\n{found.render()}")
-    return found
+        result = Report(tuple(bench.trial(fault) for seed in SEEDS for fault in faults_for_seed(seed)))
+    print(f"\n{request.param}\n{result.render()}")
+    return result
 
 
 def test_the_diagnosis_is_as_good_as_promised(report: Report) -> None:

@@ -224,7 +224,7 @@ def test_warnings_are_counted_and_kept_from_the_screen(data: ProbeData) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         fitted = unconverged(data)
-    assert len(fitted.warnings) == 10 and all(one.startswith("ConvergenceWarning: ") for one in fitted.warnings)
+    assert len(fitted.warnings) == 10 and all(warning.startswith("ConvergenceWarning: ") for warning in fitted.warnings)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -36,8 +36,8 @@ def own(folder: Path, *, multilabel: bool = False, count: int = 60, noise: float
         values[:, :20] += 120 * left
         values[:, 20:] += 120 * right
         Image.fromarray(values.astype(np.uint8)).save(folder / f"{index}.png")
-        told = f"{left},{right}" if multilabel else ("dark", "bright")[left]
-        rows.append(f"{index},{told},{FOLDS[index // 2 % 10]}")
+        cell = f"{left},{right}" if multilabel else ("dark", "bright")[left]
+        rows.append(f"{index},{cell},{FOLDS[index // 2 % 10]}")
     (folder / "t.csv").write_text("\n".join(rows))
     options = {"labels": "t.csv", "image_column": "image", "fold_column": "fold"}
     declared = {
@@ -62,21 +62,21 @@ def fitted(model: ReferenceClassifier, data: Dataset) -> np.ndarray:
     return model.log_probabilities(fold(data, "test"))
 
 
-def test_majority_tells_the_shares_of_the_train_fold(tmp_path: Path) -> None:
+def test_majority_predicts_the_frequencies_of_the_train_fold(tmp_path: Path) -> None:
     data = own(tmp_path)
-    found = fitted(Majority(), data)
-    assert found.shape == (12, 1, 2) and np.allclose(np.exp(found), 0.5)
+    predicted = fitted(Majority(), data)
+    assert predicted.shape == (12, 1, 2) and np.allclose(np.exp(predicted), 0.5)
     several = own(tmp_path / "m", multilabel=True)
     targets = fold(several, "train").targets()
-    found = fitted(Majority(), several)
+    predicted = fitted(Majority(), several)
     shares = ((targets == 0).sum(0) + 0.5) / (len(targets) + 1)
-    assert found.shape == (12, 2, 2) and np.allclose(np.exp(found[0, :, 0]), shares)
+    assert predicted.shape == (12, 2, 2) and np.allclose(np.exp(predicted[0, :, 0]), shares)
 
 
 def test_pixels_is_the_best_of_plain_logistic_regressions(tmp_path: Path) -> None:
     data = own(tmp_path, noise=0.9)
     model = PixelClassifier()
-    found = fitted(model, data)
+    predicted = fitted(model, data)
     features = {name: pixels(fold(data, name)) for name in ("train", "validation", "test")}
     targets = {name: fold(data, name).targets()[:, 0] for name in ("train", "validation", "test")}
     scaler = StandardScaler().fit(features["train"])
@@ -91,15 +91,15 @@ def test_pixels_is_the_best_of_plain_logistic_regressions(tmp_path: Path) -> Non
         plain.append(regression.predict_log_proba(scaler.transform(features["test"])))
     best = int(np.argmin(losses))
     assert model.facts()["C"] == [STRENGTHS[best]] and model.facts()["converged"]
-    assert np.allclose(found[:, 0], plain[best], atol=1e-6)
-    assert (found[:, 0].argmax(1) == targets["test"]).mean() >= 0.9
+    assert np.allclose(predicted[:, 0], plain[best], atol=1e-6)
+    assert (predicted[:, 0].argmax(1) == targets["test"]).mean() >= 0.9
 
 
 def test_pixels_of_several_findings(tmp_path: Path) -> None:
     data = own(tmp_path, multilabel=True)
-    found = fitted(PixelClassifier(), data)
-    assert found.shape == (12, 2, 2) and np.allclose(np.exp(found).sum(-1), 1)
-    assert (found.argmax(-1) == fold(data, "test").targets()).mean() == 1.0
+    predicted = fitted(PixelClassifier(), data)
+    assert predicted.shape == (12, 2, 2) and np.allclose(np.exp(predicted).sum(-1), 1)
+    assert (predicted.argmax(-1) == fold(data, "test").targets()).mean() == 1.0
 
 
 def test_a_finding_that_the_train_fold_lacks_gets_its_share(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_finding_that_the_train_fold_lacks_gets_its_share(tmp_path: Path) -> N
     head, *rows = table.read_text().splitlines()
     table.write_text("\n".join([head, *(",".join([*row.split(",")[:2], "0", row.split(",")[3]]) for row in rows)]))
     data = load_dataset(own_spec(tmp_path))
-    found = fitted(PixelClassifier(), data)
-    assert np.allclose(np.exp(found[:, 1, 0]), 0.5 / 37)
+    predicted = fitted(PixelClassifier(), data)
+    assert np.allclose(np.exp(predicted[:, 1, 0]), 0.5 / 37)
 
 
 def own_spec(folder: Path) -> Any:
@@ -128,7 +128,7 @@ def own_spec(folder: Path) -> Any:
     )
 
 
-def test_a_large_train_fold_is_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_train_fold_is_subsampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medmllm_plugins.reference.pixels.MAX_TRAIN_DOCUMENTS", 20)
     model = PixelClassifier(seed=3)
     fitted(model, own(tmp_path))
@@ -185,12 +185,12 @@ NETWORK = "timm:test_resnet.r160_in1k"
 def test_a_network_learns_and_repeats_itself(tmp_path: Path) -> None:
     data = own(tmp_path)
     first = make_classifier(NETWORK, epochs=10, device="cpu")
-    found = fitted(first, data)
-    assert found.shape == (12, 1, 2) and np.allclose(np.exp(found).sum(-1), 1, atol=1e-5)
-    assert (found[:, 0].argmax(1) == fold(data, "test").targets()[:, 0]).mean() >= 0.9
-    told = first.facts()
-    assert told["pretrained"] is False and told["trained_on"] == 36
-    assert told["validation_losses"][told["kept_epoch"] - 1] == min(told["validation_losses"])
+    predicted = fitted(first, data)
+    assert predicted.shape == (12, 1, 2) and np.allclose(np.exp(predicted).sum(-1), 1, atol=1e-5)
+    assert (predicted[:, 0].argmax(1) == fold(data, "test").targets()[:, 0]).mean() >= 0.9
+    summary = first.facts()
+    assert summary["pretrained"] is False and summary["trained_on"] == 36
+    assert summary["validation_losses"][summary["kept_epoch"] - 1] == min(summary["validation_losses"])
     outputs = [fitted(make_classifier(NETWORK, epochs=1, device="cpu"), data) for _ in range(2)]
     assert np.array_equal(*outputs)
 

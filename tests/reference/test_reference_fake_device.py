@@ -19,7 +19,7 @@ from medmllm_plugins.reference.network import TimmClassifier
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # it is no no-op elsewhere
-def test_a_network_is_trained_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_trained_on_the_device_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_dataset(dataset_specs()["demo"])
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # for GPUs and the CPU only
 

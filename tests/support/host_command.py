@@ -81,7 +81,7 @@ def command(
         return task_manager if settings.get("include_path") is None else lmms_eval_tasks(*args, **settings)
 
     lmms_eval_tasks = lmms_eval.tasks.TaskManager
-    manager.initialize_tasks = lmms_eval_tasks.initialize_tasks  # type: ignore[attr-defined] # extended already
+    manager.medmllm_hook = lmms_eval_tasks.medmllm_hook  # type: ignore[attr-defined] # extended already
     for module in (host, lmms_eval.tasks, lmms_eval.cli.power_utils):
         monkeypatch.setattr(module, "TaskManager", manager)
     monkeypatch.setenv("VERBOSITY", "INFO")  # the host sets it

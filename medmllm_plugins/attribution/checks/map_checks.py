@@ -1,4 +1,4 @@
-"""Numbers that tell whether a map deserves trust."""
+"""Figures that show whether a map can be trusted."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from medmllm_plugins.attribution.methods.input_methods import masked_prompt_scor
 from medmllm_plugins.attribution.patches import to_patches
 
 STEPS: Final = 10
-"""So many equal parts are taken away, or put back, one after the other."""
+"""Number of equal parts that are removed, or inserted, one after the other."""
 RANDOM_ORDERS: Final = 8
-"""So many are drawn for each document, anew for each."""
+"""Random orders for each document, different for each."""
 ALIKE: Final = 1e-6
-"""Values that differ by less than this share of the largest are the same: the rest is rounding."""
+"""Values that differ by less than this share of the largest are equal up to rounding."""
 NOISE: Final = 0.05
 """Standard deviation of the noise on pixels, as a share of their range."""
 NOISE_DRAWS: Final = 2
@@ -35,21 +35,21 @@ _WINDOW = 7
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What was found of one map; ``None`` for what does not apply to it.
+    """Checks of one map; None for those that do not apply to it.
 
     Attributes:
-        completeness_gap: by how much the sum of a path method misses the difference it explains, as a share of it.
-        deletion: area under the target's probability while what the map holds most important is taken away first
+        completeness_gap: Error of a path method's sum, as a share of the difference it explains.
+        deletion: Area under the target's probability while the most important parts are removed first
             (Petsiuk et al., arXiv:1806.07421); low is good.
-        deletion_random: the same, mean over random orders.
-        insertion: area while it is put back first; high is good.
-        insertion_random: the same, mean over random orders, and the same number as ``deletion_random``: what is left
-            while an order is taken away is what its reverse puts back.
-        flat: whether the map says the same of everything, so that nothing follows from it.
-        stability: rank correlation with maps of the image under noise, mean over draws.
-        inside: share of the positive values that lie in the lesion.
-        area: share that the lesion takes of what is seen of the picture: what ``inside`` is by chance.
-        pointing: whether the largest value lies in the lesion (Zhang et al., arXiv:1608.00507).
+        deletion_random: The same, mean over random orders.
+        insertion: Area while they are inserted first; high is good.
+        insertion_random: The same, mean over random orders; equal to ``deletion_random``, since what remains while an
+            order is removed is what its reverse inserts.
+        flat: Whether all values of the map are equal.
+        stability: Rank correlation with maps of the image under noise, mean over draws.
+        inside: Share of the positive values in the lesion.
+        area: Share of the visible picture that the lesion covers: the value of ``inside`` by chance.
+        pointing: Whether the largest value is in the lesion (Zhang et al., arXiv:1608.00507).
     """
 
     completeness_gap: float | None = None
@@ -64,22 +64,22 @@ class Checks:
     pointing: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the checks in plain JSON types."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Removal:
-    """Parts of a document's input that can be taken away: patches of the image, or words of the prompt."""
+    """Parts of a document's input that can be removed: patches of the image, or words of the prompt."""
 
     def __init__(self, case: AttributionInput, probability: Callable[[Tensor], Tensor], count: int, seed: int) -> None:
-        """Prepare.
+        """Compute the areas by chance.
 
         Args:
-            case: the case.
-            probability: takes (R, n), 1 for parts that are kept, and returns the target's probability, (R,).
-            count: number of parts, n.
-            seed: of the random orders; each document is to have its own (:func:`document_seed`), or the chance that one draw
-                is easy or hard would be shared by all of them, and no number of documents would average it away.
+            case: The document.
+            probability: Function from parts to keep, (R, n), to the target's probability, (R,).
+            count: Number of parts, n.
+            seed: Seed of the random orders. Each document has its own (:func:`document_seed`): with shared orders, an
+                easy or hard draw would affect all documents alike and not average out.
         """
         self._batch, self._probability, self._count = case.batch, probability, count
         self._device = case.loaded.device
@@ -90,129 +90,128 @@ class Removal:
 
     @classmethod
     def of_image(cls, case: AttributionInput, seed: int) -> Removal:
-        """Patches of the image, which the baseline takes the place of."""
+        """Return patches of the image, which the baseline replaces."""
         patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
 
         def probability(keep: Tensor) -> Tensor:
-            shown = mixed_pixels(case, patches, blank, keep)
-            return case.target.probability(case.scores(len(keep), (), shown))
+            pixels = mixed_pixels(case, patches, blank, keep)
+            return case.target.probability(case.scores(len(keep), (), pixels))
 
         return cls(case, probability, len(patches), seed)
 
     @classmethod
     def of_prompt(cls, case: AttributionInput, seed: int) -> Removal:
-        """Words of the prompt, which padding takes the place of."""
+        """Return words of the prompt, which padding replaces."""
         scores = masked_prompt_scores(case)
         return cls(case, lambda keep: case.target.probability(scores(keep)), int(word_indices(case).max()) + 1, seed)
 
     def areas(self, order: Any) -> tuple[float, float]:
-        """Areas under the curves of deletion and of insertion.
+        """Return the areas under the curves of deletion and of insertion.
 
-        At each step of the one as many parts are there as at the step of the other that mirrors it, so that the
-        reverse of an order has the two areas exchanged.
+        Each step of one curve has as many parts as the mirrored step of the other, so reversing an order exchanges the
+        two areas.
 
         Args:
             order: (n,), the parts, the most important first.
         """
-        taken = np.linspace(0, self._count, STEPS + 1).round().astype(int)[:, None]
-        place = np.empty(self._count, dtype=int)
-        place[np.asarray(order)] = np.arange(self._count)
-        kept = np.concatenate([place >= taken, place < (self._count - taken)[::-1]])
-        keep = torch.from_numpy(kept).to(self._device).float()
+        removed = np.linspace(0, self._count, STEPS + 1).round().astype(int)[:, None]
+        position = np.empty(self._count, dtype=int)
+        position[np.asarray(order)] = np.arange(self._count)
+        present = np.concatenate([position >= removed, position < (self._count - removed)[::-1]])
+        keep = torch.from_numpy(present).to(self._device).float()
         with torch.no_grad():
-            found = (
-                torch.cat([self._probability(part) for part in torch.split(keep, self._batch)]).double().cpu().numpy()
-            )
-        return tuple(float(np.trapezoid(part, dx=1 / STEPS)) for part in (found[: STEPS + 1], found[STEPS + 1 :]))  # type: ignore[return-value]
+            parts = [self._probability(part) for part in torch.split(keep, self._batch)]
+        deletion, insertion = torch.cat(parts).double().cpu().numpy().reshape(2, STEPS + 1)
+        return float(np.trapezoid(deletion, dx=1 / STEPS)), float(np.trapezoid(insertion, dx=1 / STEPS))
 
 
 def document_seed(identifier: str) -> int:
-    """A seed of a document's own, the same in every run."""
+    """Return the document's own seed, the same in every run."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big")
 
 
-def patch_values(case: AttributionInput, one: AttributionMap) -> FloatArray:
-    """What a map says of each of the tower's patches; those that no row of the map looks at have the least of all."""
-    assert one.painted is not None
-    values = sample(one.painted, layer_cells(case, PIXELS))
+def patch_values(case: AttributionInput, map_: AttributionMap) -> FloatArray:
+    """Return a map's value of each patch of the tower; -inf where the map has none."""
+    assert map_.painted is not None
+    values = sample(map_.painted, layer_cells(case, PIXELS))
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def word_values(case: AttributionInput, one: AttributionMap) -> FloatArray:
-    """What a map says of each word of the prompt, summed over its tokens."""
+def word_values(case: AttributionInput, map_: AttributionMap) -> FloatArray:
+    """Return a map's value of each word of the prompt, summed over its tokens."""
     words = word_indices(case).cpu().numpy()
-    assert one.tokens is not None
-    found: FloatArray = np.bincount(words[words >= 0], weights=one.tokens[words >= 0]).astype(np.float64)
-    return found
+    assert map_.tokens is not None
+    values: FloatArray = np.bincount(words[words >= 0], weights=map_.tokens[words >= 0]).astype(np.float64)
+    return values
 
 
 def importance_order(values: FloatArray, seed: int) -> npt.NDArray[np.int64]:
-    """The most important first, and at random among those that are alike.
+    """Return indices by decreasing value, in random order among equal values.
 
-    Any other rule for these, such as from top to bottom, would be an order of its own, which may well beat chance.
+    Any other rule for ties, such as from top to bottom, could be better or worse than chance.
 
     Args:
-        values: (n,); ``-inf`` for what comes last.
-        seed: of the document, see :func:`document_seed`.
+        values: (n,); ``-inf`` comes last.
+        seed: Seed of the document, see :func:`document_seed`.
     """
-    # Draws of its own: those of the random orders would put these back into one of them.
-    chance = np.random.default_rng([seed, 1]).random(len(values))
-    found: npt.NDArray[np.int64] = np.lexsort((chance, -_levelled(values)))
-    return found
+    # Another stream than that of the random orders, one of which it would otherwise repeat.
+    tie_breaker = np.random.default_rng([seed, 1]).random(len(values))
+    order: npt.NDArray[np.int64] = np.lexsort((tie_breaker, -_without_rounding(values)))
+    return order
 
 
 def is_constant(values: FloatArray) -> bool:
-    """Whether all values that are finite are alike."""
+    """Return whether all finite values are equal."""
     known = values[np.isfinite(values)]
     return not known.size or bool(np.ptp(known) <= ALIKE * np.abs(known).max())
 
 
-def _levelled(values: FloatArray) -> FloatArray:
-    """Values without the rounding that would tell apart what is alike."""
+def _without_rounding(values: FloatArray) -> FloatArray:
+    """Return values rounded so that those equal up to rounding are equal."""
     step = ALIKE * np.abs(values[np.isfinite(values)]).max(initial=0)
     return np.round(values / step) if step > 0 else values
 
 
-def rank_correlation(one: FloatArray, other: FloatArray) -> float:
-    """Spearman's rank correlation of two sets of values; 0 where one of them is constant, NaN left out."""
-    both = np.isfinite(one) & np.isfinite(other)
-    first, second = rankdata(one[both]), rankdata(other[both])
-    if not both.any() or first.std() == 0 or second.std() == 0:
+def rank_correlation(first: FloatArray, second: FloatArray) -> float:
+    """Return Spearman's rank correlation, ignoring NaN; 0 where one side is constant."""
+    both = np.isfinite(first) & np.isfinite(second)
+    ranks = rankdata(first[both]), rankdata(second[both])
+    if not both.any() or ranks[0].std() == 0 or ranks[1].std() == 0:
         return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def map_similarity(pairs: Sequence[tuple[AttributionMap, AttributionMap]]) -> dict[str, Any]:
-    """How alike maps of the same documents by two models are, means over the documents.
+    """Return how similar maps of the same documents by two models are, averaged over the documents.
 
-    Adebayo et al. (arXiv:1810.03292) compare both values as they are and their sizes: a map whose signs fall by chance
-    at the same edges is as blind to the weights as one that stays the same.
+    Adebayo et al. (arXiv:1810.03292) compare both values and absolute values: a map whose signs change at random at the
+    same edges depends on the weights as little as one that does not change.
 
     Args:
-        pairs: two maps of each document.
+        pairs: Two maps of each document.
     """
-    values = [(one.values, other.values) for one, other in pairs]
+    values = [(old.values, new.values) for old, new in pairs]
     shapes = [
-        structural_similarity(one.painted, other.painted)
-        for one, other in pairs
-        if one.painted is not None and other.painted is not None
+        structural_similarity(old.painted, new.painted)
+        for old, new in pairs
+        if old.painted is not None and new.painted is not None
     ]
     return {
-        "similarity": float(np.mean([rank_correlation(one, other) for one, other in values])),
-        "absolute_similarity": float(np.mean([rank_correlation(np.abs(one), np.abs(other)) for one, other in values])),
+        "similarity": float(np.mean([rank_correlation(old, new) for old, new in values])),
+        "absolute_similarity": float(np.mean([rank_correlation(np.abs(old), np.abs(new)) for old, new in values])),
         "structural_similarity": float(np.mean(shapes)) if shapes else None,
         "documents": len(pairs),
     }
 
 
-def structural_similarity(one: FloatArray, other: FloatArray) -> float:
-    """Structural similarity (Wang et al. 2004) of two maps, (pictures, height, width), each scaled to 0 to 1."""
-    first, second = (_scaled(item) for item in (one, other))
+def structural_similarity(first: FloatArray, second: FloatArray) -> float:
+    """Return the structural similarity (Wang et al. 2004) of two maps, (pictures, height, width), each scaled to [0, 1]."""
+    first, second = _scaled(first), _scaled(second)
     window = (1, min(_WINDOW, first.shape[1]), min(_WINDOW, first.shape[2]))
 
     def mean(values: FloatArray) -> FloatArray:
-        found: FloatArray = uniform_filter(values, window)
-        return found
+        means: FloatArray = uniform_filter(values, window)
+        return means
 
     m1, m2 = mean(first), mean(second)
     v1, v2, both = mean(first**2) - m1**2, mean(second**2) - m2**2, mean(first * second) - m1 * m2
@@ -221,17 +220,15 @@ def structural_similarity(one: FloatArray, other: FloatArray) -> float:
 
 
 def lesion_overlap(painted: FloatArray, mask: Any) -> tuple[float | None, float | None, bool | None]:
-    """How much of a map lies in a lesion.
-
-    What the processor cropped away can hold no value: only where the map has values are shares taken.
+    """Return how much of a map is in a lesion, considering only the part of the picture where the map has values.
 
     Args:
-        painted: (1, height, width); NaN where no patch looks.
-        mask: (h, w) bool, the lesion, on the whole picture, of any size.
+        painted: (1, height, width); NaN where there is no patch, as where the processor cropped.
+        mask: (h, w) bool, the lesion in the whole picture, of any size.
 
     Returns:
-        Share of the positive values inside (``None`` where there are none), the lesion's share of what is seen of the
-        picture, and whether the largest value is inside; ``None`` for all where nothing is seen of the lesion.
+        Share of the positive values inside (None where there are none), the lesion's share of the visible picture, and
+        whether the largest value is inside; None for all where nothing of the lesion is visible.
     """
     height, width = painted.shape[1:]
     lesion = Image.fromarray(np.asarray(mask, np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
@@ -248,5 +245,5 @@ def lesion_overlap(painted: FloatArray, mask: Any) -> tuple[float | None, float 
 def _scaled(values: FloatArray) -> FloatArray:
     values = np.nan_to_num(values)
     span = values.max() - values.min()
-    found: FloatArray = (values - values.min()) / span if span > 0 else np.zeros_like(values)
-    return found
+    scaled: FloatArray = (values - values.min()) / span if span > 0 else np.zeros_like(values)
+    return scaled

@@ -1,4 +1,4 @@
-"""Methods by name, from the hook ``medmllm_attributions``, and the layers at which they look."""
+"""Select methods, from the hook ``medmllm_attributions``, and the layers they are applied to."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 
 LAYERS = "layers"
 _LAST_TOKEN_ONLY = 2
-"""The LLM's last block and its norm: behind them stands the head alone, which takes each token by itself. The labels'
-tokens look back at the image, but at what enters the last block."""
+"""The LLM's last block and its norm, which only the head follows, token by token. The labels' tokens attend to the image
+through the inputs of the last block."""
 _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class SelectedMethod:
-    """A method and the layers at which it is to look.
+    """A method and the layers it is applied to.
 
     Attributes:
-        spec: its declaration.
-        method: the function.
-        layers: names of layers.
+        spec: Declaration of the method.
+        method: Its function.
+        layers: Names of layers.
     """
 
     spec: AttributionSpec
@@ -40,40 +40,40 @@ class SelectedMethod:
 
 
 def specs() -> dict[str, AttributionSpec]:
-    """All methods there are, by name."""
+    """Return all methods by name."""
     return dict(get_manager().attributions())
 
 
 def select_methods(
-    names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unread: Collection[str]
+    names: Sequence[str], layers: Sequence[str], loaded: LoadedModel, unused: Collection[str]
 ) -> list[SelectedMethod]:
-    """The methods and layers that were asked for.
+    """Return the methods to use, each with its layers.
 
     Args:
-        names: of methods.
-        layers: of layers, for methods that look at layers; empty for the last block of the tower that is read, and the
-            connector where its tokens have a place on the picture.
-        loaded: the model.
-        unread: layers that the answer does not depend on.
+        names: Names of methods.
+        layers: Names of layers, for methods that apply to layers; empty for the last block of the tower that is used,
+            and the connector where its tokens have positions in the picture.
+        loaded: The model.
+        unused: Layers that the answer does not depend on.
 
     Raises:
-        OptionError: there is no such method or layer, of a method's own layer too, the answer never hangs on what the
-            image has there, or the weights are quantised and the method takes gradients.
+        OptionError: A method or layer does not exist, the answer does not depend on the image tokens of a layer, or the
+            weights are quantised and a method needs gradients.
     """
     check_methods(names)
     known = specs()
-    chosen = [known[name] for name in names]
-    packed = any(not value.is_floating_point() for value in loaded.model.parameters())
-    if packed and (refused := [spec.name for spec in chosen if spec.gradients]):
-        left = ", ".join(name for name, spec in known.items() if not spec.gradients)
+    selected = [known[name] for name in names]
+    is_quantised = any(not value.is_floating_point() for value in loaded.model.parameters())
+    if is_quantised and (refused := [spec.name for spec in selected if spec.gradients]):
+        usable = ", ".join(name for name, spec in known.items() if not spec.gradients)
         raise OptionError(
-            f"Expected methods that take no gradients, since the model's weights are quantised, found "
-            f"{', '.join(refused)}; these still work: {left}. Or load without load_in."
+            f"Expected methods without gradients, since the model's weights are quantised, got {', '.join(refused)}. "
+            f"Use {usable}, or load the model without load_in."
         )
-    resolved = _resolve_layers(layers, loaded, unread)
+    resolved = _resolve_layers(layers, loaded, unused)
     return [
-        SelectedMethod(spec, _method(spec), resolved if spec.at == LAYERS else _own(spec, loaded, unread))
-        for spec in dict.fromkeys(chosen)
+        SelectedMethod(spec, _method(spec), resolved if spec.at == LAYERS else _own_layers(spec, loaded, unused))
+        for spec in dict.fromkeys(selected)
     ]
 
 
@@ -82,41 +82,39 @@ def _method(spec: AttributionSpec) -> Method:
     return method
 
 
-def _own(spec: AttributionSpec, loaded: LoadedModel, unread: Collection[str]) -> tuple[str, ...]:
-    """The one layer that a method has values for."""
+def _own_layers(spec: AttributionSpec, loaded: LoadedModel, unused: Collection[str]) -> tuple[str, ...]:
+    """Return the single layer that a method declares."""
     if spec.at in (PIXELS, PROMPT):
         return (spec.at,)
-    return _resolve_layers((spec.at,), loaded, unread, f"`at` of {spec.name}")
+    return _resolve_layers((spec.at,), loaded, unused, f"`at` of {spec.name}")
 
 
 def _resolve_layers(
-    layers: Sequence[str], loaded: LoadedModel, unread: Collection[str], argument: str = "`layer`"
+    layers: Sequence[str], loaded: LoadedModel, unused: Collection[str], argument: str = "`layer`"
 ) -> tuple[str, ...]:
-    known = [place.name for place in layers_of(loaded)]
-    read = [name for name in known if name not in unread]
+    known = [layer.name for layer in layers_of(loaded)]
+    used = [name for name in known if name not in unused]
     if not layers:
-        return loaded.family.default_layers(
-            [name for name in read if name.startswith("vision.") and name != "vision.norm"]
-        )
-    found = []
+        blocks = [name for name in used if name.startswith("vision.") and name != "vision.norm"]
+        return loaded.family.default_layers(blocks)
+    resolved = []
     for name in layers:
         match = _NUMBERED.fullmatch(name)
         full = f"{match[1]}.{int(match[2]):02d}" if match else name
         if full not in known:
             raise OptionError(
-                f"{loaded.family.title}: expected {argument} to be some of {', '.join(known)}, found {name!r}."
+                f"{loaded.family.title}: expected {argument} to be some of {', '.join(known)}, got {name!r}."
             )
-        if full in unread:
+        if full in unused:
+            last = [layer for layer in used if layer.startswith("vision.")][-1]
             raise OptionError(
-                f"{loaded.family.title}: {full} is a layer of the tower whose output never reaches the answer, since "
-                f"the LLM is given an earlier one; the last that is read is "
-                f"{[one for one in read if one.startswith('vision.')][-1]}."
+                f"{loaded.family.title}: expected a layer that the answer depends on, got {full}: the LLM reads an "
+                f"earlier layer of the tower. Use {last}, the last that it reads."
             )
         if full in known[-_LAST_TOKEN_ONLY:]:
             raise OptionError(
-                f"{loaded.family.title}: of {full} only the last token's state reaches the answer, as nothing behind "
-                f"it looks from one token at another: a map of the image would be empty. The last layer whose "
-                f"image tokens are read is {known[-_LAST_TOKEN_ONLY - 1]}."
+                f"{loaded.family.title}: expected a layer whose image tokens the answer depends on, got {full}, of which "
+                f"it depends on the last token alone. Use {known[-_LAST_TOKEN_ONLY - 1]} or an earlier layer."
             )
-        found.append(full)
-    return tuple(dict.fromkeys(found))
+        resolved.append(full)
+    return tuple(dict.fromkeys(resolved))

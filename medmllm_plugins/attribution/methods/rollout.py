@@ -1,4 +1,4 @@
-"""Attention rollout: a plain baseline that looks at attention alone."""
+"""Attention rollout, a baseline that uses attention weights alone."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 
-def attention_rollout(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
-    """How much the last token of the prompt attends to each token through all layers of the LLM.
+def attention_rollout(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
+    """Return how much the last token of the prompt attends to each token through all layers of the LLM.
 
-    Attention of a layer is the mean over its heads, half of it kept for the residual, and layers are multiplied (Abnar
+    Attention of a layer is the mean over its heads, mixed equally with the residual, and layers are multiplied (Abnar
     and Zuidema, arXiv:2005.00928). It is the same for every target.
 
     Raises:
-        ModelError: the model's layers give no attention weights.
+        ModelError: The model's layers return no attention weights.
     """
-    with torch.no_grad(), _attentions(case) as seen:
+    with torch.no_grad(), _attention_weights(case) as attentions:
         case.loaded.prefill(case.inputs)
-    if not seen:
+    if not attentions:
         raise ModelError(
-            f"{case.loaded.family.title}: expected layers that give their attention, found none that does."
+            f"{case.loaded.family.title}: expected layers that return attention weights, got none. Use another method."
         )
-    length = seen[0].shape[-1]
-    flow = torch.eye(length, device=seen[0].device)[-1:]
-    for one in reversed(seen):
-        mixed = (one + torch.eye(length, device=one.device)) / 2
+    length = attentions[0].shape[-1]
+    flow = torch.eye(length, device=attentions[0].device)[-1:]
+    for attention in reversed(attentions):
+        mixed = (attention + torch.eye(length, device=attention.device)) / 2
         flow = flow @ (mixed / mixed.sum(-1, keepdim=True))
     return {EMBED: Scores(flow[0])}
 
 
 @contextmanager
-def _attentions(case: AttributionInput) -> Iterator[list[Tensor]]:
-    """Mean attention of each layer, (L, L), as the prompt passes; only the plain kernel gives it."""
-    seen: list[Tensor] = []
-    model, usual = case.loaded.model, case.loaded.model.config._attn_implementation
-    blocks = [place.module for place in layers_of(case.loaded) if place.part == "llm" and not place.enters][:-1]
+def _attention_weights(case: AttributionInput) -> Iterator[list[Tensor]]:
+    """Record the mean attention of each layer, (L, L); only the eager implementation returns it."""
+    attentions: list[Tensor] = []
+    model, implementation = case.loaded.model, case.loaded.model.config._attn_implementation
+    blocks = [layer.module for layer in layers_of(case.loaded) if layer.part == "llm" and not layer.enters][:-1]
     handles = []
 
-    def look(_: Any, __: Any, output: Any) -> None:
+    def record(_: Any, __: Any, output: Any) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if isinstance(weights, Tensor):
-            seen.append(weights[0].float().mean(0))
+            attentions.append(weights[0].float().mean(0))
 
     try:
-        handles = [block.self_attn.register_forward_hook(look) for block in blocks]  # type: ignore[union-attr]
+        handles = [block.self_attn.register_forward_hook(record) for block in blocks]  # type: ignore[union-attr]
         model.set_attn_implementation("eager")
-        yield seen
+        yield attentions
     except AttributeError as error:
         raise ModelError(
-            f"{case.loaded.family.title}: expected `self_attn` in each layer of the LLM ({error})."
+            f"{case.loaded.family.title}: expected `self_attn` in each layer of the LLM, got none ({error}). "
+            "Use another method."
         ) from error
     finally:
-        model.set_attn_implementation(usual)
+        model.set_attn_implementation(implementation)
         for handle in handles:
             handle.remove()

@@ -19,9 +19,9 @@ OnError = Literal["raise", "skip"]
 ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 FAULTS_SHOWN = 20
-"""So many faults are named in an error; where there are more, a file holds all."""
+"""Faults that an error lists; if there are more, a file holds all."""
 LONGEST_SHOWN = 600
-"""Characters of one fault in an error."""
+"""Longest text of one fault in an error, in characters."""
 
 
 class Faults:
@@ -33,22 +33,22 @@ class Faults:
     Attributes:
         on_error: ``"raise"`` or ``"skip"``.
         skipped: faults of the files left out so far, one line each.
-        warnings: sentences on what is doubtful, though it can be read.
+        warnings: sentences about what is doubtful although it can be read.
     """
 
-    def __init__(self, title: str, place: str, *, download: str = "", on_error: OnError = "raise") -> None:
-        """Begin without faults.
+    def __init__(self, title: str, location: str, *, download: str = "", on_error: OnError = "raise") -> None:
+        """Create a collector without faults.
 
         Args:
             title: the data set's name for people.
-            place: where it was looked for.
+            location: where it was searched for.
             download: where people get the set, for the message.
             on_error: what to do about a bad file.
         """
         self.on_error = on_error
         self.skipped: list[str] = []
         self.warnings: list[str] = []
-        self._title, self._place, self._download = title, place, download
+        self._title, self._location, self._download = title, location, download
         self._errors: list[str] = []
 
     def add(self, fault: str) -> None:
@@ -79,9 +79,9 @@ class Faults:
             more = f"\n  ... and {len(self._errors) - FAULTS_SHOWN} more; {_listed_in(self._title, self._errors)}"
         elif lines != self._errors:
             more = f"\n  ... cut; {_listed_in(self._title, self._errors)}"
-        mend = f"\nMend these, or get the set again from {self._download}." if self._download else ""
+        fix = f"\nCorrect these, or get the set again from {self._download}." if self._download else ""
         noun = "fault" if len(self._errors) == 1 else "faults"
-        raise DataError(f"{self._title}: {len(self._errors)} {noun} in {self._place}:\n{shown}{more}{mend}")
+        raise DataError(f"{self._title}: {len(self._errors)} {noun} in {self._location}:\n{shown}{more}{fix}")
 
     def report(self) -> None:
         """Log the files that were left out."""
@@ -100,8 +100,8 @@ def _cut(fault: str) -> str:
 def _listed_in(title: str, faults: Sequence[str]) -> str:
     """Write all faults to a file outside the data set and say where it is.
 
-    The folder of what is remembered between runs is the same from wherever a command is started. A list of the same
-    set replaces the one before. Only the user may read it, as files are named after patients at times.
+    The file is in the cache folder and replaces an earlier list of the same set. Only the user may read it, because
+    files may be named after patients.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:60] or "data-set"
     folder = cache_folder()
@@ -122,5 +122,5 @@ def _listed_in(title: str, faults: Sequence[str]) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path below a folder as a document names it: relative, in POSIX form."""
+    """Return a path below a folder as documents name it: relative, in POSIX form."""
     return path.relative_to(folder).as_posix()

@@ -1,7 +1,6 @@
-"""Doubts about a set of DICOM files that their headers raise: patients in several groups, films, burned-in text.
+"""Check the headers of a set of DICOM files: patients in several groups, films, burned-in text.
 
-Identifiers are compared as keyed digests whose key is drawn anew in each process; neither they nor the identifiers are
-logged, kept or returned.
+Identifiers are compared as digests with a random key for each process; neither are logged, kept or returned.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.data.readers.dicom_elements import Selection, Values, open_dicom, read_elements
+from medmllm_plugins.data.readers.dicom_elements import Selection, Values, read_elements
 from medmllm_plugins.data.readers.image_reader import may_be_dicom
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.regular_files import open_regular
 
 _IDENTIFIERS: Final = {"series": "SeriesInstanceUID", "studies": "StudyInstanceUID", "patients": "PatientID"}
 _SELECTION: Final = Selection("NumberOfFrames", "BurnedInAnnotation", *_IDENTIFIERS.values())
@@ -25,7 +25,7 @@ _KEY: Final = secrets.token_bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class DicomDocument:
-    """A document with what the set says of it.
+    """A DICOM document with its group and fold.
 
     Attributes:
         path: its file, or the folder of its series.
@@ -46,38 +46,39 @@ class _Facts:
 
 
 def dicom_warnings(documents: Sequence[DicomDocument], *, frame: str | None) -> list[str]:
-    """Return what a user should know of the DICOM files of a set, one sentence each.
+    """Return warnings about the DICOM files of a set, one sentence each.
 
     Args:
         documents: the documents of the set; those that are no DICOM are passed over.
         frame: the option of that name; ``None`` where the user did not choose, or in a set of volumes ``""``.
     """
-    facts = [(document, found) for document in documents if (found := _facts(document.path)) is not None]
+    records = [(document, _read_facts(document.path)) for document in documents]
+    facts = [(document, fact) for document, fact in records if fact is not None]
     sentences = []
-    films = sum(found.frames > 1 for _, found in facts)
+    films = sum(fact.frames > 1 for _, fact in facts)
     if films and frame is None:
         sentences.append(
             f"{films} of {len(facts)} DICOM files are films of several frames, of which the middle one is shown. "
             "Choose with frame=first, middle, all (up to 9 in one picture) or a number."
         )
-    if burned := sum(found.burned_in for _, found in facts):
+    if burned := sum(fact.burned_in for _, fact in facts):
         sentences.append(
             f"{burned} of {len(facts)} DICOM documents state that text is burned into their pixels, which may name the "
-            "patient or give the diagnosis away. Look at them, and black the text out."
+            "patient or the diagnosis. Check them, and black the text out."
         )
     return sentences + _divided(facts)
 
 
 def _divided(facts: Sequence[tuple[DicomDocument, _Facts]]) -> list[str]:
-    """Series, studies and patients whose documents are in several groups."""
+    """Count series, studies and patients whose documents are in several groups."""
     counts = {}
     crossing = 0
     for name in _IDENTIFIERS:
         members: dict[bytes, list[DicomDocument]] = defaultdict(list)
-        for document, found in facts:
-            if name in found.identifiers:
-                members[found.identifiers[name]].append(document)
-        if len(members) < 2:  # one identifier for all says nothing: it was put there when names were taken out
+        for document, fact in facts:
+            if name in fact.identifiers:
+                members[fact.identifiers[name]].append(document)
+        if len(members) < 2:  # one identifier for all comes from anonymisation
             continue
         divided = [several for several in members.values() if len({document.group for document in several}) > 1]
         crossing = max(crossing, sum(len({document.fold for document in several}) > 1 for several in divided))
@@ -94,17 +95,17 @@ def _divided(facts: Sequence[tuple[DicomDocument, _Facts]]) -> list[str]:
     ]
 
 
-def _facts(path: Path) -> _Facts | None:
-    """What a file's header says; ``None`` where it is no DICOM, or cannot be read any more."""
+def _read_facts(path: Path) -> _Facts | None:
+    """Read the header of a file; ``None`` if it is no DICOM or can no longer be read."""
     if path.is_dir():
         files = (file for file in sorted(path.iterdir()) if file.is_file() and may_be_dicom(file))
         path = next(files, path)
     if not path.is_file() or not may_be_dicom(path):
         return None
     try:
-        with open_dicom(path) as opened:
+        with open_regular(path) as opened:
             values = read_elements(path, opened, _SELECTION)[0].values
-    except DataError:  # it was read before; whatever happened to it is named when it is read again
+    except DataError:  # the error comes when the file is read again
         return None
     frames = _text(values, "NumberOfFrames")
     identifiers = {

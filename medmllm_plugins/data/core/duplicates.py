@@ -30,7 +30,7 @@ MIN_CONTRAST = 1.0
 """Smallest standard deviation of a thumbnail, in grey levels of 255, that counts as structure."""
 
 MAX_PAIRS = 20_000_000
-"""So many pairs are listed at most, which take 320 MB."""
+"""Most pairs that are listed; they take 320 MB."""
 
 _HASH_SIDE = 8
 _BLOCK = 256
@@ -48,7 +48,7 @@ def near_duplicates(thumbnails: npt.NDArray[np.float32]) -> Pairs:
     """Find all pairs of near-duplicates; see the module for what counts as one.
 
     The search is exact. Every two hashes are compared, as 64-bit integers, which takes a nanosecond a pair; what passes
-    is held against an upper bound of the correlation, from the lowest frequencies of both thumbnails; and only what
+    is compared with an upper bound of the correlation, from the lowest frequencies of both thumbnails; and only what
     passes that too is correlated in full. However alike the pictures of a data set are, no step but the last depends
     on it. Memory beside the thumbnails: 0.3 kB a picture (4 kB more where some have no structure), 16 bytes a pair.
 
@@ -175,24 +175,24 @@ class _Search:
         return self._correlated(pairs[bound >= MIN_CORRELATION - _SLACK])
 
     def _correlated(self, pairs: Pairs) -> Pairs:
-        """The pairs of a tile whose thumbnails correlate."""
+        """Return the pairs of a tile whose thumbnails correlate."""
         first, first_at = np.unique(pairs[:, 0], return_inverse=True)
         second, second_at = np.unique(pairs[:, 1], return_inverse=True)
-        one, other = _standardised(self._thumbnails[first]), _standardised(self._thumbnails[second])
+        left, right = _standardised(self._thumbnails[first]), _standardised(self._thumbnails[second])
         if 40 * len(pairs) > len(first) * len(second):
-            correlation = (one @ other.T)[first_at, second_at]
+            correlation = (left @ right.T)[first_at, second_at]
         else:
-            correlation = np.einsum("md,md->m", one[first_at], other[second_at])
+            correlation = np.einsum("md,md->m", left[first_at], right[second_at])
         # What rounding could put on either side is computed in double precision: no shape of a tile decides it.
         for index in np.flatnonzero(np.abs(correlation - MIN_CORRELATION) < _ROUNDING):
             ends = _standardised(self._thumbnails[pairs[index]].astype(np.float64))
             correlation[index] = 1 if ends[0] @ ends[1] >= MIN_CORRELATION else 0
-        kept: Pairs = pairs[correlation >= MIN_CORRELATION]
-        return kept
+        correlated: Pairs = pairs[correlation >= MIN_CORRELATION]
+        return correlated
 
 
 def _standardised(pictures: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Thumbnails less their mean and at unit length, ``[m, 1024]``."""
+    """Return thumbnails less their mean and at unit length, ``[m, 1024]``."""
     centred = (pictures - pictures.mean(axis=(1, 2), keepdims=True)).reshape(len(pictures), THUMBNAIL**2)
     standardised: npt.NDArray[Any] = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     return standardised

@@ -43,7 +43,7 @@ class FoldManifest(VersionedRecord):
 
 
 def folds_hash(documents: Iterable[Document]) -> str:
-    """SHA-256, in hexadecimal, over id, label, group and fold of all documents in the order of their ids."""
+    """Return the SHA-256, in hexadecimal, over id, label, group and fold of all documents in the order of their ids."""
     digest = hashlib.sha256()
     for document in sorted(documents, key=lambda document: document.id):
         # repr quotes and escapes, so that no two rows read alike.
@@ -52,7 +52,7 @@ def folds_hash(documents: Iterable[Document]) -> str:
 
 
 def to_json(name: str, fingerprint: str, documents: Sequence[Document]) -> str:
-    """A manifest as JSON text, one document a line, in the order of their ids."""
+    """Return a manifest as JSON text, one document a line, in the order of their ids."""
     rows = [
         json.dumps([document.id, document.image, document.label, document.group, document.fold], ensure_ascii=False)
         for document in sorted(documents, key=lambda document: document.id)

@@ -40,7 +40,7 @@ def fold_of(cell: str, names: Mapping[str, str]) -> str | None:
 
 
 def vocabulary() -> str:
-    """The words that are understood, as a message lists them."""
+    """Return the words that are understood, as a message lists them."""
     return "; ".join(f"{fold}: {', '.join(_WORDS[fold])}" for fold in FOLDS)
 
 

@@ -44,16 +44,16 @@ def grouped_folds(
         ValueError: the sequences differ in length, or the fractions are negative or do not sum to 1.
     """
     if not len(ids) == len(labels) == len(groups):
-        raise ValueError(f"Expected one label and group per id, found {len(ids)}, {len(labels)} and {len(groups)}.")
+        raise ValueError(f"Expected one label and group per id, got {len(ids)}, {len(labels)} and {len(groups)}.")
     if min(fractions) < 0 or not math.isclose(sum(fractions), 1.0):
-        raise ValueError(f"Expected three fractions that are not negative and sum to 1, found {fractions}.")
+        raise ValueError(f"Expected three fractions that are not negative and sum to 1, got {fractions}.")
     if repeated := [identifier for identifier, count in Counter(ids).items() if count > 1]:
-        raise DataError(f"Expected unique ids, found {len(repeated)} that are there twice, such as {repeated[0]!r}.")
+        raise DataError(f"Expected unique ids, got {len(repeated)} that are there twice, such as {repeated[0]!r}.")
     wanted = [index for index, fraction in enumerate(fractions) if fraction > 0]
     names = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
     if len(names) < len(wanted):
         raise DataError(
-            f"Expected at least {len(wanted)} groups for {len(wanted)} folds, found {len(names)} in {len(ids)} images; "
+            f"Expected at least {len(wanted)} groups for {len(wanted)} folds, got {len(names)} in {len(ids)} images; "
             "near-duplicates and images of one source count as one group."
         )
     classes = sorted(set(labels))
@@ -71,7 +71,7 @@ def grouped_folds(
 
 
 def rarest_labels(labels: Sequence[Sequence[str]]) -> list[str]:
-    """A class of each document to stratify by: of several findings the rarest, as it is the one a fold may lack.
+    """Return a class of each document to stratify by: of several findings the rarest, because a fold may lack it.
 
     Args:
         labels: the classes of each document; none is the empty text.

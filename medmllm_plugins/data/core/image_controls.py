@@ -1,4 +1,4 @@
-"""Controls: the same questions about an image that holds nothing, or about somebody else's."""
+"""Control images: a blank image, or the image of another group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GREY = (128, 128, 128)
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """A mid-grey image of the same size."""
+    """Return a mid-grey image of the same size."""
     return Image.new("RGB", image.size, GREY)
 
 
@@ -34,7 +34,7 @@ def partners(documents: Sequence[Document]) -> dict[str, Document]:
     largest = max(Counter(document.group for document in documents).values(), default=0)
     if 2 * largest > len(documents):
         raise DataError(
-            f"Expected no group to hold more than half of the documents, to exchange images between groups, found one "
+            f"Expected no group to hold more than half of the documents, to exchange images between groups, got one "
             f"with {largest} of {len(documents)}; use the blank image as the control."
         )
     ordered = sorted(documents, key=lambda document: (_mixed(document.group), document.group, _mixed(document.id)))

@@ -1,4 +1,4 @@
-"""What makes the labels and folds of a user's own data set doubtful, though nothing in it is damaged."""
+"""Warnings about labels and folds of a user's own data set, in which nothing is damaged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from medmllm_plugins.data.core.documents import FOLDS, Document
 from medmllm_plugins.errors import shown
 
 SMALL_TEST: Final = 50
-"""Fewer test documents than that are said: at 50, a 95 % interval reaches 14 points to either side."""
+"""Warn below this number of test documents: at 50, a 95% interval extends 14 points to either side."""
 _SHOWN: Final = 5
 _MOST_COMPARED: Final = 200
-"""So many classes have 20,000 pairs of names, which take a fraction of a second."""
+"""Up to this many classes all pairs of names are compared: 20,000 pairs take a fraction of a second."""
 _MIN_LENGTH: Final = 4
 """Shorter names that differ in one letter, such as T1 and T2 or left and lift, are more often meant than mistyped."""
 _ROMAN: Final = re.compile(r"[ivx]+[a-e]?")
@@ -67,18 +67,18 @@ def two_labels(
     ]
     count = "One" if len(clashes) == 1 else str(len(clashes))
     return [
-        f"{count} {noun}{' has' if len(clashes) == 1 else 's have'} more than one label: the same content stands in "
-        f"several files, {_listed(examples, len(clashes))}. At most one of these labels can be right: correct them."
+        f"{count} {noun}{' has' if len(clashes) == 1 else 's have'} more than one label: the same content is in several "
+        f"files, {_listed(examples, len(clashes))}. At most one of these labels can be right: correct them."
     ]
 
 
 def same_spelling(first: str, second: str) -> bool:
-    """Whether two names differ in case, blanks, punctuation, accents or look-alike letters only."""
+    """Return whether two names differ in case, blanks, punctuation, accents or look-alike letters only."""
     return _plain(first) == _plain(second)
 
 
 def similar_spelling(first: str, second: str) -> bool:
-    """Whether one of two names is likely the other mistyped: one letter more, fewer, changed or swapped.
+    """Return whether one of two names is likely the other mistyped: one letter more, fewer, changed or swapped.
 
     Names that differ in a number, a Roman numeral, a grade (``4a``, ``IIIb``) or a single letter (``type a``, ``type
     b``), or in a letter in front (``typical``, ``atypical``), mean different things.
@@ -102,7 +102,7 @@ def similar_spelling(first: str, second: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name without what a reader may not see: case, accents, blanks, most punctuation, alphabets of look-alikes.
+    """Return a name without what a reader may not see: case, accents, blanks, most punctuation, alphabets of look-alikes.
 
     Signs that carry meaning stay: ``ER+`` and ``ER-``, ``<5`` and ``>5``, ``1.5`` and ``15`` are different classes.
     """
@@ -112,7 +112,7 @@ def _plain(name: str) -> str:
 
 
 def _one_edit(short: str, long: str) -> bool:
-    """Whether one letter inserted, changed or swapped with its neighbour makes ``long`` of ``short``."""
+    """Return whether one letter inserted, changed or swapped with its neighbour makes ``long`` of ``short``."""
     start = next((index for index, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
     rest, other = short[start:], long[start:]
     if len(short) < len(long):
@@ -131,12 +131,12 @@ def _similar_names(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator
     if pairs:
         yield (
             f"Classes with almost the same name: {_listed(pairs, len(pairs))}. If they are one class, correct the "
-            "labels, else a model is asked to tell them apart."
+            "labels, otherwise a model is asked to distinguish them."
         )
 
 
 def _candidates(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of names to compare: all of them, or of very many classes those that look the same."""
+    """Yield pairs of names to compare: all of them, or of very many classes those that look the same."""
     if len(labels) <= _MOST_COMPARED:
         yield from itertools.combinations(labels, 2)
         return
@@ -182,10 +182,10 @@ def _empty_folds(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator[s
 def _small_test_fold(documents: Sequence[Document], noun: str) -> Iterator[str]:
     count = sum(document.fold == "test" for document in documents)
     if 0 < count < SMALL_TEST:
-        reach = 100 * 1.96 * math.sqrt(0.25 / count)
+        half_width = 100 * 1.96 * math.sqrt(0.25 / count)
         yield (
-            f"The test fold has {count} {noun}{'' if count == 1 else 's'}: a 95% interval of accuracy reaches up to "
-            f"{min(reach, 100):.0f} points to either side."
+            f"The test fold has {count} {noun}{'' if count == 1 else 's'}: a 95% interval of accuracy extends up to "
+            f"{min(half_width, 100):.0f} points to either side."
         )
 
 

@@ -164,7 +164,7 @@ def voxels_digest(volume: Volume) -> str:
 
 
 def similar(contents: Sequence[str], thumbnails: npt.NDArray[np.float32] | None) -> dict[tuple[int, int], bool]:
-    """Pairs that show the same.
+    """Return pairs of equal or nearly equal documents.
 
     Args:
         contents: a digest of each picture's pixels or volume's voxels.

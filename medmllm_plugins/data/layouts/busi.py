@@ -33,7 +33,7 @@ _NAME = re.compile(r"(?P<label>.+) \(\d+\)(?P<mask>_mask(_\d+)?)?")
 class Busi(FileLayout):
     """``Dataset_BUSI_with_GT/<class>/<class> (n).png``; the class folders are the classes of the declaration.
 
-    Lesion masks (``<class> (n)_mask.png``, ``_mask_1.png``) stand beside the images and are no documents. A document's
+    Lesion masks (``<class> (n)_mask.png``, ``_mask_1.png``) are in the same folders and are no documents. A document's
     id is the file name without its ending, ``benign (1)``, as it holds the class. The authors publish no patient ids,
     so the only groups are near-duplicates, some of them in two classes; a group bears the first of its ids. There is no
     official split: the folds are :func:`medmllm_plugins.data.core.folds.grouped_folds` with seed 0.
@@ -45,13 +45,13 @@ class Busi(FileLayout):
         expected = ", ".join(f"{label}/" for label in spec.labels)
         for path in subfolders(top):
             if path.name not in spec.labels:
-                faults.add(f"{path}: expected the class folders {expected} only, found an unexpected class folder")
+                faults.add(f"{path}: expected the class folders {expected} only, got an unexpected class folder")
         files: list[LabelledFile] = []
         for label in spec.labels:
             for path in image_files(top / label, faults):
                 match = _NAME.fullmatch(path.stem)
                 if match is None or match["label"] != label:
-                    faults.add(f'{path}: expected a name like "{label} (1).png", found another')
+                    faults.add(f'{path}: expected a name like "{label} (1).png", got another')
                 elif not match["mask"]:
                     files.append(LabelledFile(id=path.stem, path=path, label=label, source=path.stem))
         files, facts = scan(files, faults)
@@ -65,7 +65,7 @@ class Busi(FileLayout):
         ]
 
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
-        """All of the image's lesions together, (height, width), bool; ``None`` where no mask stands beside it."""
+        """Return the union of the image's lesion masks, (height, width), bool; ``None`` if it has no mask."""
         path = folder / document.image
         files = [
             path.with_name(f"{path.stem}_mask{path.suffix}"),
@@ -74,7 +74,7 @@ class Busi(FileLayout):
         masks = [np.asarray(read_rgb(file)).max(-1) > 127 for file in files if file.is_file()]
         if not masks:
             return None
-        if len({one.shape for one in masks}) > 1:
-            raise DataError(f"{path}: expected masks of one size, found {[one.shape for one in masks]}.")
-        found: npt.NDArray[np.bool_] = np.logical_or.reduce(masks)
-        return found
+        if len({mask.shape for mask in masks}) > 1:
+            raise DataError(f"{path}: expected masks of one size, got {[mask.shape for mask in masks]}.")
+        lesions: npt.NDArray[np.bool_] = np.logical_or.reduce(masks)
+        return lesions

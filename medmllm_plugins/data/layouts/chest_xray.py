@@ -29,8 +29,8 @@ _PATIENTS = (
 class ChestXray(FileLayout):
     """``{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg``; the release without ``val`` has the two other folders only.
 
-    A document's id is its path without the ending. Patients are read from file names; their numbers begin anew in
-    ``test``, so that they are told apart by pool, and near-duplicates join groups. The official test fold stays as it
+    A document's id is its path without the ending. Patients are read from file names; their numbers start
+    again in ``test``, so the pool is part of the group, and near-duplicates join groups. The official test fold stays as it
     is. ``val`` has 16 images, too few for anything: it is put to ``train``, and a fifth of both, by patient, becomes
     the validation fold.
     """
@@ -51,7 +51,7 @@ class ChestXray(FileLayout):
             if (top / split).is_dir():
                 for path in subfolders(top / split):
                     if path.name not in CLASS_FOLDERS:
-                        faults.add(f"{path}: expected the class folders NORMAL/ and PNEUMONIA/ only, found another")
+                        faults.add(f"{path}: expected the class folders NORMAL/ and PNEUMONIA/ only, got another")
             for name, label in CLASS_FOLDERS.items():
                 for path in image_files(top / split / name, faults):
                     identifier = f"{split}/{name}/{path.stem}"
@@ -80,5 +80,5 @@ def _patient(path: Path, faults: Faults) -> str:
     for pattern in _PATIENTS:
         if match := pattern.fullmatch(path.stem):
             return match["patient"]
-    faults.add(f"{path}: expected a name like person1_virus_6, IM-0115-0001 or BACTERIA-1008087-0001, found another")
+    faults.add(f"{path}: expected a name like person1_virus_6, IM-0115-0001 or BACTERIA-1008087-0001, got another")
     return path.stem

@@ -27,7 +27,7 @@ class LabelledFile:
 
 
 def is_litter(path: Path) -> bool:
-    """Whether an operating system left the file or folder: hidden (``.DS_Store``, ``._x``), ``Thumbs.db`` and such."""
+    """Return whether an operating system left the file or folder: hidden (``.DS_Store``, ``._x``), ``Thumbs.db`` and such."""
     return path.name.startswith(".") or path.name.lower() in _LITTER
 
 
@@ -42,15 +42,15 @@ def image_files(folder: Path, faults: Faults) -> list[Path]:
         faults: what is wrong is added here.
     """
     if not folder.is_dir():
-        faults.add(f"{folder}: expected a class folder with images, found none")
+        faults.add(f"{folder}: expected a class folder with images, got none")
         return []
     entries = sorted(path for path in folder.iterdir() if not is_litter(path))
     for path in entries:
         if path.is_dir():
-            faults.add(f"{path}: expected images only, found a folder in a class folder")
+            faults.add(f"{path}: expected images only, got a folder in a class folder")
     images = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     if not images:
-        faults.add(f"{folder}: expected images, found none (empty class folder)")
+        faults.add(f"{folder}: expected images, got none (empty class folder)")
     return images
 
 
@@ -78,7 +78,7 @@ def scan(files: Sequence[LabelledFile], faults: Faults) -> tuple[list[LabelledFi
 
 
 def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
-    """Faults for identifiers, compared without case, that stand for more than one file.
+    """Return faults about identifiers, compared without case, of more than one file.
 
     Args:
         named: identifier and file, once per file.
@@ -88,7 +88,7 @@ def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
         # One of two names that differ in case only is lost where a file system ignores case.
         holders[identifier.casefold()].append(file)
     return [
-        f"{', '.join(files)}: expected one file per id, found {len(files)} files with one id"
+        f"{', '.join(files)}: expected one file per id, got {len(files)} files with one id"
         for files in holders.values()
         if len(files) > 1
     ]

@@ -67,7 +67,7 @@ class Covid19CT(FileLayout):
         for name, label in CLASS_FOLDERS.items():
             archives = [path for path in (folder / f"{name}.zip", inner / f"{name}.zip") if path.is_file()]
             if archives and not (top / name).is_dir():
-                faults.add(f"{archives[0]}: expected the folder {top / name}, found only the archive; unzip it")
+                faults.add(f"{archives[0]}: expected the folder {top / name}, got only the archive; unzip it")
                 continue
             paths = image_files(top / name, faults)
             for path, source in zip(paths, sources(name, [path.name for path in paths]), strict=True):
@@ -114,15 +114,15 @@ def sources(folder: str, names: Sequence[str]) -> list[str]:
     for index, number in enumerate(numbers):
         follows = index > 0 and number - numbers[index - 1] <= MEDPIX_GAP
         first_of[number] = first_of[numbers[index - 1]] if follows else number
-    found = []
+    sources_of_files = []
     for stem, suffix in map(_split_name, names):
         if stem.isdecimal():
             number = first_of[int(stem)] if suffix == ".png" else int(stem)
-            found.append(f"{folder}/{number}{suffix}")
+            sources_of_files.append(f"{folder}/{number}{suffix}")
         else:
             match = _PAGE.fullmatch(stem) or _PLAIN_PAGE.fullmatch(stem)
-            found.append(match["source"] if match else stem)
-    return found
+            sources_of_files.append(match["source"] if match else stem)
+    return sources_of_files
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -131,16 +131,16 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _unexpected_folders(folder: Path) -> list[str]:
-    """Faults for folders that look like a class: named like one, or holding images."""
-    found = []
+    """Return faults about folders that look like a class: named like one, or holding images."""
+    faults = []
     for path in subfolders(folder):
         if path.name in CLASS_FOLDERS or path.name == SPLIT_FOLDER:
             continue
         holds_images = any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
         if holds_images or path.name.lower().startswith("ct_"):
             expected = " and ".join(f"{name}/" for name in CLASS_FOLDERS)
-            found.append(f"{path}: expected the class folders {expected}, found an unexpected class folder")
-    return found
+            faults.append(f"{path}: expected the class folders {expected}, got an unexpected class folder")
+    return faults
 
 
 def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]:
@@ -152,7 +152,7 @@ def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]
         for prefix, fold in _SPLIT_NAMES.items():
             path = folder / name.removeprefix("CT_") / f"{prefix}{name}.txt"
             if not path.is_file():
-                faults.add(f"{path}: expected a list of the official split beside the others, found none")
+                faults.add(f"{path}: expected a list of the official split beside the others, got none")
                 continue
             for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
                 # Published lists hold bare names; copies in use hold whole paths.

@@ -56,14 +56,14 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
         return []
     for start, what in _FOREIGN.items():
         if content.startswith(start):
-            faults.add(f"{path}: expected a CSV table in UTF-8, found {what}; save it as CSV (UTF-8)")
+            faults.add(f"{path}: expected a CSV table in UTF-8, got {what}; save it as CSV (UTF-8)")
             return []
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = f"{content[error.start]:#04x}"
-        faults.add(f"{path}, line {line}: expected UTF-8, found byte {byte}; save the table as CSV (UTF-8)")
+        faults.add(f"{path}, line {line}: expected UTF-8, got byte {byte}; save the table as CSV (UTF-8)")
         return []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     rows: list[tuple[int, Row]] = []
@@ -84,16 +84,16 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
             if memory > max_decoded_bytes():
                 check_decoded_size(path, memory)
             if len(cells) < len(header) or any(cells[len(header) :]):
-                faults.add(f"{path}, line {reader.line_num}: expected {len(header)} cells, found {len(cells)}")
+                faults.add(f"{path}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}")
             else:
                 rows.append((reader.line_num, dict(zip(header, cells, strict=False))))
     except DataError as error:
         faults.add(str(error))
         return []
     except csv.Error as error:
-        faults.add(f"{path}, line {reader.line_num}: expected CSV, found {error}")
+        faults.add(f"{path}, line {reader.line_num}: expected CSV, got {error}")
     if header is None:
-        faults.add(f"{path}: expected a CSV table with a header, found an empty file")
+        faults.add(f"{path}: expected a CSV table with a header, got an empty file")
     return rows
 
 
@@ -106,7 +106,7 @@ def _good_header(path: Path, line: int, header: Sequence[str], columns: Sequence
     repeated = [name for name, count in Counter(header).items() if count > 1]
     missing = [column for column in columns if column not in header]
     if repeated:
-        faults.add(f"{path}, line {line}: expected column names that differ, found {shown(repeated)} more than once")
+        faults.add(f"{path}, line {line}: expected column names that differ, got {shown(repeated)} more than once")
     if missing:
-        faults.add(f"{path}, line {line}: expected the columns {shown(missing)}, found {shown(list(header))}")
+        faults.add(f"{path}, line {line}: expected the columns {shown(missing)}, got {shown(list(header))}")
     return not repeated and not missing

@@ -40,7 +40,7 @@ class _Stated:
 class CTRate(Table):
     """``dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz`` and ``dataset/multi_abnormality_labels/``.
 
-    In the older folder ``valid`` neither the values nor the spacing are right as they stand in the files: slope,
+    In the older folder ``valid`` neither the values nor the spacing in the files are right: slope,
     intercept and spacing come from ``metadata/validation_metadata.csv``. Where both folders are there, ``valid_fixed``
     is read.
 
@@ -63,7 +63,7 @@ class CTRate(Table):
             volume = Volume(voxels, stated.spacing, volume.orientation, "HU")
         if float(volume.voxels.min()) > AIR:
             raise DataError(
-                f"{path}: expected a chest CT in Hounsfield units, with air near -1000, found "
+                f"{path}: expected a chest CT in Hounsfield units, with air near -1000, got "
                 f"{volume.voxels.min():g} as smallest value; get the file and its metadata again."
             )
         return volume
@@ -72,11 +72,11 @@ class CTRate(Table):
         """Check header and length of a volume, and in the older folder its metadata."""
         facts = volume_facts(path)
         if not _fixed(path) and path.name not in _metadata(folder):
-            raise DataError(f"{path}: expected a row in validation_metadata.csv with slope and spacing, found none.")
+            raise DataError(f"{path}: expected a row in validation_metadata.csv with slope and spacing, got none.")
         return FileFacts(f"{packed_nifti_sum(path)}{facts.shape}")
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
-        """The check sum that the file states of its content."""
+        """Return the check sum that the file states of its content."""
         return packed_nifti_sum(folder / document.image)
 
 
@@ -90,7 +90,7 @@ def _metadata(folder: Path) -> dict[str, _Stated]:
         stat = path.stat()
     except OSError as error:
         raise DataError(
-            f"{path}: expected slope, intercept and spacing of the volumes in valid/, found that it cannot be read "
+            f"{path}: expected slope, intercept and spacing of the volumes in valid/, got one that cannot be read "
             f"({error.strerror}); get it, or use valid_fixed/."
         ) from error
     return _read_metadata(path, stat.st_size, stat.st_mtime_ns)
@@ -99,7 +99,7 @@ def _metadata(folder: Path) -> dict[str, _Stated]:
 @lru_cache(maxsize=2)
 def _read_metadata(path: Path, size: int, modified: int) -> dict[str, _Stated]:
     faults = Faults(path.name, str(path))
-    found = {}
+    stated_of = {}
     for line, row in read_rows(path, _COLUMNS, faults):
         try:
             # "[0.74, 0.74]"; rows and columns are equally far apart.
@@ -107,11 +107,11 @@ def _read_metadata(path: Path, size: int, modified: int) -> dict[str, _Stated]:
             spacing = (float(row["ZSpacing"]), planar[-1], planar[0])
             stated = _Stated(float(row["RescaleSlope"]), float(row["RescaleIntercept"]), spacing)
         except ValueError:
-            faults.add(f"{path}, line {line}: expected numbers, found {shown(dict(row))}")
+            faults.add(f"{path}, line {line}: expected numbers, got {shown(dict(row))}")
             continue
         if not all(map(math.isfinite, (stated.slope, stated.intercept, *spacing))) or stated.slope == 0:
-            faults.add(f"{path}, line {line}: expected finite numbers and a slope, found {shown(dict(row))}")
+            faults.add(f"{path}, line {line}: expected finite numbers and a slope, got {shown(dict(row))}")
             continue
-        found[row["VolumeName"]] = stated
+        stated_of[row["VolumeName"]] = stated
     faults.stop()
-    return found
+    return stated_of

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Layout(ABC):
-    """A reader of one way to lay out a data set. It holds no state: every method is told the declaration and place."""
+    """A reader of one way to lay out a data set. It has no state: every method takes the declaration and the folder."""
 
     @abstractmethod
     def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
@@ -47,7 +47,7 @@ class Layout(ABC):
         """
 
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
-        """Where the finding is on the document's image, (height, width), bool; ``None`` where the set does not tell.
+        """Return where the finding is on the document's image, (height, width), bool; ``None`` if the set has no masks.
 
         Raises:
             DataError: the mask cannot be read.
@@ -55,14 +55,14 @@ class Layout(ABC):
         return None
 
     def is_there(self, spec: DatasetSpec, folder: Path) -> bool:
-        """Whether the set seems to be in its folder; nothing is read."""
+        """Return whether the set seems to be in its folder; nothing is read."""
         return folder.is_dir()
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
-        """A checksum of the document's content that is the same on every machine: here that of the pixels."""
+        """Return a checksum of the document's content that is the same on every machine: here that of the pixels."""
         image = self.image(spec, folder, document)
         if not isinstance(image, Image.Image):
-            raise DataError(f"{type(self).__name__}: expected a layout of volumes to define `digest`, found none.")
+            raise DataError(f"{type(self).__name__}: expected a layout of volumes to define `digest`, got none.")
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
@@ -74,7 +74,7 @@ class FileLayout(Layout):
         return read_rgb(folder / document.image)
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
-        """SHA-256 of the file, or of a folder's files in the order of their names."""
+        """Return the SHA-256 of the file, or of a folder's files in the order of their names."""
         path = folder / document.image
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         digest = hashlib.sha256()
@@ -118,6 +118,7 @@ def layout(name: str) -> Layout:
         ) from error
     if not isinstance(made, Layout):
         raise DataError(
-            f"Expected the layout {shown(name)} to be a medmllm_plugins.data.layouts.layout_registry.Layout, got {shown(made)}."
+            f"Expected the layout {shown(name)} to be a medmllm_plugins.data.layouts.layout_registry.Layout, got "
+            f"{shown(made)}."
         )
     return made

@@ -53,7 +53,7 @@ class MedMNIST(Layout):
     def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read labels and check all members; see :class:`medmllm_plugins.data.layouts.layout_registry.Layout`."""
         path = folder / _file(spec, folder)
-        found: list[Document] = []
+        documents: list[Document] = []
         for split, fold in _SPLITS.items():
             try:
                 labels = _check(spec, path, split)
@@ -67,19 +67,19 @@ class MedMNIST(Layout):
                     else spec.labels[int(row[0])]
                 )
                 name = f"{split}/{index:06d}"
-                found.append(Document(name, f"{path.name}#{name}", label, name, fold))
+                documents.append(Document(name, f"{path.name}#{name}", label, name, fold))
         faults.stop()
-        return found
+        return documents
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
-        """One image as RGB, or of a 3D set its volume, whose spacing and orientation are not published."""
-        name, _, place = document.image.partition("#")
-        split, _, index = place.partition("/")
+        """Return one image as RGB, or of a 3D set its volume, whose spacing and orientation are not published."""
+        name, _, position = document.image.partition("#")
+        split, _, index = position.partition("/")
         members = _members(folder / name)
         try:
             values = members[f"{split}_images"][int(index)]
         except _DAMAGE as error:
-            raise DataError(f"{folder / name}: expected the array {split}_images, found {one_line(error)}.") from error
+            raise DataError(f"{folder / name}: expected the array {split}_images, got {one_line(error)}.") from error
         if spec.dimensions == 2:
             return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
         from medmllm_plugins.data.readers.volumes import Volume
@@ -87,13 +87,13 @@ class MedMNIST(Layout):
         return Volume(values.astype(np.float32), (1.0, 1.0, 1.0), "RAS", "any")
 
     def is_there(self, spec: DatasetSpec, folder: Path) -> bool:
-        """Whether a file of any size is there; all sets share a folder."""
+        """Return whether a file of any size is there; all sets share a folder."""
         return any((folder / _name(spec, size)).is_file() for size in SIZES[spec.dimensions])
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
-        """The check sum that the file holds of its split's images; the document's own would mean reading all."""
-        name, _, place = document.image.partition("#")
-        return f"{_members(folder / name).crc[place.partition('/')[0]]:08x}#{place}"
+        """Return the check sum that the file holds of its split's images; the document's own would mean reading all."""
+        name, _, position = document.image.partition("#")
+        return f"{_members(folder / name).crc[position.partition('/')[0]]:08x}#{position}"
 
 
 def _name(spec: DatasetSpec, size: int) -> str:
@@ -101,19 +101,19 @@ def _name(spec: DatasetSpec, size: int) -> str:
 
 
 def _file(spec: DatasetSpec, folder: Path) -> str:
-    """The file of the size asked for, else of the default size, else of the largest there is."""
+    """Return the file of the size asked for, else of the default size, else of the largest there is."""
     sizes = SIZES[spec.dimensions]
-    asked = spec.options.get("size")
-    if asked is not None and asked not in sizes:
-        raise DataError(f"{spec.title}: expected `size` to be one of {list(sizes)}, found {asked!r}.")
-    wanted = DEFAULT_SIZE[spec.dimensions] if asked is None else asked
+    size = spec.options.get("size")
+    if size is not None and size not in sizes:
+        raise DataError(f"{spec.title}: expected `size` to be one of {list(sizes)}, got {size!r}.")
+    wanted = DEFAULT_SIZE[spec.dimensions] if size is None else size
     if (folder / _name(spec, wanted)).is_file():
         return _name(spec, wanted)
-    there = [size for size in sizes if (folder / _name(spec, size)).is_file()]
-    if asked is not None or not there:
+    there = [pixels for pixels in sizes if (folder / _name(spec, pixels)).is_file()]
+    if size is not None or not there:
         raise DataError(
-            f"{spec.title}: expected the file {folder / _name(spec, wanted)}, found "
-            f"{', '.join(_name(spec, size) for size in there) or 'none of that set'}. Get it from {spec.download}."
+            f"{spec.title}: expected the file {folder / _name(spec, wanted)}, got "
+            f"{', '.join(_name(spec, pixels) for pixels in there) or 'none of that set'}. Get it from {spec.download}."
         )
     logger.warning("%s: %s is not there; %s is used.", spec.title, _name(spec, wanted), _name(spec, there[-1]))
     return _name(spec, there[-1])
@@ -135,15 +135,15 @@ class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
             with zipfile.ZipFile(path) as archive:
                 infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         except _DAMAGE as error:
-            raise DataError(f"{path}: expected a whole npz file, found {one_line(error)}; get it again.") from error
+            raise DataError(f"{path}: expected a whole npz file, got {one_line(error)}; get it again.") from error
         wanted = [f"{split}_{what}" for split in _SPLITS for what in ("images", "labels")]
         if missing := [name for name in wanted if name not in infos]:
-            raise DataError(f"{path}: expected the arrays {wanted}, found none called {missing}; get the file again.")
+            raise DataError(f"{path}: expected the arrays {wanted}, got none called {missing}; get the file again.")
         self._infos = infos
         self.crc = {split: infos[f"{split}_images"].CRC for split in _SPLITS}
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-        """Shape and type of an array, without reading it."""
+        """Return shape and type of an array, without reading it."""
         try:
             with zipfile.ZipFile(self._path) as archive:
                 header = member_header(archive, self._infos[name])
@@ -152,7 +152,7 @@ class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
         return header.shape, header.dtype
 
     def labels(self, name: str) -> npt.NDArray[Any]:
-        """An array that is held in memory.
+        """Read an array into memory.
 
         Raises:
             DataError: it is damaged, or larger than the limit.
@@ -173,7 +173,7 @@ class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> DataError:
-        return DataError(f"{self._path}: expected the array {name}, found {one_line(error)}; get the file again.")
+        return DataError(f"{self._path}: expected the array {name}, got {one_line(error)}; get the file again.")
 
     def __missing__(self, name: str) -> npt.NDArray[Any] | PackedRows:
         with self._lock:
@@ -201,7 +201,7 @@ class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
             raise self._damaged(name, error) from error
 
     def _mapped(self, info: zipfile.ZipInfo, header: ArrayHeader) -> npt.NDArray[Any]:
-        """A member that is stored as it is, read where it lies on disk."""
+        """Map a member that is stored as it is, read where it lies on disk."""
         with open_regular(self._path) as opened:
             opened.seek(info.header_offset)
             fixed = opened.read(_LOCAL_HEADER)
@@ -217,11 +217,11 @@ def _opened(path: Path, size: int, modified: int) -> _Members:
 
 
 def _members(path: Path) -> _Members:
-    """The arrays of a file, kept between calls as long as the file stays what it was."""
+    """Return the arrays of a file, kept between calls as long as the file stays what it was."""
     try:
         stat = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: expected a file, found that it cannot be read ({error.strerror}).") from error
+        raise DataError(f"{path}: expected a file, got one that cannot be read ({error.strerror}).") from error
     return _opened(path, stat.st_size, stat.st_mtime_ns)
 
 
@@ -238,15 +238,15 @@ def _check(spec: DatasetSpec, path: Path, split: str) -> npt.NDArray[np.generic]
     channels = shape[3:] if spec.dimensions == 2 else shape[4:]
     colours = ((), (3,)) if spec.dimensions == 2 else ((),)
     if dtype != np.uint8 or len(shape) < spec.dimensions + 1 or channels not in colours:
-        raise DataError(f"{path}: expected {split}_images as 8-bit images, found {dtype} {list(shape)}.")
+        raise DataError(f"{path}: expected {split}_images as 8-bit images, got {dtype} {list(shape)}.")
     if labels.shape != (shape[0], columns) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: expected {split}_labels as whole numbers [{shape[0]}, {columns}], found {labels.dtype} "
+            f"{path}: expected {split}_labels as whole numbers [{shape[0]}, {columns}], got {labels.dtype} "
             f"{list(labels.shape)}."
         )
     most = 1 if spec.kind == "multilabel" else len(spec.labels) - 1
     if labels.size and not (int(labels.min()) >= 0 and int(labels.max()) <= most):
-        raise DataError(f"{path}: expected {split}_labels from 0 to {most}, found {labels.min()} to {labels.max()}.")
+        raise DataError(f"{path}: expected {split}_labels from 0 to {most}, got {labels.min()} to {labels.max()}.")
     check_documents(path, shape[0])
     if split == "test":
         members.verify(f"{split}_images")

@@ -33,7 +33,7 @@ _STEM = "camelyonpatch_level_2_split_{}"
 _BLOCK = 512
 _DEFLATE, _SHUFFLE = 1, 2  # HDF5's numbers of its filters
 _COPIES = 3
-"""Of a chunk and of rows so many copies are in memory at once, such as packed, unpacked and in their place."""
+"""Copies of a chunk or of rows that are in memory at once, such as packed, unpacked and in the result."""
 
 
 class PCam(Layout):
@@ -47,7 +47,7 @@ class PCam(Layout):
 
     def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read labels and check all files; see :class:`medmllm_plugins.data.layouts.layout_registry.Layout`."""
-        found: list[Document] = []
+        documents: list[Document] = []
         for split, fold in _SPLITS.items():
             try:
                 labels = _labels(_path(folder, split, "y"))
@@ -55,7 +55,7 @@ class PCam(Layout):
                 if shape != (len(labels), SIDE, SIDE, 3):
                     raise DataError(
                         f"{_path(folder, split, 'x')}: expected {len(labels)} images of {SIDE} x {SIDE} x 3, as many "
-                        f"as labels, found {list(shape)}; get the file again."
+                        f"as labels, got {list(shape)}; get the file again."
                     )
                 slides = _slides(folder, split, len(labels))
                 _split_digest(folder, split)
@@ -65,21 +65,21 @@ class PCam(Layout):
             for index, label in enumerate(labels):
                 name = f"{split}/{index:06d}"
                 group = f"{split}/{slides[index]}" if slides else name
-                found.append(Document(name, name, spec.labels[int(label)], group, fold))
+                documents.append(Document(name, name, spec.labels[int(label)], group, fold))
         faults.stop()
-        return found
+        return documents
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image:
-        """One patch as RGB."""
+        """Return one patch as RGB."""
         split, _, index = document.image.partition("/")
         return Image.fromarray(_pixels(folder, split).read(int(index), int(index) + 1)[0])
 
     def is_there(self, spec: DatasetSpec, folder: Path) -> bool:
-        """Whether the test split's images are there."""
+        """Return whether the test split's images are there."""
         return _path(folder, "test", "x").is_file()
 
     def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
-        """That of the split's images, and the place in it."""
+        """Return the digest of the split's images with the position in it."""
         return f"{_split_digest(folder, document.image.partition('/')[0])}#{document.image}"
 
 
@@ -99,7 +99,7 @@ class _Array:
             import h5py
         except ImportError as error:
             raise DataError(
-                f"{path}: expected the package h5py, which reads HDF5 files, found it missing; "
+                f"{path}: expected the package h5py, which reads HDF5 files, got none. Run: "
                 "pip install 'medmllm-plugins[pcam]'."
             ) from error
         try:
@@ -115,7 +115,7 @@ class _Array:
         except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise self._damaged(error) from error
         if dtype.kind not in "iu":
-            raise DataError(f"{path}: expected whole numbers under {key!r}, found {dtype}; get the file again.")
+            raise DataError(f"{path}: expected whole numbers under {key!r}, got {dtype}; get the file again.")
 
     def _check_storage(self, dtype: np.dtype[Any]) -> None:
         """Check that the array lies in this file, packed in a way that is unpacked here with a bound.
@@ -127,7 +127,7 @@ class _Array:
         if self._data.is_virtual or self._data.external:
             raise OSError("an array that lies in other files")
         properties = self._data.id.get_create_plist()
-        self._filters = [properties.get_filter(place)[0] for place in range(properties.get_nfilters())]
+        self._filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
         if unknown := [number for number in self._filters if number not in (_DEFLATE, _SHUFFLE)]:
             raise OSError(f"an array packed by the HDF5 filters {unknown}; repack it with gzip")
         if self._filters.count(_DEFLATE) > 1 or self._filters.count(_SHUFFLE) > 1:
@@ -137,7 +137,7 @@ class _Array:
             check_decoded_size(self.path, _COPIES * chunk)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Some rows.
+        """Read some rows.
 
         Raises:
             DataError: the file is damaged there, or the rows are more than the limit.
@@ -152,7 +152,7 @@ class _Array:
             raise self._damaged(error) from error
 
     def _unpacked(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows of packed chunks. HDF5 itself would unpack a chunk to whatever length its stream has."""
+        """Unpack the rows of chunks. HDF5 itself would unpack a chunk to whatever length its stream has."""
         chunks, shape = self._data.chunks, self.shape
         values = np.empty((stop - start, *shape[1:]), self._data.dtype)
         steps = [range(start - start % chunks[0], stop, chunks[0])]
@@ -169,7 +169,7 @@ class _Array:
         return values
 
     def _chunk(self, corner: tuple[int, ...]) -> npt.NDArray[Any]:
-        """A chunk, unpacked to the length it has by the header and no byte further."""
+        """Unpack a chunk to the length it has by the header and no byte further."""
         if self._kept is not None and self._kept[0] == corner:
             return self._kept[1]
         dtype = np.dtype(self._data.dtype)
@@ -177,8 +177,8 @@ class _Array:
         if self._data.id.get_chunk_info_by_coord(corner).size > 2 * wanted + 1024:
             raise ValueError("a packed chunk that is larger than it is unpacked")
         mask, content = self._data.id.read_direct_chunk(corner)
-        for place, number in reversed(list(enumerate(self._filters))):
-            if mask >> place & 1:  # this chunk was left out of the filter
+        for index, number in reversed(list(enumerate(self._filters))):
+            if mask >> index & 1:  # this chunk was left out of the filter
                 continue
             if number == _DEFLATE:
                 unpacker = zlib.decompressobj()
@@ -194,22 +194,22 @@ class _Array:
         return chunk
 
     def blocks(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """All rows, some at a time."""
+        """Yield all rows, some at a time."""
         for start in range(0, self.shape[0], _BLOCK):
             yield self.read(start, start + _BLOCK)
 
     def _damaged(self, error: Exception) -> DataError:
-        return DataError(f"{self.path}: expected a whole HDF5 file, found {one_line(error)}; get the file again.")
+        return DataError(f"{self.path}: expected a whole HDF5 file, got {one_line(error)}; get the file again.")
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Size and time of change, by which a file that was read is known to be what it was."""
+    """Return size and time of change, by which a file that was read is known to be what it was."""
     try:
         stat = path.stat()
     except OSError as error:
         packed = path.with_name(f"{path.name}.gz")
-        mend = f"only {packed.name}; gunzip it" if packed.is_file() else f"that it cannot be read ({error.strerror})"
-        raise DataError(f"{path}: expected a file of PCam, found {mend}.") from error
+        got = f"only {packed.name}; gunzip it" if packed.is_file() else f"one that cannot be read ({error.strerror})"
+        raise DataError(f"{path}: expected a file of PCam, got {got}.") from error
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -226,11 +226,11 @@ def _pixels(folder: Path, split: str) -> _Array:
 def _labels(path: Path) -> npt.NDArray[np.uint8]:
     array = _opened(path, "y", _stat(path))
     if not array.shape or np.prod(array.shape) != array.shape[0]:
-        raise DataError(f"{path}: expected one label for each image, found the shape {list(array.shape)}.")
+        raise DataError(f"{path}: expected one label for each image, got the shape {list(array.shape)}.")
     check_documents(path, array.shape[0])
     labels = array.read(0, array.shape[0]).reshape(-1)
     if labels.size == 0 or int(labels.max()) > 1:
-        raise DataError(f"{path}: expected labels 0 and 1, found {sorted(set(labels.tolist()))[:5] or 'none'}.")
+        raise DataError(f"{path}: expected labels 0 and 1, got {sorted(set(labels.tolist()))[:5] or 'none'}.")
     return labels
 
 
@@ -241,13 +241,13 @@ def _slides(folder: Path, split: str, count: int) -> list[str]:
     faults = Faults(path.name, str(path))
     slides = [row["wsi"] for _, row in read_rows(path, ("wsi",), faults)]
     if len(slides) != count:
-        faults.add(f"{path}: expected {count} rows, one for each image, found {len(slides)}")
+        faults.add(f"{path}: expected {count} rows, one for each image, got {len(slides)}")
     faults.stop()
     return slides
 
 
 def _split_digest(folder: Path, split: str) -> str:
-    """SHA-256 of a split's pixels; of the splits that are not evaluated, of labels and size of the file."""
+    """Return the SHA-256 of a split's pixels; of the splits that are not evaluated, of labels and size of the file."""
     pixels, labels = _path(folder, split, "x"), _path(folder, split, "y")
     return _digest(folder, split, _stat(pixels), _stat(labels))
 

@@ -81,7 +81,7 @@ class _Stream:
         self._bits = np.random.PCG64(np.random.SeedSequence((SEED, purpose, patient, view)))
 
     def array(self, *shape: int) -> _Array:
-        """Numbers in [0, 1) with 53 random bits each."""
+        """Return numbers in [0, 1) with 53 random bits each."""
         raw = self._bits.random_raw(math.prod(shape))
         return (raw >> np.uint64(11)).astype(np.float64).reshape(shape) * 2.0**-53
 
@@ -97,12 +97,12 @@ class _Stream:
 
 @lru_cache(maxsize=1)
 def records() -> tuple[Record, ...]:
-    """All phantoms of the set, undrawn, in the order of their indices: train, then validation, then test.
+    """Return all phantoms of the set, undrawn, in the order of their indices: train, then validation, then test.
 
     A patient has 2 to 5 images. The main findings of four patients in a row are the four classes, in random order; one
-    image in eight has a class drawn anew.
+    image in eight has a class drawn independently.
     """
-    found: list[Record] = []
+    table: list[Record] = []
     patient = 0
     for fold, size in FOLD_SIZES.items():
         left = size
@@ -117,10 +117,10 @@ def records() -> tuple[Record, ...]:
             count = left if left <= 5 else min(count, left - 2)
             for view in range(count):
                 label = stream.below(len(LABELS)) if stream.below(8) == 0 else main
-                found.append(Record(LABELS[label], patient, view, fold))
+                table.append(Record(LABELS[label], patient, view, fold))
             left -= count
             patient += 1
-    return tuple(found)
+    return tuple(table)
 
 
 def phantom(index: int) -> Phantom:
@@ -134,7 +134,7 @@ def phantom(index: int) -> Phantom:
     """
     table = records()
     if not 0 <= index < len(table):
-        raise DataError(f"Expected a phantom's index to be from 0 to {len(table) - 1}, found {index}.")
+        raise DataError(f"Expected a phantom's index to be from 0 to {len(table) - 1}, got {index}.")
     record = table[index]
     image, mask = draw(record.label, record.patient, record.view)
     return Phantom(image, mask, record.label, record.patient, record.fold)
@@ -155,7 +155,7 @@ def draw(label: str, patient: int, view: int) -> tuple[npt.NDArray[np.uint8], np
         DataError: the label is none of the classes.
     """
     if label not in LABELS:
-        raise DataError(f"Expected a phantom's label to be one of {list(LABELS)}, found {label!r}.")
+        raise DataError(f"Expected a phantom's label to be one of {list(LABELS)}, got {label!r}.")
     stream = _Stream(_VIEW, patient, view)
     picture = _anatomy(patient, stream)
     cover = np.zeros((SIZE, SIZE))
@@ -174,7 +174,7 @@ def draw(label: str, patient: int, view: int) -> tuple[npt.NDArray[np.uint8], np
 
 
 def _anatomy(patient: int, view: _Stream) -> _Array:
-    """Tissue of slowly varying grey with a curved bright band and a thin dark one beside it, seen slightly shifted."""
+    """Draw tissue of slowly varying grey with a curved bright band and a thin dark one beside it, seen slightly shifted."""
     stream = _Stream(_ANATOMY, patient)
     scale = view.uniform(0.9, 1.1)
     axis = (np.arange(SIZE, dtype=np.float64) - _CENTRE) * scale + _CENTRE
@@ -196,20 +196,20 @@ def _anatomy(patient: int, view: _Stream) -> _Array:
     distance = (over - line) / np.sqrt(1.0 + slope * slope)
     width = stream.uniform(3.0, 6.0)
     bright = stream.uniform(0.1, 0.22) * (1.0 - (distance / width) * (distance / width)).clip(0.0, 1.0)
-    beside = distance - width - 3.0
-    dark = stream.uniform(0.06, 0.14) * (1.0 - beside * beside / 4.0).clip(0.0, 1.0)
+    gap = distance - width - 3.0
+    dark = stream.uniform(0.06, 0.14) * (1.0 - gap * gap / 4.0).clip(0.0, 1.0)
     return stream.uniform(0.28, 0.42) + 0.2 * tissue + bright - dark
 
 
 def _between(position: _Array) -> tuple[npt.NDArray[np.intp], _Array]:
-    """Node before each position, and the smoothstep share of the next one."""
+    """Return the node before each position, and the smoothstep share of the next one."""
     node = np.floor(position)
     share = position - node
     return node.astype(np.intp), share * share * (3.0 - 2.0 * share)
 
 
 def _local(stream: _Stream) -> tuple[_Array, _Array]:
-    """Coordinates in pixels about a random centre, along random axes."""
+    """Return coordinates in pixels about a random centre, along random axes."""
     cos, sin = _DIRECTIONS[stream.below(_TURNS)]
     x, y = _COLUMNS - stream.uniform(19, 44), _ROWS - stream.uniform(19, 44)
     return x * cos + y * sin, y * cos - x * sin
@@ -245,7 +245,7 @@ def _star(stream: _Stream) -> _Array:
 
 
 def _stripes(stream: _Stream, cover: _Array) -> _Array:
-    """Stripes in one direction, or a net of two, between -1 and 1, with mean 0 under the cover."""
+    """Draw stripes in one direction, or a net of two, between -1 and 1, with mean 0 under the cover."""
     p, q = _local(stream)
     pattern = _wave(p / stream.uniform(4.0, 6.5))
     if stream.below(2):
@@ -257,13 +257,13 @@ def _stripes(stream: _Stream, cover: _Array) -> _Array:
 
 
 def _wave(phase: _Array) -> _Array:
-    """Triangle wave of period 1 between -1 and 1."""
+    """Return a triangle wave of period 1 between -1 and 1."""
     wave: _Array = 4.0 * np.abs(phase - np.floor(phase + 0.5)) - 1.0
     return wave
 
 
 def _speckle(stream: _Stream) -> _Array:
-    """Noise of mean 0 and about unit variance, correlated over neighbouring pixels."""
+    """Return noise of mean 0 and about unit variance, correlated over neighbouring pixels."""
     pairs = stream.array(2, SIZE + 1, SIZE + 1)
     white = pairs[0] + pairs[1] - 1.0
     # The sum of two uniforms has variance 1/6; that of four of them, weighted, 1/6 * (1 + 2 * 0.25 + 0.0625).
@@ -283,7 +283,7 @@ class Phantoms(Layout):
         if set(spec.labels) != set(LABELS):
             raise DataError(
                 f"{spec.title}: expected the classes {sorted(LABELS)}, which layout 'phantoms' draws, "
-                f"found {sorted(spec.labels)}."
+                f"got {sorted(spec.labels)}."
             )
         return list(_documents())
 
@@ -294,11 +294,11 @@ class Phantoms(Layout):
             DataError: ``document.image`` is no phantom's index.
         """
         if not (document.image.isascii() and document.image.isdigit()):
-            raise DataError(f"{document.id}: expected a phantom's index, found {document.image!r}.")
+            raise DataError(f"{document.id}: expected a phantom's index, got {document.image!r}.")
         return Image.fromarray(phantom(int(document.image)).image).convert("RGB")
 
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
-        """Where the finding was drawn, (64, 64), bool; empty where there is none."""
+        """Return where the finding was drawn, (64, 64), bool; empty where there is none."""
         return phantom(int(document.image)).mask
 
 

@@ -97,8 +97,8 @@ def table_options(spec: DatasetSpec) -> TableOptions:
     Raises:
         DataError: one is missing, unknown or of the wrong type, or contradicts another.
     """
-    given = {key: value for key, value in spec.options.items() if value is not None}
-    options = read_declaration(TableOptions, given, f"{spec.title}, options", error=DataError)
+    options_set = {key: value for key, value in spec.options.items() if value is not None}
+    options = read_declaration(TableOptions, options_set, f"{spec.title}, options", error=DataError)
     for fault in (_column_fault(spec, options), _fold_fault(options), _other_fault(spec, options)):
         if fault:
             raise DataError(f"{spec.title}: {fault}")

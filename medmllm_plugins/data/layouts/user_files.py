@@ -22,18 +22,18 @@ _ENDINGS = (*VOLUME_ENDINGS, *sorted(SUFFIXES), ".dcm", ".dicom", ".ima")
 
 
 class NotFound(Exception):
-    """Nothing, or more than one thing, answers to a table's cell; the text completes ``expected …, found …``."""
+    """Nothing, or more than one thing, answers to a table's cell; the text completes ``expected …, got …``."""
 
 
 class WithoutPicture(Exception):
     """A table's cell means a DICOM object without pictures; the text is its kind."""
 
 
-def without_ending(place: str) -> str:
-    """A path without the ending that tells its format; an identifier such as ``1.2.840`` keeps its dots."""
-    lower = place.lower()
+def without_ending(path: str) -> str:
+    """Return a path without the ending that tells its format; an identifier such as ``1.2.840`` keeps its dots."""
+    lower = path.lower()
     ending = next((ending for ending in _ENDINGS if lower.endswith(ending)), "")
-    return place[: -len(ending)] if ending else place
+    return path[: -len(ending)] if ending else path
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class UserFiles:
     without_pictures: dict[Path, str] = field(default_factory=dict)
 
     def find(self, cell: str) -> Path:
-        """The file or series folder that a table's cell means.
+        """Return the file or series folder that a table's cell means.
 
         In this order: its path below the folder, with or without its ending, and with or without the folder's own
         name before it; an absolute path; and for a bare name, the one file of that name in any subfolder. Backslashes
@@ -71,30 +71,31 @@ class UserFiles:
         for key in keys:
             plain = self._below(key)
             for candidate in (plain, plain.removeprefix(f"{self.folder.name}/")):
-                for index in (self._places, self._stems):
-                    if found := index.get(candidate):
-                        return self._one(found, cell)
+                for index in (self._paths, self._stems):
+                    if paths := index.get(candidate):
+                        return self._single(paths, cell)
         name = keys[-1]
         if "/" not in name:
             for index in (self._names, self._name_stems):
-                if found := index.get(name):
-                    return self._one(found, cell)
+                if paths := index.get(name):
+                    return self._single(paths, cell)
         raise NotFound(self._why_not(PurePosixPath(self._below(keys[-1]))))
 
-    def _one(self, found: list[Path], cell: str) -> Path:
-        found = [path for path in found if path not in self.without_pictures] or found
-        if len(found) > 1:
-            listed = ", ".join(relative(path, self.folder) for path in found[:3])
-            more = ", …" if len(found) > 3 else ""
-            raise NotFound(f"{len(found)} files that {shown(cell)} may mean ({listed}{more}); write the whole path")
-        if found[0] in self.without_pictures:
-            raise WithoutPicture(self.without_pictures[found[0]])
-        if found[0] in self.outside or any(file in self.outside for file in self.series.get(found[0], ())):
+    def _single(self, paths: list[Path], cell: str) -> Path:
+        paths = [path for path in paths if path not in self.without_pictures] or paths
+        if len(paths) > 1:
+            listed = ", ".join(relative(path, self.folder) for path in paths[:3])
+            more = ", …" if len(paths) > 3 else ""
+            raise NotFound(f"{len(paths)} files that {shown(cell)} may mean ({listed}{more}); write the whole path")
+        path = paths[0]
+        if path in self.without_pictures:
+            raise WithoutPicture(self.without_pictures[path])
+        if path in self.outside or any(file in self.outside for file in self.series.get(path, ())):
             raise NotFound("a link that leads out of the folder")
-        return found[0]
+        return path
 
     def _below(self, cell: str) -> str:
-        """The cell as a path below the folder."""
+        """Return the cell as a path below the folder."""
         path = PurePosixPath(cell)
         if ".." in path.parts:
             raise NotFound("a path that climbs out of a folder (..)")
@@ -102,11 +103,11 @@ class UserFiles:
             for base in (self.folder, Path(os.path.realpath(self.folder))):
                 if path.is_relative_to(base.as_posix()):
                     return path.relative_to(base.as_posix()).as_posix()
-            raise NotFound("an absolute path elsewhere")
+            raise NotFound("an absolute path outside the folder")
         return path.as_posix()
 
-    def _why_not(self, place: PurePosixPath) -> str:
-        path = self.folder / place
+    def _why_not(self, relative_path: PurePosixPath) -> str:
+        path = self.folder / relative_path
         try:
             if not path.exists():
                 return "a link to nothing" if path.is_symlink() else "none"
@@ -119,14 +120,13 @@ class UserFiles:
     def _index(self, key_of: str) -> dict[str, list[Path]]:
         index: dict[str, list[Path]] = defaultdict(list)
         for path in (*self.files, *self.series, *self.without_pictures):
-            place = relative(path, self.folder)
-            whole = place if key_of in ("place", "stem") else path.name
+            whole = relative(path, self.folder) if key_of in ("path", "stem") else path.name
             index[without_ending(whole) if key_of.endswith("stem") and path not in self.series else whole].append(path)
         return dict(index)
 
     @cached_property
-    def _places(self) -> dict[str, list[Path]]:
-        return self._index("place")
+    def _paths(self) -> dict[str, list[Path]]:
+        return self._index("path")
 
     @cached_property
     def _stems(self) -> dict[str, list[Path]]:
@@ -197,15 +197,15 @@ def _is_dicom_volume(path: Path) -> bool:
 
 def _matched(folder: Path, pattern: str) -> set[Path]:
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
-        raise DataError(f"Expected `pattern` to be a pattern below the folder, found {pattern!r}.")
+        raise DataError(f"Expected `pattern` to be a pattern below the folder, got {pattern!r}.")
     try:
         return set(folder.glob(pattern))
     except (ValueError, NotImplementedError, IndexError) as error:
-        raise DataError(f'Expected `pattern` to be a pattern such as "**/*.png", found {pattern!r}: {error}.') from None
+        raise DataError(f'Expected `pattern` to be a pattern such as "**/*.png", got {pattern!r}: {error}.') from None
 
 
 def _walk(folder: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders with their subfolders and files, by name and without litter."""
+    """Yield folders with their subfolders and files, by name and without litter."""
     for here, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = sorted(name for name in folders if not is_litter(Path(name)))
         yield Path(here), folders, sorted(name for name in names if not is_litter(Path(name)) and name != "DICOMDIR")

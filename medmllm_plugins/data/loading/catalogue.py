@@ -84,10 +84,10 @@ def _read(path: Path, state: tuple[int, ...]) -> DatasetSpec:
 
 
 def declarations() -> dict[str, Declaration]:
-    """Data-set declarations by name; see :func:`read_catalogue`."""
+    """Return data-set declarations by name; see :func:`read_catalogue`."""
     return read_catalogue().declarations
 
 
 def dataset_specs() -> dict[str, DatasetSpec]:
-    """Declared data sets by name; see :func:`declarations`."""
+    """Return declared data sets by name; see :func:`declarations`."""
     return {name: declaration.spec for name, declaration in declarations().items()}

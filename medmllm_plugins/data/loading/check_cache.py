@@ -22,11 +22,11 @@ from medmllm_plugins.utils.user_dirs import cache_folder
 logger = logging.getLogger(__name__)
 
 LARGE = 2000
-"""From so many files on a data set's checks are remembered."""
+"""Number of files from which on the checks of a data set are remembered."""
 
 
 def state(spec: DatasetSpec, folder: Path, on_error: str) -> str | None:
-    """A checksum of everything that the outcome of a check depends on; ``None`` for a folder that is not large."""
+    """Return a checksum of everything that the outcome of a check depends on; ``None`` for a folder that is not large."""
     digest = hashlib.sha256(repr((__version__, spec, on_error, str(folder))).encode())
     files = 0
     for path, stat in _files(folder):
@@ -36,14 +36,14 @@ def state(spec: DatasetSpec, folder: Path, on_error: str) -> str | None:
 
 
 def recall(name: str, key: str | None) -> tuple[str, tuple[Document, ...]] | None:
-    """The fingerprint and documents found when the folder was in this state, or ``None``."""
+    """Return the fingerprint and documents read when the folder was in this state, or ``None``."""
     path = _path(name, key)
     if path is None or not path.is_file():
         return None
     try:
         head, documents = fold_manifest.read(path)
     except DataError as error:
-        logger.warning("%s; the data set is checked anew.", error)
+        logger.warning("%s; the data set is checked again.", error)
         return None
     return str(head["fingerprint"]), documents
 

@@ -1,4 +1,4 @@
-"""Guessing from a table and a folder what a user need not say: which column is which, and whether these are volumes."""
+"""Guess from a table and a folder which column is which, and whether the files are images or volumes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Columns:
 
 
 def dimensions(folder: Path, pattern: str | None, rows: Sequence[Row] | None, image: str | None) -> tuple[int, str]:
-    """Whether these are images or volumes, and the column that names them.
+    """Return whether these are images or volumes, and the column that names them.
 
     Args:
         folder: where they are.
@@ -71,31 +71,35 @@ def dimensions(folder: Path, pattern: str | None, rows: Sequence[Row] | None, im
     """
     flat, deep = list_files(folder, pattern, 2), list_files(folder, pattern, 3)
     if not flat.files and not deep.files:
-        found = f"none by the pattern {pattern!r}" if pattern else "none"
+        got = f"none by the pattern {pattern!r}" if pattern else "none"
         raise DataError(
             f"{folder}: expected images (PNG, JPEG, TIFF, .npy, DICOM, …) or volumes (.nii.gz, .nrrd, DICOM series, "
-            f"…), found {found}."
+            f"…), got {got}."
         )
     if rows is None:
         only_flat, only_deep = set(flat.files) - set(deep.files), set(deep.files) - set(flat.files)
         if only_flat and only_deep:
             raise DataError(
-                f"{folder}: expected images or volumes, found both, such as {min(only_flat)} and {min(only_deep)}; "
+                f"{folder}: expected images or volumes, got both, such as {min(only_flat)} and {min(only_deep)}; "
                 "choose by a pattern, --images 'FOLDER/**/*.png'."
             )
         if only_flat or only_deep:
             return (2 if only_flat else 3), ""
         return (3 if _is_volume(_whole(deep)) else 2), ""
     if rows and image is not None and image not in rows[0]:
-        raise OptionError(f"Expected --image-column to be one of the columns {list(rows[0])}, found {image!r}.")
-    named = [(column, *_found(rows, column, flat), *_found(rows, column, deep)) for column in rows[0]] if rows else []
-    named = [one for one in named if image in (None, one[0])]
-    best = max(named, key=lambda one: max(one[1], one[3]), default=None)
+        raise OptionError(f"Expected --image-column to be one of the columns {list(rows[0])}, got {image!r}.")
+    named = (
+        [(column, *_count_files(rows, column, flat), *_count_files(rows, column, deep)) for column in rows[0]]
+        if rows
+        else []
+    )
+    named = [match for match in named if image in (None, match[0])]
+    best = max(named, key=lambda match: max(match[1], match[3]), default=None)
     if best is None or max(best[1], best[3]) == 0:
-        asked = f"the column {image!r}" if image else f"a column among {list(rows[0]) if rows else []}"
+        expected = f"the column {image!r}" if image else f"a column among {list(rows[0]) if rows else []}"
         example = shown(rows[0][image]) if image and rows else "none"
         raise OptionError(
-            f"Expected {asked} to name files below {folder}, found {example}; a cell is a path below that folder or "
+            f"Expected {expected} to name files below {folder}, got {example}; a cell is a path below that folder or "
             "a file's name. Give the column as --image-column, and the folder that the paths start from as --images."
         )
     column, in_flat, first_flat, in_deep, first_deep = best
@@ -129,7 +133,7 @@ def columns(
             :func:`medmllm_plugins.data.core.fold_names.fold_of`.
 
     Raises:
-        OptionError: there is no column of a name given, none that can be told to be the classes, or a column of folds
+        OptionError: there is no column of a name given, no column that can be recognised as the classes, or a column of folds
             has a value that names none.
     """
     header = list(rows[0])
@@ -155,19 +159,19 @@ def columns(
 
 def _optional(
     rows: Sequence[Row],
-    given: str | None,
+    column: str | None,
     hints: Sequence[str],
     what: str,
     taken: set[str | None],
     notes: list[str],
 ) -> str | None:
-    if given is not None:
-        return None if given == NO_COLUMN and given not in rows[0] else given
+    if column is not None:
+        return None if column == NO_COLUMN and column not in rows[0] else column
     for hint in hints:
-        for column in rows[0]:
-            if column.lower() == hint and column not in taken:
-                notes.append(f"{what}: the column {column!r}")
-                return column
+        for name in rows[0]:
+            if name.lower() == hint and name not in taken:
+                notes.append(f"{what}: the column {name!r}")
+                return name
     return None
 
 
@@ -266,11 +270,11 @@ def _label(rest: Sequence[str]) -> str:
         for column in rest:
             if column.lower() == hint:
                 return column
-    raise OptionError(f"Expected to tell the column of classes by its name, found {list(rest)}; give --label-column.")
+    raise OptionError(f"Expected a column named like classes, got {list(rest)}. Give --label-column.")
 
 
-def _found(rows: Sequence[Row], column: str, files: UserFiles) -> tuple[int, Path | None]:
-    """How many files a column names, and the first of them; of a long table, in its first rows.
+def _count_files(rows: Sequence[Row], column: str, files: UserFiles) -> tuple[int, Path | None]:
+    """Return how many files a column names, and the first of them; of a long table, in its first rows.
 
     Files are counted and not cells, since "0" and "1" of a label column may name ``0.png`` and ``1.png`` often.
     """
@@ -286,14 +290,14 @@ def _found(rows: Sequence[Row], column: str, files: UserFiles) -> tuple[int, Pat
 
 
 def _whole(files: UserFiles) -> Path:
-    """The first file, or the folder that holds it as one of several DICOM slices below a class folder."""
+    """Return the first file, or the folder that holds it as one of several DICOM slices below a class folder."""
     first = files.files[0]
     slices = files.series.get(first.parent, ())
     return first.parent if len(slices) > 1 and first.parent.parent != files.folder else first
 
 
 def _is_volume(path: Path) -> bool:
-    """Whether an array or DICOM file or folder holds a volume, as its name does not tell."""
+    """Return whether an array or DICOM file or folder holds a volume, as its name does not tell."""
     if path.is_dir():
         return True
     if path.suffix.lower() == ARRAY:

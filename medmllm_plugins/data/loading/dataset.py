@@ -59,7 +59,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
 
     def image(self, document: Document) -> Image.Image:
-        """The document's image in mode ``RGB``.
+        """Read the document's image in mode ``RGB``.
 
         Raises:
             DataError: the image cannot be read any more, or the set holds volumes.
@@ -70,7 +70,7 @@ class Dataset:
         return image
 
     def volume(self, document: Document) -> Volume:
-        """The document's volume.
+        """Read the document's volume.
 
         Raises:
             DataError: it cannot be read any more, or the set holds images.
@@ -81,7 +81,7 @@ class Dataset:
         return volume
 
     def mask(self, document: Document) -> npt.NDArray[np.bool_] | None:
-        """Where the finding is on the document's image, (height, width), bool; ``None`` where the set does not tell.
+        """Return where the finding is on the document's image, (height, width), bool; ``None`` if the set has no masks.
 
         Raises:
             DataError: the mask cannot be read.
@@ -90,22 +90,22 @@ class Dataset:
 
     @property
     def folds_hash(self) -> str:
-        """What two machines compare to know that their folds are the same."""
+        """A digest that is equal on two machines if their folds are the same."""
         return fold_manifest.folds_hash(self.documents)
 
     def select(self, folds: Iterable[Fold]) -> tuple[Document, ...]:
-        """The documents of some folds, sorted by id.
+        """Return the documents of some folds, sorted by id.
 
         Raises:
             ValueError: there is no fold of that name.
         """
         wanted = set(folds)
         if unknown := wanted - set(FOLDS):
-            raise ValueError(f"Expected folds among {list(FOLDS)}, found {sorted(unknown)}.")
+            raise ValueError(f"Expected folds among {list(FOLDS)}, got {sorted(unknown)}.")
         return tuple(document for document in self.documents if document.fold in wanted)
 
     def counts(self) -> dict[Fold, dict[str, int]]:
-        """Number of documents by fold and class, zeros included, classes in prompt order.
+        """Return the number of documents by fold and class, zeros included, classes in prompt order.
 
         A document of a multi-label set counts once for each of its findings.
         """
@@ -149,7 +149,7 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
             faults.stop()
             fingerprint = _fingerprint(spec, folder, documents, reader)
         except OSError as error:
-            raise DataError(f"{spec.title}: expected files that can be read, found {error}.") from error
+            raise DataError(f"{spec.title}: expected files that can be read, got {error}.") from error
         faults.report()
         if not faults.skipped:
             check_cache.remember(spec.name, key, fingerprint, documents)
@@ -161,23 +161,23 @@ def load_dataset(spec: DatasetSpec, *, root: Path | None = None, on_error: OnErr
 
 
 def _faults(spec: DatasetSpec, documents: tuple[Document, ...]) -> list[str]:
-    """What no layout may return, built in or not."""
+    """Return faults that no layout may leave, built in or not."""
     labels = set(spec.labels)
     faults = [
-        f"{document.image}: expected a label among {list(spec.labels)}, found {document.label!r}"
+        f"{document.image}: expected a label among {list(spec.labels)}, got {document.label!r}"
         for document in documents
         if not labels.issuperset(document.labels) or isinstance(document.label, str) != (spec.kind != "multilabel")
     ]
     faults += [
-        f"{document.image}: expected a fold among {list(FOLDS)}, found {document.fold!r}"
+        f"{document.image}: expected a fold among {list(FOLDS)}, got {document.fold!r}"
         for document in documents
         if document.fold not in FOLDS
     ]
     present = {label for document in documents for label in document.labels}
     if spec.kind != "multilabel":
-        faults += [f"class {label!r}: expected images, found none" for label in spec.labels if label not in present]
+        faults += [f"class {label!r}: expected images, got none" for label in spec.labels if label not in present]
     elif not documents:
-        faults.append("expected images, found none")
+        faults.append("expected images, got none")
     return faults + repeated_ids((document.id, document.image) for document in documents)
 
 

@@ -1,4 +1,4 @@
-"""Few-shot examples: solved documents of the train fold that stand before a question."""
+"""Few-shot examples: solved documents of the train fold that precede a question."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class FewShotExamples:
             self._ordered += [queue[turn] for queue in queues.values() if turn < len(queue)]
 
     def before(self, document: Document, count: int) -> list[Document]:
-        """The ``count`` examples that stand before a question about ``document``.
+        """Return the ``count`` examples that precede a question about ``document``.
 
         Raises:
             DataError: the train fold has too few.
         """
-        found = [shot for shot in self._ordered if shot.group != document.group][:count]
-        if len(found) < count:
+        examples = [shot for shot in self._ordered if shot.group != document.group][:count]
+        if len(examples) < count:
             raise DataError(
-                f"Expected {count} documents in the train fold for few-shot examples, found {len(found)}; "
-                "lower --num_fewshot."
+                f"Expected {count} documents in the train fold for few-shot examples, got {len(examples)}. "
+                "Lower --num_fewshot."
             )
-        return found
+        return examples

@@ -1,4 +1,4 @@
-"""How a document is shown to a model that takes pictures: an image as it is, a volume as slices or as one montage."""
+"""Show a document to a model that takes images: an image as it is, a volume as slices or as one montage."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ PLANES = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How volumes are shown; images are shown as they are.
+    """Settings for showing volumes; images are shown as they are.
 
     Attributes:
         slices: number of slices, evenly spaced.
-        montage: whether they stand in one picture, as models that take one picture need it, or each in its own.
+        montage: whether to put them into one picture, for models that take one image, or each into its own.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
-        window: intensity window by name or as ``"centre/width"``, see :mod:`medmllm_plugins.data.readers.intensity_windows`; ``None``
-            for the default of the volume's unit.
+        window: intensity window by name or as ``"centre/width"``; ``None`` for the default of the volume's unit.
 
     Raises:
         OptionError: a value is none of these.
@@ -40,10 +39,10 @@ class View:
             raise OptionError(f"Expected argument `plane` to be one of {list(PLANES)}, but got {self.plane!r}.")
 
     def pictures(self, data: Dataset, document: Document) -> list[Image.Image]:
-        """The pictures of a document, mode ``RGB``: one, or one for each slice.
+        """Return the pictures of a document, mode ``RGB``: one, or one for each slice.
 
         Raises:
-            DataError: the image or volume cannot be read any more, or its unit does not go with the window.
+            DataError: the image or volume can no longer be read, or its unit does not go with the window.
         """
         if data.spec.dimensions == 2:
             return [data.image(document)]

@@ -1,4 +1,4 @@
-"""Bytes of voxels as a file stores them (raw, packed or as text), unpacked no further than the header promises."""
+"""Read voxel bytes (raw, compressed or text), decompressed no further than the header states."""
 
 from __future__ import annotations
 
@@ -21,15 +21,10 @@ _LONGEST_NUMBER: Final = 64
 
 
 class ByteSource:
-    """What stands in a file behind its current position, handed out in order; the base class of all encodings."""
+    """Data behind the current position of a file, returned in order; base class of all encodings."""
 
     def __init__(self, path: Path, opened: BinaryIO) -> None:
-        """Begin.
-
-        Args:
-            path: the file, for messages.
-            opened: the file, at the first byte of the data.
-        """
+        """Take an open file at the first byte of the data; ``path`` is for messages."""
         self._path = path
         self._opened = opened
         self._total = 0
@@ -52,7 +47,7 @@ class ByteSource:
             self._total += count
 
     def skip(self, count: int) -> None:
-        """Pass over bytes; see :meth:`fill` for the errors."""
+        """Skip bytes; see :meth:`fill` for the errors."""
         scratch = memoryview(bytearray(min(count, CHUNK)))
         while count:
             step = min(count, len(scratch))
@@ -60,22 +55,22 @@ class ByteSource:
             count -= step
 
     def finish(self) -> None:
-        """Check that the data end here, and with them the file, and that check sums are right.
+        """Check that the data end here, and with them the file, and that checksums are right.
 
         Raises:
-            DataError: there is more, or a check sum is another.
+            DataError: there is more, or a checksum is another.
         """
         if self._fill_some(memoryview(bytearray(1))):
             raise self._too_long()
 
     def _fill_some(self, view: memoryview) -> int:
-        """Fill the beginning of a view that is not empty; returns how much, 0 only at the end of the data."""
+        """Fill the beginning of a view that is not empty; return the number of bytes, 0 only at the end of the data."""
         data = self._next(len(view))
         view[: len(data)] = data
         return len(data)
 
     def _next(self, count: int) -> bytes:
-        """At most ``count`` bytes; none only at the end."""
+        """Return at most ``count`` bytes; none only at the end."""
         return self._opened.read(count)
 
     def _too_long(self) -> DataError:
@@ -86,7 +81,7 @@ class ByteSource:
 
     def _damaged(self) -> DataError:
         return DataError(
-            f"{self._path}: expected whole packed data with the right check sum, got damaged ones; get the file again."
+            f"{self._path}: expected whole packed data with the right checksum, got damaged ones; get the file again."
         )
 
 
@@ -96,7 +91,7 @@ class _Raw(ByteSource):
 
 
 class _Packed(ByteSource):
-    """Packed streams, whose check sums are compared: Adler-32 in zlib, CRC-32 and length in gzip, CRC-32 in bzip2."""
+    """Compressed streams with checksums: Adler-32 in zlib, CRC-32 and length in gzip, CRC-32 in bzip2."""
 
     def __init__(self, path: Path, opened: BinaryIO, start: Callable[[], Any], *, several: bool) -> None:
         super().__init__(path, opened)
@@ -125,23 +120,25 @@ class _Packed(ByteSource):
                 return data
         return b""
 
-    def _begin_next(self, rest: bytes) -> None:
-        """Go on behind a stream that ended; ``rest`` was read already."""
+    def _begin_next(self, content: bytes) -> None:
+        """Continue behind the end of a stream; ``content`` has been read from there."""
         while True:
-            behind = rest.lstrip(b"\0") if self._several else rest  # some writers fill up the last block with zeros
-            if behind:
+            following = (
+                content.lstrip(b"\0") if self._several else content
+            )  # some writers pad the last block with zeros
+            if following:
                 break
-            rest = self._opened.read(CHUNK)
-            if not rest:
+            content = self._opened.read(CHUNK)
+            if not content:
                 self._ended = True
                 return
         if not self._several:
             raise self._too_long()
-        self._unpacker, self._pending = self._start(), behind
+        self._unpacker, self._pending = self._start(), following
 
 
 class _Hex(ByteSource):
-    """Two hexadecimal digits a byte, with white space anywhere."""
+    """Bytes as two hexadecimal digits, with white space anywhere."""
 
     _spare = b""
     _digits = b""
@@ -165,7 +162,7 @@ class _Hex(ByteSource):
 
 
 class _Text(ByteSource):
-    """Numbers as text with white space between them, handed out as bytes of their type."""
+    """Numbers as text, separated by white space, returned as bytes of their type."""
 
     _spare = b""
     _begun = b""
@@ -198,12 +195,12 @@ class _Text(ByteSource):
 
 
 def open_source(path: Path, opened: BinaryIO, packing: Packing, dtype: np.dtype[Any]) -> ByteSource:
-    """Return the data behind a file's current position.
+    """Return a source for the data behind a file's current position.
 
     Args:
         path: the file, for messages.
         opened: the file, at the first byte of the data.
-        packing: how they are stored.
+        packing: storage of the data.
         dtype: type of a voxel, for text.
     """
     if packing == "gzip":

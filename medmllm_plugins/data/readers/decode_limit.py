@@ -1,4 +1,4 @@
-"""The largest picture or volume that is decoded, in bytes: one limit for every reader, set by one variable.
+"""Limit the size of decoded pictures and volumes: one limit for every reader, set by one environment variable.
 
 A header states how much memory its pixels will take. Readers compare that with the limit before they allocate, and
 inflate compressed data no further than the header promises.
@@ -38,7 +38,7 @@ def max_decoded_bytes() -> int:
 
 
 def check_decoded_size(path: object, size: int) -> None:
-    """Check what a file's pixels or voxels will take in memory, before anything is allocated for them.
+    """Check the memory for a file's pixels or voxels before anything is allocated.
 
     Args:
         path: the file, for the message.
@@ -55,14 +55,13 @@ def check_decoded_size(path: object, size: int) -> None:
 
 
 def check_volume_size(path: object, voxels: int, stored_bytes: int) -> None:
-    """Check what a volume will take, before anything is allocated for it.
+    """Check the memory for a volume before anything is allocated.
 
-    A volume is handed on as float32. A voxel counts for at least two bytes, so that the result takes no more than twice
-    the limit: 1 GiB by default.
+    A voxel counts for at least two bytes, so that the float32 result takes at most twice the limit: 1 GiB by default.
 
     Args:
         path: the file, for the message.
-        voxels: their number.
+        voxels: number of voxels.
         stored_bytes: bytes of the data as the file stores them, unpacked.
 
     Raises:
@@ -72,7 +71,7 @@ def check_volume_size(path: object, voxels: int, stored_bytes: int) -> None:
 
 
 def check_documents(path: object, count: int) -> None:
-    """Check how many documents a file states, of which each takes about a kilobyte, before any is made.
+    """Check the number of documents that a file states; each takes about a kilobyte.
 
     Raises:
         DataError: there are more than fit into the limit, half a million by default.
@@ -81,10 +80,10 @@ def check_documents(path: object, count: int) -> None:
 
 
 def max_voxels() -> int:
-    """Return the number of voxels that :func:`check_volume_size` lets pass, 1,024 slices of 512 x 512 by default."""
+    """Return the largest number of voxels that :func:`check_volume_size` accepts: 1,024 slices of 512 x 512."""
     return max_decoded_bytes() // 2
 
 
 def _readable(size: int) -> str:
-    """Return a size that the variable takes and that is at least ``size``."""
+    """Return ``size`` rounded up, as :data:`VARIABLE` is written."""
     return f"{-(-size // 1024**3)}G" if size > 1024**3 else f"{-(-size // 1024**2)}M"

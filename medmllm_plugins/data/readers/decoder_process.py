@@ -1,9 +1,8 @@
-"""Native decoders in child processes: a crash, a hang or a memory bomb costs a child and one file, never the run.
+"""Run native decoders in child processes: a crash, a hang or a memory bomb costs one file, never the run.
 
-A decoder that has not been written for hostile files (JPEG, JPEG-LS and JPEG 2000 in GDCM, say) is called here by the
-name of a Python function. Children are started when they are first needed and used again; each job has a limit of time
-and, on Linux, of memory. They import neither torch nor the host, see no file of the user, print nothing, and end with
-their parent. Works from threads, after a fork, and in each of several ranks.
+Decoders that were not written for hostile files (JPEG, JPEG-LS and JPEG 2000 in GDCM) are called by the name of a
+Python function. Children start when needed and serve several jobs; each job has a limit of time and, on Linux, of
+memory. They import neither torch nor the host, see no file of the user, print nothing, and end with their parent.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.processors import processors
 
 CHILDREN: Final = min(2, processors())
-"""So many children run at most; further threads wait."""
+"""Most children at a time; further threads wait."""
 SECONDS: Final = 60.0
-"""Time limit of a job, beyond a second for each 2 MiB of decoded data; it holds the start of a child."""
+"""Time limit of a job, plus a second for each 2 MiB of decoded data; includes the start of a child."""
 _BASE_MEMORY: Final = 256 * 1024**2
 _LARGEST_HEAD: Final = 1 << 16
 
@@ -50,19 +49,18 @@ def decode(
 
     Args:
         path: the file, for messages.
-        function: ``"package.module:function"``; called in the child with ``payload`` and ``arguments``, returns an
-            array.
+        function: ``"package.module:function"``, which takes ``payload`` and ``arguments`` and returns an array.
         payload: the compressed data.
-        arguments: what JSON can hold.
+        arguments: arguments of the function, in types that JSON has.
         dtype: type of the array that must come back.
         shape: shape of the array that must come back.
-        seconds: limit of time; default: :data:`SECONDS` and more for large arrays.
+        seconds: limit of time; default: see :data:`SECONDS`.
 
     Returns:
         The array.
 
     Raises:
-        DataError: the decoder raised, ran out of memory or time, or crashed; or its array is another than expected.
+        DataError: the decoder raised, ran out of memory or time, or crashed; or returned another array than expected.
     """
     wanted = np.dtype(dtype)
     size = wanted.itemsize * math.prod(shape)
@@ -123,19 +121,19 @@ class _Child:
 
     def _send(self, content: bytes) -> None:
         assert self.process.stdin is not None
-        rest = memoryview(content)
-        while rest:
-            rest = rest[self.process.stdin.write(rest) or 0 :]
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[self.process.stdin.write(remaining) or 0 :]
 
     def _receive(self, size: int) -> bytearray:
         assert self.process.stdout is not None
         content = bytearray(size)
-        rest = memoryview(content)
-        while rest:
-            count = self.process.stdout.readinto(rest)  # type: ignore[attr-defined]  # a raw pipe
+        remaining = memoryview(content)
+        while remaining:
+            count = self.process.stdout.readinto(remaining)  # type: ignore[attr-defined]  # a raw pipe
             if not count:
                 raise EOFError
-            rest = rest[count:]
+            remaining = remaining[count:]
         return content
 
     def _kill_late(self) -> None:
@@ -153,7 +151,7 @@ class _Child:
 
 
 class _Pool:
-    """At most :data:`CHILDREN` children, started when all others are at work."""
+    """At most :data:`CHILDREN` children, started when all others are busy."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -200,7 +198,7 @@ class _Pool:
         child.close()
 
     def close(self) -> None:
-        """End all children, also those at work."""
+        """End all children, busy ones too."""
         with self._lock:
             children, self._all, self._idle = self._all, set(), []
         for child in children:
@@ -216,7 +214,7 @@ def shut_down() -> None:
 
 
 def _forget() -> None:
-    """After a fork the children are the parent's; its pipes must not be used from here."""
+    """Start with no children after a fork: the pipes belong to the parent."""
     global _POOL
     _POOL = _Pool()
 

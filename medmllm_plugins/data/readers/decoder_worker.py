@@ -1,8 +1,8 @@
-"""The child process of :mod:`medmllm_plugins.data.readers.decoder_process`: reads jobs, runs native decoders, writes arrays.
+"""Run native decoders: the child process of ``decoder_process``, started as a script.
 
-Run as a script. A job names a function ``package.module:function(payload, arguments)`` that returns a NumPy array; what
-it raises is answered in one word, since decoders quote headers in their messages. Jobs and answers are JSON and raw
-bytes, never pickles: a decoder that was taken over must not be able to make the parent run anything.
+A job names a function ``package.module:function(payload, arguments)`` that returns a NumPy array. Errors are answered
+in one word, since decoders quote headers in their messages. Jobs and answers are JSON and raw bytes, never pickles: a
+decoder that was taken over must not be able to make the parent run anything.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import psutil
 
 FRAME = struct.Struct("<IQ")
-"""What goes before each message: bytes of its JSON, then bytes of its payload."""
+"""Start of each message: length of its JSON and of its payload, in bytes."""
 
 
 def main() -> None:
     """Answer jobs from standard input until it is closed."""
-    # Native libraries print to the descriptors 1 and 2; answers go through a copy that they do not know.
+    # Native libraries print to the descriptors 1 and 2; answers go through a copy.
     answers = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)

@@ -1,10 +1,7 @@
-"""DICOM: series folders, multi-frame files, single slices and pictures, colour or grey.
+"""Read DICOM series, multi-frame files, single slices and pictures, colour or grey.
 
-Headers are parsed within the length of their files (:mod:`medmllm_plugins.data.readers.dicom_elements`), pixels decoded only
-once header and file agree (:mod:`medmllm_plugins.data.readers.dicom_pixels`).
-
-No name, number, date or description of a patient leaves this module: of the header only tags about pixels and geometry
-are read, errors never quote a header value that is text, and decoders' own messages, which may, are dropped.
+No name, number, date or description of a patient leaves this module: of the header only attributes about pixels and
+geometry are read, errors never quote a header value that is text, and messages of decoders, which may, are dropped.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -30,7 +27,6 @@ from medmllm_plugins.data.readers.decode_limit import check_decoded_size, check_
 from medmllm_plugins.data.readers.decoder_process import CHILDREN
 from medmllm_plugins.data.readers.dicom_codestreams import RLE
 from medmllm_plugins.data.readers.dicom_colour import in_bands
-from medmllm_plugins.data.readers.dicom_elements import open_dicom
 from medmllm_plugins.data.readers.dicom_header import DicomHeader, header_of, read_header
 from medmllm_plugins.data.readers.dicom_kinds import count_kinds, kind_without_pictures
 from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
@@ -39,11 +35,11 @@ from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window
 from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, side_by_side
 from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.utils.regular_files import head
+from medmllm_plugins.utils.regular_files import head, open_regular
 
 _FILE_NAMES = frozenset({"", ".dcm", ".dicom", ".ima"})
-# Below this two positions are the same: scanners state them to a thousandth of a millimetre or so.
-_SAME_PLACE = 0.01
+# Below this distance in mm two positions are the same: scanners state them to about a thousandth of a millimetre.
+_SAME_POSITION = 0.01
 # Share of the spacing by which a gap may be off. Positions rounded to 0.1 mm, the coarsest in use, move a gap of 1 mm
 # by that much; a slice that is missing moves it by the whole spacing.
 _UNEVEN = 0.1
@@ -51,7 +47,7 @@ _UNEVEN = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What :func:`read_dicom` found.
+    """Result of :func:`read_dicom`.
 
     Attributes:
         image: three-dimensional, one float32 a voxel, with spacing and direction.
@@ -66,7 +62,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What :func:`dicom_picture_facts` found.
+    """Result of :func:`dicom_picture_facts`.
 
     Attributes:
         size: width and height in pixels.
@@ -81,7 +77,7 @@ class PictureFacts:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Size and place of an image as its file stores it, x (columns) first.
+    """Size, spacing and direction of an image as its file stores it, x (columns) first.
 
     Attributes:
         size: voxels along x, y and z.
@@ -136,24 +132,24 @@ def read_dicom(path: Path) -> Scan:
 
 
 def _fill(voxels: npt.NDArray[np.float32], header: DicomHeader, order: Sequence[int]) -> None:
-    """Read the frames of a file into their places."""
-    with open_dicom(header.path) as opened:
+    """Read the frames of a file in the order given, into ``[D, H, W]``."""
+    with open_regular(header.path) as opened:
         deflated = header.layout.syntax == DeflatedExplicitVRLittleEndian
         stream = header_of(header.path, opened)[1] if deflated else opened
-        for place, index in enumerate(order):
-            voxels[place] = grey_frame(header, stream, index)
+        for z, index in enumerate(order):
+            voxels[z] = grey_frame(header, stream, index)
 
 
 def _fill_from_files(voxels: npt.NDArray[np.float32], headers: Sequence[DicomHeader], order: Sequence[int]) -> None:
-    """Read files of one frame into their places; compressed ones by as many threads as there are decoders."""
+    """Read files of one frame in the order given; compressed ones by as many threads as there are decoders."""
 
-    def read(place: int) -> None:
-        _fill(voxels[place : place + 1], headers[order[place]], [0])
+    def read(z: int) -> None:
+        _fill(voxels[z : z + 1], headers[order[z]], [0])
 
     layouts = [header.layout for header in headers]
     if not any(layout.element.fragments is not None and layout.syntax != RLE for layout in layouts):
-        for place in range(len(order)):
-            read(place)
+        for z in range(len(order)):
+            read(z)
         return
     with ThreadPoolExecutor(max_workers=CHILDREN) as pool:
         for _ in pool.map(read, range(len(order))):
@@ -161,7 +157,7 @@ def _fill_from_files(voxels: npt.NDArray[np.float32], headers: Sequence[DicomHea
 
 
 def dicom_geometry(path: Path) -> Geometry:
-    """Size, spacing and direction of what :func:`read_dicom` would return, from the headers alone.
+    """Read size, spacing and direction from the headers alone.
 
     Raises:
         DataError: see :func:`read_dicom`; damaged pixels are not noticed.
@@ -176,7 +172,7 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
     window of ``options``, else the header's (the first one if there are several; VOI LUT function LINEAR, LINEAR_EXACT
     or SIGMOID, DICOM PS3.3 C.11.2), or from smallest to largest where it has none or one without width; a constant
     picture is black. MONOCHROME1 is inverted. Look-up tables in sequences (Modality LUT, VOI LUT) are not applied.
-    Spacing, orientation and position are not looked at.
+    Spacing, orientation and position are not read.
 
     Args:
         path: a DICOM file.
@@ -189,10 +185,10 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
         DataError: the file is no DICOM, damaged or without pixels; it has no frame of that number; or the window does
             not go with its unit.
     """
-    with open_dicom(path) as opened:
+    with open_regular(path) as opened:
         header, stream = header_of(path, opened, geometry=False)
         chosen = options.frames(path, header.size[2])
-        # A picture counts with its stored values, what is made of them and what is shown.
+        # A picture takes memory for its stored values, the rescaled ones and the grey levels.
         each = 4 + 2 * header.layout.samples * -(-header.layout.allocated // 8)
         check_decoded_size(path, len(chosen) * math.prod(header.size[:2]) * each)
         if header.channels == 3:
@@ -209,8 +205,8 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
 def _grey_pictures(
     header: DicomHeader, frames: Sequence[npt.NDArray[np.float32]], chosen: Sequence[int], options: PictureOptions
 ) -> Iterator[Image.Image]:
-    """Frames as a viewer shows them; without a window all share one range."""
-    lowest, highest = min(float(one.min()) for one in frames), max(float(one.max()) for one in frames)
+    """Yield frames as a viewer shows them; without a window all share one range."""
+    lowest, highest = min(float(frame.min()) for frame in frames), max(float(frame.max()) for frame in frames)
     for values, index in zip(frames, chosen, strict=True):
         if options.window is not None:
             low, high = window_bounds(values, options.window, header.unit)
@@ -223,7 +219,7 @@ def _grey_pictures(
 
 
 def dicom_picture_facts(path: Path) -> PictureFacts:
-    """Return what a picture's header tells beside its pixels.
+    """Read size, number of frames and burned-in annotation from a picture's header.
 
     Raises:
         DataError: see :func:`read_dicom_image`.
@@ -233,7 +229,7 @@ def dicom_picture_facts(path: Path) -> PictureFacts:
 
 
 def shows_volume(path: Path) -> bool:
-    """Whether a file holds a volume: several grey frames whose places in the patient are stated.
+    """Return whether a file holds a volume: several grey frames whose positions in the patient are stated.
 
     Raises:
         DataError: see :func:`read_dicom`.
@@ -243,15 +239,16 @@ def shows_volume(path: Path) -> bool:
 
 
 def _headers(path: Path) -> list[DicomHeader]:
+    """Read the header of a file, or the headers of the series in a folder."""
     if not path.is_dir():
         header = read_header(path)
         if header.channels != 1:
-            raise DataError(f"{path}: expected one value a voxel, found colour ({header.channels} values).")
+            raise DataError(f"{path}: expected one value a voxel, got colour ({header.channels} values).")
         return [header]
     try:
         entries = sorted(path.iterdir())
     except OSError as error:
-        raise DataError(f"{path}: expected a folder, found that it cannot be read ({error.strerror}).") from error
+        raise DataError(f"{path}: expected a folder, got one that cannot be read ({error.strerror}).") from error
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and entry.name != "DICOMDIR"]
     # Endings such as .1 or .73549 are parts of identifiers that serve as names.
     files = [file for file in files if (_claims(file) and not _is_text(file)) or is_dicom(file)]
@@ -274,17 +271,17 @@ def _headers(path: Path) -> list[DicomHeader]:
     _check_one_series(path, headers)
     if len(headers) == 1 and headers[0].size[2] == 1:
         raise DataError(
-            f"{path}: expected a series of at least 2 slices, found 1; add the missing ones, or name the file itself "
+            f"{path}: expected a series of at least 2 slices, got 1; add the missing ones, or name the file itself "
             "to read it as a single slice."
         )
     if len(headers) > 1 and any(header.size[2] != 1 for header in headers):
         raise DataError(
-            f"{path}: expected one multi-frame file or several files of one frame, found {len(headers)} files with "
+            f"{path}: expected one multi-frame file or several files of one frame, got {len(headers)} files with "
             f"{sum(header.size[2] for header in headers)} frames; put each multi-frame file in its own folder."
         )
     coloured = sum(header.channels != 1 for header in headers)
     if coloured:
-        raise DataError(f"{path}: expected one value a voxel, found colour in {coloured} of {len(headers)} files.")
+        raise DataError(f"{path}: expected one value a voxel, got colour in {coloured} of {len(headers)} files.")
     return headers
 
 
@@ -293,7 +290,7 @@ def _claims(file: Path) -> bool:
 
 
 def _is_text(file: Path) -> bool:
-    """Whether a file without a DICOM ending is plain text, as the LICENSE that archives put beside the slices."""
+    """Return whether a file without a DICOM ending is plain text, such as the LICENSE that archives add."""
     if file.suffix:
         return False
     content = head(file, 512)
@@ -305,13 +302,13 @@ def _check_one_series(path: Path, headers: Sequence[DicomHeader]) -> None:
     if len(counts) > 1:
         listed = ", ".join(f"series {index} with {count}" for index, count in enumerate(counts.values(), start=1))
         raise DataError(
-            f"{path}: expected the slices of one series, found {len(counts)} series: {listed} files (in the order of "
+            f"{path}: expected the slices of one series, got {len(counts)} series: {listed} files (in the order of "
             "the file names); put each in its own folder."
         )
 
 
 def _geometry(path: Path, headers: Sequence[DicomHeader]) -> tuple[Geometry, list[int]]:
-    """The geometry of the stack, and which slice or frame comes at each place of it."""
+    """Return the geometry of the stack, and the index of the slice or frame at each z."""
     first = headers[0]
     count = len(headers) if len(headers) > 1 else first.size[2]
     voxels = math.prod(first.size[:2]) * count
@@ -323,13 +320,13 @@ def _geometry(path: Path, headers: Sequence[DicomHeader]) -> tuple[Geometry, lis
     stacked = [position for header in headers for position in header.positions]
     if len(stacked) != count:
         raise DataError(
-            f"{path}: expected every slice to state its position in the patient, found {len(stacked)} positions for "
+            f"{path}: expected every slice to state its position in the patient, got {len(stacked)} positions for "
             f"{count} slices or frames; films and pictures are no volumes, read them one by one."
         )
-    unplaced = sum(header.orientation is None or header.spacing is None for header in headers)
-    if first.orientation is None or first.spacing is None or unplaced:
+    without = sum(header.orientation is None or header.spacing is None for header in headers)
+    if first.orientation is None or first.spacing is None or without:
         raise DataError(
-            f"{path}: expected every slice to state its orientation and pixel spacing, found {unplaced} of "
+            f"{path}: expected every slice to state its orientation and pixel spacing, got {without} of "
             f"{len(headers)} without."
         )
     _check_near(path, "orientation", [header.orientation for header in headers])
@@ -351,11 +348,11 @@ def _single(path: Path, header: DicomHeader) -> Geometry:
 
 
 def _direction(path: Path, orientation: tuple[float, ...]) -> tuple[float, ...]:
-    """ITK's direction matrix: its columns are the directions in which x, y and z grow, in LPS coordinates."""
+    """Return ITK's direction matrix: its columns are the directions in which x, y and z grow, in LPS coordinates."""
     x, y = np.array(orientation[:3]), np.array(orientation[3:])
     if max(abs(np.linalg.norm(x) - 1), abs(np.linalg.norm(y) - 1), abs(x @ y)) > 1e-2:
         raise DataError(
-            f"{path}: expected two perpendicular directions of length 1 in the tag Image Orientation, found others; "
+            f"{path}: expected two perpendicular directions of length 1 in the tag Image Orientation, got others; "
             "correct the header."
         )
     x /= np.linalg.norm(x)
@@ -365,13 +362,13 @@ def _direction(path: Path, orientation: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _step(path: Path, along: npt.NDArray[np.float64]) -> float:
-    """The distance of the slices, in mm, if they stand evenly; ``along`` are their places, ascending."""
+    """Return the distance in mm of evenly spaced slices; ``along`` are their positions, ascending."""
     gaps = np.diff(along)
-    twice = np.flatnonzero(gaps < _SAME_PLACE)
+    twice = np.flatnonzero(gaps < _SAME_POSITION)
     if twice.size:
         raise DataError(
-            f"{path}: expected every slice at its own position, found {twice.size} of {along.size} at the position of "
-            f"the one before, first slice {twice[0] + 2} at {along[twice[0]]:.3f} mm; remove the copies, or separate "
+            f"{path}: expected every slice at its own position, got {twice.size} of {along.size} at the position of "
+            f"the slice before, first slice {twice[0] + 2} at {along[twice[0]]:.3f} mm; remove the copies, or separate "
             "the time points."
         )
     median = float(np.median(gaps))
@@ -383,9 +380,9 @@ def _step(path: Path, along: npt.NDArray[np.float64]) -> float:
         whole = missing >= 1 and abs(gaps[index] - (missing + 1) * median) <= _UNEVEN * median
         what = f"{missing} missing" if whole else "an uneven step"
         raise DataError(
-            f"{path}: expected slices every {median:.3f} mm, found {what} between slice {index + 1} at "
+            f"{path}: expected slices every {median:.3f} mm, got {what} between slice {index + 1} at "
             f"{along[index]:.3f} mm and slice {index + 2} at {along[index + 1]:.3f} mm, a gap of {gaps[index]:.3f} mm"
-            f"{f' ({wrong.size} such places in all)' if wrong.size > 1 else ''}; get the whole series."
+            f"{f' ({wrong.size} such gaps in all)' if wrong.size > 1 else ''}; get the whole series."
         )
     return float((along[-1] - along[0]) / gaps.size)
 
@@ -395,7 +392,7 @@ def _check_same(path: Path, what: str, values: Sequence[object]) -> None:
     if len(counts) > 1:
         listed = ", ".join(str(count) for count in counts.values())
         raise DataError(
-            f"{path}: expected one {what}, found {len(counts)}, with {listed} slices; put each in its own folder."
+            f"{path}: expected one {what}, got {len(counts)}, with {listed} slices; put each in its own folder."
         )
 
 
@@ -405,7 +402,7 @@ def _check_near(path: Path, what: str, values: Sequence[tuple[float, ...] | None
     off = int(np.count_nonzero((np.abs(table - np.median(table, axis=0)) > 1e-3).any(axis=1)))
     if off:
         raise DataError(
-            f"{path}: expected one {what} for all slices, found {off} of {len(values)} with another; put localisers "
+            f"{path}: expected one {what} for all slices, got {off} of {len(values)} with another; put localisers "
             "and reformatted slices in their own folders."
         )
 

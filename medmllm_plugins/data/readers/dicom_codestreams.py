@@ -1,4 +1,4 @@
-"""Compressed frames of DICOM files: their fragments, and what their own headers state, before any decoder sees them."""
+"""Check compressed frames of DICOM files, their fragments and their own headers, before a decoder gets them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ JPEG_LOSSY: Final = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50,
 JPEG_2000: Final = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91))
 _STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 # Of JPEG's frame markers C4, C8 and CC are others; F7 is JPEG-LS.
-_FRAMES: Final = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
+_FRAME_MARKERS: Final = frozenset(
+    (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
+)
 # A block of 64 values takes at least 2 bits of baseline JPEG, and colours may be stored at half size; a value at least
 # one bit of lossless JPEG.
 _MOST_PER_BYTE: Final = {
@@ -34,7 +36,7 @@ _MAX_TILES: Final = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """What a compressed frame states of itself.
+    """Header of a compressed frame.
 
     Attributes:
         rows: rows.
@@ -53,7 +55,7 @@ def read_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) ->
     """Return the bytes of a compressed frame, its fragments joined.
 
     Raises:
-        DataError: there are fewer or more frames than the header states, or the frame is longer than what is decoded.
+        DataError: there are fewer or more frames than the header states, or the frame is above the decode limit.
     """
     fragments = frame_fragments(path, stream, layout)[index]
     check_decoded_size(path, sum(length for _, length in fragments))
@@ -99,19 +101,19 @@ def _offsets(table: bytes, form: str) -> list[int]:
 
 
 def _split_at(fragments: list[tuple[int, int]], starts: list[int]) -> list[list[tuple[int, int]]]:
-    """The fragments by frame, if the offsets are those of fragments, ascending from 0; else nothing."""
+    """Group fragments by frame, if the offsets are those of fragments, ascending from 0; else return nothing."""
     if not fragments or not starts:
         return []
-    first = fragments[0][0]
-    index_of = {offset - first: index for index, (offset, _) in enumerate(fragments)}
+    origin = fragments[0][0]
+    index_of = {offset - origin: index for index, (offset, _) in enumerate(fragments)}
     begins = [index_of.get(start, -1) for start in starts]
-    if begins[0] != 0 or any(one >= two for one, two in pairwise(begins)):
+    if begins[0] != 0 or any(first >= second for first, second in pairwise(begins)):
         return []
     return [fragments[start:end] for start, end in zip(begins, [*begins[1:], len(fragments)], strict=True)]
 
 
 def check_codestream(path: Path, layout: PixelLayout, content: bytes) -> None:
-    """Compare what a compressed frame states of itself with the DICOM header.
+    """Compare the header of a compressed frame with the DICOM header.
 
     Raises:
         DataError: it is of another compression, size, number of values or more bits; or its compression cannot be read.
@@ -145,7 +147,7 @@ def check_codestream(path: Path, layout: PixelLayout, content: bytes) -> None:
 
 
 def _jpeg(content: bytes) -> Codestream | None:
-    """The frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+    """Return the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
     if content[:2] != b"\xff\xd8":
         return None
     offset = 2
@@ -155,7 +157,7 @@ def _jpeg(content: bytes) -> Codestream | None:
             offset += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(content[offset + 2 : offset + 4])
-        if marker in _FRAMES:
+        if marker in _FRAME_MARKERS:
             if length < 8 or offset + 10 > len(content):
                 return None
             bits, rows, columns, samples = struct.unpack_from(">BHHB", content, offset + 4)
@@ -167,7 +169,7 @@ def _jpeg(content: bytes) -> Codestream | None:
 
 
 def jpeg_colours(layout: PixelLayout, content: bytes) -> str:
-    """Return what the values of a lossy colour JPEG mean, as the DICOM header calls it.
+    """Return the photometric interpretation of a lossy colour JPEG.
 
     A JFIF marker, Adobe's marker or components called R, G and B say so, as for any JPEG decoder; many ultrasound
     devices call frames RGB in the header that are stored as luminance and chrominance. Without these the header counts.
@@ -186,7 +188,7 @@ def jpeg_colours(layout: PixelLayout, content: bytes) -> str:
         length = int.from_bytes(content[offset + 2 : value])
         if marker == 0xEE and content[value : value + 5] == b"Adobe" and 14 <= length < len(content) - value:
             adobe = "YBR_FULL_422" if content[value + 11] else "RGB"
-        if marker in _FRAMES:
+        if marker in _FRAME_MARKERS:
             names = content[value + 6 : value + 15 : 3]
             return adobe or ("RGB" if names in (b"RGB", b"rgb") else layout.photometric)
         if marker in (0xD8, 0xD9, 0xDA) or length < 2:
@@ -196,7 +198,7 @@ def jpeg_colours(layout: PixelLayout, content: bytes) -> str:
 
 
 def _jpeg_2000(content: bytes) -> Codestream | None:
-    """The size marker of a JPEG 2000 codestream (ITU-T T.800 A.5.1), within a JP2 file or without one."""
+    """Return the size marker of a JPEG 2000 codestream (ITU-T T.800 A.5.1), within a JP2 file or without one."""
     start = 0
     if content.startswith(_STARTS[2]):
         while True:
@@ -237,7 +239,7 @@ def decode_rle(path: Path, layout: PixelLayout, content: bytes) -> bytes:
         raise _bad_rle(path, layout, "fewer bytes")
     number, *offsets = struct.unpack_from("<16I", content)
     bounds = [*offsets[:count], len(content)]
-    if number != count or bounds[0] < 64 or any(one > two for one, two in pairwise(bounds)):
+    if number != count or bounds[0] < 64 or any(start > end for start, end in pairwise(bounds)):
         raise _bad_rle(path, layout, f"{number} segments of RLE in another order")
     planes = bytearray(pixels * count)
     for index in range(count):
@@ -258,7 +260,7 @@ def _bad_rle(path: Path, layout: PixelLayout, got: str) -> DataError:
 
 
 def _unpack_bits(content: bytes, wanted: int) -> bytearray:
-    """Undo PackBits until ``wanted`` bytes are there; one more stands for whatever else follows."""
+    """Undo PackBits until ``wanted`` bytes are there, plus one if more would follow."""
     out = bytearray()
     offset, end = 0, len(content)
     while offset < end and len(out) < wanted:

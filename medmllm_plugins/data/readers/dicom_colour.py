@@ -1,4 +1,4 @@
-"""Colours of DICOM pictures: luminance and chrominance, and palettes, as red, green and blue."""
+"""Convert the colours of DICOM pictures, luminance and chrominance or palettes, to RGB."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def _segments(
             words = data[offset : offset + 4 // width]
             if len(words) < 4 // width:
                 raise _bad(path, "segments that are cut short")
-            place = sum(word << 8 * width * index for index, word in enumerate(words))
-            _segments(path, data, place // width if width == 2 else place, length, entries, count, width, within=True)
+            target = sum(word << 8 * width * index for index, word in enumerate(words))
+            _segments(path, data, target // width if width == 2 else target, length, entries, count, width, within=True)
             offset += 4 // width
         else:
             raise _bad(path, "segments of another kind")

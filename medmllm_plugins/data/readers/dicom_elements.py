@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, NoReturn, TypeAlias
@@ -69,16 +66,10 @@ class Selection:
     __slots__ = ("keywords", "sequences", "tags")
 
     def __init__(self, *keywords: str, **sequences: Selection) -> None:
-        self.keywords = {tag_of(keyword): keyword for keyword in keywords}
-        self.sequences = {tag_of(keyword): (keyword, inner) for keyword, inner in sequences.items()}
+        tags = {keyword: tag_for_keyword(keyword) or 0 for keyword in (*keywords, *sequences)}
+        self.keywords = {tags[keyword]: keyword for keyword in keywords}
+        self.sequences = {tags[keyword]: (keyword, inner) for keyword, inner in sequences.items()}
         self.tags: list[BaseTag | int] = [*self.keywords, *self.sequences, *PIXEL_TAGS]
-
-
-def tag_of(keyword: str) -> int:
-    """Return the tag of a DICOM keyword."""
-    tag = tag_for_keyword(keyword)
-    assert tag is not None, keyword
-    return tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +108,6 @@ class Elements:
     pixels: PixelElement | None = None
 
 
-@contextmanager
-def open_dicom(path: Path) -> Iterator[BinaryIO]:
-    """Open a file.
-
-    Raises:
-        DataError: it is missing, empty or cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise DataError(f"{path}: expected a file, got a folder, pipe or device. Leave it out.")
-        with path.open("rb", buffering=_WINDOW) as opened:
-            if not os.fstat(opened.fileno()).st_size:
-                raise DataError(f"{path}: expected a DICOM file, got an empty file (0 bytes). Get the file again.")
-            yield opened
-    except OSError as error:
-        raise DataError(f"{path}: expected a file, got one that cannot be read ({error.strerror}).") from error
-
-
 def read_at(opened: BinaryIO, offset: int, count: int) -> bytes:
     """Return ``count`` bytes from ``offset`` on, or fewer at the end of the file."""
     opened.seek(offset)
@@ -163,9 +136,9 @@ def read_elements(
     start = read_at(opened, 0, PREFIX_END)
     prefixed = start[128:] == b"DICM"
     if not prefixed and encoding_without_prefix(start) is None:
+        got = "one without the prefix DICM that does not begin with an element either" if size else "an empty file"
         raise DataError(
-            f"{path}: expected a DICOM file, got one without the prefix DICM that does not begin with an element "
-            "either. Move other files out of the folder, or get the file again."
+            f"{path}: expected a DICOM file, got {got}. Move other files out of the folder, or get the file again."
         )
     walk = _Walk(path, opened)
     meta, offset = walk.dataset(
@@ -404,7 +377,7 @@ class _Walk:
         return items, offset
 
     def _fragments(self, offset: int, scope: _Scope) -> tuple[tuple[tuple[int, int], ...], int]:
-        """Return offset and length of the fragments of encapsulated pixels (PS3.5 A.4), and the position behind them."""
+        """Return offset and length of the fragments of encapsulated pixels (PS3.5 A.4), and the end of the last."""
         fragments: list[tuple[int, int]] = []
         while offset < scope.end:
             item, start, length = self._item(offset, scope)

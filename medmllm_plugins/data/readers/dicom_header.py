@@ -16,10 +16,11 @@ import numpy as np
 from pydicom.datadict import dictionary_description
 
 from medmllm_plugins.data.readers.dicom_attributes import FUNCTIONAL_GROUPS, Attributes
-from medmllm_plugins.data.readers.dicom_elements import Elements, PixelElement, Selection, open_dicom, read_elements
+from medmllm_plugins.data.readers.dicom_elements import Elements, PixelElement, Selection, read_elements
 from medmllm_plugins.data.readers.dicom_kinds import kind_without_pixels
 from medmllm_plugins.data.readers.intensity_windows import Unit
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.regular_files import open_regular
 
 _PALETTE: Final = tuple(
     keyword.format(colour)
@@ -152,7 +153,7 @@ def read_header(path: Path, *, geometry: bool = True) -> DicomHeader:
         DataError: the file is no DICOM, damaged or without pixels; an attribute holds something else than numbers; the
             pixels are fewer or more than the header states; or the slope is 0.
     """
-    with open_dicom(path) as opened:
+    with open_regular(path) as opened:
         return header_of(path, opened, geometry=geometry)[0]
 
 

@@ -1,4 +1,4 @@
-"""DICOM objects without pictures: reports, plans, waveforms and such, known by their SOP class (PS3.4 B.5)."""
+"""Name DICOM objects without pictures, such as reports, plans and waveforms, by their SOP class (PS3.4 B.5)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.data.readers.dicom_elements import Elements, Selection, open_dicom, read_elements
+from medmllm_plugins.data.readers.dicom_elements import Elements, Selection, read_elements
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.regular_files import open_regular
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _FAMILIES: Final = {
@@ -96,7 +97,7 @@ def kind_without_pictures(path: Path) -> str | None:
 @lru_cache(maxsize=1 << 16)
 def _kind(path: Path, size: int, changed: int) -> str | None:
     try:
-        with open_dicom(path) as opened:
+        with open_regular(path) as opened:
             kind = kind_without_pixels(read_elements(path, opened, _SELECTION, until=0x0008FFFF)[0])
             if kind is None:  # most files: the elements behind the class need not be parsed
                 return None

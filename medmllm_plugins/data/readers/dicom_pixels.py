@@ -1,8 +1,8 @@
-"""The pixels of DICOM files, frame by frame: stored values, grey values after the rescale, and colours.
+"""Read the pixels of DICOM files frame by frame: stored values, rescaled grey values, and colours.
 
-Pixels that are not compressed, or by RLE, are decoded here; other compressions in a child process
-(:mod:`medmllm_plugins.data.readers.decoder_process`). Nothing is allocated before the header has been compared with what is
-there, and with the limit of :mod:`medmllm_plugins.data.readers.decode_limit`.
+Uncompressed and RLE pixels are decoded here, other compressions in a child process
+(:mod:`medmllm_plugins.data.readers.decoder_process`). Nothing is allocated before the header has been compared with the
+file and with the decode limit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def stored_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) 
 
     Args:
         path: the file, for messages.
-        stream: what its pixels are read from.
-        layout: how they are stored.
-        index: which frame.
+        stream: the stream to read pixels from.
+        layout: storage of the pixels.
+        index: index of the frame.
 
     Returns:
         ``[rows, columns]``, or of colour ``[rows, columns, 3]``. Colours that are compressed by JPEG, JPEG-LS or JPEG
@@ -150,7 +150,7 @@ def _single_bits(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) 
 
 
 def _used_bits(values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[Any]:
-    """Stored values without what old files keep in the bits around them, such as overlays."""
+    """Return stored values without the bits around them, where old files keep overlays."""
     if layout.stored == layout.allocated or values.dtype.kind == "f":
         return values
     left, right = layout.allocated - 1 - layout.high, layout.allocated - layout.stored
@@ -158,7 +158,7 @@ def _used_bits(values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[Any
 
 
 def _whole_colours(values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[Any]:
-    """Colours of which two pixels share theirs, as Y1 Y2 Cb Cr (PS3.3 C.7.6.3.1.2), one for each pixel."""
+    """Expand pairs of pixels that share their colour, Y1 Y2 Cb Cr (PS3.3 C.7.6.3.1.2), to one colour a pixel."""
     pairs = values.reshape(-1, 4)
     colours = np.empty((len(pairs), 2, 3), values.dtype)
     colours[:, :, 0] = pairs[:, :2]
@@ -167,7 +167,7 @@ def _whole_colours(values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray
 
 
 def _eight_bits(path: Path, values: npt.NDArray[Any], layout: PixelLayout) -> npt.NDArray[np.uint8]:
-    """Colours of more than 8 bits, scaled by the bits in use."""
+    """Scale colours of more than 8 bits by the bits in use."""
     if values.dtype == np.uint8 and layout.stored == 8:
         return values
     if values.dtype.kind != "u":

@@ -1,4 +1,4 @@
-"""One compressed DICOM frame to pixels through GDCM; runs in a child process of ``decoder_process``.
+"""Decode one compressed DICOM frame with GDCM, in a child process of ``decoder_process``.
 
 GDCM gets a DICOM file that holds the frame and the tags that say how it is compressed, and nothing of the user's file
 besides. Stored values come back: no rescale is stated, and grey is called MONOCHROME2, which GDCM leaves as it is.

@@ -1,4 +1,4 @@
-"""Pictures of every kind a user may bring: image files, arrays in ``.npy`` files and single DICOM files."""
+"""Read 2D images of every kind: raster image files (Pillow), ``.npy`` arrays and single DICOM files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _DICOM = frozenset({".dcm", ".dicom", ".ima"})
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its name, or by how it begins where the name has no ending or a number for one.
+    """Return whether a file is DICOM by its name, or by its first bytes if the name has no ending or a number for one.
 
     Scanners name files by identifiers, such as ``1.2.840.10008.1`` or ``IM000001``.
     """
     suffix = path.suffix.lower()
     if suffix in _DICOM:
         return True
-    if (suffix and not suffix[1:].isdigit()) or not path.is_file():  # a pipe would be waited for
+    if (suffix and not suffix[1:].isdigit()) or not path.is_file():  # opening a pipe waits for its writer
         return False
     try:
         with path.open("rb") as opened:
@@ -38,7 +38,7 @@ def may_be_dicom(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file claims to be a picture that :func:`read_picture` reads."""
+    """Return whether a file is, by its name, a picture that :func:`read_picture` reads."""
     suffix = path.suffix.lower()
     return suffix in SUFFIXES or suffix == ARRAY or may_be_dicom(path)
 
@@ -48,7 +48,7 @@ def read_picture(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
 
     - Image files: see :func:`medmllm_plugins.data.readers.pillow_images.read_rgb`; of several frames the first is read.
     - ``.npy``: ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``. 8-bit values are taken as they are; grey values of other
-      types are scaled so that the smallest and largest become 0 and 255, as arrays say nothing of the range in use.
+      types are scaled from their smallest and largest value to 0 and 255.
     - DICOM: see :func:`medmllm_plugins.data.readers.dicom.read_dicom_image`.
 
     Args:
@@ -72,10 +72,10 @@ def read_picture(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a good picture, from its header.
+    """Read width and height from the header of a good picture.
 
     Raises:
-        DataError: the header cannot be read any more.
+        DataError: the header can no longer be read.
     """
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
@@ -83,7 +83,7 @@ def picture_size(path: Path) -> tuple[int, int]:
             with Image.open(path) as image:
                 return image.size
         except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{path}: expected an image file, found that it cannot be read ({error}).") from error
+            raise DataError(f"{path}: expected an image file, got one that cannot be read ({error}).") from error
     if suffix == ARRAY:
         height, width = open_array(path).shape[:2]
         return width, height
@@ -93,18 +93,18 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def open_array(path: Path) -> npt.NDArray[np.generic]:
-    """A picture in a ``.npy`` file, ``[H, W]`` or ``[H, W, 3]``, on disk until it is used.
+    """Map a picture in a ``.npy`` file, ``[H, W]`` or ``[H, W, 3]``.
 
     Raises:
         DataError: the file is missing, damaged or holds no such array.
     """
     start = head(path, len(MAGIC))
     if start != MAGIC:
-        raise DataError(f"{path}: expected a NumPy array by its name, found {start!r} at its start; correct the name.")
+        raise DataError(f"{path}: expected a NumPy array by its name, got {start!r} at its start; correct the name.")
     header = array_file_header(path)
     if 0 in header.shape:
         raise DataError(
-            f"{path}: expected a picture, got {header.dtype} {shown(list(header.shape))}, an array without any value."
+            f"{path}: expected a picture, got {header.dtype} {shown(list(header.shape))}, an array without values."
         )
     array: npt.NDArray[np.generic] = np.memmap(
         path, header.dtype, "r", header.length, header.shape, "F" if header.fortran else "C"
@@ -115,7 +115,7 @@ def open_array(path: Path) -> npt.NDArray[np.generic]:
     coloured = array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8
     if not (plain or coloured) or 0 in array.shape:
         raise DataError(
-            f"{path}: expected a picture as numbers [H, W] or as uint8 [H, W, 3], found {array.dtype} "
+            f"{path}: expected a picture as numbers [H, W] or as uint8 [H, W, 3], got {array.dtype} "
             f"{list(array.shape)}; volumes need a data set of dimensions 3."
         )
     height, width = array.shape[:2]
@@ -132,4 +132,4 @@ def _to_picture(path: Path, array: npt.NDArray[np.generic]) -> Image.Image:
     try:
         return to_rgb(Image.fromarray(values))
     except ValueError as error:
-        raise DataError(f"{path}: expected finite numbers, found that {error}.") from error
+        raise DataError(f"{path}: expected finite numbers, got values that are not: {error}.") from error

@@ -1,4 +1,4 @@
-"""Intensity windows: which range of voxel values becomes the 256 grey levels of a picture."""
+"""Map a range of voxel values (an intensity window) to the 256 grey levels of an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from medmllm_plugins.errors import DataError, shown
 
 Unit = Literal["HU", "any"]
-"""What voxel values mean: Hounsfield units, or anything else."""
+"""Unit of voxel values: Hounsfield units, or any other."""
 
 WINDOWS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -57,7 +57,7 @@ def parse_window(text: str) -> str | tuple[float, float]:
     except ValueError:
         raise DataError(
             f'Expected a window to be one of {sorted(WINDOWS)} or "centre/width" such as "-600/1500", '
-            f"found {shown(text)}."
+            f"got {shown(text)}."
         ) from None
     return _checked(centre, width)
 
@@ -65,28 +65,32 @@ def parse_window(text: str) -> str | tuple[float, float]:
 def window_bounds(
     voxels: npt.NDArray[np.floating], window: str | tuple[float, float] | None, unit: Unit
 ) -> tuple[float, float]:
-    """The values that become black and white.
+    """Return the values that become black and white.
 
     Args:
-        voxels: finite values of any shape; looked at only where no window is given and the unit is not HU.
-        window: see :func:`apply_window`.
+        voxels: finite values of any shape, used only without a window and if the unit is not HU. Percentiles depend on
+            them, so pass a whole volume and not its slices.
+        window: a name of :data:`WINDOWS`, ``"centre/width"`` as text, both as numbers in the voxels' unit, or ``None``:
+            for HU :data:`HU_DEFAULT`, for others the 0.5th to 99.5th percentile of the voxels (all of their range if
+            the two are equal).
         unit: the voxels' unit.
 
     Returns:
-        Lowest and highest value shown; equal where all voxels are.
+        Lowest and highest value shown, ``centre - width / 2`` and ``centre + width / 2``; equal if all voxels are.
 
     Raises:
-        DataError: see :func:`apply_window`.
+        DataError: the window has another form, its width is not positive, or a named window meets voxels that are not
+            HU.
     """
     parsed = parse_window(window) if isinstance(window, str) else window
     if parsed is None and unit != "HU":
         low, high = np.percentile(voxels, PERCENTILES)
-        if low == high:  # fewer than one voxel in 200 differs: there is nothing to cut off
+        if low == high:  # fewer than one voxel in 200 differs
             low, high = voxels.min(), voxels.max()
         return float(low), float(high)
     if isinstance(parsed, str) and unit != "HU":
         raise DataError(
-            f"Expected a volume in Hounsfield units for the window {parsed!r}, found one of another or unknown unit; "
+            f"Expected a volume in Hounsfield units for the window {parsed!r}, got one of another or unknown unit; "
             'give the window as "centre/width" in the volume\'s own values, or declare the unit HU if it is CT.'
         )
     centre, width = HU_DEFAULT if parsed is None else WINDOWS[parsed] if isinstance(parsed, str) else _checked(*parsed)
@@ -102,7 +106,7 @@ def to_grey(voxels: npt.NDArray[np.floating], low: float, high: float) -> npt.ND
         high: becomes 255, as does all above.
 
     Returns:
-        Grey levels of the same shape, rounded to the nearest; all 0 where ``low`` equals ``high``.
+        Grey levels of the same shape, rounded to the nearest; all 0 if ``low`` equals ``high``.
     """
     if high <= low:
         return np.zeros(voxels.shape, dtype=np.uint8)
@@ -111,29 +115,7 @@ def to_grey(voxels: npt.NDArray[np.floating], low: float, high: float) -> npt.ND
     return np.rint((inside - low) / (high - low) * 255.0).astype(np.uint8)
 
 
-def apply_window(
-    voxels: npt.NDArray[np.floating], window: str | tuple[float, float] | None, unit: Unit
-) -> npt.NDArray[np.uint8]:
-    """Turn voxel values into grey levels: ``centre - width / 2`` becomes 0, ``centre + width / 2`` becomes 255.
-
-    Args:
-        voxels: finite values of any shape.
-        window: a name of :data:`WINDOWS`, ``"centre/width"`` as text, both as numbers in the voxels' unit, or ``None``:
-            for HU :data:`HU_DEFAULT`, for others the 0.5th to 99.5th percentile of these voxels (all of their range
-            where the two are equal). Percentiles depend on what is passed, so pass a whole volume and not its slices.
-        unit: the voxels' unit.
-
-    Returns:
-        Grey levels of the same shape.
-
-    Raises:
-        DataError: the window has another form, its width is not positive, or a named window meets voxels that are not
-            HU.
-    """
-    return to_grey(voxels, *window_bounds(voxels, window, unit))
-
-
 def _checked(centre: float, width: float) -> tuple[float, float]:
     if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
-        raise DataError(f"Expected a window with a finite centre and a width above 0, found {centre:g}/{width:g}.")
+        raise DataError(f"Expected a window with a finite centre and a width above 0, got {centre:g}/{width:g}.")
     return float(centre), float(width)

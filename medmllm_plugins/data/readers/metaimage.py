@@ -1,4 +1,4 @@
-"""Headers of MetaImage files (itk.org/Wiki/ITK/MetaIO/Documentation), with their data or detached from them."""
+"""Read headers of MetaImage files (itk.org/Wiki/ITK/MetaIO/Documentation), with their data or detached."""
 
 from __future__ import annotations
 
@@ -26,21 +26,12 @@ from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import data_file_below, open_regular, size_of
 
 _TYPES: Final = {
-    "CHAR": "i1",
-    "UCHAR": "u1",
-    "SHORT": "i2",
-    "USHORT": "u2",
-    "INT": "i4",
-    "UINT": "u4",
-    "LONG": "i4",
-    "ULONG": "u4",
-    "LONG_LONG": "i8",
-    "ULONG_LONG": "u8",
-    "FLOAT": "f4",
-    "DOUBLE": "f8",
+    **{"CHAR": "i1", "SHORT": "i2", "INT": "i4", "LONG": "i4", "LONG_LONG": "i8"},
+    **{"UCHAR": "u1", "USHORT": "u2", "UINT": "u4", "ULONG": "u4", "ULONG_LONG": "u8"},
+    **{"FLOAT": "f4", "DOUBLE": "f8"},
 }
 _BOOLEANS: Final = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-_READ: Final = (
+_READ: Final = [
     "ObjectType",
     "NDims",
     "BinaryData",
@@ -58,16 +49,15 @@ _READ: Final = (
     "ElementNumberOfChannels",
     "ElementType",
     "ElementDataFile",
-)
-"""Fields that decide about voxels and geometry; all others are passed over."""
+]
+"""Fields about voxels and geometry; all others are skipped."""
 
 
 def read_metaimage_header(path: Path) -> VolumeHeader:
     """Read and check the header of a MetaImage.
 
-    A MetaImage without TransformMatrix stands as LPS. Its format allows fields of anybody's own; one whose name is a
-    letter away from a field that matters is taken for damage. Packed data carry a check sum (Adler-32), raw data none:
-    their length is compared, their values cannot be.
+    A MetaImage without TransformMatrix is read as LPS. The format allows private fields; one whose name is a letter
+    away from a known field is an error. Compressed data have a checksum (Adler-32); of raw data the length is checked.
 
     Raises:
         DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`.
@@ -100,7 +90,7 @@ def read_metaimage_header(path: Path) -> VolumeHeader:
 
 
 def _parse(path: Path) -> tuple[dict[str, str], int]:
-    """The fields by their names, and the position behind the last one, ElementDataFile."""
+    """Return the fields by name, and the position behind the last one, ElementDataFile."""
     lines, _ = header_lines(path)
     fields: dict[str, str] = {}
     position = 0
@@ -129,7 +119,7 @@ def _parse(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _one_off(name: str, known: str) -> bool:
-    """Whether two names differ in the case of letters, or in one letter that is another, too many or missing."""
+    """Return whether two names differ in case only, or in one letter."""
     if name.casefold() == known.casefold():
         return True
     if abs(len(name) - len(known)) > 1:
@@ -165,7 +155,7 @@ def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[Any]:
 
 
 def _direction(path: Path, fields: dict[str, str], dimensions: int, flat: bool) -> tuple[float, ...]:
-    """Directions of the axes; the file states them axis by axis, so the columns of the matrix one after the other."""
+    """Return the direction matrix; the file states its columns one after the other."""
     stated = [name for name in ("TransformMatrix", "Rotation", "Orientation") if name in fields]
     if not stated:
         return IDENTITY

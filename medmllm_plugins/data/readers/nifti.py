@@ -1,4 +1,4 @@
-"""Headers of NIfTI-1 and NIfTI-2 files (nifti.nimh.nih.gov), plain or packed by gzip."""
+"""Read headers of NIfTI-1 and NIfTI-2 files (nifti.nimh.nih.gov) with nibabel, plain or compressed by gzip."""
 
 # nibabel is not typed.
 # mypy: untyped-calls-exclude="nibabel"
@@ -32,20 +32,6 @@ from medmllm_plugins.utils.regular_files import head, open_regular
 
 _GZIP = b"\x1f\x8b"
 _HEAD = 540
-_NUMBERS: Final = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
-"""NIfTI's codes to NumPy's names of the types."""
-_SEVERAL: Final = {32: "complex numbers", 1792: "complex numbers", 128: "colours", 2304: "colours"}
 _MILLIMETRES: Final = {1: 1000.0, 3: 0.001}
 """NIfTI's codes of units of length to mm; all others are taken as mm, as SimpleITK does."""
 _EXACT = 1e-3
@@ -54,7 +40,7 @@ _EXACT = 1e-3
 def read_nifti_header(path: Path) -> VolumeHeader:
     """Read and check the header of a NIfTI file in one piece with its voxels, of either byte order.
 
-    Where both are set, the sform states the directions if its code is 1 (scanner) and its axes are perpendicular, else
+    If both are set, the sform states the directions if its code is 1 (scanner) and its axes are perpendicular, else
     the qform, as in SimpleITK. The spacing is ``pixdim``. A slope of 0, or one that is not finite, is one of 1.
 
     Raises:
@@ -96,17 +82,14 @@ def read_nifti_header(path: Path) -> VolumeHeader:
 
 
 def packed_nifti_sum(path: Path) -> str:
-    """CRC-32 and length that a ``.nii.gz`` file states of its content (RFC 1952), checked against the header.
+    """Return CRC-32 and length that a ``.nii.gz`` file states of its content (RFC 1952), as 16 hexadecimal digits.
 
-    A file cut short states chance numbers: it is unpacked, which finds the damage; other damage is found when the
-    volume is read. A file of several gzip members is unpacked too, as none of them states the whole.
-
-    Returns:
-        The sum and length as 16 hexadecimal digits.
+    Where the length does not match the header, as in truncated files and in files of several gzip members, the file is
+    decompressed to find the damage or to compute both. Other damage is found when the volume is read.
 
     Raises:
         DataError: see :func:`medmllm_plugins.data.readers.volumes.volume_facts`; or the data are cut short, or do
-            not go with the header.
+            not match the header.
     """
     header = read_nifti_header(path)
     wanted = header.data.skip + header.nbytes
@@ -130,7 +113,7 @@ def packed_nifti_sum(path: Path) -> str:
 
 
 def _start(path: Path, packed: bool) -> bytes:
-    """The bytes of the header."""
+    """Return the bytes of the header."""
     start = head(path, _HEAD)
     if not packed:
         return start
@@ -146,7 +129,7 @@ def _start(path: Path, packed: bool) -> bytes:
 
 
 def _fields(path: Path, start: bytes) -> tuple[Any, int]:
-    """The header as nibabel's mapping of names to numbers, and the first byte that may hold voxels."""
+    """Return the header as nibabel's mapping of names to numbers, and the first byte that may hold voxels."""
     for order in "<>":
         size = struct.unpack_from(f"{order}i", start.ljust(4))[0]
         if size == 348 and len(start) >= 348 and start[344:347] == b"n+1":
@@ -162,19 +145,22 @@ def _fields(path: Path, start: bytes) -> tuple[Any, int]:
 
 def _dtype(path: Path, fields: Any) -> np.dtype[Any]:
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
-    if code in _SEVERAL:
-        raise not_scalar(path, _SEVERAL[code])
-    name = _NUMBERS.get(code)
-    if name is None or np.dtype(name).itemsize * 8 != bits:
+    try:
+        dtype: np.dtype[Any] = np.dtype(fields.get_data_dtype())
+    except KeyError:  # an unknown code
+        dtype = np.dtype("V")
+    if dtype.kind == "c" or dtype.names:
+        raise not_scalar(path, "colours" if dtype.names else "complex numbers")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or dtype.itemsize * 8 != bits:
         raise DataError(
-            f"{path}: expected a NIfTI type of real numbers with its number of bits, got code {code} with {bits} bits; "
-            "convert the file anew."
+            f"{path}: expected a NIfTI type of real numbers with its number of bits, got code {code} with {bits} bits. "
+            "Convert the file again."
         )
-    return np.dtype(name).newbyteorder(fields.endianness)
+    return dtype
 
 
 def _direction(path: Path, fields: Any, spacing: list[float], flat: bool) -> tuple[float, ...]:
-    """Directions of the axes in LPS coordinates; NIfTI states them in RAS."""
+    """Return the directions of the axes in LPS coordinates; NIfTI states them in RAS."""
     quaternion, matrix = int(fields["qform_code"]), int(fields["sform_code"])
     if quaternion <= 0 and matrix <= 0:
         if flat:
@@ -195,7 +181,7 @@ def _direction(path: Path, fields: Any, spacing: list[float], flat: bool) -> tup
 
 
 def _rotation(path: Path, fields: Any) -> npt.NDArray[np.float64]:
-    """The qform's directions: a rotation by a quaternion whose real part is left out, the third axis turned or not."""
+    """Return the qform's directions: a quaternion without its real part, and the sign of the third axis."""
     from nibabel.quaternions import quat2mat
 
     imaginary = np.array([fields[f"quatern_{name}"] for name in "bcd"], np.float64)

@@ -1,4 +1,4 @@
-"""Volumes in NumPy's ``.npy`` files."""
+"""Read headers of volumes in NumPy's ``.npy`` files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers of NRRD files (teem.sourceforge.net/nrrd/format.html), with their data or detached from them."""
+"""Read headers of NRRD files (teem.sourceforge.net/nrrd/format.html), with their data or detached."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ _TURNS: Final = {
     **dict.fromkeys(("left-anterior-superior", "las"), (1.0, -1.0, 1.0)),
     **dict.fromkeys(("left-posterior-superior", "lps"), (1.0, 1.0, 1.0)),
 }
-"""Spaces, to what turns them into LPS."""
+"""Spaces, and the signs that turn them into LPS."""
 _PLAIN_KINDS: Final = frozenset({"domain", "space", "time", "???", "none", ""})
 _FIELDS: Final = frozenset(
-    {
+    [
         "dimension",
         "type",
         "block size",
@@ -90,27 +90,27 @@ _FIELDS: Final = frozenset(
         "space origin",
         "space directions",
         "measurement frame",
-    }
+    ]
 )
-_OTHER_NAMES: Final = {
-    "blocksize": "block size",
-    "oldmin": "old min",
-    "oldmax": "old max",
-    "datafile": "data file",
-    "lineskip": "line skip",
-    "byteskip": "byte skip",
-    "sampleunits": "sample units",
-    "axismins": "axis mins",
-    "axismaxs": "axis maxs",
-    "centerings": "centers",
-}
+_TWO_WORDS: Final = [
+    "block size",
+    "old min",
+    "old max",
+    "data file",
+    "line skip",
+    "byte skip",
+    "sample units",
+    "axis mins",
+    "axis maxs",
+]
+_OTHER_NAMES: Final = {"centerings": "centers", **{name.replace(" ", ""): name for name in _TWO_WORDS}}
 
 
 def read_nrrd_header(path: Path) -> VolumeHeader:
     """Read and check the header of an NRRD file.
 
-    Fields that the format does not know, and fields stated twice, are errors, as a misspelt `space directions` would
-    otherwise lose the orientation. Raw data carry no check sum: their length is compared, their values cannot be.
+    Unknown fields and fields stated twice are errors, as a misspelt `space directions` would otherwise lose the
+    orientation. Raw data have no checksum: only their length is checked.
 
     Raises:
         DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`.
@@ -120,10 +120,10 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
     if not 1 <= dimensions <= 16:
         raise bad_field(path, "dimension", "2 or 3", dimensions)
     sizes = whole_numbers(path, "sizes", fields.get("sizes", ""), dimensions)
-    kept = _scalar_axes(path, fields, sizes)
-    shape, flat = three_axes(path, [sizes[axis] for axis in kept])
+    spatial = _scalar_axes(path, fields, sizes)
+    shape, flat = three_axes(path, [sizes[axis] for axis in spatial])
     dtype = _dtype(path, fields)
-    spacing, direction = _geometry(path, fields, dimensions, kept[: 2 if flat else 3], flat)
+    spacing, direction = _geometry(path, fields, dimensions, spatial[: 2 if flat else 3], flat)
     return check_header(
         VolumeHeader(
             path=path,
@@ -139,7 +139,7 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
 
 
 def _parse(path: Path) -> tuple[dict[str, str], int | None]:
-    """The fields by their names, and where the data begin; ``None`` where a detached header ends with its file."""
+    """Return the fields by name, and where the data begin; ``None`` if a detached header ends with its file."""
     if not re.match(rb"NRRD000[1-5]\r?\n", head(path, 16)):
         raise wrong_content(path, "an NRRD file (version 1 to 5)")
     lines, start = header_lines(path)
@@ -154,7 +154,7 @@ def _parse(path: Path) -> tuple[dict[str, str], int | None]:
         if not separator or name not in _FIELDS or name in fields:
             raise DataError(
                 f"{path}: expected fields of the NRRD format, each once, got the line {shown(line)}; the header is "
-                "damaged or of another kind: convert the file anew."
+                "damaged or of another kind: convert the file again."
             )
         if not (value.isascii() and value.replace("\t", " ").isprintable()) and name not in ("content", "labels"):
             raise bad_field(path, name, "text", value)
@@ -165,15 +165,15 @@ def _parse(path: Path) -> tuple[dict[str, str], int | None]:
 
 
 def _scalar_axes(path: Path, fields: dict[str, str], sizes: tuple[int, ...]) -> list[int]:
-    """The axes along which voxels lie; others, for the parts of vectors and colours, have to be of size 1."""
+    """Return the spatial axes; others, for the parts of vectors and colours, have to be of size 1."""
     kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
     if len(kinds) != len(sizes):
         raise bad_field(path, "kinds", f"{len(sizes)} words", fields["kinds"])
-    kept = [axis for axis, kind in enumerate(kinds) if kind in _PLAIN_KINDS]
-    channels = max((size for axis, size in enumerate(sizes) if axis not in kept), default=1)
+    spatial = [axis for axis, kind in enumerate(kinds) if kind in _PLAIN_KINDS]
+    channels = max((size for axis, size in enumerate(sizes) if axis not in spatial), default=1)
     if channels != 1:
         raise not_scalar(path, f"{channels} (colours, vectors or complex numbers)")
-    return kept
+    return spatial
 
 
 def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[Any]:
@@ -197,7 +197,7 @@ def _packing(path: Path, fields: dict[str, str]) -> Packing:
 def _geometry(
     path: Path, fields: dict[str, str], dimensions: int, axes: list[int], flat: bool
 ) -> tuple[tuple[float, float, float], tuple[float, ...] | None]:
-    """Spacings along z, y and x, and the directions."""
+    """Return spacings along z, y and x, and the directions."""
     space = fields.get("space", "").lower()
     turn = _TURNS.get(space.removesuffix("-time"))
     if not flat and (turn is None or "space directions" not in fields):
@@ -240,7 +240,7 @@ def _geometry(
 
 
 def _vectors(path: Path, text: str, dimensions: int) -> list[tuple[float, ...] | None]:
-    """A vector, or ``none``, for each axis."""
+    """Parse a vector, or ``none``, for each axis."""
     words = re.findall(r"\([^()]*\)|[^\s()]+", text)
     vectors: list[tuple[float, ...] | None] = []
     for word in words:

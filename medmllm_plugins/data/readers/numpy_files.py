@@ -1,8 +1,9 @@
-"""Headers of NumPy's ``.npy`` format, read with a bound; no pickles, as they run code."""
+"""Read headers of NumPy's ``.npy`` format with a bound on their length; no pickles, as they run code."""
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -14,12 +15,12 @@ from medmllm_plugins.utils.regular_files import open_regular, size_of
 
 MAGIC: Final = b"\x93NUMPY"
 _LONGEST: Final = 10_000
-"""Bytes of a header that NumPy itself accepts."""
+"""Longest header that NumPy itself accepts, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayHeader:
-    """What a ``.npy`` header states, and the number of bytes it takes."""
+    """A ``.npy`` header, and its length in bytes."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -29,17 +30,14 @@ class ArrayHeader:
     @property
     def nbytes(self) -> int:
         """Bytes of the array."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_array_header(opened: IO[bytes]) -> ArrayHeader:
     """Read the header at a stream's position, and no byte more.
 
     Raises:
-        ValueError: there is none, it is longer than NumPy allows, or states Python objects or sizes below 0.
+        ValueError: there is none, it is longer than NumPy allows, or states Python objects or negative sizes.
     """
     start = opened.read(8)
     if len(start) < 8 or start[:6] != MAGIC or start[6] not in (1, 2, 3):
@@ -73,12 +71,12 @@ def array_file_header(path: Path) -> ArrayHeader:
             array = read_array_header(opened)
         except ValueError as error:
             raise DataError(
-                f"{path}: expected a whole NumPy array of numbers, got {error}; save it anew with numpy.save."
+                f"{path}: expected a whole NumPy array of numbers, got {error}. Save it again with numpy.save."
             ) from None
         held = size_of(opened) - array.length
     if held != array.nbytes:
         raise DataError(
             f"{path}: expected a NumPy array of {array.nbytes:,} bytes as its header states, got {held:,}: the file is "
-            "cut short or damaged; save it anew with numpy.save."
+            "cut short or damaged. Save it again with numpy.save."
         )
     return array

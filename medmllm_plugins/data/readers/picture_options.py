@@ -1,4 +1,4 @@
-"""How a picture file is shown where it leaves a choice: which frame of a film, and through which window."""
+"""Options for showing DICOM pictures: which frame of a film, and which intensity window."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from medmllm_plugins.data.readers.intensity_windows import parse_window
 from medmllm_plugins.errors import DataError, shown
 
 FRAMES: Final = ("first", "middle", "all")
-"""Names for frames; beside them a number, from 1 on."""
+"""Names for frames; a number from 1 on is accepted too."""
 SHOWN: Final = 9
-"""Most frames of a film that ``all`` shows, evenly spaced, as many as slices of a volume are shown by default."""
+"""Most frames of a film that ``all`` shows, evenly spaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureOptions:
-    """How pictures are shown.
+    """Options for showing DICOM pictures.
 
     Attributes:
         frame: ``"first"``, ``"middle"``, a number from 1 on as text, or ``"all"``: up to :data:`SHOWN` frames, evenly
             spaced over the film, in one picture.
-        window: intensity window by name or as ``"centre/width"``, see :mod:`medmllm_plugins.data.readers.intensity_windows`; ``None``
-            for that of the file.
+        window: intensity window by name or as ``"centre/width"``; ``None`` for that of the file.
 
     Raises:
         DataError: a value is none of these.
@@ -69,7 +68,7 @@ DEFAULT: Final = PictureOptions()
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures of one size into one, row by row, in a grid as square as it goes; cells left over are black."""
+    """Put pictures of one size into one, row by row, in a nearly square grid; unused cells are black."""
     width, height = pictures[0].size
     across = next(count for count in range(1, len(pictures) + 1) if count * count >= len(pictures))
     canvas = Image.new("RGB", (across * width, -(-len(pictures) // across) * height))

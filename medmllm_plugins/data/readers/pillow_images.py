@@ -1,4 +1,4 @@
-"""Image files in, RGB images out; a damaged file is an error and never a grey patch."""
+"""Decode raster image files with Pillow as RGB; a damaged file is an error and never a grey patch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", "
 """File name endings, in lower case, that claim to be an image."""
 
 _PIXEL_BYTES: Mapping[str, int] = MappingProxyType({"JPEG": 8, "JPEG2000": 16, "WEBP": 12})
-"""What a pixel counts against the limit, by Pillow's name of the format; see :func:`check_pixels`."""
+"""Bytes of memory a pixel takes, by Pillow's name of the format; see :func:`check_pixels`."""
 _OTHER_PIXEL_BYTES = 6
 _STRIP = 1 << 22
 """Pixels that are converted at once."""
@@ -47,7 +47,7 @@ _TURNS = MappingProxyType(
         8: Image.Transpose.ROTATE_90,
     }
 )
-"""EXIF orientations, to what puts the picture upright."""
+"""EXIF orientations, and the operation that turns the image upright."""
 _ORIENTATION = 0x0112
 
 # Raster formats only: an EPS or WMF file under the name of a PNG would otherwise start an interpreter.
@@ -59,11 +59,11 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageFacts:
-    """What one pass over an image file tells about it.
+    """Digest and thumbnail of an image file.
 
     Attributes:
-        pixels: SHA-256, in hexadecimal, of width, height and RGB values: equal for files that show the same picture
-            whatever their format.
+        pixels: SHA-256, in hexadecimal, of width, height and RGB values: equal for files of any format that show the
+            same image.
         thumbnail: ``[32, 32]`` float32 grey levels, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`.
     """
 
@@ -74,7 +74,7 @@ class ImageFacts:
 def read_rgb(path: Path) -> Image.Image:
     """Read a whole image file as RGB, 8 bit per channel; see :func:`to_rgb` for how other modes become RGB.
 
-    Of a file with several frames the first is read. A truncated file is an error even where the process has set
+    Of several frames the first is read. A truncated file is an error even if the process has set
     ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, as lmms-eval does.
 
     Args:
@@ -90,7 +90,7 @@ def read_rgb(path: Path) -> Image.Image:
     with open_regular(path, "an image file") as opened:
         size = size_of(opened)
         if not size:
-            raise DataError(f"{path}: expected an image, found an empty file (0 bytes); get the file again.")
+            raise DataError(f"{path}: expected an image, got an empty file (0 bytes); get the file again.")
         stream = io.BytesIO(opened.read()) if size <= _IN_MEMORY else opened
         try:
             with _complete_files_only():
@@ -100,16 +100,16 @@ def read_rgb(path: Path) -> Image.Image:
         # Decoders meet damaged files with errors of many types (OSError, SyntaxError, ValueError, struct.error, ...).
         except Exception as error:
             raise DataError(
-                f"{path}: expected a whole image file, found {size} bytes that do not decode "
+                f"{path}: expected a whole image file, got {size} bytes that do not decode "
                 f"({_reason(error, stream)}); get the file again."
             ) from error
 
 
 def check_pixels(path: object, size: tuple[int, int], kind: str = "") -> None:
-    """Check the memory an image will take, before anything is allocated for it.
+    """Check the memory for an image before anything is allocated.
 
-    A pixel counts for the six bytes of RGB as decoded and as handed on, and for more where decoders keep copies of
-    their own: in JPEG for eight, in WebP for twelve, in JPEG 2000 for sixteen. The process then takes less than twice
+    A pixel counts for six bytes, RGB as decoded and as returned, and for more if the decoder keeps copies: eight in
+    JPEG, twelve in WebP, sixteen in JPEG 2000. The process then takes less than twice
     the limit: under 1 GB by default, for 89 million pixels (67 of JPEG, 44 of WebP, 33 of JPEG 2000).
 
     Args:
@@ -131,8 +131,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     - Alpha (``LA``, ``RGBA``, transparent palette or colour) is composited on black, the background of radiographs,
       CT and ultrasound.
     - 16 and 32 bit grey and floats (``I;16``, ``I``, ``F``) are scaled linearly so that the image's own smallest and
-      largest value become 0 and 255, as their files say nothing of the range in use; a constant image becomes black.
-      (Pillow's own conversion clips at 255, which turns 16-bit radiographs white.)
+      largest value become 0 and 255; a constant image becomes black. (Pillow's own conversion clips at 255, which
+      turns 16-bit radiographs white.)
 
     Raises:
         ValueError: a float image holds NaN or infinity, or the mode has no conversion to RGB.
@@ -143,7 +143,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _converted(image: Image.Image) -> Image.Image:
-    """The image as RGB, some rows at a time, as each step of a conversion makes an image of four bytes a pixel."""
+    """Convert an image to RGB, some rows at a time, as each step makes an image of four bytes a pixel."""
     if image.mode in _WIDE_MODES or image.mode.startswith("I;16"):
         ranges = [(values.min(), values.max()) for values in map(_values, _strips(image))]
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -182,18 +182,6 @@ def _on_black(strip: Image.Image) -> Image.Image:
     return Image.alpha_composite(black, strip.convert("RGBA"))
 
 
-def check_images(paths: Sequence[Path]) -> list[str]:
-    """Decode every file in full and list those that are no good.
-
-    Args:
-        paths: image files.
-
-    Returns:
-        One fault per bad file, ``"path: what is wrong"``, in the order of ``paths``; empty when all are good.
-    """
-    return scan_images(paths)[1]
-
-
 def scan_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageFacts], list[str]]:
     """Decode every file once, in threads.
 
@@ -201,7 +189,7 @@ def scan_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageFacts], list[str
         paths: image files.
 
     Returns:
-        The facts of the good files by path, and the faults of the bad ones, both in the order of ``paths``.
+        The facts of the good files by path, and for each bad file its error, both in the order of ``paths``.
     """
     with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
         results = list(pool.map(_facts, paths))
@@ -221,10 +209,10 @@ def _facts(path: Path) -> ImageFacts | str:
 
 def _decode(path: Path, stream: BinaryIO) -> Image.Image:
     start = stream.read(32)
-    # Pillow decodes a PNG whose last chunk is cut off without a word, as it reads no further than the pixels.
+    # Pillow decodes a PNG whose last chunk is cut off without an error, as it reads no further than the pixels.
     if start.startswith(_PNG_SIGNATURE):
         _check_png_chunks(stream)
-    if (canvas := _webp_canvas(start)) is not None:  # for which its decoder allocates on opening
+    if (canvas := _webp_canvas(start)) is not None:  # the decoder allocates on opening
         check_pixels(path, canvas, "WEBP")
     stream.seek(0)
     with Image.open(stream, formats=_FORMATS) as image:
@@ -234,12 +222,12 @@ def _decode(path: Path, stream: BinaryIO) -> Image.Image:
         image.load()
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
         rgb = _converted(image)
-    del image  # before the picture is turned, which takes as much again
+    del image  # turning the image takes as much memory again
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def _webp_canvas(start: bytes) -> tuple[int, int] | None:
-    """Width and height that the header of a WebP file states; ``None`` for other files."""
+    """Return width and height by the header of a WebP file; ``None`` for other files."""
     if start[:4] != b"RIFF" or start[8:12] != b"WEBP" or len(start) < 32:
         return None
     if start[12:16] == b"VP8X":
@@ -255,7 +243,7 @@ def _check_png_chunks(stream: BinaryIO) -> None:
     stream.seek(len(_PNG_SIGNATURE))
     while len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        # Pillow skips the check sums of the pixel data; chunks whose type starts in lower case are not needed.
+        # Pillow skips the checksums of the pixel data; chunks whose type starts in lower case are not needed.
         if kind[:1].isupper():
             total = zlib.crc32(kind)
             while length and (part := stream.read(min(length, 1 << 20))):
@@ -264,7 +252,7 @@ def _check_png_chunks(stream: BinaryIO) -> None:
             if length or len(stated) < 4:
                 break
             if total != int.from_bytes(stated):
-                raise ValueError(f"the PNG file is damaged: the check sum of a chunk {kind!r} is wrong")
+                raise ValueError(f"the PNG file is damaged: the checksum of a chunk {kind!r} is wrong")
         else:
             stream.seek(length, io.SEEK_CUR)
             if len(stream.read(4)) < 4:
@@ -297,11 +285,10 @@ _pixels_outside: int | None = None
 
 @contextmanager
 def _complete_files_only() -> Iterator[None]:
-    """Switch ``LOAD_TRUNCATED_IMAGES`` off while any thread of ours decodes, then back to what it was.
+    """Turn ``LOAD_TRUNCATED_IMAGES`` off while a thread of ours decodes, then restore it.
 
-    Where the limit was raised, Pillow's own limit of pixels is raised meanwhile, as ours is looked at in any case. Both
-    are global to the process and Pillow offers no argument for them, hence the count of threads inside: the first one
-    in saves them, the last one out restores them.
+    If the decode limit was raised, Pillow's own limit of pixels is raised too. Both are global to the process, hence
+    the count of threads: the first saves them, the last restores them.
     """
     global _strict_threads, _flag_outside, _pixels_outside
     with _strict_lock:

@@ -1,4 +1,4 @@
-"""Number of files that are decoded at once: limited by the processors, and by the memory that the largest files take."""
+"""Limit the number of files that are decoded at once by the processors and the memory of the largest files."""
 
 from __future__ import annotations
 

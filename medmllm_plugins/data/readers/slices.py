@@ -1,4 +1,4 @@
-"""Volumes for models that take pictures: evenly spaced slices, shown as a radiologist sees them, and montages."""
+"""Show volumes to models that take images: evenly spaced slices as a radiologist sees them, and montages."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ _PLANES = {"axial": ("SI", "P", "L"), "coronal": ("AP", "I", "L"), "sagittal": (
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 MAX_SIDE = 16_384
-"""Longest side of a picture in pixels: a spacing that is a thousand times another would ask for more memory than any
-scan is worth."""
+"""Longest side of a picture in pixels; spacings that differ a thousandfold would take too much memory."""
 
 
 def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
     """Choose evenly spaced slices: those in the middle of ``n`` equal parts of the volume.
 
     Args:
-        volume: the volume; one of a single slice has one plane, its own, whatever ``plane`` says.
-        n: number of slices wanted, at least 1. Of a volume with no more than that many all are taken, none twice.
+        volume: the volume; a single slice is shown in its own plane, whatever ``plane`` is.
+        n: number of slices, at least 1; a volume with fewer slices gives all of them once.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
 
     Returns:
@@ -39,7 +38,7 @@ def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
         DataError: ``n`` is below 1 or there is no such plane.
     """
     if n < 1:
-        raise DataError(f"Expected at least 1 slice, found {n}.")
+        raise DataError(f"Expected at least 1 slice, got {n}.")
     size = volume.voxels.shape[_display(volume, plane).axis]
     count = min(n, size)
     return [(2 * part + 1) * size // (2 * count) for part in range(count)]
@@ -58,33 +57,31 @@ def slice_images(
     Args:
         volume: the volume.
         n: see :func:`select_slices`.
-        window: see :func:`medmllm_plugins.data.readers.intensity_windows.apply_window`; ``None`` looks at the whole volume, so that all
-            slices share one range.
+        window: see :func:`medmllm_plugins.data.readers.intensity_windows.window_bounds`; all slices share one range.
         plane: see :func:`select_slices`.
 
     Returns:
         Images of one size in mode ``RGB``, grey levels repeated over the channels.
 
     Raises:
-        DataError: see :func:`select_slices` and :func:`medmllm_plugins.data.readers.intensity_windows.apply_window`; or a side would be
-            longer than :data:`MAX_SIDE`.
+        DataError: see :func:`select_slices` and ``window_bounds``; or a side would be longer than :data:`MAX_SIDE`.
     """
     chosen = select_slices(volume, n, plane=plane)
-    how = _display(volume, plane)
+    display = _display(volume, plane)
     low, high = window_bounds(volume.voxels, window, volume.unit)
-    sides = [volume.voxels.shape[axis] * volume.spacing[axis] for axis in (how.columns, how.rows)]
-    finest = min(volume.spacing[how.rows], volume.spacing[how.columns])
+    sides = [volume.voxels.shape[axis] * volume.spacing[axis] for axis in (display.columns, display.rows)]
+    finest = min(volume.spacing[display.rows], volume.spacing[display.columns])
     size = (max(1, round(sides[0] / finest)), max(1, round(sides[1] / finest)))
     if max(size) > MAX_SIDE:
         raise DataError(
-            f"Expected slices of at most {MAX_SIDE} pixels a side, found {size[0]} x {size[1]} once their pixels are "
+            f"Expected slices of at most {MAX_SIDE} pixels a side, got {size[0]} x {size[1]} once their pixels are "
             f"square; resample the volume (spacing {volume.spacing} mm)."
         )
     pictures = []
     for index in chosen:
-        values: npt.NDArray[np.float32] = volume.voxels.take([index], axis=how.axis).squeeze(how.axis)
-        values = values if how.rows < how.columns else values.T
-        pictures.append(_picture(to_grey(values[:: how.flips[0], :: how.flips[1]], low, high), size))
+        values: npt.NDArray[np.float32] = volume.voxels.take([index], axis=display.axis).squeeze(display.axis)
+        values = values if display.rows < display.columns else values.T
+        pictures.append(_picture(to_grey(values[:: display.flips[0], :: display.flips[1]], low, high), size))
     return pictures
 
 
@@ -92,19 +89,19 @@ def montage(images: Sequence[Image.Image], columns: int | None = None) -> Image.
     """Put pictures into one, row by row from the top left, without gaps.
 
     Args:
-        images: at least one; smaller ones stand at the top left of their cell on black.
-        columns: number of columns; ``None`` for a grid as square as it goes, with no more rows than columns.
+        images: at least one; smaller ones are at the top left of their cell on black.
+        columns: number of columns; ``None`` for a nearly square grid, with no more rows than columns.
 
     Returns:
-        One image in mode ``RGB``; cells left over are black.
+        One image in mode ``RGB``; unused cells are black.
 
     Raises:
         DataError: there is no picture, or ``columns`` is below 1.
     """
     if not images:
-        raise DataError("Expected at least one picture for a montage, found none.")
+        raise DataError("Expected at least one picture for a montage, got none.")
     if columns is not None and columns < 1:
-        raise DataError(f"Expected a montage of at least 1 column, found {columns}.")
+        raise DataError(f"Expected a montage of at least 1 column, got {columns}.")
     across = math.ceil(math.sqrt(len(images))) if columns is None else columns
     width, height = (max(sizes) for sizes in zip(*(image.size for image in images), strict=True))
     canvas = Image.new("RGB", (across * width, math.ceil(len(images) / across) * height))
@@ -115,13 +112,13 @@ def montage(images: Sequence[Image.Image], columns: int | None = None) -> Image.
 
 @dataclass(frozen=True, slots=True)
 class _Display:
-    """How a plane of a volume is shown.
+    """Axes and directions for showing a plane of a volume.
 
     Attributes:
         axis: the axis of the array that runs through the slices.
         rows: the axis that becomes the picture's rows.
         columns: the axis that becomes the picture's columns.
-        flips: for rows and columns 1 or -1, -1 where the array grows against the picture.
+        flips: for rows and columns 1 or -1, -1 if the array grows against the picture.
     """
 
     axis: int
@@ -132,7 +129,7 @@ class _Display:
 
 def _display(volume: Volume, plane: str) -> _Display:
     if plane not in _PLANES:
-        raise DataError(f"Expected a plane among {sorted(_PLANES)}, found {shown(plane)}.")
+        raise DataError(f"Expected a plane among {sorted(_PLANES)}, got {shown(plane)}.")
     letters = volume.orientation[::-1]  # by axis of the array
     if volume.voxels.shape[0] == 1:
         plane = next(name for name, (through, _, _) in _PLANES.items() if letters[0] in through)

@@ -1,9 +1,4 @@
-"""What a volume's header states, checked before any voxel is read; the base of the readers of each format.
-
-The formats are in :mod:`medmllm_plugins.data.readers.nifti`, :mod:`medmllm_plugins.data.readers.nrrd` and
-:mod:`medmllm_plugins.data.readers.metaimage`, arrays in
-:mod:`medmllm_plugins.data.readers.npy_volumes`.
-"""
+"""Headers of volumes, checked before any voxel is read; the base of the readers of each format."""
 
 from __future__ import annotations
 
@@ -33,14 +28,14 @@ LONGEST_HEADER: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DataLocation:
-    """Where a volume's voxels are.
+    """Location of a volume's voxels.
 
     Attributes:
-        path: the file, which for detached headers is another than the header's.
+        path: the file; of detached headers not the header's.
         offset: bytes of that file before the data.
-        packing: how the data are stored.
+        packing: storage of the data.
         skip: bytes of the unpacked data before the voxels.
-        to_end: whether the voxels' bytes are the last of the file, whatever stands before them; raw data only.
+        to_end: whether the voxels are the last bytes of the file, whatever is before them; raw data only.
     """
 
     path: Path
@@ -59,7 +54,7 @@ class VolumeHeader:
         kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"`` or ``"numpy"``.
         shape: voxels along z, y and x; in the file x runs fastest.
         spacing: mm along z, y and x.
-        direction: directions of x, y and z in LPS coordinates as the columns of a matrix, row by row; ``None`` where
+        direction: directions of x, y and z in LPS coordinates as the columns of a matrix, row by row; ``None`` if
             the file states none.
         flat: whether the file holds a two-dimensional image.
         dtype: type of a voxel as stored, with its byte order.
@@ -86,11 +81,11 @@ class VolumeHeader:
 
 
 def check_header(header: VolumeHeader) -> VolumeHeader:
-    """Check what all formats have in common, and the length of raw data; returns the header.
+    """Check size, spacing, directions and the length of raw data; return the header.
 
     Raises:
-        DataError: the volume is larger than the limit of :mod:`medmllm_plugins.data.readers.decode_limit`; a spacing is none;
-            axes are not perpendicular; or raw data are shorter or longer than the header states.
+        DataError: the volume is above the decode limit; a spacing is not plausible; axes are not perpendicular; or raw
+            data are shorter or longer than the header states.
     """
     path = header.path
     check_volume_size(path, math.prod(header.shape), max(header.data.skip, header.nbytes))
@@ -117,7 +112,7 @@ def check_header(header: VolumeHeader) -> VolumeHeader:
     if held > header.nbytes:
         raise DataError(
             f"{data.path}: expected {header.nbytes:,} bytes of voxels as the header states, got {held:,}: the header "
-            "is damaged, or the file holds more than one volume; get it again or convert it anew."
+            "is damaged, or the file holds more than one volume; get it again or convert it."
         )
     return header
 
@@ -155,27 +150,27 @@ def not_scalar(path: Path, what: str) -> DataError:
 
 
 def wrong_content(path: Path, wanted: str) -> DataError:
-    """Return the error for content that is not what the name says."""
-    found = "another format"
+    """Return the error for content that does not match the name."""
+    kind = "another format"
     content = head(path, 352)
     for name, prefix in (("gzip", b"\x1f\x8b"), ("NRRD", b"NRRD"), ("NumPy", b"\x93NUMPY"), ("MetaImage", b"ObjectT")):
-        found = name if content.startswith(prefix) else found
-    found = "DICOM" if is_dicom(path) else found
-    found = "uncompressed NIfTI" if content[344:347] == b"n+1" else found
-    found = "NIfTI in two files (.hdr and .img)" if content[344:347] == b"ni1" else found
-    return DataError(f"{path}: expected {wanted} by its name, got {found}; correct the name or get the file again.")
+        kind = name if content.startswith(prefix) else kind
+    kind = "DICOM" if is_dicom(path) else kind
+    kind = "uncompressed NIfTI" if content[344:347] == b"n+1" else kind
+    kind = "NIfTI in two files (.hdr and .img)" if content[344:347] == b"ni1" else kind
+    return DataError(f"{path}: expected {wanted} by its name, got {kind}; correct the name or get the file again.")
 
 
-def cut_short(path: Path, wanted: int, found: int) -> DataError:
+def cut_short(path: Path, wanted: int, held: int) -> DataError:
     """Return the error for fewer bytes than the header states."""
-    return DataError(
-        f"{path}: expected {wanted:,} bytes of voxels, got {found:,}: the file is cut short; get it again."
-    )
+    return DataError(f"{path}: expected {wanted:,} bytes of voxels, got {held:,}: the file is cut short; get it again.")
 
 
 def bad_field(path: Path, name: str, wanted: str, value: object) -> DataError:
     """Return the error for a field of a text header."""
-    return DataError(f"{path}: expected the header's field `{name}` as {wanted}, got {shown(value)}; convert it anew.")
+    return DataError(
+        f"{path}: expected the header's field `{name}` as {wanted}, got {shown(value)}. Convert the file again."
+    )
 
 
 def header_lines(path: Path) -> tuple[list[tuple[str, int]], bytes]:

@@ -1,8 +1,7 @@
-"""Volumes: NIfTI, NRRD, MetaImage, NumPy arrays and DICOM become voxels in a known orientation.
+"""Read NIfTI, NRRD, MetaImage, NumPy and DICOM volumes in a known orientation.
 
-Headers of files other than DICOM are read by modules of their own, checked against the length of the data, and the data
-unpacked no further than the header promises. SimpleITK sees only arrays in memory: it reads truncated or altered files
-without a word.
+Headers are checked against the length of the data, and data decompressed no further than the header states. SimpleITK
+gets only arrays in memory: it reads truncated or altered files without an error.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -58,7 +57,7 @@ _HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
-    """Voxels with their size and the way they stand in the patient.
+    """Voxels with their spacing and orientation in the patient.
 
     Axis 0 of the array is the slice axis, axis 1 the rows of a slice, axis 2 its columns. ``orientation`` names, for x
     (axis 2), y (axis 1) and z (axis 0) in this order, the side of the patient towards which the index **grows**: with
@@ -75,7 +74,7 @@ class Volume:
         unit: ``"HU"`` or ``"any"``.
 
     Raises:
-        DataError: the shape, type, spacing, orientation or unit is none of these.
+        DataError: the shape, type, spacing, orientation or unit is another.
     """
 
     voxels: npt.NDArray[np.float32]
@@ -87,10 +86,10 @@ class Volume:
         if self.voxels.ndim != 3 or self.voxels.dtype != np.float32 or 0 in self.voxels.shape:
             raise DataError(
                 "Expected voxels as a float32 array [D, H, W], "
-                f"found {self.voxels.dtype} {list(self.voxels.shape)}; convert them."
+                f"got {self.voxels.dtype} {list(self.voxels.shape)}; convert them."
             )
         if len(self.spacing) != 3:
-            raise DataError(f"Expected spacings along z, y and x, found {len(self.spacing)} numbers.")
+            raise DataError(f"Expected spacings along z, y and x, got {len(self.spacing)} numbers.")
         check_spacing(self.spacing, "volume")
         _check_orientation(self.orientation)
         _check_unit(self.unit)
@@ -98,7 +97,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class VolumeFacts:
-    """What a header tells.
+    """Size, spacing and orientation from a header.
 
     Attributes:
         kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"``, ``"numpy"`` or ``"dicom"``.
@@ -124,8 +123,8 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     - ``.nii``, ``.nii.gz``: NIfTI-1 and NIfTI-2 in one file; which of sform and qform counts is
       decided as in SimpleITK, see :func:`medmllm_plugins.data.readers.nifti.read_nifti_header`.
     - ``.nrrd``, ``.nhdr``; ``.mha``, ``.mhd``; a data file that a header names has to lie below the header's folder. A
-      MetaImage without TransformMatrix stands as LPS.
-    - ``.dcm``, or any file with the DICOM prefix, and folders: see :func:`medmllm_plugins.data.readers.dicom.read_dicom`.
+      MetaImage without TransformMatrix is read as LPS.
+    - ``.dcm``, or any file with the DICOM prefix, and folders: see  ``read_dicom``.
 
     One slice is a volume only in a DICOM file of one frame or a two-dimensional NIfTI, NRRD or MetaImage. It keeps the
     orientation in which it is stored (LPS where the file cannot say), as its slice axis has to stay axis 0.
@@ -133,7 +132,7 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     Args:
         path: a file or a folder.
         orientation: one of :data:`ORIENTATIONS`.
-        unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless told. A given
+        unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless given. A given
             unit goes before what DICOM says.
 
     Returns:
@@ -156,10 +155,10 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
         return _volume(path, scan.image, orientation, unit or scan.unit, scan.single)
     header = _HEADERS[kind](path)
     _check_thickness(header)
-    stored = orientation if header.direction is None else _stands(header.direction)
+    stored = orientation if header.direction is None else _orientation(header.direction)
     orientation = stored if header.flat else orientation
     # For x, y and z of the result: the axis that runs that way in the file, or against it.
-    sources = [next(axis for axis, side in enumerate(stored) if side in _SIDES[wish]) for wish in orientation]
+    sources = [next(axis for axis, side in enumerate(stored) if side in _SIDES[end]) for end in orientation]
     flips = [2 - at for at, source in enumerate(sources) if stored[source] != orientation[at]]
     axes = [2 - sources[2 - axis] for axis in range(3)]
     voxels = read_voxels(header, axes, flips)
@@ -181,15 +180,15 @@ def volume_facts(path: Path) -> VolumeFacts:
     """
     kind = _kind(path)
     if kind == "dicom":
-        found = dicom_geometry(path)
-        size, spacing = found.size, found.spacing
+        geometry = dicom_geometry(path)
+        size, spacing = geometry.size, geometry.spacing
         return VolumeFacts(
-            kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _stands(found.direction)
+            kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _orientation(geometry.direction)
         )
     header = _HEADERS[kind](path)
     if kind == "numpy":
         _check_thickness(header)
-    stored = "" if header.direction is None else _stands(header.direction)
+    stored = "" if header.direction is None else _orientation(header.direction)
     return VolumeFacts(kind, header.shape, header.spacing, stored)
 
 
@@ -206,7 +205,7 @@ def _too_thin(path: Path, shape: Sequence[int]) -> DataError:
 
 
 _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
-"""A side of the patient, to the two ends of its axis."""
+"""Both ends of the axis that a side of the patient is on."""
 
 
 def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: Sequence[int] | None = None) -> Volume:
@@ -229,7 +228,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
             more than :func:`medmllm_plugins.data.readers.decode_limit.max_voxels`.
     """
     if (spacing is None) == (shape is None):
-        raise DataError("Expected either a spacing or a shape to resample to, found both or neither.")
+        raise DataError("Expected either a spacing or a shape to resample to, got both or neither.")
     old = volume.voxels.shape
     extent = [count * step for count, step in zip(old, volume.spacing, strict=True)]
     if spacing is not None:
@@ -239,7 +238,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
     else:
         counts = [int(count) for count in _three(shape or (), "sizes")]
         if min(counts) < 1:
-            raise DataError(f"Expected sizes of at least 1 voxel, found {counts}.")
+            raise DataError(f"Expected sizes of at least 1 voxel, got {counts}.")
         steps = [length / count for length, count in zip(extent, counts, strict=True)]
         check_spacing(steps, "resample")
     if math.prod(counts) > (most := max_voxels()):
@@ -247,7 +246,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
             f"Expected at most {most:,} voxels after resampling, got {math.prod(counts):,}; choose a coarser grid, or "
             f"raise the limit {VARIABLE}."
         )
-    # Both grids have their middle at the same place.
+    # Both grids have the same centre.
     starts = [
         ((old_count - 1) * old_step - (count - 1) * step) / 2
         for old_count, old_step, count, step in zip(old, volume.spacing, counts, steps, strict=True)
@@ -265,7 +264,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
 
 
 def _kind(path: Path) -> str:
-    """The kind of a file by its name, and for names that say nothing by the DICOM prefix."""
+    """Return the kind of a file by its name, and for unknown names by the DICOM prefix."""
     if path.is_dir():
         return "dicom"
     content = head(path, 132)
@@ -277,7 +276,7 @@ def _kind(path: Path) -> str:
         return "dicom"
     known = ", ".join(_KINDS)
     raise DataError(
-        f"{path}: expected a volume as {known}, DICOM file or folder, found {path.suffix or 'no ending'} "
+        f"{path}: expected a volume as {known}, DICOM file or folder, got {path.suffix or 'no ending'} "
         "without the DICOM prefix; convert it, or correct the name."
     )
 
@@ -286,31 +285,31 @@ def _check_orientation(orientation: str) -> None:
     if orientation not in ORIENTATIONS:
         raise DataError(
             "Expected an orientation of three letters, one each of L or R, A or P and S or I, such as RAS or LPS, "
-            f"found {shown(orientation)}."
+            f"got {shown(orientation)}."
         )
 
 
 def _check_unit(unit: str) -> None:
     if unit not in ("HU", "any"):
-        raise DataError(f'Expected the unit to be "HU" or "any", found {shown(unit)}.')
+        raise DataError(f'Expected the unit to be "HU" or "any", got {shown(unit)}.')
 
 
 def _three(values: Sequence[float], what: str) -> list[float]:
     if len(values) != 3:
-        raise DataError(f"Expected three {what}, along z, y and x, found {len(values)}.")
+        raise DataError(f"Expected three {what}, along z, y and x, got {len(values)}.")
     return [float(value) for value in values]
 
 
 def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single: bool) -> Volume:
-    """A three-dimensional image in the orientation asked for."""
+    """Return an image as a volume in an orientation."""
     if single:
-        orientation = _stands(image.GetDirection())
+        orientation = _orientation(image.GetDirection())
     elif 1 in image.GetSize():
         raise _too_thin(path, image.GetSize()[::-1])
     else:
         image = sitk.DICOMOrient(image, orientation)
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path}: expected one value a voxel, found {image.GetNumberOfComponentsPerPixel()}.")
+        raise DataError(f"{path}: expected one value a voxel, got {image.GetNumberOfComponentsPerPixel()}.")
     stored = sitk.GetArrayViewFromImage(image)
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused
         voxels = stored.astype(np.float32)
@@ -318,5 +317,5 @@ def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single:
     return Volume(voxels if stored.dtype.kind in "iu" else finite(voxels, path), (z, y, x), orientation, unit)
 
 
-def _stands(direction: Sequence[float]) -> str:
+def _orientation(direction: Sequence[float]) -> str:
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(part) for part in direction]))

@@ -1,4 +1,4 @@
-"""Checks that readers of every volume format share: the first bytes, finite values, believable spacings."""
+"""Check that voxels are finite and spacings plausible, for all volume formats."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ import numpy.typing as npt
 from medmllm_plugins.errors import DataError
 
 MAX_SPACING = 100.0
-"""Largest spacing that is believed, in mm; no scanner steps that far."""
+"""Largest plausible spacing, in mm."""
 
 
 def finite(voxels: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
-    """The voxels, if none is NaN or infinite.
+    """Return the voxels, if none is NaN or infinite.
 
     Raises:
-        DataError: some are, with their number.
+        DataError: see :func:`check_all_finite`.
     """
-    if bad := int(voxels.size - np.count_nonzero(np.isfinite(voxels))):
-        raise DataError(
-            f"{path}: expected finite values, found {bad} of {voxels.size} voxels NaN, infinite or beyond float32; "
-            "replace them, say by the value of air, or leave the volume out."
-        )
+    check_all_finite(path, int(voxels.size - np.count_nonzero(np.isfinite(voxels))), voxels.size)
     return voxels
+
+
+def check_all_finite(path: Path, bad: int, total: int) -> None:
+    """Check the number of voxels that are not finite.
+
+    Raises:
+        DataError: it is above 0.
+    """
+    if bad:
+        raise DataError(
+            f"{path}: expected finite values, got {bad} of {total} voxels NaN, infinite or beyond float32. Replace "
+            "them, for example by the value of air, or leave the volume out."
+        )
 
 
 def check_spacing(spacing: Sequence[float], where: object) -> None:
@@ -36,7 +45,7 @@ def check_spacing(spacing: Sequence[float], where: object) -> None:
         DataError: one is not a number, not above 0, or above :data:`MAX_SPACING`.
     """
     if not all(math.isfinite(step) and 0 < step <= MAX_SPACING for step in spacing):
-        found = " x ".join(f"{step:g}" for step in spacing)
+        steps = " x ".join(f"{step:g}" for step in spacing)
         raise DataError(
-            f"{where}: expected spacings above 0 and up to {MAX_SPACING:g} mm, found {found} mm; correct the header."
+            f"{where}: expected spacings above 0 and up to {MAX_SPACING:g} mm, got {steps} mm. Correct the header."
         )

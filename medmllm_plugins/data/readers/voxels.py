@@ -1,4 +1,4 @@
-"""Voxels of a checked header, as float32, in bounded memory."""
+"""Read the voxels of a checked header as float32, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from medmllm_plugins.data.readers.byte_sources import ByteSource, open_source
 from medmllm_plugins.data.readers.volume_headers import VolumeHeader
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.data.readers.voxel_checks import check_all_finite
 from medmllm_plugins.utils.regular_files import open_regular
 
 _BLOCK: Final = 48 * 1024**2
@@ -19,11 +19,10 @@ _BLOCK: Final = 48 * 1024**2
 
 
 def read_voxels(header: VolumeHeader, axes: Sequence[int] = (0, 1, 2), flips: Sequence[int] = ()) -> np.ndarray:
-    """Read a volume's voxels, with their axes put in another order.
+    """Read a volume's voxels in another order of axes.
 
-    Packed data are unpacked once and compared with their length and check sum before anything is made of them. The
-    blocks they lie in are given back one by one as they become float32, so that the peak is the larger of the two and
-    one block more.
+    Compressed data are decompressed once and their length and checksum compared before they are converted. Blocks are
+    freed as they become float32, so that the peak is the larger of the two and one block.
 
     Args:
         header: a checked header.
@@ -48,16 +47,12 @@ def read_voxels(header: VolumeHeader, axes: Sequence[int] = (0, 1, 2), flips: Se
         bad += _convert(block, target[first : first + len(block)], header.scaling)
         first += len(block)
     assert voxels is not None
-    if bad:
-        raise DataError(
-            f"{header.path}: expected finite values, got {bad} of {voxels.size} voxels NaN, infinite or beyond "
-            "float32; replace them, say by the value of air, or leave the volume out."
-        )
+    check_all_finite(header.path, bad, voxels.size)
     return voxels
 
 
 def _convert(block: npt.NDArray[Any], target: npt.NDArray[np.float32], scaling: tuple[float, float]) -> int:
-    """Write a block as real values; returns how many of them are not finite."""
+    """Write a block as real values; return the number of values that are not finite."""
     slope, intercept = scaling
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted
         if scaling == (1.0, 0.0):
@@ -71,7 +66,7 @@ def _convert(block: npt.NDArray[Any], target: npt.NDArray[np.float32], scaling: 
 
 
 def _blocks(header: VolumeHeader) -> Iterator[npt.NDArray[Any]]:
-    """The voxels as stored, some slabs of the slowest axis at a time."""
+    """Yield the voxels as stored, some slabs of the slowest axis at a time."""
     shape = header.shape[::-1] if header.reversed_axes else header.shape
     slab = math.prod(shape[1:]) * header.dtype.itemsize
     step = max(1, _BLOCK // slab)
@@ -81,7 +76,7 @@ def _blocks(header: VolumeHeader) -> Iterator[npt.NDArray[Any]]:
         source = open_source(header.data.path, opened, header.data.packing, header.dtype)
         source.skip(header.data.skip)
         if header.data.packing == "raw":
-            # Its length was compared with the header, and there is no sum to wait for.
+            # The length was compared with the header, and there is no checksum to wait for.
             for count in counts:
                 yield _block(source, header.dtype, (count, *shape[1:]))
             source.finish()

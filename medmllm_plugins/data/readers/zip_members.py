@@ -1,4 +1,4 @@
-"""Members of a zip archive that are NumPy arrays, read no further than their headers promise."""
+"""Read NumPy arrays in a zip archive, decompressed no further than their headers state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from medmllm_plugins.data.readers.numpy_files import ArrayHeader, read_array_hea
 from medmllm_plugins.utils.regular_files import open_regular, size_of
 
 _LARGEST_DIRECTORY: Final = 1 << 20
-"""Bytes of a directory; Python makes an object of hundreds of bytes of each 46 in it."""
+"""Bytes of a directory; Python makes an object of hundreds of bytes from each 46."""
 _TAIL: Final = 22 + 0xFFFF
 _BLOCK: Final = 32 * 1024**2
-"""Bytes that are unpacked at once."""
-_KEPT: Final = 2
-"""So many blocks are kept, as several threads read side by side."""
+"""Bytes that are decompressed at once."""
+_BLOCKS: Final = 2
+"""Blocks in memory, as several threads read in parallel."""
 
 
 def check_directory(path: Path) -> None:
@@ -68,9 +68,9 @@ def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ArrayHeade
 
 
 class PackedRows:
-    """An array too large to be held unpacked, of which blocks of rows are unpacked as they are asked for.
+    """A large compressed array, of which blocks of rows are decompressed on demand.
 
-    Rows asked for in their order are unpacked once. To go back means to unpack all that stands before again.
+    Rows read in order are decompressed once; going back decompresses everything before them again.
     """
 
     def __init__(self, path: Path, info: zipfile.ZipInfo, header: ArrayHeader) -> None:
@@ -89,22 +89,22 @@ class PackedRows:
         self._member: Any = None
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
-        """A row; see :func:`zipfile.ZipFile.open` for the errors."""
+        """Return a row; see :func:`zipfile.ZipFile.open` for the errors."""
         if not 0 <= index < self._header.shape[0]:
             raise IndexError(index)
-        block, place = divmod(index, self._rows)
+        block, position = divmod(index, self._rows)
         with self._lock:
             if block not in self._blocks:
-                while len(self._blocks) >= _KEPT:
+                while len(self._blocks) >= _BLOCKS:
                     self._blocks.popitem(last=False)
                 self._blocks[block] = self._unpack(block)
             self._blocks.move_to_end(block)
-            row: npt.NDArray[Any] = self._blocks[block][place]
+            row: npt.NDArray[Any] = self._blocks[block][position]
             return row
 
     def _unpack(self, block: int) -> npt.NDArray[Any]:
         if self._member is None:
-            # It stays open as long as the array does, to go on from where it is.
+            # Stays open as long as the array, to continue from its position.
             self._member = zipfile.ZipFile(self._path).open(self._info)  # noqa: SIM115
         first = block * self._rows
         count = min(self._rows, self._header.shape[0] - first)

@@ -80,7 +80,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     made = Echo()
-    monkeypatch.setattr("medmllm_plugins.models.formats.medm_vl.load", made.load)
+    monkeypatch.setattr("medmllm_plugins.host.model.load_model", lambda spec, options: made.load(options))
     return made
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host.test_host_probing import LIMIT, TASK, probed, store_of  # noqa: F401 - probed is a fixture
-from host.test_host_resume import RUNS, SCRIPTS, finish, start
+from host.test_probe_tasks import LIMIT, TASK, store_of
+from host.test_resume import RUNS, SCRIPTS, finish, start
 
 from medmllm_plugins.attribution import attribution_store, explainer
 from medmllm_plugins.errors import DataError
@@ -84,7 +84,7 @@ def test_nothing_is_explained_again_when_maps_were_being_put_together(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
 ) -> None:
     settings = {"tasks": ["med_attr_demo:n=1:method=layer_grad_cam:layer=connector"], "limit": 16}
-    broken(evaluate, tmp_path, attribution_store, "gather", **settings)
+    broken(evaluate, tmp_path, attribution_store, "write_index", **settings)
     (begun,) = (tmp_path / RUNS).glob("2*")
     assert list(begun.glob("attributions/*/entries/*.json"))  # moved already
     asked.clear()
@@ -97,7 +97,7 @@ def test_nothing_is_explained_again_when_maps_were_being_put_together(
 
 @pytest.mark.slow
 def test_probes_go_on_wherever_they_were_broken_off(
-    probed: Any,  # noqa: F811
+    probed: Any,
     evaluate: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

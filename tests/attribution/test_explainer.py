@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.loading import load
 from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.attribution import explainer
 from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
 from medmllm_plugins.attribution.checks.map_checks import Removal
-from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
@@ -52,15 +54,14 @@ def model() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def items(model: LoadedModel) -> list[Item]:
+def items(model: LoadedModel) -> list[AttributionItem]:
     found = []
     for number in range(2800, 2803):
         drawn = phantom(number)
-        shown = drawn.image if hasattr(drawn.image, "convert") else explainer.map_images.Image.fromarray(drawn.image)
-        shown = shown.convert("RGB")
+        shown = Image.fromarray(drawn.image).convert("RGB")
         (reply,) = model.generate([QUESTION], [shown], max_new_tokens=8, labels=list(LABELS))
         found.append(
-            Item(
+            AttributionItem(
                 id=f"p{number}",
                 document=f"p{number}",
                 group=f"g{number}",
@@ -69,7 +70,7 @@ def items(model: LoadedModel) -> list[Item]:
                 answer=reply.text.strip(),
                 scores=reply.scores or (),
                 question=QUESTION,
-                shown=shown,
+                visual=shown,
                 classes=tuple(LABELS),
                 answers=tuple(LABELS),
                 mask=drawn.mask,
@@ -143,7 +144,7 @@ def third_party() -> Iterator[None]:
 def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Explain some documents, and read the index of what was found."""
 
-    def call(documents: Sequence[Item], *names: str, batch: int = 16, **asked: Any) -> dict[str, Any]:
+    def call(documents: Sequence[AttributionItem], *names: str, batch: int = 16, **asked: Any) -> dict[str, Any]:
         wanted = AttributionOptions(methods=names, layers=LAYERS, steps=2, **asked)
         explain(model, wanted, documents, AttributionStore(tmp_path, wanted.to_dict()), batch)
         return write_index(tmp_path, "task", "demo", LABELS)
@@ -152,13 +153,13 @@ def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any
 
 
 def test_the_cost_is_told_once_the_first_document_is_explained(
-    model: LoadedModel, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, items: list[AttributionItem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     calls: list[str] = []
     real = explainer.Explainer.explain
 
-    def timed(self: Any, item: Item) -> None:
+    def timed(self: Any, item: AttributionItem) -> None:
         real(self, item)
         calls.append(item.id)
         if len(calls) == 1:
@@ -185,7 +186,9 @@ def maps_of(index: dict[str, Any]) -> set[tuple[str, str, str]]:
     return {(entry["id"], entry["method"], entry["layer"]) for entry in index["entries"]}
 
 
-def all_of(documents: Sequence[Item], method: str, layers: Sequence[str] = LAYERS) -> set[tuple[str, str, str]]:
+def all_of(
+    documents: Sequence[AttributionItem], method: str, layers: Sequence[str] = LAYERS
+) -> set[tuple[str, str, str]]:
     return {(item.id, method, layer) for item in documents for layer in layers}
 
 
@@ -197,15 +200,15 @@ def all_of(documents: Sequence[Item], method: str, layers: Sequence[str] = LAYER
             "first_alone",
             ("vision.00",),
             "first_alone, connector: left out of p2800 (64 x 64), p2801 (64 x 64): Expected the method to return "
-            "`Scores` with a tensor for connector, found dict for vision.00.",
+            "`Scores` with a tensor for connector, got dict for vision.00.",
         ),
-        ("arrays", (), "`Scores` with a tensor for vision.00, found ndarray."),
-        ("nothing", (), "`Scores` with a tensor for vision.00, found NoneType."),
+        ("arrays", (), "`Scores` with a tensor for vision.00, got ndarray."),
+        ("nothing", (), "`Scores` with a tensor for vision.00, got NoneType."),
         ("too_few", (), "too_few, vision.00: left out of p2800"),
     ],
 )
 def test_a_faulty_method_costs_only_itself(
-    explained: Callable[..., Any], items: list[Item], method: str, kept: tuple[str, ...], says: str
+    explained: Callable[..., Any], items: list[AttributionItem], method: str, kept: tuple[str, ...], says: str
 ) -> None:
     documents = items[:2]
     index = explained(documents, method, "fine")
@@ -216,23 +219,25 @@ def test_a_faulty_method_costs_only_itself(
     assert sound["randomisation"]
 
 
-def test_where_all_is_faulty_the_reasons_are_told(explained: Callable[..., Any], items: list[Item]) -> None:
-    with pytest.raises(DataError, match=r"found none\. boom: left out of p2800 .*a fault of my own"):
+def test_where_all_is_faulty_the_reasons_are_told(explained: Callable[..., Any], items: list[AttributionItem]) -> None:
+    with pytest.raises(DataError, match=r"got none\. boom: left out of p2800 .*a fault of my own"):
         explained(items[:1], "boom")
 
 
-def test_a_methods_own_layer_is_one_that_the_model_has(explained: Callable[..., Any], items: list[Item]) -> None:
+def test_a_methods_own_layer_is_one_that_the_model_has(
+    explained: Callable[..., Any], items: list[AttributionItem]
+) -> None:
     index = explained(items[:1], "deep")
     assert maps_of(index) == all_of(items[:1], "deep", ["vision.03"])
 
 
-def test_a_methods_own_layer_that_is_none(explained: Callable[..., Any], items: list[Item]) -> None:
-    with pytest.raises(OptionError, match=r"expected `at` of deeper to be some of vision\.00, .*, found 'vision\.99'"):
+def test_a_methods_own_layer_that_is_none(explained: Callable[..., Any], items: list[AttributionItem]) -> None:
+    with pytest.raises(OptionError, match=r"expected `at` of deeper to be some of vision\.00, .*, got 'vision\.99'"):
         explained(items[:1], "deeper")
 
 
 def test_batches_are_halved_where_memory_ends(
-    explained: Callable[..., Any], items: list[Item], caplog: pytest.LogCaptureFixture
+    explained: Callable[..., Any], items: list[AttributionItem], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     index = explained(items[:2], "hungry", batch=8)
@@ -242,7 +247,7 @@ def test_batches_are_halved_where_memory_ends(
 
 
 def test_documents_without_a_target_are_left_out(
-    explained: Callable[..., Any], items: list[Item], tmp_path: Path
+    explained: Callable[..., Any], items: list[AttributionItem], tmp_path: Path
 ) -> None:
     documents = [replace(items[0], answer=" "), *items[1:]]
     index = explained(documents, "fine", target="answer")
@@ -252,14 +257,14 @@ def test_documents_without_a_target_are_left_out(
     assert {level["documents"] for row in shuffled for level in row["levels"]} == {2}
 
 
-def test_documents_without_scores_have_no_decision(explained: Callable[..., Any], items: list[Item]) -> None:
+def test_documents_without_scores_have_no_decision(explained: Callable[..., Any], items: list[AttributionItem]) -> None:
     index = explained([replace(items[0], scores=()), items[1]], "fine")
     assert maps_of(index) == all_of(items[1:2], "fine")
-    assert any("Expected scores of the labels to decide by, found none" in one for one in index["warnings"])
+    assert any("Expected scores of the labels to explain the decision, got none" in one for one in index["warnings"])
 
 
 def test_a_check_that_fails_costs_its_number(
-    explained: Callable[..., Any], items: list[Item], monkeypatch: pytest.MonkeyPatch
+    explained: Callable[..., Any], items: list[AttributionItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: Any, **__: Any) -> Any:
         raise ModelError("no patches here")
@@ -287,8 +292,8 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
-def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[Item], tmp_path: Path) -> None:
-    (reply,) = cropping.generate([QUESTION], [items[0].shown], max_new_tokens=2, labels=list(LABELS))
+def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[AttributionItem], tmp_path: Path) -> None:
+    (reply,) = cropping.generate([QUESTION], [items[0].visual], max_new_tokens=2, labels=list(LABELS))
     asked = AttributionOptions(methods=("occlusion", "layer_activation"), layers=LAYERS, steps=2)
     explain(cropping, asked, [replace(items[0], scores=reply.scores)], AttributionStore(tmp_path, asked.to_dict()), 16)
     index = write_index(tmp_path, "task", "odd", LABELS)
@@ -296,8 +301,8 @@ def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[It
     assert index["warnings"] == [] and all(entry["checks"]["deletion"] is not None for entry in index["entries"])
 
 
-def test_patches_keep_the_remainder(cropping: LoadedModel, items: list[Item]) -> None:
-    pixels = cropping.prepare([QUESTION], [items[0].shown])["pixel_values"]
+def test_patches_keep_the_remainder(cropping: LoadedModel, items: list[AttributionItem]) -> None:
+    pixels = cropping.prepare([QUESTION], [items[0].visual])["pixel_values"]
     patches = to_patches(cropping, pixels)
     assert pixels.shape[-2:] == (38, 38) and patches.shape == (16, 3, 8, 8)
     assert torch.equal(from_patches(cropping, patches, pixels), pixels)
@@ -310,9 +315,11 @@ def chest(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return medm_vl.load_ct(LoadOptions(str(write_ct_checkpoint(tmp_path_factory.mktemp("ct") / "model")), device="cpu"))
 
 
-def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items: list[Item], tmp_path: Path) -> None:
+def test_a_volume_is_explained_where_rows_have_a_place(
+    chest: LoadedModel, items: list[AttributionItem], tmp_path: Path
+) -> None:
     voxels = np.random.default_rng(0).uniform(-900, 200, (40, 30, 30)).astype(np.float32)
-    item = replace(items[0], shown=Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), mask=None)
+    item = replace(items[0], visual=Volume(voxels, (1.0, 1.0, 1.0), "RAS", "HU"), mask=None)
 
     def explained_at(*layers: str) -> dict[str, Any]:
         asked = AttributionOptions(
@@ -341,7 +348,9 @@ def test_a_volume_is_explained_where_rows_have_a_place(chest: LoadedModel, items
     assert not any(one.startswith("layer_activation") for one in index["warnings"])
 
 
-def test_another_way_of_explaining_forgets_the_first(explained: Callable[..., Any], items: list[Item]) -> None:
+def test_another_way_of_explaining_forgets_the_first(
+    explained: Callable[..., Any], items: list[AttributionItem]
+) -> None:
     assert maps_of(explained(items[:2], "fine")) == all_of(items[:2], "fine")
     assert maps_of(explained(items[2:], "fine", target="truth")) == all_of(items[2:], "fine")
 
@@ -350,7 +359,7 @@ def test_another_way_of_explaining_forgets_the_first(explained: Callable[..., An
 
 
 @pytest.mark.parametrize("kind", ["thinking", "qwen2_5_vl", "medm_vl"])
-def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item], tmp_path: Path) -> None:
+def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[AttributionItem], tmp_path: Path) -> None:
     """And none is taken for given, as the opening before a label is."""
     if kind == "thinking":
         folder = write_family("qwen2_vl", tmp_path / "model")
@@ -359,7 +368,7 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
         assert loaded.prefix_length > 0
     else:
         loaded = load(kind, tmp_path / "model")
-    shown = items[0].shown
+    shown = items[0].visual
     inputs = loaded.prepare([QUESTION], [shown])
     with torch.no_grad():
         (ids,) = greedy(loaded.model, loaded.prefill(inputs), max_new_tokens=6, eos_token_ids=[])
@@ -373,7 +382,9 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Item
     assert index["warnings"] == []
 
 
-def test_an_answer_that_is_not_generated_again_is_tokenised(explained: Callable[..., Any], items: list[Item]) -> None:
+def test_an_answer_that_is_not_generated_again_is_tokenised(
+    explained: Callable[..., Any], items: list[AttributionItem]
+) -> None:
     index = explained([replace(items[0], answer="quite another answer")], "fine", target="answer")
     assert maps_of(index) == all_of(items[:1], "fine")
-    assert any("p2800: the answer is generated otherwise on its own" in one for one in index["warnings"])
+    assert any("p2800: alone, the model generates another answer" in one for one in index["warnings"])

@@ -17,6 +17,7 @@ from support.host_command import PLAIN, Command
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.host import command_line, model
+from medmllm_plugins.runtime import explaining
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -115,7 +116,7 @@ def test_probes_that_failed_are_told_of_once_the_answers_are_scored(command: Com
 
 
 def test_attributions_that_failed_are_told_of(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.MedicalMLLM, "_explain", failing(RuntimeError("no gradients")))
+    monkeypatch.setattr(explaining.AttributionLoop, "_explain_task", failing(RuntimeError("no gradients")))
     ended = command("--tasks", "med_attr_demo", "--limit", "2")
     assert ended.status == 1
     (line,) = said(ended.err)

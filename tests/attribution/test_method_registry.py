@@ -81,27 +81,26 @@ def test_layers_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
 
 
 def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
-    with pytest.raises(OptionError, match=r"`method` to be some of saliency, .*kernel_shap, found smooth, other\."):
+    with pytest.raises(
+        OptionError, match=r"`method` to be some of saliency, .*kernel_shap, (?:found|got) smooth, other\."
+    ):
         select_methods(["saliency", "smooth", "other"], [], model, missed)
 
 
 @pytest.mark.parametrize("name", ["vision.02", "llm.3", "head", "vision", "llm.-1", "pixels", ""])
 def test_an_unknown_layer(model: LoadedModel, missed: frozenset[str], case: AttributionInput, name: str) -> None:
-    said = r"LLaVA.*: expected `layer` to be some of vision.00, vision.01, .*connector, llm.embed, .*llm.norm, found "
+    said = r"LLaVA.*: expected `layer` to be some of vision.00, vision.01, .*connector, llm.embed, .*llm.norm, got "
     with pytest.raises(OptionError, match=said) as raised:
         select_methods(["layer_grad_cam"], ["connector", name], model, missed)
-    assert str(raised.value).endswith(f"found {name!r}.")
-    with pytest.raises(OptionError, match=r"expected `layer` to be one of vision.00, .*llm.norm, found"):
-        case.place(name)
+    assert str(raised.value).endswith(f"got {name!r}.")
+    with pytest.raises(OptionError, match=r"expected `layer` to be one of vision.00, .*llm.norm, got"):
+        case.layer(name)
 
 
 @pytest.mark.parametrize("name", ["vision.01", "vision.1", "vision.norm"])
 def test_a_layer_that_is_never_read(model: LoadedModel, missed: frozenset[str], name: str) -> None:
     full = "vision.01" if name == "vision.1" else name
-    said = (
-        f"{full} is a layer of the tower whose output never reaches the answer, .* the last that is read is vision.00"
-    )
-    with pytest.raises(OptionError, match=said):
+    with pytest.raises(OptionError, match=rf"got {full}: the LLM reads an earlier layer of the tower. Use vision\.00,"):
         select_methods(["layer_grad_cam"], [name], model, missed)
 
 
@@ -112,7 +111,8 @@ def test_a_layer_that_is_never_read_has_no_gradient(case: AttributionInput) -> N
         layer_methods.layer_conductance,
     ):
         with pytest.raises(
-            ModelError, match=r"gradient at vision\.01, found none: .*nothing behind the layer reads it"
+            ModelError,
+            match=r"gradient of the target at vision\.01, got none: .*the target does not depend on the layer",
         ):
             method(case, ["vision.00", "vision.01"], HOW)
 
@@ -121,10 +121,10 @@ def test_quantised_weights(model: LoadedModel, missed: frozenset[str], monkeypat
     packed = torch.nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
     usual = list(model.model.parameters())
     monkeypatch.setattr(model.model, "parameters", lambda *args: iter([*usual, packed]))
-    with pytest.raises(OptionError, match="weights are quantised, found saliency, layer_grad_cam; these") as raised:
+    with pytest.raises(OptionError, match=r"weights are quantised, got saliency, layer_grad_cam\. Use") as raised:
         select_methods(["occlusion", "saliency", "layer_grad_cam"], [], model, missed)
     free = [name for name, spec in specs().items() if not spec.gradients]
-    assert f"these still work: {', '.join(free)}. Or load without load_in." in str(raised.value)
+    assert f"Use {', '.join(free)}, or load the model without load_in." in str(raised.value)
     assert {"occlusion", "layer_feature_ablation", "attention_rollout", "kernel_shap"} <= set(free)
     assert len(select_methods(free, [], model, missed)) == len(free)
 
@@ -143,7 +143,7 @@ def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(native, "quantisation", lambda _: packing)
     packed = load("llava", tmp_path / "checkpoint")
     assert any(value.dtype == torch.uint8 for value in packed.model.parameters())
-    with pytest.raises(OptionError, match="weights are quantised, found saliency; these still work: occlusion"):
+    with pytest.raises(OptionError, match=r"weights are quantised, got saliency\. Use occlusion"):
         select_methods(["saliency"], [], packed, ())
     free = [name for name, spec in specs().items() if not spec.gradients]
     for one in select_methods(free, ["vision.0", "connector"], packed, ()):
@@ -163,9 +163,7 @@ def test_methods_without_gradients_need_none(
 
 
 def test_a_label_outside_the_set() -> None:
-    with pytest.raises(
-        OptionError, match=r"`target` to be decision, .* or one of \['benign', 'malignant'\], found 'no'"
-    ):
+    with pytest.raises(OptionError, match=r"`target` to be decision, .* or one of \['benign', 'malignant'\], got 'no'"):
         Target.of_label("no", LABELS, LABELS)
 
 
@@ -180,7 +178,7 @@ def without_gradients(model: LoadedModel) -> Iterator[None]:
 
 
 def test_a_model_that_switches_gradients_off(case: AttributionInput, without_gradients: None) -> None:
-    said = "found none: the model switches gradients off on the way"
+    said = "got none: the model disables gradients in between"
     for method in (
         layer_methods.layer_grad_cam,
         layer_methods.layer_gradient_x_activation,
@@ -202,7 +200,7 @@ def test_layers_without_attention_weights(case: AttributionInput, monkeypatch: p
         monkeypatch.setattr(
             block.self_attn, "forward", lambda *args, usual=usual, **kwargs: (usual(*args, **kwargs)[0], None)
         )
-    with pytest.raises(ModelError, match="expected layers that give their attention, found none"):
+    with pytest.raises(ModelError, match="expected layers that return attention weights, got none"):
         attention_rollout(case, ["llm.embed"], HOW)
 
 
@@ -248,7 +246,7 @@ def test_a_third_partys_method(
     found = one.method(case, one.layers, HOW)
     assert set(found) == {"connector", "llm.01"} == set(own.layers)
     assert (found["connector"].values == 1).all() and len(found["connector"].values) == 16
-    with pytest.raises(PluginError, match="attribution 'lost': expected a function 'throwaway_attribution:none'"):
+    with pytest.raises(PluginError, match="Expected 'throwaway_attribution:none' to be importable"):
         select_methods(["lost"], [], model, missed)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host.conftest import ATTRIBUTION_LIMIT, ATTRIBUTION_TASK
 from PIL import Image
 
 from medmllm_plugins.attribution import explainer
@@ -27,14 +28,8 @@ from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.results.attribution_results import read_attributions
 from medmllm_plugins.results.seal import check_seal, write_seal
 
-TASK = "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
-LIMIT = 32
+TASK, LIMIT = ATTRIBUTION_TASK, ATTRIBUTION_LIMIT
 METHODS = {("integrated_gradients", "pixels"), ("prompt_ablation", "prompt"), ("layer_grad_cam", "connector")}
-
-
-@pytest.fixture(scope="session")
-def explained(evaluate: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return evaluate(tmp_path_factory.mktemp("explained"), tasks=[TASK], batch_size=16, limit=LIMIT)
 
 
 def shelf_of(folder: Path) -> Path:
@@ -151,7 +146,7 @@ def test_a_command_that_was_broken_off_can_be_started_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(attribute, "gather", killed)  # the document's entry is written anew by then
+        patch.setattr(attribute, "write_index", killed)  # the document's entry is written anew by then
         assert main(words) == 130
     assert not check_seal(folder).differing
     assert main(words) == 0
@@ -239,7 +234,7 @@ def test_what_was_shown_otherwise_is_not_explained(
         (["--ids", "nobody"], "expected ids of documents that the run answered, such as phantom-0"),
         (
             ["--target", "lion"],
-            "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], found 'lion'",
+            "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], got 'lion'",
         ),
         (["--layer", "vision.77"], "expected `layer` to be some of vision.00, vision.01"),
         (["--batch_size", "0"], "Expected `--batch_size` to be at least 1, found 0"),
@@ -260,7 +255,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any]
     found = evaluate(tmp_path, model="dummy", model_args="", tasks=["med_attr_demo"], limit=8)
     values = found.values("med_attr_demo")
     assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
-    assert "found none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
+    assert "got none" in found.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
 
 
 # -- a third party's method, as docs/plugins.md tells it ------------------------------------------------------------

@@ -62,7 +62,7 @@ EFFECTS = (
     Effect("limit", ("--limit", "0.005"), lambda it, plain: ids(it) == ids(plain)),  # of 480, rounded up
     Effect("offset", ("--offset", "1", "--limit", "2"), lambda it, plain: len(ids(it)) == 2 and set(ids(it)) < set(ids(plain))),
     Effect("use_cache", ("--use_cache", "cache"), lambda it, plain: same(it, plain) and any(it.folder.glob("cache/**/*.db"))),
-    Effect("cache_requests", ("--cache_requests", "true"), lambda it, plain: same(it, plain) and "left aside" in it.out),
+    Effect("cache_requests", ("--cache_requests", "true"), lambda it, plain: same(it, plain) and "is ignored" in it.out),
     Effect("write_out", ("--write_out",), lambda it, plain: same(it, plain) and plain.prompt.split("\n")[-1][:20] in it.out),
     Effect("log_samples", ("--log_samples",), lambda it, plain: [row["target"] for row in it.samples] != [] and same(it, plain)),
     Effect("log_samples_suffix", ("--log_samples", "--log_samples_suffix", "x"), same),
@@ -134,7 +134,7 @@ REFUSED = (
 
 ELSEWHERE = {
     "config": "test_a_config_file_may_hold_several_evaluations",
-    "include_path": "test_host_bridge.py, test_a_name_that_is_taken_stays_as_it_was",
+    "include_path": "test_entry_point.py, test_a_name_that_is_taken_stays_as_it_was",
     **dict.fromkeys(("power_analysis", "effect_size", "alpha", "power", "correlation", "std_a", "std_b"), "test_power"),
 }
 """Flags that another test has."""

@@ -12,6 +12,7 @@ from PIL import Image
 from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
+from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks.check_summary import summarise_checks
@@ -23,7 +24,7 @@ from medmllm_plugins.attribution.checks.map_checks import (
     lesion_overlap,
     patch_values,
 )
-from medmllm_plugins.attribution.explainer import Item, explain
+from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.maps import build_map
 from medmllm_plugins.attribution.methods import layer_methods
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
@@ -43,10 +44,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load("llava", tmp_path_factory.mktemp("model") / "checkpoint")
 
 
-def item(number: int) -> Item:
+def item(number: int) -> AttributionItem:
     picture = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     name = f"d{number}"
-    return Item(
+    return AttributionItem(
         id=name,
         document=name,
         group=name,
@@ -55,7 +56,7 @@ def item(number: int) -> Item:
         answer="benign",
         scores=(-1.0, -2.0),
         question="Is it benign?",
-        shown=Image.fromarray(picture),
+        visual=Image.fromarray(picture),
         classes=CLASSES,
         answers=CLASSES,
     )

@@ -31,7 +31,7 @@ def test_fitting_probes_says_how_far_it_is(command: Command, talkative: None) ->
 
 
 def test_the_log_says_what_attributions_cost(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def explain(self: explainer.Explainer, item: explainer.Item) -> None:
+    def explain(self: explainer.Explainer, item: explainer.AttributionItem) -> None:
         self._first = (30.0, 1.0)
 
     monkeypatch.setattr(explainer.Explainer, "explain", explain)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from host.conftest import PROBE_LIMIT, PROBE_TASK
 
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
@@ -24,17 +25,11 @@ from medmllm_plugins.reference import pixels
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.seal import check_seal, write_seal
 
-TASK = "med_probe_demo"
-LIMIT = 400
+TASK, LIMIT = PROBE_TASK, PROBE_LIMIT
 PRINTED = {
     "accuracy", "balanced", "probe", "fhs_vision", "fhs_connector", "fhs_llm", "lost_vision", "lost_connector",
     "lost_comprehension", "lost_mapping",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def probed(evaluate: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return evaluate(tmp_path_factory.mktemp("probed"), tasks=[TASK], batch_size=16, limit=LIMIT)
 
 
 @pytest.fixture
@@ -179,7 +174,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(
     values = found.values(TASK)
     assert 0 <= values["accuracy,none"] < 0.6 and values["balanced,none"] == pytest.approx(0.25)
     assert {values[f"{name},none"] for name in PRINTED - {"accuracy", "balanced"}} == {"N/A"}
-    assert any("expected features of the model's stages, found none" in message for message in warned)
+    assert any("expected features of the model's stages, got none" in message for message in warned)
 
 
 def test_answers_of_the_hosts_cache_have_no_features(
@@ -222,10 +217,10 @@ def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: P
     ("name", "message"),
     [
         (f"{TASK}:folds=test", "leave `folds` out"),
-        (f"{TASK}:order=varied", "one way of asking"),
+        (f"{TASK}:order=varied", "one question for each image"),
         (f"{TASK}:pool=sum", "Expected `pool` to be some of"),
-        (f"{TASK}:finding=mass", "`finding` does not apply"),
-        ("med_probe_chestmnist", "a probe is of one finding"),
+        (f"{TASK}:finding=mass", "leave `finding` out"),
+        ("med_probe_chestmnist", "a probe predicts one finding"),
         ("med_cls_demo:pool=max", "apply to med_probe tasks only"),
     ],
 )

@@ -1,0 +1,264 @@
+"""Summary of the checks over documents: means, intervals, and which checks fail."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks.check_summary import format_summary, summarise_checks, to_csv
+from medmllm_plugins.attribution.checks.map_checks import (
+    Checks,
+    Removal,
+    document_seed,
+    importance_order,
+    is_constant,
+    map_similarity,
+)
+from medmllm_plugins.attribution.checks.randomisation import LEVELS
+from medmllm_plugins.attribution.maps import AttributionMap
+
+torch.set_num_threads(1)
+
+QUESTION = "Is it benign?"
+LABELS = ("benign", "malignant tumour", "no")
+TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def fake(batch: int) -> Any:
+    return SimpleNamespace(batch=batch, loaded=SimpleNamespace(device=torch.device("cpu")))
+
+
+def lesions(documents: int) -> list[tuple[str, Any, Any]]:
+    """Documents of 8 x 8 patches whose target hangs on four of them, all in the upper half: name, patches, function."""
+    rng, found = np.random.default_rng(7), []
+    for number in range(documents):
+        row, column = rng.integers(0, 3), rng.integers(0, 7)
+        own = [8 * (row + down) + column + across for down in (0, 1) for across in (0, 1)]
+        found.append((f"d{number}", own, lambda keep, own=own: torch.sigmoid(8 * keep.double()[:, own].mean(1) - 4)))
+    return found
+
+
+def judged(values: Any, documents: int = 24) -> dict[str, Any]:
+    """What the summary says of a method: ``values`` makes a map of a document's number and of its lesion's patches."""
+    entries = []
+    for number, (name, own, probability) in enumerate(lesions(documents)):
+        removal = Removal(fake(100), probability, 64, document_seed(name))
+        said = values(number, own)
+        deletion, insertion = removal.areas(importance_order(said, document_seed(name)))
+        found = Checks(
+            deletion=deletion,
+            deletion_random=removal.random,
+            insertion=insertion,
+            insertion_random=removal.random,
+            flat=is_constant(said),
+        )
+        entries.append({"method": "m", "layer": "l", "group": name, "hit": True, "checks": found.to_dict()})
+    (row,) = summarise_checks(entries, [])
+    return row
+
+
+DELETION, INSERTION = "deletion no better than a random order", "insertion no better than a random order"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_a_constant_map_fails(value: float) -> None:
+    """Neither as it is, nor as painting leaves it: with the last digits rounded."""
+    for rounding in (0.0, 1e-15):
+        row = judged(lambda number, own, tiny=rounding: value + value * tiny * np.arange(64.0)[::-1])
+        assert row["failed"] == ["constant for 24 of 24 documents: all values are equal", DELETION, INSERTION]
+        assert abs(row["deletion_gain"]["value"]) < 0.05
+
+
+def test_maps_of_noise_have_no_gain() -> None:
+    rows = [
+        judged(lambda number, own, seed=seed: np.random.default_rng([seed, number]).random(64)) for seed in range(8)
+    ]
+    assert abs(np.mean([row["deletion_gain"]["value"] for row in rows])) < 0.01
+    assert sum(row["failed"] == [DELETION, INSERTION] for row in rows) >= 6
+
+
+def test_a_map_of_the_lesion_passes() -> None:
+    row = judged(lambda number, own: np.isin(np.arange(64), own).astype(float))
+    assert row["failed"] == [] and row["flat"] == 0 and row["deletion_gain"]["value"] > 0.3
+
+
+def test_documents_with_a_constant_map_are_counted() -> None:
+    row = judged(lambda number, own: np.isin(np.arange(64), own) * float(number > 2))
+    assert row["failed"] == ["constant for 3 of 24 documents: all values are equal"]
+
+
+def entry(group: str, **more: Any) -> dict[str, Any]:
+    return {"method": "m", "layer": "l", "group": group, "hit": True, "checks": {**Checks().to_dict(), **more}}
+
+
+def level(
+    name: str, similarity: float, documents: int = 1, shape: float | None = 0.5, sizes: float = 0.0
+) -> dict[str, Any]:
+    both = {"similarity": similarity, "absolute_similarity": sizes}
+    return {"randomised": name, **both, "structural_similarity": shape, "documents": documents}
+
+
+def good(gain: float = 0.2) -> dict[str, Any]:
+    return {
+        "completeness_gap": 0.01,
+        "deletion": 0.4,
+        "deletion_random": 0.4 + gain,
+        "insertion": 0.6 + gain,
+        "insertion_random": 0.6,
+        "stability": 0.9,
+        "inside": 0.7,
+        "area": 0.1,
+        "pointing": True,
+    }
+
+
+def test_a_good_method_fails_nothing() -> None:
+    entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("b", **good(0.1)), entry("c", **good(0.2))]
+    entries.append({**entry("z"), "method": "other"})
+    (row, other) = summarise_checks(
+        entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("tower", 0.1)]}]
+    )
+    assert (row["method"], row["layer"], row["n"], row["failed"]) == ("m", "l", 4, [])
+    assert row["deletion_gain"]["value"] == pytest.approx(0.2) == row["insertion_gain"]["value"]
+    assert 0.1 <= row["deletion_gain"]["low"] <= 0.2 <= row["deletion_gain"]["high"] <= 0.3
+    assert row["inside"]["value"] == pytest.approx(0.7) and row["area"] == pytest.approx(0.1)
+    assert row["pointing"]["value"] == 1
+    assert [one["similarity"] for one in row["randomisation"]] == [0.9, 0.1]
+    assert row["unchecked"] == [] and row["trusted"]
+    assert other["n"] == 1 and other["deletion_gain"] is None and other["failed"] == []
+    header, first, second = to_csv([row, other]).splitlines()
+    assert len(header.split(",")) == len(first.split(",")) == len(second.split(","))
+    assert dict(zip(header.split(","), first.split(","), strict=True))["survives"] == "0.1"
+
+
+def test_a_missing_check_is_not_passed() -> None:
+    (row,) = summarise_checks([entry("a", **good()), entry("b", **good())], [])
+    assert row["failed"] == [] and row["unchecked"] == ["randomisation"] and not row["trusted"]
+    assert format_summary({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
+    header, line = to_csv([row]).splitlines()
+    assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
+    (row,) = summarise_checks([entry("a")], [{"method": "m", "layer": "l", "levels": [level("tower", 0.1)]}])
+    assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
+
+
+def test_a_bad_method_fails_every_check() -> None:
+    bad = good(-0.1) | {"completeness_gap": 0.4, "stability": 0.2, "inside": 0.1, "area": 0.2}
+    entries = [entry("a", **bad), entry("b", **bad)]
+    told = [{"method": "m", "layer": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
+    (row,) = summarise_checks(entries, told)
+    assert row["failed"] == [
+        "incomplete: the sum misses 40% of the difference; use more steps",
+        "deletion no better than a random order",
+        "insertion no better than a random order",
+        "survives shuffled weights: rank correlation 0.80",
+        "unstable: rank correlation 0.20 under 5% noise",
+        "no more inside the lesion than its share of the picture",
+    ]
+
+
+def test_maps_whose_absolute_values_survive_fail_despite_random_signs() -> None:
+    """A map of edges, whose signs the weights toss: as it is, it is like no other; in size it stays the same."""
+    rng = np.random.default_rng(0)
+    edges = np.eye(32).repeat(2, 0).repeat(2, 1)[None] + rng.random((1, 64, 64)) / 9
+    signs = [rng.choice([-1.0, 1.0], edges.shape) for _ in range(2)]
+    old, new = (AttributionMap("l", edges.ravel() * sign.ravel(), edges * sign, None, None) for sign in signs)
+    found = map_similarity([(old, new), (new, old)])
+    assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
+    assert found["documents"] == 2 and found["structural_similarity"] < 0.5
+    told = [{"method": "m", "layer": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
+    (row,) = summarise_checks([entry("a", **good()), entry("b", **good())], told)
+    assert row["failed"] == ["survives shuffled weights: rank correlation of absolute values 1.00"]
+    header, line = to_csv([row]).splitlines()
+    assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
+
+
+def test_one_group_is_no_evidence() -> None:
+    (row,) = summarise_checks([entry("a", **good()), entry("a", **good())], [])
+    assert row["deletion_gain"]["low"] is None
+    assert row["failed"] == [
+        "deletion no better than a random order (one group, so no interval)",
+        "insertion no better than a random order (one group, so no interval)",
+        "no more inside the lesion than its share of the picture (one group, so no interval)",
+    ]
+
+
+def test_a_gain_whose_interval_contains_zero_fails() -> None:
+    (row,) = summarise_checks(
+        [entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], []
+    )
+    assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
+    assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
+
+
+def test_inside_is_given_for_hits_and_errors() -> None:
+    """An error's map explains another class than the lesion's, and may lie elsewhere."""
+    entries = [entry("a", **good()), entry("b", **good())]
+    entries += [{**entry(group, **(good() | {"inside": 0.3})), "hit": False} for group in "cd"]
+    (row,) = summarise_checks(entries, [])
+    assert [row[name]["value"] for name in ("inside", "inside_hits", "inside_errors")] == pytest.approx([0.5, 0.7, 0.3])
+    header, line = to_csv([row]).splitlines()
+    told = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (float(told["inside_hits"]), float(told["inside_errors"])) == pytest.approx((0.7, 0.3))
+    head, said = format_summary({"summary": [row], "warnings": []}).splitlines()
+    assert head.split("  inside  ")[1].split()[:2] == ["hits", "errors"] and "0.50    0.70  0.30" in said
+    assert summarise_checks(entries[:2], [])[0]["inside_errors"] is None
+
+
+def test_bootstrap_resamples_whole_groups() -> None:
+    values = {"a": [0.1, 0.3], "b": [0.5], "c": [0.2, 0.2, 0.2]}
+    entries = [entry(group, stability=value) for group, several in values.items() for value in several]
+    (row,) = summarise_checks(entries, [])
+    drawn = np.random.default_rng(0).integers(0, 3, (2000, 3))
+    sums, counts = np.array([0.4, 0.5, 0.6]), np.array([2, 1, 3])
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    assert row["stability"] == {
+        "value": pytest.approx(0.25),
+        "low": pytest.approx(low, abs=1e-5),
+        "high": pytest.approx(high, abs=1e-5),
+    }
+
+
+def test_levels_are_means_over_processes_weighted_by_documents() -> None:
+    told = [
+        {"method": "m", "layer": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
+        {"method": "m", "layer": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
+        {"method": "other", "layer": "l", "levels": [level("head", 1.0, 9)]},
+    ]
+    (row,) = summarise_checks([entry("a")], told)
+    assert row["randomisation"] == [
+        {
+            "randomised": "head",
+            "similarity": pytest.approx(0.5),
+            "absolute_similarity": pytest.approx(0.3),
+            "structural_similarity": pytest.approx(0.8),
+        },
+        {
+            "randomised": "tower",
+            "similarity": pytest.approx(0.3),
+            "absolute_similarity": 0.0,
+            "structural_similarity": None,
+        },
+    ]
+
+
+def test_an_incomplete_cascade_is_a_missing_check() -> None:
+    entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("c", **good(0.2))]
+    (row,) = summarise_checks(
+        entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}]
+    )
+    assert "randomisation" in row["unchecked"] and not row["trusted"]
+    # Another process lacks a level in the middle: the order is the cascade's all the same.
+    parts = [
+        [level("head", 0.9), level("tower", 0.1)],
+        [level(name, 0.9) for name in LEVELS[:-1]] + [level("tower", 0.1)],
+    ]
+    (row,) = summarise_checks(entries, [{"method": "m", "layer": "l", "levels": levels} for levels in parts])
+    assert [one["randomised"] for one in row["randomisation"]] == list(LEVELS)
+    assert row["failed"] == [] and row["trusted"]
