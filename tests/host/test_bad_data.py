@@ -147,7 +147,7 @@ def test_masks_are_read_with_the_set_where_they_are_needed(
 ) -> None:
     damage_masks(data_tree)
     message = fault("med_attr_busi")
-    assert "expected masks of lesions that can be read" in message and "on_error=skip" in message
+    assert "expected readable lesion masks" in message and "on_error=skip" in message
     assert "_mask.png" in message and "truncated" in message
 
 
