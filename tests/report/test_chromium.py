@@ -345,7 +345,7 @@ def test_paper_shows_what_is_folded_on_the_screen(browser: Any, page: Path) -> N
         return [...document.querySelectorAll('details.whole, details.screen')]
             .map(one => getComputedStyle(one.querySelector('summary'), '::after').content)
     """
-    assert all("on paper" in one for one in browser.execute_script(told))
+    assert all("not printed" in one for one in browser.execute_script(told))
 
 
 def test_colours_of_attributions_have_a_key(browser: Any, page: Path) -> None:
