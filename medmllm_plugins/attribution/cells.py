@@ -1,4 +1,4 @@
-"""Cells of the pictures that rows of a stage stand on; values laid over them, and read off a painted map."""
+"""Cells of pictures in which the rows of a layer lie; values painted over them, and sampled from a painted map."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NOTHING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """Where n rows stand on the pictures shown.
+    """Where n rows lie on the pictures shown.
 
     Attributes:
-        picture: (n,), int64, which picture, from 0; -1 where a row stands on none: class tokens, separators, text, and
+        picture: (n,), int64, which picture, from 0; -1 where a row lies on none: class tokens, separators, text, and
             patches of padding only.
         box: (n, 4), float64, left, top, right and bottom as fractions of that picture's width and height, clipped to 0
             to 1; NaN where ``picture`` is -1.
@@ -55,27 +55,27 @@ def make_cells(picture: IntArray, whole: FloatArray) -> Cells:
 
 
 def united(cells: Cells, rows: IntArray) -> Cells:
-    """Cells of rows that were made from several others each.
+    """Return cells of rows that were made from several others each.
 
     Args:
         cells: of those others, n.
         rows: (m, k), int64: which k of them each new row was made from; -1 for none.
 
     Returns:
-        m cells, each the smallest box around its k; those that stand on no picture are passed over.
+        m cells, each the smallest box around its k; those that lie on no picture are ignored.
 
     Raises:
-        ModelError: a row would stand on two pictures.
+        ModelError: a row would lie on two pictures.
     """
     picture = np.where(rows >= 0, cells.picture[rows], -1)
     there = picture >= 0
-    found = picture.max(1, initial=-1)
-    if bool((there & (picture != found[:, None])).any()):
+    owner = picture.max(1, initial=-1)
+    if bool((there & (picture != owner[:, None])).any()):
         raise ModelError("Expected a token made from patches of one picture, found one made from patches of several.")
     boxes = cells.whole[rows]  # (m, k, 4)
     low = np.where(there[..., None], boxes[..., :2], np.inf).min(1, initial=np.inf)
     high = np.where(there[..., None], boxes[..., 2:], -np.inf).max(1, initial=-np.inf)
-    return make_cells(found, np.concatenate([low, high], axis=1))
+    return make_cells(owner, np.concatenate([low, high], axis=1))
 
 
 def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int) -> FloatArray:
@@ -95,7 +95,7 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
         (pictures, height, width), float64; NaN where no cell covers any of a pixel, so where a picture was cropped.
 
     Raises:
-        ModelError: the values are not as many as the cells, or a cell stands on a picture beyond the last.
+        ModelError: the values are not as many as the cells, or a cell lies on a picture beyond the last.
     """
     values = np.asarray(values, np.float64)
     if len(values) != len(cells) or values.ndim not in (1, 3):
@@ -116,7 +116,7 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
 
 
 def sample(painted: FloatArray, cells: Cells) -> FloatArray:
-    """The mean of a map within each cell's box.
+    """Return the mean of a map within each cell's box.
 
     Args:
         painted: (pictures, height, width), as :func:`paint` returns it, or any other map of the pictures.
@@ -127,12 +127,12 @@ def sample(painted: FloatArray, cells: Cells) -> FloatArray:
         where all is NaN.
 
     Raises:
-        ModelError: the map has not three axes, or a cell stands on a picture beyond the last.
+        ModelError: the map has not three axes, or a cell lies on a picture beyond the last.
     """
     if painted.ndim != 3:
         raise ModelError(f"Expected a map (pictures, height, width), found {painted.shape}.")
     _check(cells, len(painted))
-    found = np.full(len(cells), np.nan)
+    means = np.full(len(cells), np.nan)
     for index in np.flatnonzero(cells.picture >= 0):
         left, top, right, bottom = cells.box[index]
         first, down = _cover(top, bottom, 1, painted.shape[1])
@@ -140,8 +140,8 @@ def sample(painted: FloatArray, cells: Cells) -> FloatArray:
         seen = painted[cells.picture[index], first : first + len(down), start : start + len(across)]
         weight = np.outer(down, across) * np.isfinite(seen)
         if weight.sum() > _NOTHING:
-            found[index] = (weight * np.nan_to_num(seen)).sum() / weight.sum()
-    return found
+            means[index] = (weight * np.nan_to_num(seen)).sum() / weight.sum()
+    return means
 
 
 def _check(cells: Cells, pictures: int) -> None:
@@ -151,7 +151,7 @@ def _check(cells: Cells, pictures: int) -> None:
 
 
 def _cover(low: float, high: float, parts: int, pixels: int) -> tuple[int, FloatArray]:
-    """How much of each pixel along an axis each of equal parts of a stretch covers.
+    """Return how much of each pixel along an axis each of equal parts of a stretch covers.
 
     Args:
         low: where the stretch begins, as a fraction of the axis; may lie outside of it, as ``high`` may.

@@ -28,7 +28,7 @@ SIDE = 32
 
 
 def pixels(shown: VisualInput) -> npt.NDArray[np.float16]:
-    """What the raw-pixel floor is fitted on: the picture shrunk to 32 x 32 in colour, 0 to 255, (3072,).
+    """Return the raw-pixel control features: the picture shrunk to 32 x 32 in colour, 0 to 255, (3072,).
 
     Of several pictures the mean; of a volume 16 slices of 16 x 16 grey values, (4096,).
     """
@@ -42,19 +42,19 @@ def pixels(shown: VisualInput) -> npt.NDArray[np.float16]:
 def _slices(volume: Volume) -> npt.NDArray[np.float16]:
     from medmllm_plugins.data.readers.slices import slice_images
 
-    found = slice_images(volume, SLICES)
-    chosen = np.linspace(0, len(found) - 1, SLICES).round().astype(int)
-    return np.concatenate([downsample(found[place], "L", SLICE_SIDE) for place in chosen]).astype(np.float16)
+    images = slice_images(volume, SLICES)
+    chosen = np.linspace(0, len(images) - 1, SLICES).round().astype(int)
+    return np.concatenate([downsample(images[index], "L", SLICE_SIDE) for index in chosen]).astype(np.float16)
 
 
-class _Enough(Exception):
+class _ConnectorDone(Exception):
     """The connector has returned; what would follow is not needed."""
 
 
 class RandomEncoder:
-    """The model's own vision tower and connector with weights drawn anew, run on the same images.
+    """The model's own vision tower and connector with random weights, run on the same images.
 
-    A probe behind it tells what the architecture and the probe alone can do. Matrices are normal with variance 1 over
+    A probe fitted on it shows what the architecture and the probe alone can do. Matrices are normal with variance 1 over
     the number of inputs, biases 0, norms 1, embeddings normal with deviation 0.02, and single vectors (class token,
     scales of layers) normal with the mean square that they have.
     """
@@ -78,19 +78,19 @@ class RandomEncoder:
 
     @staticmethod
     def possible(loaded: LoadedModel) -> bool:
-        """Whether the tower's weights can be exchanged: those of a quantised one cannot."""
+        """Return whether the tower's weights can be exchanged: those of a quantised one cannot."""
         return all(value.is_floating_point() for module in _encoder(loaded) for value in module.parameters(False))
 
     @torch.inference_mode()
     def features(self, inputs: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-        """What the layers of tower and connector hold for a batch, as :attr:`ActivationHooks.activations`, under names of their own."""
+        """Return the features of tower and connector for a batch, by site, under names of their own."""
 
         def stop(*_: Any) -> None:
-            raise _Enough
+            raise _ConnectorDone
 
         handle = stage_module(self._loaded.model, self._loaded.family.connector).register_forward_hook(stop)
         try:
-            with self._exchanged(), self._hooks.prompt(inputs), suppress(_Enough):  # the LLM has no part in the floor
+            with self._exchanged(), self._hooks.prompt(inputs), suppress(_ConnectorDone):  # the LLM is not needed
                 self._loaded.prefill(inputs)
         finally:
             handle.remove()
@@ -113,7 +113,7 @@ class RandomEncoder:
 
 
 def _encoder(loaded: LoadedModel) -> list[nn.Module]:
-    """All modules of tower and connector, each once."""
+    """Return all modules of tower and connector, each once."""
     names = (loaded.family.tower, loaded.family.connector)
     modules = {id(module): module for name in names for module in stage_module(loaded.model, name).modules()}
     return list(modules.values())

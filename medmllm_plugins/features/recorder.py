@@ -1,4 +1,4 @@
-"""Keeping the features of one task while its documents are answered."""
+"""Recording the features of one task while its documents are answered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RecordedDocument:
-    """What the features of a task are of; see :class:`medmllm_plugins.results.feature_store.Header`."""
+    """The origin of a task's features; see :class:`medmllm_plugins.results.feature_store.Header`."""
 
     task: str
     dataset: str
@@ -65,7 +65,9 @@ class FeatureRecorder:
         if features.random_encoder and RandomEncoder.possible(loaded):
             self._random = RandomEncoder(loaded, features.poolings)
         elif features.random_encoder:
-            logger.warning("%s: the vision tower is quantised, so there is no floor of a random encoder.", subject.task)
+            logger.warning(
+                "%s: the vision tower is quantised, so there are no control features of a random encoder.", subject.task
+            )
         self._writer: Writer | None = None
 
     def keep(
@@ -75,10 +77,10 @@ class FeatureRecorder:
         pixels: Sequence[npt.NDArray[np.float16]],
         verbalizers: Sequence[Sequence[int]],
     ) -> None:
-        """Keep what :attr:`watch` saw of a batch; writing goes on in the background.
+        """Keep what :attr:`watch` recorded of a batch; it is written in the background.
 
         Args:
-            records: what is told of each document in the index.
+            records: the metadata of each document, for the index.
             inputs: the batch's input.
             pixels: of each document, see :func:`medmllm_plugins.features.control_features.pixels`.
             verbalizers: token ids of each label as the answer to the question.
@@ -87,22 +89,22 @@ class FeatureRecorder:
             OSError: the features of an earlier batch could not be written.
         """
         lens, logits = self.watch.lens(verbalizers)
-        found = dict(self.watch.activations)
+        activations = dict(self.watch.activations)
         if self._random is not None:
-            found |= self._random.features(inputs)
+            activations |= self._random.features(inputs)
         shrunk = np.stack(pixels)
         if self._writer is None:
-            self._open(found, shrunk.shape[1], lens)
+            self._open(activations, shrunk.shape[1], lens)
         assert self._writer is not None
-        names, stacks, copied = stacked(found)
-        beside = {f"{PIXELS}/{MEAN}": shrunk.astype(np.float32), LENS: logits.transpose(0, 1).cpu().numpy()}
-        self._writer.add(FeatureBatch(records, names, stacks, beside, copied))
+        names, stacks, copied = stacked(activations)
+        extra = {f"{PIXELS}/{MEAN}": shrunk.astype(np.float32), LENS: logits.transpose(0, 1).cpu().numpy()}
+        self._writer.add(FeatureBatch(records, names, stacks, extra, copied))
 
-    def _open(self, found: Mapping[Site, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
-        """Begin the store: only now the widths are known."""
+    def _open(self, activations: Mapping[Site, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
+        """Begin the store, now that the widths are known."""
         part_of = {layer.name: layer.part for layer in self.watch.layers}
         poolings: dict[str, dict[str, int]] = {}
-        for (name, pooling), value in found.items():
+        for (name, pooling), value in activations.items():
             poolings.setdefault(name, {})[pooling] = value.shape[-1]
         order = [name for name in part_of if name in poolings]
         order += [name for name in poolings if name not in part_of]
@@ -117,14 +119,14 @@ class FeatureRecorder:
             for name in order
         ]
         layers.append(StoredLayer(PIXELS, "control", (MEAN,), (pixels,)))
-        told = self._subject
+        subject = self._subject
         header = Header(
-            task=told.task,
-            dataset=told.dataset,
-            labels=told.labels,
-            dataset_fingerprint=told.dataset_fingerprint,
-            model=told.model,
-            model_fingerprint=told.model_fingerprint,
+            task=subject.task,
+            dataset=subject.dataset,
+            labels=subject.labels,
+            dataset_fingerprint=subject.dataset_fingerprint,
+            model=subject.model,
+            model_fingerprint=subject.model_fingerprint,
             layers=tuple(layers),
             lens=lens,
         )
@@ -132,11 +134,11 @@ class FeatureRecorder:
         self._writer = Writer(self._folder, self._rank)
 
     def durable(self) -> list[str]:
-        """Ids of the documents whose features have reached the disk since the last call."""
+        """Return the ids of the documents whose features have reached the disk since the last call."""
         return [] if self._writer is None else self._writer.durable()
 
     def close(self) -> None:
-        """Take the hooks off and wait until everything is written.
+        """Remove the hooks and wait until everything is written.
 
         Raises:
             OSError: something could not be written.

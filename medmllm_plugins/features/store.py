@@ -31,7 +31,7 @@ Half = npt.NDArray[np.float16]
 
 
 def halves(values: npt.NDArray[np.float32]) -> tuple[Half, int]:
-    """Values as float16, divided by a power of two where they are too large for it.
+    """Return values as float16, divided by a power of two where they are too large for it.
 
     Returns:
         The values, and the exponent; NaN and infinity stay what they are.
@@ -53,7 +53,7 @@ def write_header(folder: Path, header: Header) -> None:
 
 
 def seal(folder: Path) -> None:
-    """List what the store has, now that nothing more is to come.
+    """Write the list of the store's files, once it is complete.
 
     Raises:
         OSError: the folder cannot be written.
@@ -62,7 +62,7 @@ def seal(folder: Path) -> None:
 
 
 def stored_ids(folder: Path) -> frozenset[str]:
-    """Ids of the documents whose features are on disk as they were written.
+    """Return the ids of the documents whose features are on disk as they were written.
 
     A part of the index that is damaged, or whose shard is missing or has another checksum, counts as never written.
     """
@@ -87,7 +87,7 @@ def _is_whole(path: Path, checksum: str) -> bool:
 
 
 def shards(folder: Path, rank: int) -> Iterator[str]:
-    """Names for new shards of a process, behind those that are there."""
+    """Yield names for new shards of a process, after those that exist."""
     taken = [path.stem for path in (folder / INDEX).glob(f"rank{rank}-*.parquet")]
     number = 1 + max((int(stem.rsplit("-", 1)[1]) for stem in taken), default=-1)
     while True:
@@ -96,7 +96,7 @@ def shards(folder: Path, rank: int) -> Iterator[str]:
 
 
 def index_rows(records: Sequence[Mapping[str, Any]], *, rank: int, shard: str, checksum: str) -> pd.DataFrame:
-    """A part of the index: what is told of each document, and where its features are."""
+    """Return a part of the index: the metadata of each document, and where its features are."""
     table = pd.DataFrame(list(records))
     table["rank"], table["shard"], table["row"], table["sha256"] = rank, shard, np.arange(len(table)), checksum
     return table[list(COLUMNS)]

@@ -1,4 +1,4 @@
-"""Writes features to a store in a thread of its own, so that the model need not wait for the disk."""
+"""Writing features to a store in a thread of its own, so that the model need not wait for the disk."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from medmllm_plugins.results.feature_store import INDEX, LENS, sha256
 
 SHARD_ROWS: Final = 256
 SHARD_BYTES: Final = 64 * 2**20
-"""A shard is written once it has so many documents or so many bytes."""
+"""A shard is written once it has this many documents or bytes."""
 WAITING: Final = 4
-"""So many batches may wait to be written; then the model waits."""
+"""Most batches that may wait to be written; then the model waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """What was taken from one batch, on its way to the disk.
+    """The features of one batch, on their way to the disk.
 
     Attributes:
-        records: what is told of each document, see :data:`medmllm_plugins.results.feature_store.COLUMNS`.
+        records: the metadata of each document, see :data:`medmllm_plugins.results.feature_store.COLUMNS`.
         names: names of the tensors.
         stacks: tensors of one width each, laid together: (names in it, B, d) float32, in the order of ``names``.
-        beside: further arrays by name, (B, …), which are not pooled features.
+        extra: further arrays by name, (B, …), which are not pooled features.
         copied: recorded on the devices once the stacks are in this process's memory; none on a CPU.
     """
 
     records: Sequence[Mapping[str, Any]]
     names: Sequence[Sequence[str]]
     stacks: Sequence[Tensor]
-    beside: Mapping[str, npt.NDArray[Any]]
+    extra: Mapping[str, npt.NDArray[Any]]
     copied: Sequence[Any] = ()
 
 
@@ -62,17 +62,17 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="medmllm-features", daemon=True)
         self._thread.start()
 
-    def add(self, kept: FeatureBatch) -> None:
-        """Hand over what was taken from a batch; waits while too much is on its way.
+    def add(self, batch: FeatureBatch) -> None:
+        """Queue the features of a batch; wait while the queue is full.
 
         Raises:
             OSError: something could not be written.
         """
         self._raise()
-        self._queue.put(kept)
+        self._queue.put(batch)
 
     def durable(self) -> list[str]:
-        """Ids of the documents whose features have reached the disk since the last call."""
+        """Return the ids of the documents whose features have reached the disk since the last call."""
         with self._lock:
             written, self._written = self._written, []
         return written
@@ -93,11 +93,11 @@ class Writer:
             raise self._failure
 
     def _run(self) -> None:
-        while (kept := self._queue.get()) is not None:
+        while (batch := self._queue.get()) is not None:
             if self._failure is not None:
-                continue  # the queue is emptied all the same, so that nobody waits for ever
+                continue  # the queue is emptied all the same, so that no producer waits for ever
             try:
-                self._take(kept)
+                self._take(batch)
             # Whatever went wrong is raised where features are handed over.
             except Exception as error:
                 self._failure = error
@@ -107,15 +107,15 @@ class Writer:
         except Exception as error:
             self._failure = error
 
-    def _take(self, kept: FeatureBatch) -> None:
-        for event in kept.copied:
+    def _take(self, batch: FeatureBatch) -> None:
+        for event in batch.copied:
             event.synchronize()
-        for names, stack in zip(kept.names, kept.stacks, strict=True):
+        for names, stack in zip(batch.names, batch.stacks, strict=True):
             for name, values in zip(names, stack.numpy(), strict=True):
                 self._put(name, values)
-        for name, values in kept.beside.items():
+        for name, values in batch.extra.items():
             self._put(name, values)
-        self._records.extend(kept.records)
+        self._records.extend(batch.records)
         if len(self._records) >= SHARD_ROWS or self._bytes >= SHARD_BYTES:
             self._flush()
 
@@ -154,25 +154,25 @@ class Writer:
         self._records, self._parts, self._bytes = [], {}, 0
 
 
-def stacked(found: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], list[Tensor], list[Any]]:
+def stacked(activations: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], list[Tensor], list[Any]]:
     """Lay tensors of one width and device together and bring them into this process's memory.
 
     Args:
-        found: (B, d) float32 by layer and pooling.
+        activations: (B, d) float32 by layer and pooling.
 
     Returns:
         Names and tensors as in :class:`FeatureBatch`, and what to wait for before they are read.
     """
     groups: dict[tuple[torch.device, int], list[tuple[str, Tensor]]] = {}
-    for (layer, pooling), value in found.items():
+    for (layer, pooling), value in activations.items():
         groups.setdefault((value.device, value.shape[-1]), []).append((f"{layer}/{pooling}", value))
     names, stacks, copied = [], [], []
     with torch.inference_mode():
         for (device, _), members in groups.items():
             whole = torch.stack([value for _, value in members])
             if device.type == "cuda":
-                there = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
-                whole = there.copy_(whole, non_blocking=True)
+                pinned = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
+                whole = pinned.copy_(whole, non_blocking=True)
                 event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record(torch.cuda.current_stream(device))
                 copied.append(event)

@@ -27,7 +27,7 @@ _CHARACTERS = 800
 
 
 def demo_folder() -> Path:
-    """The checkpoint that ships with this package."""
+    """Return the folder of the checkpoint that ships with this package."""
     return Path(str(resources.files("medmllm_plugins.models") / "demo"))
 
 
@@ -147,7 +147,7 @@ def open_weights(folder: Path) -> Weights:
             with safe_open(str(file), framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 - the handle is no mapping
                     if name in where:
-                        raise ModelError(f"Tensor {shown(name)} stands in both {where[name].name} and {file.name}.")
+                        raise ModelError(f"Tensor {shown(name)} is in both {where[name].name} and {file.name}.")
                     where[name] = file
                     shapes[name] = tuple(handle.get_slice(name).get_shape())
         except (SafetensorError, OSError, ValueError) as error:
@@ -164,7 +164,7 @@ def open_weights(folder: Path) -> Weights:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The safetensors files of a folder, and what its index says stands in them if it has one."""
+    """Return the safetensors files of a folder, and the tensors in each by its index, if it has one."""
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() and index.is_file():
         raise ModelError(f"{folder} has both {SINGLE} and {INDEX}: remove the one that is out of date.")
@@ -182,9 +182,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {some(missing)}.")
         return [folder / name for name in names], indexed
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    found = f"found {some(pickled)}" if pickled else "found no weights at all"
+    files = f"found {some(pickled)}" if pickled else "found no weights at all"
     raise ModelError(
-        f"Expected {SINGLE} or {INDEX} in {folder}, but {found}. Only safetensors are read, since unpickling can run "
+        f"Expected {SINGLE} or {INDEX} in {folder}, but {files}. Only safetensors are read, since unpickling can run "
         "any code. To convert a checkpoint you trust, load its state dict with torch and write it with "
         "`safetensors.torch.save_file(state_dict, 'model.safetensors')`."
     )
@@ -221,9 +221,9 @@ def match_weights(
         ),
     }
     if any(problems.values()):
-        said = "; ".join(f"{len(these)} {what}: {some(these)}" for what, these in problems.items() if these)
+        listed = "; ".join(f"{len(these)} {what}: {some(these)}" for what, these in problems.items() if these)
         raise ModelError(
-            f"The weights in {weights.files[0].parent} do not fit the model that its config.json describes: {said}."
+            f"The weights in {weights.files[0].parent} do not fit the model that its config.json describes: {listed}."
         )
     return names
 
@@ -246,14 +246,14 @@ def fill(
     state: dict[str, torch.Tensor] = {}
     for file in weights.files:
         with safe_open(str(file), framework="pt") as handle:
-            for name in (name for name, place in weights.where.items() if place == file and name in names):
+            for name in (name for name, source in weights.where.items() if source == file and name in names):
                 tensor = handle.get_tensor(name)
                 if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
                     raise ModelError(
                         f"Tensor {name!r} in {file.name} is {tensor.dtype}, but only float32, float16 and bfloat16 "
                         "weights are read: use the checkpoint before quantisation."
                     )
-                # A copy, so that the model does not hang on the memory-mapped file.
+                # A copy, so that the model does not depend on the memory-mapped file.
                 state[names[name]] = tensor.to(device=device, dtype=dtype, copy=True)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
@@ -264,7 +264,7 @@ def fill(
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """SHA-256 over the names, sizes and whole contents of files, in hexadecimal.
+    """Return the SHA-256 over the names, sizes and whole contents of files, in hexadecimal.
 
     Every byte is read (some seconds for a 3B model), because a sample would miss an edit of a few weights, and what
     is stored under a fingerprint must not be taken for another model's.

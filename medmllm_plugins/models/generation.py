@@ -60,7 +60,7 @@ def prefill(model: Any, family: Family, inputs: Mapping[str, Tensor]) -> Prefill
 
 
 def _cache_option(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
-    """The cache under the name that the model's class has for it: transformers 5.24 renamed the argument."""
+    """Return the cache under the name that the model's class has for it: transformers 5.24 renamed the argument."""
     kind: Any = type(model)
     return {_cache_argument(kind): cache}
 
@@ -72,7 +72,7 @@ def _cache_argument(model_class: Any) -> str:
 
 @torch.no_grad()
 def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[list[int]]:
-    """Greedy decoding, equal to ``model.generate(do_sample=False)``.
+    """Decode greedily, equal to ``model.generate(do_sample=False)``.
 
     Args:
         model: the model that made ``start``.
@@ -92,15 +92,15 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
     for step in range(max_new_tokens):
         token = logits.argmax(-1)
         going = ~torch.isin(token, eos)
-        for index, one, on in zip(active.tolist(), token.tolist(), going.tolist(), strict=True):
-            if on:
-                rows[index].append(one)
+        for index, number, continues in zip(active.tolist(), token.tolist(), going.tolist(), strict=True):
+            if continues:
+                rows[index].append(number)
         if step + 1 == max_new_tokens or not bool(going.any()):
             break
         if not bool(going.all()):  # rows that have ended are not computed any more
-            kept = going.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            active, token, mask, position = active[kept], token[kept], mask[kept], position[kept]
+            alive = going.nonzero().squeeze(1)
+            cache.batch_select_indices(alive)
+            active, token, mask, position = active[alive], token[alive], mask[alive], position[alive]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         out = model(
             input_ids=token[:, None],
@@ -114,7 +114,7 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
 
 
 def first_token(model: Any, start: Prefill) -> None:
-    """Run the likeliest first token of each answer through the model, for whoever looks on.
+    """Run the likeliest first token of each answer through the model, for its hooks.
 
     Args:
         model: the model that made ``start``.
@@ -133,7 +133,7 @@ def first_token(model: Any, start: Prefill) -> None:
 def score_labels(
     model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], *, prefix_length: int = 0
 ) -> Tensor:
-    """Log-probability of every label as the continuation of its prompt.
+    """Return the log-probability of every label as the continuation of its prompt.
 
     The score is the sum over the label's tokens of log p(token | image, prompt, label tokens before it), in nats. The
     end-of-sequence token is not part of it, so a label that is a prefix of another never scores below it.
@@ -166,7 +166,7 @@ def _takes_masks(model: Any, start: Prefill, longest: int) -> bool:
 
 
 def _branch(cache: DynamicCache) -> DynamicCache:
-    """A cache that can grow on its own; keys and values are shared, since growing makes new tensors."""
+    """Return a cache that can grow on its own; keys and values are shared, since growing makes new tensors."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch
@@ -174,11 +174,11 @@ def _branch(cache: DynamicCache) -> DynamicCache:
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """What the labels of one row begin with: inner nodes, each after its parent, as lists of the same length.
+    """The tree of what the labels of one row begin with: inner nodes, each after its parent.
 
     Attributes:
         tokens: token of each node.
-        parents: place of the node above, -1 for the prompt.
+        parents: index of the node above, -1 for the prompt.
         paths: for each label, the nodes that its tokens are predicted from: -1, then the node of its first token, ….
     """
 
@@ -190,17 +190,17 @@ class _Tree:
 def _tree(labels: Sequence[Sequence[int]]) -> _Tree:
     tokens: list[int] = []
     parents: list[int] = []
-    places: dict[tuple[int, int], int] = {}
+    nodes: dict[tuple[int, int], int] = {}
     paths = []
     for ids in labels:
         path = [-1]
         for token in ids[:-1]:  # nothing is predicted from a label's last token
             key = (path[-1], token)
-            if key not in places:
-                places[key] = len(tokens)
+            if key not in nodes:
+                nodes[key] = len(tokens)
                 tokens.append(token)
                 parents.append(path[-1])
-            path.append(places[key])
+            path.append(nodes[key])
         paths.append(path)
     return _Tree(tokens, parents, paths)
 
@@ -209,7 +209,7 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
     device, batch = start.logits.device, len(labels)
     # Most batches ask one question: its labels are laid out once.
     kinds: dict[tuple[tuple[int, ...], ...], int] = {}
-    of = [kinds.setdefault(tuple(map(tuple, row)), len(kinds)) for row in labels]
+    kind_of = [kinds.setdefault(tuple(map(tuple, row)), len(kinds)) for row in labels]
     trees = [_tree(row) for row in kinds]
     width = max(len(tree.tokens) for tree in trees)
     logits = start.logits[:, None]
@@ -223,7 +223,7 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
                 if parent >= 0:
                     depth[kind, node] = depth[kind, parent] + 1
                     above[kind, node] |= above[kind, parent]
-        chosen = torch.tensor(of)
+        chosen = torch.tensor(kind_of)
         prompt = start.attention_mask.bool()[:, None].expand(-1, width, -1)
         seen = torch.cat([prompt, above[chosen].to(device)], dim=-1)[:, None]
         dtype = model.dtype
@@ -239,17 +239,17 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
     scores = torch.zeros(batch, len(labels[0]), device=device)
     norms = logits.logsumexp(-1)
     for row, tree, kind in zip(kinds, trees, range(len(trees)), strict=True):
-        members = torch.tensor([index for index, one in enumerate(of) if one == kind], device=device)
+        members = torch.tensor([index for index, own in enumerate(kind_of) if own == kind], device=device)
         # Node -1 is the prompt, which comes first. All tokens of all labels are looked up at once.
         where = [
-            (label, place + 1, token)
+            (label, node + 1, token)
             for label, (path, ids) in enumerate(zip(tree.paths, row, strict=True))
-            for place, token in list(zip(path, ids, strict=True))[prefix_length:]
+            for node, token in list(zip(path, ids, strict=True))[prefix_length:]
         ]
-        columns, places, wanted = torch.tensor(where, device=device).T
+        columns, nodes, wanted = torch.tensor(where, device=device).T
         # gather - logsumexp spares the copy of all logits that log_softmax would make.
-        found = logits[members[:, None], places, wanted] - norms[members[:, None], places]
-        scores[members] = torch.zeros(len(members), len(row), device=device).index_add(1, columns, found)
+        log_p = logits[members[:, None], nodes, wanted] - norms[members[:, None], nodes]
+        scores[members] = torch.zeros(len(members), len(row), device=device).index_add(1, columns, log_p)
     return scores
 
 

@@ -20,7 +20,7 @@ def load_model(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
 
     Args:
         spec: the declaration; a model with a loader of its own is loaded by that, any other as transformers does.
-        options: what the user chose; a size name stands for its hub id.
+        options: what the user chose; ``pretrained`` may be a size name.
 
     Raises:
         ModelError: there is no such checkpoint, it does not fit the declaration, or cannot be loaded.

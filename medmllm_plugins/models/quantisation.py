@@ -10,7 +10,7 @@ from medmllm_plugins.models.options import LoadOptions
 
 
 def quantisation(options: LoadOptions) -> Any:
-    """The quantisation config that the options ask for; ``None`` for none.
+    """Return the quantisation config that the options ask for; ``None`` for none.
 
     Raises:
         OptionError: bitsandbytes is missing, or the device is not one that it serves.

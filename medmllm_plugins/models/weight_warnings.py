@@ -15,11 +15,11 @@ _SIGMAS = 4.0
 
 
 def untrained_parts(model: Any, family: Family) -> tuple[str, ...]:
-    """Parts whose matrices all stand as they were drawn at the start.
+    """Return a warning for each part whose matrices all look as they were initialised.
 
     A matrix looks untrained when it is constant, or when its mean and standard deviation are those of the normal
     distribution that the config's ``initializer_range`` names, within four standard errors: training moves the spread
-    of a weight matrix by far more than the tenths of a percent that chance allows. Norms and biases are not looked at,
+    of a weight matrix by far more than the tenths of a percent that chance allows. Norms and biases are ignored,
     since they start at constants.
 
     Returns:
@@ -27,25 +27,25 @@ def untrained_parts(model: Any, family: Family) -> tuple[str, ...]:
         weights of a small random model drawn in another way pass.
     """
     parts = {"vision tower": family.vision_blocks, "connector": family.connector}
-    found = []
+    warnings = []
     for title, name in parts.items():
         matrices = [
             value for value in stage_module(model, name).parameters() if value.dim() > 1 and value.numel() >= LEAST
         ]
         spread = _initial_spread(model, title)
         if matrices and all(_as_drawn(value, spread) for value in matrices):
-            found.append(
+            warnings.append(
                 f"the {title}'s {len(matrices)} weight matrices look as if they had never been trained (constant, or "
                 f"normal with the initial spread {spread:g})"
             )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _initial_spread(model: Any, title: str) -> float:
     configs = [getattr(model.config, "vision_config", None), model.config.get_text_config(), model.config]
     if title == "connector":
         configs.reverse()
-    return next((float(one.initializer_range) for one in configs if hasattr(one, "initializer_range")), 0.02)
+    return next((float(config.initializer_range) for config in configs if hasattr(config, "initializer_range")), 0.02)
 
 
 def _as_drawn(value: nn.Parameter, spread: float) -> bool:

@@ -17,7 +17,7 @@ INTEGRATED_GRADIENTS: Final = "Sundararajan et al. Axiomatic Attribution for Dee
 
 @hookimpl
 def medmllm_models() -> list[ModelSpec]:
-    """The medical models of "Lost in the Hype" (arXiv:2604.08333), MedM-VL, and any checkpoint of their families."""
+    """Return the medical models of "Lost in the Hype" (arXiv:2604.08333), MedM-VL, and any checkpoint of their families."""
     return [
         ModelSpec(
             name="medm_vl",
@@ -124,7 +124,7 @@ def medmllm_models() -> list[ModelSpec]:
 
 @hookimpl
 def medmllm_probes() -> list[ProbeSpec]:
-    """The probes of ``medmllm diagnose --protocol NAME``."""
+    """Return the probes of ``medmllm diagnose --protocol NAME``."""
     return [
         ProbeSpec(
             name="linear",
@@ -147,7 +147,7 @@ def medmllm_probes() -> list[ProbeSpec]:
 
 @hookimpl
 def medmllm_attributions() -> list[AttributionSpec]:
-    """Captum's methods at layers, pixels and words, and attention rollout to compare them with."""
+    """Return Captum's methods at layers, pixels and words, and attention rollout to compare them with."""
     return [
         AttributionSpec(
             name="saliency",
@@ -160,7 +160,7 @@ def medmllm_attributions() -> list[AttributionSpec]:
         AttributionSpec(
             name="integrated_gradients",
             target=f"{_ATTRIBUTION}methods.input_methods:integrated_gradients",
-            summary="Gradients along the way from the baseline to the image, at each pixel (Captum's).",
+            summary="Gradients along the path from the baseline to the image, at each pixel (Captum's).",
             at="pixels",
             citation=INTEGRATED_GRADIENTS,
             captum=True,
@@ -168,7 +168,7 @@ def medmllm_attributions() -> list[AttributionSpec]:
         AttributionSpec(
             name="occlusion",
             target=f"{_ATTRIBUTION}methods.input_methods:occlusion",
-            summary="What is lost with each patch of the image (Captum's FeatureAblation on patches).",
+            summary="The loss without each patch of the image (Captum's FeatureAblation on patches).",
             at="pixels",
             gradients=False,
             citation="Zeiler and Fergus. Visualizing and Understanding Convolutional Networks. ECCV (2014).",
@@ -195,21 +195,21 @@ def medmllm_attributions() -> list[AttributionSpec]:
         AttributionSpec(
             name="layer_integrated_gradients",
             target=f"{_ATTRIBUTION}methods.layer_methods:layer_integrated_gradients",
-            summary="Gradients along the way from the baseline's states to the document's (Captum's).",
+            summary="Gradients along the path from the baseline's states to the document's (Captum's).",
             citation=INTEGRATED_GRADIENTS,
             captum=True,
         ),
         AttributionSpec(
             name="layer_conductance",
             target=f"{_ATTRIBUTION}methods.layer_methods:layer_conductance",
-            summary="What flows through each state while the image comes up from its baseline (Captum's rule).",
+            summary="Each state's share in the change from the baseline to the image (Captum's rule).",
             citation="Dhamdhere et al. How Important Is a Neuron? arXiv:1805.12233 (2018).",
             captum=True,
         ),
         AttributionSpec(
             name="layer_feature_ablation",
             target=f"{_ATTRIBUTION}methods.layer_methods:layer_feature_ablation",
-            summary="What is lost with each state (Captum's FeatureAblation).",
+            summary="The loss without each state (Captum's FeatureAblation).",
             gradients=False,
             captum=True,
         ),
@@ -224,7 +224,7 @@ def medmllm_attributions() -> list[AttributionSpec]:
         AttributionSpec(
             name="prompt_ablation",
             target=f"{_ATTRIBUTION}methods.input_methods:prompt_ablation",
-            summary="What is lost with each word of the prompt (Captum's FeatureAblation).",
+            summary="The loss without each word of the prompt (Captum's FeatureAblation).",
             at="prompt",
             gradients=False,
             captum=True,
@@ -243,5 +243,5 @@ def medmllm_attributions() -> list[AttributionSpec]:
 
 @hookimpl
 def medmllm_tasks() -> list[TaskFolder]:
-    """The task YAML files and data-set declarations of ``tasks/``."""
+    """Return the task YAML files and data-set declarations of ``tasks/``."""
     return [TaskFolder(path="medmllm_plugins:tasks")]

@@ -32,7 +32,7 @@ Fault = Callable[[str, str, str, str, BaseException | None], None]
 
 
 def read_candidates(group: str, fault: Fault) -> list[Candidate]:
-    """Return the entry points of a group; what cannot be read is told to ``fault``."""
+    """Return the entry points of a group; what cannot be read is reported to ``fault``."""
     candidates: list[Candidate] = []
     seen: set[str] = set()
     for distribution in _distributions(fault):
@@ -109,7 +109,7 @@ def _entry_points_text(distribution: importlib.metadata.Distribution) -> tuple[s
         return distribution.read_text("entry_points.txt") or "", None
     except UnicodeDecodeError as error:
         return error.object.decode("ascii", "replace"), error
-    except Exception:  # no plugin of ours can be told from it, and it is for its installer to complain
+    except Exception:  # no plugin of ours can be recognised in it, and it is for its installer to complain
         return "", None
 
 

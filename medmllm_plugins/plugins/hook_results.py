@@ -1,4 +1,4 @@
-"""What a hook gave, made into plain declarations: a plugin's own classes may do anything when they are looked at."""
+"""What a hook returned, copied into plain declarations: a plugin's own classes may do anything when they are read."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def read_items(function: Callable[[], object], hook: str, kind: type[_Item]) -> 
     """Call a hook; runs under the guard.
 
     Returns:
-        Sound declarations, made anew of what the plugin gave, and what is wrong with the others.
+        Sound declarations, copied from what the plugin returned, and what is wrong with the others.
     """
     result = function()
     if not isinstance(result, Iterable) or isinstance(result, str | Mapping):
         raise WrongResult(f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {pictured(result)}.")
     iterator = iter(result)
-    given = list(itertools.islice(iterator, MOST_ITEMS + 1))
-    if len(given) > MOST_ITEMS:
+    declarations = list(itertools.islice(iterator, MOST_ITEMS + 1))
+    if len(declarations) > MOST_ITEMS:
         if (close := getattr(iterator, "close", None)) is not None:
             close()
-        raise WrongResult(f"Expected {hook!r} to give at most {MOST_ITEMS} items, but it goes on and on.")
+        raise WrongResult(f"Expected {hook!r} to give at most {MOST_ITEMS} items, but got more.")
     items, faults = [], []
-    for position, item in enumerate(given):
+    for position, item in enumerate(declarations):
         expected = f"Expected item {position} of {hook!r} to be {kind.__name__}"
         if not issubclass(type(item), kind):
             faults.append(f"{expected}, but got {pictured(item)}.")
@@ -60,5 +60,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, PromptStyle):
         return _remade(value, PromptStyle)
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(one) for key, one in itertools.islice(value.items(), MOST_ITEMS)}
+        return {_plain(key): _plain(item) for key, item in itertools.islice(value.items(), MOST_ITEMS)}
     return value

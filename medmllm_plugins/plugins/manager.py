@@ -102,7 +102,7 @@ class Manager:
                 self._load(candidate)
 
     def _candidates(self) -> list[Candidate]:
-        """Entry points of our group: this package's own, then by distribution name."""
+        """Return the entry points of our group: this package's own, then by distribution name."""
 
         def fault(name: str, distribution: str, version: str, message: str, error: BaseException | None) -> None:
             self._fail(self._discovery, PluginInfo(name, distribution, version), "import", None, message, error)
@@ -181,27 +181,27 @@ class Manager:
 
     @property
     def notices(self) -> list[str]:
-        """What works but keeps everybody waiting: plugins whose import or hooks took long."""
+        """Return warnings of plugins whose import or hooks took long; they work."""
         return list(self._slow.values())
 
     def models(self) -> dict[str, ModelSpec]:
-        """Models by name."""
+        """Return models by name."""
         return {name: spec for name, (spec, _) in self._named("medmllm_models", ModelSpec).items()}
 
     def model_provenance(self) -> dict[str, PluginInfo]:
-        """The plugin each model comes from, by the model's name."""
+        """Return the plugin each model comes from, by the model's name."""
         return {name: info for name, (_, info) in self._named("medmllm_models", ModelSpec).items()}
 
     def probes(self) -> dict[str, ProbeSpec]:
-        """Probes by name."""
+        """Return probes by name."""
         return {name: spec for name, (spec, _) in self._named("medmllm_probes", ProbeSpec).items()}
 
     def attributions(self) -> dict[str, AttributionSpec]:
-        """Attribution methods by name."""
+        """Return attribution methods by name."""
         return {name: spec for name, (spec, _) in self._named("medmllm_attributions", AttributionSpec).items()}
 
     def tasks(self) -> dict[str, TaskEntry]:
-        """Tasks and groups by name, from every ``*.yaml`` below the task folders.
+        """Return tasks and groups by name, from every ``*.yaml`` below the task folders.
 
         Left aside are files whose name starts with ``_`` (bases for ``include``), and folders that are called
         ``datasets`` or ``__pycache__`` or start with a dot.
@@ -210,12 +210,12 @@ class Manager:
         return dict(entries)
 
     def dataset_folders(self) -> list[Path]:
-        """Folders of data-set declarations: every ``datasets`` folder below a task folder."""
+        """Return the folders of data-set declarations: every ``datasets`` folder below a task folder."""
         folders = {path.resolve(): path for _, _, paths in reversed(self._walked()) for path in reversed(paths)}
         return list(reversed(folders.values()))
 
     def describe(self) -> dict[str, Any]:
-        """Everything above, JSON-safe, for ``medmllm plugins --json``."""
+        """Return everything above, JSON-safe, for ``medmllm plugins --json``."""
         # Asked of what was read, not of the disk: the folder may have gone since.
         shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._walked()) else [])]
         brought: dict[str, dict[str, list[str]]] = {
@@ -258,7 +258,7 @@ class Manager:
         return self._results[key]
 
     def _sources(self) -> list[PluginInfo]:
-        """Plugins registered now: discovered ones in their order, then those registered in process, by name."""
+        """Return the plugins registered now: discovered ones in their order, then those registered in process, by name."""
         now = {name for name, plugin in self.pluggy.list_name_plugin() if plugin is not None}
         discovered = [info for info in self._registered if info.name in now]
         others = sorted(now - {info.name for info in discovered})
@@ -268,7 +268,7 @@ class Manager:
         ]
 
     def _functions(self, info: PluginInfo, hook: str) -> list[Callable[[], object]]:
-        """A plugin's implementations of a hook: more than one where ``specname`` is used."""
+        """Return a plugin's implementations of a hook: more than one where ``specname`` is used."""
         caller: pluggy.HookCaller = getattr(self.pluggy.hook, hook)
         return [each.function for each in caller.get_hookimpls() if each.plugin_name == info.name]
 
@@ -321,7 +321,7 @@ class Manager:
         return list(walked)
 
     def _ask_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
-        """For each task folder its plugin, its task files and its ``datasets`` folders."""
+        """Return for each task folder its plugin, its task files and its ``datasets`` folders."""
         walked = []
         folders = [*self._call("medmllm_tasks", TaskFolder, failures)]
         if tasks_folder().is_dir():
@@ -390,7 +390,7 @@ def discover() -> Manager:
 
 @functools.cache
 def get_manager() -> Manager:
-    """The process's manager, made at the first call; see :func:`discover` for the errors."""
+    """Return the process's manager, made at the first call; see :func:`discover` for the errors."""
     return discover()
 
 

@@ -173,7 +173,7 @@ def test_nan_is_named_with_layer_and_document(tmp_path: Path) -> None:
             stack[list(group).index("llm.norm/last"), 1, 0] = float("nan")
     assert "llm.norm/last" in names
     one = Writer(tmp_path, 0)
-    one.add(FeatureBatch(bad.records, bad.names, stacks, bad.beside))
+    one.add(FeatureBatch(bad.records, bad.names, stacks, bad.extra))
     one.close()
     store = FeatureStore(tmp_path)
     assert np.isfinite(store.features("llm.norm", "mean")).all()

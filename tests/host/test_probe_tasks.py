@@ -259,7 +259,11 @@ def test_diagnose_gives_the_same_without_a_model(
 def test_a_reference_beside_the_run_judges_the_tower(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("STRENGTHS", (1e-4,)), ("MOST", 300), ("_STEPS", 50)):  # a quick baseline will do
+    for name, value in (
+        ("STRENGTHS", (1e-4,)),
+        ("MAX_TRAIN_DOCUMENTS", 300),
+        ("_STEPS", 50),
+    ):  # a quick baseline will do
         monkeypatch.setattr(pixels, name, value)
     assert main(["baseline", "med_cls_demo", "--method", "pixels", "--output", str(tmp_path / "base")]) == 0
     (reference,) = (tmp_path / "base" / "medmllm_runs").iterdir()

@@ -53,5 +53,9 @@ def test_documentation_shows_the_example_as_it_is() -> None:
         "medmllm_example/tasks/datasets/example.yaml",
     ):
         assert (EXAMPLE / name).read_text(encoding="utf-8").strip() in text, name
+    models = ROOT / "examples" / "plugin-model" / "medmllm_of_mine"
+    assert (models / "__init__.py").read_text(encoding="utf-8").strip() in text
+    convnet = (models / "convnet.py").read_text(encoding="utf-8")
+    assert convnet[convnet.index("class ConvFamily") : convnet.index("class VisionConfig")].strip() in text
     for hook in HOOKS:
         assert f"`{hook}" in text

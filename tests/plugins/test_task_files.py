@@ -52,10 +52,10 @@ def test_task_files(site: Site) -> None:
     [
         (b"", 1, "`task: NAME`"),
         (b"- a\n- b\n", 1, "`task: NAME`"),
-        (b"a: 1\nb: 2\n", 1, "it has none"),
+        (b"a: 1\nb: 2\n", 1, "got none"),
         (b"a: 1\ntask: 5\n", 2, "got task: 5"),
         (b"a: 1\ntask: two words\n", 2, "'two words'"),
-        (b"a: 1\n\ntask: [x]\n", 3, "it has none"),
+        (b"a: 1\n\ntask: [x]\n", 3, "got none"),
         (b"a: 1\ntask: [x]\ngroup: 7\n", 3, "got group: 7"),
         (b"task: x\nb: [1, 2\nc: 3\n", 3, "expected YAML"),
         (b"task: x\nb: *nowhere\n", 2, "undefined alias"),

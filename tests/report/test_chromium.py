@@ -129,8 +129,8 @@ def test_numbers_in_tables_sort_by_keys(browser: Any, page: Path) -> None:
     show(browser, page)
     column = """
         const table = document.querySelector('#good table.sortable');
-        const place = [...table.tHead.rows[0].results].findIndex(one => one.textContent.trim() === 'Accuracy');
-        return [place, [...table.tBodies[0].rows].map(row => row.results[place].dataset.sort)];
+        const place = [...table.tHead.rows[0].cells].findIndex(one => one.textContent.trim() === 'Accuracy');
+        return [place, [...table.tBodies[0].rows].map(row => row.cells[place].dataset.sort)];
     """
     place, _ = browser.execute_script(column)
     head = f"#good table.sortable thead th:nth-child({place + 1})"
@@ -155,7 +155,7 @@ def test_filters_of_the_gallery(browser: Any, page: Path) -> None:
         "for (const one of document.querySelectorAll('[data-filter]')) {"
         " one.value = ''; one.dispatchEvent(new Event('change')); }"
     )
-    press(browser, "[data-filter=hit]", "misses")
+    press(browser, "[data-filter=correct]", "wrong")
     misses = shown_cards(browser)
     assert 0 < misses < everything
 
@@ -187,7 +187,7 @@ def test_models_are_hidden_everywhere(browser: Any, page: Path) -> None:
     assert browser.execute_script(seen) > 10
     # How the runs were made is told of all.
     named = """
-        return [...document.querySelectorAll('figure svg text, .heat caption, .sortable th, .card dd')]
+        return [...document.querySelectorAll('figure svg text, .matrix caption, .sortable th, .card dd')]
             .filter(one => !one.closest('#made') && one.getClientRects().length && one.textContent.includes('model-a'))
             .map(one => one.textContent + one.closest('section').id)
     """
@@ -261,8 +261,8 @@ CONTRAST = """
     };
     const worst = [];
     for (const tone of ['blue', 'green']) {
-        const cell = document.querySelector(`.heat.${tone} td`);
-        const card = getComputedStyle(cell.closest('.heat-box')).backgroundColor;
+        const cell = document.querySelector(`.matrix.${tone} td`);
+        const card = getComputedStyle(cell.closest('.matrix-box')).backgroundColor;
         for (let share = 0; share <= 100; share += 0.5) {
             cell.style.setProperty('--share', `${share}%`);
             const style = getComputedStyle(cell);
@@ -286,7 +286,7 @@ def test_a_phone_shows_the_result_at_once(browser: Any, many: Path) -> None:
         const marks = [...document.querySelectorAll('#good figure [data-series="1"] use')];
         const head = [...document.querySelectorAll('#good table.sortable:first-of-type thead th')]
             .find(one => one.textContent.trim() === 'Accuracy');
-        const cell = document.querySelector('#good table.sortable tbody').rows[0].results[head.cellIndex];
+        const cell = document.querySelector('#good table.sortable tbody').rows[0].cells[head.cellIndex];
         return [...marks, head, cell].map(one => one.getBoundingClientRect().right);
     """
     found = browser.execute_script(edges)
@@ -298,10 +298,10 @@ def test_a_phone_shows_the_result_at_once(browser: Any, many: Path) -> None:
 def test_names_of_rows_stay_while_a_table_is_scrolled(browser: Any, many: Path) -> None:
     show(browser, many, 375)
     stays = """
-        return ['#good table.sortable', 'table.heat'].map(one => {
+        return ['#good table.sortable', 'table.matrix'].map(one => {
             const table = document.querySelector(one), box = table.closest('.scroll');
             box.scrollLeft = 200;
-            const name = table.tBodies[0].rows[0].results[0].getBoundingClientRect();
+            const name = table.tBodies[0].rows[0].cells[0].getBoundingClientRect();
             return [box.scrollLeft, name.left - box.getBoundingClientRect().left];
         })
     """
@@ -313,7 +313,7 @@ def test_names_of_rows_stay_while_a_table_is_scrolled(browser: Any, many: Path) 
 def test_many_classes_are_seen_whole(browser: Any, many: Path, width: int, media: str) -> None:
     show(browser, many, width, media=media)
     boxes = """
-        return [...document.querySelectorAll('#answers .heat-box')].map(box => {
+        return [...document.querySelectorAll('#answers .matrix-box')].map(box => {
             const [outer, table] = [box, box.querySelector('table')].map(one => one.getBoundingClientRect());
             return [outer.left, outer.right, outer.top, outer.bottom, table.left, table.right];
         })
@@ -345,7 +345,7 @@ def test_paper_shows_what_is_folded_on_the_screen(browser: Any, page: Path) -> N
         return [...document.querySelectorAll('details.whole, details.screen')]
             .map(one => getComputedStyle(one.querySelector('summary'), '::after').content)
     """
-    assert all("on paper" in one for one in browser.execute_script(told))
+    assert all("not printed" in one for one in browser.execute_script(told))
 
 
 def test_colours_of_attributions_have_a_key(browser: Any, page: Path) -> None:

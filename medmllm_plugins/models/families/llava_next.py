@@ -30,8 +30,8 @@ class LlavaNext(Llava):
         tiles, pixels = super().patches_of_tiles(model, inputs), inputs["pixel_values"]
         counts = self.rows_per_document(model, "vision", inputs)
         most = pixels.shape[1] if pixels.dim() == 5 else len(pixels)
-        kept: IntArray = tiles[np.concatenate([np.arange(count) + index * most for index, count in enumerate(counts)])]
-        return kept
+        used: IntArray = tiles[np.concatenate([np.arange(count) + index * most for index, count in enumerate(counts)])]
+        return used
 
     def prompt_order(self, model: Any, inputs: Inputs, rows: IntArray) -> IntArray:
         """Join the tiles, without padding and with a token at the end of each line, as the model's own code does."""

@@ -94,13 +94,13 @@ VISION_TOWERS: Mapping[str, dict[str, Any]] = {
 
 
 def published_name(name: str, table: Mapping[str, Any]) -> str | None:
-    """The table's name for ``name``: the same, or ending alike where ``name`` is a path on the authors' machine."""
+    """Return the table's name for ``name``: the same, or ending alike where ``name`` is a path on the authors' machine."""
     ends = {known.rsplit("/", 1)[1]: known for known in table}
     return name if name in table else ends.get(name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
 
 
 def named_folder(name: str, checkpoint: Path) -> Path | None:
-    """The local folder that ``name`` means, absolute or relative to the checkpoint; ``None`` where there is none."""
+    """Return the local folder that ``name`` means, absolute or relative to the checkpoint; ``None`` where there is none."""
     try:
         folder = checkpoint / Path(name).expanduser()
         return folder if folder.is_dir() else None
@@ -109,7 +109,7 @@ def named_folder(name: str, checkpoint: Path) -> Path | None:
 
 
 def base_config(name: str, table: Mapping[str, dict[str, Any]], checkpoint: Path) -> dict[str, Any]:
-    """Shapes of a part that a checkpoint refers to by name, from a local folder or the table, never from a network.
+    """Return the shapes of a part that a checkpoint refers to by name, from a local folder or the table, never from a network.
 
     Raises:
         ModelError: neither knows the name.

@@ -47,9 +47,9 @@ def build_model(
         ModelError: the weights do not fit.
         OptionError: the attention kernel cannot be had, or an option is one of those left out.
     """
-    if asked := [name for name in left_out if getattr(options, name) is not None]:
+    if refused := [name for name in left_out if getattr(options, name) is not None]:
         raise OptionError(
-            f"Got {', '.join(f'`{name}={getattr(options, name)}`' for name in asked)}, which models that are "
+            f"Got {', '.join(f'`{name}={getattr(options, name)}`' for name in refused)}, which models that are "
             "filled from their authors' own format do not take; save the model in transformers' format first, "
             "or leave it out."
         )
@@ -72,8 +72,8 @@ def build_model(
     model.requires_grad_(False)
     if spread:
         _spread(model, str(options.device_map))
-    found: Model = model.eval()
-    return found
+    evaluated: Model = model.eval()
+    return evaluated
 
 
 def _spread(model: Any, how: str) -> None:
@@ -84,10 +84,10 @@ def _spread(model: Any, how: str) -> None:
         memory = get_balanced_memory(
             model, dtype=model.dtype, no_split_module_classes=whole, low_zero=how == "balanced_low_0"
         )
-    places = infer_auto_device_map(model, max_memory=memory, dtype=model.dtype, no_split_module_classes=whole)
-    if "disk" in places.values():
+    devices = infer_auto_device_map(model, max_memory=memory, dtype=model.dtype, no_split_module_classes=whole)
+    if "disk" in devices.values():
         raise ModelError(f"Got `device_map={how}`, but the model does not fit into the memory of all devices.")
-    dispatch_model(model, places)
+    dispatch_model(model, devices)
 
 
 FOREIGN = ("load_in", "peft", "trust_remote_code")

@@ -82,7 +82,7 @@ class MedMVLConfig:
 
     @property
     def image_tokens(self) -> int:
-        """Number of tokens that stand for an image, or for a volume, whose queries are as many."""
+        """Number of image tokens in the prompt; for a volume, the number of queries."""
         side = int(self.vision.image_size) // int(self.vision.patch_size)  # type: ignore[arg-type]
         return side * side - (self.select == "default")
 
@@ -123,8 +123,8 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
     expect("connector_image_name", "mlp2x_gelu")
     expect("encoder_image_select_feature", *_SELECT)
     if get("encoder_image3d_type") is not None:
-        found = get("encoder_image3d_type")
-        raise ModelError(f"{source}: expected a 2D checkpoint, but it has a 3D encoder ({shown(found)}).")
+        encoder = shown(get("encoder_image3d_type"))
+        raise ModelError(f"{source}: expected a 2D checkpoint, but it has a 3D encoder ({encoder}).")
     llm_name = _string(get("llm_name_or_path"), f"{prefix}llm_name_or_path", source)
     tower_name = _string(get("encoder_image_name_or_path"), f"{prefix}encoder_image_name_or_path", source)
     max_length = _integer(get("llm_max_length"), f"{prefix}llm_max_length", source)
@@ -152,7 +152,7 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
 
 
 def _prefix(raw: Mapping[str, Any], source: Path) -> str:
-    """Prefix of the keys, which tells the two formats apart."""
+    """Return the prefix of the keys, which differs between the two formats."""
     if raw.get("model_type") == "lvlm" and "lvlm_llm_type" in raw:
         return "lvlm_"
     # An empty model_type is how transformers 4 may have written a config class that has none.
@@ -170,9 +170,9 @@ def _build(cls: Any, raw: Any, keys: tuple[str, ...], fixed: Mapping[str, Any], 
         raise ModelError(
             f"{source}: expected the nested config of a {cls.model_type} to be an object, found {shown(raw)}."
         )
-    found = raw.get("model_type", cls.model_type)
-    if found != cls.model_type:
-        raise ModelError(f"{source}: expected a part of model_type {cls.model_type!r}, but it is {shown(found)}.")
+    kind = raw.get("model_type", cls.model_type)
+    if kind != cls.model_type:
+        raise ModelError(f"{source}: expected a part of model_type {cls.model_type!r}, but it is {shown(kind)}.")
     settings = {key: raw[key] for key in keys if key in raw} | dict(fixed)
     check_bounds(settings, source)
     try:
