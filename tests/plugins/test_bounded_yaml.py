@@ -26,7 +26,7 @@ BOMB = "a: &a [l,l,l,l,l,l,l,l,l]\n" + "".join(
     ("text", "says"),
     [
         pytest.param(BOMB, "values, those counted that aliases repeat", id="bomb"),
-        pytest.param("a: &a [*a]", "an alias \\*a of what it stands in", id="circle"),
+        pytest.param("a: &a [*a]", "an alias \\*a of its own parent", id="circle"),
         pytest.param("a: &a {b: 1}\nc: [" + "{<<: *a}," * 9000 + "]", "values, those counted", id="merged keys"),
         pytest.param("a: &a " + "x" * 9000 + "\nb: [" + "*a," * 5000 + "]", "values, those counted", id="long texts"),
         pytest.param("[" * 2000, "nesting deeper", id="brackets"),

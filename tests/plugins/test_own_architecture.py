@@ -172,7 +172,7 @@ def test_a_bright_square_is_found_in_its_position_at_every_layer(model: LoadedMo
         assert BRIGHT[1] - 8 <= row < BRIGHT[3] + 8 and BRIGHT[0] - 8 <= column < BRIGHT[2] + 8, layer
         inside = painted[0, BRIGHT[1] : BRIGHT[3], BRIGHT[0] : BRIGHT[2]]
         assert np.nanmean(inside) > 1.5 * np.nanmean(painted[0]), layer
-    gradients = case.slopes(["pixels", *explained])
+    gradients = case.gradients(["pixels", *explained])
     assert all(bool((item.gradients != 0).any()) for item in gradients.values())
 
 

@@ -20,7 +20,47 @@ PHRASES = re.compile(
 )
 """Wording that an ML engineer would stumble over, and a space before a percent sign."""
 NO_VERB = set(
-    ["the", "a", "an", "what", "whether", "how", "where", "which", "who", "why", "when", "all", "every", "each", "one", "its", "their", "this", "that", "these", "those", "for", "by", "as", "of", "from", "number", "share", "mean", "accuracy", "index", "name", "names", "values", "rows", "tokens", "cells", "documents", "features"]
+    [
+        "the",
+        "a",
+        "an",
+        "what",
+        "whether",
+        "how",
+        "where",
+        "which",
+        "who",
+        "why",
+        "when",
+        "all",
+        "every",
+        "each",
+        "one",
+        "its",
+        "their",
+        "this",
+        "that",
+        "these",
+        "those",
+        "for",
+        "by",
+        "as",
+        "of",
+        "from",
+        "number",
+        "share",
+        "mean",
+        "accuracy",
+        "index",
+        "name",
+        "names",
+        "values",
+        "rows",
+        "tokens",
+        "cells",
+        "documents",
+        "features",
+    ]
 )
 """First words of docstrings that describe a result and do not say what the function does."""
 
