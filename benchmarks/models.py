@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, SiglipImageProcessorPil
