@@ -122,7 +122,7 @@ def columns(
     those of :func:`medmllm_plugins.data.core.fold_names.fold_of`.
 
     Raises:
-        OptionError: no column has a name given, none can be recognised as the classes, or a column of folds has a value that
+        OptionError: no column has a name given, none can be recognised as the classes, or a value of a column of folds
             names none.
     """
     header = list(rows[0])
