@@ -93,9 +93,6 @@ def analyse(
     """Fit the probes of a task and diagnose where the model loses the class.
 
     Args:
-        store: the features.
-        outcomes: the scored answers of the test fold.
-        options: settings; the defaults if ``None``.
         reference: the run of a reference classifier.
         device: where to fit; by default a CUDA device if there is one.
 

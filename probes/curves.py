@@ -59,10 +59,7 @@ def bootstrap_accuracies(
     """Resample the test fold's groups once for all figures, so that differences between them are paired.
 
     Args:
-        fitted: the probes.
-        labelled: the documents.
         hits: (t,) further values to average over documents, such as whether the answer is correct.
-        seed: seed of the resamples.
     """
     truth, group = labelled.of("test"), labelled.groups_of("test")
     correct = (fitted.test == truth).astype(np.float32)
@@ -98,11 +95,7 @@ def curve_points(
     """Return a point of the layer curves for each site.
 
     Args:
-        fitted: the probes.
-        labelled: the documents.
-        accuracies: see :func:`bootstrap_accuracies`.
         repeats: (R, F) accuracies on further divisions into folds; R may be 0.
-        seed: seed of the permutations for the p-values.
     """
     chance = 1 / len(labelled.labels)
     p = permutation_p_values(fitted.test, labelled, seed=seed)
@@ -157,8 +150,6 @@ def permutation_p_values(
 
     Args:
         test: (F, t) predictions.
-        labelled: the documents.
-        seed: seed of the permutations.
         permutations: their number, B.
 
     Returns:

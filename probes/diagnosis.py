@@ -71,7 +71,6 @@ def diagnose(
     """Judge the four failure modes.
 
     Args:
-        fitted: the probes.
         accuracies: accuracies and resamples, including ``"answer"``, and ``"reference"`` if there is a reference.
         truth: (v,) classes of the validation fold.
         scores_validation: accuracy on the validation fold of the label that scores highest; ``None`` without scores.

@@ -51,7 +51,6 @@ def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatur
     """Read and check the documents of a store.
 
     Args:
-        store: the store.
         seed: chooses the documents of folds that are subsampled.
 
     Raises:

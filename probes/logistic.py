@@ -227,14 +227,7 @@ class _State:
 
 
 def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State:
-    """Return the initial state: zero weights, and the intercepts that fit best with them.
-
-    Args:
-        targets: (l, q, N) int64.
-        strength: (l, q) float32.
-        classes: K.
-        rank: r.
-    """
+    """Return zero weights and the best-fitting intercepts, for targets (l, q, N) int64 and strength (l, q) float32."""
     layers, problems, _ = targets.shape
     one_hot = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
     counts = one_hot.sum(-1)
@@ -270,14 +263,7 @@ def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State
 def _solve(
     train: Tensor, squares: Tensor, state: _State, tolerance: float, most_steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take steps until every problem of a block is solved or given up.
-
-    Args:
-        train: (l, N, r) float32.
-        squares: (l, r) float32.
-        state: where to start.
-        tolerance: of the norm of the gradient.
-        most_steps: steps at most.
+    """Take steps until every problem of a block is solved or given up, for train (l, N, r) and squares (l, r) float32.
 
     Returns:
         Weights (l, q, K, r), intercepts (l, q, K), norms of the gradient (l, q) and steps (l, q).

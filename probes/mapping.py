@@ -63,7 +63,6 @@ def semantic_mapping(
         test: the test fold, on which all figures are computed.
         classes: K, at least 2.
         lens_layers: names of the layers of ``test.lens``.
-        resamples: bootstrap resamples of the test fold's groups.
         seed: seed of resamples, sign flips and the parts of the validation fold.
         margin: difference of accuracies that counts for ``kind``.
 
@@ -178,12 +177,6 @@ def kind_of(
     With fewer than two groups there are no intervals, so nothing counts and the kind is ``"cannot tell"``.
 
     Args:
-        answer: accuracy of the answers.
-        probe: accuracy of the probe.
-        constant: accuracy of the constant answer.
-        mapping_gap: probe minus answers.
-        answer_over_constant: answers minus the constant answer.
-        probe_over_constant: probe minus the constant answer.
         readings: recalibrations, as in :class:`SemanticMapping`.
         margin: accuracy from which a difference counts.
     """

@@ -110,7 +110,6 @@ def fit_mlp(
         targets: (P, N) int64 classes from 0 to K - 1, the label sets.
         classes: K, at least 2.
         seed: of initial weights, shuffles and dropped units; they do not depend on the device.
-        epochs: passes over the train rows.
         hidden: H, hidden units of each probe.
         dropout: share of the hidden units that is dropped in each step, for each row.
 
@@ -185,10 +184,7 @@ def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> I
 
     Args:
         rows: N.
-        epochs: passes over them.
         hidden: H.
-        dropout: share of units dropped.
-        seed: of the draws.
 
     Yields:
         For each step B <= 4 rows, (B,) int64, and factors of the hidden units, (B, H) float32: 0 where one is dropped,
@@ -204,20 +200,7 @@ def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> I
 def _train(
     train: Tensor, right: Tensor, start: Initial, first_layer: int, epochs: int, dropout: float, seed: int
 ) -> tuple[Tensor, ...]:
-    """Train the probes of a block of layers.
-
-    Args:
-        train: (l, N, D) float32.
-        right: (P, N, K) float32, the classes as zeros and ones.
-        start: first weights.
-        first_layer: number of the first layer, for messages.
-        epochs: passes over the rows.
-        dropout: share of units dropped.
-        seed: of the draws.
-
-    Returns:
-        The fields of :class:`MLPs`.
-    """
+    """Return the fields of :class:`MLPs`, trained on (l, N, D) float32 and the classes as zeros and ones, (P, N, K)."""
     mean, scale, exact = standardise(train, first=first_layer)
     data = exact.float()
     del exact

@@ -6,7 +6,6 @@ What is explained are the answers of the run: text, class and scores are read fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -92,13 +91,10 @@ def explain_documents(
     """Load a run's model again and explain documents; the results join those of the run.
 
     Args:
-        folder: the run folder.
-        ids: of the documents.
         options: methods, layers, target and baseline; ``n`` is ignored.
         task: the task of the documents; may be left out if the run has one task.
         device: where to compute; default: as the run did.
         batch_size: the most rows that go through the model together.
-        log: takes a line about each inconsistency in the folder.
 
     Returns:
         The index of all explanations, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.
@@ -143,11 +139,7 @@ def _choose_task(tasks: Sequence[str], task: str | None) -> str:
 
 
 def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettings) -> None:
-    """Check that the run showed the model each document itself and nothing more.
-
-    Raises:
-        OptionError: it showed control images, or solved examples before each question.
-    """
+    """Check that the run showed the model each document itself and nothing more."""
     if (image := facts.get("image", settings.image)) != "shown":
         raise OptionError(
             f"{name}: expected a run with image=shown, because control images cannot be explained, got {image}."
@@ -156,24 +148,12 @@ def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettin
         raise OptionError(f"{name}: expected a run without few-shot examples, got --num_fewshot {shots}.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """An answer of the run: its text, and its scores of the labels if it has some."""
-
-    text: str
-    scores: tuple[float, ...] | None
-
-
-def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answer]:
-    """Return the run's answers about some documents, by id.
-
-    Raises:
-        DataError: it has no answer about one of them.
-    """
+def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, tuple[str, tuple[float, ...] | None]]:
+    """Return the run's answers about some documents by id: their texts, and their scores of the labels if any."""
     path = run.folder / f"{file_stem(name)}{SUFFIX}"
     texts = read_answers(path) if name in run.outcomes else {}
     outcomes = [outcome for outcome in run.outcomes.get(name, ()) if outcome.id in texts]
-    known = {outcome.id: _Answer(texts[outcome.id], outcome.scores) for outcome in outcomes}
+    known = {outcome.id: (texts[outcome.id], outcome.scores) for outcome in outcomes}
     if unknown := [document for document in ids if document not in known]:
         close = ", ".join(sorted(known)[:5]) or "none"
         raise DataError(
@@ -206,14 +186,16 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, content: TaskContent, answers: Mapping[str, _Answer]) -> list[AttributionItem]:
+def _items(
+    loaded: LoadedModel, content: TaskContent, answers: Mapping[str, tuple[str, tuple[float, ...] | None]]
+) -> list[AttributionItem]:
     """Return the documents as the run answered them."""
     by_id = {str(row["id"]): row for row in content.row_list}
     items = []
-    for name, answer in answers.items():
+    for name, (text, scores) in answers.items():
         row = by_id[name]
         visual, mask = _visual(loaded, content, row), content.readable_lesion_mask(row)
-        items.append(AttributionItem.from_row(row, content.question(row), visual, answer.text, answer.scores, mask))
+        items.append(AttributionItem.from_row(row, content.question(row), visual, text, scores, mask))
     return items
 
 

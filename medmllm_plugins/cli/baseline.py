@@ -70,11 +70,8 @@ def run_baseline(
 
     Args:
         tasks: names of tasks, arguments behind them as for an evaluation.
-        method: its name, for the manifest.
-        make: returns an untrained one.
         output: the parent of the run folder, as the host's ``--output_path``.
         log: takes a line about each result and warning.
-        seed: for the manifest.
 
     Returns:
         The run folder.

@@ -32,7 +32,6 @@ class Finding:
     """The state of a package, device, data set or plugin.
 
     Attributes:
-        what: its name.
         state: ``ok``; ``missing`` (something optional is not there); ``broken`` (evaluation will not work).
         detail: its version, path or fault.
         fix: the command or step that fixes it; empty when there is nothing to do.

@@ -25,14 +25,7 @@ SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """The outcome for one data set.
-
-    Attributes:
-        name: the data set's name.
-        data: the data set; ``None`` if it could not be read.
-        leaks: what leaks; ``None`` likewise.
-        error: why it could not be read.
-    """
+    """The outcome for one data set; if it could not be read, ``error`` says why, and ``data`` and ``leaks`` are None."""
 
     name: str
     data: Dataset | None = None

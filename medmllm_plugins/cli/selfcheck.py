@@ -42,7 +42,6 @@ def check_demo(seeds: int, log: Callable[[str], None]) -> Report:
 
     Args:
         seeds: rounds; each plants every mode at every strength, and none.
-        log: takes a line about each trial.
 
     Raises:
         OptionError: ``seeds`` is below 1.

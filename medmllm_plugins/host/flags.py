@@ -47,7 +47,6 @@ def check_command(args: Namespace, *, task: bool, model: bool, chat: bool) -> No
     """Refuse flags whose effect would be wrong, missing, or a crash once the answers are there.
 
     Args:
-        args: the host's arguments.
         task: whether a task of ours takes part.
         model: whether the model is one of ours.
         chat: whether the model takes chat messages, as ours do.
@@ -117,10 +116,8 @@ def check_fraction(limit: float | None, count: int, taken: int | None, task: str
     """Refuse a fraction of the documents where the host has turned it into a number for another task.
 
     Args:
-        limit: what the command line says.
         count: number of this task's questions.
         taken: how many the host takes.
-        task: this task's name.
 
     Raises:
         OptionError: these are not the fraction of this task that was asked for.

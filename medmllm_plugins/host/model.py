@@ -11,7 +11,7 @@ from loguru import logger
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope
-from medmllm_plugins.host.model_arguments import local_device, merged, positive, run_folder
+from medmllm_plugins.host.model_arguments import local_device, merged, run_folder
 from medmllm_plugins.host.task_dataset import TaskDataset
 from medmllm_plugins.host.task_loading import new_session
 from medmllm_plugins.host.task_requests import check_settings, read_request
@@ -21,7 +21,7 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.runtime.answer_loop import AnswerOptions
 from medmllm_plugins.runtime.answering import answer_requests
-from medmllm_plugins.runtime.batches import AUTO, LARGEST, BatchSize
+from medmllm_plugins.runtime.batches import AUTO, LARGEST, BatchSize, positive
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest

@@ -149,7 +149,6 @@ def check_data(index: Index, tasks: Sequence[str]) -> None:
     that are there, are reported when it is loaded.
 
     Args:
-        index: the host's task index.
         tasks: names of tasks and groups, as the index has them.
 
     Raises:

@@ -5,13 +5,12 @@ Everything here runs inside ``import lmms_eval.models``: no torch.
 
 from __future__ import annotations
 
-import abc
 import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +24,25 @@ from medmllm_plugins.plugins.manager import get_manager
 if TYPE_CHECKING:
     from medmllm_plugins.runtime.run_session import RunSession
 
-_TASKS_MODULE = "lmms_eval.tasks"
+TASKS_MODULE = "lmms_eval.tasks"
 
 
 def install_task_hook() -> None:
     """Make every ``TaskManager`` built from now on in this process know the plugins' tasks."""
-    loaded = sys.modules.get(_TASKS_MODULE)
+    loaded = sys.modules.get(TASKS_MODULE)
     if loaded is not None and hasattr(loaded, "TaskManager"):
         TaskManagerHook.install(loaded)
-    elif not any(isinstance(finder, TasksFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, TasksFinder())
+    else:
+        _extend_when_imported(TASKS_MODULE, TaskManagerHook.install)
     if command_line.MAIN_MODULE in sys.modules:
         command_line.install()
-    elif not any(isinstance(finder, CommandFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, CommandFinder())
+    else:
+        _extend_when_imported(command_line.MAIN_MODULE, command_line.guard)
+
+
+def _extend_when_imported(module: str, extend: Callable[[ModuleType], None]) -> None:
+    if not any(isinstance(finder, ExtendingFinder) and finder.module == module for finder in sys.meta_path):
+        sys.meta_path.insert(0, ExtendingFinder(module, extend))
 
 
 class TaskManagerHook:
@@ -166,17 +170,12 @@ def _resolve(manager: Any, name: str) -> str:
     return known
 
 
-class _ExtendingFinder(importlib.abc.MetaPathFinder):
+class ExtendingFinder(importlib.abc.MetaPathFinder):
     """Extends one module once its first import has run, then removes itself."""
 
-    module: str
-
-    def __init__(self) -> None:
+    def __init__(self, module: str, extend: Callable[[ModuleType], None]) -> None:
+        self.module, self._extend = module, extend
         self._searching = False
-
-    @abc.abstractmethod
-    def extend(self, module: ModuleType) -> None:
-        """Change the module, whose code has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -194,29 +193,9 @@ class _ExtendingFinder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self.extend(module)
+            self._extend(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-class TasksFinder(_ExtendingFinder):
-    """Extends ``lmms_eval.tasks`` by our tasks."""
-
-    module = _TASKS_MODULE
-
-    def extend(self, module: ModuleType) -> None:
-        """Make every ``TaskManager`` know the plugins' tasks."""
-        TaskManagerHook.install(module)
-
-
-class CommandFinder(_ExtendingFinder):
-    """Extends ``lmms_eval.__main__`` by an exit status."""
-
-    module = command_line.MAIN_MODULE
-
-    def extend(self, module: ModuleType) -> None:
-        """Make the command report failures."""
-        command_line.guard(module)

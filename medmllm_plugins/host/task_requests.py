@@ -38,10 +38,6 @@ def read_request(request: Instance, datasets: Mapping[str, Any]) -> TaskRequest:
 def check_settings(requests: Iterable[TaskRequest], model: str) -> None:
     """Check the generation settings of all requests of a run, before a model is loaded.
 
-    Args:
-        requests: the requests.
-        model: the model's name, for errors.
-
     Raises:
         OptionError: the model cannot answer under these settings.
     """

@@ -56,7 +56,6 @@ def ask(
     Args:
         protocol: ``"closed_set"`` lists the class names, ``"letter"`` gives them letters, ``"open"`` lists nothing.
         modality: what the image is, as it reads in "Classify this …".
-        classes: class name to synonyms.
         order: positions of the classes in the order they are to be listed; their own order when ``None``.
         paraphrase: which wording, see :mod:`medmllm_plugins.prompts.wording`.
 
@@ -90,7 +89,6 @@ def orders(classes: int, seed: int = 0) -> list[tuple[int, ...]]:
 
     Args:
         classes: number of classes K.
-        seed: of the sampled orders.
 
     Returns:
         For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the original order first: every class is at every

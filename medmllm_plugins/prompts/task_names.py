@@ -65,7 +65,6 @@ class DerivedTask:
 
     Attributes:
         base: the name of the task that asks.
-        path: its file.
         purpose: whether it probes a model's stages, or explains answers.
     """
 

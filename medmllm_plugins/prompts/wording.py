@@ -55,7 +55,6 @@ def letter(modality: str, options: Mapping[str, str], paraphrase: int = 0) -> st
     """Return a closed-set question whose options have letters.
 
     Args:
-        modality: what the image is.
         options: letter to class name, in the order they are to be listed.
         paraphrase: 0 to :data:`PARAPHRASES`.
     """

@@ -28,11 +28,6 @@ def answer_requests(
         load: returns the model, loaded if it is not yet.
         load_options: how it is loaded, for the manifest.
         requests: all requests of the run on this process.
-        run: the run; opened here.
-        options: how to answer.
-
-    Returns:
-        The reply to each request.
 
     Raises:
         OptionError: a task asks for attributions that the model cannot give.

@@ -36,7 +36,6 @@ class BatchSize:
         """Take a number or ``"auto"``.
 
         Args:
-            size: the number, or ``"auto"``.
             largest: how far ``"auto"`` goes.
 
         Raises:
@@ -44,7 +43,7 @@ class BatchSize:
         """
         self.growing = size == AUTO
         self._largest = largest
-        self.size = min(FIRST, largest) if self.growing else _positive(size)
+        self.size = min(FIRST, largest) if self.growing else positive("batch_size", size, f" or {AUTO!r}")
 
     def fits(self) -> None:
         """Note that a batch of this size was answered."""
@@ -57,14 +56,19 @@ class BatchSize:
         self.size = max(1, size // 2)
 
 
-def _positive(size: int | str) -> int:
+def positive(name: str, value: int | str, alternative: str = "") -> int:
+    """Return a whole number of at least 1, given as a number or a text.
+
+    Raises:
+        OptionError: it is none; the message names the argument, and ``alternative`` behind the number.
+    """
     try:
-        number = int(size)
+        number = int(value)
     except (TypeError, ValueError, OverflowError):
         number = 0
-    if number < 1 or str(number) != str(size):
+    if number < 1 or str(number) != str(value):
         raise OptionError(
-            f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {size!r}."
+            f"Expected argument `{name}` to be a whole number of at least 1{alternative}, but got {value!r}."
         )
     return number
 
@@ -88,8 +92,6 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
             size: how many at a time.
             read: reads a request; runs in several threads.
             weigh: how much there is to compute, by which requests are sorted.
-            prepare: makes the model's input of a batch.
-            answer: answers a batch.
             ahead: whether the next batch is prepared in a thread; on a CPU the two would compete for its cores.
         """
         self._size, self._read, self._weigh, self._prepare, self._answer = size, read, weigh, prepare, answer

@@ -26,8 +26,6 @@ class Claim:
     """A folder that is this run's.
 
     Attributes:
-        folder: the folder, which is there.
-        lock: held on it.
         earlier: the manifest that was in it, whose results stay; empty where there was none.
     """
 
@@ -44,7 +42,6 @@ def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None
 
     Args:
         wanted: the folder; made where it is not there.
-        manifest: of the run that is about to write.
         journal: folder of the journal of its answers.
         resumed: whether the folder is that of an earlier start of the same run.
 

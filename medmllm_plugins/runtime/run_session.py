@@ -12,9 +12,6 @@ class RunSession:
 
     The host has no object that lives as long as one evaluation and reaches both. Tasks that are loaded together share a
     session; the model finds it with their data set.
-
-    Attributes:
-        run: the present run.
     """
 
     def __init__(self, in_command: Callable[[], bool] = lambda: False) -> None:

@@ -17,8 +17,6 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
     """Write UTF-8 text beside ``path`` and move it there, so that a reader never sees half of it.
 
     Args:
-        path: the file.
-        text: its content.
         private: whether its owner alone may read it (mode 600), as where it holds the arguments of a command.
 
     Raises:
@@ -41,7 +39,6 @@ def remove_drafts(folder: Path, below: Sequence[str] = ()) -> None:
     """Remove what processes that were killed left of files they were writing.
 
     Args:
-        folder: the folder to look in.
         below: names of folders in it that are searched with all their subfolders.
     """
     for path in [*folder.glob(".*.tmp"), *(path for name in below for path in (folder / name).rglob(".*.tmp"))]:

@@ -44,8 +44,6 @@ def read_yaml_file(path: Path, *, error: type[MedMLLMError], any_tag: bool = Fal
     """Read a YAML file with one document.
 
     Args:
-        path: the file.
-        error: what to raise.
         any_tag: whether unknown tags, such as ``!function a.b.c``, are read as text; otherwise they are errors.
 
     Raises:
@@ -76,9 +74,7 @@ def parse_yaml(text: str, source: str, *, error: type[MedMLLMError], any_tag: bo
     """Read YAML with one document from text.
 
     Args:
-        text: the YAML.
         source: where it comes from, for messages.
-        error: what to raise.
         any_tag: see :func:`read_yaml_file`.
 
     Raises:

@@ -10,7 +10,6 @@ def import_by_name(name: str, error: type[Exception] | None = None) -> Any:
     """Return what ``module:attribute`` names.
 
     Args:
-        name: the dotted path.
         error: raised in place of the errors below.
 
     Raises:
