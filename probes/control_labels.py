@@ -32,6 +32,7 @@ def permute_labels(truth: Ints, group: Ints, count: int, generator: np.random.Ge
         truth: (n,) classes.
         group: (n,) groups.
         count: number of permutations, S.
+        generator: source of the random orders.
 
     Returns:
         (S, n).
@@ -58,6 +59,7 @@ def image_types(pixels: npt.NDArray[np.float32], labelled: LabelledFeatures) -> 
 
     Args:
         pixels: (n, F) pixel features of all rows of the store.
+        labelled: the documents.
 
     Returns:
         (n,) type of each document, from 0, the same for all documents of a group. All are 0 if fewer than two types
@@ -101,7 +103,9 @@ def draw_control_labels(types: Ints, labelled: LabelledFeatures, count: int, gen
 
     Args:
         types: (n,) see :func:`image_types`.
+        labelled: the documents.
         count: number of control tasks, S.
+        generator: source of the random orders.
 
     Returns:
         (S, n).

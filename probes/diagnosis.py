@@ -70,10 +70,9 @@ def diagnose(
 ) -> Diagnosis:
     """Judge the four failure modes.
 
-    Args:
-        accuracies: accuracies and resamples, including ``"answer"``, and ``"reference"`` if there is a reference.
-        truth: (v,) classes of the validation fold.
-        scores_validation: accuracy on the validation fold of the label that scores highest; ``None`` without scores.
+    ``accuracies`` include ``"answer"``, and ``"reference"`` if there is a reference. ``truth`` (v,) are the classes
+    of the validation fold, and ``scores_validation`` is the accuracy there of the label that scores highest;
+    ``None`` without scores.
     """
     on_validation = (fitted.validation == truth).mean(1)
     stages = _stage_ends(fitted.sites)

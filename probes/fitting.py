@@ -134,8 +134,7 @@ def fit_probes(
     The penalty is chosen by log loss on the validation fold, for the real labels and for each control task separately;
     probes of permuted labels take that of the real ones. The test fold is used once, at the end.
 
-    Args:
-        device: where to compute; a CUDA device if there is one, by default.
+    The device is a CUDA device if there is one, by default.
 
     Raises:
         DataError: features are not finite, or cannot be read.

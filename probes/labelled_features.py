@@ -50,8 +50,7 @@ class LabelledFeatures:
 def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatures:
     """Read and check the documents of a store.
 
-    Args:
-        seed: chooses the documents of folds that are subsampled.
+    ``seed`` chooses the documents of folds that are subsampled.
 
     Raises:
         DataError: a class is not one of the store's, or the folds cannot carry probes.

@@ -63,6 +63,7 @@ def semantic_mapping(
         test: the test fold, on which all figures are computed.
         classes: K, at least 2.
         lens_layers: names of the layers of ``test.lens``.
+        resamples: bootstrap resamples of the test fold's groups.
         seed: seed of resamples, sign flips and the parts of the validation fold.
         margin: difference of accuracies that counts for ``kind``.
 
@@ -175,10 +176,6 @@ def kind_of(
     6. ``"cannot tell"``: there are no scores, or too few documents.
 
     With fewer than two groups there are no intervals, so nothing counts and the kind is ``"cannot tell"``.
-
-    Args:
-        readings: recalibrations, as in :class:`SemanticMapping`.
-        margin: accuracy from which a difference counts.
     """
 
     def counts(difference: Estimate) -> bool:

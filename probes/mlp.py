@@ -110,6 +110,7 @@ def fit_mlp(
         targets: (P, N) int64 classes from 0 to K - 1, the label sets.
         classes: K, at least 2.
         seed: of initial weights, shuffles and dropped units; they do not depend on the device.
+        epochs: passes over the train rows.
         hidden: H, hidden units of each probe.
         dropout: share of the hidden units that is dropped in each step, for each row.
 
@@ -180,11 +181,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw the rows and the dropout of each step.
-
-    Args:
-        rows: N.
-        hidden: H.
+    """Draw the rows of each step, of N, and the dropout of the H hidden units.
 
     Yields:
         For each step B <= 4 rows, (B,) int64, and factors of the hidden units, (B, H) float32: 0 where one is dropped,

@@ -108,6 +108,7 @@ def trusted_relabelling(answers: Ints, truth: Ints, group: Ints, classes: int, s
         truth: (n,) true class.
         group: (n,) integer, equal within a group.
         classes: K.
+        seed: of parts and flips.
 
     Returns:
         (K,) the class that each answered class is renamed to.
@@ -167,6 +168,7 @@ def fit_affine(scores: Floats, truth: Ints, group: Ints, seed: int = 0) -> Pipel
         scores: (n, K) nats.
         truth: (n,) true class; at least two occur.
         group: (n,) integer, equal within a group.
+        seed: of the parts.
 
     Returns:
         A fitted scikit-learn pipeline; give its ``predict`` what :func:`affine_features` makes of scores.

@@ -90,11 +90,8 @@ def explain_documents(
 ) -> dict[str, Any]:
     """Load a run's model again and explain documents; the results join those of the run.
 
-    Args:
-        options: methods, layers, target and baseline; ``n`` is ignored.
-        task: the task of the documents; may be left out if the run has one task.
-        device: where to compute; default: as the run did.
-        batch_size: the most rows that go through the model together.
+    ``n`` of the options is ignored. The task may be left out if the run has one; the device is by default the
+    run's.
 
     Returns:
         The index of all explanations, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.

@@ -48,13 +48,7 @@ def datasets(
     print_table(
         ("data set", "task", "classes", "licence", "location"),
         (
-            (
-                row["name"],
-                row["task"] or "none",
-                ", ".join(row["classes"]),
-                row["licence"],
-                row["location"] or f"missing; {row['fix']}",
-            )
+            (row["name"], row["task"] or "none", ", ".join(row["classes"]), row["licence"], _location(row))
             for row in described
         ),
         (line for row in described for line in _plain_lines(row)),
@@ -96,6 +90,10 @@ def dataset_rows() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _location(row: dict[str, Any]) -> str:
+    return row["location"] or f"missing; {row['fix']}"
 
 
 def _plain_lines(row: dict[str, Any]) -> Iterator[str]:

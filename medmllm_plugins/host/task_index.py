@@ -148,9 +148,6 @@ def check_data(index: Index, tasks: Sequence[str]) -> None:
     The host loads one task after the other and stops at the first without data. Faults of a single task, or of data
     that are there, are reported when it is loaded.
 
-    Args:
-        tasks: names of tasks and groups, as the index has them.
-
     Raises:
         DataError: folders are missing.
     """

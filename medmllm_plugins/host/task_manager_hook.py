@@ -180,6 +180,7 @@ class ExtendingFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """Return a spec whose loader also extends the module; ``None`` for every other module."""
         if fullname != self.module or self._searching:
             return None
         self._searching = True

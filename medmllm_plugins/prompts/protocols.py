@@ -56,6 +56,7 @@ def ask(
     Args:
         protocol: ``"closed_set"`` lists the class names, ``"letter"`` gives them letters, ``"open"`` lists nothing.
         modality: what the image is, as it reads in "Classify this …".
+        classes: class name to synonyms.
         order: positions of the classes in the order they are to be listed; their own order when ``None``.
         paraphrase: which wording, see :mod:`medmllm_plugins.prompts.wording`.
 
@@ -85,10 +86,7 @@ def ask_finding(modality: str, name: str, synonyms: tuple[str, ...], *, paraphra
 
 
 def orders(classes: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Return the orders in which options are listed, so that every class is listed at different positions.
-
-    Args:
-        classes: number of classes K.
+    """Return the orders in which K options are listed, so that every class is listed at different positions.
 
     Returns:
         For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the original order first: every class is at every

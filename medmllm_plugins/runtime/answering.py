@@ -24,10 +24,8 @@ def answer_requests(
 ) -> dict[RequestKey, Reply]:
     """Answer requests, and explain some of the answers where tasks ask for it.
 
-    Args:
-        load: returns the model, loaded if it is not yet.
-        load_options: how it is loaded, for the manifest.
-        requests: all requests of the run on this process.
+    ``load`` returns the model, loaded if it is not yet; ``load_options`` go to the manifest. The run is opened
+    here.
 
     Raises:
         OptionError: a task asks for attributions that the model cannot give.

@@ -33,10 +33,7 @@ class BatchSize:
     """
 
     def __init__(self, size: int | str, largest: int = LARGEST) -> None:
-        """Take a number or ``"auto"``.
-
-        Args:
-            largest: how far ``"auto"`` goes.
+        """Take a number, or ``"auto"`` for a size that grows up to ``largest``.
 
         Raises:
             OptionError: it is neither.
@@ -92,6 +89,8 @@ class Batches(Generic[Request, Read, Prepared, Answer]):
             size: how many at a time.
             read: reads a request; runs in several threads.
             weigh: how much there is to compute, by which requests are sorted.
+            prepare: makes the model's input of a batch.
+            answer: answers a batch.
             ahead: whether the next batch is prepared in a thread; on a CPU the two would compete for its cores.
         """
         self._size, self._read, self._weigh, self._prepare, self._answer = size, read, weigh, prepare, answer

@@ -143,8 +143,7 @@ class EvaluationRun:
 
         A second call, for another kind of request, continues with the same.
 
-        Args:
-            facts: what decides the answers beside the tasks: the model, its options, this package's version.
+        ``facts`` decide the answers beside the tasks: the model, its options, this package's version.
         """
         if self._journal is None:
             tasks = {answering_name(name): _deciding(task_facts) for name, task_facts in self.manifest["tasks"].items()}

@@ -42,6 +42,7 @@ def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None
 
     Args:
         wanted: the folder; made where it is not there.
+        manifest: of the run that is about to write.
         journal: folder of the journal of its answers.
         resumed: whether the folder is that of an earlier start of the same run.
 

@@ -29,6 +29,7 @@ class Handlers:
         """Prepare them.
 
         Args:
+            message: gives the line to print; nothing is printed where it is empty.
             in_command: whether the process is a command, which ends. Otherwise Ctrl-C raises a plain
                 ``KeyboardInterrupt``, so that a Python session continues.
         """

@@ -44,6 +44,8 @@ class Progress:
             done: how many were done by an earlier start.
             shown: whether anything is shown; by default in the first process alone.
             terminal: whether standard error is a terminal, which gets a bar.
+            clock: gives seconds.
+            say: takes a line.
         """
         self._name, self._total, self._unit, self._earlier, self._count = name, total, unit, done, done
         self._shown = int(os.environ.get("RANK") or 0) == 0 if shown is None else shown

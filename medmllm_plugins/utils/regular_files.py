@@ -14,8 +14,7 @@ from medmllm_plugins.errors import DataError, shown
 def open_regular(path: Path, what: str = "a file") -> BinaryIO:
     """Open a file or the target of a link; a pipe, a device or a folder is an error and never waited for.
 
-    Args:
-        what: what it should be, for the message.
+    ``what`` completes the message "expected …".
 
     Raises:
         DataError: it is missing, cannot be opened or is no regular file.
@@ -57,8 +56,7 @@ def size_of(opened: BinaryIO) -> int:
 def data_file_below(header: Path, name: str) -> Path:
     """Return the data file that a detached header names, if it lies below the header's folder.
 
-    Args:
-        name: the path that the header states, relative to its folder, in POSIX form.
+    ``name`` is what the header states, relative to its folder, in POSIX form.
 
     Returns:
         The path with symbolic links resolved.
