@@ -168,11 +168,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
         pretrained=str(facts["pretrained"]),
         device=device or str(facts["device"]),
         dtype=str(facts["dtype"]),
-        attn_implementation=facts.get("attn_implementation"),
-        device_map=facts.get("device_map"),
-        load_in=facts.get("load_in"),
-        peft=facts.get("peft"),
-        system=facts.get("system"),
+        **{name: facts.get(name) for name in ("attn_implementation", "device_map", "load_in", "peft", "system")},
     )
     loaded = load_model(spec, options)
     if loaded.fingerprint != facts["fingerprint"]:

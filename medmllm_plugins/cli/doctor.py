@@ -42,10 +42,6 @@ class Finding:
     detail: str
     fix: str = ""
 
-    def to_dict(self) -> dict[str, str]:
-        """Return a JSON-safe mapping."""
-        return asdict(self)
-
 
 @app.command(epilog="Example: medmllm doctor")
 def doctor(
@@ -59,7 +55,7 @@ def doctor(
     findings = examine()
     status = int(any(finding.state == "broken" for finding in findings))
     if json:
-        print_json([finding.to_dict() for finding in findings])
+        print_json([asdict(finding) for finding in findings])
         return status
     findings = findings if all_sets else merge_missing_sets(findings)
     width = max(len(finding.what) for finding in findings)

@@ -128,9 +128,14 @@ class EvaluationRun:
             name: entry for name, entry in read_seal(self.folder)[0].items() if not self._is_own(name)
         }
 
+    @property
+    def _own_tasks(self) -> dict[str, Any]:
+        """The manifest's entries about tasks of this run, not of an earlier one in the same folder."""
+        return {task: facts for task, facts in self.manifest["tasks"].items() if task not in self._carried}
+
     def _is_own(self, name: str) -> bool:
         """Return whether a file of the run folder is written by this run, not by an earlier one."""
-        own = {task: facts for task, facts in self.manifest["tasks"].items() if task not in self._carried}
+        own = self._own_tasks
         stems = {file_stem(task) for task in own}
         parts = name.split("/")
         if len(parts) > 2 and parts[0] in (FEATURES, ATTRIBUTIONS):
@@ -159,11 +164,8 @@ class EvaluationRun:
     def guarded(self) -> Iterator[None]:
         """Say on Ctrl-C and SIGTERM how to continue, while this lasts and afterwards until the run is finished."""
         self._handlers.install()
-        try:
+        with self.closed_on_error():
             yield
-        except BaseException:  # whoever called the host from Python continues
-            self.close()
-            raise
 
     def folder_of(self, kind: str, task: str) -> Path:
         """Return where the :data:`FEATURES` or :data:`ATTRIBUTIONS` of a task are while its documents are answered.
@@ -219,8 +221,7 @@ class EvaluationRun:
 
     def answered(self) -> None:
         """Note that all requests are answered, which finishes a run without a task of ours."""
-        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
-        if self._journal is not None and not any("dataset" in facts for facts in own):
+        if self._journal is not None and not any("dataset" in facts for facts in self._own_tasks.values()):
             self._finish()
 
     def predicted(self, name: str, count: int) -> None:
@@ -229,13 +230,12 @@ class EvaluationRun:
         It is not finished: its answers stay in the journal, for a run that scores them.
         """
         self.task(name, {"predicted": count})
-        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
-        if all("predicted" in facts for facts in own if "dataset" in facts):
+        if all("predicted" in facts for facts in self._own_tasks.values() if "dataset" in facts):
             self.close()
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Close the run if scoring fails, since a caller from Python continues."""
+        """Close the run if answering or scoring fails, since a caller from Python continues."""
         try:
             yield
         except BaseException:
