@@ -47,8 +47,8 @@ merely possible the limit is SHARE_OF_LARGEST."""
 NOISE: Final = MARGIN / 2
 """A smaller loss whose interval includes zero counts as none."""
 MAX_UNKNOWN_SHARE: Final = 0.5
-"""If the loss of the tower is unknown, it could be as large as the tower's distance from an accuracy of 1. Do not name a
-later stage if this is at least this fraction of its loss."""
+"""If the loss of the tower is unknown, it could be as large as the tower's distance from an accuracy of 1. Do not name
+a later stage if this is at least this fraction of its loss."""
 ANSWER: Final = "answer"
 SCORES: Final = "label scores"
 """The label that scores highest."""

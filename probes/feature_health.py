@@ -68,11 +68,7 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
 
 
 def health(accuracies: Floats, decay: float = DECAY) -> Health:
-    """Score one curve and return the parts as well.
-
-    Args:
-        accuracies: (n,) float64, as for :func:`health_score`.
-        decay: lambda.
+    """Score one curve, (n,) float64, and return the parts as well.
 
     Raises:
         DataError: ``accuracies`` is not one curve, or not one that :func:`health_score` takes.

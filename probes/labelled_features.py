@@ -16,8 +16,8 @@ from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.results.feature_store import FeatureStore
 
 MAX_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
-"""Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear probe,
-and memory stays bounded. The test fold is always used completely."""
+"""Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear
+probe, and memory stays bounded. The test fold is always used completely."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -68,14 +68,7 @@ class Solution:
     steps: Tensor
 
     def logits(self, coordinates: Tensor) -> Tensor:
-        """Compute the logits of rows.
-
-        Args:
-            coordinates: (L, M, r) float32, see :meth:`RowSpace.coordinates`.
-
-        Returns:
-            (L, P, G, M, K) float32; their softmax over the classes is the probability.
-        """
+        """Return the logits (L, P, G, M, K) of coordinates (L, M, r) float32; their softmax is the probability."""
         layers, sets, grid, classes, rank = self.weights.shape
         if coordinates.ndim != 3 or coordinates.shape[0] != layers or coordinates.shape[2] != rank:
             raise OptionError(

@@ -70,13 +70,10 @@ class MLPs:
     second_0: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """Compute the logits of rows, without dropout.
+        """Compute the logits (L, P, M, K) of features (L, M, D), without dropout.
 
-        Args:
-            features: (L, M, D) float32, on the device of the train rows.
-
-        Returns:
-            (L, P, M, K) float32; their softmax over the classes is the probability.
+        The features are float32 on the device of the train rows; the softmax over the classes is the
+        probability.
 
         Raises:
             DataError: a feature is NaN or infinite.

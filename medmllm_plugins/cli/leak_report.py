@@ -26,7 +26,7 @@ SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """The outcome for one data set; if it could not be read, ``error`` says why, and ``data`` and ``leaks`` are None."""
+    """The outcome for one data set; where it cannot be read, ``error`` says why, and the others are ``None``."""
 
     name: str
     data: Dataset | None = None

@@ -68,24 +68,17 @@ class TaskManagerHook:
             return
         hook = host.medmllm_hook = cls(host)
 
-        @functools.wraps(host.initialize_tasks)
-        def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
-            return hook.initialize_tasks(self, *args, **kwargs)
+        def replace(name: str, method: Callable[..., Any]) -> None:
+            @functools.wraps(getattr(host, name))
+            def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return method(self, *args, **kwargs)
 
-        @functools.wraps(host.match_tasks)
-        def match_tasks(self: Any, task_list: Any) -> list[str]:
-            return hook.match_tasks(self, task_list)
+            setattr(host, name, replacement)
 
-        @functools.wraps(host.load_task_or_group)
-        def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
-            return hook.load_task_or_group(self, task_list, task_type)
-
-        @functools.wraps(host._get_config)
-        def _get_config(self: Any, name: str) -> Any:
-            return hook.get_config(self, name)
-
-        host.initialize_tasks, host.match_tasks = initialize_tasks, match_tasks
-        host.load_task_or_group, host._get_config = load_task_or_group, _get_config
+        replace("initialize_tasks", hook.initialize_tasks)
+        replace("match_tasks", hook.match_tasks)
+        replace("load_task_or_group", hook.load_task_or_group)
+        replace("_get_config", hook.get_config)
 
     def initialize_tasks(self, manager: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
         """Build the index of tasks, ours among them.
@@ -115,7 +108,7 @@ class TaskManagerHook:
                 logger.error(hint)  # the host says next that the task was not found
         return sorted(known)
 
-    def load_task_or_group(self, manager: Any, task_list: Any, task_type: str) -> dict[str, Any]:
+    def load_task_or_group(self, manager: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
         """Load tasks in a new session.
 
         Raises:

@@ -148,8 +148,7 @@ def no_such_task(base: str) -> str:
 def answering_task(name: str) -> str:
     """Return the task that only asks, for one that probes or explains; of any other name the name itself.
 
-    Args:
-        name: a task's name without arguments; it need not be known here, since reports are read on other machines.
+    The name is without arguments. It need not be known here, since reports are read on other machines.
     """
     derived = derived_tasks().get(name)
     if derived is not None:

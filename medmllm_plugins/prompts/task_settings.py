@@ -202,10 +202,8 @@ class TaskSettings:
 def read_settings(task: object, metadata: object, *, purpose: Purpose = "classify") -> TaskSettings:
     """Check ``metadata.medmllm`` of a task.
 
-    Args:
-        task: the task's name, for messages.
-        metadata: the ``metadata`` of its YAML; see :class:`TaskDeclaration` for the keys of its ``medmllm``.
-        purpose: a probing task evaluates all folds and records features; an attribution task explains answers.
+    ``metadata`` is that of the task's YAML file; see :class:`TaskDeclaration` for the keys of its ``medmllm``. A
+    probing task evaluates all folds and records features; an attribution task explains answers.
 
     Raises:
         OptionError: a key or a value is wrong, or no data set has that name.

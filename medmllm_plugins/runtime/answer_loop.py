@@ -77,9 +77,7 @@ class AnswerLoop:
     def answer(self, requests: Sequence[TaskRequest], journal: Journal) -> dict[RequestKey, Reply]:
         """Answer all requests that the journal does not hold.
 
-        Args:
-            requests: of any mix of tasks; clones are answered once.
-            journal: the answers of earlier starts, to which the new ones are added.
+        The new answers are added to the journal. Clones of a request are answered once.
 
         Raises:
             ModelError: a request has not exactly one image, or is too long for the model.

@@ -15,11 +15,7 @@ class RunSession:
     """
 
     def __init__(self, in_command: Callable[[], bool] = lambda: False) -> None:
-        """Begin a run.
-
-        Args:
-            in_command: whether the process is a command, which Ctrl-C ends.
-        """
+        """Begin a run; ``in_command`` returns whether the process is a command, which Ctrl-C ends."""
         self._in_command = in_command
         self.run = EvaluationRun(in_command=in_command)
 

@@ -115,7 +115,7 @@ def shown_text(text: str, most: int = 200) -> str:
 
 @functools.cache
 def _loader(any_tag: bool) -> Any:
-    """Return the class of loaders that keep to the bounds; PyYAML is imported here, as importing this package must not."""
+    """Return the class of loaders that keep to the bounds; importing this package must not import PyYAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):

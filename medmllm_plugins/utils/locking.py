@@ -35,10 +35,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self, wait: float = 0.0) -> bool:
-        """Take the lock, and return whether it is held now.
-
-        Args:
-            wait: seconds to wait for another process that holds it.
+        """Take the lock, waiting ``wait`` seconds for another process, and return whether it is held now.
 
         Raises:
             OSError: the folder cannot be written.
