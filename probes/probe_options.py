@@ -57,7 +57,7 @@ class Options:
                 raise OptionError(f"Expected argument `{name}`{option} to be at least 0, but got {value}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 

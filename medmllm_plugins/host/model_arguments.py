@@ -15,7 +15,7 @@ from medmllm_plugins.errors import OptionError, shown
 def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's arguments: those of ``--model_args`` and those that the host has from flags of their own.
 
-    ``text`` is the value of ``--model_args``; in ``flags``, ``None`` stands for a flag that is not given.
+    ``text`` is the value of ``--model_args``; ``flags`` hold ``None`` for a flag that is not given.
 
     Raises:
         OptionError: the text is no list of pairs, or both name an argument with different values.
