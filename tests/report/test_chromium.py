@@ -129,8 +129,8 @@ def test_numbers_in_tables_sort_by_keys(browser: Any, page: Path) -> None:
     show(browser, page)
     column = """
         const table = document.querySelector('#good table.sortable');
-        const place = [...table.tHead.rows[0].results].findIndex(one => one.textContent.trim() === 'Accuracy');
-        return [place, [...table.tBodies[0].rows].map(row => row.results[place].dataset.sort)];
+        const place = [...table.tHead.rows[0].cells].findIndex(one => one.textContent.trim() === 'Accuracy');
+        return [place, [...table.tBodies[0].rows].map(row => row.cells[place].dataset.sort)];
     """
     place, _ = browser.execute_script(column)
     head = f"#good table.sortable thead th:nth-child({place + 1})"
@@ -286,7 +286,7 @@ def test_a_phone_shows_the_result_at_once(browser: Any, many: Path) -> None:
         const marks = [...document.querySelectorAll('#good figure [data-series="1"] use')];
         const head = [...document.querySelectorAll('#good table.sortable:first-of-type thead th')]
             .find(one => one.textContent.trim() === 'Accuracy');
-        const cell = document.querySelector('#good table.sortable tbody').rows[0].results[head.cellIndex];
+        const cell = document.querySelector('#good table.sortable tbody').rows[0].cells[head.cellIndex];
         return [...marks, head, cell].map(one => one.getBoundingClientRect().right);
     """
     found = browser.execute_script(edges)
@@ -301,7 +301,7 @@ def test_names_of_rows_stay_while_a_table_is_scrolled(browser: Any, many: Path) 
         return ['#good table.sortable', 'table.matrix'].map(one => {
             const table = document.querySelector(one), box = table.closest('.scroll');
             box.scrollLeft = 200;
-            const name = table.tBodies[0].rows[0].results[0].getBoundingClientRect();
+            const name = table.tBodies[0].rows[0].cells[0].getBoundingClientRect();
             return [box.scrollLeft, name.left - box.getBoundingClientRect().left];
         })
     """
@@ -345,7 +345,7 @@ def test_paper_shows_what_is_folded_on_the_screen(browser: Any, page: Path) -> N
         return [...document.querySelectorAll('details.whole, details.screen')]
             .map(one => getComputedStyle(one.querySelector('summary'), '::after').content)
     """
-    assert all("on paper" in one for one in browser.execute_script(told))
+    assert all("not printed" in one for one in browser.execute_script(told))
 
 
 def test_colours_of_attributions_have_a_key(browser: Any, page: Path) -> None:
