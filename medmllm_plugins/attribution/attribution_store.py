@@ -1,7 +1,7 @@
 """Attributions on disk: maps as arrays, pictures, and one index over them.
 
 ``TASK/entries/`` has a JSON file for each document as soon as it is explained, so that an interrupted run can continue;
-``maps/`` has the arrays, ``pictures/`` the PNG files. One process writes ``index.json`` with :func:`write_index`.
+``maps/`` has the arrays, ``pictures/`` the PNG files. One process writes ``index.json`` with :func:`gather_index`.
 """
 
 from __future__ import annotations
@@ -9,27 +9,37 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.attribution.attribution_input import AttributionInput
-from medmllm_plugins.attribution.checks.check_summary import summarise_checks, summary_key, to_csv
+from medmllm_plugins.attribution.checks.check_summary import summarise_checks, summary_key
 from medmllm_plugins.attribution.explanation_faults import fault_messages
 from medmllm_plugins.attribution.maps import AttributionMap
 from medmllm_plugins.errors import DataError, one_line
+from medmllm_plugins.results.attribution_files import write_index
+from medmllm_plugins.results.attribution_records import (
+    AttributionEntry,
+    AttributionFault,
+    AttributionIndex,
+    AttributionMethod,
+    ExplainedDocument,
+    ProcessCascade,
+    ProcessResults,
+)
 from medmllm_plugins.utils.atomic_files import write_whole
+from medmllm_plugins.utils.record import Record
 
 STOPPED = "stopped explaining"
 """Part of the warning about a process that did not explain all its documents."""
 
-INDEX = "index.json"
-FORMAT = 1
+_Content = TypeVar("_Content", bound=Record)
 
 
 class AttributionStore:
@@ -40,21 +50,18 @@ class AttributionStore:
 
         Args:
             folder: Created where it does not exist.
-            options: What is explained and how, including ``target``, ``baseline`` and ``steps``; documents that were
-                explained with other options are explained again.
+            options: What is explained and how; documents that were explained with other options are explained again.
             process: Name of the process.
             again: Whether documents are explained again, keeping the earlier results of other methods.
         """
         self.folder = folder
         self._process, self._again = process, again
         self._state = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
-        # Maps of one method at one layer are summarised together only if they share these settings.
-        self._settings = {"mode": options["target"], "baseline": options["baseline"], "steps": options["steps"]}
-        self._methods: list[dict[str, Any]] = []
+        self._methods: tuple[AttributionMethod, ...] = ()
 
-    def begin(self, methods: list[dict[str, Any]]) -> None:
-        """Set the methods' declarations, and delete what an earlier start explained with other options."""
-        self._methods = methods
+    def begin(self, methods: Sequence[AttributionMethod]) -> None:
+        """Set the methods, and delete what an earlier start explained with other options."""
+        self._methods = tuple(methods)
         if not self._again:
             for path in (*self.folder.glob("entries/*.json"), *self.folder.glob("process-*.json")):
                 with suppress(FileNotFoundError):  # another process of this run deletes the same files
@@ -68,53 +75,51 @@ class AttributionStore:
 
     def methods(self, identifier: str) -> set[str]:
         """Return the names of the methods that gave maps of an explained document."""
-        return {str(entry["method"]) for entry in _read(self._entry(identifier))["entries"]}
+        return {entry.method for entry in _read(ExplainedDocument, self._entry(identifier)).entries}
 
-    def original(self, identifier: str, picture: Image.Image) -> str:
-        """Write the pictures shown, and return the file's name relative to the folder."""
-        name = f"pictures/{stem(identifier)}.png"
+    def original(self, identifier: str, picture: Image.Image) -> Path:
+        """Write the pictures shown, and return the file's path relative to the folder."""
+        name = Path("pictures", f"{stem(identifier)}.png")
         map_images.save(picture, self.folder / name)
         return name
 
     def map(
         self, identifier: str, method: str, layer: str, map_: AttributionMap, case: AttributionInput
     ) -> dict[str, Any]:
-        """Write a map and its pictures, and return their part of the entry."""
+        """Write a map and its pictures, and return the fields of the entry that describe these files."""
         base = f"{stem(identifier)}.{method}.{layer}"
         arrays: dict[str, Any] = {"values": map_.values.astype(np.float32)}
         if map_.painted is not None:
             arrays["map"] = map_.painted.astype(np.float32)
         if map_.tokens is not None:
             arrays["tokens"] = map_.tokens.astype(np.float32)
-        path = self.folder / "maps" / f"{base}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **arrays)
-        facts: dict[str, Any] = {"map": f"maps/{base}.npz", "heat": None, "overlay": None, "slices": 1, "scale": None}
-        if map_.painted is not None:
-            colours, overlay = f"pictures/{base}.heat.png", f"pictures/{base}.png"
-            map_images.save(map_images.stack_vertically(map_images.colour_map(map_.painted)), self.folder / colours)
-            map_images.save(map_images.overlay(map_images.originals(case), map_.painted), self.folder / overlay)
-            facts |= {"heat": colours, "overlay": overlay, "slices": len(map_.painted)}
-            facts["scale"] = list(map_images.colour_range(map_.painted))
-        return facts
+        path = Path("maps", f"{base}.npz")
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(self.folder / path, **arrays)
+        if map_.painted is None:
+            return {"map": path}
+        heat, overlay = Path("pictures", f"{base}.heat.png"), Path("pictures", f"{base}.png")
+        map_images.save(map_images.stack_vertically(map_images.colour_map(map_.painted)), self.folder / heat)
+        map_images.save(map_images.overlay(map_images.originals(case), map_.painted), self.folder / overlay)
+        scale = map_images.colour_range(map_.painted)
+        return {"map": path, "heat": heat, "overlay": overlay, "slices": len(map_.painted), "scale": scale}
 
     def add(
-        self, identifier: str, entries: Sequence[Mapping[str, Any]], faults: Sequence[Mapping[str, str]] = ()
+        self, identifier: str, entries: Sequence[AttributionEntry], faults: Sequence[AttributionFault] = ()
     ) -> None:
         """Write the entries of an explained document, and what was left out of it."""
-        path, new = self._entry(identifier), [(entry["method"], entry["layer"]) for entry in entries]
-        before = _read(path) if self._again and path.is_file() else {"entries": [], "faults": []}
-        old = [entry for entry in before["entries"] if (entry["method"], entry["layer"]) not in new]
-        tried = {method["name"] for method in self._methods}
-        old_faults = [fault for fault in before.get("faults", ()) if fault["method"] and fault["method"] not in tried]
-        joined = [*old, *({**entry, **self._settings} for entry in entries)]
-        self._write(path, {"state": self._state, "entries": joined, "faults": [*old_faults, *faults]})
+        path, new = self._entry(identifier), [(entry.method, entry.layer) for entry in entries]
+        before = self._before(ExplainedDocument, path)
+        old = [entry for entry in before.entries if (entry.method, entry.layer) not in new]
+        old_faults = [fault for fault in before.faults if fault.method and not self._is_tried(fault.method)]
+        document = ExplainedDocument(state=self._state, entries=(*old, *entries), faults=(*old_faults, *faults))
+        self._write(path, document.to_dict())
 
     def finish(
         self,
-        randomised: Mapping[tuple[str, str], Any],
+        randomised: Sequence[ProcessCascade],
         warnings: Sequence[str],
-        faults: Sequence[Mapping[str, str]] = (),
+        faults: Sequence[AttributionFault] = (),
     ) -> None:
         """Write the results for all documents of this process.
 
@@ -122,23 +127,23 @@ class AttributionStore:
         last ones count.
         """
         path = self.folder / f"process-{self._process}.json"
-        before = _read(path) if self._again and path.is_file() else {}
-        levels = [
-            {"method": method, "layer": layer, **self._settings, "levels": similarities}
-            for (method, layer), similarities in randomised.items()
-        ]
-        tried = {method["name"] for method in self._methods}
-        old_faults = [fault for fault in before.get("faults", ()) if fault["method"] not in tried]
-        self._write(
-            path,
-            {
-                "state": self._state,
-                "methods": _joined(before.get("methods", ()), self._methods, lambda method: method["name"]),
-                "randomised": _joined(before.get("randomised", ()), levels, summary_key),
-                "warnings": list(dict.fromkeys((*before.get("warnings", ()), *warnings))),
-                "faults": [*old_faults, *faults],
-            },
+        before = self._before(ProcessResults, path)
+        old_faults = [fault for fault in before.faults if not self._is_tried(fault.method)]
+        results = ProcessResults(
+            state=self._state,
+            methods=_last_of_each((*before.methods, *self._methods), lambda method: method.name),
+            randomised=_last_of_each((*before.randomised, *randomised), summary_key),
+            warnings=tuple(dict.fromkeys((*before.warnings, *warnings))),
+            faults=(*old_faults, *faults),
         )
+        self._write(path, results.to_dict())
+
+    def _is_tried(self, name: str) -> bool:
+        return name in {method.name for method in self._methods}
+
+    def _before(self, kind: type[_Content], path: Path) -> _Content:
+        """Return the earlier content of a file, to which documents that are explained again are added."""
+        return _read(kind, path) if self._again and path.is_file() else kind.from_dict({})
 
     def is_finished(self, identifiers: Sequence[str]) -> bool:
         """Return whether an earlier start explained these documents with the same options, and made all checks."""
@@ -159,7 +164,7 @@ class AttributionStore:
 
     def fail(self, why: str) -> None:
         """Record that this process did not explain all its documents."""
-        self.finish({}, [f"Process {self._process} {STOPPED}: {why}"])
+        self.finish((), [f"Process {self._process} {STOPPED}: {why}"])
 
     def _entry(self, identifier: str) -> Path:
         return self.folder / "entries" / f"{stem(identifier)}.json"
@@ -169,8 +174,8 @@ class AttributionStore:
         write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def write_index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Write the index of what all processes explained.
+def gather_index(folder: Path, task: str, model: str, labels: Sequence[str]) -> AttributionIndex:
+    """Gather what all processes explained into one index, and write it.
 
     Args:
         folder: Folder of the task.
@@ -178,53 +183,33 @@ def write_index(folder: Path, task: str, model: str, labels: Sequence[str]) -> d
         model: Name of the model.
         labels: The classes.
 
-    Returns:
-        The content of ``index.json``.
-
     Raises:
-        DataError: No document was explained.
+        DataError: No document was explained, or a file is damaged.
     """
-    try:
-        index = _index(folder, task, model, labels)
-    # Files that were damaged, or written by another program, may have any content.
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
-        raise DataError(
-            f"{folder}: expected attributions as a med_attr task writes them, got {one_line(error)[:300]}. Run the "
-            "task again in a new folder."
-        ) from error
-    write_whole(folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
-    return index
-
-
-def _index(folder: Path, task: str, model: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the content of the index; see :func:`write_index`."""
-    parts = [_read(path) for path in sorted(folder.glob("process-*.json"))]
-    documents = [_read(path) for path in sorted((folder / "entries").glob("*.json"))]
-    entries = [entry for document in documents for entry in document["entries"]]
-    faults = [fault for part in (*documents, *parts) for fault in part.get("faults", ())]
-    warnings = sorted({warning for part in parts for warning in part["warnings"]})
+    parts = [_read(ProcessResults, path) for path in sorted(folder.glob("process-*.json"))]
+    documents = [_read(ExplainedDocument, path) for path in sorted((folder / "entries").glob("*.json"))]
+    entries = [entry for document in documents for entry in document.entries]
+    faults = [
+        *(fault for document in documents for fault in document.faults),
+        *(f for part in parts for f in part.faults),
+    ]
+    warnings = sorted({warning for part in parts for warning in part.warnings})
     if not entries:
         raise DataError(
             " ".join([f"{folder}: expected explained documents, got none.", *warnings, *fault_messages(faults)])
         )
-    levels = [record for part in parts for record in part["randomised"]]
-    rows = summarise_checks(entries, levels)
-    return {
-        "medmllm_attributions": FORMAT,
-        "task": task,
-        "model": model,
-        "labels": list(labels),
-        "methods": list({method["name"]: method for part in parts for method in part["methods"]}.values()),
-        "entries": entries,
-        "summary": rows,
-        "faults": faults,
-        "warnings": [*warnings, *fault_messages(faults)],
-    }
-
-
-def write_table(path: Path, index: Mapping[str, Any]) -> None:
-    """Write the summary as CSV, a row for each method, layer and settings."""
-    write_whole(path, to_csv(index["summary"]))
+    index = AttributionIndex(
+        task=task,
+        model=model,
+        labels=tuple(labels),
+        methods=_last_of_each([method for part in parts for method in part.methods], lambda method: method.name),
+        entries=tuple(entries),
+        summary=summarise_checks(entries, [cascade for part in parts for cascade in part.randomised]),
+        faults=tuple(faults),
+        warnings=(*warnings, *fault_messages(faults)),
+    )
+    write_index(folder, index)
+    return index
 
 
 def stem(identifier: str) -> str:
@@ -233,11 +218,9 @@ def stem(identifier: str) -> str:
     return f"{plain}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
 
 
-def _joined(
-    before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
-) -> list[Mapping[str, Any]]:
-    """Return both lists; of records with the same key, the later one."""
-    return list({key(record): record for record in (*before, *now)}.values())
+def _last_of_each(records: Sequence[_Content], key: Callable[[_Content], Any]) -> tuple[_Content, ...]:
+    """Return the records; of those with the same key, the last."""
+    return tuple({key(record): record for record in records}.values())
 
 
 def _state_of(path: Path) -> Any:
@@ -248,8 +231,14 @@ def _state_of(path: Path) -> Any:
         return None
 
 
-def _read(path: Path) -> Any:
+def _read(kind: type[_Content], path: Path) -> _Content:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a file of attributions, got {error}. Run the task again.") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "state" not in content:
+            raise ValueError("another content")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected attributions as a med_attr task writes them, got {one_line(error)[:300]}. Run the task "
+            "again in a new folder."
+        ) from error
+    return kind.from_dict(content)

@@ -29,6 +29,16 @@ from medmllm_plugins.errors import DataError, ModelError, one_line
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
+from medmllm_plugins.results.attribution_files import ATTRIBUTIONS
+from medmllm_plugins.results.attribution_records import (
+    RANDOMISATION_LEVELS,
+    AttributionEntry,
+    AttributionFault,
+    AttributionMethod,
+    ProcessCascade,
+    ProcessLevel,
+    TokenAttribution,
+)
 from medmllm_plugins.utils.progress import Progress, duration, say_line
 
 logger = logging.getLogger(__name__)
@@ -65,13 +75,17 @@ class Explainer:
         """
         self._loaded, self._options, self._store, self._batch = loaded, options, store, batch
         self._config = MethodConfig(steps=options.steps)
+        # Maps of one method at one layer are summarised together only if they share these settings.
+        self._settings: dict[str, Any] = {
+            "mode": options.target, "baseline": options.baseline, "steps": options.steps
+        }  # fmt: skip
         options.check(example.classes)
         self.selected = resolve_methods(loaded, options, example.question, example.visual)
         self._compared: dict[str, list[AttributionItem]] = {}
         self.warnings: list[str] = []
         self._map_seconds = 0.0
         self._first: tuple[float, float] | None = None
-        store.begin([asdict(selected.spec) for selected in self.selected])
+        store.begin([AttributionMethod(**asdict(selected.spec)) for selected in self.selected])
 
     def explain(self, item: AttributionItem) -> None:
         """Explain one document, unless an earlier start of the same run did.
@@ -81,7 +95,7 @@ class Explainer:
         """
         if not self._store.has(item.id):
             start, self._map_seconds = time.perf_counter(), 0.0
-            faults, entries = Faults(item.id, item.visual), list[dict[str, Any]]()
+            faults, entries = Faults(item.id, item.visual), list[AttributionEntry]()
             with faults.skipping():
                 case = self._case(item)
                 image = map_images.stack_vertically(map_images.originals(case))
@@ -108,18 +122,22 @@ class Explainer:
         if self._first is None:
             return None
         document_seconds, map_seconds = self._first
-        levels = 1 + len(randomisation.LEVELS) if randomisation.can_shuffle(self._loaded) else 0
+        levels = 1 + len(RANDOMISATION_LEVELS) if randomisation.can_shuffle(self._loaded) else 0
         return documents * document_seconds + RANDOMISED * levels * map_seconds
 
     def finish(self) -> None:
         """Compare maps with those of models with shuffled weights, and write what holds for all documents."""
-        faults: list[dict[str, str]] = []
-        levels: dict[MapKey, list[dict[str, Any]]] = {}
+        faults: list[AttributionFault] = []
+        levels: dict[MapKey, list[ProcessLevel]] = {}
         try:
             levels = self._randomisation_levels(faults)
         except Exception as error:  # a plugin's model may raise anything; the maps made so far are worth keeping
             self._warn(f"Maps were not compared with those of shuffled weights: {one_line(error)}")
-        self._store.finish(levels, self.warnings, faults)
+        cascades = [
+            ProcessCascade(method=method, layer=layer, **self._settings, levels=tuple(similarities))
+            for (method, layer), similarities in levels.items()
+        ]
+        self._store.finish(cascades, self.warnings, faults)
 
     def _case(self, item: AttributionItem) -> AttributionInput:
         target = item.target(self._options.target)
@@ -142,8 +160,8 @@ class Explainer:
         self,
         case: AttributionInput,
         item: AttributionItem,
-        original: str,
-        entries: list[dict[str, Any]],
+        original: Path,
+        entries: list[AttributionEntry],
         faults: Faults,
     ) -> None:
         """Add an entry for each method and layer, with its map and its checks."""
@@ -154,23 +172,25 @@ class Explainer:
             for layer, map_ in maps.items():
                 checks = evaluator.evaluate(name, map_, noisy_values)
                 with faults.skipping(name, layer):
-                    entry = {
-                        "id": item.id,
-                        "document": item.document,
-                        "group": item.group,
-                        "label": item.label,
-                        "predicted": item.predicted,
-                        "answer": item.answer,
-                        "hit": item.predicted == item.label,
-                        "target": case.target.name,
-                        "value": case.value,
-                        "method": name,
-                        "layer": layer,
-                        "original": original,
-                        "tokens": _token_values(case, map_),
-                        "checks": checks.to_dict(),
-                    }
-                    entries.append(entry | self._store.map(item.id, name, layer, map_, case))
+                    entry = AttributionEntry(
+                        id=item.id,
+                        document=item.document,
+                        group=item.group,
+                        label=item.label,
+                        predicted=item.predicted,
+                        answer=item.answer,
+                        hit=item.predicted == item.label,
+                        target=case.target.name,
+                        value=case.value,
+                        method=name,
+                        layer=layer,
+                        original=original,
+                        tokens=_token_values(case, map_),
+                        checks=checks,
+                        **self._settings,
+                        **self._store.map(item.id, name, layer, map_, case),
+                    )
+                    entries.append(entry)
 
     def _maps(
         self, case: AttributionInput, methods: Iterable[SelectedMethod], faults: Faults
@@ -191,7 +211,7 @@ class Explainer:
         self._map_seconds += time.perf_counter() - start
         return results
 
-    def _randomisation_levels(self, faults: list[dict[str, str]]) -> dict[MapKey, list[dict[str, Any]]]:
+    def _randomisation_levels(self, faults: list[AttributionFault]) -> dict[MapKey, list[ProcessLevel]]:
         """Return how similar maps are before and after shuffling, by method and layer, averaged over documents.
 
         Each method is compared on the first documents that it gave maps of.
@@ -218,7 +238,7 @@ class Explainer:
         known_faults = {name: Faults(name, item.visual) for name, item in items.items()}
         before = {name: compute_maps(name, known_faults[name]) for name in items}
         keys = list(dict.fromkeys(key for maps in before.values() for key in maps))
-        levels: dict[MapKey, list[dict[str, Any]]] = {}
+        levels: dict[MapKey, list[ProcessLevel]] = {}
         with randomisation.cascading_randomisation(self._loaded) as cascade:
             for level in cascade:
                 after = {}
@@ -231,7 +251,8 @@ class Explainer:
                 for key in keys:
                     both = [(before[name], after[name]) for name in items]
                     if pairs := [(old[key], new[key]) for old, new in both if key in old and key in new]:
-                        levels.setdefault(key, []).append({"randomised": level} | map_similarity(pairs))
+                        similarity = ProcessLevel(randomised=level, **map_similarity(pairs))
+                        levels.setdefault(key, []).append(similarity)
         return levels
 
     def _warn(self, message: str) -> None:
@@ -252,12 +273,12 @@ def _scores_at(scores: Any, layer: str) -> Scores:
     return result
 
 
-def _token_values(case: AttributionInput, map_: AttributionMap) -> list[dict[str, Any]] | None:
+def _token_values(case: AttributionInput, map_: AttributionMap) -> tuple[TokenAttribution, ...] | None:
     """Return text and value of each text token of the prompt, or None for maps of the image alone."""
     if map_.tokens is None:
         return None
     rows = zip(token_texts(case), map_.tokens, case.text.tolist(), strict=True)
-    return [{"text": text, "value": float(value)} for text, value, is_text in rows if is_text]
+    return tuple(TokenAttribution(text=text, value=float(value)) for text, value, is_text in rows if is_text)
 
 
 def resolve_methods(
@@ -310,7 +331,7 @@ def explain(
     if not store.is_finished(names):  # by an earlier start of the same run
         _explain_all(Explainer(loaded, options, store, batch, items[0]), items, store.folder.name, say)
         store.note_finished(names)
-    return {"documents": len(items), "folder": str(Path("attributions") / store.folder.name)}
+    return {"documents": len(items), "folder": f"{ATTRIBUTIONS}/{store.folder.name}"}
 
 
 def _explain_all(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from medmllm_plugins.errors import MedMLLMError, one_line
 from medmllm_plugins.models.base import VisualInput
+from medmllm_plugins.results.attribution_records import AttributionFault
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ class Faults:
     """Faults of one document.
 
     Attributes:
-        records: Input of :func:`fault_messages`, in plain JSON types: ``document`` (its id and size), ``method`` and
-            ``part`` of it (both empty where the whole document is left out), and ``why``.
+        records: Input of :func:`fault_messages`.
     """
 
     def __init__(self, identifier: str, visual: VisualInput, condition: str = "", before: Faults | None = None) -> None:
@@ -35,8 +35,8 @@ class Faults:
             condition: Added to the part, such as ``"with shuffled weights"``.
             before: Faults reported already, which are not reported again for this condition.
         """
-        self.records: list[dict[str, str]] = []
-        self._before = {(record["method"], record["part"]) for record in before.records} if before else set()
+        self.records: list[AttributionFault] = []
+        self._before = {(record.method, record.part) for record in before.records} if before else set()
         self._document, self._condition = f"{identifier} ({format_size(visual)})", condition
 
     @contextmanager
@@ -58,15 +58,15 @@ class Faults:
         if (method, part) in self._before:
             return
         part = " ".join(filter(None, (part, self._condition)))
-        self.records.append({"document": self._document, "method": method, "part": part, "why": why})
+        self.records.append(AttributionFault(document=self._document, method=method, part=part, why=why))
         logger.warning("%s: left out: %s: %s", self._document, _subject(method, part) or "the document", why)
 
 
-def fault_messages(records: Sequence[Mapping[str, str]]) -> list[str]:
+def fault_messages(records: Sequence[AttributionFault]) -> list[str]:
     """Return one sentence for each fault, with the documents it concerns."""
     documents_of: dict[tuple[str, str, str], list[str]] = {}
     for record in records:
-        documents_of.setdefault((record["method"], record["part"], record["why"]), []).append(record["document"])
+        documents_of.setdefault((record.method, record.part, record.why), []).append(record.document)
     messages = []
     for (method, part, why), documents in documents_of.items():
         names = ", ".join(documents[:NAMED])

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from medmllm_plugins.attribution.attribution_item import AttributionItem
-from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index, write_table
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
 from medmllm_plugins.attribution.checks.check_summary import format_summary
 from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json
@@ -28,10 +28,11 @@ from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
+from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, TABLE, write_table
+from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
-from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS
 
 DEFAULTS: Final = AttributionOptions()
 app = new_app()
@@ -74,7 +75,7 @@ def attribute(
     )
     index = explain_documents(one_run(run_dir), ids, options, task=task, device=device, batch_size=batch_size)
     if json:
-        print_json(index)
+        print_json(index.to_dict())
     else:
         print(format_summary(index))
 
@@ -88,7 +89,7 @@ def explain_documents(
     device: str | None = None,
     batch_size: int = 8,
     log: Callable[[str], None] = print_error,
-) -> dict[str, Any]:
+) -> AttributionIndex:
     """Load a run's model again and explain documents; the results join those of the run.
 
     Args:
@@ -101,7 +102,7 @@ def explain_documents(
         log: takes a line about each inconsistency in the folder.
 
     Returns:
-        The index of all explanations, see :func:`medmllm_plugins.attribution.attribution_store.write_index`.
+        The index of all attributions of the task.
 
     Raises:
         DataError: the data are not those of the run, or it answered no such document.
@@ -128,9 +129,9 @@ def explain_documents(
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, options, items, store, batch_size)
     model, labels = str(run.manifest["model"]["name"]), TaskRows(settings, ()).classes
-    index = write_index(store.folder, name, model, labels)
-    write_table(folder / f"{file_stem(name)}.attributions.csv", index)
-    update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}.attributions.csv"])
+    index = gather_index(store.folder, name, model, labels)
+    write_table(folder / f"{file_stem(name)}{TABLE}", index.summary)
+    update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}{TABLE}"])
     return index
 
 

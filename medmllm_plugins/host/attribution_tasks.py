@@ -11,8 +11,11 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.host import command_line
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
+from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
+from medmllm_plugins.results.attribution_files import TABLE, write_table
+from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.outcome_files import file_stem
 
 
@@ -20,7 +23,7 @@ class AttributingTask(ClassificationTask):
     """What the YAML of a task that explains names under ``class:``."""
 
 
-class Attributing(InspectionTask[dict[str, Any]]):
+class Attributing(InspectionTask[AttributionIndex]):
     """Attributions of one data set; the maps are computed while the model is still loaded.
 
     The host prints the largest deletion gain, the share inside the lesion of its method and layer, and how many
@@ -60,9 +63,9 @@ class Attributing(InspectionTask[dict[str, Any]]):
             logger.warning(f"{self.name}: mask left out: {fault}")
         self.content.note_skipped(faults)
 
-    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> dict[str, Any]:
+    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> AttributionIndex:
         """Gather the attributions of all processes."""
-        from medmllm_plugins.attribution.attribution_store import STOPPED, write_index, write_table
+        from medmllm_plugins.attribution.attribution_store import STOPPED, gather_index
         from medmllm_plugins.attribution.checks.check_summary import format_summary
 
         folder = self.run.folder_for(model)
@@ -72,29 +75,24 @@ class Attributing(InspectionTask[dict[str, Any]]):
                 f"{self.name}: expected attributions, got none. Use a model of this package; if the answers came from "
                 "the host's cache, run again without --use_cache."
             )
-        index = write_index(store, self.name, model, self.content.rows.classes)
-        for warning in index["warnings"]:
+        index = gather_index(store, self.name, model, self.content.rows.classes)
+        for warning in index.warnings:
             if STOPPED in warning:  # some processes explained their documents, and this one did not
                 command_line.note_failure(f"{self.name}: {warning}")
-        write_table(folder / f"{file_stem(self.name)}.attributions.csv", index)
+        write_table(folder / f"{file_stem(self.name)}{TABLE}", index.summary)
         self.run.task(self.name, {"attributions": self._printed(index)})
         logger.info(f"{self.name}: attributions in {store}\n{format_summary(index)}")
         return index
 
-    def _printed(self, result: dict[str, Any]) -> dict[str, float | None]:
+    def _printed(self, result: AttributionIndex) -> dict[str, float | None]:
         # Deletion gains of words say nothing about the image.
-        on_image = {(entry["method"], entry["layer"]) for entry in result["entries"] if entry["heat"]}
-        rows = [
-            row
-            for row in result["summary"]
-            if row["deletion_gain"] is not None and (row["method"], row["layer"]) in on_image
-        ]
-        best = max(rows, key=lambda row: row["deletion_gain"]["value"], default=None)
-        trusted = float(sum(row["trusted"] for row in result["summary"]))
-        if best is None:
-            return {"deletion_gain": None, "inside": None, "trusted": trusted}
-        inside = None if best["inside"] is None else best["inside"]["value"]
-        return {"deletion_gain": best["deletion_gain"]["value"], "inside": inside, "trusted": trusted}
+        on_image = {(entry.method, entry.layer) for entry in result.entries if entry.heat}
+        rows = [row for row in result.summary if row.deletion_gain and (row.method, row.layer) in on_image]
+        best = max(rows, key=lambda row: row.figure("deletion_gain").value, default=None)
+        figures = {
+            name: None if best is None else number(best.figure(name).value) for name in ("deletion_gain", "inside")
+        }
+        return {**figures, "trusted": float(sum(row.trusted for row in result.summary))}
 
     def _failure_facts(self, reason: str) -> dict[str, Any]:
         return {"attributions_failed": reason}

@@ -9,12 +9,12 @@ from typing import Any, Final
 from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report.citations import References
-from medmllm_plugins.report.display_names import SCORE_FORMS
+from medmllm_plugins.report.display_names import CHECKS, SCORE_FORMS
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
-from medmllm_plugins.results.attribution_results import Attributions, Method
+from medmllm_plugins.results.attribution_records import AttributionIndex, AttributionMethod
 from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
@@ -225,14 +225,14 @@ def _probe_kinds(probings: Sequence[ProbeAnalysis]) -> tuple[CitedName, ...]:
     )
 
 
-def _attribution_facts(attributions: Sequence[Attributions]) -> AttributionFacts | None:
+def _attribution_facts(attributions: Sequence[AttributionIndex]) -> AttributionFacts | None:
     if not attributions:
         return None
     summaries = [summary for record in attributions for summary in record.summary]
     used = {method.name: method for record in attributions for method in record.methods}
-    of_answers = [summary.how.startswith("answer,") for summary in summaries]
+    of_answers = [summary.mode == "answer" for summary in summaries]
     layers = dict.fromkeys(entry.layer for record in attributions for entry in record.entries)
-    figures = {name for summary in summaries for name, value in summary.figures.items() if known(value)}
+    figures = {name for name in CHECKS if any(known(summary.figure(name)) for summary in summaries)}
     checks = {
         "completeness": "completeness_gap" in figures,
         "deletion": bool(figures & {"deletion_gain", "insertion_gain"}),
@@ -259,7 +259,7 @@ def _attribution_facts(attributions: Sequence[Attributions]) -> AttributionFacts
     )
 
 
-def _is_captums(method: Method) -> bool:
+def _is_captums(method: AttributionMethod) -> bool:
     """Return whether Captum's code computes a method: as its index says, or else as its declaration says."""
     if method.captum is not None:
         return method.captum

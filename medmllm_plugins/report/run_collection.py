@@ -17,7 +17,7 @@ from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.subjects import BLIND, Subject, group_subjects
 from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.attribution_results import MethodSummary
+from medmllm_plugins.results.attribution_records import AttributionSummary
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
 from medmllm_plugins.utils.json_values import clean, mapping
@@ -73,6 +73,15 @@ class TaskResult:
     def question(self, *without: str) -> tuple[str, ...]:
         """Return what identifies the question; see :func:`medmllm_plugins.report.task_identity.question`."""
         return question(self.run, self.task, without)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttributionRow:
+    """The checks of one attribution method at one layer, with its settings where several rows differ only in them."""
+
+    result: TaskResult
+    summary: AttributionSummary
+    settings: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,13 +178,13 @@ class DatasetRuns:
         """Return the results with a semantic mapping."""
         return [(result, probing.mapping) for result, probing in self.probed() if probing.mapping is not None]
 
-    def attribution_summaries(self) -> list[tuple[TaskResult, MethodSummary]]:
+    def attribution_summaries(self) -> list[AttributionRow]:
         """Return the checks of each attribution method at each layer."""
         return [
-            (result, summary)
+            AttributionRow(result, summary, index.settings_of(summary))
             for result in self.results
-            if result.task.attributions is not None
-            for summary in result.task.attributions.summary
+            if (index := result.task.attributions) is not None
+            for summary in index.summary
         ]
 
 

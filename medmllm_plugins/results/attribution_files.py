@@ -12,14 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from medmllm_plugins.errors import DataError, one_line, shown
-from medmllm_plugins.results.attribution_records import AttributionEntry, AttributionIndex, AttributionSummary
+from medmllm_plugins.results.attribution_records import (
+    SETTINGS,
+    AttributionEntry,
+    AttributionIndex,
+    AttributionSummary,
+)
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 from medmllm_plugins.utils.json_values import clean
 
 ATTRIBUTIONS: Final = "attributions"
 INDEX: Final = "index.json"
 TABLE: Final = ".attributions.csv"
-_SETTINGS: Final = ("method", "layer", "mode", "baseline", "steps")
 _ESTIMATES: Final = (
     "completeness_gap", "stability", "inside", "pointing", "inside_hits", "inside_errors", "deletion_gain",
     "insertion_gain",
@@ -42,6 +46,8 @@ def read_attributions(content: Any, folder: Path) -> AttributionIndex:
     entries = tuple(
         replace(
             entry,
+            document=entry.document or entry.id,
+            slices=max(1, entry.slices),
             original=_existing(root, entry.original, missing),
             heat=_existing(root, entry.heat, missing),
             overlay=_existing(root, entry.overlay, missing),
@@ -98,10 +104,10 @@ def write_index(folder: Path, index: AttributionIndex) -> None:
 def write_table(path: Path, summary: Sequence[AttributionSummary]) -> None:
     """Write the checks as CSV, a row for each method, layer and settings."""
     ends = [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
-    header = [*_SETTINGS, "n", *ends, "area", "survives", "failed", "unchecked"]
+    header = [*SETTINGS, "n", *ends, "area", "survives", "failed", "unchecked"]
     rows = [
         [
-            *(getattr(row, name) for name in _SETTINGS),
+            *(getattr(row, name) for name in SETTINGS),
             row.n,
             *(value for name in _ESTIMATES for value in row.figure(name).to_dict().values()),
             row.area,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -10,15 +9,8 @@ from typing import ClassVar, Final
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.utils.record import Record, VersionedRecord
 
-GAINS: Final[Mapping[str, str]] = {
-    "deletion_gain": "deletion over random order",
-    "insertion_gain": "insertion over random order",
-    "stability": "stability under noise",
-    "inside": "mass inside the mask",
-    "pointing": "pointing game",
-    "completeness_gap": "completeness gap",
-}
-"""Figures of a method at a layer that have an interval, with their names for people."""
+SETTINGS: Final = ("method", "layer", "mode", "baseline", "steps")
+"""Fields that maps must share to be summarised together."""
 CHECKS: Final = (
     "completeness_gap",
     "deletion",
@@ -40,14 +32,22 @@ class AttributionMethod(Record):
 
     Attributes:
         name: its name, as in ``method=NAME``.
+        target: the function that computes it, as ``module:function``.
         summary: what it does, in one line.
+        description: its sentence in the methods section of a paper.
         citation: reference for the method.
-        captum: whether it runs on Captum's code; ``null`` where the index does not say.
+        at: ``layers``, those that the user chooses, or the name of the one layer it has values for.
+        gradients: whether it takes gradients; ``null`` where the index does not say.
+        captum: whether it runs on Captum's code; likewise.
     """
 
     name: str
+    target: str = ""
     summary: str
+    description: str = ""
     citation: str
+    at: str = "layers"
+    gradients: bool | None = None
     captum: bool | None = None
 
 
@@ -166,6 +166,29 @@ class RandomisationLevel(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessLevel(RandomisationLevel):
+    """One level as one process measured it, on some documents.
+
+    Attributes:
+        documents: their number.
+    """
+
+    documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessCascade(Record):
+    """Levels of one method at one layer, as one process measured them; see :class:`AttributionSummary`."""
+
+    method: str
+    layer: str
+    mode: str = ""
+    baseline: str = ""
+    steps: int | None = None
+    levels: tuple[ProcessLevel, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttributionSummary(Record):
     """The checks of one method at one layer, over all documents explained with the same settings.
 
@@ -225,7 +248,7 @@ class AttributionSummary(Record):
         return max(last[0].similarity, last[0].absolute_similarity) if last else None
 
     def figure(self, name: str) -> Estimate:
-        """Return one of :data:`GAINS`; NaN where there is none."""
+        """Return the mean of one check, such as ``stability``; NaN where there is none."""
         estimate: Estimate | None = getattr(self, name)
         return UNKNOWN if estimate is None else estimate
 
@@ -245,6 +268,40 @@ class AttributionFault(Record):
     method: str
     part: str
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedDocument(Record):
+    """All attributions of one document: the content of ``entries/DOCUMENT.json``.
+
+    Attributes:
+        state: hash of the options it was explained with.
+        entries: its attributions.
+        faults: what could not be computed.
+    """
+
+    state: str
+    entries: tuple[AttributionEntry, ...] = ()
+    faults: tuple[AttributionFault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessResults(Record):
+    """What one process found for all its documents: the content of ``process-N.json``.
+
+    Attributes:
+        state: hash of the options.
+        methods: the methods in use.
+        randomised: similarity of maps under shuffled weights.
+        warnings: what limits these results.
+        faults: what could not be computed.
+    """
+
+    state: str
+    methods: tuple[AttributionMethod, ...] = ()
+    randomised: tuple[ProcessCascade, ...] = ()
+    warnings: tuple[str, ...] = ()
+    faults: tuple[AttributionFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, INDEX, read_attributions, read_map
+from medmllm_plugins.results.attribution_files import read_map
 from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.manifest import Manifest
@@ -256,19 +255,9 @@ class Run:
         ax.legend(fontsize=7.5)
         return ax
 
-    @cached_property
-    def _indices(self) -> dict[str, tuple[AttributionEntry, ...]]:
-        """The attributions of each task."""
-        entries = {}
-        for task in self._run.tasks:
-            path = self.folder / ATTRIBUTIONS / file_stem(task.name) / INDEX
-            if task.attributions is not None:
-                entries[task.name] = read_attributions(json.loads(path.read_text("utf-8")), path.parent).entries
-        return entries
-
     def _entries(self) -> Iterator[tuple[TaskRun, AttributionEntry]]:
         for task in self._run.tasks:
-            for entry in self._indices.get(task.name, ()):
+            for entry in task.attributions.entries if task.attributions else ():
                 yield task, entry
 
     def _one_task(self, name: str | None, has: Any, what: str) -> str:

@@ -15,7 +15,8 @@ from medmllm_plugins.errors import DataError, MedMLLMError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
-from medmllm_plugins.results.attribution_results import FOLDER, INDEX, Attributions, read_attributions
+from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, INDEX, read_attributions
+from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.outcome_files import AGAIN, METRICS, NO_SEAL, SUFFIX, LineChecker, file_stem
 from medmllm_plugins.results.probe_files import PROBES
@@ -85,7 +86,7 @@ class TaskRun:
     outcomes: tuple[Outcome, ...]
     unparsed: tuple[Unparsed, ...]
     probing: ProbeAnalysis | None
-    attributions: Attributions | None
+    attributions: AttributionIndex | None
     missing: tuple[str, ...]
     answers: Mapping[str, str] = field(default_factory=dict)
 
@@ -236,7 +237,7 @@ def _tasks_in(folder: Path) -> list[str]:
     stems = {
         path.name.removesuffix(suffix) for suffix in (METRICS, SUFFIX, PROBES) for path in folder.glob(f"*{suffix}")
     }
-    stems |= {path.parent.name for path in folder.glob(f"{FOLDER}/*/{INDEX}")}
+    stems |= {path.parent.name for path in folder.glob(f"{ATTRIBUTIONS}/*/{INDEX}")}
     return sorted(stem.replace("+", ":") for stem in stems)
 
 
@@ -249,7 +250,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
     if told and not told.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
         return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
-    index = folder / FOLDER / stem / INDEX
+    index = folder / ATTRIBUTIONS / stem / INDEX
     again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = consistency.left_out(index, folder, seal, missing, again)
     attributions = None if index_is_out else _attributions(index, name, missing)
@@ -361,19 +362,19 @@ def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str])
         return None
 
 
-def _attributions(path: Path, name: str, missing: list[str]) -> Attributions | None:
+def _attributions(path: Path, name: str, missing: list[str]) -> AttributionIndex | None:
     if not path.exists():
         begun = sum(1 for _ in path.parent.glob("entries/*.json"))
         if begun:
             missing.append(f"attributions of {quantity(begun, 'document')} were begun, but not put together. {AGAIN}")
         elif name.startswith("med_attr"):
-            missing.append(f"no attributions ({FOLDER}/{path.parent.name}/{INDEX}).")
+            missing.append(f"no attributions ({ATTRIBUTIONS}/{path.parent.name}/{INDEX}).")
         return None
     try:
         read = _json(path, missing)
         return None if read is None else read_attributions(read, path.parent)
     except (DataError, TypeError, ValueError) as error:
-        missing.append(f"{FOLDER}/{path.parent.name}/{INDEX} cannot be used: {clean(error)}.")
+        missing.append(f"{ATTRIBUTIONS}/{path.parent.name}/{INDEX} cannot be used: {clean(error)}.")
         return None
 
 

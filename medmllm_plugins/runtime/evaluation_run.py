@@ -16,6 +16,7 @@ from typing import Any
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import answering_name
 from medmllm_plugins.redaction import shareable_manifest
+from medmllm_plugins.results.attribution_files import ATTRIBUTIONS
 from medmllm_plugins.results.outcome_files import file_stem
 from medmllm_plugins.results.seal import MANIFEST, Entry, read_seal, update_seal, write_seal
 from medmllm_plugins.runtime.journal import Journal, hash_facts
@@ -27,7 +28,6 @@ from medmllm_plugins.utils.locking import FolderLock
 from medmllm_plugins.utils.process_memory import peak_memory_bytes
 
 FEATURES = "features"
-ATTRIBUTIONS = "attributions"
 _BELOW = (FEATURES, ATTRIBUTIONS)
 DEFAULT_PARENT = "medmllm_runs"
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")

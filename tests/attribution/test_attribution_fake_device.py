@@ -13,7 +13,7 @@ from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
-from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig
@@ -69,7 +69,7 @@ def explained(model: LoadedModel, folder: Path) -> dict[str, Any]:
         methods=("saliency", "layer_grad_cam", "prompt_ablation"), layers=("connector",), steps=2
     )
     explain(model, asked, [item], AttributionStore(folder, asked.to_dict()), 4)
-    return write_index(folder, "task", "tiny", LABELS)
+    return gather_index(folder, "task", "tiny", LABELS).to_dict()
 
 
 @pytest.mark.slow

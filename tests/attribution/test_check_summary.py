@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,17 +14,24 @@ import torch
 from PIL import Image
 
 from medmllm_plugins.attribution.attribution_target import Target
-from medmllm_plugins.attribution.checks.check_summary import format_summary, summarise_checks, to_csv
+from medmllm_plugins.attribution.checks.check_summary import format_summary, summarise_checks
 from medmllm_plugins.attribution.checks.map_checks import (
-    Checks,
     Removal,
     document_seed,
     importance_order,
     is_constant,
     map_similarity,
 )
-from medmllm_plugins.attribution.checks.randomisation import LEVELS
 from medmllm_plugins.attribution.maps import AttributionMap
+from medmllm_plugins.results.attribution_files import write_table
+from medmllm_plugins.results.attribution_records import (
+    RANDOMISATION_LEVELS,
+    AttributionEntry,
+    AttributionIndex,
+    AttributionSummary,
+    MapChecks,
+    ProcessCascade,
+)
 
 torch.set_num_threads(1)
 
@@ -29,6 +39,24 @@ QUESTION = "Is it benign?"
 LABELS = ("benign", "malignant tumour", "no")
 TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def summarise(entries: Sequence[dict[str, Any]], cascades: Sequence[dict[str, Any]]) -> Any:
+    return summarise_checks(
+        [AttributionEntry.from_dict(entry) for entry in entries],
+        [ProcessCascade.from_dict(cascade) for cascade in cascades],
+    )
+
+
+def csv_lines(*rows: AttributionSummary) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "checks.csv")
+        write_table(path, rows)
+        return path.read_text(encoding="utf-8").splitlines()
+
+
+def text_of(row: AttributionSummary) -> str:
+    return format_summary(AttributionIndex.from_dict({"medmllm_attributions": 1, "summary": [row.to_dict()]}))
 
 
 def fake(batch: int) -> Any:
@@ -45,14 +73,14 @@ def lesions(documents: int) -> list[tuple[str, Any, Any]]:
     return found
 
 
-def judged(values: Any, documents: int = 24) -> dict[str, Any]:
+def judged(values: Any, documents: int = 24) -> Any:
     """What the summary says of a method: ``values`` makes a map of a document's number and of its lesion's patches."""
     entries = []
     for number, (name, own, probability) in enumerate(lesions(documents)):
         removal = Removal(fake(100), probability, 64, document_seed(name))
         said = values(number, own)
         deletion, insertion = removal.areas(importance_order(said, document_seed(name)))
-        found = Checks(
+        found = MapChecks(
             deletion=deletion,
             deletion_random=removal.random,
             insertion=insertion,
@@ -60,7 +88,7 @@ def judged(values: Any, documents: int = 24) -> dict[str, Any]:
             flat=is_constant(said),
         )
         entries.append({"method": "m", "layer": "l", "group": name, "hit": True, "checks": found.to_dict()})
-    (row,) = summarise_checks(entries, [])
+    (row,) = summarise(entries, [])
     return row
 
 
@@ -72,30 +100,30 @@ def test_a_constant_map_fails(value: float) -> None:
     """Neither as it is, nor as painting leaves it: with the last digits rounded."""
     for rounding in (0.0, 1e-15):
         row = judged(lambda number, own, tiny=rounding: value + value * tiny * np.arange(64.0)[::-1])
-        assert row["failed"] == ["constant for 24 of 24 documents: all values are equal", DELETION, INSERTION]
-        assert abs(row["deletion_gain"]["value"]) < 0.05
+        assert list(row.failed) == ["constant for 24 of 24 documents: all values are equal", DELETION, INSERTION]
+        assert abs(row.deletion_gain.value) < 0.05
 
 
 def test_maps_of_noise_have_no_gain() -> None:
     rows = [
         judged(lambda number, own, seed=seed: np.random.default_rng([seed, number]).random(64)) for seed in range(8)
     ]
-    assert abs(np.mean([row["deletion_gain"]["value"] for row in rows])) < 0.01
-    assert sum(row["failed"] == [DELETION, INSERTION] for row in rows) >= 6
+    assert abs(np.mean([row.deletion_gain.value for row in rows])) < 0.01
+    assert sum(list(row.failed) == [DELETION, INSERTION] for row in rows) >= 6
 
 
 def test_a_map_of_the_lesion_passes() -> None:
     row = judged(lambda number, own: np.isin(np.arange(64), own).astype(float))
-    assert row["failed"] == [] and row["flat"] == 0 and row["deletion_gain"]["value"] > 0.3
+    assert list(row.failed) == [] and row.flat == 0 and row.deletion_gain.value > 0.3
 
 
 def test_documents_with_a_constant_map_are_counted() -> None:
     row = judged(lambda number, own: np.isin(np.arange(64), own) * float(number > 2))
-    assert row["failed"] == ["constant for 3 of 24 documents: all values are equal"]
+    assert list(row.failed) == ["constant for 3 of 24 documents: all values are equal"]
 
 
 def entry(group: str, **more: Any) -> dict[str, Any]:
-    return {"method": "m", "layer": "l", "group": group, "hit": True, "checks": {**Checks().to_dict(), **more}}
+    return {"method": "m", "layer": "l", "group": group, "hit": True, "checks": {**MapChecks().to_dict(), **more}}
 
 
 def level(
@@ -122,38 +150,38 @@ def good(gain: float = 0.2) -> dict[str, Any]:
 def test_a_good_method_fails_nothing() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("b", **good(0.1)), entry("c", **good(0.2))]
     entries.append({**entry("z"), "method": "other"})
-    (row, other) = summarise_checks(
+    (row, other) = summarise(
         entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("tower", 0.1)]}]
     )
-    assert (row["method"], row["layer"], row["n"], row["failed"]) == ("m", "l", 4, [])
-    assert row["deletion_gain"]["value"] == pytest.approx(0.2) == row["insertion_gain"]["value"]
-    assert 0.1 <= row["deletion_gain"]["low"] <= 0.2 <= row["deletion_gain"]["high"] <= 0.3
-    assert row["inside"]["value"] == pytest.approx(0.7) and row["area"] == pytest.approx(0.1)
-    assert row["pointing"]["value"] == 1
-    assert [one["similarity"] for one in row["randomisation"]] == [0.9, 0.1]
-    assert row["unchecked"] == [] and row["trusted"]
-    assert other["n"] == 1 and other["deletion_gain"] is None and other["failed"] == []
-    header, first, second = to_csv([row, other]).splitlines()
+    assert (row.method, row.layer, row.n, row.failed) == ("m", "l", 4, ())
+    assert row.deletion_gain.value == pytest.approx(0.2) == row.insertion_gain.value
+    assert 0.1 <= row.deletion_gain.low <= 0.2 <= row.deletion_gain.high <= 0.3
+    assert row.inside.value == pytest.approx(0.7) and row.area == pytest.approx(0.1)
+    assert row.pointing.value == 1
+    assert [level.similarity for level in row.randomisation] == [0.9, 0.1]
+    assert list(row.unchecked) == [] and row.trusted
+    assert other.n == 1 and other.deletion_gain is None and other.failed == ()
+    header, first, second = csv_lines(row, other)
     assert len(header.split(",")) == len(first.split(",")) == len(second.split(","))
     assert dict(zip(header.split(","), first.split(","), strict=True))["survives"] == "0.1"
 
 
 def test_a_missing_check_is_not_passed() -> None:
-    (row,) = summarise_checks([entry("a", **good()), entry("b", **good())], [])
-    assert row["failed"] == [] and row["unchecked"] == ["randomisation"] and not row["trusted"]
-    assert format_summary({"summary": [row], "warnings": []}).endswith("  randomisation not checked")
-    header, line = to_csv([row]).splitlines()
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], [])
+    assert list(row.failed) == [] and list(row.unchecked) == ["randomisation"] and not row.trusted
+    assert text_of(row).endswith("  randomisation not checked")
+    header, line = csv_lines(row)
     assert header.endswith(",failed,unchecked") and line.endswith(",,randomisation")
-    (row,) = summarise_checks([entry("a")], [{"method": "m", "layer": "l", "levels": [level("tower", 0.1)]}])
-    assert row["unchecked"] == ["deletion", "insertion", "stability"] and not row["trusted"]
+    (row,) = summarise([entry("a")], [{"method": "m", "layer": "l", "levels": [level("tower", 0.1)]}])
+    assert list(row.unchecked) == ["deletion", "insertion", "stability"] and not row.trusted
 
 
 def test_a_bad_method_fails_every_check() -> None:
     bad = good(-0.1) | {"completeness_gap": 0.4, "stability": 0.2, "inside": 0.1, "area": 0.2}
     entries = [entry("a", **bad), entry("b", **bad)]
     told = [{"method": "m", "layer": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
-    (row,) = summarise_checks(entries, told)
-    assert row["failed"] == [
+    (row,) = summarise(entries, told)
+    assert list(row.failed) == [
         "incomplete: the sum misses 40% of the difference; use more steps",
         "deletion no better than a random order",
         "insertion no better than a random order",
@@ -173,16 +201,16 @@ def test_maps_whose_absolute_values_survive_fail_despite_random_signs() -> None:
     assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
     assert found["documents"] == 2 and found["structural_similarity"] < 0.5
     told = [{"method": "m", "layer": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
-    (row,) = summarise_checks([entry("a", **good()), entry("b", **good())], told)
-    assert row["failed"] == ["survives shuffled weights: rank correlation of absolute values 1.00"]
-    header, line = to_csv([row]).splitlines()
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], told)
+    assert list(row.failed) == ["survives shuffled weights: rank correlation of absolute values 1.00"]
+    header, line = csv_lines(row)
     assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
 
 
 def test_one_group_is_no_evidence() -> None:
-    (row,) = summarise_checks([entry("a", **good()), entry("a", **good())], [])
-    assert row["deletion_gain"]["low"] is None
-    assert row["failed"] == [
+    (row,) = summarise([entry("a", **good()), entry("a", **good())], [])
+    assert np.isnan(row.deletion_gain.low)
+    assert list(row.failed) == [
         "deletion no better than a random order (one group, so no interval)",
         "insertion no better than a random order (one group, so no interval)",
         "no more inside the lesion than its share of the picture (one group, so no interval)",
@@ -190,35 +218,35 @@ def test_one_group_is_no_evidence() -> None:
 
 
 def test_a_gain_whose_interval_contains_zero_fails() -> None:
-    (row,) = summarise_checks(
-        [entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], []
-    )
-    assert row["deletion_gain"]["low"] < 0 < row["deletion_gain"]["value"]
-    assert row["failed"] == ["deletion no better than a random order", "insertion no better than a random order"]
+    (row,) = summarise([entry(str(place), **good(gain)) for place, gain in enumerate((0.3, -0.2, 0.2, -0.1))], [])
+    assert row.deletion_gain.low < 0 < row.deletion_gain.value
+    assert list(row.failed) == ["deletion no better than a random order", "insertion no better than a random order"]
 
 
 def test_inside_is_given_for_hits_and_errors() -> None:
     """An error's map explains another class than the lesion's, and may lie elsewhere."""
     entries = [entry("a", **good()), entry("b", **good())]
     entries += [{**entry(group, **(good() | {"inside": 0.3})), "hit": False} for group in "cd"]
-    (row,) = summarise_checks(entries, [])
-    assert [row[name]["value"] for name in ("inside", "inside_hits", "inside_errors")] == pytest.approx([0.5, 0.7, 0.3])
-    header, line = to_csv([row]).splitlines()
+    (row,) = summarise(entries, [])
+    assert [getattr(row, name).value for name in ("inside", "inside_hits", "inside_errors")] == pytest.approx(
+        [0.5, 0.7, 0.3]
+    )
+    header, line = csv_lines(row)
     told = dict(zip(header.split(","), line.split(","), strict=True))
     assert (float(told["inside_hits"]), float(told["inside_errors"])) == pytest.approx((0.7, 0.3))
-    head, said = format_summary({"summary": [row], "warnings": []}).splitlines()
+    head, said = text_of(row).splitlines()
     assert head.split("  inside  ")[1].split()[:2] == ["hits", "errors"] and "0.50    0.70  0.30" in said
-    assert summarise_checks(entries[:2], [])[0]["inside_errors"] is None
+    assert summarise(entries[:2], [])[0].inside_errors is None
 
 
 def test_bootstrap_resamples_whole_groups() -> None:
     values = {"a": [0.1, 0.3], "b": [0.5], "c": [0.2, 0.2, 0.2]}
     entries = [entry(group, stability=value) for group, several in values.items() for value in several]
-    (row,) = summarise_checks(entries, [])
+    (row,) = summarise(entries, [])
     drawn = np.random.default_rng(0).integers(0, 3, (2000, 3))
     sums, counts = np.array([0.4, 0.5, 0.6]), np.array([2, 1, 3])
     low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
-    assert row["stability"] == {
+    assert row.stability.to_dict() == {
         "value": pytest.approx(0.25),
         "low": pytest.approx(low, abs=1e-5),
         "high": pytest.approx(high, abs=1e-5),
@@ -231,8 +259,8 @@ def test_levels_are_means_over_processes_weighted_by_documents() -> None:
         {"method": "m", "layer": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
         {"method": "other", "layer": "l", "levels": [level("head", 1.0, 9)]},
     ]
-    (row,) = summarise_checks([entry("a")], told)
-    assert row["randomisation"] == [
+    (row,) = summarise([entry("a")], told)
+    assert [level.to_dict() for level in row.randomisation] == [
         {
             "randomised": "head",
             "similarity": pytest.approx(0.5),
@@ -250,15 +278,13 @@ def test_levels_are_means_over_processes_weighted_by_documents() -> None:
 
 def test_an_incomplete_cascade_is_a_missing_check() -> None:
     entries = [entry("a", **good(0.2)), entry("b", **good(0.3)), entry("c", **good(0.2))]
-    (row,) = summarise_checks(
-        entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}]
-    )
-    assert "randomisation" in row["unchecked"] and not row["trusted"]
+    (row,) = summarise(entries, [{"method": "m", "layer": "l", "levels": [level("head", 0.9), level("LLM", 0.1)]}])
+    assert "randomisation" in row.unchecked and not row.trusted
     # Another process lacks a level in the middle: the order is the cascade's all the same.
     parts = [
         [level("head", 0.9), level("tower", 0.1)],
-        [level(name, 0.9) for name in LEVELS[:-1]] + [level("tower", 0.1)],
+        [level(name, 0.9) for name in RANDOMISATION_LEVELS[:-1]] + [level("tower", 0.1)],
     ]
-    (row,) = summarise_checks(entries, [{"method": "m", "layer": "l", "levels": levels} for levels in parts])
-    assert [one["randomised"] for one in row["randomisation"]] == list(LEVELS)
-    assert row["failed"] == [] and row["trusted"]
+    (row,) = summarise(entries, [{"method": "m", "layer": "l", "levels": levels} for levels in parts])
+    assert [level.randomised for level in row.randomisation] == list(RANDOMISATION_LEVELS)
+    assert list(row.failed) == [] and row.trusted

@@ -21,7 +21,7 @@ from support.tiny_medm_vl import write_ct_checkpoint
 from medmllm_plugins.attribution import explainer
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
-from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
 from medmllm_plugins.attribution.checks.map_checks import Removal
 from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
@@ -147,7 +147,7 @@ def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any
     def call(documents: Sequence[AttributionItem], *names: str, batch: int = 16, **asked: Any) -> dict[str, Any]:
         wanted = AttributionOptions(methods=names, layers=LAYERS, steps=2, **asked)
         explain(model, wanted, documents, AttributionStore(tmp_path, wanted.to_dict()), batch)
-        return write_index(tmp_path, "task", "demo", LABELS)
+        return gather_index(tmp_path, "task", "demo", LABELS).to_dict()
 
     return call
 
@@ -296,7 +296,7 @@ def test_towers_that_leave_a_remainder_out(cropping: LoadedModel, items: list[At
     (reply,) = cropping.generate([QUESTION], [items[0].visual], max_new_tokens=2, labels=list(LABELS))
     asked = AttributionOptions(methods=("occlusion", "layer_activation"), layers=LAYERS, steps=2)
     explain(cropping, asked, [replace(items[0], scores=reply.scores)], AttributionStore(tmp_path, asked.to_dict()), 16)
-    index = write_index(tmp_path, "task", "odd", LABELS)
+    index = gather_index(tmp_path, "task", "odd", LABELS).to_dict()
     assert maps_of(index) == all_of(items[:1], "layer_activation") | all_of(items[:1], "occlusion", ["pixels"])
     assert index["warnings"] == [] and all(entry["checks"]["deletion"] is not None for entry in index["entries"])
 
@@ -327,7 +327,7 @@ def test_a_volume_is_explained_where_rows_have_a_place(
         )
         folder = tmp_path / str(len(layers))
         explain(chest, asked, [item], AttributionStore(folder, asked.to_dict()), 16)
-        return write_index(folder, "task", "ct", LABELS)
+        return gather_index(folder, "task", "ct", LABELS).to_dict()
 
     index = explained_at("vision.00", "connector", "llm.00")
     entries = {(entry["method"], entry["layer"]): entry for entry in index["entries"]}
@@ -377,7 +377,7 @@ def test_the_tokens_of_an_answer_are_those_generated(kind: str, items: list[Attr
     assert text
     asked = AttributionOptions(methods=("layer_activation",), layers=("connector",), steps=2, target="answer")
     explain(loaded, asked, [replace(items[0], answer=text)], AttributionStore(tmp_path / "out", asked.to_dict()), 16)
-    index = write_index(tmp_path / "out", "task", kind, LABELS)
+    index = gather_index(tmp_path / "out", "task", kind, LABELS).to_dict()
     assert index["entries"][0]["value"] == pytest.approx(wanted, abs=1e-3)
     assert index["warnings"] == []
 

@@ -13,11 +13,10 @@ from support.loading import load
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
-from medmllm_plugins.attribution.attribution_store import AttributionStore, write_index
+from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks.check_summary import summarise_checks
 from medmllm_plugins.attribution.checks.map_checks import (
-    Checks,
     Removal,
     document_seed,
     importance_order,
@@ -33,6 +32,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
+from medmllm_plugins.results.attribution_records import AttributionEntry, MapChecks
 
 torch.set_num_threads(1)
 
@@ -79,9 +79,9 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawing: None, tmp_path: Path) -> None:
     asked = AttributionOptions(methods=("layer_activation",), layers=("connector",))
     explain(model, asked, [item(number) for number in range(3)], AttributionStore(tmp_path, asked.to_dict()), 16)
-    (row,) = write_index(tmp_path, "task", "model", CLASSES)["summary"]
-    assert abs(row["stability"]["value"]) < 0.4
-    assert any(said.startswith("unstable") for said in row["failed"])
+    (row,) = gather_index(tmp_path, "task", "model", CLASSES).summary
+    assert abs(row.figure("stability").value) < 0.4
+    assert any(message.startswith("unstable") for message in row.failed)
 
 
 # -- where the truth is known --------------------------------------------------------------------------------------
@@ -104,8 +104,8 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
         deletion, _ = removal.areas(importance_order(patch_values(case, one), seed))
         assert one.painted is not None
         inside, area, _ = lesion_overlap(one.painted, drawn.mask)
-        found = Checks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
-        entries.append({"method": "m", "layer": "l", "group": str(number), "hit": True, "checks": found.to_dict()})
+        checks = MapChecks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
+        entries.append(AttributionEntry.from_dict({"group": str(number), "hit": True, "checks": checks.to_dict()}))
     (row,) = summarise_checks(entries, [])
-    assert row["inside"]["value"] >= 0.6 > 5 * row["area"] and row["inside"]["low"] > row["area"]
-    assert row["deletion_gain"]["low"] > 0
+    assert row.area is not None and row.figure("inside").value >= 0.6 > 5 * row.area
+    assert row.figure("inside").low > row.area and row.figure("deletion_gain").low > 0

@@ -17,7 +17,6 @@ from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks import map_checks
 from medmllm_plugins.attribution.checks.map_checks import (
-    Checks,
     Removal,
     document_seed,
     importance_order,
@@ -34,6 +33,7 @@ from medmllm_plugins.attribution.methods.layer_methods import Scores, completene
 from medmllm_plugins.attribution.patches import from_patches, to_patches
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.results.attribution_records import MapChecks
 
 torch.set_num_threads(1)
 
@@ -264,8 +264,8 @@ def test_lesion_area_is_its_share_of_the_visible_picture() -> None:
 
 
 def test_checks_as_plain_types() -> None:
-    told = Checks(deletion=0.5, pointing=True).to_dict()
+    told = MapChecks(deletion=0.5, pointing=True).to_dict()
     assert told["deletion"] == 0.5 and told["pointing"] is True and told["stability"] is None
-    assert set(told) == {field for field in Checks.__slots__}
+    assert set(told) == {field for field in MapChecks.__slots__}
     assert completeness_gap(1.5, 2.0) == pytest.approx(0.25) and completeness_gap(-1.5, -2.0) == pytest.approx(0.25)
     assert map_checks.STEPS == 10

@@ -16,9 +16,10 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks import randomisation
-from medmllm_plugins.attribution.checks.randomisation import LEVELS, cascading_randomisation
+from medmllm_plugins.attribution.checks.randomisation import cascading_randomisation
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.results.attribution_records import RANDOMISATION_LEVELS
 
 torch.set_num_threads(1)
 
@@ -75,7 +76,7 @@ def test_levels_are_nested_and_weights_are_restored(model: LoadedModel) -> None:
             matrices = {name for name, value in before.items() if value.dim() > 1 and of[name] in reached}
             assert moved == matrices and moved_before < moved, level
             moved_before = moved
-    assert tuple(reached) == LEVELS
+    assert tuple(reached) == RANDOMISATION_LEVELS
     after = weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any("embed_tokens" in name for name in moved_before)
@@ -104,7 +105,7 @@ def test_each_matrix_is_shuffled_once_and_restored_once(model: LoadedModel, monk
 
     monkeypatch.setattr(randomisation, "_shuffle", counted)
     with cascading_randomisation(model) as levels:
-        assert tuple(levels) == LEVELS
+        assert tuple(levels) == RANDOMISATION_LEVELS
         assert not any(back for _, back in calls)
     there, again = ([one for one, way in calls if way == back] for back in (False, True))
     assert len(set(there)) == len(there) and again == there[::-1]

@@ -20,7 +20,7 @@ from support.tiny_authors import CLIP, TEXT
 from support.tiny_families import SIGLIP
 from support.tiny_medm_vl import write_tokenizer
 
-from medmllm_plugins.attribution.attribution_store import write_index
+from medmllm_plugins.attribution.attribution_store import gather_index
 from medmllm_plugins.models.checkpoint import demo_folder, open_weights, read_json
 from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.formats import hulu_med, original_llava
@@ -199,7 +199,7 @@ def _attributions() -> dict[str, Files]:
 
 def read_attributions(folder: Path) -> object:
     """Put the parts of an attribution store together."""
-    return write_index(folder, "task", "tiny", ("a", "b"))
+    return gather_index(folder, "task", "tiny", ("a", "b"))
 
 
 def _target(name: str, seeds: Callable[[], dict[str, Files]], read: Callable[[Path], object], *words: Any) -> Target:

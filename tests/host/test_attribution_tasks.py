@@ -25,7 +25,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
-from medmllm_plugins.results.attribution_results import read_attributions
+from medmllm_plugins.results.attribution_files import read_attributions
 from medmllm_plugins.results.seal import check_seal, write_seal
 
 TASK, LIMIT = ATTRIBUTION_TASK, ATTRIBUTION_LIMIT
@@ -146,7 +146,7 @@ def test_a_command_that_was_broken_off_can_be_started_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(attribute, "write_index", killed)  # the document's entry is written anew by then
+        patch.setattr(attribute, "gather_index", killed)  # the document's entry is written anew by then
         assert main(words) == 130
     assert not check_seal(folder).differing
     assert main(words) == 0

@@ -84,7 +84,7 @@ def test_nothing_is_explained_again_when_maps_were_being_put_together(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
 ) -> None:
     settings = {"tasks": ["med_attr_demo:n=1:method=layer_grad_cam:layer=connector"], "limit": 16}
-    broken(evaluate, tmp_path, attribution_store, "write_index", **settings)
+    broken(evaluate, tmp_path, attribution_store, "gather_index", **settings)
     (begun,) = (tmp_path / RUNS).glob("2*")
     assert list(begun.glob("attributions/*/entries/*.json"))  # moved already
     asked.clear()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from medmllm_plugins.attribution.checks.randomisation import LEVELS
-from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.results.attribution_records import (
+    RANDOMISATION_LEVELS,
+    SETTINGS,
+    AttributionEntry,
+    AttributionIndex,
+    AttributionSummary,
+    ProcessCascade,
+    RandomisationLevel,
+)
 from medmllm_plugins.utils.plain_text import text_table
 
 GAP_AT_MOST: Final = 0.05
@@ -22,8 +29,6 @@ STABLE: Final = 0.5
 """Smallest rank correlation under noise of a stable map."""
 RESAMPLES: Final = 2000
 """Bootstrap resamples of groups."""
-KEY: Final = ("method", "layer", "mode", "baseline", "steps")
-"""Method, layer, what is explained (decision, truth, answer, a class), and the settings."""
 _GENERAL_CHECKS: Final = {
     "deletion_gain": "deletion",
     "insertion_gain": "insertion",
@@ -35,118 +40,112 @@ _MEANS: Final = ("completeness_gap", "stability", "inside", "pointing")
 
 
 def summarise_checks(
-    entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+    entries: Sequence[AttributionEntry], cascades: Sequence[ProcessCascade]
+) -> tuple[AttributionSummary, ...]:
     """Return means with 95% intervals by method, layer and settings, with the checks that failed or are missing.
 
     A method is ``trusted`` at a layer if all general checks were made and none failed. Intervals are percentile
     intervals over :data:`RESAMPLES` bootstrap resamples of groups. The deletion gain is the area for random orders minus
-    that for the map's order, the insertion gain the opposite: above zero, the map is better. ``inside`` is also given for
-    correct answers and for errors, since a map that explains a wrong decision may be outside the lesion and be right.
+    that for the map's order, the insertion gain the opposite: above zero, the map is better. ``inside`` is also reported
+    for correct answers and for errors, since a map that explains a wrong decision may be outside the lesion and be right.
 
     Args:
         entries: Entries of all documents, methods and layers.
-        randomised: Similarities under shuffled weights, by process, method and layer.
+        cascades: Similarities under shuffled weights, by process, method and layer.
     """
-    entries_of: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    entries_of: dict[tuple[Any, ...], list[AttributionEntry]] = {}
     for entry in entries:
         entries_of.setdefault(summary_key(entry), []).append(entry)
-    return [_row(key, members, randomised) for key, members in entries_of.items()]
+    return tuple(_summarise(key, members, cascades) for key, members in entries_of.items())
 
 
-def summary_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the values of :data:`KEY`, which entries of one row share."""
-    return tuple(record.get(name) for name in KEY)
+def summary_key(record: AttributionEntry | ProcessCascade) -> tuple[Any, ...]:
+    """Return the values of :data:`SETTINGS`, which entries of one row share."""
+    return tuple(getattr(record, name) for name in SETTINGS)
 
 
-def _row(
-    key: tuple[Any, ...], entries: Sequence[Mapping[str, Any]], randomised: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    groups = [str(entry["group"]) for entry in entries]
-    checks = [entry["checks"] for entry in entries]
-    hits = [bool(entry["hit"]) for entry in entries]
+def _summarise(
+    key: tuple[Any, ...], entries: Sequence[AttributionEntry], cascades: Sequence[ProcessCascade]
+) -> AttributionSummary:
+    groups = [entry.group for entry in entries]
+    checks = [entry.checks for entry in entries]
 
-    def gain(name: str, sign: float) -> list[float | None]:
-        pairs = [(check[name], check[f"{name}_random"]) for check in checks]
-        return [None if area is None or random is None else sign * (random - area) for area, random in pairs]
+    def gain(name: str, sign: float) -> Estimate | None:
+        pairs = [(getattr(check, name), getattr(check, f"{name}_random")) for check in checks]
+        return _mean([None if None in pair else sign * (pair[1] - pair[0]) for pair in pairs], groups)
 
-    def inside(hit: bool) -> list[float | None]:
-        return [check["inside"] if was_hit == hit else None for check, was_hit in zip(checks, hits, strict=True)]
+    def inside(hit: bool) -> Estimate | None:
+        return _mean([entry.checks.inside if entry.hit == hit else None for entry in entries], groups)
 
-    row: dict[str, Any] = {**dict(zip(KEY, key, strict=True)), "n": len(entries)}
-    row |= {name: _mean([check[name] for check in checks], groups) for name in _MEANS}
-    row |= {"inside_hits": _mean(inside(True), groups), "inside_errors": _mean(inside(False), groups)}
-    row |= {"deletion_gain": _mean(gain("deletion", 1), groups), "insertion_gain": _mean(gain("insertion", -1), groups)}
-    areas = [check["area"] for check in checks if check["area"] is not None]
-    flat = [bool(check["flat"]) for check in checks if check.get("flat") is not None]
-    row["flat"] = sum(flat) if flat else None
-    row["area"] = float(np.mean(areas)) if areas else None
-    row["randomisation"] = _levels([record for record in randomised if summary_key(record) == key])
-    row["failed"] = _failed_checks(row)
-    row["unchecked"] = [title for name, title in _GENERAL_CHECKS.items() if not row[name]]
-    if row["randomisation"] and _surviving_correlation(row) is None:
-        row["unchecked"].append(_GENERAL_CHECKS["randomisation"])
-    row["trusted"] = not row["failed"] and not row["unchecked"]
-    return row
+    areas = [check.area for check in checks if check.area is not None]
+    flat = [check.flat for check in checks if check.flat is not None]
+    means: dict[str, Any] = {name: _mean([getattr(check, name) for check in checks], groups) for name in _MEANS}
+    row = AttributionSummary(
+        **dict(zip(SETTINGS, key, strict=True)),
+        n=len(entries),
+        **means,
+        inside_hits=inside(True),
+        inside_errors=inside(False),
+        deletion_gain=gain("deletion", 1),
+        insertion_gain=gain("insertion", -1),
+        flat=sum(flat) if flat else None,
+        area=float(np.mean(areas)) if areas else None,
+        randomisation=_levels([cascade for cascade in cascades if summary_key(cascade) == key]),
+    )
+    failed = _failed_checks(row)
+    unchecked = [title for name, title in _GENERAL_CHECKS.items() if not getattr(row, name)]
+    if row.randomisation and row.survives is None:
+        unchecked.append(_GENERAL_CHECKS["randomisation"])
+    return replace(row, failed=tuple(failed), unchecked=tuple(unchecked), trusted=not failed and not unchecked)
 
 
-def _levels(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _levels(cascades: Sequence[ProcessCascade]) -> tuple[RandomisationLevel, ...]:
     """Return the levels in the order of the cascade, averaged over processes weighted by their documents."""
     rows = []
-    for name in LEVELS:
-        levels = [level for record in records for level in record["levels"] if level["randomised"] == name]
+    for name in RANDOMISATION_LEVELS:
+        levels = [level for cascade in cascades for level in cascade.levels if level.randomised == name]
         if not levels:  # the method failed at this level
             continue
-        weights = [level["documents"] for level in levels]
-        row: dict[str, Any] = {"randomised": name}
-        for kind in ("similarity", "absolute_similarity", "structural_similarity"):
-            values = [level[kind] for level in levels]
-            row[kind] = None if None in values else float(np.average(values, weights=weights))
-        rows.append(row)
-    return rows
+        weights = [float(max(1, level.documents)) for level in levels]
+
+        def average(kind: str, levels: Sequence[Any] = levels, weights: Sequence[float] = weights) -> float | None:
+            values = [getattr(level, kind) for level in levels]
+            return None if None in values else float(np.average(values, weights=weights))
+
+        kinds = ("similarity", "absolute_similarity", "structural_similarity")
+        rows.append(RandomisationLevel.from_dict({"randomised": name} | {kind: average(kind) for kind in kinds}))
+    return tuple(rows)
 
 
-def _failed_checks(row: Mapping[str, Any]) -> list[str]:
+def _failed_checks(row: AttributionSummary) -> list[str]:
     """Return one sentence for each check that a method fails at a layer."""
     failed = []
-    if row["flat"]:
-        failed.append(f"constant for {row['flat']} of {row['n']} documents: all values are equal")
-    gap = row["completeness_gap"]
-    if gap is not None and gap["value"] > GAP_AT_MOST:
-        failed.append(f"incomplete: the sum misses {gap['value']:.0%} of the difference; use more steps")
-    for name, title in (("deletion_gain", "deletion"), ("insertion_gain", "insertion")):
-        gain = row[name]
-        if gain is not None and not _is_above(gain, 0):
+    if row.flat:
+        failed.append(f"constant for {row.flat} of {row.n} documents: all values are equal")
+    gap = row.completeness_gap
+    if gap is not None and gap.value > GAP_AT_MOST:
+        failed.append(f"incomplete: the sum misses {gap.value:.0%} of the difference; use more steps")
+    for gain, title in ((row.deletion_gain, "deletion"), (row.insertion_gain, "insertion")):
+        if gain is not None and not gain.low > 0:
             failed.append(f"{title} no better than a random order{_group_note(gain)}")
-    correlation = _surviving_correlation(row)
+    correlation = row.survives
     if correlation is not None and correlation > SURVIVES:
-        of = "" if correlation == row["randomisation"][-1]["similarity"] else " of absolute values"
+        of = "" if correlation == row.randomisation[-1].similarity else " of absolute values"
         failed.append(f"survives shuffled weights: rank correlation{of} {correlation:.2f}")
-    stability = row["stability"]
-    if stability is not None and stability["value"] < STABLE:
-        failed.append(f"unstable: rank correlation {stability['value']:.2f} under 5% noise")
-    inside = row["inside"]
-    if inside is not None and not _is_above(inside, row["area"]):
+    stability = row.stability
+    if stability is not None and stability.value < STABLE:
+        failed.append(f"unstable: rank correlation {stability.value:.2f} under 5% noise")
+    inside = row.inside
+    if inside is not None and not inside.low > (row.area or 0):
         failed.append(f"no more inside the lesion than its share of the picture{_group_note(inside)}")
     return failed
 
 
-def _surviving_correlation(row: Mapping[str, Any]) -> float | None:
-    """Return the rank correlation with all weights shuffled, of values or of absolute values, whichever is larger."""
-    last = next((level for level in row["randomisation"] if level["randomised"] == LEVELS[-1]), None)
-    return None if last is None else max(last["similarity"], last["absolute_similarity"])
+def _group_note(estimate: Estimate) -> str:
+    return " (one group, so no interval)" if math.isnan(estimate.low) else ""
 
 
-def _is_above(estimate: Mapping[str, Any], chance: float) -> bool:
-    """Return whether the whole interval is above chance."""
-    return estimate["low"] is not None and estimate["low"] > chance
-
-
-def _group_note(estimate: Mapping[str, Any]) -> str:
-    return "" if estimate["low"] is not None else " (one group, so no interval)"
-
-
-def _mean(values: Sequence[Any], groups: Sequence[str]) -> dict[str, float | None] | None:
+def _mean(values: Sequence[float | None], groups: Sequence[str]) -> Estimate | None:
     """Return the mean with its interval over resampled groups, or None where there are no values."""
     known = [(float(value), group) for value, group in zip(values, groups, strict=True) if value is not None]
     if not known:
@@ -158,57 +157,37 @@ def _mean(values: Sequence[Any], groups: Sequence[str]) -> dict[str, float | Non
     if len(names) > 1:
         resamples = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
         low, high = np.percentile(sums[resamples].sum(1) / counts[resamples].sum(1), [2.5, 97.5])
-    return {"value": float(sums.sum() / counts.sum()), "low": number(float(low)), "high": number(float(high))}
+    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a CSV row for each method and layer, with three columns for each figure."""
-    figures = (*_MEANS, "inside_hits", "inside_errors", "deletion_gain", "insertion_gain")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
-    writer.writerow([*KEY, "n", *columns, "area", "survives", "failed", "unchecked"])
-    for row in rows:
-        cells = [(row[name] or {}).get(part) for name in figures for part in ("value", "low", "high")]
-        checks = [row["area"], _surviving_correlation(row), "; ".join(row["failed"]), "; ".join(row["unchecked"])]
-        writer.writerow([*summary_key(row), row["n"], *cells, *checks])
-    return out.getvalue()
-
-
-def format_summary(index: Mapping[str, Any]) -> str:
+def format_summary(index: AttributionIndex) -> str:
     """Return a text table of the summary, one line for each method and layer, and the warnings."""
     titles = ("deletion gain", "inside", "hits", "errors", "area", "stability", "gap", "shuffled", "fails")
     rows = [("method", "layer", "explained", "n", *titles)]
-    for row in index["summary"]:
-        correlation = _surviving_correlation(row)
+    for row in index.summary:
         rows.append(
             (
-                row["method"],
-                row["layer"],
-                format_settings(row),
-                str(row["n"]),
-                _format_estimate(row["deletion_gain"], interval=True),
-                _format_estimate(row["inside"]),
-                _format_estimate(row["inside_hits"]),
-                _format_estimate(row["inside_errors"]),
-                "-" if row["area"] is None else f"{row['area']:.2f}",
-                _format_estimate(row["stability"]),
-                _format_estimate(row["completeness_gap"]),
-                "-" if correlation is None else f"{correlation:.2f}",
-                "; ".join([*row["failed"], *(f"{name} not checked" for name in row["unchecked"])]) or "nothing",
+                row.method,
+                row.layer,
+                row.settings,
+                str(row.n),
+                _format_estimate(row.deletion_gain, interval=True),
+                _format_estimate(row.inside),
+                _format_estimate(row.inside_hits),
+                _format_estimate(row.inside_errors),
+                "-" if row.area is None else f"{row.area:.2f}",
+                _format_estimate(row.stability),
+                _format_estimate(row.completeness_gap),
+                "-" if row.survives is None else f"{row.survives:.2f}",
+                "; ".join([*row.failed, *(f"{name} not checked" for name in row.unchecked)]) or "nothing",
             )
         )
-    return "\n".join([*text_table(rows), *(f"Warning: {warning}" for warning in index["warnings"])])
+    return "\n".join([*text_table(rows), *(f"Warning: {warning}" for warning in index.warnings)])
 
 
-def format_settings(row: Mapping[str, Any]) -> str:
-    """Return what is explained, the baseline and the number of steps."""
-    return f"{row.get('mode')}, {row.get('baseline')}, {row.get('steps')}"
-
-
-def _format_estimate(estimate: Mapping[str, Any] | None, *, interval: bool = False) -> str:
+def _format_estimate(estimate: Estimate | None, *, interval: bool = False) -> str:
     if estimate is None:
         return "-"
-    if interval and estimate["low"] is not None:
-        return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
-    return f"{estimate['value']:.2f}"
+    if interval and not math.isnan(estimate.low):
+        return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
+    return f"{estimate.value:.2f}"

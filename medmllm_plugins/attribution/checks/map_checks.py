@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -31,41 +30,6 @@ NOISE: Final = 0.05
 """Standard deviation of the noise on pixels, as a share of their range."""
 NOISE_DRAWS: Final = 2
 _WINDOW = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Checks:
-    """Checks of one map; None for those that do not apply to it.
-
-    Attributes:
-        completeness_gap: Error of a path method's sum, as a share of the difference it explains.
-        deletion: Area under the target's probability while the most important parts are removed first
-            (Petsiuk et al., arXiv:1806.07421); low is good.
-        deletion_random: The same, mean over random orders.
-        insertion: Area while they are inserted first; high is good.
-        insertion_random: The same, mean over random orders; equal to ``deletion_random``, since what remains while an
-            order is removed is what its reverse inserts.
-        flat: Whether all values of the map are equal.
-        stability: Rank correlation with maps of the image under noise, mean over draws.
-        inside: Share of the positive values in the lesion.
-        area: Share of the visible picture that the lesion covers: the value of ``inside`` by chance.
-        pointing: Whether the largest value is in the lesion (Zhang et al., arXiv:1608.00507).
-    """
-
-    completeness_gap: float | None = None
-    deletion: float | None = None
-    deletion_random: float | None = None
-    insertion: float | None = None
-    insertion_random: float | None = None
-    flat: bool | None = None
-    stability: float | None = None
-    inside: float | None = None
-    area: float | None = None
-    pointing: bool | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the checks in plain JSON types."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Removal:

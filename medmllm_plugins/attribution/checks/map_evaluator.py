@@ -15,7 +15,6 @@ from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.checks.map_checks import (
     NOISE,
     NOISE_DRAWS,
-    Checks,
     Removal,
     document_seed,
     importance_order,
@@ -29,6 +28,7 @@ from medmllm_plugins.attribution.explanation_faults import Faults
 from medmllm_plugins.attribution.maps import AttributionMap
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig
 from medmllm_plugins.attribution.methods.method_registry import SelectedMethod
+from medmllm_plugins.results.attribution_records import MapChecks
 
 
 class MapEvaluator:
@@ -50,7 +50,9 @@ class MapEvaluator:
         self._config, self._faults = config, faults
         self._removals: dict[tuple[str, int], Removal] = {}
 
-    def evaluate(self, method: str, map_: AttributionMap, noisy_values: Sequence[Mapping[str, FloatArray]]) -> Checks:
+    def evaluate(
+        self, method: str, map_: AttributionMap, noisy_values: Sequence[Mapping[str, FloatArray]]
+    ) -> MapChecks:
         """Return all checks of one map; those that fail or do not apply are None."""
         results: dict[str, Any] = {"completeness_gap": map_.gap}
         with self._faults.skipping(method, f"{map_.layer}, stability"):
@@ -64,7 +66,7 @@ class MapEvaluator:
             if map_.painted is not None and len(map_.painted) == 1 and has_mask:
                 inside, area, pointing = lesion_overlap(map_.painted, self._mask)
                 results |= {"inside": inside, "area": area, "pointing": pointing}
-        return Checks(**results)
+        return MapChecks(**results)
 
     def noisy_values(self, selected: SelectedMethod) -> list[dict[str, FloatArray]]:
         """Return a method's values for the image under noise, by layer, for each draw; empty where it fails."""

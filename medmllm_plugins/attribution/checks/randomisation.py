@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.results.attribution_records import RANDOMISATION_LEVELS
 
-LEVELS: Final = ("head", "upper LLM", "LLM", "connector", "tower")
-"""Parts that are shuffled one after the other; earlier ones stay shuffled."""
 BAND: Final = 2**20
 """Largest number of entries in one random permutation."""
 
@@ -73,7 +72,7 @@ def _matrices(loaded: LoadedModel) -> dict[str, list[Tensor]]:
     }
     matrices: dict[str, list[Tensor]] = {}
     seen: set[int] = set()
-    for level in LEVELS:
+    for level in RANDOMISATION_LEVELS:
         own = {id(value): value for module in modules[level] for value in module.parameters() if value.dim() > 1}
         matrices[level] = [value for name, value in own.items() if name not in seen]
         seen |= own.keys()

@@ -18,14 +18,13 @@ from medmllm_plugins.report.figures.figure_style import (
     series_style,
 )
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.results.attribution_results import MethodSummary
+from medmllm_plugins.report.run_collection import AttributionRow, DatasetRuns
 
 
 def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
     """Draw the checks of every method and layer, one panel per check."""
     rows = dataset.attribution_summaries()
-    names = [name for name in CHECKS if any(known(summary.figures[name]) for _, summary in rows)]
+    names = [name for name in CHECKS if any(known(row.summary.figure(name)) for row in rows)]
     if not rows or not names:
         return None
     across = min(3, len(names))
@@ -34,15 +33,15 @@ def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
     panels = figure.subplots(lines, across, squeeze=False, sharey=True)
     marks = SeriesMarks()
     for axes, name in zip(panels.flat, names, strict=False):
-        for row, (result, summary) in enumerate(rows):
-            estimate = summary.figures[name]
+        for y, row in enumerate(rows):
+            estimate, series = row.summary.figure(name), row.result.subject.number
             if not known(estimate):
                 continue
-            series, line = result.subject.number, series_style(result.subject.number)
+            line = series_style(series)
             options = {"fmt": line["marker"], "color": line["color"], "elinewidth": 1.1}
-            marks(series, error_bar(axes, estimate, row, scale=1, **options).get_children())
-            if name == "inside" and known(summary.area):
-                marks(series, axes.plot([summary.area] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.4))
+            marks(series, error_bar(axes, estimate, y, scale=1, **options).get_children())
+            if name == "inside" and (area := row.summary.area) is not None:
+                marks(series, axes.plot([area, area], [y - 0.3, y + 0.3], color=INK, linewidth=1.4))
         if name.endswith("_gain"):
             axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set_title(CHECKS[name].replace(" over ", "\nover ").replace(" under ", "\nunder "), fontsize=8.5)
@@ -52,37 +51,35 @@ def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
         axes.set_axis_off()
     panels[0][0].set_yticks(range(len(rows)), row_names(rows))
     for axes in panels[:, 0]:  # names are in the first panel of each line
-        marks.row_names(axes, [result.subject.number for result, _ in rows])
-    summaries = [summary for _, summary in rows]
-    return finish(figure, f"{dataset.name}.checks", number=figure_number, data_set=dataset.title, summaries=summaries)
+        marks.row_names(axes, [row.result.subject.number for row in rows])
+    return finish(figure, f"{dataset.name}.checks", number=figure_number, data_set=dataset.title, rows=rows)
 
 
 def randomisation(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
     """Draw how similar attributions stay while the model's weights are randomised from the head down."""
-    rows = [(result, summary) for result, summary in dataset.attribution_summaries() if summary.randomisation]
+    rows = [row for row in dataset.attribution_summaries() if row.summary.randomisation]
     if not rows:
         return None
     figure = Figure(figsize=(7.2, 2.9 + 0.1 * len(rows)), layout="constrained")
     axes, marks = figure.subplots(), SeriesMarks()
-    stages = list(dict.fromkeys(name for _, summary in rows for name, _ in summary.randomisation))
-    for index, ((result, summary), label) in enumerate(zip(rows, row_names(rows), strict=True)):
-        x = [stages.index(name) for name, _ in summary.randomisation]
-        y = [value for _, value in summary.randomisation]
-        marks(result.subject.number, axes.plot(x, y, label=label, **series_style(index)))
+    stages = list(dict.fromkeys(level.randomised for row in rows for level in row.summary.randomisation))
+    for index, (row, label) in enumerate(zip(rows, row_names(rows), strict=True)):
+        x = [stages.index(level.randomised) for level in row.summary.randomisation]
+        y = [level.similarity for level in row.summary.randomisation]
+        marks(row.result.subject.number, axes.plot(x, y, label=label, **series_style(index)))
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.set_xticks(range(len(stages)), [cut(name, 18) for name in stages], rotation=30, ha="right")
     axes.set_ylabel("similarity to the original")
     axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.05)
     marks.legend(figure, axes)
-    stem, summaries = f"{dataset.name}.randomisation", [summary for _, summary in rows]
-    return finish(figure, stem, number=figure_number, data_set=dataset.title, summaries=summaries)
+    return finish(figure, f"{dataset.name}.randomisation", number=figure_number, data_set=dataset.title, rows=rows)
 
 
-def row_names(rows: Sequence[tuple[TaskResult, MethodSummary]]) -> list[str]:
+def row_names(rows: Sequence[AttributionRow]) -> list[str]:
     """Return method, layer and, if there are several models, the model of each row."""
-    several = len({result.subject.number for result, _ in rows}) > 1
+    several = len({row.result.subject.number for row in rows}) > 1
     names = []
-    for result, summary in rows:
-        model = cut(result.subject.label, 18) if several else ""
-        names.append(" · ".join(filter(None, (cut(summary.method, 22), summary.layer, summary.apart, model))))
+    for row in rows:
+        model = cut(row.result.subject.label, 18) if several else ""
+        names.append(" · ".join(filter(None, (cut(row.summary.method, 22), row.summary.layer, row.settings, model))))
     return names

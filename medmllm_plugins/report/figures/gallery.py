@@ -24,7 +24,7 @@ from medmllm_plugins.report.display_names import ENTRY_CHECKS
 from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import TaskResult
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.attribution_results import Entry
+from medmllm_plugins.results.attribution_records import AttributionEntry
 
 BUDGET: Final = 5_500_000
 """Characters of all images of a page together, in base64."""
@@ -66,7 +66,7 @@ class Card:
         checks: names and values of the checks.
     """
 
-    entry: Entry
+    entry: AttributionEntry
     model: str
     series: int
     original: Picture | None
@@ -127,13 +127,13 @@ def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET) -> Galler
     pairs = [
         (result, entry) for result in results if result.task.attributions for entry in result.task.attributions.entries
     ]
-    documents: dict[tuple[int, str], list[tuple[TaskResult, Entry]]] = defaultdict(list)
+    documents: dict[tuple[int, str], list[tuple[TaskResult, AttributionEntry]]] = defaultdict(list)
     for result, entry in pairs:
         documents[result.subject.number, entry.document].append((result, entry))
     ordered = _interleaved(list(documents.values()))
     size, characters = _choose_size(ordered, budget)
     count = len(ordered) if not characters else min(len(ordered), max(1, int(budget / characters)))
-    shown: list[tuple[TaskResult, Entry]] = []
+    shown: list[tuple[TaskResult, AttributionEntry]] = []
     for members in ordered[:count]:
         if shown and len(shown) + len(members) > CARDS:
             break
@@ -147,16 +147,20 @@ def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET) -> Galler
     return Gallery(tuple(encoder.originals.values()), tuple(cards), len(pairs) - len(cards), tuple(encoder.failed))
 
 
-def _interleaved(documents: list[list[tuple[TaskResult, Entry]]]) -> list[list[tuple[TaskResult, Entry]]]:
+def _interleaved(
+    documents: list[list[tuple[TaskResult, AttributionEntry]]],
+) -> list[list[tuple[TaskResult, AttributionEntry]]]:
     """Order documents so that classes, correct and wrong answers are evenly spread from the start."""
-    strata: dict[tuple[int, str, bool], list[list[tuple[TaskResult, Entry]]]] = defaultdict(list)
+    strata: dict[tuple[int, str, bool], list[list[tuple[TaskResult, AttributionEntry]]]] = defaultdict(list)
     for members in documents:
         result, entry = members[0]
         strata[result.subject.number, entry.label, entry.hit].append(members)
     return [members for turn in zip_longest(*strata.values()) for members in turn if members is not None]
 
 
-def _choose_size(documents: Sequence[list[tuple[TaskResult, Entry]]], budget: int) -> tuple[tuple[int, int], float]:
+def _choose_size(
+    documents: Sequence[list[tuple[TaskResult, AttributionEntry]]], budget: int
+) -> tuple[tuple[int, int], float]:
     """Return the best size at which all images fit, and the characters per document, estimated from a few."""
     step = max(1, len(documents) // 6)
     sample = documents[::step][:6]
@@ -183,7 +187,7 @@ class _Encoder:
         self.failed: list[str] = []
         self._count = 0
 
-    def original(self, entry: Entry) -> Picture | None:
+    def original(self, entry: AttributionEntry) -> Picture | None:
         if entry.original is None:
             return None
         if entry.original not in self.originals:
@@ -193,7 +197,7 @@ class _Encoder:
             self.originals[entry.original] = picture
         return self.originals[entry.original]
 
-    def layer(self, entry: Entry) -> Picture | None:
+    def layer(self, entry: AttributionEntry) -> Picture | None:
         path = entry.heat or entry.overlay
         return None if path is None else self._encode(path, entry.slices, "RGBA" if entry.heat else "RGB")
 
@@ -219,13 +223,14 @@ class _Encoder:
         return Picture(f"picture{self._count}", data, image.width, image.height, max(1, image.height // slices))
 
 
-def _card(result: TaskResult, entry: Entry, encoder: _Encoder) -> Card:
-    values = [(token, value) for token, value in entry.tokens[:_TOKENS] if known(value)]
+def _card(result: TaskResult, entry: AttributionEntry, encoder: _Encoder) -> Card:
+    tokens = entry.tokens or ()
+    values = [(token.text, token.value) for token in tokens[:_TOKENS] if known(token.value)]
     most = max((abs(value) for _, value in values), default=0.0) or 1.0
-    numbers = {name: entry.checks.get(name, float("nan")) for name in ENTRY_CHECKS}
-    checks = [(ENTRY_CHECKS[name], decimal(value, 3)) for name, value in numbers.items() if known(value)]
-    if entry.pointing is not None:
-        checks.append(("pointing game", "hit" if entry.pointing else "miss"))
+    numbers = {title: getattr(entry.checks, name) for name, title in ENTRY_CHECKS.items()}
+    checks = [(title, decimal(value, 3)) for title, value in numbers.items() if known(value)]
+    if entry.checks.pointing is not None:
+        checks.append(("pointing game", "hit" if entry.checks.pointing else "miss"))
     return Card(
         entry=entry,
         model=result.subject.label,
@@ -234,6 +239,6 @@ def _card(result: TaskResult, entry: Entry, encoder: _Encoder) -> Card:
         layer=encoder.layer(entry),
         transparent=entry.heat is not None,
         tokens=tuple((cut(token, 40) or "␣", value, round(100 * value / most, 1)) for token, value in values),
-        more_tokens=max(0, len(entry.tokens) - _TOKENS),
+        more_tokens=max(0, len(tokens) - _TOKENS),
         checks=tuple(checks),
     )

@@ -121,8 +121,9 @@ def attribution_table(dataset: DatasetRuns) -> Table:
         Column("Mask's share of the area", "area", "share"),
     )
     rows: list[Row] = []
-    for result, summary in dataset.attribution_summaries():
+    for row in dataset.attribution_summaries():
+        summary = row.summary
         unchecked = ", ".join(summary.unchecked) or None
-        facts = (summary.method, summary.layer, summary.how, summary.n, len(summary.failed), unchecked)
-        rows.append((result.subject, (*facts, *(summary.figures[name] for name in CHECKS), summary.area)))
+        facts = (summary.method, summary.layer, summary.settings, summary.n, len(summary.failed), unchecked)
+        rows.append((row.result.subject, (*facts, *(summary.figure(name) for name in CHECKS), summary.area)))
     return model_table(dataset, "attributions", columns, rows)
