@@ -14,7 +14,7 @@ from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
-from medmllm_plugins.results.attribution_records import AttributionIndex, AttributionMethod
+from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
@@ -49,18 +49,6 @@ class CitedName:
     citation: str
     description: str = ""
     details: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AttributionFacts:
-    """What was attributed, at which layers, by whose methods, and with which checks."""
-
-    of_labels: bool
-    of_answers: bool
-    layers: tuple[str, ...]
-    captum: tuple[CitedName, ...]
-    own: tuple[CitedName, ...]
-    checks: tuple[str, ...]
 
 
 def methods(collection: RunCollection) -> Methods:
@@ -225,9 +213,11 @@ def _probe_kinds(probings: Sequence[ProbeAnalysis]) -> tuple[CitedName, ...]:
     )
 
 
-def _attribution_facts(attributions: Sequence[AttributionIndex]) -> AttributionFacts | None:
+def _attribution_facts(attributions: Sequence[AttributionIndex]) -> dict[str, Any]:
+    """Return what was attributed, at which layers, by whose methods and with which checks; empty without maps."""
     if not attributions:
-        return None
+        return {}
+    specs = get_manager().attributions()
     summaries = [summary for record in attributions for summary in record.summary]
     used = {method.name: method for record in attributions for method in record.methods}
     of_answers = [summary.mode == "answer" for summary in summaries]
@@ -241,30 +231,21 @@ def _attribution_facts(attributions: Sequence[AttributionIndex]) -> AttributionF
         "inside": "inside" in figures,
         "pointing": "pointing" in figures,
     }
-    captum = {name: _is_captums(method) for name, method in used.items()}
-    specs = get_manager().attributions()
-    cited = {
-        name: CitedName(name, method.citation or specs[name].citation, specs[name].description)
-        if name in specs
-        else CitedName(name, method.citation)
-        for name, method in used.items()
+    by_library: dict[bool, list[CitedName]] = {True: [], False: []}
+    for name, method in used.items():
+        spec = specs.get(name)
+        # Indices of older runs do not say whether Captum computed the method.
+        captum = (spec is not None and spec.captum) if method.captum is None else method.captum
+        citation, description = (method.citation or spec.citation, spec.description) if spec else (method.citation, "")
+        by_library[captum].append(CitedName(name, citation, description))
+    return {
+        "of_labels": not of_answers or not all(of_answers),
+        "of_answers": any(of_answers),
+        "layers": list(layers) if len(layers) <= _MAX_LAYERS else [],
+        "captum": by_library[True],
+        "own": by_library[False],
+        "checks": [name for name, made in checks.items() if made],
     }
-    return AttributionFacts(
-        of_labels=not of_answers or not all(of_answers),
-        of_answers=any(of_answers),
-        layers=tuple(layers) if len(layers) <= _MAX_LAYERS else (),
-        captum=tuple(method for name, method in cited.items() if captum[name]),
-        own=tuple(method for name, method in cited.items() if not captum[name]),
-        checks=tuple(name for name, made in checks.items() if made),
-    )
-
-
-def _is_captums(method: AttributionMethod) -> bool:
-    """Return whether Captum's code computes a method: as its index says, or else as its declaration says."""
-    if method.captum is not None:
-        return method.captum
-    spec = get_manager().attributions().get(method.name)
-    return spec is not None and spec.captum
 
 
 def dataset_citations(dataset: DatasetRuns) -> list[str]:

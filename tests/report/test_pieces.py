@@ -350,7 +350,7 @@ def test_methods_describe_and_cite_the_attribution_methods_of_plugins(
         target="plugin.maps:edges",
         summary="Edges of the image.",
         description="the length of the Sobel gradient",
-        citation="Sobel I. An isotropic 3x3 image gradient operator. Machine Vision for Three-Dimensional Scenes (1990).",
+        citation="Sobel I. An isotropic 3x3 image gradient operator (1990).",
     )
     monkeypatch.setattr(type(get_manager()), "attributions", lambda self: {"edges": spec})
     folder = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("edges",)).folder
