@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, SiglipImageProcessorPil
@@ -123,7 +123,15 @@ def random_model(config: MedMVLConfig, dtype: torch.dtype, device: torch.device)
     with device:
         model = network._from_config(shapes, dtype=dtype)
     model.requires_grad_(False).eval()
-    loaded = medm_vl.MedMVL(model, tokenizer, siglip_processor(config.vision.image_size), config, ())
+    loaded = medm_vl.MedMVL(
+        model,
+        tokenizer,
+        siglip_processor(config.vision.image_size),
+        f"{medm_vl.SYSTEM} USER: ",
+        (),
+        max_length=config.max_length,
+        pad_token_id=int(tokenizer.pad_token_id),
+    )
     loaded.eos_token_ids = (int(config.llm.vocab_size),)  # one past the last token, so never generated
     return MeasuredModel(loaded, 16, exact=False)
 

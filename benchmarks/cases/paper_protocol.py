@@ -130,7 +130,7 @@ BENCHMARK = Benchmark(
         "3b": Size(140, 2048, (0, 70, 139)),
         "quick": Size(4, 16, (0, 3), (40, 4, 100), epochs=1, tolerance=100.0),
     },
-    train_labels={(size, device): 20.0 for size in ("tiny", "3b") for device in ("cpu", "cuda")},
+    targets={(size, device): 20.0 for size in ("tiny", "3b") for device in ("cpu", "cuda")},
     repeats=1,
     devices=("cpu", "cuda"),
 )

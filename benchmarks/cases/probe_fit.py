@@ -168,7 +168,7 @@ BENCHMARK = Benchmark(
         "full": Size(140, 2048, (600, 200, 400), (0, 35, 70, 105, 139)),
         "quick": Size(2, 16, (60, 30, 400), (1,)),
     },
-    train_labels={("full", "cpu"): 20.0, ("full", "cuda"): 100.0},
+    targets={("full", "cpu"): 20.0, ("full", "cuda"): 100.0},
     repeats=1,
     devices=("cpu", "cuda"),
 )

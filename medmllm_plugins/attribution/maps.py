@@ -53,8 +53,8 @@ def build_map(case: AttributionInput, layer: str, scores: Scores) -> Attribution
     values = scores.values.detach().double().cpu().numpy()
     if count := int((~np.isfinite(values)).sum()):
         raise ModelError(
-            f"{layer}: expected finite values, got {count} of {values.size} that are not finite. The method or the model "
-            "overflows: use dtype=bfloat16 or dtype=float32."
+            f"{layer}: expected finite values, got {count} of {values.size} that are not finite. The method or the "
+            "model overflows: use dtype=bfloat16 or dtype=float32."
         )
     text = case.text.cpu().numpy()
     if layer == PROMPT:
@@ -72,7 +72,7 @@ def build_map(case: AttributionInput, layer: str, scores: Scores) -> Attribution
 
 
 def layer_cells(case: AttributionInput, layer: str) -> Cells:
-    """Return the positions of a layer's rows in the pictures; see :func:`medmllm_plugins.attribution.geometry.cells`."""
+    """Return the positions of a layer's rows, see :func:`medmllm_plugins.attribution.geometry.cells`."""
     if layer == PIXELS:
         return cells(case.loaded, case.inputs, case.visual, "pixels")
     return cells(case.loaded, case.inputs, case.visual, case.layer(layer).name)

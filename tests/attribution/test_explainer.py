@@ -336,7 +336,7 @@ def test_a_volume_is_explained_where_rows_have_a_place(
     assert entries["layer_activation", "vision.00"]["slices"] == 32
     for entry in (llm, rollout):
         assert entry["tokens"] and entry["heat"] is None and entry["checks"]["deletion"] is not None
-    warnings = [one for one in index["warnings"] if "no place in the volume" in one]
+    warnings = [one for one in index["warnings"] if "no position in the volume" in one]
     assert {one.split(":")[0] for one in warnings} == {
         "layer_activation, connector",
         "layer_activation, llm.00, image",

@@ -45,9 +45,9 @@ def summarise_checks(
     """Return means with 95% intervals by method, layer and settings, with the checks that failed or are missing.
 
     A method is ``trusted`` at a layer if all general checks were made and none failed. Intervals are percentile
-    intervals over :data:`RESAMPLES` bootstrap resamples of groups. The deletion gain is the area for random orders minus
-    that for the map's order, the insertion gain the opposite: above zero, the map is better. ``inside`` is also reported
-    for correct answers and for errors, since a map that explains a wrong decision may be outside the lesion and be right.
+    intervals over :data:`RESAMPLES` bootstrap resamples of groups. The deletion gain is the area for random orders
+    minus that for the map's order, the insertion gain the opposite: above zero, the map is better. ``inside`` is also
+    given for correct answers and for errors, since a map of a wrong decision may be outside the lesion and be right.
 
     Args:
         entries: Entries of all documents, methods and layers.

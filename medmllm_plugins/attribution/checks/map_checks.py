@@ -169,7 +169,7 @@ def map_similarity(pairs: Sequence[tuple[AttributionMap, AttributionMap]]) -> di
 
 
 def structural_similarity(first: FloatArray, second: FloatArray) -> float:
-    """Return the structural similarity (Wang et al. 2004) of two maps, (pictures, height, width), each scaled to [0, 1]."""
+    """Return the structural similarity (Wang et al. 2004) of two maps, (pictures, height, width), scaled to [0, 1]."""
     first, second = _scaled(first), _scaled(second)
     window = (1, min(_WINDOW, first.shape[1]), min(_WINDOW, first.shape[2]))
 

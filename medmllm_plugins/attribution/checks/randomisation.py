@@ -1,7 +1,7 @@
 """Shuffle the weights of a model from the head down; maps that stay the same do not depend on the model.
 
-After Adebayo et al., "Sanity Checks for Saliency Maps" (arXiv:1810.03292). The entries of each matrix are permuted, which
-preserves their distribution and needs no second copy of the weights.
+After Adebayo et al., "Sanity Checks for Saliency Maps" (arXiv:1810.03292). The entries of each matrix are permuted,
+which preserves their distribution and needs no second copy of the weights.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _matrices(loaded: LoadedModel) -> dict[str, list[Tensor]]:
 def _shuffle(value: Tensor, seed: int, *, back: bool) -> None:
     """Permute the entries of a matrix within bands of rows, and the bands among each other; ``back`` inverts it.
 
-    A matrix of up to :data:`BAND` entries is one band. In a larger one all bands are permuted alike: a permutation of all
-    entries would take minutes, and four times the memory of the matrix.
+    A matrix of up to :data:`BAND` entries is one band. In a larger one all bands are permuted alike: a permutation of
+    all entries would take minutes, and four times the memory of the matrix.
     """
     rows, width = value.shape[0], value[0].numel()
     high = max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * width <= BAND))

@@ -138,7 +138,7 @@ def token_texts(case: AttributionInput) -> list[str]:
 
 
 def masked_prompt_scores(case: AttributionInput) -> Callable[[Tensor], Tensor]:
-    """Return a function from words to keep, (R, words), to scores of the answers, (R, K); the other words are padding."""
+    """Return a function from words to keep, (R, words), to scores, (R, K); the other words become padding."""
     words = word_indices(case)
     states = case.states([EMBED])[EMBED]
 

@@ -169,7 +169,7 @@ def layer_conductance(case: AttributionInput, layers: Sequence[str], config: Met
 
 
 def layer_feature_ablation(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
-    """Return the fall of the target when one row of a layer is replaced by the baseline's (Captum's FeatureAblation)."""
+    """Return the fall of the target when a row of a layer is replaced by the baseline's (Captum's FeatureAblation)."""
     states, blank, scores = case.states(layers), case.baseline_states(layers), {}
     for layer in layers:
         count = states[layer].shape[1]

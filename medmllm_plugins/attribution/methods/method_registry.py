@@ -19,8 +19,8 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 
 LAYERS = "layers"
 _LAST_TOKEN_ONLY = 2
-"""The LLM's last block and its norm, which only the head follows, token by token. The labels' tokens attend to the image
-through the inputs of the last block."""
+"""The LLM's last block and its norm, which only the head follows, token by token. The labels' tokens attend to the
+image through the inputs of the last block."""
 _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 
@@ -113,8 +113,8 @@ def _resolve_layers(
             )
         if full in known[-_LAST_TOKEN_ONLY:]:
             raise OptionError(
-                f"{loaded.family.title}: expected a layer whose image tokens the answer depends on, got {full}, of which "
-                f"it depends on the last token alone. Use {known[-_LAST_TOKEN_ONLY - 1]} or an earlier layer."
+                f"{loaded.family.title}: expected a layer whose image tokens the answer depends on, got {full}, of "
+                f"which it depends on the last token alone. Use {known[-_LAST_TOKEN_ONLY - 1]} or an earlier layer."
             )
         resolved.append(full)
     return tuple(dict.fromkeys(resolved))
