@@ -92,12 +92,7 @@ def analyse(
 ) -> ProbeAnalysis:
     """Fit the probes of a task and diagnose where the model loses the class.
 
-    Args:
-        store: the features.
-        outcomes: the scored answers of the test fold.
-        options: settings; the defaults if ``None``.
-        reference: the run of a reference classifier.
-        device: where to fit; by default a CUDA device if there is one.
+    The device is a CUDA device if there is one, by default.
 
     Raises:
         DataError: the folds are too small, features are damaged or not finite, or features and answers belong to

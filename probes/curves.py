@@ -58,11 +58,7 @@ def bootstrap_accuracies(
 ) -> BootstrapAccuracies:
     """Resample the test fold's groups once for all figures, so that differences between them are paired.
 
-    Args:
-        fitted: the probes.
-        labelled: the documents.
-        hits: (t,) further values to average over documents, such as whether the answer is correct.
-        seed: seed of the resamples.
+    ``hits`` are further values (t,) to average over documents, such as whether the answer is correct.
     """
     truth, group = labelled.of("test"), labelled.groups_of("test")
     correct = (fitted.test == truth).astype(np.float32)
@@ -97,12 +93,7 @@ def curve_points(
 ) -> tuple[ProbePoint, ...]:
     """Return a point of the layer curves for each site.
 
-    Args:
-        fitted: the probes.
-        labelled: the documents.
-        accuracies: see :func:`bootstrap_accuracies`.
-        repeats: (R, F) accuracies on further divisions into folds; R may be 0.
-        seed: seed of the permutations for the p-values.
+    ``repeats`` are accuracies (R, F) on further divisions into folds; R may be 0.
     """
     chance = 1 / len(labelled.labels)
     p = permutation_p_values(fitted.test, labelled, seed=seed)
@@ -155,14 +146,7 @@ def permutation_p_values(
     do not contain the class is as accurate on permuted labels as on the real ones, so no refits are needed, and the
     p-value, ``(1 + b) / (1 + B)``, can be as small as many layers require.
 
-    Args:
-        test: (F, t) predictions.
-        labelled: the documents.
-        seed: seed of the permutations.
-        permutations: their number, B.
-
-    Returns:
-        (F,) p-values.
+    ``test`` are predictions (F, t), and the p-values (F,).
     """
     truth, group, classes = labelled.of("test"), labelled.groups_of("test"), len(labelled.labels)
     generator = np.random.default_rng((seed, 1))

@@ -47,8 +47,8 @@ merely possible the limit is SHARE_OF_LARGEST."""
 NOISE: Final = MARGIN / 2
 """A smaller loss whose interval includes zero counts as none."""
 MAX_UNKNOWN_SHARE: Final = 0.5
-"""If the loss of the tower is unknown, it could be as large as the tower's distance from an accuracy of 1. Do not name a
-later stage if this is at least this fraction of its loss."""
+"""If the loss of the tower is unknown, it could be as large as the tower's distance from an accuracy of 1. Do not name
+a later stage if this is at least this fraction of its loss."""
 ANSWER: Final = "answer"
 SCORES: Final = "label scores"
 """The label that scores highest."""
@@ -70,11 +70,9 @@ def diagnose(
 ) -> Diagnosis:
     """Judge the four failure modes.
 
-    Args:
-        fitted: the probes.
-        accuracies: accuracies and resamples, including ``"answer"``, and ``"reference"`` if there is a reference.
-        truth: (v,) classes of the validation fold.
-        scores_validation: accuracy on the validation fold of the label that scores highest; ``None`` without scores.
+    ``accuracies`` include ``"answer"``, and ``"reference"`` if there is a reference. ``truth`` (v,) are the classes
+    of the validation fold, and ``scores_validation`` is the accuracy there of the label that scores highest;
+    ``None`` without scores.
     """
     on_validation = (fitted.validation == truth).mean(1)
     stages = _stage_ends(fitted.sites)

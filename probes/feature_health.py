@@ -27,9 +27,6 @@ class Health(Record):
         score: ``p_end * (1 + growth) * volatility``, as :func:`health_score` gives it.
         growth: the growth factor, ``ln(p_end / sqrt(p_start * p_min))``; NaN where one of the three is 0.
         volatility: the volatility penalty, from 0 to 1 (a flat curve, or one layer).
-        p_start: accuracy at the first layer.
-        p_min: lowest accuracy of all layers.
-        p_end: accuracy at the last layer.
     """
 
     score: float
@@ -71,11 +68,7 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
 
 
 def health(accuracies: Floats, decay: float = DECAY) -> Health:
-    """Score one curve and return the parts as well.
-
-    Args:
-        accuracies: (n,) float64, as for :func:`health_score`.
-        decay: lambda.
+    """Score one curve, (n,) float64, and return the parts as well.
 
     Raises:
         DataError: ``accuracies`` is not one curve, or not one that :func:`health_score` takes.

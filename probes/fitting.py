@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,6 @@ class ProbePredictions:
     """Predictions of the probes at F sites, and how they were fitted.
 
     Attributes:
-        sites: the F sites.
         validation: (F, v) predicted classes of the validation fold.
         test: (F, t) predicted classes of the test fold.
         validation_loss: (F,) mean log loss on the validation fold, in nats.
@@ -135,11 +134,7 @@ def fit_probes(
     The penalty is chosen by log loss on the validation fold, for the real labels and for each control task separately;
     probes of permuted labels take that of the real ones. The test fold is used once, at the end.
 
-    Args:
-        store: the features.
-        labelled: its documents.
-        options: settings.
-        device: where to compute; a CUDA device if there is one, by default.
+    The device is a CUDA device if there is one, by default.
 
     Raises:
         DataError: features are not finite, or cannot be read.
@@ -160,18 +155,10 @@ def fit_probes(
             warnings.update(raised)
             progress.update(len(block))
     in_order = [results[index] for index in range(len(sites))]
-    return ProbePredictions(
-        sites=sites,
-        validation=np.stack([result.validation for result in in_order]),
-        test=np.stack([result.test for result in in_order]),
-        validation_loss=np.array([result.loss for result in in_order]),
-        strength=np.array([result.strength for result in in_order]),
-        gradient_norm=np.array([result.gradient_norm for result in in_order]),
-        control=np.stack([result.control for result in in_order]),
-        label_permutation=np.stack([result.label_permutation for result in in_order]),
-        types=labels.types,
-        warnings=warnings,
-    )
+    stacked: dict[str, Any] = {
+        part.name: np.array([getattr(result, part.name) for result in in_order]) for part in fields(_SiteResult)
+    }
+    return ProbePredictions(sites=sites, types=labels.types, warnings=warnings, **stacked)
 
 
 def _fit_sites(
@@ -253,7 +240,7 @@ class _SiteResult:
 
     validation: Ints
     test: Ints
-    loss: float
+    validation_loss: float
     strength: float
     gradient_norm: float
     control: npt.NDArray[np.float32]

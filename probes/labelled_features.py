@@ -16,8 +16,8 @@ from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.results.feature_store import FeatureStore
 
 MAX_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
-"""Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear probe,
-and memory stays bounded. The test fold is always used completely."""
+"""Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear
+probe, and memory stays bounded. The test fold is always used completely."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +50,7 @@ class LabelledFeatures:
 def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatures:
     """Read and check the documents of a store.
 
-    Args:
-        store: the store.
-        seed: chooses the documents of folds that are subsampled.
+    ``seed`` chooses the documents of folds that are subsampled.
 
     Raises:
         DataError: a class is not one of the store's, or the folds cannot carry probes.

@@ -68,14 +68,7 @@ class Solution:
     steps: Tensor
 
     def logits(self, coordinates: Tensor) -> Tensor:
-        """Compute the logits of rows.
-
-        Args:
-            coordinates: (L, M, r) float32, see :meth:`RowSpace.coordinates`.
-
-        Returns:
-            (L, P, G, M, K) float32; their softmax over the classes is the probability.
-        """
+        """Return the logits (L, P, G, M, K) of coordinates (L, M, r) float32; their softmax is the probability."""
         layers, sets, grid, classes, rank = self.weights.shape
         if coordinates.ndim != 3 or coordinates.shape[0] != layers or coordinates.shape[2] != rank:
             raise OptionError(
@@ -227,14 +220,7 @@ class _State:
 
 
 def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State:
-    """Return the initial state: zero weights, and the intercepts that fit best with them.
-
-    Args:
-        targets: (l, q, N) int64.
-        strength: (l, q) float32.
-        classes: K.
-        rank: r.
-    """
+    """Return zero weights and the best-fitting intercepts, for targets (l, q, N) int64 and strength (l, q) float32."""
     layers, problems, _ = targets.shape
     one_hot = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
     counts = one_hot.sum(-1)
@@ -270,14 +256,7 @@ def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State
 def _solve(
     train: Tensor, squares: Tensor, state: _State, tolerance: float, most_steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take steps until every problem of a block is solved or given up.
-
-    Args:
-        train: (l, N, r) float32.
-        squares: (l, r) float32.
-        state: where to start.
-        tolerance: of the norm of the gradient.
-        most_steps: steps at most.
+    """Take steps until every problem of a block is solved or given up, for train (l, N, r) and squares (l, r) float32.
 
     Returns:
         Weights (l, q, K, r), intercepts (l, q, K), norms of the gradient (l, q) and steps (l, q).

@@ -176,16 +176,6 @@ def kind_of(
     6. ``"cannot tell"``: there are no scores, or too few documents.
 
     With fewer than two groups there are no intervals, so nothing counts and the kind is ``"cannot tell"``.
-
-    Args:
-        answer: accuracy of the answers.
-        probe: accuracy of the probe.
-        constant: accuracy of the constant answer.
-        mapping_gap: probe minus answers.
-        answer_over_constant: answers minus the constant answer.
-        probe_over_constant: probe minus the constant answer.
-        readings: recalibrations, as in :class:`SemanticMapping`.
-        margin: accuracy from which a difference counts.
     """
 
     def counts(difference: Estimate) -> bool:

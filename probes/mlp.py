@@ -70,13 +70,10 @@ class MLPs:
     second_0: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """Compute the logits of rows, without dropout.
+        """Compute the logits (L, P, M, K) of features (L, M, D), without dropout.
 
-        Args:
-            features: (L, M, D) float32, on the device of the train rows.
-
-        Returns:
-            (L, P, M, K) float32; their softmax over the classes is the probability.
+        The features are float32 on the device of the train rows; the softmax over the classes is the
+        probability.
 
         Raises:
             DataError: a feature is NaN or infinite.
@@ -181,14 +178,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw the rows and the dropout of each step.
-
-    Args:
-        rows: N.
-        epochs: passes over them.
-        hidden: H.
-        dropout: share of units dropped.
-        seed: of the draws.
+    """Draw the rows of each step, of N, and the dropout of the H hidden units.
 
     Yields:
         For each step B <= 4 rows, (B,) int64, and factors of the hidden units, (B, H) float32: 0 where one is dropped,
@@ -204,20 +194,7 @@ def batches(rows: int, epochs: int, hidden: int, dropout: float, seed: int) -> I
 def _train(
     train: Tensor, right: Tensor, start: Initial, first_layer: int, epochs: int, dropout: float, seed: int
 ) -> tuple[Tensor, ...]:
-    """Train the probes of a block of layers.
-
-    Args:
-        train: (l, N, D) float32.
-        right: (P, N, K) float32, the classes as zeros and ones.
-        start: first weights.
-        first_layer: number of the first layer, for messages.
-        epochs: passes over the rows.
-        dropout: share of units dropped.
-        seed: of the draws.
-
-    Returns:
-        The fields of :class:`MLPs`.
-    """
+    """Return the fields of :class:`MLPs`, trained on (l, N, D) float32 and the classes as zeros and ones, (P, N, K)."""
     mean, scale, exact = standardise(train, first=first_layer)
     data = exact.float()
     del exact

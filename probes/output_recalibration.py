@@ -80,10 +80,7 @@ class ScoredFold:
 def best_relabelling(answers: Ints, truth: Ints, classes: int) -> Ints:
     """Return the one-to-one relabelling of answers with the highest accuracy.
 
-    Args:
-        answers: (n,) answered class, :data:`UNPARSED` where none.
-        truth: (n,) true class.
-        classes: K.
+    Both arrays are (n,) classes from 0 to K - 1, :data:`UNPARSED` where nothing was answered.
 
     Returns:
         (K,) the class that each answered class is renamed to. Of equally good ones, one that changes fewest.

@@ -31,7 +31,6 @@ class ProbeData:
         control_tasks: number of label sets that are control tasks.
         classes: number of classes, K.
         strengths: inverse L2 strengths to choose from, for probes that have one.
-        seed: seed of everything random.
     """
 
     train: Tensor

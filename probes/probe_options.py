@@ -30,7 +30,6 @@ class Options:
         permutations: number of refits on permuted labels; 0 for none.
         controls: number of control tasks; 0 for none.
         repeats: number of further random divisions into folds on which the curves are fitted again.
-        seed: seed of everything random.
 
     Raises:
         OptionError: a value is out of range.
@@ -52,24 +51,14 @@ class Options:
             raise OptionError(
                 f"Expected argument `strengths` (grid) to be finite numbers above 0, but got {list(self.strengths)}."
             )
-        for name, alias in (
-            ("width", ""),
-            ("permutations", ""),
-            ("controls", ""),
-            ("repeats", " (folds)"),
-            ("seed", ""),
-        ):
+        for name in ("width", "permutations", "controls", "repeats", "seed"):
             if (value := getattr(self, name)) < 0:
-                raise OptionError(f"Expected argument `{name}`{alias} to be at least 0, but got {value}.")
+                option = " (folds)" if name == "repeats" else ""
+                raise OptionError(f"Expected argument `{name}`{option} to be at least 0, but got {value}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            **asdict(self),
-            "strengths": list(self.strengths),
-            "poolings": list(self.poolings),
-            "layers": list(self.layers),
-        }
+        """Return plain JSON types."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def default_refits(protocol: str) -> tuple[int, int]:

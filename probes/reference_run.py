@@ -34,10 +34,6 @@ class Reference:
 def read_reference(folder: Path, dataset_fingerprint: str) -> Reference:
     """Read a run to compare with, of ``medmllm baseline`` or of any model.
 
-    Args:
-        folder: the run folder.
-        dataset_fingerprint: fingerprint of the probed data set.
-
     Raises:
         DataError: it is not a run folder, or none of its tasks uses the same data.
     """

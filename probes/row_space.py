@@ -99,13 +99,10 @@ class RowSpace:
         self.squares[at] = squares
 
     def coordinates(self, features: Tensor) -> Tensor:
-        """Bring further rows into the coordinates of the train rows, with the same standardisation.
+        """Bring (L, M, D) further rows into the (L, M, r) coordinates of the train rows, with the same standardisation.
 
-        Args:
-            features: (L, M, D) float32, on the device of the train rows.
-
-        Returns:
-            (L, M, r) float32. What lies outside of the span of the train rows is lost, as it has no weight.
+        Features and coordinates are float32 on the device of the train rows. What lies outside of the span of
+        the train rows is lost, as it has no weight.
 
         Raises:
             DataError: a feature is NaN or infinite.
@@ -152,7 +149,7 @@ def expect_alike(features: Tensor, mean: Tensor) -> None:
 
 
 def not_finite(features: Tensor, *, first: int) -> str:
-    """Return the message about the first feature that is NaN or infinite; ``first`` is the number of the first layer."""
+    """Return the message about the first NaN or infinite feature; ``first`` is the number of the first layer."""
     layer, row, column = (~features.isfinite()).nonzero()[0].tolist()
     return (
         f"Expected finite features, got {features[layer, row, column].item()} in layer {first + layer}, row {row}, "

@@ -73,6 +73,21 @@ def drop_reasoning(text: str) -> str | None:
     return "\n".join([*parts, text[start:]])
 
 
+def final_answer(text: str) -> tuple[str, bool] | None:
+    r"""Return the cleaned part of an answer that decides, and whether it was boxed; None if reasoning never ends.
+
+    An ``<answer>`` element or a ``\boxed{…}`` in what is left decides alone.
+    """
+    content = drop_reasoning(fold(text))
+    if content is None:
+        return None
+    content = strip_chat_tokens(content)
+    block = answer_block(content)
+    content = content if block is None else block
+    box = boxed(content)
+    return strip_markup(content if box is None else box), box is not None
+
+
 def answer_block(text: str) -> str | None:
     """Return the content of the last ``<answer>`` element that is not blank (closed or not), or None."""
     tags = list(_ANSWER_TAG.finditer(text))

@@ -13,14 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from medmllm_plugins.answers.negation import asserted
-from medmllm_plugins.answers.normalise import (
-    answer_block,
-    boxed,
-    drop_reasoning,
-    fold,
-    strip_chat_tokens,
-    strip_markup,
-)
+from medmllm_plugins.answers.normalise import final_answer, fold, strip_markup
 from medmllm_plugins.answers.refusals import is_refusal
 from medmllm_plugins.errors import OptionError
 
@@ -96,19 +89,12 @@ def parse_answer(
     frozen = tuple((name, tuple(synonyms)) for name, synonyms in classes.items())
     lexicon = _lexicon(frozen, None if options is None else tuple(options.items()))
 
-    rest = drop_reasoning(fold(text))
-    if rest is None:
+    final = final_answer(text)
+    if final is None:
         return Answer("out_of_list", None, ())
-    rest = strip_chat_tokens(rest)
-    block = answer_block(rest)
-    if block is not None:
-        rest = block
-    box = boxed(rest)
-    if box is not None:
-        return _verdict(lexicon.read(strip_markup(box)))
-    plain = strip_markup(rest)
+    plain, is_boxed = final
     whole = lexicon.read(plain)
-    span = _statement(plain)
+    span = None if is_boxed else _statement(plain)
     if span is None:
         return _verdict(whole)
     stated = plain[slice(*span)]

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import re
 
-from medmllm_plugins.answers.normalise import (
-    answer_block,
-    boxed,
-    drop_reasoning,
-    fold,
-    strip_chat_tokens,
-    strip_markup,
-)
+from medmllm_plugins.answers.normalise import final_answer
 from medmllm_plugins.answers.parsing import Answer, mentions
 from medmllm_plugins.answers.refusals import is_refusal
 
@@ -36,23 +29,13 @@ def parse_finding(text: str, finding: str, synonyms: tuple[str, ...] = ()) -> An
     that contradict each other are ambiguous; a sentence that supposes or asks says nothing. Reasoning blocks are
     dropped; an ``<answer>`` element or a ``\boxed{…}`` decides alone.
 
-    Args:
-        text: what the model wrote; any string.
-        finding: the finding that was asked about.
-        synonyms: other words for it.
-
     Returns:
         The answer, whose label is ``"yes"`` or ``"no"``; see :class:`medmllm_plugins.answers.parsing.Answer`.
     """
-    rest = drop_reasoning(fold(text))
-    if rest is None:
+    final = final_answer(text)
+    if final is None:
         return Answer("out_of_list", None, ())
-    rest = strip_chat_tokens(rest)
-    block = answer_block(rest)
-    rest = rest if block is None else block
-    box = boxed(rest)
-    plain = strip_markup(rest if box is None else box).strip()
-
+    plain = final[0]
     replies = {"yes" if match["word"] in _YES else "no" for match in _REPLY.finditer(plain)}
     sentences = [part for part in _SENTENCE.findall(plain) if not _UNSURE.search(part)]
     readings = [mentions(sentence, finding, synonyms) for sentence in sentences]

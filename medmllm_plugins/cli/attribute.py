@@ -6,7 +6,6 @@ What is explained are the answers of the run: text, class and scores are read fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -92,14 +91,8 @@ def explain_documents(
 ) -> AttributionIndex:
     """Load a run's model again and explain documents; the results join those of the run.
 
-    Args:
-        folder: the run folder.
-        ids: of the documents.
-        options: methods, layers, target and baseline; ``n`` is ignored.
-        task: the task of the documents; may be left out if the run has one task.
-        device: where to compute; default: as the run did.
-        batch_size: the most rows that go through the model together.
-        log: takes a line about each inconsistency in the folder.
+    ``n`` of the options is ignored. The task may be left out if the run has one; the device is by default the
+    run's.
 
     Returns:
         The index of all attributions of the task.
@@ -144,11 +137,7 @@ def _choose_task(tasks: Sequence[str], task: str | None) -> str:
 
 
 def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettings) -> None:
-    """Check that the run showed the model each document itself and nothing more.
-
-    Raises:
-        OptionError: it showed control images, or solved examples before each question.
-    """
+    """Check that the run showed the model each document itself and nothing more."""
     if (image := facts.get("image", settings.image)) != "shown":
         raise OptionError(
             f"{name}: expected a run with image=shown, because control images cannot be explained, got {image}."
@@ -157,24 +146,12 @@ def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettin
         raise OptionError(f"{name}: expected a run without few-shot examples, got --num_fewshot {shots}.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """An answer of the run: its text, and its scores of the labels if it has some."""
-
-    text: str
-    scores: tuple[float, ...] | None
-
-
-def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, _Answer]:
-    """Return the run's answers about some documents, by id.
-
-    Raises:
-        DataError: it has no answer about one of them.
-    """
+def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, tuple[str, tuple[float, ...] | None]]:
+    """Return the run's answers about some documents by id: their texts, and their scores of the labels if any."""
     path = run.folder / f"{file_stem(name)}{SUFFIX}"
     texts = read_answers(path) if name in run.outcomes else {}
     outcomes = [outcome for outcome in run.outcomes.get(name, ()) if outcome.id in texts]
-    known = {outcome.id: _Answer(texts[outcome.id], outcome.scores) for outcome in outcomes}
+    known = {outcome.id: (texts[outcome.id], outcome.scores) for outcome in outcomes}
     if unknown := [document for document in ids if document not in known]:
         close = ", ".join(sorted(known)[:5]) or "none"
         raise DataError(
@@ -192,11 +169,7 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
         pretrained=str(facts["pretrained"]),
         device=device or str(facts["device"]),
         dtype=str(facts["dtype"]),
-        attn_implementation=facts.get("attn_implementation"),
-        device_map=facts.get("device_map"),
-        load_in=facts.get("load_in"),
-        peft=facts.get("peft"),
-        system=facts.get("system"),
+        **{name: facts.get(name) for name in ("attn_implementation", "device_map", "load_in", "peft", "system")},
     )
     loaded = load_model(spec, options)
     if loaded.fingerprint != facts["fingerprint"]:
@@ -207,14 +180,16 @@ def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
     return loaded
 
 
-def _items(loaded: LoadedModel, content: TaskContent, answers: Mapping[str, _Answer]) -> list[AttributionItem]:
+def _items(
+    loaded: LoadedModel, content: TaskContent, answers: Mapping[str, tuple[str, tuple[float, ...] | None]]
+) -> list[AttributionItem]:
     """Return the documents as the run answered them."""
     by_id = {str(row["id"]): row for row in content.row_list}
     items = []
-    for name, answer in answers.items():
+    for name, (text, scores) in answers.items():
         row = by_id[name]
         visual, mask = _visual(loaded, content, row), content.readable_lesion_mask(row)
-        items.append(AttributionItem.from_row(row, content.question(row), visual, answer.text, answer.scores, mask))
+        items.append(AttributionItem.from_row(row, content.question(row), visual, text, scores, mask))
     return items
 
 

@@ -66,18 +66,10 @@ def run_baseline(
     log: Callable[[str], None],
     seed: int = 0,
 ) -> Path:
-    """Train a reference classifier for each task and score it as a model is scored.
+    """Train a reference classifier for each task, score it as a model is scored, and return the run folder.
 
-    Args:
-        tasks: names of tasks, arguments behind them as for an evaluation.
-        method: its name, for the manifest.
-        make: returns an untrained one.
-        output: the parent of the run folder, as the host's ``--output_path``.
-        log: takes a line about each result and warning.
-        seed: for the manifest.
-
-    Returns:
-        The run folder.
+    ``output`` is the parent of the run folder, as the host's ``--output_path``; ``method`` and ``seed`` go to the
+    manifest.
 
     Raises:
         OptionError: a task is none of ours, or asks about other folds or images than a classifier can be tested on.

@@ -47,10 +47,7 @@ def print_json(content: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], plain: Iterable[str]) -> None:
     """Print a table on a terminal, and plain lines where the output is piped or written to a file.
 
-    Args:
-        columns: headings of the table.
-        rows: cells of the table, as many in each row as there are columns.
-        plain: the lines to print instead.
+    ``plain`` are the lines to print instead of the rows.
     """
     if not sys.stdout.isatty():
         for line in plain:

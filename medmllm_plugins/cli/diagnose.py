@@ -104,14 +104,8 @@ def rerun_analyses(
 ) -> list[ProbeAnalysis]:
     """Recompute the analyses of a run, and write them.
 
-    Args:
-        folder: the run folder.
-        options: how to fit and compare.
-        tasks: only these; if empty, all with features.
-        reference: run folder of a reference classifier; default: one in the same parent folder, if there is any.
-        output: where to write; default: the run folder, whose earlier files are replaced.
-        device: where to fit.
-        log: takes a line about each inconsistency in the folder.
+    Without ``tasks``, all with features. Without ``reference``, the run of a reference classifier in the same
+    parent folder if there is any. Without ``output``, the earlier files in the run folder are replaced.
 
     Raises:
         DataError: the run recorded no features, or they are damaged or of another model or data set than the run; or

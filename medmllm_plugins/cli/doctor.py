@@ -32,7 +32,6 @@ class Finding:
     """The state of a package, device, data set or plugin.
 
     Attributes:
-        what: its name.
         state: ``ok``; ``missing`` (something optional is not there); ``broken`` (evaluation will not work).
         detail: its version, path or fault.
         fix: the command or step that fixes it; empty when there is nothing to do.
@@ -42,10 +41,6 @@ class Finding:
     state: State
     detail: str
     fix: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        """Return a JSON-safe mapping."""
-        return asdict(self)
 
 
 @app.command(epilog="Example: medmllm doctor")
@@ -60,7 +55,7 @@ def doctor(
     findings = examine()
     status = int(any(finding.state == "broken" for finding in findings))
     if json:
-        print_json([finding.to_dict() for finding in findings])
+        print_json([asdict(finding) for finding in findings])
         return status
     findings = findings if all_sets else merge_missing_sets(findings)
     width = max(len(finding.what) for finding in findings)

@@ -17,6 +17,7 @@ from medmllm_plugins.data.loading.leak_scan import scan_for_leaks
 from medmllm_plugins.errors import DataError, MedMLLMError, OptionError, shown
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.task_files import read_yaml
+from medmllm_plugins.prompts.task_names import settings_of
 from medmllm_plugins.utils.suggestions import did_you_mean
 
 SHOWN: Final = 10
@@ -25,14 +26,7 @@ SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """The outcome for one data set.
-
-    Attributes:
-        name: the data set's name.
-        data: the data set; ``None`` if it could not be read.
-        leaks: what leaks; ``None`` likewise.
-        error: why it could not be read.
-    """
+    """The outcome for one data set; where it cannot be read, ``error`` says why, and the others are ``None``."""
 
     name: str
     data: Dataset | None = None
@@ -59,9 +53,7 @@ def known_specs() -> dict[str, DatasetSpec]:
     specs = dataset_specs()
     for entry in get_manager().tasks().values():
         try:
-            metadata = read_yaml(entry.path).get("metadata")
-            settings = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
-            declared = settings.get("dataset") if isinstance(settings, Mapping) else None
+            declared = (settings_of(read_yaml(entry.path)) or {}).get("dataset")
             if isinstance(declared, Mapping):
                 spec = parse_spec(declared, str(entry.path))
                 specs.setdefault(spec.name, spec)

@@ -28,14 +28,7 @@ from medmllm_plugins.utils.user_dirs import tasks_folder
 
 
 def create_task(options: NewTaskOptions, log: Callable[[str], None]) -> Path:
-    """Check a user's data and write a task for them.
-
-    Args:
-        options: the options of the command line.
-        log: takes the lines that say what was chosen and read.
-
-    Returns:
-        The task's YAML file. Nothing is written unless the whole data set is sound.
+    """Check a user's data, and return the YAML file of a task for them; nothing is written unless the set is sound.
 
     Raises:
         OptionError: the options contradict each other, or the name is taken.

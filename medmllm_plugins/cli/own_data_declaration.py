@@ -104,10 +104,7 @@ class _LabelSource:
     """Where the labels of a data set come from.
 
     Attributes:
-        dimensions: 2 for images, 3 for volumes.
         cells: the text of the label of each image.
-        where: where these texts are, for messages.
-        options: options of the layout ``table``.
         notes: a line on each choice that the user did not make.
     """
 

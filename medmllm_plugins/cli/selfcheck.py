@@ -38,11 +38,7 @@ def selfcheck(
 
 
 def check_demo(seeds: int, log: Callable[[str], None]) -> Report:
-    """Break the embedded demo in every way and diagnose it.
-
-    Args:
-        seeds: rounds; each plants every mode at every strength, and none.
-        log: takes a line about each trial.
+    """Break the embedded demo in every way at every strength, and not at all, ``seeds`` times, and diagnose it.
 
     Raises:
         OptionError: ``seeds`` is below 1.

@@ -42,11 +42,7 @@ class Attributing(InspectionTask[AttributionIndex]):
                 self._check_masks()
 
     def _check_masks(self) -> None:
-        """Read the lesion masks with everything else that is read before the model is loaded.
-
-        Raises:
-            DataError: some cannot be read; with ``on_error=skip`` they are listed as left out instead.
-        """
+        """Read the lesion masks with everything else that is read before the model is loaded."""
         settings, faults = self.content.settings, []
         for row in self.content.row_list:
             try:

@@ -34,13 +34,11 @@ class _Status:
 
     def __init__(self) -> None:
         self.every = False
-        self.ours = False
-        self.failed = False
-        self.notes: list[str] = []
+        self.begin()
 
     def begin(self) -> None:
         self.ours = self.failed = False
-        self.notes = []
+        self.notes: list[str] = []
 
 
 _status = _Status()

@@ -46,11 +46,8 @@ NEUTRAL: Final = (None, False, 0, 1)
 def check_command(args: Namespace, *, task: bool, model: bool, chat: bool) -> None:
     """Refuse flags whose effect would be wrong, missing, or a crash once the answers are there.
 
-    Args:
-        args: the host's arguments.
-        task: whether a task of ours takes part.
-        model: whether the model is one of ours.
-        chat: whether the model takes chat messages, as ours do.
+    ``task`` and ``model`` say whether they are of this package, ``chat`` whether the model takes chat messages, as
+    ours do.
 
     Raises:
         OptionError: a flag cannot be honoured; the message says what to do.
@@ -116,11 +113,7 @@ def check_repeats(count: int | None) -> None:
 def check_fraction(limit: float | None, count: int, taken: int | None, task: str) -> None:
     """Refuse a fraction of the documents where the host has turned it into a number for another task.
 
-    Args:
-        limit: what the command line says.
-        count: number of this task's questions.
-        taken: how many the host takes.
-        task: this task's name.
+    ``count`` is the number of the task's questions, ``taken`` how many of them the host takes.
 
     Raises:
         OptionError: these are not the fraction of this task that was asked for.

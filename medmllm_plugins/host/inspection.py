@@ -36,11 +36,7 @@ class InspectionTask(Classification, Generic[Result]):
 
     @abstractmethod
     def _analyse(self, outcomes: Sequence[Outcome], model: str) -> Result:
-        """Analyse, write the result beside the answers of ``model``, and log it.
-
-        Raises:
-            DataError: there is nothing to analyse.
-        """
+        """Analyse, write the result beside the answers of ``model``, and log it."""
 
     @abstractmethod
     def _printed(self, result: Result) -> Mapping[str, float | str | None]:

@@ -11,7 +11,7 @@ from loguru import logger
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope
-from medmllm_plugins.host.model_arguments import local_device, merged, positive, run_folder
+from medmllm_plugins.host.model_arguments import local_device, merged, run_folder
 from medmllm_plugins.host.task_dataset import TaskDataset
 from medmllm_plugins.host.task_loading import new_session
 from medmllm_plugins.host.task_requests import check_settings, read_request
@@ -21,7 +21,7 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.runtime.answer_loop import AnswerOptions
 from medmllm_plugins.runtime.answering import answer_requests
-from medmllm_plugins.runtime.batches import AUTO, LARGEST, BatchSize
+from medmllm_plugins.runtime.batches import AUTO, LARGEST, BatchSize, positive
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
@@ -36,19 +36,12 @@ class MedicalMLLM(lmms):
 
     Args:
         pretrained: a size name of the model, a hub id, or a folder.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-        dtype: ``"auto"`` (bfloat16 on a GPU that has it, else float32) or a floating-point type.
-        attn_implementation: attention kernel of transformers; its default when ``None``.
-        device_map: ``"auto"`` and others of accelerate's: spread a large model over all devices.
-        load_in: ``"8bit"`` or ``"4bit"``, with bitsandbytes.
-        peft: a LoRA adapter's folder or hub id.
-        trust_remote_code: the exact text of ``pretrained``, to let a checkpoint run the code it brings.
-        system: a system prompt in place of the model's own.
         batch_size: documents in a batch, or ``"auto"``: the largest that fits. A batch that does not fit is halved.
         max_batch_size: the largest batch that ``"auto"`` tries; the host's ``--max_batch_size``.
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
-        unknown: any other argument is an error that lists the known ones.
+        loading: the other fields of :class:`~medmllm_plugins.models.options.LoadOptions`, such as ``dtype``. Any other
+            argument is an error that lists the known ones.
 
     Raises:
         OptionError: an argument has a wrong name or value.
@@ -64,25 +57,17 @@ class MedicalMLLM(lmms):
         self,
         pretrained: str | None = None,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
-        attn_implementation: str | None = None,
-        device_map: str | None = None,
-        load_in: str | None = None,
-        peft: str | None = None,
-        trust_remote_code: str | None = None,
-        system: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | str = LARGEST,
         max_new_tokens: int | None = None,
         run_dir: str | None = None,
-        **unknown: Any,
+        **loading: Any,
     ) -> None:
         super().__init__()
-        if unknown:
+        if unknown := sorted(set(loading) - set(LoadOptions.__slots__)):
             own = ("batch_size", "max_batch_size", "max_new_tokens", "run_dir")
             known = ", ".join(sorted({*LoadOptions.__slots__, *own}))
-            raise OptionError(f"{self.spec.name}: expected model arguments among {known}, got {sorted(unknown)}.")
+            raise OptionError(f"{self.spec.name}: expected model arguments among {known}, got {unknown}.")
         if pretrained is None:
             sizes = ", ".join(self.spec.sizes) or "none"
             raise OptionError(
@@ -92,17 +77,10 @@ class MedicalMLLM(lmms):
         self.max_batch_size = positive("max_batch_size", max_batch_size)
         self.max_new_tokens = None if max_new_tokens is None else positive("max_new_tokens", max_new_tokens)
         self.run_dir = run_folder(run_dir)
-        self.options = LoadOptions(
-            pretrained=str(pretrained),
-            device=local_device(device),
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            device_map=device_map,
-            load_in=load_in,
-            peft=None if peft is None else str(peft),
-            trust_remote_code=None if trust_remote_code is None else str(trust_remote_code),
-            system=system,
-        )
+        loading["device"] = local_device(loading.get("device", "auto"))
+        # The host turns a value such as `peft=7` into a number.
+        texts = {name: str(loading[name]) for name in ("peft", "trust_remote_code") if loading.get(name) is not None}
+        self.options = LoadOptions(**{**loading, **texts, "pretrained": str(pretrained)})
         self.options.check()
         self._loaded: LoadedModel | None = None
         self._own_session: RunSession | None = None
@@ -145,14 +123,7 @@ class MedicalMLLM(lmms):
         """
         parsed = [read_request(request, self.task_dict) for request in requests]
         check_settings(parsed, self.spec.name)  # before the weights are loaded
-        replies: dict[RequestKey, Reply] = {}
-        for session, group in self._by_session(parsed):
-            session.run.run_dir = self.run_dir
-            replies |= answer_requests(self.load, self.options, group, session.run, self._answer_options())
-        return [_result(request, replies[request.key]) for request in parsed]
-
-    def _answer_options(self) -> AnswerOptions:
-        return AnswerOptions(
+        options = AnswerOptions(
             model=self.spec.name,
             device=self.device,
             batch_size=self.batch_size,
@@ -161,6 +132,11 @@ class MedicalMLLM(lmms):
             rank=self.rank,
             world_size=self.world_size,
         )
+        replies: dict[RequestKey, Reply] = {}
+        for session, group in self._by_session(parsed):
+            session.run.run_dir = self.run_dir
+            replies |= answer_requests(self.load, self.options, group, session.run, options)
+        return [_result(request, replies[request.key]) for request in parsed]
 
     def _by_session(self, requests: Sequence[TaskRequest]) -> list[tuple[RunSession, list[TaskRequest]]]:
         """Group requests by the run that they are part of: that of our tasks, which other packages' tasks join."""

@@ -15,10 +15,7 @@ from medmllm_plugins.errors import OptionError, shown
 def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's arguments: those of ``--model_args`` and those that the host has from flags of their own.
 
-    Args:
-        model: its name, for errors.
-        text: the value of ``--model_args``.
-        flags: arguments by name, ``None`` where a flag is not given.
+    ``text`` is the value of ``--model_args``; ``flags`` hold ``None`` for a flag that is not given.
 
     Raises:
         OptionError: the text is no list of pairs, or both name an argument with different values.
@@ -30,9 +27,8 @@ def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
             f"--model_args: expected name=value pairs with commas between them, got {shown(text)}."
         ) from None
     added = {name: value for name, value in flags.items() if value is not None}
-    if (
-        type(added.get("batch_size")) is int and added["batch_size"] == 1
-    ):  # the flag's default, which the host hands over always; given, it is a text
+    # The host always hands over the flag's default, 1; what a user writes is a text.
+    if type(added.get("batch_size")) is int and added["batch_size"] == 1:
         added["batch_size"] = named.get("batch_size", 1)
     for name in sorted(set(named) & set(added)):
         if str(named[name]) != str(added[name]):
@@ -41,21 +37,6 @@ def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
                 f"{shown(added[name])} from --{name}. Leave one of them out."
             )
     return {**named, **added}
-
-
-def positive(name: str, value: int | str) -> int:
-    """Return a whole number of at least 1, given as a number or a text.
-
-    Raises:
-        OptionError: it is none.
-    """
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = 0
-    if number < 1 or str(number) != str(value):
-        raise OptionError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
-    return number
 
 
 def run_folder(run_dir: str | None) -> str | None:

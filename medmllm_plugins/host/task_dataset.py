@@ -15,10 +15,6 @@ class TaskDataset(datasets.DatasetDict):
 
     The host hands the data set of each task to the model (``lm.task_dict``). By that way the model gets the content of
     our tasks and the run that they are part of.
-
-    Attributes:
-        content: what the rows show and ask.
-        session: the run that the task is part of.
     """
 
     content: TaskContent

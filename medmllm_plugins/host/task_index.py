@@ -148,10 +148,6 @@ def check_data(index: Index, tasks: Sequence[str]) -> None:
     The host loads one task after the other and stops at the first without data. Faults of a single task, or of data
     that are there, are reported when it is loaded.
 
-    Args:
-        index: the host's task index.
-        tasks: names of tasks and groups, as the index has them.
-
     Raises:
         DataError: folders are missing.
     """
@@ -196,10 +192,7 @@ def _members(index: Index, name: str, depth: int) -> list[str]:
 def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> dict[str, Any] | None:
     """Return the configuration of an index entry that was added here; ``None`` for any other.
 
-    Args:
-        entry: the index entry.
-        name: its name.
-        load: reads the YAML file of a task by its name, as the host does.
+    ``load`` reads the YAML file of a task by its name, as the host does.
     """
     if _CONFIG not in entry:
         return None

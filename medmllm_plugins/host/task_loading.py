@@ -18,7 +18,6 @@ class TaskLoading:
 
     Attributes:
         task_type: ``"chat"`` or ``"simple"``: the kind of requests that the model takes.
-        session: the run that the tasks will be part of.
     """
 
     task_type: str

@@ -5,13 +5,12 @@ Everything here runs inside ``import lmms_eval.models``: no torch.
 
 from __future__ import annotations
 
-import abc
 import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +24,25 @@ from medmllm_plugins.plugins.manager import get_manager
 if TYPE_CHECKING:
     from medmllm_plugins.runtime.run_session import RunSession
 
-_TASKS_MODULE = "lmms_eval.tasks"
+TASKS_MODULE = "lmms_eval.tasks"
 
 
 def install_task_hook() -> None:
     """Make every ``TaskManager`` built from now on in this process know the plugins' tasks."""
-    loaded = sys.modules.get(_TASKS_MODULE)
+    loaded = sys.modules.get(TASKS_MODULE)
     if loaded is not None and hasattr(loaded, "TaskManager"):
         TaskManagerHook.install(loaded)
-    elif not any(isinstance(finder, TasksFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, TasksFinder())
+    else:
+        _extend_when_imported(TASKS_MODULE, TaskManagerHook.install)
     if command_line.MAIN_MODULE in sys.modules:
         command_line.install()
-    elif not any(isinstance(finder, CommandFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, CommandFinder())
+    else:
+        _extend_when_imported(command_line.MAIN_MODULE, command_line.guard)
+
+
+def _extend_when_imported(module: str, extend: Callable[[ModuleType], None]) -> None:
+    if not any(isinstance(finder, ExtendingFinder) and finder.module == module for finder in sys.meta_path):
+        sys.meta_path.insert(0, ExtendingFinder(module, extend))
 
 
 class TaskManagerHook:
@@ -64,24 +68,17 @@ class TaskManagerHook:
             return
         hook = host.medmllm_hook = cls(host)
 
-        @functools.wraps(host.initialize_tasks)
-        def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
-            return hook.initialize_tasks(self, *args, **kwargs)
+        def replace(name: str, method: Callable[..., Any]) -> None:
+            @functools.wraps(getattr(host, name))
+            def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return method(self, *args, **kwargs)
 
-        @functools.wraps(host.match_tasks)
-        def match_tasks(self: Any, task_list: Any) -> list[str]:
-            return hook.match_tasks(self, task_list)
+            setattr(host, name, replacement)
 
-        @functools.wraps(host.load_task_or_group)
-        def load_task_or_group(self: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
-            return hook.load_task_or_group(self, task_list, task_type)
-
-        @functools.wraps(host._get_config)
-        def _get_config(self: Any, name: str) -> Any:
-            return hook.get_config(self, name)
-
-        host.initialize_tasks, host.match_tasks = initialize_tasks, match_tasks
-        host.load_task_or_group, host._get_config = load_task_or_group, _get_config
+        replace("initialize_tasks", hook.initialize_tasks)
+        replace("match_tasks", hook.match_tasks)
+        replace("load_task_or_group", hook.load_task_or_group)
+        replace("_get_config", hook.get_config)
 
     def initialize_tasks(self, manager: Any, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
         """Build the index of tasks, ours among them.
@@ -111,7 +108,7 @@ class TaskManagerHook:
                 logger.error(hint)  # the host says next that the task was not found
         return sorted(known)
 
-    def load_task_or_group(self, manager: Any, task_list: Any, task_type: str) -> dict[str, Any]:
+    def load_task_or_group(self, manager: Any, task_list: Any = None, task_type: str = "simple") -> dict[str, Any]:
         """Load tasks in a new session.
 
         Raises:
@@ -166,21 +163,17 @@ def _resolve(manager: Any, name: str) -> str:
     return known
 
 
-class _ExtendingFinder(importlib.abc.MetaPathFinder):
+class ExtendingFinder(importlib.abc.MetaPathFinder):
     """Extends one module once its first import has run, then removes itself."""
 
-    module: str
-
-    def __init__(self) -> None:
+    def __init__(self, module: str, extend: Callable[[ModuleType], None]) -> None:
+        self.module, self._extend = module, extend
         self._searching = False
-
-    @abc.abstractmethod
-    def extend(self, module: ModuleType) -> None:
-        """Change the module, whose code has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """Return a spec whose loader also extends the module; ``None`` for every other module."""
         if fullname != self.module or self._searching:
             return None
         self._searching = True
@@ -194,29 +187,9 @@ class _ExtendingFinder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self.extend(module)
+            self._extend(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-class TasksFinder(_ExtendingFinder):
-    """Extends ``lmms_eval.tasks`` by our tasks."""
-
-    module = _TASKS_MODULE
-
-    def extend(self, module: ModuleType) -> None:
-        """Make every ``TaskManager`` know the plugins' tasks."""
-        TaskManagerHook.install(module)
-
-
-class CommandFinder(_ExtendingFinder):
-    """Extends ``lmms_eval.__main__`` by an exit status."""
-
-    module = command_line.MAIN_MODULE
-
-    def extend(self, module: ModuleType) -> None:
-        """Make the command report failures."""
-        command_line.guard(module)

@@ -15,10 +15,8 @@ from medmllm_plugins.runtime.requests import TaskRequest
 def read_request(request: Instance, datasets: Mapping[str, Any]) -> TaskRequest:
     """Unpack a request; nothing else in this package knows the host's tuple.
 
-    Args:
-        request: of a chat task: its arguments are a context, a function from a row to messages, generation settings,
-            and the row's index, task and split.
-        datasets: the data set of each task, which the host hands to the model as ``task_dict``.
+    The arguments of a chat task's request are a context, a function from a row to messages, generation settings,
+    and the row's index, task and split. The host hands the ``datasets`` to the model as ``task_dict``.
     """
     _, to_messages, generation, index, task, split = request.args
     dataset = datasets[str(task)]
@@ -37,10 +35,6 @@ def read_request(request: Instance, datasets: Mapping[str, Any]) -> TaskRequest:
 
 def check_settings(requests: Iterable[TaskRequest], model: str) -> None:
     """Check the generation settings of all requests of a run, before a model is loaded.
-
-    Args:
-        requests: the requests.
-        model: the model's name, for errors.
 
     Raises:
         OptionError: the model cannot answer under these settings.

@@ -48,12 +48,7 @@ class ClassificationTask:
 
 
 class Classification(ConfigurableTask):
-    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.prompts.task_settings`.
-
-    Attributes:
-        content: rows, questions and images.
-        session: the run that the task is part of.
-    """
+    """Classification of one data set; ``metadata.medmllm`` is read by :mod:`medmllm_plugins.prompts.task_settings`."""
 
     PURPOSE: ClassVar[Purpose] = "classify"
     LOWER_IS_BETTER: ClassVar[frozenset[str]] = scoring.LOWER_IS_BETTER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from medmllm_plugins.errors import OptionError
@@ -73,14 +73,7 @@ class AttributionOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as they are part of each request."""
-        return {
-            "n": self.n,
-            "methods": list(self.methods),
-            "layers": list(self.layers),
-            "target": self.target,
-            "baseline": self.baseline,
-            "steps": self.steps,
-        }
+        return {**asdict(self), "methods": list(self.methods), "layers": list(self.layers)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AttributionOptions:

@@ -1,6 +1,6 @@
 """JSON Schema, for editors, of the YAML that users write: declarations of data sets, and tasks.
 
-Write them with ``python -m medmllm_plugins.prompts.declaration_schemas docs/schemas/declarations``; ``--check`` compares.
+``python -m medmllm_plugins.prompts.declaration_schemas docs/schemas/declarations`` writes them; ``--check`` compares.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Literal, get_args
+from typing import Literal
 
 from medmllm_plugins.answers.parsing import Answer, parse_answer
 from medmllm_plugins.answers.yes_no import parse_finding
@@ -14,7 +14,6 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.prompts import wording
 
 Protocol = Literal["closed_set", "letter", "open"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 CYCLIC_UP_TO = 5
 """With at most this many classes, option orders are all cyclic permutations; with more, this many random ones."""
@@ -86,11 +85,7 @@ def ask_finding(modality: str, name: str, synonyms: tuple[str, ...], *, paraphra
 
 
 def orders(classes: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Return the orders in which options are listed, so that every class is listed at different positions.
-
-    Args:
-        classes: number of classes K.
-        seed: of the sampled orders.
+    """Return the orders in which K options are listed, so that every class is listed at different positions.
 
     Returns:
         For K up to :data:`CYCLIC_UP_TO` the K cyclic permutations, the original order first: every class is at every

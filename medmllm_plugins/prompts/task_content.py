@@ -32,11 +32,8 @@ class TaskContent:
     """Rows, questions and images of one task.
 
     Attributes:
-        name: the task's name.
-        settings: what is asked, and about which images.
         data: the checked data set.
         rows: the questions, laid out over the documents.
-        row_list: all rows, as plain JSON.
         predict_only: whether answers are collected without scoring them.
     """
 

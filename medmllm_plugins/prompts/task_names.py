@@ -65,7 +65,6 @@ class DerivedTask:
 
     Attributes:
         base: the name of the task that asks.
-        path: its file.
         purpose: whether it probes a model's stages, or explains answers.
     """
 
@@ -94,10 +93,10 @@ def _asks_only(path: Path) -> bool:
         content = read_yaml(path)
     except (PluginError, OSError):  # damaged since it was listed; loading the task reports it
         return False
-    return str(content.get("class")).endswith(".ClassificationTask") and _settings_of(content) is not None
+    return str(content.get("class")).endswith(".ClassificationTask") and settings_of(content) is not None
 
 
-def _settings_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def settings_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the settings in a task's file; ``None`` if it is not a task of this package."""
     metadata = content.get("metadata")
     settings = metadata.get("medmllm") if isinstance(metadata, Mapping) else None
@@ -149,8 +148,7 @@ def no_such_task(base: str) -> str:
 def answering_task(name: str) -> str:
     """Return the task that only asks, for one that probes or explains; of any other name the name itself.
 
-    Args:
-        name: a task's name without arguments; it need not be known here, since reports are read on other machines.
+    The name is without arguments. It need not be known here, since reports are read on other machines.
     """
     derived = derived_tasks().get(name)
     if derived is not None:
@@ -202,7 +200,7 @@ def task_settings(name: str) -> TaskSettings:
     entry = get_manager().tasks().get(derived[base].base if base in derived else base)
     if entry is None or entry.kind != "task":
         raise OptionError(no_such_task(base))
-    values = _settings_of(read_yaml(entry.path))
+    values = settings_of(read_yaml(entry.path))
     if values is None:
         raise OptionError(f"{base} is no task of medmllm-plugins: {entry.path} has no `metadata: {{medmllm: …}}`.")
     return read_settings(name, {"medmllm": {**values, **arguments}}, purpose=purpose)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -15,7 +15,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError, shown
-from medmllm_plugins.prompts.attribution_options import DECISION, METHODS, AttributionOptions, Baseline
+from medmllm_plugins.prompts.attribution_options import AttributionOptions, Baseline
 from medmllm_plugins.prompts.feature_options import EXTRA, FeatureOptions
 from medmllm_plugins.prompts.protocols import YES_NO, Protocol
 from medmllm_plugins.prompts.wording import PARAPHRASES
@@ -23,10 +23,9 @@ from medmllm_plugins.utils.declared_model import DeclaredModel, Expected, read_d
 from medmllm_plugins.utils.suggestions import did_you_mean
 
 Purpose = Literal["classify", "probe", "attribute"]
-CLASSIFYING: Final = "classify"
-PROBING: Final = "probe"
-ATTRIBUTING: Final = "attribute"
 ALL: Final = "all"
+_ATTRIBUTION: Final = AttributionOptions()
+"""The defaults of what attribution tasks explain."""
 
 
 # Values behind a task's name are text, so these types also read "9" as a number and "train+test" as a list.
@@ -111,7 +110,7 @@ class TaskDeclaration(DeclaredModel):
     """Show this many slices of a volume, each as an image."""
     montage: WholeNumber = 9
     """Show this many slices of a volume in one image."""
-    plane: Text = "axial"
+    plane: Text = View().plane
     """Plane of the slices: axial, coronal or sagittal."""
     window: Text = ""
     """Intensity window of CT, by name or as centre/width."""
@@ -130,17 +129,17 @@ class TaskDeclaration(DeclaredModel):
     """Probing tasks: whether to record control features of a randomly initialised vision tower."""
     finding: Text = ""
     """Probing and attribution tasks on a multi-label set: the finding that is asked about."""
-    n: WholeNumber = 4
+    n: WholeNumber = _ATTRIBUTION.n
     """Attribution tasks: documents of each class."""
-    method: Names = METHODS
+    method: Names = _ATTRIBUTION.methods
     """Attribution tasks: methods."""
-    layer: Names = ()
+    layer: Names = _ATTRIBUTION.layers
     """Attribution tasks: layers for methods that explain at a layer."""
-    target: Text = DECISION
+    target: Text = _ATTRIBUTION.target
     """Attribution tasks: what is explained, ``decision``, ``truth``, ``answer`` or a class."""
-    baseline: Baseline = "blurred"
+    baseline: Baseline = _ATTRIBUTION.baseline
     """Attribution tasks: the image that the document is compared with."""
-    steps: WholeNumber = 24
+    steps: WholeNumber = _ATTRIBUTION.steps
     """Attribution tasks: points on the path of methods that integrate."""
 
 
@@ -154,38 +153,31 @@ _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "f
 AFTERWARDS: Final = tuple(name for name in _ATTRIBUTING if name != "finding")
 """Arguments that say what is made of answers, and decide nothing about the answers themselves."""
 _INSPECTION: Final[Mapping[Purpose, tuple[str, tuple[str, ...]]]] = {
-    PROBING: ("med_probe", _PROBING),
-    ATTRIBUTING: ("med_attr", _ATTRIBUTING),
+    "probe": ("med_probe", _PROBING),
+    "attribute": ("med_attr", _ATTRIBUTING),
 }
 """Purpose of tasks that record model internals, to the prefix of their names and the arguments that only they take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """Everything that decides what is asked, and about which images.
+    """Everything that decides what is asked, and about which images; see :class:`TaskDeclaration` for the values.
 
     Attributes:
         dataset: the data set's declaration, its options changed by arguments.
-        protocol: ``"closed_set"``, ``"letter"`` or ``"open"``.
-        folds: the folds that are evaluated.
-        order: ``"given"``, or ``"varied"``: every document is asked about with the options in several orders.
-        paraphrase: which wording, 0 to 3, or ``"all"``: every document is asked about in every wording.
-        image: ``"shown"``, or as a control ``"blank"`` or ``"shuffled"`` (another group's image).
-        on_error: ``"raise"``, or ``"skip"``: leave out files that cannot be read, and list them.
-        view: how volumes are shown.
         finding: the finding of a multi-label set that is asked about, if it is only one.
         features: the features to record; ``None`` if the task does not probe.
         attributions: what to explain; ``None`` if the task explains nothing.
     """
 
     dataset: DatasetSpec
-    protocol: Protocol = "closed_set"
-    folds: tuple[Fold, ...] = ("test",)
-    order: str = "given"
-    paraphrase: int | str = 0
-    image: str = "shown"
-    on_error: OnError = "raise"
-    view: View = field(default_factory=View)
+    protocol: Protocol
+    folds: tuple[Fold, ...]
+    order: str
+    paraphrase: int | str
+    image: str
+    on_error: OnError
+    view: View
     finding: str | None = None
     features: FeatureOptions | None = None
     attributions: AttributionOptions | None = None
@@ -200,24 +192,18 @@ class TaskSettings:
         return {
             "dataset": self.dataset.name,
             "dataset_options": dict(self.dataset.options),
-            "protocol": self.protocol,
+            **{name: getattr(self, name) for name in _PLAIN},
             "folds": list(self.folds),
-            "order": self.order,
-            "paraphrase": self.paraphrase,
-            "image": self.image,
-            "on_error": self.on_error,
             "view": dataclasses.asdict(self.view) if self.dataset.dimensions == 3 else None,
             **inspection,
         }
 
 
-def read_settings(task: object, metadata: object, *, purpose: Purpose = CLASSIFYING) -> TaskSettings:
+def read_settings(task: object, metadata: object, *, purpose: Purpose = "classify") -> TaskSettings:
     """Check ``metadata.medmllm`` of a task.
 
-    Args:
-        task: the task's name, for messages.
-        metadata: the ``metadata`` of its YAML; see :class:`TaskDeclaration` for the keys of its ``medmllm``.
-        purpose: a probing task evaluates all folds and records features; an attribution task explains answers.
+    ``metadata`` is that of the task's YAML file; see :class:`TaskDeclaration` for the keys of its ``medmllm``. A
+    probing task evaluates all folds and records features; an attribution task explains answers.
 
     Raises:
         OptionError: a key or a value is wrong, or no data set has that name.
@@ -248,9 +234,9 @@ def _settings(declaration: TaskDeclaration, task: str, purpose: Purpose) -> Task
     )
     _check_together(settings, view, options)
     _check_purpose(set(values), purpose)
-    if purpose == PROBING:
+    if purpose == "probe":
         return _probing(settings, declaration)
-    return _attributing(settings, declaration) if purpose == ATTRIBUTING else settings
+    return _attributing(settings, declaration) if purpose == "attribute" else settings
 
 
 def _check_purpose(names: set[str], purpose: Purpose) -> None:

@@ -52,13 +52,7 @@ def closed_set(modality: str, labels: Sequence[str], paraphrase: int = 0) -> str
 
 
 def letter(modality: str, options: Mapping[str, str], paraphrase: int = 0) -> str:
-    """Return a closed-set question whose options have letters.
-
-    Args:
-        modality: what the image is.
-        options: letter to class name, in the order they are to be listed.
-        paraphrase: 0 to :data:`PARAPHRASES`.
-    """
+    """Return a closed-set question whose options have letters: letter to class name, in the order they are listed."""
     listed = "\n".join(f"{key}. {label}" for key, label in options.items())
     return _wording(_LETTER, paraphrase).format(modality=modality, options=listed)
 

@@ -20,7 +20,7 @@ from medmllm_plugins.features.store import stored_ids
 from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput
 from medmllm_plugins.runtime.batches import AUTO, Batches, BatchSize
 from medmllm_plugins.runtime.chat_messages import read_messages
-from medmllm_plugins.runtime.evaluation_run import EvaluationRun
+from medmllm_plugins.runtime.evaluation_run import FEATURES, EvaluationRun
 from medmllm_plugins.runtime.journal import Journal, Reply
 from medmllm_plugins.runtime.requests import Needs, RequestKey, TaskRequest, by_task
 from medmllm_plugins.utils.progress import Progress
@@ -35,13 +35,10 @@ class AnswerOptions:
     """How a model answers.
 
     Attributes:
-        model: the model's name.
         device: of the model, for memory statistics.
         batch_size: documents in a batch, or ``"auto"``.
         max_batch_size: the largest batch that ``"auto"`` tries.
         max_new_tokens: longest answer; ``None`` for what the model, else the task, asks for.
-        rank: of this process.
-        world_size: number of processes.
     """
 
     model: str
@@ -80,12 +77,7 @@ class AnswerLoop:
     def answer(self, requests: Sequence[TaskRequest], journal: Journal) -> dict[RequestKey, Reply]:
         """Answer all requests that the journal does not hold.
 
-        Args:
-            requests: of any mix of tasks; clones are answered once.
-            journal: the answers of earlier starts, to which the new ones are added.
-
-        Returns:
-            The reply to each request.
+        The new answers are added to the journal. Clones of a request are answered once.
 
         Raises:
             ModelError: a request has not exactly one image, or is too long for the model.
@@ -113,7 +105,7 @@ class AnswerLoop:
     def _stored_answers(self, requests: Mapping[RequestKey, TaskRequest], journal: Journal) -> dict[RequestKey, Reply]:
         """Return the answers in the journal, without those whose features did not reach the disk."""
         recorded = {
-            task: stored_ids(self._run.features_folder(task))
+            task: stored_ids(self._run.folder_of(FEATURES, task))
             for task in {request.task for request in requests.values() if request.features is not None}
         }
         answers = {}
@@ -161,7 +153,7 @@ class AnswerLoop:
         )
         first = self.prepare(requests[0])
         example = self._loaded.prepare([first.question], [first.visual])
-        folder = self._run.features_folder(task)
+        folder = self._run.folder_of(FEATURES, task)
         recorder = FeatureRecorder(self._loaded, features, subject, folder, self._options.rank, example)
         try:
             yield recorder

@@ -24,15 +24,8 @@ def answer_requests(
 ) -> dict[RequestKey, Reply]:
     """Answer requests, and explain some of the answers where tasks ask for it.
 
-    Args:
-        load: returns the model, loaded if it is not yet.
-        load_options: how it is loaded, for the manifest.
-        requests: all requests of the run on this process.
-        run: the run; opened here.
-        options: how to answer.
-
-    Returns:
-        The reply to each request.
+    ``load`` returns the model, loaded if it is not yet; ``load_options`` go to the manifest. The run is opened
+    here.
 
     Raises:
         OptionError: a task asks for attributions that the model cannot give.
@@ -62,10 +55,7 @@ def model_facts(loaded: LoadedModel, load_options: LoadOptions, options: AnswerO
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attn_implementation": loaded.model.config._attn_implementation,
-        "device_map": load_options.device_map,
-        "load_in": load_options.load_in,
-        "peft": load_options.peft,
-        "system": load_options.system,
+        **{name: getattr(load_options, name) for name in ("device_map", "load_in", "peft", "system")},
         "weight_warnings": list(loaded.weight_warnings),
         "max_length": loaded.max_length,
         "batch_size": options.batch_size,

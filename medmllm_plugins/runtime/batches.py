@@ -33,18 +33,14 @@ class BatchSize:
     """
 
     def __init__(self, size: int | str, largest: int = LARGEST) -> None:
-        """Take a number or ``"auto"``.
-
-        Args:
-            size: the number, or ``"auto"``.
-            largest: how far ``"auto"`` goes.
+        """Take a number, or ``"auto"`` for a size that grows up to ``largest``.
 
         Raises:
             OptionError: it is neither.
         """
         self.growing = size == AUTO
         self._largest = largest
-        self.size = min(FIRST, largest) if self.growing else _positive(size)
+        self.size = min(FIRST, largest) if self.growing else positive("batch_size", size, f" or {AUTO!r}")
 
     def fits(self) -> None:
         """Note that a batch of this size was answered."""
@@ -57,14 +53,19 @@ class BatchSize:
         self.size = max(1, size // 2)
 
 
-def _positive(size: int | str) -> int:
+def positive(name: str, value: int | str, alternative: str = "") -> int:
+    """Return a whole number of at least 1, given as a number or a text.
+
+    Raises:
+        OptionError: it is none; the message names the argument, and ``alternative`` behind the number.
+    """
     try:
-        number = int(size)
+        number = int(value)
     except (TypeError, ValueError, OverflowError):
         number = 0
-    if number < 1 or str(number) != str(size):
+    if number < 1 or str(number) != str(value):
         raise OptionError(
-            f"Expected argument `batch_size` to be a whole number of at least 1 or {AUTO!r}, but got {size!r}."
+            f"Expected argument `{name}` to be a whole number of at least 1{alternative}, but got {value!r}."
         )
     return number
 

@@ -17,10 +17,8 @@ def read_messages(
 ) -> tuple[Question, list[Image.Image]]:
     """Return the question and the RGB images of chat messages.
 
-    Args:
-        messages: turns with ``role`` and ``content`` (a text, or parts of type ``text`` and ``image``).
-        source: task and document, for errors.
-        several_images: whether the model takes several images, and so solved examples as earlier turns.
+    The turns have ``role`` and ``content``: a text, or parts of type ``text`` and ``image``. ``source`` names task
+    and document for errors; models that take ``several_images`` also take solved examples as earlier turns.
 
     Raises:
         ModelError: the turns are not one question, with solved examples before it, about at least one image.

@@ -41,8 +41,6 @@ class EvaluationRun:
 
     Attributes:
         run_dir: the folder that was asked for.
-        folder: the folder, once it is settled.
-        output_path: the host's ``--output_path``.
         rank: of this process; the first alone writes.
         expected: tasks that are to be scored, beside those that the manifest names.
         manifest: content of ``manifest.json``, in which keys and passwords are left out when it is written.
@@ -94,9 +92,6 @@ class EvaluationRun:
         It is the folder of an earlier start of this run, else the one that was asked for, else a new one. A folder that
         another process uses, or that holds results which would be lost, is left alone, and the next free one of the
         same name with a number is used, see :func:`medmllm_plugins.runtime.run_claim.claim_folder`.
-
-        Args:
-            model: name of the model, for a new folder's name.
         """
         if self.folder is None:
             folder = (None if self._journal is None else self._journal.run) or self.run_dir
@@ -133,9 +128,14 @@ class EvaluationRun:
             name: entry for name, entry in read_seal(self.folder)[0].items() if not self._is_own(name)
         }
 
+    @property
+    def _own_tasks(self) -> dict[str, Any]:
+        """The manifest's entries about tasks of this run, not of an earlier one in the same folder."""
+        return {task: facts for task, facts in self.manifest["tasks"].items() if task not in self._carried}
+
     def _is_own(self, name: str) -> bool:
         """Return whether a file of the run folder is written by this run, not by an earlier one."""
-        own = {task: facts for task, facts in self.manifest["tasks"].items() if task not in self._carried}
+        own = self._own_tasks
         stems = {file_stem(task) for task in own}
         parts = name.split("/")
         if len(parts) > 2 and parts[0] in (FEATURES, ATTRIBUTIONS):
@@ -148,9 +148,7 @@ class EvaluationRun:
 
         A second call, for another kind of request, continues with the same.
 
-        Args:
-            model: name of the model.
-            facts: what decides the answers beside the tasks: the model, its options, this package's version.
+        ``facts`` decide the answers beside the tasks: the model, its options, this package's version.
         """
         if self._journal is None:
             tasks = {answering_name(name): _deciding(task_facts) for name, task_facts in self.manifest["tasks"].items()}
@@ -166,36 +164,22 @@ class EvaluationRun:
     def guarded(self) -> Iterator[None]:
         """Say on Ctrl-C and SIGTERM how to continue, while this lasts and afterwards until the run is finished."""
         self._handlers.install()
-        try:
+        with self.closed_on_error():
             yield
-        except BaseException:  # whoever called the host from Python continues
-            self.close()
-            raise
 
-    def features_folder(self, task: str) -> Path:
-        """Return where the features of a task are kept while its documents are answered.
+    def folder_of(self, kind: str, task: str) -> Path:
+        """Return where the :data:`FEATURES` or :data:`ATTRIBUTIONS` of a task are while its documents are answered.
 
         That is beside the journal, which all ranks know; in the run folder if an earlier start has moved them there.
 
         Raises:
             RuntimeError: :meth:`open` was not called.
         """
-        return self._kept_in(FEATURES, task)
-
-    def _kept_in(self, kind: str, task: str) -> Path:
         if self._journal is None:
             raise RuntimeError(f"expected a run with a journal, where {kind} are kept; call open() first")
         by_journal, run = self._journal.folder / kind / file_stem(task), self._journal.run
         moved = None if run is None or not self._resumed else run / kind / file_stem(task)
         return moved if moved is not None and moved.is_dir() and not by_journal.is_dir() else by_journal
-
-    def attributions_folder(self, task: str) -> Path:
-        """Return where the attributions of a task are kept meanwhile, likewise.
-
-        Raises:
-            RuntimeError: :meth:`open` was not called.
-        """
-        return self._kept_in(ATTRIBUTIONS, task)
 
     def keep_features(self, task: str) -> Path | None:
         """Move the features of a task, now that all processes have written theirs, into the run folder.
@@ -203,7 +187,7 @@ class EvaluationRun:
         Returns:
             The store's folder; ``None`` where no features were kept, as where a cache served all answers.
         """
-        folder = self._keep(FEATURES, None if self._journal is None else self.features_folder(task), task)
+        folder = self._keep(FEATURES, task)
         if folder is not None:
             from medmllm_plugins.features.store import seal
 
@@ -212,10 +196,11 @@ class EvaluationRun:
 
     def keep_attributions(self, task: str) -> Path | None:
         """Move the attributions of a task into the run folder, as :meth:`keep_features` does features."""
-        return self._keep(ATTRIBUTIONS, None if self._journal is None else self.attributions_folder(task), task)
+        return self._keep(ATTRIBUTIONS, task)
 
-    def _keep(self, kind: str, source: Path | None, task: str) -> Path | None:
+    def _keep(self, kind: str, task: str) -> Path | None:
         assert self.folder is not None, "the run has a folder once answers are there"
+        source = None if self._journal is None else self.folder_of(kind, task)
         target = self.folder / kind / file_stem(task)
         if source is not None and source.is_dir() and source.resolve() != target.resolve():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -236,8 +221,7 @@ class EvaluationRun:
 
     def answered(self) -> None:
         """Note that all requests are answered, which finishes a run without a task of ours."""
-        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
-        if self._journal is not None and not any("dataset" in facts for facts in own):
+        if self._journal is not None and not any("dataset" in facts for facts in self._own_tasks.values()):
             self._finish()
 
     def predicted(self, name: str, count: int) -> None:
@@ -246,13 +230,12 @@ class EvaluationRun:
         It is not finished: its answers stay in the journal, for a run that scores them.
         """
         self.task(name, {"predicted": count})
-        own = [facts for task, facts in self.manifest["tasks"].items() if task not in self._carried]
-        if all("predicted" in facts for facts in own if "dataset" in facts):
+        if all("predicted" in facts for facts in self._own_tasks.values() if "dataset" in facts):
             self.close()
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Close the run if scoring fails, since a caller from Python continues."""
+        """Close the run if answering or scoring fails, since a caller from Python continues."""
         try:
             yield
         except BaseException:
@@ -362,17 +345,5 @@ def _deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
     How many documents are evaluated or explained is not among them, so that a run with wrong layers or methods is
     started again with others and finds its answers.
     """
-    return {
-        key: facts[key]
-        for key in (
-            "dataset_fingerprint",
-            "protocol",
-            "order",
-            "paraphrase",
-            "image",
-            "view",
-            "features",
-            "finding",
-        )
-        if key in facts
-    }
+    deciding = ("dataset_fingerprint", "protocol", "order", "paraphrase", "image", "view", "features", "finding")
+    return {key: facts[key] for key in deciding if key in facts}

@@ -12,7 +12,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
-from medmllm_plugins.runtime.evaluation_run import EvaluationRun
+from medmllm_plugins.runtime.evaluation_run import ATTRIBUTIONS, EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest, by_task
 
@@ -97,7 +97,7 @@ class AttributionLoop:
         from medmllm_plugins.attribution.attribution_store import AttributionStore
 
         settings = {**attributions.to_dict(), "task": content.metadata, "model": self._loaded.fingerprint}
-        return AttributionStore(self._run.attributions_folder(content.name), settings, str(self._options.rank))
+        return AttributionStore(self._run.folder_of(ATTRIBUTIONS, content.name), settings, str(self._options.rank))
 
     def _log(self, line: str) -> None:
         if self._options.rank == 0:

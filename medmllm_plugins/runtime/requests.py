@@ -25,10 +25,8 @@ class TaskRequest:
     """A question about one row of a task.
 
     Attributes:
-        task: the task's name.
         split: the split of its data set.
         index: the row's index in the split.
-        repeat: number of the repetition.
         generation: generation settings, such as ``max_new_tokens`` and ``until``.
         rows: all rows of the split; read one at a time, since rows of other packages' tasks hold images.
         to_messages: makes the chat turns of a row.

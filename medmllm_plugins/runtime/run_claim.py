@@ -26,8 +26,6 @@ class Claim:
     """A folder that is this run's.
 
     Attributes:
-        folder: the folder, which is there.
-        lock: held on it.
         earlier: the manifest that was in it, whose results stay; empty where there was none.
     """
 

@@ -12,17 +12,10 @@ class RunSession:
 
     The host has no object that lives as long as one evaluation and reaches both. Tasks that are loaded together share a
     session; the model finds it with their data set.
-
-    Attributes:
-        run: the present run.
     """
 
     def __init__(self, in_command: Callable[[], bool] = lambda: False) -> None:
-        """Begin a run.
-
-        Args:
-            in_command: whether the process is a command, which Ctrl-C ends.
-        """
+        """Begin a run; ``in_command`` returns whether the process is a command, which Ctrl-C ends."""
         self._in_command = in_command
         self.run = EvaluationRun(in_command=in_command)
 

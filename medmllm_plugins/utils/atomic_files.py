@@ -16,10 +16,7 @@ _DRAFT: Final = re.compile(r"\..*?(?P<process>\d+)\.tmp")
 def write_whole(path: Path, text: str, *, private: bool = False) -> None:
     """Write UTF-8 text beside ``path`` and move it there, so that a reader never sees half of it.
 
-    Args:
-        path: the file.
-        text: its content.
-        private: whether its owner alone may read it (mode 600), as where it holds the arguments of a command.
+    If it is ``private``, its owner alone may read it (mode 600), as where it holds the arguments of a command.
 
     Raises:
         OSError: the folder cannot be written; ``path`` is then as it was.
@@ -40,9 +37,7 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
 def remove_drafts(folder: Path, below: Sequence[str] = ()) -> None:
     """Remove what processes that were killed left of files they were writing.
 
-    Args:
-        folder: the folder to look in.
-        below: names of folders in it that are searched with all their subfolders.
+    Of the folders ``below``, named relative to ``folder``, all subfolders are searched too.
     """
     for path in [*folder.glob(".*.tmp"), *(path for name in below for path in (folder / name).rglob(".*.tmp"))]:
         match = _DRAFT.fullmatch(path.name)

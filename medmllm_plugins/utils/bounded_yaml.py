@@ -43,10 +43,7 @@ class YamlFile:
 def read_yaml_file(path: Path, *, error: type[MedMLLMError], any_tag: bool = False) -> YamlFile:
     """Read a YAML file with one document.
 
-    Args:
-        path: the file.
-        error: what to raise.
-        any_tag: whether unknown tags, such as ``!function a.b.c``, are read as text; otherwise they are errors.
+    With ``any_tag``, unknown tags such as ``!function a.b.c`` are read as text; otherwise they are errors.
 
     Raises:
         MedMLLMError: of the class ``error``: the file is no UTF-8, no YAML or beyond the bounds of this module. The
@@ -75,11 +72,7 @@ def read_yaml_file(path: Path, *, error: type[MedMLLMError], any_tag: bool = Fal
 def parse_yaml(text: str, source: str, *, error: type[MedMLLMError], any_tag: bool = False) -> YamlFile:
     """Read YAML with one document from text.
 
-    Args:
-        text: the YAML.
-        source: where it comes from, for messages.
-        error: what to raise.
-        any_tag: see :func:`read_yaml_file`.
+    ``source`` is where it comes from, for messages. For ``any_tag`` see :func:`read_yaml_file`.
 
     Raises:
         MedMLLMError: of the class ``error``; see :func:`read_yaml_file`.
@@ -122,7 +115,7 @@ def shown_text(text: str, most: int = 200) -> str:
 
 @functools.cache
 def _loader(any_tag: bool) -> Any:
-    """Return the class of loaders that keep to the bounds; PyYAML is imported here, as importing this package must not."""
+    """Return the class of loaders that keep to the bounds; importing this package must not import PyYAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -41,11 +41,7 @@ Model = TypeVar("Model", bound=DeclaredModel)
 def read_declaration(model: type[Model], raw: object, source: str, *, error: type[MedMLLMError]) -> Model:
     """Check what a user declared.
 
-    Args:
-        model: the class to make.
-        raw: keys and values, as a YAML file holds them.
-        source: the file or task, for messages.
-        error: what to raise.
+    ``source`` is the file or task, for messages; ``error`` is the class to raise.
 
     Raises:
         MedMLLMError: of the class ``error``: a key is unknown or missing, or a value is wrong. The message names the

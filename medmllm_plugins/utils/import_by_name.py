@@ -7,11 +7,7 @@ from typing import Any
 
 
 def import_by_name(name: str, error: type[Exception] | None = None) -> Any:
-    """Return what ``module:attribute`` names.
-
-    Args:
-        name: the dotted path.
-        error: raised in place of the errors below.
+    """Return what ``module:attribute`` names; ``error`` is raised in place of the errors below.
 
     Raises:
         ImportError: the module cannot be imported.

@@ -35,13 +35,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self, wait: float = 0.0) -> bool:
-        """Take the lock.
-
-        Args:
-            wait: seconds to wait for another process that holds it.
-
-        Returns:
-            Whether it is held now.
+        """Take the lock, waiting ``wait`` seconds for another process, and return whether it is held now.
 
         Raises:
             OSError: the folder cannot be written.

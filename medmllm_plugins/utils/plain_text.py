@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def quantity(count: int, one: str, many: str = "") -> str:
+def quantity(count: int, singular: str, plural: str = "") -> str:
     """Return a number with its noun: ``1 document``, ``3,280 documents``."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -133,11 +133,7 @@ def _default(field: Field[Any], types_of: Mapping[str, Any]) -> Any:
 
 
 def _read(hint: Any, value: Any) -> Any:
-    """Return a JSON value as a field's type.
-
-    Raises:
-        _Unusable: the type cannot hold it.
-    """
+    """Return a JSON value as a field's type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value

@@ -12,14 +12,9 @@ from medmllm_plugins.errors import DataError, shown
 
 
 def open_regular(path: Path, what: str = "a file") -> BinaryIO:
-    """Open a file for reading; a pipe, a device or a folder is an error and never waited for.
+    """Open a file or the target of a link; a pipe, a device or a folder is an error and never waited for.
 
-    Args:
-        path: the file; links are followed.
-        what: what it should be, for the message.
-
-    Returns:
-        The file, at its beginning.
+    ``what`` completes the message "expected …".
 
     Raises:
         DataError: it is missing, cannot be opened or is no regular file.
@@ -61,9 +56,7 @@ def size_of(opened: BinaryIO) -> int:
 def data_file_below(header: Path, name: str) -> Path:
     """Return the data file that a detached header names, if it lies below the header's folder.
 
-    Args:
-        header: the header's own path.
-        name: the path that the header states, relative to its folder, in POSIX form.
+    ``name`` is what the header states, relative to its folder, in POSIX form.
 
     Returns:
         The path with symbolic links resolved.

@@ -10,13 +10,7 @@ MOST: Final = 4
 
 
 def close_names(name: str, known: Iterable[str], most: int = MOST) -> list[str]:
-    """Return the known names that are most similar to a wrong one, best first; none if no name is similar.
-
-    Args:
-        name: what was written.
-        known: the names there are.
-        most: the largest number of names returned.
-    """
+    """Return the known names that are most similar to a wrong one, best first; none if no name is similar."""
     import difflib
 
     # A name of any length may come from a command line, and the comparison takes the product of both lengths.

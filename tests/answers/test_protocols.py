@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.prompts.protocols import PROTOCOLS, ask, ask_finding, orders
+from medmllm_plugins.prompts.protocols import Protocol, ask, ask_finding, orders
 from medmllm_plugins.prompts.wording import PARAPHRASES
 
 CLASSES = {"benign": ("non-malignant",), "malignant": ("cancer",), "normal": ("healthy",)}
@@ -43,7 +45,7 @@ def test_open_question_names_no_class() -> None:
         assert question.read("It is a cancer.").label == "malignant"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", get_args(Protocol))
 def test_wordings_differ_and_leave_nothing_unfilled(protocol: str) -> None:
     texts = {
         ask(protocol, "image", CLASSES, paraphrase=paraphrase).text  # type: ignore[arg-type]
@@ -85,7 +87,7 @@ def test_orders_are_permutations(classes: int, seed: int) -> None:
 
 @given(st.permutations(range(3)), st.sampled_from(sorted(CLASSES)))
 def test_any_order_reads_back(order: list[int], name: str) -> None:
-    for protocol in PROTOCOLS:
+    for protocol in get_args(Protocol):
         question = ask(protocol, "image", CLASSES, order=order)
         label = question.labels[list(CLASSES).index(name)]
         assert question.read(label).label == name

@@ -450,14 +450,15 @@ def not_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``lmms_eval.tasks`` as if it had not been imported; the real one is back afterwards."""
     monkeypatch.setattr(lmms_eval, "tasks", lmms_eval.tasks)
     monkeypatch.delitem(sys.modules, "lmms_eval.tasks")
-    monkeypatch.setattr(
-        sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, task_manager_hook.TasksFinder)]
-    )
+    waiting = finders()
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if finder not in waiting])
     yield
 
 
-def finders() -> int:
-    return sum(isinstance(finder, task_manager_hook.TasksFinder) for finder in sys.meta_path)
+def finders() -> list[task_manager_hook.ExtendingFinder]:
+    """Return the finders that wait for the import of ``lmms_eval.tasks``."""
+    waiting = [finder for finder in sys.meta_path if isinstance(finder, task_manager_hook.ExtendingFinder)]
+    return [finder for finder in waiting if finder.module == task_manager_hook.TASKS_MODULE]
 
 
 def hooked(module: ModuleType) -> bool:
@@ -466,10 +467,10 @@ def hooked(module: ModuleType) -> bool:
 
 def test_hook_before_the_import(not_imported: None) -> None:
     task_manager_hook.install_task_hook()
-    assert "lmms_eval.tasks" not in sys.modules and finders() == 1
+    assert "lmms_eval.tasks" not in sys.modules and len(finders()) == 1
     module = importlib.import_module("lmms_eval.tasks")
     assert hooked(module)
-    assert finders() == 0  # one-shot: no other import is touched
+    assert len(finders()) == 0  # one-shot: no other import is touched
     assert module.TaskManager.initialize_tasks.__doc__  # wrapped, and still itself
 
 
@@ -478,7 +479,7 @@ def test_hook_after_the_import(not_imported: None) -> None:
     assert not hasattr(module.TaskManager, "medmllm_hook")
     assert module.TaskManager(include_defaults=False).all_tasks == []
     task_manager_hook.install_task_hook()
-    assert hooked(module) and finders() == 0
+    assert hooked(module) and len(finders()) == 0
 
 
 @pytest.mark.parametrize("imported", [False, True])
@@ -487,7 +488,7 @@ def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.Monke
         importlib.import_module("lmms_eval.tasks")
     for _ in range(3):
         task_manager_hook.install_task_hook()
-    assert finders() == (0 if imported else 1)
+    assert len(finders()) == (0 if imported else 1)
     module = importlib.import_module("lmms_eval.tasks")
     task_manager_hook.install_task_hook()
     calls: list[int] = []
@@ -506,11 +507,11 @@ def test_looking_for_the_module_does_not_use_the_hook_up(not_imported: None) -> 
 
 def test_other_imports_are_left_alone(not_imported: None) -> None:
     task_manager_hook.install_task_hook()
-    (finder,) = [finder for finder in sys.meta_path if isinstance(finder, task_manager_hook.TasksFinder)]
+    (finder,) = finders()
     assert finder.find_spec("lmms_eval.tasks.mme") is None
     assert finder.find_spec("lmms_eval") is None
     assert finder.find_spec("tasks") is None
-    assert finders() == 1
+    assert len(finders()) == 1
 
 
 def test_an_import_that_fails_is_the_hosts_own_error(not_imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
