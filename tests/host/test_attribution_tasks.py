@@ -204,7 +204,11 @@ def test_what_the_run_answered_is_explained(evaluate: Callable[..., Any], tmp_pa
 @pytest.mark.parametrize(
     ("task", "settings", "says"),
     [
-        ("med_cls_demo:image=blank", {}, "expected a run with image=shown, because control images cannot be explained, got blank"),
+        (
+            "med_cls_demo:image=blank",
+            {},
+            "expected a run with image=shown, because control images cannot be explained, got blank",
+        ),
         ("med_cls_demo", {"shots": 1}, "expected a run without few-shot examples, got --num_fewshot 1"),
     ],
 )
