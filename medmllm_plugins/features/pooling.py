@@ -113,7 +113,7 @@ def pool_tokens(hidden: Tensor, layout: BatchLayout, poolings: Sequence[str]) ->
 
 
 def _pool_rows(rows: Tensor, counts: list[int], poolings: Sequence[str]) -> dict[str, Tensor]:
-    """Mean and maximum over each document's rows of (sum of counts, d)."""
+    """Return the mean and maximum over each document's rows of (sum of counts, d)."""
     pooled = {}
     if len(set(counts)) == 1:
         each = rows.reshape(len(counts), counts[0], rows.shape[-1])
@@ -131,5 +131,5 @@ def _pool_rows(rows: Tensor, counts: list[int], poolings: Sequence[str]) -> dict
 
 
 def _mean_of_tiles(output: Tensor, counts: list[int]) -> Tensor:
-    """Mean over the tiles of each document, of (tiles, 1, d)."""
+    """Return the mean over the tiles of each document, of (tiles, 1, d)."""
     return _pool_rows(output.flatten(0, 1), counts, (MEAN,))[MEAN]

@@ -47,7 +47,7 @@ def unused_layers(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozense
 
 
 def _final_states(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """States of all prompt tokens after the LLM's last norm, (B, L, D) float32."""
+    """Return the states of all prompt tokens after the LLM's last norm, (B, L, D) float32."""
     states: list[Tensor] = []
     handle = layers_of(loaded)[-1].module.register_forward_hook(lambda _, __, output: states.append(output.float()))
     try:

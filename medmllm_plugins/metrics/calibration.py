@@ -74,7 +74,7 @@ class Calibration:
         return ratio(gaps.sum(0), total), ratio(ordered @ self._brier, total)
 
     def table(self) -> tuple[Bin, ...]:
-        """The reliability diagram: one entry a bin, lowest confidences first."""
+        """Return the reliability diagram: one entry a bin, lowest confidences first."""
         n = np.bincount(self._bin, minlength=BINS).astype(np.float64)
         confidence = ratio(np.bincount(self._bin, self._confidence, BINS).astype(np.float64), n)
         right = ratio(np.bincount(self._bin, self._right, BINS).astype(np.float64), n)

@@ -19,34 +19,34 @@ Weights: TypeAlias = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.int32]
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """``numerator / denominator``, NaN where the denominator is 0; shapes broadcast."""
+    """Return ``numerator / denominator``, NaN where the denominator is 0; shapes broadcast."""
     value: Floats = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
     np.divide(numerator, denominator, out=value, where=denominator > 0)
     return value
 
 
 def accuracy(counts: Floats) -> Floats:
-    """Share of right answers among all; an answer that was not parsed is wrong. Shape (...)."""
+    """Return the share of correct answers among all; an answer that was not parsed is wrong. Shape (...)."""
     return ratio(_hits(counts).sum(-1), counts.sum((-2, -1)))
 
 
 def parsed_share(counts: Floats) -> Floats:
-    """Share of answers that were parsed, whether right or wrong. Shape (...)."""
+    """Return the share of answers that were parsed, whether correct or wrong. Shape (...)."""
     return ratio(counts[..., :-1].sum((-2, -1)), counts.sum((-2, -1)))
 
 
 def accuracy_on_parsed(counts: Floats) -> Floats:
-    """Share of right answers among the parsed ones; NaN where none was. Shape (...)."""
+    """Return the share of correct answers among the parsed ones; NaN where none was. Shape (...)."""
     return ratio(_hits(counts).sum(-1), counts[..., :-1].sum((-2, -1)))
 
 
 def sensitivity(counts: Floats) -> Floats:
-    """Recall of each class; an answer that was not parsed is a miss. Shape (..., K)."""
+    """Return the recall of each class; an answer that was not parsed is a miss. Shape (..., K)."""
     return ratio(_hits(counts), counts.sum(-1))
 
 
 def specificity(counts: Floats) -> Floats:
-    """Among the documents of all other classes, the share answered with a class other than this one. Shape (..., K).
+    """Return, among the documents of all other classes, the share answered with a class other than this one. Shape (..., K).
 
     An answer that was not parsed counts as wrong here too, else refusing everything would be perfectly specific. So
     with two classes the specificity of one is the sensitivity of the other.
@@ -57,12 +57,12 @@ def specificity(counts: Floats) -> Floats:
 
 
 def precision(counts: Floats) -> Floats:
-    """Share of right answers among those that name the class; NaN where none does. Shape (..., K)."""
+    """Return the share of correct answers among those that name the class; NaN where none does. Shape (..., K)."""
     return ratio(_hits(counts), counts[..., :-1].sum(-2))
 
 
 def f1(counts: Floats) -> Floats:
-    """F1 of each class, 2 TP / (2 TP + FP + FN). Shape (..., K).
+    """Return F1 of each class, 2 TP / (2 TP + FP + FN). Shape (..., K).
 
     0 for a class that is never answered; NaN only where it is neither true nor answered.
     """
@@ -70,12 +70,12 @@ def f1(counts: Floats) -> Floats:
 
 
 def balanced_accuracy(counts: Floats) -> Floats:
-    """Mean recall over the classes that occur among the true labels. Shape (...)."""
+    """Return the mean recall over the classes that occur among the true labels. Shape (...)."""
     return _mean_over_present(sensitivity(counts), counts)
 
 
 def macro_f1(counts: Floats) -> Floats:
-    """Mean F1 over the classes that occur among the true labels. Shape (...).
+    """Return the mean F1 over the classes that occur among the true labels. Shape (...).
 
     A class that is never answered stays in with F1 0. A class that is answered but never true has no F1 of its own; the
     answers naming it are misses of their true classes. The same holds for answers that were not parsed.
@@ -84,7 +84,7 @@ def macro_f1(counts: Floats) -> Floats:
 
 
 def matthews(counts: Floats) -> Floats:
-    """Multi-class Matthews correlation, answers not parsed being a category of their own. Shape (...).
+    """Return the multi-class Matthews correlation, answers not parsed being a category of their own. Shape (...).
 
     0 where there is one true class or one kind of answer only, as in scikit-learn. Source: Gorodkin, "Comparing two
     K-category assignments by a K-category correlation coefficient", 2004.
@@ -100,7 +100,7 @@ def matthews(counts: Floats) -> Floats:
 
 
 def quadratic_kappa(counts: Floats) -> Floats:
-    """Agreement of ordered classes beyond chance, disagreements weighted by the square of their distance. Shape (...).
+    """Return the agreement of ordered classes beyond chance, disagreements weighted by the square of their distance. Shape (...).
 
     In the observed disagreement an answer that was not parsed is as far from the truth as an answer can be, so that
     refusing does not pay; the disagreement expected by chance is that of the parsed answers. NaN where no answer was

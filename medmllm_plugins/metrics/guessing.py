@@ -8,7 +8,7 @@ from medmllm_plugins.metrics.classification import Floats, accuracy, balanced_ac
 
 
 def majority_class(support: Floats) -> int:
-    """Index of the most frequent true class; the first one of several.
+    """Return the index of the most frequent true class; the first one of several.
 
     Args:
         support: (K,) number of documents of each class.
@@ -17,7 +17,7 @@ def majority_class(support: Floats) -> int:
 
 
 def baselines(support: Floats) -> dict[str, dict[str, float]]:
-    """Scores of answering blindly.
+    """Return the scores of answering blindly.
 
     Args:
         support: (K,) number of documents of each true class, at least one of them positive.

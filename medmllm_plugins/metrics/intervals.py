@@ -56,7 +56,7 @@ UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan)
 
 
 def known(value: Estimate | float | None) -> bool:
-    """Whether there is a number at all."""
+    """Return whether there is a number at all."""
     figure = value.value if isinstance(value, Estimate) else value
     return figure is not None and not math.isnan(figure)
 
@@ -119,17 +119,17 @@ def bootstrap(
         return weights.astype(np.int32, copy=False) if narrow else weights.astype(np.int64)
 
     values = {
-        name: found[0] for name, found in evaluate(of_documents(np.ones((len(sizes), 1), dtype=np.int32))).items()
+        name: columns[0] for name, columns in evaluate(of_documents(np.ones((len(sizes), 1), dtype=np.int32))).items()
     }
     at_once = max(1, _CELLS // max(len(group), cells))
-    draws = enumerate(resampled_weights(len(sizes), resamples, seed, at_once=at_once))
+    resamples_left = enumerate(resampled_weights(len(sizes), resamples, seed, at_once=at_once))
     parts: dict[int, Mapping[str, Floats]] = {}
     lock = Lock()
 
     def work() -> None:
         while True:
             with lock:
-                index, drawn = next(draws, (-1, None))
+                index, drawn = next(resamples_left, (-1, None))
             if drawn is None:
                 return
             parts[index] = evaluate(of_documents(drawn))

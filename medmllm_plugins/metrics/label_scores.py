@@ -22,22 +22,22 @@ FORMS: Final = ("sum", "mean", "calibrated")
 
 
 def forms(outcomes: Sequence[Outcome]) -> dict[str, Floats]:
-    """The scores in each form that all outcomes allow, ``[n, K]`` each; none where an outcome has no scores."""
+    """Return the scores in each form that all outcomes allow, ``[n, K]`` each; none where an outcome has no scores."""
     if not outcomes or any(outcome.scores is None for outcome in outcomes):
         return {}
     raw = np.array([outcome.scores for outcome in outcomes], dtype=np.float64)
-    found = {"sum": raw}
+    scores_by_form = {"sum": raw}
     if all(outcome.tokens is not None for outcome in outcomes):
-        found["mean"] = raw / np.array([outcome.tokens for outcome in outcomes], dtype=np.float64)
+        scores_by_form["mean"] = raw / np.array([outcome.tokens for outcome in outcomes], dtype=np.float64)
     if all(outcome.blank is not None for outcome in outcomes):
-        found["calibrated"] = raw - np.array([outcome.blank for outcome in outcomes], dtype=np.float64)
-    return found
+        scores_by_form["calibrated"] = raw - np.array([outcome.blank for outcome in outcomes], dtype=np.float64)
+    return scores_by_form
 
 
 class LabelScores:
     """Accuracy, balanced accuracy and macro-F1 of the label that scores highest, in each form.
 
-    AUROC stands beside the sums alone: calibration takes the same from every document, which moves the border between
+    AUROC is reported for the sums alone: calibration takes the same from every document, which moves the border between
     classes and not their ranking.
 
     Args:
@@ -50,7 +50,7 @@ class LabelScores:
         self._tables = {name: Tables(truth, answer, classes) for name, answer in answers.items()}
 
     def __call__(self, weights: Weights, auroc: Floats) -> dict[str, Floats]:
-        """Every figure under document weights.
+        """Compute every figure under document weights.
 
         Args:
             weights: (m, B).
@@ -59,14 +59,14 @@ class LabelScores:
         Returns:
             ``"form:metric"`` to (B,).
         """
-        found: dict[str, Floats] = {}
+        figures: dict[str, Floats] = {}
         for name, tables in self._tables.items():
             counts = tables(weights)
-            found |= {
+            figures |= {
                 f"{name}:accuracy": accuracy(counts),
                 f"{name}:balanced": balanced_accuracy(counts),
                 f"{name}:macro_f1": macro_f1(counts),
             }
         if "sum" in self._tables:
-            found["sum:auroc"] = auroc
-        return found
+            figures["sum:auroc"] = auroc
+        return figures

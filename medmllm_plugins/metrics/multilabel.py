@@ -157,7 +157,7 @@ class _Evaluator:
     """
 
     def __init__(self, outcomes: Sequence[Outcome], findings: Sequence[str]) -> None:
-        """Index the outcomes, which are sorted by id."""
+        """Arrange the outcomes, which are sorted by id."""
         documents = [outcome.document or outcome.id for outcome in outcomes]
         row_of = {name: row for row, name in enumerate(sorted(set(documents)))}
         rows: Ints = np.array([row_of[name] for name in documents], dtype=np.intp)

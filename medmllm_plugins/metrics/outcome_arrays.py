@@ -26,7 +26,7 @@ class Tables:
     """Confusion counts under any document weights.
 
     Documents are sorted by cell once, and a resample's table is the sum of weights in each cell; only cells that hold a
-    document are stored, so many groups and many classes cost no memory.
+    document are stored, so that many groups and classes cost no memory.
 
     Args:
         truth: (m,) indices of the true classes, m >= 1.
@@ -43,7 +43,7 @@ class Tables:
         self._classes = classes
 
     def __call__(self, weights: Weights) -> Floats:
-        """Tables of shape (B, K, K + 1) for weights of shape (n, B)."""
+        """Return tables of shape (B, K, K + 1) for weights of shape (n, B)."""
         counts = np.zeros((weights.shape[1], self._classes * (self._classes + 1)))
         sums = np.add.reduceat(weights.T.take(self._order, axis=1), self._starts, axis=1, dtype=weights.dtype)
         counts[:, self._cells] = sums
@@ -60,18 +60,18 @@ class Distinct:
     def __init__(self, *columns: Ints) -> None:
         code: Ints = np.zeros(len(columns[0]), dtype=np.intp)
         for column in columns:
-            # Numbered anew after each column, so that the product of many cannot overflow.
+            # Renumbered after each column, so that the product of many cannot overflow.
             _, code = np.unique(code * (int(column.max()) + 1) + column, return_inverse=True)
         self._order: Ints = np.argsort(code, kind="stable")
         _, self._starts = np.unique(code[self._order], return_index=True)
         self._first: Ints = self._order[self._starts]
 
     def of(self, column: Ints) -> Ints:
-        """What the kinds of documents have in a column, (m,)."""
+        """Return the value of each kind of documents in a column, (m,)."""
         return column[self._first]
 
     def __call__(self, weights: Weights) -> Weights:
-        """The weights of the kinds, (m, B), for weights of documents, (n, B)."""
+        """Return the weights of the kinds, (m, B), for weights of documents, (n, B)."""
         return np.add.reduceat(weights.T.take(self._order, axis=1), self._starts, axis=1, dtype=weights.dtype).T
 
 

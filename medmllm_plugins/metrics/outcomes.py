@@ -29,7 +29,7 @@ class Outcome:
         scores: log p(label | prompt, image) of each class in class order, in nats; ``None`` if the model gave none.
         tokens: number of tokens of each label, over which ``scores`` are sums; ``None`` if the model does not say.
         blank: scores of the labels for the same question about an image that holds nothing; ``None`` likewise.
-        finding: what was asked about in a multi-label set, whose labels are then yes and no; ``None`` elsewhere.
+        finding: what was asked about in a multi-label set, whose labels are then yes and no; ``None`` in other sets.
         variant: which order of options or which wording was used, where several are compared.
         document: the document asked about; several rows may be about one. ``None`` where ``id`` says it.
 
@@ -60,10 +60,10 @@ class Outcome:
                 f"found predicted={shown(self.predicted)} with status={shown(self.status)}."
             )
         for name in ("tokens", "blank"):
-            beside = getattr(self, name)
-            if beside is not None and (self.scores is None or len(beside) != len(self.scores)):
+            values = getattr(self, name)
+            if values is not None and (self.scores is None or len(values) != len(self.scores)):
                 raise DataError(
-                    f"Document {shown(self.id)}: expected `{name}` for each label score, found {shown(beside)} with "
+                    f"Document {shown(self.id)}: expected `{name}` for each label score, found {shown(values)} with "
                     f"{shown(self.scores)}."
                 )
         if self.tokens is not None and min(self.tokens) < 1:
@@ -77,9 +77,9 @@ class Outcome:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The outcome as plain JSON types; ``scores`` becomes a list, and what does not apply is left out."""
-        told: dict[str, Any] = {"finding": self.finding, "variant": self.variant, "document": self.document}
-        told |= {"tokens": self.tokens and list(self.tokens), "blank": self.blank and list(map(float, self.blank))}
+        """Return the outcome as plain JSON types; ``scores`` becomes a list, and what does not apply is left out."""
+        optional: dict[str, Any] = {"finding": self.finding, "variant": self.variant, "document": self.document}
+        optional |= {"tokens": self.tokens and list(self.tokens), "blank": self.blank and list(map(float, self.blank))}
         return {
             "id": self.id,
             "group": self.group,
@@ -87,7 +87,7 @@ class Outcome:
             "predicted": self.predicted,
             "status": self.status,
             "scores": None if self.scores is None else [float(score) for score in self.scores],
-            **{key: value for key, value in told.items() if value},
+            **{key: value for key, value in optional.items() if value},
         }
 
     @classmethod
@@ -104,7 +104,7 @@ class Outcome:
         for name in ("id", "group", "label"):
             _text(record, name)
         scores, tokens, blank = (_numbers(record, name) for name in ("scores", "tokens", "blank"))
-        if tokens is not None and not all(one.is_integer() for one in tokens):
+        if tokens is not None and not all(count.is_integer() for count in tokens):
             raise DataError(
                 f"Expected `tokens` of an outcome to be counts, found {shown(tokens)} in {shown(dict(record))}."
             )
@@ -124,19 +124,19 @@ class Outcome:
 
 
 def _text(record: Mapping[str, Any], name: str, *, optional: bool = False) -> str | None:
-    found = record.get(name)
-    if isinstance(found, str) or (optional and found is None):
-        return found
-    raise DataError(f"Expected `{name}` of an outcome to be text, found {shown(found)} in {shown(dict(record))}.")
+    value = record.get(name)
+    if isinstance(value, str) or (optional and value is None):
+        return value
+    raise DataError(f"Expected `{name}` of an outcome to be text, found {shown(value)} in {shown(dict(record))}.")
 
 
 def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
-    found = record.get(name)
-    if found is None:
+    value = record.get(name)
+    if value is None:
         return None
     try:
-        if isinstance(found, list | tuple) and not any(isinstance(one, str | bool) for one in found):
-            return tuple(map(float, found))
+        if isinstance(value, list | tuple) and not any(isinstance(item, str | bool) for item in value):
+            return tuple(map(float, value))
     except (TypeError, ValueError, OverflowError):  # JSON bounds no integer
         pass
-    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {shown(found)} in {shown(dict(record))}.")
+    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {shown(value)} in {shown(dict(record))}.")

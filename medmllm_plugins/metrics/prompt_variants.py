@@ -58,7 +58,7 @@ class _Evaluator:
     """The answers of all variants, evaluated under any weights of the documents."""
 
     def __init__(self, by_variant: Mapping[str, Sequence[Outcome]], labels: Sequence[str]) -> None:
-        """Index the outcomes; those of each variant are in the order of their documents."""
+        """Arrange the outcomes; those of each variant are in the order of their documents."""
         first = next(iter(by_variant.values()))
         group_index = {name: index for index, name in enumerate(sorted({outcome.group for outcome in first}))}
         class_index = {label: k for k, label in enumerate(labels)}

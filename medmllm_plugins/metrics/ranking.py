@@ -87,7 +87,7 @@ class WeightedRanking:
 
 
 def _sums_before(weights: Weights) -> Weights:
-    """Cumulative sums along rows, (B, m) to (B, m + 1), the first of them 0."""
+    """Return cumulative sums along rows, (B, m) to (B, m + 1), the first of them 0."""
     sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=weights.dtype)
     np.cumsum(weights, axis=1, dtype=weights.dtype, out=sums[:, 1:])
     return sums
@@ -118,11 +118,13 @@ class MacroRanking:
 
         The means run over the classes that occur in the resample; NaN where that is one class only.
         """
-        areas, precisions = (np.stack(found) for found in zip(*(rank(weights) for rank in self._rankings), strict=True))
+        areas, precisions = (
+            np.stack(values) for values in zip(*(rank(weights) for rank in self._rankings), strict=True)
+        )
         defined = ~np.isnan(areas)
         return _mean(areas, defined), _mean(precisions, defined)
 
 
 def _mean(values: Floats, defined: NDArray[np.bool_]) -> Floats:
-    """Means over the first axis, of what is defined."""
+    """Return means over the first axis, of what is defined."""
     return ratio(np.where(defined, values, 0.0).sum(0), defined.sum(0).astype(np.float64))

@@ -31,14 +31,14 @@ class Unreadable:
 
     Attributes:
         read: answers that were read.
-        asked: answers in all.
+        total: answers in all.
         blind: the blind answer's name for people; empty where it is not known.
         blind_accuracy: its accuracy; NaN likewise.
         scores: figures of the label scores, by name for people; empty where the answers have none.
     """
 
     read: int
-    asked: int
+    total: int
     blind: str
     blind_accuracy: float
     scores: Mapping[str, float]
@@ -47,18 +47,18 @@ class Unreadable:
     def count(self) -> str:
         """How many could be read, without a full stop: ``No answer could be read (0 of 621)``."""
         if self.read == 0:
-            return f"No answer could be read (0 of {self.asked:,})"
-        return f"Only {_percent(self.read / self.asked)} of the answers could be read ({self.read:,} of {self.asked:,})"
+            return f"No answer could be read (0 of {self.total:,})"
+        return f"Only {_percent(self.read / self.total)} of the answers could be read ({self.read:,} of {self.total:,})"
 
     def sentences(self, note: str = "") -> str:
-        """What that means for the numbers.
+        """Return what that means for the numbers.
 
         Args:
             note: what is known of the cause, a sentence.
         """
         if self.read == 0:
             meaning = "Accuracy is 0% for that reason alone and says nothing about what the model knows."
-        elif self.read / self.asked < MOSTLY:
+        elif self.read / self.total < MOSTLY:
             meaning = (
                 "The others count as wrong, so accuracy says more about the form of the answers than their content."
             )
@@ -78,12 +78,12 @@ def unreadable(figures: Mapping[str, Any]) -> Unreadable | None:
         figures: a task's figures as ``TASK.metrics.json`` has them, whatever its kind.
     """
     metrics = _mapping(figures.get("metrics"))
-    share, asked = _value(metrics.get("parsed")), figures.get("n")
-    if math.isnan(share) or isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+    share, total = _value(metrics.get("parsed")), figures.get("n")
+    if math.isnan(share) or isinstance(total, bool) or not isinstance(total, int) or total < 1:
         return None
     name, blind = _blind(figures)
     if share < MOSTLY or share < blind:  # neither holds of NaN
-        return Unreadable(round(share * asked), asked, name, blind, _scores(figures))
+        return Unreadable(round(share * total), total, name, blind, _scores(figures))
     return None
 
 
@@ -116,7 +116,7 @@ def _blind(figures: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _scores(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracy of the label that scores highest, and AUROC, where every answer has label scores."""
+    """Return accuracy of the label that scores highest, and AUROC, where every answer has label scores."""
     by_sum = _mapping(_mapping(figures.get("label_scores")).get("sum"))
     values = {
         "accuracy of the highest-scoring label": _value(by_sum.get("accuracy")),
@@ -126,7 +126,7 @@ def _scores(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _percent(share: float) -> str:
-    """A share as people read it: without decimals from 1% on, and never rounded to nothing."""
+    """Return a share in percent: without decimals from 1% on, and never rounded to nothing."""
     return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
 
 

@@ -136,7 +136,7 @@ class _Evaluator:
     """
 
     def __init__(self, outcomes: Sequence[Outcome], labels: Sequence[str], kind: str) -> None:
-        """Index the outcomes of one task, in the order in which they are to be weighted."""
+        """Arrange the outcomes of one task, in the order in which they are to be weighted."""
         classes = len(labels)
         class_index: dict[str | None, int] = {label: k for k, label in enumerate(labels)}
         group_index = {group: g for g, group in enumerate(sorted({outcome.group for outcome in outcomes}))}

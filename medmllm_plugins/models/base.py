@@ -233,7 +233,7 @@ class LoadedModel(ABC):
         ]
 
     def _cached_label_ids(self, questions: Sequence[Question], labels: Sequence[str]) -> list[list[list[int]]]:
-        """Token ids of the labels for each question; a question that comes often is tokenised once."""
+        """Return the token ids of the labels for each question; a question that comes often is tokenised once."""
         rows = []
         for question in questions:
             key = (question, tuple(labels))

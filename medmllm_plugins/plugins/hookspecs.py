@@ -29,19 +29,19 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def medmllm_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
-    """Models for ``lmms-eval --model NAME``."""
+    """Return models for ``lmms-eval --model NAME``."""
 
 
 @hookspec
 def medmllm_tasks() -> Iterable[TaskFolder]:  # type: ignore[empty-body]
-    """Folders of task YAML files for ``lmms-eval --tasks NAME``, with data-set declarations in ``datasets/``."""
+    """Return folders of task YAML files for ``lmms-eval --tasks NAME``, with data-set declarations in ``datasets/``."""
 
 
 @hookspec
 def medmllm_probes() -> Iterable[ProbeSpec]:  # type: ignore[empty-body]
-    """Probes: what each layer of a model knows of the label."""
+    """Return probes: what each layer of a model knows of the label."""
 
 
 @hookspec
 def medmllm_attributions() -> Iterable[AttributionSpec]:  # type: ignore[empty-body]
-    """Attribution methods: which pixels an answer depends on."""
+    """Return attribution methods: which pixels an answer depends on."""

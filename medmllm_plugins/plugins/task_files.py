@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_task(path: Path) -> tuple[str, Literal["task", "group"]]:
-    """Name and kind of the task or group that a YAML file declares.
+    """Return name and kind of the task or group that a YAML file declares.
 
     Raises:
         PluginError: the file is no UTF-8 or no YAML, or declares neither; the message names file and line.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from medmllm_plugins.plugins.builtin import INTEGRATED_GRADIENTS
-
 SOURCES: Final = {
     "lmms-eval": "Zhang K, et al. LMMs-Eval: Reality Check on the Evaluation of Large Multimodal Models. "
     "arXiv:2407.12772 (2024).",
@@ -41,7 +39,7 @@ SOURCES: Final = {
     "hype": "Zhu et al. Lost in the Hype. arXiv:2604.08333 (2026).",
     "hungarian": "Kuhn HW. The Hungarian method for the assignment problem. Nav. Res. Logist. Q. 2, 83-97 (1955).",
     "lens": "nostalgebraist. interpreting GPT: the logit lens. LessWrong (2020).",
-    "completeness": INTEGRATED_GRADIENTS,
+    "completeness": "Sundararajan et al. Axiomatic Attribution for Deep Networks. arXiv:1703.01365 (2017).",
     "deletion": "Petsiuk V, Das A, Saenko K. RISE: Randomized Input Sampling for Explanation of Black-box Models. BMVC "
     "2018; arXiv:1806.07421.",
     "sanity": "Adebayo J, et al. Sanity Checks for Saliency Maps. NeurIPS 2018; arXiv:1810.03292.",

@@ -61,7 +61,7 @@ def _folds(collection: RunCollection) -> str:
     """Return which data sets have no group in two folds, and of which the folds are unknown."""
     folds = [folds for run in collection.runs for folds in run.folds.values()]
     leaking = {record.dataset for record in folds if record.divided}
-    leaking |= {task.dataset for run in collection.runs for task in run.tasks if task.told.get("leaks")}
+    leaking |= {task.dataset for run in collection.runs for task in run.tasks if task.metadata.get("leaks")}
     checked = {record.dataset for record in folds}
     clear = [dataset.title for dataset in collection.datasets if dataset.name in checked - leaking]
     unknown = [dataset.title for dataset in collection.datasets if dataset.name not in checked]
@@ -124,7 +124,7 @@ def _leaks(collection: RunCollection) -> Iterator[str]:
         for folds in run.folds.values():
             if folds.divided:
                 yield note("divided_groups", data_set=folds.dataset, divided=folds.divided, exposed=folds.exposed)
-        yield from (clean(task.told["leaks"]) for task in run.tasks if task.told.get("leaks"))
+        yield from (clean(task.metadata["leaks"]) for task in run.tasks if task.metadata.get("leaks"))
 
 
 def _warnings(collection: RunCollection) -> Iterator[str]:
@@ -172,7 +172,7 @@ def _run_warnings(run: RunFolder) -> Iterator[str]:
 
 
 def _task_warnings(task: TaskRun) -> Iterator[str]:
-    metadata = task.told
+    metadata = task.metadata
     if skipped := sequence(metadata.get("skipped")):
         yield note("skipped_files", task=task.name, count=len(skipped))
     for key in ("warnings", "notes"):

@@ -41,7 +41,7 @@ class TaskResult:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The task's entry in the manifest."""
-        return self.task.told
+        return self.task.metadata
 
     @property
     def fingerprint(self) -> str:
@@ -254,14 +254,14 @@ def _neighbouring_references(runs: Sequence[RunFolder]) -> list[Path]:
     """Return the newest reference classifier next to the runs, for each data set that lacks one."""
     folders_of: dict[str, set[Path]] = defaultdict(set)
     covered = {
-        str(task.told.get("dataset_fingerprint"))
+        str(task.metadata.get("dataset_fingerprint"))
         for run in runs
         if run.baseline and run.baseline != BLIND
         for task in run.tasks
     }
     for run in runs:
         for task in run.tasks:
-            fingerprint = task.told.get("dataset_fingerprint")
+            fingerprint = task.metadata.get("dataset_fingerprint")
             if fingerprint and str(fingerprint) not in covered:
                 folders_of[str(fingerprint)].add(run.folder.resolve().parent)
     known_folders = {run.folder.resolve() for run in runs}

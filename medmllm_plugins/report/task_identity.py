@@ -26,14 +26,14 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 
 def count_shots(run: RunFolder, task: TaskRun) -> int:
     """Return the number of solved examples before each question."""
-    value = task.told.get("shots")
+    value = task.metadata.get("shots")
     shots = number(run.command.get("num_fewshot") if value is None else value)
     return max(0, int(shots)) if known(shots) else 0
 
 
 def identity(run: RunFolder, task: TaskRun) -> dict[str, str]:
     """Return what a task asks about which data, as text by manifest key; equal text means equal facts."""
-    values = {name: task.told.get(name) for name in _DEFAULTS}
+    values = {name: task.metadata.get(name) for name in _DEFAULTS}
     facts = {
         name: json.dumps(_DEFAULTS[name] if value is None else value, sort_keys=True, default=str)
         for name, value in values.items()

@@ -331,6 +331,6 @@ class AttributionIndex(VersionedRecord):
     warnings: tuple[str, ...]
 
     def settings_of(self, row: AttributionSummary) -> str:
-        """Return the settings of a row where its method has several rows at its layer; empty elsewhere."""
+        """Return the settings of a row where its method has several rows at its layer, else an empty text."""
         alike = [other for other in self.summary if (other.method, other.layer) == (row.method, row.layer)]
         return row.settings if len(alike) > 1 else ""

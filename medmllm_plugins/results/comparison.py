@@ -1,7 +1,7 @@
 """Two runs on the same documents: differences with paired, clustered tests.
 
-Documents of one group hang together, so the tests turn whole groups around. McNemar's test, which takes documents as
-independent, stands beside them because readers know it.
+Documents of one group are not independent, so the tests flip the signs of whole groups. McNemar's test, which takes
+documents as independent, is reported too because readers know it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from medmllm_plugins.utils.plain_text import text_table
 
 FLIPS = 10_000
 EXACT_UP_TO = 12
-"""Up to so many groups all sign flips are tried, above :data:`FLIPS` random ones."""
+"""Up to this number of groups all sign flips are tried, above it :data:`FLIPS` random ones."""
 _SIGNS = 1_000_000
 """Signs in one array, 8 MB."""
 _NAMED = 20
@@ -47,7 +47,7 @@ class Comparison:
         p: of the accuracy difference, two-sided, by flipping the sign of whole groups' differences.
         p_holm: ``p`` corrected for the number of tasks compared (Holm 1979).
         p_mcnemar: McNemar's test, which ignores groups.
-        discordant: rows that only the first, and only the second, answered rightly.
+        discordant: rows that only the first, and only the second, answered correctly.
     """
 
     task: str
@@ -63,12 +63,12 @@ class Comparison:
     discordant: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, ``None`` in place of NaN."""
+        """Return plain JSON types, ``None`` in place of NaN."""
         return {**asdict(self), "accuracy": self.accuracy.to_dict(), "balanced": self.balanced.to_dict()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for the number of tests, in the order given.
+    """Adjust p-values for the number of tests, in their order.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
@@ -81,7 +81,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's test.
+    """Return the two-sided p-value of McNemar's test.
 
     Exact binomial below 25 discordant pairs, else chi-square with continuity correction. Source: McNemar, "Note on the
     sampling error of the difference between correlated proportions or percentages", 1947.
@@ -97,7 +97,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def sign_flip(sums: Floats, seed: int = 0) -> float:
-    """Two-sided p-value of a sum being zero, by flipping the signs of its parts.
+    """Return the two-sided p-value of a sum being zero, by flipping the signs of its parts.
 
     Args:
         sums: (G,) the difference of each group, summed over its rows.
@@ -135,29 +135,33 @@ def compare(
     Raises:
         DataError: the runs have other rows, labels or groups.
     """
-    one, two = ({outcome.id: outcome for outcome in outcomes} for outcomes in (first, second))
-    if lone := sorted(set(one) ^ set(two)):
+    first_by_id, second_by_id = ({outcome.id: outcome for outcome in outcomes} for outcomes in (first, second))
+    if lone := sorted(set(first_by_id) ^ set(second_by_id)):
         raise DataError(
             f"{task}: expected both runs to have scored the same rows, found {len(lone)} in one of them only: "
             f"{', '.join(map(shown, lone[:_NAMED]))}{', …' if len(lone) > _NAMED else ''}. Run both on the same data, "
             "folds and --limit."
         )
-    ids = sorted(one)
+    ids = sorted(first_by_id)
     if not ids:
         raise DataError(f"{task}: expected rows to compare, found none.")
-    if odd := [name for name in ids if (one[name].label, one[name].group) != (two[name].label, two[name].group)]:
+    if odd := [
+        name
+        for name in ids
+        if (first_by_id[name].label, first_by_id[name].group) != (second_by_id[name].label, second_by_id[name].group)
+    ]:
         raise DataError(
             f"{task}: expected both runs to have the same labels and groups, found others in {len(odd)} rows: "
             f"{', '.join(map(repr, odd[:_NAMED]))}. Run both on the same data."
         )
-    labels = sorted({outcome.label for outcome in one.values()})
+    labels = sorted({outcome.label for outcome in first_by_id.values()})
     index = {label: k for k, label in enumerate(labels)}
-    groups = {name: g for g, name in enumerate(sorted({outcome.group for outcome in one.values()}))}
-    truth: Ints = np.array([index[one[name].label] for name in ids], dtype=np.intp)
-    group: Ints = np.array([groups[one[name].group] for name in ids], dtype=np.intp)
+    groups = {name: g for g, name in enumerate(sorted({outcome.group for outcome in first_by_id.values()}))}
+    truth: Ints = np.array([index[first_by_id[name].label] for name in ids], dtype=np.intp)
+    group: Ints = np.array([groups[first_by_id[name].group] for name in ids], dtype=np.intp)
     answers = [
         np.array([index.get(run[name].predicted or "", len(labels)) for name in ids], dtype=np.intp)
-        for run in (one, two)
+        for run in (first_by_id, second_by_id)
     ]
     right = [(answer == truth).astype(np.float64) for answer in answers]
     tables = [Tables(truth, answer, len(labels)) for answer in answers]
@@ -195,35 +199,35 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
     Raises:
         DataError: a folder is no run folder, no task is in both, or a task was run on other data.
     """
-    one, two = load_run(first), load_run(second)
-    tasks = [task for task in one.outcomes if task in two.outcomes]
+    first_run, second_run = load_run(first), load_run(second)
+    tasks = [task for task in first_run.outcomes if task in second_run.outcomes]
     if not tasks:
         raise DataError(
-            f"Expected {first} and {second} to have a task in common, found {sorted(one.outcomes)} and "
-            f"{sorted(two.outcomes)}."
+            f"Expected {first} and {second} to have a task in common, found {sorted(first_run.outcomes)} and "
+            f"{sorted(second_run.outcomes)}."
         )
     for task in tasks:
-        told = [run.manifest["tasks"][task] for run in (one, two)]
+        metadata = [run.manifest["tasks"][task] for run in (first_run, second_run)]
         for what in ("dataset_fingerprint", "folds_hash"):
-            if told[0].get(what) != told[1].get(what):
+            if metadata[0].get(what) != metadata[1].get(what):
                 raise DataError(
                     f"{task}: expected both runs on the same data, found another {what} in {first} than in {second}; "
                     "run both on the same files."
                 )
-    found = [compare(one.outcomes[task], two.outcomes[task], task=task) for task in tasks]
-    adjusted = holm([comparison.p for comparison in found])
+    comparisons = [compare(first_run.outcomes[task], second_run.outcomes[task], task=task) for task in tasks]
+    adjusted = holm([comparison.p for comparison in comparisons])
     compared = [
         Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
-        for c, p in zip(found, adjusted, strict=True)
+        for c, p in zip(comparisons, adjusted, strict=True)
     ]
     unread = [
         f"{task} in {run.folder}: {shortfall.count}, so the difference says little about what the model knows."
         for task in tasks
-        for run in (one, two)
+        for run in (first_run, second_run)
         if (shortfall := unreadable_outcomes(run.outcomes[task])) is not None
     ]
-    overlaps = _overlaps([one.manifest["tasks"][task] for task in tasks])
-    return compared, [*one.warnings, *two.warnings, *overlaps, *unread]
+    overlaps = _overlaps([first_run.manifest["tasks"][task] for task in tasks])
+    return compared, [*first_run.warnings, *second_run.warnings, *overlaps, *unread]
 
 
 def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
@@ -239,22 +243,25 @@ def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def render(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as a table for people."""
+    """Return the comparisons as a text table."""
     rows: list[tuple[str, ...]] = [
         ("task", "n", "groups", "first", "second", "difference (95% CI)", "p", "p Holm", "p McNemar")
     ]
-    for one in comparisons:
-        gap = one.accuracy
+    for comparison in comparisons:
+        gap = comparison.accuracy
         interval = "no interval" if math.isnan(gap.low) else f"{gap.low:+.1%} to {gap.high:+.1%}"
         rows.append(
             (
-                one.task,
-                str(one.n),
-                str(one.n_groups),
-                f"{one.first:.1%}",
-                f"{one.second:.1%}",
+                comparison.task,
+                str(comparison.n),
+                str(comparison.n_groups),
+                f"{comparison.first:.1%}",
+                f"{comparison.second:.1%}",
                 f"{gap.value:+.1%} ({interval})",
-                *(f"{p:.4f}" if p >= 0.0001 else "<0.0001" for p in (one.p, one.p_holm, one.p_mcnemar)),
+                *(
+                    f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+                    for p in (comparison.p, comparison.p_holm, comparison.p_mcnemar)
+                ),
             )
         )
     return "\n".join(text_table(rows))

@@ -9,7 +9,7 @@ from typing import Any
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.results.outcome_files import AGAIN, METRICS, UNSEALED
-from medmllm_plugins.results.recomputation import Classes, disagreements, recompute, summed_up
+from medmllm_plugins.results.recomputation import Classes, disagreements, format_differences, recompute
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, describe
 from medmllm_plugins.utils.json_values import clean
 
@@ -32,7 +32,7 @@ def of_folder(manifest: Mapping[str, Any], seal: SealCheck) -> list[str]:
 
 
 def is_complete(task: Mapping[str, Any], metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
-    """Whether all answers that were scored are there.
+    """Return whether all answers that were scored are there.
 
     Args:
         task: the task's entry in the manifest.
@@ -55,7 +55,7 @@ def figures(
 ) -> Mapping[str, Any]:
     """Return the figures to show of a task: those on file where they agree with the answers, else new ones.
 
-    Figures that were changed never stand beside intervals of others: all are computed again, or none are shown.
+    Changed figures are never shown with intervals of others: all are computed again, or none are shown.
 
     Args:
         stem: the task's part of the files' names.
@@ -83,7 +83,7 @@ def figures(
         return {}
     if differences:
         missing.append(
-            f"{name} does not agree with the scored answers: {clean(summed_up(differences))}. All figures and "
+            f"{name} does not agree with the scored answers: {clean(format_differences(differences))}. All figures and "
             "intervals were computed again from the answers."
         )
     elif unlike_seal:
@@ -92,7 +92,7 @@ def figures(
 
 
 def left_out(path: Path, folder: Path, seal: SealCheck, missing: list[str], remedy: str = "") -> bool:
-    """Whether a file is left out because it is not the one that was sealed; adds a sentence if so."""
+    """Return whether a file is left out because it is not the one that was sealed; add a sentence if so."""
     name = path.relative_to(folder).as_posix()
     if faults := seal.among(name):
         missing.append(f"{name} is left out: it is not the file that was sealed ({faults[name]}). {remedy}".strip())

@@ -126,7 +126,7 @@ class FeatureStore:
             raise DataError(f"{folder}: expected an index with rows, got {shown(one_line(error))}.") from error
 
     def only(self, rows: npt.NDArray[np.intp]) -> FeatureStore:
-        """The same store with some of its documents; ``rows`` of :attr:`index`."""
+        """Return the same store with some of its documents; ``rows`` of :attr:`index`."""
         part = copy.copy(self)
         part.index = self.index.iloc[np.sort(rows)].reset_index(drop=True)
         part._places = _places(part.index)
@@ -136,20 +136,20 @@ class FeatureStore:
         return len(self.index)
 
     def layer(self, name: str) -> StoredLayer:
-        """The layer of that name.
+        """Return the layer of that name.
 
         Raises:
             DataError: the store has none.
         """
-        for one in self.header.layers:
-            if one.name == name:
-                return one
+        for layer in self.header.layers:
+            if layer.name == name:
+                return layer
         raise DataError(
-            f"{self.folder}: expected a layer among {[one.name for one in self.header.layers]}, found {name!r}."
+            f"{self.folder}: expected a layer among {[layer.name for layer in self.header.layers]}, got {name!r}."
         )
 
     def features(self, layer: str, pooling: str, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
-        """Features at one layer.
+        """Return the features at one layer.
 
         Args:
             layer: its name.
@@ -163,8 +163,8 @@ class FeatureStore:
             DataError: the store has no such features, a shard is missing or damaged, or a value is not finite; the
                 message names layer and document.
         """
-        found = self._read(f"{layer}/{pooling}", rows)
-        finite = np.isfinite(found).all(axis=1)
+        features = self._read(f"{layer}/{pooling}", rows)
+        finite = np.isfinite(features).all(axis=1)
         if not finite.all():
             chosen = self.index if rows is None else self.index.iloc[rows]
             bad = chosen["id"].to_numpy()[~finite]
@@ -173,17 +173,17 @@ class FeatureStore:
                 f"documents, such as {bad[0]!r}. The model's activations overflow in its precision: load it with "
                 "dtype=bfloat16 or float32 and run the task again."
             )
-        return found
+        return features
 
     def lens(self, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32] | None:
-        """Labels' logits after each block of the LLM, (n, layers, K) float32; ``None`` where none were kept."""
+        """Return the labels' logits after each block of the LLM, (n, layers, K) float32; ``None`` where none were kept."""
         return self._read(LENS, rows) if self.header.lens else None
 
     def _read(self, name: str, rows: npt.NDArray[np.intp] | None) -> npt.NDArray[np.float32]:
         wanted = np.arange(len(self.index)) if rows is None else np.asarray(rows)
         place_of = np.full(len(self.index), -1, dtype=np.intp)
         place_of[wanted] = np.arange(len(wanted))
-        found: npt.NDArray[np.float32] | None = None
+        features: npt.NDArray[np.float32] | None = None
         for shard, (members, inside) in self._places.items():
             chosen = place_of[members] >= 0
             if not chosen.any():
@@ -191,18 +191,18 @@ class FeatureStore:
             if Path(str(shard)).name != str(shard):
                 raise DataError(f"{self.folder}: expected the index to name shards of the store, got {shown(shard)}.")
             values = _tensor(self.folder / str(shard), name)
-            if found is None:
-                found = np.empty((len(wanted), *values.shape[1:]), dtype=np.float32)
+            if features is None:
+                features = np.empty((len(wanted), *values.shape[1:]), dtype=np.float32)
             rows_inside = inside[chosen]
             outside = rows_inside.min() < 0 or rows_inside.max() >= len(values)
-            if outside or values.shape[1:] != found.shape[1:]:
+            if outside or values.shape[1:] != features.shape[1:]:
                 raise DataError(
                     f"{self.folder / str(shard)}: {name} is shorter than the index says, or of another width."
                 )
-            found[place_of[members[chosen]]] = values[rows_inside]
-        if found is None:
+            features[place_of[members[chosen]]] = values[rows_inside]
+        if features is None:
             raise DataError(f"{self.folder}: expected rows of the index, found none.")
-        return found
+        return features
 
     def check(self) -> None:
         """Compare the checksums of the header, of every part of the index and of every shard.
@@ -219,7 +219,7 @@ class FeatureStore:
                 raise DataError(f"{path}: the shard is damaged (its checksum is another); copy the folder again.")
 
     def _check_seal(self) -> None:
-        """What the index no longer names would not be missed."""
+        """Check the list of files, which also names those that the index no longer does."""
         path = self.folder / SEAL
         try:
             sealed = json.loads(path.read_text(encoding="utf-8"))
@@ -230,9 +230,9 @@ class FeatureStore:
                 f"{path}: expected a list of the store's files, got {shown(one_line(error))}. Copy the folder again; "
                 "if the run was stopped, start the same command again."
             ) from error
-        found = checksums(self.folder)
-        if wrong := sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name)):
-            what = {name: "is missing" if name not in found else "is damaged or of another store" for name in wrong}
+        actual = checksums(self.folder)
+        if wrong := sorted(name for name in sealed.keys() | actual.keys() if sealed.get(name) != actual.get(name)):
+            what = {name: "is missing" if name not in actual else "is damaged or of another store" for name in wrong}
             raise DataError(
                 f"{self.folder / wrong[0][:200]}: the file {what[wrong[0]]} ({len(wrong)} such files in all); copy the "
                 "folder again."
@@ -240,7 +240,7 @@ class FeatureStore:
 
 
 def _places(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """By shard, the rows of an index that are in it, and their places there."""
+    """Return by shard the rows of an index that are in it, and their row numbers there."""
     return {
         shard: (part.index.to_numpy(), part["row"].to_numpy(np.int64))
         for shard, part in index.groupby("shard", sort=True, observed=True)
@@ -248,7 +248,7 @@ def _places(index: pd.DataFrame) -> dict[Any, tuple[npt.NDArray[Any], npt.NDArra
 
 
 def read_index(folder: Path) -> pd.DataFrame:
-    """The table of a store's documents, sorted by id, a document that is there twice once; empty where there is none.
+    """Return the documents of a store, sorted by id and without repeats; empty where there are none.
 
     Raises:
         DataError: a file of it is damaged.
@@ -302,19 +302,19 @@ def _tensor(path: Path, name: str) -> npt.NDArray[np.float32]:
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """Return the checksum of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Checksums of the header and of the parts of the index, which in turn hold those of the shards."""
+    """Return the checksums of the header and of the parts of the index, which in turn hold those of the shards."""
     names = [STORE, *sorted(f"{INDEX}/{path.name}" for path in (folder / INDEX).glob("*.parquet"))]
     return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def shard_sums(folder: Path) -> dict[str, str]:
-    """Checksums of a store's shards by file name, as its index holds them."""
+    """Return the checksums of a store's shards by file name, as its index holds them."""
     index = read_index(folder)
     pairs = index.drop_duplicates("shard")[["shard", "sha256"]]
     return {str(shard): str(checksum) for shard, checksum in pairs.itertuples(index=False)}

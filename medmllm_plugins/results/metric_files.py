@@ -13,6 +13,7 @@ from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.metrics.prompt_variants import VariantsSummary
 from medmllm_plugins.metrics.summary import METRICS_FORMAT, Summary
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
+from medmllm_plugins.utils.record import check_version
 
 AnySummary: TypeAlias = Summary | FindingsSummary | VariantsSummary
 Table: TypeAlias = tuple[Sequence[str], list[list[Any]]]
@@ -31,6 +32,15 @@ def read_metrics(content: Mapping[str, Any]) -> AnySummary:
     elif "variants" in content:
         kind = VariantsSummary
     return kind.from_dict({METRICS_FORMAT: kind.VERSION, **content})
+
+
+def check_metrics_version(content: Mapping[str, Any]) -> None:
+    """Refuse the content of a ``TASK.metrics.json`` of a newer version.
+
+    Raises:
+        DataError: the message lacks the file's path, which the caller adds.
+    """
+    check_version({METRICS_FORMAT: 0, **content}, METRICS_FORMAT, Summary.VERSION)
 
 
 def write_metrics(folder: Path, stem: str, summary: AnySummary) -> list[Path]:
@@ -75,7 +85,7 @@ def tables(summary: AnySummary) -> dict[str, Table]:
         }
     if isinstance(summary, VariantsSummary):
         names = ("accuracy", "balanced", "parsed")
-        rows = [[name, *_wide(one.metrics[key] for key in names)] for name, one in summary.variants.items()]
+        rows = [[name, *_wide(variant.metrics[key] for key in names)] for name, variant in summary.variants.items()]
         return {"metrics": _long(estimates), "variants": (["variant", *_ends(names)], rows)}
     estimates["accuracy_on_parsed"] = summary.accuracy_on_parsed
     if summary.sensitivity is not None and summary.specificity is not None:

@@ -11,14 +11,15 @@ from typing import Any, Final
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.results.manifest import Manifest
-from medmllm_plugins.results.recomputation import Classes, disagreements, summed_up
+from medmllm_plugins.results.metric_files import check_metrics_version
+from medmllm_plugins.results.recomputation import Classes, disagreements, format_differences
 from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal, describe
 from medmllm_plugins.utils.atomic_files import write_whole
 from medmllm_plugins.utils.record import check_version
 
 SUFFIX = ".outcomes.jsonl"
 METRICS: Final = ".metrics.json"
-AGAIN: Final = "Start the same command again: answers that were given are kept, and it goes on where it was."
+AGAIN: Final = "Start the same command again: it keeps the answers so far and continues."
 UNSEALED: Final = (
     "Either the run was stopped while it finished (start the same command again), or the seal was removed."
 )
@@ -32,15 +33,15 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome], answers: Mapping[str
     Args:
         path: the file.
         outcomes: what was scored.
-        answers: what the model wrote, by id; told beside each outcome.
+        answers: what the model wrote, by id; written with each outcome.
 
     Raises:
         OSError: the file cannot be written.
     """
     lines = []
     for outcome in sorted(outcomes, key=lambda outcome: outcome.id):
-        told = {} if answers is None else {"answer": answers[outcome.id]}
-        lines.append(json.dumps({**outcome.to_dict(), **told}, ensure_ascii=False) + "\n")
+        answer = {} if answers is None else {"answer": answers[outcome.id]}
+        lines.append(json.dumps({**outcome.to_dict(), **answer}, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))
 
 
@@ -49,8 +50,8 @@ def read_outcomes(path: Path, classes: Classes | None = None, count: int | None 
 
     Args:
         path: the file.
-        classes: the classes that they may have; not looked at where ``None``.
-        count: how many there must be; not looked at where ``None``.
+        classes: the classes that they may have; not checked where ``None``.
+        count: how many there must be; not checked where ``None``.
 
     Raises:
         DataError: the file cannot be read; a line of it is damaged, repeats an id, or holds a class or scores that do
@@ -87,7 +88,7 @@ class LineChecker:
         """Begin a file.
 
         Args:
-            classes: the classes that its outcomes may have; not looked at where ``None``.
+            classes: the classes that its outcomes may have; not checked where ``None``.
         """
         self._classes = classes
         self._line_of: dict[str, int] = {}
@@ -121,7 +122,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """What the model wrote, by id, of a file that :func:`read_outcomes` reads; rows without an answer are left out.
+    """Return what the model wrote, by id, from a file that :func:`read_outcomes` reads; rows without an answer are left out.
 
     Raises:
         OSError: the file cannot be read.
@@ -152,7 +153,7 @@ class RunResults:
         """See that files are as they were sealed, where the folder is sealed.
 
         Args:
-            parts: names relative to the folder; one that ends in ``/`` stands for all files below it.
+            parts: names relative to the folder; one that ends in ``/`` means all files below it.
 
         Raises:
             DataError: some are not; the message names them.
@@ -165,7 +166,7 @@ class RunResults:
 
 
 def file_stem(task: str) -> str:
-    """A task's name as a part of file names: arguments behind it are joined by ``+``."""
+    """Return a task's name as a part of file names: its arguments are joined by ``+``."""
     return task.replace(":", "+")
 
 
@@ -173,14 +174,14 @@ def load_run(folder: Path) -> RunResults:
     """Read a run folder whose figures are about to be used.
 
     Raises:
-        DataError: the folder is no run folder, a file in it is damaged, or its manifest or outcomes are not those that
+        DataError: the folder is no run folder, a file in it is damaged or of a newer version, or its manifest or outcomes are not those that
             were sealed when the run finished.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         check_version({Manifest.FORMAT: 0, **manifest}, Manifest.FORMAT, Manifest.VERSION)
         tasks = manifest["tasks"]
-        told = {str(task): dict(facts) for task, facts in tasks.items()}
+        facts_of = {str(task): dict(facts) for task, facts in tasks.items()}
     except DataError as error:
         raise DataError(f"{folder / MANIFEST}: {error}.") from error
     except PermissionError as error:
@@ -194,9 +195,9 @@ def load_run(folder: Path) -> RunResults:
             "evaluation ends with."
         ) from error
     run = RunResults(folder, manifest, {}, seal=check_seal(folder))
-    run.require_sealed(MANIFEST, *(f"{file_stem(task)}{SUFFIX}" for task in told))
+    run.require_sealed(MANIFEST, *(f"{file_stem(task)}{SUFFIX}" for task in facts_of))
     warnings = _state(run)
-    for task, facts in told.items():
+    for task, facts in facts_of.items():
         path = folder / f"{file_stem(task)}{SUFFIX}"
         if path.is_file():
             metrics = _metrics(folder / f"{file_stem(task)}{METRICS}")
@@ -222,11 +223,22 @@ def _state(run: RunResults) -> list[str]:
 
 
 def _metrics(path: Path) -> dict[str, Any]:
+    """Return the metrics on file; empty for a file that cannot be read, since the answers are what counts.
+
+    Raises:
+        DataError: the file is of a newer version.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # what is computed anew does not need it
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    try:
+        check_metrics_version(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
+    return content
 
 
 def _disagreements(path: Path, metrics: dict[str, Any], outcomes: list[Outcome], classes: Classes | None) -> list[str]:
@@ -238,4 +250,6 @@ def _disagreements(path: Path, metrics: dict[str, Any], outcomes: list[Outcome],
         return [f"{path}: its figures cannot be checked: {error}"]
     if not differences:
         return []
-    return [f"{path} does not agree with the scored answers beside it: {summed_up(differences)}. The answers are used."]
+    return [
+        f"{path} does not agree with the scored answers beside it: {format_differences(differences)}. The answers are used."
+    ]

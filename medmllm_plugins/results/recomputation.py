@@ -55,22 +55,30 @@ class Classes:
             metrics: the content of ``TASK.metrics.json``; may be empty.
         """
         variants = metrics.get("variants")
-        parts = [one for one in variants.values() if isinstance(one, Mapping)] if isinstance(variants, Mapping) else []
+        parts = (
+            [part for part in variants.values() if isinstance(part, Mapping)] if isinstance(variants, Mapping) else []
+        )
         by_metrics = [metrics, *parts]
         labels = _texts(task.get("labels")) or next(
-            (read for one in by_metrics if (read := _texts(one.get("labels")))), ()
+            (read for part in by_metrics if (read := _texts(part.get("labels")))), ()
         )
         if not labels:
             return None
         kind = task.get("kind") or metrics.get("kind")
         if not kind:
-            figures = [one.get("metrics") for one in by_metrics]
-            kind = "ordinal" if any(isinstance(one, Mapping) and "kappa" in one for one in figures) else "multiclass"
+            figures = [part.get("metrics") for part in by_metrics]
+            kind = (
+                "ordinal"
+                if any(isinstance(values, Mapping) and "kappa" in values for values in figures)
+                else "multiclass"
+            )
         positive = (
-            task["positive"] if "positive" in task else next((one.get("positive") for one in by_metrics[::-1]), None)
+            task["positive"] if "positive" in task else next((part.get("positive") for part in by_metrics[::-1]), None)
         )
         orders = task.get("orders")
-        by_variant = {str(name): _texts(one) for name, one in orders.items()} if isinstance(orders, Mapping) else None
+        by_variant = (
+            {str(name): _texts(order) for name, order in orders.items()} if isinstance(orders, Mapping) else None
+        )
         varied = bool(parts) or task.get("order") == "varied" or task.get("paraphrase") == "all"
         return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, by_variant)
 
@@ -114,13 +122,13 @@ def disagreements(stored: Mapping[str, Any], outcomes: Sequence[Outcome], classe
     if classes.varied and not classes.orders:
         computed.pop("positions", None)  # which needs the order of the options
         stored = {name: value for name, value in stored.items() if name != "positions"}
-    found = list(_differences(stored, computed, ()))
-    found.sort(key=lambda one: one[0][:1] != ("metrics",))
-    return [f"{'.'.join(path)} is {left}, the answers give {right}" for path, left, right in found]
+    differences = list(_differences(stored, computed, ()))
+    differences.sort(key=lambda difference: difference[0][:1] != ("metrics",))
+    return [f"{'.'.join(path)} is {left}, the answers give {right}" for path, left, right in differences]
 
 
-def summed_up(differences: Sequence[str]) -> str:
-    """The first differences as one text, and how many more there are."""
+def format_differences(differences: Sequence[str]) -> str:
+    """Return the first differences as one text, and how many more there are."""
     more = len(differences) - _NAMED
     return "; ".join(differences[:_NAMED]) + (f"; and {more:,} more" if more > 0 else "")
 
@@ -147,7 +155,7 @@ def _differences(stored: Any, computed: Any, path: tuple[str, ...]) -> Iterator[
 
 
 def _same(stored: Any, computed: Any) -> bool:
-    numbers = [isinstance(one, int | float) and not isinstance(one, bool) for one in (stored, computed)]
+    numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in (stored, computed)]
     if not all(numbers):
         return type(stored) is type(computed) and bool(stored == computed)
     try:
@@ -157,6 +165,6 @@ def _same(stored: Any, computed: Any) -> bool:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+    if isinstance(value, list | tuple) and value and all(isinstance(text, str) for text in value):
         return tuple(value)
     return ()

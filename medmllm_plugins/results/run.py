@@ -201,7 +201,7 @@ class Run:
             OptionError: there is no such task.
             DataError: the store has no such site, or is damaged or not the one that was sealed.
         """
-        name = self._one_task(task, lambda one: (self.folder / _FEATURES / file_stem(one.name)).is_dir(), "features")
+        name = self._one_task(task, lambda run: (self.folder / _FEATURES / file_stem(run.name)).is_dir(), "features")
         folder = self.folder / _FEATURES / file_stem(name)
         if differing := self._run.seal.among(f"{_FEATURES}/{file_stem(name)}/"):
             raise DataError(
@@ -225,8 +225,8 @@ class Run:
         Raises:
             OptionError: there is no such task.
         """
-        name = self._one_task(task, lambda one: one.probing is not None, "probes")
-        analysis = next(one.probing for one in self._run.tasks if one.name == name)
+        name = self._one_task(task, lambda run: run.probing is not None, "probes")
+        analysis = next(run.probing for run in self._run.tasks if run.name == name)
         assert analysis is not None
         if ax is None:
             from matplotlib import pyplot

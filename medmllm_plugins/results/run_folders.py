@@ -18,7 +18,7 @@ def run_folders(folder: Path) -> list[Path]:
 
     Args:
         folder: a run folder, which means itself; or the ``--output_path`` of evaluations, or the folder in it that
-            holds their runs. Folders whose names begin with a dot, as those of unfinished answers do, are left aside.
+            holds their runs. Folders whose names begin with a dot, as those of unfinished answers do, are left out.
 
     Returns:
         The folder itself where there is no run below it, so that whoever reads it says what is missing.
@@ -78,7 +78,7 @@ def _started(folder: Path) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, object]:
-    """The manifest as far as it can be read; damage is for whoever reads the run to report."""
+    """Return the manifest as far as it can be read; whoever reads the run reports damage."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -18,6 +18,7 @@ from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, INDEX, read_attributions
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.metric_files import check_metrics_version
 from medmllm_plugins.results.outcome_files import AGAIN, METRICS, NO_SEAL, SUFFIX, LineChecker, file_stem
 from medmllm_plugins.results.probe_files import PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
@@ -70,18 +71,18 @@ class TaskRun:
 
     Attributes:
         name: the task's name, with its arguments.
-        told: what the manifest tells of it.
+        metadata: the task's entry in the manifest.
         metrics: ``TASK.metrics.json``; empty where it is not there.
         outcomes: the scored answers.
-        unparsed: answers from which no class was read, the commonest first.
-        probing: what its probes tell.
-        attributions: what its attributions are.
+        unparsed: answers from which no class was read, the most common first.
+        probing: the analysis of its probes.
+        attributions: its attributions.
         missing: sentences on what is missing.
         answers: the model's answers by row id.
     """
 
     name: str
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     metrics: Mapping[str, Any]
     outcomes: tuple[Outcome, ...]
     unparsed: tuple[Unparsed, ...]
@@ -92,10 +93,9 @@ class TaskRun:
 
     @property
     def dataset(self) -> str:
-        """Name of the data set; guessed from the task's where no manifest tells it."""
-        told = self.told.get("dataset")
-        if told:
-            return clean(told)
+        """Name of the data set; derived from the task's name where there is no manifest."""
+        if name := self.metadata.get("dataset"):
+            return clean(name)
         bare = self.name.partition(":")[0]
         for prefix in ("med_cls_", "med_probe_", "med_attr_"):
             bare = bare.removeprefix(prefix)
@@ -109,21 +109,22 @@ class TaskRun:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes in order; empty where nothing tells them."""
-        found = next((tuple(map(clean, told)) for one in self.sources if (told := sequence(one.get("labels")))), ())
-        return found or (self.probing.labels if self.probing else ())
+        """The classes in order; empty where they are not known."""
+        lists = (sequence(source.get("labels")) for source in self.sources)
+        labels = next((tuple(map(clean, names)) for names in lists if names), ())
+        return labels or (self.probing.labels if self.probing else ())
 
     @property
     def image(self) -> str:
         """``"shown"``, or the blind control."""
-        return str(self.told.get("image") or "shown")
+        return str(self.metadata.get("image") or "shown")
 
     @property
     def varied(self) -> str:
         """What varies: ``"order"``, ``"wording"``, or nothing."""
-        if self.told.get("order") == "varied":
+        if self.metadata.get("order") == "varied":
             return "order"
-        return "wording" if self.told.get("paraphrase") == "all" else ""
+        return "wording" if self.metadata.get("paraphrase") == "all" else ""
 
     @property
     def plain(self) -> bool:
@@ -163,7 +164,7 @@ class RunFolder:
 
     @property
     def model(self) -> Mapping[str, Any]:
-        """What the manifest tells of the model."""
+        """The manifest's entry on the model."""
         return mapping(self.manifest.get("model"))
 
     @property
@@ -177,8 +178,8 @@ class RunFolder:
         return clean(self.command.get("baseline") or "")
 
     def all_missing(self) -> list[str]:
-        """All that is missing, task by task."""
-        return [*self.missing, *(f"{task.name}: {one}" for task in self.tasks for one in task.missing)]
+        """Return all notes on what is missing, task by task."""
+        return [*self.missing, *(f"{task.name}: {note}" for task in self.tasks for note in task.missing)]
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -189,27 +190,27 @@ def read_run(folder: Path) -> RunFolder:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: expected a run folder, found none. Name the folder that an evaluation's log ends with."
+            f"{folder}: expected a run folder, got none. Name the folder that an evaluation's log ends with."
         )
     missing: list[str] = []
     manifest = _manifest(folder / MANIFEST, missing)
-    told = mapping(manifest.get("tasks"))
-    names = [name for name in told if isinstance(name, str)]
-    found = _tasks_in(folder)
-    names += [name for name in found if file_stem(name) not in {file_stem(one) for one in names}]
+    metadata = mapping(manifest.get("tasks"))
+    names = [name for name in metadata if isinstance(name, str)]
+    stems = {file_stem(name) for name in names}
+    names += [name for name in _tasks_in(folder) if file_stem(name) not in stems]
     if not names and not manifest:
-        raise DataError(f"{folder}: expected a run folder with a {MANIFEST}, found none.{_inside(folder)}")
+        raise DataError(f"{folder}: expected a run folder with a {MANIFEST}, got none.{_inside(folder)}")
     seal = check_seal(folder)
     missing += consistency.of_folder(manifest, seal)
     if not names:
         missing.append("The run has no task yet: it ended before its first question.")
-    tasks = tuple(_task(folder, name, mapping(told.get(name)), seal) for name in names)
+    tasks = tuple(_task(folder, name, mapping(metadata.get(name)), seal) for name in names)
     folds = [path for path in sorted(folder.glob(f"*{FOLDS}")) if not consistency.left_out(path, folder, seal, missing)]
     return RunFolder(
         folder=folder,
         manifest=manifest,
         tasks=tasks,
-        folds={one.dataset: one for path in folds if (one := _folds(path, missing))},
+        folds={entry.dataset: entry for path in folds if (entry := _folds(path, missing))},
         missing=tuple(missing),
         seal=seal,
     )
@@ -233,7 +234,7 @@ def _inside(folder: Path) -> str:
 
 
 def _tasks_in(folder: Path) -> list[str]:
-    """Tasks of which there are files, for folders without a manifest."""
+    """Return the tasks that have files, for folders without a manifest."""
     stems = {
         path.name.removesuffix(suffix) for suffix in (METRICS, SUFFIX, PROBES) for path in folder.glob(f"*{suffix}")
     }
@@ -241,15 +242,15 @@ def _tasks_in(folder: Path) -> list[str]:
     return sorted(stem.replace("+", ":") for stem in stems)
 
 
-def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> TaskRun:
+def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck) -> TaskRun:
     missing: list[str] = []
     stem = file_stem(name)
     if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
-        missing.append("its name is none of a file, so that its files are not looked for.")
-        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
-    if told and not told.get("dataset"):
+        missing.append("its name is not a valid file name, so its files were not read.")
+        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+    if metadata and not metadata.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
-        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
     index = folder / ATTRIBUTIONS / stem / INDEX
     again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = consistency.left_out(index, folder, seal, missing, again)
@@ -257,22 +258,22 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
     scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, SUFFIX, PROBES))
     if not scored and attributions is None:
         missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
-        return TaskRun(clean(name), told, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
     # A task that explains answers may leave no figures of them.
-    told_of = [] if attributions is not None else missing
-    metrics = mapping(_json(folder / f"{stem}{METRICS}", told_of, f"no figures of the answers. {AGAIN}"))
-    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, told, seal, told_of)
-    whole = whole and consistency.is_complete(told, metrics, outcomes)
-    metrics = consistency.figures(stem, told, metrics, outcomes if whole else (), seal, missing)
+    notes: list[str] = [] if attributions is not None else missing
+    metrics = _metrics(folder / f"{stem}{METRICS}", notes)
+    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, metadata, seal, notes)
+    whole = whole and consistency.is_complete(metadata, metrics, outcomes)
+    metrics = consistency.figures(stem, metadata, metrics, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
     probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
     return TaskRun(
         name=clean(name),
-        told=told,
+        metadata=metadata,
         metrics=metrics,
         outcomes=outcomes,
         unparsed=unparsed,
-        probing=None if probes_are_out else _probing(probes, name, told, missing),
+        probing=None if probes_are_out else _probing(probes, name, metadata, missing),
         attributions=attributions,
         missing=tuple(missing),
         answers=answers,
@@ -280,7 +281,7 @@ def _task(folder: Path, name: str, told: Mapping[str, Any], seal: SealCheck) -> 
 
 
 def _kept(folder: Path) -> str:
-    """How many answers an interrupted run keeps, in words; nothing where none are found."""
+    """Return how many answers an interrupted run keeps, in words; empty for none."""
     count = 0
     for path in folder.glob(".unfinished/*/answers.*.jsonl"):
         try:
@@ -292,7 +293,7 @@ def _kept(folder: Path) -> str:
 
 
 def _json(path: Path, missing: list[str], absent: str | None = None) -> Any:
-    """A JSON file; ``None``, and a note, where it is not there or damaged."""
+    """Read a JSON file; return ``None``, and add a note, where it is not there or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -302,8 +303,18 @@ def _json(path: Path, missing: list[str], absent: str | None = None) -> Any:
     return None
 
 
+def _metrics(path: Path, missing: list[str]) -> Mapping[str, Any]:
+    content = mapping(_json(path, missing, f"no figures of the answers. {AGAIN}"))
+    try:
+        check_metrics_version(content)
+    except DataError as error:
+        missing.append(f"{path.name} cannot be used: {clean(error)}.")
+        return {}
+    return content
+
+
 def _outcomes(
-    path: Path, folder: Path, told: Mapping[str, Any], seal: SealCheck, missing: list[str]
+    path: Path, folder: Path, metadata: Mapping[str, Any], seal: SealCheck, missing: list[str]
 ) -> tuple[tuple[Outcome, ...], dict[str, str], tuple[Unparsed, ...], bool]:
     """Return scored answers, their texts by id, the unparsed texts, and whether no line was left out.
 
@@ -313,7 +324,7 @@ def _outcomes(
         return (), {}, (), False
     outcomes: list[Outcome] = []
     answers: dict[str, str] = {}
-    checker = LineChecker(Classes.of_task(told, {}))
+    checker = LineChecker(Classes.of_task(metadata, {}))
     bad: list[str] = []
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -335,7 +346,7 @@ def _outcomes(
         missing.append(f"{path.name} cannot be read ({clean(error)}).")
     if bad:
         missing.append(f"{quantity(len(bad), 'damaged line')} in {path.name} left out ({bad[0]}).")
-    evaluated = told.get("evaluated")
+    evaluated = metadata.get("evaluated")
     if outcomes and not bad and isinstance(evaluated, int) and evaluated != len(outcomes):
         missing.append(
             f"{path.name}: expected {evaluated:,} scored answers, as {MANIFEST} says, got {len(outcomes):,}."
@@ -345,13 +356,13 @@ def _outcomes(
     return tuple(outcomes), answers, unparsed, not bad
 
 
-def _probing(path: Path, name: str, told: Mapping[str, Any], missing: list[str]) -> ProbeAnalysis | None:
-    failed = mapping(told.get("probes")).get("failed")
+def _probing(path: Path, name: str, metadata: Mapping[str, Any], missing: list[str]) -> ProbeAnalysis | None:
+    failed = mapping(metadata.get("probes")).get("failed")
     if failed:
         missing.append(f"no probes: {clean(failed)}")
         return None
     if not path.exists():
-        if told.get("features") or name.startswith("med_probe"):
+        if metadata.get("features") or name.startswith("med_probe"):
             missing.append(f"no probes ({path.name}). If features were kept, `medmllm diagnose RUN_DIR` makes them.")
         return None
     try:
@@ -366,7 +377,7 @@ def _attributions(path: Path, name: str, missing: list[str]) -> AttributionIndex
     if not path.exists():
         begun = sum(1 for _ in path.parent.glob("entries/*.json"))
         if begun:
-            missing.append(f"attributions of {quantity(begun, 'document')} were begun, but not put together. {AGAIN}")
+            missing.append(f"attributions of {quantity(begun, 'document')} were started, but not gathered. {AGAIN}")
         elif name.startswith("med_attr"):
             missing.append(f"no attributions ({ATTRIBUTIONS}/{path.parent.name}/{INDEX}).")
         return None

@@ -61,26 +61,28 @@ class SealCheck:
 
 
 def describe(differing: Mapping[str, str]) -> str:
-    """Name files and what is wrong with them, the first five."""
+    """List the first five files with what is wrong with them."""
     names = [f"{name} ({fault})" for name, fault in list(differing.items())[:_NAMED]]
     more = len(differing) - len(names)
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
-def write_seal(folder: Path, known: Mapping[str, str] | None = None, kept: Mapping[str, Entry] | None = None) -> None:
+def write_seal(
+    folder: Path, known: Mapping[str, str] | None = None, earlier: Mapping[str, Entry] | None = None
+) -> None:
     """Seal a folder, now that everything else in it is written.
 
     Args:
         folder: the run folder.
         known: SHA-256 of files that need not be read for it again, by name relative to the folder.
-        kept: entries to take over from an earlier seal as they are, by name.
+        earlier: entries to take over from an earlier seal as they are, by name.
 
     Raises:
         OSError: the folder cannot be read or written.
     """
-    kept = kept or {}
-    entries = {name: _entry(folder, name, (known or {}).get(name)) for name in _names(folder) if name not in kept}
-    _write(folder, {**entries, **kept})
+    earlier = earlier or {}
+    entries = {name: _entry(folder, name, (known or {}).get(name)) for name in _names(folder) if name not in earlier}
+    _write(folder, {**entries, **earlier})
 
 
 def update_seal(folder: Path, written: Sequence[str]) -> None:
@@ -88,7 +90,7 @@ def update_seal(folder: Path, written: Sequence[str]) -> None:
 
     Args:
         folder: the run folder; without a seal nothing is done.
-        written: names relative to the folder; one that ends in ``/`` stands for all files below it.
+        written: names relative to the folder; one that ends in ``/`` means all files below it.
 
     Raises:
         DataError: another process holds the folder, or its seal cannot be read.
@@ -96,13 +98,13 @@ def update_seal(folder: Path, written: Sequence[str]) -> None:
     """
     with _resealing(folder) as entries:
         if entries is not None:
-            kept = {name: entry for name, entry in entries.items() if not _is_among(name, written)}
+            unchanged = {name: entry for name, entry in entries.items() if not _is_among(name, written)}
             new = {name: _entry(folder, name) for name in _names(folder) if _is_among(name, written)}
-            _write(folder, {**kept, **new})
+            _write(folder, {**unchanged, **new})
 
 
 def take_out_of_seal(folder: Path, parts: Sequence[str]) -> None:
-    """Take files out of the seal that are about to be written again, so that a command may be broken off meanwhile.
+    """Take files out of the seal that are about to be written again, so that a command may be stopped meanwhile.
 
     Left in, those that it had replaced would look damaged, and no command would read any of them. Files that readers
     take figures from stay sealed until :func:`update_seal`: they are replaced whole, at the end.

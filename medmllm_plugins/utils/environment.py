@@ -24,6 +24,11 @@ PACKAGES = (
     "pandas",
     "scikit-learn",
     "pillow",
+    "psutil",
+    "pydantic",
+    "pydicom",
+    "rich",
+    "typer",
     "nibabel",
     "SimpleITK",
 )

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmllm_plugins.data.readers.intensity_windows import WINDOWS, Unit, parse_window, to_grey, window_bounds
-from medmllm_plugins.data.readers.slices import montage, select_slices, slice_images
+from medmllm_plugins.data.readers.picture_options import montage
+from medmllm_plugins.data.readers.slices import select_slices, slice_images
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import DataError
 

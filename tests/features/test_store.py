@@ -197,7 +197,7 @@ def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
 
 def test_a_layer_that_is_not_there_lists_those_that_are(write: Callable[..., Path]) -> None:
     store = FeatureStore(write([[0]]))
-    with pytest.raises(DataError, match=r"\['vision.00', 'llm.norm'\], found 'vision.99'"):
+    with pytest.raises(DataError, match=r"\['vision.00', 'llm.norm'\], got 'vision.99'"):
         store.layer("vision.99")
     with pytest.raises(DataError, match="connector/mean"):
         store.features("connector", "mean")

@@ -276,7 +276,7 @@ def test_folds_of_a_task_are_obeyed(evaluate: Callable[..., Any], tmp_path: Path
     ("settings", "says"),
     [
         ("{}", "`metadata: {medmllm: {dataset: NAME}}`"),
-        ("{dataset: demo, colour: red}", "expected keys among dataset"),
+        ("{dataset: demo, colour: red}", "unknown keys 'colour'; expected some of dataset"),
         ("{dataset: demo, protocol: opened}", "closed_set"),
         ("{dataset: demo, folds: [tests]}", "validation"),
         ("{dataset: demo, folds: []}", "validation"),

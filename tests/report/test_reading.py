@@ -11,6 +11,7 @@ import pytest
 from support.run_folders import LABELS, Folder, outcomes
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.results.run_reader import RunFolder, read_run
 
 
@@ -103,6 +104,19 @@ def test_attributions_are_read_and_pictures_outside_are_not(tmp_path: Path) -> N
     assert len(task.attributions.summary) == 4 and task.attributions.summary[0].area == 0.15
 
 
+def test_metrics_of_a_newer_version_are_noted(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "run").answers("med_cls_toy", outcomes())
+    path = made.folder / "med_cls_toy.metrics.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"medmllm_metrics": 99}), encoding="utf-8"
+    )
+    run = read_run(made.folder)
+    assert not run.tasks[0].metrics
+    assert "med_cls_toy.metrics.json cannot be used: expected version 1 of the format" in " ".join(run.all_missing())
+    with pytest.raises(DataError, match=r"med_cls_toy\.metrics\.json: expected version 1 of the format"):
+        load_run(made.folder)
+
+
 def test_attributions_that_were_only_begun_are_told_of(tmp_path: Path) -> None:
     made = Folder(tmp_path / "run")
     made.tell("med_attr_toy")
@@ -111,11 +125,11 @@ def test_attributions_that_were_only_begun_are_told_of(tmp_path: Path) -> None:
     entries = made.folder / "attributions" / "med_attr_toy" / "entries"
     entries.mkdir(parents=True)
     (entries / "a.json").write_text("{}")
-    assert "attributions of 1 document were begun" in " ".join(read_run(made.folder).all_missing())
+    assert "attributions of 1 document were started" in " ".join(read_run(made.folder).all_missing())
 
 
 def test_no_run_folder_is_an_error_that_helps(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected a run folder, found none"):
+    with pytest.raises(DataError, match="expected a run folder, got none"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(DataError, match="manifest"):
         read_run(tmp_path)
@@ -129,7 +143,9 @@ def test_a_task_of_another_package_is_named(tmp_path: Path) -> None:
     made.manifest["tasks"] = {"mmmu": {"metrics": {}}, "../evil": {}}
     made.write()
     said = read_run(made.folder).all_missing()
-    assert any("not a task of this package" in one for one in said) and any("none of a file" in one for one in said)
+    assert any("not a task of this package" in one for one in said) and any(
+        "not a valid file name" in one for one in said
+    )
 
 
 # -- files that do not agree -------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def test_public_names_need_no_torch() -> None:
         "assert not {'torch', 'pandas', 'lmms_eval', 'pluggy'} & set(sys.modules);"
         "from medmllm_plugins import Run, hookimpl, ModelSpec, ProbeSpec, AttributionSpec, TaskFolder;"
         "assert not {'torch', 'transformers', 'lmms_eval', 'matplotlib'} & set(sys.modules);"
-        "assert not hasattr(m, 'nothing')"
+        "assert not hasattr(m, 'nothing');"
+        "from medmllm_plugins import Family; assert Family.__module__ == 'medmllm_plugins.models.families.family'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.user_dirs import cache_folder
@@ -16,7 +16,6 @@ from medmllm_plugins.utils.user_dirs import cache_folder
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 FAULTS_SHOWN = 20
 """Faults that an error lists; if there are more, a file holds all."""
@@ -31,20 +30,12 @@ class Faults:
     error too, unless ``on_error`` is ``"skip"``: then the file is left out and listed.
 
     Attributes:
-        on_error: ``"raise"`` or ``"skip"``.
         skipped: faults of the files left out so far, one line each.
         warnings: sentences about what is doubtful although it can be read.
     """
 
     def __init__(self, title: str, location: str, *, download: str = "", on_error: OnError = "raise") -> None:
-        """Create a collector without faults.
-
-        Args:
-            title: the data set's name for people.
-            location: where it was searched for.
-            download: where people get the set, for the message.
-            on_error: what to do about a bad file.
-        """
+        """Create a collector without faults."""
         self.on_error = on_error
         self.skipped: list[str] = []
         self.warnings: list[str] = []

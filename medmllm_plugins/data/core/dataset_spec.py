@@ -36,19 +36,15 @@ def _as_tuple(value: object) -> object:
 
 
 def _read_classes(raw: object) -> dict[str, tuple[str, ...]]:
-    """Return class names to their synonyms as text; YAML may hold whole numbers, and nothing in place of synonyms.
-
-    Raises:
-        DeclarationFault: a name or a synonym is no line of text, or a name is there twice.
-    """
+    """Return class names to their synonyms as text; YAML may hold whole numbers, and nothing in place of synonyms."""
     if not isinstance(raw, Mapping):
         raise DeclarationFault(f"expected `classes` to map at least two class names to synonyms, got {shown(raw)}.")
     classes: dict[str, tuple[str, ...]] = {}
     for label, synonyms in raw.items():
         if not _is_class_name(label):
             raise DeclarationFault(
-                f"expected the names in `classes` to be text, got {shown(label)}. Put quotes around it (YAML reads yes, "
-                "no, on and off as true and false)."
+                f"expected the names in `classes` to be text, got {shown(label)}. Put quotes around it (YAML reads "
+                "yes, no, on and off as true and false)."
             )
         if str(label) in classes:
             raise DeclarationFault(f"expected names in `classes` that differ, got {shown(str(label))} twice.")
@@ -142,11 +138,7 @@ class DatasetSpec(DeclaredModel):
 
 
 def parse_spec(raw: object, source: str) -> DatasetSpec:
-    """Check a declaration.
-
-    Args:
-        raw: the YAML file's content.
-        source: the file's name, for messages.
+    """Check a declaration, the content of the YAML file ``source``.
 
     Raises:
         DataError: a key is missing or unknown, a value is of the wrong type, there are fewer than two classes, or

@@ -25,13 +25,7 @@ _KEY: Final = secrets.token_bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class DicomDocument:
-    """A DICOM document with its group and fold.
-
-    Attributes:
-        path: its file, or the folder of its series.
-        group: its group.
-        fold: its fold.
-    """
+    """A DICOM document with its group and fold."""
 
     path: Path
     group: str
@@ -48,9 +42,7 @@ class _Facts:
 def dicom_warnings(documents: Sequence[DicomDocument], *, frame: str | None) -> list[str]:
     """Return warnings about the DICOM files of a set, one sentence each.
 
-    Args:
-        documents: the documents of the set; those that are no DICOM are passed over.
-        frame: the option of that name; ``None`` where the user did not choose, or in a set of volumes ``""``.
+    Documents that are no DICOM are passed over. ``frame`` is the option of that name, ``""`` in a set of volumes.
     """
     records = [(document, _read_facts(document.path)) for document in documents]
     facts = [(document, fact) for document, fact in records if fact is not None]

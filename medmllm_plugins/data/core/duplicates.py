@@ -88,14 +88,9 @@ def near_duplicates(thumbnails: npt.NDArray[np.float32]) -> Pairs:
 
 
 def join_groups(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Merge groups that a pair connects (union-find).
+    """Merge groups that a pair of indices connects (union-find); return the group of each item.
 
-    Args:
-        groups: the group of each of n items.
-        pairs: indices of two items whose groups become one.
-
-    Returns:
-        The group of each item after merging: of merged groups, the name that sorts first.
+    Of merged groups the name that sorts first is kept.
     """
     parent = {group: group for group in groups}
 
@@ -137,13 +132,7 @@ def _describe(
 
 
 class _Search:
-    """Tiles of a comparison of every picture with every later one.
-
-    Args:
-        thumbnails: ``[n, 32, 32]``, all with structure.
-        hashes: ``[n]``, see :func:`_describe`.
-        sketches: ``[n, 65]``, likewise.
-    """
+    """Tiles of a comparison of every picture with every later one; hashes and sketches come from :func:`_describe`."""
 
     def __init__(
         self,

@@ -21,8 +21,6 @@ class FoldManifest(VersionedRecord):
     """Which document of a data set is in which group and fold: the content of ``DATASET.folds.json``.
 
     Attributes:
-        dataset: the data set's name.
-        fingerprint: fingerprint of the data.
         hash: SHA-256 over id, label, group and fold of all documents, by which two machines compare their folds.
         columns: names of the values of each document.
         documents: one list of values for each document, in the order of their ids.
@@ -92,7 +90,7 @@ def read(path: Path) -> tuple[dict[str, Any], tuple[Document, ...]]:
         head = {key: content[key] for key in ("dataset", "fingerprint", "hash")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path}: expected a fold manifest of version {FoldManifest.VERSION}, got {shown(one_line(error))}. Remove the file: it "
-            "is made again."
+            f"{path}: expected a fold manifest of version {FoldManifest.VERSION}, got {shown(one_line(error))}. "
+            "Remove the file: it is made again."
         ) from error
     return head, documents

@@ -21,14 +21,9 @@ FOLD_NAMES: Final[Mapping[str, Fold]] = {word: fold for fold, words in _WORDS.it
 
 
 def fold_of(cell: str, names: Mapping[str, str]) -> str | None:
-    """Return the fold that a cell of a split column means.
+    """Return the fold that a cell of a split column means, :data:`LEFT_OUT`, or ``None`` if it is not understood.
 
-    Args:
-        cell: the cell.
-        names: what the user says of cells, to a fold or :data:`LEFT_OUT`; it counts before :data:`FOLD_NAMES`.
-
-    Returns:
-        A fold, :data:`LEFT_OUT`, or ``None`` where the cell is not understood.
+    ``names`` is what the user says of cells; it counts before :data:`FOLD_NAMES`.
     """
     if cell in names:
         return names[cell]

@@ -64,31 +64,27 @@ def grouped_folds(
         counts[row[group], column[label]] += 1
     targets = np.array(fractions)[wanted, None] * counts.sum(axis=0)
 
-    place = _cover(counts, targets)
-    _fill(counts, targets, place)
-    fold_of = {group: FOLDS[wanted[place[index]]] for group, index in row.items()}
+    fold_of_group = _cover(counts, targets)
+    _fill(counts, targets, fold_of_group)
+    fold_of = {group: FOLDS[wanted[fold_of_group[index]]] for group, index in row.items()}
     return [fold_of[group] for group in groups]
 
 
 def rarest_labels(labels: Sequence[Sequence[str]]) -> list[str]:
-    """Return a class of each document to stratify by: of several findings the rarest, because a fold may lack it.
-
-    Args:
-        labels: the classes of each document; none is the empty text.
-    """
+    """Return a class of each document to stratify by: of several findings the rarest, ``""`` for none."""
     counts = Counter(label for several in labels for label in several)
     return [min(several, key=lambda label: (counts[label], label), default="") for several in labels]
 
 
 def _cover(counts: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> dict[int, int]:
     """Give every class a group in every fold where it can be; group to fold."""
-    place: dict[int, int] = {}
+    fold_of_group: dict[int, int] = {}
     present = counts > 0
     mixed = present.sum(axis=1) > 1
     covered = np.zeros(targets.shape, dtype=bool)
     for label in np.argsort(present.sum(axis=0), kind="stable"):
         missing = [fold for fold in np.argsort(targets[:, label], kind="stable") if not covered[fold, label]]
-        free = [int(group) for group in np.flatnonzero(present[:, label]) if int(group) not in place]
+        free = [int(group) for group in np.flatnonzero(present[:, label]) if int(group) not in fold_of_group]
         # The smallest fold first, as it is the one that a large group would spoil; but where groups are too few for
         # all folds, test and then train need the class more than validation does.
         if len(free) < len(missing):
@@ -98,30 +94,31 @@ def _cover(counts: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) ->
             overshoot = np.maximum(0.0, counts[:, label] - targets[fold, label])
             best = min(free, key=lambda group: (mixed[group], overshoot[group]))
             free.remove(best)
-            place[best] = int(fold)
+            fold_of_group[best] = int(fold)
             covered[fold] |= present[best]
-    return place
+    return fold_of_group
 
 
-def _fill(counts: npt.NDArray[np.float64], targets: npt.NDArray[np.float64], place: dict[int, int]) -> None:
+def _fill(counts: npt.NDArray[np.float64], targets: npt.NDArray[np.float64], fold_of_group: dict[int, int]) -> None:
     """Place the other groups, largest first, where the squared relative deviation from the targets grows least."""
     state = np.zeros(targets.shape)
-    for group, fold in place.items():
+    for group, fold in fold_of_group.items():
         state[fold] += counts[group]
     weight = 1.0 / counts.sum(axis=0) ** 2
     for group in np.argsort(-counts.sum(axis=1), kind="stable"):
-        if int(group) in place:
+        if int(group) in fold_of_group:
             continue
         before = ((state - targets) ** 2 * weight).sum(axis=1)
         after = ((state + counts[group] - targets) ** 2 * weight).sum(axis=1)
         # Rounded, so that the last bits of a sum, which differ between machines, decide no tie.
         fold = int(np.argmin(np.round(after - before, 12)))
-        place[int(group)] = fold
+        fold_of_group[int(group)] = fold
         state[fold] += counts[group]
     # Few groups of two classes can all have gone to one fold.
     for fold in range(len(targets)):
-        if fold not in place.values():
-            donors = Counter(place.values())
+        if fold not in fold_of_group.values():
+            donors = Counter(fold_of_group.values())
             donor = donors.most_common(1)[0][0]
-            moved = min((g for g, f in place.items() if f == donor), key=lambda group: (counts[group].sum(), group))
-            place[moved] = fold
+            candidates = [group for group, donated in fold_of_group.items() if donated == donor]
+            moved = min(candidates, key=lambda group: (counts[group].sum(), group))
+            fold_of_group[moved] = fold

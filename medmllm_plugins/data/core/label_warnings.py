@@ -29,12 +29,7 @@ _LOOK_ALIKES: Final = str.maketrans("абвеікмнорстухѕјαβεικ�
 
 
 def label_warnings(spec: DatasetSpec, documents: Sequence[Document]) -> list[str]:
-    """Return sentences about classes and folds that a reader of the numbers should know.
-
-    Args:
-        spec: the declaration.
-        documents: all documents, in their folds.
-    """
+    """Return sentences about classes and folds that a reader of the numbers should know."""
     noun = "volume" if spec.dimensions == 3 else "image"
     return [
         *_similar_names(spec, documents),
@@ -49,11 +44,7 @@ def two_labels(
 ) -> list[str]:
     """Return a sentence on files with identical content and different labels; none where there are none.
 
-    Args:
-        contents: a digest of each file's pixels or voxels.
-        names: of the files.
-        labels: the classes of each.
-        noun: ``"image"`` or ``"volume"``.
+    ``contents`` are digests of pixels or voxels; ``noun`` is ``"image"`` or ``"volume"``.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for index, content in enumerate(contents):
@@ -67,8 +58,8 @@ def two_labels(
     ]
     count = "One" if len(clashes) == 1 else str(len(clashes))
     return [
-        f"{count} {noun}{' has' if len(clashes) == 1 else 's have'} more than one label: the same content is in several "
-        f"files, {_listed(examples, len(clashes))}. At most one of these labels can be right: correct them."
+        f"{count} {noun}{' has' if len(clashes) == 1 else 's have'} more than one label: the same content is in "
+        f"several files, {_listed(examples, len(clashes))}. At most one of these labels can be right: correct them."
     ]
 
 
@@ -83,10 +74,10 @@ def similar_spelling(first: str, second: str) -> bool:
     Names that differ in a number, a Roman numeral, a grade (``4a``, ``IIIb``) or a single letter (``type a``, ``type
     b``), or in a letter in front (``typical``, ``atypical``), mean different things.
     """
-    one, other = sorted((_plain(first), _plain(second)), key=len)
-    if one == other:
+    short, long = sorted((_plain(first), _plain(second)), key=len)
+    if short == long:
         return True
-    if len(one) < _MIN_LENGTH or len(other) - len(one) > 1 or other.endswith(one):
+    if len(short) < _MIN_LENGTH or len(long) - len(short) > 1 or long.endswith(short):
         return False
     words = [re.findall(r"[^\W_]+", name.casefold()) for name in (first, second)]
     if len(words[0]) == len(words[1]):
@@ -96,13 +87,13 @@ def similar_spelling(first: str, second: str) -> bool:
         codes = [[_CODE.fullmatch(word) for word in pair] for pair in differing]
         if any(left and right and left[1] == right[1] for left, right in codes):
             return False
-    if re.sub(r"[\W\d_]", "", one) == re.sub(r"[\W\d_]", "", other):  # all that differs is a number or a sign
+    if re.sub(r"[\W\d_]", "", short) == re.sub(r"[\W\d_]", "", long):  # all that differs is a number or a sign
         return False
-    return _one_edit(one, other)
+    return _one_edit(short, long)
 
 
 def _plain(name: str) -> str:
-    """Return a name without what a reader may not see: case, accents, blanks, most punctuation, alphabets of look-alikes.
+    """Return a name without what a reader may not see: case, accents, blanks, most punctuation, look-alike letters.
 
     Signs that carry meaning stay: ``ER+`` and ``ER-``, ``<5`` and ``>5``, ``1.5`` and ``15`` are different classes.
     """

@@ -7,7 +7,6 @@ a leak is found even where the groups are wrong.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.core.duplicates import near_duplicates
-from medmllm_plugins.data.readers.pillow_images import ImageFacts
-from medmllm_plugins.data.readers.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
@@ -37,8 +33,6 @@ class Pair:
     """Two documents with the same picture or volume.
 
     Attributes:
-        first: one of them.
-        second: the other.
         identical: whether pixels or voxels are equal; else the two are near-duplicates.
     """
 
@@ -72,14 +66,11 @@ class Leaks:
     """The leaks of a data set.
 
     Attributes:
-        documents: number of documents.
-        groups: number of groups.
         divided: groups with documents in more than one fold, and those folds.
         compared: what counts as a pair: ``"near-duplicates"``, or ``"identical"`` pictures only.
         why: why only identical pictures were searched for; empty otherwise.
         pairs: all pairs. Of k identical documents without structure, or where only identical ones are searched for,
             these are the k - 1 pairs with the first of them.
-        test: number of documents in the test fold.
         exposed: number of those that are in a pair with a document of another fold.
         test_divided: number of those with a document of their group in another fold.
         test_leaking: number of those with either.
@@ -149,13 +140,6 @@ def divided_groups(documents: Iterable[Document]) -> dict[str, set[Fold]]:
     return {group: folds for group, folds in folds_of.items() if len(folds) > 1}
 
 
-def picture_facts(image: Image.Image) -> ImageFacts:
-    """Return digest and thumbnail of a picture in mode ``RGB``."""
-    digest = hashlib.sha256(struct.pack("<II", *image.size))
-    digest.update(image.tobytes())
-    return ImageFacts(pixels=digest.hexdigest(), thumbnail=thumbnail(image))
-
-
 def voxels_digest(volume: Volume) -> str:
     """Return the SHA-256, in hexadecimal, of shape and voxels: equal for one volume in two file formats."""
     digest = hashlib.sha256(repr(volume.voxels.shape).encode())
@@ -168,8 +152,8 @@ def similar(contents: Sequence[str], thumbnails: npt.NDArray[np.float32] | None)
 
     Args:
         contents: a digest of each picture's pixels or volume's voxels.
-        thumbnails: ``[n, 32, 32]``, see :func:`medmllm_plugins.data.core.duplicates.thumbnail`; ``None`` to look for equal
-            contents alone.
+        thumbnails: ``[n, 32, 32]``, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`; ``None`` to
+            search for equal contents alone.
 
     Returns:
         Indices ``i < j`` in order, to whether the contents are equal. Equal contents that have no near-duplicates, as
@@ -189,14 +173,10 @@ def similar(contents: Sequence[str], thumbnails: npt.NDArray[np.float32] | None)
 
 
 def expected_exposed(counterparts: npt.NDArray[np.intp], test: float = RANDOM_TEST) -> float:
-    """Return the expected number of documents of a random test fold that have a counterpart outside it.
+    """Return the expected number of documents of a random test fold that have one of their counterparts outside it.
 
     A document with d counterparts is in the test fold with probability ``test``, and all of its counterparts are there
     too with probability ``test ** d``; drawing without replacement differs from that in the last digit only.
-
-    Args:
-        counterparts: for each document the number of its counterparts.
-        test: share of the test fold.
     """
     return float((test * (1 - test ** counterparts.astype(np.float64))).sum())
 
@@ -208,14 +188,7 @@ def find_leaks(
     *,
     why: str = "",
 ) -> Leaks:
-    """Compare the documents of a data set.
-
-    Args:
-        documents: all of them.
-        contents: see :func:`similar`; one for each document.
-        thumbnails: see :func:`similar`.
-        why: why there are no thumbnails.
-    """
+    """Compare the documents of a data set; ``contents`` and ``thumbnails`` are those of :func:`similar`."""
     identical_of = similar(contents, thumbnails)
     pairs = tuple(Pair(documents[i], documents[j], identical) for (i, j), identical in identical_of.items())
     crossing = [document for pair in pairs if pair.crosses for document in (pair.first, pair.second)]

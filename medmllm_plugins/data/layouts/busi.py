@@ -13,13 +13,7 @@ from medmllm_plugins.data.core.data_faults import Faults, relative
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.core.folds import grouped_folds
-from medmllm_plugins.data.layouts.class_folders import (
-    LabelledFile,
-    image_files,
-    joined_sources,
-    scan,
-    subfolders,
-)
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, image_files, joined_sources, scan, subfolders
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.errors import DataError

@@ -29,8 +29,8 @@ _PATIENTS = (
 class ChestXray(FileLayout):
     """``{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg``; the release without ``val`` has the two other folders only.
 
-    A document's id is its path without the ending. Patients are read from file names; their numbers start
-    again in ``test``, so the pool is part of the group, and near-duplicates join groups. The official test fold stays as it
+    A document's id is its path without the ending. Patients are read from file names; their numbers start again
+    in ``test``, so the pool is part of the group, and near-duplicates join groups. The official test fold stays as it
     is. ``val`` has 16 images, too few for anything: it is put to ``train``, and a fifth of both, by patient, becomes
     the validation fold.
     """

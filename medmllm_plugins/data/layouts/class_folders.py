@@ -27,19 +27,15 @@ class LabelledFile:
 
 
 def is_litter(path: Path) -> bool:
-    """Return whether an operating system left the file or folder: hidden (``.DS_Store``, ``._x``), ``Thumbs.db`` and such."""
+    """Return whether an operating system left a file or folder: hidden (``.DS_Store``), ``Thumbs.db`` and such."""
     return path.name.startswith(".") or path.name.lower() in _LITTER
 
 
 def image_files(folder: Path, faults: Faults) -> list[Path]:
-    """List the files of a class folder that claim to be images, by name.
+    """List the files of a class folder, which need not exist, that claim to be images, by name.
 
     Files of other types are left alone. A folder in the folder is a fault, as images in it would be lost unseen, and
     so is a folder without any image.
-
-    Args:
-        folder: the class folder; need not exist.
-        faults: what is wrong is added here.
     """
     if not folder.is_dir():
         faults.add(f"{folder}: expected a class folder with images, got none")
@@ -62,10 +58,6 @@ def subfolders(folder: Path) -> list[Path]:
 def scan(files: Sequence[LabelledFile], faults: Faults) -> tuple[list[LabelledFile], dict[Path, ImageFacts]]:
     """Decode all files and look for two with one identifier.
 
-    Args:
-        files: what was listed.
-        faults: what is wrong is added here.
-
     Returns:
         The files that are good, in the order given, and facts of their images by path.
     """
@@ -78,11 +70,7 @@ def scan(files: Sequence[LabelledFile], faults: Faults) -> tuple[list[LabelledFi
 
 
 def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
-    """Return faults about identifiers, compared without case, of more than one file.
-
-    Args:
-        named: identifier and file, once per file.
-    """
+    """Return faults about identifiers, compared without case, of more than one file; each file is there once."""
     holders: dict[str, list[str]] = defaultdict(list)
     for identifier, file in named:
         # One of two names that differ in case only is lost where a file system ignores case.
@@ -96,10 +84,6 @@ def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
 
 def joined_sources(files: Sequence[LabelledFile], facts: dict[Path, ImageFacts]) -> list[str]:
     """Group files by source, then join sources that share a picture or a near-duplicate.
-
-    Args:
-        files: good files.
-        facts: what :func:`scan` returned for them.
 
     Returns:
         The group of each file: of joined sources, the name that sorts first.

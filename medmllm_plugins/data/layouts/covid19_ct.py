@@ -11,13 +11,7 @@ from medmllm_plugins.data.core.data_faults import Faults, relative
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
 from medmllm_plugins.data.core.folds import grouped_folds
-from medmllm_plugins.data.layouts.class_folders import (
-    LabelledFile,
-    image_files,
-    joined_sources,
-    scan,
-    subfolders,
-)
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, image_files, joined_sources, scan, subfolders
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.readers.pillow_images import SUFFIXES
 from medmllm_plugins.errors import DataError
@@ -101,13 +95,6 @@ def sources(folder: str, names: Sequence[str]) -> list[str]:
       That joins some neighbouring cases but divides none: ``171.png``, ``174.png`` → ``CT_NonCOVID/171.png``.
 
     The two number series are unrelated, so class folder and ending are part of the source's name.
-
-    Args:
-        folder: name of the class folder, such as ``CT_NonCOVID``.
-        names: file names in it, in any order.
-
-    Returns:
-        The source of each name.
     """
     numbers = sorted({int(stem) for stem, suffix in map(_split_name, names) if stem.isdecimal() and suffix == ".png"})
     first_of: dict[int, int] = {}

@@ -52,8 +52,8 @@ class CTRate(Table):
         """Read a volume in Hounsfield units.
 
         Raises:
-            DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`; the metadata do not state the volume; or
-                its values cannot be Hounsfield units.
+            DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`; the metadata do not state the
+                volume; or its values cannot be Hounsfield units.
         """
         path = folder / document.image
         volume = read_volume(path, unit="HU")

@@ -97,10 +97,7 @@ _LAYOUTS = {
 
 
 def layout(name: str) -> Layout:
-    """Make the layout of that name; its module is imported now and not before.
-
-    Args:
-        name: one of this package's layouts, or ``"package.module:Class"``, a plugin's own.
+    """Make the layout of that name, ours or ``"package.module:Class"``; its module is imported now and not before.
 
     Raises:
         DataError: no layout has that name.

@@ -118,12 +118,7 @@ class _Array:
             raise DataError(f"{path}: expected whole numbers under {key!r}, got {dtype}; get the file again.")
 
     def _check_storage(self, dtype: np.dtype[Any]) -> None:
-        """Check that the array lies in this file, packed in a way that is unpacked here with a bound.
-
-        Raises:
-            OSError: it does not.
-            DataError: a chunk is larger than the limit.
-        """
+        """Check that the array lies in this file, packed in a way that is unpacked here with a bound."""
         if self._data.is_virtual or self._data.external:
             raise OSError("an array that lies in other files")
         properties = self._data.id.get_create_plist()

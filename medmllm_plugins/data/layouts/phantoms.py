@@ -13,7 +13,6 @@ images are the same to the last bit on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +51,6 @@ class Phantom:
     Attributes:
         image: grey values, (64, 64), uint8.
         mask: where the finding is, (64, 64), bool; empty for ``"no finding"``.
-        label: one of :data:`LABELS`.
         patient: number of the patient, whose images share the anatomy and mostly the finding.
         fold: the same for all images of a patient.
     """
@@ -124,10 +122,7 @@ def records() -> tuple[Record, ...]:
 
 
 def phantom(index: int) -> Phantom:
-    """Draw a phantom of the set.
-
-    Args:
-        index: position in :func:`records`.
+    """Draw the phantom at a position in :func:`records`.
 
     Raises:
         DataError: there is no phantom of that index.
@@ -141,15 +136,9 @@ def phantom(index: int) -> Phantom:
 
 
 def draw(label: str, patient: int, view: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draw one image of a patient, who need not be of the set.
+    """Draw one image of a patient, who need not be of the set, and the mask of its finding.
 
-    Args:
-        label: one of :data:`LABELS`.
-        patient: decides the anatomy.
-        view: decides all else.
-
-    Returns:
-        Image, (64, 64), uint8, and the finding's mask, (64, 64), bool.
+    Both are (64, 64), uint8 and bool. ``patient`` decides the anatomy, ``view`` all else.
 
     Raises:
         DataError: the label is none of the classes.
@@ -174,7 +163,7 @@ def draw(label: str, patient: int, view: int) -> tuple[npt.NDArray[np.uint8], np
 
 
 def _anatomy(patient: int, view: _Stream) -> _Array:
-    """Draw tissue of slowly varying grey with a curved bright band and a thin dark one beside it, seen slightly shifted."""
+    """Draw tissue of slowly varying grey with a curved bright band and a thin dark one, seen slightly shifted."""
     stream = _Stream(_ANATOMY, patient)
     scale = view.uniform(0.9, 1.1)
     axis = (np.arange(SIZE, dtype=np.float64) - _CENTRE) * scale + _CENTRE
@@ -285,7 +274,16 @@ class Phantoms(Layout):
                 f"{spec.title}: expected the classes {sorted(LABELS)}, which layout 'phantoms' draws, "
                 f"got {sorted(spec.labels)}."
             )
-        return list(_documents())
+        return [
+            Document(
+                id=f"phantom-{index:05d}",
+                image=str(index),
+                label=record.label,
+                group=f"patient-{record.patient:04d}",
+                fold=record.fold,
+            )
+            for index, record in enumerate(records())
+        ]
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image:
         """Draw the document's image, 64 x 64 pixels, the same grey value in all three channels.
@@ -300,14 +298,3 @@ class Phantoms(Layout):
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
         """Return where the finding was drawn, (64, 64), bool; empty where there is none."""
         return phantom(int(document.image)).mask
-
-
-def _documents() -> Iterator[Document]:
-    for index, record in enumerate(records()):
-        yield Document(
-            id=f"phantom-{index:05d}",
-            image=str(index),
-            label=record.label,
-            group=f"patient-{record.patient:04d}",
-            fold=record.fold,
-        )

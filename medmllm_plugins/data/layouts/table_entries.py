@@ -31,9 +31,7 @@ class Entry:
     """An image with what the table or its folder says.
 
     Attributes:
-        path: the file or series folder.
         id: its path below the set's folder without the ending.
-        label: its class, or findings in class order.
         source: its group before near-duplicates are joined.
         fold: its fold if the table has one.
     """
@@ -53,11 +51,6 @@ class Entry:
 def entries(spec: DatasetSpec, folder: Path, faults: Faults) -> list[Entry]:
     """Read the table, or list the class folders.
 
-    Args:
-        spec: the declaration.
-        folder: the data set's folder.
-        faults: takes what is wrong.
-
     Raises:
         DataError: an option is wrong.
     """
@@ -72,8 +65,7 @@ def entries(spec: DatasetSpec, folder: Path, faults: Faults) -> list[Entry]:
         )
     if options.labels == (FOLDERS,):
         return _from_folders(spec, options, files, faults)
-    table = _TableReader(spec, options, files, faults)
-    return table.entries()
+    return _TableReader(spec, options, files, faults).entries()
 
 
 def _list_by_patterns(folder: Path, patterns: Sequence[str], dimensions: int) -> UserFiles:
@@ -101,7 +93,7 @@ def _from_folders(spec: DatasetSpec, options: TableOptions, files: UserFiles, fa
         else:
             identifier = _identifier(path, files)
             source = _source(options, path, identifier, faults)
-            listed.append(Entry(path, identifier, classes[path.parent.name], source, _whole_fold(options)))
+            listed.append(Entry(path, identifier, classes[path.parent.name], source, cast(Fold | None, options.fold)))
     for path in sorted(files.outside - set(files.files)):
         faults.file(f"{path}: expected a folder, got a link that leads out of {files.folder}")
     if not listed:
@@ -205,10 +197,6 @@ def _table_file(options: TableOptions, folder: Path) -> Path:
     """Return the first of the tables named that exists; if none does, the first."""
     paths = [folder / Path(name).expanduser() for name in options.labels]
     return next((path for path in paths if path.exists()), paths[0])
-
-
-def _whole_fold(options: TableOptions) -> Fold | None:
-    return cast(Fold | None, options.fold)
 
 
 def _source(options: TableOptions, path: Path, identifier: str, faults: Faults) -> str:

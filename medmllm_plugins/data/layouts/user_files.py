@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,7 +40,6 @@ class UserFiles:
     """What lies below a folder, litter and other kinds of files left out.
 
     Attributes:
-        folder: the folder, absolute.
         files: files that claim to be an image, or in a set of volumes a volume, in the order of their paths.
         series: in a set of volumes, folders that hold DICOM files, to these files, which are among ``files`` too.
         outside: those of ``files``, and links to folders, that lead out of the folder.
@@ -71,12 +69,12 @@ class UserFiles:
         for key in keys:
             plain = self._below(key)
             for candidate in (plain, plain.removeprefix(f"{self.folder.name}/")):
-                for index in (self._paths, self._stems):
+                for index in self._indexes[:2]:
                     if paths := index.get(candidate):
                         return self._single(paths, cell)
         name = keys[-1]
         if "/" not in name:
-            for index in (self._names, self._name_stems):
+            for index in self._indexes[2:]:
                 if paths := index.get(name):
                     return self._single(paths, cell)
         raise NotFound(self._why_not(PurePosixPath(self._below(keys[-1]))))
@@ -117,28 +115,16 @@ class UserFiles:
             return "a link that leads out of the folder"
         return "a folder" if path.is_dir() else "a file of another kind, or left out by the pattern"
 
-    def _index(self, key_of: str) -> dict[str, list[Path]]:
-        index: dict[str, list[Path]] = defaultdict(list)
+    @cached_property
+    def _indexes(self) -> tuple[dict[str, list[Path]], ...]:
+        """Paths by relative path, relative path without ending, name, and name without ending."""
+        indexes: tuple[dict[str, list[Path]], ...] = ({}, {}, {}, {})
         for path in (*self.files, *self.series, *self.without_pictures):
-            whole = relative(path, self.folder) if key_of in ("path", "stem") else path.name
-            index[without_ending(whole) if key_of.endswith("stem") and path not in self.series else whole].append(path)
-        return dict(index)
-
-    @cached_property
-    def _paths(self) -> dict[str, list[Path]]:
-        return self._index("path")
-
-    @cached_property
-    def _stems(self) -> dict[str, list[Path]]:
-        return self._index("stem")
-
-    @cached_property
-    def _names(self) -> dict[str, list[Path]]:
-        return self._index("name")
-
-    @cached_property
-    def _name_stems(self) -> dict[str, list[Path]]:
-        return self._index("name stem")
+            below = relative(path, self.folder)
+            stems = (below, path.name) if path in self.series else (without_ending(below), without_ending(path.name))
+            for index, key in zip(indexes, (below, stems[0], path.name, stems[1]), strict=True):
+                index.setdefault(key, []).append(path)
+        return indexes
 
 
 def list_files(folder: Path, pattern: str | None, dimensions: int) -> UserFiles:

@@ -20,12 +20,13 @@ from medmllm_plugins.data.core.documents import Document, Fold
 from medmllm_plugins.data.core.duplicates import join_groups
 from medmllm_plugins.data.core.folds import grouped_folds, rarest_labels
 from medmllm_plugins.data.core.label_warnings import two_labels
-from medmllm_plugins.data.core.leaks import MAX_COMPARED, picture_facts, similar, voxels_digest
+from medmllm_plugins.data.core.leaks import MAX_COMPARED, similar, voxels_digest
 from medmllm_plugins.data.layouts.class_folders import repeated_ids
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.layouts.table_entries import Entry, entries
 from medmllm_plugins.data.layouts.table_options import TableOptions, table_options
 from medmllm_plugins.data.readers.image_reader import picture_size, read_picture
+from medmllm_plugins.data.readers.pillow_images import picture_facts
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import DataError
 

@@ -26,7 +26,7 @@ LARGE = 2000
 
 
 def state(spec: DatasetSpec, folder: Path, on_error: str) -> str | None:
-    """Return a checksum of everything that the outcome of a check depends on; ``None`` for a folder that is not large."""
+    """Return a checksum of everything that a check depends on; ``None`` for a folder that is not large."""
     digest = hashlib.sha256(repr((__version__, spec, on_error, str(folder))).encode())
     files = 0
     for path, stat in _files(folder):

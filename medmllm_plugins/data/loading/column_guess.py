@@ -37,10 +37,7 @@ class Columns:
     """Which column of a table is which, and how each was found.
 
     Attributes:
-        image: the column that names images.
         label: the column of classes; ``None`` where there is one of 0 and 1 for each class.
-        group: the column of groups, if there is one.
-        fold: the column of folds, if there is one.
         ticks: the columns of 0 and 1 of a multi-label table without a label column.
         notes: one line for each choice that the user did not make.
     """
@@ -121,20 +118,12 @@ def columns(
 ) -> Columns:
     """Find the columns that the user did not name.
 
-    Args:
-        rows: the table, at least one row.
-        image: the column of images.
-        label: the user's word for the column of classes.
-        group: the same for groups; :data:`NO_COLUMN` for none.
-        fold: the same for folds.
-        classes: class names as the user listed them; empty to find them.
-        multilabel: whether an image may have several.
-        fold_names: what the user says of values of the column of folds, see
-            :func:`medmllm_plugins.data.core.fold_names.fold_of`.
+    ``group`` and ``fold`` may be :data:`NO_COLUMN`; empty ``classes`` are taken from the table; ``fold_names`` are
+    those of :func:`medmllm_plugins.data.core.fold_names.fold_of`.
 
     Raises:
-        OptionError: there is no column of a name given, no column that can be recognised as the classes, or a column of folds
-            has a value that names none.
+        OptionError: no column has a name given, none can be recognised as the classes, or a value of a column of folds
+            names none.
     """
     header = list(rows[0])
     for option, name in (("--label-column", label), ("--group", group), ("--fold", fold)):
@@ -181,9 +170,6 @@ def _fold_column(
     """Find the column of folds, and see that each of its values is understood.
 
     A column that looks like one is never passed over in silence: it is used, asked about or named in a note.
-
-    Raises:
-        OptionError: a value names no fold.
     """
     if fold is not None and (fold != NO_COLUMN or fold in rows[0]):
         _check_folds(rows, fold, names)

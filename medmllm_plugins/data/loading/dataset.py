@@ -39,7 +39,6 @@ class Dataset:
     """A data set that was read and checked.
 
     Attributes:
-        spec: its declaration.
         documents: all documents, sorted by id.
         fingerprint: SHA-256, in hexadecimal, over ids, labels, groups, folds and contents (of generated sets, the
             pixels); it changes when any of them does, and not with the place of the folder.
@@ -47,7 +46,6 @@ class Dataset:
         skipped: faults of the files that were left out, with ``on_error="skip"``.
         warnings: sentences on what is doubtful about labels and folds of a user's own set. One on files that have the
             same content and different labels is there only where the files were read, and not remembered.
-        reader: the layout that reads the images.
     """
 
     spec: DatasetSpec

@@ -14,12 +14,8 @@ from medmllm_plugins.utils.user_dirs import DATA_VARIABLE
 def expected_folder(spec: DatasetSpec, root: Path | None = None) -> Path | None:
     """Return the absolute folder of a data set, which need not exist.
 
-    Args:
-        spec: the declaration; its ``folder`` must not be empty.
-        root: the folder that holds the data set's folder; default: environment variable ``MEDMLLM_DATA``.
-
-    Returns:
-        The folder; ``None`` if it is relative and neither ``root`` nor the variable is set.
+    ``root`` holds the data set's folder; default: the environment variable ``MEDMLLM_DATA``. Return ``None`` for a
+    relative folder without either.
     """
     declared = Path(spec.folder).expanduser()
     if declared.is_absolute():

@@ -18,13 +18,7 @@ class FewShotExamples:
     def __init__(
         self, documents: Sequence[Document], classes: Sequence[str], answer: Callable[[Document], str]
     ) -> None:
-        """Put the documents of the train fold in the order in which they are taken.
-
-        Args:
-            documents: the data set's documents of all folds.
-            classes: the right answers there are.
-            answer: the right answer about a document.
-        """
+        """Put the documents of the train fold in the order in which they are taken; ``answer`` solves one."""
         train = sorted(
             (document for document in documents if document.fold == "train"),
             key=lambda document: hashlib.sha256(document.id.encode()).hexdigest(),

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medmllm_plugins.data.core.leaks import MAX_COMPARED, Leaks, find_leaks, picture_facts, voxels_digest
+from medmllm_plugins.data.core.leaks import MAX_COMPARED, Leaks, find_leaks, voxels_digest
 from medmllm_plugins.data.loading.dataset import Dataset
+from medmllm_plugins.data.readers.pillow_images import picture_facts
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
 
@@ -15,8 +16,7 @@ from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
 def scan_for_leaks(data: Dataset) -> Leaks:
     """Read all images or volumes of a data set and search for leaks.
 
-    Volumes are compared by their voxels. Images are compared for near-duplicates too, up to :data:`MAX_COMPARED` of
-    them.
+    Volumes are compared by their voxels. Up to :data:`MAX_COMPARED` images are compared for near-duplicates too.
 
     Raises:
         DataError: an image cannot be read any more.

@@ -46,7 +46,8 @@ class View:
         """
         if data.spec.dimensions == 2:
             return [data.image(document)]
-        from medmllm_plugins.data.readers.slices import montage, slice_images
+        from medmllm_plugins.data.readers.picture_options import montage
+        from medmllm_plugins.data.readers.slices import slice_images
 
         pictures = slice_images(data.volume(document), self.slices, window=self.window, plane=self.plane)
         return [montage(pictures)] if self.montage else pictures

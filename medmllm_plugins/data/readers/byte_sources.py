@@ -121,11 +121,10 @@ class _Packed(ByteSource):
         return b""
 
     def _begin_next(self, content: bytes) -> None:
-        """Continue behind the end of a stream; ``content`` has been read from there."""
+        """Go on behind the end of a stream; ``content`` has been read from there."""
         while True:
-            following = (
-                content.lstrip(b"\0") if self._several else content
-            )  # some writers pad the last block with zeros
+            # Some writers pad the last block with zeros.
+            following = content.lstrip(b"\0") if self._several else content
             if following:
                 break
             content = self._opened.read(CHUNK)
@@ -195,14 +194,7 @@ class _Text(ByteSource):
 
 
 def open_source(path: Path, opened: BinaryIO, packing: Packing, dtype: np.dtype[Any]) -> ByteSource:
-    """Return a source for the data behind a file's current position.
-
-    Args:
-        path: the file, for messages.
-        opened: the file, at the first byte of the data.
-        packing: storage of the data.
-        dtype: type of a voxel, for text.
-    """
+    """Return a source for the data behind a file's current position; ``dtype`` is needed for text."""
     if packing == "gzip":
         return _Packed(path, opened, lambda: zlib.decompressobj(wbits=31), several=True)
     if packing == "zlib":

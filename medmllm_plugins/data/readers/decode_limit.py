@@ -38,11 +38,7 @@ def max_decoded_bytes() -> int:
 
 
 def check_decoded_size(path: object, size: int) -> None:
-    """Check the memory for a file's pixels or voxels before anything is allocated.
-
-    Args:
-        path: the file, for the message.
-        size: bytes of the decoded data, computed from the header.
+    """Check the size, in bytes, of a file's decoded pixels or voxels before anything is allocated.
 
     Raises:
         DataError: the size is above the limit.
@@ -57,12 +53,8 @@ def check_decoded_size(path: object, size: int) -> None:
 def check_volume_size(path: object, voxels: int, stored_bytes: int) -> None:
     """Check the memory for a volume before anything is allocated.
 
-    A voxel counts for at least two bytes, so that the float32 result takes at most twice the limit: 1 GiB by default.
-
-    Args:
-        path: the file, for the message.
-        voxels: number of voxels.
-        stored_bytes: bytes of the data as the file stores them, unpacked.
+    A voxel counts for at least two bytes, so that the float32 result takes at most twice the limit: 1 GiB by
+    default. ``stored_bytes`` counts the data as the file stores them, unpacked.
 
     Raises:
         DataError: the size is above the limit.

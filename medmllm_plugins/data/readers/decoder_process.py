@@ -56,9 +56,6 @@ def decode(
         shape: shape of the array that must come back.
         seconds: limit of time; default: see :data:`SECONDS`.
 
-    Returns:
-        The array.
-
     Raises:
         DataError: the decoder raised, ran out of memory or time, or crashed; or returned another array than expected.
     """

@@ -32,7 +32,7 @@ from medmllm_plugins.data.readers.dicom_kinds import count_kinds, kind_without_p
 from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
 from medmllm_plugins.data.readers.dicom_prefix import is_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window_bounds
-from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, side_by_side
+from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, montage
 from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import head, open_regular
@@ -52,7 +52,6 @@ class Scan:
     Attributes:
         image: three-dimensional, one float32 a voxel, with spacing and direction.
         unit: ``"HU"`` for CT whose header says how stored values become HU, else ``"any"``.
-        single: whether it is one slice.
     """
 
     image: sitk.Image
@@ -100,9 +99,6 @@ def read_dicom(path: Path) -> Scan:
 
     MONOCHROME1 (low is bright) is inverted to maximum + minimum - value over the whole volume, except for HU, whose
     values mean the same in either case.
-
-    Args:
-        path: a DICOM file or a folder.
 
     Returns:
         The image. A file of one frame may lack position and spacing: these are then as SimpleITK assumes, axes along
@@ -174,10 +170,6 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
     picture is black. MONOCHROME1 is inverted. Look-up tables in sequences (Modality LUT, VOI LUT) are not applied.
     Spacing, orientation and position are not read.
 
-    Args:
-        path: a DICOM file.
-        options: which frame of a film, and through which window.
-
     Returns:
         The picture in mode ``RGB``; of several frames a montage of them.
 
@@ -199,7 +191,7 @@ def read_dicom_image(path: Path, options: PictureOptions = DEFAULT) -> Image.Ima
             pictures = list(
                 _grey_pictures(header, [finite(grey_frame(header, stream, i), path) for i in chosen], chosen, options)
             )
-    return pictures[0] if len(pictures) == 1 else side_by_side(pictures)
+    return pictures[0] if len(pictures) == 1 else montage(pictures)
 
 
 def _grey_pictures(
@@ -219,21 +211,13 @@ def _grey_pictures(
 
 
 def dicom_picture_facts(path: Path) -> PictureFacts:
-    """Read size, number of frames and burned-in annotation from a picture's header.
-
-    Raises:
-        DataError: see :func:`read_dicom_image`.
-    """
+    """Read size, number of frames and burned-in annotation; errors as for :func:`read_dicom_image`."""
     header = read_header(path, geometry=False)
     return PictureFacts(header.size[:2], header.size[2], header.burned_in)
 
 
 def shows_volume(path: Path) -> bool:
-    """Return whether a file holds a volume: several grey frames whose positions in the patient are stated.
-
-    Raises:
-        DataError: see :func:`read_dicom`.
-    """
+    """Return whether a file holds a volume: several grey frames whose positions in the patient are stated."""
     header = read_header(path)
     return header.size[2] > 1 and header.channels == 1 and len(header.positions) == header.size[2]
 

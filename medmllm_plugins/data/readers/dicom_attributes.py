@@ -23,8 +23,6 @@ class Attributes:
     """Attributes of a data set or of an item of a sequence, by keyword.
 
     Args:
-        path: the file, for messages.
-        values: raw values.
         byte_order: ``"<"`` or ``">"``.
     """
 

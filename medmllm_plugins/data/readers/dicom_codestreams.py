@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,14 +37,7 @@ _MAX_TILES: Final = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """Header of a compressed frame.
-
-    Attributes:
-        rows: rows.
-        columns: columns.
-        samples: values a pixel.
-        bits: bits of a value.
-    """
+    """Header of a compressed frame: its size, values a pixel, and bits of a value."""
 
     rows: int
     columns: int
@@ -146,10 +140,8 @@ def check_codestream(path: Path, layout: PixelLayout, content: bytes) -> None:
         )
 
 
-def _jpeg(content: bytes) -> Codestream | None:
-    """Return the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
-    if content[:2] != b"\xff\xd8":
-        return None
+def _jpeg_markers(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker, the offset of the value and the length of the segments before the pixels."""
     offset = 2
     while offset + 4 <= len(content) and content[offset] == 0xFF:
         marker = content[offset + 1]
@@ -157,14 +149,22 @@ def _jpeg(content: bytes) -> Codestream | None:
             offset += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(content[offset + 2 : offset + 4])
-        if marker in _FRAME_MARKERS:
-            if length < 8 or offset + 10 > len(content):
-                return None
-            bits, rows, columns, samples = struct.unpack_from(">BHHB", content, offset + 4)
-            return Codestream(rows, columns, samples, bits)
+        yield marker, offset + 4, length
         if marker in (0xD8, 0xD9, 0xDA) or length < 2:
-            return None
+            return
         offset += 2 + length
+
+
+def _jpeg(content: bytes) -> Codestream | None:
+    """Return the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    for marker, value, length in _jpeg_markers(content):
+        if marker in _FRAME_MARKERS:
+            if length < 8 or value + 6 > len(content):
+                return None
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", content, value)
+            return Codestream(rows, columns, samples, bits)
     return None
 
 
@@ -177,23 +177,14 @@ def jpeg_colours(layout: PixelLayout, content: bytes) -> str:
     if layout.samples != 3 or layout.syntax not in JPEG_LOSSY:
         return layout.photometric
     adobe = ""
-    offset = 2
-    while offset + 4 <= len(content) and content[offset] == 0xFF:
-        marker, value = content[offset + 1], offset + 4
-        if marker in (0xFF, 0x01):
-            offset += 1 if marker == 0xFF else 2
-            continue
+    for marker, value, length in _jpeg_markers(content):
         if marker == 0xE0 and content[value : value + 5] == b"JFIF\0":
             return "YBR_FULL_422"
-        length = int.from_bytes(content[offset + 2 : value])
         if marker == 0xEE and content[value : value + 5] == b"Adobe" and 14 <= length < len(content) - value:
             adobe = "YBR_FULL_422" if content[value + 11] else "RGB"
         if marker in _FRAME_MARKERS:
             names = content[value + 6 : value + 15 : 3]
             return adobe or ("RGB" if names in (b"RGB", b"rgb") else layout.photometric)
-        if marker in (0xD8, 0xD9, 0xDA) or length < 2:
-            break
-        offset += 2 + length
     return layout.photometric
 
 

@@ -39,11 +39,7 @@ def in_bands(
 
 
 def ybr_to_rgb(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Turn YBR_FULL into red, green and blue.
-
-    Args:
-        values: ``[rows, columns, 3]``, 8 bits.
-    """
+    """Turn YBR_FULL of 8 bits, ``[rows, columns, 3]``, into red, green and blue."""
     return in_bands(lambda band: convert_color_space(band, "YBR_FULL", "RGB"), values, (3,))
 
 
@@ -52,15 +48,8 @@ def palette_to_rgb(
 ) -> npt.NDArray[np.uint8]:
     """Look values up in a palette (PS3.3 C.7.6.3.1.5 and C.7.9.2).
 
-    Args:
-        path: the file, for messages.
-        values: ``[rows, columns]`` stored values; those beyond the tables take the nearest entry.
-        palette: the raw attributes of the palette, by keyword.
-        order: their byte order, as ``struct`` calls it.
-        signed: whether values are signed.
-
-    Returns:
-        ``[rows, columns, 3]``.
+    ``values`` are stored values ``[rows, columns]``; those beyond the tables take the nearest entry. ``palette`` holds
+    raw attributes by keyword, in the byte order ``order`` of ``struct``. The result is ``[rows, columns, 3]``.
 
     Raises:
         DataError: a table is missing or does not fit its descriptor.

@@ -97,9 +97,6 @@ class Elements:
 
     Attributes:
         syntax: UID of the transfer syntax; of files that state none, the one that fits their bytes.
-        encoding: encoding of the data set.
-        values: the selected attributes.
-        pixels: position of the pixel data; ``None`` if there are none.
     """
 
     syntax: str
@@ -117,13 +114,7 @@ def read_at(opened: BinaryIO, offset: int, count: int) -> bytes:
 def read_elements(
     path: Path, opened: BinaryIO, selection: Selection, until: int = _UNDEFINED
 ) -> tuple[Elements, BinaryIO]:
-    """Parse a file and keep the selected attributes.
-
-    Args:
-        path: the file, for messages.
-        opened: the open file.
-        selection: attributes to keep.
-        until: the last tag to parse; not of deflated files.
+    """Parse a file up to the tag ``until`` (a deflated one to its end) and keep the selected attributes.
 
     Returns:
         The elements, and the stream that their offsets refer to: ``opened``, or the inflated data set.
@@ -204,16 +195,7 @@ class _Element(NamedTuple):
 
 
 class _Scope(NamedTuple):
-    """A data set, or the items of a sequence, to be parsed.
-
-    Attributes:
-        end: where it ends at the latest.
-        encoding: encoding of its elements.
-        selection: attributes to keep.
-        depth: number of sequences around it.
-        delimited: whether a delimiter ends it.
-        until: the last tag to parse.
-    """
+    """A data set, or the items of a sequence, to parse up to ``end``, a delimiter, or the tag ``until``."""
 
     end: int
     encoding: Encoding
@@ -224,13 +206,7 @@ class _Scope(NamedTuple):
 
 
 class _Walk:
-    """One pass over a file; counts elements and keeps the position of the pixel data.
-
-    Args:
-        path: the file, for messages.
-        opened: the stream.
-        partial: whether the stream may end within the pixel data.
-    """
+    """One pass over a file; counts elements and keeps the position of the pixels, in which a partial stream may end."""
 
     def __init__(self, path: Path, opened: BinaryIO, *, partial: bool = False) -> None:
         self.pixels: PixelElement | None = None

@@ -61,19 +61,12 @@ class PixelLayout:
     """How the pixels of a file are stored (PS3.3 C.7.6.3).
 
     Attributes:
-        rows: rows of a frame.
-        columns: columns of a frame.
-        frames: number of frames.
         samples: values a pixel, 1 or 3.
-        photometric: what the values mean.
         allocated: bits a value takes, 1 or whole bytes.
         stored: bits of these in use.
         high: the highest of these.
-        signed: whether values are signed.
         planar: of three values a pixel, whether each has a plane of its own.
-        syntax: UID of the transfer syntax.
         order: byte order, as ``struct`` calls it.
-        element: where the pixels are.
         offsets: raw extended offset table, if there is one.
     """
 
@@ -106,12 +99,8 @@ class DicomHeader:
     """The tags of one file that matter.
 
     Attributes:
-        path: the file.
         size: columns, rows and frames.
         channels: 1, or 3 for colour.
-        layout: how the pixels are stored.
-        series: Series Instance UID.
-        photometric: photometric interpretation.
         slopes: rescale slope of all frames, or of each.
         intercepts: rescale intercept of all frames, or of each.
         unit: ``"HU"`` for CT whose header says how stored values become HU.
@@ -120,8 +109,6 @@ class DicomHeader:
         orientation: Image Orientation (Patient), six numbers.
         positions: Image Position (Patient) of the frames, or none.
         windows: window centre, width and VOI LUT function of all frames, or of each.
-        palette: raw tags of the palette.
-        burned_in: whether the header says that text is burned into the picture.
     """
 
     path: Path
@@ -143,11 +130,7 @@ class DicomHeader:
 
 
 def read_header(path: Path, *, geometry: bool = True) -> DicomHeader:
-    """Read the header of a file without its pixels.
-
-    Args:
-        path: the file.
-        geometry: whether to read spacing, orientation and positions.
+    """Read the header of a file without its pixels; spacing, orientation and positions only with ``geometry``.
 
     Raises:
         DataError: the file is no DICOM, damaged or without pixels; an attribute holds something else than numbers; the
@@ -158,13 +141,10 @@ def read_header(path: Path, *, geometry: bool = True) -> DicomHeader:
 
 
 def header_of(path: Path, opened: BinaryIO, *, geometry: bool = True) -> tuple[DicomHeader, BinaryIO]:
-    """Read a header from an open file.
+    """Read a header from an open file, with the errors of :func:`read_header`.
 
     Returns:
         The header, and the stream to read its pixels from.
-
-    Raises:
-        DataError: see :func:`read_header`.
     """
     elements, stream = read_elements(path, opened, _SELECTION)
     attributes = Attributes(path, elements.values, elements.encoding.byte_order)

@@ -22,15 +22,11 @@ from medmllm_plugins.data.readers.dicom_elements import PIXEL_TAGS, read_at
 from medmllm_plugins.data.readers.dicom_header import PALETTE, DicomHeader, PixelLayout
 from medmllm_plugins.errors import DataError
 
+_DECODER_FIELDS = ("rows", "columns", "samples", "allocated", "stored", "high", "signed", "planar")
+
 
 def stored_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> npt.NDArray[Any]:
     """Read the stored values of a frame.
-
-    Args:
-        path: the file, for messages.
-        stream: the stream to read pixels from.
-        layout: storage of the pixels.
-        index: index of the frame.
 
     Returns:
         ``[rows, columns]``, or of colour ``[rows, columns, 3]``. Colours that are compressed by JPEG, JPEG-LS or JPEG
@@ -61,15 +57,8 @@ def stored_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) 
     arguments = {
         "transfer_syntax": layout.syntax,
         "photometric": jpeg_colours(layout, content) if layout.samples > 1 else "MONOCHROME2",
-        "rows": layout.rows,
-        "columns": layout.columns,
-        "samples": layout.samples,
-        "allocated": layout.allocated,
-        "stored": layout.stored,
-        "high": layout.high,
-        "signed": layout.signed,
-        "planar": layout.planar,
         "dtype": dtype,
+        **{name: getattr(layout, name) for name in _DECODER_FIELDS},
     }
     function = "medmllm_plugins.data.readers.gdcm_decoder:decode"
     return decode(path, function, content, arguments, dtype=dtype, shape=_shape(layout))

@@ -35,11 +35,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def starts_like_dicom(start: bytes) -> bool:
-    """Return whether a file has the DICOM prefix, or begins with a data element as files without it do.
-
-    Args:
-        start: the first :data:`PREFIX_END` bytes of the file.
-    """
+    """Return whether 132 bytes begin a file with the DICOM prefix, or with a data element as files without it do."""
     return start[128:132] == b"DICM" or encoding_without_prefix(start) is not None
 
 

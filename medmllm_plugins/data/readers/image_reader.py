@@ -51,10 +51,6 @@ def read_picture(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
       types are scaled from their smallest and largest value to 0 and 255.
     - DICOM: see :func:`medmllm_plugins.data.readers.dicom.read_dicom_image`.
 
-    Args:
-        path: the file.
-        options: which frame of a DICOM film, and through which window DICOM is shown.
-
     Raises:
         DataError: the file is missing, empty, damaged, cut short or not what its name says; or a window is asked for
             of a file that is no DICOM.

@@ -98,16 +98,7 @@ def window_bounds(
 
 
 def to_grey(voxels: npt.NDArray[np.floating], low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Map values linearly to grey levels.
-
-    Args:
-        voxels: finite values of any shape.
-        low: becomes 0, as does all below.
-        high: becomes 255, as does all above.
-
-    Returns:
-        Grey levels of the same shape, rounded to the nearest; all 0 if ``low`` equals ``high``.
-    """
+    """Map values to grey levels of the same shape: linear, 0 up to ``low``, 255 from ``high`` on; all 0 if equal."""
     if high <= low:
         return np.zeros(voxels.shape, dtype=np.uint8)
     # In double precision, as the difference of two float32 values may be beyond float32.

@@ -58,9 +58,6 @@ def read_metaimage_header(path: Path) -> VolumeHeader:
 
     A MetaImage without TransformMatrix is read as LPS. The format allows private fields; one whose name is a letter
     away from a known field is an error. Compressed data have a checksum (Adler-32); of raw data the length is checked.
-
-    Raises:
-        DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`.
     """
     fields, end = _parse(path)
     (dimensions,) = whole_numbers(path, "NDims", fields.get("NDims", ""), 1)

@@ -42,9 +42,6 @@ def read_nifti_header(path: Path) -> VolumeHeader:
 
     If both are set, the sform states the directions if its code is 1 (scanner) and its axes are perpendicular, else
     the qform, as in SimpleITK. The spacing is ``pixdim``. A slope of 0, or one that is not finite, is one of 1.
-
-    Raises:
-        DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`.
     """
     packed = path.name.lower().endswith(".gz")
     start = _start(path, packed)

@@ -58,51 +58,18 @@ _TURNS: Final = {
 }
 """Spaces, and the signs that turn them into LPS."""
 _PLAIN_KINDS: Final = frozenset({"domain", "space", "time", "???", "none", ""})
-_FIELDS: Final = frozenset(
-    [
-        "dimension",
-        "type",
-        "block size",
-        "encoding",
-        "endian",
-        "content",
-        "old min",
-        "old max",
-        "min",
-        "max",
-        "data file",
-        "line skip",
-        "byte skip",
-        "number",
-        "sample units",
-        "sizes",
-        "spacings",
-        "thicknesses",
-        "axis mins",
-        "axis maxs",
-        "centers",
-        "labels",
-        "units",
-        "kinds",
-        "space",
-        "space dimension",
-        "space units",
-        "space origin",
-        "space directions",
-        "measurement frame",
-    ]
+_TWO_WORDS: Final = (
+    *("block size", "old min", "old max", "data file", "line skip", "byte skip"),
+    *("sample units", "axis mins", "axis maxs"),
 )
-_TWO_WORDS: Final = [
-    "block size",
-    "old min",
-    "old max",
-    "data file",
-    "line skip",
-    "byte skip",
-    "sample units",
-    "axis mins",
-    "axis maxs",
-]
+_FIELDS: Final = frozenset(
+    (
+        *("dimension", "type", "encoding", "endian", "content", "min", "max", "number", "sizes", "spacings"),
+        *("thicknesses", "centers", "labels", "units", "kinds", "measurement frame"),
+        *("space", "space dimension", "space units", "space origin", "space directions"),
+        *_TWO_WORDS,
+    )
+)
 _OTHER_NAMES: Final = {"centerings": "centers", **{name.replace(" ", ""): name for name in _TWO_WORDS}}
 
 
@@ -111,9 +78,6 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
 
     Unknown fields and fields stated twice are errors, as a misspelt `space directions` would otherwise lose the
     orientation. Raw data have no checksum: only their length is checked.
-
-    Raises:
-        DataError: see :func:`medmllm_plugins.data.readers.volumes.read_volume`.
     """
     fields, end = _parse(path)
     (dimensions,) = whole_numbers(path, "dimension", fields.get("dimension", ""), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +68,26 @@ class PictureOptions:
 DEFAULT: Final = PictureOptions()
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures of one size into one, row by row, in a nearly square grid; unused cells are black."""
-    width, height = pictures[0].size
-    across = next(count for count in range(1, len(pictures) + 1) if count * count >= len(pictures))
-    canvas = Image.new("RGB", (across * width, -(-len(pictures) // across) * height))
-    for index, picture in enumerate(pictures):
-        canvas.paste(picture, (index % across * width, index // across * height))
+def montage(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Put pictures into one, row by row from the top left, without gaps.
+
+    Args:
+        images: at least one; smaller ones are at the top left of their cell on black.
+        columns: number of columns; ``None`` for a nearly square grid, with no more rows than columns.
+
+    Returns:
+        One image in mode ``RGB``; unused cells are black.
+
+    Raises:
+        DataError: there is no picture, or ``columns`` is below 1.
+    """
+    if not images:
+        raise DataError("Expected at least one picture for a montage, got none.")
+    if columns is not None and columns < 1:
+        raise DataError(f"Expected a montage of at least 1 column, got {columns}.")
+    across = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    width, height = (max(sizes) for sizes in zip(*(image.size for image in images), strict=True))
+    canvas = Image.new("RGB", (across * width, math.ceil(len(images) / across) * height))
+    for index, image in enumerate(images):
+        canvas.paste(image.convert("RGB"), (index % across * width, index // across * height))
     return canvas

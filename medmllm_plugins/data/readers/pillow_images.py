@@ -72,16 +72,12 @@ class ImageFacts:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Read a whole image file as RGB, 8 bit per channel; see :func:`to_rgb` for how other modes become RGB.
+    """Read a BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP file as RGB, 8 bit per channel; see :func:`to_rgb`.
 
     Of several frames the first is read. A truncated file is an error even if the process has set
     ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, as lmms-eval does.
 
-    Args:
-        path: BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP; the content decides, not the name.
-
-    Returns:
-        The decoded image in mode ``RGB``; the file is closed.
+    The content decides on the format, not the name. The file is closed.
 
     Raises:
         DataError: the file is missing, empty, damaged, cut short, no image, no regular file or larger than the
@@ -109,13 +105,8 @@ def check_pixels(path: object, size: tuple[int, int], kind: str = "") -> None:
     """Check the memory for an image before anything is allocated.
 
     A pixel counts for six bytes, RGB as decoded and as returned, and for more if the decoder keeps copies: eight in
-    JPEG, twelve in WebP, sixteen in JPEG 2000. The process then takes less than twice
-    the limit: under 1 GB by default, for 89 million pixels (67 of JPEG, 44 of WebP, 33 of JPEG 2000).
-
-    Args:
-        path: the file, for the message.
-        size: width and height.
-        kind: Pillow's name of the format.
+    JPEG, twelve in WebP, sixteen in JPEG 2000 (``kind`` is Pillow's name of the format). The process then takes less
+    than twice the limit: under 1 GB by default, for 89 million pixels (67 of JPEG, 44 of WebP, 33 of JPEG 2000).
 
     Raises:
         DataError: it is above the limit of :mod:`medmllm_plugins.data.readers.decode_limit`.
@@ -185,9 +176,6 @@ def _on_black(strip: Image.Image) -> Image.Image:
 def scan_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageFacts], list[str]]:
     """Decode every file once, in threads.
 
-    Args:
-        paths: image files.
-
     Returns:
         The facts of the good files by path, and for each bad file its error, both in the order of ``paths``.
     """
@@ -197,14 +185,18 @@ def scan_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageFacts], list[str
     return facts, [result for result in results if isinstance(result, str)]
 
 
-def _facts(path: Path) -> ImageFacts | str:
-    try:
-        image = read_rgb(path)
-    except DataError as error:
-        return str(error)
+def picture_facts(image: Image.Image) -> ImageFacts:
+    """Return digest and thumbnail of a picture in mode ``RGB``."""
     digest = hashlib.sha256(struct.pack("<II", *image.size))
     digest.update(image.tobytes())
     return ImageFacts(pixels=digest.hexdigest(), thumbnail=thumbnail(image))
+
+
+def _facts(path: Path) -> ImageFacts | str:
+    try:
+        return picture_facts(read_rgb(path))
+    except DataError as error:
+        return str(error)
 
 
 def _decode(path: Path, stream: BinaryIO) -> Image.Image:

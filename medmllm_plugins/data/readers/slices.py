@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,21 +45,14 @@ def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
 def slice_images(
     volume: Volume, n: int, window: str | tuple[float, float] | None = None, plane: str = "axial"
 ) -> list[Image.Image]:
-    """Show evenly spaced slices as pictures, in the order of :func:`select_slices`.
+    """Show evenly spaced slices as pictures of one size in mode ``RGB``, in the order of :func:`select_slices`.
 
     The pictures follow the radiological convention, whatever the volume's orientation: axial slices as seen from the
     feet, anterior up and the patient's right on the picture's left; coronal slices with the head up and the patient's
     right on the left; sagittal slices with the head up and anterior on the left. Where the voxels are not square in
     the plane, the axis with the larger spacing is enlarged (bilinear), so that pixels are square and none is lost.
 
-    Args:
-        volume: the volume.
-        n: see :func:`select_slices`.
-        window: see :func:`medmllm_plugins.data.readers.intensity_windows.window_bounds`; all slices share one range.
-        plane: see :func:`select_slices`.
-
-    Returns:
-        Images of one size in mode ``RGB``, grey levels repeated over the channels.
+    All slices share one ``window``, see :func:`medmllm_plugins.data.readers.intensity_windows.window_bounds`.
 
     Raises:
         DataError: see :func:`select_slices` and ``window_bounds``; or a side would be longer than :data:`MAX_SIDE`.
@@ -85,39 +76,11 @@ def slice_images(
     return pictures
 
 
-def montage(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Put pictures into one, row by row from the top left, without gaps.
-
-    Args:
-        images: at least one; smaller ones are at the top left of their cell on black.
-        columns: number of columns; ``None`` for a nearly square grid, with no more rows than columns.
-
-    Returns:
-        One image in mode ``RGB``; unused cells are black.
-
-    Raises:
-        DataError: there is no picture, or ``columns`` is below 1.
-    """
-    if not images:
-        raise DataError("Expected at least one picture for a montage, got none.")
-    if columns is not None and columns < 1:
-        raise DataError(f"Expected a montage of at least 1 column, got {columns}.")
-    across = math.ceil(math.sqrt(len(images))) if columns is None else columns
-    width, height = (max(sizes) for sizes in zip(*(image.size for image in images), strict=True))
-    canvas = Image.new("RGB", (across * width, math.ceil(len(images) / across) * height))
-    for index, image in enumerate(images):
-        canvas.paste(image.convert("RGB"), (index % across * width, index // across * height))
-    return canvas
-
-
 @dataclass(frozen=True, slots=True)
 class _Display:
     """Axes and directions for showing a plane of a volume.
 
     Attributes:
-        axis: the axis of the array that runs through the slices.
-        rows: the axis that becomes the picture's rows.
-        columns: the axis that becomes the picture's columns.
         flips: for rows and columns 1 or -1, -1 if the array grows against the picture.
     """
 

@@ -33,7 +33,6 @@ class DataLocation:
     Attributes:
         path: the file; of detached headers not the header's.
         offset: bytes of that file before the data.
-        packing: storage of the data.
         skip: bytes of the unpacked data before the voxels.
         to_end: whether the voxels are the last bytes of the file, whatever is before them; raw data only.
     """
@@ -50,15 +49,12 @@ class VolumeHeader:
     """A checked header.
 
     Attributes:
-        path: the header's file.
         kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"`` or ``"numpy"``.
         shape: voxels along z, y and x; in the file x runs fastest.
         spacing: mm along z, y and x.
         direction: directions of x, y and z in LPS coordinates as the columns of a matrix, row by row; ``None`` if
             the file states none.
         flat: whether the file holds a two-dimensional image.
-        dtype: type of a voxel as stored, with its byte order.
-        data: where the voxels are.
         scaling: slope and intercept from stored to real values.
         reversed_axes: whether z runs fastest in the file, not x.
     """
@@ -118,11 +114,7 @@ def check_header(header: VolumeHeader) -> VolumeHeader:
 
 
 def three_axes(path: Path, sizes: Sequence[int]) -> tuple[tuple[int, int, int], bool]:
-    """Return the shape along z, y and x, and whether there are two dimensions.
-
-    Args:
-        path: the file, for the message.
-        sizes: sizes along x, y, z and further axes, which have to be 1.
+    """Return the shape along z, y and x, and whether there are two dimensions; ``sizes`` begin with x.
 
     Raises:
         DataError: there are fewer or more dimensions, or an axis has no voxel.

@@ -135,9 +135,6 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
         unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless given. A given
             unit goes before what DICOM says.
 
-    Returns:
-        The volume.
-
     Raises:
         DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut
             short or damaged; the volume is not three-dimensional, has several values a voxel, one slice, a size above
@@ -168,12 +165,6 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
 
 def volume_facts(path: Path) -> VolumeFacts:
     """Read size and spacing from a header; of a DICOM folder from the headers of its files.
-
-    Args:
-        path: see :func:`read_volume`.
-
-    Returns:
-        The facts.
 
     Raises:
         DataError: see :func:`read_volume`; damaged or missing voxels may go unnoticed.

@@ -16,11 +16,7 @@ MAX_SPACING = 100.0
 
 
 def finite(voxels: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
-    """Return the voxels, if none is NaN or infinite.
-
-    Raises:
-        DataError: see :func:`check_all_finite`.
-    """
+    """Return the voxels, if none is NaN or infinite."""
     check_all_finite(path, int(voxels.size - np.count_nonzero(np.isfinite(voxels))), voxels.size)
     return voxels
 

@@ -287,7 +287,7 @@ class Family:
         return 1.0
 
     def _tower_rows(self, model: Any, inputs: Inputs) -> IntArray:
-        """Patches of each row of the tower's output, (tiles, class tokens and patches)."""
+        """Return the patches of each row of the tower's output, (tiles, class tokens and patches)."""
         return np.pad(self.patches_of_tiles(model, inputs), ((0, 0), (self.class_tokens(model), 0)), constant_values=-1)
 
 

@@ -1,12 +1,13 @@
 """Shapes of the language models and vision towers that checkpoints refer to by name.
 
-A MedM-VL checkpoint written since October 2025 names its parts and holds no shapes. The published ones stand here, so
-that no network is needed; every tensor's shape is checked against the weights at load, so a wrong row cannot go
-unnoticed. Source: the ``config.json`` of each repository.
+A MedM-VL checkpoint written since October 2025 names its parts and holds no shapes. The published ones are in
+``base_configs.json``, so that no network is needed; every tensor's shape is checked against the weights at load, so a
+wrong entry cannot go unnoticed. Source: the ``config.json`` of each repository.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,83 +15,12 @@ from typing import Any
 from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import read_json
 
-
-def _qwen(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, tied: bool, vocab: int
-) -> dict[str, Any]:
-    return {
-        "model_type": "qwen2",
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1_000_000.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": tied,
-    }
-
-
-def _siglip(hidden: int, intermediate: int, layers: int, heads: int, image: int, patch: int) -> dict[str, Any]:
-    return {
-        "model_type": "siglip_vision_model",
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_channels": 3,
-        "image_size": image,
-        "patch_size": patch,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    }
-
-
-LLMS: Mapping[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(896, 4864, 24, 14, 2, True, 151936),
-    "Qwen/Qwen2.5-1.5B-Instruct": _qwen(1536, 8960, 28, 12, 2, True, 151936),
-    "Qwen/Qwen2.5-3B-Instruct": _qwen(2048, 11008, 36, 16, 2, True, 151936),
-    "Qwen/Qwen2.5-7B-Instruct": _qwen(3584, 18944, 28, 28, 4, False, 152064),
-}
-CLIP_TOWERS: Mapping[str, dict[str, Any]] = {
-    "openai/clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "num_channels": 3,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    }
-}
-NAVIT_TOWERS: Mapping[str, dict[str, Any]] = {
-    # SigLIP's largest tower with rotary positions, as VideoLLaMA 3 and Hulu-Med have it.
-    "DAMO-NLP-SG/VL3-SigLIP-NaViT": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "num_channels": 3,
-        "patch_size": 14,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    }
-}
-VISION_TOWERS: Mapping[str, dict[str, Any]] = {
-    "google/siglip-base-patch16-224": _siglip(768, 3072, 12, 12, 224, 16),
-    "google/siglip-base-patch16-256": _siglip(768, 3072, 12, 12, 256, 16),
-    "google/siglip-base-patch16-256-multilingual": _siglip(768, 3072, 12, 12, 256, 16),
-    "google/siglip-base-patch16-384": _siglip(768, 3072, 12, 12, 384, 16),
-    "google/siglip-so400m-patch14-384": _siglip(1152, 4304, 27, 16, 384, 14),
-}
+_PUBLISHED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+LLMS: Mapping[str, dict[str, Any]] = _PUBLISHED["llms"]
+CLIP_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["clip_towers"]
+NAVIT_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["navit_towers"]
+"""SigLIP's largest tower with rotary positions, as VideoLLaMA 3 and Hulu-Med have it."""
+VISION_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["vision_towers"]
 
 
 def published_name(name: str, table: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -88,6 +89,11 @@ def _spread(model: Any, how: str) -> None:
     if "disk" in devices.values():
         raise ModelError(f"Got `device_map={how}`, but the model does not fit into the memory of all devices.")
     dispatch_model(model, devices)
+
+
+def rename_by_table(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
+    """Return a tensor's name with the first pattern of ``table`` that matches its beginning replaced."""
+    return next((pattern.sub(new, name) for pattern, new in table if pattern.match(name)), name)
 
 
 FOREIGN = ("load_in", "peft", "trust_remote_code")

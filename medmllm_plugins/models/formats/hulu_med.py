@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     Qwen2Config,
     Qwen3Config,
@@ -30,7 +29,8 @@ from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_js
 from medmllm_plugins.models.config_files import make_config, whole_number
 from medmllm_plugins.models.families.video_llama_3 import VideoLlama3
 from medmllm_plugins.models.formats.base_configs import NAVIT_TOWERS, base_config
-from medmllm_plugins.models.formats.conversion import FOREIGN, build_model
+from medmllm_plugins.models.formats.conversion import FOREIGN, build_model, rename_by_table
+from medmllm_plugins.models.formats.llm_tokenizer import load_tokenizer
 from medmllm_plugins.models.native import Native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
@@ -80,10 +80,7 @@ def rename(name: str) -> str | None:
     """Return transformers' name for a tensor of a Hulu-Med checkpoint; ``None`` for frequencies, which are no weights."""
     if name.endswith(".inv_freq"):
         return None
-    for pattern, new in _RENAME:
-        if pattern.match(name):
-            return pattern.sub(new, name)
-    return name
+    return rename_by_table(name, _RENAME)
 
 
 def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
@@ -140,10 +137,7 @@ def read_generation_config(folder: Path) -> GenerationConfig:
 
 
 def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # broken files are met with errors of many types
-        raise ModelError(f"{folder}: expected a tokenizer, found {one_line(error)}; fetch its files again.") from error
+    tokenizer = load_tokenizer(folder)
     image_token = tokenizer.get_vocab().get(IMAGE)
     if image_token is None or image_token != raw.get("image_token_index", image_token):
         raise ModelError(

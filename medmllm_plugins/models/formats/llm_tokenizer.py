@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from medmllm_plugins.errors import ModelError, one_line
 from medmllm_plugins.models.checkpoint import hub_snapshot
@@ -70,3 +71,15 @@ def load_qwen_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise ModelError(f"The tokenizer in {folder} lacks `eos_token` or `pad_token` in its tokenizer_config.json.")
     return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a local folder, of whatever class.
+
+    Raises:
+        ModelError: its files are missing or broken.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # broken files are met with errors of many types
+        raise ModelError(f"{folder}: expected a tokenizer, found {one_line(error)}; fetch its files again.") from error

@@ -17,7 +17,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import VisualInput
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.families.medm_vl_ct import MedMVLCTFamily, SlicesLlava, volume_pixels
-from medmllm_plugins.models.formats.conversion import FOREIGN, build_model
+from medmllm_plugins.models.formats.conversion import FOREIGN, build_model, rename_by_table
 from medmllm_plugins.models.formats.llm_tokenizer import TOKENIZER_FILES, load_qwen_tokenizer, tokenizer_folder
 from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING, MLP, MedMVLConfig, read_config
 from medmllm_plugins.models.formats.templated_model import IMAGE, TemplatedModel
@@ -49,10 +49,7 @@ def rename(name: str) -> str | None:
     """Give transformers' name for a tensor of a MedM-VL checkpoint; ``None`` for the tower's unused pooling head."""
     if _POOLING_HEAD.match(name):
         return None
-    for pattern, new in _RENAME:
-        if pattern.match(name):
-            return pattern.sub(new, name)
-    return name
+    return rename_by_table(name, _RENAME)
 
 
 def load(options: LoadOptions) -> MedMVL:
@@ -175,7 +172,7 @@ class MedMVLCT(MedMVL):
     architecture = MedMVLCTFamily
 
     def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
-        """(B * 32, 3, H, W), float32: the slices of all volumes, one after the other."""
+        """Return the slices of all volumes, one after the other, (B * 32, 3, H, W), float32."""
         for item in images:
             if not isinstance(item, Volume):
                 raise ModelError(

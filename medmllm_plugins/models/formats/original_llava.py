@@ -15,7 +15,6 @@ from typing import Any
 
 from PIL import Image
 from transformers import (
-    AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
@@ -25,12 +24,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from medmllm_plugins.errors import ModelError, one_line, shown
+from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
 from medmllm_plugins.models.formats.base_configs import CLIP_TOWERS, base_config
-from medmllm_plugins.models.formats.conversion import FOREIGN, build_model
-from medmllm_plugins.models.formats.llm_tokenizer import TOKENIZER_FILES
+from medmllm_plugins.models.formats.conversion import FOREIGN, build_model, rename_by_table
+from medmllm_plugins.models.formats.llm_tokenizer import TOKENIZER_FILES, load_tokenizer
 from medmllm_plugins.models.formats.templated_model import TemplatedModel
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
@@ -83,7 +82,7 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
     options.check()
     folder = find_folder(options.pretrained)
     raw = read_json(folder / "config.json")
-    config, tokenizer = read_config(folder), _tokenizer(folder)
+    config, tokenizer = read_config(folder), load_tokenizer(folder)
     image_token = _image_token(tokenizer, int(config.get_text_config().vocab_size), folder)
     config.image_token_id = image_token
     weights = open_weights(folder)
@@ -110,10 +109,7 @@ def rename(name: str) -> str | None:
     """Give transformers' name for a tensor of the first LLaVA format; ``None`` for positions, which are no weights."""
     if _BUFFERS.search(name):
         return None
-    for pattern, new in _RENAME:
-        if pattern.match(name):
-            return pattern.sub(new, name)
-    return name
+    return rename_by_table(name, _RENAME)
 
 
 def read_config(folder: Path) -> LlavaConfig:
@@ -162,13 +158,6 @@ def read_config(folder: Path) -> LlavaConfig:
     }
     config: LlavaConfig = make_config(LlavaConfig, settings, source)
     return config
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # broken files are met with errors of many types
-        raise ModelError(f"{folder}: expected a tokenizer, found {one_line(error)}; fetch its files again.") from error
 
 
 def _image_token(tokenizer: Any, vocabulary: int, folder: Path) -> int:

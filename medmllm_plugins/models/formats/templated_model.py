@@ -101,7 +101,7 @@ class TemplatedModel(LoadedModel):
         return [*self._opening, *image, *encode_text(self.tokenizer, self._after(question))]
 
     def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
-        """(B, 3, H, W), float32."""
+        """Return the tower's input, (B, 3, H, W), float32."""
         pictures = [self._shaped(_one_image(item, index)) for index, item in enumerate(images)]
         pixels: Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
         return pixels
