@@ -48,11 +48,11 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Return all tables with rows."""
-        return [*(table for section in self.sections for table in section.tables()), self.runs, self.data]
+        return [*(table for section in self.sections for table in section.filled_tables), self.runs, self.data]
 
     def drawings(self) -> list[Drawing]:
         """Return all figures."""
-        return [drawing for section in self.sections for drawing in section.drawings()]
+        return [drawing for section in self.sections for drawing in section.figures.values()]
 
     def sentences(self) -> list[str]:
         """Return the overview of each data set; with several data sets, after the title of each."""
@@ -105,7 +105,7 @@ def _draw_figures(plans: Sequence[SectionPlan]) -> tuple[list[dict[str, Drawing]
     jobs = [
         (index, name, partial(job, next(numbers)))
         for index, plan in enumerate(plans)
-        for name, job in plan.figure_jobs()
+        for name, job in plan.figure_jobs().items()
     ]
     figures: list[dict[str, Drawing]] = [{} for _ in plans]
     problems: list[str] = []

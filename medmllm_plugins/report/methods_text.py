@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.plugins.manager import get_manager
@@ -14,9 +14,9 @@ from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
-from medmllm_plugins.results.attribution_records import AttributionIndex, AttributionMethod
+from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
-from medmllm_plugins.results.run_reader import Folds, RunFolder
+from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 _TEMPLATE: Final = "methods.txt.jinja"
@@ -51,87 +51,6 @@ class CitedName:
     details: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetFacts:
-    """A data set: its title, its source, and its folds if a run has them."""
-
-    title: str
-    citation: str
-    folds: Folds | None
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFacts:
-    """How models were asked and how their answers were scored.
-
-    Attributes:
-        protocols: protocols of the questions; ``"findings"`` for yes/no questions.
-        shots: numbers of solved examples, ascending.
-        decoding: arguments of sampling (empty: greedy decoding) with the labels of the models.
-        metrics: names of the metrics.
-        one_against_rest: whether areas are of each class against the others.
-        resamples: number of bootstrap resamples; 0 if unknown.
-        multilabel: whether there are metrics of findings.
-        score_forms: forms of the label scores.
-        varied: what tasks vary.
-        images: what the model saw in place of the image.
-    """
-
-    protocols: tuple[str, ...]
-    shots: tuple[int, ...]
-    decoding: tuple[tuple[str, tuple[str, ...]], ...]
-    metrics: tuple[str, ...]
-    one_against_rest: bool
-    resamples: int
-    multilabel: bool
-    score_forms: tuple[str, ...]
-    varied: frozenset[str]
-    images: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeFacts:
-    """Which hidden states were recorded, which probes were fitted, and with which controls."""
-
-    chosen_layers: bool
-    parts: tuple[str, ...]
-    poolings: tuple[str, ...]
-    kinds: tuple[CitedName, ...]
-    widths: tuple[int, ...]
-    best: bool
-    controls: tuple[str, ...]
-    health: bool
-    modes: bool
-    mapped: bool
-    recalibrations: tuple[str, ...]
-    lens: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AttributionFacts:
-    """What was attributed, at which layers, by whose methods, and with which checks."""
-
-    of_labels: bool
-    of_answers: bool
-    layers: tuple[str, ...]
-    captum: tuple[CitedName, ...]
-    own: tuple[CitedName, ...]
-    checks: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MethodsFacts:
-    """All facts of the paragraphs; a part without facts has no paragraph."""
-
-    models: tuple[CitedName, ...]
-    versions: Mapping[str, str]
-    datasets: tuple[DatasetFacts, ...]
-    answers: AnswerFacts
-    references: tuple[tuple[str, str], ...]
-    probes: ProbeFacts | None
-    attributions: AttributionFacts | None
-
-
 def methods(collection: RunCollection) -> Methods:
     """Write the paragraphs about all runs that have results."""
     results = [
@@ -141,19 +60,22 @@ def methods(collection: RunCollection) -> Methods:
     ]
     if not results:
         return Methods((text(_TEMPLATE, "empty"),), ())
-    facts = MethodsFacts(
+    folds = {name: folds for run in reversed(collection.runs) for name, folds in run.folds.items() if folds}
+    cite = References()
+    paragraphs = texts(
+        _TEMPLATE,
+        "methods",
+        cite=cite,
         models=_models(collection, results),
         versions=_versions(results),
-        datasets=tuple(_dataset_facts(collection, dataset) for dataset in collection.datasets),
+        datasets=[(dataset, folds.get(dataset.name)) for dataset in collection.datasets],
         answers=_answer_facts([result for result in results if result.task.scored]),
-        references=tuple(_reference_method(subject) for subject in collection.subjects if subject.reference),
+        references=[_reference_method(subject) for subject in collection.subjects if subject.reference],
         probes=_probe_facts([result.task.probing for result in results if result.task.probing is not None]),
         attributions=_attribution_facts(
             [result.task.attributions for result in results if result.task.attributions is not None]
         ),
     )
-    cite = References()
-    paragraphs = texts(_TEMPLATE, "methods", facts=facts, cite=cite)
     return Methods(tuple(filter(None, paragraphs)), cite.all())
 
 
@@ -185,12 +107,8 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
     return versions
 
 
-def _dataset_facts(collection: RunCollection, dataset: DatasetRuns) -> DatasetFacts:
-    folds = next((folds for run in collection.runs if (folds := run.folds.get(dataset.name))), None)
-    return DatasetFacts(dataset.title, dataset.spec.citation if dataset.spec is not None else "", folds)
-
-
-def _answer_facts(results: Sequence[TaskResult]) -> AnswerFacts:
+def _answer_facts(results: Sequence[TaskResult]) -> dict[str, Any]:
+    """Return how models were asked and how their answers were scored, as the template names it."""
     of_models = [result for result in results if not result.subject.reference]
     protocols = dict.fromkeys("findings" if result.multilabel else clean(result.protocol) for result in of_models)
     decoding: dict[str, dict[str, None]] = {}
@@ -202,18 +120,18 @@ def _answer_facts(results: Sequence[TaskResult]) -> AnswerFacts:
         metrics.append("exact_match")
     sources = [source for result in of_models for source in result.task.sources]
     forms = {form for source in sources for form in mapping(source.get("label_scores"))}
-    return AnswerFacts(
-        protocols=tuple(protocols),
-        shots=tuple(sorted({result.shots for result in of_models})),
-        decoding=tuple((arguments, tuple(labels)) for arguments, labels in decoding.items()),
-        metrics=tuple(metrics),
-        one_against_rest=not all(result.multilabel for result in results),
-        resamples=max(map(_resamples, results), default=0),
-        multilabel=any(result.multilabel for result in results),
-        score_forms=tuple(form for form in SCORE_FORMS if form in forms),
-        varied=frozenset(result.task.varied for result in of_models),
-        images=tuple(sorted({clean(result.task.image) for result in of_models} - {"shown"})),
-    )
+    return {
+        "protocols": protocols,
+        "shots": sorted({result.shots for result in of_models}),
+        "decoding": decoding,
+        "metrics": metrics,
+        "one_against_rest": not all(result.multilabel for result in results),
+        "resamples": max(map(_resamples, results), default=0),
+        "multilabel": any(result.multilabel for result in results),
+        "score_forms": [form for form in SCORE_FORMS if form in forms],
+        "varied": {result.task.varied for result in of_models},
+        "images": sorted({clean(result.task.image) for result in of_models} - {"shown"}),
+    }
 
 
 def _sampling(run: RunFolder) -> str:
@@ -251,9 +169,10 @@ def _reference_method(subject: Subject) -> tuple[str, str]:
     return ("majority" if subject.blind else method), cut(method, 40)
 
 
-def _probe_facts(probings: Sequence[ProbeAnalysis]) -> ProbeFacts | None:
+def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
+    """Return which states were recorded, which probes were fitted and with which controls; empty without probes."""
     if not probings:
-        return None
+        return {}
     points = [point for probing in probings for point in probing.points]
     layers = [point for point in points if point.part != "control"]
     maps = [probing.mapping for probing in probings if probing.mapping is not None]
@@ -266,20 +185,20 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> ProbeFacts | None:
         "random_encoder": any(point.layer.startswith(RANDOM_ENCODER) for point in points),
         "pixels": any(point.layer == PIXELS for point in points),
     }
-    return ProbeFacts(
-        chosen_layers=any(probing.options.get("layers") for probing in probings),
-        parts=tuple(part for part in _PARTS if any(point.part == part for point in layers)),
-        poolings=tuple(pooling for pooling in _POOLINGS if any(point.pooling == pooling for point in layers)),
-        kinds=_probe_kinds(probings),
-        widths=tuple(sorted({int(width) for width in widths if known(width) and width})),
-        best=any(probing.best.layer for probing in probings),
-        controls=tuple(name for name, used in controls.items() if used),
-        health=any(probing.health for probing in probings),
-        modes=any(probing.diagnosis.effects for probing in probings),
-        mapped=bool(maps),
-        recalibrations=tuple(name for name in RECALIBRATIONS if name in recalibrations),
-        lens=any(record.lens for record in maps),
-    )
+    return {
+        "chosen_layers": any(probing.options.get("layers") for probing in probings),
+        "parts": [part for part in _PARTS if any(point.part == part for point in layers)],
+        "poolings": [pooling for pooling in _POOLINGS if any(point.pooling == pooling for point in layers)],
+        "kinds": _probe_kinds(probings),
+        "widths": sorted({int(width) for width in widths if known(width) and width}),
+        "best": any(probing.best.layer for probing in probings),
+        "controls": [name for name, used in controls.items() if used],
+        "health": any(probing.health for probing in probings),
+        "modes": any(probing.diagnosis.effects for probing in probings),
+        "mapped": bool(maps),
+        "recalibrations": [name for name in RECALIBRATIONS if name in recalibrations],
+        "lens": any(record.lens for record in maps),
+    }
 
 
 def _probe_kinds(probings: Sequence[ProbeAnalysis]) -> tuple[CitedName, ...]:
@@ -294,9 +213,11 @@ def _probe_kinds(probings: Sequence[ProbeAnalysis]) -> tuple[CitedName, ...]:
     )
 
 
-def _attribution_facts(attributions: Sequence[AttributionIndex]) -> AttributionFacts | None:
+def _attribution_facts(attributions: Sequence[AttributionIndex]) -> dict[str, Any]:
+    """Return what was attributed, at which layers, by whose methods and with which checks; empty without maps."""
     if not attributions:
-        return None
+        return {}
+    specs = get_manager().attributions()
     summaries = [summary for record in attributions for summary in record.summary]
     used = {method.name: method for record in attributions for method in record.methods}
     of_answers = [summary.mode == "answer" for summary in summaries]
@@ -310,24 +231,21 @@ def _attribution_facts(attributions: Sequence[AttributionIndex]) -> AttributionF
         "inside": "inside" in figures,
         "pointing": "pointing" in figures,
     }
-    captum = {name: _is_captums(method) for name, method in used.items()}
-    cited = {name: CitedName(name, method.citation) for name, method in used.items()}
-    return AttributionFacts(
-        of_labels=not of_answers or not all(of_answers),
-        of_answers=any(of_answers),
-        layers=tuple(layers) if len(layers) <= _MAX_LAYERS else (),
-        captum=tuple(method for name, method in cited.items() if captum[name]),
-        own=tuple(method for name, method in cited.items() if not captum[name]),
-        checks=tuple(name for name, made in checks.items() if made),
-    )
-
-
-def _is_captums(method: AttributionMethod) -> bool:
-    """Return whether Captum's code computes a method: as its index says, or else as its declaration says."""
-    if method.captum is not None:
-        return method.captum
-    spec = get_manager().attributions().get(method.name)
-    return spec is not None and spec.captum
+    by_library: dict[bool, list[CitedName]] = {True: [], False: []}
+    for name, method in used.items():
+        spec = specs.get(name)
+        # Indices of older runs do not say whether Captum computed the method.
+        captum = (spec is not None and spec.captum) if method.captum is None else method.captum
+        citation, description = (method.citation or spec.citation, spec.description) if spec else (method.citation, "")
+        by_library[captum].append(CitedName(name, citation, description))
+    return {
+        "of_labels": not of_answers or not all(of_answers),
+        "of_answers": any(of_answers),
+        "layers": list(layers) if len(layers) <= _MAX_LAYERS else [],
+        "captum": by_library[True],
+        "own": by_library[False],
+        "checks": [name for name, made in checks.items() if made],
+    }
 
 
 def dataset_citations(dataset: DatasetRuns) -> list[str]:

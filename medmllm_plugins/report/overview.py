@@ -11,7 +11,7 @@ from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, comparable_groups
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.report.verdict import BaselineComparison, Verdict, reference_verdict
+from medmllm_plugins.report.verdict import Verdict, reference_verdict
 from medmllm_plugins.results.probe_records import TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
@@ -40,85 +40,6 @@ class RankedGroup:
     unpaired: str
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """All models of a data set.
-
-    Attributes:
-        ranked: verdicts with a place in the ranking, the best first.
-        unread: verdicts on models of which too few answers could be parsed.
-        groups: the ranked models in groups that are comparable.
-    """
-
-    ranked: Sequence[Verdict]
-    unread: Sequence[Verdict]
-    groups: Sequence[RankedGroup]
-
-    @property
-    def guess(self) -> str:
-        """Name of the constant guess."""
-        return self.ranked[0].guess.name
-
-    @property
-    def above_guess(self) -> int:
-        """Number of models that are clearly better than a constant guess."""
-        return sum(verdict.guess.difference.low > 0 for verdict in self.ranked)
-
-    @property
-    def _compared(self) -> list[BaselineComparison]:
-        references = (verdict.reference for verdict in self.ranked)
-        return [reference for reference in references if reference.compared and reference.informative]
-
-    @property
-    def reference_names(self) -> list[str]:
-        """Names of the reference classifiers that models are compared with."""
-        return list(dict.fromkeys(reference.name for reference in self._compared))
-
-    @property
-    def reference_accuracy(self) -> float | None:
-        """Accuracy of the reference classifier, if all comparisons have the same."""
-        accuracies = {round(reference.shared_accuracy, 6): reference.shared_accuracy for reference in self._compared}
-        return next(iter(accuracies.values())) if len(accuracies) == 1 else None
-
-    @property
-    def above_reference(self) -> int:
-        """Number of models that are clearly better than the reference classifier."""
-        return sum(reference.difference.low > 0 for reference in self._compared)
-
-    @property
-    def below_reference(self) -> int:
-        """Number of models that are clearly worse than the reference classifier."""
-        return sum(reference.difference.high < 0 for reference in self._compared)
-
-    @property
-    def not_compared(self) -> list[BaselineComparison]:
-        """Reference classifiers that are not comparable, each once."""
-        references = [verdict.reference for verdict in self.ranked if verdict.reference.obstacle]
-        return list({(reference.name, reference.obstacle): reference for reference in references}.values())
-
-    @property
-    def uninformative(self) -> list[BaselineComparison]:
-        """Reference classifiers that are no better than guessing, each once."""
-        references = [verdict.reference for verdict in self.ranked if not verdict.reference.informative]
-        return list({reference.name: reference for reference in references}.values())
-
-    @property
-    def probed(self) -> int:
-        """Number of models with probes."""
-        return sum(bool(verdict.probed) for verdict in self.ranked)
-
-    @property
-    def probe_task(self) -> str:
-        """Task that would probe the models."""
-        return self.ranked[0].probe_task
-
-    @property
-    def modes(self) -> list[tuple[str, int]]:
-        """Supported failure modes with the number of models."""
-        supported = [effect.mode for verdict in self.ranked for effect in verdict.supported]
-        return [(mode, supported.count(mode)) for mode in TITLES if mode in supported]
-
-
 def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
     """Return the overview of all models in words; with a single model, its verdict.
 
@@ -138,7 +59,19 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         return " ".join(verdict.sentence for verdict in scored)
     if len(ranked) == 1:
         return f"{ranked[0].sentence} {text('verdict.txt.jinja', 'not_ranked', verdicts=unread)}"
-    return text("verdict.txt.jinja", "overview", overview=Overview(ranked, unread, _groups(ranked, pairs)))
+    references = [verdict.reference for verdict in ranked]
+    obstacles = {(reference.name, reference.obstacle): reference for reference in references if reference.obstacle}
+    supported = [effect.mode for verdict in ranked for effect in verdict.supported]
+    return text(
+        "verdict.txt.jinja",
+        "overview",
+        ranked=ranked,
+        unread=unread,
+        groups=_groups(ranked, pairs),
+        references=references,
+        obstacles=obstacles.values(),
+        modes=[(mode, supported.count(mode)) for mode in TITLES if mode in supported],
+    )
 
 
 def _without_models(dataset: DatasetRuns) -> str:

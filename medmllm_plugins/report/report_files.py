@@ -78,9 +78,9 @@ def _contents(report: Report) -> dict[str, str | bytes]:
     contents: dict[str, str | bytes] = {f"tables/{table.stem}.csv": table.csv() for table in (report.runs, report.data)}
     for section in report.sections:
         name = section.dataset.name
-        for table in section.tables():
+        for table in section.filled_tables:
             contents[f"tables/{names[name]}{table.stem.removeprefix(name)}.csv"] = table.csv()
-        for drawing in section.drawings():
+        for drawing in section.figures.values():
             path = f"figures/{names[name]}{drawing.stem.removeprefix(name)}"
             contents |= {f"{path}.svg": drawing.svg, f"{path}.png": drawing.png}
     return contents

@@ -29,11 +29,11 @@ PIXELS: Final = "control.pixels"
 PROVEN: Final = ("permuted", "decoding")
 """Kinds of semantic mapping in which the label scores show that the LLM knew the class."""
 RECALIBRATIONS: Final[Mapping[str, str]] = {
-    "scores": "label that scores highest, instead of the text",
-    "relabelled": "answers renamed (best relabelling)",
-    "permuted": "highest-scoring label renamed",
-    "blank": "scores minus those of a blank image (prior removed)",
-    "offsets": "scores plus fitted class offsets (prior removed)",
+    "scores": "highest label score, not the text",
+    "relabelled": "classes relabelled",
+    "permuted": "highest label score, relabelled",
+    "blank": "scores of a blank image subtracted",
+    "offsets": "class bias removed",
     "affine": "affine map of the scores",
 }
 """Output recalibrations with their names for people, in the order in which they are shown."""

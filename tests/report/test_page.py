@@ -231,17 +231,16 @@ def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> No
     made.answers("med_cls_toy:image=shuffled", outcomes(skill=0, seed=6), image="shuffled", paraphrase=2)
     section = build_report(collect_runs([made.folder])).sections[0]
     letter, other = (
-        dict(zip([c.name for c in section.sensitivity.changes.columns], r, strict=True))
-        for r in section.sensitivity.changes.rows
+        dict(zip([c.name for c in section.tables["sensitivity"].columns], r, strict=True))
+        for r in section.tables["sensitivity"].rows
     )
     rights = [np.mean([one.predicted == one.label for one in outcomes(skill=s, seed=n)]) for s, n in ((1.5, 2), (0, 5))]
     assert letter["compared_with"] == "med_cls_toy_letter" and isinstance(letter["loss_without_image"], Estimate)
     assert letter["loss_without_image"].value == pytest.approx(rights[0] - rights[1])
     assert other["compared_with"] is None and np.isnan(other["loss_without_image"].value)
     assert (
-        section.sensitivity.figure is not None
-        and section.sensitivity.figure.svg.count("the same question as it is") == 1
+        "sensitivity" in section.figures and section.figures["sensitivity"].svg.count("the same question as it is") == 1
     )
     made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=8), image="blank")
-    figure = build_report(collect_runs([made.folder])).sections[0].sensitivity.figure
+    figure = build_report(collect_runs([made.folder])).sections[0].figures.get("sensitivity")
     assert figure is not None and "image blank, letter<" in figure.svg and "image blank, closed set<" in figure.svg

@@ -24,7 +24,7 @@ from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.metrics.label_scores import FORMS
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.plugins.specs import ProbeSpec
+from medmllm_plugins.plugins.specs import AttributionSpec, ProbeSpec
 from medmllm_plugins.report import formatting, methods_text
 from medmllm_plugins.report.display_names import SCORE_FORMS
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures
@@ -340,6 +340,27 @@ def test_methods_describe_and_cite_the_probes_of_plugins(tmp_path: Path, monkeyp
     methods = methods_text.methods(collect_runs([made.folder]))
     number = next(index for index, source in enumerate(methods.references, start=1) if source.startswith("Cover T"))
     assert f"a vote of the nearest neighbours [{number}]" in methods.text()
+
+
+def test_methods_describe_and_cite_the_attribution_methods_of_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = AttributionSpec(
+        name="edges",
+        target="plugin.maps:edges",
+        summary="Edges of the image.",
+        description="the length of the Sobel gradient",
+        citation="Sobel I. An isotropic 3x3 image gradient operator (1990).",
+    )
+    monkeypatch.setattr(type(get_manager()), "attributions", lambda self: {"edges": spec})
+    folder = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("edges",)).folder
+    index = folder / "attributions" / "med_attr_toy" / "index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["methods"] = [{"name": "edges", "summary": spec.summary, "citation": ""}]
+    index.write_text(json.dumps(content), encoding="utf-8")
+    methods = methods_text.methods(collect_runs([folder]))
+    number = next(index for index, source in enumerate(methods.references, start=1) if source.startswith("Sobel I"))
+    assert f"by edges (the length of the Sobel gradient) [{number}] with medmllm-plugins" in methods.text()
 
 
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
