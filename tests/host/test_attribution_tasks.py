@@ -204,8 +204,12 @@ def test_what_the_run_answered_is_explained(evaluate: Callable[..., Any], tmp_pa
 @pytest.mark.parametrize(
     ("task", "settings", "says"),
     [
-        ("med_cls_demo:image=blank", {}, "expected a run with image=shown, which alone can be explained, found blank"),
-        ("med_cls_demo", {"shots": 1}, "expected a run without few-shot examples, found --num_fewshot 1"),
+        (
+            "med_cls_demo:image=blank",
+            {},
+            "expected a run with image=shown, because control images cannot be explained, got blank",
+        ),
+        ("med_cls_demo", {"shots": 1}, "expected a run without few-shot examples, got --num_fewshot 1"),
     ],
 )
 def test_what_was_shown_otherwise_is_not_explained(
@@ -237,7 +241,7 @@ def test_what_was_shown_otherwise_is_not_explained(
             "one of ['round mass', 'spiculated mass', 'textured patch', 'no finding'], got 'lion'",
         ),
         (["--layer", "vision.77"], "expected `layer` to be some of vision.00, vision.01"),
-        (["--batch_size", "0"], "Expected `--batch_size` to be at least 1, found 0"),
+        (["--batch_size", "0"], "Expected `--batch_size` to be at least 1, got 0"),
         (["--method", "magic"], "Expected `method` to be some of saliency"),
         (["--task", "med_cls_busi"], "Expected `--task` to be one of ['med_attr_demo:n=1"),
     ],
