@@ -20,7 +20,7 @@ from medmllm_plugins.report.verdict import Verdict, verdicts
 
 FigureJob: TypeAlias = Callable[[int], Drawing | None]
 """Draws a figure, given its number on the page."""
-_FIGURES: Final[Mapping[str, Callable[[DatasetRuns, int], Drawing | None]]] = {
+FIGURES: Final[dict[str, Callable[[DatasetRuns, int], Drawing | None]]] = {
     "confusion": answer_figures.confusion,
     "agreement": mapping_figures.agreement,
     "reliability": answer_figures.reliability,
@@ -33,6 +33,7 @@ _FIGURES: Final[Mapping[str, Callable[[DatasetRuns, int], Drawing | None]]] = {
     "lens": mapping_figures.lens,
     "randomisation": attribution_figures.randomisation,
 }
+"""Figures of a data set by name; those that take longest come first."""
 _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "classes": answer_tables.class_table,
     "findings": finding_tables.findings_table,
@@ -116,7 +117,7 @@ class SectionPlan:
                 f"layers {index}": partial(layer_figures.single_model, result, self.dataset)
                 for index, (result, _) in enumerate(self.dataset.probed())
             },
-            **{name: partial(draw, self.dataset) for name, draw in _FIGURES.items()},
+            **{name: partial(draw, self.dataset) for name, draw in FIGURES.items()},
             "sensitivity": partial(answer_figures.sensitivity, self.dataset, self.controls),
         }
 

@@ -15,11 +15,11 @@ from support.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report import assemble
-from medmllm_plugins.report.figures import answer_figures
 from medmllm_plugins.report.page import render
 from medmllm_plugins.report.report_files import write_report
 from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
+from medmllm_plugins.report.sections import FIGURES
 from medmllm_plugins.utils.json_values import number
 
 HUGE = 10**400
@@ -125,7 +125,7 @@ def test_a_figure_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("no bins")
 
-    monkeypatch.setattr(answer_figures, "reliability", fail)
+    monkeypatch.setitem(FIGURES, "reliability", fail)
     report = write_report([answered(tmp_path / "a").folder], tmp_path / "report.html")
     (said,) = [one for one in report.notes.missing if "could not be drawn" in one]
     assert "reliability" in said and "no bins" in said and "toy" in said
