@@ -176,12 +176,12 @@ def test_settings_are_told_and_not_mixed(explained: Any, tmp_path: Path, capsys:
         ("truth", "blank", "7"),
     }
     read = read_attributions(index_of(folder), shelf_of(folder))
-    assert {(one.method, one.apart) for one in read.summary} >= {
+    assert {(row.method, read.settings_of(row)) for row in read.summary} >= {
         ("layer_grad_cam", "decision, blurred, 4"),
         ("layer_grad_cam", "truth, blank, 7"),
         ("integrated_gradients", ""),
     }
-    assert {one.how for one in read.summary} == {"decision, blurred, 4", "truth, blank, 7"}
+    assert {row.settings for row in read.summary} == {"decision, blurred, 4", "truth, blank, 7"}
 
 
 def test_what_the_run_answered_is_explained(evaluate: Callable[..., Any], tmp_path: Path) -> None:
