@@ -64,7 +64,7 @@ _ARGUMENT: Final = re.compile(r",(?=[\w.\-]+=)")
 
 
 def shareable_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest without what looks like a key or a password; names of tasks, classes and its own fields stay."""
+    """Return a manifest without likely keys and passwords; names of tasks, classes and its own fields stay."""
     return {
         name: {task: _task_facts(facts) for task, facts in value.items()}
         if name == "tasks" and isinstance(value, Mapping)

@@ -192,8 +192,8 @@ def _predict(estimator: Any, rows: Floats, classes: Ints) -> Ints:
     if predicted.size != len(rows) or not np.isin(predicted, classes).all():
         raise PluginError(
             f"{shown(estimator)}: expected `predict` to return one of the classes {classes.tolist()} for each of "
-            f"{len(rows)} rows, got an array of shape {predicted.shape} with {shown(np.unique(predicted)[:5].tolist())}. "
-            "A probe needs a classifier with one output."
+            f"{len(rows)} rows, got an array of shape {predicted.shape} with "
+            f"{shown(np.unique(predicted)[:5].tolist())}. A probe needs a classifier with one output."
         )
     return predicted.reshape(-1).astype(np.intp)
 
@@ -205,8 +205,8 @@ def _log_loss(estimator: Any, rows: Floats, labels: Ints, classes: Ints) -> floa
     if probabilities.shape != (len(rows), len(classes)) or sorted(columns.tolist()) != classes.tolist():
         raise PluginError(
             f"{shown(estimator)}: expected `predict_proba` to return shape ({len(rows)}, {len(classes)}) with a column "
-            f"for each of the classes {classes.tolist()}, got shape {probabilities.shape} for {shown(columns.tolist())}."
-            " A probe needs a classifier with one output."
+            f"for each of the classes {classes.tolist()}, got shape {probabilities.shape} for "
+            f"{shown(columns.tolist())}. A probe needs a classifier with one output."
         )
     # The probability of a class that the train fold lacks is 0.
     true = np.where(labels[:, None] == columns, probabilities, 0).sum(1)

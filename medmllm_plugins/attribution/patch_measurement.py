@@ -151,7 +151,7 @@ def _usual(span: Tensor) -> Tensor:
 
 
 def _ramp(size: tuple[int, int], axis: int, run: int) -> Image.Image:
-    """Make a picture that brightens from the left (axis 0) or the top (1), each channel of each run over a part of it."""
+    """Make a picture that brightens from the left (axis 0) or the top (1), each channel of a run over a part of it."""
     count = size[axis]
     position = (np.arange(count) + 0.5) / count
     # The mean over channels and runs rises evenly, in many more steps than the levels of one channel.

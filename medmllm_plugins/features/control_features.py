@@ -54,8 +54,8 @@ class _ConnectorDone(Exception):
 class RandomEncoder:
     """The model's own vision tower and connector with random weights, run on the same images.
 
-    A probe fitted on it shows what the architecture and the probe alone can do. Matrices are normal with variance 1 over
-    the number of inputs, biases 0, norms 1, embeddings normal with deviation 0.02, and single vectors (class token,
+    A probe fitted on it shows what the architecture and the probe alone can do. Matrices are normal with variance 1
+    over the number of inputs, biases 0, norms 1, embeddings normal with deviation 0.02, and single vectors (class token,
     scales of layers) normal with the mean square that they have.
     """
 

@@ -46,7 +46,7 @@ def sensitivity(counts: Floats) -> Floats:
 
 
 def specificity(counts: Floats) -> Floats:
-    """Return, among the documents of all other classes, the share answered with a class other than this one. Shape (..., K).
+    """Return, among documents of all other classes, the share answered with another class than this. Shape (..., K).
 
     An answer that was not parsed counts as wrong here too, else refusing everything would be perfectly specific. So
     with two classes the specificity of one is the sensitivity of the other.
@@ -100,7 +100,7 @@ def matthews(counts: Floats) -> Floats:
 
 
 def quadratic_kappa(counts: Floats) -> Floats:
-    """Return the agreement of ordered classes beyond chance, disagreements weighted by the square of their distance. Shape (...).
+    """Return the quadratically weighted kappa of ordered classes, their agreement beyond chance. Shape (...).
 
     In the observed disagreement an answer that was not parsed is as far from the truth as an answer can be, so that
     refusing does not pay; the disagreement expected by chance is that of the parsed answers. NaN where no answer was

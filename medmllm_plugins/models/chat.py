@@ -130,7 +130,7 @@ class ChatModel(LoadedModel):
         return inputs
 
     def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each label after the prompt, tokenised together with it; the opening's tokens come first."""
+        """Return the token ids of each label after the prompt, tokenised with it; the opening's tokens come first."""
         prompt = self.render(question) + self.style.opening
         # After a line end or a tag an answer begins at once, after a word with a blank.
         blank = "" if prompt[-1:].isspace() or prompt.endswith((">", "]")) else " "

@@ -22,7 +22,7 @@ def _declarations() -> dict[str, list[dict[str, Any]]]:
 
 @hookimpl
 def medmllm_models() -> list[ModelSpec]:
-    """Return the medical models of "Lost in the Hype" (arXiv:2604.08333), MedM-VL, and any checkpoint of their families."""
+    """Return the medical models of "Lost in the Hype" (arXiv:2604.08333), MedM-VL, and their families."""
     return [
         ModelSpec(**{**fields, "prompt_style": PromptStyle(**fields.get("prompt_style", {}))})
         for fields in _declarations()["models"]

@@ -248,7 +248,7 @@ class Manager:
         }
 
     def _results_of(self, key: str, ask: Callable[[list[Failure]], Any]) -> tuple[Any, list[Failure]]:
-        """Return the result and failures of ``ask``, cached until plugins come or go; nothing is cached when it raises."""
+        """Return the result and failures of ``ask``, cached until plugins come or go, unless it raises."""
         if self._changes != self.pluggy.changes:
             self._results.clear()
             self._changes = self.pluggy.changes
@@ -258,7 +258,7 @@ class Manager:
         return self._results[key]
 
     def _sources(self) -> list[PluginInfo]:
-        """Return the plugins registered now: discovered ones in their order, then those registered in process, by name."""
+        """Return the registered plugins: discovered ones in their order, then those registered in process, by name."""
         now = {name for name, plugin in self.pluggy.list_name_plugin() if plugin is not None}
         discovered = [info for info in self._registered if info.name in now]
         others = sorted(now - {info.name for info in discovered})

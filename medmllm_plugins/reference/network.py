@@ -65,9 +65,8 @@ class TimmClassifier(ReferenceClassifier):
             raise OptionError("timm is not installed; pip install 'medmllm-plugins[timm]'.") from error
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
-            raise OptionError(
-                f"Expected the name of a timm network, got {name!r}.{' Similar: ' + ', '.join(close) + '.' if close else ''}"
-            )
+            similar = f" Similar: {', '.join(close)}." if close else ""
+            raise OptionError(f"Expected the name of a timm network, got {name!r}.{similar}")
         if weights is not None and not weights.is_file():
             raise OptionError(f"{weights}: expected a file of weights, but it does not exist.")
         if epochs < 1:
@@ -208,7 +207,7 @@ class _Pictures:
     def batch(
         self, indices: npt.NDArray[np.intp], generator: np.random.Generator | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Return normalised images ``[P, C, H, W]``, cropped at random if there is a generator, and their number per document."""
+        """Return normalised images ``[P, C, H, W]``, cropped at random with a generator, and the number per document."""
         several = self._examples.each(self._read, [int(index) for index in indices])
         shown = [self._cropped(picture, generator) for pictures in several for picture in pictures]
         values = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255

@@ -176,7 +176,7 @@ class FeatureStore:
         return features
 
     def lens(self, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32] | None:
-        """Return the labels' logits after each block of the LLM, (n, layers, K) float32; ``None`` where none were kept."""
+        """Return the labels' logits after each block of the LLM, (n, layers, K) float32, or ``None`` without any."""
         return self._read(LENS, rows) if self.header.lens else None
 
     def _read(self, name: str, rows: npt.NDArray[np.intp] | None) -> npt.NDArray[np.float32]:

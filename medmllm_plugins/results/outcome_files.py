@@ -122,7 +122,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Return what the model wrote, by id, from a file that :func:`read_outcomes` reads; rows without an answer are left out.
+    """Return the answers by id from a file that :func:`read_outcomes` reads; rows without an answer are left out.
 
     Raises:
         OSError: the file cannot be read.
@@ -174,8 +174,8 @@ def load_run(folder: Path) -> RunResults:
     """Read a run folder whose figures are about to be used.
 
     Raises:
-        DataError: the folder is no run folder, a file in it is damaged or of a newer version, or its manifest or outcomes are not those that
-            were sealed when the run finished.
+        DataError: the folder is no run folder, a file in it is damaged or of a newer version, or its manifest
+            or outcomes are not those that were sealed when the run finished.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -251,5 +251,6 @@ def _disagreements(path: Path, metrics: dict[str, Any], outcomes: list[Outcome],
     if not differences:
         return []
     return [
-        f"{path} does not agree with the scored answers beside it: {format_differences(differences)}. The answers are used."
+        f"{path} does not agree with the scored answers beside it: {format_differences(differences)}. "
+        "The answers are used."
     ]

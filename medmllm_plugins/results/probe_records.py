@@ -194,7 +194,8 @@ class SemanticMapping(Record):
     Intervals come from one set of bootstrap resamples of groups. They take the fitted recalibrations as given.
 
     Attributes:
-        kind: ``intact``, ``permuted``, ``biased``, ``missing``, ``other recalibration``, ``decoding`` or ``cannot tell``.
+        kind: ``intact``, ``permuted``, ``biased``, ``missing``, ``other recalibration``, ``decoding`` or
+            ``cannot tell``.
         n: documents.
         n_groups: groups they belong to.
         answer: accuracy of the answers; an unparsed answer is wrong.

@@ -52,7 +52,7 @@ KINDS: Final[Mapping[Mode, tuple[str, ...]]] = {
 }
 """Names of faults by mode:
 
-- ``tower_noise``: Gaussian noise on all matrices of the vision blocks, in multiples of each matrix's standard deviation.
+- ``tower_noise``: Gaussian noise on all matrices of the vision blocks, in multiples of their standard deviations.
 - ``tower_reset``: a fraction of all weights of the vision blocks reinitialised.
 - ``tower_blur``: after every vision block, one random vector for each document is added to all its patches, in
   multiples of the standard deviation of each feature over them.
@@ -290,7 +290,8 @@ def _basis(directions: Mapping[str, Tensor] | None) -> Tensor:
     if connector is None or connector.dim() != 2 or not 0 < len(connector) <= connector.shape[1]:
         raise OptionError(
             "Expected `directions` to hold 'connector', (k, d) with 1 <= k <= d, which directions_removed needs, but "
-            f"got {None if connector is None else tuple(connector.shape)}. class_directions computes them from train features."
+            f"got {None if connector is None else tuple(connector.shape)}. class_directions "
+            "computes them from train features."
         )
     basis: Tensor = torch.linalg.qr(connector.detach().double().cpu().T)[0].T
     return basis
@@ -317,7 +318,7 @@ def _branches(ids: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]
 
 
 def _permuted(ids: Sequence[tuple[int, ...]], fault: Fault, share: float) -> LogitEdits:
-    """Exchange two, more than half or all tokens in a ring: at strength 1 where most labels differ, else wherever some do.
+    """Exchange two, more than half or all tokens in a ring: at strength 1 where most labels differ, else where any do.
 
     With two labels all strengths are the same; with three, strength 2 exchanges two.
     """

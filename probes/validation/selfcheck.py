@@ -1,7 +1,7 @@
 """Validate the diagnosis on models with a known fault.
 
-A healthy model is broken on purpose (:mod:`medmllm_plugins.probes.validation.planted_faults`) and evaluated on labelled documents. Its
-features and answers are diagnosed by the same code as in any evaluation. The reference classifier is a probe on the
+A healthy model is broken on purpose (:mod:`medmllm_plugins.probes.validation.planted_faults`) and evaluated on
+labelled documents. Its features and answers are diagnosed by the same code as in any evaluation. The reference classifier is a probe on the
 healthy tower, fitted on other documents.
 """
 
@@ -167,7 +167,8 @@ class Report:
                 f"faults of strengths 2 and 3 named correctly: {self.sensitivity:.1%} (required: at least 95%)",
                 f"false alarms on healthy models: {self.false_alarms:.1%} (required: at most 5%)",
                 f"mild faults attributed to another mode: {self.misattributed:.1%} (required: at most 10%)",
-                f"wrong mode named without a reference: {self.misattributed_without_reference:.1%} (required: at most 10%)",
+                f"wrong mode named without a reference: {self.misattributed_without_reference:.1%} "
+                "(required: at most 10%)",
                 "passed" if self.passed else "FAILED",
             ]
         )

@@ -304,7 +304,7 @@ def test_plugins_as_text_tell_what_each_brings(medmllm: Medmllm, install: Callab
 
 
 def test_plugins_say_in_which_hook_one_failed(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
-    raising = "from medmllm_plugins.plugins.hookspecs import hookimpl\n\n@hookimpl\ndef medmllm_models():\n    raise KeyError(1)\n"
+    raising = "from medmllm_plugins import hookimpl\n\n@hookimpl\ndef medmllm_models():\n    raise KeyError(1)\n"
     install("raising", raising)
     text = medmllm("plugins")[1]
     assert "FAILED raising (raising 3.1): hook of medmllm_models: " in text
@@ -455,7 +455,7 @@ def test_a_broken_task_file_of_a_plugin_is_found(
     """No task file is read before somebody asks for the tasks, so the doctor has to."""
     (tmp_path / "bad.yaml").write_text("task: [\n")
     source = (
-        "from medmllm_plugins.plugins.hookspecs import hookimpl\nfrom medmllm_plugins.plugins.specs import TaskFolder\n\n"
+        "from medmllm_plugins import TaskFolder, hookimpl\n\n"
         f"@hookimpl\ndef medmllm_tasks():\n    return [TaskFolder(path={str(tmp_path)!r})]\n"
     )
     install("yaml", source)

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = {"found", "told", "one", "place", "places", "said", "given", "locus", "loci", "rereadings", "floor", "doubts"}
 """Names that do not say what a variable holds, or that the glossary replaces."""
 PHRASES = re.compile(
-    r"\b(anew|mend(s|ed|ing)?|hangs? on|held against|rightly|commonest|loc(us|i)|re-?readings?|told apart|is told)\b|\d %(?!})",
+    r"\b(anew|mend(s|ed|ing)?|hangs? on|held against|rightly|commonest|loc(us|i)|re-?readings?|told apart|is told)\b"
+    r"|\d %(?!})",
     re.IGNORECASE,
 )
 """Wording that an ML engineer would stumble over, and a space before a percent sign."""

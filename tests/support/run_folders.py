@@ -282,8 +282,8 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
         return {
             "layer": layer, "part": part, "pooling": pooling, "width": 64, "read": True, "accuracy": estimate(value),
             "balanced": estimate(value - 0.02), "corrected": estimate(value - 0.3), "control": estimate(0.4),
-            "selectivity": estimate(value - 0.4), "label_permutation": 0.33, "label_permutation_high": 0.41, "p": 0.0001, "p_holm": 0.002,
-            "validation": value, "C": 0.1, "gradient_norm": 1e-5, "repeats": [], **more,
+            "selectivity": estimate(value - 0.4), "label_permutation": 0.33, "label_permutation_high": 0.41,
+            "p": 0.0001, "p_holm": 0.002, "validation": value, "C": 0.1, "gradient_norm": 1e-5, "repeats": [], **more,
         }  # fmt: skip
 
     def wave(place: int, rise: float) -> float:

@@ -24,13 +24,13 @@ VISION_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["vision_towers"]
 
 
 def published_name(name: str, table: Mapping[str, Any]) -> str | None:
-    """Return the table's name for ``name``: the same, or ending alike where ``name`` is a path on the authors' machine."""
+    """Return the table's name for ``name``, which may be a path on the authors' machine with the same ending."""
     ends = {known.rsplit("/", 1)[1]: known for known in table}
     return name if name in table else ends.get(name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
 
 
 def named_folder(name: str, checkpoint: Path) -> Path | None:
-    """Return the local folder that ``name`` means, absolute or relative to the checkpoint; ``None`` where there is none."""
+    """Return the local folder that ``name`` means, absolute or relative to the checkpoint, or ``None``."""
     try:
         folder = checkpoint / Path(name).expanduser()
         return folder if folder.is_dir() else None
@@ -39,7 +39,7 @@ def named_folder(name: str, checkpoint: Path) -> Path | None:
 
 
 def base_config(name: str, table: Mapping[str, dict[str, Any]], checkpoint: Path) -> dict[str, Any]:
-    """Return the shapes of a part that a checkpoint refers to by name, from a local folder or the table, never from a network.
+    """Return the shapes of a part that a checkpoint refers to by name, from a local folder or the table.
 
     Raises:
         ModelError: neither knows the name.

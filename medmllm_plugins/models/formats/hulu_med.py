@@ -77,7 +77,7 @@ def load(options: LoadOptions) -> ChatModel:
 
 
 def rename(name: str) -> str | None:
-    """Return transformers' name for a tensor of a Hulu-Med checkpoint; ``None`` for frequencies, which are no weights."""
+    """Return transformers' name for a tensor of a Hulu-Med checkpoint; ``None`` for rotary frequencies."""
     if name.endswith(".inv_freq"):
         return None
     return rename_by_table(name, _RENAME)

@@ -44,8 +44,8 @@ def tokenizer_folder(checkpoint: Path, llm_name: str) -> Path:
         folder = hub_snapshot(repo, TOKENIZER_FILES)
     except ModelError as error:
         raise ModelError(
-            f"{checkpoint} holds no tokenizer, and that of {repo} could not be downloaded: {error} Or copy its tokenizer.json "
-            "and tokenizer_config.json into the checkpoint folder."
+            f"{checkpoint} holds no tokenizer, and that of {repo} could not be downloaded: {error} Or copy its "
+            "tokenizer.json and tokenizer_config.json into the checkpoint folder."
         ) from error
     if not _holds_tokenizer(folder):
         raise ModelError(f"{folder} (the hub's copy of {repo}) holds no tokenizer.json, nor vocab.json and merges.txt.")
