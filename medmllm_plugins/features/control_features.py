@@ -55,8 +55,8 @@ class RandomEncoder:
     """The model's own vision tower and connector with random weights, run on the same images.
 
     A probe fitted on it shows what the architecture and the probe alone can do. Matrices are normal with variance 1
-    over the number of inputs, biases 0, norms 1, embeddings normal with deviation 0.02, and single vectors (class token,
-    scales of layers) normal with the mean square that they have.
+    over the number of inputs, biases 0, norms 1, embeddings normal with deviation 0.02, and single vectors (class
+    token, scales of layers) normal with the mean square that they have.
     """
 
     def __init__(self, loaded: LoadedModel, poolings: Sequence[str], seed: int = 0) -> None:

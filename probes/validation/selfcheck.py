@@ -1,8 +1,8 @@
 """Validate the diagnosis on models with a known fault.
 
 A healthy model is broken on purpose (:mod:`medmllm_plugins.probes.validation.planted_faults`) and evaluated on
-labelled documents. Its features and answers are diagnosed by the same code as in any evaluation. The reference classifier is a probe on the
-healthy tower, fitted on other documents.
+labelled documents. Its features and answers are diagnosed by the same code as in any evaluation. The
+reference classifier is a probe on the healthy tower, fitted on other documents.
 """
 
 from __future__ import annotations
