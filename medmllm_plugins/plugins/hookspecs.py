@@ -5,11 +5,11 @@ implementations with ``hookimpl`` from this module; this package's own models an
 (:mod:`medmllm_plugins.plugins.builtin`).
 
 Stability policy. From version 1.0 on, within a major version, no hook is removed or renamed, none gains a required
-argument, and no field of a declaration in :mod:`medmllm_plugins.plugins.specs` is removed, renamed or made
-required; before 1.0 the same holds within a minor version. What is to go is first deprecated for at
-least one minor version, in which it works and warns. New hooks and new optional fields may come with any minor version. A plugin that implements a hook
-of a later version, and is to work with earlier ones too, marks it ``@hookimpl(optionalhook=True)``. The order in which
-plugins are called is: this package's own, then by distribution name.
+argument, and no field of a declaration in :mod:`medmllm_plugins.plugins.specs` is removed, renamed or made required;
+before 1.0 the same holds within a minor version. What is to go is first deprecated for at least one minor version, in
+which it works and warns. New hooks and new optional fields may come with any minor version. A plugin that implements
+a hook of a later version, and is to work with earlier ones too, marks it ``@hookimpl(optionalhook=True)``. The order
+in which plugins are called is: this package's own, then by distribution name.
 """
 
 from __future__ import annotations

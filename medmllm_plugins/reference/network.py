@@ -207,7 +207,7 @@ class _Pictures:
     def batch(
         self, indices: npt.NDArray[np.intp], generator: np.random.Generator | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Return normalised images ``[P, C, H, W]``, cropped at random with a generator, and their number a document."""
+        """Return normalised images ``[P, C, H, W]``, cropped at random with a generator, and counts a document."""
         several = self._examples.each(self._read, [int(index) for index in indices])
         shown = [self._cropped(picture, generator) for pictures in several for picture in pictures]
         values = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
