@@ -4,7 +4,7 @@
 of the host brings stands in none of them, and fails a test until it was thought about.
 """
 
-# ruff: noqa: E501 - a flag a line
+
 
 from __future__ import annotations
 
