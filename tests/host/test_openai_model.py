@@ -40,7 +40,7 @@ class Server:
         image = Image.open(io.BytesIO(base64.b64decode(data)))
         image.load()
         number = len(self.answers)
-        place = int(sum(image.convert("L").getdata())) % len(LABELS)
+        place = int(sum(image.convert("L").tobytes())) % len(LABELS)
         said = LETTERS[place] if re.search(r"\bA[.)]", text) else LABELS[place]
         self.questions.append(text)
         self.images.append(image)

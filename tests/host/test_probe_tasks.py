@@ -217,10 +217,10 @@ def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: P
     ("name", "message"),
     [
         (f"{TASK}:folds=test", "leave `folds` out"),
-        (f"{TASK}:order=varied", "one question for each image"),
-        (f"{TASK}:pool=sum", "Expected `pool` to be some of"),
-        (f"{TASK}:finding=mass", "leave `finding` out"),
-        ("med_probe_chestmnist", "a probe predicts one finding"),
+        (f"{TASK}:order=varied", "one question for each document"),
+        (f"{TASK}:pool=sum", "expected `pool` to be some of"),
+        (f"{TASK}:finding=mass", "`finding` does not apply"),
+        ("med_probe_chestmnist", "a probe is of one finding"),
         ("med_cls_demo:pool=max", "apply to med_probe tasks only"),
     ],
 )
@@ -312,7 +312,7 @@ def test_a_run_without_features_says_how_to_get_them(demo: Any, capsys: pytest.C
         (lambda store: next((store / "index").iterdir()).unlink(), "is missing (1 such files in all)"),
         (lambda store: swap_labels(store / "store.json"), "store.json: the file is damaged or of another store"),
         (lambda store: (store / "seal.json").unlink(), "if the run was stopped, start the same command again"),
-        (lambda store: change_json(store / "store.json", medmllm_features=7), "version 7 of the format"),
+        (lambda store: change_json(store / "store.json", medmllm_features=7), "got version 7"),
     ],
     ids=["part of the index", "labels in another order", "seal", "another version"],
 )
@@ -342,9 +342,9 @@ def test_what_diagnose_cannot_do_is_said_before_anything_is_fitted(
     for words, message in (
         (["--device", "nope"], "Expected `device` to be"),
         (["--output", str(tmp_path / "file")], "Expected `output` to be a folder"),
-        (["--layers", "connector"], "name a folder with --output"),
-        (["--pooling", "last"], "name a folder with --output"),
-        (["--reference", str(copied)], "held against itself"),
+        (["--layers", "connector"], "Name a folder with --output"),
+        (["--pooling", "last"], "Name a folder with --output"),
+        (["--reference", str(copied)], "got the run itself"),
         (["--folds", "-1"], "(folds)"),
         (["--grid", "nan"], "(grid)"),
     ):
