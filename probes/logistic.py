@@ -310,7 +310,7 @@ def _evaluate(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Te
     residual = state.probability - state.one_hot
     gradient = torch.addcmul(_times(residual, train), penalty, state.weights)
     intercept_gradient = residual.sum(-1)
-    # Boehning's bound has 1/2 in place of this mean, which is far less where the rows are told apart with confidence.
+    # Boehning's bound has 1/2 in place of this mean, which is far less where the rows are classified with confidence.
     curvature = ((1 - _dot(state.probability, state.probability) / rows) / state.degrees).clamp_min(_MIN_CURVATURE)[
         ..., None
     ]
