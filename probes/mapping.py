@@ -155,7 +155,7 @@ def kind_of(
     readings: Mapping[str, Recalibration],
     margin: float = MARGIN,
 ) -> Kind:
-    """Name the kind of semantic mapping that the evidence supports.
+    """Return the kind of semantic mapping that the evidence supports.
 
     A difference *counts* if it is at least ``margin`` and its interval lies above zero. A recalibration *recovers* if
     its gain over what it recalibrates, its gain over the answers and its gain over the constant answer all count, and
