@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import NamedTuple
 
 _PUNCTUATION = str.maketrans(
     {
@@ -14,7 +15,8 @@ _PUNCTUATION = str.maketrans(
         **dict.fromkeys("‘’‚‛′`´", "'"),
         **dict.fromkeys("“”„‟″«»", '"'),
         **dict.fromkeys("。｡．", "."),
-        **dict.fromkeys("、，", ","),
+        "，": ",",
+        "、": "/",  # parts a list inside a clause, which a comma may end
         # Invisible characters would split a word that a reader sees whole.
         **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", None),
         # Two Arabic ligatures would grow 18-fold and 8-fold under NFKC; neither is part of a class name.
@@ -32,7 +34,8 @@ _BOXED = re.compile(r"\\[fd]?box(?:ed)?\s?\{")
 
 _CHAT_TOKEN = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>"
-    r"|</?(?:s|bos|eos|pad|unk|image|img|start_of_turn|end_of_turn|start_of_image|end_of_image|end_of_utterance|br)\s?/?>"
+    r"|</?(?:s|bos|eos|pad|unk|image|img|start_of_turn|end_of_turn|start_of_image|end_of_image|end_of_utterance"
+    r"|br)\s?/?>"
     r"|\[/?inst\]"
 )
 _INLINE_TAG = re.compile(r"</?(?:b|i|u|em|strong|code|span|mark|sub|sup|p|div)\s?>")
@@ -73,19 +76,32 @@ def drop_reasoning(text: str) -> str | None:
     return "\n".join([*parts, text[start:]])
 
 
-def final_answer(text: str) -> tuple[str, bool] | None:
-    r"""Return the cleaned part of an answer that decides, and whether it was boxed; None if reasoning never ends.
+class FinalText(NamedTuple):
+    """The part of an answer that decides: with its markup, cleaned, and whether it was boxed."""
+
+    raw: str
+    plain: str
+    boxed: bool
+
+
+def final_answer(text: str) -> FinalText | None:
+    r"""Return the part of an answer that decides; ``None`` if reasoning never ends.
 
     An ``<answer>`` element or a ``\boxed{…}`` in what is left decides alone.
     """
-    content = drop_reasoning(fold(text))
+    folded = fold(text)
+    content = drop_reasoning(folded)
     if content is None:
-        return None
+        # Some models forget to close their reasoning, but mark the answer inside it.
+        content = answer_block(folded[[tag.end() for tag in _OPEN.finditer(folded)][-1] :])
+        if content is None:
+            return None
     content = strip_chat_tokens(content)
     block = answer_block(content)
     content = content if block is None else block
     box = boxed(content)
-    return strip_markup(content if box is None else box), box is not None
+    raw = content if box is None else box
+    return FinalText(raw, strip_markup(raw), box is not None)
 
 
 def answer_block(text: str) -> str | None:

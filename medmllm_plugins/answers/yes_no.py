@@ -35,7 +35,7 @@ def parse_finding(text: str, finding: str, synonyms: tuple[str, ...] = ()) -> An
     final = final_answer(text)
     if final is None:
         return Answer("out_of_list", None, ())
-    plain = final[0]
+    plain = final.plain
     replies = {"yes" if match["word"] in _YES else "no" for match in _REPLY.finditer(plain)}
     sentences = [part for part in _SENTENCE.findall(plain) if not _UNSURE.search(part)]
     readings = [mentions(sentence, finding, synonyms) for sentence in sentences]
