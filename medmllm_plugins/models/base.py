@@ -200,7 +200,7 @@ class LoadedModel(ABC):
             ModelError: the input cannot be taken, or is too long with what is to follow.
         """
         if max_new_tokens < 0:
-            raise ModelError(f"Expected `max_new_tokens` to be 0 or more, but got {max_new_tokens}.")
+            raise ModelError(f"Expected `max_new_tokens` to be 0 or more, got {max_new_tokens}.")
         if not questions and not images:
             return []
         if inputs is None:
@@ -240,7 +240,7 @@ class LoadedModel(ABC):
             if key not in self._label_cache:
                 ids = self.label_ids(question, labels)
                 if len({tuple(row) for row in ids}) < len(ids):
-                    raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
+                    raise ModelError(f"Expected labels that differ as tokens, got two of {list(labels)} that do not.")
                 self._label_cache[key] = ids
             rows.append(self._label_cache[key])
         return rows

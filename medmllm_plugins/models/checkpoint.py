@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {one_line(error)[:300]}. Fetch the file again.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"Expected {path} to hold a JSON object, but found {type(content).__name__}.")
+        raise ModelError(f"Expected {path} to hold a JSON object, got {type(content).__name__}.")
     return content
 
 
@@ -182,7 +182,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {some(missing)}.")
         return [folder / name for name in names], indexed
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    files = f"found {some(pickled)}" if pickled else "found no weights at all"
+    files = f"got {some(pickled)}" if pickled else "got no weights at all"
     raise ModelError(
         f"Expected {SINGLE} or {INDEX} in {folder}, but {files}. Only safetensors are read, since unpickling can run "
         "any code. To convert a checkpoint you trust, load its state dict with torch and write it with "
@@ -215,7 +215,7 @@ def match_weights(
         "unknown to the model": sorted(name for name, target in names.items() if target not in expected),
         "given more than once": sorted(" and ".join(both) for both in sources.values() if len(both) > 1),
         "of another shape": sorted(
-            f"{name} (expected {expected[target]}, found {weights.shapes[name]})"
+            f"{name} (expected {expected[target]}, got {weights.shapes[name]})"
             for name, target in names.items()
             if target in expected and weights.shapes[name] != expected[target]
         ),

@@ -65,7 +65,7 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
         )
     if family is not None and kind != family.model_type:
         raise ModelError(
-            f"{folder}: expected a checkpoint of architecture {family.model_type}, found {shown(kind)}; use "
+            f"{folder}: expected a checkpoint of architecture {family.model_type}, got {shown(kind)}; use "
             "--model medmllm_hf for any checkpoint of a known architecture."
         )
     family = family or find_family(kind, folder)
@@ -85,7 +85,7 @@ def _processor(folder: Path) -> Any:
     # Missing and broken files are met with errors of a dozen types.
     except Exception as error:
         raise ModelError(
-            f"{folder}: expected a tokenizer, an image processor and a chat template, found {one_line(error)}. Is it a "
+            f"{folder}: expected a tokenizer, an image processor and a chat template, got {one_line(error)}. Is it a "
             "whole checkpoint folder? Fetch the files that are missing."
         ) from error
 
@@ -144,9 +144,9 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         raise OptionError("peft= needs the package peft; pip install peft.") from error
     folder = find_folder(adapter)
     if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, found none.")
+        raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, got none.")
     if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder}: expected adapter_model.safetensors, found none; pickled adapters are not read.")
+        raise ModelError(f"{folder}: expected adapter_model.safetensors, got none; pickled adapters are not read.")
     before = {name: value.detach().float().sum().item() for name, value in model.named_parameters()}
     try:
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()

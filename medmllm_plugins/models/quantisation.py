@@ -20,7 +20,7 @@ def quantisation(options: LoadOptions) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise OptionError(f"load_in={options.load_in} needs the package bitsandbytes; pip install bitsandbytes.")
     if options.torch_device.type != "cuda":
-        raise OptionError(f"load_in={options.load_in} needs a CUDA device, found {options.torch_device}.")
+        raise OptionError(f"load_in={options.load_in} needs a CUDA device, got {options.torch_device}.")
     from transformers import BitsAndBytesConfig
 
     if options.load_in == "8bit":

@@ -20,7 +20,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     try:
         encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     except (TypeError, UnicodeError) as error:
-        raise ModelError(f"Expected text that can be encoded as UTF-8, but got {text!r}: {error}.") from error
+        raise ModelError(f"Expected text that can be encoded as UTF-8, got {text!r}: {error}.") from error
     ids: list[int] = encoded["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     if matches := sorted(special.intersection(ids)):

@@ -47,13 +47,12 @@ class PromptStyle:
         _check_text("question", self.question)
         _check_text("opening", self.opening)
         if "{question}" not in self.question:
-            raise OptionError(f"Expected argument `question` to hold {{question}}, but got {shown(self.question)}.")
+            raise OptionError(f"Expected argument `question` to hold {{question}}, got {shown(self.question)}.")
         if not isinstance(self.template, Mapping):
-            raise OptionError(f"Expected argument `template` to be a mapping, but got {shown(self.template)}.")
+            raise OptionError(f"Expected argument `template` to be a mapping, got {shown(self.template)}.")
         if self.max_new_tokens is not None and (type(self.max_new_tokens) is not int or self.max_new_tokens < 1):
             raise OptionError(
-                f"Expected argument `max_new_tokens` to be a positive whole number, but got "
-                f"{shown(self.max_new_tokens)}."
+                f"Expected argument `max_new_tokens` to be a positive whole number, got {shown(self.max_new_tokens)}."
             )
         object.__setattr__(self, "template", MappingProxyType(dict(self.template)))
 
@@ -104,31 +103,26 @@ class ModelSpec:
         if self.loader is not None and self.wrapper is not None:
             raise OptionError(
                 "Expected at most one of the arguments `loader` and `wrapper`, "
-                f"but got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
+                f"got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
             )
         if self.loader is not None:
             _check_function("loader", self.loader)
         if self.wrapper is not None and (
             not isinstance(self.wrapper, str) or "." not in self.wrapper or not _dotted(self.wrapper)
         ):
-            raise OptionError(
-                f'Expected argument `wrapper` to be "package.module.Class", but got {shown(self.wrapper)}.'
-            )
+            raise OptionError(f'Expected argument `wrapper` to be "package.module.Class", got {shown(self.wrapper)}.')
         if isinstance(self.family, str) and ":" in self.family:
             _check_function("family", self.family)
         elif not isinstance(self.family, str) or (self.family and not is_identifier(self.family)):
             raise OptionError(
-                'Expected argument `family` to be a `model_type` or "package.module:Class", but got '
-                f"{shown(self.family)}."
+                f'Expected argument `family` to be a `model_type` or "package.module:Class", got {shown(self.family)}.'
             )
         if not isinstance(self.prompt_style, PromptStyle):
-            raise OptionError(
-                f"Expected argument `prompt_style` to be a PromptStyle, but got {shown(self.prompt_style)}."
-            )
+            raise OptionError(f"Expected argument `prompt_style` to be a PromptStyle, got {shown(self.prompt_style)}.")
         if not isinstance(self.sizes, Mapping) or not all(
             isinstance(text, str) and text for pair in self.sizes.items() for text in pair
         ):
-            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, but got {shown(self.sizes)}.")
+            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, got {shown(self.sizes)}.")
         _check_text("licence", self.licence)
         _check_text("citation", self.citation)
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
@@ -155,7 +149,7 @@ class TaskFolder:
         inside = PurePosixPath(folder)
         if not _dotted(package) or not folder or inside.is_absolute() or ".." in inside.parts:
             raise OptionError(
-                f'Expected argument `path` to be an absolute folder or "package:folder", but got {shown(self.path)}.'
+                f'Expected argument `path` to be an absolute folder or "package:folder", got {shown(self.path)}.'
             )
 
     def resolve(self) -> Path:
@@ -170,7 +164,7 @@ class TaskFolder:
             package, _, folder = self.path.partition(":")
             spec = importlib.util.find_spec(package)
             if spec is None or spec.submodule_search_locations is None:
-                raise PluginError(f"Expected {package!r} of {self.path!r} to be an installed package, but found none.")
+                raise PluginError(f"Expected {package!r} of {self.path!r} to be an installed package, got none.")
             candidates = [Path(location) / folder for location in spec.submodule_search_locations]
         for candidate in candidates:
             if candidate.is_dir():
@@ -259,14 +253,14 @@ def _check_name(value: object) -> None:
     if not is_identifier(value):
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
-            f"but got {shown(value)}."
+            f"got {shown(value)}."
         )
 
 
 def _check_line(argument: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1 or len(value) > _LONGEST_LINE:
         raise OptionError(
-            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, but got "
+            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, got "
             f"{shown(value)}."
         )
 
@@ -274,9 +268,9 @@ def _check_line(argument: str, value: object) -> None:
 def _check_function(argument: str, value: object) -> None:
     module, _, function = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not _dotted(module) or not _dotted(function) or "." in function:
-        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", but got {shown(value)}.')
+        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", got {shown(value)}.')
 
 
 def _check_text(argument: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
-        raise OptionError(f"Expected argument `{argument}` to be a string, but got {shown(value)}.")
+        raise OptionError(f"Expected argument `{argument}` to be a string, got {shown(value)}.")

@@ -75,5 +75,5 @@ def finding(modality: str, name: str, paraphrase: int = 0) -> str:
 
 def _wording(wordings: Sequence[str], paraphrase: int) -> str:
     if not 0 <= paraphrase <= PARAPHRASES:
-        raise OptionError(f"Expected argument `paraphrase` to be from 0 to {PARAPHRASES}, but got {paraphrase!r}.")
+        raise OptionError(f"Expected argument `paraphrase` to be from 0 to {PARAPHRASES}, got {paraphrase!r}.")
     return wordings[paraphrase]

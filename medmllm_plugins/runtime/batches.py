@@ -64,9 +64,7 @@ def positive(name: str, value: int | str, alternative: str = "") -> int:
     except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1 or str(number) != str(value):
-        raise OptionError(
-            f"Expected argument `{name}` to be a whole number of at least 1{alternative}, but got {value!r}."
-        )
+        raise OptionError(f"Expected argument `{name}` to be a whole number of at least 1{alternative}, got {value!r}.")
     return number
 
 

@@ -350,6 +350,6 @@ def stage_module(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as error:
         raise ModelError(
-            f"{type(model).__name__}: expected a module {name!r}, found none ({error}); this version of transformers "
+            f"{type(model).__name__}: expected a module {name!r}, got none ({error}); this version of transformers "
             "lays the model out differently."
         ) from error

@@ -59,7 +59,7 @@ class MedMVLCTFamily(Llava):
             ModelError: no volume is shown.
         """
         if not isinstance(shown, Volume):
-            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
+            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, got {type(shown).__name__}.")
         count = int(model.config.vision_config.image_size) // self.patch_side(model)
         _, rows, columns = crop(shown)
         _, height, width = shown.voxels.shape
@@ -77,7 +77,7 @@ class MedMVLCTFamily(Llava):
             ModelError: no volume is shown.
         """
         if not isinstance(shown, Volume):
-            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
+            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, got {type(shown).__name__}.")
         middles = [(first + last) // 2 for first, last in slices_read(shown)]
         return [Image.fromarray(_grey(shown.voxels[middle]).astype(np.uint8)) for middle in middles]
 
@@ -142,7 +142,7 @@ def volume_pixels(volume: Volume, side: int) -> Tensor:
     """
     if volume.unit != "HU":
         raise ModelError(
-            "Expected a CT volume in Hounsfield units, found one of another or unknown unit; declare `unit: HU` if the "
+            "Expected a CT volume in Hounsfield units, got one of another or unknown unit; declare `unit: HU` if the "
             "files are CT (medmllm task new … --unit HU)."
         )
     grey = _grey(volume.voxels)

@@ -98,7 +98,7 @@ def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
     kind = str(raw.get("model_type"))
     if kind not in _LLMS:
         raise ModelError(
-            f"{source}: expected a Hulu-Med checkpoint, with a `model_type` among {', '.join(_LLMS)}, found "
+            f"{source}: expected a Hulu-Med checkpoint, with a `model_type` among {', '.join(_LLMS)}, got "
             f"{shown(kind)}."
         )
     nested = raw.get("vision_encoder_config")
@@ -142,7 +142,7 @@ def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
     if image_token is None or image_token != raw.get("image_token_index", image_token):
         raise ModelError(
             f"{folder}: expected the token {IMAGE} with the number that config.json states "
-            f"({raw.get('image_token_index')}), found {image_token}; is it Hulu-Med's own tokenizer?"
+            f"({raw.get('image_token_index')}), got {image_token}; is it Hulu-Med's own tokenizer?"
         )
     tokenizer.image_token = IMAGE
     tokenizer.video_token = VIDEO

@@ -176,7 +176,7 @@ class MedMVLCT(MedMVL):
         for item in images:
             if not isinstance(item, Volume):
                 raise ModelError(
-                    f"Expected a volume a question, which is what MedM-VL-CT takes, found {type(item).__name__}."
+                    f"Expected a volume a question, which is what MedM-VL-CT takes, got {type(item).__name__}."
                 )
         side = int(self.model.config.vision_config.image_size)  # type: ignore[union-attr]
         return torch.cat([volume_pixels(item, side) for item in images if isinstance(item, Volume)])

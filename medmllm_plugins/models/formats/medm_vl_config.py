@@ -108,7 +108,7 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
         if get(name) not in values:
             raise ModelError(
                 f"{source}: expected `{prefix}{name}` to be {' or '.join(map(repr, values))} for {_MODELS[connector]}, "
-                f"but found {shown(get(name))}."
+                f"got {shown(get(name))}."
             )
 
     expect("llm_type", "qwen2")
@@ -129,7 +129,7 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
     tower_name = _string(get("encoder_image_name_or_path"), f"{prefix}encoder_image_name_or_path", source)
     max_length = _integer(get("llm_max_length"), f"{prefix}llm_max_length", source)
     if max_length < 1:
-        raise ModelError(f"{source}: expected `{prefix}llm_max_length` to be positive, but found {max_length}.")
+        raise ModelError(f"{source}: expected `{prefix}llm_max_length` to be positive, got {max_length}.")
 
     llm_raw = raw.get("llm_config") or base_config(llm_name, LLMS, folder)
     tower_raw = raw.get("encoder_image_config") or base_config(tower_name, VISION_TOWERS, folder)
@@ -160,7 +160,7 @@ def _prefix(raw: Mapping[str, Any], source: Path) -> str:
         return ""
     raise ModelError(
         f"{source} is of no MedM-VL format known. Expected the one of April 2025 (`llm_type`, `encoder_image_type`, …, "
-        'no `model_type`) or the one since October 2025 (`model_type: "lvlm"`, `lvlm_llm_type`, …), but found '
+        'no `model_type`) or the one since October 2025 (`model_type: "lvlm"`, `lvlm_llm_type`, …), got '
         f"model_type={shown(raw.get('model_type'))} and the keys {shown(sorted(raw)[:20])}."
     )
 
@@ -168,7 +168,7 @@ def _prefix(raw: Mapping[str, Any], source: Path) -> str:
 def _build(cls: Any, raw: Any, keys: tuple[str, ...], fixed: Mapping[str, Any], source: Path) -> Any:
     if not isinstance(raw, dict):
         raise ModelError(
-            f"{source}: expected the nested config of a {cls.model_type} to be an object, found {shown(raw)}."
+            f"{source}: expected the nested config of a {cls.model_type} to be an object, got {shown(raw)}."
         )
     kind = raw.get("model_type", cls.model_type)
     if kind != cls.model_type:
@@ -190,11 +190,11 @@ def _build(cls: Any, raw: Any, keys: tuple[str, ...], fixed: Mapping[str, Any], 
 
 def _string(value: Any, name: str, source: Path) -> str:
     if not isinstance(value, str) or not value:
-        raise ModelError(f"{source}: expected `{name}` to be a name or path, but found {shown(value)}.")
+        raise ModelError(f"{source}: expected `{name}` to be a name or path, got {shown(value)}.")
     return value
 
 
 def _integer(value: Any, name: str, source: Path) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"{source}: expected `{name}` to be a whole number, but found {shown(value)}.")
+        raise ModelError(f"{source}: expected `{name}` to be a whole number, got {shown(value)}.")
     return value

@@ -124,16 +124,16 @@ def read_config(folder: Path) -> LlavaConfig:
     if kind not in _LLMS or "mm_vision_tower" not in raw:
         raise ModelError(
             f"{source}: expected a checkpoint of the first LLaVA format, with `mm_vision_tower` and a "
-            f"`model_type` among {', '.join(_LLMS)}, found {shown(kind)}. A repository of the same name in "
+            f"`model_type` among {', '.join(_LLMS)}, got {shown(kind)}. A repository of the same name in "
             "transformers' own format is taken by --model medmllm_hf."
         )
     projector = raw.get("mm_projector_type")
     if projector != "mlp2x_gelu":
-        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, found {shown(projector)}.")
+        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, got {shown(projector)}.")
     select: Any = {"patch": "default", "cls_patch": "full"}.get(str(raw.get("mm_vision_select_feature") or "patch"))
     if select is None:
         raise ModelError(
-            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, found "
+            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, got "
             f"{shown(raw['mm_vision_select_feature'])}."
         )
     tower = base_config(str(raw["mm_vision_tower"]), CLIP_TOWERS, folder)

@@ -84,9 +84,9 @@ class TemplatedModel(LoadedModel):
     def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each; a prompt that is too long is an error, never cut."""
         if len(questions) != len(images):
-            raise ModelError(f"Expected one image a question, but got {len(questions)} and {len(images)}.")
+            raise ModelError(f"Expected one image a question, got {len(questions)} and {len(images)}.")
         if not questions:
-            raise ModelError("Expected at least one question and image, but got none.")
+            raise ModelError("Expected at least one question and image, got none.")
         pixels = self._pixels(images)
         rows = [self._prompt_ids(single(question)) for question in questions]
         longest = max(map(len, rows))
@@ -120,5 +120,5 @@ class TemplatedModel(LoadedModel):
 def _one_image(item: VisualInput, index: int) -> Image:
     several = list(item) if isinstance(item, list | tuple) else [item]
     if len(several) != 1:
-        raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
+        raise ModelError(f"Expected one image a question, which is what the model takes, got {len(several)}.")
     return eight_bit(several[0], index)
