@@ -21,7 +21,7 @@ from medmllm_plugins.models.options import LoadOptions, resolve_device, resolve_
         ({"device": "cuda:-1"}, "got 'cuda:-1'"),
         ({"device": "cpu:0"}, "got 'cpu:0'"),
         ({"device": 0}, "`device` to be a non-empty string, got 0"),
-        ({"dtype": "int8"}, "float32, fp32, .*but got 'int8'"),
+        ({"dtype": "int8"}, "float32, fp32, .*got 'int8'"),
         ({"dtype": None}, "`dtype` to be a non-empty string"),
         ({"attn_implementation": "flash"}, "eager, sdpa, flash_attention_2, got 'flash'"),
         ({"pretrained": " "}, "`pretrained` to be a non-empty string"),
