@@ -31,25 +31,11 @@ _TYPES: Final = {
     **{"FLOAT": "f4", "DOUBLE": "f8"},
 }
 _BOOLEANS: Final = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-_READ: Final = [
-    "ObjectType",
-    "NDims",
-    "BinaryData",
-    "BinaryDataByteOrderMSB",
-    "ElementByteOrderMSB",
-    "CompressedData",
-    "CompressedDataSize",
-    "TransformMatrix",
-    "Rotation",
-    "Orientation",
-    "ElementSpacing",
-    "ElementSize",
-    "DimSize",
-    "HeaderSize",
-    "ElementNumberOfChannels",
-    "ElementType",
-    "ElementDataFile",
-]
+_READ: Final = (
+    *("ObjectType", "NDims", "BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData"),
+    *("CompressedDataSize", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize", "DimSize"),
+    *("HeaderSize", "ElementNumberOfChannels", "ElementType", "ElementDataFile"),
+)
 """Fields about voxels and geometry; all others are skipped."""
 
 
@@ -75,7 +61,6 @@ def read_metaimage_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="metaimage",
             shape=shape,
             spacing=(z, y, x),
             direction=_direction(path, fields, dimensions, flat),
@@ -126,9 +111,7 @@ def _one_off(name: str, known: str) -> bool:
 
 
 def _flag(path: Path, fields: dict[str, str], name: str, default: bool) -> bool:
-    if name not in fields:
-        return default
-    value = _BOOLEANS.get(fields[name].lower())
+    value = _BOOLEANS.get(fields.get(name, str(default)).lower())
     if value is None:
         raise bad_field(path, name, "True or False", fields[name])
     return value
@@ -139,11 +122,8 @@ def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[Any]:
     name = _TYPES.get(text.removeprefix("MET_").removesuffix("_ARRAY")) if text.startswith("MET_") else None
     if name is None:
         raise bad_field(path, "ElementType", "a type of real numbers such as MET_SHORT", text)
-    orders = {
-        _flag(path, fields, order, False)
-        for order in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-        if order in fields
-    }
+    stated = [name for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if name in fields]
+    orders = {_flag(path, fields, order, False) for order in stated}
     if len(orders) > 1:
         raise bad_field(path, "ElementByteOrderMSB", "BinaryDataByteOrderMSB says", fields["ElementByteOrderMSB"])
     if not _flag(path, fields, "BinaryData", True):

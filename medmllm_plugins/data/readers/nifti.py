@@ -63,7 +63,6 @@ def read_nifti_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="nifti",
             shape=shape,
             spacing=(spacing[2], spacing[1], spacing[0]),
             direction=_direction(path, fields, spacing, flat),

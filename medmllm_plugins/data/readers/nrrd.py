@@ -91,7 +91,6 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="nrrd",
             shape=shape,
             spacing=spacing,
             direction=direction,

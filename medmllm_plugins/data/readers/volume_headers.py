@@ -49,7 +49,6 @@ class VolumeHeader:
     """A checked header.
 
     Attributes:
-        kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"`` or ``"numpy"``.
         shape: voxels along z, y and x; in the file x runs fastest.
         spacing: mm along z, y and x.
         direction: directions of x, y and z in LPS coordinates as the columns of a matrix, row by row; ``None`` if
@@ -60,7 +59,6 @@ class VolumeHeader:
     """
 
     path: Path
-    kind: str
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     direction: tuple[float, ...] | None
