@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError, one_line
 from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput, single
-from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.devices import to_device
 from medmllm_plugins.models.image_inputs import eight_bit
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
 from medmllm_plugins.models.tokens import label_suffixes

@@ -50,8 +50,8 @@ def check_bounds(settings: Mapping[str, Any], source: Path) -> None:
             )
 
 
-def whole_number(settings: Mapping[str, Any], key: str, default: int, source: Path) -> int:
-    """Return a whole number from a checkpoint's settings, or ``default`` where it is not stated.
+def whole_number(settings: Mapping[str, Any], key: str, default: int | None, source: Path) -> int:
+    """Return a whole number from a checkpoint's settings, or ``default`` where it is not stated; ``None`` for none.
 
     Raises:
         ModelError: something else is stated.

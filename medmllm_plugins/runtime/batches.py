@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
+from medmllm_plugins.models.devices import empty_cache, out_of_memory
 
 Request = TypeVar("Request")
 Read = TypeVar("Read")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from transformers import (
@@ -50,26 +50,11 @@ _RENAME = (
 _BUFFERS = re.compile(r"\.position_ids$|\.rotary_emb\.inv_freq$")
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """A prompt's text before the image, and that after it, with ``{}`` for the question."""
 
     before: str
     after: str
-
-
-HUATUO = Template("<|user|>\n", "\n{}\n<|assistant|>\n")
-MISTRAL = Template("[INST] ", "\n{} [/INST]")
-
-
-def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
-    """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
-    return load(options, HUATUO)
-
-
-def llava_med(options: LoadOptions) -> OriginalLlava:
-    """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
-    return load(options, MISTRAL)
 
 
 def load(options: LoadOptions, template: Template) -> OriginalLlava:
@@ -81,7 +66,6 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
     """
     options.check()
     folder = find_folder(options.pretrained)
-    raw = read_json(folder / "config.json")
     config, tokenizer = read_config(folder), load_tokenizer(folder)
     image_token = _image_token(tokenizer, int(config.get_text_config().vocab_size), folder)
     config.image_token_id = image_token
@@ -101,8 +85,14 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
         pad_token_id=next(int(pad) for pad in pads if pad is not None and int(pad) != image_token),
         first_token=int(tokenizer.bos_token_id) if begins else None,
         template=template,
-        square=str(raw.get("image_aspect_ratio") or "square") == "pad",
+        square=read_json(folder / "config.json").get("image_aspect_ratio") == "pad",
     )
+
+
+huatuogpt_vision = partial(load, template=Template("<|user|>\n", "\n{}\n<|assistant|>\n"))
+"""Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
+llava_med = partial(load, template=Template("[INST] ", "\n{} [/INST]"))
+"""Load LLaVA-Med v1.5; see :func:`load` for the errors."""
 
 
 def rename(name: str) -> str | None:

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput, single
-from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.devices import to_device
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.image_inputs import eight_bit
