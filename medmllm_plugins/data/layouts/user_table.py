@@ -18,7 +18,7 @@ from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.dicom_set_checks import DicomDocument, dicom_warnings
 from medmllm_plugins.data.core.documents import Document, Fold
 from medmllm_plugins.data.core.duplicates import join_groups
-from medmllm_plugins.data.core.folds import grouped_folds, rarest_labels
+from medmllm_plugins.data.core.folds import divide_train, grouped_folds, rarest_labels
 from medmllm_plugins.data.core.label_warnings import two_labels
 from medmllm_plugins.data.core.leaks import MAX_COMPARED, similar, voxels_digest
 from medmllm_plugins.data.layouts.class_folders import repeated_ids
@@ -173,17 +173,9 @@ def _joined_groups(listed: Sequence[Entry], facts: Sequence[FileFacts]) -> list[
 
 def _folds(listed: Sequence[Entry], groups: Sequence[str]) -> list[Fold]:
     ids, strata = [entry.id for entry in listed], rarest_labels([entry.labels for entry in listed])
-    stated = {entry.fold for entry in listed}
-    if None in stated or not listed:
-        return grouped_folds(ids, strata, groups) if listed else []
-    folds = {entry.id: entry.fold for entry in listed if entry.fold is not None}
-    if "train" in stated and "validation" not in stated:
-        rows = [index for index, entry in enumerate(listed) if entry.fold == "train"]
-        made = grouped_folds(
-            [ids[index] for index in rows],
-            [strata[index] for index in rows],
-            [groups[index] for index in rows],
-            fractions=(0.8, 0.2, 0.0),
-        )
-        folds |= {ids[index]: fold for index, fold in zip(rows, made, strict=True)}
-    return [folds[identifier] for identifier in ids]
+    folds = [entry.fold for entry in listed if entry.fold is not None]
+    if not listed:
+        return []
+    if len(folds) < len(listed):
+        return grouped_folds(ids, strata, groups)
+    return divide_train(ids, strata, groups, folds) if "train" in folds and "validation" not in folds else folds
