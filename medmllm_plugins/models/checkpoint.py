@@ -32,11 +32,7 @@ def demo_folder() -> Path:
 
 
 def resolve_size(pretrained: str, sizes: Mapping[str, str]) -> str:
-    """Return the hub id of a size name, and any other value of ``pretrained`` as it is.
-
-    Args:
-        pretrained: ``"demo"``, a local folder, a short name in ``sizes``, or a hub id.
-        sizes: short names of a model's sizes, to hub ids.
+    """Return the hub id of a short name in ``sizes``, and ``"demo"``, a folder or a hub id as it is.
 
     Raises:
         ModelError: it is none of these.
@@ -50,10 +46,7 @@ def resolve_size(pretrained: str, sizes: Mapping[str, str]) -> str:
 
 
 def find_folder(pretrained: str) -> Path:
-    """Return the local folder of a checkpoint.
-
-    Args:
-        pretrained: ``"demo"``, a local folder, or a hub id.
+    """Return the local folder of a checkpoint: of ``"demo"``, a local folder, or a hub id.
 
     Returns:
         A folder that exists. A local folder is returned without any network access; a hub id is looked up in the
@@ -120,13 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The tensors of a checkpoint, by their headers; no tensor is in memory.
-
-    Attributes:
-        files: safetensors files.
-        where: tensor name to its file.
-        shapes: tensor name to its shape.
-    """
+    """Safetensors files, and file and shape by tensor name; no tensor is in memory."""
 
     files: tuple[Path, ...]
     where: Mapping[str, Path]
@@ -195,10 +182,8 @@ def match_weights(
 ) -> dict[str, str]:
     """Match a checkpoint's tensors with a model's, and refuse anything but a full match.
 
-    Args:
-        weights: the checkpoint.
-        rename: gives the model's name for a checkpoint's name; ``None`` for a tensor that is left out on purpose.
-        expected: the model's tensor names and shapes.
+    ``rename`` gives the model's name for a checkpoint's name, ``None`` for a tensor left out on purpose; ``expected``
+    holds the shapes of the model's tensors by name.
 
     Returns:
         Checkpoint name to model name.
@@ -233,12 +218,8 @@ def fill(
 ) -> None:
     """Put a checkpoint's tensors into a model built on the meta device; each is in memory once.
 
-    Args:
-        model: parameters on the meta device, buffers real.
-        weights: the checkpoint.
-        names: checkpoint name to model name, from :func:`match_weights`.
-        dtype: dtype of all weights; buffers such as rotary frequencies keep theirs.
-        device: where everything goes.
+    The parameters are on the meta device, the buffers real and keep their dtype; ``names`` come from
+    :func:`match_weights`.
 
     Raises:
         ModelError: a tensor is not of a floating dtype (quantised), or a parameter got no value.

@@ -26,10 +26,6 @@ class Native:
 
     Attributes:
         model: the transformers model, in evaluation mode, its parameters frozen.
-        processor: its processor: tokenizer, image processor and chat template.
-        family: its architecture.
-        folder: where it came from.
-        files: everything it was made from.
         weight_warnings: see :func:`medmllm_plugins.models.weight_warnings.untrained_parts`.
     """
 
@@ -42,11 +38,7 @@ class Native:
 
 
 def open_native(options: LoadOptions, family: Family | None = None) -> Native:
-    """Load a checkpoint whose architecture transformers knows.
-
-    Args:
-        options: what the user chose.
-        family: the architecture that the checkpoint must have; ``None`` for any that this package knows.
+    """Load a checkpoint of an architecture that transformers knows; it must be that of ``family``, if one is given.
 
     Raises:
         ModelError: there is no such checkpoint; it is of another architecture, needs its own code, has no safetensors

@@ -26,10 +26,6 @@ class Layer:
     """A layer of a model.
 
     Attributes:
-        name: as above.
-        part: the part of the model it belongs to.
-        module: the module there.
-        family: the model's architecture.
         enters: whether the layer is the module's input, not its output.
     """
 

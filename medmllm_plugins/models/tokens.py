@@ -32,11 +32,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def label_suffixes(encode: Callable[[str], list[int]], text: str, blank: str, labels: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each label after a text, tokenised together with it.
 
-    Args:
-        encode: tokenises a text.
-        text: what precedes the label.
-        blank: what separates the two, as part of the label.
-        labels: the labels.
+    ``blank`` separates text and label, as part of the label.
 
     Raises:
         ModelError: a label is empty, or merges with the text's last token so that it has no tokens of its own.

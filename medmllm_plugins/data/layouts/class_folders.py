@@ -82,12 +82,8 @@ def checked_documents(
 
     A group is what shares a source, a picture or a near-duplicate; it bears the first name of the joined sources.
 
-    Args:
-        files: files below ``folder``.
-        folder: the data set's folder.
-        faults: what is wrong goes here.
-        folds: returns the fold of each file from files and groups; by default
-            :func:`medmllm_plugins.data.core.folds.grouped_folds` with seed 0.
+    A group is what shares a source, a picture or a near-duplicate; it bears the first name of the joined sources.
+    ``folds`` returns the folds of files and their groups. Faults are added to ``faults``.
 
     Raises:
         DataError: there is a fault; see :meth:`medmllm_plugins.data.core.data_faults.Faults.stop`.

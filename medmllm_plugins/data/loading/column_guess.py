@@ -54,11 +54,8 @@ class Columns:
 def dimensions(folder: Path, pattern: str | None, rows: Sequence[Row] | None, image: str | None) -> tuple[int, str]:
     """Return whether these are images or volumes, and the column that names them.
 
-    Args:
-        folder: where they are.
-        pattern: see :func:`medmllm_plugins.data.layouts.user_files.list_files`.
-        rows: the table; ``None`` where folders are the labels.
-        image: the column that names images, where the user says so.
+    ``rows`` are the table, ``None`` where folders are the labels; ``image`` is the column that the user names. For
+    ``pattern`` see :func:`medmllm_plugins.data.layouts.user_files.list_files`.
 
     Returns:
         2 or 3, and the column; ``""`` without a table.

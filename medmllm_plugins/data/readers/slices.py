@@ -23,10 +23,7 @@ MAX_SIDE = 16_384
 def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
     """Choose evenly spaced slices: those in the middle of ``n`` equal parts of the volume.
 
-    Args:
-        volume: the volume; a single slice is shown in its own plane, whatever ``plane`` is.
-        n: number of slices, at least 1; a volume with fewer slices gives all of them once.
-        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+    A single slice is shown in its own plane. The planes are ``"axial"``, ``"coronal"`` and ``"sagittal"``.
 
     Returns:
         Indices along the plane's axis, strictly increasing, ``min(n, size of that axis)`` many; in a volume of

@@ -199,10 +199,7 @@ def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: S
     Values between voxel centres are interpolated, and are exact where the volume is linear; values beyond the outermost
     centres repeat these. Nothing is smoothed, so strongly coarser grids alias.
 
-    Args:
-        volume: the volume.
-        spacing: mm along z, y and x.
-        shape: voxels along z, y and x.
+    Both are along z, y and x, in mm and in voxels.
 
     Returns:
         A new volume of the same orientation and unit.

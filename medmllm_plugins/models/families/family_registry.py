@@ -39,11 +39,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 
 
 def find_family(name: object, source: object) -> Family:
-    """Return the family of a ``model_type``, or of a plugin.
-
-    Args:
-        name: a ``model_type``, or ``"package.module:Class"``, a class derived from :class:`Family`.
-        source: the checkpoint or model that names it, for messages.
+    """Return the family of a ``model_type``, or of a plugin's ``"package.module:Class"``; ``source`` is for messages.
 
     Raises:
         ModelError: there is no such family.

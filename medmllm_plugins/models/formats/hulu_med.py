@@ -84,11 +84,7 @@ def rename(name: str) -> str | None:
 
 
 def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
-    """Read the ``config.json`` of a Hulu-Med checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        image_token: number of the token that marks an image.
+    """Read the ``config.json`` of a Hulu-Med checkpoint; ``image_token`` is the id of the token that marks an image.
 
     Raises:
         ModelError: it is of another format, or describes a part that cannot be made.

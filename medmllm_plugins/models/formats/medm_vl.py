@@ -98,12 +98,7 @@ def _load(
 
 
 def llava_config(config: MedMVLConfig, image_token: int) -> LlavaConfig:
-    """Return a checkpoint's shapes as transformers takes them.
-
-    Args:
-        config: what its config.json says.
-        image_token: the token that marks the image.
-    """
+    """Return a checkpoint's shapes as transformers takes them; ``image_token`` marks the image."""
     return LlavaConfig(
         vision_config=config.vision,
         text_config=config.llm,

@@ -56,11 +56,7 @@ class MedMVLConfig:
 
 
 def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
-    """Read the ``config.json`` of a MedM-VL checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        connector: :data:`MLP` for the 2D model, :data:`ATTENTION_POOLING` for that for chest CT.
+    """Read the ``config.json`` of a MedM-VL checkpoint with a connector :data:`MLP` or :data:`ATTENTION_POOLING`.
 
     Raises:
         ModelError: it is of neither format, describes a part this package does not know, or is not consistent.

@@ -46,18 +46,7 @@ class TemplatedModel(LoadedModel):
         pad_token_id: int,
         first_token: int | None = None,
     ) -> None:
-        """Wrap a loaded model.
-
-        Args:
-            model: the transformers model.
-            tokenizer: its tokenizer; its end-of-sequence token alone ends an answer.
-            processor: its image processor.
-            before: the prompt's text before the image.
-            files: everything the model was made from.
-            max_length: the most tokens of prompt and answer.
-            pad_token_id: padding, which is never attended to.
-            first_token: token at the beginning of each prompt, if there is one.
-        """
+        """Wrap a model; ``before`` is the prompt's text before the image, ``first_token`` its first token, if any."""
         self.model = model
         self.tokenizer = tokenizer
         self.family = self.architecture()
