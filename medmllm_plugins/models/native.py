@@ -16,7 +16,6 @@ from medmllm_plugins.models.config_files import check_bounds
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.quantisation import quantisation
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
 
@@ -69,6 +68,27 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
     model = _model(folder, options)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
     return Native(model, processor, family, folder, (*files, *weights.files), untrained_parts(model, family))
+
+
+def quantisation(options: LoadOptions) -> Any:
+    """Return the quantisation config that the options ask for; ``None`` for none.
+
+    Raises:
+        OptionError: bitsandbytes is missing, or the device is not one that it serves.
+    """
+    if options.load_in is None:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise OptionError(f"load_in={options.load_in} needs the package bitsandbytes; pip install bitsandbytes.")
+    if options.torch_device.type != "cuda":
+        raise OptionError(f"load_in={options.load_in} needs a CUDA device, got {options.torch_device}.")
+    from transformers import BitsAndBytesConfig
+
+    if options.load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options.torch_dtype
+    )
 
 
 def _processor(folder: Path) -> Any:

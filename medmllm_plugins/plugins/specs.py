@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
@@ -12,12 +13,17 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError, PluginError, shown
-from medmllm_plugins.utils.identifiers import is_identifier
 
 DEMO: Final = "demo"
 """The size name of the checkpoint that ships with this package."""
 _LONGEST_LINE = 1000
 _LONGEST_TEXT = 10_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+
+
+def is_identifier(value: object) -> bool:
+    """Return whether a value is a name: lower-case letters, digits and underscores, at most 100 of them."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 Pairs: TypeAlias = npt.NDArray[np.intp]
 """``[m, 2]`` indices of two pictures each."""

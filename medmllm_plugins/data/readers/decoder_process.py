@@ -25,7 +25,7 @@ import numpy.typing as npt
 from medmllm_plugins.data.readers import decoder_worker
 from medmllm_plugins.data.readers.decoder_worker import FRAME
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 CHILDREN: Final = min(2, processors())
 """Most children at a time; further threads wait."""
