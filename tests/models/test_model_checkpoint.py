@@ -181,7 +181,10 @@ def test_faults_of_shards(tmp_path: Path) -> None:
         (april_config(llm_config(), vision_config(), llm_max_length=0), "llm_max_length.*positive"),
         (april_config(llm_config(model_type="llama"), vision_config()), "'qwen2', got 'llama'"),
         (april_config(llm_config(hidden_size="wide"), vision_config()), "settings that Qwen2Config takes"),
-        (april_config(llm_config(num_attention_heads=5), vision_config()), "qwen2 part that divides into num_attention_heads, got 32 and 5"),
+        (
+            april_config(llm_config(num_attention_heads=5), vision_config()),
+            "qwen2 part that divides into num_attention_heads, got 32 and 5",
+        ),
         (april_config(llm_config(), vision_config(image_size=[32, 16])), "image_size.*one number"),
         (april_config(llm_config(), vision_config(), llm_config=3), "to be an object, got 3"),
         (october_config("someone/other-llm", "bases/tower"), "builds on 'someone/other-llm'.*Qwen2.5-3B-Instruct"),

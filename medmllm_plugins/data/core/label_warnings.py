@@ -14,6 +14,7 @@ from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import FOLDS, Document
 from medmllm_plugins.errors import shown
 from medmllm_plugins.utils.declared_model import few
+from medmllm_plugins.utils.suggestions import one_edit_apart
 
 SMALL_TEST: Final = 50
 """Warn below this number of test documents: at 50, a 95% interval extends 14 points to either side."""
@@ -89,7 +90,7 @@ def similar_spelling(first: str, second: str) -> bool:
             return False
     if re.sub(r"[\W\d_]", "", short) == re.sub(r"[\W\d_]", "", long):  # all that differs is a number or a sign
         return False
-    return _one_edit(short, long)
+    return one_edit_apart(short, long)
 
 
 def _plain(name: str) -> str:
@@ -100,15 +101,6 @@ def _plain(name: str) -> str:
     decomposed = re.sub(r"[\u2010-\u2015\u2212]", "-", unicodedata.normalize("NFKD", name.casefold()))
     decomposed = re.sub(r"(?<=\w)[-_/](?=\w)|(?<!\d)[.,]|[.,](?!\d)", "", decomposed)
     return "".join(char for char in decomposed if char.isalnum() or char in "+-<>=≤≥%.,*").translate(_LOOK_ALIKES)
-
-
-def _one_edit(short: str, long: str) -> bool:
-    """Return whether one letter inserted, changed or swapped with its neighbour makes ``long`` of ``short``."""
-    start = next((index for index, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
-    rest, other = short[start:], long[start:]
-    if len(short) < len(long):
-        return rest == other[1:]
-    return rest[1:] == other[1:] or (rest[:2] == other[1::-1] and rest[2:] == other[2:])
 
 
 def _similar_names(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator[str]:

@@ -29,8 +29,7 @@ from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
 from medmllm_plugins.data.readers.dicom_prefix import is_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window_bounds
 from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, montage
-from medmllm_plugins.data.readers.volume_headers import IDENTITY
-from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
+from medmllm_plugins.data.readers.volume_headers import IDENTITY, check_spacing, finite
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import head, open_regular
 

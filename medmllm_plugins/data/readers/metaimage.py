@@ -24,6 +24,7 @@ from medmllm_plugins.data.readers.volume_headers import (
 )
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import data_file_below, open_regular, size_of
+from medmllm_plugins.utils.suggestions import one_edit_apart
 
 _TYPES: Final = {
     **{"CHAR": "i1", "SHORT": "i2", "INT": "i4", "LONG": "i4", "LONG_LONG": "i8"},
@@ -89,7 +90,9 @@ def _parse(path: Path) -> tuple[dict[str, str], int]:
             if name == "ElementDataFile":
                 position = behind
                 break
-        elif near := next((known for known in _READ if _one_off(name, known)), None):
+        elif near := next(
+            (known for known in _READ if one_edit_apart(name, known) or name.lower() == known.lower()), ""
+        ):
             raise DataError(
                 f"{path}: expected the field {near}, got {shown(name)}; the header is damaged: get the file again."
             )
@@ -98,16 +101,6 @@ def _parse(path: Path) -> tuple[dict[str, str], int]:
     if fields.get("ObjectType", "Image") != "Image":
         raise bad_field(path, "ObjectType", "Image", fields["ObjectType"])
     return fields, position
-
-
-def _one_off(name: str, known: str) -> bool:
-    """Return whether two names differ in case only, or in one letter."""
-    if name.casefold() == known.casefold():
-        return True
-    if abs(len(name) - len(known)) > 1:
-        return False
-    start = next((at for at, (a, b) in enumerate(zip(name, known, strict=False)) if a != b), min(len(name), len(known)))
-    return any(name[start + a :] == known[start + b :] for a, b in ((1, 1), (1, 0), (0, 1)))
 
 
 def _flag(path: Path, fields: dict[str, str], name: str, default: bool) -> bool:

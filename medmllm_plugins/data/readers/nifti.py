@@ -21,12 +21,12 @@ from medmllm_plugins.data.readers.volume_headers import (
     DataLocation,
     VolumeHeader,
     check_header,
+    check_spacing,
     not_scalar,
     three_axes,
     unit_columns,
     wrong_content,
 )
-from medmllm_plugins.data.readers.voxel_checks import check_spacing
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import head, open_regular
 

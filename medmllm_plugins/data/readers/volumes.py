@@ -27,8 +27,7 @@ from medmllm_plugins.data.readers.metaimage import read_metaimage_header
 from medmllm_plugins.data.readers.nifti import read_nifti_header
 from medmllm_plugins.data.readers.npy_volumes import read_volume_array_header
 from medmllm_plugins.data.readers.nrrd import read_nrrd_header
-from medmllm_plugins.data.readers.volume_headers import VolumeHeader
-from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
+from medmllm_plugins.data.readers.volume_headers import VolumeHeader, check_spacing, finite
 from medmllm_plugins.data.readers.voxels import read_voxels
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head
@@ -161,7 +160,7 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     if isinstance(header, VolumeHeader):
         voxels = read_voxels(header, axes, flips)
     else:
-        voxels = finite(np.ascontiguousarray(np.flip(scan.transpose(axes), flips)), path)
+        voxels = finite(np.ascontiguousarray(np.flip(scan.transpose(axes), tuple(flips))), path)
     spacing = (header.spacing[axes[0]], header.spacing[axes[1]], header.spacing[axes[2]])
     return Volume(voxels, spacing, orientation, unit or "any")
 
