@@ -23,10 +23,8 @@ def siglip_processor(folder: Path, image_size: int) -> Any:
     The processor that resizes with Pillow is used: it is the one the checkpoints were trained with, and it does not
     depend on torchvision's version.
 
-    Args:
-        folder: the checkpoint; its ``preprocessor_config.json`` is followed where there is one, else SigLIP's published
-            settings are (bicubic, 1/255, mean and deviation 0.5).
-        image_size: side of the tower's input in pixels.
+    The checkpoint's ``preprocessor_config.json`` is followed where there is one, else SigLIP's published settings are
+    (bicubic, 1/255, mean and deviation 0.5). ``image_size`` is the side of the tower's input in pixels.
 
     Raises:
         ModelError: ``preprocessor_config.json`` is for another processor or another size.

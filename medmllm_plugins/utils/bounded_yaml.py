@@ -29,12 +29,7 @@ MAX_NUMBER: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """What a YAML file holds.
-
-    Attributes:
-        content: its one document; ``None`` where it is empty.
-        lines: the lines on which the keys of the outermost mapping stand, from 1.
-    """
+    """The document of a YAML file, and the lines of the keys of its outermost mapping, from 1."""
 
     content: Any
     lines: dict[str, int]

@@ -29,12 +29,8 @@ def grouped_folds(
     first, go where the counts per class come closest to ``fractions``. Ties are decided by a hash of seed and group
     name, so the result depends neither on the order of the documents nor on a library's random generator.
 
-    Args:
-        ids: unique identifiers.
-        labels: class of each document.
-        groups: group of each document; a group may hold several classes.
-        seed: chooses among the possible divisions.
-        fractions: of the documents, in train, validation and test; a fold of fraction 0 stays empty.
+    A group may hold several classes. ``fractions`` are of the documents, in train, validation and test; a fold of
+    fraction 0 stays empty.
 
     Returns:
         The fold of each document, in the order given.

@@ -15,7 +15,8 @@ from medmllm_plugins.data.core.documents import Document, Fold
 from medmllm_plugins.data.core.duplicates import join_groups
 from medmllm_plugins.data.core.folds import grouped_folds
 from medmllm_plugins.data.core.leaks import similar
-from medmllm_plugins.data.readers.pillow_images import SUFFIXES, scan_images
+from medmllm_plugins.data.readers.file_facts import FileFacts, picture_facts, scan_files
+from medmllm_plugins.data.readers.pillow_images import SUFFIXES, read_rgb
 
 _LITTER = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
 
@@ -90,19 +91,23 @@ def checked_documents(
     """
     for fault in repeated_ids((file.id, str(file.path)) for file in files):
         faults.add(fault)
-    facts, unreadable = scan_images([file.path for file in files])
+    facts, unreadable = scan_files([file.path for file in files], lambda path: picture_facts(read_rgb(path)))
     for fault in unreadable:
         faults.file(fault)
     faults.stop()
     files = [file for file in files if file.path in facts]
-    pairs = similar(
-        [facts[file.path].pixels for file in files], np.stack([facts[file.path].thumbnail for file in files])
-    )
-    groups = join_groups([file.source for file in files], pairs)
+    groups = joined_groups([file.source for file in files], [facts[file.path] for file in files])
     return [
         Document(file.id, relative(file.path, folder), file.label, group, fold)
         for file, group, fold in zip(files, groups, (folds or divide)(files, groups), strict=True)
     ]
+
+
+def joined_groups(groups: Sequence[str], facts: Sequence[FileFacts]) -> list[str]:
+    """Return the group of each file after groups that share a picture, or a near-duplicate, are joined."""
+    thumbnails = [fact.thumbnail for fact in facts if fact.thumbnail is not None]
+    complete = thumbnails and len(thumbnails) == len(facts)
+    return join_groups(groups, similar([fact.content for fact in facts], np.stack(thumbnails) if complete else None))
 
 
 def divide(files: Sequence[LabelledFile], groups: Sequence[str]) -> list[Fold]:
