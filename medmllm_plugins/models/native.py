@@ -46,7 +46,8 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
 
     Args:
         options: what the user chose.
-        family: the architecture that the checkpoint must have; ``None`` for any that this package knows.
+        family: the architecture that the checkpoint must have; ``None`` for any that this package or a plugin
+            knows.
 
     Raises:
         ModelError: there is no such checkpoint; it is of another architecture, needs its own code, has no safetensors

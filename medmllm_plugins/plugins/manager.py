@@ -188,10 +188,6 @@ class Manager:
         """Return models by name."""
         return {name: spec for name, (spec, _) in self._named("medmllm_models", ModelSpec).items()}
 
-    def model_provenance(self) -> dict[str, PluginInfo]:
-        """Return the plugin each model comes from, by the model's name."""
-        return {name: info for name, (_, info) in self._named("medmllm_models", ModelSpec).items()}
-
     def probes(self) -> dict[str, ProbeSpec]:
         """Return probes by name."""
         return {name: spec for name, (spec, _) in self._named("medmllm_probes", ProbeSpec).items()}
