@@ -167,7 +167,7 @@ class Folder:
         """What probes tell."""
         told = probes(task, layers=layers, named=named, seed=seed)
         (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(told), encoding="utf-8")
-        self.tell(task, features={"extra": [], "control": True})
+        self.tell(task, features={"extra": [], "random_encoder": True})
         return self
 
     def attributions(
