@@ -127,7 +127,7 @@ class AttributionInput:
     # -- through the model -------------------------------------------------------------------------------------
 
     def scores(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
-        """Return log-probabilities of the answers, (rows, K), in nats; ``pixels``, (rows, …), replace the document's."""
+        """Return log-probabilities of the answers, (rows, K), in nats; ``pixels``, (rows, …), replace its own."""
         inputs = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in self.inputs.items()}
         if pixels is not None:
             inputs["pixel_values"] = pixels.flatten(0, 1).to(self.pixels.dtype)
