@@ -30,11 +30,12 @@ from benchmarks.models import (
 from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.features.control_features import PIXELS, RANDOM, pixels
+from medmllm_plugins.features.control_features import pixels
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.prompts.protocols import ask
+from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER
 
 Site = tuple[str, str]
 """A layer and a pooling."""
@@ -111,7 +112,7 @@ def control_features(model: MeasuredModel, network: Any, picture: Image) -> dict
     """Return the control features of one image, (d,) each: shrunk pixels, and the stages of an untrained tower."""
     values = model.loaded.prepare([QUESTION], [picture])["pixel_values"]
     states = _tower_states(network.get_image_features(pixel_values=values, output_hidden_states=True))
-    random = {(f"{RANDOM}.{name}", pooling): value.float().cpu() for (name, pooling), value in states.items()}
+    random = {(f"{RANDOM_ENCODER}{name}", pooling): value.float().cpu() for (name, pooling), value in states.items()}
     return {**random, (PIXELS, MEAN): torch.from_numpy(pixels(picture).astype(np.float32))}
 
 
@@ -166,7 +167,7 @@ def check(ours: Evaluation, baseline: Evaluation, *, points: float = 1.0) -> Det
     missing = sorted(set(baseline.accuracy) - set(ours.accuracy))
     got = f"{differ} different answers and no probe of ours at {missing[:3]}"
     expect(not differ and not missing, "the same answers, and probes at the same sites,", got, "tests/features")
-    trained = {site: value for site, value in baseline.accuracy.items() if not site[0].startswith(RANDOM)}
+    trained = {site: value for site, value in baseline.accuracy.items() if not site[0].startswith(RANDOM_ENCODER)}
     better = 100 * float(np.mean([ours.accuracy[site] - value for site, value in trained.items()]))
     expected = f"mean test accuracies of probes within {points:g} points"
     expect(abs(better) <= points, expected, f"{better:+.2f}", "tests/probes")

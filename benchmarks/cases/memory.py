@@ -16,7 +16,6 @@ import torch
 
 from benchmarks.harness import Benchmark, Details, Run, Sides, expect, in_new_process, peak_memory_mb
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.features.control_features import PIXELS
 from medmllm_plugins.features.store import seal, write_header
 from medmllm_plugins.features.store_writer import SHARD_ROWS, FeatureBatch, Writer
 from medmllm_plugins.probes.fitting import fit_probes
@@ -24,6 +23,7 @@ from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS
 
 LABELS = ("a", "b", "c", "d")
 GROUP, HELD_OUT = 4, 10
@@ -45,7 +45,7 @@ def write_store(folder: Path, documents: int, *, layers: int, width: int, pixel_
     generator = np.random.default_rng(0)
     names = ["connector", *(f"llm.{number:02d}" for number in range(layers - 2)), "llm.norm"]
     stored = [StoredLayer(name, name.partition(".")[0], (MEAN, LAST), (width, width)) for name in names]
-    stored.append(StoredLayer(PIXELS, "control", (MEAN,), (pixel_width,)))
+    stored.append(StoredLayer(PIXELS, CONTROL, (MEAN,), (pixel_width,)))
     write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(stored)))
     sites = [f"{name}/{pooling}" for name in names for pooling in (MEAN, LAST)]
     centres = generator.standard_normal((len(LABELS), width), dtype=np.float32)

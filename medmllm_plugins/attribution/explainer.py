@@ -29,7 +29,6 @@ from medmllm_plugins.errors import DataError, ModelError, one_line
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS
 from medmllm_plugins.results.attribution_records import (
     RANDOMISATION_LEVELS,
     AttributionEntry,
@@ -39,6 +38,7 @@ from medmllm_plugins.results.attribution_records import (
     ProcessLevel,
     TokenAttribution,
 )
+from medmllm_plugins.results.file_names import ATTRIBUTIONS
 from medmllm_plugins.utils.progress import Progress, duration, say_line
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from medmllm_plugins.features.control_features import PIXELS, RANDOM, RandomEncoder
+from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.features.store import write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
@@ -20,6 +20,7 @@ from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.results.feature_store import LENS, Header, StoredLayer
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +100,14 @@ class FeatureRecorder:
         layers = [
             StoredLayer(
                 name,
-                part_of.get(name, "control"),
+                part_of.get(name, CONTROL),
                 tuple(poolings[name]),
                 tuple(poolings[name].values()),
-                read=name.removeprefix(f"{RANDOM}.") not in self._unread,
+                read=name.removeprefix(RANDOM_ENCODER) not in self._unread,
             )
             for name in order
         ]
-        layers.append(StoredLayer(PIXELS, "control", (MEAN,), (pixels,)))
+        layers.append(StoredLayer(PIXELS, CONTROL, (MEAN,), (pixels,)))
         subject = self._subject
         header = Header(
             task=subject.task,

@@ -100,7 +100,7 @@ def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
         np.testing.assert_allclose(features, value.numpy(), rtol=2e-3, atol=2e-3 * float(value.abs().max()))
     pixels = store.features(diagnosis.PIXELS, "mean", np.array([3]))[0]
     np.testing.assert_array_equal(controls[diagnosis.PIXELS, "mean"], pixels)
-    norm = controls[f"{diagnosis.RANDOM}.vision.norm", "mean"]
+    norm = controls[f"{diagnosis.RANDOM_ENCODER}vision.norm", "mean"]
     assert not torch.allclose(norm, states["vision.norm", "mean"], atol=0.1)
     scored = store.index.groupby("fold", observed=True)["scores"].apply(lambda scores: scores.notna().all())
     assert scored.to_dict() == {"train": False, "validation": True, "test": True}
@@ -108,7 +108,7 @@ def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
 
 def evaluation(texts: str, **accuracy: float) -> diagnosis.Evaluation:
     sites = {"connector": ("connector", "mean"), "norm": ("llm.norm", "last"), "extra": ("llm.05", "last"),
-             "random": (f"{diagnosis.RANDOM}.connector", "mean")}  # fmt: skip
+             "random": (f"{diagnosis.RANDOM_ENCODER}connector", "mean")}  # fmt: skip
     return diagnosis.Evaluation(tuple(texts), {sites[name]: value for name, value in accuracy.items()}, {})
 
 

@@ -14,8 +14,9 @@ from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.metric_files import write_metrics
-from medmllm_plugins.results.outcome_files import file_stem, write_outcomes
+from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.seal import write_seal
 
 LABELS = ("benign", "malignant", "normal")
