@@ -17,9 +17,9 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.results.attribution_files import read_map
 from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import read_metrics, tables
-from medmllm_plugins.results.outcome_files import file_stem
 from medmllm_plugins.results.probe_files import CURVE_COLUMNS, EFFECT_COLUMNS, curve_rows, effect_rows
 from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
@@ -29,7 +29,6 @@ from medmllm_plugins.results.seal import describe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FEATURES: Final = "features"
 _ENTRY_COLUMNS: Final = (
     "task", "id", "document", "group", "label", "predicted", "answer", "hit", "target", "value", "method", "layer",
     "mode", "baseline", "steps", "slices", "map", "overlay",
@@ -97,7 +96,7 @@ class Run:
     @property
     def manifest(self) -> Manifest:
         """Model, command, software, tasks and costs of the run."""
-        return Manifest.from_dict({Manifest.FORMAT: Manifest.VERSION, **self._run.manifest})
+        return self._run.manifest
 
     @cached_property
     def outcomes(self) -> pd.DataFrame:
@@ -202,9 +201,9 @@ class Run:
             OptionError: there is no such task.
             DataError: the store has no such site, or is damaged or not the one that was sealed.
         """
-        name = self._one_task(task, lambda run: (self.folder / _FEATURES / file_stem(run.name)).is_dir(), "features")
-        folder = self.folder / _FEATURES / file_stem(name)
-        if differing := self._run.seal.among(f"{_FEATURES}/{file_stem(name)}/"):
+        name = self._one_task(task, lambda run: (self.folder / FEATURES / file_stem(run.name)).is_dir(), "features")
+        folder = self.folder / FEATURES / file_stem(name)
+        if differing := self._run.seal.among(f"{FEATURES}/{file_stem(name)}/"):
             raise DataError(
                 f"{folder}: expected the files that were sealed when the run finished, got other ones: "
                 f"{describe(differing)}. Copy the run folder again, or run the task again."
