@@ -386,8 +386,8 @@ def train_all(
         logits = model(**inputs, pixel_values=pixels, use_cache=False, logits_to_keep=longest).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         descent.step(loss)
-        told = (logits.argmax(-1) == targets) | (targets == -100)
-        log(loss, told.all(-1).float().mean())
+        correct = (logits.argmax(-1) == targets) | (targets == -100)
+        log(loss, correct.all(-1).float().mean())
 
 
 class Log:

@@ -57,9 +57,7 @@ def make_cells(picture: IntArray, whole: FloatArray) -> Cells:
 def united(cells: Cells, rows: IntArray) -> Cells:
     """Return cells of rows that were made from several others each.
 
-    Args:
-        cells: of those others, n.
-        rows: (m, k), int64: which k of them each new row was made from; -1 for none.
+    ``rows``, (m, k) int64, say which k of the n cells each new row was made from; -1 for none.
 
     Returns:
         m cells, each the smallest box around its k; those that lie on no picture are ignored.
@@ -84,12 +82,8 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
     Where cells overlap, as tiles and the thumbnail of the whole do, a pixel has the mean of their values, each counted
     by the share of the pixel that its cell covers.
 
-    Args:
-        cells: n of them.
-        values: (n,), a value for each cell, or (n, p, p), p x p values in the cell's rows and columns. Those of cells
-            on no picture are left out.
-        size: height and width of the maps.
-        pictures: how many pictures were shown.
+    ``values`` are (n,), or (n, p, p) in the cell's rows and columns; those of cells on no picture are left out.
+    ``size`` is height and width of the maps.
 
     Returns:
         (pictures, height, width), float64; NaN where no cell covers any of a pixel, so where a picture was cropped.
@@ -116,11 +110,7 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
 
 
 def sample(painted: FloatArray, cells: Cells) -> FloatArray:
-    """Return the mean of a map within each cell's box.
-
-    Args:
-        painted: (pictures, height, width), as :func:`paint` returns it, or any other map of the pictures.
-        cells: n of them.
+    """Return the mean of a map, (pictures, height, width), within each cell's box.
 
     Returns:
         (n,), float64: means over what the box covers, pixels that are NaN left out; NaN for cells on no picture, and

@@ -17,9 +17,7 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
 
     Where the sides of tiles are no whole number of patches the tower leaves the remainder out, and so does this.
 
-    Args:
-        loaded: the model.
-        pixel_values: of one document, flat, (P, 3 * T * p * p), or tiles, (..., 3, H, W).
+    Pixel values are flat, (P, 3 * T * p * p), or tiles, (..., 3, H, W).
 
     Returns:
         (n, c, p, p): flat ones in their order, others tile after tile, each row by row. c is 3, or 3 * T where the
@@ -38,12 +36,7 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
 
 
 def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
-    """Put patches together: the inverse of :func:`to_patches`.
-
-    Args:
-        loaded: the model.
-        patches: (n, c, p, p).
-        like: pixel values of the wanted layout.
+    """Put patches, (n, c, p, p), together in the layout of ``like``: the inverse of :func:`to_patches`.
 
     Returns:
         Of the shape of ``like``, its values those of ``patches``; where tiles have a remainder, that of ``like``.

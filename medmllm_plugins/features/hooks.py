@@ -27,18 +27,11 @@ class ActivationHooks:
     decode in between.
 
     Attributes:
-        layers: the layers they are on.
         activations: what was recorded of the last batch, (B, d) float32 by site.
     """
 
     def __init__(self, loaded: LoadedModel, poolings: Sequence[str], *, vision_only: bool = False) -> None:
-        """Put hooks on a model.
-
-        Args:
-            loaded: the model.
-            poolings: which to keep, see :mod:`medmllm_plugins.prompts.feature_options`.
-            vision_only: leave the LLM out.
-        """
+        """Put hooks on a model, or on its tower and connector alone."""
         self._loaded = loaded
         self._poolings = tuple(poolings)
         self._layout: BatchLayout | None = None
@@ -131,9 +124,6 @@ class ActivationHooks:
         A block's output goes through the LLM's last norm and the rows of the output embeddings of each label: the row
         of its first token where the labels' first tokens differ, else the mean over all of its tokens. Source:
         nostalgebraist, "Interpreting GPT: the logit lens", 2020.
-
-        Args:
-            verbalizers: token ids of K labels.
 
         Returns:
             The layers, and (layers, B, K) float32.

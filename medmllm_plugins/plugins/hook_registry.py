@@ -1,4 +1,4 @@
-"""pluggy's manager for our hooks: a faulty hook implementation is left out alone."""
+"""pluggy's manager for our hooks, which leaves out only the hook implementations that are faulty."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HOOKS: Final[Mapping[str, type[Any]]] = {
     "medmllm_probes": ProbeSpec,
     "medmllm_attributions": AttributionSpec,
 }
-"""Hooks, and the declarations that they return."""
+"""The declaration that each hook returns."""
 
 
 class HookRegistry(pluggy.PluginManager):
-    """A plugin manager in which a faulty hook is left out alone, and the plugin's good ones go on working.
+    """A plugin manager that leaves out a faulty hook and keeps the plugin's other hooks.
 
     Attributes:
         changes: number of plugins registered and unregistered so far.

@@ -1,4 +1,4 @@
-"""What plugins return from their hooks: plain declarations that name code by dotted path and never import it."""
+"""Declarations that plugins return from their hooks; they name code by dotted path and never import it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class PromptStyle:
     """How a model is prompted through its chat template.
 
     Attributes:
-        system: its system prompt; ``None`` for what the chat template does without one.
-        question: the user's text, with ``{question}`` in the place of the question.
+        system: the system prompt; ``None`` for the default of the chat template.
+        question: the user's text; ``{question}`` stands for the question.
         opening: what the model writes before an answer, such as an opening tag; labels are scored after it.
         template: arguments of the chat template, such as ``{"enable_thinking": False}``.
-        max_new_tokens: the longest answer, where the model needs more than a task allows, to reason before it answers.
+        max_new_tokens: maximum length of the answer if the model needs more than a task allows, to reason first.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -74,18 +74,17 @@ class ModelSpec:
     A checkpoint of a family that transformers knows needs neither ``loader`` nor ``wrapper``.
 
     Attributes:
-        name: what is written after ``--model``; lower-case letters, digits and underscores.
+        name: the name after ``--model``; lower-case letters, digits and underscores.
         summary: one line for ``medmllm models``.
         sizes: short size name, as it may be written after ``pretrained=``, to hub id.
         family: the architecture: a ``model_type`` that this package knows
             (:mod:`medmllm_plugins.models.families.family_registry`), or ``"package.module:Class"``, a class of the
             plugin's own derived from :class:`medmllm_plugins.models.families.family.Family`. Any known one if empty.
-        prompt_style: how it is prompted; of no effect with a ``loader`` or ``wrapper``.
+        prompt_style: how it is prompted; has no effect with a ``loader`` or ``wrapper``.
         loader: ``"package.module:function"``, for a checkpoint format of its own: the function takes a
             :class:`medmllm_plugins.models.options.LoadOptions` and returns a
             :class:`medmllm_plugins.models.base.LoadedModel`.
-        wrapper: ``"package.module.Class"``, an lmms-eval chat model class of the plugin's own, which does everything
-            itself.
+        wrapper: ``"package.module.Class"``, a complete lmms-eval chat model class of the plugin's own.
         licence: licence of the weights, as their authors state it.
         citation: reference for the model.
 
@@ -191,7 +190,7 @@ class ProbeSpec:
         target: ``"package.module:function"``, which takes a ``ProbeData`` and returns a ``FittedProbe``, both of
             :mod:`medmllm_plugins.probes.probe_methods`.
         summary: one line for people.
-        description: what a report's methods section says of it, after "The probe is"; its name if empty.
+        description: completes "The probe is" in the methods section of a report; its name if empty.
         citation: reference for the probe.
 
     Raises:
@@ -218,12 +217,12 @@ class AttributionSpec:
             :mod:`medmllm_plugins.attribution.methods.layer_methods`: it takes an ``AttributionInput``, names of layers
             and a ``MethodConfig``, and returns ``Scores`` for each layer.
         summary: one line for people.
-        description: what a report's methods section says of it, after its name; nothing if empty.
+        description: follows its name in the methods section of a report.
         citation: reference for the method.
-        at: ``"layers"``, those that the user chooses, or the name of the one layer it has values for, such as
+        at: ``"layers"``, those that the user chooses, or the only layer that it attributes to, such as
             ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
-        gradients: whether it takes gradients, which quantised weights do not give.
-        captum: whether it runs Captum's code, which a paper then cites too.
+        gradients: whether it needs gradients, which quantised weights do not have.
+        captum: whether it runs Captum's code, so that the report cites Captum too.
 
     Raises:
         OptionError: a value is not of the form above.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from medmllm_plugins.answers.parsing import Answer, parse_answer
 from medmllm_plugins.answers.yes_no import parse_finding
@@ -14,6 +14,7 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.prompts import wording
 
 Protocol = Literal["closed_set", "letter", "open"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 
 CYCLIC_UP_TO = 5
 """With at most this many classes, option orders are all cyclic permutations; with more, this many random ones."""

@@ -7,7 +7,7 @@ documents as independent, is reported too because readers know it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -207,7 +207,7 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
             f"{sorted(second_run.outcomes)}."
         )
     for task in tasks:
-        metadata = [run.manifest["tasks"][task] for run in (first_run, second_run)]
+        metadata = [run.manifest.tasks[task] for run in (first_run, second_run)]
         for what in ("dataset_fingerprint", "folds_hash"):
             if metadata[0].get(what) != metadata[1].get(what):
                 raise DataError(
@@ -226,11 +226,11 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
         for run in (first_run, second_run)
         if (shortfall := unreadable_outcomes(run.outcomes[task])) is not None
     ]
-    overlaps = _overlaps([first_run.manifest["tasks"][task] for task in tasks])
+    overlaps = _overlaps([first_run.manifest.tasks[task] for task in tasks])
     return compared, [*first_run.warnings, *second_run.warnings, *overlaps, *unread]
 
 
-def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
+def _overlaps(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {str(task.get("dataset")) for task in tasks}
     return sorted(
         {

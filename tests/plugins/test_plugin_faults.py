@@ -195,7 +195,9 @@ def test_all_faults_at_once(site: Site) -> None:
     ]
     duplicate = only(found, "g_model").message
     assert "e-first 1.2" in duplicate and "g-model 1.2" in duplicate
-    assert found.model_provenance()["shared"].distribution == "e-first"
+    assert [plugin["distribution"] for plugin in found.describe()["plugins"] if "shared" in plugin["models"]] == [
+        "e-first"
+    ]
     assert [info.name for info in found.plugins if info.name == "taken"] == ["taken"]
     taken = [failure for failure in found.failures if failure.plugin == "taken"]
     assert "e-first 1.2" in taken[0].message and "f-second 7.1" in taken[0].message

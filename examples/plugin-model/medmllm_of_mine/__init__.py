@@ -1,7 +1,6 @@
 """Models of one's own: a checkpoint of a family that medmllm-plugins knows, and an architecture that it does not."""
 
-from medmllm_plugins.plugins.hookspecs import hookimpl
-from medmllm_plugins.plugins.specs import ModelSpec
+from medmllm_plugins import ModelSpec, hookimpl
 
 
 @hookimpl

@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from medmllm_plugins.models.families.family import Family, Inputs, IntArray
+from medmllm_plugins import Family
+from medmllm_plugins.models.families.family import Inputs, IntArray
 
 STRIDES = (4, 2, 1)
 """Of the tower's convolutions: a patch is 4 pixels wide, a cell of the later maps two patches."""

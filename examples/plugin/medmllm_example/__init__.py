@@ -5,8 +5,7 @@ The hooks return plain declarations that name code by dotted path, so that listi
 
 from __future__ import annotations
 
-from medmllm_plugins.plugins.hookspecs import hookimpl
-from medmllm_plugins.plugins.specs import ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins import ModelSpec, ProbeSpec, TaskFolder, hookimpl
 
 
 @hookimpl
