@@ -21,6 +21,8 @@ class FoldManifest(VersionedRecord):
     """Which document of a data set is in which group and fold: the content of ``DATASET.folds.json``.
 
     Attributes:
+        dataset: the data set's name.
+        fingerprint: fingerprint of the data.
         hash: SHA-256 over id, label, group and fold of all documents, by which two machines compare their folds.
         columns: names of the values of each document.
         documents: one list of values for each document, in the order of their ids.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +56,16 @@ class Template(NamedTuple):
     after: str
 
 
+def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
+    """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
+    return load(options, Template("<|user|>\n", "\n{}\n<|assistant|>\n"))
+
+
+def llava_med(options: LoadOptions) -> OriginalLlava:
+    """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
+    return load(options, Template("[INST] ", "\n{} [/INST]"))
+
+
 def load(options: LoadOptions, template: Template) -> OriginalLlava:
     """Load a checkpoint of the first LLaVA format, with no network where the folder is whole.
 
@@ -87,12 +96,6 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
         template=template,
         square=read_json(folder / "config.json").get("image_aspect_ratio") == "pad",
     )
-
-
-huatuogpt_vision = partial(load, template=Template("<|user|>\n", "\n{}\n<|assistant|>\n"))
-"""Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
-llava_med = partial(load, template=Template("[INST] ", "\n{} [/INST]"))
-"""Load LLaVA-Med v1.5; see :func:`load` for the errors."""
 
 
 def rename(name: str) -> str | None:
