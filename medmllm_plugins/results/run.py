@@ -235,7 +235,7 @@ class Run:
         if axes is None:
             from matplotlib import pyplot
 
-            axes = pyplot.subplots(2, 1, figsize=(7.6, 5.9), sharex=True, height_ratios=(1.9, 1), layout="constrained")[
+            axes = pyplot.subplots(2, 1, figsize=(9.6, 5.9), sharex=True, height_ratios=(1.9, 1), layout="constrained")[
                 1
             ]
         upper, lower = axes
@@ -246,7 +246,7 @@ class Run:
         for panel, title in ((upper, "accuracy (%)"), (lower, "balanced accuracy (%)")):
             panel.set_ylim(0, 103)
             panel.set_ylabel(title)
-            panel.legend(fontsize=7.5)
+            panel.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
         lower.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
         return upper, lower
 
