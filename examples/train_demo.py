@@ -470,7 +470,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.steps < 1:
-        parser.error(f"expected --steps to be positive, found {options.steps}")
+        parser.error(f"expected --steps to be positive, got {options.steps}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)

@@ -598,7 +598,7 @@ def train(family: str, folder: Path, *, seed: int = 0, say: Callable[[str], obje
         ValueError: the family is none of them.
     """
     if family not in RECIPES:
-        raise ValueError(f"Expected `family` to be one of {', '.join(RECIPES)}, but got {family!r}.")
+        raise ValueError(f"Expected `family` to be one of {', '.join(RECIPES)}, got {family!r}.")
     begin = time.perf_counter()
     recipe, spec = RECIPES[family], demo_spec()
     folder.mkdir(parents=True, exist_ok=True)

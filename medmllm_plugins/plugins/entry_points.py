@@ -49,10 +49,10 @@ def read_candidates(group: str, fault: Fault) -> list[Candidate]:
                 raise unreadable
             entries = list(distribution.entry_points.select(group=group))
         except Exception as error:
-            fault(name, name, version, f"Expected entry_points.txt to be readable, but got {described(error)}", error)
+            fault(name, name, version, f"Expected entry_points.txt to be readable, got {described(error)}", error)
             continue
         if len(entries) > MOST_ENTRIES:
-            message = f"Expected at most {MOST_ENTRIES} entry points, but got {len(entries)}; the rest is left out."
+            message = f"Expected at most {MOST_ENTRIES} entry points, got {len(entries)}; the rest is left out."
             fault(name, name, version, message, None)
         for entry in entries[:MOST_ENTRIES]:
             if _NAME.fullmatch(entry.name):
@@ -60,7 +60,7 @@ def read_candidates(group: str, fault: Fault) -> list[Candidate]:
             else:
                 message = (
                     "Expected the entry point's name to be letters, digits, dots and dashes, at most "
-                    f"{LONGEST_NAME}, but got {shown(entry.name)}."
+                    f"{LONGEST_NAME}, got {shown(entry.name)}."
                 )
                 fault(bounded(entry.name, LONGEST_NAME) or "(no name)", name, version, message, None)
     return candidates
@@ -100,7 +100,7 @@ def _distributions(fault: Fault) -> Iterator[importlib.metadata.Distribution]:
             yield from find(DistributionFinder.Context())
         except Exception as error:
             name = bounded(getattr(finder, "__name__", type(finder).__name__), LONGEST_NAME)
-            fault(name, "", "", f"Expected the finder to list distributions, but got {described(error)}", error)
+            fault(name, "", "", f"Expected the finder to list distributions, got {described(error)}", error)
 
 
 def _entry_points_text(distribution: importlib.metadata.Distribution) -> tuple[str, Exception | None]:

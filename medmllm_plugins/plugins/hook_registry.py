@@ -75,7 +75,7 @@ def _hook_fault(plugin: Any, name: str, hook: str, options: pluggy.HookimplOpts)
         hint = f"did you mean {close[0]!r}?" if close else f"the hooks are {', '.join(HOOKS)}."
         return f"There is no hook {hook!r}; {hint}"
     if options.get("wrapper") or options.get("hookwrapper"):
-        return f"Expected {name!r} to be a plain hook, but got a wrapper; hooks are called one plugin at a time."
+        return f"Expected {name!r} to be a plain hook, got a wrapper; hooks are called one plugin at a time."
     required = [
         parameter.name
         for parameter in inspect.signature(getattr(plugin, name)).parameters.values()

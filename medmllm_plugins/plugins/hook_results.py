@@ -28,23 +28,23 @@ def read_items(function: Callable[[], object], hook: str, kind: type[_Item]) -> 
     """
     result = function()
     if not isinstance(result, Iterable) or isinstance(result, str | Mapping):
-        raise WrongResult(f"Expected {hook!r} to return an iterable of {kind.__name__}, but got {pictured(result)}.")
+        raise WrongResult(f"Expected {hook!r} to return an iterable of {kind.__name__}, got {pictured(result)}.")
     iterator = iter(result)
     declarations = list(itertools.islice(iterator, MOST_ITEMS + 1))
     if len(declarations) > MOST_ITEMS:
         if (close := getattr(iterator, "close", None)) is not None:
             close()
-        raise WrongResult(f"Expected {hook!r} to return at most {MOST_ITEMS} items, but got more.")
+        raise WrongResult(f"Expected {hook!r} to return at most {MOST_ITEMS} items, got more.")
     items, faults = [], []
     for position, item in enumerate(declarations):
         expected = f"Expected item {position} of {hook!r} to be {kind.__name__}"
         if not issubclass(type(item), kind):
-            faults.append(f"{expected}, but got {pictured(item)}.")
+            faults.append(f"{expected}, got {pictured(item)}.")
             continue
         try:
             items.append(_remade(item, kind))
         except Exception as error:
-            faults.append(f"{expected} that can be read, but got {described(error)}")
+            faults.append(f"{expected} that can be read, got {described(error)}")
     return items, faults
 
 

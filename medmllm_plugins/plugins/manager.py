@@ -117,11 +117,11 @@ class Manager:
         try:
             plugin = self._run(candidate.entry.load, info, "import", package)
         except PluginRaised as error:
-            message = f"Expected {pictured(value)} to be importable, but got {error}"
+            message = f"Expected {pictured(value)} to be importable, got {error}"
             self._fail(self._discovery, info, "import", None, message, error.error)
             return
         if plugin is None:
-            message = f"Expected {pictured(value)} to be a module or an object, but got None."
+            message = f"Expected {pictured(value)} to be a module or an object, got None."
             self._fail(self._discovery, info, "register", None, message)
             return
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
@@ -12,12 +13,17 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError, PluginError, shown
-from medmllm_plugins.utils.identifiers import is_identifier
 
 DEMO: Final = "demo"
 """The size name of the checkpoint that ships with this package."""
 _LONGEST_LINE = 1000
 _LONGEST_TEXT = 10_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+
+
+def is_identifier(value: object) -> bool:
+    """Return whether a value is a name: lower-case letters, digits and underscores, at most 100 of them."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +53,12 @@ class PromptStyle:
         _check_text("question", self.question)
         _check_text("opening", self.opening)
         if "{question}" not in self.question:
-            raise OptionError(f"Expected argument `question` to hold {{question}}, but got {shown(self.question)}.")
+            raise OptionError(f"Expected argument `question` to hold {{question}}, got {shown(self.question)}.")
         if not isinstance(self.template, Mapping):
-            raise OptionError(f"Expected argument `template` to be a mapping, but got {shown(self.template)}.")
+            raise OptionError(f"Expected argument `template` to be a mapping, got {shown(self.template)}.")
         if self.max_new_tokens is not None and (type(self.max_new_tokens) is not int or self.max_new_tokens < 1):
             raise OptionError(
-                f"Expected argument `max_new_tokens` to be a positive whole number, but got "
-                f"{shown(self.max_new_tokens)}."
+                f"Expected argument `max_new_tokens` to be a positive whole number, got {shown(self.max_new_tokens)}."
             )
         object.__setattr__(self, "template", MappingProxyType(dict(self.template)))
 
@@ -103,31 +108,26 @@ class ModelSpec:
         if self.loader is not None and self.wrapper is not None:
             raise OptionError(
                 "Expected at most one of the arguments `loader` and `wrapper`, "
-                f"but got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
+                f"got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
             )
         if self.loader is not None:
             _check_function("loader", self.loader)
         if self.wrapper is not None and (
             not isinstance(self.wrapper, str) or "." not in self.wrapper or not _dotted(self.wrapper)
         ):
-            raise OptionError(
-                f'Expected argument `wrapper` to be "package.module.Class", but got {shown(self.wrapper)}.'
-            )
+            raise OptionError(f'Expected argument `wrapper` to be "package.module.Class", got {shown(self.wrapper)}.')
         if isinstance(self.family, str) and ":" in self.family:
             _check_function("family", self.family)
         elif not isinstance(self.family, str) or (self.family and not is_identifier(self.family)):
             raise OptionError(
-                'Expected argument `family` to be a `model_type` or "package.module:Class", but got '
-                f"{shown(self.family)}."
+                f'Expected argument `family` to be a `model_type` or "package.module:Class", got {shown(self.family)}.'
             )
         if not isinstance(self.prompt_style, PromptStyle):
-            raise OptionError(
-                f"Expected argument `prompt_style` to be a PromptStyle, but got {shown(self.prompt_style)}."
-            )
+            raise OptionError(f"Expected argument `prompt_style` to be a PromptStyle, got {shown(self.prompt_style)}.")
         if not isinstance(self.sizes, Mapping) or not all(
             isinstance(text, str) and text for pair in self.sizes.items() for text in pair
         ):
-            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, but got {shown(self.sizes)}.")
+            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, got {shown(self.sizes)}.")
         _check_text("licence", self.licence)
         _check_text("citation", self.citation)
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
@@ -154,7 +154,7 @@ class TaskFolder:
         inside = PurePosixPath(folder)
         if not _dotted(package) or not folder or inside.is_absolute() or ".." in inside.parts:
             raise OptionError(
-                f'Expected argument `path` to be an absolute folder or "package:folder", but got {shown(self.path)}.'
+                f'Expected argument `path` to be an absolute folder or "package:folder", got {shown(self.path)}.'
             )
 
     def resolve(self) -> Path:
@@ -169,7 +169,7 @@ class TaskFolder:
             package, _, folder = self.path.partition(":")
             spec = importlib.util.find_spec(package)
             if spec is None or spec.submodule_search_locations is None:
-                raise PluginError(f"Expected {package!r} of {self.path!r} to be an installed package, but found none.")
+                raise PluginError(f"Expected {package!r} of {self.path!r} to be an installed package, got none.")
             candidates = [Path(location) / folder for location in spec.submodule_search_locations]
         for candidate in candidates:
             if candidate.is_dir():
@@ -258,14 +258,14 @@ def _check_name(value: object) -> None:
     if not is_identifier(value):
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
-            f"but got {shown(value)}."
+            f"got {shown(value)}."
         )
 
 
 def _check_line(argument: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1 or len(value) > _LONGEST_LINE:
         raise OptionError(
-            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, but got "
+            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, got "
             f"{shown(value)}."
         )
 
@@ -273,9 +273,9 @@ def _check_line(argument: str, value: object) -> None:
 def _check_function(argument: str, value: object) -> None:
     module, _, function = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not _dotted(module) or not _dotted(function) or "." in function:
-        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", but got {shown(value)}.')
+        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", got {shown(value)}.')
 
 
 def _check_text(argument: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
-        raise OptionError(f"Expected argument `{argument}` to be a string, but got {shown(value)}.")
+        raise OptionError(f"Expected argument `{argument}` to be a string, got {shown(value)}.")

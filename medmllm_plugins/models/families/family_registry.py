@@ -42,12 +42,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 
 
 def find_family(name: object, source: object) -> Family:
-    """Return the family of a ``model_type``, or of a plugin.
-
-    Args:
-        name: a ``model_type`` of this package or of a plugin's family, or ``"package.module:Class"``, a class derived
-            from :class:`Family`.
-        source: the checkpoint or model that names it, for messages.
+    """Return the family of a ``model_type``, ours or a plugin's, or of a class ``"package.module:Class"``.
 
     Raises:
         ModelError: there is no such family.
