@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,18 +32,14 @@ BATCH = 16
 
 # The config.json of MedM-VL-2D-3B-en in the format since October 2025. It names the parts and holds no shapes; this
 # package fills in those of the published checkpoint.
-CONFIG_3B = {
+CONFIG_3B = """{
     "model_type": "lvlm",
-    "lvlm_llm_type": "qwen2",
-    "lvlm_llm_name_or_path": "Qwen/Qwen2.5-3B-Instruct",
-    "lvlm_llm_max_length": 2048,
+    "lvlm_llm_type": "qwen2", "lvlm_llm_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "lvlm_llm_max_length": 2048,
     "lvlm_encoder_image_type": "siglip",
     "lvlm_encoder_image_name_or_path": "google/siglip-base-patch16-256-multilingual",
-    "lvlm_encoder_image_select_layer": -1,
-    "lvlm_encoder_image_select_feature": "cls_patch",
-    "lvlm_connector_image_type": "mlp",
-    "lvlm_connector_image_name": "mlp2x_gelu",
-}
+    "lvlm_encoder_image_select_layer": -1, "lvlm_encoder_image_select_feature": "cls_patch",
+    "lvlm_connector_image_type": "mlp", "lvlm_connector_image_name": "mlp2x_gelu"
+}"""
 
 
 class MeasuredModel(NamedTuple):
@@ -69,7 +64,7 @@ class PhantomDocument(NamedTuple):
     picture: Image.Image
 
 
-def documents(counts: Mapping[Fold, int]) -> list[PhantomDocument]:
+def phantom_documents(counts: Mapping[Fold, int]) -> list[PhantomDocument]:
     """Return the first phantoms of each fold, 64 x 64 pixels, RGB."""
     remaining, chosen = dict(counts), []
     for index, record in enumerate(phantoms.records()):
@@ -80,9 +75,9 @@ def documents(counts: Mapping[Fold, int]) -> list[PhantomDocument]:
     return chosen
 
 
-def images(count: int) -> list[Image.Image]:
+def phantom_images(count: int) -> list[Image.Image]:
     """Return the images of the first ``count`` phantoms of the test fold."""
-    return [document.picture for document in documents({"test": count})]
+    return [document.picture for document in phantom_documents({"test": count})]
 
 
 def model_of_size(size: str, device: str) -> MeasuredModel:
@@ -96,7 +91,7 @@ def model_of_size(size: str, device: str) -> MeasuredModel:
 def config_3b() -> MedMVLConfig:
     """Return the shapes of MedM-VL-2D-3B."""
     with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(CONFIG_3B), encoding="utf-8")
+        (Path(folder) / "config.json").write_text(CONFIG_3B, encoding="utf-8")
         return read_config(Path(folder))
 
 
@@ -123,15 +118,9 @@ def random_model(config: MedMVLConfig, dtype: torch.dtype, device: torch.device)
     with device:
         model = network._from_config(shapes, dtype=dtype)
     model.requires_grad_(False).eval()
-    loaded = medm_vl.MedMVL(
-        model,
-        tokenizer,
-        siglip_processor(config.vision.image_size),
-        f"{medm_vl.SYSTEM} USER: ",
-        (),
-        max_length=config.max_length,
-        pad_token_id=int(tokenizer.pad_token_id),
-    )
+    limits = {"max_length": config.max_length, "pad_token_id": int(tokenizer.pad_token_id)}
+    processor, opening = siglip_processor(config.vision.image_size), f"{medm_vl.SYSTEM} USER: "
+    loaded = medm_vl.MedMVL(model, tokenizer, processor, opening, (), **limits)
     loaded.eos_token_ids = (int(config.llm.vocab_size),)  # one past the last token, so never generated
     return MeasuredModel(loaded, 16, exact=False)
 
@@ -153,14 +142,9 @@ def answer(
     for batch in _batches(members):
         fold, pictures, questions = batch[0].fold, [document.picture for document in batch], [QUESTION] * len(batch)
         inputs = loaded.prepare(questions, pictures)
-        answers = loaded.generate(
-            questions,
-            pictures,
-            max_new_tokens=model.max_new_tokens if fold == "test" else 0,
-            labels=None if fold == "train" else labels,
-            inputs=inputs,
-            watch=None if recorder is None else recorder.watch,
-        )
+        options: dict[str, Any] = {"labels": None if fold == "train" else labels, "inputs": inputs}
+        options |= {"max_new_tokens": model.max_new_tokens if fold == "test" else 0}
+        answers = loaded.generate(questions, pictures, watch=None if recorder is None else recorder.watch, **options)
         if recorder is not None:
             rows = [_row(document, generation) for document, generation in zip(batch, answers, strict=True)]
             recorder.keep(rows, inputs, [pixels(picture) for picture in pictures], label_ids)

@@ -27,9 +27,10 @@ from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, TABLE, write_table
+from medmllm_plugins.results.attribution_files import TABLE, write_table
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run, read_answers
+from medmllm_plugins.results.file_names import ATTRIBUTIONS, OUTCOMES, file_stem
+from medmllm_plugins.results.outcome_files import RunResults, load_run, read_answers
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
 
@@ -107,21 +108,22 @@ def explain_documents(
     run = load_run(folder)
     for warning in run.warnings:
         log(f"Warning: {warning}")
-    name = _choose_task(list(run.manifest["tasks"]), task)
+    name = _choose_task(list(run.manifest.tasks), task)
     run.require_sealed(f"{ATTRIBUTIONS}/{file_stem(name)}/")
     settings = task_settings(name)
     options.check(TaskRows(settings, ()).classes)
-    _check_plain_input(name, run.manifest["tasks"][name], settings)
+    _check_plain_input(name, run.manifest.tasks[name], settings)
     data = load_dataset(settings.dataset, on_error=settings.on_error)
-    expected = run.manifest["tasks"][name].get("dataset_fingerprint")
+    expected = run.manifest.tasks[name].get("dataset_fingerprint")
     if expected != data.fingerprint:
         raise DataError(f"{name}: expected the data of the run (fingerprint {expected}), got {data.fingerprint}.")
-    loaded = _load(run.manifest.get("model") or {}, device)
+    facts = run.manifest.model or {}
+    loaded = _load(facts, device)
     items = _items(loaded, TaskContent(name, settings, data), _answers(run, name, ids))
     store = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), options.to_dict(), "again", again=True)
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, options, items, store, batch_size)
-    model, labels = str(run.manifest["model"]["name"]), TaskRows(settings, ()).classes
+    model, labels = str(facts["name"]), TaskRows(settings, ()).classes
     index = gather_index(store.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}{TABLE}", index.summary)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}{TABLE}"])
@@ -148,7 +150,7 @@ def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettin
 
 def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, tuple[str, tuple[float, ...] | None]]:
     """Return the run's answers about some documents by id: their texts, and their scores of the labels if any."""
-    path = run.folder / f"{file_stem(name)}{SUFFIX}"
+    path = run.folder / f"{file_stem(name)}{OUTCOMES}"
     texts = read_answers(path) if name in run.outcomes else {}
     outcomes = [outcome for outcome in run.outcomes.get(name, ()) if outcome.id in texts]
     known = {outcome.id: (texts[outcome.id], outcome.scores) for outcome in outcomes}
@@ -160,7 +162,7 @@ def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, tuple[
     return {document: known[document] for document in ids}
 
 
-def _load(facts: dict[str, Any], device: str | None) -> LoadedModel:
+def _load(facts: Mapping[str, Any], device: str | None) -> LoadedModel:
     """Load the model of the run as the run did."""
     spec = get_manager().models().get(str(facts.get("name")))
     if spec is None or spec.wrapper is not None:

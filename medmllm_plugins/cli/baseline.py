@@ -78,8 +78,7 @@ def run_baseline(
     chosen = {task: _checked(task, task_settings(task)) for task in dict.fromkeys(tasks)}
     run = EvaluationRun()
     run.output_path = str(output)
-    run.manifest["command"] = {"baseline": method, "tasks": list(chosen)}
-    run.manifest["seed"] = seed
+    run.note(command={"baseline": method, "tasks": list(chosen)}, seed=seed)
     run.expected = frozenset(chosen)
     with run.stage("data"):
         sets = {task: load_dataset(settings.dataset, on_error=settings.on_error) for task, settings in chosen.items()}

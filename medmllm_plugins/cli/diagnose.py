@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,12 +18,12 @@ from medmllm_plugins.probes.probe_options import Options, default_refits, parse_
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
 from medmllm_plugins.results.feature_store import FeatureStore
-from medmllm_plugins.results.outcome_files import SUFFIX, RunResults, file_stem, load_run
+from medmllm_plugins.results.file_names import FEATURES, OUTCOMES, file_stem
+from medmllm_plugins.results.outcome_files import RunResults, load_run
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import update_seal
-from medmllm_plugins.runtime.evaluation_run import FEATURES
 
 app = new_app()
 
@@ -139,15 +139,15 @@ def rerun_analyses(
 
 
 def _tasks_with_features(run: RunResults) -> list[str]:
-    recorded = [task for task in run.manifest["tasks"] if (run.folder / FEATURES / file_stem(task)).is_dir()]
+    recorded = [task for task in run.manifest.tasks if (run.folder / FEATURES / file_stem(task)).is_dir()]
     if recorded:
         return recorded
-    if run.manifest.get("finished") is None:
+    if run.manifest.finished is None:
         raise DataError(
             f"{run.folder}: expected a finished run, got one that was stopped. Its answers are saved: start the same "
             "command again to continue."
         )
-    command = probing_command(run.manifest.get("command") or {}, next(iter(run.manifest["tasks"]), "med_cls_demo"))
+    command = probing_command(run.manifest.command or {}, next(iter(run.manifest.tasks), "med_cls_demo"))
     raise DataError(
         f"{run.folder}: expected features of a med_probe task, got none.{f' Run one: {command}' if command else ''}"
     )
@@ -171,7 +171,7 @@ def _output_folder(folder: Path, output: Path | None, options: Options) -> Path:
 def _outcomes(run: RunResults, task: str) -> Sequence[Outcome]:
     if task not in run.outcomes:
         raise DataError(
-            f"{run.folder / (file_stem(task) + SUFFIX)}: expected the scored answers of {task}, got no file. Copy "
+            f"{run.folder / (file_stem(task) + OUTCOMES)}: expected the scored answers of {task}, got no file. Copy "
             "the run folder again."
         )
     return run.outcomes[task]
@@ -186,8 +186,7 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
     run.require_sealed(f"{FEATURES}/{file_stem(task)}/")
     store = FeatureStore(run.folder / FEATURES / file_stem(task))
     store.check()
-    facts: dict[str, Any] = run.manifest["tasks"][task]
-    model: dict[str, Any] = run.manifest.get("model") or {}
+    facts, model = run.manifest.tasks[task], run.manifest.model or {}
     for what, expected, actual in (
         ("model", model.get("fingerprint"), store.header.model_fingerprint),
         ("data set", facts.get("dataset_fingerprint"), store.header.dataset_fingerprint),

@@ -16,7 +16,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.attribution_files import TABLE, write_table
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.file_names import file_stem
 
 
 class AttributingTask(ClassificationTask):

@@ -15,7 +15,7 @@ from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
-from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.probe_files import write_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 

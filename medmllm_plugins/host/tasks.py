@@ -257,7 +257,7 @@ class Classification(ConfigurableTask):
         folder = run.folder_for(self._model_name)
         scoring.write(folder, self.name, summary, outcomes, answers, self.content.data)
         record = summary.to_dict()
-        warning = scoring.unreadable_warning(record, settings, run.manifest["model"])
+        warning = scoring.unreadable_warning(record, settings, run.manifest.model)
         run.scored(self.name, {"evaluated": summary.n, "metrics": record["metrics"], "unreadable": warning})
         if warning:
             logger.warning(f"{self.name}: {warning} Details: {folder}")

@@ -15,7 +15,7 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
@@ -102,7 +102,7 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
     users = {"lmms-eval": runs, "medmllm-plugins": runs, **({"transformers": loaded} if loaded else {})}
     versions = {}
     for package, package_runs in users.items():
-        numbers = {mapping(run.manifest.get("versions")).get(package) for run in package_runs}
+        numbers = {run.manifest.versions.get(package) for run in package_runs}
         versions[package] = " and ".join(sorted(clean(version) for version in numbers if version))
     return versions
 
@@ -174,7 +174,7 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
     if not probings:
         return {}
     points = [point for probing in probings for point in probing.points]
-    layers = [point for point in points if point.part != "control"]
+    layers = [point for point in points if point.part != CONTROL]
     maps = [probing.mapping for probing in probings if probing.mapping is not None]
     recalibrations = {name for record in maps for name in record.readings}
     widths = {number(probing.options.get("width")) for probing in probings}

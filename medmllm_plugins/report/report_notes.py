@@ -137,7 +137,7 @@ def _warnings(collection: RunCollection) -> Iterator[str]:
         yield from _run_warnings(run)
     versions: dict[str, set[str]] = {}
     for run in collection.runs:
-        for package, version in mapping(run.manifest.get("versions")).items():
+        for package, version in run.manifest.versions.items():
             versions.setdefault(clean(package), set()).add(clean(version))
     differing = [f"{package} ({', '.join(sorted(known_))})" for package, known_ in versions.items() if len(known_) > 1]
     if differing:

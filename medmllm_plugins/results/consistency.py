@@ -8,17 +8,20 @@ from typing import Any
 
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.results.outcome_files import AGAIN, METRICS, UNSEALED
+from medmllm_plugins.results.file_names import MANIFEST, METRICS
+from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.outcome_files import AGAIN, UNSEALED
 from medmllm_plugins.results.recomputation import Classes, disagreements, format_differences, recompute
-from medmllm_plugins.results.seal import MANIFEST, SealCheck, describe
+from medmllm_plugins.results.seal import SealCheck, describe
 from medmllm_plugins.utils.json_values import clean
 
 
-def of_folder(manifest: Mapping[str, Any], seal: SealCheck) -> list[str]:
+def of_folder(manifest: Manifest, seal: SealCheck) -> list[str]:
     """Say what is not as it was when the run finished, or that it did not finish."""
-    if manifest and not manifest.get("finished"):
+    is_there = manifest != Manifest()
+    if is_there and not manifest.finished:
         return [f"The run is not finished. {AGAIN}"]
-    if manifest and not seal.sealed:
+    if is_there and not seal.sealed:
         return [f"Its files cannot be checked: {seal.fault} {UNSEALED}"]
     notes = []
     if seal.differing:

@@ -13,8 +13,9 @@ from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
 from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import TaskSettings
+from medmllm_plugins.results.file_names import FOLDS, OUTCOMES, file_stem
 from medmllm_plugins.results.metric_files import AnySummary, write_metrics
-from medmllm_plugins.results.outcome_files import SUFFIX, file_stem, write_outcomes
+from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.recomputation import Classes, recompute
 from medmllm_plugins.utils.atomic_files import write_whole
 
@@ -104,6 +105,6 @@ def write(
     """
     stem = file_stem(task)
     write_metrics(folder, stem, summary)
-    write_outcomes(folder / f"{stem}{SUFFIX}", outcomes, answers)
+    write_outcomes(folder / f"{stem}{OUTCOMES}", outcomes, answers)
     manifest = fold_manifest.to_json(data.spec.name, data.fingerprint, data.documents)
-    write_whole(folder / f"{data.spec.name}.folds.json", manifest)
+    write_whole(folder / f"{data.spec.name}{FOLDS}", manifest)

@@ -11,7 +11,7 @@ from medmllm_plugins.errors import one_line
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.task_content import TaskContent
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS
+from medmllm_plugins.results.file_names import ATTRIBUTIONS
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply

@@ -138,7 +138,8 @@ def _read(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _read(next(inner for inner in arguments if inner is not types.NoneType), value)
+        inner = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _read(inner, value)
     if origin is tuple:
         return _read_tuple(arguments, value)
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -158,5 +158,5 @@ def test_a_seed_decides_the_weights_and_nothing_else_is_changed(
 
 
 def test_an_unknown_family_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="qwen2_5_vl, gemma3, but got 'phi4'"):
+    with pytest.raises(ValueError, match="qwen2_5_vl, gemma3, got 'phi4'"):
         train_families().train("phi4", tmp_path)

@@ -16,8 +16,9 @@ from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.metric_files import write_metrics
-from medmllm_plugins.results.outcome_files import file_stem, write_outcomes
+from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.seal import write_seal
 
 LABELS = ("benign", "malignant", "normal")
@@ -169,7 +170,7 @@ class Folder:
         """What probes tell."""
         told = probes(task, layers=layers, named=named, seed=seed)
         (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(told), encoding="utf-8")
-        self.tell(task, features={"extra": [], "control": True})
+        self.tell(task, features={"extra": [], "random_encoder": True})
         return self
 
     def attributions(

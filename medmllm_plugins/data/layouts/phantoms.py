@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from PIL import Image
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.layouts.layout_registry import Layout
+from medmllm_plugins.data.layouts.layout_registry import Layout, check_classes
 from medmllm_plugins.errors import DataError
 
 LABELS = ("round mass", "spiculated mass", "textured patch", "no finding")
@@ -45,27 +46,23 @@ _TURN = math.tau / _TURNS
 _DIRECTIONS = tuple((round(math.cos(_TURN * k), 6), round(math.sin(_TURN * k), 6)) for k in range(_TURNS))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Phantom:
-    """One synthetic image.
-
-    Attributes:
-        image: grey values, (64, 64), uint8.
-        mask: where the finding is, (64, 64), bool; empty for ``"no finding"``.
-        patient: number of the patient, whose images share the anatomy and mostly the finding.
-        fold: the same for all images of a patient.
-    """
+class Phantom(NamedTuple):
+    """Grey values of a synthetic image, (64, 64), uint8; where its finding is, (64, 64), bool; and its class."""
 
     image: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.bool_]
     label: str
-    patient: int
-    fold: Fold
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a phantom without drawing it: see :class:`Phantom`; ``view`` counts a patient's images."""
+    """What is known of a phantom without drawing it.
+
+    Attributes:
+        patient: number of the patient, whose images share the anatomy and mostly the finding.
+        view: number of the image among the patient's.
+        fold: the same for all images of a patient.
+    """
 
     label: str
     patient: int
@@ -132,8 +129,7 @@ def phantom(index: int) -> Phantom:
     if not 0 <= index < len(table):
         raise DataError(f"Expected a phantom's index to be from 0 to {len(table) - 1}, got {index}.")
     record = table[index]
-    image, mask = draw(record.label, record.patient, record.view)
-    return Phantom(image, mask, record.label, record.patient, record.fold)
+    return Phantom(*draw(record.label, record.patient, record.view), record.label)
 
 
 def draw(label: str, patient: int, view: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
@@ -276,11 +272,7 @@ class Phantoms(Layout):
         Raises:
             DataError: the declaration's classes are not :data:`LABELS`.
         """
-        if set(spec.labels) != set(LABELS):
-            raise DataError(
-                f"{spec.title}: expected the classes {sorted(LABELS)}, which layout 'phantoms' draws, "
-                f"got {sorted(spec.labels)}."
-            )
+        check_classes(spec, LABELS)
         return [
             Document(
                 id=f"phantom-{index:05d}",
