@@ -9,13 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AnsweredDocument:
-    """A document that was answered.
-
-    Attributes:
-        id: Id of its row.
-        label: The correct class.
-        hit: Whether it was answered correctly.
-    """
+    """A document's row, its correct class, and whether it was answered correctly."""
 
     id: str
     label: str
@@ -26,10 +20,6 @@ def sample_by_class(answered: Sequence[AnsweredDocument], n: int) -> list[str]:
     """Choose n documents of each class, half of them errors; where there are too few of one kind, more of the other.
 
     The choice depends on ids alone, so that another run of the same data explains the same documents where it can.
-
-    Args:
-        answered: Candidates.
-        n: Documents of each class.
 
     Returns:
         Ids, class by class in the order of the classes' names, hits before errors.

@@ -51,7 +51,6 @@ class MeasuredPatches:
 
     Attributes:
         cells: one for each patch, in the order of :func:`medmllm_plugins.attribution.patches.to_patches`.
-        shape: of the pixel values.
     """
 
     cells: Cells
@@ -60,10 +59,6 @@ class MeasuredPatches:
 
 def measured_patches(loaded: LoadedModel, sizes: Sizes) -> MeasuredPatches:
     """Measure where patches lie; once for a model and sizes.
-
-    Args:
-        loaded: the model.
-        sizes: width and height of each picture of the document.
 
     Raises:
         ModelError: the processor lays pictures out in a way that is no regular lattice.

@@ -44,6 +44,6 @@ def check_demo(seeds: int, log: Callable[[str], None]) -> Report:
         OptionError: ``seeds`` is below 1.
     """
     if seeds < 1:
-        raise OptionError(f"Expected argument `seeds` to be at least 1, but got {seeds}.")
+        raise OptionError(f"Expected argument `seeds` to be at least 1, got {seeds}.")
     model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
     return run_selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=log)

@@ -58,13 +58,7 @@ class RandomEncoder:
     """
 
     def __init__(self, loaded: LoadedModel, poolings: Sequence[str], seed: int = 0) -> None:
-        """Draw the weights; those of the model stay as they are.
-
-        Args:
-            loaded: the model; its tower's weights must be floating-point numbers.
-            poolings: which to keep.
-            seed: of the drawing.
-        """
+        """Draw the weights; those of the model stay as they are."""
         self._loaded = loaded
         self._hooks = ActivationHooks(loaded, poolings, vision_only=True)
         generator = torch.Generator().manual_seed(seed)

@@ -49,16 +49,7 @@ class FeatureRecorder:
         rank: int,
         example: Mapping[str, Tensor],
     ) -> None:
-        """Put hooks on the model.
-
-        Args:
-            loaded: the model.
-            features: what is to be kept.
-            subject: what it is of.
-            folder: of the store; made when the first batch comes.
-            rank: of this process.
-            example: the input of one document, to try on it which layers the LLM reads.
-        """
+        """Put hooks on the model; ``example`` is one document's input, to try on it which layers the LLM reads."""
         self._unread = unused_layers(loaded, example)
         self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
         self.watch = ActivationHooks(loaded, features.poolings)
@@ -80,11 +71,8 @@ class FeatureRecorder:
     ) -> None:
         """Keep what :attr:`watch` recorded of a batch; it is written in the background.
 
-        Args:
-            records: the metadata of each document, for the index.
-            inputs: the batch's input.
-            pixels: of each document, see :func:`medmllm_plugins.features.control_features.pixels`.
-            verbalizers: token ids of each label as the answer to the question.
+        ``pixels`` are those of :func:`medmllm_plugins.features.control_features.pixels`, ``verbalizers`` the token ids
+        of each label as the answer to the question.
 
         Raises:
             OSError: the features of an earlier batch could not be written.

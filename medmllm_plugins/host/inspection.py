@@ -25,7 +25,6 @@ class InspectionTask(Classification, Generic[Result]):
 
     Attributes:
         ANALYSIS: what the analysis gives, in the plural.
-        NO_EXAMPLES: why few-shot examples are refused.
         PRINTED: names of the numbers that the host prints of it.
     """
 

@@ -92,11 +92,7 @@ def is_ours(entry: Mapping[str, Any]) -> bool:
 
 
 def resolve(index: Index, name: str) -> str:
-    """Make the index hold what a user wrote after ``--tasks``.
-
-    Args:
-        index: the host's task index; an entry is added where needed.
-        name: a task's name, with or without arguments, or the path of a task's YAML file.
+    """Make the index hold what a user wrote after ``--tasks``: a task's name, also with arguments, or a YAML file.
 
     Returns:
         The name under which the index has it; ``name`` itself where this package has nothing to add.

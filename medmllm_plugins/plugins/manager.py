@@ -1,9 +1,9 @@
-"""Plugins: found, loaded and asked one by one, so that a broken one costs only what it brings itself.
+"""Discovery of plugins: each is loaded and called on its own, so that a broken one affects no other.
 
-Nothing heavy is imported here, and YAML is read only when tasks are asked for. Every failure is recorded with the
-distribution and version it comes from; under ``MEDMLLM_STRICT=1`` it raises :class:`PluginError` instead.
-``MEDMLLM_DISABLE=NAME,…`` leaves plugins out by the name of their entry point, before they are imported. Their code
-runs under :mod:`medmllm_plugins.plugins.guard`, which bounds what it raises and how long it takes.
+Nothing heavy is imported here, and YAML is read only when tasks are requested. Every failure is recorded with its
+distribution and version; under ``MEDMLLM_STRICT=1`` it raises :class:`PluginError` instead. ``MEDMLLM_DISABLE=NAME,…``
+excludes plugins by the name of their entry point, before they are imported. Their code runs under
+:mod:`medmllm_plugins.plugins.guard`, which limits what it raises and how long it takes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import pluggy
 
@@ -46,22 +46,16 @@ LONGEST_MESSAGE: Final = 1000
 _BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.plugins.builtin")
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_NamedItem = TypeVar("_NamedItem", bound=_Named)
 
 
 class Manager:
-    """All plugins, and what they bring.
+    """All plugins, and what they declare.
 
-    Hooks are called when their results are first asked for, each plugin on its own; results are kept until a plugin
-    is registered or unregistered through :attr:`pluggy`. A hook that raises, be it midway through a generator,
-    brings nothing. Of two things with one name the first counts: this package's own, then by distribution name.
+    Hooks are called when their results are first needed, each plugin on its own; results are kept until a plugin
+    is registered or unregistered through :attr:`pluggy`. Nothing is kept of a hook that raises, even midway through a
+    generator. Of two declarations with one name the first counts: this package's own, then by distribution name.
 
     Attributes:
         pluggy: the plugin manager behind it, to register further plugins in process.
@@ -123,11 +117,11 @@ class Manager:
         try:
             plugin = self._run(candidate.entry.load, info, "import", package)
         except PluginRaised as error:
-            message = f"Expected {pictured(value)} to be importable, but got {error}"
+            message = f"Expected {pictured(value)} to be importable, got {error}"
             self._fail(self._discovery, info, "import", None, message, error.error)
             return
         if plugin is None:
-            message = f"Expected {pictured(value)} to be a module or an object, but got None."
+            message = f"Expected {pictured(value)} to be a module or an object, got None."
             self._fail(self._discovery, info, "register", None, message)
             return
         try:
@@ -160,16 +154,16 @@ class Manager:
 
         return run_plugin_code(work, what, package, slow)
 
-    # -- what there is -----------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------------------
 
     @property
     def plugins(self) -> list[PluginInfo]:
-        """Plugins that are registered, in the order in which they are asked, then those disabled by name."""
+        """Registered plugins, in the order in which they are called, then those disabled by name."""
         return [*self._sources(), *self._disabled]
 
     @property
     def failures(self) -> list[Failure]:
-        """All failures, in the order plugins, hooks, task files; hooks not called so far are called now.
+        """All failures, in the order plugins, hooks, task files; calls the hooks that were not called before.
 
         Raises:
             PluginError: there is one, and ``MEDMLLM_STRICT=1``.
@@ -181,29 +175,25 @@ class Manager:
 
     @property
     def notices(self) -> list[str]:
-        """Return warnings of plugins whose import or hooks took long; they work."""
+        """Warnings about plugins whose import or hooks were slow."""
         return list(self._slow.values())
 
     def models(self) -> dict[str, ModelSpec]:
         """Return models by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_models", ModelSpec).items()}
-
-    def model_provenance(self) -> dict[str, PluginInfo]:
-        """Return the plugin each model comes from, by the model's name."""
-        return {name: info for name, (_, info) in self._named("medmllm_models", ModelSpec).items()}
+        return {name: spec for name, (spec, _) in self._named("medmllm_models").items()}
 
     def probes(self) -> dict[str, ProbeSpec]:
         """Return probes by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_probes", ProbeSpec).items()}
+        return {name: spec for name, (spec, _) in self._named("medmllm_probes").items()}
 
     def attributions(self) -> dict[str, AttributionSpec]:
         """Return attribution methods by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_attributions", AttributionSpec).items()}
+        return {name: spec for name, (spec, _) in self._named("medmllm_attributions").items()}
 
     def tasks(self) -> dict[str, TaskEntry]:
         """Return tasks and groups by name, from every ``*.yaml`` below the task folders.
 
-        Left aside are files whose name starts with ``_`` (bases for ``include``), and folders that are called
+        Files whose name starts with ``_`` (bases for ``include``) are skipped, and so are folders that are named
         ``datasets`` or ``__pycache__`` or start with a dot.
         """
         entries: dict[str, TaskEntry] = self._results_of("task files", self._ask_tasks)[0]
@@ -211,21 +201,22 @@ class Manager:
 
     def dataset_folders(self) -> list[Path]:
         """Return the folders of data-set declarations: every ``datasets`` folder below a task folder."""
-        folders = {path.resolve(): path for _, _, paths in reversed(self._walked()) for path in reversed(paths)}
-        return list(reversed(folders.values()))
+        folders: dict[Path, Path] = {}
+        for _, _, paths in self._walked():
+            for path in paths:
+                folders.setdefault(path.resolve(), path)
+        return list(folders.values())
 
     def describe(self) -> dict[str, Any]:
         """Return everything above, JSON-safe, for ``medmllm plugins --json``."""
-        # Asked of what was read, not of the disk: the folder may have gone since.
+        # From what was read, not from the disk: the folder may have been removed since.
         shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._walked()) else [])]
         brought: dict[str, dict[str, list[str]]] = {
             info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }
-        for what, hook in (("models", "medmllm_models"), ("probes", "medmllm_probes")):
-            for name, (_, info) in self._named(hook, HOOKS[hook]).items():
+        for what in ("models", "probes", "attributions"):
+            for name, (_, info) in self._named(f"medmllm_{what}").items():
                 brought[info.name][what].append(name)
-        for name, (_, info) in self._named("medmllm_attributions", AttributionSpec).items():
-            brought[info.name]["attributions"].append(name)
         for entry in self.tasks().values():
             brought[entry.plugin]["tasks"].append(entry.name)
         for info, _, folders in self._walked():
@@ -236,13 +227,12 @@ class Manager:
             "notices": self.notices,
         }
 
-    # -- asking plugins ----------------------------------------------------------------------------------------
+    # -- calling plugins ---------------------------------------------------------------------------------------
 
     def _asks(self) -> dict[str, Callable[[list[Failure]], Any]]:
+        named = ("medmllm_models", "medmllm_probes", "medmllm_attributions")
         return {
-            "medmllm_models": functools.partial(self._ask_named, "medmllm_models", ModelSpec),
-            "medmllm_probes": functools.partial(self._ask_named, "medmllm_probes", ProbeSpec),
-            "medmllm_attributions": functools.partial(self._ask_named, "medmllm_attributions", AttributionSpec),
+            **{hook: functools.partial(self._ask_named, hook) for hook in named},
             "medmllm_tasks": self._ask_folders,
             "task files": self._ask_tasks,
         }
@@ -297,18 +287,14 @@ class Manager:
             for item in items:
                 yield item, info
 
-    def _named(self, hook: str, kind: type[_NamedItem]) -> dict[str, tuple[_NamedItem, PluginInfo]]:
-        items: dict[str, tuple[_NamedItem, PluginInfo]] = self._results_of(
-            hook, functools.partial(self._ask_named, hook, kind)
-        )[0]
+    def _named(self, hook: str) -> dict[str, tuple[Any, PluginInfo]]:
+        items: dict[str, tuple[Any, PluginInfo]] = self._results_of(hook, functools.partial(self._ask_named, hook))[0]
         return items
 
-    def _ask_named(
-        self, hook: str, kind: type[_NamedItem], failures: list[Failure]
-    ) -> dict[str, tuple[_NamedItem, PluginInfo]]:
-        items: dict[str, tuple[_NamedItem, PluginInfo]] = {}
+    def _ask_named(self, hook: str, failures: list[Failure]) -> dict[str, tuple[Any, PluginInfo]]:
+        items: dict[str, tuple[Any, PluginInfo]] = {}
         what = hook.removeprefix("medmllm_").removesuffix("s")
-        for item, info in self._call(hook, kind, failures):
+        for item, info in self._call(hook, HOOKS[hook], failures):
             if item.name in items:
                 message = name_taken(what, item.name, items[item.name][1], info)
                 self._fail(failures, info, "duplicate", hook, message)

@@ -48,13 +48,8 @@ class TimmClassifier(ReferenceClassifier):
     ) -> None:
         """Look the network up.
 
-        Args:
-            name: timm's name for it, such as ``"resnet50.a1_in1k"``.
-            weights: a file with pretrained weights; by default timm's, if they are in the local cache or can be
-                downloaded, else random weights.
-            epochs: maximum number of epochs.
-            device: where to train; by default the GPU if there is one.
-            seed: seed of the new head, the order of examples and the crops.
+        ``name`` is timm's, such as ``"resnet50.a1_in1k"``. Without ``weights``, timm's are used if they are in the
+        local cache or can be downloaded, else random ones; without ``device``, the GPU if there is one.
 
         Raises:
             OptionError: timm is not installed or has no network of that name, or the file of weights does not exist.

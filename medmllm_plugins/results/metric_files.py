@@ -59,7 +59,7 @@ def write_metrics(folder: Path, stem: str, summary: AnySummary) -> list[Path]:
         OSError: the folder cannot be written.
     """
     if not stem or Path(stem).name != stem:
-        raise OptionError(f"Expected argument `stem` to be a plain file name without folders, but got {stem!r}.")
+        raise OptionError(f"Expected argument `stem` to be a plain file name without folders, got {stem!r}.")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"metrics.json": json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"}
     texts |= {f"{name}.csv": csv_text(*table) for name, table in tables(summary).items()}

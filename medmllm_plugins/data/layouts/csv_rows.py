@@ -37,11 +37,8 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
     The delimiter is the one of comma, semicolon and tab that the header line holds most often. Quoted cells may hold
     it, and line breaks. Lines without any text are passed over.
 
-    Args:
-        path: the file, in UTF-8.
-        columns: columns that have to be there; others may be.
-        faults: what is wrong goes here, as a fault of the set, since a table that cannot be understood in one place
-            may be misunderstood in others.
+    Columns beside ``columns`` may be there. What is wrong goes to ``faults`` as a fault of the set, since a table that
+    cannot be understood in one place may be misunderstood in others.
 
     Returns:
         Rows with the number of the line on which each ends. None where the file or its header cannot be read, or where

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from medmllm_plugins.data.readers import decoder_worker
 from medmllm_plugins.data.readers.decoder_worker import FRAME
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 CHILDREN: Final = min(2, processors())
 """Most children at a time; further threads wait."""
@@ -47,14 +47,8 @@ def decode(
 ) -> npt.NDArray[Any]:
     """Run a decoder in a child process.
 
-    Args:
-        path: the file, for messages.
-        function: ``"package.module:function"``, which takes ``payload`` and ``arguments`` and returns an array.
-        payload: the compressed data.
-        arguments: arguments of the function, in types that JSON has.
-        dtype: type of the array that must come back.
-        shape: shape of the array that must come back.
-        seconds: limit of time; default: see :data:`SECONDS`.
+    ``function``, ``"package.module:function"``, takes the compressed ``payload`` and ``arguments`` in types that JSON
+    has, and returns an array of ``dtype`` and ``shape``. By default its time is limited by :data:`SECONDS`.
 
     Raises:
         DataError: the decoder raised, ran out of memory or time, or crashed; or returned another array than expected.

@@ -23,10 +23,7 @@ def in_bands(
 ) -> npt.NDArray[np.uint8]:
     """Apply a function to some rows at a time, since the floats that it makes take several times their memory.
 
-    Args:
-        function: takes and returns rows.
-        values: ``[rows, columns, …]``.
-        channels: what follows rows and columns in the shape of the result.
+    ``values`` are ``[rows, columns, …]``; ``channels`` follows rows and columns in the shape of the result.
 
     Returns:
         ``[rows, columns, *channels]``.

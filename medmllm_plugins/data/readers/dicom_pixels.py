@@ -113,7 +113,8 @@ def _dtype(layout: PixelLayout) -> np.dtype[Any]:
 
 
 def _native_bytes(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> bytes:
-    start, size = index * layout.frame_bytes, layout.frame_bytes
+    size = -(-layout.frame_values * layout.allocated // 8)
+    start = index * size
     if layout.order == ">" and layout.allocated == 8 and layout.element.vr == "OW":
         # Bytes that are written as words of the other order (PS3.5 8.1.2).
         odd = start % 2

@@ -84,11 +84,7 @@ def rename(name: str) -> str | None:
 
 
 def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
-    """Read the ``config.json`` of a Hulu-Med checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        image_token: number of the token that marks an image.
+    """Read the ``config.json`` of a Hulu-Med checkpoint; ``image_token`` is the id of the token that marks an image.
 
     Raises:
         ModelError: it is of another format, or describes a part that cannot be made.
@@ -98,7 +94,7 @@ def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
     kind = str(raw.get("model_type"))
     if kind not in _LLMS:
         raise ModelError(
-            f"{source}: expected a Hulu-Med checkpoint, with a `model_type` among {', '.join(_LLMS)}, found "
+            f"{source}: expected a Hulu-Med checkpoint, with a `model_type` among {', '.join(_LLMS)}, got "
             f"{shown(kind)}."
         )
     nested = raw.get("vision_encoder_config")
@@ -142,7 +138,7 @@ def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
     if image_token is None or image_token != raw.get("image_token_index", image_token):
         raise ModelError(
             f"{folder}: expected the token {IMAGE} with the number that config.json states "
-            f"({raw.get('image_token_index')}), found {image_token}; is it Hulu-Med's own tokenizer?"
+            f"({raw.get('image_token_index')}), got {image_token}; is it Hulu-Med's own tokenizer?"
         )
     tokenizer.image_token = IMAGE
     tokenizer.video_token = VIDEO

@@ -82,4 +82,4 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # broken files are met with errors of many types
-        raise ModelError(f"{folder}: expected a tokenizer, found {one_line(error)}; fetch its files again.") from error
+        raise ModelError(f"{folder}: expected a tokenizer, got {one_line(error)}; fetch its files again.") from error

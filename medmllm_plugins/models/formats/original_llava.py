@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from transformers import (
@@ -50,26 +49,21 @@ _RENAME = (
 _BUFFERS = re.compile(r"\.position_ids$|\.rotary_emb\.inv_freq$")
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """A prompt's text before the image, and that after it, with ``{}`` for the question."""
 
     before: str
     after: str
 
 
-HUATUO = Template("<|user|>\n", "\n{}\n<|assistant|>\n")
-MISTRAL = Template("[INST] ", "\n{} [/INST]")
-
-
 def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
     """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
-    return load(options, HUATUO)
+    return load(options, Template("<|user|>\n", "\n{}\n<|assistant|>\n"))
 
 
 def llava_med(options: LoadOptions) -> OriginalLlava:
     """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
-    return load(options, MISTRAL)
+    return load(options, Template("[INST] ", "\n{} [/INST]"))
 
 
 def load(options: LoadOptions, template: Template) -> OriginalLlava:
@@ -81,7 +75,6 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
     """
     options.check()
     folder = find_folder(options.pretrained)
-    raw = read_json(folder / "config.json")
     config, tokenizer = read_config(folder), load_tokenizer(folder)
     image_token = _image_token(tokenizer, int(config.get_text_config().vocab_size), folder)
     config.image_token_id = image_token
@@ -101,7 +94,7 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
         pad_token_id=next(int(pad) for pad in pads if pad is not None and int(pad) != image_token),
         first_token=int(tokenizer.bos_token_id) if begins else None,
         template=template,
-        square=str(raw.get("image_aspect_ratio") or "square") == "pad",
+        square=read_json(folder / "config.json").get("image_aspect_ratio") == "pad",
     )
 
 
@@ -124,16 +117,16 @@ def read_config(folder: Path) -> LlavaConfig:
     if kind not in _LLMS or "mm_vision_tower" not in raw:
         raise ModelError(
             f"{source}: expected a checkpoint of the first LLaVA format, with `mm_vision_tower` and a "
-            f"`model_type` among {', '.join(_LLMS)}, found {shown(kind)}. A repository of the same name in "
+            f"`model_type` among {', '.join(_LLMS)}, got {shown(kind)}. A repository of the same name in "
             "transformers' own format is taken by --model medmllm_hf."
         )
     projector = raw.get("mm_projector_type")
     if projector != "mlp2x_gelu":
-        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, found {shown(projector)}.")
+        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, got {shown(projector)}.")
     select: Any = {"patch": "default", "cls_patch": "full"}.get(str(raw.get("mm_vision_select_feature") or "patch"))
     if select is None:
         raise ModelError(
-            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, found "
+            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, got "
             f"{shown(raw['mm_vision_select_feature'])}."
         )
     tower = base_config(str(raw["mm_vision_tower"]), CLIP_TOWERS, folder)

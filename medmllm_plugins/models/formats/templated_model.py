@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput, single
-from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.devices import to_device
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.image_inputs import eight_bit
@@ -46,18 +46,7 @@ class TemplatedModel(LoadedModel):
         pad_token_id: int,
         first_token: int | None = None,
     ) -> None:
-        """Wrap a loaded model.
-
-        Args:
-            model: the transformers model.
-            tokenizer: its tokenizer; its end-of-sequence token alone ends an answer.
-            processor: its image processor.
-            before: the prompt's text before the image.
-            files: everything the model was made from.
-            max_length: the most tokens of prompt and answer.
-            pad_token_id: padding, which is never attended to.
-            first_token: token at the beginning of each prompt, if there is one.
-        """
+        """Wrap a model; ``before`` is the prompt's text before the image, ``first_token`` its first token, if any."""
         self.model = model
         self.tokenizer = tokenizer
         self.family = self.architecture()
@@ -84,9 +73,9 @@ class TemplatedModel(LoadedModel):
     def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each; a prompt that is too long is an error, never cut."""
         if len(questions) != len(images):
-            raise ModelError(f"Expected one image a question, but got {len(questions)} and {len(images)}.")
+            raise ModelError(f"Expected one image a question, got {len(questions)} and {len(images)}.")
         if not questions:
-            raise ModelError("Expected at least one question and image, but got none.")
+            raise ModelError("Expected at least one question and image, got none.")
         pixels = self._pixels(images)
         rows = [self._prompt_ids(single(question)) for question in questions]
         longest = max(map(len, rows))
@@ -120,5 +109,5 @@ class TemplatedModel(LoadedModel):
 def _one_image(item: VisualInput, index: int) -> Image:
     several = list(item) if isinstance(item, list | tuple) else [item]
     if len(several) != 1:
-        raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
+        raise ModelError(f"Expected one image a question, which is what the model takes, got {len(several)}.")
     return eight_bit(several[0], index)
