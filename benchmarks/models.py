@@ -16,7 +16,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats import medm_vl
@@ -25,6 +25,7 @@ from medmllm_plugins.models.formats.medm_vl_config import MedMVLConfig, read_con
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.results.feature_store import Header
 
 QUESTION = closed_set("synthetic phantom image", phantoms.LABELS)
 """The question of med_cls_demo."""
@@ -157,10 +158,10 @@ def answer_and_record(
     model: MeasuredModel, members: Sequence[PhantomDocument], folder: Path, *, random_encoder: bool
 ) -> list[str]:
     """Answer documents, and write the features of every stage, with a random encoder or without, to a store."""
-    metadata = RecordedDocument("benchmark", "demo", phantoms.LABELS, "", "benchmark", "")
+    header = Header("benchmark", "demo", phantoms.LABELS, "", "benchmark", "", layers=())
     example = model.loaded.prepare([QUESTION], [members[0].picture])
     options = FeatureOptions(random_encoder=random_encoder)
-    recorder = FeatureRecorder(model.loaded, options, metadata, folder, rank=0, example=example)
+    recorder = FeatureRecorder(model.loaded, options, header, folder, rank=0, example=example)
     try:
         return answer(model, members, recorder)
     finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from medmllm_plugins.attribution.document_sample import AnsweredDocument, sample_by_class
+from medmllm_plugins.attribution.document_sample import sample_by_class
 
 
 def test_a_sample_has_hits_and_errors_of_each_class() -> None:
-    answered = [AnsweredDocument(f"{label}{number}", label, number % 4 > 0) for label in "ab" for number in range(40)]
-    answered += [AnsweredDocument(f"c{number}", "c", True) for number in range(5)]
-    answered += [AnsweredDocument("d0", "d", False), AnsweredDocument("e0", "e", True)]
+    answered = [(f"{label}{number}", label, number % 4 > 0) for label in "ab" for number in range(40)]
+    answered += [(f"c{number}", "c", True) for number in range(5)]
+    answered += [("d0", "d", False), ("e0", "e", True)]
     chosen = sample_by_class(answered, 4)
     by = {one.id: one for one in answered}
     for label in "ab":
