@@ -45,7 +45,7 @@ _cache: WeakKeyDictionary[LoadedModel, dict[Sizes, MeasuredPatches]] = WeakKeyDi
 
 
 class MeasuredPatches(NamedTuple):
-    """Cells of patches in the order of :func:`~medmllm_plugins.attribution.patches.to_patches`, and the pixels' shape."""
+    """Cells in the order of :func:`medmllm_plugins.attribution.patches.to_patches`, and the shape of the pixels."""
 
     cells: Cells
     shape: tuple[int, ...]
