@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import psutil
@@ -31,16 +30,9 @@ QUESTION = closed_set("synthetic phantom image", phantoms.LABELS)
 """The question of med_cls_demo."""
 BATCH = 16
 
-# The config.json of MedM-VL-2D-3B-en in the format since October 2025. It names the parts and holds no shapes; this
-# package fills in those of the published checkpoint.
-CONFIG_3B = """{
-    "model_type": "lvlm",
-    "lvlm_llm_type": "qwen2", "lvlm_llm_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "lvlm_llm_max_length": 2048,
-    "lvlm_encoder_image_type": "siglip",
-    "lvlm_encoder_image_name_or_path": "google/siglip-base-patch16-256-multilingual",
-    "lvlm_encoder_image_select_layer": -1, "lvlm_encoder_image_select_feature": "cls_patch",
-    "lvlm_connector_image_type": "mlp", "lvlm_connector_image_name": "mlp2x_gelu"
-}"""
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Configurations without weights. That of MedM-VL-2D-3B-en, in the format since October 2025, names the parts and holds
+no shapes; this package fills in those of the published checkpoint."""
 
 
 class MeasuredModel(NamedTuple):
@@ -86,14 +78,7 @@ def model_of_size(size: str, device: str) -> MeasuredModel:
     if size != "3b":
         return MeasuredModel(medm_vl.load(LoadOptions("demo", device=device, dtype="float32")), 64, exact=True)
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    return random_model(config_3b(), dtype, torch.device(device))
-
-
-def config_3b() -> MedMVLConfig:
-    """Return the shapes of MedM-VL-2D-3B."""
-    with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(CONFIG_3B, encoding="utf-8")
-        return read_config(Path(folder))
+    return random_model(read_config(CHECKPOINTS / "medm_vl_3b"), dtype, torch.device(device))
 
 
 def random_model(config: MedMVLConfig, dtype: torch.dtype, device: torch.device) -> MeasuredModel:
