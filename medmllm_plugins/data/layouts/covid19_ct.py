@@ -50,8 +50,7 @@ class Covid19CT(FileLayout):
         # In a clone of the authors' repository the archives, and what they unpack to, lie one level down.
         inner = folder / _REPOSITORY_FOLDER
         top = inner if any((inner / name).is_dir() for name in CLASS_FOLDERS) else folder
-        for fault in _unexpected_folders(top):
-            faults.add(fault)
+        _check_folders(top, faults)
         files: list[LabelledFile] = []
         for name, label in CLASS_FOLDERS.items():
             archives = [path for path in (folder / f"{name}.zip", inner / f"{name}.zip") if path.is_file()]
@@ -101,17 +100,15 @@ def _split_name(name: str) -> tuple[str, str]:
     return _PANEL.sub("", path.stem), path.suffix.lower().replace(".jpeg", ".jpg")
 
 
-def _unexpected_folders(folder: Path) -> list[str]:
-    """Return faults about folders that look like a class: named like one, or holding images."""
-    faults = []
+def _check_folders(folder: Path, faults: Faults) -> None:
+    """Note other folders that look like a class: named like one, or holding images."""
     for path in subfolders(folder):
         if path.name in CLASS_FOLDERS or path.name == SPLIT_FOLDER:
             continue
         holds_images = any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
         if holds_images or path.name.lower().startswith("ct_"):
             expected = " and ".join(f"{name}/" for name in CLASS_FOLDERS)
-            faults.append(f"{path}: expected the class folders {expected}, got an unexpected class folder")
-    return faults
+            faults.add(f"{path}: expected the class folders {expected}, got an unexpected class folder")
 
 
 def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]:

@@ -12,9 +12,10 @@ images are the same to the last bit on every machine.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,6 +257,12 @@ def _speckle(stream: _Stream) -> _Array:
     return smooth * 1.96
 
 
+@cache
+def _pixel_digest(index: int) -> str:
+    rgb = np.repeat(phantom(index).image[..., None], 3, axis=2)
+    return hashlib.sha256(repr((SIZE, SIZE)).encode() + rgb.tobytes()).hexdigest()
+
+
 class Phantoms(Layout):
     """The synthetic phantoms as a data set: no files, and nothing is drawn before an image is asked for."""
 
@@ -286,6 +293,10 @@ class Phantoms(Layout):
         if not (document.image.isascii() and document.image.isdigit()):
             raise DataError(f"{document.id}: expected a phantom's index, got {document.image!r}.")
         return Image.fromarray(phantom(int(document.image)).image).convert("RGB")
+
+    def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
+        """Return a checksum of the pixels, which is kept: a process that opens the set again does not draw it again."""
+        return _pixel_digest(int(document.image))
 
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
         """Return where the finding was drawn, (64, 64), bool; empty where there is none."""

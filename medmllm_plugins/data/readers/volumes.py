@@ -1,7 +1,7 @@
 """Read NIfTI, NRRD, MetaImage, NumPy and DICOM volumes in a known orientation.
 
 Headers are checked against the length of the data, and data decompressed no further than the header states. SimpleITK
-gets only arrays in memory: it reads truncated or altered files without an error.
+only names directions: it reads truncated or altered files without an error.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -10,7 +10,6 @@ gets only arrays in memory: it reads truncated or altered files without an error
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medmllm_plugins.data.readers.decode_limit import VARIABLE, max_voxels
 from medmllm_plugins.data.readers.dicom import Geometry, dicom_geometry, read_dicom
 from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit
@@ -191,58 +189,6 @@ _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
 """Both ends of the axis that a side of the patient is on."""
 
 
-def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: Sequence[int] | None = None) -> Volume:
-    """Resample linearly to another spacing or shape; give one of the two.
-
-    The field of view stays: with ``shape`` exactly, with ``spacing`` to the nearest voxel and about the same centre.
-    Values between voxel centres are interpolated, and are exact where the volume is linear; values beyond the outermost
-    centres repeat these. Nothing is smoothed, so strongly coarser grids alias.
-
-    Both are along z, y and x, in mm and in voxels.
-
-    Returns:
-        A new volume of the same orientation and unit.
-
-    Raises:
-        DataError: both or neither are given, there are not three, a value is not above 0, or the result would have
-            more than :func:`medmllm_plugins.data.readers.decode_limit.max_voxels`.
-    """
-    if (spacing is None) == (shape is None):
-        raise DataError("Expected either a spacing or a shape to resample to, got both or neither.")
-    old = volume.voxels.shape
-    extent = [count * step for count, step in zip(old, volume.spacing, strict=True)]
-    if spacing is not None:
-        steps = _three(spacing, "spacings")
-        check_spacing(steps, "resample")
-        counts = [max(1, round(length / step)) for length, step in zip(extent, steps, strict=True)]
-    else:
-        counts = [int(count) for count in _three(shape or (), "sizes")]
-        if min(counts) < 1:
-            raise DataError(f"Expected sizes of at least 1 voxel, got {counts}.")
-        steps = [length / count for length, count in zip(extent, counts, strict=True)]
-        check_spacing(steps, "resample")
-    if math.prod(counts) > (most := max_voxels()):
-        raise DataError(
-            f"Expected at most {most:,} voxels after resampling, got {math.prod(counts):,}; choose a coarser grid, or "
-            f"raise the limit {VARIABLE}."
-        )
-    # Both grids have the same centre.
-    starts = [
-        ((old_count - 1) * old_step - (count - 1) * step) / 2
-        for old_count, old_step, count, step in zip(old, volume.spacing, counts, steps, strict=True)
-    ]
-    image = sitk.GetImageFromArray(volume.voxels)
-    image.SetSpacing(volume.spacing[::-1])
-    grid = sitk.ResampleImageFilter()
-    grid.SetSize(counts[::-1])
-    grid.SetOutputSpacing(steps[::-1])
-    grid.SetOutputOrigin(starts[::-1])
-    grid.SetInterpolator(sitk.sitkLinear)
-    grid.SetUseNearestNeighborExtrapolator(True)
-    voxels = sitk.GetArrayFromImage(grid.Execute(image))
-    return Volume(voxels, (steps[0], steps[1], steps[2]), volume.orientation, volume.unit)
-
-
 def _kind(path: Path) -> str:
     """Return the kind of a file by its name, and for unknown names by the DICOM prefix."""
     if path.is_dir():
@@ -272,12 +218,6 @@ def _check_orientation(orientation: str) -> None:
 def _check_unit(unit: str) -> None:
     if unit not in ("HU", "any"):
         raise DataError(f'Expected the unit to be "HU" or "any", got {shown(unit)}.')
-
-
-def _three(values: Sequence[float], what: str) -> list[float]:
-    if len(values) != 3:
-        raise DataError(f"Expected three {what}, along z, y and x, got {len(values)}.")
-    return [float(value) for value in values]
 
 
 def _orientation(direction: Sequence[float]) -> str:
