@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from benchmarks.harness import Benchmark, Run, Sides, expect, wall_and_cpu
 from medmllm_plugins.data.core.duplicates import MAX_HAMMING, MIN_CORRELATION, near_duplicates
-from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
+from medmllm_plugins.data.readers.file_facts import THUMBNAIL
 
 COPIES = 20
 """Versions of each scan: brighter, shifted in grey value, with grain."""

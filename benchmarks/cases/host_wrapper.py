@@ -32,7 +32,7 @@ def write_checkpoint(folder: Path) -> Path:
     tokenizer: Any = load_qwen_tokenizer(demo_folder())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|video_pad|>"]})
     template = (CHECKPOINTS / "qwen2_5_vl" / "chat_template.jinja").read_text(encoding="utf-8")
-    config = hf.Qwen2_5_VLConfig.from_pretrained(CHECKPOINTS / "qwen2_5_vl")
+    config: Any = hf.Qwen2_5_VLConfig.from_pretrained(CHECKPOINTS / "qwen2_5_vl")
     torch.manual_seed(0)
     model: Any = hf.Qwen2_5_VLForConditionalGeneration(config)
     # No token ends an answer, so that both sides write the same number.

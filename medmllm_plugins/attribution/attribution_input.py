@@ -21,7 +21,7 @@ from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
-from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
+from medmllm_plugins.models.devices import empty_cache, out_of_memory
 from medmllm_plugins.models.generation import score_labels
 from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline

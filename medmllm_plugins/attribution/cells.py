@@ -40,7 +40,7 @@ class Cells:
         wanted = (*self.picture.shape[:1], 4)
         if self.picture.ndim != 1 or self.box.shape != wanted or self.whole.shape != wanted:
             raise ModelError(
-                f"Expected `picture` (n,) and boxes (n, 4), found {self.picture.shape}, {self.box.shape} and "
+                f"Expected `picture` (n,) and boxes (n, 4), got {self.picture.shape}, {self.box.shape} and "
                 f"{self.whole.shape}."
             )
 
@@ -69,7 +69,7 @@ def united(cells: Cells, rows: IntArray) -> Cells:
     there = picture >= 0
     owner = picture.max(1, initial=-1)
     if bool((there & (picture != owner[:, None])).any()):
-        raise ModelError("Expected a token made from patches of one picture, found one made from patches of several.")
+        raise ModelError("Expected a token made from patches of one picture, got one made from patches of several.")
     boxes = cells.whole[rows]  # (m, k, 4)
     low = np.where(there[..., None], boxes[..., :2], np.inf).min(1, initial=np.inf)
     high = np.where(there[..., None], boxes[..., 2:], -np.inf).max(1, initial=-np.inf)
@@ -93,7 +93,7 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
     """
     values = np.asarray(values, np.float64)
     if len(values) != len(cells) or values.ndim not in (1, 3):
-        raise ModelError(f"Expected {len(cells)} values, one or p x p for each cell, found {values.shape}.")
+        raise ModelError(f"Expected {len(cells)} values, one or p x p for each cell, got {values.shape}.")
     _check(cells, pictures)
     height, width = size
     total, cover = np.zeros((pictures, height, width)), np.zeros((pictures, height, width))
@@ -120,7 +120,7 @@ def sample(painted: FloatArray, cells: Cells) -> FloatArray:
         ModelError: the map has not three axes, or a cell lies on a picture beyond the last.
     """
     if painted.ndim != 3:
-        raise ModelError(f"Expected a map (pictures, height, width), found {painted.shape}.")
+        raise ModelError(f"Expected a map (pictures, height, width), got {painted.shape}.")
     _check(cells, len(painted))
     means = np.full(len(cells), np.nan)
     for index in np.flatnonzero(cells.picture >= 0):
@@ -137,7 +137,7 @@ def sample(painted: FloatArray, cells: Cells) -> FloatArray:
 def _check(cells: Cells, pictures: int) -> None:
     last = int(cells.picture.max(initial=-1))
     if last >= pictures:
-        raise ModelError(f"Expected cells on {pictures} pictures, found one on picture {last}, counted from 0.")
+        raise ModelError(f"Expected cells on {pictures} pictures, got one on picture {last}, counted from 0.")
 
 
 def _cover(low: float, high: float, parts: int, pixels: int) -> tuple[int, FloatArray]:

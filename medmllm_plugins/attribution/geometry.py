@@ -34,7 +34,7 @@ def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: VisualInput,
     if stage not in ("pixels", "vision", "connector", "llm"):
         raise ModelError(f"Expected `layer` to be pixels or a layer of the model, such as vision.00, got {layer!r}.")
     if len(inputs["input_ids"]) != 1:
-        raise ModelError(f"Expected the input of one document, found that of {len(inputs['input_ids'])}.")
+        raise ModelError(f"Expected the input of one document, got that of {len(inputs['input_ids'])}.")
     family, model = loaded.family, loaded.model
     boxes = family.patch_boxes(model, shown)
     patches = _measured_cells(loaded, shown, inputs["pixel_values"]) if boxes is None else make_cells(*boxes)
@@ -86,12 +86,12 @@ def _measured_cells(loaded: LoadedModel, shown: VisualInput, pixel_values: Tenso
     pictures = list(shown) if isinstance(shown, Sequence) else [shown]
     for picture in pictures:
         if not isinstance(picture, Image):
-            raise ModelError(f"Expected pictures to be shown to {loaded.family.title}, found {type(picture).__name__}.")
+            raise ModelError(f"Expected pictures to be shown to {loaded.family.title}, got {type(picture).__name__}.")
     sizes: Sizes = tuple(picture.size for picture in pictures if isinstance(picture, Image))
     measured = measured_patches(loaded, sizes)
     if measured.shape != tuple(pixel_values.shape):
         raise ModelError(
-            f"Expected pixel values {measured.shape} for pictures of {sizes}, found {tuple(pixel_values.shape)}: the "
+            f"Expected pixel values {measured.shape} for pictures of {sizes}, got {tuple(pixel_values.shape)}: the "
             "input is another document's."
         )
     return measured.cells

@@ -51,7 +51,7 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
         down, across = _counts(side, like)
         wanted = (math.prod(like.shape[:-3]) * down * across, CHANNELS, side, side)
     if tuple(patches.shape) != wanted:
-        raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, found {patches.shape}.")
+        raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, got {patches.shape}.")
     if like.dim() == 2:
         return patches.reshape(like.shape)
     tiles = patches.reshape(-1, down, across, CHANNELS, side, side)
@@ -69,7 +69,7 @@ def _flat_channels(side: int, flat: Tensor) -> int:
     if rest or channels % CHANNELS or not channels:
         raise ModelError(
             f"Expected rows of 3 x frames x {side} x {side} pixel values, since patches have {side} pixels a side, "
-            f"found rows of {flat.shape[1]}."
+            f"got rows of {flat.shape[1]}."
         )
     return channels
 
@@ -79,6 +79,6 @@ def _counts(side: int, tiles: Tensor) -> tuple[int, int]:
     if tiles.dim() < 4 or tiles.shape[-3] != CHANNELS or min(tiles.shape[-2:]) < side:
         raise ModelError(
             f"Expected pixel values (…, 3, H, W) with sides of at least a patch of {side} pixels, or flat patches, "
-            f"found {tuple(tiles.shape)}."
+            f"got {tuple(tiles.shape)}."
         )
     return tiles.shape[-2] // side, tiles.shape[-1] // side

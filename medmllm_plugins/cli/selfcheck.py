@@ -28,7 +28,7 @@ def selfcheck(
     Every stage is broken in turn. The exit status is 1 if the diagnosis is wrong too often.
     """
     if seeds < 1:
-        raise OptionError(f"Expected argument `seeds` to be at least 1, but got {seeds}.")
+        raise OptionError(f"Expected argument `seeds` to be at least 1, got {seeds}.")
     model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
     report = run_selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=print_error)
     if json:

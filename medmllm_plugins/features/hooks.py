@@ -109,7 +109,7 @@ class ActivationHooks:
         if odd := [layer.name for layer in layers if self._calls.get(layer.name, 0) != 1]:
             counts = {name: self._calls.get(name, 0) for name in odd[:5]}
             raise ModelError(
-                f"{type(self._loaded.model).__name__}: expected every stage to be run once a batch, found {counts}; "
+                f"{type(self._loaded.model).__name__}: expected every stage to be run once a batch, got {counts}; "
                 "this version of transformers runs the model differently."
             )
 

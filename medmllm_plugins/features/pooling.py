@@ -72,7 +72,7 @@ def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings
     rows = layout.rows[stage]
     if sum(rows) != output.shape[0]:
         raise ModelError(
-            f"{layout.family.title}: expected {sum(rows)} rows from the {stage} stage, by the batch's input, found "
+            f"{layout.family.title}: expected {sum(rows)} rows from the {stage} stage, by the batch's input, got "
             f"{output.shape[0]}; this version of transformers lays it out differently."
         )
     if layout.family.flat:

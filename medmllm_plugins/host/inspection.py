@@ -13,7 +13,7 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host import command_line
 from medmllm_plugins.host.tasks import Classification
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.results.metric_files import AnySummary
+from medmllm_plugins.metrics.readability import AnySummary
 
 ANSWER_METRICS = ("accuracy", "balanced")
 """Metrics of the answers, which any model gives."""

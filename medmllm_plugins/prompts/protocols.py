@@ -53,12 +53,8 @@ def ask(
 ) -> Question:
     """Ask which of the classes applies.
 
-    Args:
-        protocol: ``"closed_set"`` lists the class names, ``"letter"`` gives them letters, ``"open"`` lists nothing.
-        modality: what the image is, as it reads in "Classify this …".
-        classes: class name to synonyms.
-        order: positions of the classes in the order they are to be listed; their own order when ``None``.
-        paraphrase: which wording, see :mod:`medmllm_plugins.prompts.wording`.
+    The class names are listed (``"closed_set"``), get letters (``"letter"``) or are left out (``"open"``). The
+    modality reads as in "Classify this …"; ``order`` holds positions of the classes as they are listed.
 
     Raises:
         OptionError: there are more classes than letters, or no such paraphrase.

@@ -41,13 +41,7 @@ _FINDING = (
 
 
 def closed_set(modality: str, labels: Sequence[str], paraphrase: int = 0) -> str:
-    """Return a closed-set question with the label texts as the options (the default protocol).
-
-    Args:
-        modality: what the image is, such as ``"breast ultrasound image"``.
-        labels: class names, in the order they are to be listed.
-        paraphrase: 0 to :data:`PARAPHRASES`.
-    """
+    """Return a closed-set question whose options are class names, in the order given (the default protocol)."""
     return _wording(_CLOSED_SET, paraphrase).format(modality=modality, options=", ".join(labels))
 
 
@@ -63,17 +57,11 @@ def open_ended(modality: str, paraphrase: int = 0) -> str:
 
 
 def finding(modality: str, name: str, paraphrase: int = 0) -> str:
-    """Return a yes/no question about one finding of a multi-label set.
-
-    Args:
-        modality: what the image is.
-        name: the finding, as it reads in "Does this chest X-ray show …?".
-        paraphrase: 0 to :data:`PARAPHRASES`.
-    """
+    """Return a yes/no question about one finding, such as "Does this chest X-ray show …?"."""
     return _wording(_FINDING, paraphrase).format(modality=modality, finding=name)
 
 
 def _wording(wordings: Sequence[str], paraphrase: int) -> str:
     if not 0 <= paraphrase <= PARAPHRASES:
-        raise OptionError(f"Expected argument `paraphrase` to be from 0 to {PARAPHRASES}, but got {paraphrase!r}.")
+        raise OptionError(f"Expected argument `paraphrase` to be from 0 to {PARAPHRASES}, got {paraphrase!r}.")
     return wordings[paraphrase]

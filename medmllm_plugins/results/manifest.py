@@ -136,6 +136,6 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{folder}: expected a run folder with a {MANIFEST}, found {error}. Name the folder that the log of an "
+            f"{folder}: expected a run folder with a {MANIFEST}, got {error}. Name the folder that the log of an "
             "evaluation ends with."
         ) from error

@@ -59,7 +59,7 @@ def read_outcomes(path: Path, classes: Classes | None = None, count: int | None 
         # Not splitlines, which also breaks at line separators that may stand in an answer.
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected outcomes as JSON lines, found {error}.") from error
+        raise DataError(f"{path}: expected outcomes as JSON lines, got {error}.") from error
     outcomes, checker = [], LineChecker(classes)
     for position, line in enumerate(lines, start=1):
         if not line:
@@ -67,7 +67,7 @@ def read_outcomes(path: Path, classes: Classes | None = None, count: int | None 
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise DataError(f"expected keys and values, found {shown(record)}")
+                raise DataError(f"expected keys and values, got {shown(record)}")
             outcomes.append(checker.check(Outcome.from_dict(record), position))
         except (ValueError, TypeError, DataError, RecursionError) as error:
             raise DataError(f"{path}, line {position}: {error}") from error

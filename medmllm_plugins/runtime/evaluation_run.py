@@ -22,9 +22,8 @@ from medmllm_plugins.runtime.journal import Journal, hash_facts
 from medmllm_plugins.runtime.run_claim import claim_folder
 from medmllm_plugins.runtime.signals import Handlers
 from medmllm_plugins.utils.atomic_files import remove_drafts
-from medmllm_plugins.utils.environment import package_versions
+from medmllm_plugins.utils.environment import package_versions, peak_memory_bytes
 from medmllm_plugins.utils.locking import FolderLock
-from medmllm_plugins.utils.process_memory import peak_memory_bytes
 
 _BELOW = (FEATURES, ATTRIBUTIONS)
 DEFAULT_PARENT = "medmllm_runs"

@@ -35,7 +35,6 @@ def read_volume_array_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="numpy",
             shape=(shape[0], shape[1], shape[2]),
             spacing=(1.0, 1.0, 1.0),
             direction=None,
