@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import shown
 from medmllm_plugins.metrics.intervals import RESAMPLES
-from medmllm_plugins.metrics.multilabel import summarise_findings
+from medmllm_plugins.metrics.multilabel import FindingsSummary, summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.prompt_variants import summarise_variants
+from medmllm_plugins.metrics.prompt_variants import VariantsSummary, summarise_variants
 from medmllm_plugins.metrics.readability import AnySummary
-from medmllm_plugins.metrics.summary import METRICS_FORMAT, summarise
+from medmllm_plugins.metrics.summary import METRICS_FORMAT, Summary, summarise
+from medmllm_plugins.results.metric_files import read_metrics
 
 YES_NO: Final = ("yes", "no")
 """Classes of a question about one finding."""
@@ -48,48 +49,31 @@ class Classes:
 
     @classmethod
     def of_task(cls, task: Mapping[str, Any], metrics: Mapping[str, Any]) -> Classes | None:
-        """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them.
-
-        Args:
-            task: the task's entry in the manifest.
-            metrics: the content of ``TASK.metrics.json``; may be empty.
-        """
-        variants = metrics.get("variants")
-        parts = (
-            [part for part in variants.values() if isinstance(part, Mapping)] if isinstance(variants, Mapping) else []
+        """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them."""
+        summary = read_metrics(metrics)
+        parts: Sequence[Summary | FindingsSummary] = (
+            tuple(summary.variants.values()) if isinstance(summary, VariantsSummary) else (summary,)
         )
-        by_metrics = [metrics, *parts]
-        labels = _texts(task.get("labels")) or next(
-            (read for part in by_metrics if (read := _texts(part.get("labels")))), ()
-        )
+        labels = _texts(task.get("labels")) or next((part.labels for part in parts if part.labels), ())
         if not labels:
             return None
         kind = task.get("kind") or metrics.get("kind")
         if not kind:
-            figures = [part.get("metrics") for part in by_metrics]
-            kind = (
-                "ordinal"
-                if any(isinstance(values, Mapping) and "kappa" in values for values in figures)
-                else "multiclass"
-            )
-        positive = (
-            task["positive"] if "positive" in task else next((part.get("positive") for part in by_metrics[::-1]), None)
-        )
+            kind = "ordinal" if any("kappa" in part.metrics for part in parts) else "multiclass"
+        positive = task.get("positive")
+        if "positive" not in task:
+            positive = next((part.positive for part in parts if isinstance(part, Summary)), None)
         orders = task.get("orders")
         by_variant = (
             {str(name): _texts(order) for name, order in orders.items()} if isinstance(orders, Mapping) else None
         )
-        varied = bool(parts) or task.get("order") == "varied" or task.get("paraphrase") == "all"
+        is_varied = isinstance(summary, VariantsSummary) and bool(parts)
+        varied = is_varied or task.get("order") == "varied" or task.get("paraphrase") == "all"
         return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, by_variant)
 
 
 def recompute(outcomes: Sequence[Outcome], classes: Classes, *, resamples: int = RESAMPLES) -> AnySummary:
-    """Compute every figure of a task again.
-
-    Args:
-        outcomes: its rows.
-        classes: what they are scored by.
-        resamples: bootstrap resamples; 1 where intervals are of no interest.
+    """Compute every figure of a task again from all its rows.
 
     Raises:
         DataError: the outcomes do not go with the classes.
@@ -106,11 +90,6 @@ def recompute(outcomes: Sequence[Outcome], classes: Classes, *, resamples: int =
 
 def disagreements(stored: Mapping[str, Any], outcomes: Sequence[Outcome], classes: Classes) -> list[str]:
     """Say where a task's ``metrics.json`` holds other figures than its outcomes give; intervals are left out.
-
-    Args:
-        stored: the content of the file.
-        outcomes: the task's rows, all of them.
-        classes: what they are scored by.
 
     Returns:
         ``"metrics.accuracy.value is 0.9, the answers give 0.85"`` and the like, headline figures first.
