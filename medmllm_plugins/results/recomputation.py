@@ -9,12 +9,11 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import shown
 from medmllm_plugins.metrics.intervals import RESAMPLES
-from medmllm_plugins.metrics.multilabel import FindingsSummary, summarise_findings
+from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.prompt_variants import VariantsSummary, summarise_variants
+from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.readability import AnySummary
-from medmllm_plugins.metrics.summary import METRICS_FORMAT, Summary, summarise
-from medmllm_plugins.results.metric_files import read_metrics
+from medmllm_plugins.metrics.summary import METRICS_FORMAT, summarise
 
 YES_NO: Final = ("yes", "no")
 """Classes of a question about one finding."""
@@ -50,25 +49,32 @@ class Classes:
     @classmethod
     def of_task(cls, task: Mapping[str, Any], metrics: Mapping[str, Any]) -> Classes | None:
         """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them."""
-        summary = read_metrics(metrics)
-        parts: Sequence[Summary | FindingsSummary] = (
-            tuple(summary.variants.values()) if isinstance(summary, VariantsSummary) else (summary,)
+        variants = metrics.get("variants")
+        parts = (
+            [part for part in variants.values() if isinstance(part, Mapping)] if isinstance(variants, Mapping) else []
         )
-        labels = _texts(task.get("labels")) or next((part.labels for part in parts if part.labels), ())
+        by_metrics = [metrics, *parts]
+        labels = _texts(task.get("labels")) or next(
+            (read for part in by_metrics if (read := _texts(part.get("labels")))), ()
+        )
         if not labels:
             return None
         kind = task.get("kind") or metrics.get("kind")
         if not kind:
-            kind = "ordinal" if any("kappa" in part.metrics for part in parts) else "multiclass"
-        positive = task.get("positive")
-        if "positive" not in task:
-            positive = next((part.positive for part in parts if isinstance(part, Summary)), None)
+            figures = [part.get("metrics") for part in by_metrics]
+            kind = (
+                "ordinal"
+                if any(isinstance(values, Mapping) and "kappa" in values for values in figures)
+                else "multiclass"
+            )
+        positive = (
+            task["positive"] if "positive" in task else next((part.get("positive") for part in by_metrics[::-1]), None)
+        )
         orders = task.get("orders")
         by_variant = (
             {str(name): _texts(order) for name, order in orders.items()} if isinstance(orders, Mapping) else None
         )
-        is_varied = isinstance(summary, VariantsSummary) and bool(parts)
-        varied = is_varied or task.get("order") == "varied" or task.get("paraphrase") == "all"
+        varied = bool(parts) or task.get("order") == "varied" or task.get("paraphrase") == "all"
         return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, by_variant)
 
 
