@@ -11,7 +11,7 @@ from pathlib import Path
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, image_files, subfolders
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, divide, image_files, subfolders
 from medmllm_plugins.data.layouts.layout_registry import FileLayout, check_classes
 from medmllm_plugins.data.readers.pillow_images import SUFFIXES
 
@@ -61,7 +61,7 @@ class Covid19CT(FileLayout):
             for path, source in zip(paths, sources(name, [path.name for path in paths]), strict=True):
                 files.append(LabelledFile(id=f"{name}/{path.stem}", path=path, label=label, source=source))
         official = _official_folds(folder / SPLIT_FOLDER, faults)
-        return checked_documents(files, folder, faults, partial(_assign_official, official) if official else None)
+        return checked_documents(files, folder, faults, partial(_assign_official, official) if official else divide)
 
 
 def sources(folder: str, names: Sequence[str]) -> list[str]:

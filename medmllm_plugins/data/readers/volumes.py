@@ -23,9 +23,17 @@ from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit
 from medmllm_plugins.data.readers.metaimage import read_metaimage_header
 from medmllm_plugins.data.readers.nifti import read_nifti_header
-from medmllm_plugins.data.readers.npy_volumes import read_volume_array_header
 from medmllm_plugins.data.readers.nrrd import read_nrrd_header
-from medmllm_plugins.data.readers.volume_headers import VolumeHeader, check_spacing, finite
+from medmllm_plugins.data.readers.numpy_files import MAGIC, array_file_header
+from medmllm_plugins.data.readers.volume_headers import (
+    DataLocation,
+    VolumeHeader,
+    check_header,
+    check_spacing,
+    finite,
+    not_three,
+    wrong_content,
+)
 from medmllm_plugins.data.readers.voxels import read_voxels
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head
@@ -43,12 +51,6 @@ _KINDS = {
     ".nhdr": "nrrd",
     ".mha": "metaimage",
     ".mhd": "metaimage",
-}
-_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
-    "nifti": read_nifti_header,
-    "nrrd": read_nrrd_header,
-    "metaimage": read_metaimage_header,
-    "numpy": read_volume_array_header,
 }
 
 
@@ -124,11 +126,7 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     One slice is a volume only in a DICOM file of one frame or a two-dimensional NIfTI, NRRD or MetaImage. It keeps the
     orientation in which it is stored (LPS where the file cannot say), as its slice axis has to stay axis 0.
 
-    Args:
-        path: a file or a folder.
-        orientation: one of :data:`ORIENTATIONS`.
-        unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless given. A given
-            unit goes before what DICOM says.
+    ``unit`` says what the voxels mean; without it all but DICOM are ``"any"``. It goes before what DICOM says.
 
     Raises:
         DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut
@@ -187,6 +185,44 @@ def _check_thickness(path: Path, header: Geometry | VolumeHeader) -> None:
 
 _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
 """Both ends of the axis that a side of the patient is on."""
+
+
+def _read_array_header(path: Path) -> VolumeHeader:
+    """Read and check the header of a ``.npy`` file with a volume ``[D, H, W]`` or ``[D, H, W, 1]``.
+
+    Raises:
+        DataError: the file is damaged or holds no such array.
+    """
+    if not head(path, 8).startswith(MAGIC):
+        raise wrong_content(path, "a NumPy array")
+    array = array_file_header(path)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise DataError(f"{path}: expected real numbers of up to 64 bits, got {shown(str(array.dtype))}; convert them.")
+    shape = array.shape
+    if not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)):
+        raise not_three(path, shape)
+    if min(shape) < 1:
+        raise DataError(f"{path}: expected at least 2 voxels along each axis, got {shown(list(shape))}.")
+    return check_header(
+        VolumeHeader(
+            path=path,
+            shape=(shape[0], shape[1], shape[2]),
+            spacing=(1.0, 1.0, 1.0),
+            direction=None,
+            flat=False,
+            dtype=array.dtype,
+            data=DataLocation(path, array.length),
+            reversed_axes=array.fortran,
+        )
+    )
+
+
+_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
+    "nifti": read_nifti_header,
+    "nrrd": read_nrrd_header,
+    "metaimage": read_metaimage_header,
+    "numpy": _read_array_header,
+}
 
 
 def _kind(path: Path) -> str:
