@@ -33,7 +33,7 @@ from medmllm_plugins.utils.regular_files import data_file_below, head, open_regu
 
 _NAMES: Final = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 """NumPy's types to their names in headers, and fields to other spellings."""
-_TYPES: Final = {name: dtype for dtype, names in _NAMES["types"].items() for name in names}
+_TYPES: Final[Mapping[str, str]] = {name: dtype for dtype, names in _NAMES["types"].items() for name in names}
 _PACKINGS: Final[dict[str, Packing]] = {
     "raw": "raw",
     **dict.fromkeys(("gzip", "gz"), "gzip"),
