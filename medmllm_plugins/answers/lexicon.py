@@ -24,6 +24,11 @@ _NEXT_CONJUNCTION = re.compile(r" (?:or|and|because|since|as|which|based|due|giv
 # An English name whose plural ends in s; the adjectives among them have no plural, and their "plural" no text.
 _WORD = re.compile(r"[a-z][a-z -]{3,60}[a-rt-z]s")
 
+_PLAIN_KEY = re.compile(r"[a-z]{4}[a-z0-9]{1,20}")
+_PLAIN_WORD = re.compile(r"(?<![\w-])[a-z]{4}[a-z0-9-]{0,20}(?![\w-])")
+_INSERTED, _SUBSTITUTED = 6, 8
+"""Shortest phrases in which a missing or additional letter, and another letter, are taken for a slip."""
+
 
 class Mention(NamedTuple):
     """A phrase or an option letter of the class list in a text: its span, and the indices of the classes it names."""
@@ -117,6 +122,15 @@ class Lexicon:
                         mentions.append(Mention(start, end, (self._letters[letter[0]],)))
         return sorted(mentions)
 
+    def corrected(self, plain: str) -> str:
+        """Return a text with words that differ by one slip of the keyboard from a phrase replaced by that phrase."""
+        phrases = [key for key in self._owners if _PLAIN_KEY.fullmatch(key)]
+
+        def correct(word: re.Match[str]) -> str:
+            return next((key for key in phrases if _is_slip(_key(word[0]), key)), word[0])
+
+        return _PLAIN_WORD.sub(correct, plain)
+
     def _classes_of(self, spelling: str) -> tuple[int, ...]:
         key = _key(spelling)
         if key not in self._owners:
@@ -141,6 +155,21 @@ def _translations() -> dict[str, tuple[str, ...]]:
     """Return translations of folded English phrases; one that ends in ``*`` is the stem of inflected words."""
     table = json.loads(files(__package__).joinpath("translations.json").read_text(encoding="utf-8"))
     return {fold(phrase): tuple(map(fold, words)) for phrase, words in table.items()}
+
+
+def _is_slip(word: str, phrase: str) -> bool:
+    """Return whether two letters are swapped, or in longer words one inner letter is missing, doubled or another."""
+    start = next((index for index, (a, b) in enumerate(zip(word, phrase, strict=False)) if a != b), 0)
+    for end in range(1 + min(len(word), len(phrase)) - start):
+        if word[start : len(word) - end] == phrase[start : len(phrase) - end][::-1] and len(phrase) - end - start == 2:
+            return start > 0
+        if (
+            end
+            and max(len(word), len(phrase)) - end - start == 1
+            and word[len(word) - end :] == phrase[len(phrase) - end :]
+        ):
+            return start > 0 and len(phrase) >= (_SUBSTITUTED if len(word) == len(phrase) else _INSERTED)
+    return False
 
 
 def _key(phrase: str) -> str:

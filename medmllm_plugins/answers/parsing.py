@@ -28,6 +28,9 @@ _MAX_CORRECTIONS: Final = 20
 _LONGEST: Final = 100_000
 """Characters that are read, the last ones. No answer is longer, unless the model repeats itself."""
 
+_SHORT: Final = 200
+"""Characters of an answer in which misspelt names are corrected, if there is no other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -80,9 +83,12 @@ def parse_answer(
         if answer.status == "parsed":
             return answer
     plain = _last_word(final.plain[-_LONGEST:], phrases)
-    if not final.boxed and (answer := _stated(plain, phrases)) is not None:
-        return answer
-    probable = most_probable(plain, phrases.mentions(plain))
+    if not final.boxed and (stated := _stated(plain, phrases)) is not None:
+        return stated
+    mentions = phrases.mentions(plain)
+    if not mentions and len(plain) <= _SHORT and (corrected := phrases.corrected(plain)) != plain:
+        return _verdict(read(corrected, phrases), phrases)
+    probable = most_probable(plain, mentions)
     if probable is not None:
         return _answer(frozenset({probable}), phrases)
     return _verdict(read(plain, phrases), phrases)

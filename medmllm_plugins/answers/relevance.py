@@ -109,7 +109,8 @@ _ELSEWHERE = re.compile(
 _RELATION = re.compile(
     r"(?:\b(?:above|below|beneath|behind|(?:lateral|medial|anterior|posterior|inferior|superior|adjacent|next|close) to"
     r"|near|beside|around|between|surrounding|overlying|in front of|opposite|shared by|common to|in contrast to"
-    r"|similar to|present in|in comparison (?:with|to)|compared (?:with|to)|unlike|(?<!other )than|seen (?:in|with)|different from"
+    r"|similar to|present in|in comparison (?:with|to)|compared (?:with|to)|unlike|(?<!other )than|seen (?:in|with)"
+    r"|different from"
     r"|exceed(?:s|ing)?|about)|\((?:often |usually |an? |the )*(?:[a-z]+ )?signs? of|与|同|和)"
     r"(?: (?:an?|the|that|those|of|typical|ordinary))* ?(?:普通|典型|的|小)?$"
 )

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from medmllm_plugins.answers.commitment import commits, is_fragment, mark
 from medmllm_plugins.answers.lexicon import Lexicon, Mention
@@ -121,8 +121,7 @@ def read(plain: str, phrases: Lexicon) -> Reading:
 
 def _sentence(plain: str, start: int, end: int, mentions: Sequence[Mention], values: Sequence[Polarity]) -> _Sentence:
     """Return what a sentence says of the classes it mentions; what is not about the image is left out."""
-    kinds = ("committed", "asserted", "context", "possible", "negated")
-    by_kind: dict[str, set[int]] = {kind: set() for kind in kinds}
+    by_kind: dict[str, set[int]] = {kind: set() for kind in ("committed", *get_args(Polarity), "context")}
     echoed = listed_options(plain, start, end, mentions)
     differential = is_differential(plain, start, end)
     sentence = plain[start:end]
@@ -150,9 +149,16 @@ def _sentence(plain: str, start: int, end: int, mentions: Sequence[Mention], val
         by_kind[kind].update(mention.owners)
     last = mentions[-1]
     bare = not re.search(r"\w", plain[start : last.start].rpartition(":")[2] + plain[last.end : end])
-    concludes = bool(ticked) or _CONCLUDES.search(plain, start, end) is not None
-    contrast = _CONTRAST.match(sentence) is not None
-    return _Sentence(*(frozenset(by_kind[kind]) for kind in kinds), concludes=concludes, bare=bare, contrast=contrast)
+    return _Sentence(
+        committed=frozenset(by_kind["committed"]),
+        asserted=frozenset(by_kind["asserted"]),
+        context=frozenset(by_kind["context"]),
+        possible=frozenset(by_kind["possible"]),
+        negated=frozenset(by_kind["negated"]),
+        concludes=bool(ticked) or _CONCLUDES.search(plain, start, end) is not None,
+        bare=bare,
+        contrast=_CONTRAST.match(sentence) is not None,
+    )
 
 
 def _candidates(sentences: Sequence[_Sentence], classes: int, *, refuses: bool, undecided: bool) -> frozenset[int]:

@@ -20,7 +20,6 @@ class Target:
     Attributes:
         name: The label, or the answer's text.
         answers: Answers that are scored: all labels, or the answer alone.
-        index: Index of the explained one in ``answers``.
         ids: Tokens of the answer as it was generated, where that is the target; all of them are scored.
     """
 
@@ -31,12 +30,7 @@ class Target:
 
     @classmethod
     def of_label(cls, label: str, classes: Sequence[str], answers: Sequence[str]) -> Target:
-        """Return the log-odds of a class against the others.
-
-        Args:
-            label: The class.
-            classes: All classes.
-            answers: Words of the answers that stand for them, in the same order.
+        """Return the log-odds of a class against the others; ``answers`` are the words that stand for ``classes``.
 
         Raises:
             OptionError: The label is not one of the classes.
@@ -49,11 +43,7 @@ class Target:
 
     @classmethod
     def of_answer(cls, text: str) -> Target:
-        """Return the log-probability of a text.
-
-        Raises:
-            OptionError: The text is empty.
-        """
+        """Return the log-probability of a text, or raise an OptionError if it is empty."""
         if not text.strip():
             raise OptionError("Expected an answer to explain, got an empty one. Use target=decision.")
         return cls(text.strip(), (text.strip(),), 0)
@@ -64,16 +54,10 @@ class Target:
         return len(self.answers) > 1
 
     def value(self, scores: Tensor) -> Tensor:
-        """Return the target of each row.
+        """Return the target of each row of log-probabilities (R, K), as (R,) in nats.
 
         With log-probabilities s of the labels, each summed over its tokens, the log-odds of label k are
         s_k - log sum_{j != k} exp(s_j).
-
-        Args:
-            scores: (R, K) log-probabilities in nats.
-
-        Returns:
-            (R,), in nats.
         """
         if not self.is_label:
             return scores[:, self.index]
@@ -89,11 +73,7 @@ class Target:
 def generated_ids(loaded: LoadedModel, question: Question, visual: VisualInput, text: str) -> tuple[int, ...] | None:
     """Generate an answer again and return its tokens.
 
-    Args:
-        loaded: The model.
-        question: The question.
-        visual: The image, images or volume.
-        text: The answer without surrounding white space; where it was cut off, its beginning.
+    ``text`` is the answer without surrounding white space; where it was cut off, its beginning.
 
     Returns:
         The tokens, or None where another text is generated.
@@ -109,9 +89,7 @@ def generated_ids(loaded: LoadedModel, question: Question, visual: VisualInput, 
         eos_token_ids=loaded.eos_token_ids,
     )
     for count in (len(ids), *range(1, len(ids))):
-        decoded = str(
-            loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
-        if decoded.strip() == text:
+        decoded = loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if str(decoded).strip() == text:
             return tuple(ids[:count])
     return None

@@ -24,7 +24,6 @@ class AttributionMap:
     """Result of a method for one document at one layer.
 
     Attributes:
-        layer: Name of the layer.
         values: (n, …) float64, as in :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         painted: (pictures, height, width) float64, over the pictures shown; NaN where there is no patch. None for the
             prompt, and where tokens of the LLM have no position in the picture.
@@ -66,16 +65,13 @@ def build_map(case: AttributionInput, layer: str, scores: Scores) -> Attribution
         if tokens is None:
             raise
         return AttributionMap(layer, values, None, tokens, scores.gap, str(error))
-    return AttributionMap(
-        layer, values, paint(layer_positions, values, map_size(case), pictures(case)), tokens, scores.gap
-    )
+    painted = paint(layer_positions, values, map_size(case), pictures(case))
+    return AttributionMap(layer, values, painted, tokens, scores.gap)
 
 
 def layer_cells(case: AttributionInput, layer: str) -> Cells:
     """Return the positions of a layer's rows, see :func:`medmllm_plugins.attribution.geometry.cells`."""
-    if layer == PIXELS:
-        return cells(case.loaded, case.inputs, case.visual, "pixels")
-    return cells(case.loaded, case.inputs, case.visual, case.layer(layer).name)
+    return cells(case.loaded, case.inputs, case.visual, layer if layer == PIXELS else case.layer(layer).name)
 
 
 def pictures(case: AttributionInput) -> int:

@@ -32,7 +32,6 @@ class FeatureBatch:
 
     Attributes:
         records: the metadata of each document, see :data:`medmllm_plugins.results.feature_store.COLUMNS`.
-        names: names of the tensors.
         stacks: tensors of one width each, laid together: (names in it, B, d) float32, in the order of ``names``.
         extra: further arrays by name, (B, …), which are not pooled features.
         copied: recorded on the devices once the stacks are in this process's memory; none on a CPU.
@@ -63,11 +62,7 @@ class Writer:
         self._thread.start()
 
     def add(self, batch: FeatureBatch) -> None:
-        """Queue the features of a batch; wait while the queue is full.
-
-        Raises:
-            OSError: something could not be written.
-        """
+        """Queue the features of a batch and wait while the queue is full; raise what went wrong in writing."""
         self._raise()
         self._queue.put(batch)
 
@@ -78,11 +73,7 @@ class Writer:
         return written
 
     def close(self) -> None:
-        """Write what is left and end the thread.
-
-        Raises:
-            OSError: something could not be written.
-        """
+        """Write what is left and end the thread; raise what went wrong in writing."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
@@ -155,10 +146,7 @@ class Writer:
 
 
 def stacked(activations: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], list[Tensor], list[Any]]:
-    """Lay tensors of one width and device together and bring them into this process's memory.
-
-    Args:
-        activations: (B, d) float32 by layer and pooling.
+    """Lay tensors (B, d) of one width and device together and bring them into this process's memory.
 
     Returns:
         Names and tensors as in :class:`FeatureBatch`, and what to wait for before they are read.

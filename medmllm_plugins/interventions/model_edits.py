@@ -101,9 +101,6 @@ class _TokenLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     Rows of a cache are dropped, repeated and copied between the steps of an answer. This layer goes through the same
     changes, so later steps know which cached positions are image tokens, and of which document.
-
-    Attributes:
-        prompt: number of tokens of the prompts, padding included.
     """
 
     prompt: int = 0
@@ -130,8 +127,6 @@ class BatchTracker:
     Attributes:
         ids: all tokens so far, cached ones included, (B, T), int64.
         image: which of them are image tokens, (B, T), bool.
-        new: number of tokens in this call.
-        prompt: number of tokens in the first call.
         digests: one number for each document, a hash of its image.
     """
 
@@ -266,14 +261,10 @@ class BatchTracker:
 
         def edit(output: Tensor) -> Tensor:
             width = output.shape[-1]
-            noise = torch.stack(
-                [
-                    torch.randn(width, generator=seeded_generator(seed, "text", number, digest))
-                    for digest in self.digests
-                ]
-            )
             if self.new != self.prompt:
                 return output
+            generators = [seeded_generator(seed, "text", number, digest) for digest in self.digests]
+            noise = torch.stack([torch.randn(width, generator=generator) for generator in generators])
             # Text before the image is left unchanged, because the image tokens attend to it.
             behind = self.image.flip(1).cumsum(1).flip(1)[:, -self.new :, None] == 0
             size = output.float().pow(2).mean(-1, keepdim=True).sqrt()

@@ -7,8 +7,8 @@ documents as independent, is reported too because readers know it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import unreadable_outcomes
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.utils.plain_text import text_table
+from medmllm_plugins.utils.record import Record
 
 FLIPS = 10_000
 EXACT_UP_TO = 12
@@ -33,15 +34,12 @@ _NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Record):
     """How a second run differs from a first one on a task.
 
     Attributes:
-        task: the task.
         n: rows compared.
         n_groups: groups they fall into.
-        first: accuracy of the first run.
-        second: accuracy of the second run.
         accuracy: second minus first, with a paired, clustered bootstrap interval.
         balanced: the same for balanced accuracy.
         p: of the accuracy difference, two-sided, by flipping the sign of whole groups' differences.
@@ -62,22 +60,17 @@ class Comparison:
     p_mcnemar: float
     discordant: tuple[int, int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, ``None`` in place of NaN."""
-        return {**asdict(self), "accuracy": self.accuracy.to_dict(), "balanced": self.balanced.to_dict()}
-
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for the number of tests, in their order.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * np.asarray(p_values, dtype=np.float64)[order]))
+    return adjusted.tolist()
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -97,11 +90,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def sign_flip(sums: Floats, seed: int = 0) -> float:
-    """Return the two-sided p-value of a sum being zero, by flipping the signs of its parts.
-
-    Args:
-        sums: (G,) the difference of each group, summed over its rows.
-        seed: of the random flips.
+    """Return the two-sided p-value of (G,) differences of groups summing to zero, by flipping the signs of groups.
 
     Returns:
         The share of flips whose sum is at least as far from zero, the flip that was observed among them.
@@ -123,14 +112,7 @@ def sign_flip(sums: Floats, seed: int = 0) -> float:
 def compare(
     first: Sequence[Outcome], second: Sequence[Outcome], *, task: str = "", resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Compare two runs row by row.
-
-    Args:
-        first: outcomes of the first run.
-        second: outcomes of the second, on the same rows.
-        task: the task's name, for messages.
-        resamples: bootstrap resamples.
-        seed: of resamples and flips.
+    """Compare two runs row by row; ``task`` is named in messages.
 
     Raises:
         DataError: the runs have other rows, labels or groups.
@@ -138,20 +120,20 @@ def compare(
     first_by_id, second_by_id = ({outcome.id: outcome for outcome in outcomes} for outcomes in (first, second))
     if lone := sorted(set(first_by_id) ^ set(second_by_id)):
         raise DataError(
-            f"{task}: expected both runs to have scored the same rows, found {len(lone)} in one of them only: "
+            f"{task}: expected both runs to have scored the same rows, got {len(lone)} in one of them only: "
             f"{', '.join(map(shown, lone[:_NAMED]))}{', …' if len(lone) > _NAMED else ''}. Run both on the same data, "
             "folds and --limit."
         )
     ids = sorted(first_by_id)
     if not ids:
-        raise DataError(f"{task}: expected rows to compare, found none.")
+        raise DataError(f"{task}: expected rows to compare, got none.")
     if odd := [
         name
         for name in ids
         if (first_by_id[name].label, first_by_id[name].group) != (second_by_id[name].label, second_by_id[name].group)
     ]:
         raise DataError(
-            f"{task}: expected both runs to have the same labels and groups, found others in {len(odd)} rows: "
+            f"{task}: expected both runs to have the same labels and groups, got others in {len(odd)} rows: "
             f"{', '.join(map(repr, odd[:_NAMED]))}. Run both on the same data."
         )
     labels = sorted({outcome.label for outcome in first_by_id.values()})
@@ -203,34 +185,31 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
     tasks = [task for task in first_run.outcomes if task in second_run.outcomes]
     if not tasks:
         raise DataError(
-            f"Expected {first} and {second} to have a task in common, found {sorted(first_run.outcomes)} and "
+            f"Expected {first} and {second} to have a task in common, got {sorted(first_run.outcomes)} and "
             f"{sorted(second_run.outcomes)}."
         )
     for task in tasks:
-        metadata = [run.manifest["tasks"][task] for run in (first_run, second_run)]
+        metadata = [run.manifest.tasks[task] for run in (first_run, second_run)]
         for what in ("dataset_fingerprint", "folds_hash"):
             if metadata[0].get(what) != metadata[1].get(what):
                 raise DataError(
-                    f"{task}: expected both runs on the same data, found another {what} in {first} than in {second}; "
+                    f"{task}: expected both runs on the same data, got another {what} in {first} than in {second}; "
                     "run both on the same files."
                 )
     comparisons = [compare(first_run.outcomes[task], second_run.outcomes[task], task=task) for task in tasks]
     adjusted = holm([comparison.p for comparison in comparisons])
-    compared = [
-        Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
-        for c, p in zip(comparisons, adjusted, strict=True)
-    ]
+    compared = [replace(comparison, p_holm=p) for comparison, p in zip(comparisons, adjusted, strict=True)]
     unread = [
         f"{task} in {run.folder}: {shortfall.count}, so the difference says little about what the model knows."
         for task in tasks
         for run in (first_run, second_run)
         if (shortfall := unreadable_outcomes(run.outcomes[task])) is not None
     ]
-    overlaps = _overlaps([first_run.manifest["tasks"][task] for task in tasks])
+    overlaps = _overlaps([first_run.manifest.tasks[task] for task in tasks])
     return compared, [*first_run.warnings, *second_run.warnings, *overlaps, *unread]
 
 
-def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
+def _overlaps(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {str(task.get("dataset")) for task in tasks}
     return sorted(
         {

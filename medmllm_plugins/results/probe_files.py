@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.results.file_names import PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
-PROBES: Final = ".probes.json"
 CURVES: Final = ".probes.csv"
 EFFECTS: Final = ".diagnosis.csv"
 SUFFIXES: Final = (PROBES, CURVES, EFFECTS)
@@ -22,11 +22,6 @@ EFFECT_COLUMNS: Final = ("mode", "loss", "low", "high", "verdict", "named", "bef
 
 def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]:
     """Write an analysis into a run folder.
-
-    Args:
-        folder: the run folder.
-        stem: the task's part of the files' names.
-        analysis: the analysis.
 
     Returns:
         The files: JSON, the curves (a row for each site, fold and metric), and the four failure modes.

@@ -169,6 +169,14 @@ TEXTS = [
     (CHEST, "未见肺炎征象", P, "NORMAL"),
     (CHEST, "폐렴 소견은 없습니다.", P, "NORMAL"),
     (CHEST, "Sem sinais de pneumonia.", P, "NORMAL"),
+    # Slips of the keyboard, in a short answer that names nothing else.
+    (BUSI, "bening", P, "benign"),
+    (BUSI, "benin", P, "benign"),
+    (BUSI, "malignent", P, "malignant"),
+    (BUSI, "formal", N, None),
+    (BUSI, "benignly", N, None),
+    (CHEST, "No pnuemonia.", P, "NORMAL"),
+    (CHEST, "Pnuemonia", P, "PNEUMONIA"),
     # Corrections and contradictions.
     (BUSI, "Benign. Correction: malignant.", P, "malignant"),
     (BUSI, "Diagnosis: benign\nDiagnosis: malignant", A, None),

@@ -4,8 +4,6 @@
 of the host brings stands in none of them, and fails a test until it was thought about.
 """
 
-
-
 from __future__ import annotations
 
 import argparse

@@ -171,9 +171,7 @@ def _refuse(
     # Single numbers of the CPU are taken on any device.
     if left := [tuple(one.shape) for one in near if one.ndim]:
         shapes = [tuple(one.shape) for one in distant]
-        raise WrongDeviceError(
-            f"{operation}: expected all tensors on one device, found {left} here, {shapes} elsewhere"
-        )
+        raise WrongDeviceError(f"{operation}: expected all tensors on one device, got {left} here, {shapes} elsewhere")
 
 
 def _values(one: Any) -> Any:

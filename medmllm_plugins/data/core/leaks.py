@@ -30,11 +30,7 @@ RANDOM_TEST = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two documents with the same picture or volume.
-
-    Attributes:
-        identical: whether pixels or voxels are equal; else the two are near-duplicates.
-    """
+    """Two documents with the same picture or volume: ``identical``, or near-duplicates."""
 
     first: Document
     second: Document
@@ -152,7 +148,7 @@ def similar(contents: Sequence[str], thumbnails: npt.NDArray[np.float32] | None)
 
     Args:
         contents: a digest of each picture's pixels or volume's voxels.
-        thumbnails: ``[n, 32, 32]``, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`; ``None`` to
+        thumbnails: ``[n, 32, 32]``, see :func:`medmllm_plugins.data.readers.file_facts.thumbnail`; ``None`` to
             search for equal contents alone.
 
     Returns:

@@ -56,12 +56,7 @@ _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 
 
 class Selection:
-    """Attributes to read from a data set.
-
-    Args:
-        keywords: DICOM keywords, such as ``"Rows"``.
-        sequences: keywords of sequences, with the selection for their items.
-    """
+    """DICOM keywords to read from a data set, and those of sequences with the selection for their items."""
 
     __slots__ = ("keywords", "sequences", "tags")
 
@@ -93,11 +88,7 @@ class PixelElement:
 
 @dataclass(slots=True)
 class Elements:
-    """Parsed elements of a file.
-
-    Attributes:
-        syntax: UID of the transfer syntax; of files that state none, the one that fits their bytes.
-    """
+    """Parsed elements of a file; without a transfer syntax in the file, ``syntax`` is the one that fits its bytes."""
 
     syntax: str
     encoding: Encoding

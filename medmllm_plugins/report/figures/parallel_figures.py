@@ -13,16 +13,12 @@ from typing import Final, TypeAlias
 
 from medmllm_plugins.errors import shown
 from medmllm_plugins.report.figures.figure_style import Drawing, style
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 
 @dataclass(frozen=True, slots=True)
 class FailedFigure:
-    """A figure that could not be drawn.
-
-    Attributes:
-        error: the error, with file and line.
-    """
+    """A figure that could not be drawn."""
 
     error: str
 
