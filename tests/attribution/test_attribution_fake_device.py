@@ -31,7 +31,7 @@ def by_every_method(model: LoadedModel) -> dict[tuple[str, str], Any]:
     found = {}
     label, answer = Target.of_label("benign", LABELS, LABELS), Target.of_answer("normal")
     for target, names in ((label, list(specs())), (answer, ["saliency"])):
-        case = AttributionInput(model, QUESTION, IMAGE, target, batch=6)
+        case = AttributionInput(model, QUESTION, IMAGE, target, batch=64)
         for chosen in select_methods(names, ["vision.0", "connector", "llm.0"], model, ()):
             for layer, scores in chosen.method(case, chosen.layers, MethodConfig(steps=2, samples=1)).items():
                 found[f"{chosen.spec.name} of {target.name}", layer] = scores.values.detach().cpu().numpy()
