@@ -84,7 +84,7 @@ def test_train_and_validation_need_the_prefill_alone(probed: Any) -> None:
     assert scored[fold != "train"].all() and not scored[fold == "train"].any()
     assert len(probed.samples(TASK)) == LIMIT
     evaluated = probed.manifest["tasks"][TASK]["evaluated"]
-    assert evaluated == int((fold == "test").sum()) > 40
+    assert evaluated == int((fold == "test").sum()) > 20
 
 
 def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any) -> None:
@@ -100,7 +100,7 @@ def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any)
     with (probed.folder / f"{TASK}.outcomes.jsonl").open(encoding="utf-8") as handle:
         answers = {row["id"]: row["answer"] for row in map(json.loads, handle)}
     prompt = probed.manifest["tasks"][TASK]["prompt"].split("<image>\n")[1].removesuffix(" ASSISTANT:")
-    for row in (0, 101, 399):
+    for row in (0, 101, 239):
         name = str(store.index["id"].iloc[row])
         inputs = model.prepare([prompt], [data.image(documents[name])])
         length = inputs["input_ids"].shape[1]
@@ -136,7 +136,7 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
     def failing(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
         if "watch" in kwargs:
             asked.append(len(questions))
-            if len(asked) == 15:
+            if len(asked) == 9:
                 raise KeyboardInterrupt
         return generate(self, questions, *args, **kwargs)
 
@@ -145,7 +145,7 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
         evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
     (features,) = (tmp_path / "medmllm_runs" / ".unfinished").glob("*/features/*")
     done = len(FeatureStore(features))
-    assert 0 < done <= 14 * 16
+    assert 0 < done <= 8 * 16
     # The last shard is lost, though its answers are in the journal.
     last = sorted((features / "index").glob("*.parquet"))[-1]
     lost = len(pd.read_parquet(last))
@@ -170,7 +170,7 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
 def test_a_model_of_the_hosts_gets_what_text_allows(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:
-    found = evaluate(tmp_path, model="dummy", model_args="response=round mass", tasks=[TASK], batch_size=1, limit=120)
+    found = evaluate(tmp_path, model="dummy", model_args="response=round mass", tasks=[TASK], batch_size=1, limit=60)
     values = found.values(TASK)
     assert 0 <= values["accuracy,none"] < 0.6 and values["balanced,none"] == pytest.approx(0.25)
     assert {values[f"{name},none"] for name in PRINTED - {"accuracy", "balanced"}} == {"N/A"}
@@ -180,7 +180,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(
 def test_answers_of_the_hosts_cache_have_no_features(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:
-    settings = {"tasks": [TASK], "batch_size": 16, "limit": 200, "use_cache": str(tmp_path / "cache")}
+    settings = {"tasks": [TASK], "batch_size": 16, "limit": 120, "use_cache": str(tmp_path / "cache")}
     first = evaluate(tmp_path / "one", **settings)
     assert isinstance(first.values(TASK)["probe,none"], float)
     second = evaluate(tmp_path / "two", **settings)
@@ -200,7 +200,7 @@ def test_too_small_a_sample_is_told_and_the_answers_are_scored(
 
 def test_poolings_on_request_and_the_floor_left_out(evaluate: Callable[..., Any], tmp_path: Path) -> None:
     task = f"{TASK}:pool=max+answer:random_encoder=off"
-    found = evaluate(tmp_path, tasks=[task], batch_size=16, limit=200)
+    found = evaluate(tmp_path, tasks=[task], batch_size=16, limit=48)
     store = store_of(found.folder, task)
     poolings = {layer.name: layer.poolings for layer in store.header.layers}
     assert poolings["vision.03"] == ("mean", "max") and poolings["connector"] == ("mean", "max")
