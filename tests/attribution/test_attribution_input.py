@@ -79,29 +79,29 @@ def test_what_stands_at_a_layer_can_be_replaced_in_some_rows(case: AttributionIn
         for layer in LAYERS:
             blank = case.baseline_states([layer])[layer]
             put = [ActivationPatch(layer, blank.repeat(2, 1, 1), 1)]
-            found = case.values(4, put)
-            assert found[0] == pytest.approx(case.value, abs=1e-4) == float(found[3])
-            assert found[1] == pytest.approx(float(case.values(1, [ActivationPatch(layer, blank)])), abs=1e-4)
-            torch.testing.assert_close(found[1], found[2])
-            assert abs(float(found[1]) - case.value) > 1e-4
+            values = case.values(4, put)
+            assert values[0] == pytest.approx(case.value, abs=1e-4) == float(values[3])
+            assert values[1] == pytest.approx(float(case.values(1, [ActivationPatch(layer, blank)])), abs=1e-4)
+            torch.testing.assert_close(values[1], values[2])
+            assert abs(float(values[1]) - case.value) > 1e-4
 
 
 def test_layer_activation(case: AttributionInput, plain: PlainTarget) -> None:
-    for layer, found in at_layers(case, layer_methods.layer_activation).items():
+    for layer, scores in at_layers(case, layer_methods.layer_activation).items():
         wanted = captum(plain, layer, lambda tap: LayerActivation(plain, tap).attribute(plain.pixels[None]))
-        close(found.values, wanted[0].norm(dim=-1))
+        close(scores.values, wanted[0].norm(dim=-1))
         close(case.states([layer])[layer], wanted)
 
 
 def test_layer_gradient_x_activation(case: AttributionInput, plain: PlainTarget) -> None:
-    for layer, found in at_layers(case, layer_methods.layer_gradient_x_activation).items():
+    for layer, scores in at_layers(case, layer_methods.layer_gradient_x_activation).items():
         wanted = captum(plain, layer, lambda tap: LayerGradientXActivation(plain, tap).attribute(plain.pixels[None]))
-        close(found.values, wanted[0].sum(-1))
+        close(scores.values, wanted[0].sum(-1))
 
 
 def test_attention_rollout(model: LoadedModel, case: AttributionInput, plain: PlainTarget) -> None:
     usual = model.model.config._attn_implementation
-    (found,) = attention_rollout(case, ["llm.embed"], HOW).values()
+    (scores,) = attention_rollout(case, ["llm.embed"], HOW).values()
     assert model.model.config._attn_implementation == usual
     inner: Any = model.model.model
     more = {}
@@ -117,18 +117,18 @@ def test_attention_rollout(model: LoadedModel, case: AttributionInput, plain: Pl
     finally:
         model.model.set_attn_implementation(usual)
     whole = np.eye(plain.length)
-    for one in weights:
-        whole = (0.5 * one[0].double().mean(0).numpy() + 0.5 * np.eye(plain.length)) @ whole
-    close(found.values, torch.from_numpy(whole[-1]))
-    assert float(found.values.sum()) == pytest.approx(1, abs=1e-5)
+    for weight in weights:
+        whole = (0.5 * weight[0].double().mean(0).numpy() + 0.5 * np.eye(plain.length)) @ whole
+    close(scores.values, torch.from_numpy(whole[-1]))
+    assert float(scores.values.sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_layers_behind_which_no_image_token_is_read_are_refused(model: LoadedModel, case: AttributionInput) -> None:
     """In each family the target has no slope at the image tokens of the last block and the norm, and has before."""
     *_, before, block, norm = (place.name for place in layers_of(model))
     image = ~case.text
-    for layer, one in case.gradients([before, block, norm]).items():
-        slope = float(one.gradients[:, image].abs().max())
+    for layer, item in case.gradients([before, block, norm]).items():
+        slope = float(item.gradients[:, image].abs().max())
         assert (slope > 0) == (layer == before)
         if layer == before:
             assert select_methods(["layer_grad_cam"], [layer], model, ())[0].layers == (layer,)
@@ -155,8 +155,8 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
         assert float(case.values(1, (), case.blank_pixels[None])) != pytest.approx(case.value, abs=1e-4)
         for layer in layers:
             assert float(case.values(1, [ActivationPatch(layer, states[layer])])) == pytest.approx(case.value, abs=1e-4)
-    found = layer_methods.layer_gradient_x_activation(case, layers, HOW)
-    assert [len(found[layer].values) for layer in layers] == [states[layer].shape[1] for layer in layers]
+    scores = layer_methods.layer_gradient_x_activation(case, layers, HOW)
+    assert [len(scores[layer].values) for layer in layers] == [states[layer].shape[1] for layer in layers]
 
 
 def test_gradients_of_all_layers_come_from_one_pass_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,20 +192,20 @@ def test_slices_of_a_volume(tmp_path: Path) -> None:
         together = at_layers(case, method)
         for layer in LAYERS:
             close(at_layers(case, method, [layer])[layer].values, together[layer].values)
-    (found,) = at_inputs.saliency(case, ["pixels"], HOW).values()
+    (scores,) = at_inputs.saliency(case, ["pixels"], HOW).values()
     given = case.inputs["pixel_values"].clone().requires_grad_()
     ids = chest.label_ids(QUESTION, list(LABELS))
     chances = []
-    for one in ids:
-        tail = torch.tensor([one])
+    for token_ids in ids:
+        tail = torch.tensor([token_ids])
         logits = chest.model(
             input_ids=torch.cat([case.inputs["input_ids"], tail], 1),
-            attention_mask=torch.ones(1, case.inputs["input_ids"].shape[1] + len(one), dtype=torch.long),
+            attention_mask=torch.ones(1, case.inputs["input_ids"].shape[1] + len(token_ids), dtype=torch.long),
             pixel_values=given,
             use_cache=False,
-        ).logits.log_softmax(-1)[0, -len(one) - 1 : -1]
+        ).logits.log_softmax(-1)[0, -len(token_ids) - 1 : -1]
         chances.append(logits.gather(1, tail.T).sum())
     value = chances[1] - torch.logaddexp(chances[0], chances[2])
     assert case.value == pytest.approx(float(value.detach()), abs=1e-4)
     (wanted,) = torch.autograd.grad(value, given)
-    close(found.values, to_patches(chest, wanted).abs().sum(1))
+    close(scores.values, to_patches(chest, wanted).abs().sum(1))

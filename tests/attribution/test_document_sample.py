@@ -10,7 +10,7 @@ def test_a_sample_has_hits_and_errors_of_each_class() -> None:
     answered += [AnsweredDocument(f"c{number}", "c", True) for number in range(5)]
     answered += [AnsweredDocument("d0", "d", False), AnsweredDocument("e0", "e", True)]
     chosen = sample_by_class(answered, 4)
-    by = {one.id: one for one in answered}
+    by = {document.id: document for document in answered}
     for label in "ab":
         own = [by[name].hit for name in chosen if by[name].label == label]
         assert own == [True, True, False, False]

@@ -99,11 +99,11 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
             demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32
         )
         scores = layer_methods.layer_integrated_gradients(case, ["vision.00"], MethodConfig(steps=8))
-        one, seed = build_map(case, "vision.00", scores["vision.00"]), document_seed(str(number))
+        map_, seed = build_map(case, "vision.00", scores["vision.00"]), document_seed(str(number))
         removal = Removal.of_image(case, seed)
-        deletion, _ = removal.areas(importance_order(patch_values(case, one), seed))
-        assert one.painted is not None
-        inside, area, _ = lesion_overlap(one.painted, drawn.mask)
+        deletion, _ = removal.areas(importance_order(patch_values(case, map_), seed))
+        assert map_.painted is not None
+        inside, area, _ = lesion_overlap(map_.painted, drawn.mask)
         checks = MapChecks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
         entries.append(AttributionEntry.from_dict({"group": str(number), "hit": True, "checks": checks.to_dict()}))
     (row,) = summarise_checks(entries, [])

@@ -68,7 +68,7 @@ def case(model: LoadedModel) -> AttributionInput:
 
 
 def test_layer_grad_cam(case: AttributionInput, plain: PlainTarget) -> None:
-    for layer, found in at_layers(case, layer_methods.layer_grad_cam).items():
+    for layer, scores in at_layers(case, layer_methods.layer_grad_cam).items():
         signed, wanted = (
             captum(
                 plain,
@@ -78,7 +78,7 @@ def test_layer_grad_cam(case: AttributionInput, plain: PlainTarget) -> None:
             )[0, 0].detach()
             for cut in (False, True)
         )
-        values = found.values
+        values = scores.values
         if layer.startswith("llm"):
             assert (values[~plain.image] == 0).all()
             values = values[plain.image]
@@ -88,7 +88,7 @@ def test_layer_grad_cam(case: AttributionInput, plain: PlainTarget) -> None:
 
 
 def test_layer_integrated_gradients(case: AttributionInput, plain: PlainTarget) -> None:
-    for layer, found in at_layers(case, layer_methods.layer_integrated_gradients).items():
+    for layer, scores in at_layers(case, layer_methods.layer_integrated_gradients).items():
         with plain.tapped(layer) as tap:
             wanted = LayerIntegratedGradients(plain, tap).attribute(
                 plain.pixels[None], plain.blank[None], n_steps=STEPS
@@ -99,33 +99,33 @@ def test_layer_integrated_gradients(case: AttributionInput, plain: PlainTarget) 
                 without = plain(plain.pixels[None])
                 handle.remove()
                 difference = plain(plain.pixels[None]) - without
-        close(found.values, wanted[0].sum(-1))
-        gap_is(found, wanted.detach(), difference)
+        close(scores.values, wanted[0].sum(-1))
+        gap_is(scores, wanted.detach(), difference)
 
 
 def test_layer_conductance(case: AttributionInput, plain: PlainTarget) -> None:
     with torch.no_grad():
         difference = plain(plain.pixels[None]) - plain(plain.blank[None])
-    for layer, found in at_layers(case, layer_methods.layer_conductance).items():
+    for layer, scores in at_layers(case, layer_methods.layer_conductance).items():
         wanted = captum(
             plain,
             layer,
             lambda tap: LayerConductance(plain, tap).attribute(plain.pixels[None], plain.blank[None], n_steps=STEPS),
         )
-        close(found.values, wanted[0].sum(-1))
-        gap_is(found, wanted.detach(), difference)
+        close(scores.values, wanted[0].sum(-1))
+        gap_is(scores, wanted.detach(), difference)
 
 
 def test_layer_feature_ablation(case: AttributionInput, plain: PlainTarget) -> None:
     # In the LLM it has an analytic answer below.
-    for layer, found in at_layers(case, layer_methods.layer_feature_ablation, LAYERS[:2]).items():
+    for layer, scores in at_layers(case, layer_methods.layer_feature_ablation, LAYERS[:2]).items():
         with plain.tapped(layer) as tap, torch.no_grad():
             blank = LayerActivation(plain, tap).attribute(plain.blank[None])
             groups = torch.arange(blank.shape[1])[None, :, None].expand_as(blank)
             wanted = LayerFeatureAblation(plain, tap).attribute(
                 plain.pixels[None], layer_baselines=blank, layer_mask=groups
             )
-        close(found.values, wanted[0, :, 0], 2e-4)
+        close(scores.values, wanted[0, :, 0], 2e-4)
 
 
 def test_occlusion(case: AttributionInput, plain: PlainTarget) -> None:
@@ -134,19 +134,19 @@ def test_occlusion(case: AttributionInput, plain: PlainTarget) -> None:
     mask = from_patches(case.loaded, numbers, plain.pixels).long()
     with torch.no_grad():
         wanted = FeatureAblation(plain).attribute(plain.pixels[None], plain.blank[None], feature_mask=mask[None])
-    (found,) = at_inputs.occlusion(case, ["pixels"], HOW).values()
-    close(found.values, to_patches(case.loaded, wanted[0])[:, 0, 0, 0])
+    (scores,) = at_inputs.occlusion(case, ["pixels"], HOW).values()
+    close(scores.values, to_patches(case.loaded, wanted[0])[:, 0, 0, 0])
 
 
 def test_saliency_and_integrated_gradients(case: AttributionInput, plain: PlainTarget) -> None:
-    (found,) = at_inputs.saliency(case, ["pixels"], HOW).values()
+    (scores,) = at_inputs.saliency(case, ["pixels"], HOW).values()
     wanted = Saliency(plain).attribute(plain.pixels[None].clone().requires_grad_())
-    close(found.values, to_patches(case.loaded, wanted[0]).sum(1))
-    (found,) = at_inputs.integrated_gradients(case, ["pixels"], HOW).values()
+    close(scores.values, to_patches(case.loaded, wanted[0]).sum(1))
+    (scores,) = at_inputs.integrated_gradients(case, ["pixels"], HOW).values()
     wanted = IntegratedGradients(plain).attribute(plain.pixels[None], plain.blank[None], n_steps=STEPS)
-    close(found.values, to_patches(case.loaded, wanted[0]).sum(1))
+    close(scores.values, to_patches(case.loaded, wanted[0]).sum(1))
     with torch.no_grad():
-        gap_is(found, wanted, plain(plain.pixels[None]) - plain(plain.blank[None]))
+        gap_is(scores, wanted, plain(plain.pixels[None]) - plain(plain.blank[None]))
 
 
 def by_words(case: AttributionInput, plain: PlainTarget) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -172,15 +172,15 @@ def test_words_of_the_prompt(case: AttributionInput, plain: PlainTarget) -> None
     assert keep.shape[1] >= 2
     with torch.no_grad():
         wanted = FeatureAblation(forward).attribute(keep, 0.0)
-    (found,) = at_inputs.prompt_ablation(case, ["prompt"], HOW).values()
-    close(found.values, shared(wanted, words))
+    (scores,) = at_inputs.prompt_ablation(case, ["prompt"], HOW).values()
+    close(scores.values, shared(wanted, words))
     torch.manual_seed(HOW.seed)
     with torch.no_grad():
         wanted = KernelShap(forward).attribute(keep, 0.0, n_samples=HOW.samples * keep.shape[1])
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    (found,) = at_inputs.kernel_shap(case, ["prompt"], HOW).values()
-    close(found.values, shared(wanted, words), 1e-3)
+    (scores,) = at_inputs.kernel_shap(case, ["prompt"], HOW).values()
+    close(scores.values, shared(wanted, words), 1e-3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -217,8 +217,8 @@ def test_layers_together_and_batches_change_nothing(
     together = at_layers(case, method, LAYERS, how)
     for batch in batches:
         other = AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch)
-        for layer, found in at_layers(other, method, LAYERS if batch > 1 else ["connector"], how).items():
-            close(found.values, together[layer].values)
+        for layer, scores in at_layers(other, method, LAYERS if batch > 1 else ["connector"], how).items():
+            close(scores.values, together[layer].values)
     for layer in LAYERS:
         close(at_layers(case, method, [layer], how)[layer].values, together[layer].values)
 
@@ -238,10 +238,12 @@ def test_a_batch_is_never_larger_than_it_may_be(
 
     monkeypatch.setattr(AttributionInput, "scores", scores)
     for batch in (1, 2):
-        found = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LAYERS, how)
+        scores_by_layer = at_layers(
+            AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LAYERS, how
+        )
         assert max(rows) == batch
         for layer in LAYERS:
-            close(found[layer].values, together[layer].values)
+            close(scores_by_layer[layer].values, together[layer].values)
 
 
 def test_batches_change_nothing_where_parts_are_left_out(case: AttributionInput) -> None:
@@ -252,30 +254,32 @@ def test_batches_change_nothing_where_parts_are_left_out(case: AttributionInput)
     ):
         (wanted,) = method(case, layers, HOW).values()
         for batch in (1, 16) if layers == ["connector"] else (16,):
-            (found,) = method(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), layers, HOW).values()
-            close(found.values, wanted.values, 2e-4)
+            (scores,) = method(
+                AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), layers, HOW
+            ).values()
+            close(scores.values, wanted.values, 2e-4)
 
 
 def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     """Of two labels of one token each, the log-odds are the difference of two rows of the head times the last state."""
     labels = ("a", "b")
     ids = model.label_ids(QUESTION, list(labels))
-    assert [len(one) for one in ids] == [1, 1]
+    assert [len(token_ids) for token_ids in ids] == [1, 1]
     case = AttributionInput(model, QUESTION, IMAGE, Target.of_label("a", labels, labels))
     head: Any = model.model.get_submodule("lm_head")
     row = (head.weight[ids[0][0]] - head.weight[ids[1][0]]).detach()
-    state, blank = (found["llm.norm"][0] for found in (case.states(["llm.norm"]), case.baseline_states(["llm.norm"])))
+    state, blank = (states["llm.norm"][0] for states in (case.states(["llm.norm"]), case.baseline_states(["llm.norm"])))
 
     def check(method: layer_methods.Method, value: Tensor) -> Scores:
-        found = method(case, ["llm.norm"], HOW)["llm.norm"]
-        close(found.values, torch.cat([torch.zeros(len(state) - 1), value[None]]))
-        return found
+        scores = method(case, ["llm.norm"], HOW)["llm.norm"]
+        close(scores.values, torch.cat([torch.zeros(len(state) - 1), value[None]]))
+        return scores
 
     check(layer_methods.layer_gradient_x_activation, state[-1] @ row)
     whole = check(layer_methods.layer_integrated_gradients, (state - blank)[-1] @ row)
     assert whole.gap is not None and whole.gap < 1e-4
     check(layer_methods.layer_feature_ablation, (state - blank)[-1] @ row)
     points = (np.polynomial.legendre.leggauss(STEPS + 1)[0] + 1) / 2
-    ends = [case.blank_pixels + float(one) * (case.pixels - case.blank_pixels) for one in (points[0], points[-1])]
+    ends = [case.blank_pixels + float(point) * (case.pixels - case.blank_pixels) for point in (points[0], points[-1])]
     first, last = case.states(["llm.norm"], torch.stack(ends))["llm.norm"][:, -1]
     check(layer_methods.layer_conductance, (last - first) @ row)

@@ -223,9 +223,9 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     install("unwanted", GIVING.replace("giver_vl", "unwanted_vl"))
     monkeypatch.setenv("MEDMLLM_DISABLE", "unwanted")
     reset()
-    found = json.loads(medmllm("plugins", "--json")[1])
-    assert set(found) == {"plugins", "failures", "notices"}
-    plugins = {plugin["name"]: plugin for plugin in found["plugins"]}
+    listing = json.loads(medmllm("plugins", "--json")[1])
+    assert set(listing) == {"plugins", "failures", "notices"}
+    plugins = {plugin["name"]: plugin for plugin in listing["plugins"]}
     fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"} | {
         "probes",
         "attributions",
@@ -233,7 +233,7 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     assert all(set(plugin) == fields for plugin in plugins.values())
     assert plugins["giver"]["models"] == ["giver_vl"] and plugins["giver"]["version"] == "3.1"
     assert plugins["unwanted"]["disabled"] and not plugins["giver"]["disabled"]
-    (failure,) = found["failures"]
+    (failure,) = listing["failures"]
     assert set(failure) == {"plugin", "distribution", "version", "stage", "hook", "message"}
     assert (failure["plugin"], failure["stage"]) == ("faulty", "import")
     text = medmllm("plugins")[1].splitlines()

@@ -31,8 +31,8 @@ def medmllm_models():
 def finding(medmllm: Medmllm, what: str) -> tuple[int, dict[str, str]]:
     """The doctor's exit status and its one finding about something."""
     status, printed = medmllm("doctor", "--json")
-    (found,) = [row for row in json.loads(printed) if row["what"] == what]
-    return status, found
+    (matching_row,) = [row for row in json.loads(printed) if row["what"] == what]
+    return status, matching_row
 
 
 def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
@@ -57,10 +57,10 @@ def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
 
 def test_a_missing_package_breaks_it(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", (*environment.PACKAGES, "a-package-not-installed"))
-    status, found = finding(medmllm, "a-package-not-installed")
+    status, row = finding(medmllm, "a-package-not-installed")
     assert status == 1
-    assert (found["state"], found["detail"]) == ("broken", "not installed")
-    assert found["fix"] == "pip install a-package-not-installed"
+    assert (row["state"], row["detail"]) == ("broken", "not installed")
+    assert row["fix"] == "pip install a-package-not-installed"
     status, text = medmllm("doctor")
     assert status == 1 and "-> pip install a-package-not-installed" in text
 
@@ -77,8 +77,8 @@ def test_torch_that_cannot_be_imported_is_a_finding(
         (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: cannot open shared object file')\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "torch", raising=False)
-    status, found = finding(medmllm, "device")
-    assert status == 1 and found["state"] != "ok" and "torch" in found["detail"] and "pip install" in found["fix"]
+    status, row = finding(medmllm, "device")
+    assert status == 1 and row["state"] != "ok" and "torch" in row["detail"] and "pip install" in row["fix"]
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
@@ -94,17 +94,17 @@ def test_a_gpu_is_named_with_its_dtype(
         is_bf16_supported=lambda *arguments, **settings: bf16,
     )
     monkeypatch.setattr(torch, "cuda", cuda)
-    status, found = finding(medmllm, "device")
-    assert (status, found["state"], found["fix"]) == (0, "ok", "")
-    assert "GPU 0, GPU 1" in found["detail"] and dtype in found["detail"]
+    status, row = finding(medmllm, "device")
+    assert (status, row["state"], row["fix"]) == (0, "ok", "")
+    assert "GPU 0, GPU 1" in row["detail"] and dtype in row["detail"]
 
 
 def test_without_a_gpu_the_cpu_will_do(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    status, found = finding(medmllm, "device")
-    assert (status, found["state"]) == (0, "ok") and "CPU" in found["detail"]
+    status, row = finding(medmllm, "device")
+    assert (status, row["state"]) == (0, "ok") and "CPU" in row["detail"]
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -117,34 +117,34 @@ def test_a_demo_with_a_lost_file_breaks_it(
     for name in {"config.json", "model.safetensors", "tokenizer.json"} - {lost}:
         (demo / name).touch()
     monkeypatch.setattr(doctor, "resources", SimpleNamespace(files=lambda package: tmp_path))
-    status, found = finding(medmllm, "demo checkpoint")
-    assert (status, found["state"], found["detail"]) == (1, "broken", f"{lost} not found")
-    assert found["fix"].startswith("pip install --force-reinstall")
+    status, row = finding(medmllm, "demo checkpoint")
+    assert (status, row["state"], row["detail"]) == (1, "broken", f"{lost} not found")
+    assert row["fix"].startswith("pip install --force-reinstall")
 
 
 def test_missing_data_are_no_fault_but_are_mended(
     medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = dataset_specs()["busi"]
-    status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"]) == (0, "missing")
-    assert found["fix"].startswith("export MEDMLLM_DATA=") and spec.download in found["fix"]
+    status, row = finding(medmllm, "data set busi")
+    assert (status, row["state"]) == (0, "missing")
+    assert row["fix"].startswith("export MEDMLLM_DATA=") and spec.download in row["fix"]
     monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
-    status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"]) == (0, "missing") and str(tmp_path / "busi") in found["detail"]
-    assert found["fix"] == f"get the set from {spec.download}"
+    status, row = finding(medmllm, "data set busi")
+    assert (status, row["state"]) == (0, "missing") and str(tmp_path / "busi") in row["detail"]
+    assert row["fix"] == f"get the set from {spec.download}"
     (tmp_path / "busi").mkdir()
-    status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"], found["fix"]) == (0, "ok", "")
+    status, row = finding(medmllm, "data set busi")
+    assert (status, row["state"], row["fix"]) == (0, "ok", "")
 
 
 def test_a_broken_plugin_is_named_with_what_to_do(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
     install("faulty", "import a_module_that_is_not_there\n")
     install("giver", GIVING)
-    status, found = finding(medmllm, "plugin faulty")
-    assert (status, found["state"]) == (0, "missing")  # everything else goes on working
-    assert "faulty 3.1" in found["detail"] and "a_module_that_is_not_there" in found["detail"]
-    assert found["fix"] == "pip install --upgrade faulty, or MEDMLLM_DISABLE=faulty"
+    status, row = finding(medmllm, "plugin faulty")
+    assert (status, row["state"]) == (0, "missing")  # everything else goes on working
+    assert "faulty 3.1" in row["detail"] and "a_module_that_is_not_there" in row["detail"]
+    assert row["fix"] == "pip install --upgrade faulty, or MEDMLLM_DISABLE=faulty"
     assert finding(medmllm, "plugin giver")[1]["state"] == "ok"
 
 
@@ -168,9 +168,9 @@ def test_a_name_that_no_plugin_has_is_mended_by_naming_another(
 ) -> None:
     monkeypatch.setenv("MEDMLLM_DISABLE", "bultin")
     reset()
-    status, found = finding(medmllm, "plugin bultin")
-    assert (status, found["state"]) == (0, "missing")
-    assert "MEDMLLM_DISABLE" in found["fix"] and "medmllm plugins" in found["fix"] and "pip" not in found["fix"]
+    status, row = finding(medmllm, "plugin bultin")
+    assert (status, row["state"]) == (0, "missing")
+    assert "MEDMLLM_DISABLE" in row["fix"] and "medmllm plugins" in row["fix"] and "pip" not in row["fix"]
 
 
 def test_a_plugin_registered_in_process_cannot_be_upgraded(medmllm: Medmllm) -> None:
@@ -183,8 +183,8 @@ def test_a_plugin_registered_in_process_cannot_be_upgraded(medmllm: Medmllm) -> 
 
     get_manager().pluggy.register(Plugin(), name="of_a_notebook")
     rows = json.loads(medmllm("doctor", "--json")[1])
-    (found,) = [row for row in rows if row["what"] == "plugin of_a_notebook" and row["state"] != "ok"]
-    assert "pip install" not in found["fix"] and found["fix"]
+    (plugin_row,) = [row for row in rows if row["what"] == "plugin of_a_notebook" and row["state"] != "ok"]
+    assert "pip install" not in plugin_row["fix"] and plugin_row["fix"]
 
 
 def test_disabled_plugins_are_not_listed_as_working(
@@ -207,5 +207,5 @@ def test_faulty_files_of_the_user_are_named_with_what_to_do(
     text = medmllm("plugins")[1]
     assert f"FAILED (user): task file of medmllm_tasks: {tmp_path / 'bad.yaml'}, line 2" in text
     assert any(f"{tmp_path / 'datasets' / 'odd.yaml'}: " in message for message in caplog.messages)
-    _, found = finding(medmllm, "plugin (user)")
-    assert "bad.yaml" in found["detail"] and found["fix"] == "correct or remove it; all others work"
+    _, row = finding(medmllm, "plugin (user)")
+    assert "bad.yaml" in row["detail"] and row["fix"] == "correct or remove it; all others work"

@@ -60,10 +60,10 @@ def test_a_class_of_an_unknown_model_is_an_attribute_error() -> None:
 
 def test_plugin_models_are_named_beside_ours(register: Callable[..., None]) -> None:
     register(Plugin(spec("of_loader"), spec("of_wrapper", loader=None, wrapper="package.module.Class")))
-    found = {manifest.model_id: manifest for manifest in entry_point.manifests()}
-    assert found["medm_vl"] == MEDM_VL
-    assert found["of_loader"].chat_class_path == "medmllm_plugins.host.registered_models.of_loader"
-    assert found["of_wrapper"].chat_class_path == "package.module.Class"
+    by_name = {manifest.model_id: manifest for manifest in entry_point.manifests()}
+    assert by_name["medm_vl"] == MEDM_VL
+    assert by_name["of_loader"].chat_class_path == "medmllm_plugins.host.registered_models.of_loader"
+    assert by_name["of_wrapper"].chat_class_path == "package.module.Class"
     # `lmms-eval models` reads this table.
     assert lmms_eval.models.AVAILABLE_CHAT_TEMPLATE_MODELS["of_wrapper"] == "package.module.Class"
     # The host imports by the dotted path.

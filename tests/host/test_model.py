@@ -127,8 +127,8 @@ def test_images_may_be_files_and_text_may_stand_in_pieces(echo: Echo, tmp_path: 
     model = build(batch_size=3)
     named = [{"type": "image", "url": str(path)}, {"type": "text", "text": "one"}]
     messages = [[{"role": "user", "content": named}], user(path, "two"), user("three", grey(9), "lines")]
-    found = texts(model.generate_until(ask(model, *messages)))
-    assert found == [f"one {first}. STOP and more", f"two {first}. STOP and more", "three\nlines 9. STOP and more"]
+    answers = texts(model.generate_until(ask(model, *messages)))
+    assert answers == [f"one {first}. STOP and more", f"two {first}. STOP and more", "three\nlines 9. STOP and more"]
 
 
 def test_weights_are_loaded_once_and_not_before_the_first_answer(echo: Echo) -> None:

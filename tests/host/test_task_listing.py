@@ -50,14 +50,14 @@ def test_the_hosts_listing_shows_our_tasks() -> None:
 
 def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
     paths = sorted(path for path in (PACKAGE / "tasks").rglob("*.yaml") if path.parent.name != "datasets")
-    found = set()
+    groups = set()
     for path in paths:
         simple, full = (load_yaml_config(str(path), mode=mode) for mode in ("simple", "full"))
         assert set(simple) == set(full)
         assert full["metadata"]["version"]
         assert set(full["task"]) < OURS
-        found.add(full["group"])
-    assert found == FILES
+        groups.add(full["group"])
+    assert groups == FILES
 
 
 def test_declared_tasks_load_with_the_hosts_own_loader() -> None:
@@ -157,9 +157,9 @@ def test_a_broken_plugin_costs_only_its_own_tasks(
 
 def test_groups_of_plugins_are_groups(register: Callable[..., None], files: Callable[..., Path]) -> None:
     register(Plugin(tasks=files("plugin", g="group: several\ntask: [med_cls_demo]\n")))
-    found = plain_index()
-    assert "several" in found.all_groups
-    assert found.task_index["several"]["task"] == -1  # the host's sign for "read the file when called"
+    manager = plain_index()
+    assert "several" in manager.all_groups
+    assert manager.task_index["several"]["task"] == -1  # the host's sign for "read the file when called"
 
 
 def test_strict_raises_when_the_index_is_built(
@@ -268,8 +268,8 @@ def test_hooking_twice_is_harmless(not_imported: None, monkeypatch: pytest.Monke
 def test_looking_for_the_module_does_not_use_the_hook_up(not_imported: None) -> None:
     """Tools ask whether a module is there before they import it."""
     task_manager_hook.install_task_hook()
-    found = importlib.util.find_spec("lmms_eval.tasks")
-    assert found is not None and found.origin is not None
+    module_spec = importlib.util.find_spec("lmms_eval.tasks")
+    assert module_spec is not None and module_spec.origin is not None
     assert hooked(importlib.import_module("lmms_eval.tasks"))
 
 

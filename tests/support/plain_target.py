@@ -77,8 +77,8 @@ class PlainTarget:
             given["position_ids"] = (torch.arange(self.length + longest) + first).expand(self.rows * many, -1)
         logits = model(**given, use_cache=False).logits.log_softmax(-1)
         logits = logits[:, self.length - 1 : -1].view(self.rows, many, longest, -1)
-        found = logits.gather(3, ends.expand(self.rows, -1, -1)[..., None]).squeeze(3)
-        return (found * there).sum(-1)
+        log_probabilities = logits.gather(3, ends.expand(self.rows, -1, -1)[..., None]).squeeze(3)
+        return (log_probabilities * there).sum(-1)
 
     def __call__(self, pixels: Tensor, prompts: Tensor | None = None) -> Tensor:
         chance = self.scores(pixels, prompts)
@@ -119,17 +119,17 @@ def answered_input(model: LoadedModel) -> AttributionInput:
     return AttributionInput(model, QUESTION, IMAGE, TARGET, batch=3)
 
 
-def close(found: Tensor, wanted: Tensor, share: float = 1e-4) -> None:
+def close(values: Tensor, wanted: Tensor, share: float = 1e-4) -> None:
     """Equal to a share of the largest value; where all are 0, equal."""
     wanted = wanted.detach()
-    assert found.shape == wanted.shape
-    torch.testing.assert_close(found, wanted.to(found.dtype), rtol=0, atol=share * float(wanted.abs().max()))
+    assert values.shape == wanted.shape
+    torch.testing.assert_close(values, wanted.to(values.dtype), rtol=0, atol=share * float(wanted.abs().max()))
 
 
-def gap_is(found: Scores, total: Tensor, difference: Tensor) -> None:
+def gap_is(scores: Scores, total: Tensor, difference: Tensor) -> None:
     """The gap, worked out by hand."""
     wanted = abs(float(total.sum()) - float(difference)) / max(abs(float(difference)), 0.1)
-    assert found.gap == pytest.approx(wanted, abs=1e-3, rel=1e-2)
+    assert scores.gap == pytest.approx(wanted, abs=1e-3, rel=1e-2)
 
 
 def captum(plain: PlainTarget, layer: str, make: Callable[[Any], Tensor], **how: Any) -> Tensor:
@@ -140,6 +140,6 @@ def captum(plain: PlainTarget, layer: str, make: Callable[[Any], Tensor], **how:
 def at_layers(
     case: AttributionInput, method: layer_methods.Method, layers: Sequence[str] = LAYERS, how: MethodConfig = HOW
 ) -> dict[str, Scores]:
-    found = method(case, layers, how)
-    assert list(found) == list(layers)
-    return found
+    scores = method(case, layers, how)
+    assert list(scores) == list(layers)
+    return scores
