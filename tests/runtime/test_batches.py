@@ -31,7 +31,7 @@ def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tu
         assert read == requests
         for request, answer in zip(requests, answers, strict=True):
             assert request not in answer_by_request
-            answer_by_request[request] = one
+            answer_by_request[request] = answer
     return [answer_by_request[request] for request in range(count)], sizes
 
 
