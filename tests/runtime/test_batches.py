@@ -29,9 +29,9 @@ def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tu
     batches = Batches(BatchSize(size), lambda request: request, float, tuple, answer, ahead=ahead)
     for requests, read, answers in batches.run(range(count)):
         assert read == requests
-        for request, answer in zip(requests, answers, strict=True):
+        for request, value in zip(requests, answers, strict=True):
             assert request not in answer_by_request
-            answer_by_request[request] = answer
+            answer_by_request[request] = value
     return [answer_by_request[request] for request in range(count)], sizes
 
 
