@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +16,11 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any, Literal
 
-from medmllm_plugins.errors import MedMLLMError, OptionError
+from medmllm_plugins.errors import DataError, MedMLLMError, OptionError, shown
 from medmllm_plugins.utils.environment import package_versions
 
 Kind = Literal["speedup", "overhead"]
+Details = Mapping[str, Any]
 BOUNDS = {"speedup": "at least", "overhead": "at most"}
 QUICK = "quick"
 
@@ -40,7 +43,7 @@ class Benchmark:
         name: Name on the command line, and of its file in cases/.
         ours: What this package does.
         baseline: What people use instead, or what the cost is compared with.
-        setup: Prepares both sides for a :class:`Run`.
+        setup: Takes the :class:`Run` and the parameters of its size, and prepares both sides.
         sizes: Parameters of each size: the default first, and ``"quick"``, which takes seconds and has no target.
         targets: Bound of the ratio for ``(size, device)``.
         limits: Largest value of some details at the default size.
@@ -53,8 +56,8 @@ class Benchmark:
     name: str
     ours: str
     baseline: str
-    setup: Callable[[Run], Sides]
-    sizes: Mapping[str, Any]
+    setup: Callable[..., Sides]
+    sizes: Mapping[str, Mapping[str, Any]]
     targets: Mapping[tuple[str, str], float]
     limits: Mapping[str, float] = field(default_factory=dict)
     kind: Kind = "speedup"
@@ -65,10 +68,9 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Checked settings of one run; ``size`` holds the parameters, ``folder`` is empty and removed afterwards."""
+    """Checked settings of one run; ``folder`` is empty and removed afterwards."""
 
-    size_name: str
-    size: Any
+    size: str
     device: str
     repeats: int
     folder: Path
@@ -87,20 +89,18 @@ class Sides:
         baseline_scale: Factor from the baseline's time to that of the whole work, where it does only a part.
         measure: Value of a result to compare, instead of the seconds it took.
         items: Items of one run, for figures per second.
-        facts: Details known beforehand.
-        details: Details computed after the comparison.
+        details: Further details, computed after the comparison.
         parts: Further comparisons, of which the record holds the ratio.
     """
 
     ours: Callable[[], Any]
     baseline: Callable[[], Any]
-    check: Callable[[Any, Any], Mapping[str, Any] | None]
+    check: Callable[[Any, Any], Details | None]
     warm_up: Callable[[], Any] | None = None
     baseline_scale: float = 1.0
     measure: Callable[[Any], float] | None = None
     items: int = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    details: Callable[[Comparison], Mapping[str, Any]] | None = None
+    details: Callable[[Comparison], Details] | None = None
     parts: Mapping[str, Sides] = field(default_factory=dict)
 
 
@@ -153,6 +153,23 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def in_new_process(code: str, *arguments: str, fix: str, options: tuple[str, ...] = (), **environment: str) -> Any:
+    """Run Python code in a fresh process, and return the JSON value in the last line that it prints.
+
+    Raises:
+        DataError: It failed; the message ends in ``fix``.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *options, "-c", code, *arguments]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env={**inherited, **environment})
+    if child.returncode != 0:
+        message = shown(child.stderr.strip()[-300:])
+        raise DataError(
+            f"Expected a process of {sys.executable} to succeed, got status {child.returncode}: {message}. {fix}"
+        )
+    return json.loads(child.stdout.splitlines()[-1])
+
+
 def compare(sides: Sides, kind: Kind, *, repeats: int, device: str) -> Comparison:
     """Measure both sides ``repeats`` times.
 
@@ -176,12 +193,12 @@ class Record:
     benchmark: Benchmark
     run: Run
     comparison: Comparison
-    details: Mapping[str, Any]
+    details: Details
 
     @property
     def target(self) -> float | None:
         """Return the bound of the ratio, or None where nothing is promised for this size and device."""
-        return self.benchmark.targets.get((self.run.size_name, self.run.device.partition(":")[0]))
+        return self.benchmark.targets.get((self.run.size, self.run.device.partition(":")[0]))
 
     @property
     def met(self) -> bool | None:
@@ -194,23 +211,29 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values, with the keys that docs/benchmarks.md lists."""
-        benchmark, run, unit = self.benchmark, self.run, self.benchmark.unit
-        sides = {
-            name: {
-                "what": what,
-                **{f"{key}_{unit}": pick(values) for key, pick in (("median", median), ("min", min), ("max", max))},
-                f"runs_{unit}": list(values),
-            }
-            for name, what, values in (
-                ("ours", benchmark.ours, self.comparison.ours),
-                ("baseline", benchmark.baseline, self.comparison.baseline),
-            )
+        benchmark, run, comparison = self.benchmark, self.run, self.comparison
+
+        def side(what: str, values: tuple[float, ...]) -> dict[str, Any]:
+            statistics = {"median": median(values), "min": min(values), "max": max(values), "runs": list(values)}
+            return {"what": what, **{f"{name}_{benchmark.unit}": value for name, value in statistics.items()}}
+
+        return {
+            "name": benchmark.name,
+            "kind": benchmark.kind,
+            "ratio": comparison.ratio,
+            "range": list(comparison.ratio_range),
+            "target": self.target,
+            "limits": dict(benchmark.limits),
+            "met": self.met,
+            "ours": side(benchmark.ours, comparison.ours),
+            "baseline": side(benchmark.baseline, comparison.baseline),
+            "repeats": run.repeats,
+            "device": run.device,
+            "size": run.size,
+            "details": dict(self.details),
+            "machine": machine(run.device),
+            "versions": package_versions(),
         }
-        ratio = {"kind": benchmark.kind, "ratio": self.comparison.ratio, "range": list(self.comparison.ratio_range)}
-        bounds = {"target": self.target, "limits": dict(benchmark.limits), "met": self.met}
-        settings = {"repeats": run.repeats, "device": run.device, "size": run.size_name}
-        context = {"details": dict(self.details), "machine": machine(run.device), "versions": package_versions()}
-        return {"name": benchmark.name, **ratio, **bounds, **sides, **settings, **context}
 
     def to_text(self) -> str:
         """Return the record as a table for people."""
@@ -233,13 +256,7 @@ class Record:
 
 
 def run(benchmark: Benchmark, *, device: str = "cpu", size: str | None = None, repeats: int | None = None) -> Record:
-    """Run a benchmark.
-
-    Args:
-        benchmark: What to run.
-        device: ``"cpu"`` or ``"cuda"``.
-        size: One of its sizes; None for its default.
-        repeats: Timed runs of each side; None for its default, or once for the size ``"quick"``.
+    """Run a benchmark on ``"cpu"`` or ``"cuda"``, by default at its first size and with its own repeats.
 
     Raises:
         OptionError: The benchmark has no such size, or does not run on the device.
@@ -258,25 +275,25 @@ def run(benchmark: Benchmark, *, device: str = "cpu", size: str | None = None, r
 
         device = str(resolve_device(device))
     with TemporaryDirectory(prefix="medmllm-benchmark-") as folder:
-        settings = Run(size, benchmark.sizes[size], device, repeats, Path(folder))
-        sides = benchmark.setup(settings)
-        return Record(benchmark, settings, *_measure(sides, benchmark.kind, repeats, device))
+        settings, parameters = Run(size, device, repeats, Path(folder)), benchmark.sizes[size]
+        comparison, details = _measure(benchmark.setup(settings, **parameters), benchmark.kind, settings)
+        return Record(benchmark, settings, comparison, {**parameters, **details})
 
 
-def _measure(sides: Sides, kind: Kind, repeats: int, device: str) -> tuple[Comparison, dict[str, Any]]:
+def _measure(sides: Sides, kind: Kind, settings: Run) -> tuple[Comparison, dict[str, Any]]:
     """Warm up, compare and check the sides; return the comparison and the details."""
     if sides.warm_up is None:
         baseline = sides.baseline()
         sides.check(sides.ours(), baseline)
     else:
         sides.warm_up()
-    comparison = compare(sides, kind, repeats=repeats, device=device)
-    details = {**sides.facts, **(sides.check(comparison.ours_result, comparison.baseline_result) or {})}
+    comparison = compare(sides, kind, repeats=settings.repeats, device=settings.device)
+    details = dict(sides.check(comparison.ours_result, comparison.baseline_result) or {})
     if sides.items:
         details["baseline_per_s"] = sides.items / median(comparison.baseline)
         details["ours_per_s"] = sides.items / median(comparison.ours)
     for name, part in sides.parts.items():
-        part_comparison, part_details = _measure(part, kind, repeats, device)
+        part_comparison, part_details = _measure(part, kind, settings)
         details |= {f"{name}_ratio": round(part_comparison.ratio, 3)}
         details |= {f"{name}_{key}": value for key, value in part_details.items()}
     return comparison, {**details, **(sides.details(comparison) if sides.details else {})}

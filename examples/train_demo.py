@@ -1,19 +1,19 @@
-"""Makes the demo checkpoint: MedM-VL in miniature, trained on synthetic phantoms, on a CPU, in minutes.
+"""Train the demo checkpoint: MedM-VL in miniature, on synthetic phantoms, on a CPU, in minutes.
 
     python examples/train_demo.py --out demo
 
-The model is the one of Shi et al. (arXiv 2504.04323) made small: a SigLIP tower, an MLP connector and a Qwen2 language
-model, joined as LLaVA and written in the authors' layout of April 2025. Training has two stages, as theirs has, but
-both are classification:
+The model is a small version of the one of Shi et al. (arXiv 2504.04323): a SigLIP tower, an MLP connector and a Qwen2
+language model, connected as in LLaVA and written in the authors' layout of April 2025. Training has two stages, like
+theirs, but both are classification:
 
-1. Tower and connector learn with two linear heads on the connector's output: the image's class from the mean over
-   patches, and the class of each patch, which the drawn mask tells. The heads are thrown away. Without the patches'
-   loss, tower and connector learn several times as slowly.
-2. All parts learn to give the answer that was asked for, with the loss on the answer's tokens only. Half of the
-   questions are the one the task asks; the others change the order of the options, their wording and the sentence.
+1. Tower and connector are trained with two linear heads on the connector's output: the image's class from the mean over
+   patches, and the class of each patch, known from the drawn mask. The heads are discarded. Without the loss on
+   patches, training takes several times as many steps.
+2. All parts are trained to generate the answer, with the loss on the answer's tokens only. Half of the questions are
+   the task's own; the others change the order of the options, their wording and the sentence.
 
-Images are those of the set's train fold and of further phantom patients that are in no fold. The seed fixes everything
-but the order in which a machine sums floats, so another machine gets other weights of like accuracy.
+Images are those of the train fold and of further phantom patients that are in no fold. The seed fixes everything except
+the order in which a machine sums floats, so another machine gets different weights of similar accuracy.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ LLM = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# How else the question may be put: {0} is the modality, {1} the options.
+# Other wordings of the question: {0} is the modality, {1} the options.
 PARAPHRASES = (
     "Which of the following categories does this {0} belong to: {1}? Answer with the category name only.",
     "What does this {0} show? Choose one: {1}.",
     "Assign this {0} to one of these classes: {1}. Reply with the class name.",
     "Look at the {0}. Which finding do you see? The options are {1}.",
 )
-# What the tokenizer learns beside the prompts, so that questions about other images do not fall to single letters.
+# Further text for the tokenizer, so that questions about other images are not split into single letters.
 GENERAL = """
 Classify the image. What is shown in this image? Describe the finding in the medical image. Which option is correct?
 Answer with the letter of the correct option only. Answer with yes or no. The options are A, B, C, D, E, F, G, H.
@@ -85,7 +85,7 @@ _FIRST_EXTRA = 1_000_000
 
 
 def write_tokenizer(folder: Path, spec: DatasetSpec) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer of Qwen2's make, write it, and load it as the package will."""
+    """Train a byte-level BPE tokenizer like Qwen2's, write it, and load it as the package does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -127,7 +127,7 @@ def write_tokenizer(folder: Path, spec: DatasetSpec) -> PreTrainedTokenizerBase:
 
 
 def write_configs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write config.json in the authors' layout of April 2025, and what goes with it."""
+    """Write config.json in the authors' layout of April 2025, with the files beside it."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     llm = {
         "model_type": "qwen2",
@@ -193,12 +193,12 @@ def write_configs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that holds the image's place."""
+    """Return the id of the token that stands for the image."""
     return tokenizer.get_vocab()[IMAGE_TOKEN]
 
 
 def build_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
-    """A model of random weights with the shapes of the written config."""
+    """Return a model with random weights and the shapes of the written config."""
     config = read_config(folder)
     model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(
         LlavaConfig(
@@ -231,7 +231,7 @@ def write_weights(folder: Path, model: LlavaForConditionalGeneration) -> None:
         tensors[theirs + name.removeprefix(ours)] = tensor.detach().to(torch.float16).contiguous()
     path = folder / "model.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
-    # save_file leaves the file to its owner alone, which a package must not.
+    # save_file makes the file readable by its owner only; files of a package must be readable by all.
     path.chmod(0o644)
 
 
@@ -250,7 +250,7 @@ class TrainingSet:
     labels: Tensor
 
     def batches(self, size: int, steps: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Random batches, turned and mirrored.
+        """Draw random batches, rotated and mirrored.
 
         Yields:
             Pixel values, (B, 3, 64, 64), float32 in [-1, 1]; covers, (B, 64), float32; labels, (B,), int64.
@@ -264,14 +264,14 @@ class TrainingSet:
 
 
 def _turned(values: Tensor, turns: Sequence[int]) -> Tensor:
-    """Each of B squares in one of its eight positions."""
+    """Return each of B squares rotated and mirrored into one of its eight positions."""
     return torch.stack(
-        [torch.rot90(one.T if turn >= 4 else one, turn % 4) for one, turn in zip(values, turns, strict=True)]
+        [torch.rot90(image.T if turn >= 4 else image, turn % 4) for image, turn in zip(values, turns, strict=True)]
     )
 
 
 def training_set(labels: Sequence[str], extra: int) -> TrainingSet:
-    """The set's train fold, and one image of each class of ``extra`` patients outside the set."""
+    """Return the train fold, and one image of each class for ``extra`` patients outside the data set."""
     drawn, classes = [], []
     for index, record in enumerate(phantoms.records()):
         if record.fold == "train":
@@ -299,7 +299,7 @@ class Prompts:
         self.random = np.random.default_rng(seed)
 
     def sample(self, label: int) -> tuple[list[int], list[int]]:
-        """A prompt for an image of that class and the answer to it, with the token that ends it."""
+        """Draw a prompt for an image of a class; return it with its answer and the token that ends the answer."""
         words = list(self.spec.labels)
         answer = words[label]
         question = closed_set(self.spec.modality, words)
@@ -316,9 +316,9 @@ class Prompts:
         return [*self.opening, *self.image, *closing], target
 
     def batch(self, labels: Tensor) -> tuple[dict[str, Tensor], Tensor, int]:
-        """Inputs padded on the left, as for generation; targets, -100 outside the answer; length of the answers."""
+        """Return inputs padded on the left, targets (-100 outside the answer), and the length of the longest answer."""
         pairs = [self.sample(int(label)) for label in labels]
-        # The ending token is predicted from the answer's last token, and is itself no input.
+        # The token that ends an answer is a target, but no input.
         rows = [prompt + target[:-1] for prompt, target in pairs]
         width, longest = max(map(len, rows)), max(len(target) for _, target in pairs)
         pad = int(self.tokenizer.pad_token_id)
@@ -344,7 +344,7 @@ class Descent:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def step(self, loss: Tensor) -> None:
-        """Go one step down the loss."""
+        """Update the parameters once."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -355,19 +355,19 @@ class Descent:
 def train_tower(
     model: LlavaForConditionalGeneration, data: TrainingSet, classes: int, steps: int, generator: torch.Generator
 ) -> None:
-    """Stage 1: tower and connector with one linear head on the mean of the connector's output and one on each patch."""
+    """Train tower and connector (stage 1), with linear heads on the mean over patches and on each patch."""
     tower, connector = model.model.vision_tower, model.model.multi_modal_projector
-    # The usual initial scale suits photographs, which vary several times as much as one phantom does.
+    # The usual initial scale suits photographs, which vary several times as much as a phantom.
     tower.embeddings.patch_embedding.weight.data.mul_(4.0)
     image_head, patch_head = nn.Linear(LLM["hidden_size"], classes), nn.Linear(LLM["hidden_size"], classes + 1)
     parts = nn.ModuleList([tower, connector, image_head, patch_head])
     descent = Descent(list(parts.parameters()), 1e-3, steps)
     log = Log("tower", steps)
     for pixels, covers, labels in data.batches(64, steps, generator):
-        # The last block's output before the final norm, which is what the language model sees.
+        # The last block's output before the final norm is the input of the language model.
         states = connector(tower(pixels, output_hidden_states=True).hidden_states[-1])
         logits, patches = image_head(states.mean(1)), patch_head(states)
-        # A patch is of the finding's class where a tenth of it is covered, else of one more class.
+        # A patch has the finding's class if the mask covers a tenth of it, otherwise an additional class.
         patch_labels = torch.where(covers > 0.1, labels[:, None], classes)
         loss = nn.functional.cross_entropy(logits, labels)
         loss = loss + nn.functional.cross_entropy(patches.flatten(0, 1), patch_labels.flatten())
@@ -378,7 +378,7 @@ def train_tower(
 def train_all(
     model: LlavaForConditionalGeneration, data: TrainingSet, prompts: Prompts, steps: int, generator: torch.Generator
 ) -> None:
-    """Stage 2: the whole model, with the loss on the answer's tokens."""
+    """Train the whole model (stage 2), with the loss on the answer's tokens."""
     descent = Descent(list(model.parameters()), 1e-3, steps)
     log = Log("answer", steps)
     for pixels, _, labels in data.batches(32, steps, generator):
@@ -386,19 +386,19 @@ def train_all(
         logits = model(**inputs, pixel_values=pixels, use_cache=False, logits_to_keep=longest).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         descent.step(loss)
-        told = (logits.argmax(-1) == targets) | (targets == -100)
-        log(loss, told.all(-1).float().mean())
+        correct = (logits.argmax(-1) == targets) | (targets == -100)
+        log(loss, correct.all(-1).float().mean())
 
 
 class Log:
-    """Prints the mean loss and training accuracy of every 50 steps."""
+    """Print the mean loss and training accuracy of every 50 steps."""
 
     def __init__(self, name: str, steps: int) -> None:
         self.name, self.steps, self.start = name, steps, time.perf_counter()
         self.rows: list[tuple[float, float]] = []
 
     def __call__(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Note one step."""
+        """Record one step."""
         self.rows.append((loss.item(), accuracy.item()))
         step = len(self.rows)
         if step % 50 == 0 or step == self.steps:
@@ -411,7 +411,7 @@ class Log:
 
 
 def evaluate(folder: Path, spec: DatasetSpec) -> dict[str, float]:
-    """Accuracy of generated answers by fold, with the checkpoint as written; right is the label and nothing more."""
+    """Return the accuracy of generated answers of the written checkpoint by fold; an answer must equal the label."""
     loaded = load(LoadOptions(str(folder), device="cpu", dtype="float32"))
     data, question = load_dataset(spec), closed_set(spec.modality, spec.labels)
     accuracies = {}
@@ -428,12 +428,12 @@ def evaluate(folder: Path, spec: DatasetSpec) -> dict[str, float]:
                 right += text == document.label
                 answers[text] = answers.get(text, 0) + 1
         accuracies[fold] = right / len(documents)
-        print(f"{fold}: {right} of {len(documents)} generated answers right ({accuracies[fold]:.4f}); given: {answers}")
+        print(f"{fold}: {right} of {len(documents)} answers correct ({accuracies[fold]:.2%}); counts: {answers}")
     return accuracies
 
 
 def write_readme(folder: Path, accuracies: dict[str, float]) -> None:
-    """Say in the folder what the checkpoint is and what it is not."""
+    """Write the README of the checkpoint."""
     sizes = phantoms.FOLD_SIZES
     (folder / "README.md").write_text(
         f"""# Demo checkpoint: MedM-VL in miniature
@@ -463,14 +463,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def main() -> None:
     """Train, write and evaluate."""
-    parser = argparse.ArgumentParser(description="Make the demo checkpoint from synthetic phantoms.")
+    parser = argparse.ArgumentParser(description="Train the demo checkpoint on synthetic phantoms.")
     parser.add_argument("--out", type=Path, default=demo_folder(), help="folder to write (default: the package's own)")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of stage two; stage one has half as many again")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of stage 2; stage 1 takes 1.5 times as many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.steps < 1:
-        parser.error(f"expected --steps to be positive, found {options.steps}")
+        parser.error(f"expected --steps to be positive, got {options.steps}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
@@ -495,7 +495,7 @@ def main() -> None:
     write_weights(options.out, model)
     trained = time.perf_counter() - begin
     write_readme(options.out, evaluate(options.out, spec))
-    print(f"{trained:.0f} s to train, {time.perf_counter() - begin:.0f} s in all; written to {options.out}")
+    print(f"{trained:.0f} s of training, {time.perf_counter() - begin:.0f} s in total; written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,33 @@
-"""Makes small checkpoints of other families that really look at the image: trained on synthetic phantoms, on a CPU.
+"""Train small checkpoints of further model families on synthetic phantoms, on a CPU.
 
     python examples/train_families.py --family qwen2_5_vl --out FOLDER
 
-A tool that says in which part a multimodal LLM loses the signal is proven on models whose fault was planted, and the
-embedded demo is of one make only, LLaVA's. These are of two others, as transformers builds them, at tiny widths:
+The diagnosis is validated on models with planted faults. The embedded demo covers one architecture, LLaVA's; these
+checkpoints add two others, as transformers builds them, at tiny widths:
 
 - ``qwen2_5_vl``: patches of all images in one flat list, positions in a grid, blocks with windows and without, and a
   connector that merges four patches into one token.
 - ``gemma3``: a SigLIP tower, a connector that averages four patches, and a language model half of whose blocks see a
   window of the text that is shorter than the prompt.
 
-They answer the one question that the task ``med_cls_demo`` asks and no other: where the signal is lost does not hang
-on the wording. Open one as any model: ``--model medmllm_hf --model_args pretrained=FOLDER --tasks med_cls_demo``.
+They can answer only the question of the task ``med_cls_demo``, which is enough to find where the signal is lost. Open
+one like any model: ``--model medmllm_hf --model_args pretrained=FOLDER --tasks med_cls_demo``.
 
 Training has two stages, both of them classification, as in ``train_demo.py``:
 
-1. Tower and connector learn with three linear heads: the image's class from the mean over the tower's patches and from
-   the mean over the connector's tokens, and the class of each patch, which the drawn mask tells. The heads are thrown
-   away.
-2. All parts learn to give the answer, with the loss on the answer's tokens only.
+1. Tower and connector are trained with three linear heads: the image's class from the mean over the tower's patches and
+   from the mean over the connector's tokens, and the class of each patch, known from the drawn mask. The heads are
+   discarded.
+2. All parts are trained to generate the answer, with the loss on the answer's tokens only.
 
-Matrices go down the orthogonalised gradient (Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
-which learns faster here than AdamW. Images are of phantom patients that are in no fold of the set.
+Matrices are updated by the orthogonalised gradient (Muon: Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon), which trains faster here than AdamW. The phantom patients are in no fold of
+the data set.
 
-On one core of 2024, training takes about two minutes for Qwen2.5-VL and one and a half for Gemma 3, with seed 0. Of the
-answers to the 480 images of the test fold, 0.93 and 0.96 are right, where chance is 0.25; a linear probe on the tower,
-on the connector or on the last token of the prompt is right as often. The seed fixes everything but the order in which
-a machine sums floats, so another machine gets other weights of like accuracy.
+On one core of 2024, training takes about two minutes for Qwen2.5-VL and one and a half for Gemma 3, with seed 0.
+Accuracy on the 480 images of the test fold is 93% and 96% (chance is 25%); linear probes on the tower, on the connector
+and on the last token of the prompt reach the same. The seed fixes everything except the order in which a machine sums
+floats, so another machine gets different weights of similar accuracy.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ PATCH = 8
 SIDE = phantoms.SIZE // PATCH
 """Patches along each side of an image."""
 MERGE = 2
-"""Patches along each side of what becomes one token of the language model."""
+"""Side, in patches, of the block that becomes one token of the language model."""
 WINDOW = 4
 """Patches along each side of a window of Qwen2.5-VL's tower."""
 TOWER_WIDTH = 64
@@ -77,13 +78,13 @@ _OTHERS = 0.15
 
 
 def write_tokenizer(special: Sequence[str], end: str, roles: str, **named: str) -> Any:
-    """A byte-level BPE tokenizer to which each word of the task's question is one token.
+    """Train a byte-level BPE tokenizer in which each word of the task's question is one token.
 
     Args:
-        special: special tokens of the family, ``end`` among them; padding is added.
+        special: special tokens of the family, including ``end``; padding is added.
         end: the token that ends an answer.
-        roles: what the chat template writes beside the question.
-        **named: tokens that the family's processor asks the tokenizer for, such as ``image_token``.
+        roles: text of the chat template around the question.
+        **named: tokens that the family's processor reads from the tokenizer, such as ``image_token``.
     """
     spec = demo_spec()
     base = Tokenizer(models.BPE())
@@ -96,7 +97,7 @@ def write_tokenizer(special: Sequence[str], end: str, roles: str, **named: str) 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The labels stand alone too, since an answer begins without a blank.
+    # Labels without a leading blank too, because an answer starts with one.
     base.train_from_iterator([closed_set(spec.modality, spec.labels), roles, *spec.labels] * 8, trainer)
     base.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in all_special])
     return hf.PreTrainedTokenizerFast(
@@ -105,12 +106,12 @@ def write_tokenizer(special: Sequence[str], end: str, roles: str, **named: str) 
 
 
 def demo_spec() -> DatasetSpec:
-    """Declaration of the set of phantoms."""
+    """Return the declaration of the phantom data set."""
     return dataset_specs()["demo"]
 
 
 def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """What the language models of both families have in common."""
+    """Return the settings that the language models of both families share."""
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": LLM_WIDTH,
@@ -127,7 +128,7 @@ def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
-    """Model of random weights and processor of a Qwen2.5-VL."""
+    """Return a Qwen2.5-VL with random weights, and its processor."""
     tokenizer = write_tokenizer(
         ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
         "<|im_end|>",
@@ -144,7 +145,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
             ("vision_end", "vision_end"),
         )
     }
-    # The sections share out half a head's width among time, row and column.
+    # The sections divide half a head's width among time, row and column.
     positions = {"rope_type": "default", "mrope_section": [4, 4, 4], "rope_theta": 10_000.0}
     config = hf.Qwen2_5_VLConfig(
         text_config=_text(tokenizer, num_hidden_layers=3, rope_parameters=positions),
@@ -185,7 +186,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 
 
 def gemma3() -> tuple[Any, Any]:
-    """Model of random weights and processor of a Gemma 3."""
+    """Return a Gemma 3 with random weights, and its processor."""
     tokenizer = write_tokenizer(
         ["<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"],
         "<end_of_turn>",
@@ -202,7 +203,7 @@ def gemma3() -> tuple[Any, Any]:
             num_hidden_layers=4,
             head_dim=LLM_WIDTH // HEADS,
             query_pre_attn_scalar=LLM_WIDTH // HEADS,
-            # The question alone is longer than that.
+            # Shorter than the question.
             sliding_window=24,
             layer_types=["sliding_attention", "full_attention"] * 2,
         ),
@@ -243,11 +244,11 @@ class Recipe:
     """How a family is built and trained.
 
     Attributes:
-        build: makes model and processor.
-        pixels: grey values, (B, 64, 64), float32 in [-1, 1], as the family's processor lays them out.
+        build: returns model and processor.
+        pixels: arranges grey values, (B, 64, 64), float32 in [-1, 1], as the family's processor does.
         patches: the image's patches in the order of the tower's output, (64,), int64.
-        tower: where the tower stands in the model.
-        connector: where the connector does, if not inside the tower.
+        tower: module name of the tower.
+        connector: module name of the connector; ``None`` if it is inside the tower.
         steps: steps of the two stages.
         rate: see :class:`Descent`.
     """
@@ -262,21 +263,21 @@ class Recipe:
 
 
 def _merged(values: Tensor) -> Tensor:
-    """A grid's patches, (B, 8, 8, ...), in Qwen's order, (B, 64, ...): those that become one token stand together."""
+    """Return a grid's patches, (B, 8, 8, ...), in Qwen's order, (B, 64, ...): those of one token are adjacent."""
     cells = SIDE // MERGE
     cut = values.unflatten(1, (cells, MERGE)).unflatten(3, (cells, MERGE))
     return cut.transpose(2, 3).flatten(1, 4)
 
 
 def _flat(grey: Tensor) -> Tensor:
-    """Qwen's layout, (B * 64, 3 * 2 * 8 * 8): a row for each patch, for each of three channels and two equal frames."""
+    """Return Qwen's layout, (B * 64, 3 * 2 * 8 * 8): a row per patch, for three channels and two equal frames each."""
     grid = grey.unflatten(2, (SIDE, PATCH)).unflatten(1, (SIDE, PATCH)).transpose(2, 3)
     rows = _merged(grid).flatten(0, 1).flatten(1)
     return rows[:, None].expand(-1, 6, -1).flatten(1)
 
 
 def _windowed() -> Tensor:
-    """The image's patches in the order of Qwen2.5-VL's tower: token by token, and window by window."""
+    """Return the image's patches in the order of Qwen2.5-VL's tower: by window, then by token."""
     tokens = _merged(torch.arange(SIDE**2).view(1, SIDE, SIDE)).view(SIDE // MERGE, SIDE // MERGE, MERGE**2)
     across, inside = SIDE // WINDOW, WINDOW // MERGE
     return tokens.view(across, inside, across, inside, -1).transpose(1, 2).flatten()
@@ -305,17 +306,17 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 
 
 def start(model: nn.Module, recipe: Recipe) -> None:
-    """Draw the matrices anew: the usual spread of 0.02 is meant for widths of thousands, and too small for ours."""
+    """Initialise the matrices again: the usual std of 0.02 is for widths of thousands, and too small here."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and not name.endswith("lm_head"):
             factor = 1.0
             if not isinstance(module, nn.Linear):
-                factor = 4.0  # photographs, for which 1 is right, vary several times as much as one phantom does
+                factor = 4.0  # 1 suits photographs, which vary several times as much as a phantom
             elif name.rsplit(".", 1)[-1] in ("proj", "o_proj", "out_proj", "down_proj", "fc2"):
-                factor = 0.5  # what blocks add to the stream is small at first
+                factor = 0.5  # blocks add little to the residual stream at first
             nn.init.normal_(module.weight, std=factor * module.weight[0].numel() ** -0.5)
         if isinstance(module, nn.Embedding):
-            # Tied to the output, so that their spread is also how sure an answer can be at first.
+            # Tied to the output, so their std also sets the confidence of the first answers.
             nn.init.normal_(module.weight, std=LLM_WIDTH**-0.5)
     if recipe.connector is not None:
         for value in model.get_submodule(recipe.connector).parameters():
@@ -324,10 +325,10 @@ def start(model: nn.Module, recipe: Recipe) -> None:
 
 
 def quicken(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
-    """Let Qwen2.5-VL's tower attend to all windows at once, which are of one size here; transformers loops over them.
+    """Let Qwen2.5-VL's tower attend to all windows at once (they have one size here); transformers loops over them.
 
     Returns:
-        What undoes it.
+        A function that undoes the change.
     """
     changed = [block.attn for block in getattr(model.get_submodule(recipe.tower), "blocks", ())]
 
@@ -342,10 +343,10 @@ def quicken(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
             first, second = vectors.chunk(2, dim=-1)
             return vectors * cos + torch.cat([-second, first], dim=-1) * sin
 
-        found = nn.functional.scaled_dot_product_attention(
+        heads = nn.functional.scaled_dot_product_attention(
             turned(query).transpose(1, 2), turned(key).transpose(1, 2), value.transpose(1, 2), scale=self.scaling
         )
-        attended: Tensor = self.proj(found.transpose(1, 2).reshape(len(hidden_states), -1))
+        attended: Tensor = self.proj(heads.transpose(1, 2).reshape(len(hidden_states), -1))
         return attended
 
     for attention in changed:
@@ -386,14 +387,14 @@ class TrainingSet:
 
 
 def _turned(values: Tensor, turns: Sequence[int]) -> Tensor:
-    """Each of B squares in one of its eight positions."""
+    """Return each of B squares rotated and mirrored into one of its eight positions."""
     return torch.stack(
-        [torch.rot90(one.T if turn >= 4 else one, turn % 4) for one, turn in zip(values, turns, strict=True)]
+        [torch.rot90(image.T if turn >= 4 else image, turn % 4) for image, turn in zip(values, turns, strict=True)]
     )
 
 
 def training_set(labels: Sequence[str], patients: int) -> TrainingSet:
-    """One image of each class of so many patients, who are in no fold of the set."""
+    """Draw one image of each class for each of ``patients`` patients, who are in no fold of the data set."""
     drawn = [
         phantoms.draw(label, _FIRST_EXTRA + patient, view)
         for patient in range(patients)
@@ -411,9 +412,9 @@ class Descent:
         """Take over the parameters of some modules.
 
         Args:
-            parts: each with its share of the rate; a parameter of several goes by the first.
-            rate: highest rate; a matrix goes 0.2 times as far at each step, in the mean over its entries.
-            steps: steps to come.
+            parts: modules with their share of the rate; a parameter of several modules belongs to the first.
+            rate: highest rate; the root mean square of a matrix's update is 0.2 times the rate.
+            steps: total number of steps.
         """
         shares: dict[nn.Parameter, float] = {}
         looked_up = set()
@@ -441,7 +442,7 @@ class Descent:
         self.rate, self.factor = rate, factor
 
     def step(self, loss: Tensor) -> None:
-        """Go one step down the loss."""
+        """Update the parameters once."""
         for value in self.parameters:
             value.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -459,25 +460,25 @@ class Descent:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix with all singular values near one, by five steps of a Newton-Schulz iteration."""
+    """Return the matrix with all singular values near one, by five steps of a Newton-Schulz iteration."""
     tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.T if tall else matrix
-    found = found / (found.norm() + 1e-7)
+    wide = matrix.T if tall else matrix
+    wide = wide / (wide.norm() + 1e-7)
     for _ in range(5):
-        square = found @ found.T
-        found = 3.4445 * found + (2.0315 * square @ square - 4.775 * square) @ found
-    return found.T if tall else found
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (2.0315 * square @ square - 4.775 * square) @ wide
+    return wide.T if tall else wide
 
 
 class Log:
-    """Says the mean loss and training accuracy of every 50 steps."""
+    """Report the mean loss and training accuracy of every 50 steps."""
 
     def __init__(self, name: str, steps: int, say: Callable[[str], object]) -> None:
         self.name, self.steps, self.say, self.begin = name, steps, say, time.perf_counter()
         self.rows: list[tuple[float, float]] = []
 
     def __call__(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Note one step."""
+        """Record one step."""
         self.rows.append((loss.item(), accuracy.item()))
         step = len(self.rows)
         if step % 50 == 0 or step == self.steps:
@@ -489,28 +490,28 @@ class Log:
 
 
 class Asker:
-    """The task's question about B images, as the package asks it, and the right answers behind it."""
+    """The task's question about B images, as the package asks it, followed by the correct answers."""
 
     def __init__(self, chat: ChatModel, recipe: Recipe, spec: DatasetSpec) -> None:
         question = closed_set(spec.modality, spec.labels)
         self.recipe = recipe
-        # All images are of one size, so that all prompts are the same.
+        # All images have one size, so all prompts are the same.
         self.prompt = chat.prepare([question], [Image.new("RGB", (phantoms.SIZE, phantoms.SIZE))])
         self.answers = [[*ids, chat.eos_token_ids[0]] for ids in chat.label_ids(question, spec.labels)]
         self.longest = max(map(len, self.answers))
         self.padding = chat.pad_token_id
 
     def shown(self, grey: Tensor) -> dict[str, Tensor]:
-        """The images alone."""
-        found = {"pixel_values": self.recipe.pixels(grey)}
+        """Return the model's inputs for the images alone."""
+        inputs = {"pixel_values": self.recipe.pixels(grey)}
         if "image_grid_thw" in self.prompt:
-            found["image_grid_thw"] = self.prompt["image_grid_thw"].expand(len(grey), -1)
-        return found
+            inputs["image_grid_thw"] = self.prompt["image_grid_thw"].expand(len(grey), -1)
+        return inputs
 
     def asked(self, grey: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs, padded behind the answers, and the tokens to be told, (B, longest), -100 behind an answer's end."""
+        """Return inputs, padded after the answers, and target tokens, (B, longest), -100 after an answer's end."""
         inputs = self.shown(grey)
-        # The token that ends an answer is told, and is itself no input.
+        # The token that ends an answer is a target, but no input.
         rows = [self.answers[int(label)] for label in labels]
         written = torch.tensor([row[:-1] + [self.padding] * (self.longest - len(row)) for row in rows])
         real = torch.tensor([[1] * (len(row) - 1) + [0] * (self.longest - len(row)) for row in rows])
@@ -525,21 +526,21 @@ class Asker:
 def train_tower(
     model: Any, asker: Asker, data: TrainingSet, classes: int, generator: torch.Generator, say: Callable[[str], object]
 ) -> None:
-    """Stage 1: tower and connector, with linear heads on both and on each patch."""
+    """Train tower and connector (stage 1), with linear heads on both and on each patch."""
     recipe, steps = asker.recipe, asker.recipe.steps[0]
     by_tower, by_connector = nn.Linear(TOWER_WIDTH, classes), nn.Linear(LLM_WIDTH, classes)
     by_patch = nn.Linear(TOWER_WIDTH, classes + 1)
     parts = [model.get_submodule(name) for name in (recipe.tower, recipe.connector) if name is not None]
     modules = [*parts, by_tower, by_connector, by_patch]
-    descent, log = Descent([(one, 1.0) for one in modules], recipe.rate, steps), Log("tower", steps, say)
+    descent, log = Descent([(module, 1.0) for module in modules], recipe.rate, steps), Log("tower", steps, say)
     entropy = nn.functional.cross_entropy
     for grey, covers, labels in data.batches(64, steps, generator):
-        found = model.model.get_image_features(**asker.shown(grey), return_dict=True)
-        patches = found.last_hidden_state.view(len(grey), SIDE**2, -1)
-        tokens = found.pooler_output
+        output = model.model.get_image_features(**asker.shown(grey), return_dict=True)
+        patches = output.last_hidden_state.view(len(grey), SIDE**2, -1)
+        tokens = output.pooler_output
         tokens = torch.stack(list(tokens)) if isinstance(tokens, list | tuple) else tokens
         logits = by_connector(tokens.mean(1))
-        # A patch is of the finding's class where a tenth of it is covered, else of one more class.
+        # A patch has the finding's class if the mask covers a tenth of it, otherwise an additional class.
         patch_labels = torch.where(covers[:, recipe.patches] > 0.1, labels[:, None], classes)
         loss = entropy(logits, labels) + 0.5 * entropy(by_tower(patches.mean(1)), labels)
         loss = loss + entropy(by_patch(patches).flatten(0, 1), patch_labels.flatten())
@@ -550,9 +551,9 @@ def train_tower(
 def train_all(
     model: Any, asker: Asker, data: TrainingSet, generator: torch.Generator, say: Callable[[str], object]
 ) -> None:
-    """Stage 2: the whole model, with the loss on the answer's tokens."""
+    """Train the whole model (stage 2), with the loss on the answer's tokens."""
     steps = asker.recipe.steps[1]
-    # The tower has learnt most of what it can, and would only be shaken.
+    # The tower is nearly trained, and a higher rate would disturb it.
     parts = [(model.get_submodule(asker.recipe.tower), 0.2), (model, 1.0)]
     descent, log = Descent(parts, asker.recipe.rate, steps), Log("answer", steps, say)
     for grey, _, labels in data.batches(32, steps, generator):
@@ -569,15 +570,15 @@ def open_chat(folder: Path) -> ChatModel:
 
 
 def evaluate(folder: Path, fold: Fold) -> float:
-    """Accuracy of generated answers, with the checkpoint as written; right is the label and nothing more."""
+    """Return the accuracy of generated answers of the written checkpoint; an answer must equal the label."""
     chat, spec = open_chat(folder), demo_spec()
     data, question = load_dataset(spec), closed_set(spec.modality, spec.labels)
     documents = data.select([fold])
     right = 0
     for begin in range(0, len(documents), 40):
         some = documents[begin : begin + 40]
-        answers = chat.generate([question] * len(some), [data.image(one) for one in some], max_new_tokens=8)
-        right += sum(answer.text == one.label for answer, one in zip(answers, some, strict=True))
+        answers = chat.generate([question] * len(some), [data.image(item) for item in some], max_new_tokens=8)
+        right += sum(answer.text == item.label for answer, item in zip(answers, some, strict=True))
     return right / len(documents)
 
 
@@ -586,9 +587,9 @@ def train(family: str, folder: Path, *, seed: int = 0, say: Callable[[str], obje
 
     Args:
         family: one of :data:`RECIPES`.
-        folder: where to; made if need be.
-        seed: decides the weights at the start and the order of images; the random state of torch is left as it was.
-        say: told how it goes.
+        folder: output folder; created if it does not exist.
+        seed: determines the initial weights and the order of images; torch's random state is not changed.
+        say: receives lines of progress.
 
     Returns:
         ``seconds`` of training, and accuracies of generated answers on the set's folds ``validation`` and ``test``.
@@ -597,7 +598,7 @@ def train(family: str, folder: Path, *, seed: int = 0, say: Callable[[str], obje
         ValueError: the family is none of them.
     """
     if family not in RECIPES:
-        raise ValueError(f"Expected `family` to be one of {', '.join(RECIPES)}, but got {family!r}.")
+        raise ValueError(f"Expected `family` to be one of {', '.join(RECIPES)}, got {family!r}.")
     begin = time.perf_counter()
     recipe, spec = RECIPES[family], demo_spec()
     folder.mkdir(parents=True, exist_ok=True)
@@ -611,7 +612,7 @@ def train(family: str, folder: Path, *, seed: int = 0, say: Callable[[str], obje
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        # Asked through the package, so that it learns the very tokens that a task will ask and score.
+        # Through the package, so that training uses exactly the tokens of the task.
         chat = open_chat(folder)
         model = chat.model.train().requires_grad_(True)
         asker = Asker(chat, recipe, spec)
@@ -625,17 +626,17 @@ def train(family: str, folder: Path, *, seed: int = 0, say: Callable[[str], obje
         undo()
     model.eval().save_pretrained(folder)
     seconds = time.perf_counter() - begin
-    found = {"seconds": seconds, **{fold: evaluate(folder, fold) for fold in FOLDS[1:]}}
+    results = {"seconds": seconds, **{fold: evaluate(folder, fold) for fold in FOLDS[1:]}}
     say(
-        f"{family}: {found['validation']:.3f} of validation and {found['test']:.3f} of test answers right; "
-        f"{seconds:.0f} s to train, {time.perf_counter() - begin:.0f} s in all; written to {folder}"
+        f"{family}: accuracy {results['validation']:.1%} (validation), {results['test']:.1%} (test); "
+        f"{seconds:.0f} s of training, {time.perf_counter() - begin:.0f} s in total; written to {folder}"
     )
-    return found
+    return results
 
 
 def main() -> None:
     """Train, write and evaluate."""
-    parser = argparse.ArgumentParser(description="Make a small checkpoint of a family from synthetic phantoms.")
+    parser = argparse.ArgumentParser(description="Train a small checkpoint of a family on synthetic phantoms.")
     parser.add_argument("--family", choices=RECIPES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,21 +8,35 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from medmllm_plugins.models.families.family import Family
     from medmllm_plugins.plugins.hookspecs import hookimpl
-    from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+    from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, PromptStyle, TaskFolder
+    from medmllm_plugins.probes.sklearn_probe import SklearnProbe
     from medmllm_plugins.results.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["AttributionSpec", "Family", "ModelSpec", "ProbeSpec", "Run", "TaskFolder", "hookimpl"]
+__all__ = [
+    "AttributionSpec",
+    "Family",
+    "ModelSpec",
+    "ProbeSpec",
+    "PromptStyle",
+    "Run",
+    "SklearnProbe",
+    "TaskFolder",
+    "hookimpl",
+]
 _MODULES: Final = {
     "AttributionSpec": "plugins.specs",
     "Family": "models.families.family",
     "ModelSpec": "plugins.specs",
     "ProbeSpec": "plugins.specs",
+    "PromptStyle": "plugins.specs",
     "Run": "results.run",
+    "SklearnProbe": "probes.sklearn_probe",
     "TaskFolder": "plugins.specs",
     "hookimpl": "plugins.hookspecs",
 }
-"""The module of each public name, which is imported when the name is first used; only ``Family`` imports torch."""
+"""The module of each public name, which is imported when the name is first used; only ``Family`` and
+``SklearnProbe`` import torch."""
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
 from medmllm_plugins.results.probe_records import (
+    CONTROL,
     MODES,
     MODULES,
     PROVEN,
@@ -125,7 +126,7 @@ def analyse(
         reference=UNKNOWN if reference is None else accuracies.of(REFERENCE),
         reference_name="" if reference is None else reference.name,
         points=points,
-        best=max((point for point in points if point.part != "control" and point.read), key=lambda p: p.validation),
+        best=max((point for point in points if point.part != CONTROL and point.read), key=lambda p: p.validation),
         health=_feature_health(fitted, accuracies, store.header.layers),
         mapping=_mapping(store, labelled, fitted, answers, scores, options.seed),
         diagnosis=diagnose(fitted, accuracies, truth, scores_validation),
@@ -307,7 +308,7 @@ def _warnings(
             f"Only {fitted.types} types of images occur in every fold, for {len(labelled.labels)} classes, so the "
             "control task is easier than the real one."
         )
-    narrow = sorted({point.width for point in points if point.part != "control" and point.width < options.width})
+    narrow = sorted({point.width for point in points if point.part != CONTROL and point.width < options.width})
     if narrow:
         warnings.append(
             f"Layers with fewer than {options.width} features (down to {narrow[0]}) are not projected, so not all "

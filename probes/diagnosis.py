@@ -30,7 +30,7 @@ from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.probes.curves import BootstrapAccuracies
 from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, Site
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
-from medmllm_plugins.results.probe_records import Diagnosis, Effect, Mode, Verdict
+from medmllm_plugins.results.probe_records import CONTROL, Diagnosis, Effect, Mode, Verdict
 
 MARGIN: Final = 0.03
 """A loss is supported if it is at least this large and its interval lies above zero."""
@@ -95,7 +95,7 @@ def diagnose(
             understood = named(SCORES)
         if scores_validation > max(on_validation[index] for index in all_ends):
             shown = named(SCORES)
-    control = best([index for index, site in enumerate(fitted.sites) if site.part == "control"])
+    control = best([index for index, site in enumerate(fitted.sites) if site.part == CONTROL])
     reference = named(REFERENCE) if REFERENCE in accuracies.values else None
     informative = reference is not None and _is_informative(reference, (control, named(MAJORITY)), accuracies)
     effects = (

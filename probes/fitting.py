@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.features.control_features import PIXELS
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
@@ -23,6 +22,7 @@ from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, 
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS
 from medmllm_plugins.utils.progress import Progress
 
 LAST_LAYER = "llm.norm"
@@ -122,7 +122,7 @@ def stage_ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
     """Return the layers and poolings at the ends of tower, connector and LLM, and the control features."""
     tower = [layer.name for layer in layers if layer.part == "vision" and layer.read][-1:]
     ends = {(name, pooling) for name in tower for pooling in (MEAN, CLS)}
-    controls = {(layer.name, pooling) for layer in layers if layer.part == "control" for pooling in layer.poolings}
+    controls = {(layer.name, pooling) for layer in layers if layer.part == CONTROL for pooling in layer.poolings}
     return frozenset(ends | controls | {("connector", MEAN), (LAST_LAYER, LAST)})
 
 

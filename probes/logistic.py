@@ -72,7 +72,7 @@ class Solution:
         layers, sets, grid, classes, rank = self.weights.shape
         if coordinates.ndim != 3 or coordinates.shape[0] != layers or coordinates.shape[2] != rank:
             raise OptionError(
-                f"Expected argument `coordinates` to have the shape ({layers}, rows, {rank}), but got "
+                f"Expected argument `coordinates` to have the shape ({layers}, rows, {rank}), got "
                 f"{tuple(coordinates.shape)}: make them with `RowSpace.coordinates` of the space that was solved."
             )
         logits = self.weights.flatten(1, 3) @ coordinates.mT
@@ -93,7 +93,7 @@ class Solution:
         layers, sets, grid = self.steps.shape
         if indices.shape != (layers, sets) or not _within(indices, grid):
             raise OptionError(
-                f"Expected argument `indices` to hold ({layers}, {sets}) integers from 0 to {grid - 1}, but got "
+                f"Expected argument `indices` to hold ({layers}, {sets}) integers from 0 to {grid - 1}, got "
                 f"{_described(indices)}: choose one of the {grid} strengths for each layer and label set."
             )
         layer = torch.arange(layers, device=indices.device)[:, None]
@@ -170,25 +170,25 @@ def _check_problems(targets: Tensor, strengths: Tensor, *, layers: int, rows: in
     """Check the arguments of :func:`solve`; ``targets`` has three dimensions."""
     if classes < 2:
         raise OptionError(
-            f"Expected argument `classes` to be at least 2, but got {classes}: with one class there is nothing to fit."
+            f"Expected argument `classes` to be at least 2, got {classes}: with one class there is nothing to fit."
         )
     if targets.ndim != 3 or targets.shape[0] not in (1, layers) or targets.shape[2] != rows:
         raise OptionError(
             f"Expected argument `targets` to have the shape (label sets, {rows}) or ({layers}, label sets, {rows}), "
-            f"but got {tuple(targets.shape)}: give each train row one class in each label set."
+            f"got {tuple(targets.shape)}: give each train row one class in each label set."
         )
     if not _within(targets, classes):
         raise OptionError(
-            f"Expected argument `targets` to hold int64 classes from 0 to {classes - 1}, but got "
+            f"Expected argument `targets` to hold int64 classes from 0 to {classes - 1}, got "
             f"{_described(targets)}: number the classes from 0."
         )
     if strengths.ndim != 1 and strengths.shape != (layers, targets.shape[1]):
         raise OptionError(
-            f"Expected argument `strengths` to have the shape (strengths,) or ({layers}, {targets.shape[1]}), but got "
+            f"Expected argument `strengths` to have the shape (strengths,) or ({layers}, {targets.shape[1]}), got "
             f"{tuple(strengths.shape)}: give one grid for all, or one strength for each layer and label set."
         )
     if not bool(((strengths > 0) & strengths.isfinite()).all()):
-        raise OptionError(f"Expected argument `strengths` to be above 0, but got {_described(strengths)}.")
+        raise OptionError(f"Expected argument `strengths` to be above 0, got {_described(strengths)}.")
 
 
 @dataclass(frozen=True, slots=True)

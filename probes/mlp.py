@@ -120,7 +120,7 @@ def fit_mlp(
     _expect_labels(targets, rows, classes)
     if epochs < 1 or hidden < 1 or not 0 <= dropout < 1:
         raise OptionError(
-            "Expected arguments `epochs` and `hidden` to be at least 1 and `dropout` to be from 0 to below 1, but got "
+            "Expected arguments `epochs` and `hidden` to be at least 1 and `dropout` to be from 0 to below 1, got "
             f"{epochs}, {hidden} and {dropout}."
         )
     weights = initial(width, hidden, classes, seed)
@@ -234,11 +234,11 @@ def _train(
 def _expect_labels(targets: Tensor, rows: int, classes: int) -> None:
     if targets.ndim != 2 or targets.shape[1] != rows or targets.dtype != torch.int64:
         raise OptionError(
-            f"Expected argument `targets` to be int64 of the shape (label sets, {rows}), but got {targets.dtype} of "
+            f"Expected argument `targets` to be int64 of the shape (label sets, {rows}), got {targets.dtype} of "
             f"the shape {tuple(targets.shape)}: give each train row one class in each label set."
         )
     if classes < 2 or not bool(((targets >= 0) & (targets < classes)).all()):
         raise OptionError(
-            f"Expected argument `targets` to hold classes from 0 to {classes - 1}, at least two of them, but got "
+            f"Expected argument `targets` to hold classes from 0 to {classes - 1}, at least two of them, got "
             f"{torch.unique(targets).tolist()[:10]}: number the classes from 0."
         )

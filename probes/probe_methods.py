@@ -125,7 +125,7 @@ def load_probe(name: str) -> Probe:
     """
     specs = get_manager().probes()
     if name not in specs:
-        raise OptionError(f"Expected argument `protocol` to be one of {sorted(specs)}, but got {name!r}.")
+        raise OptionError(f"Expected argument `protocol` to be one of {sorted(specs)}, got {name!r}.")
     try:
         probe: Probe = import_by_name(specs[name].target)
     except (ImportError, AttributeError) as error:

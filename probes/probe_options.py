@@ -49,12 +49,12 @@ class Options:
         load_probe(self.protocol)
         if not self.strengths or not all(0 < strength < math.inf for strength in self.strengths):
             raise OptionError(
-                f"Expected argument `strengths` (grid) to be finite numbers above 0, but got {list(self.strengths)}."
+                f"Expected argument `strengths` (grid) to be finite numbers above 0, got {list(self.strengths)}."
             )
         for name in ("width", "permutations", "controls", "repeats", "seed"):
             if (value := getattr(self, name)) < 0:
                 option = " (folds)" if name == "repeats" else ""
-                raise OptionError(f"Expected argument `{name}`{option} to be at least 0, but got {value}.")
+                raise OptionError(f"Expected argument `{name}`{option} to be at least 0, got {value}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -78,4 +78,4 @@ def parse_strengths(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise OptionError(f"Expected inverse L2 strengths such as 1e-4,1e-2, but got {text!r}.") from error
+        raise OptionError(f"Expected inverse L2 strengths such as 1e-4,1e-2, got {text!r}.") from error

@@ -128,7 +128,7 @@ def expect_features(name: str, features: Tensor) -> None:
     """
     if features.ndim != 3 or 0 in features.shape or features.dtype != torch.float32:
         raise OptionError(
-            f"Expected argument `{name}` to be float32 of the shape (layers, rows, features), none of them 0, but got "
+            f"Expected argument `{name}` to be float32 of the shape (layers, rows, features), none of them 0, got "
             f"{features.dtype} of the shape {tuple(features.shape)}: stack layers of one width, and cast them."
         )
 
@@ -143,7 +143,7 @@ def expect_alike(features: Tensor, mean: Tensor) -> None:
     layers, width = mean.shape
     if features.shape[0] != layers or features.shape[2] != width:
         raise OptionError(
-            f"Expected argument `features` to have the shape ({layers}, rows, {width}) of the train rows, but got "
+            f"Expected argument `features` to have the shape ({layers}, rows, {width}) of the train rows, got "
             f"{tuple(features.shape)}: pass the same layers in the same order."
         )
 

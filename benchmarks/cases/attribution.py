@@ -1,7 +1,4 @@
-"""Gradients at several layers: one forward and one backward pass for all of them against a call of Captum for each.
-
-Both sides compute gradient times activation and integrated gradients of the same documents for the same target.
-"""
+"""Gradients at several layers: one forward and one backward pass for all of them against a call of Captum for each."""
 
 from __future__ import annotations
 
@@ -12,15 +9,10 @@ from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor
 
 from benchmarks.harness import Benchmark, Run, Sides, expect
-from benchmarks.models import BATCH, QUESTION, images, model_of_size
+from benchmarks.models import BATCH, QUESTION, model_of_size, phantom_images
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
-from medmllm_plugins.attribution.methods.layer_methods import (
-    RULE,
-    MethodConfig,
-    layer_gradient_x_activation,
-    layer_integrated_gradients,
-)
+from medmllm_plugins.attribution.methods import layer_methods
 from medmllm_plugins.data.layouts.phantoms import LABELS
 
 # Where Captum's own hooks work: at the tower's last block they come too late, since LLaVA takes what transformers
@@ -34,15 +26,19 @@ Attributions = list[dict[str, Tensor]]
 
 def all_layers(inputs: Sequence[AttributionInput], layers: Sequence[str], steps: int) -> Attributions:
     """Attribute with this package: all layers together."""
-    config, attributions = MethodConfig(steps=steps), []
-    for example in inputs:
-        gradients = layer_gradient_x_activation(example, layers, config)
-        paths = layer_integrated_gradients(example, layers, config)
-        attributions.append(
-            {f"gradient {layer}": result.values for layer, result in gradients.items()}
-            | {f"path {layer}": result.values for layer, result in paths.items()}
-        )
-    return attributions
+    methods = {
+        "gradient": layer_methods.layer_gradient_x_activation,
+        "path": layer_methods.layer_integrated_gradients,
+    }
+    config = layer_methods.MethodConfig(steps=steps)
+    return [
+        {
+            f"{name} {layer}": result.values
+            for name, method in methods.items()
+            for layer, result in method(example, layers, config).items()
+        }
+        for example in inputs
+    ]
 
 
 def layer_by_layer(inputs: Sequence[AttributionInput], layers: Sequence[str], steps: int) -> Attributions:
@@ -59,7 +55,7 @@ def layer_by_layer(inputs: Sequence[AttributionInput], layers: Sequence[str], st
             module = example.layer(layer).module
             gradient = LayerGradientXActivation(forward, module).attribute(image)
             path = LayerIntegratedGradients(forward, module).attribute(
-                image, example.blank_pixels[None], n_steps=steps, method=RULE, internal_batch_size=BATCH
+                image, example.blank_pixels[None], n_steps=steps, method=layer_methods.RULE, internal_batch_size=BATCH
             )
             for name, result in (("gradient", gradient), ("path", path)):
                 rows = result[0] if isinstance(result, tuple) else result
@@ -77,11 +73,13 @@ def check(ours: Attributions, baseline: Attributions) -> None:
             expect(worst <= TOLERANCE, "the same attributions", got, "tests/attribution")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, images: int, steps: int, layers: tuple[str, ...]) -> Sides:
     """Load the demo and prepare one input for each image; the first is the warm-up."""
-    model, (pictures, steps, layers) = model_of_size("tiny", run.device), run.size
+    model = model_of_size("tiny", run.device)
     target = Target.of_label(LABELS[0], LABELS, LABELS)
-    inputs = [AttributionInput(model.loaded, QUESTION, picture, target, batch=BATCH) for picture in images(pictures)]
+    inputs = [
+        AttributionInput(model.loaded, QUESTION, picture, target, batch=BATCH) for picture in phantom_images(images)
+    ]
 
     def warm_up() -> None:
         check(all_layers(inputs[:1], layers, steps), layer_by_layer(inputs[:1], layers, steps))
@@ -91,7 +89,6 @@ def setup(run: Run) -> Sides:
         baseline=partial(layer_by_layer, inputs, layers, steps),
         check=check,
         warm_up=warm_up,
-        facts={"images": pictures, "layers": len(layers), "steps": steps},
     )
 
 
@@ -100,8 +97,10 @@ BENCHMARK = Benchmark(
     ours="one forward and one backward pass for all layers, one of each a step for paths",
     baseline="Captum called for each layer",
     setup=setup,
-    sizes={"full": (4, 16, LAYERS), "quick": (1, 3, ("vision.02", "connector"))},
+    sizes={
+        "full": {"images": 4, "steps": 16, "layers": LAYERS},
+        "quick": {"images": 1, "steps": 3, "layers": ("vision.02", "connector")},
+    },
     targets={("full", device): 1.0 for device in ("cpu", "cuda")},
-    repeats=3,
     devices=("cpu", "cuda"),
 )

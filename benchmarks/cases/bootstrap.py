@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import numpy as np
 from sklearn import metrics as sk
@@ -26,19 +27,11 @@ def outcomes(documents: int, groups: int, seed: int = 0) -> list[Outcome]:
     logits = generator.normal(size=(documents, len(LABELS)))
     logits[np.arange(documents), truth] += 1.2
     scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    group = generator.integers(groups, size=documents)
+    predicted, group = scores.argmax(1), generator.integers(groups, size=documents)
+    constant: dict[str, Any] = {"status": "parsed", "tokens": (1, 2, 3, 2), "blank": (-1.5, -1.4, -1.3, -1.2)}
     return [
-        Outcome(
-            id=f"{index:05d}",
-            group=str(group[index]),
-            label=LABELS[truth[index]],
-            predicted=LABELS[int(scores[index].argmax())],
-            status="parsed",
-            scores=tuple(map(float, scores[index])),
-            tokens=(1, 2, 3, 2),
-            blank=(-1.5, -1.4, -1.3, -1.2),
-        )
-        for index in range(documents)
+        Outcome(f"{index:05d}", str(group[index]), LABELS[label], LABELS[answer], scores=tuple(row), **constant)
+        for index, (label, answer, row) in enumerate(zip(truth, predicted, scores.tolist(), strict=True))
     ]
 
 
@@ -74,20 +67,16 @@ def check(ours: Summary, baseline: Mapping[str, np.ndarray]) -> None:
         expect(estimate.low <= middle <= estimate.high, "the same metrics", got, "tests/metrics")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, documents: int, groups: int, large_documents: int) -> Sides:
     """Make up the outcomes; the time of a larger summary is among the details."""
-    documents, groups, large = run.size
-    rows, large_rows = outcomes(documents, groups), outcomes(large, large // 3)
+    rows, large_rows = outcomes(documents, groups), outcomes(large_documents, large_documents // 3)
+    large = partial(summarise, large_rows, LABELS, None)
     return Sides(
         ours=partial(summarise, rows, LABELS, None),
         baseline=partial(loop, rows),
         check=check,
         baseline_scale=RESAMPLES / LOOP_RESAMPLES,
-        facts={"documents": documents, "groups": groups, "resamples": RESAMPLES, "large_documents": large},
-        details=lambda comparison: {
-            "ours_s": median(comparison.ours),
-            **wall_and_cpu("large", partial(summarise, large_rows, LABELS, None)),
-        },
+        details=lambda comparison: {"ours_s": median(comparison.ours), **wall_and_cpu("large", large)},
     )
 
 
@@ -96,7 +85,10 @@ BENCHMARK = Benchmark(
     ours=f"a whole summary: {RESAMPLES} resamples of weights, every metric",
     baseline=f"a loop with scikit-learn, {LOOP_RESAMPLES} resamples timed and scaled to {RESAMPLES}",
     setup=setup,
-    sizes={"full": (10_000, 3_000, 50_000), "quick": (400, 120, 1_000)},
+    sizes={
+        "full": {"documents": 10_000, "groups": 3_000, "large_documents": 50_000},
+        "quick": {"documents": 400, "groups": 120, "large_documents": 1_000},
+    },
     targets={("full", "cpu"): 20.0},
     limits={"ours_s": 2.0, "large_s": 5.0},
     repeats=5,

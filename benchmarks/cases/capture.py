@@ -1,22 +1,16 @@
-"""Cost of recording features: answers with the features of every stage written to a store, against without.
-
-Both sides answer the same documents in batches of 16 as the host's wrapper does: inputs, one prefill, scores of all
-labels, greedy decoding. Ours adds everything from the making of the recorder to its closing: the trial of which layers
-are used, hooks, pooling, the logit lens, raw pixels, and the shards on disk.
-"""
+"""Cost of recording features: answers with the features of every stage written to a store, against without."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect, timed
-from benchmarks.models import BATCH, QUESTION, answer, answer_and_record, documents, model_of_size
+from benchmarks.harness import Benchmark, Comparison, Details, Run, Sides, expect, timed
+from benchmarks.models import BATCH, QUESTION, answer, answer_and_record, model_of_size, phantom_documents
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.results.feature_store import FeatureStore
 
@@ -24,7 +18,7 @@ Recorded = tuple[list[str], Path]
 """Answers, and the folder of the store."""
 
 
-def check(ours: Recorded, baseline: Sequence[str], *, exact: bool) -> Mapping[str, Any]:
+def check(ours: Recorded, baseline: Sequence[str], *, exact: bool) -> Details:
     """Check that recording changed no answer and that every document is in the store."""
     texts, folder = ours
     store = FeatureStore(folder)
@@ -36,16 +30,16 @@ def check(ours: Recorded, baseline: Sequence[str], *, exact: bool) -> Mapping[st
     return {"layers": len(store.header.layers), "sites": sites, "bytes_a_document": round(size / len(texts))}
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, documents: int) -> Sides:
     """Load the model; the comparison with control features of a random encoder is a part."""
-    model, members = model_of_size(run.size_name, run.device), documents({"test": run.size})
+    model, members = model_of_size(run.size, run.device), phantom_documents({"test": documents})
     numbers = count()
 
     def recorded(random_encoder: bool, last: int | None = None) -> Recorded:
         folder = run.folder / str(next(numbers))
         return answer_and_record(model, members[:last], folder, random_encoder=random_encoder), folder
 
-    def details(comparison: Comparison) -> Mapping[str, Any]:
+    def details(comparison: Comparison) -> Details:
         example = model.loaded.prepare([QUESTION], [members[0].picture])
         trials = [timed(lambda: unused_layers(model.loaded, example), run.device)[0] for _ in range(run.repeats)]
         return {"unused_layers_share": round(min(trials) / median(comparison.baseline), 4)}
@@ -69,9 +63,8 @@ BENCHMARK = Benchmark(
     ours="answers and label scores, features of every stage recorded",
     baseline="answers and label scores alone",
     setup=setup,
-    sizes={"tiny": 480, "3b": 160, "quick": 5},
+    sizes={"tiny": {"documents": 480}, "3b": {"documents": 160}, "quick": {"documents": 5}},
     targets={("tiny", "cpu"): 1.10, ("3b", "cuda"): 1.05},
     kind="overhead",
-    repeats=3,
     devices=("cpu", "cuda"),
 )

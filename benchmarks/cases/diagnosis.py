@@ -1,18 +1,11 @@
-"""A whole evaluation with probes: one pass and one analysis, against answers, a second pass, and a loop of fits.
-
-What people do without this package: answer the test fold; run all documents through the model again, one at a time,
-with ``output_hidden_states=True``, and pool each stage in Python; for the control features, shrink the images and run a
-tower with random weights on them; fit scikit-learn's regressions site by site, with a grid, shuffled labels and control
-labels. This package answers, scores and records features in one pass, and its analysis does more: intervals, health,
-semantic mapping and the four effects.
-"""
+"""A whole evaluation with probes: one pass and one analysis, against answers, a second pass, and a loop of fits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -24,50 +17,32 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from benchmarks.cases.probe_fit import CONTROLS, SHUFFLES, Problem, loop
-from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect
+from benchmarks.harness import Benchmark, Comparison, Details, Run, Sides, expect
 from benchmarks.models import (
     QUESTION,
     MeasuredModel,
     PhantomDocument,
     answer,
     answer_and_record,
-    documents,
     model_of_size,
+    phantom_documents,
 )
 from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.features.control_features import PIXELS, RANDOM, pixels
+from medmllm_plugins.features.control_features import pixels
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.prompts.protocols import ask
-
-POINTS = 1.0
-"""Largest difference of the probes' mean test accuracy in points."""
+from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER
 
 Site = tuple[str, str]
 """A layer and a pooling."""
 
 
-class Size(NamedTuple):
-    """Documents of each fold, and control and shuffled label sets of the baseline."""
-
-    counts: dict[Fold, int]
-    controls: int = CONTROLS
-    shuffles: int = SHUFFLES
-    points: float = POINTS
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Result of a side.
-
-    Attributes:
-        texts: Answers to the test fold.
-        accuracy: Test accuracy of the probe at each site.
-        seconds: Time of its parts.
-    """
+class Evaluation(NamedTuple):
+    """Answers to the test fold, test accuracy of the probe at each site, and seconds of the parts of a side."""
 
     texts: tuple[str, ...]
     accuracy: Mapping[Site, float]
@@ -92,22 +67,28 @@ def one_pass(
     return Evaluation(tuple(texts), accuracy, seconds)
 
 
-def by_hand(model: MeasuredModel, members: Sequence[PhantomDocument], size: Size) -> Evaluation:
+def by_hand(
+    model: MeasuredModel, members: Sequence[PhantomDocument], controls: int = CONTROLS, shuffles: int = SHUFFLES
+) -> Evaluation:
     """Answer the test fold, run all documents again, compute control features, and fit in a loop."""
-    clock = [perf_counter()]
-    texts = answer(model, [member for member in members if member.fold == "test"])
-    clock.append(perf_counter())
-    rows = [hidden_states(model, member.picture) for member in members]
-    clock.append(perf_counter())
-    accuracy = _fit_all(members, rows, size)
-    clock.append(perf_counter())
-    random_network = with_random_weights(model.loaded.model)
-    rows = [control_features(model, random_network, member.picture) for member in members]
-    clock.append(perf_counter())
-    accuracy |= _fit_all(members, rows, size)
-    clock.append(perf_counter())
-    parts = ("answers", "pass", "fits", "controls_pass", "controls_fits")
-    seconds = {part: after - before for part, before, after in zip(parts, clock, clock[1:], strict=False)}
+    seconds: dict[str, float] = {}
+
+    def step(part: str, work: Callable[[], Any]) -> Any:
+        start = perf_counter()
+        result = work()
+        seconds[part] = perf_counter() - start
+        return result
+
+    def random_states() -> list[dict[Site, Tensor]]:
+        network = with_random_weights(model.loaded.model)
+        return [control_features(model, network, member.picture) for member in members]
+
+    fit = partial(_fit_all, members, _label_sets(members, controls, shuffles), controls)
+    texts = step("answers", lambda: answer(model, [member for member in members if member.fold == "test"]))
+    states = step("pass", lambda: [hidden_states(model, member.picture) for member in members])
+    accuracy = step("fits", lambda: fit(states))
+    control_states = step("controls_pass", random_states)
+    accuracy |= step("controls_fits", lambda: fit(control_states))
     return Evaluation(tuple(texts), accuracy, seconds)
 
 
@@ -131,7 +112,7 @@ def control_features(model: MeasuredModel, network: Any, picture: Image) -> dict
     """Return the control features of one image, (d,) each: shrunk pixels, and the stages of an untrained tower."""
     values = model.loaded.prepare([QUESTION], [picture])["pixel_values"]
     states = _tower_states(network.get_image_features(pixel_values=values, output_hidden_states=True))
-    random = {(f"{RANDOM}.{name}", pooling): value.float().cpu() for (name, pooling), value in states.items()}
+    random = {(f"{RANDOM_ENCODER}{name}", pooling): value.float().cpu() for (name, pooling), value in states.items()}
     return {**random, (PIXELS, MEAN): torch.from_numpy(pixels(picture).astype(np.float32))}
 
 
@@ -155,32 +136,30 @@ def with_random_weights(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _fit_all(
-    members: Sequence[PhantomDocument], rows: Sequence[Mapping[Site, Tensor]], size: Size
+    members: Sequence[PhantomDocument], sets: Tensor, controls: int, rows: Sequence[Mapping[Site, Tensor]]
 ) -> dict[Site, float]:
     """Fit scikit-learn's probes of every site, and return their test accuracy."""
     indices = [torch.tensor([row for row, member in enumerate(members) if member.fold == fold]) for fold in FOLDS]
-    sets = _label_sets(members, size)
-    labels = tuple(sets[:, index] for index in indices)
-    accuracy = {}
+    labels, accuracy = tuple(sets[:, index] for index in indices), {}
     for site in rows[0]:
         features = torch.stack([row[site] for row in rows])[None]
         problem = Problem(tuple(features[:, index] for index in indices), labels)
-        accuracy[site] = float(loop(problem, (0,), size.controls)[0, 0])
+        accuracy[site] = float(loop(problem, (0,), controls)[0, 0])
     return accuracy
 
 
-def _label_sets(members: Sequence[PhantomDocument], size: Size) -> Tensor:
+def _label_sets(members: Sequence[PhantomDocument], controls: int, shuffles: int) -> Tensor:
     """Return the real labels, control labels drawn for each patient, and shuffled ones, (sets, n)."""
     generator = np.random.default_rng(0)
     truth = np.array([phantoms.LABELS.index(member.label) for member in members])
     patient = np.unique([member.group for member in members], return_inverse=True)[1]
-    drawn = [generator.integers(len(phantoms.LABELS), size=patient.max() + 1)[patient] for _ in range(size.controls)]
-    shuffled = [truth[generator.permutation(len(truth))] for _ in range(size.shuffles)]
+    drawn = [generator.integers(len(phantoms.LABELS), size=patient.max() + 1)[patient] for _ in range(controls)]
+    shuffled = [truth[generator.permutation(len(truth))] for _ in range(shuffles)]
     return torch.from_numpy(np.stack([truth, *drawn, *shuffled]))
 
 
-def check(ours: Evaluation, baseline: Evaluation, *, points: float = POINTS) -> Mapping[str, Any]:
-    """Check that both sides answered alike and that their probes are as accurate on average.
+def check(ours: Evaluation, baseline: Evaluation, *, points: float = 1.0) -> Details:
+    """Check that both sides answered alike and that their probes' mean test accuracies are within some points.
 
     Sites of the random encoder are left out of the average, since each side draws its own weights.
     """
@@ -188,29 +167,27 @@ def check(ours: Evaluation, baseline: Evaluation, *, points: float = POINTS) -> 
     missing = sorted(set(baseline.accuracy) - set(ours.accuracy))
     got = f"{differ} different answers and no probe of ours at {missing[:3]}"
     expect(not differ and not missing, "the same answers, and probes at the same sites,", got, "tests/features")
-    trained = {site: value for site, value in baseline.accuracy.items() if not site[0].startswith(RANDOM)}
+    trained = {site: value for site, value in baseline.accuracy.items() if not site[0].startswith(RANDOM_ENCODER)}
     better = 100 * float(np.mean([ours.accuracy[site] - value for site, value in trained.items()]))
     expected = f"mean test accuracies of probes within {points:g} points"
     expect(abs(better) <= points, expected, f"{better:+.2f}", "tests/probes")
+    sides = {"by_hand": baseline, "one_pass": ours}
     return {
-        "probes_by_hand": len(baseline.accuracy),
-        "probes_in_one_pass": len(ours.accuracy),
         "points_better": round(better, 3),
-        **{f"by_hand_{part}_s": round(value, 3) for part, value in baseline.seconds.items()},
-        **{f"one_pass_{part}_s": round(value, 3) for part, value in ours.seconds.items()},
+        **{f"probes_{name}": len(side.accuracy) for name, side in sides.items()},
+        **{f"{name}_{part}_s": round(value, 3) for name, side in sides.items() for part, value in side.seconds.items()},
     }
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, documents: dict[Fold, int], points: float = 1.0, **label_sets: int) -> Sides:
     """Load the demo and draw the documents; ratios without control features are among the details."""
-    size, model, members = run.size, model_of_size("tiny", run.device), documents(run.size.counts)
-    numbers = count()
+    model, members, numbers = model_of_size("tiny", run.device), phantom_documents(documents), count()
 
     def warm_up() -> None:
         hidden_states(model, members[0].picture)
         answer(model, members[-2:])
 
-    def details(comparison: Comparison) -> Mapping[str, Any]:
+    def details(comparison: Comparison) -> Details:
         bare = one_pass(model, members, run.folder / "bare", random_encoder=False)
         ours, baseline = comparison.ours_result, comparison.baseline_result
         seconds = sum(value for part, value in baseline.seconds.items() if not part.startswith("controls"))
@@ -221,10 +198,9 @@ def setup(run: Run) -> Sides:
 
     return Sides(
         ours=lambda: one_pass(model, members, run.folder / str(next(numbers))),
-        baseline=lambda: by_hand(model, members, size),
-        check=lambda ours, baseline: check(ours, baseline, points=size.points),
+        baseline=partial(by_hand, model, members, **label_sets),
+        check=partial(check, points=points),
         warm_up=warm_up,
-        facts={"documents": size.counts},
         details=details,
     )
 
@@ -235,8 +211,13 @@ BENCHMARK = Benchmark(
     baseline="answers, a second pass one image at a time, control features likewise, a loop with scikit-learn",
     setup=setup,
     sizes={
-        "full": Size({"train": 400, "validation": 160, "test": 240}),
-        "quick": Size({"train": 96, "validation": 32, "test": 48}, controls=0, shuffles=1, points=10.0),
+        "full": {"documents": {"train": 400, "validation": 160, "test": 240}},
+        "quick": {
+            "documents": {"train": 96, "validation": 32, "test": 48},
+            "controls": 0,
+            "shuffles": 1,
+            "points": 10.0,
+        },
     },
     targets={("full", device): 5.0 for device in ("cpu", "cuda")},
     repeats=1,

@@ -1,7 +1,4 @@
-"""Throughput of answers: this package's batches against MedM-VL's reference loop, one image at a time.
-
-Both sides do the same work: image processing, prompt, greedy decoding and text. Neither scores labels.
-"""
+"""Throughput of answers: this package's batches against MedM-VL's reference loop, one image at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 from PIL.Image import Image
 
 from benchmarks.harness import Benchmark, Run, Sides, expect
-from benchmarks.models import BATCH, QUESTION, MeasuredModel, images, model_of_size, siglip_processor
+from benchmarks.models import BATCH, QUESTION, MeasuredModel, model_of_size, phantom_images, siglip_processor
 
 Answer = tuple[str, int]
 """Text of an answer, and its number of tokens without the one that ended it."""
@@ -24,9 +21,8 @@ def batched(model: MeasuredModel, pictures: Sequence[Image]) -> list[Answer]:
     answers: list[Answer] = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
-        generations = model.loaded.generate(
-            [QUESTION] * len(batch), batch, max_new_tokens=model.max_new_tokens, labels=None
-        )
+        questions, limit = [QUESTION] * len(batch), model.max_new_tokens
+        generations = model.loaded.generate(questions, batch, max_new_tokens=limit, labels=None)
         answers.extend((generation.text, generation.tokens) for generation in generations)
     return answers
 
@@ -73,16 +69,16 @@ def check(ours: Sequence[Answer], baseline: Sequence[Answer], *, exact: bool) ->
     expect(not pairs, "the same answers", got, "tests/models")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, images: int) -> Sides:
     """Load the model and draw the images."""
-    model, pictures = model_of_size(run.size_name, run.device), images(run.size)
+    model, pictures = model_of_size(run.size, run.device), phantom_images(images)
     dtype = str(model.loaded.dtype).removeprefix("torch.")
     return Sides(
         ours=partial(batched, model, pictures),
         baseline=partial(one_by_one, model, pictures),
         check=partial(check, exact=model.exact),
-        items=len(pictures),
-        facts={"images": len(pictures), "parameters": model.loaded.model.num_parameters(), "dtype": dtype},
+        items=images,
+        details=lambda _: {"parameters": model.loaded.model.num_parameters(), "dtype": dtype},
     )
 
 
@@ -91,7 +87,7 @@ BENCHMARK = Benchmark(
     ours=f"LoadedModel.generate, {BATCH} images at a time",
     baseline="MedM-VL's reference loop: transformers' generate, one image at a time",
     setup=setup,
-    sizes={"tiny": 64, "3b": 32, "quick": 4},
+    sizes={"tiny": {"images": 64}, "3b": {"images": 32}, "quick": {"images": 4}},
     targets={("tiny", "cpu"): 2.0, ("3b", "cuda"): 6.0},
     repeats=7,
     devices=("cpu", "cuda"),

@@ -1,6 +1,6 @@
 """Answers through the host's interface: our wrapper against the host's own ``qwen2_5_vl``, on one small checkpoint.
 
-Both get the same requests and batches in bfloat16, the only dtype of the host's wrapper, and no labels to score.
+Both use bfloat16, the only dtype of the host's wrapper, and score no labels.
 """
 
 from __future__ import annotations
@@ -13,30 +13,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Benchmark, Comparison, Run, Sides, expect
-from benchmarks.models import images
+from benchmarks.harness import Benchmark, Comparison, Details, Run, Sides, expect
+from benchmarks.models import CHECKPOINTS, phantom_images
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 
 BATCH, TOKENS = 8, 8
 QUESTION = "Classify this synthetic phantom image. Answer with the category name only."
-_PIXELS = 256 * 28 * 28  # the host's own least size of an image
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_TEXT = {
-    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 8192,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
-}  # fmt: skip
-_VISION = {
-    "hidden_size": 128, "out_hidden_size": 256, "intermediate_size": 256, "depth": 4, "num_heads": 4,
-    "fullatt_block_indexes": [3],
-}  # fmt: skip
+# The host's own least size of an image, and four times that.
+_PIXELS: dict[str, Any] = {"min_pixels": 256 * 28 * 28, "max_pixels": 1024 * 28 * 28}
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -45,44 +31,32 @@ def write_checkpoint(folder: Path) -> Path:
 
     tokenizer: Any = load_qwen_tokenizer(demo_folder())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|video_pad|>"]})
-    ids = tokenizer.convert_tokens_to_ids
-    config = hf.Qwen2_5_VLConfig(
-        text_config={"vocab_size": len(tokenizer) + 8, **_TEXT},
-        vision_config=_VISION,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|im_start|>"),
-    )
+    template = (CHECKPOINTS / "qwen2_5_vl" / "chat_template.jinja").read_text(encoding="utf-8")
+    config: Any = hf.Qwen2_5_VLConfig.from_pretrained(CHECKPOINTS / "qwen2_5_vl")
     torch.manual_seed(0)
     model: Any = hf.Qwen2_5_VLForConditionalGeneration(config)
     # No token ends an answer, so that both sides write the same number.
-    model.generation_config.eos_token_id = len(tokenizer) + 7
+    model.generation_config.eos_token_id = config.text_config.vocab_size - 1
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     tokenizer.eos_token_id = None
     processor: Any = hf.Qwen2_5_VLProcessor
     model.save_pretrained(folder)
-    processor(
-        image_processor=hf.Qwen2VLImageProcessor(min_pixels=_PIXELS, max_pixels=4 * _PIXELS),
-        tokenizer=tokenizer,
-        video_processor=hf.Qwen2VLVideoProcessor(),
-        chat_template=_TEMPLATE,
-    ).save_pretrained(folder)
+    images, videos = hf.Qwen2VLImageProcessor(**_PIXELS), hf.Qwen2VLVideoProcessor()
+    processor(images, tokenizer, videos, chat_template=template).save_pretrained(folder)
     return folder
 
 
 def requests(count: int) -> tuple[list[Any], dict[str, Any]]:
     """Return the host's requests for phantoms, and the task dictionary that they refer to."""
-    pictures = images(count)
+    pictures = phantom_images(count)
     settings = {"max_new_tokens": TOKENS, "do_sample": False, "temperature": 0.0, "until": []}
 
     def messages(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         content = [{"type": "image", "url": pictures[document["index"]]}, {"type": "text", "text": QUESTION}]
         return [{"role": "user", "content": content}]
 
-    instances = [
-        SimpleNamespace(args=("", messages, dict(settings), index, "benchmark", "test"), metadata={}, idx=0, repeats=1)
-        for index in range(count)
-    ]
+    arguments = [("", messages, dict(settings), index, "benchmark", "test") for index in range(count)]
+    instances = [SimpleNamespace(args=values, metadata={}, idx=0, repeats=1) for values in arguments]
     return instances, {"benchmark": {"test": [{"index": index} for index in range(count)]}}
 
 
@@ -98,8 +72,7 @@ def host_model(checkpoint: Path, device: str) -> Any:
         raise ModelError(
             f"lmms-eval's qwen2_5_vl needs more: {error}. Run `pip install decord qwen-vl-utils`."
         ) from error
-    pixels = {"min_pixels": _PIXELS, "max_pixels": 4 * _PIXELS}
-    return Qwen2_5_VL(pretrained=str(checkpoint), device=device, device_map="", batch_size=BATCH, **pixels)
+    return Qwen2_5_VL(pretrained=str(checkpoint), device=device, device_map="", batch_size=BATCH, **_PIXELS)
 
 
 def our_model(checkpoint: Path, device: str, folder: Path, batch: int = BATCH) -> Any:
@@ -107,14 +80,8 @@ def our_model(checkpoint: Path, device: str, folder: Path, batch: int = BATCH) -
     from medmllm_plugins.host import registered_models
 
     wrapper: Any = registered_models.medmllm_hf
-    return wrapper(
-        pretrained=str(checkpoint),
-        device=device,
-        dtype="bfloat16",
-        batch_size=batch,
-        system="You are a helpful assistant.",
-        run_dir=str(folder / "run"),
-    )
+    options = {"dtype": "bfloat16", "system": "You are a helpful assistant.", "run_dir": str(folder / "run")}
+    return wrapper(pretrained=str(checkpoint), device=device, batch_size=batch, **options)
 
 
 def check(ours: list[Any], baseline: list[Any]) -> None:
@@ -124,26 +91,25 @@ def check(ours: list[Any], baseline: list[Any]) -> None:
     expect(counts[0] == counts[1], "answers of the same length", got, "tests/host")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, images: int) -> Sides:
     """Write the checkpoint and load it twice; the share of answers that a batch leaves the same is a detail."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     checkpoint = write_checkpoint(run.folder / "checkpoint")
-    instances, tasks = requests(run.size)
+    instances, tasks = requests(images)
     host, ours = host_model(checkpoint, run.device), our_model(checkpoint, run.device, run.folder)
     host.task_dict = ours.task_dict = tasks
 
-    def details(comparison: Comparison) -> Mapping[str, Any]:
+    def details(comparison: Comparison) -> Details:
         single = our_model(checkpoint, run.device, run.folder, batch=1)
         single.task_dict = tasks
         pairs = zip(comparison.ours_result, single.generate_until(instances), strict=True)
-        return {"batched_equals_single": sum(a.text == b.text for a, b in pairs) / run.size}
+        return {"batched_equals_single": sum(a.text == b.text for a, b in pairs) / images}
 
     return Sides(
         ours=lambda: ours.generate_until(instances),
         baseline=lambda: host.generate_until(instances),
         check=check,
-        items=run.size,
-        facts={"images": run.size, "batch": BATCH, "answer_tokens": TOKENS, "dtype": "bfloat16"},
+        items=images,
         details=details,
     )
 
@@ -153,7 +119,7 @@ BENCHMARK = Benchmark(
     ours="medmllm_hf",
     baseline="lmms-eval's own qwen2_5_vl on the same checkpoint",
     setup=setup,
-    sizes={"full": 32, "quick": 4},
+    sizes={"full": {"images": 32}, "quick": {"images": 4}},
     targets={("full", "cpu"): 1.0, ("full", "cuda"): 1.3},
     repeats=5,
     devices=("cpu", "cuda"),

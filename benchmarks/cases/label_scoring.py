@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 
 from benchmarks.harness import Benchmark, Run, Sides, expect
-from benchmarks.models import QUESTION, MeasuredModel, images, model_of_size
+from benchmarks.models import QUESTION, MeasuredModel, model_of_size, phantom_images
 
 # The findings of NIH ChestX-ray14.
 FINDINGS = (
@@ -53,20 +53,16 @@ def check(ours: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], 
     expect(worst <= tolerance, f"the same scores to {tolerance:g} nats", f"a difference of {worst:g}", "tests/models")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, images: int) -> Sides:
     """Load the model; the comparisons of 2 and 8 labels are parts."""
-    model, pictures = model_of_size(run.size_name, run.device), images(run.size)
+    model, pictures = model_of_size(run.size, run.device), phantom_images(images)
     tolerance = 1e-3 if model.loaded.dtype == torch.float32 else 1.0
-    most, *fewer = [
-        Sides(
-            ours=partial(one_prefill, model, pictures, FINDINGS[:count]),
-            baseline=partial(whole_passes, model, pictures, FINDINGS[:count]),
-            check=partial(check, tolerance=tolerance),
-            items=len(pictures),
-        )
-        for count in COUNTS
-    ]
-    return replace(most, parts={f"{count}_labels": sides for count, sides in zip(COUNTS[1:], fewer, strict=True)})
+
+    def sides(count: int) -> Sides:
+        ours, baseline = (partial(side, model, pictures, FINDINGS[:count]) for side in (one_prefill, whole_passes))
+        return Sides(ours, baseline, partial(check, tolerance=tolerance), items=images)
+
+    return replace(sides(COUNTS[0]), parts={f"{count}_labels": sides(count) for count in COUNTS[1:]})
 
 
 BENCHMARK = Benchmark(
@@ -74,7 +70,7 @@ BENCHMARK = Benchmark(
     ours=f"one prefill, {COUNTS[0]} labels as a tree behind it",
     baseline=f"a whole forward pass for each of {COUNTS[0]} labels",
     setup=setup,
-    sizes={"tiny": 16, "3b": 2, "quick": 2},
+    sizes={"tiny": {"images": 16}, "3b": {"images": 2}, "quick": {"images": 2}},
     targets={(size, device): share * COUNTS[0] for size, share in SHARES.items() for device in ("cpu", "cuda")},
     repeats=5,
     devices=("cpu", "cuda"),

@@ -5,22 +5,17 @@ Each store is opened, its documents are arranged and its probes are fitted in a 
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.harness import Benchmark, Run, Sides, expect, peak_memory_mb
-from medmllm_plugins.errors import DataError, shown
-from medmllm_plugins.features.control_features import PIXELS
+from benchmarks.harness import Benchmark, Details, Run, Sides, expect, in_new_process, peak_memory_mb
+from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.store import seal, write_header
 from medmllm_plugins.features.store_writer import SHARD_ROWS, FeatureBatch, Writer
 from medmllm_plugins.probes.fitting import fit_probes
@@ -28,12 +23,11 @@ from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS
 
 LABELS = ("a", "b", "c", "d")
-GROUP = 4
-"""Documents of a group."""
-HELD_OUT = 10
-"""One group in ten is in the validation fold, and one in the test fold."""
+GROUP, HELD_OUT = 4, 10
+"""Documents of a group; of ten groups one is in the validation fold, and one in the test fold."""
 OPTIONS = Options(controls=1, permutations=1)
 """The whole grid of a run; its other label sets take time and do not depend on the documents."""
 STAGES = ("import", "open", "samples", "fit")
@@ -46,35 +40,22 @@ print(json.dumps(memory.read_and_fit(pathlib.Path(sys.argv[1]))))
 """
 
 
-class Size(NamedTuple):
-    """Documents of both stores, layers with two poolings each, and widths of features and of raw pixels."""
-
-    small: int
-    large: int
-    layers: int
-    width: int
-    pixel_width: int
-
-
-def write_store(folder: Path, documents: int, size: Size, seed: int = 0) -> None:
-    """Write a store of made-up features as a run does, batch by batch."""
-    generator = np.random.default_rng(seed)
-    names = [f"llm.{number:02d}" for number in range(size.layers - 2)]
-    layers = [
-        StoredLayer("connector", "connector", (MEAN, LAST), (size.width, size.width)),
-        *(StoredLayer(name, "llm", (MEAN, LAST), (size.width, size.width)) for name in [*names, "llm.norm"]),
-        StoredLayer(PIXELS, "control", (MEAN,), (size.pixel_width,)),
-    ]
-    write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(layers)))
-    sites = [f"{layer.name}/{pooling}" for layer in layers[:-1] for pooling in layer.poolings]
-    centres = generator.standard_normal((len(LABELS), size.width), dtype=np.float32)
-    kinds = generator.integers(0, 200, (8, size.pixel_width)).astype(np.float32)
+def write_store(folder: Path, documents: int, *, layers: int, width: int, pixel_width: int) -> None:
+    """Write a store of made-up features (layers with two poolings each, raw pixels) as a run does, batch by batch."""
+    generator = np.random.default_rng(0)
+    names = ["connector", *(f"llm.{number:02d}" for number in range(layers - 2)), "llm.norm"]
+    stored = [StoredLayer(name, name.partition(".")[0], (MEAN, LAST), (width, width)) for name in names]
+    stored.append(StoredLayer(PIXELS, CONTROL, (MEAN,), (pixel_width,)))
+    write_header(folder, Header("memory", "made up", LABELS, "", "none", "", tuple(stored)))
+    sites = [f"{name}/{pooling}" for name in names for pooling in (MEAN, LAST)]
+    centres = generator.standard_normal((len(LABELS), width), dtype=np.float32)
+    kinds = generator.integers(0, 200, (8, pixel_width)).astype(np.float32)
     writer = Writer(folder, rank=0)
     try:
         for start in range(0, documents, SHARD_ROWS):
             numbers = np.arange(start, min(start + SHARD_ROWS, documents))
             truth = numbers // GROUP % len(LABELS)
-            noise = generator.standard_normal((len(sites), len(numbers), size.width), dtype=np.float32)
+            noise = generator.standard_normal((len(sites), len(numbers), width), dtype=np.float32)
             pixels = kinds[numbers // GROUP % 7 % len(kinds)]
             pixels = pixels + generator.integers(0, 50, pixels.shape, dtype=np.int16)
             rows = [_row(int(number), LABELS[label]) for number, label in zip(numbers, truth, strict=True)]
@@ -111,25 +92,14 @@ def read_and_fit(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def peaks_in_child(folder: Path) -> dict[str, dict[str, float]]:
-    """Call :func:`read_and_fit` in a fresh process.
-
-    Raises:
-        DataError: It failed.
-    """
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command, environment = [sys.executable, "-c", _CHILD, str(folder)], {**os.environ, "PYTHONPATH": path}
-    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if child.returncode != 0:
-        raise DataError(
-            f"Expected the probes of {folder} to be fitted, got status {child.returncode}: "
-            f"{shown(child.stderr.strip()[-300:])}. Run `pytest tests/probes`."
-        )
-    peaks: dict[str, dict[str, float]] = json.loads(child.stdout.splitlines()[-1])
+    """Call :func:`read_and_fit` in a fresh process."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    peaks: dict[str, dict[str, float]]
+    peaks = in_new_process(_CHILD, str(folder), fix="Run `pytest tests/probes`.", PYTHONPATH=path)
     return peaks
 
 
-def check(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> Mapping[str, Any]:
+def check(ours: Details, baseline: Details) -> Details:
     """Check that both stores have documents in the same folds, and return their peaks."""
     folds = [sorted(side["rows"]) for side in (ours, baseline)]
     expect(folds[0] == folds[1], "the same folds", f"{folds[0]} and {folds[1]}", "tests/probes")
@@ -140,7 +110,7 @@ def check(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> Mapping[str, 
     return facts
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, small: int, large: int, **shape: int) -> Sides:
     """Write both stores.
 
     Raises:
@@ -148,17 +118,14 @@ def setup(run: Run) -> Sides:
     """
     if peak_memory_mb() is None:
         raise DataError("Expected /proc/self/status, which holds a process's peak memory, got none. Run it on Linux.")
-    folders = {documents: run.folder / str(documents) for documents in (run.size.large, run.size.small)}
-    for documents, folder in folders.items():
-        write_store(folder, documents, run.size)
-
+    for documents in (small, large):
+        write_store(run.folder / str(documents), documents, **shape)
     return Sides(
-        ours=partial(peaks_in_child, folders[run.size.large]),
-        baseline=partial(peaks_in_child, folders[run.size.small]),
+        ours=partial(peaks_in_child, run.folder / str(large)),
+        baseline=partial(peaks_in_child, run.folder / str(small)),
         check=check,
         warm_up=lambda: None,
         measure=lambda peaks: float(peaks["by_stage"][STAGES[-1]]),
-        facts=run.size._asdict(),
     )
 
 
@@ -167,7 +134,10 @@ BENCHMARK = Benchmark(
     ours="probes of a store of 100,000 documents",
     baseline="probes of a store of 10,000 documents",
     setup=setup,
-    sizes={"full": Size(10_000, 100_000, 70, 32, 3072), "quick": Size(640, 1_280, 3, 8, 16)},
+    sizes={
+        "full": {"small": 10_000, "large": 100_000, "layers": 70, "width": 32, "pixel_width": 3072},
+        "quick": {"small": 640, "large": 1_280, "layers": 3, "width": 8, "pixel_width": 16},
+    },
     targets={("full", "cpu"): 1.10},
     kind="overhead",
     repeats=1,

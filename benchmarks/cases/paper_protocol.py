@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cases.probe_fit import CLASSES, Problem, problem
-from benchmarks.harness import Benchmark, Run, Sides, expect
+from benchmarks.harness import Benchmark, Details, Run, Sides, expect
 from medmllm_plugins.probes.fitting import fit_block
 from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, fit_mlp, initial, rate
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
-
-
-class Size(NamedTuple):
-    """What is trained; ``compared`` are the sites of the baseline, ``folds`` the train, validation and test rows.
-
-    ``tolerance`` is in points: the sides draw other shuffles and drop other units.
-    """
-
-    sites: int
-    width: int
-    compared: tuple[int, ...]
-    folds: tuple[int, int, int] = (200, 4, 400)
-    epochs: int = 20
-    tolerance: float = 1.5
 
 
 def together(data: Problem, epochs: int, device: torch.device) -> Tensor:
@@ -42,16 +28,9 @@ def together(data: Problem, epochs: int, device: torch.device) -> Tensor:
         return FittedProbe(lambda features: probes.logits(features).argmax(-1), zeros, zeros)
 
     train, _, test = (part.to(device).float() for part in data.features)
-    probe_data = ProbeData(
-        train=train,
-        validation=test[:, :1],  # the recipe has nothing to choose
-        train_labels=data.labels[0][:1].to(device),
-        validation_labels=data.labels[2][:1, :1].to(device),
-        control_tasks=0,
-        classes=CLASSES,
-        strengths=(),
-        seed=0,
-    )
+    labels = data.labels[0][:1].to(device), data.labels[2][:1, :1].to(device)
+    # The recipe has nothing to choose on the validation fold.
+    probe_data = ProbeData(train, test[:, :1], *labels, control_tasks=0, classes=CLASSES, strengths=(), seed=0)
     with fit_block(fit, probe_data) as (_, predict):
         answers = torch.from_numpy(predict(test))[:, 0]
     return (answers == data.labels[2][0]).float().mean(-1)
@@ -90,7 +69,7 @@ def _trained(rows: Tensor, target: Tensor, epochs: int) -> nn.Module:
     return model.eval()
 
 
-def check(ours: Tensor, baseline: Tensor, *, compared: Sequence[int], tolerance: float) -> Mapping[str, Any]:
+def check(ours: Tensor, baseline: Tensor, *, compared: Sequence[int], tolerance: float) -> Details:
     """Check that our probes (all sites) are as accurate on average as the baseline's (compared sites)."""
     points = 100 * float((ours[list(compared)] - baseline).mean())
     expected = f"mean test accuracies within {tolerance:g} points"
@@ -98,24 +77,32 @@ def check(ours: Tensor, baseline: Tensor, *, compared: Sequence[int], tolerance:
     return {"points_better": round(points, 3), "accuracy": float(ours.mean())}
 
 
-def setup(run: Run) -> Sides:
-    """Make up the problem; the baseline takes some sites, and its time is scaled to all."""
-    size, device = run.size, torch.device(run.device)
-    data = problem(size.sites, size.width, size.folds)
-    first = Problem(tuple(part[:1] for part in data.features), data.labels)
+def setup(
+    run: Run,
+    sites: int,
+    width: int,
+    compared: tuple[int, ...],
+    folds: tuple[int, int, int] = (200, 4, 400),
+    epochs: int = 20,
+    tolerance: float = 1.5,
+) -> Sides:
+    """Make up train, validation and test rows; the baseline takes the compared sites, and its time is scaled to all.
+
+    ``tolerance`` is in points: the sides draw other shuffles and drop other units.
+    """
+    data, device = problem(sites, width, folds), torch.device(run.device)
     torch.manual_seed(0)
 
     def warm_up() -> None:
-        together(first, size.epochs, device)
-        one_by_one(first, size.epochs, (0,), device)
+        together(data.first(1), epochs, device)
+        one_by_one(data.first(1), epochs, (0,), device)
 
     return Sides(
-        ours=partial(together, data, size.epochs, device),
-        baseline=partial(one_by_one, data, size.epochs, size.compared, device),
-        check=partial(check, compared=size.compared, tolerance=size.tolerance),
+        ours=partial(together, data, epochs, device),
+        baseline=partial(one_by_one, data, epochs, compared, device),
+        check=partial(check, compared=compared, tolerance=tolerance),
         warm_up=warm_up,
-        baseline_scale=size.sites / len(size.compared),
-        facts=size._asdict(),
+        baseline_scale=sites / len(compared),
     )
 
 
@@ -126,9 +113,9 @@ BENCHMARK = Benchmark(
     setup=setup,
     # 70 layers with two poolings each, as wide as the demo checkpoint, and as the LLM of MedM-VL-2D-3B.
     sizes={
-        "tiny": Size(140, 128, (0, 20, 40, 60, 80, 100, 120, 139)),
-        "3b": Size(140, 2048, (0, 70, 139)),
-        "quick": Size(4, 16, (0, 3), (40, 4, 100), epochs=1, tolerance=100.0),
+        "tiny": {"sites": 140, "width": 128, "compared": (0, 20, 40, 60, 80, 100, 120, 139)},
+        "3b": {"sites": 140, "width": 2048, "compared": (0, 70, 139)},
+        "quick": {"sites": 4, "width": 16, "compared": (0, 3), "folds": (40, 4, 100), "epochs": 1, "tolerance": 100.0},
     },
     targets={(size, device): 20.0 for size in ("tiny", "3b") for device in ("cpu", "cuda")},
     repeats=1,

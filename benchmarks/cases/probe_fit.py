@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from benchmarks.harness import Benchmark, Run, Sides, expect
+from benchmarks.harness import Benchmark, Details, Run, Sides, expect
 from medmllm_plugins.probes.fitting import BLOCK_BYTES, fit_block
 from medmllm_plugins.probes.logistic import STRENGTHS
 from medmllm_plugins.probes.probe_methods import ProbeData, fit_linear
@@ -29,17 +27,7 @@ the solution.
 """
 
 
-class Size(NamedTuple):
-    """What is fitted; ``compared`` are the sites of the loop, ``folds`` the train, validation and test rows."""
-
-    sites: int
-    width: int
-    folds: tuple[int, int, int]
-    compared: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """Made-up features and labels.
 
     Attributes:
@@ -50,13 +38,17 @@ class Problem:
     features: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
 
+    def first(self, count: int) -> Problem:
+        """Return the problem of the first sites alone."""
+        return Problem(tuple(part[:count] for part in self.features), self.labels)
 
-def problem(sites: int, width: int, folds: tuple[int, int, int], seed: int = 0) -> Problem:
+
+def problem(sites: int, width: int, folds: tuple[int, int, int]) -> Problem:
     """Make up features like those of a model: correlated, of decaying spectrum, classes clearer in deeper sites.
 
     The hidden factors of the images are the same at all sites, mixed differently in each.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     rows = sum(folds)
     truth = torch.randint(CLASSES, (rows,), generator=generator)
     hidden = torch.randn(rows, width, generator=generator)
@@ -85,16 +77,8 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
     block = max(1, BLOCK_BYTES // bytes_per_site)  # as many as a run holds
     for start in range(0, len(data.features[0]), block):
         rows, held_out, tested = (part[start : start + block].to(device).float() for part in data.features)
-        probe_data = ProbeData(
-            train=rows,
-            validation=held_out,
-            train_labels=train.to(device),
-            validation_labels=validation.to(device),
-            control_tasks=CONTROLS,
-            classes=CLASSES,
-            strengths=STRENGTHS,
-            seed=0,
-        )
+        labels = train.to(device), validation.to(device)
+        probe_data = ProbeData(rows, held_out, *labels, CONTROLS, CLASSES, STRENGTHS, seed=0)
         with fit_block(fit_linear, probe_data) as (_, predict):
             correct.append(torch.from_numpy(predict(tested)) == test)
     return torch.cat(correct).float().mean(-1)
@@ -110,24 +94,18 @@ def loop(data: Problem, sites: Sequence[int], controls: int = CONTROLS) -> Tenso
         rows, held_out, tested = (scaler.transform(fold) for fold in folds)
         best = math.nan
         for labels in range(len(train)):
-            if labels > controls:
-                model = _fit(rows, train[labels], best)
-            else:
-                models = [_fit(rows, train[labels], strength) for strength in STRENGTHS]
-                truth = np.arange(len(held_out)), validation[labels]
-                likelihoods = [fitted.predict_log_proba(held_out)[truth].mean() for fitted in models]
-                model = models[int(np.argmax(likelihoods))]
+            strengths = STRENGTHS if labels <= controls else (best,)
+            models = [LogisticRegression(C=value, max_iter=10_000).fit(rows, train[labels]) for value in strengths]
+            truth = np.arange(len(held_out)), validation[labels]
+            likelihoods = [fitted.predict_log_proba(held_out)[truth].mean() for fitted in models[1:] and models]
+            model = models[int(np.argmax(likelihoods or [0]))]
             if labels == 0:
                 best = model.C
             accuracy[row, labels] = model.score(tested, test[labels])
     return torch.from_numpy(accuracy).float()
 
 
-def _fit(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int64], strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=10_000).fit(rows, target)
-
-
-def check(ours: Tensor, baseline: Tensor, *, compared: Sequence[int]) -> Mapping[str, Any]:
+def check(ours: Tensor, baseline: Tensor, *, compared: Sequence[int]) -> Details:
     """Check that our probes (all sites, label sets) are as accurate as scikit-learn's (compared sites, label sets)."""
     real = 1 + CONTROLS
     points = 100 * (ours[list(compared)] - baseline).double()
@@ -143,18 +121,16 @@ def check(ours: Tensor, baseline: Tensor, *, compared: Sequence[int]) -> Mapping
     return {**facts, **{name: float(values.mean()) for name, values in accuracy.items()}}
 
 
-def setup(run: Run) -> Sides:
-    """Make up the problem; the loop takes some sites, and its time is scaled to all."""
-    size, device = run.size, torch.device(run.device)
-    data = problem(size.sites, size.width, size.folds)
-    few = Problem(tuple(part[:2] for part in data.features), data.labels)
+def setup(run: Run, sites: int, width: int, folds: tuple[int, int, int], compared: tuple[int, ...]) -> Sides:
+    """Make up train, validation and test rows; the loop takes the compared sites, and its time is scaled to all."""
+    data, device = problem(sites, width, folds), torch.device(run.device)
     return Sides(
         ours=partial(at_once, data, device),
-        baseline=partial(loop, data, size.compared),
-        check=partial(check, compared=size.compared),
-        warm_up=partial(at_once, few, device),
-        baseline_scale=size.sites / len(size.compared),
-        facts={**size._asdict(), "fits": size.sites * (len(STRENGTHS) * (1 + CONTROLS) + SHUFFLES)},
+        baseline=partial(loop, data, compared),
+        check=partial(check, compared=compared),
+        warm_up=partial(at_once, data.first(2), device),
+        baseline_scale=sites / len(compared),
+        details=lambda _: {"fits": sites * (len(STRENGTHS) * (1 + CONTROLS) + SHUFFLES)},
     )
 
 
@@ -165,8 +141,8 @@ BENCHMARK = Benchmark(
     setup=setup,
     # 70 layers with two poolings each, as wide as the LLM of MedM-VL.
     sizes={
-        "full": Size(140, 2048, (600, 200, 400), (0, 35, 70, 105, 139)),
-        "quick": Size(2, 16, (60, 30, 400), (1,)),
+        "full": {"sites": 140, "width": 2048, "folds": (600, 200, 400), "compared": (0, 35, 70, 105, 139)},
+        "quick": {"sites": 2, "width": 16, "folds": (60, 30, 400), "compared": (1,)},
     },
     targets={("full", "cpu"): 20.0, ("full", "cuda"): 100.0},
     repeats=1,

@@ -17,33 +17,29 @@ from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.data.readers.volumes import read_volume
 from medmllm_plugins.runtime.batches import Batches, BatchSize
 
+SIDE, VOLUME = 1024, (64, 256, 256)
 
-def write_images(folder: Path, count: int, side: int = 1024) -> list[Path]:
-    """Write images of noise on a slope, PNG and JPEG by turns."""
+
+def write_files(folder: Path, images: int, volumes: int) -> tuple[list[Path], list[Path]]:
+    """Write images of noise on a slope, PNG and JPEG by turns, and compressed NIfTI volumes of noise."""
     generator = np.random.default_rng(0)
-    slope = np.linspace(0, 150, side)[None, :].repeat(side, 0)
-    paths = [folder / f"{index:03d}.{'jpg' if index % 2 else 'png'}" for index in range(count)]
-    for path in paths:
-        Image.fromarray(np.clip(slope + generator.normal(0, 12, (side, side)), 0, 255).astype(np.uint8)).save(path)
-    return paths
-
-
-def write_volumes(folder: Path, count: int, shape: tuple[int, int, int] = (64, 256, 256)) -> list[Path]:
-    """Write compressed NIfTI volumes of noise."""
-    generator = np.random.default_rng(0)
-    paths = [folder / f"{index:03d}.nii.gz" for index in range(count)]
-    for path in paths:
-        image: Any = sitk.GetImageFromArray(generator.integers(-1000, 1000, shape).astype(np.int16))
+    slope = np.linspace(0, 150, SIDE)[None, :].repeat(SIDE, 0)
+    image_paths = [folder / f"{index:03d}.{'jpg' if index % 2 else 'png'}" for index in range(images)]
+    for path in image_paths:
+        Image.fromarray(np.clip(slope + generator.normal(0, 12, (SIDE, SIDE)), 0, 255).astype(np.uint8)).save(path)
+    volume_paths = [folder / f"{index:03d}.nii.gz" for index in range(volumes)]
+    for path in volume_paths:
+        image: Any = sitk.GetImageFromArray(generator.integers(-1000, 1000, VOLUME).astype(np.int16))
         image.SetSpacing((0.7, 0.7, 2.0))
         sitk.WriteImage(image, str(path))
-    return paths
+    return image_paths, volume_paths
 
 
 def _read(path: Path) -> float:
     """Return the mean value of a file as this package reads it."""
-    if path.suffix in (".jpg", ".png"):
-        return float(np.asarray(read_rgb(path)).mean())
-    return float(read_volume(path, unit="HU").voxels.mean())
+    if path.suffix == ".gz":
+        return float(read_volume(path, unit="HU").voxels.mean())
+    return float(np.asarray(read_rgb(path)).mean())
 
 
 def read_ahead(paths: Sequence[Path]) -> list[float]:
@@ -62,12 +58,12 @@ def read_in_loop(paths: Sequence[Path]) -> list[float]:
     means = []
     orient: Any = sitk.DICOMOrient
     for path in paths:
-        if path.suffix in (".jpg", ".png"):
-            with Image.open(path) as opened:
-                means.append(float(np.asarray(opened.convert("RGB")).mean()))
-        else:
+        if path.suffix == ".gz":
             oriented = orient(sitk.ReadImage(str(path)), "RAS")
             means.append(float(sitk.GetArrayFromImage(oriented).astype(np.float32).mean()))
+        else:
+            with Image.open(path) as opened:
+                means.append(float(np.asarray(opened.convert("RGB")).mean()))
     return means
 
 
@@ -76,14 +72,15 @@ def check(ours: Sequence[float], baseline: Sequence[float]) -> None:
     expect(np.allclose(ours, baseline, rtol=1e-4), "the same pixels", "different means", "tests/data")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, images: int, volumes: int) -> Sides:
     """Write the files; images and volumes alone are parts."""
 
     def sides(paths: Sequence[Path]) -> Sides:
         return Sides(partial(read_ahead, paths), partial(read_in_loop, paths), check, items=len(paths))
 
-    images, volumes = write_images(run.folder, run.size[0]), write_volumes(run.folder, run.size[1])
-    return replace(sides([*images, *volumes]), parts={"images": sides(images), "volumes": sides(volumes)})
+    image_paths, volume_paths = write_files(run.folder, images, volumes)
+    parts = {"images": sides(image_paths), "volumes": sides(volume_paths)}
+    return replace(sides([*image_paths, *volume_paths]), parts=parts)
 
 
 BENCHMARK = Benchmark(
@@ -91,7 +88,7 @@ BENCHMARK = Benchmark(
     ours="readers with checks, in threads ahead of the model",
     baseline="a loop with Pillow and SimpleITK",
     setup=setup,
-    sizes={"full": (96, 12), "quick": (4, 1)},
+    sizes={"full": {"images": 96, "volumes": 12}, "quick": {"images": 4, "volumes": 1}},
     targets={("full", "cpu"): 1.8},
     repeats=5,
 )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import Benchmark, ResultsDifferError, Sides
-from medmllm_plugins.errors import PluginError, shown
+from benchmarks.harness import Benchmark, Comparison, Details, ResultsDifferError, Run, Sides, in_new_process
 
 ENTRY_POINT = "medmllm_plugins.host.entry_point"
 # Our entry point is left out of what importlib.metadata selects for the host; nothing else differs. The filter is put
@@ -47,32 +42,18 @@ print(json.dumps({"seconds": seconds, "modules": modules, "models": models}))
 def import_once(cache: Path, side: str) -> dict[str, Any]:
     """Import ``lmms_eval.models`` in a fresh process, ``"with"`` or ``"without"`` our entry point.
 
-    Args:
-        cache: Folder of byte code, so that it exists from the second import on, as pip leaves it.
-        side: Which.
+    Byte code is kept in the folder ``cache``, so that it exists from the second import on, as pip leaves it.
 
     Returns:
         The seconds, the names of all modules then loaded, and the number of models lmms-eval then knew.
-
-    Raises:
-        PluginError: The import failed.
     """
     # -P: the installed package is measured, not the folder that this was started in.
-    command = [sys.executable, "-P", "-c", _CHILD, side]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(cache)
-    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if child.returncode != 0:
-        raise PluginError(
-            f"Expected `import lmms_eval.models` to succeed in {sys.executable}, got status {child.returncode}: "
-            f"{shown(child.stderr.strip()[-100:])}. Run `medmllm doctor`."
-        )
-    # The host may print warnings to the same stream, before our line.
-    result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    cached = {"PYTHONPYCACHEPREFIX": str(cache)}
+    result: dict[str, Any] = in_new_process(_CHILD, side, fix="Run `medmllm doctor`.", options=("-P",), **cached)
     return result
 
 
-def check(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> Mapping[str, Any]:
+def check(ours: Details, baseline: Details) -> Details:
     """Check that our entry point ran on our side alone, and return what it adds."""
     ran = [ENTRY_POINT in side["modules"] for side in (ours, baseline)]
     if ran != [True, False]:
@@ -85,19 +66,22 @@ def check(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> Mapping[str, 
     return {"torch_imported_by_us": "torch" in added, "modules_added": len(added), "models_added": models}
 
 
+def setup(run: Run) -> Sides:
+    """Prepare the imports; the warm-up writes the byte code."""
+
+    def details(comparison: Comparison) -> Details:
+        return {"difference_s": median(comparison.ours) - median(comparison.baseline)}
+
+    ours, baseline = (partial(import_once, run.folder, side) for side in ("with", "without"))
+    return Sides(ours, baseline, check, measure=lambda result: float(result["seconds"]), details=details)
+
+
 BENCHMARK = Benchmark(
     name="startup",
     ours="import lmms_eval.models, our entry point active",
     baseline="the same, our entry point filtered out of importlib.metadata",
-    # The warm-up writes the byte code.
-    setup=lambda run: Sides(
-        ours=partial(import_once, run.folder, "with"),
-        baseline=partial(import_once, run.folder, "without"),
-        check=check,
-        measure=lambda result: float(result["seconds"]),
-        details=lambda comparison: {"difference_s": median(comparison.ours) - median(comparison.baseline)},
-    ),
-    sizes={"full": None, "quick": None},
+    setup=setup,
+    sizes={"full": {}, "quick": {}},
     targets={("full", "cpu"): 1.15},
     limits={"difference_s": 0.15},
     kind="overhead",

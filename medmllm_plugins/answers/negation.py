@@ -97,14 +97,7 @@ class _Event(NamedTuple):
 
 
 class _Scope(NamedTuple):
-    """The scope of a negation.
-
-    Attributes:
-        kind: ``""`` (none), ``"no"`` or ``"not"``.
-        start: where its negator ended.
-        mentioned: whether a mention followed the negator.
-        verb: whether a verb followed it.
-    """
+    """The scope of a negation: its kind ("no", "not" or none), its start, and what followed the negator."""
 
     kind: str = ""
     start: int = 0

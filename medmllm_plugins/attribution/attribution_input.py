@@ -21,7 +21,7 @@ from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.baseline_images import baseline_image
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
-from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
+from medmllm_plugins.models.devices import empty_cache, out_of_memory
 from medmllm_plugins.models.generation import score_labels
 from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
@@ -38,7 +38,6 @@ class ActivationPatch:
     """Values that replace the output of a layer for some rows of a batch.
 
     Attributes:
-        layer: Name of the layer.
         values: (R, n, d), see :meth:`AttributionInput.states`.
         first: Index of the first row they replace.
     """
@@ -74,16 +73,7 @@ class AttributionInput:
         baseline: Baseline = "blank",
         batch: int = 16,
     ) -> None:
-        """Prepare the model's inputs.
-
-        Args:
-            loaded: The model.
-            question: The question.
-            visual: The image, images or volume.
-            target: What is explained.
-            baseline: What the image is compared with.
-            batch: Largest number of rows in one forward pass.
-        """
+        """Prepare the model's inputs; ``batch`` is the largest number of rows in one forward pass."""
         self.loaded = loaded
         self.question = question
         self.visual = visual
@@ -137,13 +127,7 @@ class AttributionInput:
     # -- through the model -------------------------------------------------------------------------------------
 
     def scores(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
-        """Return log-probabilities of the answers, (rows, K), in nats.
-
-        Args:
-            rows: Number of copies of the document.
-            patches: Values that replace outputs of layers.
-            pixels: (rows, …), pixels of each copy; the document's by default.
-        """
+        """Return log-probabilities of the answers, (rows, K), in nats; ``pixels``, (rows, …), replace its own."""
         inputs = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in self.inputs.items()}
         if pixels is not None:
             inputs["pixel_values"] = pixels.flatten(0, 1).to(self.pixels.dtype)
@@ -165,14 +149,10 @@ class AttributionInput:
 
     @torch.no_grad()
     def states(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the outputs of layers, (rows, n, d) each, float32.
+        """Return the outputs of layers, (rows, n, d) each, float32, by default for one copy of the document's pixels.
 
         n are the rows of the stage's output for this document (patches of all tiles, a class token among them, or
         tokens of the prompt) and d their width.
-
-        Args:
-            layers: Names of layers.
-            pixels: (rows, …), pixels of each copy; by default one copy of the document's own.
         """
         rows = 1 if pixels is None else len(pixels)
         with self._recorded(layers, rows) as outputs:
@@ -204,11 +184,7 @@ class AttributionInput:
         return embedding
 
     def gradients(self, layers: Sequence[str], pixels: Tensor | None = None) -> dict[str, ActivationGradients]:
-        """Return states and gradients of the target at all layers, from one forward and one backward pass.
-
-        Args:
-            layers: Names of layers; ``"pixels"`` may be among them.
-            pixels: (rows, …), pixels of each copy; by default one copy of the document's own.
+        """Return states and gradients of the target at layers and ``"pixels"``, from one forward and one backward pass.
 
         Raises:
             ModelError: No gradient reaches a layer.

@@ -20,16 +20,7 @@ class AttributionItem:
     """A document that was answered and is to be explained.
 
     Attributes:
-        id: Id of its row.
-        document: Its id in the data set.
-        group: Its group.
-        label: The correct class.
-        predicted: The class that was answered, or None.
-        answer: Text of the answer.
         scores: Log-probabilities of the answers, in class order; empty where none were computed.
-        question: Question that was asked.
-        visual: The image, images or volume that the model was shown.
-        classes: All classes.
         answers: Words of the answers that stand for the classes, in the same order.
         mask: (h, w) bool, the lesion in its single image, or None where it is not known.
     """
@@ -51,16 +42,7 @@ class AttributionItem:
     def from_row(
         cls, row: Mapping[str, Any], question: ProtocolQuestion, visual: VisualInput, text: str, scores: Any, mask: Any
     ) -> AttributionItem:
-        """Return the item of an answered row of a task.
-
-        Args:
-            row: See :class:`medmllm_plugins.prompts.task_rows.TaskRows`.
-            question: Its question.
-            visual: What the model was shown.
-            text: The answer.
-            scores: Scores of the answers, or None.
-            mask: The lesion, or None.
-        """
+        """Return the item of an answered row of a task."""
         return cls(
             id=str(row["id"]),
             document=str(row["document"]),

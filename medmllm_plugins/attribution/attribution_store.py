@@ -48,11 +48,8 @@ class AttributionStore:
     def __init__(self, folder: Path, options: Mapping[str, Any], process: str = "0", *, again: bool = False) -> None:
         """Open the folder.
 
-        Args:
-            folder: Created where it does not exist.
-            options: What is explained and how; documents that were explained with other options are explained again.
-            process: Name of the process.
-            again: Whether documents are explained again, keeping the earlier results of other methods.
+        Documents that were explained with other options are explained again; ``again`` explains all of them again and
+        keeps the earlier results of other methods.
         """
         self.folder = folder
         self._process, self._again = process, again
@@ -176,12 +173,6 @@ class AttributionStore:
 
 def gather_index(folder: Path, task: str, model: str, labels: Sequence[str]) -> AttributionIndex:
     """Gather what all processes explained into one index, and write it.
-
-    Args:
-        folder: Folder of the task.
-        task: Name of the task.
-        model: Name of the model.
-        labels: The classes.
 
     Raises:
         DataError: No document was explained, or a file is damaged.

@@ -20,7 +20,6 @@ class Target:
     Attributes:
         name: The label, or the answer's text.
         answers: Answers that are scored: all labels, or the answer alone.
-        index: Index of the explained one in ``answers``.
         ids: Tokens of the answer as it was generated, where that is the target; all of them are scored.
     """
 
@@ -31,12 +30,7 @@ class Target:
 
     @classmethod
     def of_label(cls, label: str, classes: Sequence[str], answers: Sequence[str]) -> Target:
-        """Return the log-odds of a class against the others.
-
-        Args:
-            label: The class.
-            classes: All classes.
-            answers: Words of the answers that stand for them, in the same order.
+        """Return the log-odds of a class against the others; ``answers`` are the words that stand for ``classes``.
 
         Raises:
             OptionError: The label is not one of the classes.
@@ -64,13 +58,10 @@ class Target:
         return len(self.answers) > 1
 
     def value(self, scores: Tensor) -> Tensor:
-        """Return the target of each row.
+        """Return the target of each row of log-probabilities (R, K), as (R,) in nats.
 
         With log-probabilities s of the labels, each summed over its tokens, the log-odds of label k are
         s_k - log sum_{j != k} exp(s_j).
-
-        Args:
-            scores: (R, K) log-probabilities in nats.
 
         Returns:
             (R,), in nats.
@@ -89,11 +80,7 @@ class Target:
 def generated_ids(loaded: LoadedModel, question: Question, visual: VisualInput, text: str) -> tuple[int, ...] | None:
     """Generate an answer again and return its tokens.
 
-    Args:
-        loaded: The model.
-        question: The question.
-        visual: The image, images or volume.
-        text: The answer without surrounding white space; where it was cut off, its beginning.
+    ``text`` is the answer without surrounding white space; where it was cut off, its beginning.
 
     Returns:
         The tokens, or None where another text is generated.

@@ -24,11 +24,8 @@ _ABOVE_AIR = 0.1
 def baseline_image(family: Family, visual: VisualInput, kind: Baseline) -> VisualInput:
     """Return the baseline of an image, images or a volume, of the same sizes.
 
-    Args:
-        family: Architecture of the model, which decides what it reads of a volume.
-        visual: An image, images or a volume.
-        kind: ``"blank"`` for mid-grey images and volumes of their mean, ``"blurred"`` for images of which only the
-            coarsest structure remains.
+    ``"blank"`` gives mid-grey images and volumes of their mean, ``"blurred"`` images of which only the coarsest
+    structure remains. The family decides what the model reads of a volume.
     """
     if isinstance(visual, Image.Image):
         return blank(visual) if kind == "blank" else visual.filter(ImageFilter.GaussianBlur(BLUR * min(visual.size)))

@@ -40,7 +40,7 @@ class Cells:
         wanted = (*self.picture.shape[:1], 4)
         if self.picture.ndim != 1 or self.box.shape != wanted or self.whole.shape != wanted:
             raise ModelError(
-                f"Expected `picture` (n,) and boxes (n, 4), found {self.picture.shape}, {self.box.shape} and "
+                f"Expected `picture` (n,) and boxes (n, 4), got {self.picture.shape}, {self.box.shape} and "
                 f"{self.whole.shape}."
             )
 
@@ -57,9 +57,7 @@ def make_cells(picture: IntArray, whole: FloatArray) -> Cells:
 def united(cells: Cells, rows: IntArray) -> Cells:
     """Return cells of rows that were made from several others each.
 
-    Args:
-        cells: of those others, n.
-        rows: (m, k), int64: which k of them each new row was made from; -1 for none.
+    ``rows``, (m, k) int64, say which k of the n cells each new row was made from; -1 for none.
 
     Returns:
         m cells, each the smallest box around its k; those that lie on no picture are ignored.
@@ -71,7 +69,7 @@ def united(cells: Cells, rows: IntArray) -> Cells:
     there = picture >= 0
     owner = picture.max(1, initial=-1)
     if bool((there & (picture != owner[:, None])).any()):
-        raise ModelError("Expected a token made from patches of one picture, found one made from patches of several.")
+        raise ModelError("Expected a token made from patches of one picture, got one made from patches of several.")
     boxes = cells.whole[rows]  # (m, k, 4)
     low = np.where(there[..., None], boxes[..., :2], np.inf).min(1, initial=np.inf)
     high = np.where(there[..., None], boxes[..., 2:], -np.inf).max(1, initial=-np.inf)
@@ -84,12 +82,8 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
     Where cells overlap, as tiles and the thumbnail of the whole do, a pixel has the mean of their values, each counted
     by the share of the pixel that its cell covers.
 
-    Args:
-        cells: n of them.
-        values: (n,), a value for each cell, or (n, p, p), p x p values in the cell's rows and columns. Those of cells
-            on no picture are left out.
-        size: height and width of the maps.
-        pictures: how many pictures were shown.
+    ``values`` are (n,), or (n, p, p) in the cell's rows and columns; those of cells on no picture are left out.
+    ``size`` is height and width of the maps.
 
     Returns:
         (pictures, height, width), float64; NaN where no cell covers any of a pixel, so where a picture was cropped.
@@ -99,7 +93,7 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
     """
     values = np.asarray(values, np.float64)
     if len(values) != len(cells) or values.ndim not in (1, 3):
-        raise ModelError(f"Expected {len(cells)} values, one or p x p for each cell, found {values.shape}.")
+        raise ModelError(f"Expected {len(cells)} values, one or p x p for each cell, got {values.shape}.")
     _check(cells, pictures)
     height, width = size
     total, cover = np.zeros((pictures, height, width)), np.zeros((pictures, height, width))
@@ -116,11 +110,7 @@ def paint(cells: Cells, values: FloatArray, size: tuple[int, int], pictures: int
 
 
 def sample(painted: FloatArray, cells: Cells) -> FloatArray:
-    """Return the mean of a map within each cell's box.
-
-    Args:
-        painted: (pictures, height, width), as :func:`paint` returns it, or any other map of the pictures.
-        cells: n of them.
+    """Return the mean of a map, (pictures, height, width), within each cell's box.
 
     Returns:
         (n,), float64: means over what the box covers, pixels that are NaN left out; NaN for cells on no picture, and
@@ -130,7 +120,7 @@ def sample(painted: FloatArray, cells: Cells) -> FloatArray:
         ModelError: the map has not three axes, or a cell lies on a picture beyond the last.
     """
     if painted.ndim != 3:
-        raise ModelError(f"Expected a map (pictures, height, width), found {painted.shape}.")
+        raise ModelError(f"Expected a map (pictures, height, width), got {painted.shape}.")
     _check(cells, len(painted))
     means = np.full(len(cells), np.nan)
     for index in np.flatnonzero(cells.picture >= 0):
@@ -147,20 +137,13 @@ def sample(painted: FloatArray, cells: Cells) -> FloatArray:
 def _check(cells: Cells, pictures: int) -> None:
     last = int(cells.picture.max(initial=-1))
     if last >= pictures:
-        raise ModelError(f"Expected cells on {pictures} pictures, found one on picture {last}, counted from 0.")
+        raise ModelError(f"Expected cells on {pictures} pictures, got one on picture {last}, counted from 0.")
 
 
 def _cover(low: float, high: float, parts: int, pixels: int) -> tuple[int, FloatArray]:
-    """Return how much of each pixel along an axis each of equal parts of a stretch covers.
+    """Return the first pixel along an axis that a stretch covers, and the cover of each by each of its equal parts.
 
-    Args:
-        low: where the stretch begins, as a fraction of the axis; may lie outside of it, as ``high`` may.
-        high: where it ends.
-        parts: into how many it is divided.
-        pixels: along the axis.
-
-    Returns:
-        The first pixel that is covered, and (covered pixels, parts), float64, in pixels.
+    ``low`` and ``high``, as fractions of the axis, may lie outside of it; covers are (covered pixels, parts), float64.
     """
     edges = np.linspace(low, high, parts + 1) * pixels
     first = min(max(int(np.floor(edges[0])), 0), pixels)

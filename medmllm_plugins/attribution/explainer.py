@@ -29,7 +29,6 @@ from medmllm_plugins.errors import DataError, ModelError, one_line
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS
 from medmllm_plugins.results.attribution_records import (
     RANDOMISATION_LEVELS,
     AttributionEntry,
@@ -39,6 +38,7 @@ from medmllm_plugins.results.attribution_records import (
     ProcessLevel,
     TokenAttribution,
 )
+from medmllm_plugins.results.file_names import ATTRIBUTIONS
 from medmllm_plugins.utils.progress import Progress, duration, say_line
 
 logger = logging.getLogger(__name__)
@@ -61,14 +61,7 @@ class Explainer:
         batch: int,
         example: AttributionItem,
     ) -> None:
-        """Choose methods and layers.
-
-        Args:
-            loaded: The model.
-            options: What is explained, and how.
-            store: Store of the results.
-            batch: Largest number of rows in one forward pass.
-            example: A document to find out which layers the model does not use.
+        """Choose methods and layers; ``example`` is a document to find out which layers the model does not use.
 
         Raises:
             OptionError: A method, a layer or the target does not exist.
@@ -112,9 +105,6 @@ class Explainer:
 
     def estimate(self, documents: int) -> float | None:
         """Return the seconds that further documents will take, judged by the first that was explained.
-
-        Args:
-            documents: Their number, not counting the maps of models with shuffled weights.
 
         Returns:
             None where no document was explained so far, as where an earlier start explained them.
@@ -215,9 +205,6 @@ class Explainer:
         """Return how similar maps are before and after shuffling, by method and layer, averaged over documents.
 
         Each method is compared on the first documents that it gave maps of.
-
-        Args:
-            faults: Faults of the shuffled models are appended to it.
         """
         items = {item.id: item for compared in self._compared.values() for item in compared}
         if not items:
@@ -286,12 +273,6 @@ def resolve_methods(
 ) -> list[SelectedMethod]:
     """Return the methods and layers to use, determined with one document before any is answered.
 
-    Args:
-        loaded: The model.
-        options: What is explained, and how.
-        question: Question of the document.
-        visual: Its image, images or volume.
-
     Raises:
         OptionError: A method or a layer does not exist, or the weights are quantised and the method needs gradients.
         PluginError: A method's function is not where its plugin declares it.
@@ -310,13 +291,7 @@ def explain(
 ) -> Mapping[str, Any]:
     """Explain some documents of one task; see :class:`Explainer`.
 
-    Args:
-        loaded: The model.
-        options: What is explained, and how.
-        items: The documents.
-        store: Store of the results.
-        batch: Largest number of rows in one forward pass.
-        say: Receives a line with the expected time, once the first document is explained.
+    ``say`` receives a line with the expected time, once the first document is explained.
 
     Returns:
         Facts for the manifest.

@@ -20,20 +20,13 @@ NAMED: Final = 5
 
 
 class Faults:
-    """Faults of one document.
-
-    Attributes:
-        records: Input of :func:`fault_messages`.
-    """
+    """Faults of one document."""
 
     def __init__(self, identifier: str, visual: VisualInput, condition: str = "", before: Faults | None = None) -> None:
         """Create an empty record.
 
-        Args:
-            identifier: The document's id.
-            visual: Its image, images or volume; faults name its size, which is often the reason.
-            condition: Added to the part, such as ``"with shuffled weights"``.
-            before: Faults reported already, which are not reported again for this condition.
+        ``condition`` is added to the part, such as ``"with shuffled weights"``; faults in ``before`` are not reported
+        again.
         """
         self.records: list[AttributionFault] = []
         self._before = {(record.method, record.part) for record in before.records} if before else set()

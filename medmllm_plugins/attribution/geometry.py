@@ -17,15 +17,10 @@ from medmllm_plugins.models.base import LoadedModel, VisualInput
 def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: VisualInput, layer: str) -> Cells:
     """Return where each row of a layer lies on the pictures shown.
 
-    Args:
-        loaded: the model.
-        inputs: what its ``prepare`` returned for one document.
-        shown: that document: an image, several, or a volume, whose pictures are those of
-            :meth:`medmllm_plugins.models.families.family.Family.pictures`.
-        layer: ``"pixels"``: a row for each patch of ``pixel_values``, in the order of
-            :func:`medmllm_plugins.attribution.patches.to_patches`. A layer of the tower, such as ``"vision.03"``: for
-            each row of its output, one tile after the other, class tokens included. ``"connector"``: for each row that
-            the connector's module returns. A layer of the LLM: for each of the L tokens of the prompt.
+    ``inputs`` is what ``prepare`` returned for the one document ``shown``. At ``"pixels"`` there is a row for each
+    patch of ``pixel_values``, in the order of :func:`medmllm_plugins.attribution.patches.to_patches`; at a layer of the
+    tower, for each row of its output, one tile after the other, class tokens included; at the connector for each row
+    that its module returns; in the LLM for each of the L tokens of the prompt.
 
     Returns:
         A cell for each row; of what was made from several patches, the box around them all. Attention mixes rows: the
@@ -39,7 +34,7 @@ def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: VisualInput,
     if stage not in ("pixels", "vision", "connector", "llm"):
         raise ModelError(f"Expected `layer` to be pixels or a layer of the model, such as vision.00, got {layer!r}.")
     if len(inputs["input_ids"]) != 1:
-        raise ModelError(f"Expected the input of one document, found that of {len(inputs['input_ids'])}.")
+        raise ModelError(f"Expected the input of one document, got that of {len(inputs['input_ids'])}.")
     family, model = loaded.family, loaded.model
     boxes = family.patch_boxes(model, shown)
     patches = _measured_cells(loaded, shown, inputs["pixel_values"]) if boxes is None else make_cells(*boxes)
@@ -55,14 +50,10 @@ def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: VisualInput,
 
 
 def neighbourhoods(patches: Cells, most: int) -> IntArray:
-    """Group patches, each group a square block of one picture, with the smallest blocks that suffice.
+    """Group patches into at most ``most`` square blocks, each of one picture, with the smallest blocks that suffice.
 
     Tiles and the thumbnail of the whole show the same regions: there patches of both are in one group. There are more
     groups than ``most`` only where there are more pictures.
-
-    Args:
-        patches: the patches' cells.
-        most: the most groups; as many patches or fewer are a group each.
 
     Returns:
         (n,), the number of each patch's group, from 0. Patches of no picture are one group.
@@ -95,12 +86,12 @@ def _measured_cells(loaded: LoadedModel, shown: VisualInput, pixel_values: Tenso
     pictures = list(shown) if isinstance(shown, Sequence) else [shown]
     for picture in pictures:
         if not isinstance(picture, Image):
-            raise ModelError(f"Expected pictures to be shown to {loaded.family.title}, found {type(picture).__name__}.")
+            raise ModelError(f"Expected pictures to be shown to {loaded.family.title}, got {type(picture).__name__}.")
     sizes: Sizes = tuple(picture.size for picture in pictures if isinstance(picture, Image))
     measured = measured_patches(loaded, sizes)
     if measured.shape != tuple(pixel_values.shape):
         raise ModelError(
-            f"Expected pixel values {measured.shape} for pictures of {sizes}, found {tuple(pixel_values.shape)}: the "
+            f"Expected pixel values {measured.shape} for pictures of {sizes}, got {tuple(pixel_values.shape)}: the "
             "input is another document's."
         )
     return measured.cells

@@ -40,12 +40,7 @@ def colour_range(painted: FloatArray) -> tuple[float, float]:
 
 
 def colour_map(painted: FloatArray, scale: tuple[float, float] | None = None) -> list[Image.Image]:
-    """Return a map's colours as ``RGBA`` images, opaque where values are large.
-
-    Args:
-        painted: (pictures, height, width).
-        scale: Values at the ends of the colours; by default those of this map.
-    """
+    """Return colours of a map (pictures, height, width) as ``RGBA`` images, opaque where values are large."""
     low, high = colour_range(painted) if scale is None else scale
     values = np.nan_to_num(painted)
     colours = colormaps[TWO_SIDED if low < 0 else ONE_SIDED]
@@ -69,11 +64,9 @@ def stack_vertically(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def overlay(shown: Sequence[Image.Image], painted: FloatArray) -> Image.Image:
-    """Return the original, the map over it, and the scale in one image; several pictures as a strip with their maximum.
+    """Return the original, a map (pictures, height, width) over it, and the scale in one image.
 
-    Args:
-        shown: The pictures, in the size of the map.
-        painted: (pictures, height, width).
+    Several pictures become a strip with their maximum.
     """
     coloured = colour_map(painted)
     columns = [_pair(picture, colour) for picture, colour in zip(shown, coloured, strict=True)]

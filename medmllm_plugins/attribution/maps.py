@@ -24,7 +24,6 @@ class AttributionMap:
     """Result of a method for one document at one layer.
 
     Attributes:
-        layer: Name of the layer.
         values: (n, …) float64, as in :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         painted: (pictures, height, width) float64, over the pictures shown; NaN where there is no patch. None for the
             prompt, and where tokens of the LLM have no position in the picture.

@@ -17,9 +17,7 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
 
     Where the sides of tiles are no whole number of patches the tower leaves the remainder out, and so does this.
 
-    Args:
-        loaded: the model.
-        pixel_values: of one document, flat, (P, 3 * T * p * p), or tiles, (..., 3, H, W).
+    Pixel values are flat, (P, 3 * T * p * p), or tiles, (..., 3, H, W).
 
     Returns:
         (n, c, p, p): flat ones in their order, others tile after tile, each row by row. c is 3, or 3 * T where the
@@ -38,12 +36,7 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
 
 
 def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
-    """Put patches together: the inverse of :func:`to_patches`.
-
-    Args:
-        loaded: the model.
-        patches: (n, c, p, p).
-        like: pixel values of the wanted layout.
+    """Put patches, (n, c, p, p), together in the layout of ``like``: the inverse of :func:`to_patches`.
 
     Returns:
         Of the shape of ``like``, its values those of ``patches``; where tiles have a remainder, that of ``like``.
@@ -58,7 +51,7 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
         down, across = _counts(side, like)
         wanted = (math.prod(like.shape[:-3]) * down * across, CHANNELS, side, side)
     if tuple(patches.shape) != wanted:
-        raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, found {patches.shape}.")
+        raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, got {patches.shape}.")
     if like.dim() == 2:
         return patches.reshape(like.shape)
     tiles = patches.reshape(-1, down, across, CHANNELS, side, side)
@@ -76,7 +69,7 @@ def _flat_channels(side: int, flat: Tensor) -> int:
     if rest or channels % CHANNELS or not channels:
         raise ModelError(
             f"Expected rows of 3 x frames x {side} x {side} pixel values, since patches have {side} pixels a side, "
-            f"found rows of {flat.shape[1]}."
+            f"got rows of {flat.shape[1]}."
         )
     return channels
 
@@ -86,6 +79,6 @@ def _counts(side: int, tiles: Tensor) -> tuple[int, int]:
     if tiles.dim() < 4 or tiles.shape[-3] != CHANNELS or min(tiles.shape[-2:]) < side:
         raise ModelError(
             f"Expected pixel values (…, 3, H, W) with sides of at least a patch of {side} pixels, or flat patches, "
-            f"found {tuple(tiles.shape)}."
+            f"got {tuple(tiles.shape)}."
         )
     return tiles.shape[-2] // side, tiles.shape[-1] // side

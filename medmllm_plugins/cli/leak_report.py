@@ -65,9 +65,6 @@ def known_specs() -> dict[str, DatasetSpec]:
 def check_datasets(names: Sequence[str]) -> list[LeakReport]:
     """Read data sets and look for leaks; files that cannot be read are left out and listed.
 
-    Args:
-        names: their names; if empty, all data sets whose folder is on this machine.
-
     Raises:
         OptionError: there is no data set of a name.
     """

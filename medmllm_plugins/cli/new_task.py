@@ -19,11 +19,11 @@ from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.plugins.manager import get_manager, reset
+from medmllm_plugins.plugins.specs import is_identifier
 from medmllm_plugins.plugins.task_files import read_task, read_yaml
 from medmllm_plugins.prompts.task_names import declared_tasks
 from medmllm_plugins.prompts.task_settings import read_settings
 from medmllm_plugins.utils.atomic_files import write_whole
-from medmllm_plugins.utils.identifiers import is_identifier
 from medmllm_plugins.utils.user_dirs import tasks_folder
 
 

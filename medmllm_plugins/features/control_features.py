@@ -17,13 +17,11 @@ from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.families.family import Family, stage_module
 from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, downsample
+from medmllm_plugins.results.probe_records import RANDOM_ENCODER
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
 
-PIXELS = "control.pixels"
-RANDOM = "control.random_encoder"
-"""Begins the names of layers of the re-initialised encoder: ``control.random_encoder.vision.00`` …"""
 SIDE = 32
 
 
@@ -60,13 +58,7 @@ class RandomEncoder:
     """
 
     def __init__(self, loaded: LoadedModel, poolings: Sequence[str], seed: int = 0) -> None:
-        """Draw the weights; those of the model stay as they are.
-
-        Args:
-            loaded: the model; its tower's weights must be floating-point numbers.
-            poolings: which to keep.
-            seed: of the drawing.
-        """
+        """Draw the weights; those of the model stay as they are."""
         self._loaded = loaded
         self._hooks = ActivationHooks(loaded, poolings, vision_only=True)
         generator = torch.Generator().manual_seed(seed)
@@ -94,7 +86,9 @@ class RandomEncoder:
                 self._loaded.prefill(inputs)
         finally:
             handle.remove()
-        return {(f"{RANDOM}.{name}", pooling): value for (name, pooling), value in self._hooks.activations.items()}
+        return {
+            (f"{RANDOM_ENCODER}{name}", pooling): value for (name, pooling), value in self._hooks.activations.items()
+        }
 
     def close(self) -> None:
         """Take the hooks off the model."""

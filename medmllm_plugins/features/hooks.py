@@ -27,18 +27,11 @@ class ActivationHooks:
     decode in between.
 
     Attributes:
-        layers: the layers they are on.
         activations: what was recorded of the last batch, (B, d) float32 by site.
     """
 
     def __init__(self, loaded: LoadedModel, poolings: Sequence[str], *, vision_only: bool = False) -> None:
-        """Put hooks on a model.
-
-        Args:
-            loaded: the model.
-            poolings: which to keep, see :mod:`medmllm_plugins.prompts.feature_options`.
-            vision_only: leave the LLM out.
-        """
+        """Put hooks on a model, or on its tower and connector alone."""
         self._loaded = loaded
         self._poolings = tuple(poolings)
         self._layout: BatchLayout | None = None
@@ -116,7 +109,7 @@ class ActivationHooks:
         if odd := [layer.name for layer in layers if self._calls.get(layer.name, 0) != 1]:
             counts = {name: self._calls.get(name, 0) for name in odd[:5]}
             raise ModelError(
-                f"{type(self._loaded.model).__name__}: expected every stage to be run once a batch, found {counts}; "
+                f"{type(self._loaded.model).__name__}: expected every stage to be run once a batch, got {counts}; "
                 "this version of transformers runs the model differently."
             )
 
@@ -131,9 +124,6 @@ class ActivationHooks:
         A block's output goes through the LLM's last norm and the rows of the output embeddings of each label: the row
         of its first token where the labels' first tokens differ, else the mean over all of its tokens. Source:
         nostalgebraist, "Interpreting GPT: the logit lens", 2020.
-
-        Args:
-            verbalizers: token ids of K labels.
 
         Returns:
             The layers, and (layers, B, K) float32.

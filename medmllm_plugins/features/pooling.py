@@ -23,10 +23,8 @@ class BatchLayout:
     """Where the documents of a batch are in what layers return.
 
     Attributes:
-        family: the model's architecture.
         rows: by stage, the number of entries of the first output axis of each of B documents.
         class_tokens: number of tokens before the patches of each tile.
-        tokens: number of image tokens in each document's prompt.
         positions: indices of the image tokens in the prompts laid end to end, (T,), int64; by device.
     """
 
@@ -62,11 +60,8 @@ class BatchLayout:
 def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings: Sequence[str]) -> dict[str, Tensor]:
     """Pool what a layer of the tower, or the connector, returned.
 
-    Args:
-        stage: ``"vision"`` or ``"connector"``.
-        output: (P, d) flat; (tiles, …, d); or (tiles, d) where a norm is given the class token alone.
-        layout: of the batch.
-        poolings: those wanted; those that do not apply are left out.
+    The output is (P, d) flat; (tiles, …, d); or (tiles, d) where a norm is given the class token alone. Poolings that
+    do not apply are left out.
 
     Returns:
         (B, d) float32 by pooling.
@@ -77,7 +72,7 @@ def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings
     rows = layout.rows[stage]
     if sum(rows) != output.shape[0]:
         raise ModelError(
-            f"{layout.family.title}: expected {sum(rows)} rows from the {stage} stage, by the batch's input, found "
+            f"{layout.family.title}: expected {sum(rows)} rows from the {stage} stage, by the batch's input, got "
             f"{output.shape[0]}; this version of transformers lays it out differently."
         )
     if layout.family.flat:
@@ -95,12 +90,7 @@ def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings
 
 
 def pool_tokens(hidden: Tensor, layout: BatchLayout, poolings: Sequence[str]) -> dict[str, Tensor]:
-    """Pool what a block of the LLM returned over the prompts, padded on the left.
-
-    Args:
-        hidden: (B, L, D).
-        layout: of the batch.
-        poolings: those wanted.
+    """Pool what a block of the LLM returned over the prompts, (B, L, D), padded on the left.
 
     Returns:
         (B, D) float32 by pooling: over the image's tokens, and the last token of the prompt.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from medmllm_plugins.features.control_features import PIXELS, RANDOM, RandomEncoder
+from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.features.store import write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
@@ -20,20 +20,9 @@ from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.results.feature_store import LENS, Header, StoredLayer
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedDocument:
-    """The origin of a task's features; see :class:`medmllm_plugins.results.feature_store.Header`."""
-
-    task: str
-    dataset: str
-    labels: tuple[str, ...]
-    dataset_fingerprint: str
-    model: str
-    model_fingerprint: str
 
 
 class FeatureRecorder:
@@ -43,30 +32,24 @@ class FeatureRecorder:
         self,
         loaded: LoadedModel,
         features: FeatureOptions,
-        subject: RecordedDocument,
+        header: Header,
         folder: Path,
         rank: int,
         example: Mapping[str, Tensor],
     ) -> None:
         """Put hooks on the model.
 
-        Args:
-            loaded: the model.
-            features: what is to be kept.
-            subject: what it is of.
-            folder: of the store; made when the first batch comes.
-            rank: of this process.
-            example: the input of one document, to try on it which layers the LLM reads.
+        ``header`` has no layers yet; ``example`` is one document's input, to try on it which layers the LLM reads.
         """
         self._unread = unused_layers(loaded, example)
-        self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
+        self._loaded, self._header, self._folder, self._rank = loaded, header, folder, rank
         self.watch = ActivationHooks(loaded, features.poolings)
         self._random: RandomEncoder | None = None
         if features.random_encoder and RandomEncoder.possible(loaded):
             self._random = RandomEncoder(loaded, features.poolings)
         elif features.random_encoder:
             logger.warning(
-                "%s: the vision tower is quantised, so there are no control features of a random encoder.", subject.task
+                "%s: the vision tower is quantised, so there are no control features of a random encoder.", header.task
             )
         self._writer: Writer | None = None
 
@@ -79,11 +62,8 @@ class FeatureRecorder:
     ) -> None:
         """Keep what :attr:`watch` recorded of a batch; it is written in the background.
 
-        Args:
-            records: the metadata of each document, for the index.
-            inputs: the batch's input.
-            pixels: of each document, see :func:`medmllm_plugins.features.control_features.pixels`.
-            verbalizers: token ids of each label as the answer to the question.
+        ``pixels`` are those of :func:`medmllm_plugins.features.control_features.pixels`, ``verbalizers`` the token ids
+        of each label as the answer to the question.
 
         Raises:
             OSError: the features of an earlier batch could not be written.
@@ -111,26 +91,15 @@ class FeatureRecorder:
         layers = [
             StoredLayer(
                 name,
-                part_of.get(name, "control"),
+                part_of.get(name, CONTROL),
                 tuple(poolings[name]),
                 tuple(poolings[name].values()),
-                read=name.removeprefix(f"{RANDOM}.") not in self._unread,
+                read=name.removeprefix(RANDOM_ENCODER) not in self._unread,
             )
             for name in order
         ]
-        layers.append(StoredLayer(PIXELS, "control", (MEAN,), (pixels,)))
-        subject = self._subject
-        header = Header(
-            task=subject.task,
-            dataset=subject.dataset,
-            labels=subject.labels,
-            dataset_fingerprint=subject.dataset_fingerprint,
-            model=subject.model,
-            model_fingerprint=subject.model_fingerprint,
-            layers=tuple(layers),
-            lens=lens,
-        )
-        write_header(self._folder, header)
+        layers.append(StoredLayer(PIXELS, CONTROL, (MEAN,), (pixels,)))
+        write_header(self._folder, replace(self._header, layers=tuple(layers), lens=lens))
         self._writer = Writer(self._folder, self._rank)
 
     def durable(self) -> list[str]:

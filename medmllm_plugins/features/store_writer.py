@@ -32,7 +32,6 @@ class FeatureBatch:
 
     Attributes:
         records: the metadata of each document, see :data:`medmllm_plugins.results.feature_store.COLUMNS`.
-        names: names of the tensors.
         stacks: tensors of one width each, laid together: (names in it, B, d) float32, in the order of ``names``.
         extra: further arrays by name, (B, …), which are not pooled features.
         copied: recorded on the devices once the stacks are in this process's memory; none on a CPU.
@@ -155,10 +154,7 @@ class Writer:
 
 
 def stacked(activations: Mapping[tuple[str, str], Tensor]) -> tuple[list[list[str]], list[Tensor], list[Any]]:
-    """Lay tensors of one width and device together and bring them into this process's memory.
-
-    Args:
-        activations: (B, d) float32 by layer and pooling.
+    """Lay tensors (B, d) of one width and device together and bring them into this process's memory.
 
     Returns:
         Names and tensors as in :class:`FeatureBatch`, and what to wait for before they are read.

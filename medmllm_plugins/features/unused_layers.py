@@ -27,10 +27,6 @@ def unused_layers(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozense
     of the image tokens among them, stay the same, the layer is unused. The search stops at the first layer that is
     used, since each layer reads the one before. Where no layer at all is used, the image is lost between tower and
     LLM, and no single layer can be blamed: none is returned.
-
-    Args:
-        loaded: the model.
-        inputs: of a batch, best of one document.
     """
     tower = [layer for layer in layers_of(loaded) if layer.part == "vision"]
     usual = _final_states(loaded, inputs)

@@ -130,10 +130,7 @@ def check_fraction(limit: float | None, count: int, taken: int | None, task: str
 def check_generation(settings: Mapping[str, Any], where: str, *, ours: bool) -> None:
     """Refuse settings of generation that our models do not follow.
 
-    Args:
-        settings: the ``generation_kwargs`` of a request.
-        where: its task and model, for errors.
-        ours: whether the task is one of ours, whose settings are all the user's own.
+    ``where`` names task and model in errors; the settings of a task of ours are all the user's own.
 
     Raises:
         OptionError: an answer under these settings is none that our models give.

@@ -49,7 +49,7 @@ def run_folder(run_dir: str | None) -> str | None:
         return None
     path = Path(str(run_dir)).expanduser().absolute()
     if not str(run_dir) or any(folder.exists() and not folder.is_dir() for folder in (path, *path.parents)):
-        raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, but got {run_dir!r}.")
+        raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, got {run_dir!r}.")
     return str(path)
 
 

@@ -101,9 +101,6 @@ class _TokenLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     Rows of a cache are dropped, repeated and copied between the steps of an answer. This layer goes through the same
     changes, so later steps know which cached positions are image tokens, and of which document.
-
-    Attributes:
-        prompt: number of tokens of the prompts, padding included.
     """
 
     prompt: int = 0
@@ -130,8 +127,6 @@ class BatchTracker:
     Attributes:
         ids: all tokens so far, cached ones included, (B, T), int64.
         image: which of them are image tokens, (B, T), bool.
-        new: number of tokens in this call.
-        prompt: number of tokens in the first call.
         digests: one number for each document, a hash of its image.
     """
 

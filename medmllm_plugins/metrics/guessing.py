@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, accuracy, balanced_accuracy, macro_f1, matthews
@@ -41,3 +44,12 @@ def baselines(support: Floats) -> dict[str, dict[str, float]]:
         "uniform_random": {"accuracy": 1 / classes, "balanced": 1 / classes},
         "prior_matched_random": {"accuracy": float(((support / support.sum()) ** 2).sum())},
     }
+
+
+def constant_guess(baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
+    """Return name and accuracy of the best constant answer among baselines; an empty name and NaN without one."""
+    for name in ("majority_class", "always_no"):
+        accuracy = baselines.get(name, {}).get("accuracy", math.nan)
+        if not math.isnan(accuracy):
+            return name, accuracy
+    return "", math.nan

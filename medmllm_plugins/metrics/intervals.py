@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 from medmllm_plugins.utils.record import Record
 
 LEVEL = 0.95

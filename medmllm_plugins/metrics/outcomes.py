@@ -52,27 +52,27 @@ class Outcome:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise DataError(
-                f"Document {shown(self.id)}: expected `status` to be one of {STATUSES}, found {shown(self.status)}."
+                f"Document {shown(self.id)}: expected `status` to be one of {STATUSES}, got {shown(self.status)}."
             )
         if (self.predicted is not None) != (self.status == "parsed"):
             raise DataError(
                 f"Document {shown(self.id)}: expected `predicted` to be a class exactly where `status` is 'parsed', "
-                f"found predicted={shown(self.predicted)} with status={shown(self.status)}."
+                f"got predicted={shown(self.predicted)} with status={shown(self.status)}."
             )
         for name in ("tokens", "blank"):
             values = getattr(self, name)
             if values is not None and (self.scores is None or len(values) != len(self.scores)):
                 raise DataError(
-                    f"Document {shown(self.id)}: expected `{name}` for each label score, found {shown(values)} with "
+                    f"Document {shown(self.id)}: expected `{name}` for each label score, got {shown(values)} with "
                     f"{shown(self.scores)}."
                 )
         if self.tokens is not None and min(self.tokens) < 1:
             raise DataError(
-                f"Document {shown(self.id)}: expected labels of at least one token, found {shown(self.tokens)}."
+                f"Document {shown(self.id)}: expected labels of at least one token, got {shown(self.tokens)}."
             )
         if not all(map(math.isfinite, (*(self.scores or ()), *(self.blank or ())))):
             raise DataError(
-                f"Document {shown(self.id)}: expected finite label scores, found {shown(self.scores)}. The model's "
+                f"Document {shown(self.id)}: expected finite label scores, got {shown(self.scores)}. The model's "
                 "outputs overflow in this precision; load it in bfloat16 or float32."
             )
 
@@ -106,7 +106,7 @@ class Outcome:
         scores, tokens, blank = (_numbers(record, name) for name in ("scores", "tokens", "blank"))
         if tokens is not None and not all(count.is_integer() for count in tokens):
             raise DataError(
-                f"Expected `tokens` of an outcome to be counts, found {shown(tokens)} in {shown(dict(record))}."
+                f"Expected `tokens` of an outcome to be counts, got {shown(tokens)} in {shown(dict(record))}."
             )
         return cls(
             id=record["id"],
@@ -127,7 +127,7 @@ def _text(record: Mapping[str, Any], name: str, *, optional: bool = False) -> st
     value = record.get(name)
     if isinstance(value, str) or (optional and value is None):
         return value
-    raise DataError(f"Expected `{name}` of an outcome to be text, found {shown(value)} in {shown(dict(record))}.")
+    raise DataError(f"Expected `{name}` of an outcome to be text, got {shown(value)} in {shown(dict(record))}.")
 
 
 def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
@@ -139,4 +139,4 @@ def _numbers(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
             return tuple(map(float, value))
     except (TypeError, ValueError, OverflowError):  # JSON bounds no integer
         pass
-    raise DataError(f"Expected `{name}` of an outcome to be numbers, found {shown(value)} in {shown(dict(record))}.")
+    raise DataError(f"Expected `{name}` of an outcome to be numbers, got {shown(value)} in {shown(dict(record))}.")

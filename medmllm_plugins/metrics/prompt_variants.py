@@ -44,6 +44,16 @@ class VariantsSummary(VersionedRecord):
     variants: Mapping[str, Summary]
     positions: Mapping[str, tuple[float, ...]]
 
+    @property
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Scores of answering without the image, which are the same for every variant."""
+        return next((variant.baselines for variant in self.variants.values()), {})
+
+    @property
+    def majority(self) -> str:
+        """The class that the majority baseline answers."""
+        return next((variant.majority for variant in self.variants.values()), "")
+
     def headline(self) -> str:
         """Return one sentence: mean accuracy, its range, and how many documents change their answer."""
         accuracies = [variant.metrics["accuracy"].value for variant in self.variants.values()]

@@ -90,10 +90,6 @@ class LoadedModel(ABC):
 
     Attributes:
         model: the transformers model, in evaluation mode, its parameters frozen.
-        tokenizer: its tokenizer.
-        family: its architecture.
-        device: where the model is.
-        dtype: dtype of its weights.
         max_length: the most tokens that prompt (image tokens included) and answer may have together.
         eos_token_ids: tokens that end an answer.
         pad_token_id: the token prompts are padded with on the left.
@@ -151,12 +147,7 @@ class LoadedModel(ABC):
         """
 
     def rows_per_document(self, stage: ImageStage, inputs: Mapping[str, Tensor]) -> list[int]:
-        """Return how many entries of a stage's first output axis belong to each of B documents.
-
-        Args:
-            stage: ``"vision"`` or ``"connector"``.
-            inputs: what :meth:`prepare` returned.
-        """
+        """Return how many entries of a stage's first output axis belong to each of B prepared documents."""
         return self.family.rows_per_document(self.model, stage, inputs)
 
     def image_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -200,7 +191,7 @@ class LoadedModel(ABC):
             ModelError: the input cannot be taken, or is too long with what is to follow.
         """
         if max_new_tokens < 0:
-            raise ModelError(f"Expected `max_new_tokens` to be 0 or more, but got {max_new_tokens}.")
+            raise ModelError(f"Expected `max_new_tokens` to be 0 or more, got {max_new_tokens}.")
         if not questions and not images:
             return []
         if inputs is None:
@@ -240,7 +231,7 @@ class LoadedModel(ABC):
             if key not in self._label_cache:
                 ids = self.label_ids(question, labels)
                 if len({tuple(row) for row in ids}) < len(ids):
-                    raise ModelError(f"Expected labels that differ as tokens, found two of {list(labels)} that do not.")
+                    raise ModelError(f"Expected labels that differ as tokens, got two of {list(labels)} that do not.")
                 self._label_cache[key] = ids
             rows.append(self._label_cache[key])
         return rows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError, one_line
 from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput, single
-from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.devices import to_device
 from medmllm_plugins.models.image_inputs import eight_bit
 from medmllm_plugins.models.native import Native, eos_tokens, longest_input
 from medmllm_plugins.models.tokens import label_suffixes
@@ -54,7 +54,7 @@ class ChatModel(LoadedModel):
         self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
         if self._slot not in self.render(""):
             raise ModelError(
-                f"{native.folder}: expected a chat template that puts {self._slot} in the place of an image, found "
+                f"{native.folder}: expected a chat template that puts {self._slot} in the place of an image, got "
                 "one that does not; give the checkpoint the template of an image model (chat_template.jinja)."
             )
 
@@ -102,7 +102,7 @@ class ChatModel(LoadedModel):
     def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions, as the checkpoint's processor does; padded on the left."""
         if len(questions) != len(images) or not questions:
-            raise ModelError(f"Expected one question for each image, found {len(questions)} and {len(images)}.")
+            raise ModelError(f"Expected one question for each image, got {len(questions)} and {len(images)}.")
         shown = [_pictures(item) for item in images]
         texts = [self.render(question, len(several)) for question, several in zip(questions, shown, strict=True)]
         bos = self._bos()
@@ -161,5 +161,5 @@ def _user_turn(text: str, images: int) -> dict[str, Any]:
 def _pictures(item: VisualInput) -> list[Image]:
     several = list(item) if isinstance(item, Sequence) else [item]
     if not several:
-        raise ModelError("Expected at least one image a question, found none.")
+        raise ModelError("Expected at least one image a question, got none.")
     return [eight_bit(picture, index) for index, picture in enumerate(several)]

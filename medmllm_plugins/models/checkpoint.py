@@ -32,11 +32,7 @@ def demo_folder() -> Path:
 
 
 def resolve_size(pretrained: str, sizes: Mapping[str, str]) -> str:
-    """Return the hub id of a size name, and any other value of ``pretrained`` as it is.
-
-    Args:
-        pretrained: ``"demo"``, a local folder, a short name in ``sizes``, or a hub id.
-        sizes: short names of a model's sizes, to hub ids.
+    """Return the hub id of a short name in ``sizes``, and ``"demo"``, a folder or a hub id as it is.
 
     Raises:
         ModelError: it is none of these.
@@ -50,10 +46,7 @@ def resolve_size(pretrained: str, sizes: Mapping[str, str]) -> str:
 
 
 def find_folder(pretrained: str) -> Path:
-    """Return the local folder of a checkpoint.
-
-    Args:
-        pretrained: ``"demo"``, a local folder, or a hub id.
+    """Return the local folder of a checkpoint: of ``"demo"``, a local folder, or a hub id.
 
     Returns:
         A folder that exists. A local folder is returned without any network access; a hub id is looked up in the
@@ -114,19 +107,13 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {one_line(error)[:300]}. Fetch the file again.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"Expected {path} to hold a JSON object, but found {type(content).__name__}.")
+        raise ModelError(f"Expected {path} to hold a JSON object, got {type(content).__name__}.")
     return content
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The tensors of a checkpoint, by their headers; no tensor is in memory.
-
-    Attributes:
-        files: safetensors files.
-        where: tensor name to its file.
-        shapes: tensor name to its shape.
-    """
+    """Safetensors files, and file and shape by tensor name; no tensor is in memory."""
 
     files: tuple[Path, ...]
     where: Mapping[str, Path]
@@ -182,7 +169,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards of its index: {some(missing)}.")
         return [folder / name for name in names], indexed
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    files = f"found {some(pickled)}" if pickled else "found no weights at all"
+    files = f"got {some(pickled)}" if pickled else "got no weights at all"
     raise ModelError(
         f"Expected {SINGLE} or {INDEX} in {folder}, but {files}. Only safetensors are read, since unpickling can run "
         "any code. To convert a checkpoint you trust, load its state dict with torch and write it with "
@@ -195,10 +182,8 @@ def match_weights(
 ) -> dict[str, str]:
     """Match a checkpoint's tensors with a model's, and refuse anything but a full match.
 
-    Args:
-        weights: the checkpoint.
-        rename: gives the model's name for a checkpoint's name; ``None`` for a tensor that is left out on purpose.
-        expected: the model's tensor names and shapes.
+    ``rename`` gives the model's name for a checkpoint's name, ``None`` for a tensor left out on purpose; ``expected``
+    holds the shapes of the model's tensors by name.
 
     Returns:
         Checkpoint name to model name.
@@ -215,7 +200,7 @@ def match_weights(
         "unknown to the model": sorted(name for name, target in names.items() if target not in expected),
         "given more than once": sorted(" and ".join(both) for both in sources.values() if len(both) > 1),
         "of another shape": sorted(
-            f"{name} (expected {expected[target]}, found {weights.shapes[name]})"
+            f"{name} (expected {expected[target]}, got {weights.shapes[name]})"
             for name, target in names.items()
             if target in expected and weights.shapes[name] != expected[target]
         ),
@@ -233,12 +218,8 @@ def fill(
 ) -> None:
     """Put a checkpoint's tensors into a model built on the meta device; each is in memory once.
 
-    Args:
-        model: parameters on the meta device, buffers real.
-        weights: the checkpoint.
-        names: checkpoint name to model name, from :func:`match_weights`.
-        dtype: dtype of all weights; buffers such as rotary frequencies keep theirs.
-        device: where everything goes.
+    The parameters are on the meta device, the buffers real and keep their dtype; ``names`` come from
+    :func:`match_weights`.
 
     Raises:
         ModelError: a tensor is not of a floating dtype (quantised), or a parameter got no value.

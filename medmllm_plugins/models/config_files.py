@@ -15,12 +15,7 @@ MAX_SIDE: Final = 16_384
 
 
 def make_config(kind: Any, settings: Mapping[str, Any], source: Path) -> Any:
-    """Make a config from a checkpoint's settings.
-
-    Args:
-        kind: a config class of transformers.
-        settings: its arguments, as read from JSON.
-        source: the file they come from, for messages.
+    """Make a config of transformers' class ``kind`` from settings read from the file ``source``.
 
     Raises:
         ModelError: a count or size is beyond all bounds, or the class does not take the settings.
@@ -50,8 +45,8 @@ def check_bounds(settings: Mapping[str, Any], source: Path) -> None:
             )
 
 
-def whole_number(settings: Mapping[str, Any], key: str, default: int, source: Path) -> int:
-    """Return a whole number from a checkpoint's settings, or ``default`` where it is not stated.
+def whole_number(settings: Mapping[str, Any], key: str, default: int | None, source: Path) -> int:
+    """Return a whole number from a checkpoint's settings, or ``default`` where it is not stated; ``None`` for none.
 
     Raises:
         ModelError: something else is stated.

@@ -43,11 +43,7 @@ class Prefill:
 def prefill(model: Any, family: Family, inputs: Mapping[str, Tensor]) -> Prefill:
     """Run prompts and images through the model once.
 
-    Args:
-        model: a transformers image-text-to-text model in evaluation mode.
-        family: its architecture.
-        inputs: left-padded ``input_ids`` (B, L) and ``attention_mask`` (B, L), and what else the model takes, such
-            as ``pixel_values``.
+    ``inputs`` are left-padded ``input_ids`` and ``attention_mask``, (B, L), and what else the model takes.
 
     Raises:
         ModelError: the family needs an input that is missing.
@@ -74,11 +70,7 @@ def _cache_argument(model_class: Any) -> str:
 def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[list[int]]:
     """Decode greedily, equal to ``model.generate(do_sample=False)``.
 
-    Args:
-        model: the model that made ``start``.
-        start: its cache is extended in place, so use it once.
-        max_new_tokens: the most tokens to generate for a row.
-        eos_token_ids: tokens that end a row.
+    ``start`` is what :func:`prefill` returned for the model; its cache is extended in place, so use it once.
 
     Returns:
         The tokens of each row, without the one that ended it.
@@ -114,12 +106,7 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
 
 
 def first_token(model: Any, start: Prefill) -> None:
-    """Run the likeliest first token of each answer through the model, for its hooks.
-
-    Args:
-        model: the model that made ``start``.
-        start: left as it is.
-    """
+    """Run the likeliest first token of each answer through the model, for its hooks; ``start`` is left as it is."""
     mask = start.attention_mask
     model(
         input_ids=start.logits.argmax(-1)[:, None],

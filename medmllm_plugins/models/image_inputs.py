@@ -23,10 +23,8 @@ def siglip_processor(folder: Path, image_size: int) -> Any:
     The processor that resizes with Pillow is used: it is the one the checkpoints were trained with, and it does not
     depend on torchvision's version.
 
-    Args:
-        folder: the checkpoint; its ``preprocessor_config.json`` is followed where there is one, else SigLIP's published
-            settings are (bicubic, 1/255, mean and deviation 0.5).
-        image_size: side of the tower's input in pixels.
+    The checkpoint's ``preprocessor_config.json`` is followed where there is one, else SigLIP's published settings are
+    (bicubic, 1/255, mean and deviation 0.5). ``image_size`` is the side of the tower's input in pixels.
 
     Raises:
         ModelError: ``preprocessor_config.json`` is for another processor or another size.
@@ -38,9 +36,9 @@ def siglip_processor(folder: Path, image_size: int) -> Any:
         raw = read_json(path)
         kind = raw.get("image_processor_type") or raw.get("feature_extractor_type") or "SiglipImageProcessor"
         if not str(kind).startswith("SiglipImageProcessor"):
-            raise ModelError(f"{path}: expected a SiglipImageProcessor, but found {shown(kind)}.")
+            raise ModelError(f"{path}: expected a SiglipImageProcessor, got {shown(kind)}.")
         if raw.get("size", size) != size:
-            raise ModelError(f"{path}: expected the vision tower's size {size}, but found {shown(raw['size'])}.")
+            raise ModelError(f"{path}: expected the vision tower's size {size}, got {shown(raw['size'])}.")
         settings.update({key: _checked(key, raw[key], path) for key in _KEYS if raw.get(key) is not None})
     return SiglipImageProcessorPil(size=size, do_convert_rgb=True, **settings)
 
@@ -78,7 +76,7 @@ def eight_bit(image: object, index: int) -> Image.Image:
             data: Pillow would clip everything above 255 to white without a warning.
     """
     if not isinstance(image, Image.Image):
-        raise ModelError(f"Expected image {index} to be a PIL image, but got {type(image).__name__}.")
+        raise ModelError(f"Expected image {index} to be a PIL image, got {type(image).__name__}.")
     if image.mode.startswith(("I", "F")):
         raise ModelError(
             f"Expected image {index} to have 8 bits a channel, but its mode is {image.mode!r}: map its values to "

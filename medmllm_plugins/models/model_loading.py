@@ -18,9 +18,8 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 def load_model(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
     """Load a checkpoint of a declared model.
 
-    Args:
-        spec: the declaration; a model with a loader of its own is loaded by that, any other as transformers does.
-        options: what the user chose; ``pretrained`` may be a size name.
+    A model with a loader of its own is loaded by that, any other as transformers does; ``options.pretrained`` may be a
+    size name.
 
     Raises:
         ModelError: there is no such checkpoint, it does not fit the declaration, or cannot be loaded.

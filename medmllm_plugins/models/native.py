@@ -16,7 +16,6 @@ from medmllm_plugins.models.config_files import check_bounds
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.quantisation import quantisation
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
 
@@ -26,10 +25,6 @@ class Native:
 
     Attributes:
         model: the transformers model, in evaluation mode, its parameters frozen.
-        processor: its processor: tokenizer, image processor and chat template.
-        family: its architecture.
-        folder: where it came from.
-        files: everything it was made from.
         weight_warnings: see :func:`medmllm_plugins.models.weight_warnings.untrained_parts`.
     """
 
@@ -42,11 +37,7 @@ class Native:
 
 
 def open_native(options: LoadOptions, family: Family | None = None) -> Native:
-    """Load a checkpoint whose architecture transformers knows.
-
-    Args:
-        options: what the user chose.
-        family: the architecture that the checkpoint must have; ``None`` for any that this package knows.
+    """Load a checkpoint of an architecture that transformers knows; it must be that of ``family``, if one is given.
 
     Raises:
         ModelError: there is no such checkpoint; it is of another architecture, needs its own code, has no safetensors
@@ -65,7 +56,7 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
         )
     if family is not None and kind != family.model_type:
         raise ModelError(
-            f"{folder}: expected a checkpoint of architecture {family.model_type}, found {shown(kind)}; use "
+            f"{folder}: expected a checkpoint of architecture {family.model_type}, got {shown(kind)}; use "
             "--model medmllm_hf for any checkpoint of a known architecture."
         )
     family = family or find_family(kind, folder)
@@ -79,13 +70,34 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
     return Native(model, processor, family, folder, (*files, *weights.files), untrained_parts(model, family))
 
 
+def quantisation(options: LoadOptions) -> Any:
+    """Return the quantisation config that the options ask for; ``None`` for none.
+
+    Raises:
+        OptionError: bitsandbytes is missing, or the device is not one that it serves.
+    """
+    if options.load_in is None:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise OptionError(f"load_in={options.load_in} needs the package bitsandbytes; pip install bitsandbytes.")
+    if options.torch_device.type != "cuda":
+        raise OptionError(f"load_in={options.load_in} needs a CUDA device, got {options.torch_device}.")
+    from transformers import BitsAndBytesConfig
+
+    if options.load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options.torch_dtype
+    )
+
+
 def _processor(folder: Path) -> Any:
     try:
         return AutoProcessor.from_pretrained(str(folder), local_files_only=True)  # type: ignore[no-untyped-call]
     # Missing and broken files are met with errors of a dozen types.
     except Exception as error:
         raise ModelError(
-            f"{folder}: expected a tokenizer, an image processor and a chat template, found {one_line(error)}. Is it a "
+            f"{folder}: expected a tokenizer, an image processor and a chat template, got {one_line(error)}. Is it a "
             "whole checkpoint folder? Fetch the files that are missing."
         ) from error
 
@@ -144,9 +156,9 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         raise OptionError("peft= needs the package peft; pip install peft.") from error
     folder = find_folder(adapter)
     if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, found none.")
+        raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, got none.")
     if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder}: expected adapter_model.safetensors, found none; pickled adapters are not read.")
+        raise ModelError(f"{folder}: expected adapter_model.safetensors, got none; pickled adapters are not read.")
     before = {name: value.detach().float().sum().item() for name, value in model.named_parameters()}
     try:
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()

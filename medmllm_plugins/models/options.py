@@ -8,9 +8,6 @@ import torch
 
 from medmllm_plugins.errors import OptionError
 
-ATTENTION = ("eager", "sdpa", "flash_attention_2")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-BITS = ("8bit", "4bit")
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -19,6 +16,13 @@ _DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+_CHOICES = {
+    "dtype": ("auto", *_DTYPES),
+    "attn_implementation": ("eager", "sdpa", "flash_attention_2"),
+    "device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
+    "load_in": ("8bit", "4bit"),
+}
+_REQUIRED = ("pretrained", "device", "dtype")
 _DEVICES = '"auto", "cpu", "cuda", "cuda:N" or "mps"'
 
 
@@ -55,32 +59,18 @@ class LoadOptions:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("pretrained", "device", "dtype"):
+        for name in ("pretrained", "device", "dtype", "peft", "trust_remote_code", "system"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise OptionError(f"Expected `{name}` to be a non-empty string, but got {value!r}.")
+            if (value is not None or name in _REQUIRED) and (not isinstance(value, str) or not value.strip()):
+                raise OptionError(f"Expected `{name}` to be a non-empty string, got {value!r}.")
         _device(self.device)
-        if self.dtype != "auto" and self.dtype not in _DTYPES:
-            raise OptionError(f'Expected `dtype` to be "auto" or one of {", ".join(_DTYPES)}, but got {self.dtype!r}.')
-        if self.attn_implementation is not None and self.attn_implementation not in ATTENTION:
-            raise OptionError(
-                f"Expected `attn_implementation` to be one of {', '.join(ATTENTION)}, "
-                f"but got {self.attn_implementation!r}."
-            )
-
-        for name, known in (("device_map", DEVICE_MAPS), ("load_in", BITS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in (None, *known):
-                raise OptionError(
-                    f"Expected `{name}` to be one of {', '.join(known)}, but got {getattr(self, name)!r}."
-                )
-        for name in ("peft", "trust_remote_code", "system"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise OptionError(f"Expected `{name}` to be text, but got {value!r}.")
+                raise OptionError(f"Expected `{name}` to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.trust_remote_code is not None and self.trust_remote_code != self.pretrained:
             raise OptionError(
                 f"Expected `trust_remote_code` to be the name of the checkpoint whose code may run, "
-                f"{self.pretrained!r}, but got {self.trust_remote_code!r}."
+                f"{self.pretrained!r}, got {self.trust_remote_code!r}."
             )
 
     @property
@@ -102,7 +92,7 @@ class LoadOptions:
         device, dtype = self.torch_device, self.torch_dtype
         if self.attn_implementation == "flash_attention_2" and (device.type != "cuda" or dtype == torch.float32):
             raise OptionError(
-                f"flash_attention_2 needs a CUDA device and dtype bfloat16 or float16, but got {device} and {dtype}: "
+                f"flash_attention_2 needs a CUDA device and dtype bfloat16 or float16, got {device} and {dtype}: "
                 "use `attn_implementation=sdpa`."
             )
 
@@ -114,7 +104,7 @@ def _device(name: str) -> tuple[str, int | None]:
         return name, None
     if kind == "cuda" and index.isascii() and index.isdigit():
         return kind, int(index)
-    raise OptionError(f"Expected `device` to be {_DEVICES}, but got {name!r}.")
+    raise OptionError(f"Expected `device` to be {_DEVICES}, got {name!r}.")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -151,5 +141,5 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     if name not in _DTYPES:
-        raise OptionError(f'Expected `dtype` to be "auto" or one of {", ".join(_DTYPES)}, but got {name!r}.')
+        raise OptionError(f'Expected `dtype` to be "auto" or one of {", ".join(_DTYPES)}, got {name!r}.')
     return _DTYPES[name]

@@ -26,10 +26,6 @@ class Layer:
     """A layer of a model.
 
     Attributes:
-        name: as above.
-        part: the part of the model it belongs to.
-        module: the module there.
-        family: the model's architecture.
         enters: whether the layer is the module's input, not its output.
     """
 
@@ -48,7 +44,7 @@ class Layer:
         tensor = output[0] if isinstance(output, tuple) else output
         if not isinstance(tensor, Tensor):
             raise ModelError(
-                f"{self.name}: expected the stage to return a tensor, found {type(tensor).__name__}; this version of "
+                f"{self.name}: expected the stage to return a tensor, got {type(tensor).__name__}; this version of "
                 "transformers lays the model out differently."
             )
         return tensor if self.part == "llm" else self.family.to_rows(self.name, tensor)
@@ -68,7 +64,7 @@ def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
     vision, blocks = _modules(model, family.vision_blocks), _modules(model, family.llm_blocks)
     if not vision or not blocks:
         raise ModelError(
-            f"{family.title}: expected blocks at {family.vision_blocks} and {family.llm_blocks}, found {len(vision)} "
+            f"{family.title}: expected blocks at {family.vision_blocks} and {family.llm_blocks}, got {len(vision)} "
             f"and {len(blocks)}."
         )
     layers = [Layer(f"vision.{index:02d}", "vision", module, family) for index, module in enumerate(vision)]

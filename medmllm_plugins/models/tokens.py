@@ -20,7 +20,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     try:
         encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     except (TypeError, UnicodeError) as error:
-        raise ModelError(f"Expected text that can be encoded as UTF-8, but got {text!r}: {error}.") from error
+        raise ModelError(f"Expected text that can be encoded as UTF-8, got {text!r}: {error}.") from error
     ids: list[int] = encoded["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     if matches := sorted(special.intersection(ids)):
@@ -32,11 +32,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def label_suffixes(encode: Callable[[str], list[int]], text: str, blank: str, labels: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each label after a text, tokenised together with it.
 
-    Args:
-        encode: tokenises a text.
-        text: what precedes the label.
-        blank: what separates the two, as part of the label.
-        labels: the labels.
+    ``blank`` separates text and label, as part of the label.
 
     Raises:
         ModelError: a label is empty, or merges with the text's last token so that it has no tokens of its own.

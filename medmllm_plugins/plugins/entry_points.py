@@ -1,4 +1,4 @@
-"""Entry points of plugins on disk, one distribution at a time, so that damaged metadata of one hide no other."""
+"""Read the entry points of plugins, one distribution at a time, so that damaged metadata of one hide no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medmllm_plugins.plugins.guard import bounded, described
 
 UNKNOWN: Final = "unknown"
 MOST_ENTRIES: Final = 100
-"""Plugins of one distribution; what is beyond them is left out."""
+"""Entry points of one distribution that are read; the rest is left out."""
 LONGEST_NAME: Final = 100
 _NAME = re.compile(rf"[\w.-]{{1,{LONGEST_NAME}}}")
 
@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
 
 
 Fault = Callable[[str, str, str, str, BaseException | None], None]
-"""Takes what is wrong: plugin, distribution, version, message, and the error behind it."""
+"""Receives plugin, distribution, version, message and cause of a failure."""
 
 
 def read_candidates(group: str, fault: Fault) -> list[Candidate]:
@@ -36,7 +36,7 @@ def read_candidates(group: str, fault: Fault) -> list[Candidate]:
     candidates: list[Candidate] = []
     seen: set[str] = set()
     for distribution in _distributions(fault):
-        # Only those that name the group: no unreadable metadata of an unrelated package stands in the way.
+        # Only those that name the group, so that unreadable metadata of an unrelated package do no harm.
         text, unreadable = _entry_points_text(distribution)
         if group not in text:
             continue
@@ -49,10 +49,10 @@ def read_candidates(group: str, fault: Fault) -> list[Candidate]:
                 raise unreadable
             entries = list(distribution.entry_points.select(group=group))
         except Exception as error:
-            fault(name, name, version, f"Expected entry_points.txt to be readable, but got {described(error)}", error)
+            fault(name, name, version, f"Expected entry_points.txt to be readable, got {described(error)}", error)
             continue
         if len(entries) > MOST_ENTRIES:
-            message = f"Expected at most {MOST_ENTRIES} entry points, but got {len(entries)}; the rest is left out."
+            message = f"Expected at most {MOST_ENTRIES} entry points, got {len(entries)}; the rest is left out."
             fault(name, name, version, message, None)
         for entry in entries[:MOST_ENTRIES]:
             if _NAME.fullmatch(entry.name):
@@ -60,7 +60,7 @@ def read_candidates(group: str, fault: Fault) -> list[Candidate]:
             else:
                 message = (
                     "Expected the entry point's name to be letters, digits, dots and dashes, at most "
-                    f"{LONGEST_NAME}, but got {shown(entry.name)}."
+                    f"{LONGEST_NAME}, got {shown(entry.name)}."
                 )
                 fault(bounded(entry.name, LONGEST_NAME) or "(no name)", name, version, message, None)
     return candidates
@@ -91,7 +91,7 @@ def normal(distribution: str) -> str:
 
 
 def _distributions(fault: Fault) -> Iterator[importlib.metadata.Distribution]:
-    """Go through all distributions; a finder that fails costs only what it would have given."""
+    """Yield all distributions; report a finder that fails to ``fault`` and go on with the next."""
     for finder in list(sys.meta_path):
         find = getattr(finder, "find_distributions", None)
         if find is None:
@@ -100,7 +100,7 @@ def _distributions(fault: Fault) -> Iterator[importlib.metadata.Distribution]:
             yield from find(DistributionFinder.Context())
         except Exception as error:
             name = bounded(getattr(finder, "__name__", type(finder).__name__), LONGEST_NAME)
-            fault(name, "", "", f"Expected the finder to list distributions, but got {described(error)}", error)
+            fault(name, "", "", f"Expected the finder to list distributions, got {described(error)}", error)
 
 
 def _entry_points_text(distribution: importlib.metadata.Distribution) -> tuple[str, Exception | None]:
@@ -109,7 +109,7 @@ def _entry_points_text(distribution: importlib.metadata.Distribution) -> tuple[s
         return distribution.read_text("entry_points.txt") or "", None
     except UnicodeDecodeError as error:
         return error.object.decode("ascii", "replace"), error
-    except Exception:  # no plugin of ours can be recognised in it, and it is for its installer to complain
+    except Exception:  # without its text, nothing shows that the distribution has a plugin of ours
         return "", None
 
 

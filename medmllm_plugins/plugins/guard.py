@@ -1,12 +1,13 @@
-"""Where code of plugins runs: whatever it raises is its own fault, it has a limited time, and Ctrl-C stays the user's.
+"""Run code of plugins: catch all it raises, limit its time, and pass on the user's Ctrl-C.
 
-Importing ``lmms_eval.models`` imports every plugin, so that nothing a plugin does may leave this module: no exception,
-be it a ``KeyboardInterrupt`` that the plugin raises itself, and no endless loop. What a handler of SIGINT or SIGTERM
-raises while a signal is delivered is not the plugin's, and passes.
+Importing ``lmms_eval.models`` imports every plugin, so neither an exception of a plugin (not even a
+``KeyboardInterrupt`` that it raises itself) nor an endless loop may leave this module. What a handler of SIGINT or
+SIGTERM raises while a signal is delivered is not the plugin's, and is raised again.
 
 Time is limited by SIGALRM, in the main thread of a process that does not use it otherwise. A thread for the plugin
-would not do: it cannot be ended, and it would wait for the import lock that the main thread holds. Never interrupted is
-the import of a package that is not the plugin's own, such as torch, which could not be imported again in that process.
+would not work: it cannot be ended, and it would wait for the import lock that the main thread holds. The import of a
+package that is not the plugin's own, such as torch, is never interrupted: it could not be imported again in that
+process.
 """
 
 from __future__ import annotations
@@ -36,11 +37,7 @@ _Handler = Callable[[int, FrameType | None], Any]
 
 
 class PluginRaised(Exception):
-    """Code of a plugin raised.
-
-    Attributes:
-        error: what it raised.
-    """
+    """Code of a plugin raised ``error``."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -111,7 +108,7 @@ class _Watch:
     def __init__(self, what: str, package: str) -> None:
         self._what, self._package = what, package
         self._handlers: dict[int, tuple[_Handler, Any]] = {}
-        self._running = self._told = False
+        self._running = self._noticed = False
         self._began = 0.0
         self.passing: BaseException | None = None
         self.seconds = 0.0
@@ -158,8 +155,8 @@ class _Watch:
         seconds = time.monotonic() - self._began
         if not self._running:
             return
-        if not self._told:
-            self._told = True
+        if not self._noticed:
+            self._noticed = True
             print(
                 f"medmllm-plugins: {self._what} has taken {seconds:.0f} s so far. MEDMLLM_DISABLE=NAME leaves a plugin "
                 "out.",

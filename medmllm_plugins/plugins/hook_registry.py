@@ -1,4 +1,4 @@
-"""pluggy's manager for our hooks: a faulty hook implementation is left out alone."""
+"""pluggy's manager for our hooks, which leaves out only the hook implementations that are faulty."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HOOKS: Final[Mapping[str, type[Any]]] = {
     "medmllm_probes": ProbeSpec,
     "medmllm_attributions": AttributionSpec,
 }
-"""Hooks, and the declarations that they return."""
+"""The declaration that each hook returns."""
 
 
 class HookRegistry(pluggy.PluginManager):
-    """A plugin manager in which a faulty hook is left out alone, and the plugin's good ones go on working.
+    """A plugin manager that leaves out a faulty hook and keeps the plugin's other hooks.
 
     Attributes:
         changes: number of plugins registered and unregistered so far.
@@ -75,7 +75,7 @@ def _hook_fault(plugin: Any, name: str, hook: str, options: pluggy.HookimplOpts)
         hint = f"did you mean {close[0]!r}?" if close else f"the hooks are {', '.join(HOOKS)}."
         return f"There is no hook {hook!r}; {hint}"
     if options.get("wrapper") or options.get("hookwrapper"):
-        return f"Expected {name!r} to be a plain hook, but got a wrapper; hooks are called one plugin at a time."
+        return f"Expected {name!r} to be a plain hook, got a wrapper; hooks are called one plugin at a time."
     required = [
         parameter.name
         for parameter in inspect.signature(getattr(plugin, name)).parameters.values()

@@ -1,9 +1,9 @@
-"""Plugins: found, loaded and asked one by one, so that a broken one costs only what it brings itself.
+"""Discovery of plugins: each is loaded and called on its own, so that a broken one affects no other.
 
-Nothing heavy is imported here, and YAML is read only when tasks are asked for. Every failure is recorded with the
-distribution and version it comes from; under ``MEDMLLM_STRICT=1`` it raises :class:`PluginError` instead.
-``MEDMLLM_DISABLE=NAME,…`` leaves plugins out by the name of their entry point, before they are imported. Their code
-runs under :mod:`medmllm_plugins.plugins.guard`, which bounds what it raises and how long it takes.
+Nothing heavy is imported here, and YAML is read only when tasks are requested. Every failure is recorded with its
+distribution and version; under ``MEDMLLM_STRICT=1`` it raises :class:`PluginError` instead. ``MEDMLLM_DISABLE=NAME,…``
+excludes plugins by the name of their entry point, before they are imported. Their code runs under
+:mod:`medmllm_plugins.plugins.guard`, which limits what it raises and how long it takes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import pluggy
 
@@ -46,22 +46,15 @@ LONGEST_MESSAGE: Final = 1000
 _BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.plugins.builtin")
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_NamedItem = TypeVar("_NamedItem", bound=_Named)
 
 
 class Manager:
-    """All plugins, and what they bring.
+    """All plugins, and what they declare.
 
-    Hooks are called when their results are first asked for, each plugin on its own; results are kept until a plugin
-    is registered or unregistered through :attr:`pluggy`. A hook that raises, be it midway through a generator,
-    brings nothing. Of two things with one name the first counts: this package's own, then by distribution name.
+    Hooks are called when their results are first needed, each plugin on its own; results are kept until a plugin
+    is registered or unregistered through :attr:`pluggy`. Nothing is kept of a hook that raises, even midway through a
+    generator. Of two declarations with one name the first counts: this package's own, then by distribution name.
 
     Attributes:
         pluggy: the plugin manager behind it, to register further plugins in process.
@@ -78,6 +71,13 @@ class Manager:
         self._changes = 0
         self._slow: dict[str, str] = {}
         self._results: dict[str, tuple[Any, list[Failure]]] = {}
+        named = ("medmllm_models", "medmllm_probes", "medmllm_attributions")
+        self._readers: dict[str, Callable[[list[Failure]], Any]] = {
+            "registry": self._registry_faults,
+            **{hook: functools.partial(self._read_named, hook) for hook in named},
+            "medmllm_tasks": self._read_folders,
+            "task files": self._read_tasks,
+        }
         self._discover()
 
     # -- discovery ---------------------------------------------------------------------------------------------
@@ -123,11 +123,11 @@ class Manager:
         try:
             plugin = self._run(candidate.entry.load, info, "import", package)
         except PluginRaised as error:
-            message = f"Expected {pictured(value)} to be importable, but got {error}"
+            message = f"Expected {pictured(value)} to be importable, got {error}"
             self._fail(self._discovery, info, "import", None, message, error.error)
             return
         if plugin is None:
-            message = f"Expected {pictured(value)} to be a module or an object, but got None."
+            message = f"Expected {pictured(value)} to be a module or an object, got None."
             self._fail(self._discovery, info, "register", None, message)
             return
         try:
@@ -160,75 +160,68 @@ class Manager:
 
         return run_plugin_code(work, what, package, slow)
 
-    # -- what there is -----------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------------------
 
     @property
     def plugins(self) -> list[PluginInfo]:
-        """Plugins that are registered, in the order in which they are asked, then those disabled by name."""
+        """Registered plugins, in the order in which they are called, then those disabled by name."""
         return [*self._sources(), *self._disabled]
 
     @property
     def failures(self) -> list[Failure]:
-        """All failures, in the order plugins, hooks, task files; hooks not called so far are called now.
+        """All failures, in the order plugins, hooks, task files; calls the hooks that were not called before.
 
         Raises:
             PluginError: there is one, and ``MEDMLLM_STRICT=1``.
         """
-        failures = [*self._discovery, *self._results_of("registry", self._registry_faults)[1]]
-        for hook, ask in self._asks().items():
-            failures.extend(self._results_of(hook, ask)[1])
-        return failures
+        return [*self._discovery, *(failure for key in self._readers for failure in self._results_of(key)[1])]
 
     @property
     def notices(self) -> list[str]:
-        """Return warnings of plugins whose import or hooks took long; they work."""
+        """Warnings about plugins whose import or hooks were slow."""
         return list(self._slow.values())
 
     def models(self) -> dict[str, ModelSpec]:
         """Return models by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_models", ModelSpec).items()}
-
-    def model_provenance(self) -> dict[str, PluginInfo]:
-        """Return the plugin each model comes from, by the model's name."""
-        return {name: info for name, (_, info) in self._named("medmllm_models", ModelSpec).items()}
+        return {name: spec for name, (spec, _) in self._result("medmllm_models").items()}
 
     def probes(self) -> dict[str, ProbeSpec]:
         """Return probes by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_probes", ProbeSpec).items()}
+        return {name: spec for name, (spec, _) in self._result("medmllm_probes").items()}
 
     def attributions(self) -> dict[str, AttributionSpec]:
         """Return attribution methods by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_attributions", AttributionSpec).items()}
+        return {name: spec for name, (spec, _) in self._result("medmllm_attributions").items()}
 
     def tasks(self) -> dict[str, TaskEntry]:
         """Return tasks and groups by name, from every ``*.yaml`` below the task folders.
 
-        Left aside are files whose name starts with ``_`` (bases for ``include``), and folders that are called
+        Files whose name starts with ``_`` (bases for ``include``) are skipped, and so are folders that are named
         ``datasets`` or ``__pycache__`` or start with a dot.
         """
-        entries: dict[str, TaskEntry] = self._results_of("task files", self._ask_tasks)[0]
-        return dict(entries)
+        return dict(self._result("task files"))
 
     def dataset_folders(self) -> list[Path]:
         """Return the folders of data-set declarations: every ``datasets`` folder below a task folder."""
-        folders = {path.resolve(): path for _, _, paths in reversed(self._walked()) for path in reversed(paths)}
-        return list(reversed(folders.values()))
+        folders: dict[Path, Path] = {}
+        for _, _, paths in self._result("medmllm_tasks"):
+            for path in paths:
+                folders.setdefault(path.resolve(), path)
+        return list(folders.values())
 
     def describe(self) -> dict[str, Any]:
         """Return everything above, JSON-safe, for ``medmllm plugins --json``."""
-        # Asked of what was read, not of the disk: the folder may have gone since.
-        shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._walked()) else [])]
+        # From what was read, not from the disk: the folder may have been removed since.
+        shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._result("medmllm_tasks")) else [])]
         brought: dict[str, dict[str, list[str]]] = {
             info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }
-        for what, hook in (("models", "medmllm_models"), ("probes", "medmllm_probes")):
-            for name, (_, info) in self._named(hook, HOOKS[hook]).items():
+        for what in ("models", "probes", "attributions"):
+            for name, (_, info) in self._result(f"medmllm_{what}").items():
                 brought[info.name][what].append(name)
-        for name, (_, info) in self._named("medmllm_attributions", AttributionSpec).items():
-            brought[info.name]["attributions"].append(name)
         for entry in self.tasks().values():
             brought[entry.plugin]["tasks"].append(entry.name)
-        for info, _, folders in self._walked():
+        for info, _, folders in self._result("medmllm_tasks"):
             brought[info.name]["datasets"] += sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
         return {
             "plugins": [{**info._asdict(), "hooks": list(info.hooks), **brought[info.name]} for info in shown],
@@ -236,25 +229,19 @@ class Manager:
             "notices": self.notices,
         }
 
-    # -- asking plugins ----------------------------------------------------------------------------------------
+    # -- calling plugins ---------------------------------------------------------------------------------------
 
-    def _asks(self) -> dict[str, Callable[[list[Failure]], Any]]:
-        return {
-            "medmllm_models": functools.partial(self._ask_named, "medmllm_models", ModelSpec),
-            "medmllm_probes": functools.partial(self._ask_named, "medmllm_probes", ProbeSpec),
-            "medmllm_attributions": functools.partial(self._ask_named, "medmllm_attributions", AttributionSpec),
-            "medmllm_tasks": self._ask_folders,
-            "task files": self._ask_tasks,
-        }
+    def _result(self, key: str) -> Any:
+        return self._results_of(key)[0]
 
-    def _results_of(self, key: str, ask: Callable[[list[Failure]], Any]) -> tuple[Any, list[Failure]]:
-        """Return the result and failures of ``ask``, cached until plugins come or go, unless it raises."""
+    def _results_of(self, key: str) -> tuple[Any, list[Failure]]:
+        """Return the result and failures of a reader, cached until plugins come or go, unless it raises."""
         if self._changes != self.pluggy.changes:
             self._results.clear()
             self._changes = self.pluggy.changes
         if key not in self._results:
             failures: list[Failure] = []
-            self._results[key] = (ask(failures), failures)
+            self._results[key] = (self._readers[key](failures), failures)
         return self._results[key]
 
     def _sources(self) -> list[PluginInfo]:
@@ -277,13 +264,14 @@ class Manager:
             for hook, fault in self.pluggy.faults.get(info.name, ()):
                 self._fail(failures, info, "register", hook, fault)
 
-    def _call(self, hook: str, kind: type[_Item], failures: list[Failure]) -> Iterator[tuple[_Item, PluginInfo]]:
-        """Call one hook of each plugin on its own; what is not of ``kind`` is left out."""
+    def _call(self, hook: str, failures: list[Failure]) -> Iterator[tuple[Any, PluginInfo]]:
+        """Call one hook of each plugin on its own; yield the sound declarations with their plugins."""
         sources = [(info, function) for info in self._sources() for function in self._functions(info, hook)]
         for info, function in sources:
             package = str(getattr(function, "__module__", "")).partition(".")[0]
+            read = functools.partial(read_items, function, hook, HOOKS[hook])
             try:
-                items, faults = self._run(functools.partial(read_items, function, hook, kind), info, hook, package)
+                items, faults = self._run(read, info, hook, package)
             except PluginRaised as error:
                 stage: Stage = "invalid" if isinstance(error.error, WrongResult) else "hook"
                 message = str(error.error) if stage == "invalid" else f"{hook!r} raised {error}"
@@ -297,18 +285,10 @@ class Manager:
             for item in items:
                 yield item, info
 
-    def _named(self, hook: str, kind: type[_NamedItem]) -> dict[str, tuple[_NamedItem, PluginInfo]]:
-        items: dict[str, tuple[_NamedItem, PluginInfo]] = self._results_of(
-            hook, functools.partial(self._ask_named, hook, kind)
-        )[0]
-        return items
-
-    def _ask_named(
-        self, hook: str, kind: type[_NamedItem], failures: list[Failure]
-    ) -> dict[str, tuple[_NamedItem, PluginInfo]]:
-        items: dict[str, tuple[_NamedItem, PluginInfo]] = {}
+    def _read_named(self, hook: str, failures: list[Failure]) -> dict[str, tuple[Any, PluginInfo]]:
+        items: dict[str, tuple[Any, PluginInfo]] = {}
         what = hook.removeprefix("medmllm_").removesuffix("s")
-        for item, info in self._call(hook, kind, failures):
+        for item, info in self._call(hook, failures):
             if item.name in items:
                 message = name_taken(what, item.name, items[item.name][1], info)
                 self._fail(failures, info, "duplicate", hook, message)
@@ -316,14 +296,10 @@ class Manager:
                 items[item.name] = (item, info)
         return items
 
-    def _walked(self) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
-        walked, _ = self._results_of("medmllm_tasks", self._ask_folders)
-        return list(walked)
-
-    def _ask_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
+    def _read_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
         """Return for each task folder its plugin, its task files and its ``datasets`` folders."""
         walked = []
-        folders = [*self._call("medmllm_tasks", TaskFolder, failures)]
+        folders = [*self._call("medmllm_tasks", failures)]
         if tasks_folder().is_dir():
             folders.append((TaskFolder(path=str(tasks_folder())), USER))
         for folder, info in folders:
@@ -340,11 +316,11 @@ class Manager:
             walked.append((info, files, datasets))
         return walked
 
-    def _ask_tasks(self, failures: list[Failure]) -> dict[str, TaskEntry]:
+    def _read_tasks(self, failures: list[Failure]) -> dict[str, TaskEntry]:
         entries: dict[str, TaskEntry] = {}
         owners: dict[str, PluginInfo] = {}
         read: set[Path] = set()
-        for info, files, _ in self._walked():
+        for info, files, _ in self._result("medmllm_tasks"):
             for path in files:
                 if path.resolve() in read:  # two task folders may overlap
                     continue

@@ -9,17 +9,13 @@ Stage = Literal["import", "register", "hook", "duplicate", "invalid", "task file
 IN_PROCESS: Final = "(registered in process)"
 
 
-# Named tuples, as dataclasses take four times as long to make, and every command of the host waits for it.
+# Named tuples, because dataclasses take four times as long to create, and every command of the host waits for it.
 class Failure(NamedTuple):
     """A part of a plugin that was left out.
 
     Attributes:
         plugin: name of the plugin's entry point.
-        distribution: the distribution it comes from; empty where no plugin is to blame.
-        version: that distribution's version.
-        stage: where it went wrong.
-        hook: the hook concerned, if one is.
-        message: what was expected, and what there is.
+        distribution: the distribution it comes from; empty if no plugin is to blame.
     """
 
     plugin: str
@@ -35,15 +31,7 @@ class Failure(NamedTuple):
 
 
 class PluginInfo(NamedTuple):
-    """A plugin that is registered, or disabled by name.
-
-    Attributes:
-        name: name of its entry point.
-        distribution: the distribution it comes from.
-        version: that distribution's version.
-        hooks: the hooks it implements, faulty ones left out.
-        disabled: whether ``MEDMLLM_DISABLE`` names it.
-    """
+    """A plugin that is registered, or disabled by ``MEDMLLM_DISABLE``; ``hooks`` are those that are not faulty."""
 
     name: str
     distribution: str
@@ -57,14 +45,7 @@ USER: Final = PluginInfo("(user)", "", "", ("medmllm_tasks",))
 
 
 class TaskEntry(NamedTuple):
-    """A task or a group of tasks, as the host's index needs it.
-
-    Attributes:
-        name: as written after ``--tasks``.
-        path: its YAML file.
-        kind: ``"task"`` or ``"group"``.
-        plugin: name of the plugin that brings it.
-    """
+    """A task or a group of tasks with its YAML file, as the host's index needs it."""
 
     name: str
     path: Path

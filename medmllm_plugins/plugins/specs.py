@@ -1,9 +1,10 @@
-"""What plugins return from their hooks: plain declarations that name code by dotted path and never import it."""
+"""Declarations that plugins return from their hooks; they name code by dotted path and never import it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
@@ -12,12 +13,17 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError, PluginError, shown
-from medmllm_plugins.utils.identifiers import is_identifier
 
 DEMO: Final = "demo"
 """The size name of the checkpoint that ships with this package."""
 _LONGEST_LINE = 1000
 _LONGEST_TEXT = 10_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+
+
+def is_identifier(value: object) -> bool:
+    """Return whether a value is a name: lower-case letters, digits and underscores, at most 100 of them."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +31,11 @@ class PromptStyle:
     """How a model is prompted through its chat template.
 
     Attributes:
-        system: its system prompt; ``None`` for what the chat template does without one.
-        question: the user's text, with ``{question}`` in the place of the question.
+        system: the system prompt; ``None`` for the default of the chat template.
+        question: the user's text; ``{question}`` stands for the question.
         opening: what the model writes before an answer, such as an opening tag; labels are scored after it.
         template: arguments of the chat template, such as ``{"enable_thinking": False}``.
-        max_new_tokens: the longest answer, where the model needs more than a task allows, to reason before it answers.
+        max_new_tokens: maximum length of the answer if the model needs more than a task allows, to reason first.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -47,13 +53,12 @@ class PromptStyle:
         _check_text("question", self.question)
         _check_text("opening", self.opening)
         if "{question}" not in self.question:
-            raise OptionError(f"Expected argument `question` to hold {{question}}, but got {shown(self.question)}.")
+            raise OptionError(f"Expected argument `question` to hold {{question}}, got {shown(self.question)}.")
         if not isinstance(self.template, Mapping):
-            raise OptionError(f"Expected argument `template` to be a mapping, but got {shown(self.template)}.")
+            raise OptionError(f"Expected argument `template` to be a mapping, got {shown(self.template)}.")
         if self.max_new_tokens is not None and (type(self.max_new_tokens) is not int or self.max_new_tokens < 1):
             raise OptionError(
-                f"Expected argument `max_new_tokens` to be a positive whole number, but got "
-                f"{shown(self.max_new_tokens)}."
+                f"Expected argument `max_new_tokens` to be a positive whole number, got {shown(self.max_new_tokens)}."
             )
         object.__setattr__(self, "template", MappingProxyType(dict(self.template)))
 
@@ -69,18 +74,17 @@ class ModelSpec:
     A checkpoint of a family that transformers knows needs neither ``loader`` nor ``wrapper``.
 
     Attributes:
-        name: what is written after ``--model``; lower-case letters, digits and underscores.
+        name: the name after ``--model``; lower-case letters, digits and underscores.
         summary: one line for ``medmllm models``.
         sizes: short size name, as it may be written after ``pretrained=``, to hub id.
         family: the architecture: a ``model_type`` that this package knows
             (:mod:`medmllm_plugins.models.families.family_registry`), or ``"package.module:Class"``, a class of the
             plugin's own derived from :class:`medmllm_plugins.models.families.family.Family`. Any known one if empty.
-        prompt_style: how it is prompted; of no effect with a ``loader`` or ``wrapper``.
+        prompt_style: how it is prompted; has no effect with a ``loader`` or ``wrapper``.
         loader: ``"package.module:function"``, for a checkpoint format of its own: the function takes a
             :class:`medmllm_plugins.models.options.LoadOptions` and returns a
             :class:`medmllm_plugins.models.base.LoadedModel`.
-        wrapper: ``"package.module.Class"``, an lmms-eval chat model class of the plugin's own, which does everything
-            itself.
+        wrapper: ``"package.module.Class"``, a complete lmms-eval chat model class of the plugin's own.
         licence: licence of the weights, as their authors state it.
         citation: reference for the model.
 
@@ -104,31 +108,26 @@ class ModelSpec:
         if self.loader is not None and self.wrapper is not None:
             raise OptionError(
                 "Expected at most one of the arguments `loader` and `wrapper`, "
-                f"but got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
+                f"got loader={shown(self.loader)} and wrapper={shown(self.wrapper)}."
             )
         if self.loader is not None:
             _check_function("loader", self.loader)
         if self.wrapper is not None and (
             not isinstance(self.wrapper, str) or "." not in self.wrapper or not _dotted(self.wrapper)
         ):
-            raise OptionError(
-                f'Expected argument `wrapper` to be "package.module.Class", but got {shown(self.wrapper)}.'
-            )
+            raise OptionError(f'Expected argument `wrapper` to be "package.module.Class", got {shown(self.wrapper)}.')
         if isinstance(self.family, str) and ":" in self.family:
             _check_function("family", self.family)
         elif not isinstance(self.family, str) or (self.family and not is_identifier(self.family)):
             raise OptionError(
-                'Expected argument `family` to be a `model_type` or "package.module:Class", but got '
-                f"{shown(self.family)}."
+                f'Expected argument `family` to be a `model_type` or "package.module:Class", got {shown(self.family)}.'
             )
         if not isinstance(self.prompt_style, PromptStyle):
-            raise OptionError(
-                f"Expected argument `prompt_style` to be a PromptStyle, but got {shown(self.prompt_style)}."
-            )
+            raise OptionError(f"Expected argument `prompt_style` to be a PromptStyle, got {shown(self.prompt_style)}.")
         if not isinstance(self.sizes, Mapping) or not all(
             isinstance(text, str) and text for pair in self.sizes.items() for text in pair
         ):
-            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, but got {shown(self.sizes)}.")
+            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, got {shown(self.sizes)}.")
         _check_text("licence", self.licence)
         _check_text("citation", self.citation)
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
@@ -155,7 +154,7 @@ class TaskFolder:
         inside = PurePosixPath(folder)
         if not _dotted(package) or not folder or inside.is_absolute() or ".." in inside.parts:
             raise OptionError(
-                f'Expected argument `path` to be an absolute folder or "package:folder", but got {shown(self.path)}.'
+                f'Expected argument `path` to be an absolute folder or "package:folder", got {shown(self.path)}.'
             )
 
     def resolve(self) -> Path:
@@ -170,7 +169,7 @@ class TaskFolder:
             package, _, folder = self.path.partition(":")
             spec = importlib.util.find_spec(package)
             if spec is None or spec.submodule_search_locations is None:
-                raise PluginError(f"Expected {package!r} of {self.path!r} to be an installed package, but found none.")
+                raise PluginError(f"Expected {package!r} of {self.path!r} to be an installed package, got none.")
             candidates = [Path(location) / folder for location in spec.submodule_search_locations]
         for candidate in candidates:
             if candidate.is_dir():
@@ -191,7 +190,7 @@ class ProbeSpec:
         target: ``"package.module:function"``, which takes a ``ProbeData`` and returns a ``FittedProbe``, both of
             :mod:`medmllm_plugins.probes.probe_methods`.
         summary: one line for people.
-        description: what a report's methods section says of it, after "The probe is"; its name if empty.
+        description: completes "The probe is" in the methods section of a report; its name if empty.
         citation: reference for the probe.
 
     Raises:
@@ -218,12 +217,12 @@ class AttributionSpec:
             :mod:`medmllm_plugins.attribution.methods.layer_methods`: it takes an ``AttributionInput``, names of layers
             and a ``MethodConfig``, and returns ``Scores`` for each layer.
         summary: one line for people.
-        description: what a report's methods section says of it, after its name; nothing if empty.
+        description: follows its name in the methods section of a report.
         citation: reference for the method.
-        at: ``"layers"``, those that the user chooses, or the name of the one layer it has values for, such as
+        at: ``"layers"``, those that the user chooses, or the only layer that it attributes to, such as
             ``"pixels"``, ``"prompt"`` or ``"llm.embed"``.
-        gradients: whether it takes gradients, which quantised weights do not give.
-        captum: whether it runs Captum's code, which a paper then cites too.
+        gradients: whether it needs gradients, which quantised weights do not have.
+        captum: whether it runs Captum's code, so that the report cites Captum too.
 
     Raises:
         OptionError: a value is not of the form above.
@@ -259,14 +258,14 @@ def _check_name(value: object) -> None:
     if not is_identifier(value):
         raise OptionError(
             "Expected argument `name` to be lower-case letters, digits and underscores, the first no underscore, "
-            f"but got {shown(value)}."
+            f"got {shown(value)}."
         )
 
 
 def _check_line(argument: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1 or len(value) > _LONGEST_LINE:
         raise OptionError(
-            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, but got "
+            f"Expected argument `{argument}` to be one line of text of at most {_LONGEST_LINE} characters, got "
             f"{shown(value)}."
         )
 
@@ -274,9 +273,9 @@ def _check_line(argument: str, value: object) -> None:
 def _check_function(argument: str, value: object) -> None:
     module, _, function = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not _dotted(module) or not _dotted(function) or "." in function:
-        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", but got {shown(value)}.')
+        raise OptionError(f'Expected argument `{argument}` to be "package.module:function", got {shown(value)}.')
 
 
 def _check_text(argument: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
-        raise OptionError(f"Expected argument `{argument}` to be a string, but got {shown(value)}.")
+        raise OptionError(f"Expected argument `{argument}` to be a string, got {shown(value)}.")

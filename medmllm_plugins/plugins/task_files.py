@@ -76,6 +76,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     file = read_yaml_file(path, error=PluginError, any_tag=True)
     if not isinstance(file.content, dict):
         raise PluginError(
-            f"{path}, line 1: expected keys and values, `task: NAME` among them, but got {shown(file.content)}."
+            f"{path}, line 1: expected keys and values, `task: NAME` among them, got {shown(file.content)}."
         )
     return file.content, file.lines

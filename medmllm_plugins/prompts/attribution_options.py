@@ -57,10 +57,7 @@ class AttributionOptions:
             raise OptionError("Expected at least one `method`, got none.")
 
     def check(self, labels: Sequence[str]) -> None:
-        """Check the names of methods and target, before anything is loaded or answered.
-
-        Args:
-            labels: the possible correct answers.
+        """Check the names of methods and target before anything is loaded; ``labels`` are the possible answers.
 
         Raises:
             OptionError: a method or the target does not exist.

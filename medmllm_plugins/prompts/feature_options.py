@@ -36,7 +36,7 @@ class FeatureOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as they are part of each request."""
-        return {"extra": list(self.extra), "control": self.random_encoder}
+        return {"extra": list(self.extra), "random_encoder": self.random_encoder}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureOptions:
@@ -48,4 +48,4 @@ class FeatureOptions:
         extra = tuple(values.get("extra") or ())
         if unknown := sorted(set(extra) - set(EXTRA)):
             raise OptionError(f"Expected poolings among {list(EXTRA)}, got {unknown}.")
-        return cls(extra=extra, random_encoder=bool(values.get("control", True)))
+        return cls(extra=extra, random_encoder=bool(values.get("random_encoder", True)))

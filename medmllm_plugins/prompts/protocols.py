@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from medmllm_plugins.answers.parsing import Answer, parse_answer
 from medmllm_plugins.answers.yes_no import parse_finding
@@ -14,6 +14,7 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.prompts import wording
 
 Protocol = Literal["closed_set", "letter", "open"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 
 CYCLIC_UP_TO = 5
 """With at most this many classes, option orders are all cyclic permutations; with more, this many random ones."""
@@ -52,12 +53,8 @@ def ask(
 ) -> Question:
     """Ask which of the classes applies.
 
-    Args:
-        protocol: ``"closed_set"`` lists the class names, ``"letter"`` gives them letters, ``"open"`` lists nothing.
-        modality: what the image is, as it reads in "Classify this …".
-        classes: class name to synonyms.
-        order: positions of the classes in the order they are to be listed; their own order when ``None``.
-        paraphrase: which wording, see :mod:`medmllm_plugins.prompts.wording`.
+    The class names are listed (``"closed_set"``), get letters (``"letter"``) or are left out (``"open"``). The
+    modality reads as in "Classify this …"; ``order`` holds positions of the classes as they are listed.
 
     Raises:
         OptionError: there are more classes than letters, or no such paraphrase.

@@ -32,8 +32,6 @@ class TaskContent:
     """Rows, questions and images of one task.
 
     Attributes:
-        data: the checked data set.
-        rows: the questions, laid out over the documents.
         predict_only: whether answers are collected without scoring them.
     """
 

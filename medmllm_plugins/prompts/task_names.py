@@ -31,14 +31,7 @@ SUFFIXES: Final[Mapping[str, Protocol]] = {"": "closed_set", "_letter": "letter"
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTask:
-    """A task that the declaration of a data set gives.
-
-    Attributes:
-        dataset: the data set's name.
-        protocol: how its classes are asked for.
-        path: the declaration's file.
-        purpose: whether it asks only, probes a model's stages, or explains answers.
-    """
+    """A task that the declaration of a data set, in the file ``path``, gives."""
 
     dataset: str
     protocol: Protocol
@@ -61,12 +54,7 @@ def declared_tasks() -> dict[str, DeclaredTask]:
 
 @dataclass(frozen=True, slots=True)
 class DerivedTask:
-    """A probing or attributing task, derived from a YAML file that only asks.
-
-    Attributes:
-        base: the name of the task that asks.
-        purpose: whether it probes a model's stages, or explains answers.
-    """
+    """A probing or attributing task, derived from the task ``base`` of a YAML file that only asks."""
 
     base: str
     path: Path
@@ -169,10 +157,8 @@ def inspection_task(name: str, purpose: Purpose) -> str:
 def probing_command(command: Mapping[str, Any], task: str) -> str:
     """Return the command that probes the model of a run; empty if the run does not name its model.
 
-    Args:
-        command: the run's command line, as its manifest has it. Of the model's arguments the checkpoint alone is
-            repeated, since others may be secrets.
-        task: one of the run's tasks, with or without arguments.
+    ``command`` is the run's command line by its manifest, ``task`` one of its tasks, with or without arguments. Of the
+    model's arguments the checkpoint alone is repeated, since others may be secrets.
     """
     if not command.get("model"):
         return ""

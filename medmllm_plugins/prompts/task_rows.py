@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.core.image_controls import mixed
 from medmllm_plugins.prompts.protocols import YES_NO, Question, ask, ask_finding, orders
 from medmllm_plugins.prompts.task_settings import ALL, TaskSettings
 from medmllm_plugins.prompts.wording import PARAPHRASES
@@ -51,7 +51,7 @@ class TaskRows:
         """Lay out the rows of ``documents``."""
         self._settings = settings
         self.variants = variants(settings)
-        self.documents = tuple(sorted(documents, key=lambda document: _mixed(document.id)))
+        self.documents = tuple(sorted(documents, key=lambda document: mixed(document.id)))
         spec = settings.dataset
         self._questions: dict[tuple[str, str], Question] = {}
         for variant in self.variants:
@@ -110,7 +110,3 @@ def correct_answer(document: Document, finding: str | None) -> str:
         return YES_NO[0] if finding in document.labels else YES_NO[1]
     (label,) = document.labels
     return label
-
-
-def _mixed(identifier: str) -> str:
-    return hashlib.sha256(identifier.encode()).hexdigest()

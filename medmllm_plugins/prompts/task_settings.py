@@ -166,8 +166,6 @@ class TaskSettings:
     Attributes:
         dataset: the data set's declaration, its options changed by arguments.
         finding: the finding of a multi-label set that is asked about, if it is only one.
-        features: the features to record; ``None`` if the task does not probe.
-        attributions: what to explain; ``None`` if the task explains nothing.
     """
 
     dataset: DatasetSpec

@@ -18,9 +18,7 @@ class ReferenceClassifier(ABC):
     def fit(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Train on ``train``; choose settings, such as regularisation or when to stop, on ``validation``.
 
-        Args:
-            train: at least one document.
-            validation: at least one document where :attr:`chooses` is true.
+        There is at least one document in each, in ``validation`` where :attr:`chooses` is true.
 
         Raises:
             DataError: the examples cannot be learned from.

@@ -28,11 +28,6 @@ class LabelledImages:
 
     A multi-class data set has one question with the classes as answers, a multi-label data set one question per finding
     with yes and no as answers.
-
-    Attributes:
-        data: the data set.
-        view: how volumes are shown.
-        documents: the documents, N of them.
     """
 
     data: Dataset

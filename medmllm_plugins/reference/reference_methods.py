@@ -16,12 +16,7 @@ def make_classifier(
 ) -> ReferenceClassifier:
     """Make an untrained classifier.
 
-    Args:
-        method: ``"majority"``, ``"pixels"`` or ``"timm:NAME"``.
-        seed: seed of everything random.
-        weights: for ``timm``, a file of pretrained weights.
-        epochs: for ``timm``, the maximum number of epochs.
-        device: for ``timm``, where to train.
+    Weights, epochs and device are for ``timm:NAME`` alone.
 
     Raises:
         OptionError: there is no such method, or it does not take an option.

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report.citations import References
 from medmllm_plugins.report.display_names import CHECKS, SCORE_FORMS
@@ -15,9 +16,9 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
 from medmllm_plugins.results.run_reader import RunFolder
-from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.json_values import clean, number, sequence
 
 _TEMPLATE: Final = "methods.txt.jinja"
 _METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "auprc", "ece", "brier", "kappa")
@@ -102,7 +103,7 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
     users = {"lmms-eval": runs, "medmllm-plugins": runs, **({"transformers": loaded} if loaded else {})}
     versions = {}
     for package, package_runs in users.items():
-        numbers = {mapping(run.manifest.get("versions")).get(package) for run in package_runs}
+        numbers = {run.manifest.versions.get(package) for run in package_runs}
         versions[package] = " and ".join(sorted(clean(version) for version in numbers if version))
     return versions
 
@@ -116,10 +117,10 @@ def _answer_facts(results: Sequence[TaskResult]) -> dict[str, Any]:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
     defined = {name for result in results for name, value in result.metrics.items() if known(value)}
     metrics: list[str] = [name for name in _METRICS if name in defined]
-    if any(known(Estimate.from_dict(result.task.metrics.get("exact_match"))) for result in results):
+    if any(known(result.exact_match) for result in results):
         metrics.append("exact_match")
-    sources = [source for result in of_models for source in result.task.sources]
-    forms = {form for source in sources for form in mapping(source.get("label_scores"))}
+    sources = [source for result in of_models for source in result.task.sources.values()]
+    forms = {form for source in sources if isinstance(source, Summary) for form in source.label_scores}
     return {
         "protocols": protocols,
         "shots": sorted({result.shots for result in of_models}),
@@ -157,8 +158,7 @@ def _float(value: str | None) -> float:
 
 
 def _resamples(result: TaskResult) -> int:
-    counts = (number(source.get("resamples")) for source in result.task.sources)
-    return next((int(count) for count in counts if known(count)), 0)
+    return next((source.resamples for source in result.task.sources.values()), 0)
 
 
 def _reference_method(subject: Subject) -> tuple[str, str]:
@@ -174,7 +174,7 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
     if not probings:
         return {}
     points = [point for probing in probings for point in probing.points]
-    layers = [point for point in points if point.part != "control"]
+    layers = [point for point in points if point.part != CONTROL]
     maps = [probing.mapping for probing in probings if probing.mapping is not None]
     recalibrations = {name for record in maps for name in record.readings}
     widths = {number(probing.options.get("width")) for probing in probings}

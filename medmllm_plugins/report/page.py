@@ -78,4 +78,4 @@ def _content_security_policy(script: str) -> str:
 
 def _manifest(run: RunFolder) -> dict[str, Any]:
     """Return a manifest without the list of plugins."""
-    return {key: value for key, value in run.manifest.items() if key != "plugins"}
+    return {key: value for key, value in run.manifest.to_dict().items() if key != "plugins"}

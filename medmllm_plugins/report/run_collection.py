@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.metrics.guessing import constant_guess
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
+from medmllm_plugins.metrics.multilabel import FindingsSummary
+from medmllm_plugins.prompts.protocols import PROTOCOLS
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.subjects import BLIND, Subject, group_subjects
+from medmllm_plugins.report.subjects import Subject, group_subjects
 from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_records import AttributionSummary
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
+from medmllm_plugins.results.run_folders import BLIND, finished_baselines
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
-from medmllm_plugins.utils.json_values import clean, mapping
-
-_PROTOCOLS: Final = ("closed_set", "letter", "open")
+from medmllm_plugins.utils.json_values import clean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +37,7 @@ class TaskResult:
     @property
     def metrics(self) -> Mapping[str, Estimate]:
         """The metrics with their intervals, by name."""
-        return {name: Estimate.from_dict(metric) for name, metric in mapping(self.task.metrics.get("metrics")).items()}
+        return {} if self.task.summary is None else self.task.summary.metrics
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -56,14 +57,34 @@ class TaskResult:
     @property
     def multilabel(self) -> bool:
         """Whether each question is about one finding and answered with yes or no."""
-        return self.task.metrics.get("kind") == "multilabel" or any(outcome.finding for outcome in self.task.outcomes)
+        return isinstance(self.task.summary, FindingsSummary) or any(outcome.finding for outcome in self.task.outcomes)
 
     @property
     def answers(self) -> tuple[str, ...]:
         """The classes; for a multi-label set, the findings that were asked about."""
-        if self.multilabel and self.task.metrics.get("kind") != "multilabel":
+        if self.multilabel and not isinstance(self.task.summary, FindingsSummary):
             return tuple(dict.fromkeys(clean(outcome.finding) for outcome in self.task.outcomes if outcome.finding))
         return self.task.labels
+
+    @property
+    def guess(self) -> tuple[str, float]:
+        """Name and accuracy of the best constant answer; an empty name if it is unknown."""
+        return constant_guess({} if self.task.summary is None else self.task.summary.baselines)
+
+    @property
+    def question_count(self) -> int:
+        """Number of questions behind the metrics; without metrics, the number of rows."""
+        return (self.task.summary.n if self.task.summary is not None else 0) or len(self.task.outcomes)
+
+    @property
+    def group_count(self) -> int | None:
+        """Number of groups of documents; ``None`` if it is unknown."""
+        return (self.task.summary.n_groups if self.task.summary is not None else 0) or None
+
+    @property
+    def exact_match(self) -> Estimate:
+        """Share of documents with all findings answered correctly; unknown for other tasks."""
+        return self.task.summary.exact_match if isinstance(self.task.summary, FindingsSummary) else UNKNOWN
 
     @property
     def shots(self) -> int:
@@ -246,15 +267,15 @@ def _dataset_runs(name: str, results: list[TaskResult], spec: DatasetSpec | None
 def _rank(result: TaskResult) -> tuple[int, int, int, str]:
     """Sort the plain closed-set question first; among equal questions, the one with most documents."""
     protocol = result.protocol
-    index = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
+    index = PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
     return (int(not result.task.plain), index, -len(result.task.outcomes), result.task.name)
 
 
 def _neighbouring_references(runs: Sequence[RunFolder]) -> list[Path]:
     """Return the newest reference classifier next to the runs, for each data set that lacks one."""
-    folders_of: dict[str, set[Path]] = defaultdict(set)
+    parents_of: dict[str, set[Path]] = defaultdict(set)
     covered = {
-        str(task.metadata.get("dataset_fingerprint"))
+        task.metadata.get("dataset_fingerprint")
         for run in runs
         if run.baseline and run.baseline != BLIND
         for task in run.tasks
@@ -262,26 +283,12 @@ def _neighbouring_references(runs: Sequence[RunFolder]) -> list[Path]:
     for run in runs:
         for task in run.tasks:
             fingerprint = task.metadata.get("dataset_fingerprint")
-            if fingerprint and str(fingerprint) not in covered:
-                folders_of[str(fingerprint)].add(run.folder.resolve().parent)
+            if isinstance(fingerprint, str) and fingerprint and fingerprint not in covered:
+                parents_of[fingerprint].add(run.folder.resolve().parent)
     known_folders = {run.folder.resolve() for run in runs}
-    references: list[Path] = []
-    for fingerprint, parents in folders_of.items():
-        candidates = sorted(pair for parent in sorted(parents) for pair in _finished_baselines(parent, fingerprint))
-        if candidates and candidates[-1][1].resolve() not in known_folders:
-            references.append(candidates[-1][1])
-            known_folders.add(candidates[-1][1].resolve())
-    return references
-
-
-def _finished_baselines(parent: Path, fingerprint: str) -> Iterator[tuple[str, Path]]:
-    for path in parent.glob("*-baseline-*/manifest.json"):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            method = mapping(manifest.get("command")).get("baseline")
-            tasks = mapping(manifest.get("tasks")).values()
-            same = any(mapping(task).get("dataset_fingerprint") == fingerprint for task in tasks)
-        except (OSError, ValueError, AttributeError, RecursionError):
-            continue  # being written, or damaged; the user did not name it
-        if method and method != BLIND and same and manifest.get("finished"):
-            yield str(manifest.get("started")), path.parent
+    references = {}
+    for fingerprint, parents in parents_of.items():
+        baselines = finished_baselines(parents, fingerprint, "*-baseline-*")
+        if baselines and baselines[-1].resolve() not in known_folders:
+            references[baselines[-1].resolve()] = baselines[-1]
+    return list(references.values())

@@ -9,12 +9,11 @@ from typing import Final
 
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.formatting import cut
+from medmllm_plugins.results.run_folders import BLIND
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, number
 from medmllm_plugins.utils.plain_text import quantity
 
-BLIND: Final = "majority"
-"""Method of the reference classifier that sees no image."""
 _IDENTITY: Final = (
     "name",
     "pretrained",

@@ -18,11 +18,10 @@ from medmllm_plugins.results.attribution_records import (
     AttributionIndex,
     AttributionSummary,
 )
+from medmllm_plugins.results.file_names import INDEX
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 from medmllm_plugins.utils.json_values import clean
 
-ATTRIBUTIONS: Final = "attributions"
-INDEX: Final = "index.json"
 TABLE: Final = ".attributions.csv"
 _ESTIMATES: Final = (
     "completeness_gap", "stability", "inside", "pointing", "inside_hits", "inside_errors", "deletion_gain",

@@ -7,7 +7,7 @@ documents as independent, is reported too because readers know it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -138,20 +138,20 @@ def compare(
     first_by_id, second_by_id = ({outcome.id: outcome for outcome in outcomes} for outcomes in (first, second))
     if lone := sorted(set(first_by_id) ^ set(second_by_id)):
         raise DataError(
-            f"{task}: expected both runs to have scored the same rows, found {len(lone)} in one of them only: "
+            f"{task}: expected both runs to have scored the same rows, got {len(lone)} in one of them only: "
             f"{', '.join(map(shown, lone[:_NAMED]))}{', …' if len(lone) > _NAMED else ''}. Run both on the same data, "
             "folds and --limit."
         )
     ids = sorted(first_by_id)
     if not ids:
-        raise DataError(f"{task}: expected rows to compare, found none.")
+        raise DataError(f"{task}: expected rows to compare, got none.")
     if odd := [
         name
         for name in ids
         if (first_by_id[name].label, first_by_id[name].group) != (second_by_id[name].label, second_by_id[name].group)
     ]:
         raise DataError(
-            f"{task}: expected both runs to have the same labels and groups, found others in {len(odd)} rows: "
+            f"{task}: expected both runs to have the same labels and groups, got others in {len(odd)} rows: "
             f"{', '.join(map(repr, odd[:_NAMED]))}. Run both on the same data."
         )
     labels = sorted({outcome.label for outcome in first_by_id.values()})
@@ -203,15 +203,15 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
     tasks = [task for task in first_run.outcomes if task in second_run.outcomes]
     if not tasks:
         raise DataError(
-            f"Expected {first} and {second} to have a task in common, found {sorted(first_run.outcomes)} and "
+            f"Expected {first} and {second} to have a task in common, got {sorted(first_run.outcomes)} and "
             f"{sorted(second_run.outcomes)}."
         )
     for task in tasks:
-        metadata = [run.manifest["tasks"][task] for run in (first_run, second_run)]
+        metadata = [run.manifest.tasks[task] for run in (first_run, second_run)]
         for what in ("dataset_fingerprint", "folds_hash"):
             if metadata[0].get(what) != metadata[1].get(what):
                 raise DataError(
-                    f"{task}: expected both runs on the same data, found another {what} in {first} than in {second}; "
+                    f"{task}: expected both runs on the same data, got another {what} in {first} than in {second}; "
                     "run both on the same files."
                 )
     comparisons = [compare(first_run.outcomes[task], second_run.outcomes[task], task=task) for task in tasks]
@@ -226,11 +226,11 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
         for run in (first_run, second_run)
         if (shortfall := unreadable_outcomes(run.outcomes[task])) is not None
     ]
-    overlaps = _overlaps([first_run.manifest["tasks"][task] for task in tasks])
+    overlaps = _overlaps([first_run.manifest.tasks[task] for task in tasks])
     return compared, [*first_run.warnings, *second_run.warnings, *overlaps, *unread]
 
 
-def _overlaps(tasks: Sequence[dict[str, Any]]) -> list[str]:
+def _overlaps(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {str(task.get("dataset")) for task in tasks}
     return sorted(
         {

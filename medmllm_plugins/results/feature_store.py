@@ -119,7 +119,7 @@ class FeatureStore:
             self._check_seal()  # before what a damaged disk left reaches the decoder of the index
         self.index = read_index(folder)
         if self.index.empty:
-            raise DataError(f"{folder}: expected features of at least one document, found none; run the task again.")
+            raise DataError(f"{folder}: expected features of at least one document, got none; run the task again.")
         try:
             self._places = _places(self.index)
         except (ValueError, TypeError) as error:
@@ -169,7 +169,7 @@ class FeatureStore:
             chosen = self.index if rows is None else self.index.iloc[rows]
             bad = chosen["id"].to_numpy()[~finite]
             raise DataError(
-                f"{self.folder}: expected finite features, found NaN or infinity at {layer} ({pooling}) in {len(bad)} "
+                f"{self.folder}: expected finite features, got NaN or infinity at {layer} ({pooling}) in {len(bad)} "
                 f"documents, such as {bad[0]!r}. The model's activations overflow in its precision: load it with "
                 "dtype=bfloat16 or float32 and run the task again."
             )
@@ -201,7 +201,7 @@ class FeatureStore:
                 )
             features[place_of[members[chosen]]] = values[rows_inside]
         if features is None:
-            raise DataError(f"{self.folder}: expected rows of the index, found none.")
+            raise DataError(f"{self.folder}: expected rows of the index, got none.")
         return features
 
     def check(self) -> None:
@@ -214,7 +214,7 @@ class FeatureStore:
         for shard, expected in self.index.drop_duplicates("shard")[["shard", "sha256"]].itertuples(index=False):
             path = self.folder / str(shard)
             if not path.is_file():
-                raise DataError(f"{path}: expected a shard of features, found no file; copy the folder again.")
+                raise DataError(f"{path}: expected a shard of features, got no file; copy the folder again.")
             if sha256(path) != expected:
                 raise DataError(f"{path}: the shard is damaged (its checksum is another); copy the folder again.")
 

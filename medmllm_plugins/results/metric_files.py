@@ -11,11 +11,11 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.metrics.prompt_variants import VariantsSummary
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import METRICS_FORMAT, Summary
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 from medmllm_plugins.utils.record import check_version
 
-AnySummary: TypeAlias = Summary | FindingsSummary | VariantsSummary
 Table: TypeAlias = tuple[Sequence[str], list[list[Any]]]
 """Names of columns, and rows."""
 
@@ -59,7 +59,7 @@ def write_metrics(folder: Path, stem: str, summary: AnySummary) -> list[Path]:
         OSError: the folder cannot be written.
     """
     if not stem or Path(stem).name != stem:
-        raise OptionError(f"Expected argument `stem` to be a plain file name without folders, but got {stem!r}.")
+        raise OptionError(f"Expected argument `stem` to be a plain file name without folders, got {stem!r}.")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"metrics.json": json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"}
     texts |= {f"{name}.csv": csv_text(*table) for name, table in tables(summary).items()}

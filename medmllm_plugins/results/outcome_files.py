@@ -10,15 +10,13 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.file_names import MANIFEST, METRICS, OUTCOMES, file_stem
+from medmllm_plugins.results.manifest import Manifest, read_manifest
 from medmllm_plugins.results.metric_files import check_metrics_version
 from medmllm_plugins.results.recomputation import Classes, disagreements, format_differences
-from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal, describe
+from medmllm_plugins.results.seal import SealCheck, check_seal, describe
 from medmllm_plugins.utils.atomic_files import write_whole
-from medmllm_plugins.utils.record import check_version
 
-SUFFIX = ".outcomes.jsonl"
-METRICS: Final = ".metrics.json"
 AGAIN: Final = "Start the same command again: it keeps the answers so far and continues."
 UNSEALED: Final = (
     "Either the run was stopped while it finished (start the same command again), or the seal was removed."
@@ -61,7 +59,7 @@ def read_outcomes(path: Path, classes: Classes | None = None, count: int | None 
         # Not splitlines, which also breaks at line separators that may stand in an answer.
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected outcomes as JSON lines, found {error}.") from error
+        raise DataError(f"{path}: expected outcomes as JSON lines, got {error}.") from error
     outcomes, checker = [], LineChecker(classes)
     for position, line in enumerate(lines, start=1):
         if not line:
@@ -69,7 +67,7 @@ def read_outcomes(path: Path, classes: Classes | None = None, count: int | None 
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise DataError(f"expected keys and values, found {shown(record)}")
+                raise DataError(f"expected keys and values, got {shown(record)}")
             outcomes.append(checker.check(Outcome.from_dict(record), position))
         except (ValueError, TypeError, DataError, RecursionError) as error:
             raise DataError(f"{path}, line {position}: {error}") from error
@@ -144,7 +142,7 @@ class RunResults:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     outcomes: dict[str, list[Outcome]]
     warnings: tuple[str, ...] = ()
     seal: SealCheck = NO_SEAL
@@ -165,40 +163,19 @@ class RunResults:
             )
 
 
-def file_stem(task: str) -> str:
-    """Return a task's name as a part of file names: its arguments are joined by ``+``."""
-    return task.replace(":", "+")
-
-
 def load_run(folder: Path) -> RunResults:
     """Read a run folder whose figures are about to be used.
 
     Raises:
-        DataError: the folder is no run folder, a file in it is damaged or of a newer version, or its manifest
-            or outcomes are not those that were sealed when the run finished.
+        DataError: the folder is no run folder, a file in it is damaged or of a newer version, or its manifest or
+            outcomes are not those that were sealed when the run finished.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        check_version({Manifest.FORMAT: 0, **manifest}, Manifest.FORMAT, Manifest.VERSION)
-        tasks = manifest["tasks"]
-        facts_of = {str(task): dict(facts) for task, facts in tasks.items()}
-    except DataError as error:
-        raise DataError(f"{folder / MANIFEST}: {error}.") from error
-    except PermissionError as error:
-        raise DataError(
-            f"{folder / MANIFEST}: expected a file that you may read, got one that its owner alone may, since it holds "
-            f"the arguments of a command. Its owner lets you with: chmod a+r {folder / MANIFEST}"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{folder}: expected a run folder with a {MANIFEST}, found {error}. Name the folder that the log of an "
-            "evaluation ends with."
-        ) from error
+    manifest = read_manifest(folder)
     run = RunResults(folder, manifest, {}, seal=check_seal(folder))
-    run.require_sealed(MANIFEST, *(f"{file_stem(task)}{SUFFIX}" for task in facts_of))
+    run.require_sealed(MANIFEST, *(f"{file_stem(task)}{OUTCOMES}" for task in manifest.tasks))
     warnings = _state(run)
-    for task, facts in facts_of.items():
-        path = folder / f"{file_stem(task)}{SUFFIX}"
+    for task, facts in manifest.tasks.items():
+        path = folder / f"{file_stem(task)}{OUTCOMES}"
         if path.is_file():
             metrics = _metrics(folder / f"{file_stem(task)}{METRICS}")
             classes, count = Classes.of_task(facts, metrics), facts.get("evaluated")
@@ -210,7 +187,7 @@ def load_run(folder: Path) -> RunResults:
 
 def _state(run: RunResults) -> list[str]:
     """Say what is unfinished or differs, of a folder whose manifest and outcomes may be used."""
-    if not run.manifest.get("finished"):
+    if not run.manifest.finished:
         return [f"{run.folder}: the run is not finished. {AGAIN}"]
     if not run.seal.sealed:
         return [f"{run.folder}: its files cannot be checked: {run.seal.fault} {UNSEALED}"]

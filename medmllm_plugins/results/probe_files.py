@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import number
+from medmllm_plugins.results.file_names import PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
-PROBES: Final = ".probes.json"
 CURVES: Final = ".probes.csv"
 EFFECTS: Final = ".diagnosis.csv"
 SUFFIXES: Final = (PROBES, CURVES, EFFECTS)

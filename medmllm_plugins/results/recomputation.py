@@ -12,8 +12,8 @@ from medmllm_plugins.metrics.intervals import RESAMPLES
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import METRICS_FORMAT, summarise
-from medmllm_plugins.results.metric_files import AnySummary
 
 YES_NO: Final = ("yes", "no")
 """Classes of a question about one finding."""

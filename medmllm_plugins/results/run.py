@@ -17,10 +17,11 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.results.attribution_files import read_map
 from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.manifest import Manifest
-from medmllm_plugins.results.metric_files import read_metrics, tables
-from medmllm_plugins.results.outcome_files import file_stem
+from medmllm_plugins.results.metric_files import tables
 from medmllm_plugins.results.probe_files import CURVE_COLUMNS, EFFECT_COLUMNS, curve_rows, effect_rows
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.run_reader import TaskRun, read_run
 from medmllm_plugins.results.seal import describe
@@ -28,7 +29,6 @@ from medmllm_plugins.results.seal import describe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FEATURES: Final = "features"
 _ENTRY_COLUMNS: Final = (
     "task", "id", "document", "group", "label", "predicted", "answer", "hit", "target", "value", "method", "layer",
     "mode", "baseline", "steps", "slices", "map", "overlay",
@@ -96,7 +96,7 @@ class Run:
     @property
     def manifest(self) -> Manifest:
         """Model, command, software, tasks and costs of the run."""
-        return Manifest.from_dict({Manifest.FORMAT: Manifest.VERSION, **self._run.manifest})
+        return self._run.manifest
 
     @cached_property
     def outcomes(self) -> pd.DataFrame:
@@ -111,9 +111,9 @@ class Run:
         """
         rows: list[tuple[Any, ...]] = []
         for task in self._run.tasks:
-            if not task.metrics:
+            if task.summary is None:
                 continue
-            header, body = tables(read_metrics(task.metrics))["metrics"]
+            header, body = tables(task.summary)["metrics"]
             for name, value, low, high, *scores in body:
                 rows.append((task.name, "model", name, value, low, high))
                 pairs = zip(header[4:], scores, strict=True)
@@ -201,9 +201,9 @@ class Run:
             OptionError: there is no such task.
             DataError: the store has no such site, or is damaged or not the one that was sealed.
         """
-        name = self._one_task(task, lambda run: (self.folder / _FEATURES / file_stem(run.name)).is_dir(), "features")
-        folder = self.folder / _FEATURES / file_stem(name)
-        if differing := self._run.seal.among(f"{_FEATURES}/{file_stem(name)}/"):
+        name = self._one_task(task, lambda run: (self.folder / FEATURES / file_stem(run.name)).is_dir(), "features")
+        folder = self.folder / FEATURES / file_stem(name)
+        if differing := self._run.seal.among(f"{FEATURES}/{file_stem(name)}/"):
             raise DataError(
                 f"{folder}: expected the files that were sealed when the run finished, got other ones: "
                 f"{describe(differing)}. Copy the run folder again, or run the task again."
@@ -212,15 +212,19 @@ class Run:
         columns = ["id", "document", "group", "fold", "label", "answer"]
         return store.features(layer, pooling), store.index[columns].copy()
 
-    def plot_layers(self, task: str | None = None, ax: Axes | None = None) -> Axes:
-        """Plot the accuracy of the probes over the layers, with intervals, the control task and the answers.
+    def plot_layers(self, task: str | None = None, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+        """Plot the scores of the probes over the layers, with all controls.
+
+        The first panel shows accuracy with 95% intervals, the control task, the control features, the most common class
+        and the answers. The second shows balanced accuracy with chance and label permutation, from its mean to its 95th
+        percentile.
 
         Args:
             task: the task; may be left out where one task has probes.
-            ax: axes to draw on; new ones by default.
+            axes: two axes to draw on; those of a new figure by default.
 
         Returns:
-            The axes: layers from the image to the answer on x, accuracy in percent on y.
+            The two axes: layers from the image to the answer on x, percent on y.
 
         Raises:
             OptionError: there is no such task.
@@ -228,32 +232,23 @@ class Run:
         name = self._one_task(task, lambda run: run.probing is not None, "probes")
         analysis = next(run.probing for run in self._run.tasks if run.name == name)
         assert analysis is not None
-        if ax is None:
+        if axes is None:
             from matplotlib import pyplot
 
-            ax = pyplot.subplots(figsize=(7.6, 3.8), layout="constrained")[1]
+            axes = pyplot.subplots(2, 1, figsize=(9.6, 5.9), sharex=True, height_ratios=(1.9, 1), layout="constrained")[
+                1
+            ]
+        upper, lower = axes
         layers = [layer for layer, _ in analysis.layers()]
-        for pooling, (title, marker, line) in _POOLINGS.items():
-            points = analysis.curve(pooling)
-            if not points:
-                continue
-            x = [layers.index(point.layer) for point in points]
-            accuracy = np.array(
-                [[100 * v for v in (p.accuracy.value, p.accuracy.low, p.accuracy.high)] for p in points]
-            )
-            (drawn,) = ax.plot(x, accuracy[:, 0], line, marker=marker, markersize=4, label=f"{title}, accuracy")
-            ax.fill_between(x, accuracy[:, 1], accuracy[:, 2], color=drawn.get_color(), alpha=0.16, linewidth=0)
-            control = [100 * point.control.value for point in points]
-            ax.plot(x, control, ":", color=drawn.get_color(), linewidth=1, label=f"{title}, control task")
-        ax.axhline(100 * analysis.majority, color="black", linestyle=":", linewidth=0.9, label="most common class")
-        if not math.isnan(analysis.answer.value):
-            ax.axhline(100 * analysis.answer.value, color="black", linewidth=0.9, label="answers")
-        ax.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
-        ax.set_ylim(0, 103)
-        ax.set_ylabel("accuracy (%)")
-        ax.set_title(name)
-        ax.legend(fontsize=7.5)
-        return ax
+        _plot_accuracy(upper, analysis, layers)
+        _plot_balanced_accuracy(lower, analysis, layers)
+        upper.set_title(name)
+        for panel, title in ((upper, "accuracy (%)"), (lower, "balanced accuracy (%)")):
+            panel.set_ylim(0, 103)
+            panel.set_ylabel(title)
+            panel.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        lower.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
+        return upper, lower
 
     def _entries(self) -> Iterator[tuple[TaskRun, AttributionEntry]]:
         for task in self._run.tasks:
@@ -274,6 +269,44 @@ class Run:
                 f"{self.folder}: expected argument `task` to be one of the tasks with {what}, {names}, got {name!r}."
             )
         return name
+
+
+def _plot_accuracy(axes: Axes, analysis: ProbeAnalysis, layers: Sequence[str]) -> None:
+    for pooling, (title, marker, line) in _POOLINGS.items():
+        points = analysis.curve(pooling)
+        if not points:
+            continue
+        x = [layers.index(point.layer) for point in points]
+        accuracy = 100 * np.array([(p.accuracy.value, p.accuracy.low, p.accuracy.high) for p in points])
+        (curve,) = axes.plot(x, accuracy[:, 0], line, marker=marker, markersize=4, label=f"{title}, accuracy")
+        axes.fill_between(x, accuracy[:, 1], accuracy[:, 2], color=curve.get_color(), alpha=0.16, linewidth=0)
+        control = [100 * point.control.value for point in points]
+        axes.plot(x, control, ":", color=curve.get_color(), linewidth=1, label=f"{title}, control task")
+    controls = {point.layer: 100 * point.accuracy.value for point in analysis.points if point.part == CONTROL}
+    encoder = [controls.get(f"{RANDOM_ENCODER}{layer}", math.nan) for layer in layers]
+    if not np.isnan(encoder).all():
+        axes.plot(range(len(layers)), encoder, "x--", color="tab:red", linewidth=1, label="control: random encoder")
+    if PIXELS in controls:
+        axes.plot([-0.5], [controls[PIXELS]], "P", color="tab:red", label="control: raw pixels")
+    axes.axhline(100 * analysis.majority, color="black", linestyle=":", linewidth=0.9, label="most common class")
+    if not math.isnan(analysis.answer.value):
+        axes.axhline(100 * analysis.answer.value, color="black", linewidth=0.9, label="answers")
+
+
+def _plot_balanced_accuracy(axes: Axes, analysis: ProbeAnalysis, layers: Sequence[str]) -> None:
+    label: str | None = "label permutation (mean to 95th percentile)"
+    for pooling, (title, marker, line) in _POOLINGS.items():
+        points = analysis.curve(pooling)
+        if not points:
+            continue
+        x = [layers.index(point.layer) for point in points]
+        balanced = [100 * point.balanced.value for point in points]
+        axes.plot(x, balanced, line, marker=marker, markersize=4, label=f"{title}, balanced accuracy")
+        band = 100 * np.array([(point.label_permutation, point.label_permutation_high) for point in points])
+        if not np.isnan(band).all():
+            axes.fill_between(x, band[:, 0], band[:, 1], color="tab:gray", alpha=0.3, linewidth=0, label=label)
+            label = None
+    axes.axhline(100 * analysis.chance, color="black", linestyle="--", linewidth=0.9, label="chance (1 / classes)")
 
 
 def _outcome_rows(task: TaskRun) -> Iterator[tuple[Any, ...]]:

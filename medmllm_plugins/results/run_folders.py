@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.errors import DataError, OptionError, shown
+from medmllm_plugins.results.file_names import MANIFEST
+from medmllm_plugins.results.manifest import Manifest, read_manifest
 
-MANIFEST: Final = "manifest.json"
+BLIND: Final = "majority"
+"""Method of the reference classifier that sees no image."""
 _PARENT: Final = "medmllm_runs"
 _SHOWN: Final = 10
 
@@ -61,12 +64,29 @@ def one_run(folder: Path, *, holding: str = "") -> Path:
 def describe_run(folder: Path) -> str:
     """Return when a run was started, of which model and tasks, in a few words."""
     manifest = _manifest(folder)
-    model, tasks = manifest.get("model"), manifest.get("tasks")
-    name = model.get("name") if isinstance(model, dict) else None
-    words = [_started(folder)[:16].replace("T", " ") or "no date"]
+    name = (manifest.model or {}).get("name")
+    words = [(manifest.started or "no date")[:16].replace("T", " ")]
     words += [_cut(name)] if name else []
-    words += [_cut(", ".join(map(str, tasks)))] if isinstance(tasks, dict) and tasks else []
-    return ", ".join(words + ([] if manifest.get("finished") else ["not finished"]))
+    words += [_cut(", ".join(manifest.tasks))] if manifest.tasks else []
+    return ", ".join(words + ([] if manifest.finished else ["not finished"]))
+
+
+def finished_baselines(parents: Iterable[Path], fingerprint: str, pattern: str = "*") -> list[Path]:
+    """Return the finished runs of reference classifiers that see images of a data set, the oldest first.
+
+    Args:
+        parents: folders of run folders.
+        fingerprint: fingerprint of the data.
+        pattern: which names of run folders to consider.
+    """
+    baselines = []
+    for path in {path for parent in parents for path in parent.glob(f"{pattern}/{MANIFEST}")}:
+        manifest = _manifest(path.parent)  # of a run that is being written, or damaged: the user did not name it
+        method = (manifest.command or {}).get("baseline")
+        same = any(facts.get("dataset_fingerprint") == fingerprint for facts in manifest.tasks.values())
+        if method and method != BLIND and same and manifest.finished:
+            baselines.append((str(manifest.started), path.parent))
+    return [folder for _, folder in sorted(baselines)]
 
 
 def _cut(text: object) -> str:
@@ -74,13 +94,12 @@ def _cut(text: object) -> str:
 
 
 def _started(folder: Path) -> str:
-    return str(_manifest(folder).get("started") or "")
+    return _manifest(folder).started or ""
 
 
-def _manifest(folder: Path) -> dict[str, object]:
-    """Return the manifest as far as it can be read; whoever reads the run reports damage."""
+def _manifest(folder: Path) -> Manifest:
+    """Return the manifest, an empty one where it cannot be read; whoever reads the run reports damage."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return read_manifest(folder)
+    except DataError:
+        return Manifest()

@@ -12,23 +12,34 @@ from typing import Any, Final
 
 from medmllm_plugins.data.core.fold_manifest import FoldManifest
 from medmllm_plugins.errors import DataError, MedMLLMError, shown
+from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import VariantsSummary
+from medmllm_plugins.metrics.readability import AnySummary
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS, INDEX, read_attributions
+from medmllm_plugins.results.attribution_files import read_attributions
 from medmllm_plugins.results.attribution_records import AttributionIndex
+from medmllm_plugins.results.file_names import (
+    ATTRIBUTIONS,
+    FOLDS,
+    INDEX,
+    MANIFEST,
+    METRICS,
+    OUTCOMES,
+    PROBES,
+    file_stem,
+)
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import check_metrics_version
-from medmllm_plugins.results.outcome_files import AGAIN, METRICS, NO_SEAL, SUFFIX, LineChecker, file_stem
-from medmllm_plugins.results.probe_files import PROBES
+from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
-from medmllm_plugins.results.seal import MANIFEST, SealCheck, check_seal
-from medmllm_plugins.utils.json_values import clean, mapping, sequence
+from medmllm_plugins.results.seal import SealCheck, check_seal
+from medmllm_plugins.utils.json_values import clean, mapping
 from medmllm_plugins.utils.plain_text import quantity
-from medmllm_plugins.utils.record import check_version
 
-FOLDS: Final = ".folds.json"
 _LONGEST: Final = 220
 """Bytes of a task's name, behind which its files have endings; a disk allows 255 for both."""
 
@@ -72,7 +83,7 @@ class TaskRun:
     Attributes:
         name: the task's name, with its arguments.
         metadata: the task's entry in the manifest.
-        metrics: ``TASK.metrics.json``; empty where it is not there.
+        summary: its metrics; ``None`` where there are none.
         outcomes: the scored answers.
         unparsed: answers from which no class was read, the most common first.
         probing: the analysis of its probes.
@@ -83,7 +94,7 @@ class TaskRun:
 
     name: str
     metadata: Mapping[str, Any]
-    metrics: Mapping[str, Any]
+    summary: AnySummary | None
     outcomes: tuple[Outcome, ...]
     unparsed: tuple[Unparsed, ...]
     probing: ProbeAnalysis | None
@@ -102,16 +113,16 @@ class TaskRun:
         return clean(bare.removesuffix("_letter").removesuffix("_open"))
 
     @property
-    def sources(self) -> tuple[Mapping[str, Any], ...]:
-        """The metrics; of a task that asks in several ways those of each way."""
-        variants = self.metrics.get("variants")
-        return tuple(map(mapping, variants.values())) if isinstance(variants, Mapping) else (self.metrics,)
+    def sources(self) -> Mapping[str, Summary | FindingsSummary]:
+        """The metrics by variant; those of a task that asks in one way have an empty name."""
+        if isinstance(self.summary, VariantsSummary):
+            return self.summary.variants
+        return {} if self.summary is None else {"": self.summary}
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in order; empty where they are not known."""
-        lists = (sequence(source.get("labels")) for source in self.sources)
-        labels = next((tuple(map(clean, names)) for names in lists if names), ())
+        labels = next((source.labels for source in self.sources.values() if source.labels), ())
         return labels or (self.probing.labels if self.probing else ())
 
     @property
@@ -134,7 +145,7 @@ class TaskRun:
     @property
     def scored(self) -> bool:
         """Whether there are figures of its answers."""
-        return bool(mapping(self.metrics.get("metrics")))
+        return self.summary is not None and bool(self.summary.metrics)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +154,7 @@ class RunFolder:
 
     Attributes:
         folder: where it is.
-        manifest: its manifest, without keys and passwords; empty where there is none that can be read.
+        manifest: its manifest, without keys and passwords; an empty one where there is none that can be read.
         tasks: its tasks in the manifest's order.
         folds: the folds of its data sets, by name.
         missing: sentences on what the folder as a whole lacks.
@@ -151,7 +162,7 @@ class RunFolder:
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     tasks: tuple[TaskRun, ...]
     folds: Mapping[str, Folds]
     missing: tuple[str, ...]
@@ -165,12 +176,12 @@ class RunFolder:
     @property
     def model(self) -> Mapping[str, Any]:
         """The manifest's entry on the model."""
-        return mapping(self.manifest.get("model"))
+        return self.manifest.model or {}
 
     @property
     def command(self) -> Mapping[str, Any]:
         """The command line that made it."""
-        return mapping(self.manifest.get("command"))
+        return self.manifest.command or {}
 
     @property
     def baseline(self) -> str:
@@ -194,17 +205,16 @@ def read_run(folder: Path) -> RunFolder:
         )
     missing: list[str] = []
     manifest = _manifest(folder / MANIFEST, missing)
-    metadata = mapping(manifest.get("tasks"))
-    names = [name for name in metadata if isinstance(name, str)]
+    names = list(manifest.tasks)
     stems = {file_stem(name) for name in names}
     names += [name for name in _tasks_in(folder) if file_stem(name) not in stems]
-    if not names and not manifest:
+    if not names and manifest == Manifest():
         raise DataError(f"{folder}: expected a run folder with a {MANIFEST}, got none.{_inside(folder)}")
     seal = check_seal(folder)
     missing += consistency.of_folder(manifest, seal)
     if not names:
         missing.append("The run has no task yet: it ended before its first question.")
-    tasks = tuple(_task(folder, name, mapping(metadata.get(name)), seal) for name in names)
+    tasks = tuple(_task(folder, name, manifest.tasks.get(name, {}), seal) for name in names)
     folds = [path for path in sorted(folder.glob(f"*{FOLDS}")) if not consistency.left_out(path, folder, seal, missing)]
     return RunFolder(
         folder=folder,
@@ -216,14 +226,12 @@ def read_run(folder: Path) -> RunFolder:
     )
 
 
-def _manifest(path: Path, missing: list[str]) -> Mapping[str, Any]:
-    content = mapping(_json(path, missing))
+def _manifest(path: Path, missing: list[str]) -> Manifest:
     try:
-        check_version({Manifest.FORMAT: 0, **content}, Manifest.FORMAT, Manifest.VERSION)
+        return Manifest.from_dict(shareable_manifest(mapping(_json(path, missing))))
     except DataError as error:
         missing.append(f"{path.name} cannot be used: {clean(error)}.")
-        return {}
-    return shareable_manifest(content)
+        return Manifest()
 
 
 def _inside(folder: Path) -> str:
@@ -236,7 +244,7 @@ def _inside(folder: Path) -> str:
 def _tasks_in(folder: Path) -> list[str]:
     """Return the tasks that have files, for folders without a manifest."""
     stems = {
-        path.name.removesuffix(suffix) for suffix in (METRICS, SUFFIX, PROBES) for path in folder.glob(f"*{suffix}")
+        path.name.removesuffix(suffix) for suffix in (METRICS, OUTCOMES, PROBES) for path in folder.glob(f"*{suffix}")
     }
     stems |= {path.parent.name for path in folder.glob(f"{ATTRIBUTIONS}/*/{INDEX}")}
     return sorted(stem.replace("+", ":") for stem in stems)
@@ -247,30 +255,30 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
     stem = file_stem(name)
     if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
         missing.append("its name is not a valid file name, so its files were not read.")
-        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, None, (), (), None, None, tuple(missing))
     if metadata and not metadata.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
-        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, None, (), (), None, None, tuple(missing))
     index = folder / ATTRIBUTIONS / stem / INDEX
     again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = consistency.left_out(index, folder, seal, missing, again)
     attributions = None if index_is_out else _attributions(index, name, missing)
-    scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, SUFFIX, PROBES))
+    scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, OUTCOMES, PROBES))
     if not scored and attributions is None:
         missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
-        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, None, (), (), None, None, tuple(missing))
     # A task that explains answers may leave no figures of them.
     notes: list[str] = [] if attributions is not None else missing
-    metrics = _metrics(folder / f"{stem}{METRICS}", notes)
-    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{SUFFIX}", folder, metadata, seal, notes)
-    whole = whole and consistency.is_complete(metadata, metrics, outcomes)
-    metrics = consistency.figures(stem, metadata, metrics, outcomes if whole else (), seal, missing)
+    stored = _metrics(folder / f"{stem}{METRICS}", notes)
+    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{OUTCOMES}", folder, metadata, seal, notes)
+    whole = whole and consistency.is_complete(metadata, stored, outcomes)
+    summary = consistency.checked_summary(stem, metadata, stored, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
     probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
     return TaskRun(
         name=clean(name),
         metadata=metadata,
-        metrics=metrics,
+        summary=summary,
         outcomes=outcomes,
         unparsed=unparsed,
         probing=None if probes_are_out else _probing(probes, name, metadata, missing),

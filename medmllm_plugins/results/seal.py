@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.results.file_names import ATTRIBUTIONS, FEATURES, FOLDS, INDEX, MANIFEST, METRICS, OUTCOMES, PROBES
 from medmllm_plugins.utils.atomic_files import write_whole
 from medmllm_plugins.utils.locking import FolderLock
 
 SEAL: Final = "seal.json"
 VERSION: Final = 1
-MANIFEST: Final = "manifest.json"
-_READ: Final = (".metrics.json", ".outcomes.jsonl", ".probes.json", ".folds.json", "/index.json", MANIFEST)
+_READ: Final = (METRICS, OUTCOMES, PROBES, FOLDS, f"/{INDEX}", MANIFEST)
 """Ends of the names of files that readers take figures from."""
 _ENDS: Final = (
-    ".metrics.json", ".metrics.csv", ".per_class.csv", ".confusion.csv", ".label_scores.csv", ".per_finding.csv",
-    ".variants.csv", ".outcomes.jsonl", ".folds.json", ".probes.json", ".probes.csv", ".diagnosis.csv",
-    ".attributions.csv", MANIFEST,
+    METRICS, OUTCOMES, FOLDS, PROBES, MANIFEST, ".metrics.csv", ".per_class.csv", ".confusion.csv",
+    ".label_scores.csv", ".per_finding.csv", ".variants.csv", ".probes.csv", ".diagnosis.csv", ".attributions.csv",
 )  # fmt: skip
 """Ends of the names of all files that a run writes beside the two folders."""
-_FOLDERS: Final = ("features", "attributions")
+_FOLDERS: Final = (FEATURES, ATTRIBUTIONS)
 _LARGE: Final = ".safetensors"
 """Shards of features: many gigabytes, whose checksums are compared where they are read."""
 _WAIT: Final = 30.0

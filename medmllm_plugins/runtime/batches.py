@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.models.device_memory import empty_cache, out_of_memory
+from medmllm_plugins.models.devices import empty_cache, out_of_memory
 
 Request = TypeVar("Request")
 Read = TypeVar("Read")
@@ -64,9 +64,7 @@ def positive(name: str, value: int | str, alternative: str = "") -> int:
     except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1 or str(number) != str(value):
-        raise OptionError(
-            f"Expected argument `{name}` to be a whole number of at least 1{alternative}, but got {value!r}."
-        )
+        raise OptionError(f"Expected argument `{name}` to be a whole number of at least 1{alternative}, got {value!r}.")
     return number
 
 

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import answering_name
-from medmllm_plugins.redaction import shareable_manifest
-from medmllm_plugins.results.attribution_files import ATTRIBUTIONS
-from medmllm_plugins.results.outcome_files import file_stem
-from medmllm_plugins.results.seal import MANIFEST, Entry, read_seal, update_seal, write_seal
+from medmllm_plugins.results.file_names import ATTRIBUTIONS, FEATURES, FOLDS, MANIFEST, file_stem
+from medmllm_plugins.results.manifest import Evaluation, Manifest, StageUsage, write_manifest
+from medmllm_plugins.results.seal import Entry, read_seal, update_seal, write_seal
 from medmllm_plugins.runtime.journal import Journal, hash_facts
 from medmllm_plugins.runtime.run_claim import claim_folder
 from medmllm_plugins.runtime.signals import Handlers
-from medmllm_plugins.utils.atomic_files import remove_drafts, write_whole
-from medmllm_plugins.utils.environment import package_versions
+from medmllm_plugins.utils.atomic_files import remove_drafts
+from medmllm_plugins.utils.environment import package_versions, peak_memory_bytes
 from medmllm_plugins.utils.locking import FolderLock
-from medmllm_plugins.utils.process_memory import peak_memory_bytes
 
-FEATURES = "features"
 _BELOW = (FEATURES, ATTRIBUTIONS)
 DEFAULT_PARENT = "medmllm_runs"
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
@@ -43,7 +40,7 @@ class EvaluationRun:
         run_dir: the folder that was asked for.
         rank: of this process; the first alone writes.
         expected: tasks that are to be scored, beside those that the manifest names.
-        manifest: content of ``manifest.json``, in which keys and passwords are left out when it is written.
+        manifest: content of ``manifest.json``.
     """
 
     def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
@@ -65,26 +62,23 @@ class EvaluationRun:
         self._earlier_entries: dict[str, Entry] = {}
         self._carried: frozenset[str] = frozenset()
         self._handlers = Handlers(self._how_to_continue, in_command)
-        self.manifest: dict[str, Any] = {
-            "medmllm_manifest": 1,
-            "finished": None,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "platform": platform.platform(),
-            "versions": package_versions(),
-            "plugins": get_manager().describe()["plugins"],
-            "command": None,
-            "seed": None,
-            "model": None,
-            "tasks": {},
-            "stages": [],
-        }
+        self.manifest = Manifest(
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            platform=platform.platform(),
+            versions=package_versions(),
+            plugins=get_manager().describe()["plugins"],
+        )
 
     def arguments(self, arguments: Any) -> None:
         """Note what the host's command line says (a namespace, or ``None`` when it is called from Python)."""
         self.output_path = getattr(arguments, "output_path", None) or self.output_path
-        self.manifest["seed"] = getattr(arguments, "seed", None)
+        self.note(seed=getattr(arguments, "seed", None))
         if arguments is not None:
-            self.manifest["command"] = {name: getattr(arguments, name, None) for name in _COMMAND}
+            self.note(command={name: getattr(arguments, name, None) for name in _COMMAND})
+
+    def note(self, **facts: Any) -> None:
+        """Set fields of the manifest, which is written with the next stage or task."""
+        self.manifest = replace(self.manifest, **facts)
 
     def folder_for(self, model: str) -> Path:
         """Choose a folder, make it and write the manifest; a second call changes nothing.
@@ -101,7 +95,7 @@ class EvaluationRun:
             self.folder = Path(folder)
             if self.rank == 0:
                 journal = None if self._journal is None else self._journal.folder
-                claim = claim_folder(self.folder, self._written(), journal, resumed=self._resumed)
+                claim = claim_folder(self.folder, self.manifest, journal, resumed=self._resumed)
                 self.folder, self._lock = claim.folder, claim.lock
                 remove_drafts(self.folder, _BELOW)
                 self._carry(claim.earlier)
@@ -110,28 +104,28 @@ class EvaluationRun:
             self.write()
         return self.folder
 
-    def _carry(self, earlier: Mapping[str, Any]) -> None:
+    def _carry(self, earlier: Manifest) -> None:
         """Keep the entries of other tasks that the folder holds, in the manifest and in the seal."""
         assert self.folder is not None, "called before a folder was chosen"
-        own = self.manifest["tasks"]
-        tasks = {name: facts for name, facts in earlier.get("tasks", {}).items() if name not in own}
+        own = self.manifest.tasks
+        tasks = {name: facts for name, facts in earlier.tasks.items() if name not in own}
         if not tasks:
             return
-        evaluations = [item for item in earlier.get("evaluations") or [] if isinstance(item, dict)]
-        listed = {name for evaluation in evaluations for name in evaluation.get("tasks", ())}
-        if unlisted := [name for name in tasks if name not in listed]:
-            past = {key: earlier.get(key) for key in ("started", "finished", "command", "stages")}
-            evaluations.append({"tasks": unlisted, **past})
-        self.manifest |= {"tasks": {**tasks, **own}, "evaluations": evaluations}
+        evaluations = list(earlier.evaluations)
+        listed = {name for evaluation in evaluations for name in evaluation.tasks}
+        if unlisted := tuple(name for name in tasks if name not in listed):
+            past = {name: getattr(earlier, name) for name in ("started", "finished", "command", "stages")}
+            evaluations.append(Evaluation(tasks=unlisted, **past))
+        self.note(tasks={**tasks, **own}, evaluations=tuple(evaluations))
         self._carried = frozenset(tasks)
         self._earlier_entries = {
             name: entry for name, entry in read_seal(self.folder)[0].items() if not self._is_own(name)
         }
 
     @property
-    def _own_tasks(self) -> dict[str, Any]:
+    def _own_tasks(self) -> dict[str, Mapping[str, Any]]:
         """The manifest's entries about tasks of this run, not of an earlier one in the same folder."""
-        return {task: facts for task, facts in self.manifest["tasks"].items() if task not in self._carried}
+        return {task: facts for task, facts in self.manifest.tasks.items() if task not in self._carried}
 
     def _is_own(self, name: str) -> bool:
         """Return whether a file of the run folder is written by this run, not by an earlier one."""
@@ -140,7 +134,7 @@ class EvaluationRun:
         parts = name.split("/")
         if len(parts) > 2 and parts[0] in (FEATURES, ATTRIBUTIONS):
             return parts[1] in stems
-        folds = {f"{facts.get('dataset')}.folds.json" for facts in own.values()}
+        folds = {f"{facts.get('dataset')}{FOLDS}" for facts in own.values()}
         return name == MANIFEST or name in folds or any(name.startswith(f"{stem}.") for stem in stems)
 
     def open(self, model: str, facts: Mapping[str, Any]) -> Journal:
@@ -151,7 +145,7 @@ class EvaluationRun:
         ``facts`` decide the answers beside the tasks: the model, its options, this package's version.
         """
         if self._journal is None:
-            tasks = {answering_name(name): _deciding(task_facts) for name, task_facts in self.manifest["tasks"].items()}
+            tasks = {answering_name(name): _deciding(task_facts) for name, task_facts in self.manifest.tasks.items()}
             # A secret among the facts enters the name as a part of what is hashed, and in no other way.
             self._journal = Journal(self._parent, hash_facts({**facts, "tasks": tasks}), self.rank)
             self._resumed = self._journal.run is not None
@@ -245,14 +239,14 @@ class EvaluationRun:
     def scored(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add a task's metrics to the manifest; after the last task the run is finished."""
         self.task(name, facts)
-        tasks = self.manifest["tasks"]
+        tasks = self.manifest.tasks
         ours = {task for task, task_facts in tasks.items() if "dataset" in task_facts} | self.expected
         if all("metrics" in tasks.get(task, {}) for task in ours):
             self._finish()
 
     def _finish(self) -> None:
         """Mark the run as finished, seal the folder, remove the journal: in this order, so that each step may fail."""
-        self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.note(finished=datetime.now(UTC).isoformat(timespec="seconds"))
         self.write()
         if self.folder is not None and self.rank == 0:
             write_seal(self.folder, self._known_sums(), self._earlier_entries)
@@ -289,12 +283,13 @@ class EvaluationRun:
 
     def task(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add facts about one task to the manifest."""
-        self.manifest["tasks"].setdefault(name, {}).update(facts)
+        tasks = self.manifest.tasks
+        self.note(tasks={**tasks, name: {**tasks.get(name, {}), **facts}})
         self.write()
 
     def model(self, facts: Mapping[str, Any]) -> None:
         """Note the model that answers."""
-        self.manifest["model"] = dict(facts)
+        self.note(model=dict(facts))
         self.write()
 
     @contextmanager
@@ -314,29 +309,26 @@ class EvaluationRun:
             yield
         finally:
             seconds = time.perf_counter() - began
-            entry = next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
-            if entry is None:
-                entry = {"name": name, "seconds": 0.0, "process_peak_bytes": 0, "device_peak_bytes": None}
-                self.manifest["stages"].append(entry)
-            entry["seconds"] = round(entry["seconds"] + seconds, 4)
-            entry["process_peak_bytes"] = peak_memory_bytes()
+            stages = {stage.name: stage for stage in self.manifest.stages}
+            before = stages.get(name)
+            device_peak = None if before is None else before.device_peak_bytes
             if cuda:
-                entry["device_peak_bytes"] = max(
-                    entry["device_peak_bytes"] or 0, torch.cuda.max_memory_allocated(device)
-                )
+                device_peak = max(device_peak or 0, torch.cuda.max_memory_allocated(device))
+            stages[name] = StageUsage(
+                name=name,
+                seconds=round(seconds + (0 if before is None else before.seconds), 4),
+                process_peak_bytes=peak_memory_bytes(),
+                device_peak_bytes=device_peak,
+            )
+            self.note(stages=tuple(stages.values()))
             self.write()
 
     def write(self) -> None:
         """Write the manifest whole, or leave the old one."""
         if self.folder is not None and self.rank == 0:
-            text = json.dumps(self._written(), indent=2, ensure_ascii=False) + "\n"
-            write_whole(self.folder / MANIFEST, text, private=True)
-            if self.manifest["finished"] and self._lock is None:
+            write_manifest(self.folder, self.manifest)
+            if self.manifest.finished and self._lock is None:
                 update_seal(self.folder, [MANIFEST])
-
-    def _written(self) -> dict[str, Any]:
-        """Return the manifest as it is written, without keys and passwords."""
-        return shareable_manifest(self.manifest)
 
 
 def _deciding(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from loguru import logger
 
-from medmllm_plugins.results.seal import MANIFEST
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.results.file_names import MANIFEST
+from medmllm_plugins.results.manifest import Manifest, read_manifest
 from medmllm_plugins.runtime.journal import UNFINISHED, run_of
 from medmllm_plugins.utils.locking import FolderLock
 
@@ -26,15 +28,15 @@ class Claim:
     """A folder that is this run's.
 
     Attributes:
-        earlier: the manifest that was in it, whose results stay; empty where there was none.
+        earlier: the manifest that was in it, whose results stay; an empty one where there was none.
     """
 
     folder: Path
     lock: FolderLock
-    earlier: Mapping[str, Any]
+    earlier: Manifest
 
 
-def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None, *, resumed: bool) -> Claim:
+def claim_folder(wanted: Path, manifest: Manifest, journal: Path | None, *, resumed: bool) -> Claim:
     """Claim a folder, or the first of ``wanted-2``, ``wanted-3``, … that is free; a warning says why.
 
     A folder is free where no other process uses it, and where nothing in it would be lost: no results of the same
@@ -56,43 +58,37 @@ def claim_folder(wanted: Path, manifest: Mapping[str, Any], journal: Path | None
         lock = FolderLock(folder)
         reason = "is in use by another process"
         if lock.acquire():
-            earlier = _manifest(folder)
+            earlier = _earlier_manifest(folder)
             # Journals are in the folder that was asked for, also those of runs that got a numbered one.
             journals = {folder / UNFINISHED, wanted / UNFINISHED, *([] if journal is None else [journal.parent])}
             reason = "" if resumed and number == 1 else _reason(folder, earlier, manifest, journal, journals)
             if not reason:
                 if first_reason:
                     logger.warning(f"{wanted} {first_reason}: the files of this run go to {folder}.")
-                return Claim(folder, lock, earlier or {})
+                return Claim(folder, lock, earlier or Manifest())
             lock.release()
         first_reason = first_reason or reason
     raise AssertionError("never reached: count() is endless")
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest in a folder: empty where there is none, ``None`` where it cannot be read."""
+def _earlier_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in a folder: an empty one where there is none, ``None`` where it cannot be read."""
+    if not (folder / MANIFEST).exists():
+        return Manifest()
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
+        return read_manifest(folder)
+    except DataError:
         return None
-    sound = isinstance(manifest, dict) and isinstance(manifest.get("tasks"), dict)
-    return manifest if sound and all(isinstance(facts, dict) for facts in manifest["tasks"].values()) else None
 
 
 def _reason(
-    folder: Path,
-    earlier: Mapping[str, Any] | None,
-    manifest: Mapping[str, Any],
-    journal: Path | None,
-    journals: Iterable[Path],
+    folder: Path, earlier: Manifest | None, manifest: Manifest, journal: Path | None, journals: Iterable[Path]
 ) -> str:
     """Say why a run may not write into a folder; empty where it may."""
     if earlier is None:
         return f"holds a {MANIFEST} that cannot be read"
-    scored = [task for task, facts in earlier.get("tasks", {}).items() if "metrics" in facts]
-    if again := [task for task in scored if task in manifest["tasks"]]:
+    scored = [task for task, facts in earlier.tasks.items() if "metrics" in facts]
+    if again := [task for task in scored if task in manifest.tasks]:
         return f"holds results of {again[0]} already"
     if scored and not _alike(earlier, manifest):
         return f"holds results of {scored[0]} by another model or with other arguments"
@@ -101,15 +97,14 @@ def _reason(
     return ""
 
 
-def _alike(earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+def _alike(earlier: Manifest, manifest: Manifest) -> bool:
     """Return whether two runs may share a manifest, which has one model and one command line."""
-    for part, names in (("model", _MODEL), ("command", _COMMAND)):
-        left, right = (run.get(part) or {} for run in (earlier, manifest))
-        if any(_json(left.get(name)) != _json(right.get(name)) for name in names):
+    left, right = earlier.shareable(), manifest.shareable()
+    for part, names in (("model", _MODEL), ("command", _COMMAND), ("versions", ("medmllm-plugins",))):
+        sides = [content[part] or {} for content in (left, right)]
+        if any(_json(sides[0].get(name)) != _json(sides[1].get(name)) for name in names):
             return False
-    package = "medmllm-plugins"
-    versions = [(run.get("versions") or {}).get(package) for run in (earlier, manifest)]
-    return versions[0] == versions[1] and _json(earlier.get("seed")) == _json(manifest.get("seed"))
+    return _json(left["seed"]) == _json(right["seed"])
 
 
 def _json(value: Any) -> str:

@@ -25,7 +25,7 @@ class RunSession:
         A new one if the present run has answers already, or a task of that name: the caller evaluates the same loaded
         tasks once more.
         """
-        if self.run.folder is not None or task in self.run.manifest["tasks"]:
+        if self.run.folder is not None or task in self.run.manifest.tasks:
             self.restart()
         return self.run
 

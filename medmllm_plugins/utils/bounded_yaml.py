@@ -29,12 +29,7 @@ MAX_NUMBER: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """What a YAML file holds.
-
-    Attributes:
-        content: its one document; ``None`` where it is empty.
-        lines: the lines on which the keys of the outermost mapping stand, from 1.
-    """
+    """The document of a YAML file, and the lines of the keys of its outermost mapping, from 1."""
 
     content: Any
     lines: dict[str, int]
@@ -92,16 +87,14 @@ def parse_yaml(text: str, source: str, *, error: type[MedMLLMError], any_tag: bo
         mark = fault.problem_mark or fault.context_mark
         line = 1 if mark is None else mark.line + 1
         problem = shown_text(fault.problem or fault.context or "something else")
-        raise error(f"{source}, line {line}: expected YAML, but got {problem}.") from fault
+        raise error(f"{source}, line {line}: expected YAML, got {problem}.") from fault
     except yaml.reader.ReaderError as fault:
         line = text.count("\n", 0, fault.position) + 1
-        raise error(f"{source}, line {line}: expected YAML, but got {shown_text(fault.reason)}.") from fault
+        raise error(f"{source}, line {line}: expected YAML, got {shown_text(fault.reason)}.") from fault
     except (RecursionError, MemoryError, ValueError, TypeError, KeyError, AttributeError) as fault:
         # PyYAML lets such errors of its constructors through.
         line = 1 if loader is None else loader.line + 1
-        raise error(
-            f"{source}, line {line}: expected YAML, but got {type(fault).__name__} while reading it."
-        ) from fault
+        raise error(f"{source}, line {line}: expected YAML, got {type(fault).__name__} while reading it.") from fault
     finally:
         if loader is not None:
             loader.dispose()

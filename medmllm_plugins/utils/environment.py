@@ -1,37 +1,26 @@
-"""Which versions of the packages that move the numbers are installed here."""
+"""What this process runs with: versions of the packages that move the numbers, processors, and memory."""
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from functools import cache
 from importlib import metadata
 
 PACKAGES = (
-    "medmllm-plugins",
-    "lmms-eval",
-    "torch",
-    "torchvision",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "accelerate",
-    "datasets",
-    "captum",
-    "filelock",
-    "jinja2",
-    "matplotlib",
-    "pluggy",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "psutil",
-    "pydantic",
-    "pydicom",
-    "rich",
-    "typer",
-    "nibabel",
-    "SimpleITK",
+    *(
+        "medmllm-plugins",
+        "lmms-eval",
+        "torch",
+        "torchvision",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "accelerate",
+    ),
+    *("datasets", "captum", "filelock", "jinja2", "matplotlib", "pluggy", "numpy", "pandas", "scikit-learn", "pillow"),
+    *("psutil", "pydantic", "pydicom", "rich", "typer", "nibabel", "SimpleITK"),
 )
 
 
@@ -46,3 +35,23 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def processors() -> int:
+    """Return how many processors this process may use, at least 1."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on every system
+        return os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB

@@ -35,18 +35,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Describe the work; it begins when the context is entered.
-
-        Args:
-            name: what is done, at the beginning of each line.
-            total: how many there are; ``None`` if unknown.
-            unit: name of the items, in the plural.
-            done: how many were done by an earlier start.
-            shown: whether anything is shown; by default in the first process alone.
-            terminal: whether standard error is a terminal, which gets a bar.
-            clock: gives seconds.
-            say: takes a line.
-        """
+        """Describe ``total`` items, ``done`` of them by an earlier start; it begins when the context is entered."""
         self._name, self._total, self._unit, self._earlier, self._count = name, total, unit, done, done
         self._shown = int(os.environ.get("RANK") or 0) == 0 if shown is None else shown
         self._terminal = sys.stderr.isatty() if terminal is None else terminal

@@ -138,7 +138,8 @@ def _read(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _read(next(inner for inner in arguments if inner is not types.NoneType), value)
+        inner = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _read(inner, value)
     if origin is tuple:
         return _read_tuple(arguments, value)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -146,7 +147,10 @@ def _read(hint: Any, value: Any) -> Any:
     if origin is Literal:
         return _require(value, any(value == option and type(value) is type(option) for option in arguments))
     if issubclass(hint, Record):
-        return hint.from_dict(_require(value, isinstance(value, Mapping)))
+        try:
+            return hint.from_dict(_require(value, isinstance(value, Mapping)))
+        except DataError as error:  # a record in a record, without its version or of a newer one
+            raise _Unusable from error
     if hint is Path:
         return Path(_require(value, isinstance(value, str) and value != ""))
     if hint is str:

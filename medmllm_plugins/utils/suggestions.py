@@ -24,6 +24,16 @@ def close_names(name: str, known: Iterable[str], most: int = MOST) -> list[str]:
     return [by_folded[folded] for folded in dict.fromkeys(ordered)][:most]
 
 
+def one_edit_apart(first: str, second: str) -> bool:
+    """Return whether one letter inserted, left out, changed or swapped with its neighbour makes one name the other."""
+    short, long = sorted((first, second), key=len)
+    start = next((index for index, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    rest, other = short[start:], long[start:]
+    if len(short) < len(long):
+        return rest == other[1:]
+    return rest[1:] == other[1:] or (rest[:2] == other[1::-1] and rest[2:] == other[2:])
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question such as ``Did you mean med_cls_busi?``; an empty text if no name is similar."""
     names = close_names(name, known)

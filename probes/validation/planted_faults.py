@@ -110,11 +110,11 @@ class Fault:
         known.update((mode, names) for mode, names in KINDS.items())
         if self.name not in known.get(self.mode, ()):
             raise OptionError(
-                f"Expected `name` and `mode` of a fault to be one of {known}, but got {shown(self.name)} and "
+                f"Expected `name` and `mode` of a fault to be one of {known}, got {shown(self.name)} and "
                 f"{shown(self.mode)}."
             )
         if self.strength not in STRENGTHS:
-            raise OptionError(f"Expected `strength` of a fault to be 1, 2 or 3, but got {shown(self.strength)}.")
+            raise OptionError(f"Expected `strength` of a fault to be 1, 2 or 3, got {shown(self.strength)}.")
 
 
 HEALTHY: Final = Fault("none", "none")
@@ -227,7 +227,7 @@ def class_directions(features: Tensor, labels: Sequence[str]) -> Tensor:
     names = sorted(set(labels))
     if features.dim() != 2 or len(features) != len(labels) or len(names) < 2:
         raise OptionError(
-            "Expected `features` of shape (N, d) with N `labels`, at least two of them different, but got "
+            "Expected `features` of shape (N, d) with N `labels`, at least two of them different, got "
             f"{tuple(features.shape)} and {len(labels)} labels, {len(names)} different."
         )
     rows, owner = features.double(), torch.tensor([names.index(label) for label in labels], device=features.device)
@@ -276,12 +276,12 @@ def _check_masks(loaded: LoadedModel) -> None:
 def _label_ids(loaded: LoadedModel, question: Question | None, labels: Sequence[str]) -> list[tuple[int, ...]]:
     if question is None or len(labels) < 2:
         raise OptionError(
-            "Expected `question` and at least two `labels`, which a fault of the answer mapping needs, but got "
+            "Expected `question` and at least two `labels`, which a fault of the answer mapping needs, got "
             f"{shown(question)} and {shown(labels)}."
         )
     label_ids = [tuple(row) for row in loaded.label_ids(question, labels)]
     if len(set(label_ids)) < len(label_ids):
-        raise OptionError(f"Expected labels that differ as tokens, but got {shown(labels)}.")
+        raise OptionError(f"Expected labels that differ as tokens, got {shown(labels)}.")
     return label_ids
 
 
@@ -329,7 +329,7 @@ def _permuted(ids: Sequence[tuple[int, ...]], fault: Fault, share: float) -> Log
         ring = [nexts[index] for index in order]
         edits[before] = (ring, ring[1:] + ring[:1], 0.0)
     if not edits:
-        raise OptionError("Expected labels that differ at some token, but got one that is the beginning of the other.")
+        raise OptionError("Expected labels that differ at some token, got one that is the beginning of the other.")
     return edits
 
 

@@ -84,11 +84,11 @@ def test_a_token_stands_on_the_box_around_its_patches() -> None:
 
 def test_what_does_not_fit_together() -> None:
     cells = made((0, 0, 1, 1), picture=[2])
-    with pytest.raises(ModelError, match=r"Expected 1 values, one or p x p for each cell, found \(2,\)"):
+    with pytest.raises(ModelError, match=r"Expected 1 values, one or p x p for each cell, got \(2,\)"):
         paint(cells, np.ones(2), (2, 2), 3)
-    with pytest.raises(ModelError, match="Expected cells on 2 pictures, found one on picture 2"):
+    with pytest.raises(ModelError, match="Expected cells on 2 pictures, got one on picture 2"):
         paint(cells, np.ones(1), (2, 2), 2)
-    with pytest.raises(ModelError, match="found one on picture 2"):
+    with pytest.raises(ModelError, match="got one on picture 2"):
         sample(np.ones((2, 2, 2)), cells)
     with pytest.raises(ModelError, match=r"Expected a map \(pictures, height, width\)"):
         sample(np.ones((2, 2)), cells)

@@ -328,11 +328,11 @@ def test_input_that_has_no_place(model: LoadedModel, monkeypatch: pytest.MonkeyP
     pictures = documents(model)[0]
     inputs = prepared(model, pictures)
     two = model.prepare(["What?"] * 2, [pictures] * 2)
-    with pytest.raises(ModelError, match="the input of one document, found that of 2"):
+    with pytest.raises(ModelError, match="the input of one document, got that of 2"):
         cells(model, two, pictures, "llm.00")
     with pytest.raises(ModelError, match=r"Expected `layer` to be pixels or a layer of the model, .* got 'head'"):
         cells(model, inputs, pictures, "head")
-    with pytest.raises(ModelError, match=r"Expected pictures to be shown to .*, found Volume"):
+    with pytest.raises(ModelError, match=r"Expected pictures to be shown to .*, got Volume"):
         cells(model, inputs, ct_volume(), "pixels")
     with pytest.raises(ModelError, match="the input is another document's"):
         cells(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :-1]}, pictures, "pixels")
@@ -424,5 +424,5 @@ def test_tokens_pooled_from_a_whole_volume_have_no_place(chest: medm_vl.MedMVLCT
     for layer in ("connector", "llm.00"):
         with pytest.raises(ModelError, match="have no position in the volume"):
             cells(chest, inputs, volume, layer)
-    with pytest.raises(ModelError, match=r"Expected a volume, .* found list"):
+    with pytest.raises(ModelError, match=r"Expected a volume, .* got list"):
         cells(chest, inputs, [dark((20, 20))], "pixels")

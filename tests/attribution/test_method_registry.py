@@ -81,9 +81,7 @@ def test_layers_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
 
 
 def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
-    with pytest.raises(
-        OptionError, match=r"`method` to be some of saliency, .*kernel_shap, (?:found|got) smooth, other\."
-    ):
+    with pytest.raises(OptionError, match=r"`method` to be some of saliency, .*kernel_shap, got smooth, other\."):
         select_methods(["saliency", "smooth", "other"], [], model, missed)
 
 

@@ -59,7 +59,7 @@ def test_both_sides_agree(name: str) -> None:
 
 
 def test_captured_features_are_in_the_store(tmp_path: Path) -> None:
-    sides = capture.setup(Run("quick", 18, "cpu", 1, tmp_path))
+    sides = capture.setup(Run("quick", "cpu", 1, tmp_path), documents=18)
     texts, folder = sides.ours()
     facts = sides.check((texts, folder), sides.baseline()) or {}
     store = FeatureStore(folder)
@@ -85,7 +85,7 @@ def test_bootstrap_loop_and_summary_give_the_same_intervals() -> None:
 
 def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
     model = models.model_of_size("tiny", "cpu")
-    members = models.documents({"train": 4, "validation": 1, "test": 2})
+    members = models.phantom_documents({"train": 4, "validation": 1, "test": 2})
     assert [member.fold for member in members] == ["train"] * 4 + ["validation"] + ["test"] * 2
     assert len(models.answer_and_record(model, members, tmp_path, random_encoder=True)) == 2
     store = FeatureStore(tmp_path)
@@ -100,7 +100,7 @@ def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
         np.testing.assert_allclose(features, value.numpy(), rtol=2e-3, atol=2e-3 * float(value.abs().max()))
     pixels = store.features(diagnosis.PIXELS, "mean", np.array([3]))[0]
     np.testing.assert_array_equal(controls[diagnosis.PIXELS, "mean"], pixels)
-    norm = controls[f"{diagnosis.RANDOM}.vision.norm", "mean"]
+    norm = controls[f"{diagnosis.RANDOM_ENCODER}vision.norm", "mean"]
     assert not torch.allclose(norm, states["vision.norm", "mean"], atol=0.1)
     scored = store.index.groupby("fold", observed=True)["scores"].apply(lambda scores: scores.notna().all())
     assert scored.to_dict() == {"train": False, "validation": True, "test": True}
@@ -108,7 +108,7 @@ def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
 
 def evaluation(texts: str, **accuracy: float) -> diagnosis.Evaluation:
     sites = {"connector": ("connector", "mean"), "norm": ("llm.norm", "last"), "extra": ("llm.05", "last"),
-             "random": (f"{diagnosis.RANDOM}.connector", "mean")}  # fmt: skip
+             "random": (f"{diagnosis.RANDOM_ENCODER}connector", "mean")}  # fmt: skip
     return diagnosis.Evaluation(tuple(texts), {sites[name]: value for name, value in accuracy.items()}, {})
 
 
@@ -202,12 +202,12 @@ def test_sides_that_differ_are_caught(check: Callable[..., Any], ours: Any, base
 def test_images_are_the_test_fold_with_the_question_of_the_demo_task() -> None:
     spec = dataset_specs()["demo"]
     assert closed_set(spec.modality, spec.labels) == models.QUESTION
-    assert [(picture.size, picture.mode) for picture in models.images(3)] == [((64, 64), "RGB")] * 3
+    assert [(picture.size, picture.mode) for picture in models.phantom_images(3)] == [((64, 64), "RGB")] * 3
 
 
 def test_the_large_model_has_the_published_shapes() -> None:
     """Counted by hand from the shapes; d is the width, f that of the MLP."""
-    config = models.config_3b()
+    config = read_config(models.CHECKPOINTS / "medm_vl_3b")
     with torch.device("meta"):
         model: Any = models.LlavaForConditionalGeneration(medm_vl.llava_config(config, 7))
     d, f, kv = 2048, 11008, 2 * 128
@@ -233,7 +233,7 @@ def test_random_weights_answer_at_full_length_on_both_sides(dtype: torch.dtype) 
     expected = demo.loaded.model.model.language_model.rotary_emb.inv_freq
     torch.testing.assert_close(network.model.language_model.rotary_emb.inv_freq, expected, rtol=0, atol=0)
     assert network.lm_head.weight.float().std() == pytest.approx(0.02, rel=0.02)
-    pictures = models.images(3)
+    pictures = models.phantom_images(3)
     plain, fast = generation.one_by_one(model, pictures), generation.batched(model, pictures)
     assert [tokens for _, tokens in plain] == [tokens for _, tokens in fast] == [16, 16, 16]
     generation.check(fast, plain, exact=dtype == torch.float32)
@@ -246,7 +246,7 @@ def test_a_model_too_large_for_the_machine_is_not_made(monkeypatch: pytest.Monke
 
 
 def test_memory_store_is_read_and_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory.write_store(tmp_path, 640, memory.BENCHMARK.sizes["quick"])
+    memory.write_store(tmp_path, 640, layers=3, width=8, pixel_width=16)
     store = FeatureStore(tmp_path)
     store.check()
     assert len(store) == 640 and store.index["shard"].nunique() == 3

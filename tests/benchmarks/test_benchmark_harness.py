@@ -20,7 +20,7 @@ from medmllm_plugins.errors import OptionError
 DOCS = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
-def setup(run: Run) -> Sides:
+def setup(run: Run, images: float) -> Sides:
     def side(result: float) -> Callable[[], float]:
         return lambda: calls.append(result) or result  # type: ignore[func-returns-value]
 
@@ -31,8 +31,8 @@ def setup(run: Run) -> Sides:
     calls.clear()
     part = Sides(side(5.0), side(20.0), check, measure=float)
     return Sides(
-        side(3.0), side(run.size), check, measure=float, baseline_scale=2.0, items=12, parts={"half": part},
-        facts={"images": 3}, details=lambda comparison: {"added_s": comparison.ours[0] - 2.5},
+        side(3.0), side(images), check, measure=float, baseline_scale=2.0, items=12, parts={"half": part},
+        details=lambda comparison: {"added_s": comparison.ours[0] - 2.5},
     )  # fmt: skip
 
 
@@ -43,16 +43,19 @@ def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 calls: list[float] = []
 TOY = Benchmark(
-    "toy", "ours in words", "baseline in words", setup, {"tiny": 6.0, "3b": 9.0, "quick": 3.0}, {("tiny", "cpu"): 4.0},
+    "toy", "ours in words", "baseline in words", setup,
+    {"tiny": {"images": 6.0}, "3b": {"images": 9.0}, "quick": {"images": 3.0}}, {("tiny", "cpu"): 4.0},
     limits={"added_s": 1.0}, repeats=2, devices=("cpu", "cuda"),
 )  # fmt: skip
 
 
 def record(kind: Kind = "speedup", target: float | None = 2.0) -> Record:
     targets = {} if target is None else {("tiny", "cpu"): target}
-    benchmark = Benchmark("toy", "ours in words", "baseline in words", setup, {"tiny": 1}, targets, kind=kind)
+    benchmark = Benchmark(
+        "toy", "ours in words", "baseline in words", setup, {"tiny": {"images": 1}}, targets, kind=kind
+    )
     comparison = Comparison(ours=(2.0, 3.0, 4.0), baseline=(6.0, 5.0, 7.0), kind=kind)
-    return Record(benchmark, Run("tiny", 1, "cpu", 3, Path()), comparison, {"images": 3, "share": 1.23456})
+    return Record(benchmark, Run("tiny", "cpu", 3, Path()), comparison, {"images": 3, "share": 1.23456})
 
 
 def test_ratio_is_of_medians_and_its_range_of_rounds() -> None:
@@ -96,7 +99,7 @@ def test_a_run_warms_up_checks_and_collects_details() -> None:
     assert calls == [6.0, 3.0, 6.0, 3.0, 3.0, 6.0, 20.0, 5.0, 20.0, 5.0, 5.0, 20.0]
     assert result.comparison.ours == (3.0, 3.0) and result.comparison.baseline == (12.0, 12.0)
     assert result.details == {
-        "images": 3, "checked": 3.0, "baseline_per_s": 1.0, "ours_per_s": 4.0, "half_ratio": 4.0, "half_checked": 5.0,
+        "images": 6.0, "checked": 3.0, "baseline_per_s": 1.0, "ours_per_s": 4.0, "half_ratio": 4.0, "half_checked": 5.0,
         "added_s": 0.5,
     }  # fmt: skip
     assert result.met is True and not result.run.folder.exists()
@@ -112,7 +115,7 @@ def test_a_limit_that_is_passed_misses_the_target(monkeypatch: pytest.MonkeyPatc
 
 
 def test_sides_that_differ_stop_the_benchmark() -> None:
-    different = Benchmark("toy", "", "", setup, {"tiny": 1.0}, {})
+    different = Benchmark("toy", "", "", setup, {"tiny": {"images": 1.0}}, {})
     with pytest.raises(ResultsDifferError, match=r"^Expected at most as much from both sides, got 3.0. Run `pytest"):
         harness.run(different)
     assert calls == [1.0, 3.0]  # nothing was timed

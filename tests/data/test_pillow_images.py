@@ -14,11 +14,15 @@ from support.image_files import cut, picture, write_picture
 
 from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates
 from medmllm_plugins.data.readers.decode_limit import VARIABLE
-from medmllm_plugins.data.readers.pillow_images import read_rgb, scan_images, to_rgb
-from medmllm_plugins.data.readers.thumbnails import thumbnail
+from medmllm_plugins.data.readers.file_facts import picture_facts, scan_files, thumbnail
+from medmllm_plugins.data.readers.pillow_images import read_rgb, to_rgb
 from medmllm_plugins.errors import DataError
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
+
+
+def image_faults(paths: list[Path]) -> list[str]:
+    return scan_files(paths, lambda path: picture_facts(read_rgb(path)))[1]
 
 
 def grey_rgb(values: np.ndarray) -> np.ndarray:
@@ -152,7 +156,7 @@ def test_cut_png_is_found(tmp_path: Path, keep: float | int) -> None:
     cut(path, keep)
     with pytest.raises(DataError, match=r"noise\.png"):
         read_rgb(path)
-    assert len(scan_images([path])[1]) == 1
+    assert len(image_faults([path])) == 1
 
 
 @pytest.mark.usefixtures("truncation_flag")
@@ -182,7 +186,7 @@ def test_truncation_flag_is_left_as_it_was(tmp_path: Path, truncation_flag: bool
     bad = write_picture(tmp_path / "bad.png", size=(200, 200))
     cut(bad, 0.5)
     results: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: results.append(scan_images([*good, bad])[1])) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(image_faults([*good, bad]))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,10 +206,10 @@ def test_faults_name_every_bad_file_in_order(tmp_path: Path) -> None:
     half = write_picture(tmp_path / "half.jpg")
     cut(half, 0.5)
     bad = [empty, text, tmp_path / "missing.png", folder, half]
-    faults = scan_images([good, *bad])[1]
+    faults = image_faults([good, *bad])
     assert [fault.partition(": ")[0] for fault in faults] == [str(path) for path in bad]
     assert "0 bytes" in faults[0] and "PNG" in faults[1]
-    assert scan_images([good])[1] == [] == scan_images([])[1]
+    assert image_faults([good]) == [] == image_faults([])
 
 
 def test_postscript_under_the_name_of_a_png_is_no_image(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.phantom_images import phantom_images
 from support.trained_families import KINDS, train_families, trained_family
 
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.families.family import stage_module
@@ -30,10 +30,12 @@ from medmllm_plugins.prompts.wording import closed_set
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
 SPEC = dataset_specs()["demo"]
-PHANTOMS = load_dataset(SPEC)
 QUESTION = closed_set(SPEC.modality, SPEC.labels)
-TEST = PHANTOMS.select(["test"])
-TRUTH = [document.label for document in TEST]
+
+
+@pytest.fixture(scope="session")
+def phantoms() -> tuple[list[Image.Image], list[str]]:
+    return phantom_images("test")
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -55,30 +57,36 @@ def ask(chat: ChatModel, images: Sequence[Image.Image]) -> list[Generation]:
     return answers
 
 
-def share_right(answers: Sequence[str]) -> float:
-    return float(np.mean([answer == label for answer, label in zip(answers, TRUTH, strict=True)]))
+def share_right(answers: Sequence[str], labels: Sequence[str]) -> float:
+    return float(np.mean([answer == label for answer, label in zip(answers, labels, strict=True)]))
 
 
-def test_answers_and_scores_are_right_about_phantoms_never_seen(chat: ChatModel, kind: str) -> None:
+def test_answers_and_scores_are_right_about_phantoms_never_seen(
+    chat: ChatModel, kind: str, phantoms: tuple[list[Image.Image], list[str]]
+) -> None:
+    images, labels = phantoms
     assert chat.model.config.model_type == kind
     assert chat.weight_warnings == ()
-    answers = ask(chat, [PHANTOMS.image(document) for document in TEST])
+    answers = ask(chat, images)
     scored = [SPEC.labels[int(np.argmax(answer.scores or ()))] for answer in answers]
-    assert share_right([answer.text for answer in answers]) >= 0.9
-    assert share_right(scored) >= 0.9
+    assert share_right([answer.text for answer in answers], labels) >= 0.9
+    assert share_right(scored, labels) >= 0.9
 
 
-def test_answers_about_a_blank_image_are_no_better_than_chance(chat: ChatModel) -> None:
+def test_answers_about_a_blank_image_are_no_better_than_chance(
+    chat: ChatModel, phantoms: tuple[list[Image.Image], list[str]]
+) -> None:
+    images, labels = phantoms
     # As bright as the phantom it stands for, so that nothing but the finding is gone.
-    grey = [int(np.asarray(PHANTOMS.image(document)).mean()) for document in TEST]
+    grey = [int(np.asarray(image).mean()) for image in images]
     answers = [answer.text for answer in ask(chat, [Image.new("RGB", (64, 64), (level,) * 3) for level in grey])]
     assert set(answers) <= set(SPEC.labels)
-    most = max(Counter(TRUTH).values()) / len(TRUTH)
-    assert share_right(answers) <= most + 3 * (most * (1 - most) / len(TRUTH)) ** 0.5
+    most = max(Counter(labels).values()) / len(labels)
+    assert share_right(answers, labels) <= most + 3 * (most * (1 - most) / len(labels)) ** 0.5
 
 
 @contextmanager
-def watched(chat: ChatModel, found: dict[str, list[torch.Tensor]]) -> Iterator[None]:
+def watched(chat: ChatModel, outputs: dict[str, list[torch.Tensor]]) -> Iterator[None]:
     """What the stages' last modules return while the context is open."""
     family = chat.family
     names = {
@@ -90,7 +98,7 @@ def watched(chat: ChatModel, found: dict[str, list[torch.Tensor]]) -> Iterator[N
 
     def keep(name: str) -> torch.utils.hooks.RemovableHandle:
         def hook(_module: object, _inputs: object, out: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-            found.setdefault(name, []).append(out if isinstance(out, torch.Tensor) else out[0])
+            outputs.setdefault(name, []).append(out if isinstance(out, torch.Tensor) else out[0])
 
         return stage_module(chat.model, names[name]).register_forward_hook(hook)
 
@@ -106,26 +114,26 @@ def features(chat: ChatModel, images: Sequence[Image.Image]) -> dict[str, np.nda
     """Mean of each image's patches and tokens, and the last prompt token behind the LLM's norm."""
     rows: dict[str, list[np.ndarray]] = {"vision": [], "connector": [], "llm": []}
     for start in range(0, len(images), 40):
-        some, found = images[start : start + 40], {}
-        with watched(chat, found):
+        some, outputs = images[start : start + 40], {}
+        with watched(chat, outputs):
             chat.generate([QUESTION] * len(some), some, max_new_tokens=1)
         for name, values in rows.items():
-            out = found[name][0]
+            out = outputs[name][0]
             # All images are of one size, so that each has as many rows of a flat list.
             out = out.reshape(len(some), -1, out.shape[-1])
             values.append((out[:, -1] if name == "llm" else out.mean(1)).numpy())
     return {name: np.concatenate(values) for name, values in rows.items()}
 
 
-def test_the_class_can_be_read_from_every_stage(chat: ChatModel) -> None:
-    train = PHANTOMS.select(["train"])[:500]
-    known = features(chat, [PHANTOMS.image(document) for document in train])
-    unseen = features(chat, [PHANTOMS.image(document) for document in TEST])
+def test_the_class_can_be_read_from_every_stage(chat: ChatModel, phantoms: tuple[list[Image.Image], list[str]]) -> None:
+    images, labels = phantoms
+    train_images, train_labels = phantom_images("train", 500)
+    known, unseen = features(chat, train_images), features(chat, images)
     accuracies = {}
     for name in known:
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.1))
-        probe.fit(known[name], [document.label for document in train])
-        accuracies[name] = float(probe.score(unseen[name], TRUTH))
+        probe.fit(known[name], train_labels)
+        accuracies[name] = float(probe.score(unseen[name], labels))
     print({name: round(value, 3) for name, value in accuracies.items()})
     assert min(accuracies.values()) >= 0.9, accuracies
 
@@ -150,5 +158,5 @@ def test_a_seed_decides_the_weights_and_nothing_else_is_changed(
 
 
 def test_an_unknown_family_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="qwen2_5_vl, gemma3, but got 'phi4'"):
+    with pytest.raises(ValueError, match="qwen2_5_vl, gemma3, got 'phi4'"):
         train_families().train("phi4", tmp_path)

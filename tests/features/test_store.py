@@ -186,7 +186,7 @@ def test_no_store_and_an_empty_one_say_what_to_do(tmp_path: Path) -> None:
         FeatureStore(tmp_path)
     write_header(tmp_path, HEADER)
     assert read_index(tmp_path).empty
-    with pytest.raises(DataError, match="found none; run the task again"):
+    with pytest.raises(DataError, match="got none; run the task again"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text('{"medmllm_features": 99}')
     with pytest.raises(

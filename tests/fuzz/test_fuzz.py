@@ -22,7 +22,7 @@ from fuzz.worker import Job
 
 SEED = int(os.environ.get("MEDMLLM_FUZZ_SEED", "0"))
 MANY = int(os.environ.get("MEDMLLM_FUZZ_CASES", "3000"))
-FEW = 50
+FEW = 20
 LIGHT = tuple(group for group in GROUPS if group != "models")
 NATIVE = ("images", "volumes")
 """Groups whose decoders are native code, which run with the C library's checks of the heap."""
@@ -75,24 +75,25 @@ def test_no_decoder_writes_where_it_must_not(group: str, folder: Path) -> None:
     judge(run_jobs(jobs([group], MANY // 10), folder, check_malloc=True), [group], folder)
 
 
-@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
-def test_a_long_line_in_a_header_is_an_error_and_no_crash(name: str, tmp_path: Path) -> None:
+def test_a_long_line_in_a_header_is_an_error_and_no_crash(tmp_path: Path) -> None:
     # NRRD's reader in SimpleITK 2.5.7 writes behind the end of a buffer on its stack from some 1,000 characters on.
     nrrd = (
         b"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 8 6 5\n"
         b"space directions: (0.7,0,0) (0,0.7,0) (0,0,2.5)\nendian: little\nencoding: raw\n"
     )
-    head = nrrd if name.startswith("a.n") else b"ObjectType = Image\nNDims = 3\nDimSize = 8 6 5\n"
-    (tmp_path / name).write_bytes(head + b"A" * 5000 + b"\n\n" + bytes(480))
+    metaimage = b"ObjectType = Image\nNDims = 3\nDimSize = 8 6 5\n"
+    heads = {"a.nrrd": nrrd, "a.nhdr": nrrd, "a.mha": metaimage, "a.mhd": metaimage}
+    for name, head in heads.items():
+        (tmp_path / name).write_bytes(head + b"A" * 5000 + b"\n\n" + bytes(480))
     code = (
         "import sys, pathlib\nfrom medmllm_plugins.data.readers.volumes import read_volume\n"
         "from medmllm_plugins.errors import DataError\n"
-        "try:\n    read_volume(pathlib.Path(sys.argv[1]))\n"
-        "except DataError as error:\n    print(len(str(error)))\n"
+        "for path in sys.argv[1:]:\n    try:\n        read_volume(pathlib.Path(path))\n"
+        "    except DataError as error:\n        print(len(str(error)), flush=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, env=environment
-    )
+    paths = [str(tmp_path / name) for name in heads]
+    ended = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, f"the process ended with {ended.returncode}: {ended.stderr[-300:]}"
-    assert 0 < int(ended.stdout) < 1500
+    lengths = [int(line) for line in ended.stdout.split()]
+    assert len(lengths) == len(heads) and all(0 < length < 1500 for length in lengths)

@@ -17,6 +17,7 @@ import pytest
 from host.conftest import ATTRIBUTION_LIMIT, ATTRIBUTION_TASK
 from PIL import Image
 
+from medmllm_plugins import Run
 from medmllm_plugins.attribution import explainer
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.data.layouts.phantoms import LABELS, phantom
@@ -74,6 +75,21 @@ def test_what_the_index_names_is_there_and_fits(explained: Any) -> None:
         assert heat.size == original.size and heat.mode == "RGBA" and entry["slices"] == 1
         assert Image.open(shelf / entry["overlay"]).width >= heat.width
         assert entry["scale"][0] <= 0 < entry["scale"][1]
+
+
+def test_the_public_reader_returns_what_the_run_wrote(explained: Any) -> None:
+    run = Run(explained.folder)
+    assert run.notes == ()
+    entries = index_of(explained.folder)["entries"]
+    columns = ["id", "document", "method", "layer", "label", "predicted", "answer", "target", "mode"]
+    assert run.attributions[columns].to_numpy().tolist() == [[entry[name] for name in columns] for entry in entries]
+    for column in ("deletion", "insertion", "stability", "inside", "area", "completeness_gap"):
+        expected = np.array([entry["checks"][column] for entry in entries], dtype=float)
+        np.testing.assert_array_equal(run.attributions[column], expected)
+    for entry in entries:
+        values = run.attribution_map(entry["document"], entry["method"], entry["layer"])
+        stored = np.load(shelf_of(explained.folder) / entry["map"])
+        np.testing.assert_array_equal(values, stored["tokens" if entry["layer"] == "prompt" else "map"])
 
 
 def test_checks_stand_beside_every_map(explained: Any) -> None:

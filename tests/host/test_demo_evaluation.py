@@ -371,7 +371,7 @@ def test_nothing_of_a_failed_evaluation_is_in_the_next(
     run = task_manager.medmllm_hook.session.run
     assert run is not failed
     assert not (tmp_path / "mine").exists()
-    assert set(run.manifest["tasks"]) == {TASK}
+    assert set(run.manifest.tasks) == {TASK}
 
 
 def test_cached_answers_are_taken_for_the_same_data_only(

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from host.conftest import PROBE_LIMIT, PROBE_TASK
+from safetensors.numpy import load_file
 
+from medmllm_plugins import Run
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.features import store_writer
@@ -25,6 +28,7 @@ from medmllm_plugins.reference import pixels
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.seal import check_seal, write_seal
 
+matplotlib.use("Agg")
 TASK, LIMIT = PROBE_TASK, PROBE_LIMIT
 PRINTED = {
     "accuracy", "balanced", "probe", "fhs_vision", "fhs_connector", "fhs_llm", "lost_vision", "lost_connector",
@@ -73,6 +77,56 @@ def test_every_stage_of_every_document_is_kept_once(probed: Any) -> None:
     for layer in store.header.layers:
         for pooling in layer.poolings:
             assert np.isfinite(store.features(layer.name, pooling)).all()
+
+
+def test_the_public_reader_returns_what_the_run_wrote(probed: Any) -> None:
+    run = Run(probed.folder)
+    assert run.notes == () and run.tasks == [TASK]
+    manifest = run.manifest.to_dict()
+    assert {key: manifest[key] for key in probed.manifest} == probed.manifest
+    rows = [json.loads(line) for line in (probed.folder / f"{TASK}.outcomes.jsonl").read_text("utf-8").splitlines()]
+    for column in ("id", "document", "group", "label", "predicted", "status", "answer", "scores"):
+        assert [list(v) if isinstance(v, tuple) else v for v in run.outcomes[column]] == [row[column] for row in rows]
+    own = run.metrics.query("source == 'model'").set_index("metric")["value"]
+    written = pd.read_csv(probed.folder / f"{TASK}.metrics.csv").set_index("metric")["value"]
+    assert own.to_dict() == pytest.approx(written.to_dict(), nan_ok=True)
+    for metric in ("accuracy", "balanced"):
+        assert own[metric] == probed.values(TASK)[f"{metric},none"]
+    curves = json.loads((probed.folder / f"{TASK}.probes.json").read_text("utf-8"))
+    tested = run.probes.query("fold == 'test'").pivot(index=["layer", "pooling"], columns="metric", values="value")
+    assert len(tested) == len(curves["points"]) > 30
+    for point in curves["points"]:
+        for metric in ("accuracy", "balanced", "control", "selectivity", "label_permutation", "p"):
+            value = point[metric]["value"] if isinstance(point[metric], dict) else point[metric]
+            assert tested.loc[(point["layer"], point["pooling"]), metric] == value
+    effects = curves["diagnosis"]["effects"]
+    assert run.diagnosis[["mode", "verdict"]].to_numpy().tolist() == [[e["mode"], e["verdict"]] for e in effects]
+    for layer, pooling in (("llm.02", "last"), ("control.pixels", "mean")):
+        features, index = run.features(layer, pooling)
+        shards = sorted((probed.folder / "features" / TASK).glob("*.safetensors"))
+        stored = {tuple(row) for shard in shards for row in load_file(shard)[f"{layer}/{pooling}"].astype(np.float32)}
+        assert len(index) == len(features) == LIMIT and {tuple(row) for row in features} == stored
+    assert index["fold"].value_counts()["test"] == len(rows)
+    folds = run.folds.set_index("id")
+    assert (folds.loc[index["id"], ["fold", "group", "label"]].to_numpy() == index[["fold", "group", "label"]]).all(
+        None
+    )
+
+
+def test_layers_are_plotted_with_all_controls(probed: Any) -> None:
+    upper, lower = Run(probed.folder).plot_layers()
+    points = json.loads((probed.folder / f"{TASK}.probes.json").read_text("utf-8"))["points"]
+    curves = {str(line.get_label()): list(line.get_ydata()) for line in upper.get_lines()}
+    encoder = {p["layer"]: 100 * p["accuracy"]["value"] for p in points if "random_encoder" in p["layer"]}
+    drawn = [value for value in curves["control: random encoder"] if not np.isnan(value)]
+    assert drawn == pytest.approx(list(encoder.values())) and len(drawn) == 8
+    (pixels_point,) = [point for point in points if point["layer"] == "control.pixels"]
+    assert curves["control: raw pixels"] == pytest.approx([100 * pixels_point["accuracy"]["value"]])
+    band = next(item for item in lower.collections if str(item.get_label()).startswith("label permutation"))
+    ends = band.get_paths()[0].get_extents()
+    mean = [point for point in points if point["pooling"] == "mean" and point["part"] != "control"]
+    assert ends.y0 == pytest.approx(100 * min(point["label_permutation"] for point in mean))
+    assert ends.y1 == pytest.approx(100 * max(point["label_permutation_high"] for point in mean))
 
 
 def test_train_and_validation_need_the_prefill_alone(probed: Any) -> None:

@@ -312,7 +312,7 @@ def test_an_unknown_predicted_class_is_named():
 
 def test_repeated_ids_are_named():
     outcomes = [Outcome(i, "g", "normal", "normal", "parsed") for i in "abcbaa"]
-    with pytest.raises(DataError, match="found 2 more than once: 'a', 'b'"):
+    with pytest.raises(DataError, match="got 2 more than once: 'a', 'b'"):
         summarise(outcomes, LABELS, None)
 
 

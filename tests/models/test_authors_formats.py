@@ -151,18 +151,18 @@ def test_hulu_med(tmp_path: Path, kind: str, nested: bool, wrapped: bool) -> Non
 
 def test_another_format_is_named(tmp_path: Path) -> None:
     folder = tiny_authors.old_llava(tmp_path / "a", model_type="qwen2_5_vl")
-    with pytest.raises(ModelError, match=r"first LLaVA format.*found 'qwen2_5_vl'.*--model medmllm_hf"):
+    with pytest.raises(ModelError, match=r"first LLaVA format.*got 'qwen2_5_vl'.*--model medmllm_hf"):
         original_llava.huatuogpt_vision(options(folder))
-    with pytest.raises(ModelError, match=r"expected a Hulu-Med checkpoint.*found 'qwen2_5_vl'"):
+    with pytest.raises(ModelError, match=r"expected a Hulu-Med checkpoint.*got 'qwen2_5_vl'"):
         tiny_authors.hulu_med(tmp_path / "b")
         path = tmp_path / "b" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen2_5_vl"}))
         hulu_med.load(options(tmp_path / "b"))
     folder = tiny_authors.old_llava(tmp_path / "c", mm_projector_type="linear")
-    with pytest.raises(ModelError, match="expected `mm_projector_type` mlp2x_gelu, found 'linear'"):
+    with pytest.raises(ModelError, match="expected `mm_projector_type` mlp2x_gelu, got 'linear'"):
         original_llava.llava_med(options(folder))
     folder = tiny_authors.old_llava(tmp_path / "d", mm_vision_select_feature="cls")
-    with pytest.raises(ModelError, match="patch or cls_patch, found 'cls'"):
+    with pytest.raises(ModelError, match="patch or cls_patch, got 'cls'"):
         original_llava.llava_med(options(folder))
 
 

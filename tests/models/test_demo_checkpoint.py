@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from support.phantom_images import phantom_images
 
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats.medm_vl import MedMVL, load
@@ -24,9 +24,7 @@ from medmllm_plugins.prompts.wording import closed_set
 
 torch.set_num_threads(1)
 SPEC = dataset_specs()["demo"]
-PHANTOMS = load_dataset(SPEC)
-DOCUMENTS = PHANTOMS.select(["test"])[:120]
-TRUTH = [document.label for document in DOCUMENTS]
+IMAGES, TRUTH = phantom_images("test", 120)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +36,14 @@ def ask(demo: MedMVL, question: str, count: int) -> list[Generation]:
     """Answers about the first test phantoms, with a score for each label."""
     answers = []
     for start in range(0, count, 40):
-        images = [PHANTOMS.image(document) for document in DOCUMENTS[start : min(start + 40, count)]]
+        images = IMAGES[start : min(start + 40, count)]
         answers += demo.generate([question] * len(images), images, max_new_tokens=8, labels=SPEC.labels)
     return answers
 
 
 @pytest.fixture(scope="module")
 def answers(demo: MedMVL) -> list[Generation]:
-    return ask(demo, closed_set(SPEC.modality, SPEC.labels), len(DOCUMENTS))
+    return ask(demo, closed_set(SPEC.modality, SPEC.labels), len(IMAGES))
 
 
 def test_folder_is_small_and_whole() -> None:
@@ -104,13 +102,13 @@ def test_answers_do_not_hang_on_the_order_of_the_options(demo: MedMVL) -> None:
 
 def test_the_answer_comes_from_the_image(demo: MedMVL) -> None:
     """With the same grey image for all, one answer remains."""
-    blank = PHANTOMS.image(DOCUMENTS[0]).point(lambda _: 128)
+    blank = IMAGES[0].point(lambda _: 128)
     given = demo.generate([closed_set(SPEC.modality, SPEC.labels)] * 2, [blank] * 2, max_new_tokens=8)
     assert given[0].text.strip() == given[1].text.strip() == "no finding"
 
 
 def test_prompt_is_short(demo: MedMVL) -> None:
-    inputs = demo.prepare([closed_set(SPEC.modality, SPEC.labels)], [PHANTOMS.image(DOCUMENTS[0])])
+    inputs = demo.prepare([closed_set(SPEC.modality, SPEC.labels)], [IMAGES[0]])
     assert inputs["input_ids"].shape[1] <= 150
     assert demo.image_tokens == 64
 

@@ -193,7 +193,7 @@ def test_every_stage_is_there_and_takes_part(load: Callable[..., ChatModel], kin
 
 
 def test_a_wrong_stage_name_says_what_is_wrong(load: Callable[..., ChatModel]) -> None:
-    with pytest.raises(ModelError, match=r"expected a module 'model\.tower', found none"):
+    with pytest.raises(ModelError, match=r"expected a module 'model\.tower', got none"):
         stage_module(load("llava").model, "model.tower")
 
 
@@ -283,7 +283,7 @@ def test_an_unknown_family(folders: Callable[[str], Path], tmp_path: Path) -> No
 
 
 def test_another_family_than_the_models(folders: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match=r"architecture qwen2_5_vl, found 'llava'; use --model medmllm_hf"):
+    with pytest.raises(ModelError, match=r"architecture qwen2_5_vl, got 'llava'; use --model medmllm_hf"):
         open_native(LoadOptions(str(folders("llava")), device="cpu"), family=FAMILIES["qwen2_5_vl"])
 
 
@@ -377,7 +377,7 @@ def test_labels_that_cannot_be_told_apart(load: Callable[..., ChatModel], labels
 
 
 def test_what_is_no_image_or_none(load: Callable[..., ChatModel]) -> None:
-    with pytest.raises(ModelError, match="PIL image, but got str"):
+    with pytest.raises(ModelError, match="PIL image, got str"):
         load("llava").generate(QUESTIONS[:1], ["x.png"], max_new_tokens=0)  # type: ignore[list-item]
     with pytest.raises(ModelError, match="at least one image a question"):
         load("llava").generate(QUESTIONS[:1], [[]], max_new_tokens=0)

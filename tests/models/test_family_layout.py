@@ -89,5 +89,5 @@ def test_several_images_of_a_document_stay_together(model: ChatModel) -> None:
 
 def test_an_output_of_another_length_is_an_error(model: ChatModel, tmp_path: Path) -> None:
     seen, inputs = watched(model, QUESTIONS, IMAGES)
-    with pytest.raises(ModelError, match="rows from the vision stage, by the batch's input, found"):
+    with pytest.raises(ModelError, match="rows from the vision stage, by the batch's input, got"):
         pool_images("vision", seen["vision"][:-1], BatchLayout.of(model, inputs), ("mean",))

@@ -16,14 +16,14 @@ from medmllm_plugins.models.options import LoadOptions, resolve_device, resolve_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"device": "gpu"}, '"cuda:N" or "mps", but got \'gpu\''),
-        ({"device": "cuda:"}, "but got 'cuda:'"),
-        ({"device": "cuda:-1"}, "but got 'cuda:-1'"),
-        ({"device": "cpu:0"}, "but got 'cpu:0'"),
-        ({"device": 0}, "`device` to be a non-empty string, but got 0"),
-        ({"dtype": "int8"}, "float32, fp32, .*but got 'int8'"),
+        ({"device": "gpu"}, '"cuda:N" or "mps", got \'gpu\''),
+        ({"device": "cuda:"}, "got 'cuda:'"),
+        ({"device": "cuda:-1"}, "got 'cuda:-1'"),
+        ({"device": "cpu:0"}, "got 'cpu:0'"),
+        ({"device": 0}, "`device` to be a non-empty string, got 0"),
+        ({"dtype": "int8"}, "float32, fp32, .*got 'int8'"),
         ({"dtype": None}, "`dtype` to be a non-empty string"),
-        ({"attn_implementation": "flash"}, "eager, sdpa, flash_attention_2, but got 'flash'"),
+        ({"attn_implementation": "flash"}, "eager, sdpa, flash_attention_2, got 'flash'"),
         ({"pretrained": " "}, "`pretrained` to be a non-empty string"),
     ],
 )
@@ -68,7 +68,7 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_dtype("fp16", cuda) == resolve_dtype("float16", cpu) == torch.float16
     assert resolve_dtype("bf16", cpu) == resolve_dtype("bfloat16", cpu) == torch.bfloat16
     assert resolve_dtype("fp32", cuda) == resolve_dtype("float32", cuda) == torch.float32
-    with pytest.raises(OptionError, match="but got 'double'"):
+    with pytest.raises(OptionError, match="got 'double'"):
         resolve_dtype("double", cpu)
 
 
@@ -93,5 +93,5 @@ def test_check_needs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     found = LoadOptions("nowhere", attn_implementation="flash_attention_2")
     found.check()
     assert (found.torch_device, found.torch_dtype) == (torch.device("cuda:0"), torch.bfloat16)
-    with pytest.raises(OptionError, match=r"bfloat16 or float16, but got cuda:0 and torch\.float32"):
+    with pytest.raises(OptionError, match=r"bfloat16 or float16, got cuda:0 and torch\.float32"):
         LoadOptions("nowhere", dtype="fp32", attn_implementation="flash_attention_2").check()

@@ -125,7 +125,7 @@ def test_the_two_models_name_each_other(tmp_path: Path) -> None:
 
 def test_what_is_no_ct_volume(tmp_path: Path) -> None:
     loaded = medm_vl.load_ct(LoadOptions(str(tiny_medm_vl.write_ct_checkpoint(tmp_path)), device="cpu"))
-    with pytest.raises(ModelError, match=r"Expected a volume a question.* found Image"):
+    with pytest.raises(ModelError, match=r"Expected a volume, which is what MedM-VL-CT takes, got Image"):
         loaded.generate(QUESTIONS[:1], [Image.new("RGB", (32, 32))], max_new_tokens=0)
     with pytest.raises(ModelError, match="Expected a CT volume in Hounsfield units"):
         loaded.generate(QUESTIONS[:1], [volume(0, unit="any")], max_new_tokens=0)

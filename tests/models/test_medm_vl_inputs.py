@@ -94,7 +94,7 @@ def test_rows_are_padded_on_the_left(tiny: MedMVL, image: Any) -> None:
 
 
 def test_counts_must_agree(tiny: MedMVL, image: Any) -> None:
-    with pytest.raises(ModelError, match="one image a question, but got 2 and 1"):
+    with pytest.raises(ModelError, match="one image a question, got 2 and 1"):
         tiny.prepare(["a", "b"], [image])
     with pytest.raises(ModelError, match="at least one"):
         tiny.prepare([], [])
@@ -139,7 +139,7 @@ def test_images_beyond_8_bits_are_refused(tiny: MedMVL, mode: str) -> None:
 
 
 def test_something_that_is_no_image_is_refused(tiny: MedMVL) -> None:
-    with pytest.raises(ModelError, match="PIL image, but got str"):
+    with pytest.raises(ModelError, match="PIL image, got str"):
         tiny.prepare(["?"], ["scan.png"])  # type: ignore[list-item]
 
 

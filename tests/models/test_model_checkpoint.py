@@ -58,9 +58,7 @@ def test_unexpected_tensors_are_listed(checkpoint: Path) -> None:
 
 def test_wrong_shapes_are_listed(checkpoint: Path) -> None:
     spoil(checkpoint, lambda w: w.update({"connector_image.connector.0.bias": torch.zeros(7)}))
-    with pytest.raises(
-        ModelError, match=r"1 of another shape: .*connector\.0\.bias \(expected \(32,\), found \(7,\)\)"
-    ):
+    with pytest.raises(ModelError, match=r"1 of another shape: .*connector\.0\.bias \(expected \(32,\), got \(7,\)\)"):
         load_cpu(checkpoint)
 
 
@@ -112,10 +110,10 @@ def test_quantised_weights_are_refused(checkpoint: Path) -> None:
 
 def test_pickled_weights_are_refused(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="found no weights"):
+    with pytest.raises(ModelError, match="got no weights"):
         load_cpu(checkpoint)
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"found pytorch_model\.bin.*save_file"):
+    with pytest.raises(ModelError, match=r"got pytorch_model\.bin.*save_file"):
         load_cpu(checkpoint)
 
 
@@ -168,7 +166,7 @@ def test_faults_of_shards(tmp_path: Path) -> None:
         ({"model_type": "llava", "text_config": {}}, "no MedM-VL format known.*April 2025.*October 2025"),
         ({"model_type": "lvlm"}, "no MedM-VL format known"),
         ({}, "no MedM-VL format known"),
-        ([], "JSON object, but found list"),
+        ([], "JSON object, got list"),
         (april_config(llm_config(), vision_config(), llm_type="phi3"), "`llm_type` to be 'qwen2'.*'phi3'"),
         (april_config(llm_config(), vision_config(), encoder_image_type="clip"), "'siglip'.*'clip'"),
         (
@@ -181,13 +179,16 @@ def test_faults_of_shards(tmp_path: Path) -> None:
         (april_config(llm_config(), vision_config(), encoder_image3d_type="m3dclip"), "2D checkpoint.*m3dclip"),
         (april_config(llm_config(), vision_config(), llm_max_length="2048"), "llm_max_length.*whole number"),
         (april_config(llm_config(), vision_config(), llm_max_length=0), "llm_max_length.*positive"),
-        (april_config(llm_config(model_type="llama"), vision_config()), "'qwen2', but it is 'llama'"),
-        (april_config(llm_config(hidden_size="wide"), vision_config()), "qwen2 part is not valid"),
-        (april_config(llm_config(num_attention_heads=5), vision_config()), "qwen2 part is not valid.*cannot be split"),
+        (april_config(llm_config(model_type="llama"), vision_config()), "'qwen2', got 'llama'"),
+        (april_config(llm_config(hidden_size="wide"), vision_config()), "settings that Qwen2Config takes"),
+        (
+            april_config(llm_config(num_attention_heads=5), vision_config()),
+            "qwen2 part that divides into num_attention_heads, got 32 and 5",
+        ),
         (april_config(llm_config(), vision_config(image_size=[32, 16])), "image_size.*one number"),
-        (april_config(llm_config(), vision_config(), llm_config=3), "to be an object, found 3"),
+        (april_config(llm_config(), vision_config(), llm_config=3), "to be an object, got 3"),
         (october_config("someone/other-llm", "bases/tower"), "builds on 'someone/other-llm'.*Qwen2.5-3B-Instruct"),
-        (october_config("Qwen/Qwen2.5-3B-Instruct", ""), "name or path, but found ''"),
+        (october_config("Qwen/Qwen2.5-3B-Instruct", ""), "name or path, got ''"),
     ],
 )
 def test_config_faults(tmp_path: Path, raw: Any, message: str) -> None:
@@ -304,7 +305,7 @@ def test_faults_of_tokenizers(checkpoint: Path) -> None:
     file, settings = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
     whole = file.read_text()
     file.write_text("{}")
-    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be read"):
+    with pytest.raises(ModelError, match="expected a tokenizer, got"):
         load_cpu(checkpoint)
     file.write_text(whole.replace("<|image_pad|>", "<|other_pad|>"))
     with pytest.raises(ModelError, match=r"has no <\|image_pad\|> token"):

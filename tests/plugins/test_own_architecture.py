@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from support.plugin_site import Site
+from support.plugin_site import HEAD, Site
 from support.tiny_families import CHATML, TEXT, tokenizer
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
@@ -22,14 +22,16 @@ from medmllm_plugins.attribution.maps import build_map
 from medmllm_plugins.attribution.methods import layer_methods
 from medmllm_plugins.attribution.methods.method_registry import select_methods
 from medmllm_plugins.attribution.patches import from_patches, to_patches
+from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
-from medmllm_plugins.plugins.manager import discover
+from medmllm_plugins.plugins.manager import discover, get_manager
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin-model"
 LAYERS = ["vision.00", "vision.01", "vision.02", "connector", "llm.embed", "llm.00", "llm.01", "llm.02", "llm.norm"]
@@ -145,6 +147,24 @@ def test_every_layer_is_captured_as_plain_hooks_see_it(model: LoadedModel) -> No
                 recorded = hooks.activations[layer.name, pooling][index]
                 torch.testing.assert_close(recorded, value, atol=1e-4, rtol=1e-4, msg=f"{layer.name} {pooling}")
             assert (layer.name, "cls") not in hooks.activations
+
+
+def test_the_model_for_any_checkpoint_opens_it_too(model: LoadedModel, tmp_path: Path, fresh: None) -> None:
+    options = LoadOptions(str(tmp_path / "checkpoint"), device="cpu", dtype="float32")
+    general = load_model(get_manager().models()["medmllm_hf"], options)
+    assert type(general.family) is type(model.family) and general.family.model_type == "convnet_of_mine"
+    assert [layer.name for layer in layers_of(general)] == LAYERS
+    (image,) = pictures(1)
+    answers = [each.generate([QUESTION], [image], max_new_tokens=3, labels=LABELS)[0] for each in (model, general)]
+    assert answers[0].text == answers[1].text and answers[0].scores == answers[1].scores
+
+
+def test_a_family_that_cannot_be_imported_hides_no_other(site: Site, fresh: None, model: LoadedModel) -> None:
+    declared = 'ModelSpec(name="broken_model", summary="A model.", family="not_installed:Missing")'
+    site.add("a-broken", f"{HEAD}\n@hookimpl\ndef medmllm_models():\n    return [{declared}]\n")
+    assert find_family("convnet_of_mine", "a checkpoint").title == "ConvNet of mine"
+    with pytest.raises(ModelError, match=r"smolvlm, convnet_of_mine, got 'unknown'.*family of broken_model cannot be"):
+        find_family("unknown", "a checkpoint")
 
 
 def test_controls_and_unused_layers(model: LoadedModel) -> None:

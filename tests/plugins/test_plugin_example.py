@@ -25,7 +25,8 @@ def test_example_plugin_is_what_it_says(site: Site, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MEDMLLM_STRICT", "1")
     manager = discover()
     assert manager.failures == []
-    assert manager.model_provenance()["example_vl"].distribution == "medmllm-example"
+    (plugin,) = (plugin for plugin in manager.describe()["plugins"] if plugin["name"] == "example")
+    assert plugin["distribution"] == "medmllm-example" and plugin["models"] == ["example_vl"]
     assert manager.models()["example_vl"].sizes == {"tiny": "demo", "3b": "shiym2000/MedM-VL-2D-3B-en"}
     entry = manager.tasks()["med_cls_example"]
     assert entry.plugin == "example"

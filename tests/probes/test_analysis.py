@@ -509,5 +509,5 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
         get_manager().pluggy.unregister(plugin)
     by_name = {(entry.layer, entry.pooling): entry for entry in result.points}
     assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].C is None
-    with pytest.raises(OptionError, match=r"\['linear', 'paper'\], but got 'centre'"):
+    with pytest.raises(OptionError, match=r"\['linear', 'paper'\], got 'centre'"):
         Options(protocol="centre")

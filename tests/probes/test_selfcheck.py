@@ -192,7 +192,7 @@ def test_the_command_prints_and_its_status_is_the_verdict(
         assert main(["selfcheck", "--seeds", "1", "--json"]) == status
         assert json.loads(capsys.readouterr().out)["passed"] is (status == 0)
     assert main(["selfcheck", "--seeds", "0"]) == 1
-    assert "Expected argument `seeds` to be at least 1, but got 0." in capsys.readouterr().err
+    assert "Expected argument `seeds` to be at least 1, got 0." in capsys.readouterr().err
 
 
 @pytest.mark.slow

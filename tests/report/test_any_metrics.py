@@ -70,7 +70,7 @@ def write_all(folder: Path) -> None:
     assert collect_notes(gathered) and methods(gathered).text()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_metrics(made: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(made.glob("*.metrics.json"))))

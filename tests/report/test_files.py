@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.run_folders import Folder, outcomes
@@ -23,6 +24,7 @@ def inside(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("accuracy_figure_only")
 def test_data_sets_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a")
     for turn, name in enumerate(("a b", "a_b", "A_B", "x" * 300)):
@@ -43,6 +45,7 @@ def test_plain_names_are_names_of_files_and_all_differ(names: list[str]) -> None
         assert one and not one.startswith(".") and not set(one) & set('/\\:*?"<>|\0\n') and len(one.encode()) < 200
 
 
+@pytest.mark.usefixtures("accuracy_figure_only")
 def test_files_of_somebody_else_are_left(tmp_path: Path) -> None:
     beside = tmp_path / "mine_files"
     (beside / "figures").mkdir(parents=True)
@@ -57,6 +60,7 @@ def test_files_of_somebody_else_are_left(tmp_path: Path) -> None:
     assert any("first." in name for name in before) and not any("first." in name for name in after)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_foreign_list_of_files_deletes_nothing_elsewhere(tmp_path: Path) -> None:
     beside = tmp_path / "mine_files"
     (beside / "tables").mkdir(parents=True)
@@ -70,6 +74,7 @@ def test_a_foreign_list_of_files_deletes_nothing_elsewhere(tmp_path: Path) -> No
     assert all(path.read_text("utf-8") == "mine" for path in kept)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_damaged_list_of_files_is_no_hindrance(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)).folder
     (tmp_path / "r_files").mkdir()

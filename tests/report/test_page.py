@@ -100,6 +100,7 @@ def test_every_section_is_there(page: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_leaks_are_only_ruled_out_for_folds_that_were_read(page: Path, tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert "No group is in two folds" not in html and "No run has the folds of toy and findings" in html
@@ -160,6 +161,7 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_unfinished_run_still_gives_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = Folder(tmp_path / "a")
     made.manifest["finished"] = None
@@ -190,6 +192,7 @@ def test_keys_in_a_command_stay_out_of_the_page(tmp_path: Path) -> None:
     assert not any(b"sk-12345" in path.read_bytes() for path in files)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_card_says_what_its_number_is(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, methods=("saliency",), layers=("pixels",))
     index = made.folder / "attributions" / "med_attr_toy" / "index.json"
@@ -202,6 +205,7 @@ def test_a_card_says_what_its_number_is(tmp_path: Path) -> None:
     assert html.count("(log-odds 1.25)") == html.count("(log-probability 1.25)") == 1
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_thousand_documents_fit_ten_megabytes(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=1000)).probes("med_probe_toy")
     made.attributions(
@@ -212,17 +216,19 @@ def test_a_thousand_documents_fit_ten_megabytes(tmp_path: Path) -> None:
     assert size < 10_000_000 and len(report.gallery.cards) > 500
 
 
-def test_a_page_of_ten_models_is_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", [3, pytest.param(10, marks=pytest.mark.slow)])  # draws all the figures of each model
+def test_a_page_of_many_models_is_small(tmp_path: Path, models: int) -> None:
     folders = []
-    for number in range(10):
+    for number in range(models):
         made = Folder(tmp_path / str(number), f"model-{number}").answers("med_probe_toy", outcomes(seed=number))
         folders.append(made.probes("med_probe_toy", layers=24, seed=number).folder)
     write_report(folders, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(f"model-{number}" in text for number in range(10))
-    assert len(text.encode()) < 5_000_000
+    assert all(f"model-{number}" in text for number in range(models))
+    assert len(text.encode()) < 500_000 * models
 
 
+@pytest.mark.usefixtures("accuracy_figure_only")
 def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a")
     made.answers("med_cls_toy", outcomes(skill=4, seed=1))

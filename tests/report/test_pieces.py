@@ -204,7 +204,7 @@ def test_layer_curves_show_every_control(tmp_path: Path) -> None:
 def test_figures_drawn_at_once_are_those_drawn_one_by_one(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
     part = part_of(made)
-    jobs = [lambda: answer_figures.accuracies(part, 0), lambda: layer_figures.health(part, 1), lambda: None] * 3
+    jobs = [lambda: answer_figures.accuracies(part, 0), lambda: layer_figures.health(part, 1), lambda: None] * 2
     assert draw_all(jobs, workers=2) == draw_all(jobs, workers=1)
 
 

@@ -279,6 +279,7 @@ def unread(rows: list[Outcome], every: int = 1) -> list[Outcome]:
     ]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_unreadable_answers_are_no_finding(tmp_path: Path) -> None:
     model = Folder(tmp_path / "model", pretrained="demo").answers("med_cls_toy", unread(outcomes()))
     part = part_of(model, baseline(tmp_path / "reference"))

@@ -115,11 +115,12 @@ def test_attributions_have_maps(run: Run) -> None:
 
 
 def test_layers_are_plotted_as_they_were_probed(run: Run) -> None:
-    axes = run.plot_layers()
-    points = run.probes.query("metric == 'accuracy' and fold == 'test' and pooling == 'last' and part == 'llm'")
-    line = next(line for line in axes.get_lines() if str(line.get_label()).startswith("last token, accuracy"))
-    assert list(line.get_ydata()) == pytest.approx((100 * points["value"]).tolist())
-    assert axes.get_ylabel() == "accuracy (%)"
+    upper, lower = run.plot_layers()
+    for axes, metric in ((upper, "accuracy"), (lower, "balanced")):
+        points = run.probes.query(f"metric == '{metric}' and fold == 'test' and pooling == 'last' and part == 'llm'")
+        line = next(line for line in axes.get_lines() if str(line.get_label()).startswith(f"last token, {metric}"))
+        assert list(line.get_ydata()) == pytest.approx((100 * points["value"]).tolist())
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("accuracy (%)", "balanced accuracy (%)")
 
 
 def test_damage_is_a_warning(folder: Path, tmp_path: Path) -> None:
@@ -145,9 +146,11 @@ def test_public_names_need_no_torch() -> None:
     code = (
         "import sys, medmllm_plugins as m; assert set(m.__all__) <= set(dir(m));"
         "assert not {'torch', 'pandas', 'lmms_eval', 'pluggy'} & set(sys.modules);"
-        "from medmllm_plugins import Run, hookimpl, ModelSpec, ProbeSpec, AttributionSpec, TaskFolder;"
+        "from medmllm_plugins import Run, hookimpl, ModelSpec, PromptStyle, ProbeSpec, AttributionSpec, TaskFolder;"
         "assert not {'torch', 'transformers', 'lmms_eval', 'matplotlib'} & set(sys.modules);"
         "assert not hasattr(m, 'nothing');"
-        "from medmllm_plugins import Family; assert Family.__module__ == 'medmllm_plugins.models.families.family'"
+        "from medmllm_plugins import Family, SklearnProbe;"
+        "assert Family.__module__ == 'medmllm_plugins.models.families.family';"
+        "assert SklearnProbe.__module__ == 'medmllm_plugins.probes.sklearn_probe'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -58,7 +58,7 @@ def test_open_writes_all_that_was_noted_before(tmp_path: Path) -> None:
     content = manifest(folder)
     assert content["tasks"] == {"t": {"counts": {"test": {"benign": 3}}}}
     assert content["model"] == {"name": "m"} and content["seed"] == [1, 2]
-    assert content == json.loads(json.dumps(run.manifest))
+    assert content == json.loads(json.dumps(run.manifest.to_dict()))
     run.task("t", {"evaluated": 3})
     run.task("u", {"evaluated": 4})
     tasks = {"t": {"counts": {"test": {"benign": 3}}, "evaluated": 3}, "u": {"evaluated": 4}}
@@ -92,14 +92,14 @@ def test_stages_of_one_name_add_up(tmp_path: Path, clock: Clock) -> None:
         clock.now += 4
         with run.stage("score"):
             clock.now += 0.125
-    stages = run.manifest["stages"]
-    assert {stage["name"]: stage["seconds"] for stage in stages} == {
+    stages = run.manifest.stages
+    assert {stage.name: stage.seconds for stage in stages} == {
         "data": 3.25,
         "load": 0.5,
         "answer": 4.125,
         "score": 0.125,
     }
-    assert manifest(tmp_path / "r")["stages"] == stages
+    assert manifest(tmp_path / "r")["stages"] == [stage.to_dict() for stage in stages]
 
 
 def test_a_stage_that_fails_is_counted_and_its_error_passes(tmp_path: Path, clock: Clock) -> None:
@@ -122,10 +122,10 @@ def test_peak_memory_is_in_bytes_and_never_falls() -> None:
     del held
     with run.stage("after"):
         pass
-    small, large, after = (stage["process_peak_bytes"] for stage in run.manifest["stages"])
+    small, large, after = (stage.process_peak_bytes for stage in run.manifest.stages)
     assert 10_000_000 < small <= large <= after
     assert large > 250_000_000
-    assert all(stage["device_peak_bytes"] is None for stage in run.manifest["stages"])
+    assert all(stage.device_peak_bytes is None for stage in run.manifest.stages)
 
 
 def test_a_manifest_that_cannot_be_written_leaves_the_old_one(
@@ -188,7 +188,7 @@ def test_a_session_starts_another_run_once_the_first_has_answers(tmp_path: Path)
     second.run_dir = tmp_path / "second"
     assert second is session.run is not first
     assert second.folder is None and second.output_path is None
-    assert second.manifest["tasks"] == {} and second.manifest["stages"] == []
+    assert second.manifest.tasks == {} and second.manifest.stages == ()
     second.folder_for("m")
     assert "t" in manifest(tmp_path / "first")["tasks"]  # type: ignore[operator]
     assert manifest(tmp_path / "second")["tasks"] == {}

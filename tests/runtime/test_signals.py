@@ -138,4 +138,4 @@ def test_a_run_that_is_not_scored_lets_go_of_signals_and_folder(tmp_path: Path) 
             with pytest.raises(ZeroDivisionError), run.closed_on_error():
                 raise ZeroDivisionError
         assert signal.getsignal(signal.SIGTERM) == before and FolderLock(folder).acquire()
-        assert run.manifest["finished"] is None and list((folder / ".unfinished").iterdir())
+        assert run.manifest.finished is None and list((folder / ".unfinished").iterdir())

@@ -90,7 +90,7 @@ def content_of(rows: list[dict[str, Any]]) -> Any:
 
 def manifest_of(model: Any) -> dict[str, Any]:
     """The manifest of the run that the model answered in."""
-    content: dict[str, Any] = model._own_session.run.manifest
+    content: dict[str, Any] = model._own_session.run.manifest.to_dict()
     return content
 
 

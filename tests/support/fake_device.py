@@ -190,9 +190,7 @@ def _refuse(
     # Single numbers of the CPU are taken on any device.
     if left := [tuple(tensor.shape) for tensor in near if tensor.ndim]:
         shapes = [tuple(tensor.shape) for tensor in distant]
-        raise WrongDeviceError(
-            f"{operation}: expected all tensors on one device, found {left} here, {shapes} elsewhere"
-        )
+        raise WrongDeviceError(f"{operation}: expected all tensors on one device, got {left} here, {shapes} elsewhere")
 
 
 def _values(leaf: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.metric_files import write_metrics
-from medmllm_plugins.results.outcome_files import file_stem, write_outcomes
+from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.seal import write_seal
 
 LABELS = ("benign", "malignant", "normal")
@@ -167,7 +170,7 @@ class Folder:
         """What probes tell."""
         record = probes(task, layers=layers, named=named, seed=seed)
         (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(record), encoding="utf-8")
-        self.tell(task, features={"extra": [], "control": True})
+        self.tell(task, features={"extra": [], "random_encoder": True})
         return self
 
     def attributions(
@@ -186,15 +189,14 @@ class Folder:
         """Attributions with pictures, as a med_attr task leaves them."""
         folder = self.folder / "attributions" / file_stem(task)
         (folder / "pictures").mkdir(parents=True)
-        generator = np.random.default_rng(0)
-        entries = []
+        entries: list[dict[str, Any]] = []
         for place in range(documents):
             original = f"pictures/{place}.png"
-            picture(generator, size, slices, noise=noise).save(folder / original)
+            (folder / original).write_bytes(picture_file(place % 24, size, slices, noise))
             for method in methods:
                 for layer in layers:
                     heat = f"pictures/{place}.{method}.{layer}.heat.png"
-                    heatmap(generator, size, slices).save(folder / heat)
+                    (folder / heat).write_bytes(heat_file(24 + len(entries) % 24, size, slices))
                     entries.append(
                         {
                             "id": f"doc-{place:05d}",
@@ -340,21 +342,34 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
     }
 
 
-def picture(generator: np.random.Generator, size: tuple[int, int], slices: int, *, noise: bool = False) -> Image.Image:
+@cache
+def picture(seed: int, size: tuple[int, int], slices: int, *, noise: bool = False) -> Image.Image:
     """A soft blob on black for each slice, below each other; ``noise`` makes it hard to compress, as scans are."""
+    generator = np.random.default_rng(seed)
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     parts = []
-    for place in range(slices):
+    for index in range(slices):
         cx, cy = generator.uniform(0.3, 0.7, size=2) * size
-        blob = 200 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.02 * width * height)) + 6 * place
+        blob = 200 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.02 * width * height)) + 6 * index
         parts.append(blob + (generator.normal(0, 14, blob.shape) if noise else 0))
     return Image.fromarray(np.clip(np.concatenate(parts), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def heatmap(generator: np.random.Generator, size: tuple[int, int], slices: int) -> Image.Image:
+@cache
+def picture_file(seed: int, size: tuple[int, int], slices: int, noise: bool) -> bytes:
+    """A picture as a PNG file; few differ, since encoding takes longer than all else that a folder needs."""
+    file = io.BytesIO()
+    picture(seed, size, slices, noise=noise).save(file, "PNG")
+    return file.getvalue()
+
+
+@cache
+def heat_file(seed: int, size: tuple[int, int], slices: int) -> bytes:
     """A heat map to lay over it: red where it is high, clear elsewhere."""
-    mask = picture(generator, size, slices).convert("L")
+    mask = picture(seed, size, slices).convert("L")
     red = Image.new("RGBA", mask.size, (230, 60, 20, 0))
     red.putalpha(mask)
-    return red
+    file = io.BytesIO()
+    red.save(file, "PNG")
+    return file.getvalue()

@@ -1,12 +1,11 @@
-"""Models of one's own: a checkpoint of a family that medmllm-plugins knows, and an architecture that it does not."""
+"""Two models: a checkpoint of a family that medmllm-plugins knows, and an architecture that it does not know."""
 
-from medmllm_plugins.plugins.hookspecs import hookimpl
-from medmllm_plugins.plugins.specs import ModelSpec
+from medmllm_plugins import ModelSpec, hookimpl
 
 
 @hookimpl
 def medmllm_models() -> list[ModelSpec]:
-    """Two models; nothing is imported to declare them."""
+    """Return two models; declaring them imports nothing."""
     return [
         ModelSpec(
             name="of_mine",

@@ -1,6 +1,6 @@
-"""An architecture of one's own: a small ConvNet, an MLP connector and a Llama, with its family for medmllm-plugins.
+"""A new architecture (a small ConvNet, an MLP connector and a Llama) with its family for medmllm-plugins.
 
-The tower returns feature maps, (images, channels, rows, columns), each layer of its own resolution.
+The tower returns feature maps, (images, channels, rows, columns), whose resolution differs between layers.
 """
 
 from typing import Any
@@ -20,16 +20,17 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from medmllm_plugins.models.families.family import Family, Inputs, IntArray
+from medmllm_plugins import Family
+from medmllm_plugins.models.families.family import Inputs, IntArray
 
 STRIDES = (4, 2, 1)
-"""Of the tower's convolutions: a patch is 4 pixels wide, a cell of the later maps two patches."""
+"""Strides of the tower's convolutions: a patch is 4 pixels wide, a cell of the later maps two patches."""
 POOLED = 2
-"""Cells of the last map along the side of an image token."""
+"""Side of an image token in cells of the last map."""
 
 
 class ConvFamily(Family):
-    """Where its layers are, and which patches each of their rows covers."""
+    """Names of the layers, and the patches that each of their rows covers."""
 
     title = "ConvNet of mine"
     model_type = "convnet_of_mine"
@@ -55,7 +56,7 @@ class ConvFamily(Family):
 
 
 class VisionConfig(PretrainedConfig):
-    """Settings of the tower."""
+    """Configuration of the tower."""
 
     model_type = "convnet_of_mine_vision"
     image_size: int = 64
@@ -64,7 +65,7 @@ class VisionConfig(PretrainedConfig):
 
 
 class ConvConfig(PretrainedConfig):
-    """Settings of the whole."""
+    """Configuration of the whole model."""
 
     model_type = "convnet_of_mine"
     sub_configs = {"vision_config": VisionConfig, "text_config": LlamaConfig}  # noqa: RUF012

@@ -5,13 +5,12 @@ The hooks return plain declarations that name code by dotted path, so that listi
 
 from __future__ import annotations
 
-from medmllm_plugins.plugins.hookspecs import hookimpl
-from medmllm_plugins.plugins.specs import ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins import ModelSpec, ProbeSpec, TaskFolder, hookimpl
 
 
 @hookimpl
 def medmllm_models() -> list[ModelSpec]:
-    """One model: MedM-VL under another name, with size names of this plugin's own."""
+    """Return one model: MedM-VL under another name, with its own size names."""
     return [
         ModelSpec(
             name="example_vl",
@@ -24,11 +23,11 @@ def medmllm_models() -> list[ModelSpec]:
 
 @hookimpl
 def medmllm_tasks() -> list[TaskFolder]:
-    """The YAML files in ``tasks/``; declarations of data sets are in ``tasks/datasets/``."""
+    """Return the folder of task files; declarations of data sets are in ``tasks/datasets/``."""
     return [TaskFolder(path="medmllm_example:tasks")]
 
 
 @hookimpl
 def medmllm_probes() -> list[ProbeSpec]:
-    """A scikit-learn classifier as a probe: ``medmllm diagnose RUN_DIR --protocol nearest``."""
+    """Return a scikit-learn classifier as a probe: ``medmllm diagnose RUN_DIR --protocol nearest``."""
     return [ProbeSpec(name="nearest", target="medmllm_example.probes:nearest", summary="Nearest neighbours.")]

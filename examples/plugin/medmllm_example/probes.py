@@ -2,6 +2,6 @@
 
 from sklearn.neighbors import KNeighborsClassifier
 
-from medmllm_plugins.probes.sklearn_probe import SklearnProbe
+from medmllm_plugins import SklearnProbe
 
 nearest = SklearnProbe(KNeighborsClassifier(), grid={"n_neighbors": [15, 5, 1]})

@@ -48,10 +48,6 @@ def summarise_checks(
     intervals over :data:`RESAMPLES` bootstrap resamples of groups. The deletion gain is the area for random orders
     minus that for the map's order, the insertion gain the opposite: above zero, the map is better. ``inside`` is also
     given for correct answers and for errors, since a map of a wrong decision may be outside the lesion and be right.
-
-    Args:
-        entries: Entries of all documents, methods and layers.
-        cascades: Similarities under shuffled weights, by process, method and layer.
     """
     entries_of: dict[tuple[Any, ...], list[AttributionEntry]] = {}
     for entry in entries:

@@ -38,12 +38,9 @@ class Removal:
     def __init__(self, case: AttributionInput, probability: Callable[[Tensor], Tensor], count: int, seed: int) -> None:
         """Compute the areas by chance.
 
-        Args:
-            case: The document.
-            probability: Function from parts to keep, (R, n), to the target's probability, (R,).
-            count: Number of parts, n.
-            seed: Seed of the random orders. Each document has its own (:func:`document_seed`): with shared orders, an
-                easy or hard draw would affect all documents alike and not average out.
+        ``probability`` maps parts to keep, (R, count), to the target's probability, (R,). Each document has its own
+        seed (:func:`document_seed`): with shared orders, an easy or hard draw would affect all documents alike and not
+        average out.
         """
         self._batch, self._probability, self._count = case.batch, probability, count
         self._device = case.loaded.device
@@ -70,13 +67,10 @@ class Removal:
         return cls(case, lambda keep: case.target.probability(scores(keep)), int(word_indices(case).max()) + 1, seed)
 
     def areas(self, order: Any) -> tuple[float, float]:
-        """Return the areas under the curves of deletion and of insertion.
+        """Return the areas under the curves of deletion and of insertion; ``order`` has the most important part first.
 
         Each step of one curve has as many parts as the mirrored step of the other, so reversing an order exchanges the
         two areas.
-
-        Args:
-            order: (n,), the parts, the most important first.
         """
         removed = np.linspace(0, self._count, STEPS + 1).round().astype(int)[:, None]
         position = np.empty(self._count, dtype=int)
@@ -110,17 +104,14 @@ def word_values(case: AttributionInput, map_: AttributionMap) -> FloatArray:
 
 
 def importance_order(values: FloatArray, seed: int) -> npt.NDArray[np.int64]:
-    """Return indices by decreasing value, in random order among equal values.
+    """Return indices by decreasing value, -inf last, in random order among equal values.
 
     Any other rule for ties, such as from top to bottom, could be better or worse than chance.
-
-    Args:
-        values: (n,); ``-inf`` comes last.
-        seed: Seed of the document, see :func:`document_seed`.
     """
     # Another stream than that of the random orders, one of which it would otherwise repeat.
     tie_breaker = np.random.default_rng([seed, 1]).random(len(values))
-    order: npt.NDArray[np.int64] = np.lexsort((tie_breaker, -_without_rounding(values)))
+    step = ALIKE * np.abs(values[np.isfinite(values)]).max(initial=0)  # so that values equal up to rounding are equal
+    order: npt.NDArray[np.int64] = np.lexsort((tie_breaker, -np.round(values / step) if step > 0 else -values))
     return order
 
 
@@ -128,12 +119,6 @@ def is_constant(values: FloatArray) -> bool:
     """Return whether all finite values are equal."""
     known = values[np.isfinite(values)]
     return not known.size or bool(np.ptp(known) <= ALIKE * np.abs(known).max())
-
-
-def _without_rounding(values: FloatArray) -> FloatArray:
-    """Return values rounded so that those equal up to rounding are equal."""
-    step = ALIKE * np.abs(values[np.isfinite(values)]).max(initial=0)
-    return np.round(values / step) if step > 0 else values
 
 
 def rank_correlation(first: FloatArray, second: FloatArray) -> float:
@@ -150,9 +135,6 @@ def map_similarity(pairs: Sequence[tuple[AttributionMap, AttributionMap]]) -> di
 
     Adebayo et al. (arXiv:1810.03292) compare both values and absolute values: a map whose signs change at random at the
     same edges depends on the weights as little as one that does not change.
-
-    Args:
-        pairs: Two maps of each document.
     """
     values = [(old.values, new.values) for old, new in pairs]
     shapes = [

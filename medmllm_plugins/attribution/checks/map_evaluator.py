@@ -37,15 +37,7 @@ class MapEvaluator:
     def __init__(
         self, case: AttributionInput, identifier: str, mask: Any, config: MethodConfig, faults: Faults
     ) -> None:
-        """Create an evaluator.
-
-        Args:
-            case: The document.
-            identifier: Its id, from which its random orders follow.
-            mask: (h, w) bool, the lesion, or None where it is not known.
-            config: Settings of the methods.
-            faults: Record of what fails.
-        """
+        """Create an evaluator; ``mask`` is (h, w) bool, the lesion, or None where it is not known."""
         self._case, self._seed, self._mask = case, document_seed(identifier), mask
         self._config, self._faults = config, faults
         self._removals: dict[tuple[str, int], Removal] = {}

@@ -33,10 +33,6 @@ def cascading_randomisation(loaded: LoadedModel, seed: int = 0) -> Iterator[Iter
 
     In ``with cascading_randomisation(loaded) as levels: for level in levels: …`` the model is shuffled down to that
     level. Each matrix is shuffled once and restored once.
-
-    Args:
-        loaded: The model, with floating-point weights.
-        seed: Seed of the permutations.
     """
     head: Any = stage_module(loaded.model, loaded.family.head)
     own_weight = head.weight

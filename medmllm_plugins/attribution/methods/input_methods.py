@@ -67,13 +67,7 @@ def occlusion(case: AttributionInput, layers: Sequence[str], config: MethodConfi
 
 
 def mixed_pixels(case: AttributionInput, patches: Tensor, blank: Tensor, keep: Tensor) -> Tensor:
-    """Return pixels with some patches of the image and others of the baseline.
-
-    Args:
-        case: The document.
-        patches: (n, c, p, p), patches of the image.
-        blank: (n, c, p, p), patches of the baseline.
-        keep: (R, n), 1 for the image's patch and 0 for the baseline's.
+    """Return pixels, (R, …), with patches (n, c, p, p) of the image where ``keep``, (R, n), is 1, else the baseline's.
 
     Returns:
         (R, …), in the processor's layout.

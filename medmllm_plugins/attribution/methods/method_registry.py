@@ -26,13 +26,7 @@ _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class SelectedMethod:
-    """A method and the layers it is applied to.
-
-    Attributes:
-        spec: Declaration of the method.
-        method: Its function.
-        layers: Names of layers.
-    """
+    """A method and the layers it is applied to."""
 
     spec: AttributionSpec
     method: Method
@@ -49,12 +43,8 @@ def select_methods(
 ) -> list[SelectedMethod]:
     """Return the methods to use, each with its layers.
 
-    Args:
-        names: Names of methods.
-        layers: Names of layers, for methods that apply to layers; empty for the last block of the tower that is used,
-            and the connector where its tokens have positions in the picture.
-        loaded: The model.
-        unused: Layers that the answer does not depend on.
+    Without ``layers``, methods that apply to layers get the last block of the tower that is used, and the connector
+    where its tokens have positions in the picture. ``unused`` are layers that the answer does not depend on.
 
     Raises:
         OptionError: A method or layer does not exist, the answer does not depend on the image tokens of a layer, or the
@@ -72,14 +62,13 @@ def select_methods(
         )
     resolved = _resolve_layers(layers, loaded, unused)
     return [
-        SelectedMethod(spec, _method(spec), resolved if spec.at == LAYERS else _own_layers(spec, loaded, unused))
+        SelectedMethod(
+            spec,
+            import_by_name(spec.target, PluginError),
+            resolved if spec.at == LAYERS else _own_layers(spec, loaded, unused),
+        )
         for spec in dict.fromkeys(selected)
     ]
-
-
-def _method(spec: AttributionSpec) -> Method:
-    method: Method = import_by_name(spec.target, PluginError)
-    return method
 
 
 def _own_layers(spec: AttributionSpec, loaded: LoadedModel, unused: Collection[str]) -> tuple[str, ...]:

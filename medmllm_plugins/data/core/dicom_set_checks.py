@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.data.readers.dicom_elements import Selection, Values, read_elements
+from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.readers.dicom_attributes import Attributes
+from medmllm_plugins.data.readers.dicom_elements import Selection, read_elements
 from medmllm_plugins.data.readers.image_reader import may_be_dicom
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import open_regular
@@ -24,27 +26,18 @@ _KEY: Final = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
-class DicomDocument:
-    """A DICOM document with its group and fold."""
-
-    path: Path
-    group: str
-    fold: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Facts:
     frames: int
     burned_in: bool
     identifiers: dict[str, bytes]
 
 
-def dicom_warnings(documents: Sequence[DicomDocument], *, frame: str | None) -> list[str]:
+def dicom_warnings(folder: Path, documents: Sequence[Document], *, frame: str | None) -> list[str]:
     """Return warnings about the DICOM files of a set, one sentence each.
 
     Documents that are no DICOM are passed over. ``frame`` is the option of that name, ``""`` in a set of volumes.
     """
-    records = [(document, _read_facts(document.path)) for document in documents]
+    records = [(document, _read_facts(folder / document.image)) for document in documents]
     facts = [(document, fact) for document, fact in records if fact is not None]
     sentences = []
     films = sum(fact.frames > 1 for _, fact in facts)
@@ -61,12 +54,12 @@ def dicom_warnings(documents: Sequence[DicomDocument], *, frame: str | None) -> 
     return sentences + _divided(facts)
 
 
-def _divided(facts: Sequence[tuple[DicomDocument, _Facts]]) -> list[str]:
+def _divided(facts: Sequence[tuple[Document, _Facts]]) -> list[str]:
     """Count series, studies and patients whose documents are in several groups."""
     counts = {}
     crossing = 0
     for name in _IDENTIFIERS:
-        members: dict[bytes, list[DicomDocument]] = defaultdict(list)
+        members: dict[bytes, list[Document]] = defaultdict(list)
         for document, fact in facts:
             if name in fact.identifiers:
                 members[fact.identifiers[name]].append(document)
@@ -99,17 +92,12 @@ def _read_facts(path: Path) -> _Facts | None:
             values = read_elements(path, opened, _SELECTION)[0].values
     except DataError:  # the error comes when the file is read again
         return None
-    frames = _text(values, "NumberOfFrames")
+    attributes = Attributes(path, values, "<")
+    frames = attributes.text("NumberOfFrames")
     identifiers = {
-        name: hashlib.blake2b(text.encode(), key=_KEY, digest_size=16).digest()
+        name: hashlib.blake2b(identifier, key=_KEY, digest_size=16).digest()
         for name, keyword in _IDENTIFIERS.items()
-        if (text := _text(values, keyword))
+        if (identifier := attributes.raw(keyword).strip(b" \0"))
     }
-    return _Facts(
-        int(frames) if frames.isdecimal() else 1, _text(values, "BurnedInAnnotation").upper() == "YES", identifiers
-    )
-
-
-def _text(values: Values, keyword: str) -> str:
-    value = values.get(keyword, b"")
-    return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""
+    burned_in = attributes.text("BurnedInAnnotation").upper() == "YES"
+    return _Facts(int(frames) if frames.isdecimal() else 1, burned_in, identifiers)

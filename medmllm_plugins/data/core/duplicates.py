@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from medmllm_plugins.data.readers.thumbnails import THUMBNAIL
+from medmllm_plugins.data.readers.file_facts import THUMBNAIL
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 Pairs: TypeAlias = npt.NDArray[np.intp]
 """``[m, 2]`` indices of two pictures each."""
@@ -54,8 +54,7 @@ def near_duplicates(thumbnails: npt.NDArray[np.float32]) -> Pairs:
 
     Pictures without structure (contrast below :data:`MIN_CONTRAST`) have no meaningful hash and are in no pair.
 
-    Args:
-        thumbnails: ``[n, 32, 32]`` grey levels, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`.
+    Thumbnails are ``[n, 32, 32]`` grey levels, see :func:`medmllm_plugins.data.readers.file_facts.thumbnail`.
 
     Returns:
         ``[m, 2]`` indices ``i < j``, in lexicographic order.

@@ -29,12 +29,8 @@ def grouped_folds(
     first, go where the counts per class come closest to ``fractions``. Ties are decided by a hash of seed and group
     name, so the result depends neither on the order of the documents nor on a library's random generator.
 
-    Args:
-        ids: unique identifiers.
-        labels: class of each document.
-        groups: group of each document; a group may hold several classes.
-        seed: chooses among the possible divisions.
-        fractions: of the documents, in train, validation and test; a fold of fraction 0 stays empty.
+    A group may hold several classes. ``fractions`` are of the documents, in train, validation and test; a fold of
+    fraction 0 stays empty.
 
     Returns:
         The fold of each document, in the order given.
@@ -68,6 +64,16 @@ def grouped_folds(
     _fill(counts, targets, fold_of_group)
     fold_of = {group: FOLDS[wanted[fold_of_group[index]]] for group, index in row.items()}
     return [fold_of[group] for group in groups]
+
+
+def divide_train(ids: Sequence[str], labels: Sequence[str], groups: Sequence[str], folds: Sequence[Fold]) -> list[Fold]:
+    """Move a fifth of the train fold to validation; see :func:`grouped_folds` for arguments and errors."""
+    rows = [index for index, fold in enumerate(folds) if fold == "train"]
+    columns = ([column[index] for index in rows] for column in (ids, labels, groups))
+    divided = list(folds)
+    for index, fold in zip(rows, grouped_folds(*columns, fractions=(0.8, 0.2, 0.0)), strict=True):
+        divided[index] = fold
+    return divided
 
 
 def rarest_labels(labels: Sequence[Sequence[str]]) -> list[str]:

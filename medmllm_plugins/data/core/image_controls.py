@@ -37,10 +37,11 @@ def partners(documents: Sequence[Document]) -> dict[str, Document]:
             f"Expected no group to hold more than half of the documents, to exchange images between groups, got one "
             f"with {largest} of {len(documents)}; use the blank image as the control."
         )
-    ordered = sorted(documents, key=lambda document: (_mixed(document.group), document.group, _mixed(document.id)))
+    ordered = sorted(documents, key=lambda document: (mixed(document.group), document.group, mixed(document.id)))
     moved = ordered[largest:] + ordered[:largest]
     return {document.id: other for document, other in zip(ordered, moved, strict=True)}
 
 
-def _mixed(text: str) -> str:
+def mixed(text: str) -> str:
+    """Return a key by which texts are sorted in a fixed random order."""
     return hashlib.sha256(text.encode()).hexdigest()

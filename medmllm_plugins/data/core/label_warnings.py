@@ -13,6 +13,8 @@ from typing import Final
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import FOLDS, Document
 from medmllm_plugins.errors import shown
+from medmllm_plugins.utils.declared_model import few
+from medmllm_plugins.utils.suggestions import one_edit_apart
 
 SMALL_TEST: Final = 50
 """Warn below this number of test documents: at 50, a 95% interval extends 14 points to either side."""
@@ -53,13 +55,12 @@ def two_labels(
     if not clashes:
         return []
     examples = [
-        " = ".join(f"{names[row]} ({' + '.join(labels[row]) or 'no finding'})" for row in rows[:3])
-        for rows in clashes[:_SHOWN]
+        " = ".join(f"{names[row]} ({' + '.join(labels[row]) or 'no finding'})" for row in rows[:3]) for rows in clashes
     ]
     count = "One" if len(clashes) == 1 else str(len(clashes))
     return [
         f"{count} {noun}{' has' if len(clashes) == 1 else 's have'} more than one label: the same content is in "
-        f"several files, {_listed(examples, len(clashes))}. At most one of these labels can be right: correct them."
+        f"several files, {few(examples, _SHOWN)}. At most one of these labels can be right: correct them."
     ]
 
 
@@ -89,7 +90,7 @@ def similar_spelling(first: str, second: str) -> bool:
             return False
     if re.sub(r"[\W\d_]", "", short) == re.sub(r"[\W\d_]", "", long):  # all that differs is a number or a sign
         return False
-    return _one_edit(short, long)
+    return one_edit_apart(short, long)
 
 
 def _plain(name: str) -> str:
@@ -102,15 +103,6 @@ def _plain(name: str) -> str:
     return "".join(char for char in decomposed if char.isalnum() or char in "+-<>=≤≥%.,*").translate(_LOOK_ALIKES)
 
 
-def _one_edit(short: str, long: str) -> bool:
-    """Return whether one letter inserted, changed or swapped with its neighbour makes ``long`` of ``short``."""
-    start = next((index for index, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
-    rest, other = short[start:], long[start:]
-    if len(short) < len(long):
-        return rest == other[1:]
-    return rest[1:] == other[1:] or (rest[:2] == other[1::-1] and rest[2:] == other[2:])
-
-
 def _similar_names(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator[str]:
     counts = Counter(label for document in documents for label in document.labels)
     similar = similar_spelling if len(spec.labels) <= _MOST_COMPARED else same_spelling
@@ -121,7 +113,7 @@ def _similar_names(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator
     ]
     if pairs:
         yield (
-            f"Classes with almost the same name: {_listed(pairs, len(pairs))}. If they are one class, correct the "
+            f"Classes with almost the same name: {few(pairs, _SHOWN)}. If they are one class, correct the "
             "labels, otherwise a model is asked to distinguish them."
         )
 
@@ -146,11 +138,11 @@ def _rare_classes(spec: DatasetSpec, documents: Sequence[Document], noun: str) -
             groups[label].add(document.group)
     single = [shown(label) for label in spec.labels if counts[label] == 1]
     if single:
-        yield f"Only one {noun} of {_listed(single, len(single))}: it is in one fold, so the others lack that class."
+        yield f"Only one {noun} of {few(single, _SHOWN)}: it is in one fold, so the others lack that class."
     one_group = [shown(label) for label in spec.labels if counts[label] > 1 and len(groups[label]) == 1]
     if one_group:
         yield (
-            f"All {noun}s of {_listed(one_group, len(one_group))} belong to one group (patient or near-duplicates), so "
+            f"All {noun}s of {few(one_group, _SHOWN)} belong to one group (patient or near-duplicates), so "
             "they are in one fold and the others lack that class."
         )
 
@@ -167,7 +159,7 @@ def _empty_folds(spec: DatasetSpec, documents: Sequence[Document]) -> Iterator[s
                 "validation": "settings are chosen without it",
                 "test": "nothing is measured of it",
             }[fold]
-            yield f"No {_listed(missing, len(missing))} in the {fold} fold: {effect}."
+            yield f"No {few(missing, _SHOWN)} in the {fold} fold: {effect}."
 
 
 def _small_test_fold(documents: Sequence[Document], noun: str) -> Iterator[str]:
@@ -178,8 +170,3 @@ def _small_test_fold(documents: Sequence[Document], noun: str) -> Iterator[str]:
             f"The test fold has {count} {noun}{'' if count == 1 else 's'}: a 95% interval of accuracy extends up to "
             f"{min(half_width, 100):.0f} points to either side."
         )
-
-
-def _listed(items: Sequence[str], count: int) -> str:
-    more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
-    return f"{', '.join(items[:_SHOWN])}{more}"

@@ -152,7 +152,7 @@ def similar(contents: Sequence[str], thumbnails: npt.NDArray[np.float32] | None)
 
     Args:
         contents: a digest of each picture's pixels or volume's voxels.
-        thumbnails: ``[n, 32, 32]``, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`; ``None`` to
+        thumbnails: ``[n, 32, 32]``, see :func:`medmllm_plugins.data.readers.file_facts.thumbnail`; ``None`` to
             search for equal contents alone.
 
     Returns:

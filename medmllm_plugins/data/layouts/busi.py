@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medmllm_plugins.data.core.data_faults import Faults, relative
+from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.data.core.folds import grouped_folds
-from medmllm_plugins.data.layouts.class_folders import LabelledFile, image_files, joined_sources, scan, subfolders
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, image_files, subfolders
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.readers.pillow_images import read_rgb
 from medmllm_plugins.errors import DataError
@@ -48,15 +47,7 @@ class Busi(FileLayout):
                     faults.add(f'{path}: expected a name like "{label} (1).png", got another')
                 elif not match["mask"]:
                     files.append(LabelledFile(id=path.stem, path=path, label=label, source=path.stem))
-        files, facts = scan(files, faults)
-        faults.stop()
-
-        groups = joined_sources(files, facts)
-        folds = grouped_folds([file.id for file in files], [file.label for file in files], groups)
-        return [
-            Document(id=file.id, image=relative(file.path, folder), label=file.label, group=group, fold=fold)
-            for file, group, fold in zip(files, groups, folds, strict=True)
-        ]
+        return checked_documents(files, folder, faults)
 
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
         """Return the union of the image's lesion masks, (height, width), bool; ``None`` if it has no mask."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from medmllm_plugins.data.core.data_faults import Faults, relative
+from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.core.folds import grouped_folds
-from medmllm_plugins.data.layouts.class_folders import LabelledFile, image_files, joined_sources, scan, subfolders
-from medmllm_plugins.data.layouts.layout_registry import FileLayout
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.data.core.folds import divide_train
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, image_files, subfolders
+from medmllm_plugins.data.layouts.layout_registry import FileLayout, check_classes
 
 CLASS_FOLDERS = {"NORMAL": "normal", "PNEUMONIA": "pneumonia"}
 """Published folder to class."""
@@ -37,14 +37,9 @@ class ChestXray(FileLayout):
 
     def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.layout_registry.Layout`."""
-        if set(spec.labels) != set(CLASS_FOLDERS.values()):
-            raise DataError(
-                f"{spec.title}: layout {spec.layout!r} has the classes {list(CLASS_FOLDERS.values())}, "
-                f"the declaration {list(spec.labels)}."
-            )
+        check_classes(spec, CLASS_FOLDERS.values())
         top = folder / INNER_FOLDER if (folder / INNER_FOLDER / "train").is_dir() else folder
         files: list[LabelledFile] = []
-        pools: dict[str, str] = {}
         for split, pool in _POOLS.items():
             if split == "val" and not (top / split).is_dir():
                 continue
@@ -54,26 +49,15 @@ class ChestXray(FileLayout):
                         faults.add(f"{path}: expected the class folders NORMAL/ and PNEUMONIA/ only, got another")
             for name, label in CLASS_FOLDERS.items():
                 for path in image_files(top / split / name, faults):
-                    identifier = f"{split}/{name}/{path.stem}"
-                    files.append(LabelledFile(identifier, path, label, f"{pool}/{_patient(path, faults)}"))
-                    pools[identifier] = pool
-        files, facts = scan(files, faults)
-        faults.stop()
+                    source = f"{pool}/{_patient(path, faults)}"
+                    files.append(LabelledFile(f"{split}/{name}/{path.stem}", path, label, source))
+        return checked_documents(files, folder, faults, _folds)
 
-        groups = joined_sources(files, facts)
-        folds: dict[str, Fold] = {file.id: "test" for file in files}
-        rest = [(file, group) for file, group in zip(files, groups, strict=True) if pools[file.id] == "train"]
-        divided = grouped_folds(
-            [file.id for file, _ in rest],
-            [file.label for file, _ in rest],
-            [group for _, group in rest],
-            fractions=(0.8, 0.2, 0.0),
-        )
-        folds |= {file.id: fold for (file, _), fold in zip(rest, divided, strict=True)}
-        return [
-            Document(file.id, relative(file.path, folder), file.label, group, folds[file.id])
-            for file, group in zip(files, groups, strict=True)
-        ]
+
+def _folds(files: Sequence[LabelledFile], groups: Sequence[str]) -> list[Fold]:
+    """Return the official test fold, and a fifth of the rest, by patient, as validation."""
+    official: list[Fold] = ["test" if file.source.startswith("test/") else "train" for file in files]
+    return divide_train([file.id for file in files], [file.label for file in files], groups, official)
 
 
 def _patient(path: Path, faults: Faults) -> str:

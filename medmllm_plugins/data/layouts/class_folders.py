@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from medmllm_plugins.data.core.data_faults import Faults
-from medmllm_plugins.data.core.duplicates import join_groups, near_duplicates
-from medmllm_plugins.data.readers.pillow_images import SUFFIXES, ImageFacts, scan_images
+from medmllm_plugins.data.core.data_faults import Faults, relative
+from medmllm_plugins.data.core.documents import Document, Fold
+from medmllm_plugins.data.core.duplicates import join_groups
+from medmllm_plugins.data.core.folds import grouped_folds
+from medmllm_plugins.data.core.leaks import similar
+from medmllm_plugins.data.readers.file_facts import FileFacts, picture_facts, scan_files
+from medmllm_plugins.data.readers.pillow_images import SUFFIXES, read_rgb
 
 _LITTER = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
 
@@ -24,6 +29,9 @@ class LabelledFile:
     path: Path
     label: str
     source: str
+
+
+FoldsOf: TypeAlias = Callable[[Sequence[LabelledFile], Sequence[str]], Sequence[Fold]]
 
 
 def is_litter(path: Path) -> bool:
@@ -55,20 +63,6 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path))
 
 
-def scan(files: Sequence[LabelledFile], faults: Faults) -> tuple[list[LabelledFile], dict[Path, ImageFacts]]:
-    """Decode all files and look for two with one identifier.
-
-    Returns:
-        The files that are good, in the order given, and facts of their images by path.
-    """
-    for fault in repeated_ids((file.id, str(file.path)) for file in files):
-        faults.add(fault)
-    facts, unreadable = scan_images([file.path for file in files])
-    for fault in unreadable:
-        faults.file(fault)
-    return [file for file in files if file.path in facts], facts
-
-
 def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
     """Return faults about identifiers, compared without case, of more than one file; each file is there once."""
     holders: dict[str, list[str]] = defaultdict(list)
@@ -82,14 +76,38 @@ def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
     ]
 
 
-def joined_sources(files: Sequence[LabelledFile], facts: dict[Path, ImageFacts]) -> list[str]:
-    """Group files by source, then join sources that share a picture or a near-duplicate.
+def divide(files: Sequence[LabelledFile], groups: Sequence[str]) -> list[Fold]:
+    """Return the fold of each file by :func:`medmllm_plugins.data.core.folds.grouped_folds` with seed 0."""
+    return grouped_folds([file.id for file in files], [file.label for file in files], groups)
 
-    Returns:
-        The group of each file: of joined sources, the name that sorts first.
+
+def checked_documents(
+    files: Sequence[LabelledFile], folder: Path, faults: Faults, folds: FoldsOf = divide
+) -> list[Document]:
+    """Decode all files, group those that are good, and return them as documents.
+
+    A group is what shares a source, a picture or a near-duplicate; it bears the first name of the joined sources.
+    ``folds`` returns the folds of files and their groups. Faults are added to ``faults``.
+
+    Raises:
+        DataError: there is a fault; see :meth:`medmllm_plugins.data.core.data_faults.Faults.stop`.
     """
-    pairs = [(int(i), int(j)) for i, j in near_duplicates(np.stack([facts[file.path].thumbnail for file in files]))]
-    first_with: dict[str, int] = {}
-    for index, file in enumerate(files):
-        pairs.append((first_with.setdefault(facts[file.path].pixels, index), index))
-    return join_groups([file.source for file in files], pairs)
+    for fault in repeated_ids((file.id, str(file.path)) for file in files):
+        faults.add(fault)
+    facts, unreadable = scan_files([file.path for file in files], lambda path: picture_facts(read_rgb(path)))
+    for fault in unreadable:
+        faults.file(fault)
+    faults.stop()
+    files = [file for file in files if file.path in facts]
+    groups = joined_groups([file.source for file in files], [facts[file.path] for file in files])
+    return [
+        Document(file.id, relative(file.path, folder), file.label, group, fold)
+        for file, group, fold in zip(files, groups, folds(files, groups), strict=True)
+    ]
+
+
+def joined_groups(groups: Sequence[str], facts: Sequence[FileFacts]) -> list[str]:
+    """Return the group of each file after groups that share a picture, or a near-duplicate, are joined."""
+    thumbnails = [fact.thumbnail for fact in facts if fact.thumbnail is not None]
+    complete = thumbnails and len(thumbnails) == len(facts)
+    return join_groups(groups, similar([fact.content for fact in facts], np.stack(thumbnails) if complete else None))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from medmllm_plugins.data.core.data_faults import Faults, relative
+from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.core.folds import grouped_folds
-from medmllm_plugins.data.layouts.class_folders import LabelledFile, image_files, joined_sources, scan, subfolders
-from medmllm_plugins.data.layouts.layout_registry import FileLayout
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, divide, image_files, subfolders
+from medmllm_plugins.data.layouts.layout_registry import FileLayout, check_classes
 from medmllm_plugins.data.readers.pillow_images import SUFFIXES
-from medmllm_plugins.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +46,11 @@ class Covid19CT(FileLayout):
 
     def documents(self, spec: DatasetSpec, folder: Path, faults: Faults) -> list[Document]:
         """Read and check the whole set; see :class:`medmllm_plugins.data.layouts.layout_registry.Layout`."""
-        if set(spec.labels) != set(CLASS_FOLDERS.values()):
-            raise DataError(
-                f"{spec.title}: layout {spec.layout!r} has the classes {list(CLASS_FOLDERS.values())}, "
-                f"the declaration {list(spec.labels)}."
-            )
+        check_classes(spec, CLASS_FOLDERS.values())
         # In a clone of the authors' repository the archives, and what they unpack to, lie one level down.
         inner = folder / _REPOSITORY_FOLDER
         top = inner if any((inner / name).is_dir() for name in CLASS_FOLDERS) else folder
-        for fault in _unexpected_folders(top):
-            faults.add(fault)
+        _check_folders(top, faults)
         files: list[LabelledFile] = []
         for name, label in CLASS_FOLDERS.items():
             archives = [path for path in (folder / f"{name}.zip", inner / f"{name}.zip") if path.is_file()]
@@ -66,19 +60,8 @@ class Covid19CT(FileLayout):
             paths = image_files(top / name, faults)
             for path, source in zip(paths, sources(name, [path.name for path in paths]), strict=True):
                 files.append(LabelledFile(id=f"{name}/{path.stem}", path=path, label=label, source=source))
-        files, facts = scan(files, faults)
         official = _official_folds(folder / SPLIT_FOLDER, faults)
-        faults.stop()
-
-        groups = joined_sources(files, facts)
-        if official:
-            folds = _assign_official(files, official)
-        else:
-            folds = grouped_folds([file.id for file in files], [file.label for file in files], groups)
-        return [
-            Document(id=file.id, image=relative(file.path, folder), label=file.label, group=group, fold=fold)
-            for file, group, fold in zip(files, groups, folds, strict=True)
-        ]
+        return checked_documents(files, folder, faults, partial(_assign_official, official) if official else divide)
 
 
 def sources(folder: str, names: Sequence[str]) -> list[str]:
@@ -117,17 +100,15 @@ def _split_name(name: str) -> tuple[str, str]:
     return _PANEL.sub("", path.stem), path.suffix.lower().replace(".jpeg", ".jpg")
 
 
-def _unexpected_folders(folder: Path) -> list[str]:
-    """Return faults about folders that look like a class: named like one, or holding images."""
-    faults = []
+def _check_folders(folder: Path, faults: Faults) -> None:
+    """Note other folders that look like a class: named like one, or holding images."""
     for path in subfolders(folder):
         if path.name in CLASS_FOLDERS or path.name == SPLIT_FOLDER:
             continue
         holds_images = any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
         if holds_images or path.name.lower().startswith("ct_"):
             expected = " and ".join(f"{name}/" for name in CLASS_FOLDERS)
-            faults.append(f"{path}: expected the class folders {expected}, got an unexpected class folder")
-    return faults
+            faults.add(f"{path}: expected the class folders {expected}, got an unexpected class folder")
 
 
 def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]:
@@ -149,7 +130,9 @@ def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]
     return folds
 
 
-def _assign_official(files: Sequence[LabelledFile], official: Mapping[tuple[str, str], Fold]) -> list[Fold]:
+def _assign_official(
+    official: Mapping[tuple[str, str], Fold], files: Sequence[LabelledFile], groups: Sequence[str]
+) -> list[Fold]:
     """Look up each file's fold; what no list names goes to train, so that the official test fold stays what it is."""
     keys = [(file.path.parent.name, file.path.name) for file in files]
     unlisted = [key for key in keys if key not in official]

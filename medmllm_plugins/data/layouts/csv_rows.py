@@ -37,11 +37,8 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
     The delimiter is the one of comma, semicolon and tab that the header line holds most often. Quoted cells may hold
     it, and line breaks. Lines without any text are passed over.
 
-    Args:
-        path: the file, in UTF-8.
-        columns: columns that have to be there; others may be.
-        faults: what is wrong goes here, as a fault of the set, since a table that cannot be understood in one place
-            may be misunderstood in others.
+    Columns beside ``columns`` may be there. What is wrong goes to ``faults`` as a fault of the set, since a table that
+    cannot be understood in one place may be misunderstood in others.
 
     Returns:
         Rows with the number of the line on which each ends. None where the file or its header cannot be read, or where
@@ -65,7 +62,9 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
         byte = f"{content[error.start]:#04x}"
         faults.add(f"{path}, line {line}: expected UTF-8, got byte {byte}; save the table as CSV (UTF-8)")
         return []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+    delimiter = max(_DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, Row]] = []
     header: list[str] | None = None
     memory = len(content) * _TEXT_BYTES
@@ -95,11 +94,6 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
     if header is None:
         faults.add(f"{path}: expected a CSV table with a header, got an empty file")
     return rows
-
-
-def _delimiter(text: str) -> str:
-    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
-    return max(_DELIMITERS, key=first.count)
 
 
 def _good_header(path: Path, line: int, header: Sequence[str], columns: Sequence[str], faults: Faults) -> bool:

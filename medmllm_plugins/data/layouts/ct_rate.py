@@ -14,7 +14,8 @@ from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.layouts.csv_rows import read_rows
-from medmllm_plugins.data.layouts.user_table import FileFacts, Table
+from medmllm_plugins.data.layouts.user_table import Table
+from medmllm_plugins.data.readers.file_facts import FileFacts
 from medmllm_plugins.data.readers.nifti import packed_nifti_sum
 from medmllm_plugins.data.readers.volumes import Volume, read_volume, volume_facts
 from medmllm_plugins.errors import DataError, shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,19 @@ class Layout(ABC):
         if not isinstance(image, Image.Image):
             raise DataError(f"{type(self).__name__}: expected a layout of volumes to define `digest`, got none.")
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def check_classes(spec: DatasetSpec, classes: Iterable[str]) -> None:
+    """Check that a declaration has the classes of its layout.
+
+    Raises:
+        DataError: it has others.
+    """
+    if set(spec.labels) != set(classes):
+        raise DataError(
+            f"{spec.title}: expected the classes {sorted(classes)}, which layout {spec.layout!r} has, got "
+            f"{sorted(spec.labels)}. Correct the declaration."
+        )
 
 
 class FileLayout(Layout):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import zipfile
 import zlib
@@ -142,14 +141,13 @@ class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
         self._infos = infos
         self.crc = {split: infos[f"{split}_images"].CRC for split in _SPLITS}
 
-    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    def header(self, name: str) -> ArrayHeader:
         """Return shape and type of an array, without reading it."""
         try:
             with zipfile.ZipFile(self._path) as archive:
-                header = member_header(archive, self._infos[name])
+                return member_header(archive, self._infos[name])
         except _DAMAGE as error:
             raise self._damaged(name, error) from error
-        return header.shape, header.dtype
 
     def labels(self, name: str) -> npt.NDArray[Any]:
         """Read an array into memory.
@@ -157,8 +155,7 @@ class _Members(dict[str, "npt.NDArray[Any] | PackedRows"]):
         Raises:
             DataError: it is damaged, or larger than the limit.
         """
-        shape, dtype = self.header(name)
-        check_decoded_size(f"{self._path}: {name}", math.prod(shape) * dtype.itemsize * _LABELS)
+        check_decoded_size(f"{self._path}: {name}", self.header(name).nbytes * _LABELS)
         array = self[name]
         assert isinstance(array, np.ndarray)
         return array
@@ -233,12 +230,13 @@ def _check(spec: DatasetSpec, path: Path, split: str) -> npt.NDArray[np.generic]
     """
     members = _members(path)
     labels = members.labels(f"{split}_labels")
-    shape, dtype = members.header(f"{split}_images")
+    images = members.header(f"{split}_images")
+    shape = images.shape
     columns = len(spec.labels) if spec.kind == "multilabel" else 1
     channels = shape[3:] if spec.dimensions == 2 else shape[4:]
     colours = ((), (3,)) if spec.dimensions == 2 else ((),)
-    if dtype != np.uint8 or len(shape) < spec.dimensions + 1 or channels not in colours:
-        raise DataError(f"{path}: expected {split}_images as 8-bit images, got {dtype} {list(shape)}.")
+    if images.dtype != np.uint8 or len(shape) < spec.dimensions + 1 or channels not in colours:
+        raise DataError(f"{path}: expected {split}_images as 8-bit images, got {images.dtype} {list(shape)}.")
     if labels.shape != (shape[0], columns) or labels.dtype.kind not in "iu":
         raise DataError(
             f"{path}: expected {split}_labels as whole numbers [{shape[0]}, {columns}], got {labels.dtype} "

@@ -12,10 +12,12 @@ images are the same to the last bit on every machine.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ from PIL import Image
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.layouts.layout_registry import Layout
+from medmllm_plugins.data.layouts.layout_registry import Layout, check_classes
 from medmllm_plugins.errors import DataError
 
 LABELS = ("round mass", "spiculated mass", "textured patch", "no finding")
@@ -44,27 +46,23 @@ _TURN = math.tau / _TURNS
 _DIRECTIONS = tuple((round(math.cos(_TURN * k), 6), round(math.sin(_TURN * k), 6)) for k in range(_TURNS))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Phantom:
-    """One synthetic image.
-
-    Attributes:
-        image: grey values, (64, 64), uint8.
-        mask: where the finding is, (64, 64), bool; empty for ``"no finding"``.
-        patient: number of the patient, whose images share the anatomy and mostly the finding.
-        fold: the same for all images of a patient.
-    """
+class Phantom(NamedTuple):
+    """Grey values of a synthetic image, (64, 64), uint8; where its finding is, (64, 64), bool; and its class."""
 
     image: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.bool_]
     label: str
-    patient: int
-    fold: Fold
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a phantom without drawing it: see :class:`Phantom`; ``view`` counts a patient's images."""
+    """What is known of a phantom without drawing it.
+
+    Attributes:
+        patient: number of the patient, whose images share the anatomy and mostly the finding.
+        view: number of the image among the patient's.
+        fold: the same for all images of a patient.
+    """
 
     label: str
     patient: int
@@ -131,8 +129,7 @@ def phantom(index: int) -> Phantom:
     if not 0 <= index < len(table):
         raise DataError(f"Expected a phantom's index to be from 0 to {len(table) - 1}, got {index}.")
     record = table[index]
-    image, mask = draw(record.label, record.patient, record.view)
-    return Phantom(image, mask, record.label, record.patient, record.fold)
+    return Phantom(*draw(record.label, record.patient, record.view), record.label)
 
 
 def draw(label: str, patient: int, view: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
@@ -260,6 +257,12 @@ def _speckle(stream: _Stream) -> _Array:
     return smooth * 1.96
 
 
+@cache
+def _pixel_digest(index: int) -> str:
+    rgb = np.repeat(phantom(index).image[..., None], 3, axis=2)
+    return hashlib.sha256(repr((SIZE, SIZE)).encode() + rgb.tobytes()).hexdigest()
+
+
 class Phantoms(Layout):
     """The synthetic phantoms as a data set: no files, and nothing is drawn before an image is asked for."""
 
@@ -269,11 +272,7 @@ class Phantoms(Layout):
         Raises:
             DataError: the declaration's classes are not :data:`LABELS`.
         """
-        if set(spec.labels) != set(LABELS):
-            raise DataError(
-                f"{spec.title}: expected the classes {sorted(LABELS)}, which layout 'phantoms' draws, "
-                f"got {sorted(spec.labels)}."
-            )
+        check_classes(spec, LABELS)
         return [
             Document(
                 id=f"phantom-{index:05d}",
@@ -294,6 +293,10 @@ class Phantoms(Layout):
         if not (document.image.isascii() and document.image.isdigit()):
             raise DataError(f"{document.id}: expected a phantom's index, got {document.image!r}.")
         return Image.fromarray(phantom(int(document.image)).image).convert("RGB")
+
+    def digest(self, spec: DatasetSpec, folder: Path, document: Document) -> str:
+        """Return a checksum of the pixels, which is kept: a process that opens the set again does not draw it again."""
+        return _pixel_digest(int(document.image))
 
     def mask(self, spec: DatasetSpec, folder: Path, document: Document) -> npt.NDArray[np.bool_] | None:
         """Return where the finding was drawn, (64, 64), bool; empty where there is none."""

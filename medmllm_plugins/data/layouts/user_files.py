@@ -133,11 +133,8 @@ def list_files(folder: Path, pattern: str | None, dimensions: int) -> UserFiles:
     Links to folders are not followed: what lies inside is listed at its own place, and what lies outside does not
     belong to the set.
 
-    Args:
-        folder: an absolute folder.
-        pattern: a glob pattern below it, such as ``"scans/**/*.png"``; a series folder matches itself or by all of its
-            files. ``None`` for everything.
-        dimensions: 2 or 3.
+    ``pattern`` is a glob below an absolute folder, such as ``"scans/**/*.png"``; a series folder matches itself or by
+    all of its files. ``None`` is for everything.
 
     Raises:
         DataError: the pattern is absolute, climbs or is none.

@@ -4,49 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.core.data_faults import Faults, relative
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
-from medmllm_plugins.data.core.dicom_set_checks import DicomDocument, dicom_warnings
+from medmllm_plugins.data.core.dicom_set_checks import dicom_warnings
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.core.duplicates import join_groups
-from medmllm_plugins.data.core.folds import grouped_folds, rarest_labels
+from medmllm_plugins.data.core.folds import divide_train, grouped_folds, rarest_labels
 from medmllm_plugins.data.core.label_warnings import two_labels
-from medmllm_plugins.data.core.leaks import MAX_COMPARED, similar, voxels_digest
-from medmllm_plugins.data.layouts.class_folders import repeated_ids
+from medmllm_plugins.data.core.leaks import MAX_COMPARED, voxels_digest
+from medmllm_plugins.data.layouts.class_folders import joined_groups, repeated_ids
 from medmllm_plugins.data.layouts.layout_registry import FileLayout
 from medmllm_plugins.data.layouts.table_entries import Entry, entries
 from medmllm_plugins.data.layouts.table_options import TableOptions, table_options
+from medmllm_plugins.data.readers.file_facts import FileFacts, picture_facts, scan_files
 from medmllm_plugins.data.readers.image_reader import picture_size, read_picture
-from medmllm_plugins.data.readers.pillow_images import picture_facts
-from medmllm_plugins.data.readers.reader_threads import reader_threads
-from medmllm_plugins.errors import DataError
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What a file was found to hold.
-
-    Attributes:
-        content: a digest that is equal for equal contents.
-        thumbnail: of an image its thumbnail, ``[32, 32]``; ``None`` if it is not to be compared.
-    """
-
-    content: str
-    thumbnail: npt.NDArray[np.float32] | None = None
 
 
 class Table(FileLayout):
@@ -73,12 +53,13 @@ class Table(FileLayout):
         faults.stop()
 
         listed = [entry for entry in listed if entry.path in facts]
-        groups = _joined_groups(listed, [facts[entry.path] for entry in listed])
-        rows = list(zip(listed, groups, _folds(listed, groups), strict=True))
-        warnings = dicom_warnings(
-            [DicomDocument(entry.path, group, fold) for entry, group, fold in rows],
-            frame=table_options(spec).frame if spec.dimensions == 2 else "",
-        )
+        groups = joined_groups([entry.source for entry in listed], [facts[entry.path] for entry in listed])
+        documents = [
+            Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
+            for entry, group, fold in zip(listed, groups, _folds(listed, groups), strict=True)
+        ]
+        frame = table_options(spec).frame if spec.dimensions == 2 else ""
+        warnings = dicom_warnings(folder, documents, frame=frame)
         warnings += two_labels(
             [facts[entry.path].content for entry in listed],
             [entry.id for entry in listed],
@@ -87,10 +68,7 @@ class Table(FileLayout):
         )
         for warning in warnings:
             faults.warn(warning)
-        return [
-            Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
-            for entry, group, fold in rows
-        ]
+        return documents
 
     def image(self, spec: DatasetSpec, folder: Path, document: Document) -> Image.Image | Volume:
         """Read the document's picture or volume.
@@ -110,8 +88,7 @@ class Table(FileLayout):
         """
         if spec.dimensions == 3:
             return FileFacts(voxels_digest(_read_volume(path, table_options(spec))))
-        facts = picture_facts(read_picture(path, table_options(spec).picture))
-        return FileFacts(facts.pixels, facts.thumbnail)
+        return picture_facts(read_picture(path, table_options(spec).picture))
 
     def _read_all(
         self, spec: DatasetSpec, folder: Path, paths: Sequence[Path], faults: Faults
@@ -120,21 +97,13 @@ class Table(FileLayout):
         if spec.dimensions == 2 and not few:
             logger.warning("%s: more than %d images, so only identical ones are grouped", spec.title, MAX_COMPARED)
 
-        def check(path: Path) -> FileFacts | str:
-            try:
-                facts = self.check_file(spec, folder, path)
-            except DataError as error:
-                return str(error)
+        def check(path: Path) -> FileFacts:
+            facts = self.check_file(spec, folder, path)
             return facts if few else FileFacts(facts.content)
 
-        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-            results = list(pool.map(check, paths))
-        facts = {}
-        for path, result in zip(paths, results, strict=True):
-            if isinstance(result, str):
-                faults.file(result)
-            else:
-                facts[path] = result
+        facts, unreadable = scan_files(paths, check)
+        for fault in unreadable:
+            faults.file(fault)
         return facts
 
 
@@ -163,27 +132,11 @@ def _read_volume(path: Path, options: TableOptions) -> Volume:
     return read_volume(path, unit="HU" if unit == "HU" else "any" if unit else None)
 
 
-def _joined_groups(listed: Sequence[Entry], facts: Sequence[FileFacts]) -> list[str]:
-    """Return the group of each entry after groups that share a picture are joined."""
-    thumbnails = [fact.thumbnail for fact in facts if fact.thumbnail is not None]
-    complete = thumbnails and len(thumbnails) == len(facts)
-    pairs = similar([fact.content for fact in facts], np.stack(thumbnails) if complete else None)
-    return join_groups([entry.source for entry in listed], pairs)
-
-
 def _folds(listed: Sequence[Entry], groups: Sequence[str]) -> list[Fold]:
     ids, strata = [entry.id for entry in listed], rarest_labels([entry.labels for entry in listed])
-    stated = {entry.fold for entry in listed}
-    if None in stated or not listed:
-        return grouped_folds(ids, strata, groups) if listed else []
-    folds = {entry.id: entry.fold for entry in listed if entry.fold is not None}
-    if "train" in stated and "validation" not in stated:
-        rows = [index for index, entry in enumerate(listed) if entry.fold == "train"]
-        made = grouped_folds(
-            [ids[index] for index in rows],
-            [strata[index] for index in rows],
-            [groups[index] for index in rows],
-            fractions=(0.8, 0.2, 0.0),
-        )
-        folds |= {ids[index]: fold for index, fold in zip(rows, made, strict=True)}
-    return [folds[identifier] for identifier in ids]
+    folds = [entry.fold for entry in listed if entry.fold is not None]
+    if not listed:
+        return []
+    if len(folds) < len(listed):
+        return grouped_folds(ids, strata, groups)
+    return divide_train(ids, strata, groups, folds) if "train" in folds and "validation" not in folds else folds

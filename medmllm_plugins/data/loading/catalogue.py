@@ -24,12 +24,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What the ``datasets`` folders hold.
-
-    Attributes:
-        declarations: data sets by name.
-        faults: for each file that was left out, one line that begins with its path.
-    """
+    """Data sets by name, and for each file that was left out one line that begins with its path."""
 
     declarations: dict[str, Declaration]
     faults: tuple[str, ...]

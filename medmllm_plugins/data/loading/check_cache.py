@@ -17,6 +17,7 @@ from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.utils.atomic_files import write_whole
 from medmllm_plugins.utils.user_dirs import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,9 @@ def remember(name: str, key: str | None, fingerprint: str, documents: tuple[Docu
     path = _path(name, key)
     if path is None:
         return
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft.touch(mode=0o600)
-        draft.write_text(fold_manifest.to_json(name, fingerprint, documents), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, fold_manifest.to_json(name, fingerprint, documents), private=True)
     except OSError as error:
         logger.warning("The check of %s is not remembered: %s", name, error)
 

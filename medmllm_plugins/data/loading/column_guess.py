@@ -15,6 +15,7 @@ from medmllm_plugins.data.layouts.csv_rows import Row
 from medmllm_plugins.data.layouts.user_files import NotFound, UserFiles, WithoutPicture, list_files
 from medmllm_plugins.data.readers.image_reader import ARRAY, may_be_dicom, open_array
 from medmllm_plugins.errors import DataError, OptionError, shown
+from medmllm_plugins.utils.declared_model import few
 
 NO_COLUMN: Final = "none"
 """What ``--group`` and ``--fold`` take for "there is no such column, do not look for one"."""
@@ -53,11 +54,8 @@ class Columns:
 def dimensions(folder: Path, pattern: str | None, rows: Sequence[Row] | None, image: str | None) -> tuple[int, str]:
     """Return whether these are images or volumes, and the column that names them.
 
-    Args:
-        folder: where they are.
-        pattern: see :func:`medmllm_plugins.data.layouts.user_files.list_files`.
-        rows: the table; ``None`` where folders are the labels.
-        image: the column that names images, where the user says so.
+    ``rows`` are the table, ``None`` where folders are the labels; ``image`` is the column that the user names. For
+    ``pattern`` see :func:`medmllm_plugins.data.layouts.user_files.list_files`.
 
     Returns:
         2 or 3, and the column; ``""`` without a table.
@@ -128,7 +126,9 @@ def columns(
     header = list(rows[0])
     for option, name in (("--label-column", label), ("--group", group), ("--fold", fold)):
         if name is not None and name not in header and not (name == NO_COLUMN and option != "--label-column"):
-            raise OptionError(f"Expected {option} to be one of the columns {_values(header)}, got {shown(name)}.")
+            raise OptionError(
+                f"Expected {option} to be one of the columns {few(map(shown, header), 5)}, got {shown(name)}."
+            )
     notes: list[str] = []
     fold = _fold_column(rows, fold, fold_names, {image, label, group}, notes)
     group = _optional(rows, group, (*_GROUPS, *_GROUPS_LATER), "groups", {image, label, fold}, notes)
@@ -207,7 +207,7 @@ def _passed_over(rows: Sequence[Row], column: str) -> str:
     values = sorted({row[column] for row in rows})
     return (
         f"folds: the column {column!r} looks like one of folds and is not used; its values are "
-        f"{_values(values)}; --fold {column!r} uses it"
+        f"{few(map(shown, values), 5)}; --fold {column!r} uses it"
     )
 
 
@@ -217,7 +217,9 @@ def _check_folds(rows: Sequence[Row], column: str, names: Mapping[str, str]) -> 
     unknown = sorted(value for value in counts if fold_of(value, names) is None)
     cells = {cell.casefold() for cell in counts}
     if unused := sorted(name for name in names if name.casefold() not in cells):
-        raise OptionError(f"Expected --fold-map to name values of the column {column!r}, got {_values(unused)}.")
+        raise OptionError(
+            f"Expected --fold-map to name values of the column {column!r}, got {few(map(shown, unused), 5)}."
+        )
     if not unknown:
         return
     named = [value for value in unknown if value]
@@ -242,11 +244,6 @@ def _check_folds(rows: Sequence[Row], column: str, names: Mapping[str, str]) -> 
         f"Expected the column {column!r} to say train, validation or test, got {why}. {'. '.join(steps)}, or give "
         "--fold none to have folds made here."
     )
-
-
-def _values(values: Sequence[str]) -> str:
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return f"{', '.join(shown(value) for value in values[:5])}{more}"
 
 
 def _label(rest: Sequence[str]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.core.image_controls import mixed
 from medmllm_plugins.errors import DataError
 
 
@@ -19,10 +19,8 @@ class FewShotExamples:
         self, documents: Sequence[Document], classes: Sequence[str], answer: Callable[[Document], str]
     ) -> None:
         """Put the documents of the train fold in the order in which they are taken; ``answer`` solves one."""
-        train = sorted(
-            (document for document in documents if document.fold == "train"),
-            key=lambda document: hashlib.sha256(document.id.encode()).hexdigest(),
-        )
+        fold = (document for document in documents if document.fold == "train")
+        train = sorted(fold, key=lambda document: mixed(document.id))
         queues = {name: [document for document in train if answer(document) == name] for name in classes}
         self._ordered: list[Document] = []
         for turn in range(max((len(queue) for queue in queues.values()), default=0)):

@@ -34,9 +34,9 @@ class View:
 
     def __post_init__(self) -> None:
         if self.slices < 1:
-            raise OptionError(f"Expected argument `slices` to be at least 1, but got {self.slices!r}.")
+            raise OptionError(f"Expected argument `slices` to be at least 1, got {self.slices!r}.")
         if self.plane not in PLANES:
-            raise OptionError(f"Expected argument `plane` to be one of {list(PLANES)}, but got {self.plane!r}.")
+            raise OptionError(f"Expected argument `plane` to be one of {list(PLANES)}, got {self.plane!r}.")
 
     def pictures(self, data: Dataset, document: Document) -> list[Image.Image]:
         """Return the pictures of a document, mode ``RGB``: one, or one for each slice.

@@ -136,61 +136,41 @@ class _Packed(ByteSource):
         self._unpacker, self._pending = self._start(), following
 
 
-class _Hex(ByteSource):
-    """Bytes as two hexadecimal digits, with white space anywhere."""
-
-    _spare = b""
-    _digits = b""
-
-    def _next(self, count: int) -> bytes:
-        while not self._spare:
-            text = self._opened.read(CHUNK)
-            digits = self._digits + bytes(text).translate(None, b" \t\r\n\v\f")
-            even = len(digits) - len(digits) % 2
-            self._digits = digits[even:]
-            try:
-                self._spare = bytes.fromhex(digits[:even].decode("ascii"))
-            except ValueError:
-                raise self._damaged() from None
-            if not text:
-                if self._digits:
-                    raise self._damaged()
-                break
-        data, self._spare = self._spare[:count], self._spare[count:]
-        return data
-
-
 class _Text(ByteSource):
-    """Numbers as text, separated by white space, returned as bytes of their type."""
+    """Values as text, returned as bytes of a type: numbers between white space, or pairs of hexadecimal digits."""
 
-    _spare = b""
-    _begun = b""
-
-    def __init__(self, path: Path, opened: BinaryIO, dtype: np.dtype[Any]) -> None:
+    def __init__(self, path: Path, opened: BinaryIO, dtype: np.dtype[Any] | None) -> None:
+        """Take the type of the numbers; ``None`` for hexadecimal digits."""
         super().__init__(path, opened)
         self._dtype = dtype
+        self._spare = self._begun = b""
 
     def _next(self, count: int) -> bytes:
         while not self._spare:
             text = self._opened.read(CHUNK)
-            words = (self._begun + text).split()
-            # The last word may go on in the next chunk.
-            self._begun = words.pop() if text and words and not text[-1:].isspace() else b""
-            if len(self._begun) > _LONGEST_NUMBER:
-                raise self._damaged()
-            self._spare = self._encode(words)
+            try:
+                self._spare = self._hexadecimal(text) if self._dtype is None else self._numbers(text, self._dtype)
+            except (ValueError, OverflowError):
+                raise self._damaged() from None
             if not text:
                 break
         data, self._spare = self._spare[:count], self._spare[count:]
         return data
 
-    def _encode(self, words: list[bytes]) -> bytes:
-        try:
-            if self._dtype.kind == "f":
-                return np.array([float(word) for word in words], self._dtype).tobytes()
-            return np.array([int(word) for word in words], self._dtype).tobytes()  # refuses what is out of range
-        except (ValueError, OverflowError):
-            raise self._damaged() from None
+    def _hexadecimal(self, text: bytes) -> bytes:
+        digits = self._begun + text.translate(None, b" \t\r\n\v\f")
+        even = len(digits) - len(digits) % 2 if text else len(digits)
+        self._begun = digits[even:]
+        return bytes.fromhex(digits[:even].decode("ascii"))
+
+    def _numbers(self, text: bytes, dtype: np.dtype[Any]) -> bytes:
+        words = (self._begun + text).split()
+        # The last word may go on in the next chunk.
+        self._begun = words.pop() if text and words and not text[-1:].isspace() else b""
+        if len(self._begun) > _LONGEST_NUMBER:
+            raise ValueError("a number that is too long")
+        kind = float if dtype.kind == "f" else int
+        return np.array([kind(word) for word in words], dtype).tobytes()  # refuses what is out of range
 
 
 def open_source(path: Path, opened: BinaryIO, packing: Packing, dtype: np.dtype[Any]) -> ByteSource:
@@ -201,8 +181,6 @@ def open_source(path: Path, opened: BinaryIO, packing: Packing, dtype: np.dtype[
         return _Packed(path, opened, lambda: zlib.decompressobj(wbits=47), several=False)
     if packing == "bzip2":
         return _Packed(path, opened, bz2.BZ2Decompressor, several=True)
-    if packing == "hex":
-        return _Hex(path, opened)
-    if packing == "text":
-        return _Text(path, opened, dtype)
+    if packing in ("hex", "text"):
+        return _Text(path, opened, dtype if packing == "text" else None)
     return _Raw(path, opened)

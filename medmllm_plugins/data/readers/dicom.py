@@ -4,9 +4,6 @@ No name, number, date or description of a patient leaves this module: of the hea
 geometry are read, errors never quote a header value that is text, and messages of decoders, which may, are dropped.
 """
 
-# SimpleITK declares that it is typed but annotates next to nothing.
-# mypy: untyped-calls-exclude="SimpleITK"
-
 from __future__ import annotations
 
 import math
@@ -19,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -33,7 +29,7 @@ from medmllm_plugins.data.readers.dicom_pixels import colour_frame, grey_frame
 from medmllm_plugins.data.readers.dicom_prefix import is_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit, to_grey, window_bounds
 from medmllm_plugins.data.readers.picture_options import DEFAULT, PictureOptions, montage
-from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
+from medmllm_plugins.data.readers.volume_headers import IDENTITY, check_spacing, finite
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import head, open_regular
 
@@ -46,50 +42,23 @@ _UNEVEN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
-    """Result of :func:`read_dicom`.
-
-    Attributes:
-        image: three-dimensional, one float32 a voxel, with spacing and direction.
-        unit: ``"HU"`` for CT whose header says how stored values become HU, else ``"any"``.
-    """
-
-    image: sitk.Image
-    unit: Unit
-    single: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PictureFacts:
-    """Result of :func:`dicom_picture_facts`.
-
-    Attributes:
-        size: width and height in pixels.
-        frames: number of frames.
-        burned_in: whether the header says that text is burned into the picture, which may name the patient.
-    """
-
-    size: tuple[int, int]
-    frames: int
-    burned_in: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Geometry:
-    """Size, spacing and direction of an image as its file stores it, x (columns) first.
+    """Shape, spacing and direction of a volume as its files store it.
 
     Attributes:
-        size: voxels along x, y and z.
-        spacing: mm along x, y and z.
+        shape: voxels along z, y and x.
+        spacing: mm along z, y and x.
         direction: the nine numbers of ITK's direction matrix, row by row.
+        flat: whether it is a single slice.
     """
 
-    size: tuple[int, int, int]
+    shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     direction: tuple[float, ...]
+    flat: bool = False
 
 
-def read_dicom(path: Path) -> Scan:
+def read_dicom(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, Unit]:
     """Read a file or a folder that holds one series.
 
     The slices of a folder, and the frames of a multi-frame file, are put in the order of their positions along the
@@ -101,8 +70,9 @@ def read_dicom(path: Path) -> Scan:
     values mean the same in either case.
 
     Returns:
-        The image. A file of one frame may lack position and spacing: these are then as SimpleITK assumes, axes along
-        left, posterior and superior and the spacing of the detector or 1 mm.
+        The voxels ``[D, H, W]``, their geometry, and their unit: ``"HU"`` for CT whose header says how stored values
+        become HU, else ``"any"``. A file of one frame may lack position and spacing: these are then as SimpleITK
+        assumes, axes along left, posterior and superior and the spacing of the detector or 1 mm.
 
     Raises:
         DataError: a file is no DICOM, damaged or in colour; the folder holds several series or one slice; slices
@@ -113,7 +83,7 @@ def read_dicom(path: Path) -> Scan:
     headers = _headers(path)
     geometry, order = _geometry(path, headers)
     first = headers[0]
-    voxels = np.empty(geometry.size[::-1], dtype=np.float32)
+    voxels = np.empty(geometry.shape, dtype=np.float32)
     if len(headers) == 1:
         _fill(voxels, first, order)
     else:
@@ -121,10 +91,7 @@ def read_dicom(path: Path) -> Scan:
     unit: Unit = "HU" if all(header.unit == "HU" for header in headers) else "any"
     if first.photometric == "MONOCHROME1" and unit != "HU":
         np.subtract(voxels.max() + voxels.min(), voxels, out=voxels)
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(geometry.spacing)
-    image.SetDirection(geometry.direction)
-    return Scan(image=image, unit=unit, single=geometry.size[2] == 1)
+    return voxels, geometry, unit
 
 
 def _fill(voxels: npt.NDArray[np.float32], header: DicomHeader, order: Sequence[int]) -> None:
@@ -153,7 +120,7 @@ def _fill_from_files(voxels: npt.NDArray[np.float32], headers: Sequence[DicomHea
 
 
 def dicom_geometry(path: Path) -> Geometry:
-    """Read size, spacing and direction from the headers alone.
+    """Read shape, spacing and direction from the headers alone.
 
     Raises:
         DataError: see :func:`read_dicom`; damaged pixels are not noticed.
@@ -210,12 +177,6 @@ def _grey_pictures(
         yield Image.fromarray(255 - grey if header.photometric == "MONOCHROME1" else grey).convert("RGB")
 
 
-def dicom_picture_facts(path: Path) -> PictureFacts:
-    """Read size, number of frames and burned-in annotation; errors as for :func:`read_dicom_image`."""
-    header = read_header(path, geometry=False)
-    return PictureFacts(header.size[:2], header.size[2], header.burned_in)
-
-
 def shows_volume(path: Path) -> bool:
     """Return whether a file holds a volume: several grey frames whose positions in the patient are stated."""
     header = read_header(path)
@@ -235,7 +196,8 @@ def _headers(path: Path) -> list[DicomHeader]:
         raise DataError(f"{path}: expected a folder, got one that cannot be read ({error.strerror}).") from error
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and entry.name != "DICOMDIR"]
     # Endings such as .1 or .73549 are parts of identifiers that serve as names.
-    files = [file for file in files if (_claims(file) and not _is_text(file)) or is_dicom(file)]
+    claiming = {file for file in files if file.suffix.lower() in _FILE_NAMES or file.suffix[1:].isdigit()}
+    files = [file for file in files if (file in claiming and not _is_text(file)) or is_dicom(file)]
     headers, kinds = [], []
     for file in files:
         try:
@@ -267,10 +229,6 @@ def _headers(path: Path) -> list[DicomHeader]:
     if coloured:
         raise DataError(f"{path}: expected one value a voxel, got colour in {coloured} of {len(headers)} files.")
     return headers
-
-
-def _claims(file: Path) -> bool:
-    return file.suffix.lower() in _FILE_NAMES or file.suffix[1:].isdigit()
 
 
 def _is_text(file: Path) -> bool:
@@ -318,17 +276,18 @@ def _geometry(path: Path, headers: Sequence[DicomHeader]) -> tuple[Geometry, lis
     direction = _direction(path, first.orientation)
     along = np.array(stacked) @ np.array(direction).reshape(3, 3)[:, 2]
     order = np.argsort(along, kind="stable")
-    step = _step(path, along[order])
-    spacing = (*first.spacing, step)
-    check_spacing(spacing, path)
-    return Geometry((*first.size[:2], count), spacing, direction), [int(index) for index in order]
+    x, y = first.spacing
+    spacing = (_step(path, along[order]), y, x)
+    check_spacing(spacing[::-1], path)
+    return Geometry((count, first.size[1], first.size[0]), spacing, direction), [int(index) for index in order]
 
 
 def _single(path: Path, header: DicomHeader) -> Geometry:
-    spacing = (*(header.spacing or header.assumed[:2]), header.assumed[2])
-    check_spacing(spacing, path)
-    direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-    return Geometry(header.size, spacing, _direction(path, header.orientation) if header.orientation else direction)
+    x, y = header.spacing or header.assumed[:2]
+    spacing = (header.assumed[2], y, x)
+    check_spacing(spacing[::-1], path)
+    direction = _direction(path, header.orientation) if header.orientation else IDENTITY
+    return Geometry((1, header.size[1], header.size[0]), spacing, direction, flat=True)
 
 
 def _direction(path: Path, orientation: tuple[float, ...]) -> tuple[float, ...]:

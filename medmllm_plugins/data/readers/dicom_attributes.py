@@ -20,11 +20,7 @@ FUNCTIONAL_GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctiona
 
 
 class Attributes:
-    """Attributes of a data set or of an item of a sequence, by keyword.
-
-    Args:
-        byte_order: ``"<"`` or ``">"``.
-    """
+    """Attributes of a data set or of an item of a sequence, by keyword; ``byte_order`` is ``"<"`` or ``">"``."""
 
     __slots__ = ("_byte_order", "_path", "_values")
 

@@ -56,12 +56,7 @@ _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 
 
 class Selection:
-    """Attributes to read from a data set.
-
-    Args:
-        keywords: DICOM keywords, such as ``"Rows"``.
-        sequences: keywords of sequences, with the selection for their items.
-    """
+    """DICOM keywords to read from a data set, and those of sequences with the selection for their items."""
 
     __slots__ = ("keywords", "sequences", "tags")
 

@@ -39,7 +39,7 @@ _FRAME: Final = Selection(
     PixelValueTransformationSequence=Selection("RescaleIntercept", "RescaleSlope", "RescaleType"),
 )
 _SELECTION: Final = Selection(
-    *("SOPClassUID", "Modality", "SeriesInstanceUID", "BurnedInAnnotation", "DoseGridScaling", "ExtendedOffsetTable"),
+    *("SOPClassUID", "Modality", "SeriesInstanceUID", "DoseGridScaling", "ExtendedOffsetTable"),
     *("SpacingBetweenSlices", "ImagerPixelSpacing", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -86,12 +86,11 @@ class PixelLayout:
     offsets: bytes = field(default=b"", repr=False)
 
     @property
-    def frame_bytes(self) -> int:
-        """Bytes of a frame that is not compressed; of single bits, rounded up."""
+    def frame_values(self) -> int:
+        """Values of a frame that is not compressed."""
         values = self.rows * self.columns * self.samples
-        if self.photometric == "YBR_FULL_422" and self.element.fragments is None:
-            values = values * 2 // 3  # two pixels share their colour
-        return -(-values * self.allocated // 8)
+        # In YBR_FULL_422 two pixels share their colour.
+        return values * 2 // 3 if self.photometric == "YBR_FULL_422" else values
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,6 @@ class DicomHeader:
     positions: tuple[tuple[float, ...], ...]
     windows: tuple[tuple[float, float, str], ...]
     palette: dict[str, bytes] = field(repr=False)
-    burned_in: bool
 
 
 def read_header(path: Path, *, geometry: bool = True) -> DicomHeader:
@@ -172,7 +170,6 @@ def header_of(path: Path, opened: BinaryIO, *, geometry: bool = True) -> tuple[D
         positions=tuple(filter(None, positions)) if len(frames) == layout.frames else (),
         windows=tuple(_window(frame) for frame in frames),
         palette={keyword: attributes.raw(keyword) for keyword in _PALETTE if keyword in elements.values},
-        burned_in=attributes.text("BurnedInAnnotation").upper() == "YES",
     )
     return header, stream
 
@@ -246,10 +243,7 @@ def _layout(path: Path, elements: Elements, attributes: Attributes) -> PixelLayo
 
 def _check_length(path: Path, layout: PixelLayout) -> None:
     """Check the pixels' bytes against the header; an odd number may be padded by one byte (PS3.5 8.1.1)."""
-    values = layout.rows * layout.columns * layout.samples
-    if layout.photometric == "YBR_FULL_422":
-        values = values * 2 // 3
-    wanted = -(-values * layout.frames * layout.allocated // 8)
+    wanted = -(-layout.frame_values * layout.frames * layout.allocated // 8)
     length = layout.element.length
     if length != wanted and length != wanted + wanted % 2:
         why = "cut short" if length < wanted else "damaged, or its header was changed"

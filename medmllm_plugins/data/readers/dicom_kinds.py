@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -12,63 +13,16 @@ from medmllm_plugins.data.readers.dicom_elements import Elements, Selection, rea
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import open_regular
 
-_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
-_FAMILIES: Final = {
-    "9.": "waveform",
-    "11.": "presentation state",
-    "78.": "eye measurement",
-    "88.": "structured report",
-    "104.": "encapsulated document",
-    "200.": "protocol",
-}
-"""Families of SOP classes, by what follows the root of the storage classes."""
-_CLASSES: Final = {
-    "4.2": "spectroscopy",
-    "8": "overlay",
-    "9": "curve",
-    "10": "look-up table",
-    "11": "look-up table",
-    "66": "raw data",
-    "66.1": "registration",
-    "66.2": "fiducials",
-    "66.3": "registration",
-    "66.5": "surface",
-    "66.6": "tractography",
-    "67": "value mapping",
-    "68.1": "surface",
-    "68.2": "surface",
-    "77.1.5.3": "stereometric relationship",
-    "79.1": "eye measurement",
-    "80.1": "eye measurement",
-    "88.59": "key object selection",
-    "90.1": "content assessment",
-    "91.1": "annotations",
-    "129": "curve",
-    "131": "structured display",
-    "481.3": "RT structure set",
-    **dict.fromkeys((f"481.{number}" for number in (4, 6, 7, 9, 14, 16, 17, 18, 19, 20)), "RT treatment record"),
-    **dict.fromkeys((f"481.{number}" for number in (5, 8, 10, 11, 12, 13, 15, 21, 22, 25)), "RT plan"),
-}
-_OTHERS: Final = {
-    "1.2.840.10008.1.3.10": "media directory",
-    "1.2.840.10008.5.1.4.34.1": "RT plan",
-    "1.2.840.10008.5.1.4.34.7": "RT plan",
-    "1.2.840.10008.5.1.4.34.10": "RT plan",
-    "1.2.840.10008.5.1.4.38.1": "hanging protocol",
-    "1.2.840.10008.5.1.4.39.1": "colour palette",
-    "1.2.840.10008.5.1.4.43.1": "implant template",
-    "1.2.840.10008.5.1.4.44.1": "implant template",
-    "1.2.840.10008.5.1.4.45.1": "implant template",
-}
+_KINDS: Final = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+"""Kinds of SOP classes without pictures, by UID, and of families of them, by the beginning of the UID."""
 _SELECTION: Final = Selection("SOPClassUID", DirectoryRecordSequence=Selection())
 
 
 def kind_of_class(sop_class: str) -> str | None:
     """Return what objects of a SOP class without pictures are called; ``None`` for pictures and unknown classes."""
-    if not sop_class.startswith(_STORAGE):
-        return _OTHERS.get(sop_class)
-    rest = sop_class.removeprefix(_STORAGE)
-    return _CLASSES.get(rest) or next((kind for start, kind in _FAMILIES.items() if rest.startswith(start)), None)
+    families = (kind for start, kind in _KINDS["families"].items() if sop_class.startswith(start))
+    kind: str | None = _KINDS["classes"].get(sop_class) or next(families, None)
+    return kind
 
 
 def kind_without_pixels(elements: Elements) -> str | None:

@@ -25,6 +25,10 @@ sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 _SOP_CLASS = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture
 _INSTANCE = "2.25.1"
+_NUMBERS = {
+    **{0x00280002: "samples", 0x00280006: "planar", 0x00280010: "rows", 0x00280011: "columns"},
+    **{0x00280100: "allocated", 0x00280101: "stored", 0x00280102: "high", 0x00280103: "signed"},
+}
 
 
 def decode(codestream: bytes, arguments: Mapping[str, Any]) -> npt.NDArray[np.generic]:
@@ -65,25 +69,12 @@ def dicom_frame(codestream: bytes, arguments: Mapping[str, Any]) -> bytes:
             _element(0x00020012, "UI", _INSTANCE.encode()),
         )
     )
-    numbers = {
-        0x00280002: "samples",
-        0x00280006: "planar",
-        0x00280010: "rows",
-        0x00280011: "columns",
-        0x00280100: "allocated",
-        0x00280101: "stored",
-        0x00280102: "high",
-        0x00280103: "signed",
-    }
-    tags = {tag: ("US", struct.pack("<H", int(arguments[name]))) for tag, name in numbers.items()}
-    if arguments["samples"] == 1:
-        del tags[0x00280006]
-    tags |= {
-        0x00080016: ("UI", _SOP_CLASS.encode()),
-        0x00080018: ("UI", _INSTANCE.encode()),
-        0x00280004: ("CS", arguments["photometric"].encode("ascii")),
-    }
-    content = b"".join(_element(tag, *tags[tag]) for tag in sorted(tags))
+    values = {0x00080016: ("UI", _SOP_CLASS.encode()), 0x00080018: ("UI", _INSTANCE.encode())}
+    values[0x00280004] = ("CS", arguments["photometric"].encode("ascii"))
+    for tag, name in _NUMBERS.items():
+        if name != "planar" or arguments["samples"] > 1:
+            values[tag] = ("US", struct.pack("<H", int(arguments[name])))
+    content = b"".join(_element(tag, *values[tag]) for tag in sorted(values))
     codestream += b"\0" * (len(codestream) % 2)
     pixels = (
         struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)

@@ -62,7 +62,7 @@ def read_picture(path: Path, options: PictureOptions = DEFAULT) -> Image.Image:
         return read_rgb(path)
     if suffix == ARRAY:
         return _to_picture(path, open_array(path))
-    from medmllm_plugins.data.readers.dicom import read_dicom_image  # SimpleITK is slow to import
+    from medmllm_plugins.data.readers.dicom import read_dicom_image  # pydicom is slow to import
 
     return read_dicom_image(path, options)
 
@@ -83,9 +83,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     if suffix == ARRAY:
         height, width = open_array(path).shape[:2]
         return width, height
-    from medmllm_plugins.data.readers.dicom import dicom_picture_facts
+    from medmllm_plugins.data.readers.dicom_header import read_header  # pydicom is slow to import
 
-    return dicom_picture_facts(path).size
+    return read_header(path, geometry=False).size[:2]
 
 
 def open_array(path: Path) -> npt.NDArray[np.generic]:

@@ -37,10 +37,7 @@ turn the rest black."""
 
 
 def parse_window(text: str) -> str | tuple[float, float]:
-    """Read a window as users write it.
-
-    Args:
-        text: one of :data:`WINDOWS`, or ``"centre/width"`` such as ``"-600/1500"``; a typographic minus is understood.
+    """Read a window: a name of :data:`WINDOWS`, or ``"centre/width"``; a typographic minus is understood.
 
     Returns:
         The name, or centre and width in the volume's own unit.

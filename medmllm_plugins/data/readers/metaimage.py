@@ -24,6 +24,7 @@ from medmllm_plugins.data.readers.volume_headers import (
 )
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import data_file_below, open_regular, size_of
+from medmllm_plugins.utils.suggestions import one_edit_apart
 
 _TYPES: Final = {
     **{"CHAR": "i1", "SHORT": "i2", "INT": "i4", "LONG": "i4", "LONG_LONG": "i8"},
@@ -31,25 +32,11 @@ _TYPES: Final = {
     **{"FLOAT": "f4", "DOUBLE": "f8"},
 }
 _BOOLEANS: Final = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-_READ: Final = [
-    "ObjectType",
-    "NDims",
-    "BinaryData",
-    "BinaryDataByteOrderMSB",
-    "ElementByteOrderMSB",
-    "CompressedData",
-    "CompressedDataSize",
-    "TransformMatrix",
-    "Rotation",
-    "Orientation",
-    "ElementSpacing",
-    "ElementSize",
-    "DimSize",
-    "HeaderSize",
-    "ElementNumberOfChannels",
-    "ElementType",
-    "ElementDataFile",
-]
+_READ: Final = (
+    *("ObjectType", "NDims", "BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData"),
+    *("CompressedDataSize", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize", "DimSize"),
+    *("HeaderSize", "ElementNumberOfChannels", "ElementType", "ElementDataFile"),
+)
 """Fields about voxels and geometry; all others are skipped."""
 
 
@@ -75,7 +62,6 @@ def read_metaimage_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="metaimage",
             shape=shape,
             spacing=(z, y, x),
             direction=_direction(path, fields, dimensions, flat),
@@ -104,7 +90,9 @@ def _parse(path: Path) -> tuple[dict[str, str], int]:
             if name == "ElementDataFile":
                 position = behind
                 break
-        elif near := next((known for known in _READ if _one_off(name, known)), None):
+        elif near := next(
+            (known for known in _READ if one_edit_apart(name, known) or name.lower() == known.lower()), ""
+        ):
             raise DataError(
                 f"{path}: expected the field {near}, got {shown(name)}; the header is damaged: get the file again."
             )
@@ -115,20 +103,8 @@ def _parse(path: Path) -> tuple[dict[str, str], int]:
     return fields, position
 
 
-def _one_off(name: str, known: str) -> bool:
-    """Return whether two names differ in case only, or in one letter."""
-    if name.casefold() == known.casefold():
-        return True
-    if abs(len(name) - len(known)) > 1:
-        return False
-    start = next((at for at, (a, b) in enumerate(zip(name, known, strict=False)) if a != b), min(len(name), len(known)))
-    return any(name[start + a :] == known[start + b :] for a, b in ((1, 1), (1, 0), (0, 1)))
-
-
 def _flag(path: Path, fields: dict[str, str], name: str, default: bool) -> bool:
-    if name not in fields:
-        return default
-    value = _BOOLEANS.get(fields[name].lower())
+    value = _BOOLEANS.get(fields.get(name, str(default)).lower())
     if value is None:
         raise bad_field(path, name, "True or False", fields[name])
     return value
@@ -139,11 +115,8 @@ def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[Any]:
     name = _TYPES.get(text.removeprefix("MET_").removesuffix("_ARRAY")) if text.startswith("MET_") else None
     if name is None:
         raise bad_field(path, "ElementType", "a type of real numbers such as MET_SHORT", text)
-    orders = {
-        _flag(path, fields, order, False)
-        for order in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-        if order in fields
-    }
+    stated = [name for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if name in fields]
+    orders = {_flag(path, fields, order, False) for order in stated}
     if len(orders) > 1:
         raise bad_field(path, "ElementByteOrderMSB", "BinaryDataByteOrderMSB says", fields["ElementByteOrderMSB"])
     if not _flag(path, fields, "BinaryData", True):

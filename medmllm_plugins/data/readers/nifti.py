@@ -21,12 +21,12 @@ from medmllm_plugins.data.readers.volume_headers import (
     DataLocation,
     VolumeHeader,
     check_header,
+    check_spacing,
     not_scalar,
     three_axes,
     unit_columns,
     wrong_content,
 )
-from medmllm_plugins.data.readers.voxel_checks import check_spacing
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import head, open_regular
 
@@ -63,7 +63,6 @@ def read_nifti_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="nifti",
             shape=shape,
             spacing=(spacing[2], spacing[1], spacing[0]),
             direction=_direction(path, fields, spacing, flat),

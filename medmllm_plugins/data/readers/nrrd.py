@@ -16,6 +16,7 @@ from medmllm_plugins.data.readers.volume_headers import (
     VolumeHeader,
     bad_field,
     check_header,
+    check_spacing,
     header_lines,
     not_scalar,
     not_three,
@@ -25,7 +26,6 @@ from medmllm_plugins.data.readers.volume_headers import (
     whole_numbers,
     wrong_content,
 )
-from medmllm_plugins.data.readers.voxel_checks import check_spacing
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import data_file_below, head, open_regular
 
@@ -91,7 +91,6 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
     return check_header(
         VolumeHeader(
             path=path,
-            kind="nrrd",
             shape=shape,
             spacing=spacing,
             direction=direction,

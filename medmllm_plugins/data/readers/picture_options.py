@@ -71,9 +71,8 @@ DEFAULT: Final = PictureOptions()
 def montage(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
     """Put pictures into one, row by row from the top left, without gaps.
 
-    Args:
-        images: at least one; smaller ones are at the top left of their cell on black.
-        columns: number of columns; ``None`` for a nearly square grid, with no more rows than columns.
+    ``columns`` is ``None`` for a nearly square grid, with no more rows than columns. Smaller pictures are at the top
+    left of their cell on black.
 
     Returns:
         One image in mode ``RGB``; unused cells are black.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -21,8 +18,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size, max_decoded_bytes
-from medmllm_plugins.data.readers.reader_threads import reader_threads
-from medmllm_plugins.data.readers.thumbnails import thumbnail
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import open_regular, size_of
 
@@ -55,20 +50,6 @@ _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDE_MODES = ("I", "F")
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageFacts:
-    """Digest and thumbnail of an image file.
-
-    Attributes:
-        pixels: SHA-256, in hexadecimal, of width, height and RGB values: equal for files of any format that show the
-            same image.
-        thumbnail: ``[32, 32]`` float32 grey levels, see :func:`medmllm_plugins.data.readers.thumbnails.thumbnail`.
-    """
-
-    pixels: str
-    thumbnail: npt.NDArray[np.float32]
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -142,7 +123,8 @@ def _converted(image: Image.Image) -> Image.Image:
             raise ValueError("the float image holds NaN or infinity")
         parts = (Image.fromarray(_scale(_values(strip), float(low), float(high))) for strip in _strips(image))
     elif image.has_transparency_data:
-        parts = (_on_black(strip) for strip in _strips(image))
+        strips = (strip.convert("RGBA") for strip in _strips(image))
+        parts = (Image.alpha_composite(Image.new("RGBA", strip.size, (0, 0, 0, 255)), strip) for strip in strips)
     else:
         # A new image in any case, so that the caller holds no reference to the file.
         return image.convert("RGB")
@@ -166,37 +148,6 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
 
 def _values(strip: Image.Image) -> npt.NDArray[np.float64]:
     return np.asarray(strip, dtype=np.float64)
-
-
-def _on_black(strip: Image.Image) -> Image.Image:
-    black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, strip.convert("RGBA"))
-
-
-def scan_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageFacts], list[str]]:
-    """Decode every file once, in threads.
-
-    Returns:
-        The facts of the good files by path, and for each bad file its error, both in the order of ``paths``.
-    """
-    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-        results = list(pool.map(_facts, paths))
-    facts = {path: result for path, result in zip(paths, results, strict=True) if isinstance(result, ImageFacts)}
-    return facts, [result for result in results if isinstance(result, str)]
-
-
-def picture_facts(image: Image.Image) -> ImageFacts:
-    """Return digest and thumbnail of a picture in mode ``RGB``."""
-    digest = hashlib.sha256(struct.pack("<II", *image.size))
-    digest.update(image.tobytes())
-    return ImageFacts(pixels=digest.hexdigest(), thumbnail=thumbnail(image))
-
-
-def _facts(path: Path) -> ImageFacts | str:
-    try:
-        return picture_facts(read_rgb(path))
-    except DataError as error:
-        return str(error)
 
 
 def _decode(path: Path, stream: BinaryIO) -> Image.Image:

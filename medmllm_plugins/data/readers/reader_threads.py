@@ -8,7 +8,7 @@ from typing import Final
 import psutil
 
 from medmllm_plugins.data.readers.decode_limit import max_decoded_bytes
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 MAX_THREADS: Final = 8
 """Disks and the interpreter lock keep up with no more."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -23,10 +21,7 @@ MAX_SIDE = 16_384
 def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
     """Choose evenly spaced slices: those in the middle of ``n`` equal parts of the volume.
 
-    Args:
-        volume: the volume; a single slice is shown in its own plane, whatever ``plane`` is.
-        n: number of slices, at least 1; a volume with fewer slices gives all of them once.
-        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+    A single slice is shown in its own plane. The planes are ``"axial"``, ``"coronal"`` and ``"sagittal"``.
 
     Returns:
         Indices along the plane's axis, strictly increasing, ``min(n, size of that axis)`` many; in a volume of
@@ -37,7 +32,7 @@ def select_slices(volume: Volume, n: int, *, plane: str = "axial") -> list[int]:
     """
     if n < 1:
         raise DataError(f"Expected at least 1 slice, got {n}.")
-    size = volume.voxels.shape[_display(volume, plane).axis]
+    size = volume.voxels.shape[_display(volume, plane)[0]]
     count = min(n, size)
     return [(2 * part + 1) * size // (2 * count) for part in range(count)]
 
@@ -58,10 +53,10 @@ def slice_images(
         DataError: see :func:`select_slices` and ``window_bounds``; or a side would be longer than :data:`MAX_SIDE`.
     """
     chosen = select_slices(volume, n, plane=plane)
-    display = _display(volume, plane)
+    axis, rows, columns, steps = _display(volume, plane)
     low, high = window_bounds(volume.voxels, window, volume.unit)
-    sides = [volume.voxels.shape[axis] * volume.spacing[axis] for axis in (display.columns, display.rows)]
-    finest = min(volume.spacing[display.rows], volume.spacing[display.columns])
+    sides = [volume.voxels.shape[side] * volume.spacing[side] for side in (columns, rows)]
+    finest = min(volume.spacing[rows], volume.spacing[columns])
     size = (max(1, round(sides[0] / finest)), max(1, round(sides[1] / finest)))
     if max(size) > MAX_SIDE:
         raise DataError(
@@ -70,27 +65,16 @@ def slice_images(
         )
     pictures = []
     for index in chosen:
-        values: npt.NDArray[np.float32] = volume.voxels.take([index], axis=display.axis).squeeze(display.axis)
-        values = values if display.rows < display.columns else values.T
-        pictures.append(_picture(to_grey(values[:: display.flips[0], :: display.flips[1]], low, high), size))
+        values: npt.NDArray[np.float32] = volume.voxels.take([index], axis=axis).squeeze(axis)
+        values = values if rows < columns else values.T
+        image = Image.fromarray(np.ascontiguousarray(to_grey(values[:: steps[0], :: steps[1]], low, high)))
+        resized = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        pictures.append(resized.convert("RGB"))
     return pictures
 
 
-@dataclass(frozen=True, slots=True)
-class _Display:
-    """Axes and directions for showing a plane of a volume.
-
-    Attributes:
-        flips: for rows and columns 1 or -1, -1 if the array grows against the picture.
-    """
-
-    axis: int
-    rows: int
-    columns: int
-    flips: tuple[int, int]
-
-
-def _display(volume: Volume, plane: str) -> _Display:
+def _display(volume: Volume, plane: str) -> tuple[int, int, int, tuple[int, int]]:
+    """Return the axes of slices, rows and columns of a plane, and steps along the latter two: 1 or -1."""
     if plane not in _PLANES:
         raise DataError(f"Expected a plane among {sorted(_PLANES)}, got {shown(plane)}.")
     letters = volume.orientation[::-1]  # by axis of the array
@@ -98,14 +82,5 @@ def _display(volume: Volume, plane: str) -> _Display:
         plane = next(name for name, (through, _, _) in _PLANES.items() if letters[0] in through)
     through, row, column = _PLANES[plane]
     rows, columns = (next(axis for axis in range(3) if letters[axis] in (end, _OPPOSITE[end])) for end in (row, column))
-    return _Display(
-        axis=next(axis for axis in range(3) if letters[axis] in through),
-        rows=rows,
-        columns=columns,
-        flips=(1 if letters[rows] == row else -1, 1 if letters[columns] == column else -1),
-    )
-
-
-def _picture(grey: npt.NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(grey))
-    return (image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)).convert("RGB")
+    steps = (1 if letters[rows] == row else -1, 1 if letters[columns] == column else -1)
+    return next(axis for axis in range(3) if letters[axis] in through), rows, columns, steps

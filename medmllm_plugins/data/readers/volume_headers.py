@@ -15,13 +15,14 @@ import numpy.typing as npt
 from medmllm_plugins.data.readers.byte_sources import Packing
 from medmllm_plugins.data.readers.decode_limit import check_volume_size
 from medmllm_plugins.data.readers.dicom_prefix import is_dicom
-from medmllm_plugins.data.readers.voxel_checks import check_spacing
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head, open_regular, size_of
 
 IDENTITY: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SHEAR: Final = 1e-2
 """Axes whose directions have a scalar product above this are not perpendicular."""
+MAX_SPACING: Final = 100.0
+"""Largest plausible spacing, in mm."""
 LONGEST_HEADER: Final = 1 << 20
 """Bytes of a text header; scanners' own fields take some kilobytes."""
 
@@ -49,7 +50,6 @@ class VolumeHeader:
     """A checked header.
 
     Attributes:
-        kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"`` or ``"numpy"``.
         shape: voxels along z, y and x; in the file x runs fastest.
         spacing: mm along z, y and x.
         direction: directions of x, y and z in LPS coordinates as the columns of a matrix, row by row; ``None`` if
@@ -60,7 +60,6 @@ class VolumeHeader:
     """
 
     path: Path
-    kind: str
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     direction: tuple[float, ...] | None
@@ -222,3 +221,35 @@ def unit_columns(path: Path, vectors: npt.NDArray[np.float64]) -> tuple[npt.NDAr
     if not (np.isfinite(lengths).all() and lengths.min() > 0):
         check_spacing(lengths.tolist(), path)
     return vectors / lengths, tuple(lengths.tolist())
+
+
+def finite(voxels: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
+    """Return the voxels, if none is NaN or infinite."""
+    check_all_finite(path, int(voxels.size - np.count_nonzero(np.isfinite(voxels))), voxels.size)
+    return voxels
+
+
+def check_all_finite(path: Path, bad: int, total: int) -> None:
+    """Check the number of voxels that are not finite.
+
+    Raises:
+        DataError: it is above 0.
+    """
+    if bad:
+        raise DataError(
+            f"{path}: expected finite values, got {bad} of {total} voxels NaN, infinite or beyond float32. Replace "
+            "them, for example by the value of air, or leave the volume out."
+        )
+
+
+def check_spacing(spacing: Sequence[float], where: object) -> None:
+    """Check spacings in mm.
+
+    Raises:
+        DataError: one is not a number, not above 0, or above :data:`MAX_SPACING`.
+    """
+    if not all(math.isfinite(step) and 0 < step <= MAX_SPACING for step in spacing):
+        steps = " x ".join(f"{step:g}" for step in spacing)
+        raise DataError(
+            f"{where}: expected spacings above 0 and up to {MAX_SPACING:g} mm, got {steps} mm. Correct the header."
+        )

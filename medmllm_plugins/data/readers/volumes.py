@@ -1,7 +1,7 @@
 """Read NIfTI, NRRD, MetaImage, NumPy and DICOM volumes in a known orientation.
 
 Headers are checked against the length of the data, and data decompressed no further than the header states. SimpleITK
-gets only arrays in memory: it reads truncated or altered files without an error.
+only names directions: it reads truncated or altered files without an error.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -10,7 +10,6 @@ gets only arrays in memory: it reads truncated or altered files without an error
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medmllm_plugins.data.readers.decode_limit import VARIABLE, max_voxels
-from medmllm_plugins.data.readers.dicom import dicom_geometry, read_dicom
+from medmllm_plugins.data.readers.dicom import Geometry, dicom_geometry, read_dicom
 from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit
 from medmllm_plugins.data.readers.metaimage import read_metaimage_header
 from medmllm_plugins.data.readers.nifti import read_nifti_header
-from medmllm_plugins.data.readers.npy_volumes import read_volume_array_header
 from medmllm_plugins.data.readers.nrrd import read_nrrd_header
-from medmllm_plugins.data.readers.volume_headers import VolumeHeader
-from medmllm_plugins.data.readers.voxel_checks import check_spacing, finite
+from medmllm_plugins.data.readers.numpy_files import MAGIC, array_file_header
+from medmllm_plugins.data.readers.volume_headers import (
+    DataLocation,
+    VolumeHeader,
+    check_header,
+    check_spacing,
+    finite,
+    not_three,
+    wrong_content,
+)
 from medmllm_plugins.data.readers.voxels import read_voxels
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head
@@ -46,12 +51,6 @@ _KINDS = {
     ".nhdr": "nrrd",
     ".mha": "metaimage",
     ".mhd": "metaimage",
-}
-_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
-    "nifti": read_nifti_header,
-    "nrrd": read_nrrd_header,
-    "metaimage": read_metaimage_header,
-    "numpy": read_volume_array_header,
 }
 
 
@@ -100,13 +99,11 @@ class VolumeFacts:
     """Size, spacing and orientation from a header.
 
     Attributes:
-        kind: ``"nifti"``, ``"nrrd"``, ``"metaimage"``, ``"numpy"`` or ``"dicom"``.
         shape: voxels along z, y and x as stored; :func:`read_volume` may put the axes in another order.
         spacing: mm along z, y and x as stored; of NumPy arrays 1, as they state none.
         orientation: as stored, see :class:`Volume`; ``""`` where the file states none.
     """
 
-    kind: str
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     orientation: str
@@ -147,18 +144,23 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     if unit is not None:
         _check_unit(unit)
     kind = _kind(path)
+    header: Geometry | VolumeHeader
     if kind == "dicom":
-        scan = read_dicom(path)
-        return _volume(path, scan.image, orientation, unit or scan.unit, scan.single)
-    header = _HEADERS[kind](path)
-    _check_thickness(header)
+        scan, header, dicom_unit = read_dicom(path)
+        unit = unit or dicom_unit
+    else:
+        header = _HEADERS[kind](path)
+    _check_thickness(path, header)
     stored = orientation if header.direction is None else _orientation(header.direction)
     orientation = stored if header.flat else orientation
     # For x, y and z of the result: the axis that runs that way in the file, or against it.
     sources = [next(axis for axis, side in enumerate(stored) if side in _SIDES[end]) for end in orientation]
     flips = [2 - at for at, source in enumerate(sources) if stored[source] != orientation[at]]
     axes = [2 - sources[2 - axis] for axis in range(3)]
-    voxels = read_voxels(header, axes, flips)
+    if isinstance(header, VolumeHeader):
+        voxels = read_voxels(header, axes, flips)
+    else:
+        voxels = finite(np.ascontiguousarray(np.flip(scan.transpose(axes), tuple(flips))), path)
     spacing = (header.spacing[axes[0]], header.spacing[axes[1]], header.spacing[axes[2]])
     return Volume(voxels, spacing, orientation, unit or "any")
 
@@ -170,88 +172,61 @@ def volume_facts(path: Path) -> VolumeFacts:
         DataError: see :func:`read_volume`; damaged or missing voxels may go unnoticed.
     """
     kind = _kind(path)
-    if kind == "dicom":
-        geometry = dicom_geometry(path)
-        size, spacing = geometry.size, geometry.spacing
-        return VolumeFacts(
-            kind, (size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), _orientation(geometry.direction)
-        )
-    header = _HEADERS[kind](path)
+    header = dicom_geometry(path) if kind == "dicom" else _HEADERS[kind](path)
     if kind == "numpy":
-        _check_thickness(header)
+        _check_thickness(path, header)
     stored = "" if header.direction is None else _orientation(header.direction)
-    return VolumeFacts(kind, header.shape, header.spacing, stored)
+    return VolumeFacts(header.shape, header.spacing, stored)
 
 
-def _check_thickness(header: VolumeHeader) -> None:
+def _check_thickness(path: Path, header: Geometry | VolumeHeader) -> None:
     if not header.flat and 1 in header.shape:
-        raise _too_thin(header.path, header.shape)
-
-
-def _too_thin(path: Path, shape: Sequence[int]) -> DataError:
-    return DataError(
-        f"{path}: expected at least 2 voxels along each axis, got {list(shape)}; a single slice is a volume only as a "
-        "two-dimensional image or a DICOM file."
-    )
+        raise DataError(
+            f"{path}: expected at least 2 voxels along each axis, got {list(header.shape)}; a single slice is a volume "
+            "only as a two-dimensional image or a DICOM file."
+        )
 
 
 _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
 """Both ends of the axis that a side of the patient is on."""
 
 
-def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: Sequence[int] | None = None) -> Volume:
-    """Resample linearly to another spacing or shape; give one of the two.
-
-    The field of view stays: with ``shape`` exactly, with ``spacing`` to the nearest voxel and about the same centre.
-    Values between voxel centres are interpolated, and are exact where the volume is linear; values beyond the outermost
-    centres repeat these. Nothing is smoothed, so strongly coarser grids alias.
-
-    Args:
-        volume: the volume.
-        spacing: mm along z, y and x.
-        shape: voxels along z, y and x.
-
-    Returns:
-        A new volume of the same orientation and unit.
+def _read_array_header(path: Path) -> VolumeHeader:
+    """Read and check the header of a ``.npy`` file with a volume ``[D, H, W]`` or ``[D, H, W, 1]``.
 
     Raises:
-        DataError: both or neither are given, there are not three, a value is not above 0, or the result would have
-            more than :func:`medmllm_plugins.data.readers.decode_limit.max_voxels`.
+        DataError: the file is damaged or holds no such array.
     """
-    if (spacing is None) == (shape is None):
-        raise DataError("Expected either a spacing or a shape to resample to, got both or neither.")
-    old = volume.voxels.shape
-    extent = [count * step for count, step in zip(old, volume.spacing, strict=True)]
-    if spacing is not None:
-        steps = _three(spacing, "spacings")
-        check_spacing(steps, "resample")
-        counts = [max(1, round(length / step)) for length, step in zip(extent, steps, strict=True)]
-    else:
-        counts = [int(count) for count in _three(shape or (), "sizes")]
-        if min(counts) < 1:
-            raise DataError(f"Expected sizes of at least 1 voxel, got {counts}.")
-        steps = [length / count for length, count in zip(extent, counts, strict=True)]
-        check_spacing(steps, "resample")
-    if math.prod(counts) > (most := max_voxels()):
-        raise DataError(
-            f"Expected at most {most:,} voxels after resampling, got {math.prod(counts):,}; choose a coarser grid, or "
-            f"raise the limit {VARIABLE}."
+    if not head(path, 8).startswith(MAGIC):
+        raise wrong_content(path, "a NumPy array")
+    array = array_file_header(path)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise DataError(f"{path}: expected real numbers of up to 64 bits, got {shown(str(array.dtype))}; convert them.")
+    shape = array.shape
+    if not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)):
+        raise not_three(path, shape)
+    if min(shape) < 1:
+        raise DataError(f"{path}: expected at least 2 voxels along each axis, got {shown(list(shape))}.")
+    return check_header(
+        VolumeHeader(
+            path=path,
+            shape=(shape[0], shape[1], shape[2]),
+            spacing=(1.0, 1.0, 1.0),
+            direction=None,
+            flat=False,
+            dtype=array.dtype,
+            data=DataLocation(path, array.length),
+            reversed_axes=array.fortran,
         )
-    # Both grids have the same centre.
-    starts = [
-        ((old_count - 1) * old_step - (count - 1) * step) / 2
-        for old_count, old_step, count, step in zip(old, volume.spacing, counts, steps, strict=True)
-    ]
-    image = sitk.GetImageFromArray(volume.voxels)
-    image.SetSpacing(volume.spacing[::-1])
-    grid = sitk.ResampleImageFilter()
-    grid.SetSize(counts[::-1])
-    grid.SetOutputSpacing(steps[::-1])
-    grid.SetOutputOrigin(starts[::-1])
-    grid.SetInterpolator(sitk.sitkLinear)
-    grid.SetUseNearestNeighborExtrapolator(True)
-    voxels = sitk.GetArrayFromImage(grid.Execute(image))
-    return Volume(voxels, (steps[0], steps[1], steps[2]), volume.orientation, volume.unit)
+    )
+
+
+_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
+    "nifti": read_nifti_header,
+    "nrrd": read_nrrd_header,
+    "metaimage": read_metaimage_header,
+    "numpy": _read_array_header,
+}
 
 
 def _kind(path: Path) -> str:
@@ -283,29 +258,6 @@ def _check_orientation(orientation: str) -> None:
 def _check_unit(unit: str) -> None:
     if unit not in ("HU", "any"):
         raise DataError(f'Expected the unit to be "HU" or "any", got {shown(unit)}.')
-
-
-def _three(values: Sequence[float], what: str) -> list[float]:
-    if len(values) != 3:
-        raise DataError(f"Expected three {what}, along z, y and x, got {len(values)}.")
-    return [float(value) for value in values]
-
-
-def _volume(path: Path, image: sitk.Image, orientation: str, unit: Unit, single: bool) -> Volume:
-    """Return an image as a volume in an orientation."""
-    if single:
-        orientation = _orientation(image.GetDirection())
-    elif 1 in image.GetSize():
-        raise _too_thin(path, image.GetSize()[::-1])
-    else:
-        image = sitk.DICOMOrient(image, orientation)
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path}: expected one value a voxel, got {image.GetNumberOfComponentsPerPixel()}.")
-    stored = sitk.GetArrayViewFromImage(image)
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused
-        voxels = stored.astype(np.float32)
-    x, y, z = image.GetSpacing()
-    return Volume(voxels if stored.dtype.kind in "iu" else finite(voxels, path), (z, y, x), orientation, unit)
 
 
 def _orientation(direction: Sequence[float]) -> str:

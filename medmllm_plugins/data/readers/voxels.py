@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medmllm_plugins.data.readers.byte_sources import ByteSource, open_source
-from medmllm_plugins.data.readers.volume_headers import VolumeHeader
-from medmllm_plugins.data.readers.voxel_checks import check_all_finite
+from medmllm_plugins.data.readers.volume_headers import VolumeHeader, check_all_finite
 from medmllm_plugins.utils.regular_files import open_regular
 
 _BLOCK: Final = 48 * 1024**2

@@ -32,13 +32,7 @@ VisualInput: TypeAlias = Union[Image, Sequence[Image], "Volume"]
 
 @dataclass(frozen=True, slots=True)
 class VolumeWindow:
-    """The part of a volume that a model is shown.
-
-    Attributes:
-        box: slices along the volume's three axes.
-        low: intensity that becomes black.
-        high: intensity that becomes white.
-    """
+    """The box of a volume that a model is shown, and the intensities that become black and white."""
 
     box: tuple[slice, slice, slice]
     low: float
@@ -54,15 +48,12 @@ class Family:
     sets the class attributes and overrides the methods in which it differs.
 
     Attributes:
-        title: name for people.
         model_type: the ``model_type`` of its ``config.json``.
         vision_blocks: name of the list of the vision tower's blocks, below the transformers model.
         vision_norm: name of the norm after the last of them; ``None`` where there is none.
         connector: name of the module whose output replaces the embeddings of the image tokens.
-        embed: name of the LLM's token embeddings.
         llm_blocks: name of the list of the LLM's blocks.
         llm_norm: name of the norm after the last of them.
-        head: name of the output embeddings.
         flat: whether the tower returns the patches of a batch in one list, (patches, d), without an axis for tiles.
         first_position: position of a prompt's first token.
         needs: packages that its processor needs and this package does not install.
@@ -113,10 +104,6 @@ class Family:
         """View the output of a layer of the tower or connector with the feature axis last, differentiably.
 
         A tower of feature maps, (B, d, H, W), returns ``output.movedim(1, -1)``; :meth:`from_rows` is the inverse.
-
-        Args:
-            layer: its name, such as ``"vision.03"``.
-            output: what the module returned.
         """
         return output
 
@@ -155,12 +142,7 @@ class Family:
         return int(side[0] if isinstance(side, list | tuple) else side)
 
     def merge_side(self, model: Any, patches: int) -> int:
-        """Return the side, in patches, of the square block that the connector merges into one token.
-
-        Args:
-            model: the transformers model.
-            patches: number of patches of a tile.
-        """
+        """Return the side of the block of a tile's ``patches`` that the connector merges into one token, in patches."""
         return 1
 
     def patches_of_tiles(self, model: Any, inputs: Inputs) -> IntArray:
@@ -170,12 +152,7 @@ class Family:
         return np.arange(math.prod(pixels.shape[:-3]) * each).reshape(-1, each)
 
     def vision_patches(self, model: Any, inputs: Inputs, layer: str) -> IntArray:
-        """Return the patches that each row of a vision layer comes from, for one document.
-
-        Args:
-            model: the transformers model.
-            inputs: of one document.
-            layer: name of the layer, for towers whose layers differ in resolution.
+        """Return the patches that each row of a vision layer comes from, for one document; layers may differ in scale.
 
         Returns:
             (rows, k), int64: numbers of patches, -1 for none, as in the row of a class token.
@@ -196,11 +173,7 @@ class Family:
         return rows[:, self.class_tokens(model) :]
 
     def merge_blocks(self, tiles: IntArray, side: int) -> IntArray:
-        """Merge square blocks of patches.
-
-        Args:
-            tiles: (tiles, patches), each a square of patches, row by row.
-            side: of a block, in patches.
+        """Merge the patches of square tiles, (tiles, patches), in square blocks of ``side`` patches a side.
 
         Returns:
             (tiles * patches / side², side²), the patches of each block.
@@ -273,11 +246,7 @@ class Family:
         raise ModelError(f"{self.title}: expected images, got a volume; this model takes none.")
 
     def default_layers(self, vision: Sequence[str]) -> tuple[str, ...]:
-        """Return the layers that attributions explain unless others are chosen.
-
-        Args:
-            vision: names of the tower's blocks that the answer depends on, in order.
-        """
+        """Return the layers to explain by default; ``vision`` are the tower's blocks that the answer depends on."""
         return vision[-1], "connector"
 
     # -- weights
@@ -350,6 +319,6 @@ def stage_module(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as error:
         raise ModelError(
-            f"{type(model).__name__}: expected a module {name!r}, found none ({error}); this version of transformers "
+            f"{type(model).__name__}: expected a module {name!r}, got none ({error}); this version of transformers "
             "lays the model out differently."
         ) from error

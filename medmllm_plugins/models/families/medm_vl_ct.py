@@ -15,14 +15,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.models.families.family import (
-    FloatArray,
-    ImageStage,
-    Inputs,
-    IntArray,
-    VisualInput,
-    VolumeWindow,
-)
+from medmllm_plugins.models.families.family import FloatArray, ImageStage, Inputs, IntArray, VisualInput, VolumeWindow
 from medmllm_plugins.models.families.llava import Llava
 
 SLICES = 32
@@ -58,11 +51,10 @@ class MedMVLCTFamily(Llava):
         Raises:
             ModelError: no volume is shown.
         """
-        if not isinstance(shown, Volume):
-            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
+        volume = volume_of(shown)
         count = int(model.config.vision_config.image_size) // self.patch_side(model)
-        _, rows, columns = crop(shown)
-        _, height, width = shown.voxels.shape
+        _, rows, columns = crop(volume)
+        _, height, width = volume.voxels.shape
         steps = np.arange(count + 1) / count
         across = (columns.start + steps * (columns.stop - columns.start)) / width
         down = (rows.start + steps * (rows.stop - rows.start)) / height
@@ -76,10 +68,9 @@ class MedMVLCTFamily(Llava):
         Raises:
             ModelError: no volume is shown.
         """
-        if not isinstance(shown, Volume):
-            raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, found {type(shown).__name__}.")
-        middles = [(first + last) // 2 for first, last in slices_read(shown)]
-        return [Image.fromarray(_grey(shown.voxels[middle]).astype(np.uint8)) for middle in middles]
+        volume = volume_of(shown)
+        middles = [(first + last) // 2 for first, last in slices_read(volume)]
+        return [Image.fromarray(_grey(volume.voxels[middle]).astype(np.uint8)) for middle in middles]
 
     def volume_window(self, volume: Volume) -> VolumeWindow:
         """Return the box around what is not air, and the window of -1000 to 1000 HU."""
@@ -126,6 +117,17 @@ class SlicesLlava(LlavaForConditionalGeneration):  # type: ignore[no-untyped-cal
         self.model.multi_modal_projector = AttentionPooling(config)
 
 
+def volume_of(shown: VisualInput) -> Volume:
+    """Return what a question is about, if it is a volume.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if not isinstance(shown, Volume):
+        raise ModelError(f"Expected a volume, which is what MedM-VL-CT takes, got {type(shown).__name__}.")
+    return shown
+
+
 def volume_pixels(volume: Volume, side: int) -> Tensor:
     """Make the tower's input from a volume, as the authors do with MONAI, which is not needed.
 
@@ -142,7 +144,7 @@ def volume_pixels(volume: Volume, side: int) -> Tensor:
     """
     if volume.unit != "HU":
         raise ModelError(
-            "Expected a CT volume in Hounsfield units, found one of another or unknown unit; declare `unit: HU` if the "
+            "Expected a CT volume in Hounsfield units, got one of another or unknown unit; declare `unit: HU` if the "
             "files are CT (medmllm task new … --unit HU)."
         )
     grey = _grey(volume.voxels)

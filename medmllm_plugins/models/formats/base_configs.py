@@ -21,6 +21,10 @@ CLIP_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["clip_towers"]
 NAVIT_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["navit_towers"]
 """SigLIP's largest tower with rotary positions, as VideoLLaMA 3 and Hulu-Med have it."""
 VISION_TOWERS: Mapping[str, dict[str, Any]] = _PUBLISHED["vision_towers"]
+LLM_KEYS: tuple[str, ...] = tuple(_PUBLISHED["llm_keys"])
+"""Settings that decide an LLM's shape and arithmetic; nested configs of MedM-VL hold those of generation and loading
+too, which transformers 5 would take for more than they are."""
+VISION_KEYS: tuple[str, ...] = tuple(_PUBLISHED["vision_keys"])
 
 
 def published_name(name: str, table: Mapping[str, Any]) -> str | None:

@@ -33,13 +33,8 @@ def build_model(
     Names and shapes are checked before any tensor is read. The parameters are made on the meta device, so that the
     weights are in memory once.
 
-    Args:
-        kind: transformers' class.
-        config: shapes of all parts.
-        weights: the checkpoint.
-        rename: gives transformers' name for a checkpoint's name; ``None`` for a tensor left out on purpose.
-        options: device, dtype and attention kernel.
-        left_out: what these models cannot do, by the options' names.
+    ``rename`` gives transformers' name for a checkpoint's name, ``None`` for a tensor left out on purpose; ``left_out``
+    are options that these models do not take.
 
     Returns:
         The model in evaluation mode, its parameters frozen (activations can still be differentiated).

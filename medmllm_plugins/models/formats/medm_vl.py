@@ -12,11 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import VisualInput
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
-from medmllm_plugins.models.families.medm_vl_ct import MedMVLCTFamily, SlicesLlava, volume_pixels
+from medmllm_plugins.models.families.medm_vl_ct import MedMVLCTFamily, SlicesLlava, volume_of, volume_pixels
 from medmllm_plugins.models.formats.conversion import FOREIGN, build_model, rename_by_table
 from medmllm_plugins.models.formats.llm_tokenizer import TOKENIZER_FILES, load_qwen_tokenizer, tokenizer_folder
 from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING, MLP, MedMVLConfig, read_config
@@ -99,12 +98,7 @@ def _load(
 
 
 def llava_config(config: MedMVLConfig, image_token: int) -> LlavaConfig:
-    """Return a checkpoint's shapes as transformers takes them.
-
-    Args:
-        config: what its config.json says.
-        image_token: the token that marks the image.
-    """
+    """Return a checkpoint's shapes as transformers takes them; ``image_token`` marks the image."""
     return LlavaConfig(
         vision_config=config.vision,
         text_config=config.llm,
@@ -173,10 +167,5 @@ class MedMVLCT(MedMVL):
 
     def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
         """Return the slices of all volumes, one after the other, (B * 32, 3, H, W), float32."""
-        for item in images:
-            if not isinstance(item, Volume):
-                raise ModelError(
-                    f"Expected a volume a question, which is what MedM-VL-CT takes, found {type(item).__name__}."
-                )
         side = int(self.model.config.vision_config.image_size)  # type: ignore[union-attr]
-        return torch.cat([volume_pixels(item, side) for item in images if isinstance(item, Volume)])
+        return torch.cat([volume_pixels(volume_of(item), side) for item in images])

@@ -2,7 +2,7 @@
 
 April 2025: ``llm_*``, ``encoder_image_*``, ``connector_image_*`` with the nested ``llm_config``,
 ``encoder_image_config`` and ``connector_image_config``, and no ``model_type``. Since October 2025: the same names with
-the prefix ``lvlm_``, ``model_type: "lvlm"``, and nothing nested, so that shapes come from :mod:`.bases`.
+the prefix ``lvlm_``, ``model_type: "lvlm"``, and nothing nested, so that shapes come from :mod:`.base_configs`.
 """
 
 from __future__ import annotations
@@ -14,43 +14,11 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from medmllm_plugins.errors import ModelError, one_line, shown
+from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import read_json
-from medmllm_plugins.models.config_files import check_bounds
-from medmllm_plugins.models.formats.base_configs import LLMS, VISION_TOWERS, base_config
+from medmllm_plugins.models.config_files import make_config, whole_number
+from medmllm_plugins.models.formats.base_configs import LLM_KEYS, LLMS, VISION_KEYS, VISION_TOWERS, base_config
 
-# What decides a model's shape and arithmetic; nested configs of 2025 also hold generation and loading settings, which
-# transformers 5 would take for more than they are.
-_LLM_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "use_sliding_window",
-    "sliding_window",
-    "max_window_layers",
-    "layer_types",
-    "tie_word_embeddings",
-)
-_VISION_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
 _SELECT: Mapping[str, Literal["default", "full"]] = {"cls_patch": "full", "patch": "default"}
 
 
@@ -88,17 +56,13 @@ class MedMVLConfig:
 
 
 def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
-    """Read the ``config.json`` of a MedM-VL checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        connector: :data:`MLP` for the 2D model, :data:`ATTENTION_POOLING` for that for chest CT.
+    """Read the ``config.json`` of a MedM-VL checkpoint with a connector :data:`MLP` or :data:`ATTENTION_POOLING`.
 
     Raises:
         ModelError: it is of neither format, describes a part this package does not know, or is not consistent.
     """
-    raw = read_json(folder / "config.json")
     source = folder / "config.json"
+    raw = read_json(source)
     prefix = _prefix(raw, source)
 
     def get(name: str) -> Any:
@@ -108,7 +72,7 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
         if get(name) not in values:
             raise ModelError(
                 f"{source}: expected `{prefix}{name}` to be {' or '.join(map(repr, values))} for {_MODELS[connector]}, "
-                f"but found {shown(get(name))}."
+                f"got {shown(get(name))}."
             )
 
     expect("llm_type", "qwen2")
@@ -125,23 +89,23 @@ def read_config(folder: Path, connector: str = MLP) -> MedMVLConfig:
     if get("encoder_image3d_type") is not None:
         encoder = shown(get("encoder_image3d_type"))
         raise ModelError(f"{source}: expected a 2D checkpoint, but it has a 3D encoder ({encoder}).")
-    llm_name = _string(get("llm_name_or_path"), f"{prefix}llm_name_or_path", source)
-    tower_name = _string(get("encoder_image_name_or_path"), f"{prefix}encoder_image_name_or_path", source)
-    max_length = _integer(get("llm_max_length"), f"{prefix}llm_max_length", source)
+    llm_name = _name(raw, f"{prefix}llm_name_or_path", source)
+    tower_name = _name(raw, f"{prefix}encoder_image_name_or_path", source)
+    max_length = whole_number(raw, f"{prefix}llm_max_length", None, source)
     if max_length < 1:
-        raise ModelError(f"{source}: expected `{prefix}llm_max_length` to be positive, but found {max_length}.")
+        raise ModelError(f"{source}: expected `{prefix}llm_max_length` to be positive, got {max_length}.")
 
     llm_raw = raw.get("llm_config") or base_config(llm_name, LLMS, folder)
     tower_raw = raw.get("encoder_image_config") or base_config(tower_name, VISION_TOWERS, folder)
-    llm = _build(Qwen2Config, llm_raw, _LLM_KEYS, {}, source)
+    llm = _part(Qwen2Config, llm_raw, LLM_KEYS, source)
     # A whole SigLIP config holds the tower's beside the text encoder's.
     tower_raw = tower_raw.get("vision_config", tower_raw) if isinstance(tower_raw, dict) else tower_raw
-    vision = _build(SiglipVisionConfig, tower_raw, _VISION_KEYS, {"vision_use_head": False}, source)
+    vision = _part(SiglipVisionConfig, tower_raw, VISION_KEYS, source, vision_use_head=False)
     for name in ("image_size", "patch_size"):
         if not isinstance(getattr(vision, name), int):
             raise ModelError(f"{source}: expected the vision tower's `{name}` to be one number, for square images.")
 
-    select_layer = _integer(get("encoder_image_select_layer"), f"{prefix}encoder_image_select_layer", source)
+    select_layer = whole_number(raw, f"{prefix}encoder_image_select_layer", None, source)
     states = vision.num_hidden_layers + 1
     if not -states <= select_layer < states:
         raise ModelError(
@@ -160,41 +124,33 @@ def _prefix(raw: Mapping[str, Any], source: Path) -> str:
         return ""
     raise ModelError(
         f"{source} is of no MedM-VL format known. Expected the one of April 2025 (`llm_type`, `encoder_image_type`, …, "
-        'no `model_type`) or the one since October 2025 (`model_type: "lvlm"`, `lvlm_llm_type`, …), but found '
+        'no `model_type`) or the one since October 2025 (`model_type: "lvlm"`, `lvlm_llm_type`, …), got '
         f"model_type={shown(raw.get('model_type'))} and the keys {shown(sorted(raw)[:20])}."
     )
 
 
-def _build(cls: Any, raw: Any, keys: tuple[str, ...], fixed: Mapping[str, Any], source: Path) -> Any:
+def _part(kind: Any, raw: Any, keys: tuple[str, ...], source: Path, **fixed: Any) -> Any:
+    """Make the config of a part from the settings ``keys`` of ``raw``, with some fixed."""
     if not isinstance(raw, dict):
         raise ModelError(
-            f"{source}: expected the nested config of a {cls.model_type} to be an object, found {shown(raw)}."
+            f"{source}: expected the nested config of a {kind.model_type} to be an object, got {shown(raw)}."
         )
-    kind = raw.get("model_type", cls.model_type)
-    if kind != cls.model_type:
-        raise ModelError(f"{source}: expected a part of model_type {cls.model_type!r}, but it is {shown(kind)}.")
-    settings = {key: raw[key] for key in keys if key in raw} | dict(fixed)
-    check_bounds(settings, source)
-    try:
-        config = cls(**settings)
-        heads, width = config.num_attention_heads, config.hidden_size
-        if min(heads, width, config.num_hidden_layers) < 1 or width % heads:
-            raise ValueError(f"hidden_size={width} cannot be split into num_attention_heads={heads}")
-    except Exception as error:
-        # The config classes raise errors of many kinds for values of a wrong type.
+    stated = raw.get("model_type", kind.model_type)
+    if stated != kind.model_type:
+        raise ModelError(f"{source}: expected a part of model_type {kind.model_type!r}, got {shown(stated)}.")
+    config = make_config(kind, {key: raw[key] for key in keys if key in raw} | fixed, source)
+    names = ("num_attention_heads", "hidden_size", "num_hidden_layers")
+    heads, width, layers = (whole_number(vars(config), name, None, source) for name in names)
+    if min(heads, width, layers) < 1 or width % heads:
         raise ModelError(
-            f"{source}: the config of the {cls.model_type} part is not valid: {one_line(error)[:300]}."
-        ) from error
+            f"{source}: expected a hidden_size of the {kind.model_type} part that divides into num_attention_heads, "
+            f"got {width} and {heads}."
+        )
     return config
 
 
-def _string(value: Any, name: str, source: Path) -> str:
+def _name(raw: Mapping[str, Any], key: str, source: Path) -> str:
+    value = raw.get(key)
     if not isinstance(value, str) or not value:
-        raise ModelError(f"{source}: expected `{name}` to be a name or path, but found {shown(value)}.")
-    return value
-
-
-def _integer(value: Any, name: str, source: Path) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"{source}: expected `{name}` to be a whole number, but found {shown(value)}.")
+        raise ModelError(f"{source}: expected `{key}` to be a name or path, got {shown(value)}.")
     return value

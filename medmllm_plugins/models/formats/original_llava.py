@@ -9,20 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import transformers as hf
 from PIL import Image
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    MistralConfig,
-    Qwen2Config,
-)
 
 from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
@@ -35,10 +26,10 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
 _LLMS: Mapping[str, Any] = {
-    "llava_qwen2": Qwen2Config,
-    "llava_llama": LlamaConfig,
-    "llava_mistral": MistralConfig,
-    "llava": LlamaConfig,
+    "llava_qwen2": hf.Qwen2Config,
+    "llava_llama": hf.LlamaConfig,
+    "llava_mistral": hf.MistralConfig,
+    "llava": hf.LlamaConfig,
 }
 _RENAME = (
     (re.compile(r"^model\.vision_tower\.vision_tower\.vision_model\."), "model.vision_tower."),
@@ -50,26 +41,21 @@ _RENAME = (
 _BUFFERS = re.compile(r"\.position_ids$|\.rotary_emb\.inv_freq$")
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """A prompt's text before the image, and that after it, with ``{}`` for the question."""
 
     before: str
     after: str
 
 
-HUATUO = Template("<|user|>\n", "\n{}\n<|assistant|>\n")
-MISTRAL = Template("[INST] ", "\n{} [/INST]")
-
-
 def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
     """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
-    return load(options, HUATUO)
+    return load(options, Template("<|user|>\n", "\n{}\n<|assistant|>\n"))
 
 
 def llava_med(options: LoadOptions) -> OriginalLlava:
     """Load LLaVA-Med v1.5; see :func:`load` for the errors."""
-    return load(options, MISTRAL)
+    return load(options, Template("[INST] ", "\n{} [/INST]"))
 
 
 def load(options: LoadOptions, template: Template) -> OriginalLlava:
@@ -81,12 +67,13 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
     """
     options.check()
     folder = find_folder(options.pretrained)
-    raw = read_json(folder / "config.json")
     config, tokenizer = read_config(folder), load_tokenizer(folder)
     image_token = _image_token(tokenizer, int(config.get_text_config().vocab_size), folder)
     config.image_token_id = image_token
     weights = open_weights(folder)
-    model = build_model(LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system"))
+    model = build_model(
+        hf.LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system")
+    )
     files = [folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer.model")]
     # Padding is never attended to; it only must not be taken for an image.
     pads = (tokenizer.pad_token_id, tokenizer.unk_token_id, 0)
@@ -101,7 +88,7 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
         pad_token_id=next(int(pad) for pad in pads if pad is not None and int(pad) != image_token),
         first_token=int(tokenizer.bos_token_id) if begins else None,
         template=template,
-        square=str(raw.get("image_aspect_ratio") or "square") == "pad",
+        square=read_json(folder / "config.json").get("image_aspect_ratio") == "pad",
     )
 
 
@@ -112,7 +99,7 @@ def rename(name: str) -> str | None:
     return rename_by_table(name, _RENAME)
 
 
-def read_config(folder: Path) -> LlavaConfig:
+def read_config(folder: Path) -> hf.LlavaConfig:
     """Read the ``config.json`` of a checkpoint of the first LLaVA format.
 
     Raises:
@@ -124,23 +111,23 @@ def read_config(folder: Path) -> LlavaConfig:
     if kind not in _LLMS or "mm_vision_tower" not in raw:
         raise ModelError(
             f"{source}: expected a checkpoint of the first LLaVA format, with `mm_vision_tower` and a "
-            f"`model_type` among {', '.join(_LLMS)}, found {shown(kind)}. A repository of the same name in "
+            f"`model_type` among {', '.join(_LLMS)}, got {shown(kind)}. A repository of the same name in "
             "transformers' own format is taken by --model medmllm_hf."
         )
     projector = raw.get("mm_projector_type")
     if projector != "mlp2x_gelu":
-        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, found {shown(projector)}.")
+        raise ModelError(f"{folder}: expected `mm_projector_type` mlp2x_gelu, got {shown(projector)}.")
     select: Any = {"patch": "default", "cls_patch": "full"}.get(str(raw.get("mm_vision_select_feature") or "patch"))
     if select is None:
         raise ModelError(
-            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, found "
+            f"{folder}: expected `mm_vision_select_feature` patch or cls_patch, got "
             f"{shown(raw['mm_vision_select_feature'])}."
         )
     tower = base_config(str(raw["mm_vision_tower"]), CLIP_TOWERS, folder)
     shapes = tower.get("vision_config", tower)
     if not isinstance(shapes, Mapping):
         raise ModelError(f"{source}: expected the vision tower's config to be an object, got {shown(shapes)}.")
-    vision = make_config(CLIPVisionConfig, shapes, source)
+    vision = make_config(hf.CLIPVisionConfig, shapes, source)
     text = {
         key: value for key, value in raw.items() if not key.startswith("mm_") and key not in ("model_type", "auto_map")
     }
@@ -156,7 +143,7 @@ def read_config(folder: Path) -> LlavaConfig:
         "vision_feature_layer": whole_number(raw, "mm_vision_select_layer", -2, source),
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
     }
-    config: LlavaConfig = make_config(LlavaConfig, settings, source)
+    config: hf.LlavaConfig = make_config(hf.LlavaConfig, settings, source)
     return config
 
 
@@ -170,11 +157,10 @@ def _image_token(tokenizer: Any, vocabulary: int, folder: Path) -> int:
     return vocabulary - 1 if len(tokenizer) < vocabulary else int(tokenizer.eos_token_id)
 
 
-def _processor(folder: Path, config: LlavaConfig) -> Any:
+def _processor(folder: Path, config: hf.LlavaConfig) -> Any:
     side = int(config.vision_config.image_size)  # type: ignore[union-attr]
-    size = {"shortest_edge": side}
     crop = {"height": side, "width": side}
-    return CLIPImageProcessorPil(size=size, crop_size=crop, do_convert_rgb=True)
+    return hf.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop, do_convert_rgb=True)
 
 
 class OriginalLlava(TemplatedModel):

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput, single
-from medmllm_plugins.models.device_transfer import to_device
+from medmllm_plugins.models.devices import to_device
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.image_inputs import eight_bit
@@ -46,18 +46,7 @@ class TemplatedModel(LoadedModel):
         pad_token_id: int,
         first_token: int | None = None,
     ) -> None:
-        """Wrap a loaded model.
-
-        Args:
-            model: the transformers model.
-            tokenizer: its tokenizer; its end-of-sequence token alone ends an answer.
-            processor: its image processor.
-            before: the prompt's text before the image.
-            files: everything the model was made from.
-            max_length: the most tokens of prompt and answer.
-            pad_token_id: padding, which is never attended to.
-            first_token: token at the beginning of each prompt, if there is one.
-        """
+        """Wrap a model; ``before`` is the prompt's text before the image, ``first_token`` its first token, if any."""
         self.model = model
         self.tokenizer = tokenizer
         self.family = self.architecture()
@@ -84,21 +73,18 @@ class TemplatedModel(LoadedModel):
     def prepare(self, questions: Sequence[Question], images: Sequence[VisualInput]) -> dict[str, Tensor]:
         """Make the input of B questions about one image each; a prompt that is too long is an error, never cut."""
         if len(questions) != len(images):
-            raise ModelError(f"Expected one image a question, but got {len(questions)} and {len(images)}.")
+            raise ModelError(f"Expected one image a question, got {len(questions)} and {len(images)}.")
         if not questions:
-            raise ModelError("Expected at least one question and image, but got none.")
+            raise ModelError("Expected at least one question and image, got none.")
         pixels = self._pixels(images)
-        rows = [self._prompt_ids(single(question)) for question in questions]
+        opening = [*self._opening, *[self._image_token] * self.image_tokens]
+        rows = [[*opening, *encode_text(self.tokenizer, self._after(single(question)))] for question in questions]
         longest = max(map(len, rows))
         self.check_length(longest, 0)
         ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
         return {name: to_device(value, self.device, self.dtype) for name, value in inputs.items()}
-
-    def _prompt_ids(self, question: str) -> list[int]:
-        image = [self._image_token] * self.image_tokens
-        return [*self._opening, *image, *encode_text(self.tokenizer, self._after(question))]
 
     def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
         """Return the tower's input, (B, 3, H, W), float32."""
@@ -120,5 +106,5 @@ class TemplatedModel(LoadedModel):
 def _one_image(item: VisualInput, index: int) -> Image:
     several = list(item) if isinstance(item, list | tuple) else [item]
     if len(several) != 1:
-        raise ModelError(f"Expected one image a question, which is what the model takes, found {len(several)}.")
+        raise ModelError(f"Expected one image a question, which is what the model takes, got {len(several)}.")
     return eight_bit(several[0], index)

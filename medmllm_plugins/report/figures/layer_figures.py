@@ -28,7 +28,7 @@ from medmllm_plugins.report.figures.figure_style import (
 )
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER, ProbeAnalysis, ProbePoint
+from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, ProbeAnalysis, ProbePoint
 from medmllm_plugins.utils.plain_text import quantity
 
 _DASHED: Final = (0, (5, 2))
@@ -256,7 +256,7 @@ def _draw_control_features(axes: Axes, axis: _Axis, probing: ProbeAnalysis) -> N
     controls = {
         point.layer: 100 * point.accuracy.value
         for point in probing.points
-        if point.part == "control" and point.pooling in ("mean", "last")
+        if point.part == CONTROL and point.pooling in ("mean", "last")
     }
     x: list[float] = []
     y: list[float] = []

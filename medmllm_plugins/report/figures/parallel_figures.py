@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from medmllm_plugins.errors import shown
 from medmllm_plugins.report.figures.figure_style import Drawing, style
-from medmllm_plugins.utils.processors import processors
+from medmllm_plugins.utils.environment import processors
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.tables.report_table import Column, Table, Value
 from medmllm_plugins.report.templating import texts
 from medmllm_plugins.results.run_reader import RunFolder
-from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
+from medmllm_plugins.utils.json_values import clean, mapping, number, whole
 
 _RUN_COLUMNS = (
     Column("Run folder", "run"),
@@ -47,21 +47,19 @@ def runs_table(collection: RunCollection) -> Table:
 
 
 def _run_row(run: RunFolder, model: str) -> tuple[Value, ...]:
-    stages = [mapping(stage) for stage in sequence(run.manifest.get("stages"))]
-    seconds = [number(stage.get("seconds")) for stage in stages]
-    peaks = [number(stage.get("process_peak_bytes")) for stage in stages]
+    manifest = run.manifest
     return (
         run.name,
         model,
         ", ".join(task.name for task in run.tasks),
-        _minute(run.manifest.get("started")) or None,
-        _minute(run.manifest.get("finished")) or "not finished",
+        _minute(manifest.started) or None,
+        _minute(manifest.finished) or "not finished",
         cut(run.model.get("fingerprint") or "", 13) or None,
         number(run.model.get("parameters")),
         clean(run.model.get("dtype") or "") or None,
         clean(run.model.get("device") or "") or None,
-        math.fsum(value for value in seconds if known(value)),
-        max((peak / 1e6 for peak in peaks if known(peak)), default=math.nan),
+        math.fsum(stage.seconds for stage in manifest.stages if known(stage.seconds)),
+        max((stage.process_peak_bytes / 1e6 for stage in manifest.stages), default=0) or None,
     )
 
 
@@ -85,9 +83,9 @@ def data_table(collection: RunCollection) -> Table:
     return Table("data", title, _DATA_COLUMNS, tuple(rows.values()), note=note)
 
 
-def _minute(timestamp: object) -> str:
+def _minute(timestamp: str | None) -> str:
     """Return date, hour and minute of a time stamp."""
-    return clean(timestamp or "").replace("T", " ")[:16]
+    return (timestamp or "").replace("T", " ")[:16]
 
 
 def _total(counts: object) -> int:
