@@ -22,6 +22,7 @@ from medmllm_plugins.attribution import explainer
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
+from medmllm_plugins.attribution.checks import map_checks
 from medmllm_plugins.attribution.checks.map_checks import Removal
 from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
@@ -46,6 +47,12 @@ torch.set_num_threads(1)
 QUESTION = "Which of these is shown: round mass, spiculated mass, textured patch, no finding?"
 LAYERS = ("vision.00", "connector")
 MODULE = "throwaway_explaining"
+
+
+@pytest.fixture(autouse=True)
+def few_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw two random orders a document instead of eight, which test_map_checks tests."""
+    monkeypatch.setattr(map_checks, "RANDOM_ORDERS", 2)
 
 
 @pytest.fixture(scope="module")

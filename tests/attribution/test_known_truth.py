@@ -15,6 +15,7 @@ from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
 from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks import map_checks
 from medmllm_plugins.attribution.checks.check_summary import summarise_checks
 from medmllm_plugins.attribution.checks.map_checks import (
     Removal,
@@ -87,8 +88,9 @@ def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawin
 # -- where the truth is known --------------------------------------------------------------------------------------
 
 
-def test_a_method_finds_the_lesions_of_phantoms() -> None:
+def test_a_method_finds_the_lesions_of_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least 0.6 of its mass lies in them, and deletion beats chance; tests/host tries the docs' whole command."""
+    monkeypatch.setattr(map_checks, "RANDOM_ORDERS", 2)  # for speed
     demo, entries = medm_vl.load(LoadOptions("demo", device="cpu")), []
     for number in range(2800, 2808):
         drawn = phantom(number)
