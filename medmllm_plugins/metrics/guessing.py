@@ -11,11 +11,7 @@ from medmllm_plugins.metrics.classification import Floats, accuracy, balanced_ac
 
 
 def majority_class(support: Floats) -> int:
-    """Return the index of the most frequent true class; the first one of several.
-
-    Args:
-        support: (K,) number of documents of each class.
-    """
+    """Return the index of the most frequent class, given (K,) numbers of documents; the first of several."""
     return int(np.argmax(support))
 
 

@@ -108,16 +108,7 @@ def summarise_variants(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> VariantsSummary:
-    """Compare the variants under which the same documents were asked.
-
-    Args:
-        outcomes: one for each row, with its ``document`` and ``variant``.
-        labels: the classes.
-        positive: the positive class, if there is one.
-        kind: ``"multiclass"`` or ``"ordinal"``.
-        orders: the order in which each variant lists the classes, where variants differ in it.
-        resamples: bootstrap resamples.
-        seed: seed of the random generator.
+    """Compare the variants under which the same documents were asked; ``orders`` lists the classes of each variant.
 
     Raises:
         DataError: a document is not in every variant exactly once.

@@ -57,11 +57,7 @@ class Unreadable:
         return f"Only {_percent(self.read / self.total)} of the answers could be read ({self.read:,} of {self.total:,})"
 
     def sentences(self, note: str = "") -> str:
-        """Return what that means for the numbers.
-
-        Args:
-            note: what is known of the cause, a sentence.
-        """
+        """Return what that means for the numbers; ``note`` is a sentence on the cause, if it is known."""
         if self.read == 0:
             meaning = "Accuracy is 0% for that reason alone and says nothing about what the model knows."
         elif self.read / self.total < MOSTLY:

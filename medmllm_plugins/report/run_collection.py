@@ -111,9 +111,7 @@ class DatasetRuns:
 
     Attributes:
         name: name of the data set.
-        title: its name for people.
         spec: its declaration; ``None`` if this installation has none.
-        results: all tasks on it.
         divided: whether the runs used different data, by the fingerprints in their manifests.
     """
 
@@ -144,11 +142,7 @@ class DatasetRuns:
         return min(scored, key=_rank) if scored else None
 
     def main_results(self, *, blind: bool = False) -> list[TaskResult]:
-        """Return the main result of each subject, models first.
-
-        Args:
-            blind: include reference classifiers that see no image.
-        """
+        """Return the main result of each subject, models first; classifiers that see no image where ``blind``."""
         mains = (self.main(subject) for subject in self.subjects if blind or not subject.blind)
         return [result for result in mains if result is not None]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known, number
 from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.prompts.task_names import inspection_task
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
@@ -41,10 +41,8 @@ class BaselineComparison:
 
     Attributes:
         name: name of the baseline; empty without one.
-        accuracy: its accuracy on its own questions.
         difference: model minus baseline, paired; unknown if the two cannot be paired.
         shared_accuracy: its accuracy over the questions that both answered, which the difference is over.
-        shared: number of these.
         obstacle: why it is not comparable with the model, a code of the macro ``obstacle``; empty if it is.
         informative: whether it is better than guessing; a reference classifier that is not has no value as a reference.
     """
@@ -80,20 +78,8 @@ class Verdict:
     """The verdict on one model on one data set.
 
     Attributes:
-        subject: the model.
-        dataset: the data set.
-        result: the result that it is based on.
-        accuracy: accuracy of the answers.
-        questions: number of questions.
-        guess: comparison with a constant guess.
-        reference: comparison with the reference classifier.
         probed: the task whose probes it is based on; empty without probes.
-        probe_task: the task that would probe the model.
-        supported: failure modes that the evidence supports, the named one first.
-        named: the mode that losses are attributed to first.
         proven: for a named semantic mapping, whether the scores show that the wording is at fault.
-        undecided: modes that the evidence neither supports nor rules out.
-        unread: what to say if too few answers could be parsed; else empty.
     """
 
     subject: Subject
@@ -134,7 +120,7 @@ class Verdict:
         reference = self.reference
         apart = {"name": reference.name, "accuracy": reference.accuracy.to_dict(), "reason": reference.reason}
         compared = {
-            "reference_accuracy": _plain(reference.shared_accuracy),
+            "reference_accuracy": number(reference.shared_accuracy),
             "difference_from_reference": reference.difference.to_dict(),
             "difference_from_reference_questions": reference.shared,
         }
@@ -146,7 +132,7 @@ class Verdict:
             "accuracy": self.accuracy.to_dict(),
             "questions": self.questions,
             "guess": self.guess.name,
-            "guess_accuracy": _plain(self.guess.accuracy.value),
+            "guess_accuracy": number(self.guess.accuracy.value),
             "difference_from_guess": self.guess.difference.to_dict(),
             "difference_from_guess_questions": self.guess.shared,
             "reference": reference.name if reference.compared else "",
@@ -157,10 +143,6 @@ class Verdict:
             "supported": [effect.mode for effect in self.supported],
             "undecided": list(self.undecided),
         }
-
-
-def _plain(value: float) -> float | None:
-    return value if known(value) else None
 
 
 def verdicts(dataset: DatasetRuns) -> list[Verdict]:

@@ -37,13 +37,7 @@ def of_folder(manifest: Manifest, seal: SealCheck) -> list[str]:
 
 
 def is_complete(task: Mapping[str, Any], metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
-    """Return whether all answers that were scored are there.
-
-    Args:
-        task: the task's entry in the manifest.
-        metrics: the content of ``TASK.metrics.json``; may be empty.
-        outcomes: the answers that are there.
-    """
+    """Return whether all answers are there that were scored, by a task's entry in the manifest and its metrics."""
     evaluated, scored = task.get("evaluated"), metrics.get("n")
     if isinstance(evaluated, int):
         return len(outcomes) == evaluated

@@ -22,6 +22,7 @@ from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_files import read_attributions
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.file_names import (
+    ANSWERS,
     ATTRIBUTIONS,
     FOLDS,
     INDEX,
@@ -29,6 +30,7 @@ from medmllm_plugins.results.file_names import (
     METRICS,
     OUTCOMES,
     PROBES,
+    UNFINISHED,
     file_stem,
 )
 from medmllm_plugins.results.manifest import Manifest
@@ -58,13 +60,10 @@ class Folds:
     """Who is in which fold of a data set.
 
     Attributes:
-        dataset: its name.
         digest: hash by which two machines compare their folds.
-        counts: documents by fold.
         groups: groups in all.
         divided: groups with documents in more than one fold.
         exposed: test documents that share a group with the train or validation fold.
-        manifest: the file's content.
     """
 
     dataset: str
@@ -81,25 +80,18 @@ class TaskRun:
     """What a run folder holds of one task.
 
     Attributes:
-        name: the task's name, with its arguments.
         metadata: the task's entry in the manifest.
-        summary: its metrics; ``None`` where there are none.
-        outcomes: the scored answers.
         unparsed: answers from which no class was read, the most common first.
-        probing: the analysis of its probes.
-        attributions: its attributions.
-        missing: sentences on what is missing.
-        answers: the model's answers by row id.
     """
 
     name: str
     metadata: Mapping[str, Any]
-    summary: AnySummary | None
-    outcomes: tuple[Outcome, ...]
-    unparsed: tuple[Unparsed, ...]
-    probing: ProbeAnalysis | None
-    attributions: AttributionIndex | None
-    missing: tuple[str, ...]
+    summary: AnySummary | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    unparsed: tuple[Unparsed, ...] = ()
+    probing: ProbeAnalysis | None = None
+    attributions: AttributionIndex | None = None
+    missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -153,12 +145,8 @@ class RunFolder:
     """A run folder.
 
     Attributes:
-        folder: where it is.
         manifest: its manifest, without keys and passwords; an empty one where there is none that can be read.
-        tasks: its tasks in the manifest's order.
-        folds: the folds of its data sets, by name.
         missing: sentences on what the folder as a whole lacks.
-        seal: how its files compare with its seal.
     """
 
     folder: Path
@@ -255,10 +243,10 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
     stem = file_stem(name)
     if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
         missing.append("its name is not a valid file name, so its files were not read.")
-        return TaskRun(clean(name), metadata, None, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, missing=tuple(missing))
     if metadata and not metadata.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
-        return TaskRun(clean(name), metadata, None, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, missing=tuple(missing))
     index = folder / ATTRIBUTIONS / stem / INDEX
     again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = consistency.left_out(index, folder, seal, missing, again)
@@ -266,7 +254,7 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
     scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, OUTCOMES, PROBES))
     if not scored and attributions is None:
         missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
-        return TaskRun(clean(name), metadata, None, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, missing=tuple(missing))
     # A task that explains answers may leave no figures of them.
     notes: list[str] = [] if attributions is not None else missing
     stored = _metrics(folder / f"{stem}{METRICS}", notes)
@@ -291,7 +279,7 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
 def _kept(folder: Path) -> str:
     """Return how many answers an interrupted run keeps, in words; empty for none."""
     count = 0
-    for path in folder.glob(".unfinished/*/answers.*.jsonl"):
+    for path in folder.glob(f"{UNFINISHED}/*/{ANSWERS}"):
         try:
             with path.open("rb") as lines:
                 count += sum(bool(line.strip()) for line in lines)

@@ -42,13 +42,7 @@ def score(outcomes: Sequence[Outcome], settings: TaskSettings) -> AnySummary:
 
 
 def unreadable_warning(summary: AnySummary, spec: DatasetSpec | None, model: Mapping[str, Any] | None) -> str:
-    """Return the warning that replaces the headline where too few answers could be read; empty where enough were.
-
-    Args:
-        summary: the metrics.
-        spec: the data set's declaration; ``None`` if this installation has none.
-        model: the model's entry in the manifest; ``None`` for a model that this package does not load.
-    """
+    """Return the warning that replaces the headline where too few answers could be read; empty where enough were."""
     shortfall = unreadable(summary)
     if shortfall is None:
         return ""
@@ -94,16 +88,7 @@ def facts(settings: TaskSettings, data: Dataset, *, documents: int, questions: i
 def write(
     folder: Path, task: str, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str], data: Dataset
 ) -> None:
-    """Write a task's metrics, outcomes and folds into a run folder.
-
-    Args:
-        folder: the run folder.
-        task: the task's name, from which the files' names are made.
-        summary: its metrics.
-        outcomes: its rows.
-        answers: the model's answers by row id.
-        data: its data set.
-    """
+    """Write a task's metrics, outcomes and folds into a run folder."""
     stem = file_stem(task)
     write_metrics(folder, stem, summary)
     write_outcomes(folder / f"{stem}{OUTCOMES}", outcomes, answers)

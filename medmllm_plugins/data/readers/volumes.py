@@ -126,11 +126,7 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     One slice is a volume only in a DICOM file of one frame or a two-dimensional NIfTI, NRRD or MetaImage. It keeps the
     orientation in which it is stored (LPS where the file cannot say), as its slice axis has to stay axis 0.
 
-    Args:
-        path: a file or a folder.
-        orientation: one of :data:`ORIENTATIONS`.
-        unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless given. A given
-            unit goes before what DICOM says.
+    ``unit`` says what the voxels mean; without it all but DICOM are ``"any"``. It goes before what DICOM says.
 
     Raises:
         DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut

@@ -22,8 +22,6 @@ class CountMatrix:
     """A matrix of counts of one model.
 
     Attributes:
-        result: the result it is computed from.
-        rows: names of the rows.
         columns: names of the columns; the first are those of the rows.
         counts: (rows, columns) numbers of documents.
     """
@@ -135,11 +133,7 @@ def draw_matrices(matrices: Sequence[CountMatrix], colour: str, *, column_axis: 
 
 
 def legible(background: tuple[float, float, float]) -> str:
-    """Return black or white, whichever has more contrast on a colour; the contrast is at least 4.58.
-
-    Args:
-        background: red, green and blue from 0 to 1.
-    """
+    """Return black or white, whichever has more contrast on a colour; the contrast is at least 4.58."""
     light = luminance(background)
     return "white" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "black"
 

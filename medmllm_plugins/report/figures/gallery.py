@@ -24,7 +24,7 @@ from medmllm_plugins.report.display_names import ENTRY_CHECKS
 from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import TaskResult
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.attribution_records import AttributionEntry
+from medmllm_plugins.results.attribution_records import ONE_SIDED, TWO_SIDED, AttributionEntry
 
 BUDGET: Final = 5_500_000
 """Characters of all images of a page together, in base64."""
@@ -35,8 +35,6 @@ SIZES: Final = ((256, 76), (192, 70), (144, 64), (112, 56), (88, 50))
 _TALLEST: Final = 16_000
 """Most pixels of a column: WebP allows 16,383, and the slices of a volume are below each other."""
 _TOKENS: Final = 400
-ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
-"""Colour maps of ``attribution/map_images.py``, which cannot be imported without PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +53,8 @@ class Card:
     """One attribution as the page shows it.
 
     Attributes:
-        entry: the attribution.
-        model: label of the model.
-        series: number of the model.
-        original: the image that the model was shown.
-        layer: the attribution map.
         transparent: whether the map is drawn over the original.
         tokens: text, attribution, and attribution in percent of the largest, of each token of the prompt.
-        more_tokens: number of tokens that are left out.
-        checks: names and values of the checks.
     """
 
     entry: AttributionEntry
@@ -87,8 +78,6 @@ class Gallery:
     """All cards of a page.
 
     Attributes:
-        pictures: originals, stored once and shown in several cards.
-        cards: the cards.
         left_out: number of attributions that are not shown, to keep the page small.
         failed: images that could not be read.
     """
@@ -118,12 +107,7 @@ def _css_colours(name: str) -> str:
 
 
 def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET) -> Gallery:
-    """Build the gallery of all attributions.
-
-    Args:
-        results: tasks, with or without attributions.
-        budget: characters of all images.
-    """
+    """Build the gallery of all attributions; ``budget`` is the number of characters of all images."""
     pairs = [
         (result, entry) for result in results if result.task.attributions for entry in result.task.attributions.entries
     ]

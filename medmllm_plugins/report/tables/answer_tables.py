@@ -13,7 +13,7 @@ from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, ImageControl
-from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table
+from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table, read_columns
 from medmllm_plugins.report.verdict import GUESSES, Verdict
 from medmllm_plugins.utils.json_values import clean
 
@@ -37,14 +37,7 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
     compared = any(verdict.reference.compared for verdict in verdicts)
     findings = any(result.multilabel for result in results)
     # Accuracy is next to the name: a phone shows no more than these two columns.
-    columns = [
-        Column(METRICS["accuracy"], "accuracy", "share"),
-        Column("Task", "task"),
-        Column("Questions", "n", "count"),
-        Column("Groups", "groups", "count"),
-        Column("Guessing", "guess", "share"),
-        Column("Difference from guessing", "difference_from_guess", "difference"),
-    ]
+    columns = [*read_columns("metrics")]
     if compared:
         columns.append(Column("Difference from reference classifier", "difference_from_reference", "difference"))
     columns += [Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in names]
@@ -65,45 +58,28 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
 
     guesses = list(dict.fromkeys(GUESSES[name] for result in results if (name := result.guess[0])))
     rows = [(result.subject, list(values(result))) for result in results]
-    return model_table(dataset, "metrics", columns, rows, guesses=guesses, findings=findings)
+    return model_table(dataset, "metrics", rows, columns, guesses=guesses, findings=findings)
 
 
 def differences_table(dataset: DatasetRuns, pairs: Sequence[Difference]) -> Table:
     """Tabulate the paired difference of every two models that answered about the same classes of the same data."""
-    columns = (
-        Column("Task", "task"),
-        Column("Compared with", "other"),
-        Column("Its task", "other_task"),
-        Column("Questions of both", "n", "count"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Accuracy of the other", "other_accuracy", "share"),
-        Column("Difference", "difference", "difference"),
-    )
     rows: list[Row] = []
     for pair in pairs:
         names = (pair.first.task.name, pair.second.subject.label, pair.second.task.name)
         accuracy = pair.second_accuracy + pair.difference.value
         rows.append((pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference)))
-    return model_table(dataset, "differences", columns, rows)
+    return model_table(dataset, "differences", rows)
 
 
 def class_table(dataset: DatasetRuns) -> Table:
     """Tabulate the metrics of each class in each model's main task; findings have a table of their own."""
-    columns = (
-        Column("Class", "class"),
-        Column("n", "n", "count"),
-        Column("Sensitivity", "sensitivity", "share"),
-        Column("Specificity", "specificity", "share"),
-        Column("Precision", "precision", "share"),
-        Column("F1", "f1", "decimal"),
-    )
     rows: list[Row] = []
     for result in dataset.main_results():
         summary = result.task.summary
         for row in summary.per_class if isinstance(summary, Summary) else ():
             values = (cut(row.label), row.n, row.sensitivity, row.specificity, row.precision, row.f1)
             rows.append((result.subject, values))
-    return model_table(dataset, "classes", columns, rows)
+    return model_table(dataset, "classes", rows)
 
 
 def parsing_table(dataset: DatasetRuns) -> Table:
@@ -123,7 +99,7 @@ def parsing_table(dataset: DatasetRuns) -> Table:
             summary = result.task.summary
             parsed = summary.accuracy_on_parsed if isinstance(summary, Summary) else UNKNOWN
             rows.append((result.subject, (result.task.name, total, *shares, parsed)))
-    return model_table(dataset, "parsing", columns, rows)
+    return model_table(dataset, "parsing", rows, columns)
 
 
 def statuses(result: TaskResult) -> dict[str, int]:
@@ -149,43 +125,21 @@ def label_scores_table(dataset: DatasetRuns) -> Table:
                 accuracy = source.metrics.get("accuracy", UNKNOWN)
                 row = (result.task.name, variant or None, SCORE_FORMS.get(form, form), *scores, accuracy)
                 rows.append((result.subject, row))
-    return model_table(dataset, "label_scores", columns, rows)
+    return model_table(dataset, "label_scores", rows, columns)
 
 
 def unparsed_table(dataset: DatasetRuns, limit: int = 8) -> Table:
     """Tabulate the most frequent answers without a class, at most ``limit`` per task; texts are not cut."""
-    columns = (
-        Column("Task", "task"),
-        Column("Status", "status"),
-        Column("Times", "count", "count"),
-        Column("Answer", "answer"),
-    )
     rows: list[Row] = [
         (result.subject, (result.task.name, answer.status.replace("_", " "), answer.count, clean(answer.text)))
         for result in dataset.results
         for answer in result.task.unparsed[:limit]
     ]
-    return model_table(dataset, "unparsed", columns, rows)
+    return model_table(dataset, "unparsed", rows)
 
 
 def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) -> Table:
-    """Tabulate how accuracy depends on the order of options, the wording and the image.
-
-    Args:
-        dataset: the data set.
-        controls: tasks without the real image.
-    """
-    columns = (
-        Column("Task", "task"),
-        Column("What changes", "change"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Compared with", "compared_with"),
-        Column("Loss without the image", "loss_without_image", "difference"),
-        Column("Lowest", "lowest", "share"),
-        Column("Highest", "highest", "share"),
-        Column("Spread", "spread", "share"),
-        Column("Answers that change", "flips", "share"),
-    )
+    """Tabulate how accuracy depends on the order of options, the wording and the image."""
     rows: list[Row] = []
     for result in dataset.results:
         if result.task.scored and result.task.varied:
@@ -212,7 +166,7 @@ def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) ->
         rows.append(
             (result.subject, (result.task.name, change, accuracy, compared_with, control.loss, None, None, None, None))
         )
-    return model_table(dataset, "sensitivity", columns, rows)
+    return model_table(dataset, "sensitivity", rows)
 
 
 def variant_accuracies(result: TaskResult) -> dict[str, Estimate]:
@@ -237,20 +191,15 @@ def positions_table(dataset: DatasetRuns) -> Table:
         (result.subject, (name, *by_position, *[None] * (longest - len(by_position))))
         for result, name, by_position in shares
     ]
-    return model_table(dataset, "positions", columns, rows)
+    return model_table(dataset, "positions", rows, columns)
 
 
 def roc_table(dataset: DatasetRuns) -> Table:
     """Tabulate the areas under the ROC curves of each model's main task."""
-    columns = (
-        Column("Class", "class"),
-        Column("Positives", "n", "count"),
-        Column("Area under the ROC curve", "auroc", "decimal"),
-    )
     rows: list[Row] = [
         (result.subject, (curve.name, curve.positives, curve.area))
         for result in dataset.main_results()
         if "accuracy" in result.metrics
         for curve in roc_curves(result)
     ]
-    return model_table(dataset, "roc", columns, rows)
+    return model_table(dataset, "roc", rows)

@@ -27,7 +27,7 @@ def findings_table(dataset: DatasetRuns) -> Table:
         for row in summary.per_finding if isinstance(summary, FindingsSummary) else ():
             values = (getattr(row, name) or UNKNOWN for name in FINDING_METRICS)
             rows.append((result.subject, (cut(row.finding), row.n, row.positives, *values)))
-    return model_table(dataset, "findings", columns, rows)
+    return model_table(dataset, "findings", rows, columns)
 
 
 def counts_table(dataset: DatasetRuns) -> Table:
@@ -51,4 +51,4 @@ def counts_table(dataset: DatasetRuns) -> Table:
         )
         for finding in dict.fromkeys(name for name, _, _ in counts):
             rows.append((result.subject, (cut(finding), *(counts[finding, truth, answer] for truth, answer in pairs))))
-    return model_table(dataset, "counts", columns, rows)
+    return model_table(dataset, "counts", rows, columns)
