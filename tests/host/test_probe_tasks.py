@@ -108,9 +108,8 @@ def test_the_public_reader_returns_what_the_run_wrote(probed: Any) -> None:
         assert len(index) == len(features) == LIMIT and {tuple(row) for row in features} == stored
     assert index["fold"].value_counts()["test"] == len(rows)
     folds = run.folds.set_index("id")
-    assert (folds.loc[index["id"], ["fold", "group", "label"]].to_numpy() == index[["fold", "group", "label"]]).all(
-        None
-    )
+    columns = ["fold", "group", "label"]
+    assert folds.loc[index["id"], columns].to_numpy().tolist() == index[columns].to_numpy().tolist()
 
 
 def test_layers_are_plotted_with_all_controls(probed: Any) -> None:
