@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from medmllm_plugins.answers.normalise import fold, strip_markup
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.utils.suggestions import one_edit_apart
 
 # Scripts written without spaces: there a phrase may stand inside a run of letters.
 _UNSPACED = (
@@ -159,17 +160,10 @@ def _translations() -> dict[str, tuple[str, ...]]:
 
 def _is_slip(word: str, phrase: str) -> bool:
     """Return whether two letters are swapped, or in longer words one inner letter is missing, doubled or another."""
-    start = next((index for index, (a, b) in enumerate(zip(word, phrase, strict=False)) if a != b), 0)
-    for end in range(1 + min(len(word), len(phrase)) - start):
-        if word[start : len(word) - end] == phrase[start : len(phrase) - end][::-1] and len(phrase) - end - start == 2:
-            return start > 0
-        if (
-            end
-            and max(len(word), len(phrase)) - end - start == 1
-            and word[len(word) - end :] == phrase[len(phrase) - end :]
-        ):
-            return start > 0 and len(phrase) >= (_SUBSTITUTED if len(word) == len(phrase) else _INSERTED)
-    return False
+    if word[0] != phrase[0] or not one_edit_apart(word, phrase):
+        return False
+    shortest = _SUBSTITUTED if len(word) == len(phrase) else _INSERTED
+    return sorted(word) == sorted(phrase) or (word[-1] == phrase[-1] and len(phrase) >= shortest)
 
 
 def _key(phrase: str) -> str:

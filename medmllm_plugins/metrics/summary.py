@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class ClassSummary(Record):
             NaN where there are none.
         precision: share of correct answers among those that name the class; NaN where none does.
         f1: F1 of the class; NaN where it is neither true nor answered anywhere.
+        parsed: share of its documents whose answer names a class; NaN where it has none. Answers about one class that
+            are parsed less often than those about another lower its sensitivity.
     """
 
     label: str
@@ -48,6 +51,7 @@ class ClassSummary(Record):
     specificity: Estimate
     precision: float
     f1: float
+    parsed: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +279,7 @@ def _per_class(
                 specificity=of_class("specificity", k, evaluator.n_groups(evaluator.truth != k)),
                 precision=float(precision[k]),
                 f1=float(f1[k]),
+                parsed=float(counts[k, : len(labels)].sum() / counts[k].sum()) if counts[k].any() else math.nan,
             )
         )
     return tuple(summaries)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.prompts.task_names import answering_task, probing_command
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, TaskResult
@@ -19,6 +20,10 @@ from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
 _QUESTION_FACTS: Final = (*("dataset_options", "protocol", "folds", "finding", "view", "order", "paraphrase", "shots"),)
 """Facts in which the questions of models may differ."""
+UNEVEN: Final = 0.05
+"""Difference between the shares of parsed answers of two classes that is worth a note."""
+MIN_DOCUMENTS: Final = 20
+"""Documents of a class, at least, for that note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,12 @@ def _task_warnings(task: TaskRun) -> Iterator[str]:
         yield from (f"{task.dataset}: {clean(warning)}" for warning in sequence(metadata.get(key)))
     for other, reason in mapping(metadata.get("overlaps")).items():
         yield note("overlap", data_set=task.dataset, other=clean(other), reason=clean(reason))
+    if isinstance(task.summary, Summary):
+        parsed = {row.label: row.parsed for row in task.summary.per_class if row.n >= MIN_DOCUMENTS}
+        if parsed and max(parsed.values()) - min(parsed.values()) > UNEVEN:
+            low, high = min(parsed, key=parsed.__getitem__), max(parsed, key=parsed.__getitem__)
+            shares = (parsed[low], parsed[high])
+            yield note("uneven_parsing", task=task.name, low=cut(low, 40), high=cut(high, 40), shares=shares)
     if task.probing is not None:
         yield from (f"{task.name}: {warning}" for warning in task.probing.warnings)
     if task.attributions is not None:

@@ -102,6 +102,7 @@ def _class_tables(summary: Summary) -> dict[str, Table]:
             *_wide((row.sensitivity, row.specificity)),
             number(row.precision),
             number(row.f1),
+            number(row.parsed),
         ]
         for row in summary.per_class
     ]
@@ -112,7 +113,10 @@ def _class_tables(summary: Summary) -> dict[str, Table]:
     ]
     matrix = summary.confusion
     tables: dict[str, Table] = {
-        "per_class": (["label", "n", "n_groups", *_ends(("sensitivity", "specificity")), "precision", "f1"], per_class),
+        "per_class": (
+            ["label", "n", "n_groups", *_ends(("sensitivity", "specificity")), "precision", "f1", "parsed"],
+            per_class,
+        ),
         "confusion": (
             ["true", *matrix.columns],
             [[label, *counts] for label, counts in zip(matrix.rows, matrix.counts, strict=True)],

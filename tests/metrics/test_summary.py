@@ -210,6 +210,7 @@ def test_a_class_within_one_group_has_no_interval_of_its_own():
     assert benign["sensitivity"]["value"] is None
     assert benign["precision"] == 0
     assert benign["f1"] == 0
+    assert (malignant["parsed"], normal["parsed"], benign["parsed"]) == (0.5, 1, None)
 
 
 def test_nothing_parsed():
@@ -250,8 +251,8 @@ def test_csv_files_equal_the_json(tmp_path):
         assert metrics.set_index("metric")[name].dropna().to_dict() == scores
 
     for row, found in zip(per_class.to_dict("records"), written["per_class"], strict=True):
-        assert {key: row[key] for key in ("label", "n", "n_groups", "precision", "f1")} == {
-            key: found[key] for key in ("label", "n", "n_groups", "precision", "f1")
+        assert {key: row[key] for key in ("label", "n", "n_groups", "precision", "f1", "parsed")} == {
+            key: found[key] for key in ("label", "n", "n_groups", "precision", "f1", "parsed")
         }
         for name in ("sensitivity", "specificity"):
             columns = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}

@@ -442,6 +442,23 @@ def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> Non
     assert "by their mean and by the sum minus that of a blank image [" in said and "Zhao" in said
 
 
+def test_a_note_names_the_class_whose_answers_are_parsed_less_often(tmp_path: Path) -> None:
+    even, uneven = (Folder(tmp_path / name) for name in ("even", "uneven"))
+    rows = outcomes()
+    first = rows[0].label
+    refused = [
+        replace(row, predicted=None, status="refusal") if row.label == first and index % 3 else row
+        for index, row in enumerate(rows)
+    ]
+    even.answers("med_cls_toy", [replace(row, predicted=row.label, status="parsed") for row in rows])
+    uneven.answers("med_cls_toy", refused)
+    for made in (even, uneven):
+        made.write()
+    notes = [collect_notes(collect_runs([made.folder])).warnings for made in (even, uneven)]
+    assert not any("parsed less often" in note for note in notes[0])
+    assert sum(f"answers about {first} were parsed less often" in note for note in notes[1]) == 1
+
+
 def test_notes_tell_of_leaks_limits_and_weight_warnings(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a", weight_warnings=["its tokenizer is odd"])
     made.answers("med_cls_toy", outcomes(), skipped=["x.png"], notes=["labels are noisy"], overlaps={"other": "reused"})

@@ -77,7 +77,7 @@ def class_table(dataset: DatasetRuns) -> Table:
     for result in dataset.main_results():
         summary = result.task.summary
         for row in summary.per_class if isinstance(summary, Summary) else ():
-            values = (cut(row.label), row.n, row.sensitivity, row.specificity, row.precision, row.f1)
+            values = (cut(row.label), row.n, row.sensitivity, row.specificity, row.precision, row.f1, row.parsed)
             rows.append((result.subject, values))
     return model_table(dataset, "classes", rows)
 
