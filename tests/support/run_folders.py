@@ -32,11 +32,11 @@ def outcomes(
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(count, len(labels)))
     logits[np.arange(count), truth] += skill
-    found = []
+    items = []
     for place in range(count):
         odd = place % 17 == 3
         identifier = f"doc-{place:05d}"
-        found.append(
+        items.append(
             Outcome(
                 id=f"{identifier} {variant}".strip(),
                 group=f"patient-{place // 2}",
@@ -48,7 +48,7 @@ def outcomes(
                 variant=variant,
             )
         )
-    return found
+    return items
 
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Effusion", "Hernia")
@@ -60,11 +60,11 @@ def findings(*, skill: float = 1.5, seed: int = 0, count: int = 40, names: Seque
     there[:, -1] = False
     generator = np.random.default_rng(seed)
     scores = generator.normal(size=there.shape) + skill * (there - 0.5)
-    found = []
+    items = []
     for place in range(count):
         for column, name in enumerate(names):
             odd = (place * len(names) + column) % 23 == 5
-            found.append(
+            items.append(
                 Outcome(
                     id=f"doc-{place:05d} {name}",
                     group=f"patient-{place // 2}",
@@ -76,7 +76,7 @@ def findings(*, skill: float = 1.5, seed: int = 0, count: int = 40, names: Seque
                     document=f"doc-{place:05d}",
                 )
             )
-    return found
+    return items
 
 
 class Folder:
@@ -113,8 +113,8 @@ class Folder:
 
     def tell(self, task: str, **facts: Any) -> None:
         """Note facts of a task in the manifest."""
-        told = self.manifest["tasks"].setdefault(task, {})
-        told.update(
+        content = self.manifest["tasks"].setdefault(task, {})
+        content.update(
             {"dataset": "toy", "protocol": "closed_set", "image": "shown", "dataset_fingerprint": "f1", **facts}
         )
         self.write()
@@ -138,7 +138,7 @@ class Folder:
         write_metrics(self.folder, stem, summary)
         unparsed = [row.id for row in rows if row.predicted is None]
         texts = {row.id: row.predicted or "" for row in rows}
-        texts |= {one: said[place % len(said)] for place, one in enumerate(unparsed)}
+        texts |= {item: said[place % len(said)] for place, item in enumerate(unparsed)}
         write_outcomes(self.folder / f"{stem}.outcomes.jsonl", rows, texts)
         self.tell(task, metrics=summary.to_dict()["metrics"], **facts)
         return self
@@ -156,20 +156,20 @@ class Folder:
 
     def folds(self, documents: Sequence[tuple[str, str, str]]) -> Folder:
         """Folds of the data set ``toy``: document, group and fold of each."""
-        told = {
+        content = {
             "medmllm_folds": 1,
             "dataset": "toy",
             "hash": "h",
             "columns": ["id", "image", "label", "group", "fold"],
-            "documents": [[one, one, "benign", group, fold] for one, group, fold in documents],
+            "documents": [[item, item, "benign", group, fold] for item, group, fold in documents],
         }
-        (self.folder / "toy.folds.json").write_text(json.dumps(told), encoding="utf-8")
+        (self.folder / "toy.folds.json").write_text(json.dumps(content), encoding="utf-8")
         return self
 
     def probes(self, task: str, *, layers: int = 6, named: str | None = "connector", seed: int = 0) -> Folder:
         """What probes tell."""
-        told = probes(task, layers=layers, named=named, seed=seed)
-        (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(told), encoding="utf-8")
+        content = probes(task, layers=layers, named=named, seed=seed)
+        (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(content), encoding="utf-8")
         self.tell(task, features={"extra": [], "random_encoder": True})
         return self
 
