@@ -63,7 +63,13 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
     return answers, FeatureStore(folder)
 
 
-@pytest.mark.parametrize("kind", [*ALL, "medm_vl_ct"])
+# One of each way to lay out an image, and volumes; the families that share theirs follow in the slow tests.
+QUICK = ("medm_vl", "medm_vl_ct", "qwen2_5_vl", "gemma3", "llava_next", "idefics3")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in (*ALL, "medm_vl_ct")]
+)
 def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
     if kind == "medm_vl_ct":
         model: LoadedModel = medm_vl.load_ct(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
