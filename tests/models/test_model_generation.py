@@ -73,7 +73,7 @@ def test_decoding_ends_when_all_rows_have(tiny: MedMVL, images: list[Any]) -> No
     assert calls() == 1
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [2, 5])  # with a rest, and all at once
 def test_any_batch_size_gives_the_same_answers(loaded: MedMVL, images: list[Any], size: int) -> None:
     alone = [
         loaded.generate([q], [i], max_new_tokens=8, labels=LABELS)[0] for q, i in zip(QUESTIONS, images, strict=True)
