@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import psutil
@@ -16,7 +15,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats import medm_vl
@@ -25,21 +24,15 @@ from medmllm_plugins.models.formats.medm_vl_config import MedMVLConfig, read_con
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.results.feature_store import Header
 
 QUESTION = closed_set("synthetic phantom image", phantoms.LABELS)
 """The question of med_cls_demo."""
 BATCH = 16
 
-# The config.json of MedM-VL-2D-3B-en in the format since October 2025. It names the parts and holds no shapes; this
-# package fills in those of the published checkpoint.
-CONFIG_3B = """{
-    "model_type": "lvlm",
-    "lvlm_llm_type": "qwen2", "lvlm_llm_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "lvlm_llm_max_length": 2048,
-    "lvlm_encoder_image_type": "siglip",
-    "lvlm_encoder_image_name_or_path": "google/siglip-base-patch16-256-multilingual",
-    "lvlm_encoder_image_select_layer": -1, "lvlm_encoder_image_select_feature": "cls_patch",
-    "lvlm_connector_image_type": "mlp", "lvlm_connector_image_name": "mlp2x_gelu"
-}"""
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Configurations without weights. That of MedM-VL-2D-3B-en, in the format since October 2025, names the parts and holds
+no shapes; this package fills in those of the published checkpoint."""
 
 
 class MeasuredModel(NamedTuple):
@@ -85,14 +78,7 @@ def model_of_size(size: str, device: str) -> MeasuredModel:
     if size != "3b":
         return MeasuredModel(medm_vl.load(LoadOptions("demo", device=device, dtype="float32")), 64, exact=True)
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    return random_model(config_3b(), dtype, torch.device(device))
-
-
-def config_3b() -> MedMVLConfig:
-    """Return the shapes of MedM-VL-2D-3B."""
-    with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(CONFIG_3B, encoding="utf-8")
-        return read_config(Path(folder))
+    return random_model(read_config(CHECKPOINTS / "medm_vl_3b"), dtype, torch.device(device))
 
 
 def random_model(config: MedMVLConfig, dtype: torch.dtype, device: torch.device) -> MeasuredModel:
@@ -157,10 +143,10 @@ def answer_and_record(
     model: MeasuredModel, members: Sequence[PhantomDocument], folder: Path, *, random_encoder: bool
 ) -> list[str]:
     """Answer documents, and write the features of every stage, with a random encoder or without, to a store."""
-    metadata = RecordedDocument("benchmark", "demo", phantoms.LABELS, "", "benchmark", "")
+    header = Header("benchmark", "demo", phantoms.LABELS, "", "benchmark", "", layers=())
     example = model.loaded.prepare([QUESTION], [members[0].picture])
     options = FeatureOptions(random_encoder=random_encoder)
-    recorder = FeatureRecorder(model.loaded, options, metadata, folder, rank=0, example=example)
+    recorder = FeatureRecorder(model.loaded, options, header, folder, rank=0, example=example)
     try:
         return answer(model, members, recorder)
     finally:

@@ -14,32 +14,15 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Benchmark, Comparison, Details, Run, Sides, expect
-from benchmarks.models import phantom_images
+from benchmarks.models import CHECKPOINTS, phantom_images
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 
 BATCH, TOKENS = 8, 8
 QUESTION = "Classify this synthetic phantom image. Answer with the category name only."
-_PIXELS: dict[str, Any] = {
-    "min_pixels": 256 * 28 * 28,
-    "max_pixels": 4 * 256 * 28 * 28,
-}  # the host's own least size of an image
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_TEXT = {
-    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 8192,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
-}  # fmt: skip
-_VISION = {
-    "hidden_size": 128, "out_hidden_size": 256, "intermediate_size": 256, "depth": 4, "num_heads": 4,
-    "fullatt_block_indexes": [3],
-}  # fmt: skip
+# The host's own least size of an image, and four times that.
+_PIXELS: dict[str, Any] = {"min_pixels": 256 * 28 * 28, "max_pixels": 1024 * 28 * 28}
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -48,21 +31,18 @@ def write_checkpoint(folder: Path) -> Path:
 
     tokenizer: Any = load_qwen_tokenizer(demo_folder())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|video_pad|>"]})
-    ids = tokenizer.convert_tokens_to_ids
-    tokens = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|im_start|>"}
-    token_ids = {f"{name}_token_id": ids(token) for name, token in tokens.items()}
-    text = {"vocab_size": len(tokenizer) + 8, **_TEXT}
-    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=_VISION, **token_ids)
+    template = (CHECKPOINTS / "qwen2_5_vl" / "chat_template.jinja").read_text(encoding="utf-8")
+    config: Any = hf.Qwen2_5_VLConfig.from_pretrained(CHECKPOINTS / "qwen2_5_vl")
     torch.manual_seed(0)
     model: Any = hf.Qwen2_5_VLForConditionalGeneration(config)
     # No token ends an answer, so that both sides write the same number.
-    model.generation_config.eos_token_id = len(tokenizer) + 7
+    model.generation_config.eos_token_id = config.text_config.vocab_size - 1
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     tokenizer.eos_token_id = None
     processor: Any = hf.Qwen2_5_VLProcessor
     model.save_pretrained(folder)
     images, videos = hf.Qwen2VLImageProcessor(**_PIXELS), hf.Qwen2VLVideoProcessor()
-    processor(images, tokenizer, videos, chat_template=_TEMPLATE).save_pretrained(folder)
+    processor(images, tokenizer, videos, chat_template=template).save_pretrained(folder)
     return folder
 
 

@@ -108,10 +108,8 @@ class _Scope(NamedTuple):
 def asserted(text: str, mentions: Sequence[tuple[int, int]]) -> list[bool]:
     """Return for each mention whether the text asserts it.
 
-    Args:
-        text: folded text (see ``normalise.fold``) without markup.
-        mentions: spans ``(start, end)``, in order and apart. Words inside a span never act as negators, so a listed
-            phrase such as "no finding" is a plain mention.
+    ``text`` is folded (see ``normalise.fold``) and has no markup; ``mentions`` are spans in order and apart. Words in a
+    span never act as negators, so a listed phrase such as "no finding" is a plain mention.
 
     Returns:
         One flag for each mention: False where it is negated, asked, supposed or compared away.

@@ -141,16 +141,9 @@ def _check(cells: Cells, pictures: int) -> None:
 
 
 def _cover(low: float, high: float, parts: int, pixels: int) -> tuple[int, FloatArray]:
-    """Return how much of each pixel along an axis each of equal parts of a stretch covers.
+    """Return the first pixel along an axis that a stretch covers, and the cover of each by each of its equal parts.
 
-    Args:
-        low: where the stretch begins, as a fraction of the axis; may lie outside of it, as ``high`` may.
-        high: where it ends.
-        parts: into how many it is divided.
-        pixels: along the axis.
-
-    Returns:
-        The first pixel that is covered, and (covered pixels, parts), float64, in pixels.
+    ``low`` and ``high``, as fractions of the axis, may lie outside of it; covers are (covered pixels, parts), float64.
     """
     edges = np.linspace(low, high, parts + 1) * pixels
     first = min(max(int(np.floor(edges[0])), 0), pixels)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -45,13 +44,8 @@ _CACHE_SIZE = 64
 _cache: WeakKeyDictionary[LoadedModel, dict[Sizes, MeasuredPatches]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MeasuredPatches:
-    """The patches of pictures of some sizes.
-
-    Attributes:
-        cells: one for each patch, in the order of :func:`medmllm_plugins.attribution.patches.to_patches`.
-    """
+class MeasuredPatches(NamedTuple):
+    """Cells in the order of :func:`medmllm_plugins.attribution.patches.to_patches`, and the shape of the pixels."""
 
     cells: Cells
     shape: tuple[int, ...]
@@ -104,16 +98,8 @@ def _measure(loaded: LoadedModel, sizes: Sizes) -> MeasuredPatches:
     return MeasuredPatches(cells, tuple(black.shape))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decoded:
-    """What was decoded from each pixel of tiles, or of flat patches, (n, H, W) each.
-
-    Attributes:
-        cover: how much of it a picture covers.
-        across: its position in the picture from left to right, 0 to 1.
-        down: its position from top to bottom.
-        number: of its picture.
-    """
+class _Decoded(NamedTuple):
+    """Cover, position in the picture (0 to 1) and picture of each pixel of tiles or flat patches, (n, H, W) each."""
 
     cover: FloatArray
     across: FloatArray
@@ -252,11 +238,8 @@ def _edges(
 def _rounded(pixels: FloatArray, values: FloatArray, count: float, start: float) -> tuple[float, float]:
     """Round the line's numbers, which are whole unless padding came before resizing, if the line fits as well.
 
-    Args:
-        pixels: (k,), middles of pixels of the tile.
-        values: (k,), their positions in the picture, each a little off as colours have 256 levels only.
-        count: as fitted to them: pixels that are the whole of the picture.
-        start: as fitted: where the picture begins.
+    The line was fitted to pixels' middles, (k,), and their positions in the picture, a little off as colours have 256
+    levels only; ``count`` pixels from ``start`` are the whole of the picture.
     """
     sizes = range(max(1, round(count) - 3), round(count) + 4)
     tried = [(size, round(float((pixels - size * values).mean()))) for size in sizes]

@@ -5,7 +5,7 @@ What is explained are the answers of the run: text, class and scores are read fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -28,7 +28,6 @@ from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.attribution_files import TABLE, write_table
-from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.file_names import ATTRIBUTIONS, OUTCOMES, file_stem
 from medmllm_plugins.results.outcome_files import RunResults, load_run, read_answers
 from medmllm_plugins.results.run_folders import one_run
@@ -73,41 +72,12 @@ def attribute(
     options = AttributionOptions(
         methods=tuple(method or METHODS), layers=tuple(layer or ()), target=target, baseline=baseline, steps=steps
     )
-    index = explain_documents(one_run(run_dir), ids, options, task=task, device=device, batch_size=batch_size)
-    if json:
-        print_json(index.to_dict())
-    else:
-        print(format_summary(index))
-
-
-def explain_documents(
-    folder: Path,
-    ids: Sequence[str],
-    options: AttributionOptions,
-    *,
-    task: str | None = None,
-    device: str | None = None,
-    batch_size: int = 8,
-    log: Callable[[str], None] = print_error,
-) -> AttributionIndex:
-    """Load a run's model again and explain documents; the results join those of the run.
-
-    ``n`` of the options is ignored. The task may be left out if the run has one; the device is by default the
-    run's.
-
-    Returns:
-        The index of all attributions of the task.
-
-    Raises:
-        DataError: the data are not those of the run, or it answered no such document.
-        OptionError: there is no such task, method, layer or label, ``batch_size`` is below 1, this package cannot load
-            the model, or the run showed it more than the document.
-    """
     if batch_size < 1:
         raise OptionError(f"Expected `--batch_size` to be at least 1, got {batch_size}.")
+    folder = one_run(run_dir)
     run = load_run(folder)
     for warning in run.warnings:
-        log(f"Warning: {warning}")
+        print_error(f"Warning: {warning}")
     name = _choose_task(list(run.manifest.tasks), task)
     run.require_sealed(f"{ATTRIBUTIONS}/{file_stem(name)}/")
     settings = task_settings(name)
@@ -127,7 +97,10 @@ def explain_documents(
     index = gather_index(store.folder, name, model, labels)
     write_table(folder / f"{file_stem(name)}{TABLE}", index.summary)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}{TABLE}"])
-    return index
+    if json:
+        print_json(index.to_dict())
+    else:
+        print(format_summary(index))
 
 
 def _choose_task(tasks: Sequence[str], task: str | None) -> str:

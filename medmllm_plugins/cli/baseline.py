@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -49,32 +48,6 @@ def baseline(
 
     It learns from the train fold and is scored on the test fold, with the metrics of the task.
     """
-
-    def make() -> ReferenceClassifier:
-        return make_classifier(method, seed=seed, weights=weights, epochs=epochs, device=device)
-
-    folder = run_baseline(tasks, method, make, output=output, log=print, seed=seed)
-    print(f"Details: {folder}")
-
-
-def run_baseline(
-    tasks: Sequence[str],
-    method: str,
-    make: Callable[[], ReferenceClassifier],
-    *,
-    output: Path,
-    log: Callable[[str], None],
-    seed: int = 0,
-) -> Path:
-    """Train a reference classifier for each task, score it as a model is scored, and return the run folder.
-
-    ``output`` is the parent of the run folder, as the host's ``--output_path``; ``method`` and ``seed`` go to the
-    manifest.
-
-    Raises:
-        OptionError: a task is none of ours, or asks about other folds or images than a classifier can be tested on.
-        DataError: a data set is faulty, or has no train or validation fold.
-    """
     chosen = {task: _checked(task, task_settings(task)) for task in dict.fromkeys(tasks)}
     run = EvaluationRun()
     run.output_path = str(output)
@@ -82,7 +55,9 @@ def run_baseline(
     run.expected = frozenset(chosen)
     with run.stage("data"):
         sets = {task: load_dataset(settings.dataset, on_error=settings.on_error) for task, settings in chosen.items()}
-    models = {task: make() for task in chosen}
+    models = {
+        task: make_classifier(method, seed=seed, weights=weights, epochs=epochs, device=device) for task in chosen
+    }
     examples = {task: _examples(sets[task], chosen[task], models[task]) for task in chosen}
     for task, settings in chosen.items():
         model, folds = models.pop(task), examples.pop(task)
@@ -95,10 +70,9 @@ def run_baseline(
         run.task(task, {"baseline": {"method": method, **model.facts()}})
         for warning in _leaks(sets[task]):
             run.task(task, {"leaks": warning})
-            log(f"Warning: {warning}")
-        _write(run, task, settings, folds["test"], log_probabilities, log)
-    assert run.folder is not None
-    return run.folder
+            print(f"Warning: {warning}")
+        _write(run, task, settings, folds["test"], log_probabilities)
+    print(f"Details: {run.folder}")
 
 
 def _checked(task: str, settings: TaskSettings) -> TaskSettings:
@@ -132,7 +106,6 @@ def _write(
     settings: TaskSettings,
     examples: LabelledImages,
     log_probabilities: LogProbabilities,
-    log: Callable[[str], None],
 ) -> None:
     data = examples.data
     rows = TaskRows(settings, examples.documents)
@@ -160,7 +133,7 @@ def _write(
     run.task(task, scoring.facts(settings, data, documents=len(rows.documents), questions=len(outcomes)))
     scoring.write(folder, task, summary, outcomes, {outcome.id: outcome.predicted or "" for outcome in outcomes}, data)
     run.scored(task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
-    log(f"{task}: {summary.headline()}")
+    print(f"{task}: {summary.headline()}")
 
 
 def _leaks(data: Dataset) -> list[str]:

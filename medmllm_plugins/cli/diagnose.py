@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,6 @@ from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, OUTCOMES, file_stem
 from medmllm_plugins.results.outcome_files import RunResults, load_run
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
-from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import update_seal
 
@@ -78,64 +77,29 @@ def diagnose(
         repeats=folds,
         seed=seed,
     )
-    analyses = rerun_analyses(
-        one_run(run_dir, holding="features"),
-        options,
-        tasks=task or (),
-        reference=None if reference is None else one_run(reference),
-        output=output,
-        device=device,
-    )
+    folder = one_run(run_dir, holding="features")
+    run = load_run(folder)
+    for warning in run.warnings:
+        print_error(f"Warning: {warning}")
+    recorded = _tasks_with_features(run)
+    if unknown := sorted(set(task or ()) - set(recorded)):
+        raise OptionError(f"Expected tasks with features, {recorded}, got {unknown}.")
+    target = _output_folder(folder, output, options)
+    torch_device = None if device is None else resolve_device(device)
+    reference_run = None if reference is None else one_run(reference)
+    analyses = []
+    for name in task or recorded:
+        store = open_store(run, name)
+        reference_answers = _reference(folder, reference_run, store)
+        analysis = analyse(store, _outcomes(run, name), options, reference=reference_answers, device=torch_device)
+        write_probes(target, file_stem(name), analysis)
+        analyses.append(analysis)
+        if target.resolve() == folder.resolve():
+            update_seal(folder, [f"{file_stem(name)}{suffix}" for suffix in SUFFIXES])
     if json:
         print_json([analysis.to_dict() for analysis in analyses])
     else:
         print("\n\n".join(render(analysis) for analysis in analyses))
-
-
-def rerun_analyses(
-    folder: Path,
-    options: Options,
-    *,
-    tasks: Sequence[str] = (),
-    reference: Path | None = None,
-    output: Path | None = None,
-    device: str | None = None,
-    log: Callable[[str], None] = print_error,
-) -> list[ProbeAnalysis]:
-    """Recompute the analyses of a run, and write them.
-
-    Without ``tasks``, all with features. Without ``reference``, the run of a reference classifier in the same
-    parent folder if there is any. Without ``output``, the earlier files in the run folder are replaced.
-
-    Raises:
-        DataError: the run recorded no features, or they are damaged or of another model or data set than the run; or
-            the run was stopped.
-        OptionError: there is no such task or device, ``reference`` is the run itself, or ``output`` is no folder or
-            missing although only some layers or poolings are asked for.
-    """
-    run = load_run(folder)
-    for warning in run.warnings:
-        log(f"Warning: {warning}")
-    recorded = _tasks_with_features(run)
-    if unknown := sorted(set(tasks) - set(recorded)):
-        raise OptionError(f"Expected tasks with features, {recorded}, got {unknown}.")
-    target = _output_folder(folder, output, options)
-    torch_device = None if device is None else resolve_device(device)
-    analyses = []
-    for task in tasks or recorded:
-        store = open_store(run, task)
-        analysis = analyse(
-            store,
-            _outcomes(run, task),
-            options,
-            reference=_reference(folder, reference, store),
-            device=torch_device,
-        )
-        write_probes(target, file_stem(task), analysis)
-        analyses.append(analysis)
-        if target.resolve() == folder.resolve():
-            update_seal(folder, [f"{file_stem(task)}{suffix}" for suffix in SUFFIXES])
-    return analyses
 
 
 def _tasks_with_features(run: RunResults) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
@@ -64,22 +64,15 @@ def declare_own_data(options: NewTaskOptions) -> tuple[DatasetSpec, list[str]]:
     else:
         source = _labels_from_table(options, folder, pattern, list(listed))
     notes = [*source.notes]
-    layout_options = dict(source.options)
-    if pattern is not None:
-        layout_options["pattern"] = pattern
     classes, names = _classes(source.cells, source.where, listed, options.multilabel)
-    if names:
-        layout_options["names"] = names
+    chosen = {"pattern": pattern, "names": names or None, "frame": options.frame, "unit": options.unit}
+    layout_options = {**source.options, **{name: value for name, value in chosen.items() if value is not None}}
     if not options.classes:
         notes.append(f"classes: {', '.join(map(repr, classes))} (--classes for other names or another order)")
         if any(label.replace(".", "").isdigit() for label in classes):
             example = ",".join(f"{label}=NAME" for label in classes[:3])
             notes.append(f"classes are numbers, which mean nothing to a model; name them with --classes {example}")
-    if options.frame is not None:
-        layout_options["frame"] = options.frame
-    if options.unit is not None:
-        layout_options["unit"] = options.unit
-    elif source.dimensions == 3:
+    if options.unit is None and source.dimensions == 3:
         notes.append("unit: Hounsfield units where DICOM says so, else unknown; --unit HU for CT in other files")
     if not options.modality:
         notes.append("modality: 'medical image', as the question calls it; --modality for a better word")
@@ -99,14 +92,8 @@ def declare_own_data(options: NewTaskOptions) -> tuple[DatasetSpec, list[str]]:
     return parse_spec(declaration, options.name), notes
 
 
-@dataclass(frozen=True, slots=True)
-class _LabelSource:
-    """Where the labels of a data set come from.
-
-    Attributes:
-        cells: the text of the label of each image.
-        notes: a line on each choice that the user did not make.
-    """
+class _LabelSource(NamedTuple):
+    """The text of each image's label, where it stands, and a note on each choice that the user did not make."""
 
     dimensions: int
     cells: Sequence[str]
@@ -131,16 +118,8 @@ def _labels_from_table(
     table = Path(os.path.abspath(Path(options.labels).expanduser()))
     rows = _table(table)
     depth, image = dimensions(folder, pattern, rows, options.image_column)
-    chosen = columns(
-        rows,
-        image,
-        label=options.label_column,
-        group=options.group,
-        fold=options.fold,
-        classes=classes,
-        multilabel=options.multilabel,
-        fold_names=fold_names,
-    )
+    named = {"label": options.label_column, "group": options.group, "fold": options.fold}
+    chosen = columns(rows, image, **named, classes=classes, multilabel=options.multilabel, fold_names=fold_names)
     notes = [] if options.image_column else [f"images: the column {image!r}"]
     notes += chosen.notes
     layout_options: dict[str, Any] = {
@@ -148,8 +127,9 @@ def _labels_from_table(
     }
     if fold_names:
         layout_options["fold_names"] = fold_names
-    named = (("image", chosen.image), ("label", chosen.label), ("group", chosen.group), ("fold", chosen.fold))
-    layout_options |= {f"{key}_column": column for key, column in named if column is not None}
+    for key in ("image", *named):
+        if (column := getattr(chosen, key)) is not None:
+            layout_options[f"{key}_column"] = column
     if chosen.group is None and options.group != NO_COLUMN:
         notes.append("groups: none; give --group COLUMN if several images may be of one patient")
     cells, where = _cells(rows, chosen.label, chosen.ticks, options.multilabel, layout_options)
@@ -182,11 +162,17 @@ def _table(path: Path) -> list[Row]:
     return rows
 
 
+def _pairs(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield each part of ``a=b,c``, the text before its equals sign if there is one, and the text behind it."""
+    for part in text.split(",") if text else ():
+        before, _, behind = part.rpartition("=")
+        yield part, before.strip(), behind.strip()
+
+
 def _listed_classes(text: str) -> dict[str, str]:
     """Read ``a,b`` or ``0=a,1=b``: class names in the user's order, to what the table has for each."""
     classes: dict[str, str] = {}
-    for part in text.split(",") if text else ():
-        cell, _, name = (piece.strip() for piece in part.rpartition("="))
+    for _, cell, name in _pairs(text):
         if not name or name in classes:
             raise OptionError(f"Expected --classes to be names between commas, each once, got {text!r}.")
         classes[name] = cell or name
@@ -222,8 +208,7 @@ def _fold_folders(folder: Path, pattern: str | None, depth: int) -> list[str]:
 def _fold_names(text: str) -> dict[str, str]:
     """Read ``a=train,b=none``: values of the column of folds, to what they mean."""
     names: dict[str, str] = {}
-    for part in text.split(",") if text else ():
-        cell, _, fold = (piece.strip() for piece in part.rpartition("="))
+    for part, cell, fold in _pairs(text):
         if not cell or fold not in (*FOLDS, LEFT_OUT) or cell in names:
             raise OptionError(
                 f"Expected --fold-map to be VALUE=FOLD between commas, each value once and FOLD one of "
@@ -238,8 +223,7 @@ def _cells(
 ) -> tuple[list[str], str]:
     """Return all texts of the table that name a class, and where they are."""
     if column is None:
-        wrong = [tick for tick in ticks if any(row[tick] not in TICKS for row in rows)]
-        if wrong:
+        if wrong := [tick for tick in ticks if any(row[tick] not in TICKS for row in rows)]:
             raise DataError(f"Expected the columns of classes to say 0 or 1, got other values in {wrong}.")
         return list(ticks), "columns of 0 and 1"
     cells = [row[column] for row in rows]

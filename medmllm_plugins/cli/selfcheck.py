@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -14,7 +13,6 @@ from medmllm_plugins.errors import OptionError, print_error
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import DEMO
-from medmllm_plugins.probes.validation.selfcheck import Report
 from medmllm_plugins.probes.validation.selfcheck import selfcheck as run_selfcheck
 
 app = new_app()
@@ -29,21 +27,12 @@ def selfcheck(
 
     Every stage is broken in turn. The exit status is 1 if the diagnosis is wrong too often.
     """
-    report = check_demo(seeds, print_error)
+    if seeds < 1:
+        raise OptionError(f"Expected argument `seeds` to be at least 1, got {seeds}.")
+    model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
+    report = run_selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=print_error)
     if json:
         print_json(report.to_dict())
     else:
         print(report.render())
     return int(not report.passed)
-
-
-def check_demo(seeds: int, log: Callable[[str], None]) -> Report:
-    """Break the embedded demo in every way at every strength, and not at all, ``seeds`` times, and diagnose it.
-
-    Raises:
-        OptionError: ``seeds`` is below 1.
-    """
-    if seeds < 1:
-        raise OptionError(f"Expected argument `seeds` to be at least 1, got {seeds}.")
-    model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
-    return run_selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,6 @@ from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODE
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedDocument:
-    """The origin of a task's features; see :class:`medmllm_plugins.results.feature_store.Header`."""
-
-    task: str
-    dataset: str
-    labels: tuple[str, ...]
-    dataset_fingerprint: str
-    model: str
-    model_fingerprint: str
-
-
 class FeatureRecorder:
     """Features of one task, from the hooks on the model to the store on disk."""
 
@@ -44,21 +32,24 @@ class FeatureRecorder:
         self,
         loaded: LoadedModel,
         features: FeatureOptions,
-        subject: RecordedDocument,
+        header: Header,
         folder: Path,
         rank: int,
         example: Mapping[str, Tensor],
     ) -> None:
-        """Put hooks on the model; ``example`` is one document's input, to try on it which layers the LLM reads."""
+        """Put hooks on the model.
+
+        ``header`` has no layers yet; ``example`` is one document's input, to try on it which layers the LLM reads.
+        """
         self._unread = unused_layers(loaded, example)
-        self._loaded, self._subject, self._folder, self._rank = loaded, subject, folder, rank
+        self._loaded, self._header, self._folder, self._rank = loaded, header, folder, rank
         self.watch = ActivationHooks(loaded, features.poolings)
         self._random: RandomEncoder | None = None
         if features.random_encoder and RandomEncoder.possible(loaded):
             self._random = RandomEncoder(loaded, features.poolings)
         elif features.random_encoder:
             logger.warning(
-                "%s: the vision tower is quantised, so there are no control features of a random encoder.", subject.task
+                "%s: the vision tower is quantised, so there are no control features of a random encoder.", header.task
             )
         self._writer: Writer | None = None
 
@@ -108,18 +99,7 @@ class FeatureRecorder:
             for name in order
         ]
         layers.append(StoredLayer(PIXELS, CONTROL, (MEAN,), (pixels,)))
-        subject = self._subject
-        header = Header(
-            task=subject.task,
-            dataset=subject.dataset,
-            labels=subject.labels,
-            dataset_fingerprint=subject.dataset_fingerprint,
-            model=subject.model,
-            model_fingerprint=subject.model_fingerprint,
-            layers=tuple(layers),
-            lens=lens,
-        )
-        write_header(self._folder, header)
+        write_header(self._folder, replace(self._header, layers=tuple(layers), lens=lens))
         self._writer = Writer(self._folder, self._rank)
 
     def durable(self) -> list[str]:

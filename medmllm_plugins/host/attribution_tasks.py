@@ -65,12 +65,7 @@ class Attributing(InspectionTask[AttributionIndex]):
         from medmllm_plugins.attribution.checks.check_summary import format_summary
 
         folder = self.run.folder_for(model)
-        store = self.run.keep_attributions(self.name)
-        if store is None:
-            raise DataError(
-                f"{self.name}: expected attributions, got none. Use a model of this package; if the answers came from "
-                "the host's cache, run again without --use_cache."
-            )
+        store = self._recorded(self.run.keep_attributions(self.name), "attributions")
         index = gather_index(store, self.name, model, self.content.rows.classes)
         for warning in index.warnings:
             if STOPPED in warning:  # some processes explained their documents, and this one did not

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from loguru import logger
@@ -12,7 +13,7 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.host import command_line
 from medmllm_plugins.host.tasks import Classification
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.results.metric_files import AnySummary
+from medmllm_plugins.metrics.readability import AnySummary
 
 ANSWER_METRICS = ("accuracy", "balanced")
 """Metrics of the answers, which any model gives."""
@@ -21,16 +22,13 @@ Result = TypeVar("Result")
 
 
 class InspectionTask(Classification, Generic[Result]):
-    """Classification of one data set, with an analysis of the model's features or gradients.
-
-    Attributes:
-        ANALYSIS: what the analysis gives, in the plural.
-        PRINTED: names of the numbers that the host prints of it.
-    """
+    """Classification of one data set, with an analysis of the model's features or gradients."""
 
     ANALYSIS: ClassVar[str]
+    """What the analysis gives, in the plural."""
     NO_EXAMPLES: ClassVar[str]
     PRINTED: ClassVar[tuple[str, ...]]
+    """Names of the numbers that the host prints of it."""
     _analysed: tuple[int, Result | None] | None = None
 
     @abstractmethod
@@ -44,6 +42,15 @@ class InspectionTask(Classification, Generic[Result]):
     @abstractmethod
     def _failure_facts(self, reason: str) -> dict[str, Any]:
         """Return what the manifest says of an analysis that failed."""
+
+    def _recorded(self, store: Path | None, noun: str) -> Path:
+        """Return the folder that the model wrote to, or raise a DataError if it wrote to none."""
+        if store is None:
+            raise DataError(
+                f"{self.name}: expected {noun}, got none. Use a model of this package; if the answers came from the "
+                "host's cache, run again without --use_cache."
+            )
+        return store
 
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics of the answers and of the analysis."""

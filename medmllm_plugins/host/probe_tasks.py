@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from loguru import logger
 
-from medmllm_plugins.errors import DataError
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -44,12 +43,7 @@ class Probing(InspectionTask[ProbeAnalysis]):
     def _analyse(self, outcomes: Sequence[Outcome], model: str) -> ProbeAnalysis:
         """Fit the probes."""
         folder = self.run.folder_for(model)
-        store = self.run.keep_features(self.name)
-        if store is None:
-            raise DataError(
-                f"{self.name}: expected features of the model's stages, got none. Use a model of this package; if the "
-                "answers came from the host's cache, run again without --use_cache."
-            )
+        store = self._recorded(self.run.keep_features(self.name), "features of the model's stages")
         with self.run.stage(f"probe {self.name}"):
             reference = find_reference(folder, self.content.data.fingerprint)
             result = analysis.analyse(store, outcomes, reference=reference)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ _CONFIG = "medmllm_config"
 _BASE = "medmllm_base"
 _PURPOSE = "medmllm_purpose"
 _YAML = (".yaml", ".yml")
+_CLASSES = {
+    "classify": ("tasks", "ClassificationTask"),
+    "probe": ("probe_tasks", "ProbingTask"),
+    "attribute": ("attribution_tasks", "AttributingTask"),
+}
 _DEEPEST = 5
 """How deep groups in groups are followed; a group may hold itself."""
 
@@ -196,7 +202,7 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     if "dataset" in settings:
         return {
             "task": name,
-            "class": _task_class(str(entry.get(_PURPOSE))),
+            "class": _task_class(entry.get(_PURPOSE, "classify")),
             "output_type": "generate_until",
             "metadata": {"version": 1.0, "medmllm": settings},
         }
@@ -204,20 +210,12 @@ def config(entry: Mapping[str, Any], name: str, load: Callable[[str], Any]) -> d
     metadata = base.get("metadata")
     if not isinstance(metadata, Mapping) or "medmllm" not in metadata:
         raise OptionError(f"{entry[_BASE]} is no task of medmllm-plugins and takes no arguments, got {name!r}.")
-    purpose = {"class": _task_class(str(entry[_PURPOSE]))} if _PURPOSE in entry else {}
+    purpose = {"class": _task_class(entry[_PURPOSE])} if _PURPOSE in entry else {}
     return {**base, **purpose, "task": name, "metadata": {**metadata, "medmllm": {**metadata["medmllm"], **settings}}}
 
 
 def _task_class(purpose: str) -> type[Any]:
-    """Return the class of a declared task; those that probe or explain are imported only if used."""
-    if purpose == "probe":
-        from medmllm_plugins.host.probe_tasks import ProbingTask
-
-        return ProbingTask
-    if purpose == "attribute":
-        from medmllm_plugins.host.attribution_tasks import AttributingTask
-
-        return AttributingTask
-    from medmllm_plugins.host.tasks import ClassificationTask
-
-    return ClassificationTask
+    """Return the class of a declared task, imported only now that it is used."""
+    module, name = _CLASSES[purpose]
+    task_class: type[Any] = getattr(import_module(f"medmllm_plugins.host.{module}"), name)
+    return task_class

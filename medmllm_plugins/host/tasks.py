@@ -17,11 +17,11 @@ from medmllm_plugins.host import command_line, envelope, flags
 from medmllm_plugins.host.task_dataset import SPLIT, TaskDataset
 from medmllm_plugins.host.task_loading import task_loading
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_settings import Purpose, read_settings
 from medmllm_plugins.results import scoring
-from medmllm_plugins.results.metric_files import AnySummary
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 
@@ -256,9 +256,9 @@ class Classification(ConfigurableTask):
         run, settings = self.run, self.content.settings
         folder = run.folder_for(self._model_name)
         scoring.write(folder, self.name, summary, outcomes, answers, self.content.data)
-        record = summary.to_dict()
-        warning = scoring.unreadable_warning(record, settings, run.manifest.model)
-        run.scored(self.name, {"evaluated": summary.n, "metrics": record["metrics"], "unreadable": warning})
+        warning = scoring.unreadable_warning(summary, settings.dataset, run.manifest.model)
+        facts = {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"], "unreadable": warning}
+        run.scored(self.name, facts)
         if warning:
             logger.warning(f"{self.name}: {warning} Details: {folder}")
         else:

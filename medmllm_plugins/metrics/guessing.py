@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, accuracy, balanced_accuracy, macro_f1, matthews
 
 
 def majority_class(support: Floats) -> int:
-    """Return the index of the most frequent true class; the first one of several.
-
-    Args:
-        support: (K,) number of documents of each class.
-    """
+    """Return the index of the most frequent class, given (K,) numbers of documents; the first of several."""
     return int(np.argmax(support))
 
 
@@ -41,3 +40,12 @@ def baselines(support: Floats) -> dict[str, dict[str, float]]:
         "uniform_random": {"accuracy": 1 / classes, "balanced": 1 / classes},
         "prior_matched_random": {"accuracy": float(((support / support.sum()) ** 2).sum())},
     }
+
+
+def constant_guess(baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
+    """Return name and accuracy of the best constant answer among baselines; an empty name and NaN without one."""
+    for name in ("majority_class", "always_no"):
+        accuracy = baselines.get(name, {}).get("accuracy", math.nan)
+        if not math.isnan(accuracy):
+            return name, accuracy
+    return "", math.nan

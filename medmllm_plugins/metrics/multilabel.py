@@ -203,16 +203,10 @@ class _Evaluator:
 def summarise_findings(
     outcomes: Sequence[Outcome], findings: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> FindingsSummary:
-    """Compute metrics for each finding and over all of them.
+    """Compute metrics for each finding and over all of them, from one outcome (yes or no) for each question.
 
     A group brings all of its documents, and a document all of its questions, so that intervals respect that answers
     about one patient are not independent.
-
-    Args:
-        outcomes: one for each question, labels yes and no, ``finding`` set.
-        findings: the findings, in class order.
-        resamples: bootstrap resamples.
-        seed: seed of the random generator.
 
     Raises:
         DataError: there are none, an id occurs twice, or a finding is unknown.

@@ -44,6 +44,16 @@ class VariantsSummary(VersionedRecord):
     variants: Mapping[str, Summary]
     positions: Mapping[str, tuple[float, ...]]
 
+    @property
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Scores of answering without the image, which are the same for every variant."""
+        return next((variant.baselines for variant in self.variants.values()), {})
+
+    @property
+    def majority(self) -> str:
+        """The class that the majority baseline answers."""
+        return next((variant.majority for variant in self.variants.values()), "")
+
     def headline(self) -> str:
         """Return one sentence: mean accuracy, its range, and how many documents change their answer."""
         accuracies = [variant.metrics["accuracy"].value for variant in self.variants.values()]
@@ -98,16 +108,7 @@ def summarise_variants(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> VariantsSummary:
-    """Compare the variants under which the same documents were asked.
-
-    Args:
-        outcomes: one for each row, with its ``document`` and ``variant``.
-        labels: the classes.
-        positive: the positive class, if there is one.
-        kind: ``"multiclass"`` or ``"ordinal"``.
-        orders: the order in which each variant lists the classes, where variants differ in it.
-        resamples: bootstrap resamples.
-        seed: seed of the random generator.
+    """Compare the variants under which the same documents were asked; ``orders`` lists the classes of each variant.
 
     Raises:
         DataError: a document is not in every variant exactly once.

@@ -7,14 +7,20 @@ form of the answers rather than their content, and a comparison with the blind a
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeAlias
 
+from medmllm_plugins.metrics.guessing import constant_guess
+from medmllm_plugins.metrics.intervals import UNKNOWN, known
+from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import VariantsSummary
+from medmllm_plugins.metrics.summary import Summary
 
+AnySummary: TypeAlias = Summary | FindingsSummary | VariantsSummary
+"""The metrics of a task, whatever its kind."""
 MOSTLY: Final = 0.5
 """From this share on, most answers were read."""
 DEMO_NOTE: Final = "The demo model only knows phantoms."
@@ -51,11 +57,7 @@ class Unreadable:
         return f"Only {_percent(self.read / self.total)} of the answers could be read ({self.read:,} of {self.total:,})"
 
     def sentences(self, note: str = "") -> str:
-        """Return what that means for the numbers.
-
-        Args:
-            note: what is known of the cause, a sentence.
-        """
+        """Return what that means for the numbers; ``note`` is a sentence on the cause, if it is known."""
         if self.read == 0:
             meaning = "Accuracy is 0% for that reason alone and says nothing about what the model knows."
         elif self.read / self.total < MOSTLY:
@@ -71,20 +73,15 @@ class Unreadable:
         return " ".join(filter(None, (f"{self.count}.", note, meaning, scores)))
 
 
-def unreadable(figures: Mapping[str, Any]) -> Unreadable | None:
-    """Return what to say where too few answers could be read; ``None`` where enough were, or it is not known.
-
-    Args:
-        figures: a task's figures as ``TASK.metrics.json`` has them, whatever its kind.
-    """
-    metrics = _mapping(figures.get("metrics"))
-    share, total = _value(metrics.get("parsed")), figures.get("n")
-    if math.isnan(share) or isinstance(total, bool) or not isinstance(total, int) or total < 1:
-        return None
-    name, blind = _blind(figures)
-    if share < MOSTLY or share < blind:  # neither holds of NaN
-        return Unreadable(round(share * total), total, name, blind, _scores(figures))
-    return None
+def unreadable(summary: AnySummary) -> Unreadable | None:
+    """Return what to say where too few answers could be read; ``None`` where enough were, or it is not known."""
+    by_sum = summary.label_scores.get("sum", {}) if isinstance(summary, Summary) else {}
+    scores = {
+        "accuracy of the highest-scoring label": by_sum.get("accuracy", UNKNOWN).value,
+        "AUROC": summary.metrics.get("auroc", UNKNOWN).value,
+    }
+    defined = {name: value for name, value in scores.items() if known(value)}
+    return _shortfall(summary.metrics.get("parsed", UNKNOWN).value, summary.n, summary.baselines, defined)
 
 
 def unreadable_outcomes(outcomes: Sequence[Outcome]) -> Unreadable | None:
@@ -93,50 +90,20 @@ def unreadable_outcomes(outcomes: Sequence[Outcome]) -> Unreadable | None:
         return None
     labels = Counter(outcome.label for outcome in outcomes)
     no = any(outcome.finding for outcome in outcomes)
-    blind = {"always_no": labels["no"]} if no else {"majority_class": max(labels.values())}
+    name, count = ("always_no", labels["no"]) if no else ("majority_class", max(labels.values()))
     read = sum(outcome.predicted is not None for outcome in outcomes)
-    return unreadable(
-        {
-            "n": len(outcomes),
-            "metrics": {"parsed": {"value": read / len(outcomes)}},
-            "baselines": {name: {"accuracy": count / len(outcomes)} for name, count in blind.items()},
-        }
-    )
+    return _shortfall(read / len(outcomes), len(outcomes), {name: {"accuracy": count / len(outcomes)}}, {})
 
 
-def _blind(figures: Mapping[str, Any]) -> tuple[str, float]:
-    baselines = _mapping(figures.get("baselines"))
-    if not baselines:  # of a task that asks in several ways each way has its own, and they are alike
-        baselines = _mapping(_mapping(next(iter(_mapping(figures.get("variants")).values()), None)).get("baselines"))
-    for key, name in _BLIND.items():
-        value = _number(_mapping(baselines.get(key)).get("accuracy"))
-        if not math.isnan(value):
-            return name, value
-    return "", math.nan
-
-
-def _scores(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Return accuracy of the label that scores highest, and AUROC, where every answer has label scores."""
-    by_sum = _mapping(_mapping(figures.get("label_scores")).get("sum"))
-    values = {
-        "accuracy of the highest-scoring label": _value(by_sum.get("accuracy")),
-        "AUROC": _value(_mapping(figures.get("metrics")).get("auroc")),
-    }
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+def _shortfall(
+    share: float, total: int, baselines: Mapping[str, Mapping[str, float]], scores: Mapping[str, float]
+) -> Unreadable | None:
+    guess, accuracy = constant_guess(baselines)
+    if total > 0 and (share < MOSTLY or share < accuracy):  # neither holds of NaN
+        return Unreadable(round(share * total), total, _BLIND.get(guess, ""), accuracy, scores)
+    return None
 
 
 def _percent(share: float) -> str:
     """Return a share in percent: without decimals from 1% on, and never rounded to nothing."""
     return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _value(estimate: object) -> float:
-    return _number(_mapping(estimate).get("value"))
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -61,9 +61,7 @@ class ChatModel(LoadedModel):
     def render(self, question: Question, images: int | None = None) -> str:
         """Return the whole prompt as text, one placeholder for each image.
 
-        Args:
-            question: the question, solved examples before it as earlier turns.
-            images: number of images in all; one more than the examples have by default.
+        Solved examples are earlier turns. ``images`` counts all images; by default one more than the examples have.
 
         Raises:
             ModelError: the question holds the name of a special token, which would end the turn or claim an image.

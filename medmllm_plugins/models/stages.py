@@ -81,9 +81,7 @@ def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
 def changed(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace what a layer holds, or read it, while the context is open.
 
-    Args:
-        layer: the layer.
-        change: takes the layer's output, in the model's layout with the feature axis last, and returns its replacement.
+    ``change`` takes the layer's output, in the model's layout with the feature axis last, and returns its replacement.
 
     Raises:
         ModelError: the module returns no tensor, or is called without one.

@@ -46,7 +46,6 @@ LONGEST_MESSAGE: Final = 1000
 _BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.plugins.builtin")
 
 
-_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -72,6 +71,13 @@ class Manager:
         self._changes = 0
         self._slow: dict[str, str] = {}
         self._results: dict[str, tuple[Any, list[Failure]]] = {}
+        named = ("medmllm_models", "medmllm_probes", "medmllm_attributions")
+        self._readers: dict[str, Callable[[list[Failure]], Any]] = {
+            "registry": self._registry_faults,
+            **{hook: functools.partial(self._read_named, hook) for hook in named},
+            "medmllm_tasks": self._read_folders,
+            "task files": self._read_tasks,
+        }
         self._discover()
 
     # -- discovery ---------------------------------------------------------------------------------------------
@@ -168,10 +174,7 @@ class Manager:
         Raises:
             PluginError: there is one, and ``MEDMLLM_STRICT=1``.
         """
-        failures = [*self._discovery, *self._results_of("registry", self._registry_faults)[1]]
-        for hook, ask in self._asks().items():
-            failures.extend(self._results_of(hook, ask)[1])
-        return failures
+        return [*self._discovery, *(failure for key in self._readers for failure in self._results_of(key)[1])]
 
     @property
     def notices(self) -> list[str]:
@@ -180,15 +183,15 @@ class Manager:
 
     def models(self) -> dict[str, ModelSpec]:
         """Return models by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_models").items()}
+        return {name: spec for name, (spec, _) in self._result("medmllm_models").items()}
 
     def probes(self) -> dict[str, ProbeSpec]:
         """Return probes by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_probes").items()}
+        return {name: spec for name, (spec, _) in self._result("medmllm_probes").items()}
 
     def attributions(self) -> dict[str, AttributionSpec]:
         """Return attribution methods by name."""
-        return {name: spec for name, (spec, _) in self._named("medmllm_attributions").items()}
+        return {name: spec for name, (spec, _) in self._result("medmllm_attributions").items()}
 
     def tasks(self) -> dict[str, TaskEntry]:
         """Return tasks and groups by name, from every ``*.yaml`` below the task folders.
@@ -196,13 +199,12 @@ class Manager:
         Files whose name starts with ``_`` (bases for ``include``) are skipped, and so are folders that are named
         ``datasets`` or ``__pycache__`` or start with a dot.
         """
-        entries: dict[str, TaskEntry] = self._results_of("task files", self._ask_tasks)[0]
-        return dict(entries)
+        return dict(self._result("task files"))
 
     def dataset_folders(self) -> list[Path]:
         """Return the folders of data-set declarations: every ``datasets`` folder below a task folder."""
         folders: dict[Path, Path] = {}
-        for _, _, paths in self._walked():
+        for _, _, paths in self._result("medmllm_tasks"):
             for path in paths:
                 folders.setdefault(path.resolve(), path)
         return list(folders.values())
@@ -210,16 +212,16 @@ class Manager:
     def describe(self) -> dict[str, Any]:
         """Return everything above, JSON-safe, for ``medmllm plugins --json``."""
         # From what was read, not from the disk: the folder may have been removed since.
-        shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._walked()) else [])]
+        shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._result("medmllm_tasks")) else [])]
         brought: dict[str, dict[str, list[str]]] = {
             info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
         }
         for what in ("models", "probes", "attributions"):
-            for name, (_, info) in self._named(f"medmllm_{what}").items():
+            for name, (_, info) in self._result(f"medmllm_{what}").items():
                 brought[info.name][what].append(name)
         for entry in self.tasks().values():
             brought[entry.plugin]["tasks"].append(entry.name)
-        for info, _, folders in self._walked():
+        for info, _, folders in self._result("medmllm_tasks"):
             brought[info.name]["datasets"] += sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
         return {
             "plugins": [{**info._asdict(), "hooks": list(info.hooks), **brought[info.name]} for info in shown],
@@ -229,22 +231,17 @@ class Manager:
 
     # -- calling plugins ---------------------------------------------------------------------------------------
 
-    def _asks(self) -> dict[str, Callable[[list[Failure]], Any]]:
-        named = ("medmllm_models", "medmllm_probes", "medmllm_attributions")
-        return {
-            **{hook: functools.partial(self._ask_named, hook) for hook in named},
-            "medmllm_tasks": self._ask_folders,
-            "task files": self._ask_tasks,
-        }
+    def _result(self, key: str) -> Any:
+        return self._results_of(key)[0]
 
-    def _results_of(self, key: str, ask: Callable[[list[Failure]], Any]) -> tuple[Any, list[Failure]]:
-        """Return the result and failures of ``ask``, cached until plugins come or go, unless it raises."""
+    def _results_of(self, key: str) -> tuple[Any, list[Failure]]:
+        """Return the result and failures of a reader, cached until plugins come or go, unless it raises."""
         if self._changes != self.pluggy.changes:
             self._results.clear()
             self._changes = self.pluggy.changes
         if key not in self._results:
             failures: list[Failure] = []
-            self._results[key] = (ask(failures), failures)
+            self._results[key] = (self._readers[key](failures), failures)
         return self._results[key]
 
     def _sources(self) -> list[PluginInfo]:
@@ -267,13 +264,14 @@ class Manager:
             for hook, fault in self.pluggy.faults.get(info.name, ()):
                 self._fail(failures, info, "register", hook, fault)
 
-    def _call(self, hook: str, kind: type[_Item], failures: list[Failure]) -> Iterator[tuple[_Item, PluginInfo]]:
-        """Call one hook of each plugin on its own; what is not of ``kind`` is left out."""
+    def _call(self, hook: str, failures: list[Failure]) -> Iterator[tuple[Any, PluginInfo]]:
+        """Call one hook of each plugin on its own; yield the sound declarations with their plugins."""
         sources = [(info, function) for info in self._sources() for function in self._functions(info, hook)]
         for info, function in sources:
             package = str(getattr(function, "__module__", "")).partition(".")[0]
+            read = functools.partial(read_items, function, hook, HOOKS[hook])
             try:
-                items, faults = self._run(functools.partial(read_items, function, hook, kind), info, hook, package)
+                items, faults = self._run(read, info, hook, package)
             except PluginRaised as error:
                 stage: Stage = "invalid" if isinstance(error.error, WrongResult) else "hook"
                 message = str(error.error) if stage == "invalid" else f"{hook!r} raised {error}"
@@ -287,14 +285,10 @@ class Manager:
             for item in items:
                 yield item, info
 
-    def _named(self, hook: str) -> dict[str, tuple[Any, PluginInfo]]:
-        items: dict[str, tuple[Any, PluginInfo]] = self._results_of(hook, functools.partial(self._ask_named, hook))[0]
-        return items
-
-    def _ask_named(self, hook: str, failures: list[Failure]) -> dict[str, tuple[Any, PluginInfo]]:
+    def _read_named(self, hook: str, failures: list[Failure]) -> dict[str, tuple[Any, PluginInfo]]:
         items: dict[str, tuple[Any, PluginInfo]] = {}
         what = hook.removeprefix("medmllm_").removesuffix("s")
-        for item, info in self._call(hook, HOOKS[hook], failures):
+        for item, info in self._call(hook, failures):
             if item.name in items:
                 message = name_taken(what, item.name, items[item.name][1], info)
                 self._fail(failures, info, "duplicate", hook, message)
@@ -302,14 +296,10 @@ class Manager:
                 items[item.name] = (item, info)
         return items
 
-    def _walked(self) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
-        walked, _ = self._results_of("medmllm_tasks", self._ask_folders)
-        return list(walked)
-
-    def _ask_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
+    def _read_folders(self, failures: list[Failure]) -> list[tuple[PluginInfo, list[Path], list[Path]]]:
         """Return for each task folder its plugin, its task files and its ``datasets`` folders."""
         walked = []
-        folders = [*self._call("medmllm_tasks", TaskFolder, failures)]
+        folders = [*self._call("medmllm_tasks", failures)]
         if tasks_folder().is_dir():
             folders.append((TaskFolder(path=str(tasks_folder())), USER))
         for folder, info in folders:
@@ -326,11 +316,11 @@ class Manager:
             walked.append((info, files, datasets))
         return walked
 
-    def _ask_tasks(self, failures: list[Failure]) -> dict[str, TaskEntry]:
+    def _read_tasks(self, failures: list[Failure]) -> dict[str, TaskEntry]:
         entries: dict[str, TaskEntry] = {}
         owners: dict[str, PluginInfo] = {}
         read: set[Path] = set()
-        for info, files, _ in self._walked():
+        for info, files, _ in self._result("medmllm_tasks"):
             for path in files:
                 if path.resolve() in read:  # two task folders may overlap
                     continue

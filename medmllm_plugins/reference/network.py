@@ -95,7 +95,8 @@ class TimmClassifier(ReferenceClassifier):
             for indices in _batches(generator.permutation(len(train)), size):
                 if len(indices) == 1 and len(train) > 1:  # batch normalisation needs two
                     continue
-                loss = self._loss(pictures.batch(indices, generator), targets[indices])
+                logits = self._logits(*pictures.batch(indices, generator))
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets[indices].to(self._device).flatten())
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
@@ -170,18 +171,11 @@ class TimmClassifier(ReferenceClassifier):
             logits = self._network(pictures.to(self._device)).float()
         return torch.stack([part.mean(0) for part in logits.split(counts)]).view(-1, *self._shape)
 
-    def _loss(self, batch: tuple[Tensor, list[int]], targets: Tensor) -> Tensor:
-        logits = self._logits(*batch)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(self._device).flatten())
-
     @torch.inference_mode()
     def _predict(self, pictures: _Pictures) -> Tensor:
         self._network.eval()
-        parts = [
-            self._logits(*pictures.batch(indices)).log_softmax(-1).cpu()
-            for indices in _batches(np.arange(len(pictures)))
-        ]
-        return torch.cat(parts)
+        batches = map(pictures.batch, _batches(np.arange(len(pictures))))
+        return torch.cat([self._logits(*batch).log_softmax(-1).cpu() for batch in batches])
 
 
 class _Pictures:

@@ -16,7 +16,7 @@ from medmllm_plugins.report.figures.parallel_figures import FailedFigure, draw_a
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.report_notes import Notes, collect_notes, note
 from medmllm_plugins.report.run_collection import RunCollection
-from medmllm_plugins.report.sections import DatasetSection, SectionPlan
+from medmllm_plugins.report.sections import DatasetSection, build_section
 from medmllm_plugins.report.tables.report_table import Table
 from medmllm_plugins.report.tables.run_tables import data_table, runs_table
 from medmllm_plugins.utils.plain_text import listed, quantity
@@ -24,18 +24,7 @@ from medmllm_plugins.utils.plain_text import listed, quantity
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished report, before it is written.
-
-    Attributes:
-        collection: the runs that it is about.
-        title: its title.
-        sections: one for each data set.
-        gallery: the attributions.
-        notes: what is missing, leaks, warnings.
-        methods: the paragraphs for a paper.
-        runs: table of the runs.
-        data: table of the data sets.
-    """
+    """A finished report, before it is written."""
 
     collection: RunCollection
     title: str
@@ -80,17 +69,15 @@ class Report:
 
 def build_report(collection: RunCollection) -> Report:
     """Draw all figures and fill all tables."""
-    plans = [SectionPlan.of(dataset) for dataset in collection.datasets]
-    figures, problems = _draw_figures(plans)
+    sections, problems = _draw_figures([build_section(dataset) for dataset in collection.datasets])
     notes = collect_notes(collection)
-    letters = "".join(
-        sorted({letter for named in figures for drawing in named.values() for letter in drawing.missing_letters})
-    )
+    drawings = [drawing for section in sections for drawing in section.figures.values()]
+    letters = sorted({letter for drawing in drawings for letter in drawing.missing_letters})
     boxes = [note("missing_letters", letters=cut(" ".join(letters), 60))] if letters else []
     return Report(
         collection=collection,
         title=_title(collection),
-        sections=tuple(plan.section(named) for plan, named in zip(plans, figures, strict=True)),
+        sections=tuple(sections),
         gallery=build_gallery(list(collection.results())),
         notes=replace(notes, missing=(*notes.missing, *problems), warnings=(*notes.warnings, *boxes)),
         methods=methods_text.methods(collection),
@@ -99,23 +86,23 @@ def build_report(collection: RunCollection) -> Report:
     )
 
 
-def _draw_figures(plans: Sequence[SectionPlan]) -> tuple[list[dict[str, Drawing]], list[str]]:
-    """Return the figures of each data set by name, and notes on those that could not be drawn."""
+def _draw_figures(sections: Sequence[DatasetSection]) -> tuple[list[DatasetSection], list[str]]:
+    """Return the sections with their figures, and notes on those that could not be drawn."""
     numbers = itertools.count()
     jobs = [
         (index, name, partial(job, next(numbers)))
-        for index, plan in enumerate(plans)
-        for name, job in plan.figure_jobs().items()
+        for index, section in enumerate(sections)
+        for name, job in section.figure_jobs().items()
     ]
-    figures: list[dict[str, Drawing]] = [{} for _ in plans]
+    figures: list[dict[str, Drawing]] = [{} for _ in sections]
     problems: list[str] = []
     for (index, name, _), drawing in zip(jobs, draw_all([job for *_, job in jobs]), strict=True):
         if isinstance(drawing, FailedFigure):
-            title = plans[index].dataset.title
+            title = sections[index].dataset.title
             problems.append(note("figure_failed", data_set=title, figure=name, error=drawing.error))
         elif drawing is not None:
             figures[index][name] = drawing
-    return figures, problems
+    return [replace(section, figures=named) for section, named in zip(sections, figures, strict=True)], problems
 
 
 def _title(collection: RunCollection) -> str:

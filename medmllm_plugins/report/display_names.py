@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
-METRICS: Final = {
-    "accuracy": "Accuracy",
-    "balanced": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "mcc": "MCC",
-    "auroc": "AUROC",
-    "auprc": "Average precision",
-    "kappa": "Quadratic kappa",
-    "ece": "Calibration error",
-    "brier": "Brier score",
-    "parsed": "Parsed",
-}
+import yaml
+
+from medmllm_plugins.report.templating import template_source
+
+Names: TypeAlias = dict[str, str]
+_NAMES: Final[dict[str, Names]] = yaml.safe_load(template_source("names.yaml"))
+METRICS: Final[Names] = _NAMES["metrics"]
 """Metrics of a task in the order of columns; shares of 1, apart from those in :data:`DECIMALS`."""
-FINDING_METRICS: Final = {
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "balanced": METRICS["balanced"],
-    "f1": "F1",
-    "mcc": METRICS["mcc"],
-    "auroc": METRICS["auroc"],
-    "auprc": METRICS["auprc"],
-    "parsed": METRICS["parsed"],
-}
+FINDING_METRICS: Final[Names] = _NAMES["finding_metrics"]
 """Metrics of one finding in the order of columns."""
 DECIMALS: Final = frozenset({"macro_f1", "f1", "mcc", "auroc", "auprc", "kappa", "ece", "brier"})
 """Metrics that are shown as numbers, not in percent."""
-SCORE_FORMS: Final = {
-    "sum": "sum of log-probabilities",
-    "mean": "mean over a label's tokens",
-    "calibrated": "sum minus that of a blank image",
-}
+SCORE_FORMS: Final[Names] = _NAMES["score_forms"]
 """Forms of the label scores; see :mod:`medmllm_plugins.metrics.label_scores`."""
-STATUSES: Final = {
-    "parsed": "Parsed",
-    "ambiguous": "Ambiguous",
-    "out_of_list": "Not in the list",
-    "refusal": "Refusal",
-}
+STATUSES: Final[Names] = _NAMES["statuses"]
 """Results of parsing an answer."""
-PARTS: Final = {"vision": "vision tower", "connector": "connector", "llm": "LLM"}
-POOLINGS: Final = {"mean": "mean over tokens", "last": "last token"}
-CHECKS: Final = {
-    "deletion_gain": "deletion over random order",
-    "insertion_gain": "insertion over random order",
-    "stability": "stability under noise",
-    "inside": "mass inside the mask",
-    "pointing": "pointing game",
-    "completeness_gap": "completeness gap",
-}
+PARTS: Final[Names] = _NAMES["parts"]
+POOLINGS: Final[Names] = _NAMES["poolings"]
+CHECKS: Final[Names] = _NAMES["checks"]
 """Checks of an attribution method."""
-ENTRY_CHECKS: Final = {
-    "completeness_gap": "completeness gap",
-    "deletion": "deletion",
-    "deletion_random": "deletion, random order",
-    "insertion": "insertion",
-    "insertion_random": "insertion, random order",
-    "stability": "stability",
-    "inside": "inside the mask",
-    "area": "mask's share of the area",
-}
+ENTRY_CHECKS: Final[Names] = _NAMES["entry_checks"]
 """Checks of one attribution map."""

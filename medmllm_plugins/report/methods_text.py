@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.metrics.intervals import known
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.report.citations import References
 from medmllm_plugins.report.display_names import CHECKS, SCORE_FORMS
@@ -17,7 +18,7 @@ from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
 from medmllm_plugins.results.run_reader import RunFolder
-from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.json_values import clean, number, sequence
 
 _TEMPLATE: Final = "methods.txt.jinja"
 _METRICS: Final = ("accuracy", "balanced", "macro_f1", "mcc", "auroc", "auprc", "ece", "brier", "kappa")
@@ -116,10 +117,10 @@ def _answer_facts(results: Sequence[TaskResult]) -> dict[str, Any]:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
     defined = {name for result in results for name, value in result.metrics.items() if known(value)}
     metrics: list[str] = [name for name in _METRICS if name in defined]
-    if any(known(Estimate.from_dict(result.task.metrics.get("exact_match"))) for result in results):
+    if any(known(result.exact_match) for result in results):
         metrics.append("exact_match")
-    sources = [source for result in of_models for source in result.task.sources]
-    forms = {form for source in sources for form in mapping(source.get("label_scores"))}
+    sources = [source for result in of_models for source in result.task.sources.values()]
+    forms = {form for source in sources if isinstance(source, Summary) for form in source.label_scores}
     return {
         "protocols": protocols,
         "shots": sorted({result.shots for result in of_models}),
@@ -157,8 +158,7 @@ def _float(value: str | None) -> float:
 
 
 def _resamples(result: TaskResult) -> int:
-    counts = (number(source.get("resamples")) for source in result.task.sources)
-    return next((int(count) for count in counts if known(count)), 0)
+    return next((source.resamples for source in result.task.sources.values()), 0)
 
 
 def _reference_method(subject: Subject) -> tuple[str, str]:

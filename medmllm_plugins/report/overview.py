@@ -24,9 +24,7 @@ class RankedGroup:
     """Models that may be ranked together, the best first.
 
     Attributes:
-        verdicts: their verdicts.
         about: what they were asked about.
-        labels: their names.
         alike: names of the models without a clear difference from the best.
         better: names of those that are better than it on the questions that both answered.
         unpaired: names of those that share no question with it.
@@ -41,13 +39,7 @@ class RankedGroup:
 
 
 def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
-    """Return the overview of all models in words; with a single model, its verdict.
-
-    Args:
-        dataset: the data set.
-        verdicts: the verdicts on its models.
-        pairs: its models compared with each other.
-    """
+    """Return the overview of all models in words; with a single model, its verdict."""
     scored = [verdict for verdict in verdicts if known(verdict.accuracy)]
     scored.sort(key=lambda verdict: -verdict.accuracy.value)
     if not scored:

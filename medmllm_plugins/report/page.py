@@ -39,12 +39,7 @@ class LongText:
 
 
 def render(report: Report, files_folder: str) -> str:
-    """Return the HTML.
-
-    Args:
-        report: the report.
-        files_folder: name of the folder with tables and figures, next to the page.
-    """
+    """Return the HTML; ``files_folder`` is the name of the folder with tables and figures, next to the page."""
     script, runs = template_source("report.js"), report.collection.runs
     return (
         environment(autoescape=True)

@@ -14,7 +14,6 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.run_pairs import comparable_groups, mismatch
 from medmllm_plugins.report.task_identity import identity
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.report.verdict import question_count
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
 
@@ -114,7 +113,7 @@ def _obstacle(result: TaskResult, reference: TaskResult) -> str:
 def _missing_rows(dataset: DatasetRuns) -> Iterator[str]:
     """Yield notes on tasks of which fewer answers are on record than were scored."""
     for result in dataset.results:
-        rows, scored = len(result.task.outcomes), question_count(result)
+        rows, scored = len(result.task.outcomes), result.question_count
         if result.task.scored and 0 < rows < scored:
             yield note("rows_missing", task=result.task.name, model=result.subject.label, rows=rows, scored=scored)
 

@@ -20,11 +20,8 @@ class RocCurve:
     """The ROC curve of one class.
 
     Attributes:
-        name: the class or finding.
         x: 1 - specificity, ascending from 0 to 1.
         y: sensitivity at each of these.
-        area: area under the curve.
-        positives: number of documents of the class.
     """
 
     name: str

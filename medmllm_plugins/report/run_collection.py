@@ -11,7 +11,9 @@ from typing import Any
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.metrics.guessing import constant_guess
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
+from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.prompts.protocols import PROTOCOLS
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.subjects import Subject, group_subjects
@@ -21,7 +23,7 @@ from medmllm_plugins.results.attribution_records import AttributionSummary
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_folders import BLIND, finished_baselines
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
-from medmllm_plugins.utils.json_values import clean, mapping
+from medmllm_plugins.utils.json_values import clean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +37,7 @@ class TaskResult:
     @property
     def metrics(self) -> Mapping[str, Estimate]:
         """The metrics with their intervals, by name."""
-        return {name: Estimate.from_dict(metric) for name, metric in mapping(self.task.metrics.get("metrics")).items()}
+        return {} if self.task.summary is None else self.task.summary.metrics
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -55,14 +57,34 @@ class TaskResult:
     @property
     def multilabel(self) -> bool:
         """Whether each question is about one finding and answered with yes or no."""
-        return self.task.metrics.get("kind") == "multilabel" or any(outcome.finding for outcome in self.task.outcomes)
+        return isinstance(self.task.summary, FindingsSummary) or any(outcome.finding for outcome in self.task.outcomes)
 
     @property
     def answers(self) -> tuple[str, ...]:
         """The classes; for a multi-label set, the findings that were asked about."""
-        if self.multilabel and self.task.metrics.get("kind") != "multilabel":
+        if self.multilabel and not isinstance(self.task.summary, FindingsSummary):
             return tuple(dict.fromkeys(clean(outcome.finding) for outcome in self.task.outcomes if outcome.finding))
         return self.task.labels
+
+    @property
+    def guess(self) -> tuple[str, float]:
+        """Name and accuracy of the best constant answer; an empty name if it is unknown."""
+        return constant_guess({} if self.task.summary is None else self.task.summary.baselines)
+
+    @property
+    def question_count(self) -> int:
+        """Number of questions behind the metrics; without metrics, the number of rows."""
+        return (self.task.summary.n if self.task.summary is not None else 0) or len(self.task.outcomes)
+
+    @property
+    def group_count(self) -> int | None:
+        """Number of groups of documents; ``None`` if it is unknown."""
+        return (self.task.summary.n_groups if self.task.summary is not None else 0) or None
+
+    @property
+    def exact_match(self) -> Estimate:
+        """Share of documents with all findings answered correctly; unknown for other tasks."""
+        return self.task.summary.exact_match if isinstance(self.task.summary, FindingsSummary) else UNKNOWN
 
     @property
     def shots(self) -> int:
@@ -89,9 +111,7 @@ class DatasetRuns:
 
     Attributes:
         name: name of the data set.
-        title: its name for people.
         spec: its declaration; ``None`` if this installation has none.
-        results: all tasks on it.
         divided: whether the runs used different data, by the fingerprints in their manifests.
     """
 
@@ -122,11 +142,7 @@ class DatasetRuns:
         return min(scored, key=_rank) if scored else None
 
     def main_results(self, *, blind: bool = False) -> list[TaskResult]:
-        """Return the main result of each subject, models first.
-
-        Args:
-            blind: include reference classifiers that see no image.
-        """
+        """Return the main result of each subject, models first; classifiers that see no image where ``blind``."""
         mains = (self.main(subject) for subject in self.subjects if blind or not subject.blind)
         return [result for result in mains if result is not None]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import RESAMPLES, UNKNOWN, Estimate, bootstrap, known
 from medmllm_plugins.metrics.intervals import estimate as interval_around
+from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 
 Key: TypeAlias = tuple[str, str, str]
@@ -33,19 +34,15 @@ def row_groups(result: TaskResult) -> dict[Key, str]:
     return {row_key(outcome): outcome.group for outcome in result.task.outcomes}
 
 
-def row_key(outcome: Any) -> Key:
+def row_key(outcome: Outcome) -> Key:
     """Return what identifies a row in any run on the same data."""
-    document = getattr(outcome, "document", None) or getattr(outcome, "id", "")
-    return str(document), str(getattr(outcome, "finding", None) or ""), str(getattr(outcome, "variant", "") or "")
+    return outcome.document or outcome.id, outcome.finding or "", outcome.variant
 
 
 def paired_differences(pairs: Mapping[str, Pair]) -> dict[str, PairedDifference]:
     """Compute differences over the rows that both sides have, with intervals from a cluster bootstrap.
 
     Pairs over the same rows share their resamples, which makes a page of many models fast.
-
-    Args:
-        pairs: by name.
 
     Returns:
         Differences by name; pairs without shared rows are left out.
@@ -76,12 +73,8 @@ def _resample(rows: Floats, group: Ints) -> tuple[Floats, Floats]:
 def mismatch(first: TaskResult, second: TaskResult, *, by_question: bool = False) -> str:
     """Return why two results are not comparable, ``"data"`` or ``"classes"``; empty if they are.
 
-    Facts that a manifest lacks are taken to be equal.
-
-    Args:
-        first: a result.
-        second: another.
-        by_question: only shared questions are compared, so that findings may be missing in one of them.
+    Facts that a manifest lacks are taken to be equal. Where only shared questions are compared, ``by_question``,
+    findings may be missing in one of them.
     """
     if first.fingerprint and second.fingerprint and first.fingerprint != second.fingerprint:
         return "data"
@@ -144,7 +137,6 @@ class ImageControl:
     """A task without the real image.
 
     Attributes:
-        result: the task with a grey image or the image of another group.
         counterpart: the same question about the real image; ``None`` if it was not asked.
         loss: paired difference, real image minus control.
     """

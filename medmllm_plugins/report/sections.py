@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -57,22 +57,31 @@ class DatasetSection:
     """All that the page says about one data set.
 
     Attributes:
-        dataset: the data set.
-        sentence: the overview of its models.
-        verdicts: the verdicts on its models.
         tables: all tables by name; one without rows is not shown.
-        figures: the figures by name, as far as there is something to draw; ``"layers 0"`` is of the first probed model.
         confusion: true and answered classes.
         agreement: classes of the probe and answered classes.
+        figures: the figures by name, as far as there is something to draw; ``"layers 0"`` is of the first probed model.
     """
 
     dataset: DatasetRuns
     sentence: str
     verdicts: Sequence[Verdict]
     tables: Mapping[str, Table]
-    figures: Mapping[str, Drawing]
+    controls: Sequence[ImageControl]
     confusion: Sequence[CountMatrix]
     agreement: Sequence[CountMatrix]
+    figures: Mapping[str, Drawing] = field(default_factory=dict)
+
+    def figure_jobs(self) -> dict[str, FigureJob]:
+        """Return the figures to draw, by name; those that take longest come first."""
+        return {
+            **{
+                f"layers {index}": partial(layer_figures.single_model, result, self.dataset)
+                for index, (result, _) in enumerate(self.dataset.probed())
+            },
+            **{name: partial(draw, self.dataset) for name, draw in FIGURES.items()},
+            "sensitivity": partial(answer_figures.sensitivity, self.dataset, self.controls),
+        }
 
     @property
     def filled_tables(self) -> list[Table]:
@@ -97,45 +106,21 @@ class DatasetSection:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SectionPlan:
-    """A data set with what both its figures and its tables need."""
-
-    dataset: DatasetRuns
-    verdicts: Sequence[Verdict]
-    controls: Sequence[ImageControl]
-
-    @classmethod
-    def of(cls, dataset: DatasetRuns) -> SectionPlan:
-        """Compute verdicts and controls of a data set."""
-        return cls(dataset, verdicts(dataset), image_controls(dataset))
-
-    def figure_jobs(self) -> dict[str, FigureJob]:
-        """Return the figures to draw, by name; those that take longest come first."""
-        return {
-            **{
-                f"layers {index}": partial(layer_figures.single_model, result, self.dataset)
-                for index, (result, _) in enumerate(self.dataset.probed())
-            },
-            **{name: partial(draw, self.dataset) for name, draw in FIGURES.items()},
-            "sensitivity": partial(answer_figures.sensitivity, self.dataset, self.controls),
-        }
-
-    def section(self, figures: Mapping[str, Drawing]) -> DatasetSection:
-        """Build the section from the drawn figures."""
-        dataset, pairs = self.dataset, model_differences(self.dataset)
-        tables = {
-            "metrics": answer_tables.metrics_table(dataset, self.verdicts),
+def build_section(dataset: DatasetRuns) -> DatasetSection:
+    """Build the section of a data set, without its figures."""
+    pairs, controls = model_differences(dataset), image_controls(dataset)
+    judged = verdicts(dataset)
+    return DatasetSection(
+        dataset=dataset,
+        sentence=overview(dataset, judged, pairs),
+        verdicts=judged,
+        tables={
+            "metrics": answer_tables.metrics_table(dataset, judged),
             "differences": answer_tables.differences_table(dataset, pairs),
-            "sensitivity": answer_tables.sensitivity_table(dataset, self.controls),
+            "sensitivity": answer_tables.sensitivity_table(dataset, controls),
             **{name: tabulate(dataset) for name, tabulate in _TABLES.items()},
-        }
-        return DatasetSection(
-            dataset=dataset,
-            sentence=overview(dataset, self.verdicts, pairs),
-            verdicts=self.verdicts,
-            tables=tables,
-            figures=figures,
-            confusion=confusion_matrices(dataset),
-            agreement=agreement_matrices(dataset),
-        )
+        },
+        controls=controls,
+        confusion=confusion_matrices(dataset),
+        agreement=agreement_matrices(dataset),
+    )

@@ -34,8 +34,6 @@ class Subject:
 
     Attributes:
         number: index among all subjects; decides its colour and marker everywhere.
-        label: name on the page.
-        runs: its run folders.
         reference: whether it is a reference classifier (``medmllm baseline``).
         blind: whether it sees no image.
     """

@@ -42,11 +42,5 @@ def identity(run: RunFolder, task: TaskRun) -> dict[str, str]:
 
 
 def question(run: RunFolder, task: TaskRun, without: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the values of :func:`identity`, which are equal for tasks that ask the same.
-
-    Args:
-        run: the run of the task.
-        task: the task.
-        without: keys to leave out, such as ``"image"``, ``"order"`` or ``"paraphrase"``.
-    """
+    """Return the values of :func:`identity`, some keys left out; they are equal for tasks that ask the same."""
     return tuple(value for name, value in identity(run, task).items() if name not in without)

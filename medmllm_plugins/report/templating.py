@@ -26,11 +26,7 @@ def template_source(name: str) -> str:
 
 @functools.cache
 def environment(*, autoescape: bool) -> jinja2.Environment:
-    """Return the Jinja environment with the number formats of the report as filters.
-
-    Args:
-        autoescape: whether values are escaped, as for HTML.
-    """
+    """Return the Jinja environment with the number formats of the report as filters; for HTML, it escapes values."""
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(template_source),
         autoescape=autoescape,
@@ -50,13 +46,7 @@ def _joint(loop: Any) -> str:
 
 
 def texts(template: str, macro: str, **values: Any) -> list[str]:
-    """Render a macro to its texts, each on one line.
-
-    Args:
-        template: a file of ``templates/``.
-        macro: the macro's name.
-        values: its arguments.
-    """
+    """Render a macro of a file in ``templates/`` to its texts, each on one line; ``values`` are its arguments."""
     module = environment(autoescape=False).get_template(template).module
     rendered = str(getattr(module, macro)(**values))
     return [_SPACE.sub(" ", text).strip(" ") for text in rendered.split(BREAK)]

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
-from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.plugins.specs import DEMO
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known, number
+from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.prompts.task_names import inspection_task
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import (
@@ -26,15 +25,14 @@ from medmllm_plugins.report.run_pairs import (
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.probe_records import PROVEN, Effect, ProbeAnalysis
-from medmllm_plugins.utils.json_values import clean, mapping, number
+from medmllm_plugins.results.scoring import unreadable_warning
+from medmllm_plugins.utils.json_values import clean
 
 GUESSES: Final = {
     "majority_class": "always guessing the most common class",
     "always_no": "always answering no",
 }
 """Constant answers by their names in the metrics."""
-_DEMO_LAYOUT: Final = "phantoms"
-"""Layout of the data sets that the demo checkpoint was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +41,8 @@ class BaselineComparison:
 
     Attributes:
         name: name of the baseline; empty without one.
-        accuracy: its accuracy on its own questions.
         difference: model minus baseline, paired; unknown if the two cannot be paired.
         shared_accuracy: its accuracy over the questions that both answered, which the difference is over.
-        shared: number of these.
         obstacle: why it is not comparable with the model, a code of the macro ``obstacle``; empty if it is.
         informative: whether it is better than guessing; a reference classifier that is not has no value as a reference.
     """
@@ -82,20 +78,8 @@ class Verdict:
     """The verdict on one model on one data set.
 
     Attributes:
-        subject: the model.
-        dataset: the data set.
-        result: the result that it is based on.
-        accuracy: accuracy of the answers.
-        questions: number of questions.
-        guess: comparison with a constant guess.
-        reference: comparison with the reference classifier.
         probed: the task whose probes it is based on; empty without probes.
-        probe_task: the task that would probe the model.
-        supported: failure modes that the evidence supports, the named one first.
-        named: the mode that losses are attributed to first.
         proven: for a named semantic mapping, whether the scores show that the wording is at fault.
-        undecided: modes that the evidence neither supports nor rules out.
-        unread: what to say if too few answers could be parsed; else empty.
     """
 
     subject: Subject
@@ -126,12 +110,6 @@ class Verdict:
         return "volume" if self.dataset.spec is not None and self.dataset.spec.dimensions == 3 else "image"
 
     @property
-    def group_count(self) -> int | None:
-        """Number of groups of documents; ``None`` if it is unknown."""
-        groups = number(self.result.task.metrics.get("n_groups"))
-        return int(groups) if known(groups) else None
-
-    @property
     def group_unit(self) -> str:
         """Noun for a group of documents: patient, if the groups are named so."""
         groups = {outcome.group.casefold()[:7] for outcome in self.result.task.outcomes}
@@ -142,7 +120,7 @@ class Verdict:
         reference = self.reference
         apart = {"name": reference.name, "accuracy": reference.accuracy.to_dict(), "reason": reference.reason}
         compared = {
-            "reference_accuracy": _plain(reference.shared_accuracy),
+            "reference_accuracy": number(reference.shared_accuracy),
             "difference_from_reference": reference.difference.to_dict(),
             "difference_from_reference_questions": reference.shared,
         }
@@ -154,7 +132,7 @@ class Verdict:
             "accuracy": self.accuracy.to_dict(),
             "questions": self.questions,
             "guess": self.guess.name,
-            "guess_accuracy": _plain(self.guess.accuracy.value),
+            "guess_accuracy": number(self.guess.accuracy.value),
             "difference_from_guess": self.guess.difference.to_dict(),
             "difference_from_guess_questions": self.guess.shared,
             "reference": reference.name if reference.compared else "",
@@ -165,10 +143,6 @@ class Verdict:
             "supported": [effect.mode for effect in self.supported],
             "undecided": list(self.undecided),
         }
-
-
-def _plain(value: float) -> float | None:
-    return value if known(value) else None
 
 
 def verdicts(dataset: DatasetRuns) -> list[Verdict]:
@@ -202,26 +176,9 @@ def _name(result: TaskResult, reference: TaskResult | None = None) -> str:
     return f"{result.subject.number} {'guess' if reference is None else reference.subject.number}"
 
 
-def constant_guess(result: TaskResult) -> tuple[str, float]:
-    """Return name and accuracy of the best constant answer; an empty name if it is unknown."""
-    metrics = result.task.metrics
-    baselines = mapping(metrics.get("baselines"))
-    if not baselines:
-        baselines = mapping(_first_variant(metrics).get("baselines"))
-    for name in GUESSES:
-        value = number(mapping(baselines.get(name)).get("accuracy"))
-        if known(value):
-            return name, value
-    return "", math.nan
-
-
-def _first_variant(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    return mapping(next(iter(mapping(metrics.get("variants")).values()), {}))
-
-
 def _guessed_rows(result: TaskResult) -> dict[Key, float]:
     """Return 1 for each row that the constant guess gets right, else 0."""
-    name, _ = constant_guess(result)
+    name, _ = result.guess
     labels = [clean(outcome.label) for outcome in result.task.outcomes]
     if not labels or not name:
         return {}
@@ -231,20 +188,21 @@ def _guessed_rows(result: TaskResult) -> dict[Key, float]:
 
 def _most_common_class(result: TaskResult, labels: Sequence[str]) -> str:
     """Return the most common class of the metrics, since fewer rows may be on record than were scored."""
-    metrics = result.task.metrics
-    majority = metrics.get("majority") or _first_variant(metrics).get("majority")
-    return clean(majority or max(result.task.labels or sorted(set(labels)), key=labels.count))
+    summary = result.task.summary
+    majority = "" if summary is None or isinstance(summary, FindingsSummary) else summary.majority
+    return majority or max(result.task.labels or sorted(set(labels)), key=labels.count)
 
 
 def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str, PairedDifference]) -> Verdict:
     probed, probing = _probing_of(dataset, result.subject)
-    name, accuracy = constant_guess(result)
+    name, accuracy = result.guess
+    summary = result.task.summary
     return Verdict(
         subject=result.subject,
         dataset=dataset,
         result=result,
         accuracy=result.metrics.get("accuracy", UNKNOWN),
-        questions=question_count(result),
+        questions=result.question_count,
         guess=BaselineComparison(
             GUESSES.get(name, ""),
             Estimate(accuracy, math.nan, math.nan),
@@ -259,24 +217,8 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
         named=probing.diagnosis.named if probing else None,
         proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
         undecided=tuple(probing.diagnosis.undecided) if probing else (),
-        unread=_unread(dataset, result),
+        unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.model),
     )
-
-
-def _unread(dataset: DatasetRuns, result: TaskResult) -> str:
-    """Return what to say if too few answers could be parsed, and for the demo checkpoint why."""
-    unread = unreadable(result.task.metrics)
-    if unread is None:
-        return ""
-    is_demo = result.run.model.get("pretrained") == DEMO
-    foreign = dataset.spec is None or dataset.spec.layout != _DEMO_LAYOUT
-    return unread.sentences(DEMO_NOTE if is_demo and foreign else "")
-
-
-def question_count(result: TaskResult) -> int:
-    """Return the number of questions behind the metrics; without metrics, the number of rows."""
-    count = number(result.task.metrics.get("n"))
-    return int(count) if known(count) else len(result.task.outcomes)
 
 
 def _reference(

@@ -276,8 +276,6 @@ class ExplainedDocument(Record):
 
     Attributes:
         state: hash of the options it was explained with.
-        entries: its attributions.
-        faults: what could not be computed.
     """
 
     state: str

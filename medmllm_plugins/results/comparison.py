@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import unreadable_outcomes
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.utils.plain_text import text_table
+from medmllm_plugins.utils.record import Record
 
 FLIPS = 10_000
 EXACT_UP_TO = 12
@@ -33,15 +34,12 @@ _NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Record):
     """How a second run differs from a first one on a task.
 
     Attributes:
-        task: the task.
         n: rows compared.
         n_groups: groups they fall into.
-        first: accuracy of the first run.
-        second: accuracy of the second run.
         accuracy: second minus first, with a paired, clustered bootstrap interval.
         balanced: the same for balanced accuracy.
         p: of the accuracy difference, two-sided, by flipping the sign of whole groups' differences.
@@ -62,22 +60,17 @@ class Comparison:
     p_mcnemar: float
     discordant: tuple[int, int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, ``None`` in place of NaN."""
-        return {**asdict(self), "accuracy": self.accuracy.to_dict(), "balanced": self.balanced.to_dict()}
-
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for the number of tests, in their order.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * np.asarray(p_values, dtype=np.float64)[order]))
+    return adjusted.tolist()
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -97,11 +90,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def sign_flip(sums: Floats, seed: int = 0) -> float:
-    """Return the two-sided p-value of a sum being zero, by flipping the signs of its parts.
-
-    Args:
-        sums: (G,) the difference of each group, summed over its rows.
-        seed: of the random flips.
+    """Return the two-sided p-value of (G,) differences of groups summing to zero, by flipping the signs of groups.
 
     Returns:
         The share of flips whose sum is at least as far from zero, the flip that was observed among them.
@@ -123,14 +112,7 @@ def sign_flip(sums: Floats, seed: int = 0) -> float:
 def compare(
     first: Sequence[Outcome], second: Sequence[Outcome], *, task: str = "", resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Compare two runs row by row.
-
-    Args:
-        first: outcomes of the first run.
-        second: outcomes of the second, on the same rows.
-        task: the task's name, for messages.
-        resamples: bootstrap resamples.
-        seed: of resamples and flips.
+    """Compare two runs row by row; ``task`` is named in messages.
 
     Raises:
         DataError: the runs have other rows, labels or groups.
@@ -216,10 +198,7 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
                 )
     comparisons = [compare(first_run.outcomes[task], second_run.outcomes[task], task=task) for task in tasks]
     adjusted = holm([comparison.p for comparison in comparisons])
-    compared = [
-        Comparison(**{**{name: getattr(c, name) for name in Comparison.__slots__}, "p_holm": p})
-        for c, p in zip(comparisons, adjusted, strict=True)
-    ]
+    compared = [replace(comparison, p_holm=p) for comparison, p in zip(comparisons, adjusted, strict=True)]
     unread = [
         f"{task} in {run.folder}: {shortfall.count}, so the difference says little about what the model knows."
         for task in tasks

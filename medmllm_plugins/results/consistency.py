@@ -8,8 +8,10 @@ from typing import Any
 
 from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.results.file_names import MANIFEST, METRICS
 from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.metric_files import read_metrics
 from medmllm_plugins.results.outcome_files import AGAIN, UNSEALED
 from medmllm_plugins.results.recomputation import Classes, disagreements, format_differences, recompute
 from medmllm_plugins.results.seal import SealCheck, describe
@@ -35,55 +37,49 @@ def of_folder(manifest: Manifest, seal: SealCheck) -> list[str]:
 
 
 def is_complete(task: Mapping[str, Any], metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
-    """Return whether all answers that were scored are there.
-
-    Args:
-        task: the task's entry in the manifest.
-        metrics: the content of ``TASK.metrics.json``; may be empty.
-        outcomes: the answers that are there.
-    """
+    """Return whether all answers are there that were scored, by a task's entry in the manifest and its metrics."""
     evaluated, scored = task.get("evaluated"), metrics.get("n")
     if isinstance(evaluated, int):
         return len(outcomes) == evaluated
     return not isinstance(scored, int) or len(outcomes) >= scored
 
 
-def figures(
+def checked_summary(
     stem: str,
     task: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    stored: Mapping[str, Any],
     outcomes: Sequence[Outcome],
     seal: SealCheck,
     missing: list[str],
-) -> Mapping[str, Any]:
-    """Return the figures to show of a task: those on file where they agree with the answers, else new ones.
+) -> AnySummary | None:
+    """Return the metrics to show of a task: those on file where they agree with the answers, else new ones.
 
     Changed figures are never shown with intervals of others: all are computed again, or none are shown.
 
     Args:
         stem: the task's part of the files' names.
         task: its entry in the manifest.
-        metrics: the content of ``TASK.metrics.json``; may be empty.
+        stored: the content of ``TASK.metrics.json``; may be empty.
         outcomes: its scored answers; empty where they cannot be relied on, or are not all there.
         seal: how the folder compares with its seal.
         missing: takes a sentence on what does not agree.
     """
     name = f"{stem}{METRICS}"
     unlike_seal = bool(seal.among(name))
-    if not metrics and not unlike_seal:
-        return metrics
-    classes = Classes.of_task(task, {} if unlike_seal else metrics) if outcomes else None
+    if not stored and not unlike_seal:
+        return None
+    classes = Classes.of_task(task, {} if unlike_seal else stored) if outcomes else None
     if classes is None:
-        if unlike_seal:
-            missing.append(f"the figures of {name} are left out: they are not those that were sealed.")
-            return {}
-        return metrics
+        if not unlike_seal:
+            return read_metrics(stored)
+        missing.append(f"the figures of {name} are left out: they are not those that were sealed.")
+        return None
     try:
-        differences = [] if unlike_seal else disagreements(metrics, outcomes, classes)
-        computed = recompute(outcomes, classes).to_dict() if differences or unlike_seal else metrics
+        differences = [] if unlike_seal else disagreements(stored, outcomes, classes)
+        summary = recompute(outcomes, classes) if differences or unlike_seal else read_metrics(stored)
     except (DataError, OptionError) as error:
         missing.append(f"the figures of {name} are left out, since they cannot be checked: {clean(shown(error))}")
-        return {}
+        return None
     if differences:
         missing.append(
             f"{name} does not agree with the scored answers: {clean(format_differences(differences))}. All figures and "
@@ -91,7 +87,7 @@ def figures(
         )
     elif unlike_seal:
         missing.append(f"{name} is not the file that was sealed: its figures were computed again from the answers.")
-    return computed
+    return summary
 
 
 def left_out(path: Path, folder: Path, seal: SealCheck, missing: list[str], remedy: str = "") -> bool:

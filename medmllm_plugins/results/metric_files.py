@@ -11,11 +11,11 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.intervals import Estimate, number
 from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.metrics.prompt_variants import VariantsSummary
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import METRICS_FORMAT, Summary
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 from medmllm_plugins.utils.record import check_version
 
-AnySummary: TypeAlias = Summary | FindingsSummary | VariantsSummary
 Table: TypeAlias = tuple[Sequence[str], list[list[Any]]]
 """Names of columns, and rows."""
 

@@ -26,12 +26,7 @@ _NAMED: Final = 20
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome], answers: Mapping[str, str] | None = None) -> None:
-    """Write outcomes as JSON lines in the order of their ids, whole or not at all.
-
-    Args:
-        path: the file.
-        outcomes: what was scored.
-        answers: what the model wrote, by id; written with each outcome.
+    """Write outcomes, and what the model wrote by id, as JSON lines in the order of ids, whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
@@ -83,11 +78,7 @@ class LineChecker:
     """What must hold of each line of a file of outcomes beside those before it."""
 
     def __init__(self, classes: Classes | None) -> None:
-        """Begin a file.
-
-        Args:
-            classes: the classes that its outcomes may have; not checked where ``None``.
-        """
+        """Begin a file whose outcomes may have these classes; they are not checked where ``None``."""
         self._classes = classes
         self._line_of: dict[str, int] = {}
 
@@ -134,11 +125,7 @@ class RunResults:
     """What a run folder holds, compared with its seal.
 
     Attributes:
-        folder: the folder.
-        manifest: its manifest.
-        outcomes: outcomes by task.
         warnings: sentences on what does not agree in the folder, and does not touch manifest and outcomes.
-        seal: how its files compare with its seal.
     """
 
     folder: Path

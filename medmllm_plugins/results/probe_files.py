@@ -23,11 +23,6 @@ EFFECT_COLUMNS: Final = ("mode", "loss", "low", "high", "verdict", "named", "bef
 def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]:
     """Write an analysis into a run folder.
 
-    Args:
-        folder: the run folder.
-        stem: the task's part of the files' names.
-        analysis: the analysis.
-
     Returns:
         The files: JSON, the curves (a row for each site, fold and metric), and the four failure modes.
 

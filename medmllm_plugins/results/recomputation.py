@@ -12,8 +12,8 @@ from medmllm_plugins.metrics.intervals import RESAMPLES
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import METRICS_FORMAT, summarise
-from medmllm_plugins.results.metric_files import AnySummary
 
 YES_NO: Final = ("yes", "no")
 """Classes of a question about one finding."""
@@ -48,12 +48,7 @@ class Classes:
 
     @classmethod
     def of_task(cls, task: Mapping[str, Any], metrics: Mapping[str, Any]) -> Classes | None:
-        """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them.
-
-        Args:
-            task: the task's entry in the manifest.
-            metrics: the content of ``TASK.metrics.json``; may be empty.
-        """
+        """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them."""
         variants = metrics.get("variants")
         parts = (
             [part for part in variants.values() if isinstance(part, Mapping)] if isinstance(variants, Mapping) else []
@@ -84,12 +79,7 @@ class Classes:
 
 
 def recompute(outcomes: Sequence[Outcome], classes: Classes, *, resamples: int = RESAMPLES) -> AnySummary:
-    """Compute every figure of a task again.
-
-    Args:
-        outcomes: its rows.
-        classes: what they are scored by.
-        resamples: bootstrap resamples; 1 where intervals are of no interest.
+    """Compute every figure of a task again from all its rows.
 
     Raises:
         DataError: the outcomes do not go with the classes.
@@ -106,11 +96,6 @@ def recompute(outcomes: Sequence[Outcome], classes: Classes, *, resamples: int =
 
 def disagreements(stored: Mapping[str, Any], outcomes: Sequence[Outcome], classes: Classes) -> list[str]:
     """Say where a task's ``metrics.json`` holds other figures than its outcomes give; intervals are left out.
-
-    Args:
-        stored: the content of the file.
-        outcomes: the task's rows, all of them.
-        classes: what they are scored by.
 
     Returns:
         ``"metrics.accuracy.value is 0.9, the answers give 0.85"`` and the like, headline figures first.

@@ -19,7 +19,7 @@ from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.manifest import Manifest
-from medmllm_plugins.results.metric_files import read_metrics, tables
+from medmllm_plugins.results.metric_files import tables
 from medmllm_plugins.results.probe_files import CURVE_COLUMNS, EFFECT_COLUMNS, curve_rows, effect_rows
 from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
@@ -111,9 +111,9 @@ class Run:
         """
         rows: list[tuple[Any, ...]] = []
         for task in self._run.tasks:
-            if not task.metrics:
+            if task.summary is None:
                 continue
-            header, body = tables(read_metrics(task.metrics))["metrics"]
+            header, body = tables(task.summary)["metrics"]
             for name, value, low, high, *scores in body:
                 rows.append((task.name, "model", name, value, low, high))
                 pairs = zip(header[4:], scores, strict=True)

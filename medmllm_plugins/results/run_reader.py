@@ -12,7 +12,11 @@ from typing import Any, Final
 
 from medmllm_plugins.data.core.fold_manifest import FoldManifest
 from medmllm_plugins.errors import DataError, MedMLLMError, shown
+from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.prompt_variants import VariantsSummary
+from medmllm_plugins.metrics.readability import AnySummary
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_files import read_attributions
@@ -33,7 +37,7 @@ from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
 from medmllm_plugins.results.seal import SealCheck, check_seal
-from medmllm_plugins.utils.json_values import clean, mapping, sequence
+from medmllm_plugins.utils.json_values import clean, mapping
 from medmllm_plugins.utils.plain_text import quantity
 
 _LONGEST: Final = 220
@@ -54,13 +58,10 @@ class Folds:
     """Who is in which fold of a data set.
 
     Attributes:
-        dataset: its name.
         digest: hash by which two machines compare their folds.
-        counts: documents by fold.
         groups: groups in all.
         divided: groups with documents in more than one fold.
         exposed: test documents that share a group with the train or validation fold.
-        manifest: the file's content.
     """
 
     dataset: str
@@ -77,25 +78,18 @@ class TaskRun:
     """What a run folder holds of one task.
 
     Attributes:
-        name: the task's name, with its arguments.
         metadata: the task's entry in the manifest.
-        metrics: ``TASK.metrics.json``; empty where it is not there.
-        outcomes: the scored answers.
         unparsed: answers from which no class was read, the most common first.
-        probing: the analysis of its probes.
-        attributions: its attributions.
-        missing: sentences on what is missing.
-        answers: the model's answers by row id.
     """
 
     name: str
     metadata: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    outcomes: tuple[Outcome, ...]
-    unparsed: tuple[Unparsed, ...]
-    probing: ProbeAnalysis | None
-    attributions: AttributionIndex | None
-    missing: tuple[str, ...]
+    summary: AnySummary | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    unparsed: tuple[Unparsed, ...] = ()
+    probing: ProbeAnalysis | None = None
+    attributions: AttributionIndex | None = None
+    missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -109,16 +103,16 @@ class TaskRun:
         return clean(bare.removesuffix("_letter").removesuffix("_open"))
 
     @property
-    def sources(self) -> tuple[Mapping[str, Any], ...]:
-        """The metrics; of a task that asks in several ways those of each way."""
-        variants = self.metrics.get("variants")
-        return tuple(map(mapping, variants.values())) if isinstance(variants, Mapping) else (self.metrics,)
+    def sources(self) -> Mapping[str, Summary | FindingsSummary]:
+        """The metrics by variant; those of a task that asks in one way have an empty name."""
+        if isinstance(self.summary, VariantsSummary):
+            return self.summary.variants
+        return {} if self.summary is None else {"": self.summary}
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in order; empty where they are not known."""
-        lists = (sequence(source.get("labels")) for source in self.sources)
-        labels = next((tuple(map(clean, names)) for names in lists if names), ())
+        labels = next((source.labels for source in self.sources.values() if source.labels), ())
         return labels or (self.probing.labels if self.probing else ())
 
     @property
@@ -141,7 +135,7 @@ class TaskRun:
     @property
     def scored(self) -> bool:
         """Whether there are figures of its answers."""
-        return bool(mapping(self.metrics.get("metrics")))
+        return self.summary is not None and bool(self.summary.metrics)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,12 +143,8 @@ class RunFolder:
     """A run folder.
 
     Attributes:
-        folder: where it is.
         manifest: its manifest, without keys and passwords; an empty one where there is none that can be read.
-        tasks: its tasks in the manifest's order.
-        folds: the folds of its data sets, by name.
         missing: sentences on what the folder as a whole lacks.
-        seal: how its files compare with its seal.
     """
 
     folder: Path
@@ -251,10 +241,10 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
     stem = file_stem(name)
     if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
         missing.append("its name is not a valid file name, so its files were not read.")
-        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, missing=tuple(missing))
     if metadata and not metadata.get("dataset"):
         missing.append("not a task of this package; its figures are in the host's own results file.")
-        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, missing=tuple(missing))
     index = folder / ATTRIBUTIONS / stem / INDEX
     again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = consistency.left_out(index, folder, seal, missing, again)
@@ -262,19 +252,19 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
     scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, OUTCOMES, PROBES))
     if not scored and attributions is None:
         missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
-        return TaskRun(clean(name), metadata, {}, (), (), None, None, tuple(missing))
+        return TaskRun(clean(name), metadata, missing=tuple(missing))
     # A task that explains answers may leave no figures of them.
     notes: list[str] = [] if attributions is not None else missing
-    metrics = _metrics(folder / f"{stem}{METRICS}", notes)
+    stored = _metrics(folder / f"{stem}{METRICS}", notes)
     outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{OUTCOMES}", folder, metadata, seal, notes)
-    whole = whole and consistency.is_complete(metadata, metrics, outcomes)
-    metrics = consistency.figures(stem, metadata, metrics, outcomes if whole else (), seal, missing)
+    whole = whole and consistency.is_complete(metadata, stored, outcomes)
+    summary = consistency.checked_summary(stem, metadata, stored, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
     probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
     return TaskRun(
         name=clean(name),
         metadata=metadata,
-        metrics=metrics,
+        summary=summary,
         outcomes=outcomes,
         unparsed=unparsed,
         probing=None if probes_are_out else _probing(probes, name, metadata, missing),

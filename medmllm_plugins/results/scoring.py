@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.data.core import fold_manifest
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
+from medmllm_plugins.metrics.readability import DEMO_NOTE, AnySummary, unreadable
 from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.file_names import FOLDS, OUTCOMES, file_stem
-from medmllm_plugins.results.metric_files import AnySummary, write_metrics
+from medmllm_plugins.results.metric_files import write_metrics
 from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.recomputation import Classes, recompute
 from medmllm_plugins.utils.atomic_files import write_whole
@@ -40,18 +41,12 @@ def score(outcomes: Sequence[Outcome], settings: TaskSettings) -> AnySummary:
     return recompute(outcomes, classes_of(settings))
 
 
-def unreadable_warning(figures: Mapping[str, Any], settings: TaskSettings, model: Mapping[str, Any] | None) -> str:
-    """Return the warning that replaces the headline where too few answers could be read; empty where enough were.
-
-    Args:
-        figures: the summary as its ``to_dict`` returns it.
-        settings: the task's settings.
-        model: the model's entry in the manifest; ``None`` for a model that this package does not load.
-    """
-    shortfall = unreadable(figures)
+def unreadable_warning(summary: AnySummary, spec: DatasetSpec | None, model: Mapping[str, Any] | None) -> str:
+    """Return the warning that replaces the headline where too few answers could be read; empty where enough were."""
+    shortfall = unreadable(summary)
     if shortfall is None:
         return ""
-    is_demo = model is not None and model.get("pretrained") == DEMO and settings.dataset.layout != "phantoms"
+    is_demo = (model or {}).get("pretrained") == DEMO and (spec is None or spec.layout != "phantoms")
     return shortfall.sentences(DEMO_NOTE if is_demo else "")
 
 
@@ -93,16 +88,7 @@ def facts(settings: TaskSettings, data: Dataset, *, documents: int, questions: i
 def write(
     folder: Path, task: str, summary: AnySummary, outcomes: Sequence[Outcome], answers: Mapping[str, str], data: Dataset
 ) -> None:
-    """Write a task's metrics, outcomes and folds into a run folder.
-
-    Args:
-        folder: the run folder.
-        task: the task's name, from which the files' names are made.
-        summary: its metrics.
-        outcomes: its rows.
-        answers: the model's answers by row id.
-        data: its data set.
-    """
+    """Write a task's metrics, outcomes and folds into a run folder."""
     stem = file_stem(task)
     write_metrics(folder, stem, summary)
     write_outcomes(folder / f"{stem}{OUTCOMES}", outcomes, answers)

@@ -46,7 +46,6 @@ class SealCheck:
 
     Attributes:
         sealed: whether there is a seal that can be read.
-        fault: why there is none; empty where there is.
         differing: names of files that are not as they were sealed, by what is wrong with them.
     """
 

@@ -15,9 +15,10 @@ from PIL import Image
 from medmllm_plugins.data.core.image_controls import GREY
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.features.store import stored_ids
 from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput
+from medmllm_plugins.results.feature_store import Header
 from medmllm_plugins.results.file_names import FEATURES
 from medmllm_plugins.runtime.batches import AUTO, Batches, BatchSize
 from medmllm_plugins.runtime.chat_messages import read_messages
@@ -144,18 +145,19 @@ class AnswerLoop:
         if content is None or features is None:
             yield None
             return
-        subject = RecordedDocument(
+        header = Header(
             task=task,
             dataset=content.settings.dataset.name,
             labels=content.rows.classes,
             dataset_fingerprint=content.data.fingerprint,
             model=self._options.model,
             model_fingerprint=self._loaded.fingerprint,
+            layers=(),
         )
         first = self.prepare(requests[0])
         example = self._loaded.prepare([first.question], [first.visual])
         folder = self._run.folder_of(FEATURES, task)
-        recorder = FeatureRecorder(self._loaded, features, subject, folder, self._options.rank, example)
+        recorder = FeatureRecorder(self._loaded, features, header, folder, self._options.rank, example)
         try:
             yield recorder
         finally:

@@ -70,7 +70,7 @@ class AttributionLoop:
     ) -> None:
         """Explain this process's share of the documents, some answered correctly and some not."""
         from medmllm_plugins.attribution.attribution_item import AttributionItem
-        from medmllm_plugins.attribution.document_sample import AnsweredDocument, sample_by_class
+        from medmllm_plugins.attribution.document_sample import sample_by_class
         from medmllm_plugins.attribution.explainer import explain
 
         by_id = {str(request.row["id"]): request for request in requests}
@@ -78,7 +78,7 @@ class AttributionLoop:
         for name, request in by_id.items():
             label = str(request.row["label"])
             predicted = content.read_answer(request.row, replies[request.key].text).label
-            answered.append(AnsweredDocument(name, label, predicted == label))
+            answered.append((name, label, predicted == label))
         rank, world_size = self._options.rank, self._options.world_size
         share = attributions.n // world_size + (rank < attributions.n % world_size)
         items = []

@@ -147,7 +147,10 @@ def _read(hint: Any, value: Any) -> Any:
     if origin is Literal:
         return _require(value, any(value == option and type(value) is type(option) for option in arguments))
     if issubclass(hint, Record):
-        return hint.from_dict(_require(value, isinstance(value, Mapping)))
+        try:
+            return hint.from_dict(_require(value, isinstance(value, Mapping)))
+        except DataError as error:  # a record in a record, without its version or of a newer one
+            raise _Unusable from error
     if hint is Path:
         return Path(_require(value, isinstance(value, str) and value != ""))
     if hint is str:

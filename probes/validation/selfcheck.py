@@ -23,7 +23,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import Generation, LoadedModel
@@ -35,7 +35,7 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.validation.planted_faults import HEALTHY, KINDS, Fault, class_directions, plant_fault
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
-from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.feature_store import FeatureStore, Header
 from medmllm_plugins.results.probe_records import MODES, Diagnosis
 from medmllm_plugins.utils.plain_text import text_table
 
@@ -269,11 +269,11 @@ class FaultBench:
         """Record features of all documents, and return scored answers to the test fold by id."""
         question, spec, loaded = self._question, self._data.spec, self._loaded
         labels = list(question.labels)
-        subject = RecordedDocument("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "")
+        header = Header("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "", layers=())
         outcomes: dict[str, Outcome] = {}
         planting = plant_fault(loaded, fault, directions=directions or None, question=question.text, labels=labels)
         example = loaded.prepare([question.text], [self._as_input(self._data.image(documents[0]))])
-        with planting, _recording(loaded, subject, folder, example) as recorder:
+        with planting, _recording(loaded, header, folder, example) as recorder:
             label_ids = [ids[loaded.prefix_length :] for ids in loaded.label_ids(question.text, labels)]
             blank_input = self._as_input(BLANK)
             (blank,) = loaded.generate([question.text], [blank_input], max_new_tokens=0, labels=labels)
@@ -333,9 +333,9 @@ def _feature_record(document: Document, fold: Fold, answer: Generation, blank: G
 
 @contextmanager
 def _recording(
-    loaded: LoadedModel, subject: RecordedDocument, folder: Path, example: Mapping[str, torch.Tensor]
+    loaded: LoadedModel, header: Header, folder: Path, example: Mapping[str, torch.Tensor]
 ) -> Iterator[FeatureRecorder]:
-    recorder = FeatureRecorder(loaded, FeatureOptions(random_encoder=False), subject, folder, rank=0, example=example)
+    recorder = FeatureRecorder(loaded, FeatureOptions(random_encoder=False), header, folder, rank=0, example=example)
     try:
         yield recorder
     finally:

@@ -207,7 +207,7 @@ def test_images_are_the_test_fold_with_the_question_of_the_demo_task() -> None:
 
 def test_the_large_model_has_the_published_shapes() -> None:
     """Counted by hand from the shapes; d is the width, f that of the MLP."""
-    config = models.config_3b()
+    config = read_config(models.CHECKPOINTS / "medm_vl_3b")
     with torch.device("meta"):
         model: Any = models.LlavaForConditionalGeneration(medm_vl.llava_config(config, 7))
     d, f, kv = 2048, 11008, 2 * 128

@@ -16,12 +16,12 @@ from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.features.control_features import pixels
-from medmllm_plugins.features.recorder import FeatureRecorder, RecordedDocument
+from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.models.base import Generation, LoadedModel
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
-from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.feature_store import FeatureStore, Header
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]
@@ -40,7 +40,7 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
     example = model.prepare(QUESTIONS[:1], shown[:1])
     wanted = FeatureOptions(extra=("max", "answer"))
     capture = FeatureRecorder(
-        model, wanted, RecordedDocument("t", "d", tuple(LABELS), "f", "m", ""), folder, rank=0, example=example
+        model, wanted, Header("t", "d", tuple(LABELS), "f", "m", "", layers=()), folder, rank=0, example=example
     )
     try:
         ids = model.label_ids(QUESTIONS[0], LABELS)

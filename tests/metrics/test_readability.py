@@ -10,7 +10,8 @@ from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.readability import DEMO_NOTE, unreadable
-from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.metrics.summary import Summary, summarise
+from medmllm_plugins.results.metric_files import read_metrics
 
 LABELS = ("a", "b", "c")
 
@@ -29,8 +30,8 @@ def outcomes(count: int, read: int, scores: bool = False, variant: str = "", sha
     ]  # fmt: skip
 
 
-def figures(rows: list[Outcome]) -> dict[str, Any]:
-    return summarise(rows, LABELS, None, resamples=20).to_dict()
+def figures(rows: list[Outcome]) -> Summary:
+    return summarise(rows, LABELS, None, resamples=20)
 
 
 def test_nothing_read() -> None:
@@ -75,7 +76,7 @@ def test_label_scores_still_count() -> None:
 
 def test_of_several_ways_of_asking_and_of_findings() -> None:
     rows = [*outcomes(50, 0, variant="order 0"), *outcomes(50, 10, variant="order 1")]
-    result = unreadable(summarise_variants(rows, LABELS, None, resamples=20).to_dict())
+    result = unreadable(summarise_variants(rows, LABELS, None, resamples=20))
     assert result is not None and result.count == "Only 10% of the answers could be read (10 of 100)"
     assert result.blind == "always answering the most common class"
     findings = [
@@ -91,7 +92,7 @@ def test_of_several_ways_of_asking_and_of_findings() -> None:
         )
         for index in range(40)
     ]
-    result = unreadable(summarise_findings(findings, ["mass"], resamples=20).to_dict())
+    result = unreadable(summarise_findings(findings, ["mass"], resamples=20))
     assert result is not None and result.blind == "always answering no" and result.read == 0
 
 
@@ -101,9 +102,11 @@ def test_of_several_ways_of_asking_and_of_findings() -> None:
      {"metrics": {"parsed": {"value": 0.1}}, "n": True}, {"metrics": {"parsed": {"value": "0"}}, "n": 9}],
 )  # fmt: skip
 def test_figures_that_do_not_tell_are_not_judged(damaged: dict[str, Any]) -> None:
-    assert unreadable(damaged) is None
+    assert unreadable(read_metrics(damaged)) is None
 
 
 def test_damaged_baselines_are_left_out() -> None:
-    result = unreadable({"metrics": {"parsed": {"value": 0.1}}, "n": 100, "baselines": [], "variants": {"x": 3}})
+    result = unreadable(
+        read_metrics({"metrics": {"parsed": {"value": 0.1}}, "n": 100, "baselines": [], "variants": {"x": 3}})
+    )
     assert result is not None and result.blind == "" and result.read == 10

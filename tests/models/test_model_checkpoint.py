@@ -305,7 +305,7 @@ def test_faults_of_tokenizers(checkpoint: Path) -> None:
     file, settings = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
     whole = file.read_text()
     file.write_text("{}")
-    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be read"):
+    with pytest.raises(ModelError, match="expected a tokenizer, got"):
         load_cpu(checkpoint)
     file.write_text(whole.replace("<|image_pad|>", "<|other_pad|>"))
     with pytest.raises(ModelError, match=r"has no <\|image_pad\|> token"):

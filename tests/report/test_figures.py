@@ -19,6 +19,7 @@ from support.run_folders import Folder, outcomes
 
 from medmllm_plugins.attribution import map_images
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.figures import answer_figures, attribution_figures, gallery, layer_figures, mapping_figures
 from medmllm_plugins.report.figures import figure_style as drawing_module
@@ -29,6 +30,8 @@ from medmllm_plugins.report.run_pairs import image_controls
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
+from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.metric_files import read_metrics
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 from medmllm_plugins.utils.json_values import clean
 
@@ -141,16 +144,16 @@ def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> Non
     kinds = ["(ambiguous)", "(out_of_list)", "(refusal)"]
     counts = [[1] * (len(names) + len(kinds)) for _ in names]
     metrics = {"confusion": {"rows": names, "columns": [*names, *kinds], "counts": counts}}
-    matrix = confusion_matrix(result_of(metrics))
+    matrix = confusion_matrix(result_of(read_metrics(metrics)))
     assert matrix is not None
     assert matrix.columns[: len(names)] == matrix.rows == [clean(name) for name in names]
     assert matrix.columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
 
 
-def result_of(metrics: dict[str, Any]) -> TaskResult:
+def result_of(summary: AnySummary) -> TaskResult:
     """A task with these figures of its answers."""
-    task = TaskRun("med_cls_toy", {}, metrics, (), (), None, None, ())
-    run = RunFolder(Path("run"), {}, (task,), {}, ())
+    task = TaskRun("med_cls_toy", {}, summary, (), (), None, None, ())
+    run = RunFolder(Path("run"), Manifest(), (task,), {}, ())
     return TaskResult(Subject(0, "model-a", (run,)), run, task)
 
 

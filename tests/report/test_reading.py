@@ -11,6 +11,7 @@ import pytest
 from support.run_folders import LABELS, Folder, outcomes
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.results.run_reader import RunFolder, read_run
 
@@ -111,7 +112,7 @@ def test_metrics_of_a_newer_version_are_noted(tmp_path: Path) -> None:
         json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"medmllm_metrics": 99}), encoding="utf-8"
     )
     run = read_run(made.folder)
-    assert not run.tasks[0].metrics
+    assert run.tasks[0].summary is None
     assert "med_cls_toy.metrics.json cannot be used: expected version 1 of the format" in " ".join(run.all_missing())
     with pytest.raises(DataError, match=r"med_cls_toy\.metrics\.json: expected version 1 of the format"):
         load_run(made.folder)
@@ -163,17 +164,23 @@ def whole(folder: Path) -> Folder:
     return made.folds([("a", "g", "train"), ("b", "h", "test")]).probes("med_probe_toy", layers=2)
 
 
+def accuracy(run: RunFolder) -> Estimate:
+    """The accuracy of a run's first task."""
+    assert run.tasks[0].summary is not None
+    return run.tasks[0].summary.metrics["accuracy"]
+
+
 @pytest.mark.parametrize("sealed", [True, False])
 def test_an_edited_figure_is_computed_again_with_its_interval(tmp_path: Path, sealed: bool) -> None:
     made = whole(tmp_path / "run")
-    before = read_run(made.folder).tasks[0].metrics["metrics"]
+    before = accuracy(read_run(made.folder))
     if sealed:
         made.sealed()
     path = made.folder / "med_cls_toy.metrics.json"
     edit(path, lambda content: content["metrics"]["accuracy"].__setitem__("value", 0.99))
     run = read_run(made.folder)
-    shown = run.tasks[0].metrics["metrics"]["accuracy"]
-    assert shown["value"] == pytest.approx(before["accuracy"]["value"]) and shown["low"] < shown["value"] < 0.95
+    shown = accuracy(run)
+    assert shown.value == pytest.approx(before.value) and shown.low < shown.value < 0.95
     said = " ".join(run.all_missing())
     assert "computed again from the answers" in said and "med_cls_toy.metrics.json" in said
     assert ("metrics.accuracy.value is 0.99" in said) != sealed
@@ -184,7 +191,7 @@ def test_an_edited_interval_of_a_sealed_run_is_computed_again(tmp_path: Path) ->
     edit(
         made.folder / "med_cls_toy.metrics.json", lambda content: content["metrics"]["accuracy"].__setitem__("low", 0.0)
     )
-    assert read_run(made.folder).tasks[0].metrics["metrics"]["accuracy"]["low"] > 0.5
+    assert accuracy(read_run(made.folder)).low > 0.5
 
 
 @pytest.mark.parametrize(
@@ -207,7 +214,7 @@ def test_what_differs_from_the_seal_is_named_and_not_used(
     path.write_text(text.replace("benign", "malign", 1) if "benign" in text else text.replace("toy", "tox", 1))
     run = read_run(made.folder)
     assert gone(run) and any(name in note and "seal" in note for note in run.missing)
-    assert run.tasks[0].metrics == before.tasks[0].metrics
+    assert run.tasks[0].summary == before.tasks[0].summary
 
 
 def test_figures_of_which_nothing_can_be_relied_on_are_not_shown(tmp_path: Path) -> None:

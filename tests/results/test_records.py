@@ -15,11 +15,12 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.results import schema
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.manifest import Manifest
-from medmllm_plugins.results.metric_files import AnySummary, read_metrics
+from medmllm_plugins.results.metric_files import read_metrics
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.results.probe_records import ProbeAnalysis, ProbePoint
 from medmllm_plugins.results.run_reader import read_run

@@ -110,7 +110,8 @@ def importance_order(values: FloatArray, seed: int) -> npt.NDArray[np.int64]:
     """
     # Another stream than that of the random orders, one of which it would otherwise repeat.
     tie_breaker = np.random.default_rng([seed, 1]).random(len(values))
-    order: npt.NDArray[np.int64] = np.lexsort((tie_breaker, -_without_rounding(values)))
+    step = ALIKE * np.abs(values[np.isfinite(values)]).max(initial=0)  # so that values equal up to rounding are equal
+    order: npt.NDArray[np.int64] = np.lexsort((tie_breaker, -np.round(values / step) if step > 0 else -values))
     return order
 
 
@@ -118,12 +119,6 @@ def is_constant(values: FloatArray) -> bool:
     """Return whether all finite values are equal."""
     known = values[np.isfinite(values)]
     return not known.size or bool(np.ptp(known) <= ALIKE * np.abs(known).max())
-
-
-def _without_rounding(values: FloatArray) -> FloatArray:
-    """Return values rounded so that those equal up to rounding are equal."""
-    step = ALIKE * np.abs(values[np.isfinite(values)]).max(initial=0)
-    return np.round(values / step) if step > 0 else values
 
 
 def rank_correlation(first: FloatArray, second: FloatArray) -> float:

@@ -62,14 +62,13 @@ def select_methods(
         )
     resolved = _resolve_layers(layers, loaded, unused)
     return [
-        SelectedMethod(spec, _method(spec), resolved if spec.at == LAYERS else _own_layers(spec, loaded, unused))
+        SelectedMethod(
+            spec,
+            import_by_name(spec.target, PluginError),
+            resolved if spec.at == LAYERS else _own_layers(spec, loaded, unused),
+        )
         for spec in dict.fromkeys(selected)
     ]
-
-
-def _method(spec: AttributionSpec) -> Method:
-    method: Method = import_by_name(spec.target, PluginError)
-    return method
 
 
 def _own_layers(spec: AttributionSpec, loaded: LoadedModel, unused: Collection[str]) -> tuple[str, ...]:

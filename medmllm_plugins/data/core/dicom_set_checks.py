@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.data.readers.dicom_elements import Selection, Values, read_elements
+from medmllm_plugins.data.readers.dicom_attributes import Attributes
+from medmllm_plugins.data.readers.dicom_elements import Selection, read_elements
 from medmllm_plugins.data.readers.image_reader import may_be_dicom
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.utils.regular_files import open_regular
@@ -91,17 +92,12 @@ def _read_facts(path: Path) -> _Facts | None:
             values = read_elements(path, opened, _SELECTION)[0].values
     except DataError:  # the error comes when the file is read again
         return None
-    frames = _text(values, "NumberOfFrames")
+    attributes = Attributes(path, values, "<")
+    frames = attributes.text("NumberOfFrames")
     identifiers = {
-        name: hashlib.blake2b(text.encode(), key=_KEY, digest_size=16).digest()
+        name: hashlib.blake2b(identifier, key=_KEY, digest_size=16).digest()
         for name, keyword in _IDENTIFIERS.items()
-        if (text := _text(values, keyword))
+        if (identifier := attributes.raw(keyword).strip(b" \0"))
     }
-    return _Facts(
-        int(frames) if frames.isdecimal() else 1, _text(values, "BurnedInAnnotation").upper() == "YES", identifiers
-    )
-
-
-def _text(values: Values, keyword: str) -> str:
-    value = values.get(keyword, b"")
-    return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""
+    burned_in = attributes.text("BurnedInAnnotation").upper() == "YES"
+    return _Facts(int(frames) if frames.isdecimal() else 1, burned_in, identifiers)

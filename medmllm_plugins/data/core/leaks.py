@@ -30,11 +30,7 @@ RANDOM_TEST = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two documents with the same picture or volume.
-
-    Attributes:
-        identical: whether pixels or voxels are equal; else the two are near-duplicates.
-    """
+    """Two documents with the same picture or volume: ``identical``, or near-duplicates."""
 
     first: Document
     second: Document

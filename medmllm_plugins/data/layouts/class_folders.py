@@ -76,12 +76,15 @@ def repeated_ids(named: Iterable[tuple[str, str]]) -> list[str]:
     ]
 
 
+def divide(files: Sequence[LabelledFile], groups: Sequence[str]) -> list[Fold]:
+    """Return the fold of each file by :func:`medmllm_plugins.data.core.folds.grouped_folds` with seed 0."""
+    return grouped_folds([file.id for file in files], [file.label for file in files], groups)
+
+
 def checked_documents(
-    files: Sequence[LabelledFile], folder: Path, faults: Faults, folds: FoldsOf | None = None
+    files: Sequence[LabelledFile], folder: Path, faults: Faults, folds: FoldsOf = divide
 ) -> list[Document]:
     """Decode all files, group those that are good, and return them as documents.
-
-    A group is what shares a source, a picture or a near-duplicate; it bears the first name of the joined sources.
 
     A group is what shares a source, a picture or a near-duplicate; it bears the first name of the joined sources.
     ``folds`` returns the folds of files and their groups. Faults are added to ``faults``.
@@ -99,7 +102,7 @@ def checked_documents(
     groups = joined_groups([file.source for file in files], [facts[file.path] for file in files])
     return [
         Document(file.id, relative(file.path, folder), file.label, group, fold)
-        for file, group, fold in zip(files, groups, (folds or divide)(files, groups), strict=True)
+        for file, group, fold in zip(files, groups, folds(files, groups), strict=True)
     ]
 
 
@@ -108,8 +111,3 @@ def joined_groups(groups: Sequence[str], facts: Sequence[FileFacts]) -> list[str
     thumbnails = [fact.thumbnail for fact in facts if fact.thumbnail is not None]
     complete = thumbnails and len(thumbnails) == len(facts)
     return join_groups(groups, similar([fact.content for fact in facts], np.stack(thumbnails) if complete else None))
-
-
-def divide(files: Sequence[LabelledFile], groups: Sequence[str]) -> list[Fold]:
-    """Return the fold of each file by :func:`medmllm_plugins.data.core.folds.grouped_folds` with seed 0."""
-    return grouped_folds([file.id for file in files], [file.label for file in files], groups)

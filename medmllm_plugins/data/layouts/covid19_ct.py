@@ -11,7 +11,7 @@ from pathlib import Path
 from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document, Fold
-from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, image_files, subfolders
+from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, divide, image_files, subfolders
 from medmllm_plugins.data.layouts.layout_registry import FileLayout, check_classes
 from medmllm_plugins.data.readers.pillow_images import SUFFIXES
 
@@ -50,8 +50,7 @@ class Covid19CT(FileLayout):
         # In a clone of the authors' repository the archives, and what they unpack to, lie one level down.
         inner = folder / _REPOSITORY_FOLDER
         top = inner if any((inner / name).is_dir() for name in CLASS_FOLDERS) else folder
-        for fault in _unexpected_folders(top):
-            faults.add(fault)
+        _check_folders(top, faults)
         files: list[LabelledFile] = []
         for name, label in CLASS_FOLDERS.items():
             archives = [path for path in (folder / f"{name}.zip", inner / f"{name}.zip") if path.is_file()]
@@ -62,7 +61,7 @@ class Covid19CT(FileLayout):
             for path, source in zip(paths, sources(name, [path.name for path in paths]), strict=True):
                 files.append(LabelledFile(id=f"{name}/{path.stem}", path=path, label=label, source=source))
         official = _official_folds(folder / SPLIT_FOLDER, faults)
-        return checked_documents(files, folder, faults, partial(_assign_official, official) if official else None)
+        return checked_documents(files, folder, faults, partial(_assign_official, official) if official else divide)
 
 
 def sources(folder: str, names: Sequence[str]) -> list[str]:
@@ -101,17 +100,15 @@ def _split_name(name: str) -> tuple[str, str]:
     return _PANEL.sub("", path.stem), path.suffix.lower().replace(".jpeg", ".jpg")
 
 
-def _unexpected_folders(folder: Path) -> list[str]:
-    """Return faults about folders that look like a class: named like one, or holding images."""
-    faults = []
+def _check_folders(folder: Path, faults: Faults) -> None:
+    """Note other folders that look like a class: named like one, or holding images."""
     for path in subfolders(folder):
         if path.name in CLASS_FOLDERS or path.name == SPLIT_FOLDER:
             continue
         holds_images = any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
         if holds_images or path.name.lower().startswith("ct_"):
             expected = " and ".join(f"{name}/" for name in CLASS_FOLDERS)
-            faults.append(f"{path}: expected the class folders {expected}, got an unexpected class folder")
-    return faults
+            faults.add(f"{path}: expected the class folders {expected}, got an unexpected class folder")
 
 
 def _official_folds(folder: Path, faults: Faults) -> dict[tuple[str, str], Fold]:

@@ -62,7 +62,9 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
         byte = f"{content[error.start]:#04x}"
         faults.add(f"{path}, line {line}: expected UTF-8, got byte {byte}; save the table as CSV (UTF-8)")
         return []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+    delimiter = max(_DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, Row]] = []
     header: list[str] | None = None
     memory = len(content) * _TEXT_BYTES
@@ -92,11 +94,6 @@ def read_rows(path: Path, columns: Sequence[str], faults: Faults) -> list[tuple[
     if header is None:
         faults.add(f"{path}: expected a CSV table with a header, got an empty file")
     return rows
-
-
-def _delimiter(text: str) -> str:
-    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
-    return max(_DELIMITERS, key=first.count)
 
 
 def _good_header(path: Path, line: int, header: Sequence[str], columns: Sequence[str], faults: Faults) -> bool:

@@ -108,7 +108,8 @@ class _TableReader:
         assert options.image_column is not None
         self._image_column = options.image_column
         self._options, self._files, self._faults = options, files, faults
-        self._table = _table_file(options, files.folder)
+        tables = [files.folder / Path(name).expanduser() for name in options.labels]
+        self._table = next((path for path in tables if path.exists()), tables[0])
         ticks = _ticked_columns(spec, options) if spec.kind == "multilabel" and options.label_column is None else {}
         columns = (options.image_column, options.label_column, options.group_column, options.fold_column, *ticks)
         self._columns = [column for column in columns if column]
@@ -191,12 +192,6 @@ class _TableReader:
             self._faults.add(
                 f"{self._table}: expected rows that name images below {self._files.folder}, got none that can be used"
             )
-
-
-def _table_file(options: TableOptions, folder: Path) -> Path:
-    """Return the first of the tables named that exists; if none does, the first."""
-    paths = [folder / Path(name).expanduser() for name in options.labels]
-    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _source(options: TableOptions, path: Path, identifier: str, faults: Faults) -> str:

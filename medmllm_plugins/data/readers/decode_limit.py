@@ -71,11 +71,6 @@ def check_documents(path: object, count: int) -> None:
     check_decoded_size(path, count * 1024)
 
 
-def max_voxels() -> int:
-    """Return the largest number of voxels that :func:`check_volume_size` accepts: 1,024 slices of 512 x 512."""
-    return max_decoded_bytes() // 2
-
-
 def _readable(size: int) -> str:
     """Return ``size`` rounded up, as :data:`VARIABLE` is written."""
     return f"{-(-size // 1024**3)}G" if size > 1024**3 else f"{-(-size // 1024**2)}M"

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any, Final
 
 import numpy as np
@@ -146,52 +147,49 @@ class _Pool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(CHILDREN)
-        self._idle: list[_Child] = []
+        self._idle: LifoQueue[_Child | None] = LifoQueue()
+        for _ in range(CHILDREN):
+            self._idle.put(None)  # one that is not started yet
         self._all: set[_Child] = set()
 
     def run(
         self, path: object, job: Mapping[str, Any], payload: bytes, seconds: float, largest: int
     ) -> tuple[Any, bytearray]:
-        with self._free:
-            child = self._take()
+        child, usable = self._idle.get(), None
+        try:
+            if child is None or child.process.poll() is not None:
+                child = self._replace(child)
             try:
                 answer = child.run(job, payload, seconds, largest)
             except (OSError, EOFError, ValueError):
-                self._drop(child)
                 why = f"no answer after {seconds:.0f} s" if child.late else "a crash of the decoder"
                 raise DataError(
                     f"{path}: expected compressed pixels that decode, got {why}. The file is damaged: get it again."
                 ) from None
-            except BaseException:  # Ctrl-C in the middle of an answer: what follows in the pipe belongs to this job
-                self._drop(child)
-                raise
-            with self._lock:
-                self._idle.append(child)
+            usable = child
             return answer
+        finally:
+            if usable is None:  # also after Ctrl-C in an answer: what follows in the pipe belongs to this job
+                self._drop(child)
+            self._idle.put(usable)
 
-    def _take(self) -> _Child:
-        with self._lock:
-            while self._idle:
-                child = self._idle.pop()
-                if child.process.poll() is None:
-                    return child
-                self._all.discard(child)
-                child.close()
+    def _replace(self, dead: _Child | None) -> _Child:
+        self._drop(dead)
         child = _Child()
         with self._lock:
             self._all.add(child)
         return child
 
-    def _drop(self, child: _Child) -> None:
-        with self._lock:
-            self._all.discard(child)
-        child.close()
+    def _drop(self, child: _Child | None) -> None:
+        if child is not None:
+            with self._lock:
+                self._all.discard(child)
+            child.close()
 
     def close(self) -> None:
         """End all children, busy ones too."""
         with self._lock:
-            children, self._all, self._idle = self._all, set(), []
+            children, self._all = self._all, set()
         for child in children:
             child.close()
 

@@ -196,7 +196,8 @@ def _headers(path: Path) -> list[DicomHeader]:
         raise DataError(f"{path}: expected a folder, got one that cannot be read ({error.strerror}).") from error
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and entry.name != "DICOMDIR"]
     # Endings such as .1 or .73549 are parts of identifiers that serve as names.
-    files = [file for file in files if (_claims(file) and not _is_text(file)) or is_dicom(file)]
+    claiming = {file for file in files if file.suffix.lower() in _FILE_NAMES or file.suffix[1:].isdigit()}
+    files = [file for file in files if (file in claiming and not _is_text(file)) or is_dicom(file)]
     headers, kinds = [], []
     for file in files:
         try:
@@ -228,10 +229,6 @@ def _headers(path: Path) -> list[DicomHeader]:
     if coloured:
         raise DataError(f"{path}: expected one value a voxel, got colour in {coloured} of {len(headers)} files.")
     return headers
-
-
-def _claims(file: Path) -> bool:
-    return file.suffix.lower() in _FILE_NAMES or file.suffix[1:].isdigit()
 
 
 def _is_text(file: Path) -> bool:

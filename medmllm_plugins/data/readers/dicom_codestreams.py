@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size
 from medmllm_plugins.data.readers.dicom_elements import read_at
@@ -33,16 +32,8 @@ _MOST_PER_BYTE: Final = {
     "1.2.840.10008.1.2.4.70": 8,
 }
 _MAX_TILES: Final = 65_535
-
-
-@dataclass(frozen=True, slots=True)
-class Codestream:
-    """Header of a compressed frame: its size, values a pixel, and bits of a value."""
-
-    rows: int
-    columns: int
-    samples: int
-    bits: int
+_Size: TypeAlias = tuple[int, int, int, int]
+"""Rows, columns, values a pixel, and bits of a value, by the header of a compressed frame."""
 
 
 def read_frame(path: Path, stream: BinaryIO, layout: PixelLayout, index: int) -> bytes:
@@ -125,18 +116,18 @@ def check_codestream(path: Path, layout: PixelLayout, content: bytes) -> None:
         raise DataError(
             f"{path}: expected compressed pixels as the header states, got others or damaged ones. Get the file again."
         )
-    values = stream.rows * stream.columns * stream.samples
+    rows, columns, samples, bits = stream
+    values = rows * columns * samples
     if values > _MOST_PER_BYTE.get(layout.syntax, values) * len(content):
         raise DataError(
-            f"{path}: expected {stream.rows} x {stream.columns} compressed pixels by the header, got {len(content):,} "
+            f"{path}: expected {rows} x {columns} compressed pixels by the header, got {len(content):,} "
             "bytes, too few for them. The file is damaged or cut short: get it again."
         )
-    size = (stream.rows, stream.columns, stream.samples)
-    if size != (layout.rows, layout.columns, layout.samples) or not 1 <= stream.bits <= layout.allocated:
+    if stream[:3] != (layout.rows, layout.columns, layout.samples) or not 1 <= bits <= layout.allocated:
         raise DataError(
             f"{path}: expected {layout.rows} x {layout.columns} pixels of {layout.samples} x {layout.allocated} bits "
-            f"by the header, got compressed ones of {stream.rows} x {stream.columns} of {stream.samples} x "
-            f"{stream.bits} bits. The file is damaged, or its header was changed: export it again."
+            f"by the header, got compressed ones of {rows} x {columns} of {samples} x "
+            f"{bits} bits. The file is damaged, or its header was changed: export it again."
         )
 
 
@@ -155,7 +146,7 @@ def _jpeg_markers(content: bytes) -> Iterator[tuple[int, int, int]]:
         offset += 2 + length
 
 
-def _jpeg(content: bytes) -> Codestream | None:
+def _jpeg(content: bytes) -> _Size | None:
     """Return the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
     if content[:2] != b"\xff\xd8":
         return None
@@ -164,7 +155,7 @@ def _jpeg(content: bytes) -> Codestream | None:
             if length < 8 or value + 6 > len(content):
                 return None
             bits, rows, columns, samples = struct.unpack_from(">BHHB", content, value)
-            return Codestream(rows, columns, samples, bits)
+            return rows, columns, samples, bits
     return None
 
 
@@ -188,7 +179,7 @@ def jpeg_colours(layout: PixelLayout, content: bytes) -> str:
     return layout.photometric
 
 
-def _jpeg_2000(content: bytes) -> Codestream | None:
+def _jpeg_2000(content: bytes) -> _Size | None:
     """Return the size marker of a JPEG 2000 codestream (ITU-T T.800 A.5.1), within a JP2 file or without one."""
     start = 0
     if content.startswith(_STARTS[2]):
@@ -211,7 +202,7 @@ def _jpeg_2000(content: bytes) -> Codestream | None:
     tiles = -(-(x - tile_x0) // tile_x) * -(-(y - tile_y0) // tile_y)
     if len(set(parts[::3])) != 1 or parts[1::3].strip(b"\1") or parts[2::3].strip(b"\1") or tiles > _MAX_TILES:
         return None
-    return Codestream(y - y_start, x - x_start, samples, (parts[0] & 0x7F) + 1)
+    return y - y_start, x - x_start, samples, (parts[0] & 0x7F) + 1
 
 
 def decode_rle(path: Path, layout: PixelLayout, content: bytes) -> bytes:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.pixels.processing import convert_color_space
 
 from medmllm_plugins.errors import DataError
 
@@ -33,11 +32,6 @@ def in_bands(
     for start in range(0, len(values), rows):
         out[start : start + rows] = function(values[start : start + rows])
     return out
-
-
-def ybr_to_rgb(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Turn YBR_FULL of 8 bits, ``[rows, columns, 3]``, into red, green and blue."""
-    return in_bands(lambda band: convert_color_space(band, "YBR_FULL", "RGB"), values, (3,))
 
 
 def palette_to_rgb(
@@ -65,17 +59,13 @@ def palette_to_rgb(
             segments = palette.get(f"Segmented{colour}PaletteColorLookupTableData", b"")
             tables.append(_expand(path, segments, count, depth, order))
         depths.append(depth)
-    lookup = np.stack(_padded(tables), axis=1)
+    longest = max(map(len, tables))
+    lookup = np.stack([np.pad(table, (0, longest - len(table)), mode="edge") for table in tables], axis=1)
     # Where entries have 16 bits the upper 8 are shown; some writers keep 8 bits in them all the same.
     if max(depths) > 8 and lookup.max() > 255:
         lookup //= 256
     shown = lookup.clip(0, 255).astype(np.uint8)
     return in_bands(lambda band: shown[(band.astype(np.int64) - firsts[0]).clip(0, len(shown) - 1)], values, (3,))
-
-
-def _padded(tables: Sequence[npt.NDArray[np.uint16]]) -> list[npt.NDArray[np.uint16]]:
-    longest = max(map(len, tables))
-    return [np.pad(table, (0, longest - len(table)), mode="edge") for table in tables]
 
 
 def _entries(path: Path, raw: bytes, count: int, order: str) -> npt.NDArray[np.uint16]:

@@ -88,11 +88,7 @@ class PixelElement:
 
 @dataclass(slots=True)
 class Elements:
-    """Parsed elements of a file.
-
-    Attributes:
-        syntax: UID of the transfer syntax; of files that state none, the one that fits their bytes.
-    """
+    """Parsed elements of a file; without a transfer syntax in the file, ``syntax`` is the one that fits its bytes."""
 
     syntax: str
     encoding: Encoding

@@ -13,11 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.pixels.processing import convert_color_space
 
 from medmllm_plugins.data.readers.decode_limit import check_decoded_size
 from medmllm_plugins.data.readers.decoder_process import decode
 from medmllm_plugins.data.readers.dicom_codestreams import RLE, check_codestream, decode_rle, jpeg_colours, read_frame
-from medmllm_plugins.data.readers.dicom_colour import in_bands, palette_to_rgb, ybr_to_rgb
+from medmllm_plugins.data.readers.dicom_colour import in_bands, palette_to_rgb
 from medmllm_plugins.data.readers.dicom_elements import PIXEL_TAGS, read_at
 from medmllm_plugins.data.readers.dicom_header import PALETTE, DicomHeader, PixelLayout
 from medmllm_plugins.errors import DataError
@@ -98,7 +99,7 @@ def colour_frame(header: DicomHeader, stream: BinaryIO, index: int) -> npt.NDArr
             f"{header.path}: expected colours as RGB, YBR_FULL or YBR_FULL_422 where they are not compressed, got "
             f"{layout.photometric}. Convert the file to RGB."
         )
-    return ybr_to_rgb(values)
+    return in_bands(lambda band: convert_color_space(band, "YBR_FULL", "RGB"), values, (3,))
 
 
 def _shape(layout: PixelLayout) -> tuple[int, ...]:

@@ -14,12 +14,7 @@ PREFIX_END = 132
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Encoding of data elements.
-
-    Attributes:
-        implicit: whether the value representation (VR) is left out.
-        byte_order: ``"<"`` or ``">"``, as :mod:`struct` writes it.
-    """
+    """Whether data elements leave out the VR (value representation), and their byte order, ``"<"`` or ``">"``."""
 
     implicit: bool
     byte_order: str

@@ -34,10 +34,8 @@ _NUMBERS = {
 def decode(codestream: bytes, arguments: Mapping[str, Any]) -> npt.NDArray[np.generic]:
     """Decode one frame.
 
-    Args:
-        codestream: the frame's fragments, joined.
-        arguments: ``transfer_syntax``, ``photometric``, ``rows``, ``columns``, ``samples``, ``allocated``, ``stored``,
-            ``high``, ``signed`` and ``planar``, as the header states them, and ``dtype``, the type to return.
+    ``codestream`` is the frame's fragments, joined. ``arguments`` are ``transfer_syntax``, ``photometric`` and those of
+    ``_NUMBERS`` as the header states them, and ``dtype``, the type to return.
 
     Returns:
         ``[rows, columns]`` stored values, or of colour ``[rows, columns, 3]``, red, green and blue.

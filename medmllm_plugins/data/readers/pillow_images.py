@@ -123,7 +123,8 @@ def _converted(image: Image.Image) -> Image.Image:
             raise ValueError("the float image holds NaN or infinity")
         parts = (Image.fromarray(_scale(_values(strip), float(low), float(high))) for strip in _strips(image))
     elif image.has_transparency_data:
-        parts = (_on_black(strip) for strip in _strips(image))
+        strips = (strip.convert("RGBA") for strip in _strips(image))
+        parts = (Image.alpha_composite(Image.new("RGBA", strip.size, (0, 0, 0, 255)), strip) for strip in strips)
     else:
         # A new image in any case, so that the caller holds no reference to the file.
         return image.convert("RGB")
@@ -147,11 +148,6 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
 
 def _values(strip: Image.Image) -> npt.NDArray[np.float64]:
     return np.asarray(strip, dtype=np.float64)
-
-
-def _on_black(strip: Image.Image) -> Image.Image:
-    black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, strip.convert("RGBA"))
 
 
 def _decode(path: Path, stream: BinaryIO) -> Image.Image:

@@ -1,7 +1,7 @@
 """Read NIfTI, NRRD, MetaImage, NumPy and DICOM volumes in a known orientation.
 
 Headers are checked against the length of the data, and data decompressed no further than the header states. SimpleITK
-gets only arrays in memory: it reads truncated or altered files without an error.
+only names directions: it reads truncated or altered files without an error.
 """
 
 # SimpleITK declares that it is typed but annotates next to nothing.
@@ -10,7 +10,6 @@ gets only arrays in memory: it reads truncated or altered files without an error
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medmllm_plugins.data.readers.decode_limit import VARIABLE, max_voxels
 from medmllm_plugins.data.readers.dicom import Geometry, dicom_geometry, read_dicom
 from medmllm_plugins.data.readers.dicom_prefix import starts_like_dicom
 from medmllm_plugins.data.readers.intensity_windows import Unit
 from medmllm_plugins.data.readers.metaimage import read_metaimage_header
 from medmllm_plugins.data.readers.nifti import read_nifti_header
-from medmllm_plugins.data.readers.npy_volumes import read_volume_array_header
 from medmllm_plugins.data.readers.nrrd import read_nrrd_header
-from medmllm_plugins.data.readers.volume_headers import VolumeHeader, check_spacing, finite
+from medmllm_plugins.data.readers.numpy_files import MAGIC, array_file_header
+from medmllm_plugins.data.readers.volume_headers import (
+    DataLocation,
+    VolumeHeader,
+    check_header,
+    check_spacing,
+    finite,
+    not_three,
+    wrong_content,
+)
 from medmllm_plugins.data.readers.voxels import read_voxels
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import head
@@ -45,12 +51,6 @@ _KINDS = {
     ".nhdr": "nrrd",
     ".mha": "metaimage",
     ".mhd": "metaimage",
-}
-_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
-    "nifti": read_nifti_header,
-    "nrrd": read_nrrd_header,
-    "metaimage": read_metaimage_header,
-    "numpy": read_volume_array_header,
 }
 
 
@@ -126,11 +126,7 @@ def read_volume(path: Path, *, orientation: str = "RAS", unit: Unit | None = Non
     One slice is a volume only in a DICOM file of one frame or a two-dimensional NIfTI, NRRD or MetaImage. It keeps the
     orientation in which it is stored (LPS where the file cannot say), as its slice axis has to stay axis 0.
 
-    Args:
-        path: a file or a folder.
-        orientation: one of :data:`ORIENTATIONS`.
-        unit: what the voxels mean, for files that do not say: all but DICOM, which are ``"any"`` unless given. A given
-            unit goes before what DICOM says.
+    ``unit`` says what the voxels mean; without it all but DICOM are ``"any"``. It goes before what DICOM says.
 
     Raises:
         DataError: there is nothing at ``path``, or of a kind not listed; the content is not what the name says, cut
@@ -191,56 +187,42 @@ _SIDES = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
 """Both ends of the axis that a side of the patient is on."""
 
 
-def resample(volume: Volume, *, spacing: Sequence[float] | None = None, shape: Sequence[int] | None = None) -> Volume:
-    """Resample linearly to another spacing or shape; give one of the two.
-
-    The field of view stays: with ``shape`` exactly, with ``spacing`` to the nearest voxel and about the same centre.
-    Values between voxel centres are interpolated, and are exact where the volume is linear; values beyond the outermost
-    centres repeat these. Nothing is smoothed, so strongly coarser grids alias.
-
-    Both are along z, y and x, in mm and in voxels.
-
-    Returns:
-        A new volume of the same orientation and unit.
+def _read_array_header(path: Path) -> VolumeHeader:
+    """Read and check the header of a ``.npy`` file with a volume ``[D, H, W]`` or ``[D, H, W, 1]``.
 
     Raises:
-        DataError: both or neither are given, there are not three, a value is not above 0, or the result would have
-            more than :func:`medmllm_plugins.data.readers.decode_limit.max_voxels`.
+        DataError: the file is damaged or holds no such array.
     """
-    if (spacing is None) == (shape is None):
-        raise DataError("Expected either a spacing or a shape to resample to, got both or neither.")
-    old = volume.voxels.shape
-    extent = [count * step for count, step in zip(old, volume.spacing, strict=True)]
-    if spacing is not None:
-        steps = _three(spacing, "spacings")
-        check_spacing(steps, "resample")
-        counts = [max(1, round(length / step)) for length, step in zip(extent, steps, strict=True)]
-    else:
-        counts = [int(count) for count in _three(shape or (), "sizes")]
-        if min(counts) < 1:
-            raise DataError(f"Expected sizes of at least 1 voxel, got {counts}.")
-        steps = [length / count for length, count in zip(extent, counts, strict=True)]
-        check_spacing(steps, "resample")
-    if math.prod(counts) > (most := max_voxels()):
-        raise DataError(
-            f"Expected at most {most:,} voxels after resampling, got {math.prod(counts):,}; choose a coarser grid, or "
-            f"raise the limit {VARIABLE}."
+    if not head(path, 8).startswith(MAGIC):
+        raise wrong_content(path, "a NumPy array")
+    array = array_file_header(path)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise DataError(f"{path}: expected real numbers of up to 64 bits, got {shown(str(array.dtype))}; convert them.")
+    shape = array.shape
+    if not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)):
+        raise not_three(path, shape)
+    if min(shape) < 1:
+        raise DataError(f"{path}: expected at least 2 voxels along each axis, got {shown(list(shape))}.")
+    return check_header(
+        VolumeHeader(
+            path=path,
+            shape=(shape[0], shape[1], shape[2]),
+            spacing=(1.0, 1.0, 1.0),
+            direction=None,
+            flat=False,
+            dtype=array.dtype,
+            data=DataLocation(path, array.length),
+            reversed_axes=array.fortran,
         )
-    # Both grids have the same centre.
-    starts = [
-        ((old_count - 1) * old_step - (count - 1) * step) / 2
-        for old_count, old_step, count, step in zip(old, volume.spacing, counts, steps, strict=True)
-    ]
-    image = sitk.GetImageFromArray(volume.voxels)
-    image.SetSpacing(volume.spacing[::-1])
-    grid = sitk.ResampleImageFilter()
-    grid.SetSize(counts[::-1])
-    grid.SetOutputSpacing(steps[::-1])
-    grid.SetOutputOrigin(starts[::-1])
-    grid.SetInterpolator(sitk.sitkLinear)
-    grid.SetUseNearestNeighborExtrapolator(True)
-    voxels = sitk.GetArrayFromImage(grid.Execute(image))
-    return Volume(voxels, (steps[0], steps[1], steps[2]), volume.orientation, volume.unit)
+    )
+
+
+_HEADERS: Mapping[str, Callable[[Path], VolumeHeader]] = {
+    "nifti": read_nifti_header,
+    "nrrd": read_nrrd_header,
+    "metaimage": read_metaimage_header,
+    "numpy": _read_array_header,
+}
 
 
 def _kind(path: Path) -> str:
@@ -272,12 +254,6 @@ def _check_orientation(orientation: str) -> None:
 def _check_unit(unit: str) -> None:
     if unit not in ("HU", "any"):
         raise DataError(f'Expected the unit to be "HU" or "any", got {shown(unit)}.')
-
-
-def _three(values: Sequence[float], what: str) -> list[float]:
-    if len(values) != 3:
-        raise DataError(f"Expected three {what}, along z, y and x, got {len(values)}.")
-    return [float(value) for value in values]
 
 
 def _orientation(direction: Sequence[float]) -> str:

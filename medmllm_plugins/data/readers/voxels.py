@@ -23,10 +23,8 @@ def read_voxels(header: VolumeHeader, axes: Sequence[int] = (0, 1, 2), flips: Se
     Compressed data are decompressed once and their length and checksum compared before they are converted. Blocks are
     freed as they become float32, so that the peak is the larger of the two and one block.
 
-    Args:
-        header: a checked header.
-        axes: for each axis of the result, the axis of :attr:`VolumeHeader.shape` it is.
-        flips: axes of the result that run the other way.
+    ``axes`` are, for each axis of the result, the axis of :attr:`VolumeHeader.shape` it is; ``flips`` are those of the
+    result that run the other way.
 
     Returns:
         ``[D, H, W]`` float32, finite, contiguous.

@@ -82,10 +82,8 @@ class Family:
     def forward_prompt(self, model: Any, inputs: Inputs, **options: Any) -> tuple[Any, Tensor]:
         """Run a batch of prompts with their images through the model.
 
-        Args:
-            model: the transformers model.
-            inputs: ``input_ids`` and ``attention_mask``, (B, L), padded on the left, and ``pixel_values``.
-            options: further arguments of the model's ``forward``.
+        ``inputs`` hold ``input_ids`` and ``attention_mask``, (B, L), padded on the left, and ``pixel_values``;
+        ``options`` are further arguments of the model's ``forward``.
 
         Returns:
             The model's output, and the position of each row's next token, (B,), int64.

@@ -26,17 +26,8 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
     for family in (
-        Qwen2VL(),
-        Qwen25VL(),
-        Qwen3VL(),
-        Gemma3(),
-        Llava(),
-        LlavaNext(),
-        PaliGemma(),
-        InternVL(),
-        VideoLlama3(),
-        Idefics3(),
-        SmolVLM(),
+        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Gemma3(), Llava(), LlavaNext()),
+        *(PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM()),
     )
 }
 

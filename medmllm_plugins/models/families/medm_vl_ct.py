@@ -94,14 +94,7 @@ class AttentionPooling(nn.Module):
         self.linear_2 = nn.Linear(out, out)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Pool the patches of each volume.
-
-        Args:
-            patches: (B * 32, P, d), the slices of a volume one after the other.
-
-        Returns:
-            (B, Q, D).
-        """
+        """Pool the patches of each volume's slices, (B * 32, P, d), into its tokens, (B, Q, D)."""
         volumes = patches.reshape(-1, SLICES * patches.shape[1], patches.shape[2])
         queries = self.query.expand(len(volumes), -1, -1)
         pooled, _ = self.attn(queries, volumes, volumes, need_weights=False)

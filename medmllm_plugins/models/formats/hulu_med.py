@@ -11,17 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    GenerationConfig,
-    Qwen2Config,
-    Qwen3Config,
-    VideoLlama3Config,
-    VideoLlama3ForConditionalGeneration,
-    VideoLlama3ImageProcessorPil,
-    VideoLlama3Processor,
-    VideoLlama3VideoProcessor,
-    VideoLlama3VisionConfig,
-)
+import transformers as hf
 
 from medmllm_plugins.errors import ModelError, one_line, shown
 from medmllm_plugins.models.chat import ChatModel
@@ -39,7 +29,7 @@ from medmllm_plugins.plugins.specs import PromptStyle
 IMAGE = "<image>"
 VIDEO = "<video>"
 """Hulu-Med writes ``<image>`` for a video's frames too; transformers' processor needs another word for it."""
-_LLMS: Mapping[str, Any] = {"hulumed_qwen2": Qwen2Config, "hulumed_qwen3": Qwen3Config}
+_LLMS: Mapping[str, Any] = {"hulumed_qwen2": hf.Qwen2Config, "hulumed_qwen3": hf.Qwen3Config}
 _RENAME = (
     (re.compile(r"^model\.vision_encoder\.(?:vision_encoder\.)?"), "model.vision_model."),
     (re.compile(r"^model\.mm_projector\.(?:readout\.)?"), "model.projector.readout."),
@@ -67,7 +57,7 @@ def load(options: LoadOptions) -> ChatModel:
     processor = _processor(folder, raw)
     config = read_config(folder, int(processor.image_token_id))
     weights = open_weights(folder)
-    model = build_model(VideoLlama3ForConditionalGeneration, config, weights, rename, options, left_out=FOREIGN)
+    model = build_model(hf.VideoLlama3ForConditionalGeneration, config, weights, rename, options, left_out=FOREIGN)
     if (folder / "generation_config.json").is_file():
         model.generation_config = read_generation_config(folder)
     family = VideoLlama3()
@@ -83,7 +73,7 @@ def rename(name: str) -> str | None:
     return rename_by_table(name, _RENAME)
 
 
-def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
+def read_config(folder: Path, image_token: int) -> hf.VideoLlama3Config:
     """Read the ``config.json`` of a Hulu-Med checkpoint; ``image_token`` is the id of the token that marks an image.
 
     Raises:
@@ -105,17 +95,17 @@ def read_config(folder: Path, image_token: int) -> VideoLlama3Config:
     skipped = ("model_type", "auto_map", "architectures", "vision_encoder", "vision_encoder_config")
     text = {key: value for key, value in raw.items() if key not in skipped and not key.startswith("mm_")}
     settings = {
-        "vision_config": make_config(VideoLlama3VisionConfig, vision, source),
+        "vision_config": make_config(hf.VideoLlama3VisionConfig, vision, source),
         "text_config": make_config(_LLMS[kind], text, source),
         "image_token_id": image_token,
         "video_token_id": image_token,
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
     }
-    config: VideoLlama3Config = make_config(VideoLlama3Config, settings, source)
+    config: hf.VideoLlama3Config = make_config(hf.VideoLlama3Config, settings, source)
     return config
 
 
-def read_generation_config(folder: Path) -> GenerationConfig:
+def read_generation_config(folder: Path) -> hf.GenerationConfig:
     """Read ``generation_config.json``.
 
     Raises:
@@ -124,7 +114,7 @@ def read_generation_config(folder: Path) -> GenerationConfig:
     path = folder / "generation_config.json"
     read_json(path)
     try:
-        config: GenerationConfig = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+        config: hf.GenerationConfig = hf.GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # settings of a wrong type are met with errors of many kinds
         raise ModelError(
             f"{path}: expected settings of generation, got {one_line(error)[:300]}. Fetch the file again."
@@ -146,7 +136,7 @@ def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
     stated = read_json(path) if path.is_file() else {}
     patch = whole_number(stated, "patch_size", 14, path)
     settings = {key: stated[key] for key in ("image_mean", "image_std", "rescale_factor", "resample") if key in stated}
-    image = VideoLlama3ImageProcessorPil(
+    image = hf.VideoLlama3ImageProcessorPil(
         patch_size=patch,
         merge_size=1,
         # Hulu-Med counts in tokens: a patch each.
@@ -155,6 +145,6 @@ def _processor(folder: Path, raw: Mapping[str, Any]) -> Any:
         **settings,
     )
     template = tokenizer.chat_template if IMAGE in str(tokenizer.chat_template) else _TEMPLATE
-    video = VideoLlama3VideoProcessor(patch_size=patch)
-    kind: Any = VideoLlama3Processor
+    video = hf.VideoLlama3VideoProcessor(patch_size=patch)
+    kind: Any = hf.VideoLlama3Processor
     return kind(image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=template)

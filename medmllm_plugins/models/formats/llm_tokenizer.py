@@ -63,23 +63,19 @@ def load_qwen_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: its files are broken, or it has no end-of-sequence or padding token.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        # tokenizers raises a bare Exception for a broken file.
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {one_line(error)[:300]}.") from error
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, Qwen2Tokenizer)
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise ModelError(f"The tokenizer in {folder} lacks `eos_token` or `pad_token` in its tokenizer_config.json.")
     return tokenizer
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a local folder, of whatever class.
+def load_tokenizer(folder: Path, kind: Any = AutoTokenizer) -> Any:
+    """Load the tokenizer of a local folder, of any class or of one of transformers' classes.
 
     Raises:
         ModelError: its files are missing or broken.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # broken files are met with errors of many types
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # broken files are met with errors of many types, also bare exceptions
         raise ModelError(f"{folder}: expected a tokenizer, got {one_line(error)}; fetch its files again.") from error

@@ -12,16 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers as hf
 from PIL import Image
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    MistralConfig,
-    Qwen2Config,
-)
 
 from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
@@ -34,10 +26,10 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
 _LLMS: Mapping[str, Any] = {
-    "llava_qwen2": Qwen2Config,
-    "llava_llama": LlamaConfig,
-    "llava_mistral": MistralConfig,
-    "llava": LlamaConfig,
+    "llava_qwen2": hf.Qwen2Config,
+    "llava_llama": hf.LlamaConfig,
+    "llava_mistral": hf.MistralConfig,
+    "llava": hf.LlamaConfig,
 }
 _RENAME = (
     (re.compile(r"^model\.vision_tower\.vision_tower\.vision_model\."), "model.vision_tower."),
@@ -79,7 +71,9 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
     image_token = _image_token(tokenizer, int(config.get_text_config().vocab_size), folder)
     config.image_token_id = image_token
     weights = open_weights(folder)
-    model = build_model(LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system"))
+    model = build_model(
+        hf.LlavaForConditionalGeneration, config, weights, rename, options, left_out=(*FOREIGN, "system")
+    )
     files = [folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer.model")]
     # Padding is never attended to; it only must not be taken for an image.
     pads = (tokenizer.pad_token_id, tokenizer.unk_token_id, 0)
@@ -105,7 +99,7 @@ def rename(name: str) -> str | None:
     return rename_by_table(name, _RENAME)
 
 
-def read_config(folder: Path) -> LlavaConfig:
+def read_config(folder: Path) -> hf.LlavaConfig:
     """Read the ``config.json`` of a checkpoint of the first LLaVA format.
 
     Raises:
@@ -133,7 +127,7 @@ def read_config(folder: Path) -> LlavaConfig:
     shapes = tower.get("vision_config", tower)
     if not isinstance(shapes, Mapping):
         raise ModelError(f"{source}: expected the vision tower's config to be an object, got {shown(shapes)}.")
-    vision = make_config(CLIPVisionConfig, shapes, source)
+    vision = make_config(hf.CLIPVisionConfig, shapes, source)
     text = {
         key: value for key, value in raw.items() if not key.startswith("mm_") and key not in ("model_type", "auto_map")
     }
@@ -149,7 +143,7 @@ def read_config(folder: Path) -> LlavaConfig:
         "vision_feature_layer": whole_number(raw, "mm_vision_select_layer", -2, source),
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
     }
-    config: LlavaConfig = make_config(LlavaConfig, settings, source)
+    config: hf.LlavaConfig = make_config(hf.LlavaConfig, settings, source)
     return config
 
 
@@ -163,11 +157,10 @@ def _image_token(tokenizer: Any, vocabulary: int, folder: Path) -> int:
     return vocabulary - 1 if len(tokenizer) < vocabulary else int(tokenizer.eos_token_id)
 
 
-def _processor(folder: Path, config: LlavaConfig) -> Any:
+def _processor(folder: Path, config: hf.LlavaConfig) -> Any:
     side = int(config.vision_config.image_size)  # type: ignore[union-attr]
-    size = {"shortest_edge": side}
     crop = {"height": side, "width": side}
-    return CLIPImageProcessorPil(size=size, crop_size=crop, do_convert_rgb=True)
+    return hf.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop, do_convert_rgb=True)
 
 
 class OriginalLlava(TemplatedModel):

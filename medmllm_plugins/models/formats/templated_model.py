@@ -77,17 +77,14 @@ class TemplatedModel(LoadedModel):
         if not questions:
             raise ModelError("Expected at least one question and image, got none.")
         pixels = self._pixels(images)
-        rows = [self._prompt_ids(single(question)) for question in questions]
+        opening = [*self._opening, *[self._image_token] * self.image_tokens]
+        rows = [[*opening, *encode_text(self.tokenizer, self._after(single(question)))] for question in questions]
         longest = max(map(len, rows))
         self.check_length(longest, 0)
         ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
         return {name: to_device(value, self.device, self.dtype) for name, value in inputs.items()}
-
-    def _prompt_ids(self, question: str) -> list[int]:
-        image = [self._image_token] * self.image_tokens
-        return [*self._opening, *image, *encode_text(self.tokenizer, self._after(question))]
 
     def _pixels(self, images: Sequence[VisualInput]) -> Tensor:
         """Return the tower's input, (B, 3, H, W), float32."""

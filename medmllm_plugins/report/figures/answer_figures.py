@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.report.figures.count_matrix import confusion_matrices, draw_matrices
 from medmllm_plugins.report.figures.figure_style import (
     INK,
@@ -28,8 +29,7 @@ from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import ImageControl
 from medmllm_plugins.report.tables.answer_tables import variant_accuracies
-from medmllm_plugins.report.verdict import constant_guess
-from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.json_values import clean
 
 _MAX_CURVES = 24
 """Number of curves that differ in colour and dashes."""
@@ -80,13 +80,13 @@ def accuracies(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
     axes.set_xlabel("percent")
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2)
-    rows = [(result.subject.label, result.metrics["accuracy"].value, constant_guess(result)[1]) for result in results]
+    rows = [(result.subject.label, result.metrics["accuracy"].value, result.guess[1]) for result in results]
     return finish(figure, f"{dataset.name}.accuracy", number=figure_number, data_set=dataset.title, rows=rows)
 
 
 def _guess_lines(axes: Axes, marks: SeriesMarks, results: Sequence[TaskResult], colour: str) -> None:
     """Draw the accuracy of guessing: one line if it is the same for all rows, else a stroke for each row."""
-    guesses = [constant_guess(result) for result in results]
+    guesses = [result.guess for result in results]
     options = {"color": colour, "linewidth": 1, **_DASHED}
     if len(different := {guess for guess in guesses if guess[0]}) == 1:
         ((name, value),) = different
@@ -147,9 +147,10 @@ def reliability(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
 
 def _bins(result: TaskResult) -> list[tuple[float, float, int]]:
     """Return confidence, accuracy and count of each bin with answers."""
-    bins = [mapping(record) for record in sequence(result.task.metrics.get("reliability"))]
-    values = [[number(record.get(name)) for name in ("confidence", "accuracy", "n")] for record in bins]
-    return [(x, y, int(count)) for x, y, count in values if known(x) and known(y) and count > 0]
+    summary = result.task.summary
+    bins = summary.reliability if isinstance(summary, Summary) else ()
+    values = [(bin_.confidence, bin_.accuracy, bin_.n) for bin_ in bins]
+    return [(x, y, count) for x, y, count in values if x is not None and y is not None and count > 0]
 
 
 def roc(dataset: DatasetRuns, figure_number: int) -> Drawing | None:

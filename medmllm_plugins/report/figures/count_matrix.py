@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +11,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.summary import ConfusionMatrix, Summary
 from medmllm_plugins.report.figures.figure_style import PAPER, panel_grid
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.utils.json_values import clean, mapping, sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,8 +22,6 @@ class CountMatrix:
     """A matrix of counts of one model.
 
     Attributes:
-        result: the result it is computed from.
-        rows: names of the rows.
         columns: names of the columns; the first are those of the rows.
         counts: (rows, columns) numbers of documents.
     """
@@ -61,15 +58,14 @@ def confusion_matrices(dataset: DatasetRuns) -> list[CountMatrix]:
 
 def confusion_matrix(result: TaskResult) -> CountMatrix | None:
     """Return the confusion matrix of a result, summed over variants; ``None`` without one."""
-    metrics = result.task.metrics
-    sources = [metrics] if metrics.get("confusion") else list(mapping(metrics.get("variants")).values())
     total: Floats | None = None
-    rows: list[str] = []
-    columns: list[str] = []
-    for source in sources:
-        record = mapping(mapping(source).get("confusion"))
-        rows, columns = ([clean(name) for name in sequence(record.get(key))] for key in ("rows", "columns"))
-        counts = _counts(record, (len(rows), len(columns)))
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    for source in result.task.sources.values():
+        if not isinstance(source, Summary):
+            return None
+        rows, columns = source.confusion.rows, source.confusion.columns
+        counts = _counts(source.confusion)
         if counts is None or not rows:
             return None
         total = counts if total is None or total.shape != counts.shape else total + counts
@@ -79,16 +75,15 @@ def confusion_matrix(result: TaskResult) -> CountMatrix | None:
     used = [index for index in range(len(rows), len(columns)) if total[:, index].any()]
     names = [columns[index].removeprefix("(").removesuffix(")").replace("_", " ") for index in used]
     columns_shown = [*range(min(len(rows), len(columns))), *used]
-    return CountMatrix(result, rows, [*columns[: len(rows)], *names], total[:, columns_shown])
+    return CountMatrix(result, list(rows), [*columns[: len(rows)], *names], total[:, columns_shown])
 
 
-def _counts(record: Mapping[str, Any], shape: tuple[int, int]) -> Floats | None:
-    """Return the counts of a record; ``None`` unless all are numbers of documents (JSON may hold ``Infinity``)."""
-    try:
-        counts = np.array(record.get("counts"), dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
+def _counts(matrix: ConfusionMatrix) -> Floats | None:
+    """Return the counts of a matrix; ``None`` unless all are numbers of documents, as in a file that was damaged."""
+    if [len(row) for row in matrix.counts] != [len(matrix.columns)] * len(matrix.rows):
         return None
-    return counts if counts.shape == shape and np.isfinite(counts).all() and (counts >= 0).all() else None
+    counts = np.array(matrix.counts, dtype=np.float64)
+    return counts if (counts >= 0).all() else None
 
 
 def agreement_matrices(dataset: DatasetRuns) -> list[CountMatrix]:
@@ -138,11 +133,7 @@ def draw_matrices(matrices: Sequence[CountMatrix], colour: str, *, column_axis: 
 
 
 def legible(background: tuple[float, float, float]) -> str:
-    """Return black or white, whichever has more contrast on a colour; the contrast is at least 4.58.
-
-    Args:
-        background: red, green and blue from 0 to 1.
-    """
+    """Return black or white, whichever has more contrast on a colour; the contrast is at least 4.58."""
     light = luminance(background)
     return "white" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "black"
 

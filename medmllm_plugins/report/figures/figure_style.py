@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 import matplotlib
 import numpy as np
+import yaml
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,9 +28,9 @@ from matplotlib.font_manager import fontManager
 from matplotlib.offsetbox import DrawingArea
 from PIL import Image
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.templating import texts
+from medmllm_plugins.report.templating import template_source, texts
 
 INK: Final = "#1b2127"
 MUTED: Final = "#5d6872"
@@ -59,39 +59,9 @@ _OTHER_SCRIPTS: Final = (
 )
 """Fonts of operating systems for scripts that :data:`_FONT` lacks."""
 _GLYPH: Final = re.compile(r"Glyph (\d+) .*missing from")
+_COLOURS: Final = {name: colour for colour, name in THEME.items()}
 _SETTINGS: Final[Any] = {  # typed as any: matplotlib's own type is a literal of all its settings
-    "svg.fonttype": "none",  # text stays text: it can be read out, searched and scaled
-    "text.parse_math": False,  # a label may contain a dollar sign
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": PAPER,
-    "figure.facecolor": PAPER,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "legend.handlelength": 2.8,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
+    name: _COLOURS.get(value, value) for name, value in yaml.safe_load(template_source("figures.yaml")).items()
 }
 
 
@@ -100,13 +70,7 @@ class Drawing:
     """A finished figure.
 
     Attributes:
-        stem: name of its files, without the suffix.
-        title: what it shows.
-        caption: how to read it.
-        alt: text alternative.
         inline: SVG for the page; empty if the page shows a table instead.
-        svg: SVG for a file.
-        png: PNG for a file.
         width: natural width in CSS pixels.
         missing_letters: letters that are boxes in the PNG file, since no font has them; the SVG has them as text.
     """
@@ -183,13 +147,7 @@ def finish(figure: Figure, stem: str, *, number: int, macro: str = "", on_page: 
 
 
 def themed_svg(svg: str, prefix: str, alt: str) -> str:
-    """Return an SVG for the page: colours as CSS variables, unique ids, one image to a screen reader.
-
-    Args:
-        svg: as matplotlib writes it.
-        prefix: put before all ids.
-        alt: text alternative; escaped here.
-    """
+    """Return an SVG for the page: colours as CSS variables, ids with a prefix, one image to a screen reader."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<title>.*?</title>", "", body, count=1, flags=re.DOTALL)
@@ -205,39 +163,19 @@ def themed_svg(svg: str, prefix: str, alt: str) -> str:
     return f'{head} role="img" aria-label="{escaped}" focusable="false">{content}'
 
 
-def series_colour(number: int) -> str:
-    """Return the colour of a model or class."""
-    return SERIES[number % len(SERIES)]
-
-
 def series_style(number: int) -> dict[str, Any]:
     """Return colour, dashes and marker of a model's line; no two of the first 24 models share all three."""
     dashes = DASHES[(number // len(SERIES) + number) % len(DASHES)]
-    return {"color": series_colour(number), "linestyle": dashes, "marker": MARKERS[number % len(MARKERS)]}
-
-
-def error_lengths(estimate: Estimate, scale: float = 1) -> list[list[float]] | None:
-    """Return the lengths of an error bar below and above a value; ``None`` without an interval."""
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return None
-    below, above = estimate.value - estimate.low, estimate.high - estimate.value
-    return [[scale * max(0.0, below)], [scale * max(0.0, above)]]
+    return {"color": SERIES[number % len(SERIES)], "linestyle": dashes, "marker": MARKERS[number % len(MARKERS)]}
 
 
 def error_bar(
     axes: Axes, estimate: Estimate, position: float, *, scale: float = 100, upright: bool = False, **options: Any
 ) -> ErrorbarContainer:
-    """Draw a value with its interval.
-
-    Args:
-        axes: where to draw.
-        estimate: the value.
-        position: coordinate on the other axis.
-        scale: factor of the value, 100 for percent.
-        upright: whether the value is on the vertical axis.
-        options: further arguments of :meth:`matplotlib.axes.Axes.errorbar`.
-    """
-    lengths, value = error_lengths(estimate, scale), scale * estimate.value
+    """Draw a value with its interval at a position of the other axis; ``options`` go to ``Axes.errorbar``."""
+    below, above = (max(0.0, length) for length in (estimate.value - estimate.low, estimate.high - estimate.value))
+    lengths = [[scale * below], [scale * above]] if known(estimate.low) and known(estimate.high) else None
+    value = scale * estimate.value
     options = {"capsize": 2, **options}
     if upright:
         return axes.errorbar(position, value, yerr=lengths, **options)

@@ -55,15 +55,8 @@ class Card:
     """One attribution as the page shows it.
 
     Attributes:
-        entry: the attribution.
-        model: label of the model.
-        series: number of the model.
-        original: the image that the model was shown.
-        layer: the attribution map.
         transparent: whether the map is drawn over the original.
         tokens: text, attribution, and attribution in percent of the largest, of each token of the prompt.
-        more_tokens: number of tokens that are left out.
-        checks: names and values of the checks.
     """
 
     entry: AttributionEntry
@@ -87,8 +80,6 @@ class Gallery:
     """All cards of a page.
 
     Attributes:
-        pictures: originals, stored once and shown in several cards.
-        cards: the cards.
         left_out: number of attributions that are not shown, to keep the page small.
         failed: images that could not be read.
     """
@@ -118,12 +109,7 @@ def _css_colours(name: str) -> str:
 
 
 def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET) -> Gallery:
-    """Build the gallery of all attributions.
-
-    Args:
-        results: tasks, with or without attributions.
-        budget: characters of all images.
-    """
+    """Build the gallery of all attributions; ``budget`` is the number of characters of all images."""
     pairs = [
         (result, entry) for result in results if result.task.attributions for entry in result.task.attributions.entries
     ]

@@ -319,17 +319,7 @@ def _draw_stretched(
     shift: float,
     band: bool,
 ) -> None:
-    """Draw one model's curve, each module stretched to its span.
-
-    Args:
-        axes: where to draw.
-        result: the model's task.
-        probing: its probes.
-        pooling: which curve.
-        marks: takes what is drawn.
-        shift: offset of single points (connector, answers), so that models with equal scores do not hide each other.
-        band: whether intervals are drawn as bands.
-    """
+    """Draw one model's curve, each module stretched to its span; ``shift`` moves single points apart."""
     series = result.subject.number
     line = series_style(series)
     x: list[float] = []
@@ -364,13 +354,7 @@ def _draw_stretched(
 
 
 def draw_chance(axes: Axes, probings: Iterable[ProbeAnalysis], *, labelled: bool) -> None:
-    """Draw the chance of the models in a panel: one line for each number of classes.
-
-    Args:
-        axes: the panel.
-        probings: the models' probes.
-        labelled: whether a single line has a name in the legend; several lines always have one.
-    """
+    """Draw the chance of the models in a panel: one line for each number of classes; several always have names."""
     chances = {len(probing.labels): probing.chance for probing in probings if known(probing.chance)}
     for index, (classes, chance) in enumerate(sorted(chances.items())):
         label = "chance (1 / classes)" if labelled else None

@@ -18,11 +18,7 @@ from medmllm_plugins.utils.environment import processors
 
 @dataclass(frozen=True, slots=True)
 class FailedFigure:
-    """A figure that could not be drawn.
-
-    Attributes:
-        error: the error, with file and line.
-    """
+    """A figure that could not be drawn."""
 
     error: str
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
+from medmllm_plugins.metrics.prompt_variants import VariantsSummary
+from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.report.display_names import DECIMALS, METRICS, SCORE_FORMS, STATUSES
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, ImageControl
-from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table
-from medmllm_plugins.report.verdict import GUESSES, Verdict, constant_guess
-from medmllm_plugins.utils.json_values import clean, mapping, number, sequence, whole
+from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table, read_columns
+from medmllm_plugins.report.verdict import GUESSES, Verdict
+from medmllm_plugins.utils.json_values import clean
 
 
 def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
@@ -35,14 +37,7 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
     compared = any(verdict.reference.compared for verdict in verdicts)
     findings = any(result.multilabel for result in results)
     # Accuracy is next to the name: a phone shows no more than these two columns.
-    columns = [
-        Column(METRICS["accuracy"], "accuracy", "share"),
-        Column("Task", "task"),
-        Column("Questions", "n", "count"),
-        Column("Groups", "groups", "count"),
-        Column("Guessing", "guess", "share"),
-        Column("Difference from guessing", "difference_from_guess", "difference"),
-    ]
+    columns = [*read_columns("metrics")]
     if compared:
         columns.append(Column("Difference from reference classifier", "difference_from_reference", "difference"))
     columns += [Column(METRICS[name], name, "decimal" if name in DECIMALS else "share") for name in names]
@@ -51,64 +46,40 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
     by_result = {id(verdict.result): verdict for verdict in verdicts}
 
     def values(result: TaskResult) -> Iterator[Value]:
-        verdict, metrics = by_result.get(id(result)), result.task.metrics
-        yield from (result.metrics.get("accuracy"), result.task.name, whole(metrics.get("n")))
-        yield from (whole(metrics.get("n_groups")), constant_guess(result)[1])
+        verdict = by_result.get(id(result))
+        yield from (result.metrics.get("accuracy"), result.task.name, result.question_count)
+        yield from (result.group_count, result.guess[1])
         yield verdict.guess.difference if verdict else None
         if compared:
             yield verdict.reference.difference if verdict and verdict.reference.compared else None
         yield from (result.metrics.get(name) for name in names)
         if findings:
-            yield Estimate.from_dict(metrics.get("exact_match"))
+            yield result.exact_match
 
-    guesses = list(dict.fromkeys(GUESSES[name] for result in results if (name := constant_guess(result)[0])))
+    guesses = list(dict.fromkeys(GUESSES[name] for result in results if (name := result.guess[0])))
     rows = [(result.subject, list(values(result))) for result in results]
-    return model_table(dataset, "metrics", columns, rows, guesses=guesses, findings=findings)
+    return model_table(dataset, "metrics", rows, columns, guesses=guesses, findings=findings)
 
 
 def differences_table(dataset: DatasetRuns, pairs: Sequence[Difference]) -> Table:
     """Tabulate the paired difference of every two models that answered about the same classes of the same data."""
-    columns = (
-        Column("Task", "task"),
-        Column("Compared with", "other"),
-        Column("Its task", "other_task"),
-        Column("Questions of both", "n", "count"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Accuracy of the other", "other_accuracy", "share"),
-        Column("Difference", "difference", "difference"),
-    )
     rows: list[Row] = []
     for pair in pairs:
         names = (pair.first.task.name, pair.second.subject.label, pair.second.task.name)
         accuracy = pair.second_accuracy + pair.difference.value
         rows.append((pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference)))
-    return model_table(dataset, "differences", columns, rows)
+    return model_table(dataset, "differences", rows)
 
 
 def class_table(dataset: DatasetRuns) -> Table:
     """Tabulate the metrics of each class in each model's main task; findings have a table of their own."""
-    columns = (
-        Column("Class", "class"),
-        Column("n", "n", "count"),
-        Column("Sensitivity", "sensitivity", "share"),
-        Column("Specificity", "specificity", "share"),
-        Column("Precision", "precision", "share"),
-        Column("F1", "f1", "decimal"),
-    )
     rows: list[Row] = []
     for result in dataset.main_results():
-        for metrics in map(mapping, sequence(result.task.metrics.get("per_class"))):
-            f1 = metrics.get("f1")
-            values = (
-                cut(metrics.get("label") or ""),
-                whole(metrics.get("n")),
-                Estimate.from_dict(metrics.get("sensitivity")),
-                Estimate.from_dict(metrics.get("specificity")),
-                number(metrics.get("precision")),
-                Estimate.from_dict(f1) if isinstance(f1, dict) else number(f1),
-            )
+        summary = result.task.summary
+        for row in summary.per_class if isinstance(summary, Summary) else ():
+            values = (cut(row.label), row.n, row.sensitivity, row.specificity, row.precision, row.f1)
             rows.append((result.subject, values))
-    return model_table(dataset, "classes", columns, rows)
+    return model_table(dataset, "classes", rows)
 
 
 def parsing_table(dataset: DatasetRuns) -> Table:
@@ -125,15 +96,15 @@ def parsing_table(dataset: DatasetRuns) -> Table:
             counts = statuses(result)
             total = sum(counts.values())
             shares = (count / total if total else math.nan for count in counts.values())
-            parsed = Estimate.from_dict(result.task.metrics.get("accuracy_on_parsed"))
+            summary = result.task.summary
+            parsed = summary.accuracy_on_parsed if isinstance(summary, Summary) else UNKNOWN
             rows.append((result.subject, (result.task.name, total, *shares, parsed)))
-    return model_table(dataset, "parsing", columns, rows)
+    return model_table(dataset, "parsing", rows, columns)
 
 
 def statuses(result: TaskResult) -> dict[str, int]:
     """Count the answers of each status, over all variants of a task."""
-    counts = [mapping(metrics.get("statuses")) for metrics in result.task.sources]
-    return {name: sum(whole(count.get(name)) or 0 for count in counts) for name in STATUSES}
+    return {name: sum(source.statuses.get(name, 0) for source in result.task.sources.values()) for name in STATUSES}
 
 
 def label_scores_table(dataset: DatasetRuns) -> Table:
@@ -148,51 +119,27 @@ def label_scores_table(dataset: DatasetRuns) -> Table:
     )
     rows: list[Row] = []
     for result in dataset.results:
-        variants = list(mapping(result.task.metrics.get("variants"))) or [""]
-        for variant, metrics in zip(variants, result.task.sources, strict=False):
-            text_accuracy = Estimate.from_dict(mapping(metrics.get("metrics")).get("accuracy"))
-            for form, values in mapping(metrics.get("label_scores")).items():
-                form_name = SCORE_FORMS.get(form, clean(form))
-                scores = (Estimate.from_dict(mapping(values).get(name)) for name in names)
-                row = (result.task.name, clean(variant) or None, form_name, *scores, text_accuracy)
+        for variant, source in result.task.sources.items():
+            for form, values in source.label_scores.items() if isinstance(source, Summary) else ():
+                scores = (values.get(name, UNKNOWN) for name in names)
+                accuracy = source.metrics.get("accuracy", UNKNOWN)
+                row = (result.task.name, variant or None, SCORE_FORMS.get(form, form), *scores, accuracy)
                 rows.append((result.subject, row))
-    return model_table(dataset, "label_scores", columns, rows)
+    return model_table(dataset, "label_scores", rows, columns)
 
 
 def unparsed_table(dataset: DatasetRuns, limit: int = 8) -> Table:
     """Tabulate the most frequent answers without a class, at most ``limit`` per task; texts are not cut."""
-    columns = (
-        Column("Task", "task"),
-        Column("Status", "status"),
-        Column("Times", "count", "count"),
-        Column("Answer", "answer"),
-    )
     rows: list[Row] = [
         (result.subject, (result.task.name, answer.status.replace("_", " "), answer.count, clean(answer.text)))
         for result in dataset.results
         for answer in result.task.unparsed[:limit]
     ]
-    return model_table(dataset, "unparsed", columns, rows)
+    return model_table(dataset, "unparsed", rows)
 
 
 def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) -> Table:
-    """Tabulate how accuracy depends on the order of options, the wording and the image.
-
-    Args:
-        dataset: the data set.
-        controls: tasks without the real image.
-    """
-    columns = (
-        Column("Task", "task"),
-        Column("What changes", "change"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Compared with", "compared_with"),
-        Column("Loss without the image", "loss_without_image", "difference"),
-        Column("Lowest", "lowest", "share"),
-        Column("Highest", "highest", "share"),
-        Column("Spread", "spread", "share"),
-        Column("Answers that change", "flips", "share"),
-    )
+    """Tabulate how accuracy depends on the order of options, the wording and the image."""
     rows: list[Row] = []
     for result in dataset.results:
         if result.task.scored and result.task.varied:
@@ -219,24 +166,21 @@ def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) ->
         rows.append(
             (result.subject, (result.task.name, change, accuracy, compared_with, control.loss, None, None, None, None))
         )
-    return model_table(dataset, "sensitivity", columns, rows)
+    return model_table(dataset, "sensitivity", rows)
 
 
 def variant_accuracies(result: TaskResult) -> dict[str, Estimate]:
     """Return the accuracy of each variant of a task, by name."""
-    variants = mapping(result.task.metrics.get("variants"))
-    return {
-        clean(name): Estimate.from_dict(mapping(mapping(metrics).get("metrics")).get("accuracy"))
-        for name, metrics in variants.items()
-    }
+    return {name: source.metrics.get("accuracy", UNKNOWN) for name, source in result.task.sources.items()}
 
 
 def positions_table(dataset: DatasetRuns) -> Table:
     """Tabulate the share of answers by the option's position in the list; no rows unless a task varies the order."""
     shares = [
-        (result, clean(name), [number(share) for share in sequence(by_position)])
+        (result, name, by_position)
         for result in dataset.results
-        for name, by_position in mapping(result.task.metrics.get("positions")).items()
+        if isinstance(result.task.summary, VariantsSummary)
+        for name, by_position in result.task.summary.positions.items()
     ]
     longest = max((len(by_position) for _, _, by_position in shares), default=0)
     columns = (
@@ -247,20 +191,15 @@ def positions_table(dataset: DatasetRuns) -> Table:
         (result.subject, (name, *by_position, *[None] * (longest - len(by_position))))
         for result, name, by_position in shares
     ]
-    return model_table(dataset, "positions", columns, rows)
+    return model_table(dataset, "positions", rows, columns)
 
 
 def roc_table(dataset: DatasetRuns) -> Table:
     """Tabulate the areas under the ROC curves of each model's main task."""
-    columns = (
-        Column("Class", "class"),
-        Column("Positives", "n", "count"),
-        Column("Area under the ROC curve", "auroc", "decimal"),
-    )
     rows: list[Row] = [
         (result.subject, (curve.name, curve.positives, curve.area))
         for result in dataset.main_results()
         if "accuracy" in result.metrics
         for curve in roc_curves(result)
     ]
-    return model_table(dataset, "roc", columns, rows)
+    return model_table(dataset, "roc", rows)

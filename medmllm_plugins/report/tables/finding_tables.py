@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.metrics.intervals import UNKNOWN
+from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.report.display_names import DECIMALS, FINDING_METRICS
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.tables.report_table import Column, Row, Table, model_table
-from medmllm_plugins.utils.json_values import clean, mapping, sequence, whole
+from medmllm_plugins.utils.json_values import clean
 
 
 def findings_table(dataset: DatasetRuns) -> Table:
@@ -22,11 +23,11 @@ def findings_table(dataset: DatasetRuns) -> Table:
     )
     rows: list[Row] = []
     for result in dataset.main_results():
-        for metrics in map(mapping, sequence(result.task.metrics.get("per_finding"))):
-            counts = (whole(metrics.get("n")), whole(metrics.get("positives")))
-            values = (Estimate.from_dict(metrics.get(name)) for name in FINDING_METRICS)
-            rows.append((result.subject, (cut(metrics.get("finding") or ""), *counts, *values)))
-    return model_table(dataset, "findings", columns, rows)
+        summary = result.task.summary
+        for row in summary.per_finding if isinstance(summary, FindingsSummary) else ():
+            values = (getattr(row, name) or UNKNOWN for name in FINDING_METRICS)
+            rows.append((result.subject, (cut(row.finding), row.n, row.positives, *values)))
+    return model_table(dataset, "findings", rows, columns)
 
 
 def counts_table(dataset: DatasetRuns) -> Table:
@@ -50,4 +51,4 @@ def counts_table(dataset: DatasetRuns) -> Table:
         )
         for finding in dict.fromkeys(name for name, _, _ in counts):
             rows.append((result.subject, (cut(finding), *(counts[finding, truth, answer] for truth, answer in pairs))))
-    return model_table(dataset, "counts", columns, rows)
+    return model_table(dataset, "counts", rows, columns)

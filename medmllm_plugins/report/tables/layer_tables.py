@@ -5,27 +5,19 @@ from __future__ import annotations
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.display_names import CHECKS
 from medmllm_plugins.report.run_collection import DatasetRuns
-from medmllm_plugins.report.tables.report_table import Column, Row, Table, model_table
+from medmllm_plugins.report.tables.report_table import Column, Row, Table, model_table, read_columns
 from medmllm_plugins.results.probe_records import RECALIBRATIONS, TITLES
 
 
 def diagnosis_table(dataset: DatasetRuns) -> Table:
     """Tabulate the four failure modes of each probed model."""
-    columns = (
-        Column("Failure mode", "mode"),
-        Column("Loss", "loss", "difference"),
-        Column("Verdict", "verdict"),
-        Column("From", "before"),
-        Column("To", "after"),
-        Column("Why", "why"),
-    )
     rows: list[Row] = []
     for result, probing in dataset.probed():
         for effect in probing.diagnosis.effects:
             verdict = f"{effect.verdict} (named)" if effect.mode == probing.diagnosis.named else effect.verdict
             mode = f"{effect.mode}: {TITLES[effect.mode]}"
             rows.append((result.subject, (mode, effect.loss, verdict, effect.before, effect.after, effect.why)))
-    return model_table(dataset, "diagnosis", columns, rows)
+    return model_table(dataset, "diagnosis", rows)
 
 
 def modes_table(dataset: DatasetRuns) -> Table:
@@ -50,51 +42,31 @@ def modes_table(dataset: DatasetRuns) -> Table:
             probing.mapping.kind if probing.mapping else None,
         )
         rows.append((result.subject, values))
-    return model_table(dataset, "modes", columns, rows)
+    return model_table(dataset, "modes", rows, columns)
 
 
 def health_table(dataset: DatasetRuns) -> Table:
     """Tabulate the Feature Health Score of each module, and the accuracy of the answers."""
-    columns = (Column("Module", "module"), Column("Pooling", "pooling"), Column("Score", "score", "decimal"))
     rows: list[Row] = []
     for result, probing in dataset.probed():
         rows += [(result.subject, (module.module, module.pooling, module.score)) for module in probing.health]
         rows.append((result.subject, ("answers", "", probing.answer)))
-    return model_table(dataset, "health", columns, rows)
+    return model_table(dataset, "health", rows)
 
 
 def curves_table(dataset: DatasetRuns) -> Table:
     """Tabulate every probe with its controls."""
-    columns = (
-        Column("Layer", "layer"),
-        Column("Pooling", "pooling"),
-        Column("Width", "width", "count"),
-        Column("Used", "used"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Balanced accuracy", "balanced", "share"),
-        Column("Control task", "control", "share"),
-        Column("Selectivity", "selectivity", "difference"),
-        Column("Label permutation, mean", "label_permutation", "share"),
-        Column("Label permutation, 95th percentile", "label_permutation_high", "share"),
-        Column("p (Holm)", "p_holm", "p"),
-    )
     rows: list[Row] = []
     for result, probing in dataset.probed():
         for point in probing.points:
             site = (point.layer, point.pooling, point.width, "yes" if point.read else "no")
             controls = (point.control, point.selectivity, point.label_permutation, point.label_permutation_high)
             rows.append((result.subject, (*site, point.accuracy, point.balanced, *controls, point.p_holm)))
-    return model_table(dataset, "curves", columns, rows)
+    return model_table(dataset, "curves", rows)
 
 
 def mapping_table(dataset: DatasetRuns) -> Table:
     """Tabulate the gap between probe and answers, and the accuracy that each output recalibration gains."""
-    columns = (
-        Column("Kind", "kind"),
-        Column("Recalibration", "recalibration"),
-        Column("Accuracy", "accuracy", "share"),
-        Column("Gain", "gain", "difference"),
-    )
     rows: list[Row] = []
     for result, semantic in dataset.mapped():
         rows.append((result.subject, (semantic.kind, "answers without recalibration", semantic.answer, None)))
@@ -102,18 +74,13 @@ def mapping_table(dataset: DatasetRuns) -> Table:
         rows.append((result.subject, (semantic.kind, probe, semantic.probe, semantic.mapping_gap)))
         for name, reading in semantic.readings.items():
             rows.append((result.subject, (semantic.kind, RECALIBRATIONS[name], reading.accuracy, reading.gain)))
-    return model_table(dataset, "mapping", columns, rows)
+    return model_table(dataset, "mapping", rows)
 
 
 def attribution_table(dataset: DatasetRuns) -> Table:
     """Tabulate the checks of each attribution method at each layer."""
     columns = (
-        Column("Method", "method"),
-        Column("Layer", "layer"),
-        Column("Explained", "explained"),
-        Column("n", "n", "count"),
-        Column("Checks failed", "failed", "count"),
-        Column("Not checked", "unchecked"),
+        *read_columns("attributions"),
         *(
             Column(title.capitalize(), name, "share" if name in ("inside", "pointing") else "decimal")
             for name, title in CHECKS.items()
@@ -126,4 +93,4 @@ def attribution_table(dataset: DatasetRuns) -> Table:
         unchecked = ", ".join(summary.unchecked) or None
         facts = (summary.method, summary.layer, summary.settings, summary.n, len(summary.failed), unchecked)
         rows.append((row.result.subject, (*facts, *(summary.figure(name) for name in CHECKS), summary.area)))
-    return model_table(dataset, "attributions", columns, rows)
+    return model_table(dataset, "attributions", rows, columns)

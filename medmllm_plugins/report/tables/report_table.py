@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import yaml
+
 from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.report import formatting
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.subjects import Subject
-from medmllm_plugins.report.templating import texts
+from medmllm_plugins.report.templating import template_source, texts
 from medmllm_plugins.utils.atomic_files import csv_text
 
 Kind: TypeAlias = Literal["text", "hash", "share", "difference", "decimal", "count", "p"]
@@ -45,12 +47,8 @@ class Table:
     """A table of the report.
 
     Attributes:
-        stem: name of its CSV file, without the suffix.
-        title: heading.
-        columns: its columns.
         rows: one value for each column; an :class:`Estimate` takes three columns of the CSV file.
         series: number of the model that each row is about; empty if rows are not about models.
-        note: what a reader must know.
     """
 
     stem: str
@@ -91,16 +89,25 @@ class Table:
         return {"title": self.title, "rows": rows}
 
 
+def read_columns(name: str) -> tuple[Column, ...]:
+    """Return the columns of a table as ``templates/columns.yaml`` declares them."""
+    declared = yaml.safe_load(template_source("columns.yaml"))[name]
+    return tuple(
+        Column(heading, column) if isinstance(heading, str) else Column(heading[0], column, heading[1])
+        for column, heading in declared.items()
+    )
+
+
 def model_table(
-    dataset: DatasetRuns, name: str, columns: Sequence[Column], rows: Iterable[Row], **values: Any
+    dataset: DatasetRuns, name: str, rows: Iterable[Row], columns: Sequence[Column] | None = None, **values: Any
 ) -> Table:
     """Build a table about the models of a data set; the first column names them.
 
     Args:
         dataset: the data set.
         name: the table's name, which is also its macro in ``templates/tables.txt.jinja`` with title and note.
-        columns: the columns after the model's name.
         rows: the rows.
+        columns: the columns after the model's name; by default those that are declared for the table.
         values: what the macro needs.
     """
     pairs = list(rows)
@@ -108,7 +115,7 @@ def model_table(
     return Table(
         stem=f"{dataset.name}.{name}",
         title=title,
-        columns=(Column("Model", "model"), *columns),
+        columns=(Column("Model", "model"), *(read_columns(name) if columns is None else columns)),
         rows=tuple((subject.label, *row) for subject, row in pairs),
         series=tuple(subject.number for subject, _ in pairs),
         note=note,

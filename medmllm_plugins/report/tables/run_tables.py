@@ -7,35 +7,10 @@ import math
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import RunCollection
-from medmllm_plugins.report.tables.report_table import Column, Table, Value
+from medmllm_plugins.report.tables.report_table import Table, Value, read_columns
 from medmllm_plugins.report.templating import texts
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, mapping, number, whole
-
-_RUN_COLUMNS = (
-    Column("Run folder", "run"),
-    Column("Model", "model"),
-    Column("Tasks", "tasks"),
-    Column("Started", "started"),
-    Column("Finished", "finished"),
-    Column("Model files", "fingerprint"),
-    Column("Parameters", "parameters", "count"),
-    Column("Precision", "dtype"),
-    Column("Device", "device"),
-    Column("Time, s", "seconds", "count"),
-    Column("Peak memory, MB", "memory", "count"),
-)
-_DATA_COLUMNS = (
-    Column("Data set", "dataset"),
-    Column("Fingerprint", "fingerprint", "hash"),
-    Column("Hash of the folds", "folds_hash", "hash"),
-    Column("Train", "train", "count"),
-    Column("Validation", "validation", "count"),
-    Column("Test", "test", "count"),
-    Column("Groups", "groups", "count"),
-    Column("Divided groups", "divided", "count"),
-    Column("Exposed test documents", "exposed", "count"),
-)
 
 
 def runs_table(collection: RunCollection) -> Table:
@@ -43,7 +18,7 @@ def runs_table(collection: RunCollection) -> Table:
     pairs = [(subject, run) for subject in collection.subjects for run in subject.runs]
     rows = tuple(_run_row(run, subject.label) for subject, run in pairs)
     title, note = texts("tables.txt.jinja", "runs")
-    return Table("runs", title, _RUN_COLUMNS, rows, tuple(subject.number for subject, _ in pairs), note)
+    return Table("runs", title, read_columns("runs"), rows, tuple(subject.number for subject, _ in pairs), note)
 
 
 def _run_row(run: RunFolder, model: str) -> tuple[Value, ...]:
@@ -80,7 +55,7 @@ def data_table(collection: RunCollection) -> Table:
             )
             rows.setdefault((dataset.name, result.fingerprint), row)
     title, note = texts("tables.txt.jinja", "data")
-    return Table("data", title, _DATA_COLUMNS, tuple(rows.values()), note=note)
+    return Table("data", title, read_columns("data"), tuple(rows.values()), note=note)
 
 
 def _minute(timestamp: str | None) -> str:
