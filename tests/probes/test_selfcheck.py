@@ -8,17 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from support.phantom_images import phantom_dataset
 
 from medmllm_plugins.cli import selfcheck as command
 from medmllm_plugins.cli.app import main
-from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.documents import FOLDS, Document
-from medmllm_plugins.data.layouts.phantoms import Phantoms
-from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
@@ -127,10 +124,7 @@ def demo() -> LoadedModel:
 @pytest.fixture(scope="module")
 def some() -> Dataset:
     """Select enough of the demo's phantoms for a small trial and its reference, whole patients only."""
-    spec, layout = dataset_specs()["demo"], Phantoms()
-    # Opened without a fingerprint, for which all images would be drawn.
-    documents = tuple(layout.documents(spec, Path(), Faults("", "")))
-    phantoms = Dataset(spec, documents, "phantoms", Path(), layout, (), ())
+    phantoms = phantom_dataset()
     taken: list[Document] = []
     for fold in FOLDS:
         want, start = FEW[fold] * (2 if fold == "train" else 1), len(taken)
