@@ -41,7 +41,6 @@ class Benchmark:
 
     Attributes:
         name: Name on the command line, and of its file in cases/.
-        ours: What this package does.
         baseline: What people use instead, or what the cost is compared with.
         setup: Takes the :class:`Run` and the parameters of its size, and prepares both sides.
         sizes: Parameters of each size: the default first, and ``"quick"``, which takes seconds and has no target.
@@ -49,7 +48,6 @@ class Benchmark:
         limits: Largest value of some details at the default size.
         kind: Ratio of the medians: ``"speedup"`` is baseline over ours, ``"overhead"`` ours over baseline.
         repeats: Timed runs of each side.
-        devices: Devices it can run on.
         unit: ``"s"``, or ``"mb"`` for memory in 10^6 bytes.
     """
 
@@ -81,8 +79,7 @@ class Sides:
     """The two sides of a benchmark, ready to run.
 
     Attributes:
-        ours: Does the work once and returns its result.
-        baseline: The same work as people do it now.
+        ours: Does the work once and returns its result, as ``baseline`` does.
         check: Takes both results (ours first), raises :class:`ResultsDifferError` unless they agree, and may return
             details for the record.
         warm_up: Replaces the warm-up, in which each side runs once and the results are checked.
@@ -217,23 +214,13 @@ class Record:
             statistics = {"median": median(values), "min": min(values), "max": max(values), "runs": list(values)}
             return {"what": what, **{f"{name}_{benchmark.unit}": value for name, value in statistics.items()}}
 
-        return {
-            "name": benchmark.name,
-            "kind": benchmark.kind,
-            "ratio": comparison.ratio,
-            "range": list(comparison.ratio_range),
-            "target": self.target,
-            "limits": dict(benchmark.limits),
-            "met": self.met,
-            "ours": side(benchmark.ours, comparison.ours),
-            "baseline": side(benchmark.baseline, comparison.baseline),
-            "repeats": run.repeats,
-            "device": run.device,
-            "size": run.size,
-            "details": dict(self.details),
-            "machine": machine(run.device),
-            "versions": package_versions(),
-        }
+        ratio = {"kind": benchmark.kind, "ratio": comparison.ratio, "range": list(comparison.ratio_range)}
+        bounds = {"target": self.target, "limits": dict(benchmark.limits), "met": self.met}
+        names = {"ours": benchmark.ours, "baseline": benchmark.baseline}
+        sides = {name: side(what, getattr(comparison, name)) for name, what in names.items()}
+        settings = {"repeats": run.repeats, "device": run.device, "size": run.size}
+        context = {"details": dict(self.details), "machine": machine(run.device), "versions": package_versions()}
+        return {"name": benchmark.name, **ratio, **bounds, **sides, **settings, **context}
 
     def to_text(self) -> str:
         """Return the record as a table for people."""

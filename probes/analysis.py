@@ -35,7 +35,6 @@ from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
 from medmllm_plugins.results.probe_records import (
     CONTROL,
-    MODES,
     MODULES,
     PROVEN,
     TITLES,
@@ -46,9 +45,6 @@ from medmllm_plugins.results.probe_records import (
     SemanticMapping,
 )
 
-LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
-PRINTED: Final = ("probe", "fhs_vision", "fhs_connector", "fhs_llm", *LOST)
-"""Metrics that lmms-eval prints besides the accuracy of the answers."""
 MAPPING_CAVEAT: Final = (
     "The cause is the mapping, or an earlier stage that passes the image on in a form that the next stage has not "
     "learned to read; probes are fitted separately at each stage and cannot distinguish the two."

@@ -35,12 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationPatch:
-    """Values that replace the output of a layer for some rows of a batch.
-
-    Attributes:
-        values: (R, n, d), see :meth:`AttributionInput.states`.
-        first: Index of the first row they replace.
-    """
+    """Values, (R, n, d), that replace the output of a layer for R rows of a batch, from the row ``first`` on."""
 
     layer: str
     values: Tensor
@@ -49,12 +44,7 @@ class ActivationPatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationGradients:
-    """States and gradients at one layer.
-
-    Attributes:
-        states: (R, n, d), or for pixels (R, …) in the processor's layout.
-        gradients: Gradients of the target, of the same shape.
-    """
+    """States and gradients of the target at one layer, (R, n, d), or for pixels (R, …) in the processor's layout."""
 
     states: Tensor
     gradients: Tensor

@@ -43,11 +43,7 @@ class Target:
 
     @classmethod
     def of_answer(cls, text: str) -> Target:
-        """Return the log-probability of a text.
-
-        Raises:
-            OptionError: The text is empty.
-        """
+        """Return the log-probability of a text, or raise an OptionError if it is empty."""
         if not text.strip():
             raise OptionError("Expected an answer to explain, got an empty one. Use target=decision.")
         return cls(text.strip(), (text.strip(),), 0)
@@ -62,9 +58,6 @@ class Target:
 
         With log-probabilities s of the labels, each summed over its tokens, the log-odds of label k are
         s_k - log sum_{j != k} exp(s_j).
-
-        Returns:
-            (R,), in nats.
         """
         if not self.is_label:
             return scores[:, self.index]
@@ -96,9 +89,7 @@ def generated_ids(loaded: LoadedModel, question: Question, visual: VisualInput, 
         eos_token_ids=loaded.eos_token_ids,
     )
     for count in (len(ids), *range(1, len(ids))):
-        decoded = str(
-            loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
-        if decoded.strip() == text:
+        decoded = loaded.tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if str(decoded).strip() == text:
             return tuple(ids[:count])
     return None

@@ -304,26 +304,19 @@ def explain(
         raise DataError("Expected documents to explain, got none. Choose other ids, or a larger n.")
     names = [item.id for item in items]
     if not store.is_finished(names):  # by an earlier start of the same run
-        _explain_all(Explainer(loaded, options, store, batch, items[0]), items, store.folder.name, say)
+        explainer, title, is_estimated = Explainer(loaded, options, store, batch, items[0]), store.folder.name, False
+        with Progress(f"{title}: attributions", len(items)) as progress:
+            for number, item in enumerate(items, 1):
+                explainer.explain(item)
+                progress.update()
+                if not is_estimated and (seconds := explainer.estimate(len(items) - number)) is not None:
+                    is_estimated = True
+                    count = f"{len(items)} document{'s' if len(items) > 1 else ''}"
+                    say(
+                        f"{title}: attributions take about {duration(seconds)} more for {count}, judged by the first. "
+                        "Fewer documents (n=), methods (method=) or layers (layer=) take less."
+                    )
+        with Progress(f"{title}: maps of models with shuffled weights", None, "maps"):
+            explainer.finish()
         store.note_finished(names)
     return {"documents": len(items), "folder": f"{ATTRIBUTIONS}/{store.folder.name}"}
-
-
-def _explain_all(
-    explainer: Explainer, items: Sequence[AttributionItem], title: str, say: Callable[[str], None]
-) -> None:
-    """Explain documents one by one, with an estimate of the time after the first."""
-    is_estimated = False
-    with Progress(f"{title}: attributions", len(items)) as progress:
-        for number, item in enumerate(items, 1):
-            explainer.explain(item)
-            progress.update()
-            if not is_estimated and (seconds := explainer.estimate(len(items) - number)) is not None:
-                is_estimated = True
-                count = f"{len(items)} document{'s' if len(items) > 1 else ''}"
-                say(
-                    f"{title}: attributions take about {duration(seconds)} more for {count}, judged by the first. "
-                    "Fewer documents (n=), methods (method=) or layers (layer=) take less."
-                )
-    with Progress(f"{title}: maps of models with shuffled weights", None, "maps"):
-        explainer.finish()

@@ -12,9 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.cells import FloatArray
 from medmllm_plugins.attribution.maps import map_size
+from medmllm_plugins.results.attribution_records import ONE_SIDED, TWO_SIDED
 
-ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
-"""Colour maps without and with negative values: perceptually uniform, and suitable for colour-blind readers."""
 STRONGEST = 0.85
 """Opacity of the largest values; 0 is transparent, so that the picture stays visible where values are small."""
 MARGIN = 40

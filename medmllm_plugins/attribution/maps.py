@@ -65,16 +65,13 @@ def build_map(case: AttributionInput, layer: str, scores: Scores) -> Attribution
         if tokens is None:
             raise
         return AttributionMap(layer, values, None, tokens, scores.gap, str(error))
-    return AttributionMap(
-        layer, values, paint(layer_positions, values, map_size(case), pictures(case)), tokens, scores.gap
-    )
+    painted = paint(layer_positions, values, map_size(case), pictures(case))
+    return AttributionMap(layer, values, painted, tokens, scores.gap)
 
 
 def layer_cells(case: AttributionInput, layer: str) -> Cells:
     """Return the positions of a layer's rows, see :func:`medmllm_plugins.attribution.geometry.cells`."""
-    if layer == PIXELS:
-        return cells(case.loaded, case.inputs, case.visual, "pixels")
-    return cells(case.loaded, case.inputs, case.visual, case.layer(layer).name)
+    return cells(case.loaded, case.inputs, case.visual, layer if layer == PIXELS else case.layer(layer).name)
 
 
 def pictures(case: AttributionInput) -> int:

@@ -27,8 +27,8 @@ from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
-from medmllm_plugins.results.attribution_files import TABLE, write_table
-from medmllm_plugins.results.file_names import ATTRIBUTIONS, OUTCOMES, file_stem
+from medmllm_plugins.results.attribution_files import write_table
+from medmllm_plugins.results.file_names import ATTRIBUTION_CHECKS, ATTRIBUTIONS, OUTCOMES, file_stem
 from medmllm_plugins.results.outcome_files import RunResults, load_run, read_answers
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
@@ -95,8 +95,8 @@ def attribute(
     explain(loaded, options, items, store, batch_size)
     model, labels = str(facts["name"]), TaskRows(settings, ()).classes
     index = gather_index(store.folder, name, model, labels)
-    write_table(folder / f"{file_stem(name)}{TABLE}", index.summary)
-    update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}{TABLE}"])
+    write_table(folder / f"{file_stem(name)}{ATTRIBUTION_CHECKS}", index.summary)
+    update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}{ATTRIBUTION_CHECKS}"])
     if json:
         print_json(index.to_dict())
     else:

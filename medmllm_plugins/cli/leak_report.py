@@ -63,11 +63,7 @@ def known_specs() -> dict[str, DatasetSpec]:
 
 
 def check_datasets(names: Sequence[str]) -> list[LeakReport]:
-    """Read data sets and look for leaks; files that cannot be read are left out and listed.
-
-    Raises:
-        OptionError: there is no data set of a name.
-    """
+    """Read data sets and look for leaks; files that cannot be read are left out and listed."""
     specs = known_specs()
     if unknown := [name for name in names if name not in specs]:
         raise unknown_dataset(unknown[0], specs)

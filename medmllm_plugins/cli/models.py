@@ -32,16 +32,9 @@ def models(json: JsonFlag = False) -> None:
 
 def model_rows() -> list[dict[str, Any]]:
     """Return every registered model: name, sizes and where each comes from."""
-    return [
-        {
-            "name": spec.name,
-            "summary": spec.summary,
-            "sizes": dict(spec.sizes),
-            "licence": spec.licence,
-            "citation": spec.citation,
-        }
-        for spec in get_manager().models().values()
-    ]
+    names = ("name", "summary", "sizes", "licence", "citation")
+    specs = get_manager().models().values()
+    return [{name: getattr(spec, name) for name in names} | {"sizes": dict(spec.sizes)} for spec in specs]
 
 
 def _plain_lines(row: dict[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ class RandomEncoder:
     """
 
     def __init__(self, loaded: LoadedModel, poolings: Sequence[str], seed: int = 0) -> None:
-        """Draw the weights; those of the model stay as they are."""
+        """Draw weights in place of the encoder's, which are floating-point numbers and stay as they are."""
         self._loaded = loaded
         self._hooks = ActivationHooks(loaded, poolings, vision_only=True)
         generator = torch.Generator().manual_seed(seed)

@@ -119,7 +119,7 @@ class ActivationHooks:
             handle.remove()
 
     def lens(self, verbalizers: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], Tensor]:
-        """Return logits of labels read off the last prompt token after each block of the LLM (the logit lens).
+        """Return logits of K labels (token ids) from the last prompt token after each block of the LLM, the logit lens.
 
         A block's output goes through the LLM's last norm and the rows of the output embeddings of each label: the row
         of its first token where the labels' first tokens differ, else the mean over all of its tokens. Source:

@@ -43,21 +43,13 @@ def halves(values: npt.NDArray[np.float32]) -> tuple[Half, int]:
 
 
 def write_header(folder: Path, header: Header) -> None:
-    """Write ``store.json``; every process writes the same.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write ``store.json``; every process writes the same."""
     (folder / INDEX).mkdir(parents=True, exist_ok=True)
     write_whole(folder / STORE, json.dumps(header.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def seal(folder: Path) -> None:
-    """Write the list of the store's files, once it is complete.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write the list of the store's files, once it is complete."""
     write_whole(folder / SEAL, json.dumps(checksums(folder), indent=2) + "\n")
 
 

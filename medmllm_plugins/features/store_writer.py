@@ -62,11 +62,7 @@ class Writer:
         self._thread.start()
 
     def add(self, batch: FeatureBatch) -> None:
-        """Queue the features of a batch; wait while the queue is full.
-
-        Raises:
-            OSError: something could not be written.
-        """
+        """Queue the features of a batch and wait while the queue is full; raise what went wrong in writing."""
         self._raise()
         self._queue.put(batch)
 
@@ -77,11 +73,7 @@ class Writer:
         return written
 
     def close(self) -> None:
-        """Write what is left and end the thread.
-
-        Raises:
-            OSError: something could not be written.
-        """
+        """Write what is left and end the thread; raise what went wrong in writing."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()

@@ -21,7 +21,7 @@ THRESHOLD: Final = 1e-3
 
 @torch.no_grad()
 def unused_layers(loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> frozenset[str]:
-    """Return the names of the layers of the vision tower that do not reach the LLM.
+    """Return the names of the layers of the vision tower that do not reach the LLM, tried on one document's inputs.
 
     Each layer's output is changed strongly, from the end of the tower on; if the states at the end of the LLM, those
     of the image tokens among them, stay the same, the layer is unused. The search stops at the first layer that is

@@ -14,9 +14,9 @@ from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, S
 from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
-from medmllm_plugins.results.attribution_files import TABLE, write_table
+from medmllm_plugins.results.attribution_files import write_table
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.file_names import file_stem
+from medmllm_plugins.results.file_names import ATTRIBUTION_CHECKS, file_stem
 
 
 class AttributingTask(ClassificationTask):
@@ -70,7 +70,7 @@ class Attributing(InspectionTask[AttributionIndex]):
         for warning in index.warnings:
             if STOPPED in warning:  # some processes explained their documents, and this one did not
                 command_line.note_failure(f"{self.name}: {warning}")
-        write_table(folder / f"{file_stem(self.name)}{TABLE}", index.summary)
+        write_table(folder / f"{file_stem(self.name)}{ATTRIBUTION_CHECKS}", index.summary)
         self.run.task(self.name, {"attributions": self._printed(index)})
         logger.info(f"{self.name}: attributions in {store}\n{format_summary(index)}")
         return index

@@ -53,7 +53,8 @@ def check_command(args: Namespace, *, task: bool, model: bool, chat: bool) -> No
         OptionError: a flag cannot be honoured; the message says what to do.
     """
     for name in KEY_VALUE:
-        _check_pairs(name, getattr(args, name, None))
+        if isinstance(text := getattr(args, name, None), str) and text.strip():
+            parse_pairs(name, text)
     if getattr(args, "limit", None) == 0:
         raise OptionError("--limit 0: expected at least one document. Leave it out to evaluate all.")
     if getattr(args, "max_tokens", None) is not None:
@@ -87,21 +88,13 @@ def check_command(args: Namespace, *, task: bool, model: bool, chat: bool) -> No
 
 
 def check_shots(count: int | None) -> None:
-    """Refuse a negative number of examples.
-
-    Raises:
-        OptionError: it is one.
-    """
+    """Raise an OptionError for a negative number of examples."""
     if count is not None and count < 0:
         raise OptionError(f"--num_fewshot: expected a number of examples of at least 0, got {count}.")
 
 
 def check_repeats(count: int | None) -> None:
-    """Refuse several answers per question, of which our tasks would score the first.
-
-    Raises:
-        OptionError: more than one is asked for.
-    """
+    """Raise an OptionError for several answers per question, of which our tasks would score the first."""
     if count is not None and count != 1:
         raise OptionError(
             f"--repeats: expected 1, got {count}: medical classification scores one answer per question, and greedy "
@@ -168,17 +161,15 @@ def _number(value: Any, name: str) -> float:
     return value
 
 
-def _check_pairs(name: str, value: Any) -> None:
+def parse_pairs(name: str, text: str) -> dict[str, Any]:
+    """Read ``name=value`` pairs as the host does, or raise an OptionError if the text of the flag is none."""
     from lmms_eval.utils import simple_parse_args_string
 
-    if not isinstance(value, str) or not value.strip():
-        return
     try:
-        simple_parse_args_string(value)
+        pairs: dict[str, Any] = simple_parse_args_string(text)
     except ValueError:
-        raise OptionError(
-            f"--{name}: expected name=value pairs with commas between them, got {shown(value)}."
-        ) from None
+        raise OptionError(f"--{name}: expected name=value pairs with commas between them, got {shown(text)}.") from None
+    return pairs
 
 
 def _check_reasoning_tags(value: Any) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmms_eval.utils import simple_parse_args_string
-
 from medmllm_plugins.errors import OptionError, shown
+from medmllm_plugins.host.flags import parse_pairs
 
 
 def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,12 +19,7 @@ def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         OptionError: the text is no list of pairs, or both name an argument with different values.
     """
-    try:
-        named: dict[str, Any] = simple_parse_args_string(text)
-    except ValueError:
-        raise OptionError(
-            f"--model_args: expected name=value pairs with commas between them, got {shown(text)}."
-        ) from None
+    named = parse_pairs("model_args", text)
     added = {name: value for name, value in flags.items() if value is not None}
     # The host always hands over the flag's default, 1; what a user writes is a text.
     if type(added.get("batch_size")) is int and added["batch_size"] == 1:

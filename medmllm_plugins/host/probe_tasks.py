@@ -16,7 +16,7 @@ from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.probe_files import write_probes
-from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.probe_records import LOST, PRINTED_METRICS, ProbeAnalysis
 
 
 class ProbingTask(ClassificationTask):
@@ -33,8 +33,8 @@ class Probing(InspectionTask[ProbeAnalysis]):
     PURPOSE: ClassVar[Purpose] = "probe"
     ANALYSIS = "probes"
     NO_EXAMPLES = "a probe is fitted on the features of one image"
-    PRINTED = analysis.PRINTED
-    LOWER_IS_BETTER = frozenset(analysis.LOST)
+    PRINTED = PRINTED_METRICS
+    LOWER_IS_BETTER = frozenset(LOST)
 
     def process_results(self, doc: Row, results: Sequence[str]) -> dict[str, Any]:
         """Parse one answer of the test fold; the other folds are not scored."""

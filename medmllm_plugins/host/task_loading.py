@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TaskLoading:
-    """One call of the host's task loader.
-
-    Attributes:
-        task_type: ``"chat"`` or ``"simple"``: the kind of requests that the model takes.
-    """
+    """One call of the host's task loader, for models that take ``"chat"`` or ``"simple"`` requests."""
 
     task_type: str
     session: RunSession

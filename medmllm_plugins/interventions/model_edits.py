@@ -261,14 +261,10 @@ class BatchTracker:
 
         def edit(output: Tensor) -> Tensor:
             width = output.shape[-1]
-            noise = torch.stack(
-                [
-                    torch.randn(width, generator=seeded_generator(seed, "text", number, digest))
-                    for digest in self.digests
-                ]
-            )
             if self.new != self.prompt:
                 return output
+            generators = [seeded_generator(seed, "text", number, digest) for digest in self.digests]
+            noise = torch.stack([torch.randn(width, generator=generator) for generator in generators])
             # Text before the image is left unchanged, because the image tokens attend to it.
             behind = self.image.flip(1).cumsum(1).flip(1)[:, -self.new :, None] == 0
             size = output.float().pow(2).mean(-1, keepdim=True).sqrt()

@@ -72,12 +72,8 @@ class PixelClassifier(ReferenceClassifier):
             self._models.append(best[2])
             chosen.append(best[1] if best[2] is not None else None)
             converged &= best[2] is None or int(best[2].n_iter_.max()) < _STEPS
-        self._facts = {
-            "features": int(features.shape[1]),
-            "trained_on": len(drawn),
-            "C": chosen,
-            "converged": bool(converged),
-        }
+        self._facts = {"features": int(features.shape[1]), "trained_on": len(drawn)}
+        self._facts |= {"C": chosen, "converged": bool(converged)}
         if not converged:
             logger.warning("logistic regression stopped before it converged, at %d steps", _STEPS)
 

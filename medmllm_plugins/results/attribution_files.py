@@ -22,7 +22,6 @@ from medmllm_plugins.results.file_names import INDEX
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 from medmllm_plugins.utils.json_values import clean
 
-TABLE: Final = ".attributions.csv"
 _ESTIMATES: Final = (
     "completeness_gap", "stability", "inside", "pointing", "inside_hits", "inside_errors", "deletion_gain",
     "insertion_gain",

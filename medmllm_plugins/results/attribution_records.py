@@ -26,6 +26,10 @@ RANDOMISATION_LEVELS: Final = ("head", "upper LLM", "LLM", "connector", "tower")
 """Weights that are shuffled, one after the other; each level keeps those before it shuffled."""
 
 
+ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
+"""Colour maps without and with negative values: perceptually uniform, and suitable for colour-blind readers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributionMethod(Record):
     """An attribution method.

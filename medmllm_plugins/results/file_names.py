@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+RUNS: Final = "medmllm_runs"
+"""Folder of run folders below the host's ``--output_path``."""
+UNFINISHED: Final = ".unfinished"
+"""Folder of the journals of runs that are not finished, beside the run folders."""
+ANSWERS: Final = "answers.*.jsonl"
+"""Files of a journal, one for each process."""
 MANIFEST: Final = "manifest.json"
 FEATURES: Final = "features"
 ATTRIBUTIONS: Final = "attributions"
@@ -12,6 +18,9 @@ INDEX: Final = "index.json"
 METRICS: Final = ".metrics.json"
 OUTCOMES: Final = ".outcomes.jsonl"
 PROBES: Final = ".probes.json"
+PROBE_CURVES: Final = ".probes.csv"
+PROBE_EFFECTS: Final = ".diagnosis.csv"
+ATTRIBUTION_CHECKS: Final = ".attributions.csv"
 FOLDS: Final = ".folds.json"
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.metrics.intervals import number
-from medmllm_plugins.results.file_names import PROBES
+from medmllm_plugins.results.file_names import PROBE_CURVES, PROBE_EFFECTS, PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
-CURVES: Final = ".probes.csv"
-EFFECTS: Final = ".diagnosis.csv"
-SUFFIXES: Final = (PROBES, CURVES, EFFECTS)
+SUFFIXES: Final = (PROBES, PROBE_CURVES, PROBE_EFFECTS)
 """Endings of all files that :func:`write_probes` writes."""
 CURVE_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
 EFFECT_COLUMNS: Final = ("mode", "loss", "low", "high", "verdict", "named", "before", "after", "why")
@@ -31,8 +29,8 @@ def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]
     """
     texts = {
         PROBES: json.dumps(analysis.to_dict(), indent=2, ensure_ascii=False) + "\n",
-        CURVES: csv_text(CURVE_COLUMNS, map(_lower_case, curve_rows(analysis))),
-        EFFECTS: csv_text(EFFECT_COLUMNS, map(_lower_case, effect_rows(analysis))),
+        PROBE_CURVES: csv_text(CURVE_COLUMNS, map(_lower_case, curve_rows(analysis))),
+        PROBE_EFFECTS: csv_text(EFFECT_COLUMNS, map(_lower_case, effect_rows(analysis))),
     }
     for suffix, text in texts.items():
         write_whole(folder / f"{stem}{suffix}", text)

@@ -21,6 +21,9 @@ TITLES: Final[Mapping[str, str]] = {
     "mapping": "misalignment of semantic mapping",
 }
 MODULES: Final = ("vision", "connector", "llm")
+LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
+PRINTED_METRICS: Final = ("probe", *(f"fhs_{module}" for module in MODULES), *LOST)
+"""Metrics that lmms-eval prints besides the accuracy of the answers."""
 CONTROL: Final = "control"
 """The part that control features are filed under, in place of a part of the model."""
 RANDOM_ENCODER: Final = "control.random_encoder."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -235,9 +235,8 @@ class Run:
         if axes is None:
             from matplotlib import pyplot
 
-            axes = pyplot.subplots(2, 1, figsize=(9.6, 5.9), sharex=True, height_ratios=(1.9, 1), layout="constrained")[
-                1
-            ]
+            options: dict[str, Any] = {"figsize": (9.6, 5.9), "height_ratios": (1.9, 1), "layout": "constrained"}
+            _, axes = pyplot.subplots(2, 1, sharex=True, **options)
         upper, lower = axes
         layers = [layer for layer, _ in analysis.layers()]
         _plot_accuracy(upper, analysis, layers)
@@ -246,8 +245,8 @@ class Run:
         for panel, title in ((upper, "accuracy (%)"), (lower, "balanced accuracy (%)")):
             panel.set_ylim(0, 103)
             panel.set_ylabel(title)
+            panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
             panel.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
-        lower.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
         return upper, lower
 
     def _entries(self) -> Iterator[tuple[TaskRun, AttributionEntry]]:
@@ -255,8 +254,8 @@ class Run:
             for entry in task.attributions.entries if task.attributions else ():
                 yield task, entry
 
-    def _one_task(self, name: str | None, has: Any, what: str) -> str:
-        """Return the task that is named, or the only one that has what is asked for.
+    def _one_task(self, name: str | None, has: Callable[[TaskRun], bool], what: str) -> str:
+        """Return the named task, or the only one that ``has`` accepts.
 
         Raises:
             OptionError: there is no such task, or several.

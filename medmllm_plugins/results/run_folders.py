@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.errors import DataError, OptionError, shown
-from medmllm_plugins.results.file_names import MANIFEST
+from medmllm_plugins.results.file_names import MANIFEST, RUNS
 from medmllm_plugins.results.manifest import Manifest, read_manifest
 
 BLIND: Final = "majority"
 """Method of the reference classifier that sees no image."""
-_PARENT: Final = "medmllm_runs"
 _SHOWN: Final = 10
 
 
@@ -28,7 +27,7 @@ def run_folders(folder: Path) -> list[Path]:
     """
     if (folder / MANIFEST).is_file():
         return [folder]
-    inside = [path.parent for pattern in (f"{_PARENT}/*", "*") for path in folder.glob(f"{pattern}/{MANIFEST}")]
+    inside = [path.parent for pattern in (f"{RUNS}/*", "*") for path in folder.glob(f"{pattern}/{MANIFEST}")]
     inside = [path for path in inside if not path.name.startswith(".")]
     return sorted(dict.fromkeys(inside), key=lambda path: (_started(path), path.name)) or [folder]
 

@@ -22,6 +22,7 @@ from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_files import read_attributions
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.file_names import (
+    ANSWERS,
     ATTRIBUTIONS,
     FOLDS,
     INDEX,
@@ -29,6 +30,7 @@ from medmllm_plugins.results.file_names import (
     METRICS,
     OUTCOMES,
     PROBES,
+    UNFINISHED,
     file_stem,
 )
 from medmllm_plugins.results.manifest import Manifest
@@ -277,7 +279,7 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
 def _kept(folder: Path) -> str:
     """Return how many answers an interrupted run keeps, in words; empty for none."""
     count = 0
-    for path in folder.glob(".unfinished/*/answers.*.jsonl"):
+    for path in folder.glob(f"{UNFINISHED}/*/{ANSWERS}"):
         try:
             with path.open("rb") as lines:
                 count += sum(bool(line.strip()) for line in lines)

@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.results.file_names import ATTRIBUTIONS, FEATURES, FOLDS, INDEX, MANIFEST, METRICS, OUTCOMES, PROBES
+from medmllm_plugins.results.file_names import (
+    ATTRIBUTION_CHECKS,
+    ATTRIBUTIONS,
+    FEATURES,
+    FOLDS,
+    INDEX,
+    MANIFEST,
+    METRICS,
+    OUTCOMES,
+    PROBE_CURVES,
+    PROBE_EFFECTS,
+    PROBES,
+)
 from medmllm_plugins.utils.atomic_files import write_whole
 from medmllm_plugins.utils.locking import FolderLock
 
@@ -27,7 +39,7 @@ _READ: Final = (METRICS, OUTCOMES, PROBES, FOLDS, f"/{INDEX}", MANIFEST)
 """Ends of the names of files that readers take figures from."""
 _ENDS: Final = (
     METRICS, OUTCOMES, FOLDS, PROBES, MANIFEST, ".metrics.csv", ".per_class.csv", ".confusion.csv",
-    ".label_scores.csv", ".per_finding.csv", ".variants.csv", ".probes.csv", ".diagnosis.csv", ".attributions.csv",
+    ".label_scores.csv", ".per_finding.csv", ".variants.csv", PROBE_CURVES, PROBE_EFFECTS, ATTRIBUTION_CHECKS,
 )  # fmt: skip
 """Ends of the names of all files that a run writes beside the two folders."""
 _FOLDERS: Final = (FEATURES, ATTRIBUTIONS)

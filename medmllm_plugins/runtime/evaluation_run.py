@@ -15,7 +15,7 @@ from typing import Any
 
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import answering_name
-from medmllm_plugins.results.file_names import ATTRIBUTIONS, FEATURES, FOLDS, MANIFEST, file_stem
+from medmllm_plugins.results.file_names import ATTRIBUTIONS, FEATURES, FOLDS, MANIFEST, RUNS, file_stem
 from medmllm_plugins.results.manifest import Evaluation, Manifest, StageUsage, write_manifest
 from medmllm_plugins.results.seal import Entry, read_seal, update_seal, write_seal
 from medmllm_plugins.runtime.journal import Journal, hash_facts
@@ -26,7 +26,6 @@ from medmllm_plugins.utils.environment import package_versions, peak_memory_byte
 from medmllm_plugins.utils.locking import FolderLock
 
 _BELOW = (FEATURES, ATTRIBUTIONS)
-DEFAULT_PARENT = "medmllm_runs"
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
 
@@ -211,7 +210,7 @@ class EvaluationRun:
     @property
     def _parent(self) -> Path:
         """The folder of run folders and journals."""
-        return Path(self.run_dir) if self.run_dir is not None else Path(self.output_path or ".") / DEFAULT_PARENT
+        return Path(self.run_dir) if self.run_dir is not None else Path(self.output_path or ".") / RUNS
 
     def answered(self) -> None:
         """Note that all requests are answered, which finishes a run without a task of ours."""

@@ -20,10 +20,10 @@ from typing import IO, Any, Final
 
 from loguru import logger
 
+from medmllm_plugins.results.file_names import ANSWERS, UNFINISHED
 from medmllm_plugins.utils.atomic_files import write_whole
 from medmllm_plugins.utils.locking import LOCK, try_lock
 
-UNFINISHED: Final = ".unfinished"
 _RUN: Final = "run.json"
 
 
@@ -139,7 +139,7 @@ class Journal:
     def _read(self) -> dict[str, Reply]:
         """Read the answers of all processes, and count the lines that are not as they were written."""
         answers: dict[str, Reply] = {}
-        for path in sorted(self.folder.glob("answers.*.jsonl")):
+        for path in sorted(self.folder.glob(ANSWERS)):
             *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
             for line in filter(None, lines):
                 record = _read_line(line)

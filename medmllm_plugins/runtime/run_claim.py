@@ -12,9 +12,9 @@ from typing import Any, Final
 from loguru import logger
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.results.file_names import MANIFEST
+from medmllm_plugins.results.file_names import ANSWERS, MANIFEST, UNFINISHED
 from medmllm_plugins.results.manifest import Manifest, read_manifest
-from medmllm_plugins.runtime.journal import UNFINISHED, run_of
+from medmllm_plugins.runtime.journal import run_of
 from medmllm_plugins.utils.locking import FolderLock
 
 _MODEL: Final = (
@@ -113,5 +113,5 @@ def _json(value: Any) -> str:
 
 def _points_here(journal: Path, folder: Path) -> bool:
     run = run_of(journal)
-    answered = any(path.stat().st_size for path in journal.glob("answers.*.jsonl"))
+    answered = any(path.stat().st_size for path in journal.glob(ANSWERS))
     return answered and run is not None and run.resolve() == folder.resolve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 
 PACKAGES = (
@@ -25,13 +26,15 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str | None]:
     """Return the versions of Python and of each package; ``None`` for a package that is not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+@cache  # reading the metadata of all packages takes a tenth of a second, and each run of a process asks for it
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def processors() -> int:

@@ -28,14 +28,14 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), d
 
 def by_every_method(model: LoadedModel) -> dict[tuple[str, str], Any]:
     """Scores by method and layer."""
-    found = {}
+    scores_by_key = {}
     label, answer = Target.of_label("benign", LABELS, LABELS), Target.of_answer("normal")
     for target, names in ((label, list(specs())), (answer, ["saliency"])):
-        case = AttributionInput(model, QUESTION, IMAGE, target, batch=6)
+        case = AttributionInput(model, QUESTION, IMAGE, target, batch=64)
         for chosen in select_methods(names, ["vision.0", "connector", "llm.0"], model, ()):
             for layer, scores in chosen.method(case, chosen.layers, MethodConfig(steps=2, samples=1)).items():
-                found[f"{chosen.spec.name} of {target.name}", layer] = scores.values.detach().cpu().numpy()
-    return found
+                scores_by_key[f"{chosen.spec.name} of {target.name}", layer] = scores.values.detach().cpu().numpy()
+    return scores_by_key
 
 
 @pytest.mark.parametrize("kind", ["medm_vl", "qwen2_5_vl", "gemma3"])
@@ -52,11 +52,11 @@ def test_methods_compute_where_the_model_stands(kind: str, tmp_path: Path) -> No
 def explained(model: LoadedModel, folder: Path) -> dict[str, Any]:
     """A document explained, with all checks."""
     (answer,) = model.generate([QUESTION], [IMAGE], max_new_tokens=4, labels=LABELS)
-    told: dict[str, Any] = {"id": "p", "document": "p", "group": "p", "label": "normal", "predicted": None}
+    identity: dict[str, Any] = {"id": "p", "document": "p", "group": "p", "label": "normal", "predicted": None}
     mask = np.zeros((32, 32), bool)
     mask[4:20, 8:24] = True
     item = AttributionItem(
-        **told,
+        **identity,
         answer=answer.text,
         scores=answer.scores or (),
         question=QUESTION,
@@ -77,13 +77,13 @@ def test_checks_are_made_where_the_model_stands(tmp_path: Path) -> None:
     model = load("medm_vl", tmp_path / "model")
     here, there = on_both_devices(model, lambda where: explained(model, tmp_path / where))
     assert there["warnings"] == here["warnings"] and not here["faults"] and not there["faults"]
-    for one, other in zip(there["entries"], here["entries"], strict=True):
-        assert one["checks"].keys() == other["checks"].keys()
+    for entry, other in zip(there["entries"], here["entries"], strict=True):
+        assert entry["checks"].keys() == other["checks"].keys()
         for name, value in other["checks"].items():
-            assert one["checks"][name] == (value if value is None else pytest.approx(value, abs=0.02)), name
+            assert entry["checks"][name] == (value if value is None else pytest.approx(value, abs=0.02)), name
     for row, wanted in zip(there["summary"], here["summary"], strict=True):
-        levels = {one["randomised"]: one["similarity"] for one in row["randomisation"]}
+        levels = {level["randomised"]: level["similarity"] for level in row["randomisation"]}
         assert levels == pytest.approx(
-            {one["randomised"]: one["similarity"] for one in wanted["randomisation"]}, abs=0.1
+            {level["randomised"]: level["similarity"] for level in wanted["randomisation"]}, abs=0.1
         )
         assert len(levels) >= 3

@@ -16,8 +16,8 @@ def chest(air: float = -1024.0, beyond: float = -1024.0) -> Volume:
     slices, rows, columns = np.mgrid[:8, :40, :40]
 
     def ellipse(row: int, column: int, high: float, wide: float) -> np.ndarray:
-        found: np.ndarray = ((rows - row) / high) ** 2 + ((columns - column) / wide) ** 2 < 1
-        return found
+        ellipse_mask: np.ndarray = ((rows - row) / high) ** 2 + ((columns - column) / wide) ** 2 < 1
+        return ellipse_mask
 
     voxels = np.full((8, 40, 40), beyond, np.float32)
     voxels[ellipse(20, 20, 20, 20)] = air
@@ -35,13 +35,13 @@ def test_a_volume_and_its_baseline_are_cropped_alike(kind: Baseline, air: float,
     volume = chest(air, beyond)
     box = crop(volume)
     assert box[0] == slice(2, 8) and box[1].start > 5 and box[1].stop < 35
-    found = baseline_image(MedMVLCTFamily(), volume, kind)
-    assert isinstance(found, Volume) and crop(found) == box
-    assert found.voxels.dtype == np.float32 and found.voxels.shape == volume.voxels.shape
-    inside, before = found.voxels[box], volume.voxels[box]
+    baseline = baseline_image(MedMVLCTFamily(), volume, kind)
+    assert isinstance(baseline, Volume) and crop(baseline) == box
+    assert baseline.voxels.dtype == np.float32 and baseline.voxels.shape == volume.voxels.shape
+    inside, before = baseline.voxels[box], volume.voxels[box]
     outside = np.ones(volume.voxels.shape, bool)
     outside[box] = False
-    np.testing.assert_array_equal(found.voxels[outside], volume.voxels[outside])
+    np.testing.assert_array_equal(baseline.voxels[outside], volume.voxels[outside])
     if kind == "blank":
         body = before > LOW
         assert np.unique(inside[body]).size == 1
@@ -49,12 +49,12 @@ def test_a_volume_and_its_baseline_are_cropped_alike(kind: Baseline, air: float,
         assert (inside[~body] <= LOW).all()
     else:
         assert (inside > LOW).all() and inside.std() < before.clip(LOW, HIGH).std() * 0.6
-    assert volume_pixels(found, 8).shape == volume_pixels(volume, 8).shape
+    assert volume_pixels(baseline, 8).shape == volume_pixels(volume, 8).shape
 
 
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_volume_of_air_is_left_as_it_is_cropped(kind: Baseline) -> None:
     volume = Volume(np.full((4, 10, 10), -1024, np.float32), (1.0, 1.0, 1.0), "RAS", "HU")
-    found = baseline_image(MedMVLCTFamily(), volume, kind)
-    assert isinstance(found, Volume) and crop(found) == crop(volume)
-    assert np.ptp(volume_pixels(found, 8).numpy()) == 0
+    baseline = baseline_image(MedMVLCTFamily(), volume, kind)
+    assert isinstance(baseline, Volume) and crop(baseline) == crop(volume)
+    assert np.ptp(volume_pixels(baseline, 8).numpy()) == 0

@@ -17,15 +17,15 @@ def made(*boxes: tuple[float, float, float, float], picture: list[int] | None = 
 
 
 def test_a_value_fills_its_box_and_nothing_else() -> None:
-    found = paint(made((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), np.array([2.0, 5.0]), (2, 4), 1)
+    painted = paint(made((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), np.array([2.0, 5.0]), (2, 4), 1)
     nan = np.nan
-    np.testing.assert_array_equal(found, [[[2, 2, nan, nan], [nan, nan, 5, 5]]])
+    np.testing.assert_array_equal(painted, [[[2, 2, nan, nan], [nan, nan, 5, 5]]])
 
 
 def test_cells_that_overlap_are_averaged_by_the_area_they_cover() -> None:
     # The first covers the left three quarters of a row of two pixels, the second all of it.
-    found = paint(made((0, 0, 0.75, 1), (0, 0, 1, 1)), np.array([3.0, 0.0]), (1, 2), 1)
-    np.testing.assert_allclose(found, [[[1.5, 3 * 0.5 / 1.5]]])
+    painted = paint(made((0, 0, 0.75, 1), (0, 0, 1, 1)), np.array([3.0, 0.0]), (1, 2), 1)
+    np.testing.assert_allclose(painted, [[[1.5, 3 * 0.5 / 1.5]]])
 
 
 def test_values_of_a_cell_stand_in_its_rows_and_columns() -> None:
@@ -42,10 +42,10 @@ def test_values_of_a_cell_stand_in_its_rows_and_columns() -> None:
 def test_pictures_are_kept_apart_and_rows_on_none_left_out() -> None:
     cells = made((0, 0, 1, 1), (0, 0, 1, 1), (0, 0, 1, 1), picture=[1, -1, 0])
     assert np.isnan(cells.box[1]).all()
-    found = paint(cells, np.array([1.0, 99.0, 2.0]), (2, 2), 3)
-    np.testing.assert_array_equal(found[:2], [np.full((2, 2), 2.0), np.full((2, 2), 1.0)])
-    assert np.isnan(found[2]).all()
-    np.testing.assert_array_equal(sample(found, cells), [1, np.nan, 2])
+    painted = paint(cells, np.array([1.0, 99.0, 2.0]), (2, 2), 3)
+    np.testing.assert_array_equal(painted[:2], [np.full((2, 2), 2.0), np.full((2, 2), 1.0)])
+    assert np.isnan(painted[2]).all()
+    np.testing.assert_array_equal(sample(painted, cells), [1, np.nan, 2])
 
 
 @pytest.mark.parametrize("size", [(7, 5), (40, 64), (3, 200)])
@@ -54,8 +54,8 @@ def test_mass_is_kept(size: tuple[int, int]) -> None:
     across, down = (np.array([0, *np.sort(rng.uniform(0, 1, 5)), 1]) for _ in range(2))
     boxes = [(across[c], down[r], across[c + 1], down[r + 1]) for r in range(6) for c in range(6)]
     values, areas = rng.normal(size=36), np.array([(box[2] - box[0]) * (box[3] - box[1]) for box in boxes])
-    found = paint(made(*boxes), values, size, 1)
-    assert found.mean() == pytest.approx((values * areas).sum())
+    painted = paint(made(*boxes), values, size, 1)
+    assert painted.mean() == pytest.approx((values * areas).sum())
     fine = rng.normal(size=(36, 3, 3))
     assert paint(made(*boxes), fine, size, 1).mean() == pytest.approx((fine.mean((1, 2)) * areas).sum())
 
@@ -74,10 +74,10 @@ def test_what_was_painted_is_read_again() -> None:
 
 def test_a_token_stands_on_the_box_around_its_patches() -> None:
     cells = made((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0, 1, 1), (9, 9, 9, 9), picture=[0, 0, 1, -1])
-    found = united(cells, np.array([[0, 1], [2, -1], [3, 0], [-1, 3]]))
-    np.testing.assert_array_equal(found.picture, [0, 1, 0, -1])
-    np.testing.assert_array_equal(found.box[:3], [[0, 0, 1, 0.5], [0, 0, 1, 1], [0, 0, 0.5, 0.5]])
-    assert np.isnan(found.box[3]).all()
+    token_cells = united(cells, np.array([[0, 1], [2, -1], [3, 0], [-1, 3]]))
+    np.testing.assert_array_equal(token_cells.picture, [0, 1, 0, -1])
+    np.testing.assert_array_equal(token_cells.box[:3], [[0, 0, 1, 0.5], [0, 0, 1, 1], [0, 0, 0.5, 0.5]])
+    assert np.isnan(token_cells.box[3]).all()
     with pytest.raises(ModelError, match="patches of one picture"):
         united(cells, np.array([[0, 2]]))
 

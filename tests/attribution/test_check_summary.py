@@ -65,12 +65,12 @@ def fake(batch: int) -> Any:
 
 def lesions(documents: int) -> list[tuple[str, Any, Any]]:
     """Documents of 8 x 8 patches whose target hangs on four of them, all in the upper half: name, patches, function."""
-    rng, found = np.random.default_rng(7), []
+    rng, entries = np.random.default_rng(7), []
     for number in range(documents):
         row, column = rng.integers(0, 3), rng.integers(0, 7)
         own = [8 * (row + down) + column + across for down in (0, 1) for across in (0, 1)]
-        found.append((f"d{number}", own, lambda keep, own=own: torch.sigmoid(8 * keep.double()[:, own].mean(1) - 4)))
-    return found
+        entries.append((f"d{number}", own, lambda keep, own=own: torch.sigmoid(8 * keep.double()[:, own].mean(1) - 4)))
+    return entries
 
 
 def judged(values: Any, documents: int = 24) -> Any:
@@ -80,14 +80,14 @@ def judged(values: Any, documents: int = 24) -> Any:
         removal = Removal(fake(100), probability, 64, document_seed(name))
         said = values(number, own)
         deletion, insertion = removal.areas(importance_order(said, document_seed(name)))
-        found = MapChecks(
+        checks = MapChecks(
             deletion=deletion,
             deletion_random=removal.random,
             insertion=insertion,
             insertion_random=removal.random,
             flat=is_constant(said),
         )
-        entries.append({"method": "m", "layer": "l", "group": name, "hit": True, "checks": found.to_dict()})
+        entries.append({"method": "m", "layer": "l", "group": name, "hit": True, "checks": checks.to_dict()})
     (row,) = summarise(entries, [])
     return row
 
@@ -179,8 +179,8 @@ def test_a_missing_check_is_not_passed() -> None:
 def test_a_bad_method_fails_every_check() -> None:
     bad = good(-0.1) | {"completeness_gap": 0.4, "stability": 0.2, "inside": 0.1, "area": 0.2}
     entries = [entry("a", **bad), entry("b", **bad)]
-    told = [{"method": "m", "layer": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
-    (row,) = summarise(entries, told)
+    randomised = [{"method": "m", "layer": "l", "levels": [level("head", 0.1), level("tower", 0.8)]}]
+    (row,) = summarise(entries, randomised)
     assert list(row.failed) == [
         "incomplete: the sum misses 40% of the difference; use more steps",
         "deletion no better than a random order",
@@ -197,11 +197,11 @@ def test_maps_whose_absolute_values_survive_fail_despite_random_signs() -> None:
     edges = np.eye(32).repeat(2, 0).repeat(2, 1)[None] + rng.random((1, 64, 64)) / 9
     signs = [rng.choice([-1.0, 1.0], edges.shape) for _ in range(2)]
     old, new = (AttributionMap("l", edges.ravel() * sign.ravel(), edges * sign, None, None) for sign in signs)
-    found = map_similarity([(old, new), (new, old)])
-    assert abs(found["similarity"]) < 0.1 and found["absolute_similarity"] == pytest.approx(1)
-    assert found["documents"] == 2 and found["structural_similarity"] < 0.5
-    told = [{"method": "m", "layer": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | found]}]
-    (row,) = summarise([entry("a", **good()), entry("b", **good())], told)
+    similarity = map_similarity([(old, new), (new, old)])
+    assert abs(similarity["similarity"]) < 0.1 and similarity["absolute_similarity"] == pytest.approx(1)
+    assert similarity["documents"] == 2 and similarity["structural_similarity"] < 0.5
+    randomised = [{"method": "m", "layer": "l", "levels": [level("head", 0.9), {"randomised": "tower"} | similarity]}]
+    (row,) = summarise([entry("a", **good()), entry("b", **good())], randomised)
     assert list(row.failed) == ["survives shuffled weights: rank correlation of absolute values 1.00"]
     header, line = csv_lines(row)
     assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
@@ -232,8 +232,8 @@ def test_inside_is_given_for_hits_and_errors() -> None:
         [0.5, 0.7, 0.3]
     )
     header, line = csv_lines(row)
-    told = dict(zip(header.split(","), line.split(","), strict=True))
-    assert (float(told["inside_hits"]), float(told["inside_errors"])) == pytest.approx((0.7, 0.3))
+    columns = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (float(columns["inside_hits"]), float(columns["inside_errors"])) == pytest.approx((0.7, 0.3))
     head, said = text_of(row).splitlines()
     assert head.split("  inside  ")[1].split()[:2] == ["hits", "errors"] and "0.50    0.70  0.30" in said
     assert summarise(entries[:2], [])[0].inside_errors is None
@@ -254,12 +254,12 @@ def test_bootstrap_resamples_whole_groups() -> None:
 
 
 def test_levels_are_means_over_processes_weighted_by_documents() -> None:
-    told = [
+    randomised = [
         {"method": "m", "layer": "l", "levels": [level("head", 0.2, 1), level("tower", 0.0, 1, None)]},
         {"method": "m", "layer": "l", "levels": [level("head", 0.6, 3, 0.9, 0.4), level("tower", 0.4, 3)]},
         {"method": "other", "layer": "l", "levels": [level("head", 1.0, 9)]},
     ]
-    (row,) = summarise([entry("a")], told)
+    (row,) = summarise([entry("a")], randomised)
     assert [level.to_dict() for level in row.randomisation] == [
         {
             "randomised": "head",

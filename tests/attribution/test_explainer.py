@@ -22,6 +22,7 @@ from medmllm_plugins.attribution import explainer
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
+from medmllm_plugins.attribution.checks import map_checks
 from medmllm_plugins.attribution.checks.map_checks import Removal
 from medmllm_plugins.attribution.explainer import explain
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
@@ -48,19 +49,26 @@ LAYERS = ("vision.00", "connector")
 MODULE = "throwaway_explaining"
 
 
+@pytest.fixture(autouse=True)
+def few_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw two random orders a document instead of eight, which test_map_checks tests."""
+    monkeypatch.setattr(map_checks, "RANDOM_ORDERS", 2)
+
+
 @pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return medm_vl.load(LoadOptions("demo", device="cpu"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A tiny model: what is tested here does not depend on what it answers."""
+    return load("medm_vl", tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="module")
 def items(model: LoadedModel) -> list[AttributionItem]:
-    found = []
+    attribution_items = []
     for number in range(2800, 2803):
         drawn = phantom(number)
         shown = Image.fromarray(drawn.image).convert("RGB")
         (reply,) = model.generate([QUESTION], [shown], max_new_tokens=8, labels=list(LABELS))
-        found.append(
+        attribution_items.append(
             AttributionItem(
                 id=f"p{number}",
                 document=f"p{number}",
@@ -76,12 +84,14 @@ def items(model: LoadedModel) -> list[AttributionItem]:
                 mask=drawn.mask,
             )
         )
-    return found
+    return attribution_items
 
 
 def at_all(case: AttributionInput, layers: Sequence[str]) -> dict[str, Scores]:
     generator = torch.Generator().manual_seed(0)
-    return {one: Scores(torch.rand(len(states[0]), generator=generator)) for one, states in case.states(layers).items()}
+    return {
+        layer: Scores(torch.rand(len(states[0]), generator=generator)) for layer, states in case.states(layers).items()
+    }
 
 
 def fine(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
@@ -97,7 +107,7 @@ def first_alone(case: AttributionInput, layers: Sequence[str], how: MethodConfig
 
 
 def arrays(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> Any:
-    return {one: Scores(scores.values.numpy()) for one, scores in at_all(case, layers).items()}  # type: ignore[arg-type]
+    return {layer: Scores(scores.values.numpy()) for layer, scores in at_all(case, layers).items()}  # type: ignore[arg-type]
 
 
 def nothing(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> Any:
@@ -105,7 +115,7 @@ def nothing(case: AttributionInput, layers: Sequence[str], how: MethodConfig) ->
 
 
 def too_few(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
-    return {one: Scores(torch.ones(3)) for one in layers}
+    return {layer: Scores(torch.ones(3)) for layer in layers}
 
 
 def hungry(case: AttributionInput, layers: Sequence[str], how: MethodConfig) -> dict[str, Scores]:
@@ -120,18 +130,24 @@ FUNCTIONS = (fine, boom, first_alone, arrays, nothing, too_few, hungry)
 @pytest.fixture(scope="module", autouse=True)
 def third_party() -> Iterator[None]:
     module = ModuleType(MODULE)
-    for one in FUNCTIONS:
-        setattr(module, one.__name__, one)
+    for function in FUNCTIONS:
+        setattr(module, function.__name__, function)
     sys.modules[MODULE] = module
 
     class Plugin:
         @staticmethod
         @hookimpl
         def medmllm_attributions() -> list[AttributionSpec]:
-            told: dict[str, Any] = {"summary": "A plugin's.", "gradients": False}
-            specs = [AttributionSpec(name=one.__name__, target=f"{MODULE}:{one.__name__}", **told) for one in FUNCTIONS]
-            own = {"deep": "vision.3", "deeper": "vision.99"}
-            return [*specs, *(AttributionSpec(name=one, target=f"{MODULE}:fine", at=own[one], **told) for one in own)]
+            shared: dict[str, Any] = {"summary": "A plugin's.", "gradients": False}
+            specs = [
+                AttributionSpec(name=function.__name__, target=f"{MODULE}:{function.__name__}", **shared)
+                for function in FUNCTIONS
+            ]
+            own = {"deep": "llm.0", "deeper": "vision.99"}
+            return [
+                *specs,
+                *(AttributionSpec(name=name, target=f"{MODULE}:fine", at=own[name], **shared) for name in own),
+            ]
 
     plugins = get_manager().pluggy
     plugins.register(Plugin, name="throwaway explaining")
@@ -155,7 +171,7 @@ def explained(model: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any
 def test_the_cost_is_told_once_the_first_document_is_explained(
     model: LoadedModel, items: list[AttributionItem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     calls: list[str] = []
     real = explainer.Explainer.explain
 
@@ -169,17 +185,17 @@ def test_the_cost_is_told_once_the_first_document_is_explained(
     asked = AttributionOptions(methods=("fine",), layers=LAYERS, steps=2)
 
     def say(line: str) -> None:
-        told.append(f"{len(calls)}: {line}")
+        lines.append(f"{len(calls)}: {line}")
 
     explain(model, asked, items[:3], AttributionStore(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
     # Two documents more, and maps of two documents under the model's own weights and at five levels of shuffled ones.
-    assert told == [
+    assert lines == [
         "1: med_attr_x: attributions take about 5 min 0 s more for 3 documents, judged by the first. Fewer documents "
         "(n=), methods (method=) or layers (layer=) take less."
     ]
-    told.clear()
+    lines.clear()
     explain(model, asked, items[:3], AttributionStore(tmp_path / "med_attr_x", asked.to_dict()), 16, say)
-    assert told == []  # all are there from the first start
+    assert lines == []  # all are there from the first start
 
 
 def maps_of(index: dict[str, Any]) -> set[tuple[str, str, str]]:
@@ -228,7 +244,7 @@ def test_a_methods_own_layer_is_one_that_the_model_has(
     explained: Callable[..., Any], items: list[AttributionItem]
 ) -> None:
     index = explained(items[:1], "deep")
-    assert maps_of(index) == all_of(items[:1], "deep", ["vision.03"])
+    assert maps_of(index) == all_of(items[:1], "deep", ["llm.00"])
 
 
 def test_a_methods_own_layer_that_is_none(explained: Callable[..., Any], items: list[AttributionItem]) -> None:
@@ -252,7 +268,7 @@ def test_documents_without_a_target_are_left_out(
     documents = [replace(items[0], answer=" "), *items[1:]]
     index = explained(documents, "fine", target="answer")
     assert maps_of(index) == all_of(items[1:], "fine")
-    assert any("Left out: p2800 (64 x 64): Expected an answer to explain" in one for one in index["warnings"])
+    assert any("Left out: p2800 (64 x 64): Expected an answer to explain" in warning for warning in index["warnings"])
     shuffled = json.loads((tmp_path / "process-0.json").read_text())["randomised"]
     assert {level["documents"] for row in shuffled for level in row["levels"]} == {2}
 
@@ -260,7 +276,9 @@ def test_documents_without_a_target_are_left_out(
 def test_documents_without_scores_have_no_decision(explained: Callable[..., Any], items: list[AttributionItem]) -> None:
     index = explained([replace(items[0], scores=()), items[1]], "fine")
     assert maps_of(index) == all_of(items[1:2], "fine")
-    assert any("Expected scores of the labels to explain the decision, got none" in one for one in index["warnings"])
+    assert any(
+        "Expected scores of the labels to explain the decision, got none" in warning for warning in index["warnings"]
+    )
 
 
 def test_a_check_that_fails_costs_its_number(
@@ -274,7 +292,9 @@ def test_a_check_that_fails_costs_its_number(
     assert maps_of(index) == all_of(items[:1], "fine")
     for entry in index["entries"]:
         assert entry["checks"]["deletion"] is None and np.isfinite(entry["checks"]["stability"])
-    assert any(one.startswith("fine, connector, deletion and insertion: left out of") for one in index["warnings"])
+    assert any(
+        warning.startswith("fine, connector, deletion and insertion: left out of") for warning in index["warnings"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +306,9 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     config["vision_config"]["image_size"] = 38
     (folder / "config.json").write_text(json.dumps(config))
     path = folder / "processor_config.json"
-    told = json.loads(path.read_text())
-    told["image_processor"] |= {"size": {"shortest_edge": 38}, "crop_size": {"height": 38, "width": 38}}
-    path.write_text(json.dumps(told))
+    processor = json.loads(path.read_text())
+    processor["image_processor"] |= {"size": {"shortest_edge": 38}, "crop_size": {"height": 38, "width": 38}}
+    path.write_text(json.dumps(processor))
     return ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
 
 
@@ -336,16 +356,16 @@ def test_a_volume_is_explained_where_rows_have_a_place(
     assert entries["layer_activation", "vision.00"]["slices"] == 32
     for entry in (llm, rollout):
         assert entry["tokens"] and entry["heat"] is None and entry["checks"]["deletion"] is not None
-    warnings = [one for one in index["warnings"] if "no position in the volume" in one]
-    assert {one.split(":")[0] for one in warnings} == {
+    warnings = [warning for warning in index["warnings"] if "no position in the volume" in warning]
+    assert {warning.split(":")[0] for warning in warnings} == {
         "layer_activation, connector",
         "layer_activation, llm.00, image",
         "attention_rollout, llm.embed, image",
     }
-    assert all("p2800 (40 x 30 x 30)" in one for one in warnings)
+    assert all("p2800 (40 x 30 x 30)" in warning for warning in warnings)
     index = explained_at()
     assert {entry["layer"] for entry in index["entries"]} == {"vision.01", "llm.embed"}
-    assert not any(one.startswith("layer_activation") for one in index["warnings"])
+    assert not any(warning.startswith("layer_activation") for warning in index["warnings"])
 
 
 def test_another_way_of_explaining_forgets_the_first(
@@ -387,4 +407,4 @@ def test_an_answer_that_is_not_generated_again_is_tokenised(
 ) -> None:
     index = explained([replace(items[0], answer="quite another answer")], "fine", target="answer")
     assert maps_of(index) == all_of(items[:1], "fine")
-    assert any("p2800: alone, the model generates another answer" in one for one in index["warnings"])
+    assert any("p2800: alone, the model generates another answer" in warning for warning in index["warnings"])

@@ -48,10 +48,10 @@ def load(kind: str, folder: Path) -> LoadedModel:
         return original_llava.llava_med(options)
     if kind.startswith("hulu_med"):
         write_hulu_med(folder)
-        found = hulu_med.load(options)
+        model = hulu_med.load(options)
         if "merged" in kind:
-            found.processor.image_processor.merge_size = 2
-        return found
+            model.processor.image_processor.merge_size = 2
+        return model
     if kind == "medm_vl":
         write_checkpoint(folder, select_layer=-2)
         return medm_vl.load(options)
@@ -80,22 +80,22 @@ def prepared(model: LoadedModel, pictures: list[Image.Image]) -> dict[str, Tenso
 
 
 def with_block(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    found = picture.copy()
-    found.paste((255, 255, 255), box)
-    return found
+    changed_picture = picture.copy()
+    changed_picture.paste((255, 255, 255), box)
+    return changed_picture
 
 
-def differ(one: Tensor, other: Tensor) -> np.ndarray:
-    return (one - other).flatten(1).abs().amax(1).numpy() > 1e-5
+def differ(rows: Tensor, other_rows: Tensor) -> np.ndarray:
+    return (rows - other_rows).flatten(1).abs().amax(1).numpy() > 1e-5
 
 
 def test_rows_that_change_with_a_block_of_a_picture_are_those_that_stand_on_it(model: LoadedModel) -> None:
     rng = np.random.default_rng(0)
     for pictures in documents(model):
         inputs = prepared(model, pictures)
-        found = cells(model, inputs, pictures, "pixels")
+        patch_cells = cells(model, inputs, pictures, "pixels")
         before = to_patches(model, inputs["pixel_values"])
-        assert len(found) == len(before)
+        assert len(patch_cells) == len(before)
         side = before.shape[-1]
         for _ in range(6):
             which = int(rng.integers(len(pictures)))
@@ -109,12 +109,12 @@ def test_rows_that_change_with_a_block_of_a_picture_are_those_that_stand_on_it(m
             after = to_patches(model, prepared(model, several)["pixel_values"])
             moved = differ(after, before)
 
-            here = found.picture == which
-            first, last = found.box[:, :2] * size, found.box[:, 2:] * size
+            here = patch_cells.picture == which
+            first, last = patch_cells.box[:, :2] * size, patch_cells.box[:, 2:] * size
             # Resampling takes from neighbours: four pixels, of the picture or the tile, whichever are larger; of
             # Idefics, which resamples three times, twice as many.
             reach = 8 if model.model.config.model_type in ("idefics3", "smolvlm") else 4
-            margin = reach * np.maximum(1, (found.whole[:, 2:] - found.whole[:, :2]) * size / side)
+            margin = reach * np.maximum(1, (patch_cells.whole[:, 2:] - patch_cells.whole[:, :2]) * size / side)
             may = here & (np.minimum(last, high + margin) > np.maximum(first, low - margin)).all(1)
             must = here & (np.minimum(last, high) - np.maximum(first, low) > margin / reach).all(1)
             assert not (moved & ~may).any()
@@ -127,7 +127,7 @@ def test_rows_that_change_with_a_block_of_a_picture_are_those_that_stand_on_it(m
                 weight = change[row] / change[row].sum()
                 middle = np.array([(weight.sum(0) * (np.arange(side) + 0.5)).sum(), 0.0])
                 middle[1] = (weight.sum(1) * (np.arange(side) + 0.5)).sum()
-                whole = found.whole[row]
+                whole = patch_cells.whole[row]
                 place = (whole[:2] + (whole[2:] - whole[:2]) * middle / side) * size
                 shared = np.maximum(whole[:2] * size, low), np.minimum(whole[2:] * size, high)
                 assert (np.abs(place - (shared[0] + shared[1]) / 2) < margin[row] / reach * 2.4).all()
@@ -139,10 +139,10 @@ def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) ->
     ):
         pytest.skip("crops or pads")
     for pictures in documents(model):
-        found = cells(model, prepared(model, pictures), pictures, "pixels")
-        assert (found.picture >= 0).all() and (found.box == found.whole).all()
+        patch_cells = cells(model, prepared(model, pictures), pictures, "pixels")
+        assert (patch_cells.picture >= 0).all() and (patch_cells.box == patch_cells.whole).all()
         for which in range(len(pictures)):
-            box = found.box[found.picture == which]
+            box = patch_cells.box[patch_cells.picture == which]
             sizes = box[:, 2:] - box[:, :2]
             np.testing.assert_allclose(1 / sizes, np.rint(1 / sizes), atol=1e-6)
             np.testing.assert_allclose(box[:, :2] / sizes, np.rint(box[:, :2] / sizes), atol=1e-6)
@@ -156,17 +156,19 @@ def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) ->
 def test_a_centre_crop_and_padding_as_written_out(tmp_path: Path) -> None:
     shown = [dark((80, 40))]
     model = load("llava", tmp_path / "crop")
-    found = cells(model, prepared(model, shown), shown, "pixels")  # 64 x 32, of which the middle 32 are taken
-    np.testing.assert_allclose(found.box[[0, 15]], [[0.25, 0, 0.375, 0.25], [0.625, 0.75, 0.75, 1]], atol=1e-9)
+    patch_cells = cells(model, prepared(model, shown), shown, "pixels")  # 64 x 32, of which the middle 32 are taken
+    np.testing.assert_allclose(patch_cells.box[[0, 15]], [[0.25, 0, 0.375, 0.25], [0.625, 0.75, 0.75, 1]], atol=1e-9)
     model = load("old_llava", tmp_path / "pad")
-    found = cells(model, prepared(model, shown), shown, "pixels")  # 20 above and below, as wide as a patch
-    assert (found.picture.reshape(4, 4) == [[-1] * 4, [0] * 4, [0] * 4, [-1] * 4]).all()
-    np.testing.assert_allclose(found.box[[4, 11]], [[0, 0, 0.25, 0.5], [0.75, 0.5, 1, 1]], atol=1e-9)
+    patch_cells = cells(model, prepared(model, shown), shown, "pixels")  # 20 above and below, as wide as a patch
+    assert (patch_cells.picture.reshape(4, 4) == [[-1] * 4, [0] * 4, [0] * 4, [-1] * 4]).all()
+    np.testing.assert_allclose(patch_cells.box[[4, 11]], [[0, 0, 0.25, 0.5], [0.75, 0.5, 1, 1]], atol=1e-9)
     shown = [dark((40, 100))]
-    found = cells(model, prepared(model, shown), shown, "pixels")  # 30 to each side of 40: 9.6 pixels of 32, then 12.8
-    assert (found.picture.reshape(4, 4) == [[-1, 0, 0, -1]] * 4).all()
-    np.testing.assert_allclose(found.whole[1], [-0.125, 0, 0.5, 0.25], atol=0.01)
-    np.testing.assert_allclose(found.box[2], [0.5, 0, 1, 0.25], atol=0.01)
+    patch_cells = cells(
+        model, prepared(model, shown), shown, "pixels"
+    )  # 30 to each side of 40: 9.6 pixels of 32, then 12.8
+    assert (patch_cells.picture.reshape(4, 4) == [[-1, 0, 0, -1]] * 4).all()
+    np.testing.assert_allclose(patch_cells.whole[1], [-0.125, 0, 0.5, 0.25], atol=0.01)
+    np.testing.assert_allclose(patch_cells.box[2], [0.5, 0, 1, 0.25], atol=0.01)
 
 
 @contextmanager
@@ -178,7 +180,7 @@ def without_attention(model: LoadedModel) -> Iterator[None]:
             if name.count(".") == 1 and name.split(".")[1] in ("attn", "self_attn", "attention"):
                 handle = module.register_forward_hook(
                     lambda _, __, out: (
-                        tuple(one * 0 for one in out[:1]) + out[1:] if isinstance(out, tuple) else out * 0
+                        tuple(tensor * 0 for tensor in out[:1]) + out[1:] if isinstance(out, tuple) else out * 0
                     )
                 )
                 stack.callback(handle.remove)
@@ -189,7 +191,7 @@ def without_attention(model: LoadedModel) -> Iterator[None]:
 
 def look(model: LoadedModel, inputs: dict[str, Tensor], layer: str, change: Any = None, at: str = "") -> Tensor:
     """What stands at a layer, (n, d), where something else may be put at another one before it."""
-    place = {one.name: one for one in layers_of(model)}
+    stages = {stage.name: stage for stage in layers_of(model)}
     seen: list[Tensor] = []
 
     def keep(value: Tensor) -> Tensor:
@@ -198,18 +200,18 @@ def look(model: LoadedModel, inputs: dict[str, Tensor], layer: str, change: Any 
 
     with ExitStack() as stack:
         if change is not None:
-            stack.enter_context(changed(place[at], change))
-        stack.enter_context(changed(place[layer], keep))
+            stack.enter_context(changed(stages[at], change))
+        stack.enter_context(changed(stages[layer], keep))
         model.prefill(inputs)
     return seen[0].reshape(-1, seen[0].shape[-1])
 
 
-def same_place(one: Cells, row: int, other: Cells, rows: np.ndarray) -> np.ndarray:
+def same_place(stage: Cells, row: int, other_stage: Cells, rows: np.ndarray) -> np.ndarray:
     """Which of some rows stand exactly where a row of another stage does."""
-    here = other.picture[rows] == one.picture[row]
-    close = np.isclose(other.whole[rows], one.whole[row], atol=1e-9, equal_nan=True).all(1)
-    found: np.ndarray = here & close
-    return found
+    here = other_stage.picture[rows] == stage.picture[row]
+    close = np.isclose(other_stage.whole[rows], stage.whole[row], atol=1e-9, equal_nan=True).all(1)
+    matches: np.ndarray = here & close
+    return matches
 
 
 def test_a_patch_changes_the_row_of_a_block_that_stands_there(model: LoadedModel) -> None:
@@ -352,8 +354,8 @@ def test_a_processor_that_shows_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     usual = type(model).prepare
 
     def blank(self: Any, *args: Any) -> dict[str, Tensor]:
-        found = usual(self, *args)
-        return {**found, "pixel_values": found["pixel_values"] * 0}
+        inputs_ = usual(self, *args)
+        return {**inputs_, "pixel_values": inputs_["pixel_values"] * 0}
 
     shown = [dark((61, 43))]
     inputs = prepared(model, shown)
@@ -409,9 +411,9 @@ def test_voxels_change_the_patches_of_the_slices_that_read_them(chest: medm_vl.M
 
 def test_a_volume_of_air_stays_whole(chest: medm_vl.MedMVLCT) -> None:
     volume = Volume(np.full((9, 6, 7), -2000, np.float32), (1, 1, 1), "RAS", "HU")
-    found = cells(chest, chest.prepare(["What?"], [volume]), volume, "pixels")
-    np.testing.assert_array_equal(found.box[0, :2], [0, 0])
-    np.testing.assert_array_equal(found.box[-1, 2:], [1, 1])
+    patch_cells = cells(chest, chest.prepare(["What?"], [volume]), volume, "pixels")
+    np.testing.assert_array_equal(patch_cells.box[0, :2], [0, 0])
+    np.testing.assert_array_equal(patch_cells.box[-1, 2:], [1, 1])
     read = slices_read(volume)
     assert read[0] == (0, 0) and read[-1] == (8, 8) and all(last - first <= 1 for first, last in read)
 

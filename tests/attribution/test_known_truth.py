@@ -15,6 +15,7 @@ from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_item import AttributionItem
 from medmllm_plugins.attribution.attribution_store import AttributionStore, gather_index
 from medmllm_plugins.attribution.attribution_target import Target
+from medmllm_plugins.attribution.checks import map_checks
 from medmllm_plugins.attribution.checks.check_summary import summarise_checks
 from medmllm_plugins.attribution.checks.map_checks import (
     Removal,
@@ -87,8 +88,9 @@ def test_a_method_that_hangs_on_its_draws_is_unstable(model: LoadedModel, drawin
 # -- where the truth is known --------------------------------------------------------------------------------------
 
 
-def test_a_method_finds_the_lesions_of_phantoms() -> None:
+def test_a_method_finds_the_lesions_of_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least 0.6 of its mass lies in them, and deletion beats chance; tests/host tries the docs' whole command."""
+    monkeypatch.setattr(map_checks, "RANDOM_ORDERS", 2)  # for speed
     demo, entries = medm_vl.load(LoadOptions("demo", device="cpu")), []
     for number in range(2800, 2808):
         drawn = phantom(number)
@@ -99,11 +101,11 @@ def test_a_method_finds_the_lesions_of_phantoms() -> None:
             demo, question, shown, Target.of_label(drawn.label, LABELS, LABELS), baseline="blurred", batch=32
         )
         scores = layer_methods.layer_integrated_gradients(case, ["vision.00"], MethodConfig(steps=8))
-        one, seed = build_map(case, "vision.00", scores["vision.00"]), document_seed(str(number))
+        map_, seed = build_map(case, "vision.00", scores["vision.00"]), document_seed(str(number))
         removal = Removal.of_image(case, seed)
-        deletion, _ = removal.areas(importance_order(patch_values(case, one), seed))
-        assert one.painted is not None
-        inside, area, _ = lesion_overlap(one.painted, drawn.mask)
+        deletion, _ = removal.areas(importance_order(patch_values(case, map_), seed))
+        assert map_.painted is not None
+        inside, area, _ = lesion_overlap(map_.painted, drawn.mask)
         checks = MapChecks(deletion=deletion, deletion_random=removal.random, inside=inside, area=area)
         entries.append(AttributionEntry.from_dict({"group": str(number), "hit": True, "checks": checks.to_dict()}))
     (row,) = summarise_checks(entries, [])

@@ -95,8 +95,8 @@ def test_reversing_an_order_exchanges_its_areas() -> None:
     removal = Removal(fake(16), lambda keep: torch.sigmoid(3 * keep.double() @ weights), 9, seed=0)
     order = np.random.default_rng(1).permutation(9)
     assert removal.areas(order) == pytest.approx(removal.areas(order[::-1])[::-1])
-    found = [np.mean(removal.areas(np.random.default_rng(seed).permutation(9))) for seed in range(400)]
-    assert removal.random == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(map_checks.RANDOM_ORDERS))
+    areas = [np.mean(removal.areas(np.random.default_rng(seed).permutation(9))) for seed in range(400)]
+    assert removal.random == pytest.approx(np.mean(areas), abs=4 * np.std(areas) / np.sqrt(map_checks.RANDOM_ORDERS))
 
 
 def test_documents_have_random_orders_of_their_own() -> None:
@@ -143,8 +143,8 @@ def test_removal_of_patches_and_words_by_hand(case: AttributionInput, monkeypatc
         taken = torch.from_numpy(order[: round(step * count / 10)].copy())
         given = torch.from_numpy(order[: count - round((10 - step) * count / 10)].copy())
         shown[0][taken], shown[1][given] = blank[taken], patches[given]
-        for curve, one in zip(curves, shown, strict=True):
-            curve.append(chance(from_patches(case.loaded, one, case.pixels)))
+        for curve, pixels_shown in zip(curves, shown, strict=True):
+            curve.append(chance(from_patches(case.loaded, pixels_shown, case.pixels)))
     for curve, area in zip(curves, (deletion, insertion), strict=True):
         assert area == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 10, abs=1e-5)
     assert curves[0][0] == pytest.approx(curves[1][-1], abs=1e-5)
@@ -180,37 +180,39 @@ def test_importance_order_begins_with_the_largest_value(case: AttributionInput) 
 
     count = len(to_patches(case.loaded, case.pixels))
     values = torch.randn(count, generator=torch.Generator().manual_seed(0))
-    one = build_map(case, "pixels", Scores(values))
-    assert one.painted is not None
-    order = importance_order(patch_values(case, one), 0)
+    map_ = build_map(case, "pixels", Scores(values))
+    assert map_.painted is not None
+    order = importance_order(patch_values(case, map_), 0)
     assert sorted(order) == list(range(count))
     if case.loaded.model.config.model_type in ("llava", "gemma3"):  # one patch of the tower is one of the picture
         assert list(order) == np.argsort(-values.numpy(), kind="stable").tolist()
-    unseen = AttributionMap("pixels", one.values, np.where(one.painted > 0, np.nan, one.painted), None, None)
+    unseen = AttributionMap("pixels", map_.values, np.where(map_.painted > 0, np.nan, map_.painted), None, None)
     assert values[torch.from_numpy(importance_order(patch_values(case, unseen), 0)[:1].copy())] < 0
 
 
 def test_rank_correlation_is_spearmans() -> None:
     rng = np.random.default_rng(0)
     for seed in range(5):
-        one, other = rng.normal(size=(4, 9)), rng.integers(0, 4, (4, 9)).astype(float)
-        other += seed * one.round(1)
-        assert rank_correlation(one, other) == pytest.approx(spearmanr(one.ravel(), other.ravel()).statistic)
-        held = one.copy()
+        first, other = rng.normal(size=(4, 9)), rng.integers(0, 4, (4, 9)).astype(float)
+        other += seed * first.round(1)
+        assert rank_correlation(first, other) == pytest.approx(spearmanr(first.ravel(), other.ravel()).statistic)
+        held = first.copy()
         held[0, :3] = np.nan
-        assert rank_correlation(held, other) == pytest.approx(spearmanr(one.ravel()[3:], other.ravel()[3:]).statistic)
-    assert rank_correlation(one, one) == pytest.approx(1) and rank_correlation(one, -(one**3)) == pytest.approx(-1)
-    assert rank_correlation(one, np.ones_like(one)) == 0 and rank_correlation(one * np.nan, one) == 0
+        assert rank_correlation(held, other) == pytest.approx(spearmanr(first.ravel()[3:], other.ravel()[3:]).statistic)
+    assert rank_correlation(first, first) == pytest.approx(1) and rank_correlation(first, -(first**3)) == pytest.approx(
+        -1
+    )
+    assert rank_correlation(first, np.ones_like(first)) == 0 and rank_correlation(first * np.nan, first) == 0
 
 
 def test_structural_similarity() -> None:
     rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(2, 20, 30)), rng.normal(size=(2, 20, 30))
-    assert structural_similarity(one, one) == pytest.approx(1)
-    assert structural_similarity(one, 3 * one + 7) == pytest.approx(1)  # each is scaled by itself
-    assert structural_similarity(one, other) == pytest.approx(structural_similarity(other, one))
-    assert structural_similarity(one, other) < 0.3
-    assert structural_similarity(one, np.zeros_like(one)) < 0.3
+    first, other = rng.normal(size=(2, 20, 30)), rng.normal(size=(2, 20, 30))
+    assert structural_similarity(first, first) == pytest.approx(1)
+    assert structural_similarity(first, 3 * first + 7) == pytest.approx(1)  # each is scaled by itself
+    assert structural_similarity(first, other) == pytest.approx(structural_similarity(other, first))
+    assert structural_similarity(first, other) < 0.3
+    assert structural_similarity(first, np.zeros_like(first)) < 0.3
     # Windows as large as the map hold all of it: the formula itself.
     a, b = rng.uniform(size=(1, 7, 7)), rng.uniform(size=(1, 7, 7))
     for values in (a, b):
@@ -264,8 +266,8 @@ def test_lesion_area_is_its_share_of_the_visible_picture() -> None:
 
 
 def test_checks_as_plain_types() -> None:
-    told = MapChecks(deletion=0.5, pointing=True).to_dict()
-    assert told["deletion"] == 0.5 and told["pointing"] is True and told["stability"] is None
-    assert set(told) == {field for field in MapChecks.__slots__}
+    record = MapChecks(deletion=0.5, pointing=True).to_dict()
+    assert record["deletion"] == 0.5 and record["pointing"] is True and record["stability"] is None
+    assert set(record) == {field for field in MapChecks.__slots__}
     assert completeness_gap(1.5, 2.0) == pytest.approx(0.25) and completeness_gap(-1.5, -2.0) == pytest.approx(0.25)
     assert map_checks.STEPS == 10

@@ -14,9 +14,9 @@ SIDE = 64
 
 def slices() -> FloatArray:
     """A volume of noise and one bright block, whose projection has another scale than the whole."""
-    found: FloatArray = np.random.default_rng(0).normal(size=(6, SIDE, SIDE)) * 0.1
-    found[5, 20:30, 20:30] = 3
-    return found
+    values: FloatArray = np.random.default_rng(0).normal(size=(6, SIDE, SIDE)) * 0.1
+    values[5, 20:30, 20:30] = 3
+    return values
 
 
 def projected(painted: FloatArray) -> Image.Image:

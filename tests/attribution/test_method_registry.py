@@ -59,25 +59,25 @@ def test_every_method_that_is_declared_gives_values(
     model: LoadedModel, missed: frozenset[str], case: AttributionInput
 ) -> None:
     chosen = select_methods(list(specs()), ["vision.0", "connector", "llm.1"], model, missed)
-    assert {one.spec.name for one in chosen} == set(specs())
-    for one in chosen:
-        found = one.method(case, one.layers, HOW)
-        assert set(found) == set(one.layers)
-        for scores in found.values():
+    assert {selected.spec.name for selected in chosen} == set(specs())
+    for selected in chosen:
+        by_layer = selected.method(case, selected.layers, HOW)
+        assert set(by_layer) == set(selected.layers)
+        for scores in by_layer.values():
             assert scores.values.isfinite().all() and not scores.values.requires_grad
-            assert (scores.gap is not None) == (one.spec.name in PATHS)
+            assert (scores.gap is not None) == (selected.spec.name in PATHS)
 
 
 PATHS = {"integrated_gradients", "layer_integrated_gradients", "layer_conductance"}
 
 
 def test_layers_by_name(model: LoadedModel, missed: frozenset[str]) -> None:
-    (one,) = select_methods(["layer_grad_cam"], ["vision.0", "llm.001", "vision.00", "llm.embed"], model, missed)
-    assert one.layers == ("vision.00", "llm.01", "llm.embed") and one.method is layer_methods.layer_grad_cam
-    (one,) = select_methods(["layer_grad_cam"], [], model, missed)
-    assert one.layers == ("vision.00", "connector")  # the last that is read
-    (one,) = select_methods(["saliency", "saliency"], ["llm.01"], model, missed)
-    assert one.layers == ("pixels",)
+    (selected,) = select_methods(["layer_grad_cam"], ["vision.0", "llm.001", "vision.00", "llm.embed"], model, missed)
+    assert selected.layers == ("vision.00", "llm.01", "llm.embed") and selected.method is layer_methods.layer_grad_cam
+    (selected,) = select_methods(["layer_grad_cam"], [], model, missed)
+    assert selected.layers == ("vision.00", "connector")  # the last that is read
+    (selected,) = select_methods(["saliency", "saliency"], ["llm.01"], model, missed)
+    assert selected.layers == ("pixels",)
 
 
 def test_an_unknown_method(model: LoadedModel, missed: frozenset[str]) -> None:
@@ -144,8 +144,8 @@ def test_weights_that_bitsandbytes_quantised(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OptionError, match=r"weights are quantised, got saliency\. Use occlusion"):
         select_methods(["saliency"], [], packed, ())
     free = [name for name, spec in specs().items() if not spec.gradients]
-    for one in select_methods(free, ["vision.0", "connector"], packed, ()):
-        for scores in one.method(AttributionInput(packed, QUESTION, IMAGE, TARGET), one.layers, HOW).values():
+    for selected in select_methods(free, ["vision.0", "connector"], packed, ()):
+        for scores in selected.method(AttributionInput(packed, QUESTION, IMAGE, TARGET), selected.layers, HOW).values():
             assert scores.values.isfinite().all()
     assert not randomisation.can_shuffle(packed)
 
@@ -156,8 +156,12 @@ def test_methods_without_gradients_need_none(
     """As with weights that give none: every pass is taken where gradients are switched off."""
     with torch.inference_mode():
         case = AttributionInput(model, QUESTION, IMAGE, TARGET)
-        for one in select_methods([name for name, spec in specs().items() if not spec.gradients], [], model, missed):
-            assert all(scores.values.isfinite().all() for scores in one.method(case, one.layers, HOW).values())
+        for selected in select_methods(
+            [name for name, spec in specs().items() if not spec.gradients], [], model, missed
+        ):
+            assert all(
+                scores.values.isfinite().all() for scores in selected.method(case, selected.layers, HOW).values()
+            )
 
 
 def test_a_label_outside_the_set() -> None:
@@ -240,10 +244,10 @@ def third_party() -> Iterator[type]:
 def test_a_third_partys_method(
     model: LoadedModel, missed: frozenset[str], case: AttributionInput, third_party: type
 ) -> None:
-    one, own = select_methods(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
-    found = one.method(case, one.layers, HOW)
-    assert set(found) == {"connector", "llm.01"} == set(own.layers)
-    assert (found["connector"].values == 1).all() and len(found["connector"].values) == 16
+    selected, own = select_methods(["ones", "layer_activation"], ["connector", "llm.01"], model, missed)
+    scores = selected.method(case, selected.layers, HOW)
+    assert set(scores) == {"connector", "llm.01"} == set(own.layers)
+    assert (scores["connector"].values == 1).all() and len(scores["connector"].values) == 16
     with pytest.raises(PluginError, match="Expected 'throwaway_attribution:none' to be importable"):
         select_methods(["lost"], [], model, missed)
 
@@ -257,12 +261,12 @@ def test_patches_are_taken_together_where_there_are_many(
 ) -> None:
     monkeypatch.setattr(at_inputs, "MOST_GROUPS", 5)
     patches, blank = to_patches(case.loaded, case.pixels), to_patches(case.loaded, case.blank_pixels)
-    found = at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values
-    assert len(found) == len(patches) == 16  # in blocks of two by two
+    values = at_inputs.occlusion(case, ["pixels"], HOW)["pixels"].values
+    assert len(values) == len(patches) == 16  # in blocks of two by two
     for corner in (0, 2, 8, 10):
         block = torch.tensor([corner, corner + 1, corner + 4, corner + 5])
         shown = patches.clone()
         shown[block] = blank[block]
         with torch.no_grad():
             lost = case.value - float(case.values(1, (), from_patches(case.loaded, shown, case.pixels)[None]))
-        torch.testing.assert_close(found[block], torch.full((4,), lost / 4), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(values[block], torch.full((4,), lost / 4), atol=1e-5, rtol=1e-3)

@@ -41,9 +41,9 @@ def weights(model: LoadedModel) -> dict[str, Tensor]:
 def part_of(model: LoadedModel, name: str) -> str:
     """By the names in the checkpoint, of which level a weight is."""
     parts = {id(value): "head" for value in model.model.get_submodule(model.family.head).parameters()}
-    found = [place for place in layers_of(model) if not place.enters]
-    llm = [place.module for place in found if place.part == "llm"]
-    for place in found:
+    layers = [place for place in layers_of(model) if not place.enters]
+    llm = [place.module for place in layers if place.part == "llm"]
+    for place in layers:
         level = {"vision": "tower", "connector": "connector"}.get(place.part, "LLM")
         if place.part == "llm" and place.module in llm[len(llm) // 2 :]:
             level = "upper LLM"
@@ -107,7 +107,7 @@ def test_each_matrix_is_shuffled_once_and_restored_once(model: LoadedModel, monk
     with cascading_randomisation(model) as levels:
         assert tuple(levels) == RANDOMISATION_LEVELS
         assert not any(back for _, back in calls)
-    there, again = ([one for one, way in calls if way == back] for back in (False, True))
+    there, again = ([identity for identity, way in calls if way == back] for back in (False, True))
     assert len(set(there)) == len(there) and again == there[::-1]
 
 

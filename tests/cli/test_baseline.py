@@ -65,9 +65,13 @@ def test_run_folders_that_compare_takes(
     run = load_run(second)
     assert set(run.outcomes) == {"bright", "bright:order=varied"}
     assert len(run.outcomes["bright"]) == 8 and len(run.outcomes["bright:order=varied"]) == 16
-    told = run.manifest.tasks["bright"]
-    assert told["baseline"]["method"] == "pixels" and told["baseline"]["trained_on"] == 24
-    assert told["metrics"]["auroc"]["value"] == 1.0 and told["dataset_fingerprint"] and told["folds_hash"]
+    task_facts = run.manifest.tasks["bright"]
+    assert task_facts["baseline"]["method"] == "pixels" and task_facts["baseline"]["trained_on"] == 24
+    assert (
+        task_facts["metrics"]["auroc"]["value"] == 1.0
+        and task_facts["dataset_fingerprint"]
+        and task_facts["folds_hash"]
+    )
     assert {path.name for path in second.iterdir()} >= {
         "manifest.json",
         "bright.metrics.json",
@@ -76,7 +80,7 @@ def test_run_folders_that_compare_takes(
     }
     assert main(["compare", str(first), str(second), "--json"]) == 0
     compared = json.loads(capsys.readouterr().out)["comparisons"]
-    assert [one["accuracy"]["value"] for one in compared] == [0.5, 0.5]
+    assert [comparison["accuracy"]["value"] for comparison in compared] == [0.5, 0.5]
 
 
 def test_what_a_classifier_cannot_be_tested_on(baseline: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

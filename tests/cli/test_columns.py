@@ -38,9 +38,9 @@ def guess(
     "values", [["train", "dev", "test"], ["Training", "VALID", "hold-out"], ["train", "tune", "eval"]]
 )
 def test_words_for_folds_are_used(name: str, values: list[str]) -> None:
-    found = guess(values, name)
-    assert found.fold == name
-    (note,) = [note for note in found.notes if note.startswith("folds: ")]
+    guessed = guess(values, name)
+    assert guessed.fold == name
+    (note,) = [note for note in guessed.notes if note.startswith("folds: ")]
     assert f"'{name}'" in note and ("dev = validation" in note or "dev" not in values)
 
 
@@ -87,9 +87,9 @@ def test_the_answer_to_the_question_is_taken() -> None:
     ],
 )
 def test_a_column_that_only_looks_like_folds_is_named(name: str, values: list[str]) -> None:
-    found = guess(values, name)
-    assert found.fold is None
-    assert any(f"the column '{name}' looks like one of folds and is not used" in note for note in found.notes)
+    guessed = guess(values, name)
+    assert guessed.fold is None
+    assert any(f"the column '{name}' looks like one of folds and is not used" in note for note in guessed.notes)
 
 
 def test_a_map_may_write_values_in_another_case() -> None:
@@ -97,9 +97,9 @@ def test_a_map_may_write_values_in_another_case() -> None:
 
 
 def test_of_two_columns_the_one_that_is_understood_is_used_and_the_other_named() -> None:
-    found = guess(list("012"), "fold", split=["train", "val", "test"])
-    assert found.fold == "split"
-    assert any("the column 'fold' looks like one of folds" in note for note in found.notes)
+    guessed = guess(list("012"), "fold", split=["train", "val", "test"])
+    assert guessed.fold == "split"
+    assert any("the column 'fold' looks like one of folds" in note for note in guessed.notes)
 
 
 @pytest.mark.parametrize(
@@ -120,5 +120,5 @@ def test_a_map_without_a_column_is_refused() -> None:
 
 
 def test_ordinary_columns_are_left_alone() -> None:
-    found = guess([f"2020-01-{day:02}" for day in range(1, 31)], "set_date", offset=["1"] * 30, asset=["x", "y"] * 15)
-    assert found.fold is None and not [note for note in found.notes if note.startswith("folds")]
+    guessed = guess([f"2020-01-{day:02}" for day in range(1, 31)], "set_date", offset=["1"] * 30, asset=["x", "y"] * 15)
+    assert guessed.fold is None and not [note for note in guessed.notes if note.startswith("folds")]

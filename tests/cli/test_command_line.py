@@ -6,67 +6,23 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli.conftest import Medmllm
 from support.command_line import find_subcommand, subcommands
 
 import medmllm_plugins
-from medmllm_plugins.cli import app, doctor
+from medmllm_plugins.cli import app
 from medmllm_plugins.cli.app import load_command
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.plugins.manager import get_manager, reset
-from medmllm_plugins.utils import environment
+from medmllm_plugins.plugins.manager import reset
+
+pytestmark = pytest.mark.usefixtures("plain_surroundings")
 
 COMMANDS = ("doctor", "models", "datasets", "plugins")
-Medmllm = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(autouse=True)
-def plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for variable in ("MEDMLLM_DATA", "MEDMLLM_STRICT", "MEDMLLM_DISABLE"):
-        monkeypatch.delenv(variable, raising=False)
-    reset()
-    yield
-    reset()
-
-
-@pytest.fixture
-def medmllm(capsys: pytest.CaptureFixture[str]) -> Medmllm:
-    """Run a command; returns its exit status and what it printed."""
-
-    def call(*words: str) -> tuple[int, str]:
-        capsys.readouterr()
-        status = app.main(list(words))
-        return status, capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Put a throwaway distribution with one plugin module on the path, as an installer would."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    modules: list[str] = []
-
-    def call(name: str, source: str) -> None:
-        modules.append(f"throwaway_command_{name}")
-        (site / f"{modules[-1]}.py").write_text(source, encoding="utf-8")
-        info = site / f"{name}-3.1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 3.1\n")
-        (info / "entry_points.txt").write_text(f"[medmllm_plugins]\n{name} = {modules[-1]}\n")
-        reset()
-
-    yield call
-    for module in modules:
-        sys.modules.pop(module, None)
-
 
 GIVING = """
 from medmllm_plugins.plugins.hookspecs import hookimpl
@@ -76,13 +32,6 @@ from medmllm_plugins.plugins.specs import ModelSpec
 def medmllm_models():
     return [ModelSpec(name="giver_vl", summary="A giver's model.", loader="a.b:c", sizes={"tiny": "owner/tiny"})]
 """
-
-
-def finding(medmllm: Medmllm, what: str) -> tuple[int, dict[str, str]]:
-    """The doctor's exit status and its one finding about something."""
-    status, printed = medmllm("doctor", "--json")
-    (found,) = [row for row in json.loads(printed) if row["what"] == what]
-    return status, found
 
 
 # -- all commands ----------------------------------------------------------------------------------------------------
@@ -274,9 +223,9 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     install("unwanted", GIVING.replace("giver_vl", "unwanted_vl"))
     monkeypatch.setenv("MEDMLLM_DISABLE", "unwanted")
     reset()
-    found = json.loads(medmllm("plugins", "--json")[1])
-    assert set(found) == {"plugins", "failures", "notices"}
-    plugins = {plugin["name"]: plugin for plugin in found["plugins"]}
+    listing = json.loads(medmllm("plugins", "--json")[1])
+    assert set(listing) == {"plugins", "failures", "notices"}
+    plugins = {plugin["name"]: plugin for plugin in listing["plugins"]}
     fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"} | {
         "probes",
         "attributions",
@@ -284,7 +233,7 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     assert all(set(plugin) == fields for plugin in plugins.values())
     assert plugins["giver"]["models"] == ["giver_vl"] and plugins["giver"]["version"] == "3.1"
     assert plugins["unwanted"]["disabled"] and not plugins["giver"]["disabled"]
-    (failure,) = found["failures"]
+    (failure,) = listing["failures"]
     assert set(failure) == {"plugin", "distribution", "version", "stage", "hook", "message"}
     assert (failure["plugin"], failure["stage"]) == ("faulty", "import")
     text = medmllm("plugins")[1].splitlines()
@@ -310,191 +259,12 @@ def test_plugins_say_in_which_hook_one_failed(medmllm: Medmllm, install: Callabl
     assert "FAILED raising (raising 3.1): hook of medmllm_models: " in text
 
 
-def test_faulty_files_of_the_user_are_named_with_what_to_do(
-    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "odd.yaml").write_text("name: odd\npositive: [sick]\n")
-    (tmp_path / "bad.yaml").write_text("task: [\n")
-    monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path))
-    reset()
-    text = medmllm("plugins")[1]
-    assert f"FAILED (user): task file of medmllm_tasks: {tmp_path / 'bad.yaml'}, line 2" in text
-    assert any(f"{tmp_path / 'datasets' / 'odd.yaml'}: " in message for message in caplog.messages)
-    _, found = finding(medmllm, "plugin (user)")
-    assert "bad.yaml" in found["detail"] and found["fix"] == "correct or remove it; all others work"
-
-
 def test_a_failure_that_no_plugin_caused_reads_well(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDMLLM_DISABLE", "bultin")
     reset()
     (line,) = [line for line in medmllm("plugins")[1].splitlines() if line.startswith("FAILED")]
     assert "bultin" in line and "MEDMLLM_DISABLE" in line
     assert "(" not in line.split(":")[0]  # there is no distribution to name in brackets
-
-
-# -- doctor ----------------------------------------------------------------------------------------------------------
-
-
-def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
-    status, printed = medmllm("doctor", "--json")
-    rows = json.loads(printed)
-    assert status == 0
-    assert all(set(row) == {"what", "state", "detail", "fix"} for row in rows)
-    assert {row["state"] for row in rows} == {"ok", "missing"}
-    names = [row["what"] for row in rows]
-    assert len(set(names)) == len(names)
-    assert {"python", "torch", "lmms-eval", "transformers", "device", "demo checkpoint", "plugin builtin"} <= set(names)
-    assert [row["what"] for row in rows if row["state"] == "missing"] == [
-        f"data set {name}" for name in dataset_specs() if name != "demo"
-    ]
-    assert all(row["fix"] for row in rows if row["state"] != "ok")
-    text = medmllm("doctor", "--all")[1].splitlines()
-    width = max(len(name) for name in names)
-    for row in rows:
-        assert f"{row['state']:<8} {row['what']:<{width}}  {row['detail']}" in text
-        assert not row["fix"] or any(line.endswith(f"-> {row['fix']}") for line in text)
-
-
-def test_a_missing_package_breaks_it(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "PACKAGES", (*environment.PACKAGES, "a-package-not-installed"))
-    status, found = finding(medmllm, "a-package-not-installed")
-    assert status == 1
-    assert (found["state"], found["detail"]) == ("broken", "not installed")
-    assert found["fix"] == "pip install a-package-not-installed"
-    status, text = medmllm("doctor")
-    assert status == 1 and "-> pip install a-package-not-installed" in text
-
-
-@pytest.mark.parametrize("error", ["missing", "broken"])
-def test_torch_that_cannot_be_imported_is_a_finding(
-    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str
-) -> None:
-    """A doctor that needs what it looks for is no help."""
-    if error == "missing":
-        monkeypatch.setitem(sys.modules, "torch", None)
-        monkeypatch.setattr(doctor, "package_versions", lambda: {"python": "3.11.0", "torch": None})
-    else:  # a wheel for another system: its libraries do not load
-        (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: cannot open shared object file')\n")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.delitem(sys.modules, "torch", raising=False)
-    status, found = finding(medmllm, "device")
-    assert status == 1 and found["state"] != "ok" and "torch" in found["detail"] and "pip install" in found["fix"]
-
-
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_a_gpu_is_named_with_its_dtype(
-    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: str
-) -> None:
-    import torch
-
-    cuda = SimpleNamespace(
-        is_available=lambda: True,
-        device_count=lambda: 2,
-        get_device_name=lambda index: f"GPU {index}",
-        is_bf16_supported=lambda *arguments, **settings: bf16,
-    )
-    monkeypatch.setattr(torch, "cuda", cuda)
-    status, found = finding(medmllm, "device")
-    assert (status, found["state"], found["fix"]) == (0, "ok", "")
-    assert "GPU 0, GPU 1" in found["detail"] and dtype in found["detail"]
-
-
-def test_without_a_gpu_the_cpu_will_do(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    status, found = finding(medmllm, "device")
-    assert (status, found["state"]) == (0, "ok") and "CPU" in found["detail"]
-
-
-@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_demo_with_a_lost_file_breaks_it(
-    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
-) -> None:
-    assert finding(medmllm, "demo checkpoint")[1]["state"] == "ok"
-    demo = tmp_path / "models" / "demo"
-    demo.mkdir(parents=True)
-    for name in {"config.json", "model.safetensors", "tokenizer.json"} - {lost}:
-        (demo / name).touch()
-    monkeypatch.setattr(doctor, "resources", SimpleNamespace(files=lambda package: tmp_path))
-    status, found = finding(medmllm, "demo checkpoint")
-    assert (status, found["state"], found["detail"]) == (1, "broken", f"{lost} not found")
-    assert found["fix"].startswith("pip install --force-reinstall")
-
-
-def test_missing_data_are_no_fault_but_are_mended(
-    medmllm: Medmllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = dataset_specs()["busi"]
-    status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"]) == (0, "missing")
-    assert found["fix"].startswith("export MEDMLLM_DATA=") and spec.download in found["fix"]
-    monkeypatch.setenv("MEDMLLM_DATA", str(tmp_path))
-    status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"]) == (0, "missing") and str(tmp_path / "busi") in found["detail"]
-    assert found["fix"] == f"get the set from {spec.download}"
-    (tmp_path / "busi").mkdir()
-    status, found = finding(medmllm, "data set busi")
-    assert (status, found["state"], found["fix"]) == (0, "ok", "")
-
-
-def test_a_broken_plugin_is_named_with_what_to_do(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
-    install("faulty", "import a_module_that_is_not_there\n")
-    install("giver", GIVING)
-    status, found = finding(medmllm, "plugin faulty")
-    assert (status, found["state"]) == (0, "missing")  # everything else goes on working
-    assert "faulty 3.1" in found["detail"] and "a_module_that_is_not_there" in found["detail"]
-    assert found["fix"] == "pip install --upgrade faulty, or MEDMLLM_DISABLE=faulty"
-    assert finding(medmllm, "plugin giver")[1]["state"] == "ok"
-
-
-def test_a_broken_task_file_of_a_plugin_is_found(
-    medmllm: Medmllm, install: Callable[[str, str], None], tmp_path: Path
-) -> None:
-    """No task file is read before somebody asks for the tasks, so the doctor has to."""
-    (tmp_path / "bad.yaml").write_text("task: [\n")
-    source = (
-        "from medmllm_plugins import TaskFolder, hookimpl\n\n"
-        f"@hookimpl\ndef medmllm_tasks():\n    return [TaskFolder(path={str(tmp_path)!r})]\n"
-    )
-    install("yaml", source)
-    printed = json.loads(medmllm("doctor", "--json")[1])
-    states = {row["state"]: row["detail"] for row in printed if row["what"] == "plugin yaml"}
-    assert states["ok"] == "yaml 3.1" and "bad.yaml, line 2" in states["missing"]
-
-
-def test_a_name_that_no_plugin_has_is_mended_by_naming_another(
-    medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEDMLLM_DISABLE", "bultin")
-    reset()
-    status, found = finding(medmllm, "plugin bultin")
-    assert (status, found["state"]) == (0, "missing")
-    assert "MEDMLLM_DISABLE" in found["fix"] and "medmllm plugins" in found["fix"] and "pip" not in found["fix"]
-
-
-def test_a_plugin_registered_in_process_cannot_be_upgraded(medmllm: Medmllm) -> None:
-    from medmllm_plugins.plugins.hookspecs import hookimpl
-
-    class Plugin:
-        @hookimpl
-        def medmllm_models(self) -> None:
-            return None
-
-    get_manager().pluggy.register(Plugin(), name="of_a_notebook")
-    rows = json.loads(medmllm("doctor", "--json")[1])
-    (found,) = [row for row in rows if row["what"] == "plugin of_a_notebook" and row["state"] != "ok"]
-    assert "pip install" not in found["fix"] and found["fix"]
-
-
-def test_disabled_plugins_are_not_listed_as_working(
-    medmllm: Medmllm, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install("unwanted", "raise RuntimeError('imported')\n")
-    monkeypatch.setenv("MEDMLLM_DISABLE", "unwanted")
-    reset()
-    assert "unwanted" not in medmllm("doctor")[1]
 
 
 # -- the host's commands ---------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert head.split()[:5] == ["task", "n", "groups", "first", "second"]
     assert row.split()[:5] == ["t", "4", "2", "25.0%", "75.0%"]
     assert main(["compare", "--json", str(first), str(second)]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
-    assert found["accuracy"]["value"] == 0.5 and found["n_groups"] == 2
+    (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert comparison["accuracy"]["value"] == 0.5 and comparison["n_groups"] == 2
 
 
 def test_no_run_folder_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,8 +102,8 @@ def test_what_was_read_is_told_though_the_folder_has_gone(own_tasks: Path) -> No
     (own_tasks / "here.yaml").write_text("task: here\nmetadata: {version: 1}\n")
     assert get_manager().tasks()["here"].plugin == "(user)"
     shutil.rmtree(own_tasks)
-    told = {plugin["name"]: plugin["tasks"] for plugin in get_manager().describe()["plugins"]}
-    assert told["(user)"] == ["here"]
+    tasks_by_plugin = {plugin["name"]: plugin["tasks"] for plugin in get_manager().describe()["plugins"]}
+    assert tasks_by_plugin["(user)"] == ["here"]
 
 
 def test_folders_become_a_task(medmllm: Medmllm, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from support.folders import everything, own_folder  # noqa: F401 - fixtures
 from support.host_command import command, demo_weights  # noqa: F401 - fixtures
 from support.image_files import write_picture
+from support.quick_checks import quick_checks
 
 REAL_DATA = os.environ.get("MEDMLLM_DATA")
 
@@ -31,17 +32,17 @@ class Evaluated:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-        return found
+        manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return manifest
 
     def values(self, task: str) -> dict[str, Any]:
         """The task's metrics, without the host's standard errors."""
-        found = self.returned["results"][task]
-        return {key: value for key, value in found.items() if "_stderr" not in key and key != "alias"}
+        results = self.returned["results"][task]
+        return {key: value for key, value in results.items() if "_stderr" not in key and key != "alias"}
 
     def samples(self, task: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.returned["samples"][task]
-        return found
+        samples: list[dict[str, Any]] = self.returned["samples"][task]
+        return samples
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +111,7 @@ def evaluate(task_manager: Any, drawn_once: None) -> Callable[..., Evaluated]:
     return call
 
 
-PROBE_TASK, PROBE_LIMIT = "med_probe_demo", 400
+PROBE_TASK, PROBE_LIMIT = "med_probe_demo", 240
 ATTRIBUTION_TASK = (
     "med_attr_demo:n=1:method=integrated_gradients+prompt_ablation+layer_grad_cam:layer=connector:steps=4"
 )
@@ -127,7 +128,15 @@ def probed(evaluate: Callable[..., Evaluated], tmp_path_factory: pytest.TempPath
 def explained(evaluate: Callable[..., Evaluated], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     """The demo, some of its answers explained."""
     folder = tmp_path_factory.mktemp("explained")
-    return evaluate(folder, tasks=[ATTRIBUTION_TASK], batch_size=16, limit=ATTRIBUTION_LIMIT)
+    with quick_checks():
+        return evaluate(folder, tasks=[ATTRIBUTION_TASK], batch_size=16, limit=ATTRIBUTION_LIMIT)
+
+
+@pytest.fixture
+def few_checks() -> Iterator[None]:
+    """Make the checks of maps on fewer samples in one test."""
+    with quick_checks():
+        yield
 
 
 DEMO_LIMIT = 42  # leaves a batch that is not full at 16 and at 5
@@ -200,3 +209,46 @@ def warned() -> Iterator[list[str]]:
     sink = logger.add(lambda message: messages.append(str(message)), level="WARNING", format="{message}")
     yield messages
     logger.remove(sink)
+
+
+@pytest.fixture
+def own_tables(fresh_manager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's listings as copies, since what is registered shows in them."""
+    import lmms_eval.models
+
+    for table in ("AVAILABLE_SIMPLE_MODELS", "AVAILABLE_CHAT_TEMPLATE_MODELS"):
+        monkeypatch.setattr(lmms_eval.models, table, dict(getattr(lmms_eval.models, table)))
+
+
+@pytest.fixture
+def register() -> Callable[..., None]:
+    """Register a plugin in this process."""
+    from medmllm_plugins.plugins.manager import get_manager
+
+    def call(plugin: object, name: str = "throwaway") -> None:
+        get_manager().pluggy.register(plugin, name=name)
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., Path]:
+    """Write ``NAME.yaml`` files into a folder."""
+
+    def call(folder: str, **contents: str) -> Path:
+        (tmp_path / folder).mkdir()
+        for name, content in contents.items():
+            (tmp_path / folder / f"{name}.yaml").write_text(content)
+        return tmp_path / folder
+
+    return call
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a stand-in in the place of loaded models."""
+    from support.echo_model import Echo
+
+    made = Echo()
+    monkeypatch.setattr("medmllm_plugins.host.model.load_model", lambda spec, options: made.load(options))
+    return made

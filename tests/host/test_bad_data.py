@@ -157,14 +157,16 @@ def test_masks_that_cannot_be_read_are_left_out_and_listed(
     damage_masks(data_tree)
     assert evaluate(tmp_path / "cls", tasks=["med_cls_busi"], limit=1).manifest["finished"]
     task = "med_attr_busi:n=1:method=layer_activation:layer=vision.0:on_error=skip"
-    found = evaluate(tmp_path / "attr", tasks=[task], batch_size=8)
-    assert any("_mask.png" in one for one in found.manifest["tasks"][task]["skipped"])
-    assert found.manifest["tasks"][task]["explained"]["documents"] == 3
-    (index,) = found.folder.glob("attributions/*/index.json")
+    evaluated = evaluate(tmp_path / "attr", tasks=[task], batch_size=8)
+    assert any("_mask.png" in path for path in evaluated.manifest["tasks"][task]["skipped"])
+    assert evaluated.manifest["tasks"][task]["explained"]["documents"] == 3
+    (index,) = evaluated.folder.glob("attributions/*/index.json")
     entries = json.loads(index.read_text(encoding="utf-8"))["entries"]
     sound = {entry["label"]: entry["checks"]["area"] is not None for entry in entries}
     assert sound == {"benign": False, "malignant": False, "normal": True}
     for entry in entries:  # explained again, likewise
-        assert main(["attribute", str(found.folder), "--ids", entry["id"], "--method", "saliency"]) == 0
-    again = [one for one in json.loads(index.read_text(encoding="utf-8"))["entries"] if one["method"] == "saliency"]
+        assert main(["attribute", str(evaluated.folder), "--ids", entry["id"], "--method", "saliency"]) == 0
+    again = [
+        entry for entry in json.loads(index.read_text(encoding="utf-8"))["entries"] if entry["method"] == "saliency"
+    ]
     assert {entry["label"]: entry["checks"]["area"] is not None for entry in again} == sound

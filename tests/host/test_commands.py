@@ -35,8 +35,8 @@ def test_main_job(tmp_path: Path) -> None:
     printed = run("lmms-eval", *command.split(), "--log_samples", folder=tmp_path)
     assert "|med_cls_demo|none  |     0|accuracy|" in printed
     (results,) = (tmp_path / "out").glob("demo/*_results.json")
-    found = json.loads(results.read_text())["results"]["med_cls_demo"]
-    assert found["accuracy,none"] >= 0.90
+    values = json.loads(results.read_text())["results"]["med_cls_demo"]
+    assert values["accuracy,none"] >= 0.90
     (metrics,) = (tmp_path / "out").glob("medmllm_runs/*/med_cls_demo.metrics.json")
     assert json.loads(metrics.read_text())["baselines"]["majority_class"]["accuracy"] < 0.40
     (samples,) = (tmp_path / "out").glob("demo/*_samples_med_cls_demo.jsonl")

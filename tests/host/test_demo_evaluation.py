@@ -31,11 +31,11 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def answers(evaluated: Any) -> list[tuple[str, str, list[float]]]:
     """True class, answered text and label scores of each document, read from the host's log and not by our parser."""
-    found = []
+    rows = []
     for sample in evaluated.samples(TASK):
         reply = json.loads(sample["filtered_resps"][0])
-        found.append((sample["target"], reply["text"], reply["scores"]))
-    return found
+        rows.append((sample["target"], reply["text"], reply["scores"]))
+    return rows
 
 
 def predictions(evaluated: Any) -> tuple[list[str], list[str], np.ndarray[Any, Any]]:
@@ -59,9 +59,9 @@ def test_the_host_can_print_the_table(demo: Any) -> None:
 
 
 def test_batch_size_changes_no_answer(demo_by_batch: dict[int, Any]) -> None:
-    whole, five, one = (answers(demo_by_batch[size]) for size in (16, 5, 1))
-    assert [row[:2] for row in whole] == [row[:2] for row in five] == [row[:2] for row in one]
-    for other in (five, one):
+    whole, five, single = (answers(demo_by_batch[size]) for size in (16, 5, 1))
+    assert [row[:2] for row in whole] == [row[:2] for row in five] == [row[:2] for row in single]
+    for other in (five, single):
         np.testing.assert_allclose([row[2] for row in other], [row[2] for row in whole], rtol=0, atol=1e-4)
     assert demo_by_batch[16].values(TASK) == pytest.approx(demo_by_batch[1].values(TASK), abs=1e-12)
     assert [demo_by_batch[size].manifest["model"]["batch_size"] for size in (16, 5, 1)] == [16, 5, 1]
@@ -99,11 +99,11 @@ def test_metrics_are_those_of_scikit_learn(demo: Any) -> None:
         "parsed": 1.0,
     }
     written = json.loads((demo.folder / f"{TASK}.metrics.json").read_text(encoding="utf-8"))
-    values = {name: found["value"] for name, found in written["metrics"].items()}
+    values = {name: metric["value"] for name, metric in written["metrics"].items()}
     assert set(values) == set(expected) | {"auprc", "ece", "brier"}  # in the files, not in the host's table
     assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-9)
     assert demo.values(TASK) == pytest.approx({f"{name},none": value for name, value in expected.items()}, abs=1e-9)
-    assert all(found["low"] <= found["value"] <= found["high"] for found in written["metrics"].values())
+    assert all(metric["low"] <= metric["value"] <= metric["high"] for metric in written["metrics"].values())
     assert demo.manifest["tasks"][TASK]["metrics"] == written["metrics"]
     # Something is wrong and something is right, else half of the numbers above would be 1 by any formula.
     assert 0 < expected["accuracy"] < 1
@@ -333,9 +333,9 @@ def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_
     from lmms_eval.evaluator import simple_evaluate
 
     model = lmms_eval.models.get_model("medm_vl")
-    one, two = (model(pretrained="demo", device="cpu", run_dir=str(tmp_path / name)) for name in ("one", "two"))
+    first, second = (model(pretrained="demo", device="cpu", run_dir=str(tmp_path / name)) for name in ("one", "two"))
     settings = {"tasks": [TASK], "task_manager": task_manager, "bootstrap_iters": 0}
-    for made, limit, name in ((one, 1, "one"), (two, 2, "two"), (one, 3, "one-2")):
+    for made, limit, name in ((first, 1, "one"), (second, 2, "two"), (first, 3, "one-2")):
         simple_evaluate(model=made, limit=limit, **settings)
         assert task_manager.medmllm_hook.session.run.folder == tmp_path / name
     evaluated = {}

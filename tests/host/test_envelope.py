@@ -43,10 +43,10 @@ def test_round_trip(text: str, scores: tuple[float, ...] | None) -> None:
 @example('{"text": "benign", "medmllm": 1, "scores": null}')
 @example('{"medmllm"')
 def test_any_other_text_is_itself(text: str) -> None:
-    found = unpack(text)
-    assert found.text == text or text.strip() == envelope()
+    reply = unpack(text)
+    assert reply.text == text or text.strip() == envelope()
     if text.strip() != envelope():
-        assert found.scores is None
+        assert reply.scores is None
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ JSON = st.recursive(
 @example(VERSION, "benign", [[1.0]])
 def test_no_json_makes_it_raise(version: Any, text: Any, scores: Any) -> None:
     response = json.dumps({"medmllm": version, "text": text, "scores": scores})
-    found = unpack(response)
-    assert isinstance(found.text, str)
+    reply = unpack(response)
+    assert isinstance(reply.text, str)
     if version != VERSION or not isinstance(text, str):
-        assert found == Reply(response)
+        assert reply == Reply(response)
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_overflow_of_our_own_model_is_not_hidden(score: float) -> None:
     """It must reach the scoring, which says what to do; as text it would pass for an odd answer."""
-    found = unpack(pack(Reply("benign", (score, -1.0))))
-    assert found.text == "benign"
-    assert found.scores is not None and repr(found.scores[0]) == repr(score)
+    reply = unpack(pack(Reply("benign", (score, -1.0))))
+    assert reply.text == "benign"
+    assert reply.scores is not None and repr(reply.scores[0]) == repr(score)

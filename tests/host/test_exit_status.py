@@ -108,7 +108,7 @@ def test_no_tasks_is_a_usage_error(command: Command) -> None:
 
 
 def test_probes_that_failed_are_told_of_once_the_answers_are_scored(command: Command) -> None:
-    ended = command("--model", "dummy", "--model_args", "", "--tasks", "med_probe_demo", "--limit", "400")
+    ended = command("--model", "dummy", "--model_args", "", "--tasks", "med_probe_demo", "--limit", "60")
     assert ended.status == 1
     assert len(said(ended.err)) == 1 and "med_probe_demo: no probes" in ended.err
     assert "|med_probe_demo|" in ended.out

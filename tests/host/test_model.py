@@ -1,161 +1,22 @@
-"""Our models behind the host's chat interface: arguments, batches, and what is refused."""
+"""Our models behind the host's chat interface: batches, answers, and what is refused."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
+from support.echo_model import GREEDY, Echo, ask, build, grey, manifest_of, texts, user
 from support.image_files import picture, write_picture
 
-from medmllm_plugins.errors import MedMLLMError, ModelError, OptionError
-from medmllm_plugins.host.task_loading import new_session
-from medmllm_plugins.models.base import Generation
-from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.options import LoadOptions
-
-GREEDY = {"max_new_tokens": 8, "do_sample": False, "temperature": 0.0, "until": []}
-
-
-class Echo:
-    """Stands in for a loaded model: answers with the question and the grey value of the image's first pixel."""
-
-    fingerprint = "0" * 64
-    device = torch.device("cpu")
-    dtype = torch.float32
-    max_length = 100
-    shows = "image"
-    max_new_tokens = None
-    weight_warnings: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.model = SimpleNamespace(
-            parameters=lambda: iter([torch.zeros(3), torch.zeros(4)]),
-            config=SimpleNamespace(_attn_implementation="eager"),
-        )
-        self.loaded: list[LoadOptions] = []
-        self.batches: list[dict[str, Any]] = []
-
-    def load(self, options: LoadOptions) -> Echo:
-        self.loaded.append(options)
-        return self
-
-    def render(self, question: str) -> str:
-        return f"SYSTEM <image> {question} END"
-
-    def prepare(self, questions: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Any]:
-        return {"questions": list(questions), "images": list(images)}
-
-    def generate(
-        self,
-        questions: Sequence[str],
-        images: Sequence[Image.Image],
-        *,
-        max_new_tokens: int,
-        labels: Sequence[str] | None = None,
-        inputs: dict[str, Any] | None = None,
-    ) -> list[Generation]:
-        assert inputs is None or inputs == {"questions": list(questions), "images": list(images)}
-        if not max_new_tokens:  # the labels' scores on a blank image
-            assert labels is not None and [image.getpixel((0, 0)) for image in images] == [(128, 128, 128)]
-            return [Generation("", 0, tuple(-float(len(label)) / 2 for label in labels), (1,) * len(labels))]
-        self.batches.append({"questions": list(questions), "max_new_tokens": max_new_tokens, "labels": labels})
-        assert all(image.mode == "RGB" for image in images)
-        scores = None if labels is None else tuple(-float(len(label)) for label in labels)
-        return [
-            Generation(f"  {question} {image.getpixel((0, 0))[0]}. STOP and more\n", 3, scores)  # type: ignore[index]
-            for question, image in zip(questions, images, strict=True)
-        ]
-
-
-@pytest.fixture
-def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
-    made = Echo()
-    monkeypatch.setattr("medmllm_plugins.host.model.load_model", lambda spec, options: made.load(options))
-    return made
-
-
-def build(arguments: str = "pretrained=demo,device=cpu", batch_size: Any = None, **settings: Any) -> Any:
-    """Make the model as the host's command line does."""
-    import lmms_eval.models
-
-    model = lmms_eval.models.get_model("medm_vl")
-    made = model.create_from_arg_string(arguments, {"batch_size": batch_size, "max_batch_size": None, **settings})
-    made._own_session = new_session()
-    return made
-
-
-def content_of(rows: list[dict[str, Any]]) -> Any:
-    """The content of a task of ours, as far as answering needs it: nothing is recorded, every answer is parsed."""
-    return SimpleNamespace(
-        row_list=rows,
-        metadata={},
-        settings=SimpleNamespace(features=None, attributions=None),
-        predict_only=False,
-        read_answer=lambda row, text: SimpleNamespace(status="parsed"),
-    )
-
-
-def manifest_of(model: Any) -> dict[str, Any]:
-    """The manifest of the run that the model answered in."""
-    content: dict[str, Any] = model._own_session.run.manifest.to_dict()
-    return content
-
-
-def grey(value: int) -> Image.Image:
-    return Image.new("RGB", (4, 4), (value, value, value))
-
-
-def user(*parts: Any) -> list[dict[str, Any]]:
-    """One user turn; a string is text, anything else an image."""
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "url": p} for p in parts]
-    return [{"role": "user", "content": content}]
-
-
-def ask(
-    model: Any,
-    *messages: list[dict[str, Any]],
-    task: str = "stranger",
-    settings: dict[str, Any] | None = None,
-    labels: Sequence[str] = (),
-    **metadata: Any,
-) -> list[Any]:
-    """Requests of a chat task with one row for each of ``messages``; rows of our own tasks hold the answers scored."""
-    from lmms_eval.api.instance import Instance
-
-    rows = [
-        {"id": str(index), "fold": "test", "messages": message, "answers": list(labels)}
-        for index, message in enumerate(messages)
-    ]
-    model.task_dict[task] = {"test": rows}
-    if "medmllm" in metadata:
-        from medmllm_plugins.host.task_dataset import TaskDataset
-
-        model.task_dict[task] = TaskDataset(test=rows)
-        model.task_dict[task].content, model.task_dict[task].session = content_of(rows), model._own_session
-    return [
-        Instance(
-            request_type="generate_until",
-            arguments=("unused", lambda doc: doc["messages"], dict(settings or GREEDY), index, task, "test"),
-            idx=0,
-            metadata={"task": task, "doc_id": index, "repeats": 1, **metadata},
-        )
-        for index in range(len(messages))
-    ]
-
-
-def texts(results: Sequence[Any]) -> list[str]:
-    return [result.text for result in results]
-
 
 # -- what comes out ------------------------------------------------------------------------------------------------
 
@@ -266,8 +127,8 @@ def test_images_may_be_files_and_text_may_stand_in_pieces(echo: Echo, tmp_path: 
     model = build(batch_size=3)
     named = [{"type": "image", "url": str(path)}, {"type": "text", "text": "one"}]
     messages = [[{"role": "user", "content": named}], user(path, "two"), user("three", grey(9), "lines")]
-    found = texts(model.generate_until(ask(model, *messages)))
-    assert found == [f"one {first}. STOP and more", f"two {first}. STOP and more", "three\nlines 9. STOP and more"]
+    answers = texts(model.generate_until(ask(model, *messages)))
+    assert answers == [f"one {first}. STOP and more", f"two {first}. STOP and more", "three\nlines 9. STOP and more"]
 
 
 def test_weights_are_loaded_once_and_not_before_the_first_answer(echo: Echo) -> None:
@@ -376,128 +237,6 @@ def test_other_kinds_of_requests_are_refused(echo: Echo) -> None:
         model.loglikelihood([])
     with pytest.raises(ModelError, match="single-round"):
         model.generate_until_multi_round([])
-
-
-# -- arguments -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ("pretrained=demo,colour=red", ["['colour']", "attn_implementation, batch_size, device, device_map, dtype"]),
-        ("pretrained=demo,max_pixels=3,min_pixels=1", ["['max_pixels', 'min_pixels']"]),
-        ("", ["`pretrained=`", "demo", "2d-3b", "a hub id or a folder"]),
-        ("device=cpu", ["`pretrained=`"]),
-        ("pretrained=", ["`pretrained`", "''"]),
-        ("pretrained=demo,dtype=float8", ["`dtype`", "bfloat16", "'float8'"]),
-        ("pretrained=demo,dtype=16", ["`dtype`", "16"]),
-        ("pretrained=demo,device=tpu", ["`device`", '"cuda:N"', "'tpu'"]),
-        ("pretrained=demo,device=0", ["`device`", "0"]),
-        ("pretrained=demo,device=cuda:99", ["device=cuda:99"]),
-        ("pretrained=demo,attn_implementation=magic", ["`attn_implementation`", "sdpa", "'magic'"]),
-        ("pretrained=demo,device=cpu,attn_implementation=flash_attention_2", ["flash_attention_2", "sdpa"]),
-        ("pretrained=demo,max_new_tokens=0", ["`max_new_tokens`", "at least 1", "0"]),
-        ("pretrained=demo,max_new_tokens=-3", ["`max_new_tokens`", "at least 1", "-3"]),
-        ("pretrained=demo,max_new_tokens=many", ["`max_new_tokens`", "'many'"]),
-        ("pretrained=demo,max_new_tokens=2.5", ["`max_new_tokens`", "2.5"]),
-        ("pretrained=demo,max_new_tokens=true", ["`max_new_tokens`", "True"]),
-        ("pretrained=demo,max_new_tokens=inf", ["`max_new_tokens`", "inf"]),
-        ("pretrained=demo,run_dir=", ["`run_dir`", "''"]),
-    ],
-)
-def test_a_wrong_argument_says_what_was_expected(echo: Echo, arguments: str, says: list[str]) -> None:
-    with pytest.raises(OptionError) as caught:
-        build(arguments)
-    assert isinstance(caught.value, MedMLLMError)
-    assert all(words in str(caught.value) for words in says), str(caught.value)
-    assert echo.loaded == []
-
-
-@pytest.mark.parametrize("size", [0, -1, "two", 1.5, "0", "-1", "1.5", "", " 2", True, float("inf")])
-def test_a_wrong_batch_size_is_refused(echo: Echo, size: Any) -> None:
-    with pytest.raises(OptionError) as caught:
-        build(batch_size=size)
-    assert "`batch_size`" in str(caught.value) and repr(size) in str(caught.value)
-
-
-def test_batch_size_may_come_as_text(echo: Echo) -> None:
-    assert [build(batch_size=size).batch_size for size in ("16", 16, None)] == [16, 16, 1]
-
-
-def test_max_batch_size_is_how_far_auto_goes(echo: Echo) -> None:
-    model = build(batch_size="auto", max_batch_size=2)
-    model.generate_until(ask(model, *(user(grey(number), f"q{number}") for number in range(9))))
-    assert max(len(batch["questions"]) for batch in echo.batches) == 2
-    for wrong in (0, -1, "many", 1.5):
-        with pytest.raises(OptionError, match="max_batch_size"):
-            build(max_batch_size=wrong)
-
-
-@pytest.mark.parametrize("inside", ["", "sub/folder"])
-def test_a_run_dir_that_cannot_be_made_is_refused(echo: Echo, tmp_path: Path, inside: str) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OptionError) as caught:
-        build(f"pretrained=demo,run_dir={tmp_path / 'file' / inside}")
-    assert "`run_dir`" in str(caught.value) and str(tmp_path / "file") in str(caught.value)
-    assert (tmp_path / "file").read_text() == "not a folder"
-
-
-def test_run_dir_may_be_there_or_not(echo: Echo, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    for folder in ("there", "not/yet"):
-        model = build(f"pretrained=demo,run_dir={tmp_path / folder}")
-        model.generate_until(ask(model, user(grey(1), "q")))
-        assert (tmp_path / folder / "manifest.json").is_file()
-
-
-def test_a_tilde_in_run_dir_is_the_home_folder(
-    echo: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: Callable[[], set[str]]
-) -> None:
-    """No shell expands it behind the ``=`` of a model argument."""
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    model = build("pretrained=demo,run_dir=~/runs")
-    model.generate_until(ask(model, user(grey(1), "q")))
-    assert everything() == {"home", "home/runs", "home/runs/manifest.json", "home/runs/seal.json"}
-
-
-def test_the_hosts_device_option_is_taken(echo: Echo) -> None:
-    assert build("pretrained=demo", device="cpu").device == "cpu"
-    with pytest.raises(OptionError, match="`device`"):
-        build("pretrained=demo", device="gpu0")
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the demo that a test may spoil."""
-    shutil.copytree(demo_folder(), tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_checkpoint_that_lacks_a_file_says_which(checkpoint: Path, missing: str) -> None:
-    (checkpoint / missing).unlink()
-    model = build(f"pretrained={checkpoint},device=cpu")
-    with pytest.raises(ModelError) as caught:
-        model.generate_until(ask(model, user(grey(1), "q")))
-    assert missing in str(caught.value) and str(checkpoint) in str(caught.value)
-
-
-def test_a_name_that_is_no_checkpoint_lists_those_there_are() -> None:
-    model = build("pretrained=3b,device=cpu")
-    with pytest.raises(ModelError) as caught:
-        model.generate_until(ask(model, user(grey(1), "q")))
-    assert "'3b'" in str(caught.value) and "demo, 2d-3b" in str(caught.value)
-
-
-def test_a_checkpoint_that_cannot_be_loaded_leaves_no_run_folder(
-    evaluate: Callable[..., Any], tmp_path: Path, everything: Callable[[], set[str]]
-) -> None:
-    """An argument that turns out wrong only at loading is still an argument that is wrong."""
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"config\.json"):
-        evaluate(tmp_path / "out", limit=1, model_args=f"pretrained={tmp_path / 'empty'},device=cpu")
-    assert everything() == {"empty"}
 
 
 def test_a_fault_found_while_answering_stops_the_run(

@@ -31,7 +31,7 @@ class Server:
     answers: list[str] = field(default_factory=list)
 
     def answer(self, request: dict[str, Any]) -> str:
-        (message,) = (one for one in request["messages"] if one["role"] == "user")
+        (message,) = (candidate for candidate in request["messages"] if candidate["role"] == "user")
         text = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
         urls = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
         (url,) = urls
@@ -59,14 +59,14 @@ def server() -> Iterator[Server]:
             with lock:
                 text = state.answer(request)
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-            told = {
+            completion = {
                 "id": "1",
                 "object": "chat.completion",
                 "created": 0,
                 "model": request["model"],
                 "choices": [choice],
             }
-            body = json.dumps(told).encode()
+            body = json.dumps(completion).encode()
             self.send_response(200 if self.path == "/v1/chat/completions" else 404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -103,8 +103,8 @@ def test_a_model_of_volumes_gets_volumes(
         evaluate(tmp_path / "no", model="medm_vl_ct", model_args=model, tasks=["med_cls_demo"], limit=2)
     # Models of several images are shown slices, one picture each; those of one, a montage.
     folder = write_family("qwen2_5_vl", tmp_path / "qwen")
-    found = evaluate(tmp_path / "hf", model="medmllm_hf", model_args=f"pretrained={folder},device=cpu", tasks=[task])
-    assert found.manifest["model"]["name"] == "medmllm_hf" and len(found.samples("ct_scans")) == 2
+    slices = evaluate(tmp_path / "hf", model="medmllm_hf", model_args=f"pretrained={folder},device=cpu", tasks=[task])
+    assert slices.manifest["model"]["name"] == "medmllm_hf" and len(slices.samples("ct_scans")) == 2
     reset()
 
 
@@ -121,11 +121,11 @@ def test_own_images_are_explained(
     assert main(["task", "new", "own_scans", "--images", str(tmp_path / "scans"), "--labels", "folders"]) == 0
     reset()
     task = "med_attr_own_scans:n=1:method=layer_activation:layer=vision.0"
-    found = evaluate(tmp_path / "out", tasks=[task], batch_size=4, task_manager=TaskManager())
-    (index,) = found.folder.glob("attributions/*/index.json")
+    evaluated = evaluate(tmp_path / "out", tasks=[task], batch_size=4, task_manager=TaskManager())
+    (index,) = evaluated.folder.glob("attributions/*/index.json")
     entries = json.loads(index.read_text(encoding="utf-8"))["entries"]
     assert {entry["label"] for entry in entries} == {"benign", "malignant"}
-    words = ["attribute", str(found.folder), "--ids", entries[0]["id"], "--method", "saliency"]
+    words = ["attribute", str(evaluated.folder), "--ids", entries[0]["id"], "--method", "saliency"]
     assert main(words) == 0  # its settings are found by its name
     assert task_settings("med_probe_own_scans").features is not None
     reset()

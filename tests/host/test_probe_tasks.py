@@ -54,9 +54,9 @@ def test_the_host_prints_answers_probe_health_and_effects(probed: Any) -> None:
     assert all(isinstance(values[f"{name},none"], float) for name in PRINTED - {"lost_vision"})
     better = probed.returned["higher_is_better"][TASK]
     assert {name for name in PRINTED if not better[name]} == {name for name in PRINTED if name.startswith("lost_")}
-    told = json.loads((probed.folder / f"{TASK}.probes.json").read_text(encoding="utf-8"))
-    assert told["diagnosis"]["named"] is None
-    assert told["best"]["accuracy"]["value"] == pytest.approx(values["probe,none"])
+    record = json.loads((probed.folder / f"{TASK}.probes.json").read_text(encoding="utf-8"))
+    assert record["diagnosis"]["named"] is None
+    assert record["best"]["accuracy"]["value"] == pytest.approx(values["probe,none"])
     assert probed.manifest["finished"] and probed.manifest["tasks"][TASK]["probes"]["named"] is None
     assert {stage["name"] for stage in probed.manifest["stages"]} >= {f"answer {TASK}", f"probe {TASK}"}
 
@@ -108,9 +108,8 @@ def test_the_public_reader_returns_what_the_run_wrote(probed: Any) -> None:
         assert len(index) == len(features) == LIMIT and {tuple(row) for row in features} == stored
     assert index["fold"].value_counts()["test"] == len(rows)
     folds = run.folds.set_index("id")
-    assert (folds.loc[index["id"], ["fold", "group", "label"]].to_numpy() == index[["fold", "group", "label"]]).all(
-        None
-    )
+    columns = ["fold", "group", "label"]
+    assert folds.loc[index["id"], columns].to_numpy().tolist() == index[columns].to_numpy().tolist()
 
 
 def test_layers_are_plotted_with_all_controls(probed: Any) -> None:
@@ -133,12 +132,12 @@ def test_train_and_validation_need_the_prefill_alone(probed: Any) -> None:
     index = store_of(probed.folder).index
     fold = index["fold"].astype(str)
     answered = index["answer"].str.len() > 0
-    scored = index["scores"].map(lambda one: one is not None)
+    scored = index["scores"].map(lambda scores: scores is not None)
     assert answered[fold == "test"].all() and not answered[fold != "test"].any()
     assert scored[fold != "train"].all() and not scored[fold == "train"].any()
     assert len(probed.samples(TASK)) == LIMIT
     evaluated = probed.manifest["tasks"][TASK]["evaluated"]
-    assert evaluated == int((fold == "test").sum()) > 40
+    assert evaluated == int((fold == "test").sum()) > 20
 
 
 def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any) -> None:
@@ -154,7 +153,7 @@ def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any)
     with (probed.folder / f"{TASK}.outcomes.jsonl").open(encoding="utf-8") as handle:
         answers = {row["id"]: row["answer"] for row in map(json.loads, handle)}
     prompt = probed.manifest["tasks"][TASK]["prompt"].split("<image>\n")[1].removesuffix(" ASSISTANT:")
-    for row in (0, 101, 399):
+    for row in (0, 101, 239):
         name = str(store.index["id"].iloc[row])
         inputs = model.prepare([prompt], [data.image(documents[name])])
         length = inputs["input_ids"].shape[1]
@@ -164,8 +163,8 @@ def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any)
         for layer, state in (("llm.embed", 0), ("llm.02", 3), ("llm.norm", -1)):
             hidden = out.hidden_states[state][0].detach().numpy()
             for pooling, expected in (("last", hidden[-1]), ("mean", hidden[mask].mean(0))):
-                found = store.features(layer, pooling, np.array([row]))[0]
-                np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+                vector = store.features(layer, pooling, np.array([row]))[0]
+                np.testing.assert_allclose(vector, expected, rtol=2e-3, atol=2e-3)
         if name in answers:
             (plain,) = model.generate([prompt], [data.image(documents[name])], max_new_tokens=8)
             assert answers[name] == plain.text.strip()
@@ -173,9 +172,13 @@ def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any)
 
 def test_other_batches_give_the_same(probed: Any, evaluate: Callable[..., Any], tmp_path: Path) -> None:
     other = evaluate(tmp_path, tasks=[TASK], batch_size=7, limit=LIMIT)
-    one, two = store_of(probed.folder), store_of(other.folder)
-    assert list(one.index["id"]) == list(two.index["id"]) and list(one.index["answer"]) == list(two.index["answer"])
-    np.testing.assert_allclose(one.features("llm.05", "last"), two.features("llm.05", "last"), rtol=2e-3, atol=5e-3)
+    first, second = store_of(probed.folder), store_of(other.folder)
+    assert list(first.index["id"]) == list(second.index["id"]) and list(first.index["answer"]) == list(
+        second.index["answer"]
+    )
+    np.testing.assert_allclose(
+        first.features("llm.05", "last"), second.features("llm.05", "last"), rtol=2e-3, atol=5e-3
+    )
     for name, value in probed.values(TASK).items():
         assert other.values(TASK)[name] == (value if isinstance(value, str) else pytest.approx(value, abs=0.02))
 
@@ -190,7 +193,7 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
     def failing(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
         if "watch" in kwargs:
             asked.append(len(questions))
-            if len(asked) == 15:
+            if len(asked) == 9:
                 raise KeyboardInterrupt
         return generate(self, questions, *args, **kwargs)
 
@@ -199,7 +202,7 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
         evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=LIMIT)
     (features,) = (tmp_path / "medmllm_runs" / ".unfinished").glob("*/features/*")
     done = len(FeatureStore(features))
-    assert 0 < done <= 14 * 16
+    assert 0 < done <= 8 * 16
     # The last shard is lost, though its answers are in the journal.
     last = sorted((features / "index").glob("*.parquet"))[-1]
     lost = len(pd.read_parquet(last))
@@ -224,8 +227,10 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
 def test_a_model_of_the_hosts_gets_what_text_allows(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:
-    found = evaluate(tmp_path, model="dummy", model_args="response=round mass", tasks=[TASK], batch_size=1, limit=120)
-    values = found.values(TASK)
+    evaluated = evaluate(
+        tmp_path, model="dummy", model_args="response=round mass", tasks=[TASK], batch_size=1, limit=60
+    )
+    values = evaluated.values(TASK)
     assert 0 <= values["accuracy,none"] < 0.6 and values["balanced,none"] == pytest.approx(0.25)
     assert {values[f"{name},none"] for name in PRINTED - {"accuracy", "balanced"}} == {"N/A"}
     assert any("expected features of the model's stages, got none" in message for message in warned)
@@ -234,7 +239,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(
 def test_answers_of_the_hosts_cache_have_no_features(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:
-    settings = {"tasks": [TASK], "batch_size": 16, "limit": 200, "use_cache": str(tmp_path / "cache")}
+    settings = {"tasks": [TASK], "batch_size": 16, "limit": 120, "use_cache": str(tmp_path / "cache")}
     first = evaluate(tmp_path / "one", **settings)
     assert isinstance(first.values(TASK)["probe,none"], float)
     second = evaluate(tmp_path / "two", **settings)
@@ -246,16 +251,16 @@ def test_answers_of_the_hosts_cache_have_no_features(
 def test_too_small_a_sample_is_told_and_the_answers_are_scored(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:
-    found = evaluate(tmp_path, tasks=[TASK], batch_size=8, limit=8)
-    assert found.values(TASK)["probe,none"] == "N/A" and "accuracy,none" in found.values(TASK)
+    evaluated = evaluate(tmp_path, tasks=[TASK], batch_size=8, limit=8)
+    assert evaluated.values(TASK)["probe,none"] == "N/A" and "accuracy,none" in evaluated.values(TASK)
     assert any("no probes: " in message for message in warned)
-    assert "failed" in found.manifest["tasks"][TASK]["probes"]
+    assert "failed" in evaluated.manifest["tasks"][TASK]["probes"]
 
 
 def test_poolings_on_request_and_the_floor_left_out(evaluate: Callable[..., Any], tmp_path: Path) -> None:
     task = f"{TASK}:pool=max+answer:random_encoder=off"
-    found = evaluate(tmp_path, tasks=[task], batch_size=16, limit=200)
-    store = store_of(found.folder, task)
+    evaluated = evaluate(tmp_path, tasks=[task], batch_size=16, limit=48)
+    store = store_of(evaluated.folder, task)
     poolings = {layer.name: layer.poolings for layer in store.header.layers}
     assert poolings["vision.03"] == ("mean", "max") and poolings["connector"] == ("mean", "max")
     assert set(poolings["llm.03"]) == {"last", "mean", "max", "answer"}
@@ -300,10 +305,10 @@ def test_diagnose_gives_the_same_without_a_model(
     before = json.loads((copied / f"{TASK}.probes.json").read_text(encoding="utf-8"))
     assert main(["diagnose", str(copied), "--json"]) == 0
     assert check_seal(copied, lambda _: True).sealed and not check_seal(copied, lambda _: True).differing
-    (found,) = json.loads(capsys.readouterr().out)
-    for told in (before, found):
-        told.pop("seconds")
-    assert found == before
+    (after,) = json.loads(capsys.readouterr().out)
+    for record in (before, after):
+        record.pop("seconds")
+    assert after == before
     assert main(["diagnose", str(copied), "--output", str(tmp_path / "other"), "--grid", "1e-2", "--width", "16"]) == 0
     printed = capsys.readouterr().out
     assert "Feature Health" in printed and "connector" in printed
@@ -327,18 +332,21 @@ def test_a_reference_beside_the_run_judges_the_tower(
     shutil.copytree(reference, copied.parent / "beside")
     assert main(["diagnose", str(copied), "--json"]) == 0
     (beside,) = json.loads(capsys.readouterr().out)
-    for told in (named, beside):
-        effect = told["diagnosis"]["effects"][0]
+    for record in (named, beside):
+        effect = record["diagnosis"]["effects"][0]
         # Pixels alone tell little of phantoms; the tower hands over far more, which such a reference cannot judge.
-        assert told["reference_name"] == "baseline pixels" and effect["loss"]["value"] < -0.3
+        assert record["reference_name"] == "baseline pixels" and effect["loss"]["value"] < -0.3
         assert effect["verdict"] == "cannot tell" and "cannot rule out a loss" in effect["why"]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda told: told["model"].update(fingerprint="another"), "features of the run's own model"),
-        (lambda told: told["tasks"][TASK].update(dataset_fingerprint="another"), "features of the run's own data set"),
+        (lambda manifest: manifest["model"].update(fingerprint="another"), "features of the run's own model"),
+        (
+            lambda manifest: manifest["tasks"][TASK].update(dataset_fingerprint="another"),
+            "features of the run's own data set",
+        ),
     ],
 )
 def test_features_of_another_model_or_data_set_are_refused(
@@ -445,7 +453,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         "one": [sys.executable, *words],
         "two": [str(scripts / "torchrun"), "--nproc_per_node", "2", "--master_port", "29541", *words],
     }
-    found = {}
+    folders = {}
     for name, command in commands.items():
         subprocess.run(
             [*command, "--output_path", str(tmp_path / name)],
@@ -455,12 +463,17 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
             timeout=400,
         )
         (folder,) = (tmp_path / name / "medmllm_runs").glob("2*")
-        found[name] = folder
-    one, two = (store_of(folder) for folder in found.values())
-    assert list(one.index["id"]) == list(two.index["id"]) and set(two.index["rank"]) == {0, 1}
-    np.testing.assert_allclose(one.features("llm.05", "last"), two.features("llm.05", "last"), rtol=2e-3, atol=5e-3)
-    told = [json.loads((folder / f"{TASK}.probes.json").read_text()) for folder in found.values()]
-    assert told[0]["answer"] == told[1]["answer"] and told[0]["diagnosis"]["named"] == told[1]["diagnosis"]["named"]
+        folders[name] = folder
+    single, double = (store_of(folder) for folder in folders.values())
+    assert list(single.index["id"]) == list(double.index["id"]) and set(double.index["rank"]) == {0, 1}
+    np.testing.assert_allclose(
+        single.features("llm.05", "last"), double.features("llm.05", "last"), rtol=2e-3, atol=5e-3
+    )
+    records = [json.loads((folder / f"{TASK}.probes.json").read_text()) for folder in folders.values()]
+    assert (
+        records[0]["answer"] == records[1]["answer"]
+        and records[0]["diagnosis"]["named"] == records[1]["diagnosis"]["named"]
+    )
 
 
 @pytest.mark.parametrize("name", ["busi", "covid19_ct"])
@@ -469,8 +482,8 @@ def test_real_images_run_to_the_end(
     evaluate: Callable[..., Any], real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("MEDMLLM_DATA", str(real_data))
-    found = evaluate(tmp_path, tasks=[f"med_probe_{name}"], batch_size=16)
-    values = found.values(f"med_probe_{name}")
+    evaluated = evaluate(tmp_path, tasks=[f"med_probe_{name}"], batch_size=16)
+    values = evaluated.values(f"med_probe_{name}")
     assert values["accuracy,none"] < 0.2  # the demo has never seen such images
     assert values["probe,none"] > 0.4  # and yet its tower tells some of them apart
-    store_of(found.folder, f"med_probe_{name}").check()
+    store_of(evaluated.folder, f"med_probe_{name}").check()

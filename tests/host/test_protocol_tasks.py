@@ -77,9 +77,9 @@ def test_the_users_own_folder(drawn_once: None, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MEDMLLM_TASKS", str(tmp_path))
     reset()
     try:
-        found = TaskManager(include_defaults=False)
-        assert found.match_tasks(["mine"]) == ["mine"]
-        assert found.load_task_or_group(["mine"], "simple")["mine"].content.data.spec.name == "mine"
+        manager = TaskManager(include_defaults=False)
+        assert manager.match_tasks(["mine"]) == ["mine"]
+        assert manager.load_task_or_group(["mine"], "simple")["mine"].content.data.spec.name == "mine"
     finally:
         reset()
 
@@ -93,11 +93,11 @@ def test_plain_host_tasks_take_no_arguments(manager: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["med_cls_demo_letter", "med_cls_demo_open", "med_cls_demo:paraphrase=1"])
 def test_every_protocol_runs_to_the_end(evaluate: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    found = evaluate(tmp_path, tasks=[name], limit=16, batch_size=16)
-    values = found.values(name)
+    evaluated = evaluate(tmp_path, tasks=[name], limit=16, batch_size=16)
+    values = evaluated.values(name)
     assert values["parsed,none"] > 0.5 and "auroc,none" in values
-    assert found.manifest["tasks"][name]["questions"] == 480
-    outcomes = [json.loads(line) for line in _file(found, name, "outcomes.jsonl").read_text().splitlines()]
+    assert evaluated.manifest["tasks"][name]["questions"] == 480
+    outcomes = [json.loads(line) for line in _file(evaluated, name, "outcomes.jsonl").read_text().splitlines()]
     assert len(outcomes) == 16
     right = sum(row["label"] == row["predicted"] for row in outcomes) / 16
     assert values["accuracy,none"] == pytest.approx(right)
@@ -105,16 +105,16 @@ def test_every_protocol_runs_to_the_end(evaluate: Callable[..., Any], tmp_path: 
 
 def test_a_blank_image_tells_nothing(evaluate: Callable[..., Any], tmp_path: Path) -> None:
     name = "med_cls_demo:image=blank"
-    found = evaluate(tmp_path, tasks=[name], limit=48, batch_size=16)
-    assert found.values(name)["auroc,none"] == pytest.approx(0.5)
-    assert len({sample["filtered_resps"][0] for sample in found.samples(name)}) == 1
+    evaluated = evaluate(tmp_path, tasks=[name], limit=48, batch_size=16)
+    assert evaluated.values(name)["auroc,none"] == pytest.approx(0.5)
+    assert len({sample["filtered_resps"][0] for sample in evaluated.samples(name)}) == 1
 
 
 def test_varied_orders_are_compared(evaluate: Callable[..., Any], tmp_path: Path) -> None:
     name = "med_cls_demo:order=varied"
-    found = evaluate(tmp_path, tasks=[name], limit=40, batch_size=16)
-    values = found.values(name)
-    outcomes = [json.loads(line) for line in _file(found, name, "outcomes.jsonl").read_text().splitlines()]
+    evaluated = evaluate(tmp_path, tasks=[name], limit=40, batch_size=16)
+    values = evaluated.values(name)
+    outcomes = [json.loads(line) for line in _file(evaluated, name, "outcomes.jsonl").read_text().splitlines()]
     by_order: dict[str, list[bool]] = {}
     for row in outcomes:
         by_order.setdefault(row["variant"], []).append(row["label"] == row["predicted"])
@@ -123,7 +123,7 @@ def test_varied_orders_are_compared(evaluate: Callable[..., Any], tmp_path: Path
     mean = sum(accuracies) / 4
     assert values["accuracy,none"] == pytest.approx(mean)
     assert values["spread,none"] >= 0 and 0 <= values["flips,none"] <= 1
-    assert _file(found, name, "variants.csv").is_file()
+    assert _file(evaluated, name, "variants.csv").is_file()
 
 
 def test_examples_reach_a_chat_model_as_turns(manager: Any) -> None:
@@ -154,8 +154,8 @@ def test_our_models_say_that_they_take_one_image(evaluate: Callable[..., Any], t
         evaluate(tmp_path, limit=2, num_fewshot=2)
 
 
-def _file(found: Any, task: str, ending: str) -> Path:
-    return Path(found.folder) / f"{task.replace(':', '+')}.{ending}"
+def _file(evaluated: Any, task: str, ending: str) -> Path:
+    return Path(evaluated.folder) / f"{task.replace(':', '+')}.{ending}"
 
 
 def test_models_of_several_images_get_solved_examples(evaluate: Callable[..., Any], tmp_path: Path) -> None:

@@ -212,8 +212,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def metrics(folder: Path) -> dict[str, Any]:
     (path,) = (folder / RUNS).glob("*/med_cls_demo.metrics.json")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
 def outcomes(folder: Path) -> list[str]:
@@ -277,8 +277,8 @@ def test_two_processes_give_what_one_gives(unbroken: Path, tmp_path: Path, launc
     assert (tmp_path / "out" / RUNS).is_dir(), said
     assert metrics(tmp_path / "out") == metrics(unbroken)
     assert outcomes(tmp_path / "out") == outcomes(unbroken)
-    (one,) = (tmp_path / "out" / RUNS).iterdir()
-    (other,) = (unbroken / RUNS).iterdir()
-    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
-    manifest = json.loads((one / "manifest.json").read_text())
+    (folder,) = (tmp_path / "out" / RUNS).iterdir()
+    (unbroken_folder,) = (unbroken / RUNS).iterdir()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in unbroken_folder.iterdir()}
+    manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["finished"] and manifest["tasks"]["med_cls_demo"]["evaluated"] == 480

@@ -79,14 +79,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "TICK", 0.05)
 
 
-def only(found: Manager) -> Failure:
+def only(manager: Manager) -> Failure:
     """The one failure, beside which all that is sound is there."""
-    assert list(found.models()) == [*BUILTIN, "good"]
-    assert "med_cls" in found.tasks()
-    (failure,) = found.failures
+    assert list(manager.models()) == [*BUILTIN, "good"]
+    assert "med_cls" in manager.tasks()
+    (failure,) = manager.failures
     assert len(failure.message) <= 1000 and failure.message.isprintable()
     assert (failure.plugin, failure.distribution) == ("bad", "bad")
-    json.dumps(found.describe())
+    json.dumps(manager.describe())
     return failure
 
 
@@ -195,10 +195,10 @@ def test_the_import_of_another_package_is_never_interrupted(packages: Packages, 
     """Half imported, a library such as torch could not be imported again in this process."""
     (packages.path / "hostile_library.py").write_text("import time\ntime.sleep(0.6)\nwhole = True\n")
     module = packages.add("bad", "import hostile_library\n" + GOOD.replace("'good'", "'slow'"))
-    found = discover()
-    assert "slow" in found.models() and found.failures == []
+    manager = discover()
+    assert "slow" in manager.models() and manager.failures == []
     assert sys.modules["hostile_library"].whole and module in sys.modules
-    (notice,) = found.notices
+    (notice,) = manager.notices
     assert notice.startswith("plugin bad (bad 1.2): import took 0.6 s")
 
 
@@ -300,8 +300,8 @@ def test_a_name_of_a_class_of_the_plugins_own(packages: Packages) -> None:
         "@hookimpl\ndef medmllm_models():\n    return [model(Name('named'))]\n"
     )
     packages.add("bad", HEAD + source)
-    found = discover()
-    assert list(found.models()) == [*BUILTIN, "named", "good"] and found.failures == []
+    manager = discover()
+    assert list(manager.models()) == [*BUILTIN, "named", "good"] and manager.failures == []
 
 
 @pytest.mark.parametrize("given", ["Evil()", "[Evil()]", "{Evil(): 1}.keys()"])
@@ -314,9 +314,9 @@ def test_a_result_whose_repr_raises(packages: Packages, given: str) -> None:
 @pytest.mark.parametrize("value", ["7", "None", "'text'", "{'a': 1}", "b'x' * 10", "print", "model('x')"])
 def test_a_result_of_a_wrong_type(packages: Packages, value: str) -> None:
     packages.add("bad", f"{HEAD}@hookimpl\ndef medmllm_probes():\n    return {value}\n")
-    found = discover()
-    assert found.failures and {failure.plugin for failure in found.failures} == {"bad"}
-    assert list(found.models()) == [*BUILTIN, "good"]
+    manager = discover()
+    assert manager.failures and {failure.plugin for failure in manager.failures} == {"bad"}
+    assert list(manager.models()) == [*BUILTIN, "good"]
 
 
 def test_a_huge_name_or_summary_is_refused(packages: Packages) -> None:
@@ -382,38 +382,38 @@ def test_damaged_metadata_hide_no_other_plugin(packages: Packages, name: str) ->
 @pytest.mark.parametrize("text", ["bad = medmllm_plugins\n", "medmllm_plugins", "[other]\na = medmllm_plugins:x\n"])
 def test_metadata_that_name_us_elsewhere_are_no_plugins(packages: Packages, text: str) -> None:
     packages.metadata("bad", text)
-    found = discover()
-    assert "good" in found.models() and "bad" not in {info.name for info in found.plugins}
+    manager = discover()
+    assert "good" in manager.models() and "bad" not in {info.name for info in manager.plugins}
 
 
 @pytest.mark.parametrize("magic", ["__getattr__", "__hash__", "__repr__", "__str__", "__bool__"])
 def test_a_plugin_whose_own_methods_are_not_needed(packages: Packages, magic: str) -> None:
     source = f"class Plugin:\n    def {magic}(self, *args):\n        raise KeyboardInterrupt\nplugin = Plugin()\n"
     packages.add("bad", source, "[medmllm_plugins]\nbad = hostile_bad:plugin\n")
-    found = discover()
-    assert found.failures == [] and list(found.models()) == [*BUILTIN, "good"]
+    manager = discover()
+    assert manager.failures == [] and list(manager.models()) == [*BUILTIN, "good"]
 
 
 @pytest.mark.parametrize("name", ["", " ", "x" * 5000, "with blank", "\x1b[2J", "a/b"])
 def test_names_that_are_none(packages: Packages, name: str) -> None:
     packages.metadata("bad", f"[medmllm_plugins]\n{name} = hostile_zzz\n")
-    found = discover()
-    assert "good" in found.models()
-    (failure,) = found.failures
+    manager = discover()
+    assert "good" in manager.models()
+    (failure,) = manager.failures
     assert failure.distribution == "bad" and len(failure.plugin) <= 100 and failure.plugin.isprintable()
 
 
 def test_one_name_twice_in_a_distribution(packages: Packages) -> None:
     packages.metadata("bad", "[medmllm_plugins]\nbad = hostile_none\nbad = hostile_none\n")
-    found = discover()
-    assert [failure.stage for failure in found.failures] == ["duplicate", "import"] or len(found.failures) == 2
-    assert "good" in found.models()
+    manager = discover()
+    assert [failure.stage for failure in manager.failures] == ["duplicate", "import"] or len(manager.failures) == 2
+    assert "good" in manager.models()
 
 
 def test_absurdly_many_entry_points(packages: Packages) -> None:
     packages.metadata("bad", "[medmllm_plugins]\n" + "".join(f"p{n} = nowhere_{n}\n" for n in range(5000)))
-    found = discover()
-    assert len(found.failures) == 101 and "good" in found.models()
+    manager = discover()
+    assert len(manager.failures) == 101 and "good" in manager.models()
 
 
 def test_a_finder_that_raises(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,9 +425,9 @@ def test_a_finder_that_raises(packages: Packages, monkeypatch: pytest.MonkeyPatc
             raise OSError("no such drive")
 
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    found = discover()
-    assert "good" in found.models()
-    assert "no such drive" in found.failures[0].message
+    manager = discover()
+    assert "good" in manager.models()
+    assert "no such drive" in manager.failures[0].message
 
 
 def test_doctor_names_metadata_that_hide_every_plugin_from_the_host(packages: Packages) -> None:

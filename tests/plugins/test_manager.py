@@ -25,30 +25,30 @@ PACKAGE = Path(medmllm_plugins.__file__).parent
 
 def test_builtin_plugin_is_found_once_and_first(site: Site) -> None:
     site.add("aaa", models("aaa_model"))
-    found = discover()
-    assert [(info.name, info.distribution) for info in found.plugins] == [
+    manager = discover()
+    assert [(info.name, info.distribution) for info in manager.plugins] == [
         ("builtin", "medmllm-plugins"),
         ("aaa", "aaa"),
     ]
     hooks = ("medmllm_models", "medmllm_tasks", "medmllm_probes", "medmllm_attributions")
-    assert found.plugins[0].hooks == hooks
-    assert list(found.models()) == [*BUILTIN, "aaa_model"]
-    assert found.failures == []
+    assert manager.plugins[0].hooks == hooks
+    assert list(manager.models()) == [*BUILTIN, "aaa_model"]
+    assert manager.failures == []
 
 
 @pytest.mark.parametrize("name", ["medmllm-plugins", "medmllm_plugins", "MedMLLM.plugins"])
 def test_builtin_plugin_of_an_installed_distribution_is_not_loaded_twice(site: Site, name: str) -> None:
     site.metadata(name, "[medmllm_plugins]\nbuiltin = medmllm_plugins.plugins.builtin\n", "9.9")
-    found = discover()
-    assert [(info.name, info.version) for info in found.plugins] == [("builtin", "9.9")]
-    assert found.failures == []
+    manager = discover()
+    assert [(info.name, info.version) for info in manager.plugins] == [("builtin", "9.9")]
+    assert manager.failures == []
 
 
 def test_an_entry_point_called_builtin_does_not_displace_ours(site: Site) -> None:
     site.add("aaa", models("other"), plugin="builtin")
-    found = discover()
-    assert list(found.models()) == BUILTIN
-    assert only(found, "builtin").distribution == "aaa"
+    manager = discover()
+    assert list(manager.models()) == BUILTIN
+    assert only(manager, "builtin").distribution == "aaa"
 
 
 def test_our_pyproject_declares_the_plugin_that_a_source_tree_falls_back_to() -> None:
@@ -67,15 +67,15 @@ def test_every_builtin_loader_is_there_and_imports_nothing_to_be_listed() -> Non
 
 
 def test_builtin_tasks_are_all_the_yaml_files_of_the_task_folder(site: Site) -> None:
-    found = discover()
+    manager = discover()
     files = {path.relative_to(ROOT / "tasks") for path in (ROOT / "tasks").rglob("*.yaml")}
-    entries = found.tasks()
+    entries = manager.tasks()
     assert {entry.path.relative_to(PACKAGE / "tasks") for entry in entries.values()} == {
         path for path in files if path.parts[0] != "datasets"
     }
     assert entries["med_cls"].kind == "group"
     assert {entry.plugin for entry in entries.values()} == {"builtin"}
-    assert found.dataset_folders() == [PACKAGE / "tasks" / "datasets"]
+    assert manager.dataset_folders() == [PACKAGE / "tasks" / "datasets"]
     assert {path.name for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml")} == {
         path.name for path in files if path.parts[0] == "datasets"
     }
@@ -89,9 +89,9 @@ def test_an_older_copy_of_a_distribution_further_down_the_path_is_not_a_duplicat
     site.add("twice", models("old"), version="1.0")
     monkeypatch.syspath_prepend(str(newer))
     Site(newer).metadata("Twice", "[medmllm_plugins]\ntwice = throwaway_twice\n", "2.0")
-    found = discover()
-    assert found.failures == []
-    assert [(info.distribution, info.version) for info in found.plugins[1:]] == [("Twice", "2.0")]
+    manager = discover()
+    assert manager.failures == []
+    assert [(info.distribution, info.version) for info in manager.plugins[1:]] == [("Twice", "2.0")]
 
 
 def test_unreadable_metadata_of_an_unrelated_distribution_is_no_concern(site: Site) -> None:
@@ -101,18 +101,18 @@ def test_unreadable_metadata_of_an_unrelated_distribution_is_no_concern(site: Si
         (site.metadata(name, f"[medmllm_plugins]\n{name} = throwaway_{name}\n") / "METADATA").unlink()
         (site.path / f"throwaway_{name}.py").write_text(models(name))
         site.modules.append(f"throwaway_{name}")
-    found = discover()
-    assert {"nameless", "also_nameless"} <= set(found.models())
-    assert {info.distribution for info in found.plugins[1:]} == {"unknown"}
-    assert [(failure.plugin, failure.stage) for failure in found.failures] == [("bytes", "import")]
+    manager = discover()
+    assert {"nameless", "also_nameless"} <= set(manager.models())
+    assert {info.distribution for info in manager.plugins[1:]} == {"unknown"}
+    assert [(failure.plugin, failure.stage) for failure in manager.failures] == [("bytes", "import")]
 
 
 def test_two_entry_points_to_one_module_are_reported(site: Site) -> None:
     module = site.add("one", models("one"))
     site.metadata("two", f"[medmllm_plugins]\ntwo = {module}\n")
-    found = discover()
-    assert "one" in found.models()
-    assert only(found, "two").stage == "register"
+    manager = discover()
+    assert "one" in manager.models()
+    assert only(manager, "two").stage == "register"
 
 
 def test_a_class_or_an_object_may_be_a_plugin(site: Site) -> None:
@@ -124,17 +124,17 @@ def test_a_class_or_an_object_may_be_a_plugin(site: Site) -> None:
     (site.path / "object-1.2.dist-info" / "entry_points.txt").write_text(
         "[medmllm_plugins]\nobject = throwaway_object:plugin\n"
     )
-    found = discover()
-    assert "of_object" in found.models()
-    assert found.plugins[1].hooks == ("medmllm_models",)
-    assert found.failures == []
+    manager = discover()
+    assert "of_object" in manager.models()
+    assert manager.plugins[1].hooks == ("medmllm_models",)
+    assert manager.failures == []
 
 
 def test_a_hook_of_a_later_version_may_be_marked_optional(site: Site) -> None:
     site.add("later", models("later") + "\n@hookimpl(optionalhook=True)\ndef medmllm_future():\n    return []\n")
-    found = discover()
-    assert found.failures == []
-    assert found.plugins[1].hooks == ("medmllm_models",)
+    manager = discover()
+    assert manager.failures == []
+    assert manager.plugins[1].hooks == ("medmllm_models",)
 
 
 def test_probes_and_attributions(site: Site) -> None:
@@ -144,9 +144,9 @@ def test_probes_and_attributions(site: Site) -> None:
         "    return (AttributionSpec(name='q', target='a.b:c', summary='Q.'),)\n"
     )
     site.add("both", source)
-    found = discover()
-    assert found.probes()["p"] == ProbeSpec(name="p", target="a.b:c", summary="P.")
-    assert found.attributions()["q"] == AttributionSpec(name="q", target="a.b:c", summary="Q.")
+    manager = discover()
+    assert manager.probes()["p"] == ProbeSpec(name="p", target="a.b:c", summary="P.")
+    assert manager.attributions()["q"] == AttributionSpec(name="q", target="a.b:c", summary="Q.")
 
 
 @pytest.mark.parametrize("value", ["", "0"])
@@ -160,18 +160,22 @@ def test_disabled_plugins_are_not_imported(site: Site, monkeypatch: pytest.Monke
     site.add("unwanted", "raise RuntimeError('imported')\n")
     site.add("wanted", models("wanted"))
     monkeypatch.setenv("MEDMLLM_DISABLE", " unwanted, builtin,")
-    found = discover()
-    assert found.failures == []
-    assert list(found.models()) == ["wanted"]
-    assert found.tasks() == {}
-    assert {info.name: info.disabled for info in found.plugins} == {"wanted": False, "builtin": True, "unwanted": True}
+    manager = discover()
+    assert manager.failures == []
+    assert list(manager.models()) == ["wanted"]
+    assert manager.tasks() == {}
+    assert {info.name: info.disabled for info in manager.plugins} == {
+        "wanted": False,
+        "builtin": True,
+        "unwanted": True,
+    }
     assert "throwaway_unwanted" not in sys.modules
 
 
 def test_an_unknown_name_in_disable_is_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDMLLM_DISABLE", "bultin")
-    found = discover()
-    failure = only(found, "bultin")
+    manager = discover()
+    failure = only(manager, "bultin")
     assert (failure.stage, failure.distribution) == ("invalid", "")
     assert "MEDMLLM_DISABLE" in failure.message and "builtin" in failure.message
     monkeypatch.setenv("MEDMLLM_STRICT", "1")
@@ -189,34 +193,34 @@ def test_a_plugin_registered_in_process_works_until_it_is_unregistered(site: Sit
         def medmllm_modelz(self) -> list[ModelSpec]:
             return []
 
-    found = get_manager()
-    assert list(found.models()) == BUILTIN
+    manager = get_manager()
+    assert list(manager.models()) == BUILTIN
     plugin = Plugin()
-    found.pluggy.register(plugin, name="throwaway")
+    manager.pluggy.register(plugin, name="throwaway")
     try:
-        assert list(found.models()) == [*BUILTIN, "throwaway"]
-        assert found.describe()["plugins"][-1]["models"] == ["throwaway"]
-        assert only(found, "throwaway").hook == "medmllm_modelz"
+        assert list(manager.models()) == [*BUILTIN, "throwaway"]
+        assert manager.describe()["plugins"][-1]["models"] == ["throwaway"]
+        assert only(manager, "throwaway").hook == "medmllm_modelz"
     finally:
-        found.pluggy.unregister(plugin)
-    assert list(found.models()) == BUILTIN
-    assert found.failures == []
+        manager.pluggy.unregister(plugin)
+    assert list(manager.models()) == BUILTIN
+    assert manager.failures == []
 
 
 def test_a_fault_registered_in_process_raises_under_strict(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDMLLM_STRICT", "1")
-    found = discover()
+    manager = discover()
     module = ModuleType("in_process")
     exec(
         compile(models("x") + "\n@hookimpl\ndef medmllm_modles():\n    return []\n", "in_process", "exec"), vars(module)
     )
-    found.pluggy.register(module)
+    manager.pluggy.register(module)
     try:
         with pytest.raises(PluginError, match="medmllm_modles"):
-            _ = found.failures
+            _ = manager.failures
     finally:
-        found.pluggy.unregister(module)
-    assert found.failures == []
+        manager.pluggy.unregister(module)
+    assert manager.failures == []
 
 
 def test_get_manager_is_one_until_reset(fresh: None) -> None:
@@ -228,10 +232,10 @@ def test_get_manager_is_one_until_reset(fresh: None) -> None:
 
 def test_hooks_are_called_once(site: Site) -> None:
     site.add("counting", HEAD + "\ncalls = []\n@hookimpl\ndef medmllm_models():\n    calls.append(1)\n    return []\n")
-    found = discover()
+    manager = discover()
     for _ in range(3):
-        found.models()
-        _ = found.failures
+        manager.models()
+        _ = manager.failures
     assert sys.modules["throwaway_counting"].calls == [1]
 
 

@@ -93,7 +93,7 @@ def model(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def pictures(count: int) -> list[Image.Image]:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-    return [Image.fromarray(one) for one in pixels]
+    return [Image.fromarray(image_pixels) for image_pixels in pixels]
 
 
 def plain_outputs(model: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -23,14 +23,14 @@ def test_example_plugin_is_what_it_says(site: Site, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(EXAMPLE))
     site.modules.append("medmllm_example")
     monkeypatch.setenv("MEDMLLM_STRICT", "1")
-    found = discover()
-    assert found.failures == []
-    (plugin,) = (plugin for plugin in found.describe()["plugins"] if plugin["name"] == "example")
+    manager = discover()
+    assert manager.failures == []
+    (plugin,) = (plugin for plugin in manager.describe()["plugins"] if plugin["name"] == "example")
     assert plugin["distribution"] == "medmllm-example" and plugin["models"] == ["example_vl"]
-    assert found.models()["example_vl"].sizes == {"tiny": "demo", "3b": "shiym2000/MedM-VL-2D-3B-en"}
-    entry = found.tasks()["med_cls_example"]
+    assert manager.models()["example_vl"].sizes == {"tiny": "demo", "3b": "shiym2000/MedM-VL-2D-3B-en"}
+    entry = manager.tasks()["med_cls_example"]
     assert entry.plugin == "example"
-    assert found.dataset_folders()[1] == EXAMPLE / "medmllm_example" / "tasks" / "datasets"
+    assert manager.dataset_folders()[1] == EXAMPLE / "medmllm_example" / "tasks" / "datasets"
     from medmllm_plugins.data.core.dataset_spec import read_spec
 
     assert read_spec(EXAMPLE / "medmllm_example" / "tasks" / "datasets" / "example.yaml").name == "example"

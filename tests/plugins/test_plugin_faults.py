@@ -141,11 +141,11 @@ def test_a_fault_costs_only_what_is_faulty(site: Site, fault: Callable[[Site], N
     site.add("aaa-good", models("good_before"))
     fault(site)
     site.add("zzz-good", models("good_after") + folder(site.tasks("good", g="task: good_task\n")))
-    found = discover()
+    manager = discover()
     expected = {*BUILTIN, "good_before", "good_after"} | ({"kept"} if kept else set())
-    assert set(found.models()) == expected
-    assert {"med_cls", "good_task"} <= set(found.tasks())
-    failure = only(found, "faulty")
+    assert set(manager.models()) == expected
+    assert {"med_cls", "good_task"} <= set(manager.tasks())
+    failure = only(manager, "faulty")
     assert (failure.distribution, failure.version) == ("faulty", "1.2")
     assert (failure.stage, failure.hook) == (stage, hook)
     assert says in failure.message
@@ -160,9 +160,9 @@ def test_strict_raises_for_each_fault(
     monkeypatch.setenv("MEDMLLM_STRICT", "1")
     assert discover().failures == []  # without the fault there is nothing to raise
     fault(site)
-    found = discover() if FAULTS[fault][0] not in ("import", "register") else None
+    manager = discover() if FAULTS[fault][0] not in ("import", "register") else None
     with pytest.raises(PluginError) as caught:
-        _ = found.failures if found else discover()
+        _ = manager.failures if manager else discover()
     assert "faulty 1.2" in str(caught.value)
     assert FAULTS[fault][2] in str(caught.value)
 
@@ -178,11 +178,11 @@ def test_all_faults_at_once(site: Site) -> None:
     site.add("h-yaml", HEAD + folder(bad))
     site.add("i-task", HEAD + folder(site.tasks("dup", a="task: med_cls\n", b="task: i_task\n")))
     site.add("j-good", models("j_model") + folder(site.tasks("good", a="task: j_task\n")))
-    found = discover()
-    assert list(found.models()) == [*BUILTIN, "c_model", "e_model", "shared", "g_model", "j_model"]
-    assert {"bad_but_one", "i_task", "j_task", "med_cls"} <= set(found.tasks())
-    assert found.tasks()["med_cls"].plugin == "builtin"
-    assert sorted((failure.distribution, failure.version, failure.stage) for failure in found.failures) == [
+    manager = discover()
+    assert list(manager.models()) == [*BUILTIN, "c_model", "e_model", "shared", "g_model", "j_model"]
+    assert {"bad_but_one", "i_task", "j_task", "med_cls"} <= set(manager.tasks())
+    assert manager.tasks()["med_cls"].plugin == "builtin"
+    assert sorted((failure.distribution, failure.version, failure.stage) for failure in manager.failures) == [
         ("b-import", "1.2", "import"),
         ("c-spelling", "1.2", "register"),
         ("d-raising", "1.2", "hook"),
@@ -193,11 +193,11 @@ def test_all_faults_at_once(site: Site) -> None:
         ("h-yaml", "1.2", "task file"),
         ("i-task", "1.2", "duplicate"),
     ]
-    duplicate = only(found, "g_model").message
+    duplicate = only(manager, "g_model").message
     assert "e-first 1.2" in duplicate and "g-model 1.2" in duplicate
-    assert [plugin["distribution"] for plugin in found.describe()["plugins"] if "shared" in plugin["models"]] == [
+    assert [plugin["distribution"] for plugin in manager.describe()["plugins"] if "shared" in plugin["models"]] == [
         "e-first"
     ]
-    assert [info.name for info in found.plugins if info.name == "taken"] == ["taken"]
-    taken = [failure for failure in found.failures if failure.plugin == "taken"]
+    assert [info.name for info in manager.plugins if info.name == "taken"] == ["taken"]
+    taken = [failure for failure in manager.failures if failure.plugin == "taken"]
     assert "e-first 1.2" in taken[0].message and "f-second 7.1" in taken[0].message

@@ -39,12 +39,12 @@ def test_task_files(site: Site) -> None:
         (root / sub).write_text(content)
     site.add("kinds", HEAD + folder(path) + "\n@hookimpl(specname='medmllm_tasks')\ndef again():\n    return []\n")
     site.add("overlap", HEAD + folder(str(root / "deep")))
-    found = discover()
-    ours = {name: entry.kind for name, entry in found.tasks().items() if entry.plugin != "builtin"}
-    assert found.failures == []
+    manager = discover()
+    ours = {name: entry.kind for name, entry in manager.tasks().items() if entry.plugin != "builtin"}
+    assert manager.failures == []
     assert ours == {"one": "task", "two": "task", "three": "group", "with_bom": "task", "five": "task", "six": "task"}
-    assert found.tasks()["six"].path == root / "deep" / "er" / "six.yaml"
-    assert found.dataset_folders()[1:] == [root / "datasets", root / "deep" / "datasets"]
+    assert manager.tasks()["six"].path == root / "deep" / "er" / "six.yaml"
+    assert manager.dataset_folders()[1:] == [root / "datasets", root / "deep" / "datasets"]
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_task_files(site: Site) -> None:
 )
 def test_faulty_task_file_is_named_with_its_line(site: Site, content: bytes, line: int, says: str) -> None:
     site.add("files", HEAD + folder(site.tasks("files", bad=content, good="task: good\n")))
-    found = discover()
-    assert "good" in found.tasks()
-    message = only(found, "files").message
+    manager = discover()
+    assert "good" in manager.tasks()
+    message = only(manager, "files").message
     assert f"bad.yaml, line {line}:" in message
     assert says in message
 

@@ -20,7 +20,7 @@ from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.intervals import resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
-from medmllm_plugins.probes.analysis import PRINTED, analyse
+from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.curves import bootstrap_accuracies, permutation_p_values
 from medmllm_plugins.probes.fitting import fit_probes
@@ -29,7 +29,7 @@ from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.results.probe_files import write_probes
-from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.probe_records import PRINTED_METRICS, ProbeAnalysis
 
 QUICK = Options(permutations=5, controls=2)
 
@@ -237,7 +237,9 @@ def test_files_are_tidy(make_store: Callable[..., Any], tmp_path: Path) -> None:
     assert curve["connector"] == pytest.approx(result.points[3].accuracy.value)
     assert list(pd.read_csv(written[2])["mode"]) == ["vision", "connector", "comprehension", "mapping"]
     content = json.loads(written[0].read_text(encoding="utf-8"))
-    assert content["diagnosis"]["named"] == result.diagnosis.named and set(result.printed_metrics()) == set(PRINTED)
+    assert content["diagnosis"]["named"] == result.diagnosis.named and set(result.printed_metrics()) == set(
+        PRINTED_METRICS
+    )
     text = render(result)
     assert "connector" in text and "not that the model uses it" in text and result.headline in text
 

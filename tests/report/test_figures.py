@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from support.run_folders import Folder, outcomes
 
-from medmllm_plugins.attribution import map_images
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.report import assemble
-from medmllm_plugins.report.figures import answer_figures, attribution_figures, gallery, layer_figures, mapping_figures
+from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures, mapping_figures
 from medmllm_plugins.report.figures import figure_style as drawing_module
 from medmllm_plugins.report.figures.count_matrix import CountMatrix, confusion_matrix, draw_matrices, legible, luminance
 from medmllm_plugins.report.figures.figure_style import style
@@ -150,7 +149,7 @@ def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> Non
     assert matrix.columns[len(names) :] == ["ambiguous", "out of list", "refusal"]
 
 
-def result_of(summary: AnySummary) -> TaskResult:
+def result_of(summary: AnySummary | None) -> TaskResult:
     """A task with these figures of its answers."""
     task = TaskRun("med_cls_toy", {}, summary, (), (), None, None, ())
     run = RunFolder(Path("run"), Manifest(), (task,), {}, ())
@@ -229,13 +228,9 @@ def test_counts_are_clear_on_any_shade(back: tuple[float, float, float]) -> None
 def test_counts_in_files_are_written_in_the_clearer_colour() -> None:
     shares = np.array([[56, 44], [25, 75]])
     with style():
-        matrix = CountMatrix(result_of({}), ["a", "b"], ["a", "b"], shares)
+        matrix = CountMatrix(result_of(None), ["a", "b"], ["a", "b"], shares)
         figure = draw_matrices([matrix], "#0072b2", column_axis="x", row_axis="y")
     assert {text.get_color() for text in figure.axes[0].texts} == {"black"}  # white on them is 3.3 and less
-
-
-def test_the_key_has_the_colours_that_attributions_are_painted_with() -> None:
-    assert (gallery.ONE_SIDED, gallery.TWO_SIDED) == (map_images.ONE_SIDED, map_images.TWO_SIDED)
 
 
 def test_accuracy_is_the_column_after_the_model(tmp_path: Path) -> None:

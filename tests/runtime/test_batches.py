@@ -25,14 +25,14 @@ def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tu
         sizes.append(len(batch))
         return [value * 10 for value in batch]
 
-    found: dict[int, int] = {}
+    answer_by_request: dict[int, int] = {}
     batches = Batches(BatchSize(size), lambda request: request, float, tuple, answer, ahead=ahead)
     for requests, read, answers in batches.run(range(count)):
         assert read == requests
-        for request, one in zip(requests, answers, strict=True):
-            assert request not in found
-            found[request] = one
-    return [found[request] for request in range(count)], sizes
+        for request, value in zip(requests, answers, strict=True):
+            assert request not in answer_by_request
+            answer_by_request[request] = value
+    return [answer_by_request[request] for request in range(count)], sizes
 
 
 @settings(max_examples=80)
@@ -45,7 +45,7 @@ def answer_all(count: int, size: int | str, fits: int, ahead: bool = True) -> tu
 def test_every_request_is_answered_once(count: int, size: int | str, fits: int, ahead: bool) -> None:
     answers, sizes = answer_all(count, size, fits, ahead)
     assert answers == [request * 10 for request in range(count)]
-    assert sum(sizes) == count and all(one <= fits for one in sizes)
+    assert sum(sizes) == count and all(size <= fits for size in sizes)
 
 
 def test_the_largest_size_that_fits_is_found() -> None:
@@ -71,7 +71,7 @@ def test_other_errors_pass() -> None:
 def test_like_sizes_stand_together() -> None:
     weights = {request: float(request % 2) for request in range(64)}
     batches = Batches(BatchSize(8), lambda request: request, weights.__getitem__, tuple, lambda batch, _: list(batch))
-    mixed = [len({weights[one] for one in requests}) for requests, _, _ in batches.run(range(64))]
+    mixed = [len({weights[request] for request in requests}) for requests, _, _ in batches.run(range(64))]
     assert mixed.count(1) == len(mixed)
 
 

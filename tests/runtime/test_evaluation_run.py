@@ -33,8 +33,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def manifest(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return found
+    content: dict[str, object] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return content
 
 
 def test_nothing_is_written_before_open(everything: Callable[[], set[str]]) -> None:
@@ -55,10 +55,10 @@ def test_open_writes_all_that_was_noted_before(tmp_path: Path) -> None:
     run.model({"name": "m"})
     folder = run.folder_for("m")
     assert folder == tmp_path / "a" / "b"
-    found = manifest(folder)
-    assert found["tasks"] == {"t": {"counts": {"test": {"benign": 3}}}}
-    assert found["model"] == {"name": "m"} and found["seed"] == [1, 2]
-    assert found == json.loads(json.dumps(run.manifest.to_dict()))
+    content = manifest(folder)
+    assert content["tasks"] == {"t": {"counts": {"test": {"benign": 3}}}}
+    assert content["model"] == {"name": "m"} and content["seed"] == [1, 2]
+    assert content == json.loads(json.dumps(run.manifest.to_dict()))
     run.task("t", {"evaluated": 3})
     run.task("u", {"evaluated": 4})
     tasks = {"t": {"counts": {"test": {"benign": 3}}, "evaluated": 3}, "u": {"evaluated": 4}}

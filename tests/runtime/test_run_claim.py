@@ -75,10 +75,14 @@ def test_another_task_of_the_same_model_joins_and_keeps_what_was_there(tmp_path:
     first = manifest(folder)
     (folder / "t.metrics.json").write_text("edited meanwhile")
     assert finished(tmp_path / "r", "u", limit=5) == folder and finished(tmp_path / "r", "v", limit=5) == folder
-    told = manifest(folder)
-    assert list(told["tasks"]) == ["t", "u", "v"] and told["tasks"]["t"] == first["tasks"]["t"] and told["finished"]
-    assert [one["tasks"] for one in told["evaluations"]] == [["t"], ["u"]]
-    assert told["evaluations"][0]["finished"] == first["finished"]
+    content = manifest(folder)
+    assert (
+        list(content["tasks"]) == ["t", "u", "v"]
+        and content["tasks"]["t"] == first["tasks"]["t"]
+        and content["finished"]
+    )
+    assert [evaluation["tasks"] for evaluation in content["evaluations"]] == [["t"], ["u"]]
+    assert content["evaluations"][0]["finished"] == first["finished"]
     assert list(check_seal(folder).differing) == ["t.metrics.json"] and not warnings
     assert sorted(path.name for path in folder.glob(".*")) == []
 
@@ -164,8 +168,8 @@ def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
     )
     command = {"model_args": arguments, "gen_kwargs": {"headers": {"Authorization": f"Bearer {SECRETS[2]}"}}}
     folder = finished(tmp_path / "r", "t", **command)
-    told = manifest(folder)
-    assert told["command"]["model_args"] == "pretrained=x,api_key=…,base_url=https://…@host/v1,extra=…,revision=abc"
+    content = manifest(folder)
+    assert content["command"]["model_args"] == "pretrained=x,api_key=…,base_url=https://…@host/v1,extra=…,revision=abc"
     # The same command finds its folder again, and joins it with another task.
     begun(tmp_path / "r", "u", **command).open("m", {}).add({"a": Reply("yes")})
     assert begun(tmp_path / "r", "u", **command).folder == folder.absolute()

@@ -15,9 +15,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 FAKE_DEVICE: Final = torch.device("meta")
 _OPS: Final = torch.ops.aten
@@ -74,12 +73,12 @@ class FakeDeviceTensor(torch.Tensor):
         return self.values.tolist()
 
     def __getitem__(self, key: Any) -> Any:
-        """Lists of places become tensors on the CPU."""
-        return super().__getitem__(_places(key))
+        """Lists of indices become tensors on the CPU."""
+        return super().__getitem__(_with_tensors(key))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """The same."""
-        super().__setitem__(_places(key), value)
+        super().__setitem__(_with_tensors(key), value)
 
     def __deepcopy__(self, memo: Any) -> Any:
         """Parameters stay parameters."""
@@ -91,7 +90,7 @@ class FakeDevice(TorchDispatchMode):
     """Inside, :data:`FAKE_DEVICE` is a device with values."""
 
     def __enter__(self) -> FakeDevice:
-        """Mend what PyTorch does past its dispatcher."""
+        """Replace what PyTorch does past its dispatcher."""
         self._lifted = torch._C._only_lift_cpu_tensors()
         self._made = torch.tensor, torch.as_tensor
         self._inference = torch.inference_mode.__enter__, torch.inference_mode.__exit__
@@ -124,25 +123,45 @@ class FakeDevice(TorchDispatchMode):
 
 def _compute(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Do an operation on the values, and say where its results stand."""
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-    distant = [one for one in tensors if isinstance(one, FakeDeviceTensor)]
+    distant: list[FakeDeviceTensor] = []
+    near: list[torch.Tensor] = []
+
+    def unwrapped(leaf: Any) -> Any:
+        if isinstance(leaf, FakeDeviceTensor):
+            distant.append(leaf)
+            return leaf.values
+        if isinstance(leaf, torch.Tensor):
+            near.append(leaf)
+        return leaf
+
+    inner_args, inner_kwargs = _mapped(unwrapped, args), _mapped(unwrapped, kwargs)
     device = kwargs.get("device")
     there = bool(distant) if device is None else torch.device(device).type == FAKE_DEVICE.type
-    _refuse(operation, args, kwargs, distant, [one for one in tensors if not isinstance(one, FakeDeviceTensor)], there)
-    here = {"device": torch.device("cpu")} if device is not None else {}
-    found = operation(*tree_map(_values, args), **{**tree_map(_values, dict(kwargs)), **here})
+    _refuse(operation, args, kwargs, distant, near, there)
+    if device is not None:
+        inner_kwargs["device"] = torch.device("cpu")
+    result = operation(*inner_args, **inner_kwargs)
     if operation is _OPS.copy_.default:
         return args[0]
     if operation in _READS or not there:
-        return found
-    same = {id(one.values): one for one in distant}  # what is changed in place stays the same tensor
+        return result
+    same = {id(tensor.values): tensor for tensor in distant}  # what is changed in place stays the same tensor
 
-    def wrapped(one: Any) -> Any:
-        if not isinstance(one, torch.Tensor):
-            return one
-        return same[id(one)] if id(one) in same else FakeDeviceTensor(one)
+    def wrapped(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return same[id(leaf)] if id(leaf) in same else FakeDeviceTensor(leaf)
 
-    return tree_map(wrapped, found)
+    return _mapped(wrapped, result)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to the leaves of an operation's arguments or results; PyTorch's own tree_map takes longer."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(function, item) for item in value])
+    if isinstance(value, Mapping):
+        return {key: _mapped(function, item) for key, item in value.items()}
+    return function(value)
 
 
 def _refuse(
@@ -158,7 +177,7 @@ def _refuse(
     Raises:
         WrongDeviceError: with the operation and the shapes.
     """
-    if any(one.is_meta for one in near):
+    if any(tensor.is_meta for tensor in near):
         raise WrongDeviceError(f"{operation}: a tensor without values, which was made past this device")
     if there and isinstance(kwargs.get("generator"), torch.Generator):
         raise WrongDeviceError(f"{operation}: a generator of the CPU for values elsewhere")
@@ -167,35 +186,35 @@ def _refuse(
     if not distant or operation in _ACROSS:
         return
     if operation in _PICKS and isinstance(args[0], FakeDeviceTensor):
-        near = [one for one in args[2:3] if isinstance(one, torch.Tensor) and not isinstance(one, FakeDeviceTensor)]
+        near = [leaf for leaf in args[2:3] if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeDeviceTensor)]
     # Single numbers of the CPU are taken on any device.
-    if left := [tuple(one.shape) for one in near if one.ndim]:
-        shapes = [tuple(one.shape) for one in distant]
+    if left := [tuple(tensor.shape) for tensor in near if tensor.ndim]:
+        shapes = [tuple(tensor.shape) for tensor in distant]
         raise WrongDeviceError(f"{operation}: expected all tensors on one device, got {left} here, {shapes} elsewhere")
 
 
-def _values(one: Any) -> Any:
-    return one.values if isinstance(one, FakeDeviceTensor) else one
+def _values(leaf: Any) -> Any:
+    return leaf.values if isinstance(leaf, FakeDeviceTensor) else leaf
 
 
-def _places(key: Any) -> Any:
+def _with_tensors(key: Any) -> Any:
     """An index in which lists of numbers are tensors."""
     parts = key if isinstance(key, tuple) else (key,)
-    found = tuple(torch.from_numpy(np.array(part)) if isinstance(part, list) and part else part for part in parts)
-    return found if isinstance(key, tuple) else found[0]
+    indices = tuple(torch.from_numpy(np.array(part)) if isinstance(part, list) and part else part for part in parts)
+    return indices if isinstance(key, tuple) else indices[0]
 
 
 def _moved(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """``torch.tensor`` and ``torch.as_tensor`` by way of the CPU, since they do not ask the dispatcher."""
 
     def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        found = data if isinstance(data, FakeDeviceTensor) else make(tree_map(_values, data), *args, **kwargs)
-        return found if device is None else found.to(device)
+        tensor = data if isinstance(data, FakeDeviceTensor) else make(_mapped(_values, data), *args, **kwargs)
+        return tensor if device is None else tensor.to(device)
 
     return made
 
 
-def on_both_devices(loaded: Any, ask: Callable[[str], Found]) -> tuple[Found, Found]:
+def on_both_devices(loaded: Any, ask: Callable[[str], Result]) -> tuple[Result, Result]:
     """What a loaded model gives on the CPU, and what it gives elsewhere, where it then stays.
 
     Args:

@@ -38,8 +38,8 @@ class Ended:
     def results(self) -> dict[str, Any]:
         """The host's own file of results."""
         (path,) = self.folder.glob("out/**/*_results.json")
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
 
     @property
     def values(self) -> dict[str, Any]:
@@ -55,8 +55,8 @@ class Ended:
     @property
     def manifest(self) -> dict[str, Any]:
         (path,) = self.folder.glob("out/medmllm_runs/*/manifest.json")
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
 
     @property
     def prompt(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.tiny_authors import hulu_med as write_hulu_med
 from support.tiny_authors import old_llava as write_old_llava
 from support.tiny_families import FAMILIES, write_family
@@ -16,6 +17,11 @@ from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 
 ALL = (*FAMILIES, "old_llava", "hulu_med", "medm_vl")
+# Windows and multi-axis positions; features added in later blocks; tokens pooled from patches; tiles; a prompt read in
+# both directions; authors' own code; the plain layout of LLaVA. The others repeat one of these.
+_FAST = ("qwen2_5_vl", "qwen3_vl", "gemma3", "llava_next", "paligemma", "hulu_med", "medm_vl")
+LAYOUTS = tuple(kind if kind in _FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in ALL)
+"""All families, of which fast tests take one of each kind of layout."""
 
 
 def load(kind: str, folder: Path) -> LoadedModel:

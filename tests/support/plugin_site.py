@@ -60,9 +60,9 @@ class Site:
         return str(where)
 
 
-def only(found: Manager, plugin: str) -> Failure:
+def only(manager: Manager, plugin: str) -> Failure:
     """The one failure of a plugin."""
-    failures = [failure for failure in found.failures if failure.plugin == plugin]
+    failures = [failure for failure in manager.failures if failure.plugin == plugin]
     assert len(failures) == 1, [str(failure) for failure in failures]
     return failures[0]
 

@@ -32,11 +32,11 @@ def outcomes(
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(count, len(labels)))
     logits[np.arange(count), truth] += skill
-    items = []
+    rows = []
     for place in range(count):
         odd = place % 17 == 3
         identifier = f"doc-{place:05d}"
-        items.append(
+        rows.append(
             Outcome(
                 id=f"{identifier} {variant}".strip(),
                 group=f"patient-{place // 2}",
@@ -48,7 +48,7 @@ def outcomes(
                 variant=variant,
             )
         )
-    return items
+    return rows
 
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Effusion", "Hernia")
@@ -60,11 +60,11 @@ def findings(*, skill: float = 1.5, seed: int = 0, count: int = 40, names: Seque
     there[:, -1] = False
     generator = np.random.default_rng(seed)
     scores = generator.normal(size=there.shape) + skill * (there - 0.5)
-    items = []
+    rows = []
     for place in range(count):
         for column, name in enumerate(names):
             odd = (place * len(names) + column) % 23 == 5
-            items.append(
+            rows.append(
                 Outcome(
                     id=f"doc-{place:05d} {name}",
                     group=f"patient-{place // 2}",
@@ -76,7 +76,7 @@ def findings(*, skill: float = 1.5, seed: int = 0, count: int = 40, names: Seque
                     document=f"doc-{place:05d}",
                 )
             )
-    return items
+    return rows
 
 
 class Folder:
@@ -113,8 +113,8 @@ class Folder:
 
     def tell(self, task: str, **facts: Any) -> None:
         """Note facts of a task in the manifest."""
-        content = self.manifest["tasks"].setdefault(task, {})
-        content.update(
+        record = self.manifest["tasks"].setdefault(task, {})
+        record.update(
             {"dataset": "toy", "protocol": "closed_set", "image": "shown", "dataset_fingerprint": "f1", **facts}
         )
         self.write()
@@ -138,7 +138,7 @@ class Folder:
         write_metrics(self.folder, stem, summary)
         unparsed = [row.id for row in rows if row.predicted is None]
         texts = {row.id: row.predicted or "" for row in rows}
-        texts |= {item: said[place % len(said)] for place, item in enumerate(unparsed)}
+        texts |= {document: said[number % len(said)] for number, document in enumerate(unparsed)}
         write_outcomes(self.folder / f"{stem}.outcomes.jsonl", rows, texts)
         self.tell(task, metrics=summary.to_dict()["metrics"], **facts)
         return self
@@ -161,15 +161,15 @@ class Folder:
             "dataset": "toy",
             "hash": "h",
             "columns": ["id", "image", "label", "group", "fold"],
-            "documents": [[item, item, "benign", group, fold] for item, group, fold in documents],
+            "documents": [[document, document, "benign", group, fold] for document, group, fold in documents],
         }
         (self.folder / "toy.folds.json").write_text(json.dumps(content), encoding="utf-8")
         return self
 
     def probes(self, task: str, *, layers: int = 6, named: str | None = "connector", seed: int = 0) -> Folder:
         """What probes tell."""
-        content = probes(task, layers=layers, named=named, seed=seed)
-        (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(content), encoding="utf-8")
+        record = probes(task, layers=layers, named=named, seed=seed)
+        (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(record), encoding="utf-8")
         self.tell(task, features={"extra": [], "random_encoder": True})
         return self
 

@@ -78,25 +78,27 @@ def mixed_pixels(case: AttributionInput, patches: Tensor, blank: Tensor, keep: T
 
 def prompt_ablation(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
     """Return the fall of the target when a word of the prompt becomes padding: Captum's FeatureAblation."""
-    words, scores = word_indices(case), masked_prompt_scores(case)
-    keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
+    words, values, keep = _maskable_prompt(case)
     with torch.no_grad():
-        differences: Tensor = FeatureAblation(lambda keep: case.target.value(scores(keep))).attribute(
-            keep, 0.0, perturbations_per_eval=case.batch
-        )
+        differences: Tensor = FeatureAblation(values).attribute(keep, 0.0, perturbations_per_eval=case.batch)
     return {PROMPT: Scores(_by_token(differences[0], words))}
 
 
 def kernel_shap(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
     """Estimate Shapley values of the prompt's words by Captum's KernelShap (Lundberg and Lee, arXiv:1705.07874)."""
-    words, scores = word_indices(case), masked_prompt_scores(case)
-    keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
+    words, values, keep = _maskable_prompt(case)
+    samples = config.samples * keep.shape[1]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(config.seed)
-        shapley: Tensor = KernelShap(lambda keep: case.target.value(scores(keep))).attribute(
-            keep, 0.0, n_samples=config.samples * keep.shape[1], perturbations_per_eval=case.batch
-        )
+        shapley: Tensor = KernelShap(values).attribute(keep, 0.0, n_samples=samples, perturbations_per_eval=case.batch)
     return {PROMPT: Scores(_by_token(shapley[0], words))}
+
+
+def _maskable_prompt(case: AttributionInput) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
+    """Return the word of each token, the target by words to keep, (R, words), and all words kept, (1, words)."""
+    words, scores = word_indices(case), masked_prompt_scores(case)
+    keep = torch.ones(1, int(words.max()) + 1, device=case.loaded.device)
+    return words, lambda keep: case.target.value(scores(keep)), keep
 
 
 def word_indices(case: AttributionInput) -> Tensor:
@@ -107,12 +109,11 @@ def word_indices(case: AttributionInput) -> Tensor:
     tokenizer, ids = case.loaded.tokenizer, case.inputs["input_ids"][0].tolist()
     special = set(tokenizer.all_special_ids)
     indices, word, begins_word = [], -1, True
-    for token, is_text in zip(ids, case.text.tolist(), strict=True):
+    for token, is_text, text in zip(ids, case.text.tolist(), token_texts(case), strict=True):
         if not is_text:
             indices.append(-1)
             begins_word = True
             continue
-        text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
         # SentencePiece drops a blank at the beginning of what it decodes, but its pieces show it.
         piece = str(tokenizer.convert_ids_to_tokens(token))
         if begins_word or token in special or text[:1].isspace() or piece[:1] in ("▁", "Ġ"):

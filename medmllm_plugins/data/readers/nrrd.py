@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -29,20 +31,9 @@ from medmllm_plugins.data.readers.volume_headers import (
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.regular_files import data_file_below, head, open_regular
 
-_TYPES: Final = {
-    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
-    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
-    **dict.fromkeys(
-        ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"
-    ),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
-    "float": "f4",
-    "double": "f8",
-}
+_NAMES: Final = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+"""NumPy's types to their names in headers, and fields to other spellings."""
+_TYPES: Final[Mapping[str, str]] = {name: dtype for dtype, names in _NAMES["types"].items() for name in names}
 _PACKINGS: Final[dict[str, Packing]] = {
     "raw": "raw",
     **dict.fromkeys(("gzip", "gz"), "gzip"),
@@ -58,19 +49,8 @@ _TURNS: Final = {
 }
 """Spaces, and the signs that turn them into LPS."""
 _PLAIN_KINDS: Final = frozenset({"domain", "space", "time", "???", "none", ""})
-_TWO_WORDS: Final = (
-    *("block size", "old min", "old max", "data file", "line skip", "byte skip"),
-    *("sample units", "axis mins", "axis maxs"),
-)
-_FIELDS: Final = frozenset(
-    (
-        *("dimension", "type", "encoding", "endian", "content", "min", "max", "number", "sizes", "spacings"),
-        *("thicknesses", "centers", "labels", "units", "kinds", "measurement frame"),
-        *("space", "space dimension", "space units", "space origin", "space directions"),
-        *_TWO_WORDS,
-    )
-)
-_OTHER_NAMES: Final = {"centerings": "centers", **{name.replace(" ", ""): name for name in _TWO_WORDS}}
+_FIELDS: Final[Mapping[str, list[str]]] = _NAMES["fields"]
+_OTHER_NAMES: Final = {other: name for name, others in _FIELDS.items() for other in others}
 
 
 def read_nrrd_header(path: Path) -> VolumeHeader:

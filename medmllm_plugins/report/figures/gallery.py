@@ -24,7 +24,7 @@ from medmllm_plugins.report.display_names import ENTRY_CHECKS
 from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import TaskResult
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.attribution_records import AttributionEntry
+from medmllm_plugins.results.attribution_records import ONE_SIDED, TWO_SIDED, AttributionEntry
 
 BUDGET: Final = 5_500_000
 """Characters of all images of a page together, in base64."""
@@ -35,8 +35,6 @@ SIZES: Final = ((256, 76), (192, 70), (144, 64), (112, 56), (88, 50))
 _TALLEST: Final = 16_000
 """Most pixels of a column: WebP allows 16,383, and the slices of a volume are below each other."""
 _TOKENS: Final = 400
-ONE_SIDED, TWO_SIDED = "cividis", "PuOr"
-"""Colour maps of ``attribution/map_images.py``, which cannot be imported without PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
