@@ -152,7 +152,7 @@ def test_masks_are_read_with_the_set_where_they_are_needed(
 
 
 def test_masks_that_cannot_be_read_are_left_out_and_listed(
-    evaluate: Callable[..., Any], tmp_path: Path, data_tree: Path
+    evaluate: Callable[..., Any], tmp_path: Path, data_tree: Path, few_checks: None
 ) -> None:
     damage_masks(data_tree)
     assert evaluate(tmp_path / "cls", tasks=["med_cls_busi"], limit=1).manifest["finished"]

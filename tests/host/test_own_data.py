@@ -109,7 +109,7 @@ def test_a_model_of_volumes_gets_volumes(
 
 
 def test_own_images_are_explained(
-    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_checks: None
 ) -> None:
     from lmms_eval.tasks import TaskManager
 
