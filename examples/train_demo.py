@@ -272,12 +272,9 @@ def _turned(values: Tensor, turns: Sequence[int]) -> Tensor:
 
 def training_set(labels: Sequence[str], extra: int) -> TrainingSet:
     """Return the train fold, and one image of each class for ``extra`` patients outside the data set."""
-    drawn, classes = [], []
-    for index, record in enumerate(phantoms.records()):
-        if record.fold == "train":
-            phantom = phantoms.phantom(index)
-            drawn.append((phantom.image, phantom.mask))
-            classes.append(labels.index(phantom.label))
+    train = [record for record in phantoms.records() if record.fold == "train"]
+    drawn = [phantoms.draw(record.label, record.patient, record.view) for record in train]
+    classes = [labels.index(record.label) for record in train]
     for patient in range(extra):
         for view, label in enumerate(labels):
             drawn.append(phantoms.draw(label, _FIRST_EXTRA + patient, view))

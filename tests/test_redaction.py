@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from medmllm_plugins.errors import DataError, OptionError, one_line
 from medmllm_plugins.redaction import shareable, shareable_manifest, without_secrets
 
-SECRETS = st.text(alphabet="abcXYZ0189_+/-", min_size=8, max_size=40).map(lambda one: f"q7{one}")
+SECRETS = st.text(alphabet="abcXYZ0189_+/-", min_size=8, max_size=40).map(lambda text: f"q7{text}")
 NAMES = st.sampled_from(
     ["api_key", "apiKey", "API_KEY", "X-Api-Key", "key", "hf_token", "access.token", "client-secret", "db_password",
      "pwd", "auth", "Authorization", "sig", "credentials"]
@@ -73,8 +73,8 @@ def test_numbers_stay(value: Any) -> None:
 
 
 def test_names_of_tasks_stay_and_a_number_may_be_a_password() -> None:
-    told = {"tasks": {"med_cls_key": {"dataset": "key", "counts": {"token": 3}}}}
-    assert shareable_manifest(told) == told
+    content = {"tasks": {"med_cls_key": {"dataset": "key", "counts": {"token": 3}}}}
+    assert shareable_manifest(content) == content
     assert shareable({"password": 1234, "pin": 5}) == {"password": "…", "pin": 5}
 
 
@@ -145,8 +145,8 @@ def test_hashes_and_names_stay(text: str) -> None:
 
 
 def test_arguments_are_taken_apart_at_their_names() -> None:
-    told = "pretrained=a/b,password=my long, secret x,headers={'Authorization': 'Basic cTc6cTc='},base=https://u:q7q7@h/v1,n=1"
-    shared = shareable({"model_args": told})["model_args"]
+    content = "pretrained=a/b,password=my long, secret x,headers={'Authorization': 'Basic cTc6cTc='},base=https://u:q7q7@h/v1,n=1"
+    shared = shareable({"model_args": content})["model_args"]
     assert shared.startswith("pretrained=a/b,password=…,headers=") and shared.endswith("@h/v1,n=1")
     assert not any(part in shared for part in ("long", "secret", "cTc6", "q7q7"))
     assert shareable({"gen_kwargs": '{"api_key": "q7q7", "n": 1}'}) == {"gen_kwargs": '{"api_key": "…", "n": 1}'}
@@ -180,5 +180,5 @@ def test_an_error_still_names_file_and_fault(text: str, shown: str) -> None:
 def test_classes_stay_those_of_the_answers() -> None:
     labels = ["key=a", "sk-lesion-type-2-benign"]
     facts = {"labels": labels, "positive": labels[1], "orders": {"first": labels}, "api_key": "abc", "note": "key=a"}
-    told = shareable_manifest({"tasks": {"t": facts, "u": "key=a"}})["tasks"]
-    assert told == {"t": {**facts, "api_key": "…", "note": "key=…"}, "u": "key=…"}
+    content = shareable_manifest({"tasks": {"t": facts, "u": "key=a"}})["tasks"]
+    assert content == {"t": {**facts, "api_key": "…", "note": "key=…"}, "u": "key=…"}

@@ -104,10 +104,10 @@ def test_unclosed_reasoning_is_never_read(text: str, reasoning: str) -> None:
 @settings(max_examples=100)
 @given(data=st.data(), classes=sets, case=recase)
 def test_two_names_joined_by_or_are_ambiguous(data, classes, case) -> None:
-    one, two = data.draw(st.permutations(list(classes)))[:2]
-    answer = parse_answer(case(f"{one} or {two}"), classes)
+    first, second = data.draw(st.permutations(list(classes)))[:2]
+    answer = parse_answer(case(f"{first} or {second}"), classes)
     assert answer.status == "ambiguous"
-    assert set(answer.candidates) == {one, two}
+    assert set(answer.candidates) == {first, second}
 
 
 @settings(max_examples=100)

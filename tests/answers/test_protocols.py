@@ -76,13 +76,13 @@ def test_finding_question() -> None:
 
 @given(st.integers(2, 30), st.integers(0, 5))
 def test_orders_are_permutations(classes: int, seed: int) -> None:
-    found = orders(classes, seed)
-    assert found[0] == tuple(range(classes))
-    assert len(set(found)) == len(found) == min(classes, 5)
-    assert all(sorted(order) == list(range(classes)) for order in found)
-    assert found == orders(classes, seed)
+    result = orders(classes, seed)
+    assert result[0] == tuple(range(classes))
+    assert len(set(result)) == len(result) == min(classes, 5)
+    assert all(sorted(order) == list(range(classes)) for order in result)
+    assert result == orders(classes, seed)
     if classes <= 5:  # every class stands at every place once
-        assert all(len({order[place] for order in found}) == classes for place in range(classes))
+        assert all(len({order[place] for order in result}) == classes for place in range(classes))
 
 
 @given(st.permutations(range(3)), st.sampled_from(sorted(CLASSES)))

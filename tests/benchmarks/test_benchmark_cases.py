@@ -69,9 +69,9 @@ def test_captured_features_are_in_the_store(tmp_path: Path) -> None:
 
 
 def test_bootstrap_loop_and_summary_give_the_same_intervals() -> None:
-    rows = bootstrap.outcomes(400, 120)
+    rows = bootstrap.outcomes(200, 60)
     summary = summarise(rows, bootstrap.LABELS, None)
-    resamples = bootstrap.loop(rows, resamples=200)
+    resamples = bootstrap.loop(rows, resamples=100)
     bootstrap.check(summary, resamples)
     for name, values in resamples.items():
         estimate = summary.metrics[name]

@@ -195,7 +195,7 @@ def test_command_refuses_what_cannot_run(
 def test_names_are_those_of_the_docs() -> None:
     with pytest.raises(OptionError, match=r"^Expected the name of a benchmark \(attribution, bootstrap, .*got 'speed'"):
         command.load("speed")
-    section = DOCS[DOCS.index("## What there is") : DOCS.index("## The record")]
+    section = DOCS[DOCS.index("## List of benchmarks") : DOCS.index("## The record")]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(command.names())
     assert set(re.findall(r"^\*\*`(\w+)`\*\*:", section, re.MULTILINE)) == set(command.names())
     assert set(re.findall(r"^    python -m benchmarks (\w+)", DOCS, re.MULTILINE)) <= set(command.names())

@@ -143,7 +143,7 @@ def test_real_images() -> None:
         assert Path(document.image).stem == document.id
         assert "_mask" not in document.id
         folds[document.group].add(document.fold)
-    assert all(len(found) == 1 for found in folds.values())
+    assert all(len(fold) == 1 for fold in folds.values())
     # BUSI is known for its many near-duplicates, and for none that would chain through half of a class.
     largest = max(sum(document.group == group for document in data.documents) for group in folds)
     assert len(folds) < 0.9 * len(data.documents) and largest <= 10
@@ -163,8 +163,8 @@ def test_masks_of_all_lesions_are_one(tmp_path: Path) -> None:
         Image.fromarray(mask).save(folder / "benign" / f"{name}.png")
     data = load_dataset(SPEC, root=tmp_path)
     by_id = {document.id: document for document in data.documents}
-    found = data.mask(by_id["benign (1)"])
-    assert found is not None and found.shape == (10, 20) and found.dtype == bool
-    assert sorted(zip(*map(list, np.nonzero(found)), strict=True)) == [(r, c) for r in (2, 3, 4) for c in (3, 7)]
+    result = data.mask(by_id["benign (1)"])
+    assert result is not None and result.shape == (10, 20) and result.dtype == bool
+    assert sorted(zip(*map(list, np.nonzero(result)), strict=True)) == [(r, c) for r in (2, 3, 4) for c in (3, 7)]
     assert int(data.mask(by_id["benign (2)"]).sum()) == 3  # type: ignore[union-attr]
     assert data.mask(by_id["normal (1)"]) is None

@@ -31,11 +31,11 @@ def test_every_image_goes_to_another_group_once(groups: list[int]) -> None:
         with pytest.raises(DataError, match="more than half"):
             partners(asked)
         return
-    found = partners(asked)
-    assert set(found) == {document.id for document in asked}
-    assert len({other.id for other in found.values()}) == len(asked)
-    assert all(found[document.id].group != document.group for document in asked)
-    assert found == partners(asked[::-1])
+    result = partners(asked)
+    assert set(result) == {document.id for document in asked}
+    assert len({other.id for other in result.values()}) == len(asked)
+    assert all(result[document.id].group != document.group for document in asked)
+    assert result == partners(asked[::-1])
 
 
 def test_examples_take_the_classes_in_turn() -> None:
@@ -43,10 +43,10 @@ def test_examples_take_the_classes_in_turn() -> None:
         [*documents([1, 2, 3, 4], "train"), *documents([9], "test")], "ab", lambda shot: str(shot.label)
     )
     asked = documents([9])[0]
-    found = shots.before(asked, 4)
-    assert [shot.label for shot in found] == ["a", "b", "a", "b"]
-    assert all(shot.fold == "train" for shot in found)
-    assert shots.before(asked, 2) == found[:2]
+    result = shots.before(asked, 4)
+    assert [shot.label for shot in result] == ["a", "b", "a", "b"]
+    assert all(shot.fold == "train" for shot in result)
+    assert shots.before(asked, 2) == result[:2]
     with pytest.raises(DataError, match="Lower --num_fewshot"):
         shots.before(asked, 5)
 

@@ -79,7 +79,7 @@ def test_documents(folder: Path) -> None:
     for document in data.documents:
         folds[document.group].add(document.fold)
         assert data.image(document).mode == "RGB"
-    assert all(len(found) == 1 for found in folds.values())
+    assert all(len(fold) == 1 for fold in folds.values())
     assert snapshot(folder) == before
 
 
@@ -118,12 +118,12 @@ def test_medpix_cases_are_not_divided() -> None:
         32: [2138, 2139, 2140, 2141, 2142, 2143, 2144, 2145],
     }
     names = [f"{number}.png" for numbers in patients.values() for number in numbers]
-    found = dict(zip(names, sources("CT_NonCOVID", names), strict=True))
+    result = dict(zip(names, sources("CT_NonCOVID", names), strict=True))
     for numbers in patients.values():
-        assert len({found[f"{number}.png"] for number in numbers}) == 1
-    assert len(set(found.values())) >= len(patients) - 1
+        assert len({result[f"{number}.png"] for number in numbers}) == 1
+    assert len(set(result.values())) >= len(patients) - 1
     shuffled = sources("CT_NonCOVID", names[::-1])[::-1]
-    assert shuffled == list(found.values())
+    assert shuffled == list(result.values())
 
 
 def test_near_duplicates_join_sources(folder: Path) -> None:

@@ -56,17 +56,17 @@ def write(root: Path, folder: str = "valid", top: str = "dataset") -> Path:
 @pytest.mark.parametrize("top", ["dataset", ""])
 def test_both_releases_are_in_hounsfield_units(tmp_path: Path, folder: str, top: str) -> None:
     data = load_dataset(SPEC, root=write(tmp_path, folder, top))
-    found = {document.id.rpartition("/")[2]: document for document in data.documents}
-    assert set(found) == set(NAMES) and {document.fold for document in data.documents} == {"test"}
-    assert {name: document.group for name, document in found.items()} == {
+    by_name = {document.id.rpartition("/")[2]: document for document in data.documents}
+    assert set(by_name) == set(NAMES) and {document.fold for document in data.documents} == {"test"}
+    assert {name: document.group for name, document in by_name.items()} == {
         name: name.rsplit("_", 2)[0] for name in NAMES
     }
-    assert found["valid_1_a_2"].label == tuple(SPEC.labels[column] for column in (1, 6, 11, 16))
-    volume = data.volume(found["valid_10_a_1"])
+    assert by_name["valid_1_a_2"].label == tuple(SPEC.labels[column] for column in (1, 6, 11, 16))
+    volume = data.volume(by_name["valid_10_a_1"])
     assert volume.unit == "HU" and volume.orientation == "RAS"
     assert volume.spacing == pytest.approx((1.5, 0.7, 0.7))
     assert sorted(np.unique(volume.voxels)) == [-1000, 44]
-    (picture,) = View(slices=4, window="soft_tissue").pictures(data, found["valid_10_a_1"])
+    (picture,) = View(slices=4, window="soft_tissue").pictures(data, by_name["valid_10_a_1"])
     assert picture.mode == "RGB"
 
 

@@ -32,7 +32,7 @@ def test_groups_stay_whole_in_any_order(raw: list[tuple[str, int]], seed: int, r
     place = defaultdict(set)
     for (_, group), fold in zip(rows, folds, strict=True):
         place[group].add(fold)
-    assert all(len(found) == 1 for found in place.values())
+    assert all(len(item) == 1 for item in place.values())
     assert set(folds) == set(FOLDS)
 
     order = list(range(len(rows)))
@@ -52,8 +52,8 @@ def test_every_class_with_three_groups_is_in_every_fold(sizes: list[list[int]]) 
         for group, size in enumerate(groups)
         for _ in range(size)
     ]
-    found = Counter(zip(divide(rows), (label for label, _ in rows), strict=True))
-    assert all(found[fold, str(label)] for fold in FOLDS for label in range(len(sizes)))
+    result = Counter(zip(divide(rows), (label for label, _ in rows), strict=True))
+    assert all(result[fold, str(label)] for fold in FOLDS for label in range(len(sizes)))
 
 
 def test_scarce_class_is_in_test_and_train_first() -> None:

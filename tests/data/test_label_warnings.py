@@ -97,8 +97,8 @@ def test_sound_labels_are_not_warned_of() -> None:
 
 
 def test_a_mistyped_class_of_one_image() -> None:
-    told = label_warnings(spec("Covid", "Covd", "normal"), [*SOUND, *documents(("Covd", "train", 1))])
-    assert told == [
+    texts = label_warnings(spec("Covid", "Covd", "normal"), [*SOUND, *documents(("Covd", "train", 1))])
+    assert texts == [
         "Classes with almost the same name: 'Covid' (110) and 'Covd' (1). If they are one class, correct the labels, "
         "otherwise a model is asked to distinguish them.",
         "Only one image of 'Covd': it is in one fold, so the others lack that class.",
@@ -109,9 +109,9 @@ def test_a_mistyped_class_of_one_image() -> None:
 
 def test_a_class_of_one_patient() -> None:
     rare = [Document(f"rare{index}", "x", "rare", "one patient", "test") for index in range(3)]
-    told = label_warnings(spec("Covid", "normal", "rare"), [*SOUND, *rare])
-    assert "All images of 'rare' belong to one group" in told[0]
-    assert "No 'rare' in the train fold: probes and reference classifiers cannot learn it." in told
+    texts = label_warnings(spec("Covid", "normal", "rare"), [*SOUND, *rare])
+    assert "All images of 'rare' belong to one group" in texts[0]
+    assert "No 'rare' in the train fold: probes and reference classifiers cannot learn it." in texts
 
 
 def test_a_small_test_fold_tells_the_width_of_its_intervals() -> None:
@@ -124,17 +124,19 @@ def test_a_small_test_fold_tells_the_width_of_its_intervals() -> None:
 def test_one_content_with_two_labels() -> None:
     contents, names = ["p", "q", "p", "r", "r"], ["1", "2", "3", "4", "5"]
     assert two_labels(contents, names, [("a",), ("a",), ("a",), ("b",), ("b",)], "image") == []
-    (told,) = two_labels(contents, names, [("a",), ("a",), ("b",), ("b",), ("b",)], "volume")
-    assert told.startswith("One volume has more than one label: the same content is in several files, 1 (a) = 3 (b).")
-    (told,) = two_labels(["p"] * 400, [str(n) for n in range(400)], [(str(n),) for n in range(400)], "image")
-    assert len(told) < 300
-    (told,) = two_labels(["p", "p", "q", "q"], ["1", "2", "3", "4"], [("a",), (), ("a",), ("b",)], "image")
-    assert told.startswith("2 images have more than one label") and "2 (no finding)" in told
+    (warning,) = two_labels(contents, names, [("a",), ("a",), ("b",), ("b",), ("b",)], "volume")
+    assert warning.startswith(
+        "One volume has more than one label: the same content is in several files, 1 (a) = 3 (b)."
+    )
+    (warning,) = two_labels(["p"] * 400, [str(n) for n in range(400)], [(str(n),) for n in range(400)], "image")
+    assert len(warning) < 300
+    (warning,) = two_labels(["p", "p", "q", "q"], ["1", "2", "3", "4"], [("a",), (), ("a",), ("b",)], "image")
+    assert warning.startswith("2 images have more than one label") and "2 (no finding)" in warning
 
 
 def test_thousands_of_classes_are_no_matter() -> None:
     labels = [f"class {chr(97 + n % 26)}{chr(97 + n // 26 % 26)}{chr(97 + n // 676)}" for n in range(3000)]
     began = time.process_time()
-    told = label_warnings(spec(*labels, "CLASS AAA"), documents(*((label, "test", 1) for label in labels)))
+    texts = label_warnings(spec(*labels, "CLASS AAA"), documents(*((label, "test", 1) for label in labels)))
     assert time.process_time() - began < 2
-    assert "'class aaa' (1) and 'CLASS AAA' (0)" in told[0] and max(map(len, told)) < 500
+    assert "'class aaa' (1) and 'CLASS AAA' (0)" in texts[0] and max(map(len, texts)) < 500

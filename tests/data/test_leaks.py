@@ -70,11 +70,11 @@ def test_planted_leaks_are_found_and_nothing_else(tmp_path: Path) -> None:
     # Groups that share a picture are joined, and so stand on both sides too.
     assert leaks.divided == {"1": ("train", "test"), "5": ("train", "validation")}
     assert leaks.leaking and leaks.exposed == 1 and leaks.test == 2
-    found = leaks.to_dict()
+    result = leaks.to_dict()
     assert (
-        found["pairs"] == 2
-        and found["identical_pairs"] == 1
-        and found["divided_groups"]["5"]
+        result["pairs"] == 2
+        and result["identical_pairs"] == 1
+        and result["divided_groups"]["5"]
         == [
             "train",
             "validation",
@@ -117,8 +117,8 @@ def test_a_sound_set_has_none(tmp_path: Path) -> None:
 
 def test_blank_pictures_are_paired_with_the_first_only() -> None:
     blank = np.zeros((50, 32, 32), np.float32)
-    found = similar(["same"] * 50, blank)
-    assert list(found) == [(0, index) for index in range(1, 50)] and all(found.values())
+    result = similar(["same"] * 50, blank)
+    assert list(result) == [(0, index) for index in range(1, 50)] and all(result.values())
 
 
 def test_the_expectation_of_a_random_split_is_that_of_many_draws() -> None:

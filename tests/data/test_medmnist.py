@@ -31,14 +31,14 @@ COUNTS = {"train": 24, "val": 12, "test": 16}
 def arrays(spec: DatasetSpec, side: int = 28) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     shape = (side,) * spec.dimensions + ((3,) if spec.name in COLOUR else ())
-    found: dict[str, np.ndarray] = {}
+    by_name: dict[str, np.ndarray] = {}
     for split, n in COUNTS.items():
-        found[f"{split}_images"] = generator.integers(0, 256, (n, *shape), dtype=np.uint8)
+        by_name[f"{split}_images"] = generator.integers(0, 256, (n, *shape), dtype=np.uint8)
         if spec.kind == "multilabel":
-            found[f"{split}_labels"] = generator.integers(0, 2, (n, len(spec.labels)))
+            by_name[f"{split}_labels"] = generator.integers(0, 2, (n, len(spec.labels)))
         else:
-            found[f"{split}_labels"] = (np.arange(n) % len(spec.labels)).astype(np.uint8)[:, None]
-    return found
+            by_name[f"{split}_labels"] = (np.arange(n) % len(spec.labels)).astype(np.uint8)[:, None]
+    return by_name
 
 
 def write(root: Path, spec: DatasetSpec, side: int = 28, save: Callable[..., None] = np.savez_compressed) -> Path:

@@ -54,8 +54,8 @@ def test_images_labels_and_slides(tmp_path: Path) -> None:
         "validation": 12,
         "test": 16,
     }
-    found = {document.id: document for document in data.documents}
-    document = found["test/000005"]
+    by_name = {document.id: document for document in data.documents}
+    document = by_name["test/000005"]
     assert document.label == "tumor tissue" and document.group == "test/camelyon16_test_normal_001"
     assert np.array_equal(np.asarray(data.image(document)), pixels("test")[5])
     assert len({document.group for document in data.documents}) == 10 + 3 + 4

@@ -56,10 +56,10 @@ def drawn(fold: str, count: int) -> list[Phantom]:
     ],
 )
 def test_pixels_never_change(index: int, label: str, image: str, mask: str) -> None:
-    found = phantom(index)
-    assert found.label == label
-    assert hashlib.sha256(found.image.tobytes()).hexdigest()[:16] == image
-    assert hashlib.sha256(found.mask.tobytes()).hexdigest()[:16] == mask
+    result = phantom(index)
+    assert result.label == label
+    assert hashlib.sha256(result.image.tobytes()).hexdigest()[:16] == image
+    assert hashlib.sha256(result.mask.tobytes()).hexdigest()[:16] == mask
 
 
 def test_plan_never_changes() -> None:
@@ -70,14 +70,14 @@ def test_plan_never_changes() -> None:
 @settings(max_examples=60)
 @given(indices)
 def test_image_and_mask_fit_the_record(index: int) -> None:
-    found, record = phantom(index), records()[index]
-    assert found.label == record.label
-    assert found.image.shape == found.mask.shape == (SIZE, SIZE) == (64, 64)
-    assert (found.image.dtype, found.mask.dtype) == (np.uint8, np.bool_)
-    assert found.mask.any() == (found.label != "no finding")
+    result, record = phantom(index), records()[index]
+    assert result.label == record.label
+    assert result.image.shape == result.mask.shape == (SIZE, SIZE) == (64, 64)
+    assert (result.image.dtype, result.mask.dtype) == (np.uint8, np.bool_)
+    assert result.mask.any() == (result.label != "no finding")
     # A finding is seen (more than 60 pixels) and never most of the image.
-    assert not found.mask.any() or 60 < found.mask.sum() < SIZE * SIZE / 4
-    assert found.image.std() > 5
+    assert not result.mask.any() or 60 < result.mask.sum() < SIZE * SIZE / 4
+    assert result.image.std() > 5
 
 
 @settings(max_examples=40)

@@ -94,12 +94,14 @@ def chestxray14(root: Path, table: str = "Data_Entry_2017.csv", folder: str = "i
 @pytest.mark.parametrize("folder", ["images_{:03d}/images", "images_{:03d}", "images"])
 def test_chestxray14(tmp_path: Path, table: str, folder: str) -> None:
     data = load_dataset(CHEST, root=chestxray14(tmp_path, table, folder))
-    found = {document.id.rpartition("/")[2]: document for document in data.documents}
-    assert len(found) == 24
-    assert found["00000004_000"].label == ()
-    assert found["00000001_000"].label == ("cardiomegaly", "emphysema")
-    assert found["00000003_000"].label == ("a mass", "pleural thickening", "a hernia")
-    assert {found[f"{patient:08d}_000"].group for patient in range(1, 13)} == {str(patient) for patient in range(1, 13)}
+    by_name = {document.id.rpartition("/")[2]: document for document in data.documents}
+    assert len(by_name) == 24
+    assert by_name["00000004_000"].label == ()
+    assert by_name["00000001_000"].label == ("cardiomegaly", "emphysema")
+    assert by_name["00000003_000"].label == ("a mass", "pleural thickening", "a hernia")
+    assert {by_name[f"{patient:08d}_000"].group for patient in range(1, 13)} == {
+        str(patient) for patient in range(1, 13)
+    }
     test = {document.group for document in data.select(["test"])}
     assert test == {"10", "11", "12"}
     groups = by_group(data)

@@ -55,12 +55,12 @@ def by_id(data: Dataset) -> dict[str, Document]:
 def test_a_table_of_images(tmp_path: Path) -> None:
     write_rows(tmp_path, six(tmp_path))
     data = load_dataset(declare(tmp_path))
-    found = by_id(data)
-    assert list(found) == [f"images/{index}" for index in range(6)]
-    assert [one.label for one in found.values()] == ["benign", "malignant"] * 3
-    assert all(one.group == one.id for one in found.values())
+    result = by_id(data)
+    assert list(result) == [f"images/{index}" for index in range(6)]
+    assert [item.label for item in result.values()] == ["benign", "malignant"] * 3
+    assert all(item.group == item.id for item in result.values())
     assert {fold: sum(row.values()) for fold, row in data.counts().items()} == {"train": 2, "validation": 2, "test": 2}
-    assert data.image(found["images/3"]).tobytes() == picture("picture 3").convert("RGB").tobytes()
+    assert data.image(result["images/3"]).tobytes() == picture("picture 3").convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,15 @@ def test_groups_and_folds_from_columns(tmp_path: Path) -> None:
     rows = [f"{row},p{index // 2},{fold}" for index, (row, fold) in enumerate(zip(six(tmp_path), folds, strict=True))]
     write_rows(tmp_path, rows, "file,label,patient,split")
     data = load_dataset(declare(tmp_path, {**COLUMNS, "group_column": "patient", "fold_column": "split"}))
-    assert [one.group for one in data.documents] == ["p0", "p0", "p1", "p1", "p2", "p2"]
-    assert [one.fold for one in data.documents] == ["train", "train", "validation", "validation", "test", "test"]
+    assert [document.group for document in data.documents] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert [document.fold for document in data.documents] == [
+        "train",
+        "train",
+        "validation",
+        "validation",
+        "test",
+        "test",
+    ]
 
 
 def test_a_stated_split_without_validation_gets_one(tmp_path: Path) -> None:
@@ -101,15 +108,15 @@ def test_a_stated_split_without_validation_gets_one(tmp_path: Path) -> None:
         )
     write_rows(tmp_path, rows, "file,label,patient,split")
     data = load_dataset(declare(tmp_path, {**COLUMNS, "group_column": "patient", "fold_column": "split"}))
-    assert {one.id for one in data.select(["test"])} == {"0", "1", "2", "3"}
+    assert {item.id for item in data.select(["test"])} == {"0", "1", "2", "3"}
     validation = data.select(["validation"])
-    assert len(validation) == 4 and len({one.group for one in validation}) == 2
+    assert len(validation) == 4 and len({item.group for item in validation}) == 2
 
 
 def test_groups_from_names(tmp_path: Path) -> None:
     write_rows(tmp_path, [row.replace("images/", "") for row in six(tmp_path)])
-    found = load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": r"^[0-9]", "fold": "test"})).documents
-    assert [one.group for one in found] == list("012345") and {one.fold for one in found} == {"test"}
+    result = load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": r"^[0-9]", "fold": "test"})).documents
+    assert [item.group for item in result] == list("012345") and {item.fold for item in result} == {"test"}
     with pytest.raises(DataError, match=r"6 faults .*(.|\n)*0\.png: expected a name that contains 'p"):
         load_dataset(declare(tmp_path, {**COLUMNS, "group_pattern": "p[0-9]"}))
 
@@ -119,9 +126,9 @@ def test_near_duplicates_join_groups(tmp_path: Path) -> None:
     twin = np.clip(np.asarray(picture("picture 0"), dtype=int) + 2, 0, 255).astype(np.uint8)
     Image.fromarray(twin).save(tmp_path / "images" / "twin.png")
     write_rows(tmp_path, [*rows, "images/twin.png,benign"])
-    found = by_id(load_dataset(declare(tmp_path)))
-    assert found["images/twin"].group == found["images/0"].group == "images/0"
-    assert found["images/twin"].fold == found["images/0"].fold
+    result = by_id(load_dataset(declare(tmp_path)))
+    assert result["images/twin"].group == result["images/0"].group == "images/0"
+    assert result["images/twin"].fold == result["images/0"].fold
 
 
 def test_folders_as_classes_with_other_names(tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_folders_as_classes_with_other_names(tmp_path: Path) -> None:
         for index in range(3):
             write_picture(tmp_path / name / f"{index}.png")
     data = load_dataset(declare(tmp_path, {"labels": "folders", "names": {"0": "benign", "1": "malignant"}}))
-    assert {one.id: one.label for one in data.documents}["1/2"] == "malignant"
+    assert {document.id: document.label for document in data.documents}["1/2"] == "malignant"
     write_picture(tmp_path / "other" / "x.png")
     with pytest.raises(DataError, match=r"x\.png: expected images in the class folders .* got one in other/"):
         load_dataset(declare(tmp_path, {"labels": "folders", "names": {"0": "benign", "1": "malignant"}}))
@@ -153,8 +160,8 @@ def test_several_findings(tmp_path: Path, rows: list[str], header: str, options:
     for name in "abc":
         write_picture(tmp_path / f"{name}.png")
     write_rows(tmp_path, rows, header)
-    found = by_id(load_dataset(declare(tmp_path, options, kind="multilabel")))
-    assert {name: one.label for name, one in found.items()} == {
+    result = by_id(load_dataset(declare(tmp_path, options, kind="multilabel")))
+    assert {name: item.label for name, item in result.items()} == {
         "a": ("benign", "malignant"),
         "b": (),
         "c": ("malignant",),
@@ -204,10 +211,10 @@ def test_an_unknown_fold_is_asked_about(tmp_path: Path, word: str) -> None:
     with pytest.raises(DataError, match=expected):
         load_dataset(declare(tmp_path, options))
     if word:
-        found = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "test"}})))
-        assert [found[f"images/{i}"].fold for i in range(4)] == ["train", "validation", "test", "test"]
-        found = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "none"}})))
-        assert "images/3" not in found and len(found) == 5
+        result = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "test"}})))
+        assert [result[f"images/{i}"].fold for i in range(4)] == ["train", "validation", "test", "test"]
+        result = by_id(load_dataset(declare(tmp_path, {**options, "fold_names": {word: "none"}})))
+        assert "images/3" not in result and len(result) == 5
 
 
 def test_doubtful_labels_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -266,7 +273,7 @@ def test_bad_files_are_an_error_or_listed(tmp_path: Path, damage: str) -> None:
         load_dataset(declare(tmp_path))
     data = load_dataset(declare(tmp_path), on_error="skip")
     assert len(data.documents) == 5 and len(data.skipped) == 2
-    assert {one.id for one in data.documents} == {f"images/{index}" for index in (0, 1, 3, 4, 5)}
+    assert {document.id for document in data.documents} == {f"images/{index}" for index in (0, 1, 3, 4, 5)}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser reads every file, so none can be closed to this process")
@@ -293,8 +300,8 @@ def test_single_dicom_files_are_pictures(tmp_path: Path) -> None:
         rows.append(f"{name},{'malignant' if index % 2 else 'benign'}")
     write_rows(tmp_path, rows)
     data = load_dataset(declare(tmp_path))
-    assert {data.image(one).size for one in data.documents} == {(24, 20)}
-    assert {one.id for one in data.documents} >= {"IM000000", "1"}
+    assert {data.image(document).size for document in data.documents} == {(24, 20)}
+    assert {document.id for document in data.documents} >= {"IM000000", "1"}
 
 
 def test_pictures_of_every_mode_are_read(tmp_path: Path) -> None:
@@ -317,8 +324,10 @@ def test_pictures_of_every_mode_are_read(tmp_path: Path) -> None:
         ],
     )
     data = load_dataset(declare(tmp_path))
-    pictures = {one.id: data.image(one) for one in data.documents}
-    assert {one.size for one in pictures.values()} == {(40, 30)} and {one.mode for one in pictures.values()} == {"RGB"}
+    pictures = {document.id: data.image(document) for document in data.documents}
+    assert {entry.size for entry in pictures.values()} == {(40, 30)} and {
+        entry.mode for entry in pictures.values()
+    } == {"RGB"}
     assert pictures["moving"].tobytes() == frames[0].convert("RGB").tobytes()
     assert pictures["array"].getextrema() == ((0, 255),) * 3
 
@@ -368,8 +377,8 @@ def test_volumes_of_every_format(tmp_path: Path) -> None:
     names = ["0.nii.gz", "1", "2.nrrd", "3.mha", "4.npy", "series"]
     write_rows(tmp_path, [f"{name},{'malignant' if index % 2 else 'benign'}" for index, name in enumerate(names)])
     data = load_dataset(declare(tmp_path, {**COLUMNS, "unit": "HU"}, dimensions=3))
-    assert [one.id for one in data.documents] == ["0", "1", "2", "3", "4", "series"]
-    assert all(data.volume(one).unit == "HU" for one in data.documents)
+    assert [document.id for document in data.documents] == ["0", "1", "2", "3", "4", "series"]
+    assert all(data.volume(document).unit == "HU" for document in data.documents)
     assert data.volume(by_id(data)["0"]).voxels.shape == (5, 6, 7)
 
 

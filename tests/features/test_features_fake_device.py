@@ -32,10 +32,10 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
     """Answers, label scores, and every feature that can be kept."""
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
-    shown: list[Any] = [[one] for one in images] if model.shows == "images" else images
+    shown: list[Any] = [[image] for image in images] if model.shows == "images" else images
     if model.shows == "volume":
         voxels = generator.integers(-1000, 1000, (len(SIZES), 20, 30, 26)).astype(np.float32)
-        shown = [Volume(one, (1.0, 1.0, 1.0), "RAS", "HU") for one in voxels]
+        shown = [Volume(voxel, (1.0, 1.0, 1.0), "RAS", "HU") for voxel in voxels]
     inputs = model.prepare(QUESTIONS, shown)
     example = model.prepare(QUESTIONS[:1], shown[:1])
     wanted = FeatureOptions(extra=("max", "answer"))
@@ -45,33 +45,46 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
     try:
         ids = model.label_ids(QUESTIONS[0], LABELS)
         answers = model.generate(QUESTIONS, shown, max_new_tokens=4, labels=LABELS, inputs=inputs, watch=capture.watch)
-        told = {"fold": "test", "label": "benign", "blank": None, "label_tokens": None}
+        content = {"fold": "test", "label": "benign", "blank": None, "label_tokens": None}
         records = [
-            {**told, "id": str(row), "document": str(row), "group": str(row), "answer": one.text, "scores": one.scores}
-            for row, one in enumerate(answers)
+            {
+                **content,
+                "id": str(row),
+                "document": str(row),
+                "group": str(row),
+                "answer": item.text,
+                "scores": item.scores,
+            }
+            for row, item in enumerate(answers)
         ]
-        capture.keep(records, inputs, [pixels(one) for one in shown], [one[model.prefix_length :] for one in ids])
+        capture.keep(records, inputs, [pixels(item) for item in shown], [entry[model.prefix_length :] for entry in ids])
     finally:
         capture.close()
     return answers, FeatureStore(folder)
 
 
-@pytest.mark.parametrize("kind", [*ALL, "medm_vl_ct"])
+# One of each way to lay out an image, and volumes; the families that share theirs follow in the slow tests.
+QUICK = ("medm_vl", "medm_vl_ct", "qwen2_5_vl", "gemma3", "llava_next", "idefics3")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in (*ALL, "medm_vl_ct")]
+)
 def test_a_family_computes_where_it_stands(kind: str, tmp_path: Path) -> None:
     if kind == "medm_vl_ct":
         model: LoadedModel = medm_vl.load_ct(LoadOptions(str(write_ct_checkpoint(tmp_path / "model")), device="cpu"))
     else:
         model = load(kind, tmp_path / "model")
-    (here, kept), (there, found) = on_both_devices(model, lambda where: ask(model, tmp_path / where))
-    assert [one.text for one in there] == [one.text for one in here]
-    for one, other in zip(there, here, strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-3)
+    (here, kept), (there, content) = on_both_devices(model, lambda where: ask(model, tmp_path / where))
+    assert [item.text for item in there] == [item.text for item in here]
+    for result, other in zip(there, here, strict=True):
+        assert result.scores == pytest.approx(other.scores, abs=1e-3)
     rows = np.arange(len(QUESTIONS))
-    assert found.header.layers == kept.header.layers
+    assert content.header.layers == kept.header.layers
     for layer in kept.header.layers:
         for pooling in layer.poolings:
             np.testing.assert_allclose(
-                found.features(layer.name, pooling, rows),
+                content.features(layer.name, pooling, rows),
                 kept.features(layer.name, pooling, rows),
                 rtol=1e-2,
                 atol=1e-2,

@@ -157,8 +157,8 @@ def test_the_first_answer_token_is_recorded_on_request(model: ChatModel, hook: C
     hooks = hook(("mean", "last", "answer"))
     plain = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
     watched = model.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS, watch=hooks)
-    assert [one.text for one in watched] == [one.text for one in plain]
-    np.testing.assert_allclose([one.scores for one in watched], [one.scores for one in plain], atol=1e-4)
+    assert [item.text for item in watched] == [item.text for item in plain]
+    np.testing.assert_allclose([item.scores for item in watched], [item.scores for item in plain], atol=1e-4)
     assert ("llm.norm", "answer") in hooks.activations and ("connector", "answer") not in hooks.activations
     assert not torch.allclose(hooks.activations["llm.norm", "answer"], hooks.activations["llm.norm", "last"])
 

@@ -61,19 +61,19 @@ def values(number: int) -> dict[tuple[str, str], torch.Tensor]:
 
 def kept(numbers: list[int]) -> FeatureBatch:
     each = [values(number) for number in numbers]
-    found = {key: torch.cat([one[key] for one in each]) for key in each[0]}
+    by_name = {key: torch.cat([item[key] for item in each]) for key in each[0]}
     lens = np.array([[[number, -number]] for number in numbers], dtype=np.float32)
-    return FeatureBatch([record(number) for number in numbers], *stacked(found)[:2], {"lens": lens})
+    return FeatureBatch([record(number) for number in numbers], *stacked(by_name)[:2], {"lens": lens})
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     def written(batches: list[list[int]], rank: int = 0) -> Path:
         write_header(tmp_path, HEADER)
-        one = Writer(tmp_path, rank)
+        writer = Writer(tmp_path, rank)
         for numbers in batches:
-            one.add(kept(numbers))
-        one.close()
+            writer.add(kept(numbers))
+        writer.close()
         seal(tmp_path)
         return tmp_path
 
@@ -88,10 +88,10 @@ def test_what_is_written_is_read(write: Callable[..., Path], monkeypatch: pytest
     assert len(set(store.index["shard"])) == 2
     store.check()
     for (layer, pooling), expected in values(3).items():
-        found = store.features(layer, pooling)
-        np.testing.assert_allclose(found[3], expected[0].numpy(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        result = store.features(layer, pooling)
+        np.testing.assert_allclose(result[3], expected[0].numpy(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         rows = np.array([6, 1])
-        np.testing.assert_array_equal(store.features(layer, pooling, rows), found[rows])
+        np.testing.assert_array_equal(store.features(layer, pooling, rows), result[rows])
     lens = store.lens(np.array([5]))
     assert lens is not None and lens.tolist() == [[[5.0, -5.0]]]
     row = store.index.iloc[1]
@@ -172,9 +172,9 @@ def test_nan_is_named_with_layer_and_document(tmp_path: Path) -> None:
         if "llm.norm/last" in group:
             stack[list(group).index("llm.norm/last"), 1, 0] = float("nan")
     assert "llm.norm/last" in names
-    one = Writer(tmp_path, 0)
-    one.add(FeatureBatch(bad.records, bad.names, stacks, bad.extra))
-    one.close()
+    writer = Writer(tmp_path, 0)
+    writer.add(FeatureBatch(bad.records, bad.names, stacks, bad.extra))
+    writer.close()
     store = FeatureStore(tmp_path)
     assert np.isfinite(store.features("llm.norm", "mean")).all()
     with pytest.raises(DataError, match=r"at llm\.norm \(last\) in 1 documents, such as 'doc-001'"):
@@ -214,26 +214,26 @@ def test_a_full_disk_is_told_to_the_one_who_writes(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(store_writer, "save_file", full)
     write_header(tmp_path, HEADER)
-    one = Writer(tmp_path, 0)
-    one.add(kept([0]))
+    writer = Writer(tmp_path, 0)
+    writer.add(kept([0]))
     with pytest.raises(OSError, match="No space left"):
-        one.close()
+        writer.close()
     with pytest.raises(OSError, match="No space left"):
-        one.add(kept([1]))
-    assert one.durable() == []
+        writer.add(kept([1]))
+    assert writer.durable() == []
 
 
 def test_the_model_waits_while_too_much_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = threading.Event()
     take = Writer._take
-    monkeypatch.setattr(Writer, "_take", lambda self, one: (held.wait(10), take(self, one))[1])
+    monkeypatch.setattr(Writer, "_take", lambda self, writer: (held.wait(10), take(self, writer))[1])
     write_header(tmp_path, HEADER)
-    one = Writer(tmp_path, 0)
+    writer = Writer(tmp_path, 0)
     done = threading.Event()
 
     def feed() -> None:
         for number in range(store_writer.WAITING + 2):
-            one.add(kept([number]))
+            writer.add(kept([number]))
         done.set()
 
     feeder = threading.Thread(target=feed)
@@ -242,8 +242,8 @@ def test_the_model_waits_while_too_much_is_on_its_way(tmp_path: Path, monkeypatc
     held.set()
     feeder.join(10)
     assert done.is_set()
-    one.close()
-    assert len(one.durable()) == store_writer.WAITING + 2
+    writer.close()
+    assert len(writer.durable()) == store_writer.WAITING + 2
 
 
 @given(

@@ -45,13 +45,13 @@ def test_equal_to_scikit_learn(drawn):
         precision, recall, f1, _ = reference.precision_recall_fscore_support(
             truth, answer, labels=everything, zero_division=np.nan
         )
-    found = {
+    by_name = {
         "accuracy": classification.accuracy(counts),
         "balanced": classification.balanced_accuracy(counts),
         "macro_f1": classification.macro_f1(counts),
         "mcc": classification.matthews(counts),
     }
-    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, abs=1e-12)
+    assert {k: float(v) for k, v in by_name.items()} == pytest.approx(expected, abs=1e-12)
     np.testing.assert_allclose(classification.precision(counts), precision, atol=1e-12)
     np.testing.assert_allclose(classification.sensitivity(counts), recall, atol=1e-12)
     # Where recall is 0 and precision undefined, f1 is 0 by its own definition, as scikit-learn's is.
@@ -76,13 +76,13 @@ def test_shares_of_parsed_answers(drawn):
 @given(answers())
 def test_specificity_counts_unparsed_answers_as_wrong(drawn):
     truth, answer, classes = drawn
-    found = classification.specificity(table(truth, answer, classes))
+    result = classification.specificity(table(truth, answer, classes))
     for k in range(classes):
         negatives = truth != k
         if negatives.any():
-            assert found[k] == pytest.approx(((answer != k) & (answer != classes))[negatives].mean())
+            assert result[k] == pytest.approx(((answer != k) & (answer != classes))[negatives].mean())
         else:
-            assert np.isnan(found[k])
+            assert np.isnan(result[k])
 
 
 def test_with_two_classes_specificity_is_the_other_sensitivity():
@@ -117,7 +117,7 @@ def test_tables_are_independent_of_each_other():
         classification.f1,
     ):
         together = metric(tables)
-        np.testing.assert_array_equal(together, np.stack([metric(one) for one in tables]), err_msg=metric.__name__)
+        np.testing.assert_array_equal(together, np.stack([metric(entry) for entry in tables]), err_msg=metric.__name__)
 
 
 def test_matthews_of_perfect_answers_is_one_also_for_large_counts():

@@ -33,8 +33,8 @@ def test_expectations_of_random_answers_equal_a_simulation():
     generator = np.random.default_rng(0)
     uniform = generator.integers(3, size=(3000, truth.size))
     prior = generator.choice(3, p=support / support.sum(), size=(3000, truth.size))
-    found = baselines(support)
-    assert found["uniform_random"]["accuracy"] == pytest.approx((uniform == truth).mean(), abs=2e-3)
+    result = baselines(support)
+    assert result["uniform_random"]["accuracy"] == pytest.approx((uniform == truth).mean(), abs=2e-3)
     recalls = [(uniform[:, truth == k] == k).mean() for k in range(3)]
-    assert found["uniform_random"]["balanced"] == pytest.approx(np.mean(recalls), abs=5e-3)
-    assert found["prior_matched_random"]["accuracy"] == pytest.approx((prior == truth).mean(), abs=2e-3)
+    assert result["uniform_random"]["balanced"] == pytest.approx(np.mean(recalls), abs=5e-3)
+    assert result["prior_matched_random"]["accuracy"] == pytest.approx((prior == truth).mean(), abs=2e-3)

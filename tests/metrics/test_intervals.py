@@ -20,8 +20,8 @@ def scored(right, groups):
     ]
 
 
-def width(found):
-    return found.high - found.low
+def width(estimate):
+    return estimate.high - estimate.low
 
 
 def test_weights_are_whole_draws_of_as_many_groups():
@@ -86,17 +86,17 @@ def test_percentiles_leave_undefined_resamples_out():
     ("value", "values", "groups"), [(0.5, [0.5, 0.5], 1), (math.nan, [0.1, 0.2], 5), (0.5, [math.nan, math.nan], 5)]
 )
 def test_no_interval_where_nothing_can_be_resampled(value, values, groups):
-    found = estimate(value, np.array(values), groups=groups)
-    assert found.to_dict() == {"value": None if math.isnan(value) else value, "low": None, "high": None}
+    result = estimate(value, np.array(values), groups=groups)
+    assert result.to_dict() == {"value": None if math.isnan(value) else value, "low": None, "high": None}
 
 
 @pytest.mark.parametrize("p", [0.5, 0.8])
 def test_singleton_groups_give_the_binomial_standard_error(p):
     n = 1000
     right = np.arange(n) < p * n
-    found = summarise(scored(right, range(n)), ["no", "yes"], None, resamples=4000).metrics["accuracy"]
-    assert found.value == pytest.approx(p)
-    assert width(found) / (2 * 1.959964) == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.1)
+    result = summarise(scored(right, range(n)), ["no", "yes"], None, resamples=4000).metrics["accuracy"]
+    assert result.value == pytest.approx(p)
+    assert width(result) / (2 * 1.959964) == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.1)
 
 
 def test_copies_within_a_group_add_no_certainty():
@@ -119,8 +119,8 @@ def test_intervals_cover_the_truth_under_clustering_where_naive_ones_do_not():
         # Each group has its own success probability, Beta(1.4, 0.6): mean 0.7, strongly clustered.
         right = (generator.random((groups, size)) < generator.beta(1.4, 0.6, size=(groups, 1))).ravel()
         for name, members in (("by_group", np.repeat(np.arange(groups), size)), ("naive", np.arange(groups * size))):
-            found = summarise(scored(right, members), ["no", "yes"], None, resamples=200).metrics["accuracy"]
-            covered[name] += found.low <= 0.7 <= found.high
+            result = summarise(scored(right, members), ["no", "yes"], None, resamples=200).metrics["accuracy"]
+            covered[name] += result.low <= 0.7 <= result.high
     # Under 95 % coverage the count is binomial with standard deviation 3.1; the percentile interval runs a bit short.
     assert covered["by_group"] / repeats >= 0.90
     assert covered["naive"] / repeats <= 0.85

@@ -50,25 +50,25 @@ def test_forms_by_hand() -> None:
 
 def test_figures_equal_scikit_learns() -> None:
     rows = outcomes()
-    found = summarise(rows, LABELS, None, resamples=50).label_scores
-    assert tuple(found) == FORMS
+    result = summarise(rows, LABELS, None, resamples=50).label_scores
+    assert tuple(result) == FORMS
     truth = np.array([LABELS.index(row.label) for row in rows])
     for name, scores in forms(rows).items():
         answer = scores.argmax(1)
-        assert found[name]["accuracy"].value == pytest.approx(sk.accuracy_score(truth, answer))
-        assert found[name]["balanced"].value == pytest.approx(sk.balanced_accuracy_score(truth, answer))
-        assert found[name]["macro_f1"].value == pytest.approx(
+        assert result[name]["accuracy"].value == pytest.approx(sk.accuracy_score(truth, answer))
+        assert result[name]["balanced"].value == pytest.approx(sk.balanced_accuracy_score(truth, answer))
+        assert result[name]["macro_f1"].value == pytest.approx(
             sk.f1_score(truth, answer, average="macro", labels=range(3), zero_division=0)
         )
         if name != "sum":
-            assert "auroc" not in found[name]
+            assert "auroc" not in result[name]
             continue
         likely = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         expected = sk.roc_auc_score(truth, likely, multi_class="ovr", average="macro")
-        assert found[name]["auroc"].value == pytest.approx(expected)
-        assert found[name]["auroc"].low < found[name]["auroc"].value < found[name]["auroc"].high
+        assert result[name]["auroc"].value == pytest.approx(expected)
+        assert result[name]["auroc"].low < result[name]["auroc"].value < result[name]["auroc"].high
     # What the words alone suggest is taken out.
-    assert found["calibrated"]["balanced"].value > found["sum"]["balanced"].value + 0.1
+    assert result["calibrated"]["balanced"].value > result["sum"]["balanced"].value + 0.1
 
 
 def test_without_scores_there_are_no_forms() -> None:

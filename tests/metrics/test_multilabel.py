@@ -42,9 +42,9 @@ def random_outcomes(n=80, groups=25, seed=0, scored=True):
 def test_each_finding_equals_scikit_learn():
     outcomes = random_outcomes()
     summary = summarise_findings(outcomes, FINDINGS, resamples=50)
-    assert [one.finding for one in summary.per_finding] == list(FINDINGS)
-    for one in summary.per_finding:
-        mine = [outcome for outcome in outcomes if outcome.finding == one.finding]
+    assert [entry.finding for entry in summary.per_finding] == list(FINDINGS)
+    for result in summary.per_finding:
+        mine = [outcome for outcome in outcomes if outcome.finding == result.finding]
         truth = [outcome.label for outcome in mine]
         answer = [outcome.predicted or "neither" for outcome in mine]
         yes = softmax([outcome.scores for outcome in mine], axis=1)[:, 0]
@@ -60,8 +60,8 @@ def test_each_finding_equals_scikit_learn():
             "auroc": reference.roc_auc_score(positive, yes),
             "auprc": reference.average_precision_score(positive, yes),
         }
-        assert {name: found.value for name, found in one.metrics().items()} == pytest.approx(expected)
-        assert (one.n, one.positives) == (80, positive.sum())
+        assert {name: item.value for name, item in result.metrics().items()} == pytest.approx(expected)
+        assert (result.n, result.positives) == (80, positive.sum())
 
 
 def test_the_whole_is_made_of_the_findings():
@@ -70,11 +70,11 @@ def test_the_whole_is_made_of_the_findings():
     right = [outcome.label == outcome.predicted for outcome in outcomes]
     assert summary.metrics["accuracy"].value == pytest.approx(np.mean(right))
     for macro, name in (("balanced", "balanced"), ("macro_f1", "f1"), ("auroc", "auroc"), ("auprc", "auprc")):
-        mean = np.mean([one.metrics()[name].value for one in summary.per_finding])
+        mean = np.mean([entry.metrics()[name].value for entry in summary.per_finding])
         assert summary.metrics[macro].value == pytest.approx(mean)
     assert summary.exact_match.value == pytest.approx(np.array(right).reshape(-1, 3).all(1).mean())
     assert (summary.n, summary.n_documents, summary.n_groups, summary.findings_in_means) == (240, 80, 25, 3)
-    assert all(found.low <= found.value <= found.high for found in summary.metrics.values())
+    assert all(metric.low <= metric.value <= metric.high for metric in summary.metrics.values())
 
 
 def test_intervals_equal_a_bootstrap_written_out():
@@ -97,7 +97,7 @@ def test_a_finding_that_is_never_there_is_in_no_mean():
         for finding in ("mass", "hernia")
     ]
     summary = summarise_findings(outcomes, FINDINGS, resamples=20)
-    assert summary.findings_in_means == 1 and [one.finding for one in summary.per_finding] == ["mass", "hernia"]
+    assert summary.findings_in_means == 1 and [entry.finding for entry in summary.per_finding] == ["mass", "hernia"]
     assert summary.metrics["balanced"].value == pytest.approx(0.5)
     assert np.isnan(summary.per_finding[1].metrics()["balanced"].value)
     assert summary.metrics["accuracy"].value == summary.always_no == 0.75

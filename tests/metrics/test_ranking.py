@@ -18,8 +18,8 @@ from medmllm_plugins.metrics.ranking import MacroRanking, WeightedRanking, log_o
 )
 def test_weighted_area_with_ties_equals_scikit_learn(rows):
     score, positive, *weights = (np.array(column) for column in zip(*rows, strict=True))
-    found, precision = WeightedRanking(score.astype(float), positive)(np.stack(weights, axis=1).astype(float))
-    for value, average, weight in zip(found, precision, weights, strict=True):
+    result, precision = WeightedRanking(score.astype(float), positive)(np.stack(weights, axis=1).astype(float))
+    for value, average, weight in zip(result, precision, weights, strict=True):
         if weight[positive].sum():
             expected = average_precision_score(positive, score, sample_weight=weight)
             assert average == pytest.approx(expected, abs=1e-12)
@@ -47,10 +47,10 @@ def test_macro_one_vs_rest_equals_scikit_learn(classes):
     scores = generator.normal(size=(200, classes))
     scores[np.arange(200), truth] += 1
     weights = generator.integers(0, 4, size=(200, 3)).astype(float)
-    found, precision = MacroRanking(scores, truth)(weights)
+    result, precision = MacroRanking(scores, truth)(weights)
     for b in range(3):
         expected = roc_auc_score(truth, softmax(scores, axis=1), multi_class="ovr", sample_weight=weights[:, b])
-        assert found[b] == pytest.approx(expected, abs=1e-12)
+        assert result[b] == pytest.approx(expected, abs=1e-12)
         each = [
             average_precision_score(truth == k, softmax(scores, axis=1)[:, k], sample_weight=weights[:, b])
             for k in range(classes)
@@ -97,8 +97,8 @@ def test_rows_say_where_the_weights_of_documents_stand(ties):
     scores = generator.normal(size=(30, 2)).round(0 if ties else 9)
     truth, rows = generator.integers(2, size=30), generator.permutation(50)[:30]
     weights = generator.integers(0, 4, size=(50, 6)).astype(np.int32)
-    found = MacroRanking(scores, truth, rows=rows)(weights)
-    np.testing.assert_array_equal(found, MacroRanking(scores, truth)(weights[rows]))
+    result = MacroRanking(scores, truth, rows=rows)(weights)
+    np.testing.assert_array_equal(result, MacroRanking(scores, truth)(weights[rows]))
     for b in range(6):  # whole numbers and floats are the same weights
         expected = roc_auc_score(truth, scores[:, 1] - scores[:, 0], sample_weight=weights[rows, b])
-        assert found[0][b] == pytest.approx(expected, abs=1e-12)
+        assert result[0][b] == pytest.approx(expected, abs=1e-12)

@@ -35,22 +35,22 @@ def figures(rows: list[Outcome]) -> Summary:
 
 
 def test_nothing_read() -> None:
-    found = unreadable(figures(outcomes(621, 0)))
-    assert found is not None
-    assert found.sentences() == (
+    result = unreadable(figures(outcomes(621, 0)))
+    assert result is not None
+    assert result.sentences() == (
         "No answer could be read (0 of 621). Accuracy is 0% for that reason alone and says nothing about what the "
         "model knows."
     )
-    assert found.sentences(DEMO_NOTE).startswith(
+    assert result.sentences(DEMO_NOTE).startswith(
         "No answer could be read (0 of 621). The demo model only knows phantoms. Accuracy"
     )
 
 
 @pytest.mark.parametrize(("read", "says"), [(12, "Only 12%"), (49, "Only 49%"), (1, "Only 1%")])
 def test_little_read(read: int, says: str) -> None:
-    found = unreadable(figures(outcomes(100, read)))
-    assert found is not None and found.sentences().startswith(f"{says} of the answers could be read ({read} of 100).")
-    assert "more about the form of the answers" in found.sentences()
+    result = unreadable(figures(outcomes(100, read)))
+    assert result is not None and result.sentences().startswith(f"{says} of the answers could be read ({read} of 100).")
+    assert "more about the form of the answers" in result.sentences()
 
 
 @pytest.mark.parametrize("read", [50, 75, 100])
@@ -60,15 +60,15 @@ def test_enough_read(read: int) -> None:
 
 def test_fewer_read_than_a_blind_answer_gets_right() -> None:
     """Then accuracy is below the blind answer's whatever the model knows."""
-    found = unreadable(figures(outcomes(100, 80, share_of_a=0.9)))
-    assert found is not None and "always answering the most common class would score 90.0%" in found.sentences()
+    result = unreadable(figures(outcomes(100, 80, share_of_a=0.9)))
+    assert result is not None and "always answering the most common class would score 90.0%" in result.sentences()
     assert unreadable(figures(outcomes(100, 90, share_of_a=0.9))) is None
 
 
 def test_label_scores_still_count() -> None:
-    found = unreadable(figures(outcomes(100, 0, scores=True)))
-    assert found is not None
-    assert found.sentences().endswith(
+    result = unreadable(figures(outcomes(100, 0, scores=True)))
+    assert result is not None
+    assert result.sentences().endswith(
         "The label scores do not depend on the text and still count: accuracy of the highest-scoring label 100.0%, "
         "AUROC 100.0%."
     )
@@ -76,9 +76,9 @@ def test_label_scores_still_count() -> None:
 
 def test_of_several_ways_of_asking_and_of_findings() -> None:
     rows = [*outcomes(50, 0, variant="order 0"), *outcomes(50, 10, variant="order 1")]
-    found = unreadable(summarise_variants(rows, LABELS, None, resamples=20))
-    assert found is not None and found.count == "Only 10% of the answers could be read (10 of 100)"
-    assert found.blind == "always answering the most common class"
+    result = unreadable(summarise_variants(rows, LABELS, None, resamples=20))
+    assert result is not None and result.count == "Only 10% of the answers could be read (10 of 100)"
+    assert result.blind == "always answering the most common class"
     findings = [
         Outcome(
             str(index),
@@ -92,8 +92,8 @@ def test_of_several_ways_of_asking_and_of_findings() -> None:
         )
         for index in range(40)
     ]
-    found = unreadable(summarise_findings(findings, ["mass"], resamples=20))
-    assert found is not None and found.blind == "always answering no" and found.read == 0
+    result = unreadable(summarise_findings(findings, ["mass"], resamples=20))
+    assert result is not None and result.blind == "always answering no" and result.read == 0
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_figures_that_do_not_tell_are_not_judged(damaged: dict[str, Any]) -> Non
 
 
 def test_damaged_baselines_are_left_out() -> None:
-    found = unreadable(
+    result = unreadable(
         read_metrics({"metrics": {"parsed": {"value": 0.1}}, "n": 100, "baselines": [], "variants": {"x": 3}})
     )
-    assert found is not None and found.blind == "" and found.read == 10
+    assert result is not None and result.blind == "" and result.read == 10

@@ -23,10 +23,10 @@ LABELS = ("benign", "malignant", "normal")
 
 def random_outcomes(n=120, groups=50, labels=LABELS, seed=0, scores=True):
     generator = np.random.default_rng(seed)
-    found = []
+    items = []
     for i in range(n):
         status = STATUSES[generator.choice(4, p=[0.8, 0.1, 0.06, 0.04])]
-        found.append(
+        items.append(
             Outcome(
                 id=f"image-{i}",
                 group=f"patient-{generator.integers(groups)}",
@@ -36,7 +36,7 @@ def random_outcomes(n=120, groups=50, labels=LABELS, seed=0, scores=True):
                 scores=tuple(generator.normal(size=len(labels)).tolist()) if scores else None,
             )
         )
-    return found
+    return items
 
 
 @st.composite
@@ -71,12 +71,12 @@ def test_order_changes_nothing_and_json_holds_everything(run, shuffler):
     assert json.loads(json.dumps(first, allow_nan=False)) == first
     assert sum(map(sum, first["confusion"]["counts"])) == first["n"] == sum(first["statuses"].values())
     assert first["n_groups"] == len({outcome.group for outcome in outcomes})
-    for name, found in first["metrics"].items():
-        assert (found["low"] is None) == (found["high"] is None)
+    for name, item in first["metrics"].items():
+        assert (item["low"] is None) == (item["high"] is None)
         if first["n_groups"] == 1:
-            assert found["low"] is None, name
-        elif found["low"] is not None:
-            assert -1 <= found["low"] <= found["high"] <= (2 if name == "brier" else 1)
+            assert item["low"] is None, name
+        elif item["low"] is not None:
+            assert -1 <= item["low"] <= item["high"] <= (2 if name == "brier" else 1)
 
 
 def written_out_ece(probability, truth):
@@ -95,11 +95,11 @@ def test_kappa_of_grades_equals_scikit_learn():
         Outcome(str(i), str(i % 7), LABELS[t], LABELS[a], "parsed")
         for i, (t, a) in enumerate(np.random.default_rng(3).integers(3, size=(60, 2)).tolist())
     ]
-    found = summarise(outcomes, LABELS, None, kind="ordinal", resamples=20).metrics["kappa"].value
+    result = summarise(outcomes, LABELS, None, kind="ordinal", resamples=20).metrics["kappa"].value
     truth, answer = ([LABELS.index(getattr(o, name)) for o in outcomes] for name in ("label", "predicted"))
-    assert found == pytest.approx(reference.cohen_kappa_score(truth, answer, weights="quadratic"))
+    assert result == pytest.approx(reference.cohen_kappa_score(truth, answer, weights="quadratic"))
     refused = [Outcome(o.id, o.group, o.label, None, "refusal") if o.label != o.predicted else o for o in outcomes]
-    assert summarise(refused, LABELS, None, kind="ordinal", resamples=20).metrics["kappa"].value < found
+    assert summarise(refused, LABELS, None, kind="ordinal", resamples=20).metrics["kappa"].value < result
     assert "kappa" not in summarise(outcomes, LABELS, None, resamples=20).metrics
 
 
@@ -110,9 +110,9 @@ def test_no_name_of_a_metric_holds_another():
 
 
 def test_the_reliability_table_counts_every_document():
-    found = summarise(random_outcomes(), LABELS, None, resamples=10)
-    assert sum(one.n for one in found.reliability) == found.n and len(found.reliability) == 15
-    assert all(one.low - 1e-9 <= one.confidence <= one.high + 1e-9 for one in found.reliability if one.n)
+    result = summarise(random_outcomes(), LABELS, None, resamples=10)
+    assert sum(item.n for item in result.reliability) == result.n and len(result.reliability) == 15
+    assert all(item.low - 1e-9 <= item.confidence <= item.high + 1e-9 for item in result.reliability if item.n)
 
 
 def test_values_equal_scikit_learn():
@@ -134,11 +134,11 @@ def test_values_equal_scikit_learn():
         "brier": ((softmax(scores, axis=1) - (np.array(truth)[:, None] == np.array(LABELS))) ** 2).sum(1).mean(),
         "ece": written_out_ece(softmax(scores, axis=1), [LABELS.index(label) for label in truth]),
     }
-    assert {name: found.value for name, found in summary.metrics.items()} == pytest.approx(expected)
+    assert {name: item.value for name, item in summary.metrics.items()} == pytest.approx(expected)
     assert summary.sensitivity == summary.per_class[1].sensitivity
     assert summary.specificity == summary.per_class[1].specificity
     recalls = reference.recall_score(truth, answer, labels=list(LABELS), average=None)
-    assert [found.sensitivity.value for found in summary.per_class] == pytest.approx(list(recalls))
+    assert [clas.sensitivity.value for clas in summary.per_class] == pytest.approx(list(recalls))
     square = reference.confusion_matrix(truth, answer, labels=list(LABELS))
     assert [row[:3] for row in summary.confusion.counts] == [tuple(row) for row in square.tolist()]
     assert summary.statuses == {s: sum(outcome.status == s for outcome in outcomes) for s in STATUSES}
@@ -202,7 +202,7 @@ def test_a_class_within_one_group_has_no_interval_of_its_own():
         Outcome(f"m{i}", "g0", "malignant", "malignant" if i else None, "parsed" if i else "refusal") for i in (0, 1)
     ]
     summary = summarise(outcomes, LABELS, "malignant", resamples=200)
-    benign, malignant, normal = (found.to_dict() for found in summary.per_class)
+    benign, malignant, normal = (clas.to_dict() for clas in summary.per_class)
     assert malignant["sensitivity"] == {"value": 0.5, "low": None, "high": None}
     assert malignant["specificity"]["low"] is not None
     assert (malignant["n"], malignant["n_groups"]) == (2, 1)
@@ -215,18 +215,18 @@ def test_a_class_within_one_group_has_no_interval_of_its_own():
 
 def test_nothing_parsed():
     outcomes = [Outcome(str(i), str(i), LABELS[i % 3], None, "refusal") for i in range(9)]
-    found = summarise(outcomes, LABELS, "normal", resamples=50).to_dict()
-    assert {name: value["value"] for name, value in found["metrics"].items()} == {
+    result = summarise(outcomes, LABELS, "normal", resamples=50).to_dict()
+    assert {name: value["value"] for name, value in result["metrics"].items()} == {
         "accuracy": 0,
         "balanced": 0,
         "macro_f1": 0,
         "mcc": 0,
         "parsed": 0,
     }
-    assert found["accuracy_on_parsed"] == {"value": None, "low": None, "high": None}
-    assert found["specificity"]["value"] == 0
-    assert found["confusion"]["columns"][-1] == "(refusal)"
-    assert [row[-1] for row in found["confusion"]["counts"]] == [3, 3, 3]
+    assert result["accuracy_on_parsed"] == {"value": None, "low": None, "high": None}
+    assert result["specificity"]["value"] == 0
+    assert result["confusion"]["columns"][-1] == "(refusal)"
+    assert [row[-1] for row in result["confusion"]["counts"]] == [3, 3, 3]
 
 
 def test_csv_files_equal_the_json(tmp_path):
@@ -240,8 +240,8 @@ def test_csv_files_equal_the_json(tmp_path):
     written = json.loads(paths[0].read_text(encoding="utf-8"))
     metrics, per_class, confusion, forms = (pd.read_csv(path, engine="python") for path in paths[1:])
     for row in forms.to_dict("records"):
-        told = {key: row[key] for key in ("value", "low", "high")}
-        assert told == written["label_scores"][row["form"]][row["metric"]]
+        content = {key: row[key] for key in ("value", "low", "high")}
+        assert content == written["label_scores"][row["form"]][row["metric"]]
 
     expected = dict(written["metrics"])
     expected.update({name: written[name] for name in ("accuracy_on_parsed", "sensitivity", "specificity")})
@@ -250,13 +250,13 @@ def test_csv_files_equal_the_json(tmp_path):
     for name, scores in written["baselines"].items():
         assert metrics.set_index("metric")[name].dropna().to_dict() == scores
 
-    for row, found in zip(per_class.to_dict("records"), written["per_class"], strict=True):
+    for row, item in zip(per_class.to_dict("records"), written["per_class"], strict=True):
         assert {key: row[key] for key in ("label", "n", "n_groups", "precision", "f1", "parsed")} == {
-            key: found[key] for key in ("label", "n", "n_groups", "precision", "f1", "parsed")
+            key: item[key] for key in ("label", "n", "n_groups", "precision", "f1", "parsed")
         }
         for name in ("sensitivity", "specificity"):
             columns = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-            assert columns == found[name]
+            assert columns == item[name]
 
     assert confusion["true"].tolist() == written["confusion"]["rows"]
     assert confusion.columns.tolist()[1:] == written["confusion"]["columns"]

@@ -39,9 +39,9 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def projector(state: dict[str, Tensor], prefix: str) -> nn.Module:
-    found = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
-    found.load_state_dict(part(state, prefix))
-    return found
+    result = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
+    result.load_state_dict(part(state, prefix))
+    return result
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def test_the_first_llava_format(
 ) -> None:
     folder = tiny_authors.old_llava(tmp_path, kind)
     loaded = loader(options(folder))
-    found = loaded.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
+    result = loaded.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
 
     state, raw = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     llm = model(
@@ -90,7 +90,7 @@ def test_the_first_llava_format(
     mlp = projector(state, "model.mm_projector.")
     words = hf.AutoTokenizer.from_pretrained(str(folder))
     processor = hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    for question, image, answer in zip(QUESTIONS, IMAGES, found, strict=True):
+    for question, image, answer in zip(QUESTIONS, IMAGES, result, strict=True):
         side = max(image.size)
         square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in processor.image_mean))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -103,7 +103,7 @@ def test_the_first_llava_format(
             joint = words(behind.format(question) + blank + label)["input_ids"]
             ids = joint[len(prompt) :]
             assert score == pytest.approx(whole(llm, words(before)["input_ids"], features, prompt, ids), abs=1e-3)
-    for question, image, answer in zip(QUESTIONS, IMAGES, found, strict=True):
+    for question, image, answer in zip(QUESTIONS, IMAGES, result, strict=True):
         (alone,) = loaded.generate([question], [image], max_new_tokens=4, labels=LABELS)
         assert alone.text == answer.text and alone.scores == pytest.approx(answer.scores, abs=1e-4)
 
@@ -113,7 +113,7 @@ def test_the_first_llava_format(
 def test_hulu_med(tmp_path: Path, kind: str, nested: bool, wrapped: bool) -> None:
     folder = tiny_authors.hulu_med(tmp_path, kind, nested=nested, wrapped=wrapped)
     loaded = hulu_med.load(options(folder))
-    found = loaded.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
+    result = loaded.generate(QUESTIONS, IMAGES, max_new_tokens=4, labels=LABELS)
 
     state, raw = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     names = {
@@ -131,7 +131,7 @@ def test_hulu_med(tmp_path: Path, kind: str, nested: bool, wrapped: bool) -> Non
     processor = hf.VideoLlama3ImageProcessorPil(
         patch_size=8, merge_size=1, min_pixels=4 * 64, max_pixels=20 * 64, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    for question, image, answer in zip(QUESTIONS, IMAGES, found, strict=True):
+    for question, image, answer in zip(QUESTIONS, IMAGES, result, strict=True):
         pixels = processor(images=image, return_tensors="pt")
         with torch.no_grad():
             features = mlp(

@@ -70,17 +70,17 @@ def plain(model: ChatModel, question: str, image: Any) -> dict[str, torch.Tensor
     """The input of one question, by transformers' own processor and chat template called plainly."""
     processor = model.processor
     if processor.chat_template is None:
-        found = processor(text="<image>" + question, images=image, return_tensors="pt")
+        result = processor(text="<image>" + question, images=image, return_tensors="pt")
     else:
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        found = processor.apply_chat_template(
+        result = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
         )
-    return {name: value for name, value in found.items() if name != "labels"}
+    return {name: value for name, value in result.items() if name != "labels"}
 
 
 def lengthened(inputs: dict[str, torch.Tensor], ids: list[int], kind: str) -> dict[str, torch.Tensor]:
@@ -111,20 +111,29 @@ def plain_answer(model: ChatModel, inputs: dict[str, torch.Tensor], new: int) ->
     return str(model.tokenizer.decode(out[:ended], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("kind", TINY)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [
+        *[(kind, "sdpa") for kind in TINY],
+        # Masks of images and windows are made otherwise for this attention; elsewhere it is transformers' concern.
+        *[
+            pytest.param(kind, "eager", marks=[] if kind in ("qwen2_5_vl", "gemma3") else pytest.mark.slow)
+            for kind in TINY
+        ],
+    ],
+)
 def test_answers_and_scores_are_those_of_transformers_called_plainly(
     load: Callable[..., ChatModel], kind: str, attention: str
 ) -> None:
     model = load(kind, attention)
-    found = model.generate(QUESTIONS, IMAGES, max_new_tokens=6, labels=LABELS)
-    for question, image, answer in zip(QUESTIONS, IMAGES, found, strict=True):
+    result = model.generate(QUESTIONS, IMAGES, max_new_tokens=6, labels=LABELS)
+    for question, image, answer in zip(QUESTIONS, IMAGES, result, strict=True):
         inputs = plain(model, question, image)
         assert answer.text == plain_answer(model, inputs, 6)
         assert answer.scores is not None
         for ids, score in zip(model.label_ids(question, LABELS), answer.scores, strict=True):
             assert score == pytest.approx(log_p(model, inputs, ids, kind), abs=1e-3)
-    assert len({answer.scores for answer in found}) == 3
+    assert len({answer.scores for answer in result}) == 3
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -152,8 +161,8 @@ def test_the_tree_of_labels_scores_as_one_row_for_each_does(
     tree = model.generate(QUESTIONS, IMAGES, max_new_tokens=0, labels=LABELS)
     monkeypatch.setattr(generation, "_takes_masks", lambda *_: False)
     rows = model.generate(QUESTIONS, IMAGES, max_new_tokens=0, labels=LABELS)
-    for one, other in zip(tree, rows, strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    for item, other in zip(tree, rows, strict=True):
+        assert item.scores == pytest.approx(other.scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TINY if kind not in ("llava", "llava_next", "paligemma")])
@@ -161,8 +170,8 @@ def test_several_images_in_one_question(load: Callable[..., ChatModel], kind: st
     model = load(kind)
     (both,) = model.generate([QUESTIONS[0]], [IMAGES[:2]], max_new_tokens=0, labels=LABELS)
     (turned,) = model.generate([QUESTIONS[0]], [IMAGES[1::-1]], max_new_tokens=0, labels=LABELS)
-    (one,) = model.generate([QUESTIONS[0]], [IMAGES[:1]], max_new_tokens=0, labels=LABELS)
-    assert both.scores != pytest.approx(one.scores, abs=1e-3)
+    (item,) = model.generate([QUESTIONS[0]], [IMAGES[:1]], max_new_tokens=0, labels=LABELS)
+    assert both.scores != pytest.approx(item.scores, abs=1e-3)
     assert both.scores != pytest.approx(turned.scores, abs=1e-3)
 
 
@@ -257,10 +266,10 @@ def test_a_window_that_would_slide_past_the_prompt_is_scored_row_by_row(
     config["text_config"]["sliding_window"] = 24
     (folder / "config.json").write_text(json.dumps(config))
     model = ChatModel(open_native(LoadOptions(str(folder), device="cpu")))
-    (found,) = model.generate(QUESTIONS[1:2], IMAGES[1:2], max_new_tokens=0, labels=LABELS)
+    (item,) = model.generate(QUESTIONS[1:2], IMAGES[1:2], max_new_tokens=0, labels=LABELS)
     inputs = plain(model, QUESTIONS[1], IMAGES[1])
     assert inputs["input_ids"].shape[1] > 24
-    for ids, score in zip(model.label_ids(QUESTIONS[1], LABELS), found.scores or (), strict=True):
+    for ids, score in zip(model.label_ids(QUESTIONS[1], LABELS), item.scores or (), strict=True):
         assert score == pytest.approx(log_p(model, inputs, ids, "gemma3"), abs=1e-3)
 
 
@@ -391,9 +400,9 @@ def test_a_system_prompt_an_opening_and_a_manner_of_asking(folders: Callable[[st
     model = ChatModel(native, manner)
     prompt = model.render("What?")
     assert prompt.startswith("<|im_start|>system\nYou are polite.<|im_end|>") and "What? Think." in prompt
-    (found,) = model.generate(["What?"], IMAGES[:1], max_new_tokens=0, labels=LABELS)
+    (item,) = model.generate(["What?"], IMAGES[:1], max_new_tokens=0, labels=LABELS)
     inputs = model.prepare(["What?"], IMAGES[:1])
-    for ids, score in zip(model.label_ids("What?", LABELS), found.scores or (), strict=True):
+    for ids, score in zip(model.label_ids("What?", LABELS), item.scores or (), strict=True):
         whole = log_p(model, inputs, ids, "qwen2_5_vl")
         opening = log_p(model, inputs, ids[: model.prefix_length], "qwen2_5_vl")
         assert score == pytest.approx(whole - opening, abs=1e-3)
@@ -444,7 +453,7 @@ def test_solved_examples_are_earlier_turns(load: Callable[..., ChatModel], kind:
     asked = FewShotPrompt(
         (FewShotExample("What is it?", 1, "benign"), FewShotExample("And this?", 1, "no")), QUESTIONS[0]
     )
-    (found,) = model.generate([asked], [IMAGES], max_new_tokens=4, labels=LABELS)
+    (item,) = model.generate([asked], [IMAGES], max_new_tokens=4, labels=LABELS)
 
     def user(text: str, image: Image.Image) -> dict[str, Any]:
         return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
@@ -460,6 +469,6 @@ def test_solved_examples_are_earlier_turns(load: Callable[..., ChatModel], kind:
         return_dict=True,
         return_tensors="pt",
     )
-    assert found.text == plain_answer(model, dict(inputs), 4)
-    for ids, score in zip(model.label_ids(asked, LABELS), found.scores or (), strict=True):
+    assert item.text == plain_answer(model, dict(inputs), 4)
+    for ids, score in zip(model.label_ids(asked, LABELS), item.scores or (), strict=True):
         assert score == pytest.approx(log_p(model, dict(inputs), ids, kind), abs=1e-3)

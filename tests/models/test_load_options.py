@@ -90,8 +90,8 @@ def test_check_needs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="finds no CUDA device"):
         LoadOptions("nowhere", device="cuda").check()
     pretend(monkeypatch, cuda=1)
-    found = LoadOptions("nowhere", attn_implementation="flash_attention_2")
-    found.check()
-    assert (found.torch_device, found.torch_dtype) == (torch.device("cuda:0"), torch.bfloat16)
+    result = LoadOptions("nowhere", attn_implementation="flash_attention_2")
+    result.check()
+    assert (result.torch_device, result.torch_dtype) == (torch.device("cuda:0"), torch.bfloat16)
     with pytest.raises(OptionError, match=r"bfloat16 or float16, got cuda:0 and torch\.float32"):
         LoadOptions("nowhere", dtype="fp32", attn_implementation="flash_attention_2").check()

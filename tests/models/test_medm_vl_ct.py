@@ -31,9 +31,9 @@ def volume(seed: int, shape: tuple[int, int, int] = (20, 30, 26), unit: Any = "H
     return Volume(voxels, (2.5, 0.7, 0.7), "RAS", unit)
 
 
-def reference_pixels(found: Volume, side: int) -> torch.Tensor:
+def reference_pixels(shown: Volume, side: int) -> torch.Tensor:
     """The preparation written out voxel by voxel: linear interpolation between centres, edges repeated."""
-    grey = (np.clip(found.voxels, -1000, 1000) + 1000) / 2000 * 255
+    grey = (np.clip(shown.voxels, -1000, 1000) + 1000) / 2000 * 255
     where = np.argwhere(grey > 0)
     if len(where):
         (z0, y0, x0), (z1, y1, x1) = where.min(0), where.max(0) + 1
@@ -50,7 +50,7 @@ def reference_pixels(found: Volume, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "found",
+    "shown",
     [
         volume(0),
         volume(1, (64, 40, 50)),
@@ -59,8 +59,8 @@ def reference_pixels(found: Volume, side: int) -> torch.Tensor:
     ],
     ids=["small", "deep", "wide", "nothing but air"],
 )
-def test_volumes_are_prepared_as_written_out(found: Volume) -> None:
-    ours, reference = volume_pixels(found, 32), reference_pixels(found, 32)
+def test_volumes_are_prepared_as_written_out(shown: Volume) -> None:
+    ours, reference = volume_pixels(shown, 32), reference_pixels(shown, 32)
     assert ours.shape == (32, 3, 32, 32) and ours.dtype == torch.float32
     # Where a level lies on the border of two, rounding in float32 may fall on the other side: one level, rarely.
     assert (ours - reference).abs().max() <= 2.01 / 255
@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_authors_arithmetic(tmp_path: Path, form: str) -
     folder = tiny_medm_vl.write_ct_checkpoint(tmp_path, form)
     loaded = medm_vl.load_ct(LoadOptions(str(folder), device="cpu"))
     volumes = [volume(0), volume(1, (40, 30, 33))]
-    found = loaded.generate(QUESTIONS, volumes, max_new_tokens=5, labels=LABELS)
+    result = loaded.generate(QUESTIONS, volumes, max_new_tokens=5, labels=LABELS)
 
     state = load_file(folder / "model.safetensors")
 
@@ -94,9 +94,9 @@ def test_scores_are_those_of_the_authors_arithmetic(tmp_path: Path, form: str) -
     llm.eval()
     words = loaded.tokenizer
     embed = llm.get_input_embeddings()
-    for question, one, answer in zip(QUESTIONS, volumes, found, strict=True):
+    for question, item, answer in zip(QUESTIONS, volumes, result, strict=True):
         slices = [
-            tower(picture[None], output_hidden_states=True).hidden_states[-1][0] for picture in volume_pixels(one, 32)
+            tower(picture[None], output_hidden_states=True).hidden_states[-1][0] for picture in volume_pixels(item, 32)
         ]
         tokens = torch.cat(slices)[None]
         pooled, _ = attention(state["connector_image.query"][None], tokens, tokens)
@@ -110,7 +110,7 @@ def test_scores_are_those_of_the_authors_arithmetic(tmp_path: Path, form: str) -
             at = len(logits) - len(ids) - 1
             expected = sum(float(logits[at + place, token]) for place, token in enumerate(ids))
             assert score == pytest.approx(expected, abs=1e-3)
-        (alone,) = loaded.generate([question], [one], max_new_tokens=5, labels=LABELS)
+        (alone,) = loaded.generate([question], [item], max_new_tokens=5, labels=LABELS)
         assert alone.text == answer.text and alone.scores == pytest.approx(answer.scores, abs=1e-4)
 
 

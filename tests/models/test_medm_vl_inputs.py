@@ -70,8 +70,8 @@ def test_a_question_is_text_and_nothing_else(tiny: MedMVL, image: Any, question:
 
 
 def test_special_tokens_in_a_question_do_not_end_an_answer(tiny: MedMVL, image: Any) -> None:
-    found = tiny.generate(["<|image_pad|> <image> <|im_end|>"], [image], max_new_tokens=2, labels=["<|im_end|>"])
-    assert found[0].scores is not None
+    result = tiny.generate(["<|image_pad|> <image> <|im_end|>"], [image], max_new_tokens=2, labels=["<|im_end|>"])
+    assert result[0].scores is not None
     (ids,) = tiny.label_ids("What?", ["<|im_end|>"])[0:1]
     assert len(ids) > 1
     assert tiny.tokenizer.decode(ids) == " <|im_end|>"
@@ -127,9 +127,9 @@ def test_pixels_are_pillow_and_plain_arithmetic(
         image.putalpha(make_image(8, size).convert("L"))
     resized = image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
     expected = (np.asarray(resized, dtype=np.float64) / 255 - 0.5) / 0.5
-    found = tiny.prepare(["?"], [image])["pixel_values"]
-    assert found.shape == (1, 3, 32, 32)
-    np.testing.assert_allclose(found[0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+    result = tiny.prepare(["?"], [image])["pixel_values"]
+    assert result.shape == (1, 3, 32, 32)
+    np.testing.assert_allclose(result[0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
@@ -154,10 +154,10 @@ def test_preprocessor_config_is_followed(checkpoint: Path, image: Any) -> None:
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(settings))
     loaded = load(LoadOptions(str(checkpoint), device="cpu", dtype="float32"))
     big = image.resize((50, 41))
-    found = loaded.prepare(["?"], [big])["pixel_values"][0].numpy()
+    result = loaded.prepare(["?"], [big])["pixel_values"][0].numpy()
     resized = np.asarray(big.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64)
     expected = (resized / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0]
-    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(result, expected.transpose(2, 0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ def check(folder: Path, make_image: Any, *, tied: bool = True, layer: int = -1, 
 
 
 def test_the_image_reaches_the_logits(tiny: Any, make_image: Any) -> None:
-    one, other = (tiny.model(**tiny.prepare(["?"], [make_image(seed)])).logits[0, -1] for seed in (0, 1))
-    assert (one - other).abs().max() > 0.1
+    result, other = (tiny.model(**tiny.prepare(["?"], [make_image(seed)])).logits[0, -1] for seed in (0, 1))
+    assert (result - other).abs().max() > 0.1
 
 
 def test_every_parameter_is_the_file_s(tiny: Any, tiny_folder: Path) -> None:

@@ -76,8 +76,8 @@ def test_tower_names_without_vision_model_load_too(checkpoint: Path, tiny: MedMV
 
     spoil(checkpoint, strip)
     loaded = load_cpu(checkpoint)
-    one, other = (m.model(**m.prepare(["?"], [make_image(0)])).logits for m in (loaded, tiny))
-    assert torch.equal(one, other)
+    result, other = (m.model(**m.prepare(["?"], [make_image(0)])).logits for m in (loaded, tiny))
+    assert torch.equal(result, other)
 
 
 def test_only_the_tower_s_own_pooling_head_may_be_left_over(checkpoint: Path) -> None:

@@ -73,7 +73,7 @@ def test_decoding_ends_when_all_rows_have(tiny: MedMVL, images: list[Any]) -> No
     assert calls() == 1
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [2, 5])  # with a rest, and all at once
 def test_any_batch_size_gives_the_same_answers(loaded: MedMVL, images: list[Any], size: int) -> None:
     alone = [
         loaded.generate([q], [i], max_new_tokens=8, labels=LABELS)[0] for q, i in zip(QUESTIONS, images, strict=True)
@@ -132,8 +132,8 @@ def test_score_of_one_token_labels_needs_no_forward(tiny: MedMVL, images: list[A
 def test_image_and_prompt_pass_once(tiny: MedMVL, images: list[Any]) -> None:
     tower = count_calls(tiny.model.model.vision_tower)
     llm = count_calls(tiny.model.model.language_model)
-    found = tiny.generate(QUESTIONS, images, max_new_tokens=4, labels=LABELS)
-    assert max(g.tokens for g in found) == 4
+    result = tiny.generate(QUESTIONS, images, max_new_tokens=4, labels=LABELS)
+    assert max(g.tokens for g in result) == 4
     assert tower() == 1
     assert llm() == 1 + 1 + 3  # prompts, labels, and three steps after the first token
 
@@ -157,9 +157,9 @@ def test_positions_ignore_padding() -> None:
 
 def test_text_is_the_decoded_tokens(tiny: MedMVL, images: list[Any]) -> None:
     rows = decode(tiny, QUESTIONS, images, eos=set(tiny.eos_token_ids))
-    found = tiny.generate(QUESTIONS, images, max_new_tokens=8)
-    assert [g.text for g in found] == [tiny.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    assert [g.tokens for g in found] == [len(row) for row in rows]
+    result = tiny.generate(QUESTIONS, images, max_new_tokens=8)
+    assert [g.text for g in result] == [tiny.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert [g.tokens for g in result] == [len(row) for row in rows]
     assert tiny.generate([], [], max_new_tokens=3) == []
 
 

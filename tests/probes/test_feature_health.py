@@ -157,16 +157,16 @@ def test_layers_that_change_nothing_do_not_count(curve, times):
 
 
 @given(CURVES, st.floats(0, 5), st.floats(0, 5))
-def test_a_larger_decay_brings_the_score_nearer_to_zero(curve, one, two):
-    low, high = sorted((one, two))
+def test_a_larger_decay_brings_the_score_nearer_to_zero(curve, first, second):
+    low, high = sorted((first, second))
     assert abs(score(*curve, decay=high)) <= abs(score(*curve, decay=low)) + 1e-12
 
 
 @given(CURVES, st.floats(0.01, 1.0), st.floats(0.01, 1.0))
-def test_above_all_other_layers_a_better_end_scores_better(curve, one, two):
+def test_above_all_other_layers_a_better_end_scores_better(curve, first, second):
     # There growth is at least 0, and the last step costs less than the end gains: (2 + growth) / (1 + growth) > lambda.
     # Elsewhere it need not hold.
-    low, high = sorted(max(curve.max(), end) for end in (one, two))
+    low, high = sorted(max(curve.max(), end) for end in (first, second))
     assert score(*curve, low) <= score(*curve, high) + 1e-12
 
 

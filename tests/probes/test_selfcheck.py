@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.phantom_images import phantom_dataset
 
 from medmllm_plugins.cli import selfcheck as command
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.data.core.documents import FOLDS, Document
-from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.models.base import LoadedModel
@@ -124,7 +124,7 @@ def demo() -> LoadedModel:
 @pytest.fixture(scope="module")
 def some() -> Dataset:
     """Select enough of the demo's phantoms for a small trial and its reference, whole patients only."""
-    phantoms = load_dataset(dataset_specs()["demo"])
+    phantoms = phantom_dataset()
     taken: list[Document] = []
     for fold in FOLDS:
         want, start = FEW[fold] * (2 if fold == "train" else 1), len(taken)
@@ -149,7 +149,14 @@ def trial_of(bench: FaultBench) -> Callable[[Fault], Trial]:
     return functools.cache(bench.trial)
 
 
-@pytest.mark.parametrize("mode", [None, *MODES])
+SLOW = ("connector", "comprehension")
+"""A trial takes seconds. That these stages are named is also proven on stores whose truth is known (test_diagnosis.py),
+and that their faults break them and none before them in test_planted_faults.py."""
+
+
+@pytest.mark.parametrize(
+    "mode", [None, *(pytest.param(mode, marks=pytest.mark.slow if mode in SLOW else []) for mode in MODES)]
+)
 def test_each_stage_is_named_when_it_is_broken_and_none_when_none_is(
     trial_of: Callable[[Fault], Trial], demo: LoadedModel, mode: Mode | None
 ) -> None:
@@ -165,7 +172,7 @@ def test_each_stage_is_named_when_it_is_broken_and_none_when_none_is(
 
 
 def test_a_seed_gives_the_same_again(bench: FaultBench, trial_of: Callable[[Fault], Trial]) -> None:
-    fault = Fault(ENDS["connector"], "connector", 3)
+    fault = Fault(ENDS["mapping"], "mapping", 3)
     assert bench.trial(fault) == trial_of(fault)
 
 

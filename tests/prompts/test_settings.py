@@ -23,14 +23,14 @@ INLINE = {
 FINDINGS = {**INLINE, "kind": "multilabel"}
 
 
-def settings(**found: Any) -> TaskSettings:
-    return read_settings("t", {"medmllm": {"dataset": "demo", **found}})
+def settings(**fields: Any) -> TaskSettings:
+    return read_settings("t", {"medmllm": {"dataset": "demo", **fields}})
 
 
 def test_defaults() -> None:
-    found = settings()
-    assert (found.dataset.name, found.protocol, found.folds) == ("demo", "closed_set", ("test",))
-    assert (found.order, found.paraphrase, found.image, found.on_error) == ("given", 0, "shown", "raise")
+    result = settings()
+    assert (result.dataset.name, result.protocol, result.folds) == ("demo", "closed_set", ("test",))
+    assert (result.order, result.paraphrase, result.image, result.on_error) == ("given", 0, "shown", "raise")
 
 
 def test_arguments_behind_a_name_mean_what_the_yaml_means() -> None:
@@ -54,7 +54,7 @@ def test_a_declaration_may_stand_in_the_task_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("fields", "says"),
     [
         ({"dataset": "nowhere"}, "No data set is called 'nowhere'"),
         ({"dataset": ["demo"]}, "No data set is called"),
@@ -80,9 +80,9 @@ def test_a_declaration_may_stand_in_the_task_itself() -> None:
         ({"dataset": FINDINGS, "paraphrase": "all"}, "expected one wording"),
     ],
 )
-def test_a_wrong_setting_says_what_was_expected(found: dict[str, Any], says: str) -> None:
+def test_a_wrong_setting_says_what_was_expected(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says) as caught:
-        settings(**found)
+        settings(**fields)
     assert str(caught.value).startswith("Task 't'")
 
 
@@ -103,9 +103,9 @@ def test_volumes_have_a_view() -> None:
         "at least 1": {"slices": 0},
         "`plane`": {"plane": "x"},
     }
-    for says, found in wrong.items():
+    for says, item in wrong.items():
         with pytest.raises(OptionError, match=says):
-            read_settings("t", {"medmllm": {"dataset": volumes, **found}})
+            read_settings("t", {"medmllm": {"dataset": volumes, **item}})
 
 
 @pytest.mark.parametrize("name", ["t:", "t:order", "t:order=", "t:=given", "t:ordr=given", "t:order=given:order=given"])
@@ -132,10 +132,10 @@ def test_every_data_set_gives_its_tasks() -> None:
         assert name.startswith(f"{prefix}_{task.dataset}")
         if task.purpose != "classify":
             continue
-        found = task_settings(name)
-        assert name.startswith(f"med_cls_{found.dataset.name}")
-        if found.dataset.kind == "multilabel":
-            assert name == f"med_cls_{found.dataset.name}"
+        result = task_settings(name)
+        assert name.startswith(f"med_cls_{result.dataset.name}")
+        if result.dataset.kind == "multilabel":
+            assert name == f"med_cls_{result.dataset.name}"
 
 
 def test_an_unknown_task_names_a_handful_that_may_be_meant() -> None:
@@ -171,8 +171,8 @@ def test_settings_are_plain_json() -> None:
     import json
 
     for name in (name for name, task in declared_tasks().items() if task.purpose == "classify"):
-        found = task_settings(name).to_dict()
-        assert json.loads(json.dumps(found)) == found
+        result = task_settings(name).to_dict()
+        assert json.loads(json.dumps(result)) == result
 
 
 def test_errors_are_ours() -> None:

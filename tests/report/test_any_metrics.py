@@ -31,7 +31,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         inner = list(value.items())
     elif isinstance(value, list):
         inner = list(enumerate(value[:2]))
-    below = [path for key, one in inner for path in paths(one, (*above, key))]
+    below = [path for key, item in inner for path in paths(item, (*above, key))]
     return [above, *below] if above else below
 
 
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Folder(tmp_path_factory.mktemp("any") / "run")
     folder.answers("med_cls_toy", outcomes(count=12))
     folder.answers("med_cls_toy:image=blank", outcomes(count=12, skill=0), image="blank")
-    varied = [one for turn in (0, 1) for one in outcomes(count=12, seed=turn, variant=f"order {turn}")]
+    varied = [outcome for turn in (0, 1) for outcome in outcomes(count=12, seed=turn, variant=f"order {turn}")]
     folder.answers("med_cls_toy:order=varied", varied, order="varied")
     folder.multilabel("med_cls_findings", findings(count=6))
     return folder.folder
@@ -50,9 +50,9 @@ def write_all(folder: Path) -> None:
     """All that the page says in words and tables."""
     gathered = collect_runs([folder])
     for part in gathered.datasets:
-        found, pairs = verdicts(part), model_differences(part)
-        assert overview(part, found, pairs)
-        tables = [answer_tables.metrics_table(part, found), answer_tables.differences_table(part, pairs)]
+        content, pairs = verdicts(part), model_differences(part)
+        assert overview(part, content, pairs)
+        tables = [answer_tables.metrics_table(part, content), answer_tables.differences_table(part, pairs)]
         tables.append(answer_tables.sensitivity_table(part, image_controls(part)))
         for table in (
             answer_tables.class_table,
@@ -63,10 +63,10 @@ def write_all(folder: Path) -> None:
             finding_tables.counts_table,
         ):
             tables.append(table(part))
-        for one in tables:
-            assert one.csv()
-            assert len(one.shown()) == len(one.rows)
-            json.dumps(one.to_dict(), allow_nan=False)
+        for result in tables:
+            assert result.csv()
+            assert len(result.shown()) == len(result.rows)
+            json.dumps(result.to_dict(), allow_nan=False)
     assert collect_notes(gathered) and methods(gathered).text()
 
 
@@ -75,14 +75,14 @@ def write_all(folder: Path) -> None:
 def test_any_metrics(made: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(made.glob("*.metrics.json"))))
     whole = path.read_text(encoding="utf-8")
-    told = json.loads(whole)
-    *above, last = data.draw(st.sampled_from(paths(told)))
-    inner = told
+    content = json.loads(whole)
+    *above, last = data.draw(st.sampled_from(paths(content)))
+    inner = content
     for key in above:
         inner = inner[key]
     inner[last] = data.draw(ANYTHING)
     try:
-        path.write_text(json.dumps(told), encoding="utf-8")
+        path.write_text(json.dumps(content), encoding="utf-8")
         write_all(made)
     finally:
         path.write_text(whole, encoding="utf-8")

@@ -30,10 +30,10 @@ OPTIONS = (
 
 def find(*names: str) -> str:
     """Path of a program; a skip that names it where there is none."""
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
+    result = next((path for name in names if (path := shutil.which(name))), None)
+    if result is None:
         pytest.skip(f"no {names[0]} on this machine: apt-get install chromium chromium-driver")
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for one in (*OPTIONS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(one)
+    for item in (*OPTIONS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(item)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
     try:
@@ -82,8 +82,8 @@ def show(browser: Any, page: Path, width: int = 1280, *, dark: bool = False, med
 def requests(browser: Any, page: Path) -> list[str]:
     """Addresses that the page asked for; the browser's own first tab asks for parts of the browser."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    return [one["request"]["url"] for one in sent if one["documentURL"] == page.as_uri()]
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    return [item["request"]["url"] for item in sent if item["documentURL"] == page.as_uri()]
 
 
 def press(browser: Any, selector: str, *keys: str) -> None:
@@ -121,7 +121,7 @@ def test_nothing_is_wider_than_the_screen(browser: Any, page: Path, width: int, 
     assert browser.save_screenshot(str(tmp_path / "screen.png"))
     back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     ink = browser.execute_script("return getComputedStyle(document.querySelector('figure svg text')).fill")
-    light = [sum(map(int, one[4:-1].split(","))) > 382 for one in (back, ink)]
+    light = [sum(map(int, item[4:-1].split(","))) > 382 for item in (back, ink)]
     assert light == ([False, True] if dark else [True, False]), (back, ink)
 
 
@@ -135,10 +135,10 @@ def test_numbers_in_tables_sort_by_keys(browser: Any, page: Path) -> None:
     place, _ = browser.execute_script(column)
     head = f"#good table.sortable thead th:nth-child({place + 1})"
     press(browser, f"{head} button", "\ue007")  # Enter
-    down = [float(one) for one in browser.execute_script(column)[1]]
+    down = [float(item) for item in browser.execute_script(column)[1]]
     assert down == sorted(down, reverse=True) and len(down) > 2
     press(browser, f"{head} button", " ")
-    up = [float(one) for one in browser.execute_script(column)[1]]
+    up = [float(item) for item in browser.execute_script(column)[1]]
     assert up == sorted(up)
     assert browser.execute_script(f"return document.querySelector('{head}').getAttribute('aria-sort')") == "ascending"
 
@@ -289,8 +289,8 @@ def test_a_phone_shows_the_result_at_once(browser: Any, many: Path) -> None:
         const cell = document.querySelector('#good table.sortable tbody').rows[0].cells[head.cellIndex];
         return [...marks, head, cell].map(one => one.getBoundingClientRect().right);
     """
-    found = browser.execute_script(edges)
-    assert len(found) > 3 and max(found) <= 375 - 16
+    result = browser.execute_script(edges)
+    assert len(result) > 3 and max(result) <= 375 - 16
     size = "return document.querySelector('#good figure svg text').getBoundingClientRect().height"
     assert browser.execute_script(size) > 8, "the words are too small to be read"
 
@@ -318,11 +318,11 @@ def test_many_classes_are_seen_whole(browser: Any, many: Path, width: int, media
             return [outer.left, outer.right, outer.top, outer.bottom, table.left, table.right];
         })
     """
-    found = browser.execute_script(boxes)
-    assert len(found) == 2
-    for left, right, _, _, inner_left, inner_right in found:
+    result = browser.execute_script(boxes)
+    assert len(result) == 2
+    for left, right, _, _, inner_left, inner_right in result:
         assert left <= inner_left and inner_right <= right and right <= width
-    assert found[0][3] <= found[1][2], "they stand below each other"
+    assert result[0][3] <= result[1][2], "they stand below each other"
 
 
 def test_paper_shows_what_is_folded_on_the_screen(browser: Any, page: Path) -> None:
@@ -341,19 +341,19 @@ def test_paper_shows_what_is_folded_on_the_screen(browser: Any, page: Path) -> N
             .map(one => one.checkVisibility({contentVisibilityAuto: true}) ? one.getBoundingClientRect().height : 0)
     """
     assert min(browser.execute_script(heights)) > 20
-    told = """
+    content = """
         return [...document.querySelectorAll('details.whole, details.screen')]
             .map(one => getComputedStyle(one.querySelector('summary'), '::after').content)
     """
-    assert all("not printed" in one for one in browser.execute_script(told))
+    assert all("not printed" in item for item in browser.execute_script(content))
 
 
 def test_colours_of_attributions_have_a_key(browser: Any, page: Path) -> None:
     show(browser, page)
     browser.execute_script("document.querySelector('.card .key').scrollIntoView({behavior: 'instant'})")
     bar = "return getComputedStyle(document.querySelector('.card .key .bar')).backgroundImage"
-    found = browser.execute_script(bar)
-    assert found.startswith("linear-gradient(to right, rgb(127, 59, 8)") and found.endswith("rgb(45, 0, 75))")
+    result = browser.execute_script(bar)
+    assert result.startswith("linear-gradient(to right, rgb(127, 59, 8)") and result.endswith("rgb(45, 0, 75))")
     said = browser.execute_script("return document.querySelector('.card .key').innerText").split()
     assert said == ["−0.500", "against", "0.500", "for"]
 

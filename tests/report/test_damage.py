@@ -27,13 +27,13 @@ HUGE = 10**400
 
 def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
     path = folder / name
-    told = json.loads(path.read_text("utf-8"))
-    edit(told)
-    path.write_text(json.dumps(told), encoding="utf-8")
+    content = json.loads(path.read_text("utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def varied(folder: Path) -> Folder:
-    rows = [one for turn in range(2) for one in outcomes(count=20, seed=turn, variant=f"order {turn}")]
+    rows = [outcome for turn in range(2) for outcome in outcomes(count=20, seed=turn, variant=f"order {turn}")]
     return Folder(folder).answers("med_cls_toy:order=varied", rows, order="varied")
 
 
@@ -49,35 +49,35 @@ CASES: dict[str, tuple[Callable[[Path], Folder], str, Callable[[Any], object]]] 
     "a count is null": (
         answered,
         "med_cls_toy.metrics.json",
-        lambda told: told["confusion"]["counts"][0].__setitem__(0, None),
+        lambda content: content["confusion"]["counts"][0].__setitem__(0, None),
     ),
     "a count is huge": (
         answered,
         "med_cls_toy.metrics.json",
-        lambda told: told["confusion"]["counts"][0].__setitem__(0, HUGE),
+        lambda content: content["confusion"]["counts"][0].__setitem__(0, HUGE),
     ),
     "a variant is null": (
         varied,
         "med_cls_toy+order=varied.metrics.json",
-        lambda told: told["variants"].__setitem__("order 1", None),
+        lambda content: content["variants"].__setitem__("order 1", None),
     ),
     "a renaming is infinite": (
         probed,
         "med_probe_toy.probes.json",
-        lambda told: told["mapping"].__setitem__("relabelling", [float("inf")]),
+        lambda content: content["mapping"].__setitem__("relabelling", [float("inf")]),
     ),
     "agreement is infinite": (
         probed,
         "med_probe_toy.probes.json",
-        lambda told: told["mapping"].__setitem__("agreement", [[[float("inf")]]]),
+        lambda content: content["mapping"].__setitem__("agreement", [[[float("inf")]]]),
     ),
     "agreement is huge": (
         probed,
         "med_probe_toy.probes.json",
-        lambda told: told["mapping"].__setitem__("agreement", [[[HUGE]]]),
+        lambda content: content["mapping"].__setitem__("agreement", [[[HUGE]]]),
     ),
-    "a number is huge": (answered, "med_cls_toy.metrics.json", lambda told: told.__setitem__("n", HUGE)),
-    "a task has a long name": (answered, "manifest.json", lambda told: told["tasks"].__setitem__("y" * 300, {})),
+    "a number is huge": (answered, "med_cls_toy.metrics.json", lambda content: content.__setitem__("n", HUGE)),
+    "a task has a long name": (answered, "manifest.json", lambda content: content["tasks"].__setitem__("y" * 300, {})),
 }
 
 
@@ -119,12 +119,12 @@ def test_an_outcome_of_other_types_is_left_out(tmp_path: Path, name: str, value:
     with pytest.raises(DataError, match=name):
         Outcome.from_dict(record)
     path.write_text("\n".join([json.dumps(record), *lines[1:]]), encoding="utf-8")
-    assert any("1 damaged line" in one for one in collect_notes(collect_runs([made.folder])).missing)
+    assert any("1 damaged line" in note for note in collect_notes(collect_runs([made.folder])).missing)
 
 
 @given(st.builds(outcomes, count=st.integers(1, 5), seed=st.integers(0, 9)))
 def test_outcomes_are_read_as_they_were_written(rows: list[Outcome]) -> None:
-    assert [Outcome.from_dict(json.loads(json.dumps(one.to_dict()))) for one in rows] == rows
+    assert [Outcome.from_dict(json.loads(json.dumps(row.to_dict()))) for row in rows] == rows
 
 
 def test_a_figure_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,15 +133,15 @@ def test_a_figure_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
 
     monkeypatch.setitem(FIGURES, "reliability", fail)
     report = write_report([answered(tmp_path / "a").folder], tmp_path / "report.html")
-    (said,) = [one for one in report.notes.missing if "could not be drawn" in one]
+    (said,) = [note for note in report.notes.missing if "could not be drawn" in note]
     assert "reliability" in said and "no bins" in said and "toy" in said
-    assert {"toy.accuracy", "toy.roc", "toy.confusion"} <= {one.stem for one in report.drawings()}
+    assert {"toy.accuracy", "toy.roc", "toy.confusion"} <= {drawing.stem for drawing in report.drawings()}
 
 
 @given(st.one_of(st.integers(), st.floats(), st.text(), st.none(), st.booleans(), st.just(HUGE)))
 def test_numbers_from_json_are_finite_or_none_at_all(value: Any) -> None:
-    found = number(value)
-    assert found != found or abs(found) < float("inf")
+    result = number(value)
+    assert result != result or abs(result) < float("inf")
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +153,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.folds([("a", "g", "train"), ("b", "g", "test")]).folder
 
 
-def places(told: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(content: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in JSON; of arrays the first two entries."""
     if before:
         yield before
-    pairs = told.items() if isinstance(told, dict) else enumerate(told[:2]) if isinstance(told, list) else ()
+    pairs = (
+        content.items() if isinstance(content, dict) else enumerate(content[:2]) if isinstance(content, list) else ()
+    )
     for key, value in pairs:
         yield from places(value, (*before, key))
 
@@ -170,16 +172,16 @@ VALUES = (None, "x", float("nan"), float("inf"), [], {}, -1, True, 1e308, ["a"],
 def test_any_value_in_any_place(whole: Path, without_figures: None, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(whole.rglob("*.json"))))
     before = path.read_text("utf-8")
-    told = json.loads(before)
-    place = data.draw(st.sampled_from(list(places(told))))
-    within = told
+    content = json.loads(before)
+    place = data.draw(st.sampled_from(list(places(content))))
+    within = content
     for key in place[:-1]:
         within = within[key]
     within[place[-1]] = data.draw(st.sampled_from(VALUES))
     try:
-        path.write_text(json.dumps(told), encoding="utf-8")
+        path.write_text(json.dumps(content), encoding="utf-8")
         report = assemble.build_report(collect_runs([whole]))
         assert render(report, "files") and json.dumps(report.to_dict(), allow_nan=False)
-        assert all(one.csv() for one in report.tables())
+        assert all(table.csv() for table in report.tables())
     finally:
         path.write_text(before, encoding="utf-8")

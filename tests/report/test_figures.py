@@ -39,7 +39,7 @@ USE = f"{SVG}use"
 
 
 def dataset_of(*folders: Folder) -> DatasetRuns:
-    (dataset,) = collect_runs([one.folder for one in folders]).datasets
+    (dataset,) = collect_runs([folder.folder for folder in folders]).datasets
     return dataset
 
 
@@ -58,7 +58,7 @@ def words(svg: str) -> list[str]:
 
 def marks_of(svg: str, series: int) -> list[tuple[float, float]]:
     """Where the marks of a model stand."""
-    groups = [one for one in ET.fromstring(svg).iter() if one.attrib.get("data-series") == str(series)]
+    groups = [node for node in ET.fromstring(svg).iter() if node.attrib.get("data-series") == str(series)]
     return [(float(use.attrib["x"]), float(use.attrib["y"])) for group in groups for use in group.iter(USE)]
 
 
@@ -74,8 +74,8 @@ def test_the_connector_of_every_model_has_a_mark(tmp_path: Path) -> None:
     }
     _, left, right, _ = sorted(upright - {0.0})  # the axis and three borders; a tick's mark is at zero
     seen = {turn: [x for x, _ in marks_of(drawing.inline, turn) if left < x < right] for turn in range(5)}
-    assert all(len(found) == 1 for found in seen.values()), seen
-    assert len({found[0] for found in seen.values()}) == 5, "models that score alike hide each other"
+    assert all(len(item) == 1 for item in seen.values()), seen
+    assert len({item[0] for item in seen.values()}) == 5, "models that score alike hide each other"
 
 
 def _upright(path: str) -> bool:
@@ -87,8 +87,8 @@ def test_each_number_of_classes_has_its_chance(tmp_path: Path) -> None:
     two = probed(tmp_path / "b", "model-b", labels=["no", "yes"], chance=0.5)
     dataset = dataset_of(probed(tmp_path / "a", "model-a"), two)
     with style():
-        found = [layer_figures.several_models(dataset, 0), mapping_figures.lens(dataset, 1)]
-    for drawing in found:
+        items = [layer_figures.several_models(dataset, 0), mapping_figures.lens(dataset, 1)]
+    for drawing in items:
         assert drawing is not None
         said = words(drawing.svg)
         assert "chance, 2 classes" in said and "chance, 3 classes" in said
@@ -181,8 +181,8 @@ def test_a_hidden_model_leaves_no_name_in_a_figure(tmp_path: Path) -> None:
                 if node.attrib.get("data-series") == "0":
                     parent.remove(node)
         left = words(ET.tostring(root, encoding="unicode"))
-        assert not any("model-0" in one for one in left), (drawing.stem, left)
-        assert any("model-1" in one for one in left), (drawing.stem, left)
+        assert not any("model-0" in item for item in left), (drawing.stem, left)
+        assert any("model-1" in item for item in left), (drawing.stem, left)
 
 
 def all_kinds(folder: Path, turn: int) -> Folder:
@@ -196,11 +196,11 @@ def test_a_warning_names_letters_without_a_font(tmp_path: Path, recwarn: pytest.
     labels = ("\N{EGYPTIAN HIEROGLYPH A001} one", "two")  # no font of the list has it
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels)
     report = assemble.build_report(collect_runs([made.folder]))
-    (said,) = [one for one in report.notes.warnings if "boxes" in one]
+    (said,) = [warning for warning in report.notes.warnings if "boxes" in warning]
     assert "\N{EGYPTIAN HIEROGLYPH A001}" in said and "o" not in said.partition(":")[0].partition("has ")[2]
-    (roc,) = [one for one in report.drawings() if one.stem == "toy.roc"]
+    (roc,) = [drawing for drawing in report.drawings() if drawing.stem == "toy.roc"]
     assert labels[0] in words(roc.svg) and roc.missing_letters == "\N{EGYPTIAN HIEROGLYPH A001}"
-    assert not any("Glyph" in str(one.message) for one in recwarn), "it is on the page, not in the terminal"
+    assert not any("Glyph" in str(item.message) for item in recwarn), "it is on the page, not in the terminal"
 
 
 def test_a_font_of_another_script_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,21 +230,21 @@ def test_counts_in_files_are_written_in_the_clearer_colour() -> None:
     with style():
         matrix = CountMatrix(result_of(None), ["a", "b"], ["a", "b"], shares)
         figure = draw_matrices([matrix], "#0072b2", column_axis="x", row_axis="y")
-    assert {one.get_color() for one in figure.axes[0].texts} == {"black"}  # white on them is 3.3 and less
+    assert {text.get_color() for text in figure.axes[0].texts} == {"black"}  # white on them is 3.3 and less
 
 
 def test_accuracy_is_the_column_after_the_model(tmp_path: Path) -> None:
     dataset = dataset_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)))
     table = answer_tables.metrics_table(dataset, verdicts(dataset))
-    assert [one.name for one in table.columns[:2]] == ["model", "accuracy"]
+    assert [column.name for column in table.columns[:2]] == ["model", "accuracy"]
     assert all(isinstance(row[1], float | Estimate) for row in table.rows)
 
 
 @given(st.text(st.characters()))
 def test_no_text_turns_the_writing_around_it(value: str) -> None:
-    found = clean(value)
-    assert not any(unicodedata.bidirectional(one) in TURNING for one in found)
-    assert clean(found) == found and len(found) == len(value)
+    result = clean(value)
+    assert not any(unicodedata.bidirectional(item) in TURNING for item in result)
+    assert clean(result) == result and len(result) == len(value)
 
 
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

@@ -39,10 +39,15 @@ def test_data_sets_of_like_names_have_files_of_their_own(tmp_path: Path) -> None
 
 @given(st.lists(TEXTS, min_size=1, max_size=6, unique=True))
 def test_plain_names_are_names_of_files_and_all_differ(names: list[str]) -> None:
-    found = file_names(names)
-    assert list(found) == names and len({one.casefold() for one in found.values()}) == len(names)
-    for one in found.values():
-        assert one and not one.startswith(".") and not set(one) & set('/\\:*?"<>|\0\n') and len(one.encode()) < 200
+    file_of = file_names(names)
+    assert list(file_of) == names and len({item.casefold() for item in file_of.values()}) == len(names)
+    for result in file_of.values():
+        assert (
+            result
+            and not result.startswith(".")
+            and not set(result) & set('/\\:*?"<>|\0\n')
+            and len(result.encode()) < 200
+        )
 
 
 @pytest.mark.usefixtures("accuracy_figure_only")
@@ -68,8 +73,8 @@ def test_a_foreign_list_of_files_deletes_nothing_elsewhere(tmp_path: Path) -> No
     for path in kept:
         path.write_text("mine", encoding="utf-8")
     listed = ["../thesis.csv", "tables/../../thesis.csv", "notes.csv", "tables/.hidden.csv", str(kept[0]), 3, None]
-    told = json.dumps({"medmllm_report": 1, "files": listed})
-    (beside / "report.json").write_text(told, encoding="utf-8")
+    content = json.dumps({"medmllm_report": 1, "files": listed})
+    (beside / "report.json").write_text(content, encoding="utf-8")
     write_report([Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=20)).folder], tmp_path / "mine.html")
     assert all(path.read_text("utf-8") == "mine" for path in kept)
 
@@ -90,9 +95,9 @@ CELLS = st.one_of(TEXTS, st.integers(), st.floats(allow_nan=False), st.none())
 @given(st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=5))
 @example([["a\r=HYPERLINK(1)", "\r"]])
 def test_no_cell_is_a_formula_and_nothing_else_changes(rows: list[list[str | int | float | None]]) -> None:
-    found = list(csv.reader(io.StringIO(csv_text(["=a", "b"], rows), newline="")))
-    assert found[0] == ["'=a", "b"]
-    for row, read in zip(rows, found[1:], strict=True):
+    result = list(csv.reader(io.StringIO(csv_text(["=a", "b"], rows), newline="")))
+    assert result[0] == ["'=a", "b"]
+    for row, read in zip(rows, result[1:], strict=True):
         for value, cell in zip(row, read, strict=True):
             if isinstance(value, str):
                 assert cell == (f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value)
@@ -106,7 +111,7 @@ def test_answers_and_classes_are_no_formulas(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes(labels=labels), labels=labels, said=said)
     (part,) = collect_runs([made.folder]).datasets
     answers = {row["answer"] for row in csv.DictReader(io.StringIO(answer_tables.unparsed_table(part).csv()))}
-    assert answers == {f"'{one}" for one in said}
+    assert answers == {f"'{item}" for item in said}
     classes = [row["class"] for row in csv.DictReader(io.StringIO(answer_tables.class_table(part).csv()))]
     assert classes == [f"'{labels[0]}", f"'{labels[1]}", "normal"]
     assert (made.folder / "med_cls_toy.per_class.csv").read_text("utf-8").count("\n'") == 2

@@ -15,9 +15,9 @@ def test_runs_of_one_model_are_one_model(tmp_path: Path) -> None:
     Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
     Folder(tmp_path / "b").probes("med_probe_toy")
     Folder(tmp_path / "c", fingerprint="other").answers("med_cls_toy", outcomes(seed=2))
-    found = collect_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "a"])
-    assert [[run.name for run in one.runs] for one in found.subjects] == [["a", "b"], ["c"]]
-    assert len({one.label for one in found.subjects}) == 2 and "c" in found.subjects[1].label
+    collection = collect_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "a"])
+    assert [[run.name for run in subject.runs] for subject in collection.subjects] == [["a", "b"], ["c"]]
+    assert len({subject.label for subject in collection.subjects}) == 2 and "c" in collection.subjects[1].label
 
 
 def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
@@ -26,8 +26,8 @@ def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
         other = Folder(tmp_path / name).answers("med_probe_toy", outcomes()).probes("med_probe_toy")
         other.manifest["command"] |= {"gen_kwargs": "", **more}
         other.write()
-        found = collect_runs([plain.folder, other.folder]).subjects
-        labels = [one.label for one in found]
+        result = collect_runs([plain.folder, other.folder]).subjects
+        labels = [item.label for item in result]
         if name == "d":
             assert labels == ["model-a (tiny)"], "no examples is the same as none told"
         else:
@@ -37,8 +37,8 @@ def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
 def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Folder(tmp_path / name).answers("med_cls_toy", outcomes())
-    found = collect_runs([tmp_path / "a", tmp_path / "b"])
-    assert len(found.subjects) == 2 and len({one.label for one in found.subjects}) == 2
+    collection = collect_runs([tmp_path / "a", tmp_path / "b"])
+    assert len(collection.subjects) == 2 and len({subject.label for subject in collection.subjects}) == 2
 
 
 def test_the_plain_question_counts_first(tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ def test_a_reference_beside_the_runs_is_read_by_itself(tmp_path: Path) -> None:
     Folder(tmp_path / "2-baseline-majority-1", baseline="majority").answers("med_cls_toy", outcomes(skill=0))
     other = Folder(tmp_path / "3-baseline-pixels-1", baseline="pixels")
     other.answers("med_cls_toy", outcomes(), dataset_fingerprint="other data")
-    found = collect_runs([tmp_path / "run"])
-    assert [one.name for one in found.runs] == ["run", "1-baseline-pixels-1"] and len(found.notes) == 1
-    (part,) = found.datasets
-    assert [one.subject.reference for one in part.references] == [True] and not part.divided
-    assert len(found.models) == 1
+    collection = collect_runs([tmp_path / "run"])
+    assert [run.name for run in collection.runs] == ["run", "1-baseline-pixels-1"] and len(collection.notes) == 1
+    (part,) = collection.datasets
+    assert [reference.subject.reference for reference in part.references] == [True] and not part.divided
+    assert len(collection.models) == 1
 
 
 def test_other_data_are_told_of(tmp_path: Path) -> None:
@@ -84,11 +84,13 @@ def test_a_control_is_compared_with_its_own_question(tmp_path: Path) -> None:
     made.answers("med_cls_toy_letter:image=blank", outcomes(skill=0, seed=5), protocol="letter", image="blank")
     made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=6), image="blank", dataset_fingerprint="other")
     made.answers("med_cls_toy_open:image=blank", outcomes(skill=0, seed=7), protocol="open", image="blank")
-    varied = [one for turn in range(2) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    varied = [outcome for turn in range(2) for outcome in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy_letter:order=varied", varied, protocol="letter", order="varied")
     made.answers("med_cls_toy:image=blank:order=varied", varied, image="blank", order="varied")
     (part,) = collect_runs([made.folder]).datasets
-    against = {cell.task.name: found and found.task.name for cell in part.results if (found := part.counterpart(cell))}
+    against = {
+        cell.task.name: result and result.task.name for cell in part.results if (result := part.counterpart(cell))
+    }
     assert against == {
         "med_cls_toy_letter:image=blank": "med_cls_toy_letter",
         "med_cls_toy_letter:order=varied": "med_cls_toy_letter",

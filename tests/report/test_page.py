@@ -46,7 +46,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = Folder(root / "a")
     made.answers("med_cls_toy", outcomes(), said=[EVIL, "x" * 1_000_000, "hm"]).probes("med_probe_toy")
     made.answers("med_cls_toy:image=blank", outcomes(skill=0, seed=5), image="blank")
-    rows = [one for turn in range(3) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    rows = [outcome for turn in range(3) for outcome in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy:order=varied", rows, order="varied")
     made.attributions("med_attr_toy", answer=EVIL)
     made.multilabel("med_cls_findings", findings())
@@ -78,10 +78,10 @@ def test_the_page_asks_for_nothing_and_says_so(page: Path) -> None:
 
 
 def test_ids_are_unique_and_labels_lead_somewhere(page: Path) -> None:
-    found = tags(page.read_text(encoding="utf-8"))
-    ids = [attributes["id"] for _, attributes in found if "id" in attributes]
+    result = tags(page.read_text(encoding="utf-8"))
+    ids = [attributes["id"] for _, attributes in result if "id" in attributes]
     assert len(ids) == len(set(ids))
-    for tag, attributes in found:
+    for tag, attributes in result:
         if tag == "a" or tag == "use":
             assert str(attributes.get("href") or attributes["xlink:href"])[1:] in ids
         if "aria-labelledby" in attributes:
@@ -108,8 +108,8 @@ def test_leaks_are_only_ruled_out_for_folds_that_were_read(page: Path, tmp_path:
     made.folds([("a", "g", "train"), ("b", "h", "test")])
     assert build_report(collect_runs([made.folder])).notes.folds == "No group is in two folds of toy."
     made.folds([("a", "g", "train"), ("b", "g", "test")])
-    found = build_report(collect_runs([made.folder])).notes
-    assert found.folds == "" and found.leaks
+    result = build_report(collect_runs([made.folder])).notes
+    assert result.folds == "" and result.leaks
 
 
 def test_the_guessing_card_names_the_guess(page: Path) -> None:
@@ -121,11 +121,11 @@ def test_the_guessing_card_names_the_guess(page: Path) -> None:
 
 def test_files_beside_the_page(page: Path) -> None:
     beside = page.with_name("report_files")
-    told = json.loads((beside / "report.json").read_text(encoding="utf-8"))
-    data, several = told["datasets"]
+    content = json.loads((beside / "report.json").read_text(encoding="utf-8"))
+    data, several = content["datasets"]
     assert several["verdicts"][0]["guess"] == "always answering no" and "findings.counts" in several["tables"]
     assert data["verdicts"][0]["named"] == "connector" and data["verdicts"][0]["reference"] == "baseline pixels"
-    assert data["tables"]["toy.metrics"]["rows"][0]["accuracy"]["value"] > 0.5 and told["references"]
+    assert data["tables"]["toy.metrics"]["rows"][0]["accuracy"]["value"] > 0.5 and content["references"]
     csvs = {path.stem for path in (beside / "tables").glob("*.csv")}
     assert {
         "toy.metrics",
@@ -240,7 +240,10 @@ def test_blind_controls_lose_what_their_own_question_loses(tmp_path: Path) -> No
         dict(zip([c.name for c in section.tables["sensitivity"].columns], r, strict=True))
         for r in section.tables["sensitivity"].rows
     )
-    rights = [np.mean([one.predicted == one.label for one in outcomes(skill=s, seed=n)]) for s, n in ((1.5, 2), (0, 5))]
+    rights = [
+        np.mean([outcome.predicted == outcome.label for outcome in outcomes(skill=s, seed=n)])
+        for s, n in ((1.5, 2), (0, 5))
+    ]
     assert letter["compared_with"] == "med_cls_toy_letter" and isinstance(letter["loss_without_image"], Estimate)
     assert letter["loss_without_image"].value == pytest.approx(rights[0] - rights[1])
     assert other["compared_with"] is None and np.isnan(other["loss_without_image"].value)

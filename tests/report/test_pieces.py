@@ -41,7 +41,7 @@ from medmllm_plugins.utils.plain_text import listed
 
 
 def part_of(*folders: Folder) -> DatasetRuns:
-    (part,) = collect_runs([one.folder for one in folders]).datasets
+    (part,) = collect_runs([folder.folder for folder in folders]).datasets
     return part
 
 
@@ -61,9 +61,9 @@ def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     part = part_of(Folder(tmp_path / "a").answers("med_cls_toy", outcomes()))
     table = answer_tables.metrics_table(part, verdicts(part))
     (row,) = csv.DictReader(io.StringIO(table.csv()))
-    right = np.mean([one.predicted == one.label for one in outcomes()])
+    right = np.mean([outcome.predicted == outcome.label for outcome in outcomes()])
     assert float(row["accuracy"]) == pytest.approx(right) and float(row["accuracy_low"]) < right
-    labels = [one.label for one in outcomes()]
+    labels = [outcome.label for outcome in outcomes()]
     assert row["model"] == "model-a (tiny)" and float(row["guess"]) == max(map(labels.count, LABELS)) / len(labels)
     shown = table.shown()[0][1][1]
     assert (
@@ -78,8 +78,8 @@ def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
     part = part_of(whole, few)
     rows = answer_tables.metrics_table(part, verdicts(part)).to_dict()["rows"]
     shares = [
-        max([one.label for one in found].count(label) for label in LABELS) / len(found)
-        for found in (outcomes(), outcomes()[:20])
+        max([item.label for item in entry].count(label) for label in LABELS) / len(entry)
+        for entry in (outcomes(), outcomes()[:20])
     ]
     assert isinstance(rows, list) and [row["guess"] for row in rows] == shares and shares[0] != shares[1]
     with style():
@@ -94,26 +94,28 @@ def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
     rows = findings()
     made = Folder(tmp_path / "a").multilabel("med_cls_findings", rows)
     part = part_of(made)
-    told = json.loads((made.folder / "med_cls_findings.metrics.json").read_text(encoding="utf-8"))
+    content = json.loads((made.folder / "med_cls_findings.metrics.json").read_text(encoding="utf-8"))
     table = finding_tables.findings_table(part).to_dict()["rows"]
     assert isinstance(table, list) and [row["finding"] for row in table] == list(FINDINGS)
-    for row, one in zip(table, told["per_finding"], strict=True):
-        assert {name: row[name] for name in one} == one and row["positives"] + 0 == one["positives"]
+    for row, entry in zip(table, content["per_finding"], strict=True):
+        assert {name: row[name] for name in entry} == entry and row["positives"] + 0 == entry["positives"]
     counts = finding_tables.counts_table(part).to_dict()["rows"]
     assert isinstance(counts, list)
-    for row, one in zip(counts, told["per_finding"], strict=True):
+    for row, entry in zip(counts, content["per_finding"], strict=True):
         yes, no = (sum(row[f"{truth}_{said}"] for said in ("yes", "no", "unparsed")) for truth in ("yes", "no"))
-        assert (yes, yes + no) == (one["positives"], one["n"])
+        assert (yes, yes + no) == (entry["positives"], entry["n"])
         mine = [x for x in rows if x.finding == row["finding"]]
         assert row["no_yes"] == sum(x.label == "no" and x.predicted == "yes" for x in mine)
         assert row["yes_unparsed"] == sum(x.label == "yes" and x.predicted is None for x in mine)
     (metrics,) = csv.DictReader(io.StringIO(answer_tables.metrics_table(part, verdicts(part)).csv()))
-    assert float(metrics["exact_match"]) == told["exact_match"]["value"]
-    assert float(metrics["guess"]) == told["baselines"]["always_no"]["accuracy"]
+    assert float(metrics["exact_match"]) == content["exact_match"]["value"]
+    assert float(metrics["guess"]) == content["baselines"]["always_no"]["accuracy"]
     assert answer_tables.class_table(part).rows == ()
     areas = {curve.name: curve.area for curve in roc_curves(part.results[0])}
-    for one in told["per_finding"]:
-        assert areas.get(one["finding"]) == (pytest.approx(one["auroc"]["value"]) if one["auroc"]["value"] else None)
+    for entry in content["per_finding"]:
+        assert areas.get(entry["finding"]) == (
+            pytest.approx(entry["auroc"]["value"]) if entry["auroc"]["value"] else None
+        )
     said = methods_text.methods(collect_runs([made.folder])).text()
     assert "yes or no, for each finding" in said and "classes listed" not in said
     assert "all findings answered correctly" in said and "against the others" not in said
@@ -124,14 +126,16 @@ def test_shares_of_statuses_and_unparsed_answers(tmp_path: Path) -> None:
     (row,) = csv.DictReader(io.StringIO(answer_tables.parsing_table(part).csv()))
     assert sum(float(row[name]) for name in ("parsed", "ambiguous", "out_of_list", "refusal")) == pytest.approx(1)
     said = answer_tables.unparsed_table(part).rows
-    assert {one[4] for one in said} <= {"no idea", "<b>hm</b>"} and said[0][3] == max(int(str(one[3])) for one in said)
+    assert {item[4] for item in said} <= {"no idea", "<b>hm</b>"} and said[0][3] == max(
+        int(str(item[3])) for item in said
+    )
 
 
 def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) -> None:
     rows = outcomes()
     (cell,) = part_of(Folder(tmp_path / "a").answers("med_cls_toy", rows)).results
     curves = roc_curves(cell)
-    scores = np.array([one.scores for one in rows])
+    scores = np.array([row.scores for row in rows])
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert [curve.name for curve in curves] == list(LABELS)
     for index, curve in enumerate(curves):
@@ -149,18 +153,18 @@ def test_areas_under_our_roc_curves_are_those_of_scikit_learn(tmp_path: Path) ->
 )
 def test_areas_of_a_varied_task_are_those_of_its_metrics(seeds: list[int], count: int, ties: bool) -> None:
     rows = [
-        one
+        outcome
         for turn, seed in enumerate(seeds)
-        for one in outcomes(seed=seed, skill=turn, count=count, variant=f"order {turn}")
+        for outcome in outcomes(seed=seed, skill=turn, count=count, variant=f"order {turn}")
     ]
     if ties:
-        rows = [replace(one, scores=tuple(map(round, one.scores or ()))) for one in rows]
+        rows = [replace(row, scores=tuple(map(round, row.scores or ()))) for row in rows]
     with tempfile.TemporaryDirectory() as root:
         made = Folder(Path(root) / "a").answers("med_cls_toy:order=varied", rows, order="varied")
         (cell,) = part_of(made).results
     curves = roc_curves(cell)
     assert np.mean([curve.area for curve in curves]) == pytest.approx(cell.metrics["auroc"].value)
-    labels = [one.label for one in rows if one.variant == "order 0"]
+    labels = [row.label for row in rows if row.variant == "order 0"]
     for curve in curves:
         x, y, area = curve.x, curve.y, curve.area
         assert curve.positives == labels.count(curve.name) and (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
@@ -177,15 +181,15 @@ def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
         drawing = answer_figures.roc(part, 3)
         confusion = answer_figures.confusion(part, 4)
     assert drawing is not None and confusion is not None and confusion.inline == ""
-    for one in (drawing, confusion):
-        assert ET.fromstring(one.svg).tag.endswith("svg") and "<script" not in one.svg
-        assert Image.open(io.BytesIO(one.png)).width > 300
+    for item in (drawing, confusion):
+        assert ET.fromstring(item.svg).tag.endswith("svg") and "<script" not in item.svg
+        assert Image.open(io.BytesIO(item.png)).width > 300
     root = ET.fromstring(drawing.inline)
     assert root.attrib["role"] == "img" and "areas" in root.attrib["aria-label"]
     assert "var(--ink)" in drawing.inline and "var(--series-0)" in drawing.inline
     assert not any(colour in drawing.inline for colour in THEME)
     ids = [node.attrib["id"] for node in root.iter() if "id" in node.attrib]
-    assert ids and all(one.startswith("f3-") for one in ids) and len(ids) == len(set(ids))
+    assert ids and all(entry.startswith("f3-") for entry in ids) and len(ids) == len(set(ids))
 
 
 def test_layer_curves_show_every_control(tmp_path: Path) -> None:
@@ -216,7 +220,9 @@ def test_gallery_holds_each_original_once_and_keeps_its_budget(tmp_path: Path) -
     assert whole.choices("layer") == ["pixels", "vision.05", "prompt"]
     budget = 60_000
     small = build_gallery(cells, budget)
-    spent = sum(len(one.data) for one in small.pictures) + sum(len(c.layer.data) for c in small.cards if c.layer)
+    spent = sum(len(picture.data) for picture in small.pictures) + sum(
+        len(c.layer.data) for c in small.cards if c.layer
+    )
     assert spent <= budget * 1.1 and small.left_out == 97 - len(small.cards) > 0
     assert {card.entry.label for card in small.cards} == set(LABELS) and {c.entry.hit for c in small.cards} == {
         True,
@@ -227,23 +233,23 @@ def test_gallery_holds_each_original_once_and_keeps_its_budget(tmp_path: Path) -
 def test_gallery_of_volumes_and_broken_pictures(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").attributions("med_attr_toy", documents=2, size=(300, 260), slices=5)
     (made.folder / "attributions" / "med_attr_toy" / "pictures" / "0.png").write_bytes(b"no picture")
-    found = build_gallery(list(part_of(made).results))
-    (original,) = found.pictures
+    result = build_gallery(list(part_of(made).results))
+    (original,) = result.pictures
     assert original.height == 5 * original.slice_height and max(original.width, original.slice_height) <= 256
-    assert found.failed and "0.png" in found.failed[0]
-    card = next(one for one in found.cards if one.entry.document == "doc-00001")
+    assert result.failed and "0.png" in result.failed[0]
+    card = next(card for card in result.cards if card.entry.document == "doc-00001")
     assert ("pointing game", "hit") in card.checks and ("deletion", "0.200") in card.checks
 
 
 def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
     plain = collect_runs([Folder(tmp_path / "a", "medm_vl").answers("med_cls_toy", outcomes()).folder])
-    told = methods_text.methods(plain).text()
-    assert "arXiv:2504.04323" in told and "lmms-eval 0.7.3" in told and "Hanley" in told
-    assert not any(name in told for name in ("Hewitt", "Petsiuk", "2309.03882", "logit lens"))
+    text = methods_text.methods(plain).text()
+    assert "arXiv:2504.04323" in text and "lmms-eval 0.7.3" in text and "Hanley" in text
+    assert not any(name in text for name in ("Hewitt", "Petsiuk", "2309.03882", "logit lens"))
     full = Folder(tmp_path / "b", "medm_vl").probes("med_probe_toy").attributions("med_attr_toy")
-    rows = [one for turn in (1, 2) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    rows = [outcome for turn in (1, 2) for outcome in outcomes(seed=turn, variant=f"order {turn}")]
     full.answers("med_cls_toy:order=varied", rows, order="varied")
-    told = methods_text.methods(collect_runs([full.folder])).text()
+    text = methods_text.methods(collect_runs([full.folder])).text()
     for name in (
         "Hewitt",
         "Petsiuk",
@@ -254,8 +260,8 @@ def test_methods_cite_what_was_used_and_nothing_else(tmp_path: Path) -> None:
         "Captum",
         "Adebayo",
     ):
-        assert name in told
-    paragraph, references = methods_text.methods(collect_runs([full.folder])), told
+        assert name in text
+    paragraph, references = methods_text.methods(collect_runs([full.folder])), text
     for place in range(1, len(paragraph.references) + 1):
         assert f"[{place}]" in references
 
@@ -264,25 +270,25 @@ def test_methods_say_how_answers_were_decoded_and_what_decoded_them(tmp_path: Pa
     made = Folder(tmp_path / "a", "openai")
     made.manifest["model"] = None
     made.manifest["command"] |= {"gen_kwargs": "temperature=0.7,do_sample=True,max_new_tokens=8", "num_fewshot": 4}
-    made.answers("med_cls_toy", [replace(one, scores=None) for one in outcomes()], shots=4)
-    told = methods_text.methods(collect_runs([made.folder])).text()
-    assert "Answers were sampled with do_sample=True, temperature=0.7; an answer" in told and "greedily" not in told
-    assert "after 4 solved examples from the train fold" in told
-    assert "Wolf" not in told and "transformers" not in told and "lmms-eval 0.7.3" in told
-    assert not any(said in told for said in ("log-probabilities", "Hanley", "Guo"))
+    made.answers("med_cls_toy", [replace(outcome, scores=None) for outcome in outcomes()], shots=4)
+    text = methods_text.methods(collect_runs([made.folder])).text()
+    assert "Answers were sampled with do_sample=True, temperature=0.7; an answer" in text and "greedily" not in text
+    assert "after 4 solved examples from the train fold" in text
+    assert "Wolf" not in text and "transformers" not in text and "lmms-eval 0.7.3" in text
+    assert not any(said in text for said in ("log-probabilities", "Hanley", "Guo"))
     other = Folder(tmp_path / "b").answers("med_cls_toy", outcomes())
-    told = methods_text.methods(collect_runs([made.folder, other.folder])).text()
-    assert "temperature=0.7 (openai) and decoded greedily (model-a" in told and "transformers 5.24.0" in told
-    assert "after no or 4 solved examples" in told and "by the sum of its tokens' log-probabilities" in told
-    assert "Zhao" not in told, "no scores of a blank image"
+    text = methods_text.methods(collect_runs([made.folder, other.folder])).text()
+    assert "temperature=0.7 (openai) and decoded greedily (model-a" in text and "transformers 5.24.0" in text
+    assert "after no or 4 solved examples" in text and "by the sum of its tokens' log-probabilities" in text
+    assert "Zhao" not in text, "no scores of a blank image"
 
 
 def test_a_model_without_figures_was_not_evaluated(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     begun = Folder(tmp_path / "b", "model-b")
     begun.tell("med_cls_toy")
-    told = methods_text.methods(collect_runs([made.folder, begun.folder])).text()
-    assert "model-a (tiny) was evaluated" in told and "model-b" not in told
+    text = methods_text.methods(collect_runs([made.folder, begun.folder])).text()
+    assert "model-a (tiny) was evaluated" in text and "model-b" not in text
 
 
 @settings(max_examples=30)
@@ -299,15 +305,17 @@ def test_methods_stand_any_arguments(given_: object) -> None:
 def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").probes("med_probe_toy")
     path = made.folder / "med_probe_toy.probes.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     whole = methods_text.methods(collect_runs([made.folder])).text()
     for said in ("random weights and raw pixels", "Holm's correction", "scores minus those of a blank image", "Kuhn"):
         assert said in whole
-    told["points"] = [one for one in told["points"] if one["part"] != "control" and one["pooling"] == "mean"]
-    told["points"] = [{**one, "p_holm": None} for one in told["points"]]
-    told["mapping"]["readings"] = {"offsets": told["mapping"]["readings"]["offsets"]}
-    told["mapping"]["lens"] = []
-    path.write_text(json.dumps(told), encoding="utf-8")
+    content["points"] = [
+        point for point in content["points"] if point["part"] != "control" and point["pooling"] == "mean"
+    ]
+    content["points"] = [{**point, "p_holm": None} for point in content["points"]]
+    content["mapping"]["readings"] = {"offsets": content["mapping"]["readings"]["offsets"]}
+    content["mapping"]["lens"] = []
+    path.write_text(json.dumps(content), encoding="utf-8")
     part = methods_text.methods(collect_runs([made.folder])).text()
     for said in (
         "random weights",
@@ -365,16 +373,16 @@ def test_methods_describe_and_cite_the_attribution_methods_of_plugins(
 
 def test_captum_is_named_for_its_own_methods_alone(tmp_path: Path) -> None:
     own = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("layer_grad_cam", "attention_rollout"))
-    told = methods_text.methods(collect_runs([own.folder])).text()
-    assert "Captum" not in told and "attention_rollout [4] with medmllm-plugins" in told
+    text = methods_text.methods(collect_runs([own.folder])).text()
+    assert "Captum" not in text and "attention_rollout [4] with medmllm-plugins" in text
     both = Folder(tmp_path / "b").attributions("med_attr_toy", methods=("saliency", "layer_grad_cam", "stranger"))
     index = both.folder / "attributions" / "med_attr_toy" / "index.json"
-    told = methods_text.methods(collect_runs([both.folder])).text()
-    assert "by saliency [3] with Captum [4]" in told and "stranger [6] with medmllm-plugins" in told
+    text = methods_text.methods(collect_runs([both.folder])).text()
+    assert "by saliency [3] with Captum [4]" in text and "stranger [6] with medmllm-plugins" in text
     content = json.loads(index.read_text(encoding="utf-8"))
     content["methods"] = [{"name": "stranger", "citation": "", "captum": True}]
     index.write_text(json.dumps(content), encoding="utf-8")
-    assert "by stranger" in (told := methods_text.methods(collect_runs([both.folder])).text()) and "Kokhlikyan" in told
+    assert "by stranger" in (text := methods_text.methods(collect_runs([both.folder])).text()) and "Kokhlikyan" in text
 
 
 def test_builtin_methods_say_whether_captum_computes_them() -> None:
@@ -391,27 +399,27 @@ def test_builtin_methods_say_whether_captum_computes_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("modes", "told"),
+    ("modes", "sentence"),
     [
         (["decision"], "Attributions of a label's log-odds "),
         (["answer"], "Attributions of the answer's log-probability "),
         (["truth", "answer"], "Attributions of a label's log-odds and of the answer's log-probability "),
     ],
 )
-def test_methods_say_what_was_attributed(tmp_path: Path, modes: list[str], told: str) -> None:
+def test_methods_say_what_was_attributed(tmp_path: Path, modes: list[str], sentence: str) -> None:
     made = Folder(tmp_path / "a").attributions("med_attr_toy", methods=("integrated_gradients",))
     index = made.folder / "attributions" / "med_attr_toy" / "index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     row = content["summary"][0] | {"unchecked": ["stability"]}
     content["summary"] = [row | {"mode": mode, "baseline": "blank", "steps": 4} for mode in modes]
     index.write_text(json.dumps(content), encoding="utf-8")
-    found = collect_runs([made.folder])
-    assert told in methods_text.methods(found).text()
-    lines = csv.DictReader(io.StringIO(layer_tables.attribution_table(found.datasets[0]).csv()))
+    collection = collect_runs([made.folder])
+    assert sentence in methods_text.methods(collection).text()
+    lines = csv.DictReader(io.StringIO(layer_tables.attribution_table(collection.datasets[0]).csv()))
     assert [(row["explained"], row["unchecked"]) for row in lines] == [
         (f"{mode}, blank, 4", "stability") for mode in modes
     ]
-    names = attribution_figures.row_names(found.datasets[0].attribution_summaries())
+    names = attribution_figures.row_names(collection.datasets[0].attribution_summaries())
     assert len(set(names)) == len(modes)
 
 
@@ -422,19 +430,21 @@ def test_one_paper_has_one_number(tmp_path: Path) -> None:
     content["methods"] = [{"name": "integrated_gradients", "citation": "Sundararajan M. 2017; arXiv:1703.01365."}]
     content["summary"][0]["completeness_gap"] = {"value": 0.1, "low": 0.05, "high": 0.2}
     index.write_text(json.dumps(content), encoding="utf-8")
-    found = methods_text.methods(collect_runs([made.folder]))
-    assert sum("Sundararajan" in one for one in found.references) == 1 and "completeness [" in found.text()
+    result = methods_text.methods(collect_runs([made.folder]))
+    assert (
+        sum("Sundararajan" in reference for reference in result.references) == 1 and "completeness [" in result.text()
+    )
 
 
 def test_label_scores_stand_on_the_page_as_in_the_metrics(tmp_path: Path) -> None:
-    rows = [replace(one, tokens=(1, 3, 2), blank=(0.5, -0.5, 0.1)) for one in outcomes()]
+    rows = [replace(outcome, tokens=(1, 3, 2), blank=(0.5, -0.5, 0.1)) for outcome in outcomes()]
     made = Folder(tmp_path / "a").answers("med_cls_toy", rows)
-    varied = [one for turn in (0, 1) for one in outcomes(seed=turn, variant=f"order {turn}")]
+    varied = [outcome for turn in (0, 1) for outcome in outcomes(seed=turn, variant=f"order {turn}")]
     made.answers("med_cls_toy:order=varied", varied, order="varied")
     table = answer_tables.label_scores_table(part_of(made))
-    told = json.loads((made.folder / "med_cls_toy.metrics.json").read_text(encoding="utf-8"))["label_scores"]
-    assert [row[3] for row in table.rows[:3]] == list(SCORE_FORMS.values()) and list(told) == list(FORMS)
-    for row, figures in zip(table.rows, told.values(), strict=False):
+    content = json.loads((made.folder / "med_cls_toy.metrics.json").read_text(encoding="utf-8"))["label_scores"]
+    assert [row[3] for row in table.rows[:3]] == list(SCORE_FORMS.values()) and list(content) == list(FORMS)
+    for row, figures in zip(table.rows, content.values(), strict=False):
         for value, name in zip(row[4:7], ("accuracy", "balanced", "macro_f1"), strict=True):
             assert isinstance(value, Estimate) and value.to_dict() == figures[name]
     assert [row[2] for row in table.rows[3:]] == ["order 0", "order 1"]
@@ -465,8 +475,8 @@ def test_notes_tell_of_leaks_limits_and_weight_warnings(tmp_path: Path) -> None:
     made.folds([("a", "g", "train"), ("b", "g", "test")])
     made.manifest["command"]["limit"] = 40.0
     made.write()
-    found = collect_notes(collect_runs([made.folder]))
-    warned = " ".join(found.warnings)
+    notes = collect_notes(collect_runs([made.folder]))
+    warned = " ".join(notes.warnings)
     for said in (
         "tokenizer is odd",
         "1 file could not be read",
@@ -475,5 +485,5 @@ def test_notes_tell_of_leaks_limits_and_weight_warnings(tmp_path: Path) -> None:
         "first 40",
     ):
         assert said in warned
-    assert "1 group" in found.leaks[0] and "1 test document" in found.leaks[0]
-    assert any("no reference classifier" in one for one in found.missing)
+    assert "1 group" in notes.leaks[0] and "1 test document" in notes.leaks[0]
+    assert any("no reference classifier" in note for note in notes.missing)

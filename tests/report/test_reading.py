@@ -22,7 +22,7 @@ def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
     run = read_run(made.folder)
     (task,) = run.tasks
     assert run.all_missing() == [] and task.scored and len(task.outcomes) == 120 and task.plain
-    assert {one.status for one in task.unparsed} == {"refusal", "out_of_list", "ambiguous"}
+    assert {item.status for item in task.unparsed} == {"refusal", "out_of_list", "ambiguous"}
     folds = run.folds["toy"]
     assert (folds.groups, folds.divided, folds.exposed, folds.counts["test"]) == (2, 1, 1, 2)
 
@@ -94,14 +94,14 @@ def test_attributions_are_read_and_pictures_outside_are_not(tmp_path: Path) -> N
     made = Folder(tmp_path / "run").attributions("med_attr_toy", documents=2)
     (tmp_path / "secret.png").write_bytes(b"x")
     index = made.folder / "attributions" / "med_attr_toy" / "index.json"
-    told = json.loads(index.read_text(encoding="utf-8"))
-    told["entries"][0]["original"] = "../../../secret.png"
-    told["entries"][1] = {}
-    index.write_text(json.dumps(told), encoding="utf-8")
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["entries"][0]["original"] = "../../../secret.png"
+    content["entries"][1] = {}
+    index.write_text(json.dumps(content), encoding="utf-8")
     (task,) = read_run(made.folder).tasks
     assert task.attributions is not None and task.missing == ()
     assert task.attributions.entries[0].original is None and task.attributions.entries[1].method == "unnamed"
-    assert any("secret.png" in one for one in task.attributions.warnings)
+    assert any("secret.png" in warning for warning in task.attributions.warnings)
     assert len(task.attributions.summary) == 4 and task.attributions.summary[0].area == 0.15
 
 
@@ -144,8 +144,8 @@ def test_a_task_of_another_package_is_named(tmp_path: Path) -> None:
     made.manifest["tasks"] = {"mmmu": {"metrics": {}}, "../evil": {}}
     made.write()
     said = read_run(made.folder).all_missing()
-    assert any("not a task of this package" in one for one in said) and any(
-        "not a valid file name" in one for one in said
+    assert any("not a task of this package" in item for item in said) and any(
+        "not a valid file name" in item for item in said
     )
 
 
@@ -177,7 +177,7 @@ def test_an_edited_figure_is_computed_again_with_its_interval(tmp_path: Path, se
     if sealed:
         made.sealed()
     path = made.folder / "med_cls_toy.metrics.json"
-    edit(path, lambda told: told["metrics"]["accuracy"].__setitem__("value", 0.99))
+    edit(path, lambda content: content["metrics"]["accuracy"].__setitem__("value", 0.99))
     run = read_run(made.folder)
     shown = accuracy(run)
     assert shown.value == pytest.approx(before.value) and shown.low < shown.value < 0.95
@@ -188,7 +188,9 @@ def test_an_edited_figure_is_computed_again_with_its_interval(tmp_path: Path, se
 
 def test_an_edited_interval_of_a_sealed_run_is_computed_again(tmp_path: Path) -> None:
     made = whole(tmp_path / "run").sealed()
-    edit(made.folder / "med_cls_toy.metrics.json", lambda told: told["metrics"]["accuracy"].__setitem__("low", 0.0))
+    edit(
+        made.folder / "med_cls_toy.metrics.json", lambda content: content["metrics"]["accuracy"].__setitem__("low", 0.0)
+    )
     assert accuracy(read_run(made.folder)).low > 0.5
 
 
@@ -211,7 +213,7 @@ def test_what_differs_from_the_seal_is_named_and_not_used(
     text = path.read_text("utf-8")
     path.write_text(text.replace("benign", "malign", 1) if "benign" in text else text.replace("toy", "tox", 1))
     run = read_run(made.folder)
-    assert gone(run) and any(name in one and "seal" in one for one in run.missing)
+    assert gone(run) and any(name in note and "seal" in note for note in run.missing)
     assert run.tasks[0].summary == before.tasks[0].summary
 
 
@@ -220,7 +222,7 @@ def test_figures_of_which_nothing_can_be_relied_on_are_not_shown(tmp_path: Path)
     for name in ("med_cls_toy.outcomes.jsonl", "med_cls_toy.metrics.json"):
         (made.folder / name).write_text((made.folder / name).read_text("utf-8").replace("benign", "malignant", 1))
     (task, _) = read_run(made.folder).tasks
-    assert not task.scored and task.outcomes == () and any("figures" in one for one in task.missing)
+    assert not task.scored and task.outcomes == () and any("figures" in note for note in task.missing)
 
 
 def test_lines_that_do_not_go_with_the_task_are_left_out_by_number(tmp_path: Path) -> None:
@@ -230,8 +232,8 @@ def test_lines_that_do_not_go_with_the_task_are_left_out_by_number(tmp_path: Pat
     lines[5] = json.dumps({**json.loads(lines[5]), "label": "Covd"})
     path.write_text("\n".join([*lines, lines[0]]) + "\n", encoding="utf-8")
     (task, _) = read_run(made.folder).tasks
-    assert len(task.outcomes) == 119 and len({one.id for one in task.outcomes}) == 119
-    assert any("2 damaged lines" in one and "line 6" in one and "Covd" in one for one in task.missing)
+    assert len(task.outcomes) == 119 and len({outcome.id for outcome in task.outcomes}) == 119
+    assert any("2 damaged lines" in note and "line 6" in note and "Covd" in note for note in task.missing)
     assert task.scored  # of all answers, as the note on those on record says
 
 
@@ -240,7 +242,7 @@ def test_answers_that_are_missing_are_counted(tmp_path: Path) -> None:
     path = made.folder / "med_cls_toy.outcomes.jsonl"
     path.write_text("\n".join(path.read_text("utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
     (task, _) = read_run(made.folder).tasks
-    assert any("expected 120 scored answers, as manifest.json says, got 119" in one for one in task.missing)
+    assert any("expected 120 scored answers, as manifest.json says, got 119" in note for note in task.missing)
 
 
 def test_a_finished_run_without_its_seal_says_so(tmp_path: Path) -> None:

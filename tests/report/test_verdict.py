@@ -29,7 +29,7 @@ from medmllm_plugins.results.comparison import compare
 
 
 def part_of(*made: Folder) -> DatasetRuns:
-    (part,) = collect_runs([one.folder for one in made]).datasets
+    (part,) = collect_runs([item.folder for item in made]).datasets
     return part
 
 
@@ -46,46 +46,46 @@ def test_differences_agree_with_the_comparison_of_two_runs(tmp_path: Path) -> No
     Folder(tmp_path / "reference", "baseline pixels", baseline="pixels").answers("med_cls_toy", first)
     Folder(tmp_path / "model").answers("med_cls_toy", second)
     (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).datasets
-    (found,) = verdicts(part)
+    (verdict,) = verdicts(part)
     expected = compare(first, second).accuracy
     for end in ("value", "low", "high"):
-        assert getattr(found.reference.difference, end) == pytest.approx(getattr(expected, end), abs=1e-12)
-    assert found.accuracy.value == np.mean([one.predicted == one.label for one in second])
-    assert found.guess.difference.value == pytest.approx(found.accuracy.value - found.guess.accuracy.value)
-    assert "The pixel baseline scores " in found.sentence and "points higher." in found.sentence
-    assert found.sentence.endswith("To find where it fails, run `med_probe_toy`.")
+        assert getattr(verdict.reference.difference, end) == pytest.approx(getattr(expected, end), abs=1e-12)
+    assert verdict.accuracy.value == np.mean([item.predicted == item.label for item in second])
+    assert verdict.guess.difference.value == pytest.approx(verdict.accuracy.value - verdict.guess.accuracy.value)
+    assert "The pixel baseline scores " in verdict.sentence and "points higher." in verdict.sentence
+    assert verdict.sentence.endswith("To find where it fails, run `med_probe_toy`.")
 
 
 def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
     Folder(tmp_path / "reference", "baseline pixels", baseline="pixels").answers("med_cls_toy", outcomes(seed=3))
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes(seed=4)[:40])
     (part,) = collect_runs([tmp_path / "model", tmp_path / "reference"]).datasets
-    (found,) = verdicts(part)
-    assert found.reference.shared == 40 and found.reference.name == "baseline pixels"
+    (verdict,) = verdicts(part)
+    assert verdict.reference.shared == 40 and verdict.reference.name == "baseline pixels"
 
 
 def test_a_difference_whose_interval_includes_zero_is_not_clear(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_cls_toy", outcomes(skill=0.0, seed=11))
     (part,) = collect_runs([tmp_path / "model"]).datasets
-    (found,) = verdicts(part)
-    assert found.guess.difference.low <= 0 <= found.guess.difference.high
-    assert "There is no clear difference from always guessing the most common class (" in found.sentence
-    assert "No reference classifier was run." in found.sentence
+    (verdict,) = verdicts(part)
+    assert verdict.guess.difference.low <= 0 <= verdict.guess.difference.high
+    assert "There is no clear difference from always guessing the most common class (" in verdict.sentence
+    assert "No reference classifier was run." in verdict.sentence
 
 
-@pytest.mark.parametrize(("kind", "told"), [("permuted", False), ("missing", True), ("biased", True)])
-def test_what_probes_cannot_tell_from_the_words_is_said(tmp_path: Path, kind: str, told: bool) -> None:
+@pytest.mark.parametrize(("kind", "expected"), [("permuted", False), ("missing", True), ("biased", True)])
+def test_what_probes_cannot_tell_from_the_words_is_said(tmp_path: Path, kind: str, expected: bool) -> None:
     folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
     change(folder, lambda content: content["mapping"].update(kind=kind))
-    (found,) = verdicts(part_of(folder))
-    assert ("Probes cannot distinguish this from an earlier stage" in found.sentence) is told
+    (verdict,) = verdicts(part_of(folder))
+    assert ("Probes cannot distinguish this from an earlier stage" in verdict.sentence) is expected
 
 
 def test_a_loss_without_a_named_stage_may_come_from_an_earlier_one(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
     change(folder, lambda content: content["diagnosis"].update(named=None))
-    (found,) = verdicts(part_of(folder))
-    assert found.named is None and "An earlier stage may be the cause." in found.sentence
+    (verdict,) = verdicts(part_of(folder))
+    assert verdict.named is None and "An earlier stage may be the cause." in verdict.sentence
 
 
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
@@ -98,10 +98,10 @@ def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
 def test_the_supported_mode_is_named_with_its_loss(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
     (part,) = collect_runs([tmp_path / "model"]).datasets
-    (found,) = verdicts(part)
-    assert [one.mode for one in found.supported] == ["mapping"] and found.named == "mapping"
-    assert "supports misalignment of semantic mapping (12.0 points lost" in found.sentence
-    assert overview(part, [found], []) == found.sentence
+    (verdict,) = verdicts(part)
+    assert [item.mode for item in verdict.supported] == ["mapping"] and verdict.named == "mapping"
+    assert "supports misalignment of semantic mapping (12.0 points lost" in verdict.sentence
+    assert overview(part, [verdict], []) == verdict.sentence
 
 
 def test_many_models_are_summed_up(tmp_path: Path) -> None:
@@ -125,11 +125,11 @@ def test_a_reference_without_its_answers_is_named_and_not_compared(tmp_path: Pat
     model, other = Folder(tmp_path / "model").answers("med_cls_toy", outcomes()), baseline(tmp_path / "reference")
     (other.folder / "med_cls_toy.outcomes.jsonl").unlink()
     part = part_of(model, other)
-    (found,) = verdicts(part)
-    accuracy = np.mean([one.predicted == one.label for one in outcomes(skill=3.0, seed=9)])
-    assert f"The pixel baseline ({100 * accuracy:.1f}% of its own" in found.sentence
-    assert "is not compared: its scored answers are not on record" in found.sentence
-    assert "No reference classifier was run" not in found.sentence and np.isnan(found.reference.difference.value)
+    (verdict,) = verdicts(part)
+    accuracy = np.mean([outcome.predicted == outcome.label for outcome in outcomes(skill=3.0, seed=9)])
+    assert f"The pixel baseline ({100 * accuracy:.1f}% of its own" in verdict.sentence
+    assert "is not compared: its scored answers are not on record" in verdict.sentence
+    assert "No reference classifier was run" not in verdict.sentence and np.isnan(verdict.reference.difference.value)
     (other.folder / "med_cls_toy.metrics.json").unlink()
     assert "The pixel baseline is not compared: its run has no metrics" in said_of(part_of(model, other))
 
@@ -139,19 +139,19 @@ def test_a_reference_on_other_data_is_not_compared(tmp_path: Path) -> None:
     other = baseline(tmp_path / "reference")
     other.tell("med_cls_toy", dataset_fingerprint="other")
     part = part_of(model, other)
-    (found,) = verdicts(part)
-    assert "not compared: it was run on other data (the fingerprints differ)" in found.sentence
-    assert not found.reference.compared and np.isnan(found.reference.difference.value)
+    (verdict,) = verdicts(part)
+    assert "not compared: it was run on other data (the fingerprints differ)" in verdict.sentence
+    assert not verdict.reference.compared and np.isnan(verdict.reference.difference.value)
     assert any(
-        "The one in reference cannot be used: it was run on other data" in one
-        for one in collect_notes(collect_runs([model.folder, other.folder])).missing
+        "The one in reference cannot be used: it was run on other data" in note
+        for note in collect_notes(collect_runs([model.folder, other.folder])).missing
     )
-    table = answer_tables.metrics_table(part, [found])
+    table = answer_tables.metrics_table(part, [verdict])
     assert "difference_from_reference" not in [column.name for column in table.columns]
     # A less accurate one on the same data is the one to take.
     third = Folder(tmp_path / "third", "baseline timm", baseline="timm:x").answers("med_cls_toy", outcomes(skill=1.0))
-    (found,) = verdicts(part_of(model, other, third))
-    assert found.reference.compared and found.reference.name == "baseline timm"
+    (verdict,) = verdicts(part_of(model, other, third))
+    assert verdict.reference.compared and verdict.reference.name == "baseline timm"
 
 
 @settings(max_examples=12)
@@ -163,33 +163,35 @@ def test_the_numbers_of_a_sentence_go_together_where_answers_are_lost(kept: int,
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:kept]), encoding="utf-8")
         path = other.folder / "med_cls_toy.outcomes.jsonl"
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[lost:]), encoding="utf-8")
-        (found,) = verdicts(part_of(model, other))
+        (verdict,) = verdicts(part_of(model, other))
         words = " ".join(collect_notes(collect_runs([model.folder])).missing)
     assert f"{kept} of 120 scored answers are on record" in words
-    for one in (found.guess, found.reference):
-        if not one.shared:
-            assert "the two have no question in common" in found.sentence
+    for item in (verdict.guess, verdict.reference):
+        if not item.shared:
+            assert "the two have no question in common" in verdict.sentence
             continue
-        own = f"{100 * (one.shared_accuracy + one.difference.value):.1f}"
+        own = f"{100 * (item.shared_accuracy + item.difference.value):.1f}"
         assert (
-            f"on the {one.shared} of 120 questions that" in found.sentence
-            and f"where the model scores {own}%" in found.sentence
+            f"on the {item.shared} of 120 questions that" in verdict.sentence
+            and f"where the model scores {own}%" in verdict.sentence
         )
-        assert f"{100 * one.shared_accuracy:.1f}%" in found.sentence
+        assert f"{100 * item.shared_accuracy:.1f}%" in verdict.sentence
     rows = outcomes()[:kept]
-    own = np.mean([one.predicted == one.label for one in rows])
-    commonest = max(sorted({one.label for one in outcomes()}), key=[one.label for one in outcomes()].count)
-    assert found.guess.difference.value == pytest.approx(own - np.mean([one.label == commonest for one in rows]))
+    own = np.mean([row.predicted == row.label for row in rows])
+    commonest = max(
+        sorted({outcome.label for outcome in outcomes()}), key=[outcome.label for outcome in outcomes()].count
+    )
+    assert verdict.guess.difference.value == pytest.approx(own - np.mean([row.label == commonest for row in rows]))
 
 
 def test_the_best_model_is_compared_with_every_other(tmp_path: Path) -> None:
     rows = [outcomes(skill=2.0, seed=1), outcomes(skill=1.9, seed=2), outcomes(skill=0.2, seed=3)]
-    made = [Folder(tmp_path / str(i), f"model-{i}").answers("med_cls_toy", one) for i, one in enumerate(rows)]
+    made = [Folder(tmp_path / str(i), f"model-{i}").answers("med_cls_toy", item) for i, item in enumerate(rows)]
     part = part_of(*made)
     table = answer_tables.differences_table(part, model_differences(part))
     for row in table.rows:
-        one, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
-        expected = compare(rows[two], rows[one]).accuracy
+        result, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
+        expected = compare(rows[two], rows[result]).accuracy
         gap = row[7]
         assert isinstance(gap, Estimate) and isinstance(row[5], float) and isinstance(row[6], float)
         for end in ("value", "low", "high"):
@@ -213,24 +215,24 @@ def test_models_of_other_classes_or_data_are_not_ranked(tmp_path: Path) -> None:
     two = ("benign", "malignant")
     first = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     second = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=4, labels=two), labels=two)
-    found = collect_runs([first.folder, second.folder])
-    said = said_of(found.datasets[0])
+    collection = collect_runs([first.folder, second.folder])
+    said = said_of(collection.datasets[0])
     assert (
         "so they are not ranked together. 2 classes: model-b (tiny) classified" in said and "3 classes: model-a" in said
     )
-    assert "highest" not in said and model_differences(found.datasets[0]) == []
-    assert any("the runs have different classes" in one for one in collect_notes(found).warnings)
+    assert "highest" not in said and model_differences(collection.datasets[0]) == []
+    assert any("the runs have different classes" in warning for warning in collect_notes(collection).warnings)
     third = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(), dataset_fingerprint="other")
     said = said_of(part_of(first, third))
     assert "Data f1: model-a" in said and "Data other: model-c" in said
     letter = Folder(tmp_path / "d", "model-d").answers("med_cls_toy_letter", outcomes(), protocol="letter")
     warned = collect_notes(collect_runs([first.folder, letter.folder])).warnings
-    assert any("they differ in how the classes are listed (model-a" in one for one in warned)
+    assert any("they differ in how the classes are listed (model-a" in item for item in warned)
 
 
 def test_reference_classifiers_alone_have_a_sentence(tmp_path: Path) -> None:
     said = said_of(part_of(baseline(tmp_path / "reference")))
-    accuracy = np.mean([one.predicted == one.label for one in outcomes(skill=3.0, seed=9)])
+    accuracy = np.mean([outcome.predicted == outcome.label for outcome in outcomes(skill=3.0, seed=9)])
     assert said.startswith("No model was run. The pixel baseline classified ")
     assert (
         f"{100 * accuracy:.1f}" in said
@@ -283,12 +285,12 @@ def unread(rows: list[Outcome], every: int = 1) -> list[Outcome]:
 def test_unreadable_answers_are_no_finding(tmp_path: Path) -> None:
     model = Folder(tmp_path / "model", pretrained="demo").answers("med_cls_toy", unread(outcomes()))
     part = part_of(model, baseline(tmp_path / "reference"))
-    (found,) = verdicts(part)
-    for sentence in (found.sentence, said_of(part)):
+    (verdict,) = verdicts(part)
+    for sentence in (verdict.sentence, said_of(part)):
         assert "No answer could be read (0 of 120). The demo model only knows phantoms." in sentence
         assert "label scores do not depend on the text" in sentence
         assert "lower" not in sentence and "points" not in sentence and "correctly" not in sentence
-    assert not re.search(r"[a-z]\. [a-z]", found.sentence)
+    assert not re.search(r"[a-z]\. [a-z]", verdict.sentence)
     write_report([tmp_path / "model"], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert "No answer could be read (0 of 120)" in html and "not interpretable: too few answers could be parsed" in html

@@ -54,20 +54,20 @@ def test_random_flips_come_near_the_exact_value():
 
 def test_differences_by_hand():
     first, second = outcomes([1, 1, 0, 0, 0, 1, 0, 1]), outcomes([1, 1, 1, 1, 0, 1, 1, 0])
-    found = compare(first, second, resamples=200)
-    assert (found.first, found.second) == (0.5, 0.75)
-    assert found.accuracy.value == pytest.approx(0.25) and found.discordant == (1, 3)
-    assert found.accuracy.low <= 0.25 <= found.accuracy.high
-    assert found.balanced.value == pytest.approx(0.25)
+    result = compare(first, second, resamples=200)
+    assert (result.first, result.second) == (0.5, 0.75)
+    assert result.accuracy.value == pytest.approx(0.25) and result.discordant == (1, 3)
+    assert result.accuracy.low <= 0.25 <= result.accuracy.high
+    assert result.balanced.value == pytest.approx(0.25)
     back = compare(second, first, resamples=200)
-    assert back.accuracy.value == -found.accuracy.value and back.p == found.p
+    assert back.accuracy.value == -result.accuracy.value and back.p == result.p
 
 
 def test_groups_that_hang_together_are_no_proof():
     """Forty documents of three patients: the naive test is sure, the clustered one cannot be."""
     first, second = outcomes([0] * 40, lambda i: i % 3), outcomes([1] * 40, lambda i: i % 3)
-    found = compare(first, second, resamples=50)
-    assert found.p_mcnemar < 1e-6 and found.p == pytest.approx(0.25)
+    result = compare(first, second, resamples=50)
+    assert result.p_mcnemar < 1e-6 and result.p == pytest.approx(0.25)
 
 
 def test_the_clustered_test_keeps_its_level():
@@ -91,11 +91,11 @@ def test_other_rows_or_labels_are_an_error():
 
 def run_folder(folder, tasks, fingerprint="f"):
     folder.mkdir()
-    told = {
+    content = {
         task: {"dataset": task, "dataset_fingerprint": fingerprint, "overlaps": {"breast": "same images"}}
         for task in tasks
     }
-    (folder / "manifest.json").write_text(json.dumps({"tasks": told}))
+    (folder / "manifest.json").write_text(json.dumps({"tasks": content}))
     for task, right in tasks.items():
         write_outcomes(folder / f"{task}.outcomes.jsonl", outcomes(right))
     return folder
@@ -105,13 +105,13 @@ def test_run_folders(tmp_path):
     first = run_folder(tmp_path / "a", {"breast": [0] * 6, "busi": [0, 1] * 5, "only_here": [1]})
     second = run_folder(tmp_path / "b", {"breast": [1] * 6, "busi": [1, 0] * 5})
     compared, warnings = compare_runs(first, second)
-    assert [one.task for one in compared] == ["breast", "busi"]
-    assert [one.p for one in compared] == pytest.approx([2 / 64, 1.0])
+    assert [item.task for item in compared] == ["breast", "busi"]
+    assert [item.p for item in compared] == pytest.approx([2 / 64, 1.0])
     assert compared[0].p_holm == pytest.approx(4 / 64)
     assert any("busi and breast share images" in warning for warning in warnings)
     table = render(compared).splitlines()
     assert len(table) == 3 and "+100.0%" in table[1]
-    assert json.dumps([one.to_dict() for one in compared], allow_nan=False)
+    assert json.dumps([item.to_dict() for item in compared], allow_nan=False)
 
 
 def test_run_folders_of_other_data(tmp_path):

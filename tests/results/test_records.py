@@ -81,14 +81,14 @@ def test_files_of_a_newer_version_are_named(tmp_path: Path) -> None:
     path = made.folder / "med_probe_toy.probes.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "medmllm_probes": 2}), "utf-8")
     assert any(
-        "med_probe_toy.probes.json cannot be used: expected version 1" in one
-        for one in read_run(made.folder).all_missing()
+        "med_probe_toy.probes.json cannot be used: expected version 1" in item
+        for item in read_run(made.folder).all_missing()
     )
     made.manifest["medmllm_manifest"] = 2
     made.write()
     with pytest.raises(DataError, match=r"manifest\.json: expected version 1"):
         load_run(made.folder)
-    assert any("manifest.json cannot be used" in one for one in read_run(made.folder).missing)
+    assert any("manifest.json cannot be used" in note for note in read_run(made.folder).missing)
 
 
 @pytest.mark.parametrize("name", schema.RECORDS)

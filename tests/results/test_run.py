@@ -41,9 +41,17 @@ def write_features(folder: Path) -> None:
     name = "rank0-00000.safetensors"
     save_file({"llm.12/last": VALUES}, folder / name)
     records = [
-        {"id": one, "document": one, "group": "g", "fold": "test", "label": "a", "answer": "b", "scores": [-1.0, -2.0]}
+        {
+            "id": item,
+            "document": item,
+            "group": "g",
+            "fold": "test",
+            "label": "a",
+            "answer": "b",
+            "scores": [-1.0, -2.0],
+        }
         | {"blank": None, "label_tokens": None}
-        for one in IDS
+        for item in IDS
     ]
     checksum = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     index_rows(records, rank=0, shard=name, checksum=checksum).to_parquet(folder / INDEX / "rank0-00000.parquet")
@@ -81,12 +89,12 @@ def test_frames_equal_the_files(run: Run, folder: Path) -> None:
     for column in ("id", "label", "status", "answer"):
         assert run.outcomes[column].tolist() == [row[column] for row in rows]
     assert run.outcomes["correct"].mean() == pytest.approx(metrics.loc["accuracy", "value"])
-    told = json.loads((folder / "med_probe_toy.probes.json").read_text("utf-8"))
+    content = json.loads((folder / "med_probe_toy.probes.json").read_text("utf-8"))
     accuracy = run.probes.query("metric == 'accuracy' and fold == 'test'")
-    assert accuracy["layer"].tolist() == [point["layer"] for point in told["points"]]
-    assert accuracy["value"].tolist() == [point["accuracy"]["value"] for point in told["points"]]
-    assert run.diagnosis["loss"].tolist() == [one["loss"]["value"] for one in told["diagnosis"]["effects"]]
-    assert run.diagnosis.query("named")["mode"].tolist() == [told["diagnosis"]["named"]]
+    assert accuracy["layer"].tolist() == [point["layer"] for point in content["points"]]
+    assert accuracy["value"].tolist() == [point["accuracy"]["value"] for point in content["points"]]
+    assert run.diagnosis["loss"].tolist() == [effect["loss"]["value"] for effect in content["diagnosis"]["effects"]]
+    assert run.diagnosis.query("named")["mode"].tolist() == [content["diagnosis"]["named"]]
     folds = json.loads((folder / "toy.folds.json").read_text("utf-8"))
     assert run.folds[["id", "fold"]].to_numpy().tolist() == [[row[0], row[4]] for row in folds["documents"]]
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))

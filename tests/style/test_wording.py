@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import medmllm_plugins
@@ -70,9 +70,9 @@ def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if "tasks" not in path.relative_to(PACKAGE).parts[:1])
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in modules():
-        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))) for path in modules()]
 
 
 def name_of(node: ast.AST) -> str:
@@ -134,8 +134,8 @@ def test_no_two_files_share_a_name() -> None:
     for path in modules():
         paths[path.name].append(path.relative_to(PACKAGE).as_posix())
     # A command of `medmllm` is named after the module whose function it runs.
-    double = {name: found for name, found in paths.items() if name != "__init__.py" and len(found) > 1}
-    assert all(any(path.startswith("cli/") for path in found) and len(found) == 2 for found in double.values()), double
+    double = {name: item for name, item in paths.items() if name != "__init__.py" and len(item) > 1}
+    assert all(any(path.startswith("cli/") for path in item) and len(item) == 2 for item in double.values()), double
 
 
 def test_modules_are_short() -> None:

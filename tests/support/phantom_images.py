@@ -1,11 +1,23 @@
-"""Images and labels of the embedded phantoms, without opening the data set, which would draw all of it."""
+"""The embedded phantoms without their fingerprint, for which the whole data set would be drawn."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from PIL import Image
 
+from medmllm_plugins.data.core.data_faults import Faults
 from medmllm_plugins.data.core.documents import Fold
-from medmllm_plugins.data.layouts.phantoms import phantom, records
+from medmllm_plugins.data.layouts.phantoms import Phantoms, phantom, records
+from medmllm_plugins.data.loading.catalogue import dataset_specs
+from medmllm_plugins.data.loading.dataset import Dataset
+
+
+def phantom_dataset() -> Dataset:
+    """Open the data set ``demo``; its images are drawn when they are asked for."""
+    spec, layout = dataset_specs()["demo"], Phantoms()
+    documents = tuple(layout.documents(spec, Path(), Faults("", "")))
+    return Dataset(spec, documents, "phantoms", Path(), layout, (), ())
 
 
 def phantom_images(fold: Fold, count: int | None = None) -> tuple[list[Image.Image], list[str]]:

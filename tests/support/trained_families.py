@@ -21,6 +21,7 @@ def train_families() -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_families"] = module  # dataclasses look their module up
+    sys.path.append(str(path.parent))  # as when it is started as a script, which imports a module beside it
     spec.loader.exec_module(module)
     return module
 

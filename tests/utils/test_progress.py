@@ -128,9 +128,9 @@ def test_a_thread_looks_at_the_clock_and_ends(
             err = capsys.readouterr().err
     assert err.startswith("work: 0 of 5 documents (0%)")
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(one.name == "medmllm-progress" for one in threading.enumerate()):
+    while time.monotonic() < deadline and any(item.name == "medmllm-progress" for item in threading.enumerate()):
         time.sleep(0.01)
-    assert not any(one.name == "medmllm-progress" for one in threading.enumerate())
+    assert not any(item.name == "medmllm-progress" for item in threading.enumerate())
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
