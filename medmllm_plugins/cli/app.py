@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from medmllm_plugins import __version__
 from medmllm_plugins.cli.console import new_app
 from medmllm_plugins.errors import MedMLLMError
+from medmllm_plugins.utils.environment import tolerate_damaged_metadata
 
 HOST: Final = "lmms-eval"
 COMMANDS: Final = {
@@ -81,6 +82,7 @@ for _name, _summary in COMMANDS.items():
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 for a failure, 2 for a wrong command line."""
     words = list(sys.argv[1:] if argv is None else argv)
+    tolerate_damaged_metadata()
     try:
         status = _run_host(words[1:]) if words[:1] == [HOST] else _run(words)
         sys.stdout.flush()

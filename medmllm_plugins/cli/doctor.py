@@ -160,13 +160,13 @@ def _plugins() -> list[Finding]:
 
 
 def _metadata() -> list[Finding]:
-    """Report installed packages whose entry points cannot be read: the host then sees no plugin at all."""
+    """Report installed packages whose entry points cannot be read, which hides all plugins from the host."""
     return [
         Finding(
             f"metadata of {distribution}",
             "broken",
-            f"lmms-eval finds no plugin, ours included: {message}",
-            f"pip install --force-reinstall --no-deps {distribution}; meanwhile use `medmllm lmms-eval …`",
+            f"nothing that reads the entry points of all packages works, such as torch and lmms-eval: {message}",
+            f"pip install --force-reinstall --no-deps {distribution}",
         )
         for distribution, message in damaged_entry_points().items()
     ]

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from medmllm_plugins.errors import MedMLLMError, shown
+from medmllm_plugins.utils.environment import tolerate_damaged_metadata
 from medmllm_plugins.utils.suggestions import did_you_mean
+
+tolerate_damaged_metadata()
 
 
 class DeclaredModel(BaseModel):

@@ -37,6 +37,19 @@ def _version(name: str) -> str | None:
         return None
 
 
+def tolerate_damaged_metadata() -> None:
+    """Keep libraries from reading the entry points of all packages if one package's cannot be read.
+
+    Pydantic and torch read them for plugins of their own when they are imported, so one damaged package would cost
+    every command, among them the one that names the package.
+    """
+    try:
+        metadata.entry_points()
+    except Exception:  # whatever damaged files raise
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+
 def processors() -> int:
     """Return how many processors this process may use, at least 1."""
     try:

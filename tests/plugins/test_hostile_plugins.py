@@ -441,7 +441,7 @@ def test_doctor_names_metadata_that_hide_every_plugin_from_the_host(packages: Pa
     from medmllm_plugins.cli.doctor import _metadata
 
     (finding,) = _metadata()
-    assert finding.state == "broken" and "medmllm lmms-eval" in finding.fix
+    assert finding.state == "broken" and finding.fix == "pip install --force-reinstall --no-deps stranger"
 
 
 def test_bounded_text() -> None:
