@@ -22,11 +22,11 @@ MIN_AXES, MAX_AXES = 2, 5
 
 
 def permute_labels(truth: Ints, group: Ints, count: int, generator: np.random.Generator) -> Ints:
-    """Permute labels by group.
+    """Permute labels among groups of the same size.
 
-    The labels are written down group by group, the groups are put in a random order, and the labels are assigned to the
-    documents in that order. The counts of the classes stay exactly the same and the labels of a group stay together; if
-    groups differ in size, the labels of one group may be split across two.
+    Whole groups exchange their labels, so that the counts of the classes stay the same and the labels of a group stay
+    together. Groups of different sizes cannot be exchanged: laying the labels of one across the borders of others
+    breaks up the clusters, and tests based on it reject too often. The only group of its size keeps its labels.
 
     Args:
         truth: (n,) classes.
@@ -37,16 +37,15 @@ def permute_labels(truth: Ints, group: Ints, count: int, generator: np.random.Ge
     Returns:
         (S, n).
     """
-    order = np.argsort(group, kind="stable")
-    sizes = np.unique(group, return_counts=True)[1]
+    _, group_index, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    order = np.lexsort((group_index, sizes[group_index]))
     permuted = np.empty((count, len(truth)), dtype=np.intp)
-    if (sizes == 1).all():
-        for number in range(count):
-            permuted[number, order] = truth[order][generator.permutation(len(truth))]
-        return permuted
-    blocks = np.split(truth[order], np.cumsum(sizes)[:-1])
-    for number in range(count):
-        permuted[number, order] = np.concatenate([blocks[index] for index in generator.permutation(len(blocks))])
+    start = 0
+    for size, groups in zip(*np.unique(sizes, return_counts=True), strict=True):
+        rows = order[start : start + size * groups].reshape(groups, size)
+        start += size * groups
+        orders = generator.permuted(np.tile(np.arange(groups), (count, 1)), axis=1)
+        permuted[:, rows] = truth[rows][orders]
     return permuted
 
 

@@ -1,7 +1,7 @@
 """Two runs on the same documents: differences with paired, clustered tests.
 
 Documents of one group are not independent, so the tests flip the signs of whole groups. McNemar's test, which takes
-documents as independent, is reported too because readers know it.
+documents as independent, is reported as well where every group has one row, because readers know it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Comparison(Record):
         balanced: the same for balanced accuracy.
         p: of the accuracy difference, two-sided, by flipping the sign of whole groups' differences.
         p_holm: ``p`` corrected for the number of tasks compared (Holm 1979).
-        p_mcnemar: McNemar's test, which ignores groups.
+        p_mcnemar: McNemar's test; NaN where a group has several rows, which the test would take as independent.
         discordant: rows that only the first, and only the second, answered correctly.
     """
 
@@ -166,7 +166,7 @@ def compare(
         balanced=estimate(float(values["balanced"]), drawn["balanced"], groups=len(groups)),
         p=p,
         p_holm=p,
-        p_mcnemar=mcnemar(*discordant),
+        p_mcnemar=mcnemar(*discordant) if len(groups) == len(ids) else math.nan,
         discordant=discordant,
     )
 
@@ -237,10 +237,13 @@ def render(comparisons: Sequence[Comparison]) -> str:
                 f"{comparison.first:.1%}",
                 f"{comparison.second:.1%}",
                 f"{gap.value:+.1%} ({interval})",
-                *(
-                    f"{p:.4f}" if p >= 0.0001 else "<0.0001"
-                    for p in (comparison.p, comparison.p_holm, comparison.p_mcnemar)
-                ),
+                *map(_format_p, (comparison.p, comparison.p_holm, comparison.p_mcnemar)),
             )
         )
     return "\n".join(text_table(rows))
+
+
+def _format_p(p: float) -> str:
+    if math.isnan(p):
+        return "-"
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

@@ -32,6 +32,35 @@ def test_groups_of_one_size_keep_their_labels_together() -> None:
     np.testing.assert_allclose((moved == 0).mean(0), 0.25, atol=0.12)
 
 
+def test_only_groups_of_one_size_exchange_their_labels() -> None:
+    sizes = np.array([1, 1, 1, 2, 2, 5])
+    group = np.repeat(np.arange(6), sizes)
+    truth = np.array([0, 1, 2, 0, 1, 2, 2, 1, 1, 0, 2, 1])
+    of_pairs = set()
+    for row in permute_labels(truth, group, 60, np.random.default_rng(2)):
+        assert sorted(row[:3]) == [0, 1, 2]
+        of_pairs.add(tuple(row[3:7]))
+        assert row[7:].tolist() == truth[7:].tolist()  # the only group of its size
+    assert of_pairs == {(0, 1, 2, 2), (2, 2, 0, 1)}
+
+
+def test_the_test_keeps_its_level_where_groups_differ_in_size() -> None:
+    """Predictions and labels that are constant within groups and independent of each other."""
+    generator = np.random.default_rng(5)
+    rejected, trials = 0, 300
+    for _ in range(trials):
+        sizes = generator.choice([1, 1, 2, 3, 4, 8], size=60)
+        group, truth, predicted = (
+            np.repeat(values, sizes)
+            for values in (np.arange(60), generator.integers(0, 2, 60), generator.integers(0, 2, 60))
+        )
+        permuted = permute_labels(truth, group, 199, generator)
+        agreement = (permuted == predicted).mean(1)
+        rejected += (1 + (agreement >= (truth == predicted).mean()).sum()) / 200 <= 0.05
+    # 5% of 300 are 15; with labels laid across the borders of groups about 30 were rejected.
+    assert rejected <= 22
+
+
 def test_permuted_labels_are_independent_of_the_real_ones() -> None:
     truth = np.arange(300) % 3
     permuted = permute_labels(truth, np.arange(300), 50, np.random.default_rng(0))

@@ -1,6 +1,7 @@
 """Paired tests against scipy, hand-computed values and simulations."""
 
 import json
+import math
 import tracemalloc
 
 import numpy as np
@@ -64,10 +65,13 @@ def test_differences_by_hand():
 
 
 def test_groups_that_hang_together_are_no_proof():
-    """Forty documents of three patients: the naive test is sure, the clustered one cannot be."""
+    """Forty documents of three patients: the clustered test cannot be sure, and McNemar's does not apply."""
     first, second = outcomes([0] * 40, lambda i: i % 3), outcomes([1] * 40, lambda i: i % 3)
     result = compare(first, second, resamples=50)
-    assert result.p_mcnemar < 1e-6 and result.p == pytest.approx(0.25)
+    assert math.isnan(result.p_mcnemar) and result.p == pytest.approx(0.25)
+    assert result.to_dict()["p_mcnemar"] is None and render([result]).split()[-1] == "-"
+    alone = compare(outcomes([0] * 40), outcomes([1] * 40), resamples=50)
+    assert alone.p_mcnemar < 1e-6
 
 
 def test_the_clustered_test_keeps_its_level():
