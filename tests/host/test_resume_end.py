@@ -114,7 +114,7 @@ def test_probes_go_on_wherever_they_were_broken_off(
         (store_writer.Writer, "close"),  # the last features are on their way to the disk
         (evaluation_run.EvaluationRun, "keep_features"),
         (probe_tasks.analysis, "analyse"),
-        (probe_tasks.analysis_files, "write"),
+        (probe_tasks, "write_probes"),
         (scoring, "write_outcomes"),
         (evaluation_run.EvaluationRun, "_finish"),
         (evaluation_run, "write_seal"),
