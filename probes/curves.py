@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
 from medmllm_plugins.probes.control_labels import permute_labels
 from medmllm_plugins.probes.fitting import ProbePredictions, balanced_accuracy
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
@@ -45,12 +45,16 @@ class BootstrapAccuracies:
         return BootstrapAccuracies(self.groups, values, resampled)
 
     def estimate(self, value: Floats | float, resampled: Floats) -> Estimate:
-        """Return a figure with its interval."""
+        """Return a difference or score with its percentile interval."""
         return estimate(float(value), resampled, groups=self.groups)
+
+    def accuracy(self, value: Floats | float, resampled: Floats) -> Estimate:
+        """Return an accuracy with its interval, which differs from that of differences; see ``metrics/intervals``."""
+        return estimate(float(value), resampled, groups=self.groups, bounds=SHARE)
 
     def of(self, name: str) -> Estimate:
         """Return a named accuracy with its interval."""
-        return self.estimate(self.values[name], self.resampled[name])
+        return self.accuracy(self.values[name], self.resampled[name])
 
 
 def bootstrap_accuracies(
@@ -113,12 +117,12 @@ def curve_points(
                 pooling=site.pooling,
                 width=site.width,
                 read=site.read,
-                accuracy=accuracies.estimate(probe, probes),
-                balanced=accuracies.estimate(balanced, balanced_resampled),
+                accuracy=accuracies.accuracy(probe, probes),
+                balanced=accuracies.accuracy(balanced, balanced_resampled),
                 corrected=accuracies.estimate(
                     (balanced - chance) / (1 - chance), (balanced_resampled - chance) / (1 - chance)
                 ),
-                control=accuracies.estimate(control, controls),
+                control=accuracies.accuracy(control, controls),
                 selectivity=accuracies.estimate(probe - control, probes - controls),
                 label_permutation=float(permuted.mean()) if len(permuted) else math.nan,
                 label_permutation_high=float(np.quantile(permuted, 0.95)) if len(permuted) else math.nan,

@@ -18,7 +18,7 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
 from medmllm_plugins.probes.output_recalibration import (
     UNPARSED,
     Recalibrations,
@@ -84,7 +84,9 @@ def semantic_mapping(
         cells=len(stacked),
     )
     estimates = {
-        name: estimate(float(values[""][row]), resampled[""][:, row], groups=len(groups))
+        name: estimate(
+            float(values[""][row]), resampled[""][:, row], groups=len(groups), bounds=SHARE if _is_share(name) else None
+        )
         for row, name in enumerate(rows)
     }
     readings = {
@@ -107,6 +109,14 @@ def semantic_mapping(
         agreement=tuple(tuple(tuple(map(int, row)) for row in table) for table in _agreement(test, classes)),
         lens=lens,
         lens_layers=tuple(lens_layers) if lens else (),
+    )
+
+
+def _is_share(name: str) -> bool:
+    return (
+        name in ("answer", "probe", "constant", "probe_only", "answer_only")
+        or name.endswith(":accuracy")
+        or (name.startswith("lens:"))
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageFilter
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+from scipy.ndimage import gaussian_filter
 
 from medmllm_plugins.data.core.image_controls import blank
 from medmllm_plugins.data.readers.volumes import Volume

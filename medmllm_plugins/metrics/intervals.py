@@ -1,4 +1,4 @@
-"""Percentile intervals from the cluster bootstrap.
+"""Confidence intervals from the cluster bootstrap.
 
 Documents of one group (a patient, a lesion, a source figure) are not independent, so groups are drawn with replacement
 and each brings all of its documents. Sources: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
@@ -15,12 +15,22 @@ from threading import Lock
 from typing import Final
 
 import numpy as np
+from scipy.special import stdtrit
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.utils.environment import processors
 from medmllm_plugins.utils.record import Record
 
 LEVEL = 0.95
+SHARE: Final = (0.0, 1.0)
+"""Lowest and highest value of an accuracy, and of other shares."""
+BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    **dict.fromkeys(("accuracy", "accuracy_on_parsed", "balanced", "macro_f1", "f1", "parsed", "flips"), SHARE),
+    **dict.fromkeys(("sensitivity", "specificity", "auroc", "auprc", "exact_match"), SHARE),
+    **dict.fromkeys(("mcc", "kappa"), (-1.0, 1.0)),
+}
+"""Lowest and highest value of metrics that have them; calibration errors and differences have percentile intervals."""
+_NO_VARIANCE: Final = 1e-12
 RESAMPLES = 2000
 _CELLS = 200_000
 """Numbers in one array of resampled weights, 0.8 MB: they stay near the processor, which is fastest."""
@@ -37,7 +47,7 @@ class Estimate(Record):
 
     Attributes:
         value: the metric on all documents; NaN where it is not defined.
-        low: lower end of the percentile interval; NaN where the data have fewer than two groups to resample.
+        low: lower end of the interval; NaN where the data have fewer than two groups to resample.
         high: upper end, likewise.
     """
 
@@ -144,8 +154,17 @@ def bootstrap(
     return values, {name: np.concatenate([parts[index][name] for index in sorted(parts)]) for name in values}
 
 
-def estimate(value: float, resampled: Floats, *, groups: int) -> Estimate:
-    """Put a percentile interval around a metric.
+def estimate(value: float, resampled: Floats, *, groups: int, bounds: tuple[float, float] | None = None) -> Estimate:
+    """Put an interval around a metric.
+
+    Without ``bounds`` it is a percentile interval, which suits differences. Near the end of its range a metric such as
+    an accuracy varies little or not at all over the resamples, and percentile intervals are far too narrow. With
+    ``bounds`` the interval is Wilson's, for the sample size at which a proportion would vary as much as the metric does
+    over the resamples, with quantiles of Student's t for the number of groups. If the metric does not vary, the sample
+    size is the number of groups. docs/diagnosis.md has the coverage of both in simulations.
+
+    Sources: Wilson, "Probable inference, the law of succession, and statistical inference", 1927; Korn and Graubard,
+    "Confidence intervals for proportions with small expected number of positive counts", 1998 (effective sample size).
 
     Args:
         value: the metric on all documents.
@@ -153,10 +172,38 @@ def estimate(value: float, resampled: Floats, *, groups: int) -> Estimate:
             so the interval is conditional on its being defined.
         groups: number of groups the metric rests on. With fewer than two there is nothing to resample, and the ends
             are NaN rather than equal to the value, which would feign certainty.
+        bounds: lowest and highest value that the metric can take.
     """
     defined = resampled[~np.isnan(resampled)]
     if groups < 2 or math.isnan(value) or not defined.size:
         return Estimate(float(value), math.nan, math.nan)
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high))
+    if bounds is None:
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return Estimate(float(value), float(low), float(high))
+    width = bounds[1] - bounds[0]
+    share = min(1.0, max(0.0, (value - bounds[0]) / width))
+    # Resamples of G groups vary by (G - 1) / G of what samples of G groups do.
+    variance = float(defined.var()) / width**2 * groups / (groups - 1)
+    size = share * (1 - share) / variance if variance > _NO_VARIANCE and 0 < share < 1 else float(groups)
+    t = float(stdtrit(groups - 1, 1 - tail))
+    centre = (share + t**2 / (2 * size)) / (1 + t**2 / size)
+    half = t * math.sqrt(share * (1 - share) / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
+    # Rounding must not push an end past the value at the end of the range.
+    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    return Estimate(float(value), bounds[0] + width * low, bounds[0] + width * high)
+
+
+def estimate_metrics(
+    values: Mapping[str, Floats], resampled: Mapping[str, Floats], *, groups: int
+) -> dict[str, Estimate]:
+    """Return metrics with their intervals, from what :func:`bootstrap` returns."""
+    return {
+        name: estimate(float(values[name]), resampled[name], groups=groups, bounds=metric_bounds(name))
+        for name in values
+    }
+
+
+def metric_bounds(name: str) -> tuple[float, float] | None:
+    """Return the lowest and highest value of a metric by its name, such as ``auroc`` or ``busi:sum:auroc``."""
+    return BOUNDS.get(name.rpartition(":")[2])

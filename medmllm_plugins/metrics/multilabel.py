@@ -12,7 +12,7 @@ import numpy as np
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate_metrics
 from medmllm_plugins.metrics.outcome_arrays import Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
@@ -218,7 +218,7 @@ def summarise_findings(
     evaluator = _Evaluator(ordered, findings)
     values, resampled = bootstrap(evaluator, evaluator.group, resamples=resamples, seed=seed)
     n_groups = int(np.unique(evaluator.group).size)
-    estimates = {name: estimate(float(values[name]), resampled[name], groups=n_groups) for name in values}
+    estimates = estimate_metrics(values, resampled, groups=n_groups)
     per_finding = tuple(
         FindingSummary(
             finding=name,

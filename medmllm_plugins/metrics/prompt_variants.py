@@ -11,7 +11,7 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate_metrics
 from medmllm_plugins.metrics.outcome_arrays import OVERALL, Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
@@ -132,7 +132,7 @@ def summarise_variants(
     return VariantsSummary(
         n=len(outcomes),
         n_groups=n_groups,
-        metrics={name: estimate(float(values[name]), resampled[name], groups=n_groups) for name in values},
+        metrics=estimate_metrics(values, resampled, groups=n_groups),
         variants={
             name: summarise(rows, labels, positive, kind=kind, resamples=resamples, seed=seed)
             for name, rows in by_variant.items()

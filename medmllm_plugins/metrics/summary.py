@@ -15,7 +15,7 @@ from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.calibration import Bin, Calibration
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.guessing import baselines, majority_class
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate, metric_bounds
 from medmllm_plugins.metrics.label_scores import LabelScores, forms
 from medmllm_plugins.metrics.outcome_arrays import OVERALL, SCORED, Distinct, Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
@@ -24,7 +24,7 @@ from medmllm_plugins.metrics.validation import check_options, check_outcomes
 from medmllm_plugins.utils.record import Record, VersionedRecord
 
 METRICS_FORMAT: Final = "medmllm_metrics"
-INTERVAL: Final = "95% percentile, cluster bootstrap over groups"
+INTERVAL: Final = "95%, cluster bootstrap over groups; Wilson's for shares, percentiles for others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +198,7 @@ def summarise(
     All metrics are computed on the same resamples of groups, so that their intervals can be compared. In a resample,
     means over classes run over the classes that occur in it, and a resample on which a metric is not defined is left
     out of that metric's interval. An interval needs two groups to resample: with one group (or, for the sensitivity and
-    specificity of a class, one group with the documents in question) its ends are NaN, ``None`` in JSON. Where the
-    metric is the same in every group, as at accuracy 1, the interval has no width, a known limit of the percentile
-    bootstrap.
+    specificity of a class, one group with the documents in question) its ends are NaN, ``None`` in JSON.
 
     Args:
         outcomes: one for each document; their order changes nothing.
@@ -227,7 +225,7 @@ def summarise(
     n_groups = evaluator.n_groups()
 
     def overall(name: str, groups: int = n_groups) -> Estimate:
-        return estimate(float(values[name]), resampled[name], groups=groups)
+        return estimate(float(values[name]), resampled[name], groups=groups, bounds=metric_bounds(name))
 
     counts = evaluator.counts()
     per_class = _per_class(evaluator, labels, counts, values, resampled)
@@ -265,7 +263,7 @@ def _per_class(
     precision, f1 = classification.precision(counts), classification.f1(counts)
 
     def of_class(name: str, k: int, groups: int) -> Estimate:
-        return estimate(float(values[name][k]), resampled[name][:, k], groups=groups)
+        return estimate(float(values[name][k]), resampled[name][:, k], groups=groups, bounds=SHARE)
 
     summaries = []
     for k, label in enumerate(labels):

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from scipy.ndimage import uniform_filter  # type: ignore[import-untyped]
-from scipy.stats import rankdata  # type: ignore[import-untyped]
+from scipy.ndimage import uniform_filter
+from scipy.stats import rankdata
 from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
