@@ -29,6 +29,11 @@ CONTROL: Final = "control"
 RANDOM_ENCODER: Final = "control.random_encoder."
 """Prefix of the layers of the vision tower with random weights."""
 PIXELS: Final = "control.pixels"
+BORDER: Final = "control.border"
+CORNERS: Final = "control.corners"
+CENTRE: Final = "control.centre"
+REGIONS: Final = (BORDER, CORNERS, CENTRE)
+"""Control features of parts of the image."""
 PROVEN: Final = ("permuted", "decoding")
 """Kinds of semantic mapping in which the label scores show that the LLM knew the class."""
 RECALIBRATIONS: Final[Mapping[str, str]] = {
