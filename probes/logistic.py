@@ -236,8 +236,9 @@ class _State:
     def pick(self, at: Tensor) -> _State:
         """Select the problems with the indices (l, q') of each layer."""
         layer = _column(at)
-        parts: list[Any] = [getattr(self, part.name) for part in fields(self)]
-        return _State(*(None if part is None else part[layer, at] for part in parts))
+        parts = (getattr(self, part.name) for part in fields(self))
+        picked: list[Any] = [None if part is None else part[layer, at] for part in parts]
+        return _State(*picked)
 
 
 def _start(targets: Tensor, strength: Tensor, row_weights: Tensor | None, classes: int, rank: int) -> _State:
