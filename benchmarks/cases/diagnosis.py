@@ -113,7 +113,9 @@ def control_features(model: MeasuredModel, network: Any, picture: Image) -> dict
     values = model.loaded.prepare([QUESTION], [picture])["pixel_values"]
     states = _tower_states(network.get_image_features(pixel_values=values, output_hidden_states=True))
     random = {(f"{RANDOM_ENCODER}{name}", pooling): value.float().cpu() for (name, pooling), value in states.items()}
-    own = {(name, MEAN): torch.from_numpy(values.astype(np.float32)) for name, values in image_controls(picture).items()}
+    own = {
+        (name, MEAN): torch.from_numpy(values.astype(np.float32)) for name, values in image_controls(picture).items()
+    }
     return {**random, **own}
 
 

@@ -80,7 +80,7 @@ def _regions(picture: Image.Image) -> dict[str, npt.NDArray[np.float32]]:
     """Return the cells of each region of a picture in mode RGB, five values a cell, (cells, 5)."""
     (width, height), outer = picture.size, _BORDER_CELLS
     left, top = border_width(width), border_width(height)
-    right, bottom = max(left + 1, width - left), max(top + 1, height - top)
+    bottom = max(top + 1, height - top)
     columns, rows = max(1, width // 4), max(1, height // 4)
     boxes = {
         BORDER: (

@@ -16,7 +16,14 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, RECALIBRATIONS, REGIONS, ProbeAnalysis
+from medmllm_plugins.results.probe_records import (
+    CONTROL,
+    PIXELS,
+    RANDOM_ENCODER,
+    RECALIBRATIONS,
+    REGIONS,
+    ProbeAnalysis,
+)
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, number, sequence
 

@@ -57,7 +57,9 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
             }
             for row, item in enumerate(answers)
         ]
-        capture.keep(records, inputs, [control_features(item) for item in shown], [entry[model.prefix_length :] for entry in ids])
+        capture.keep(
+            records, inputs, [control_features(item) for item in shown], [entry[model.prefix_length :] for entry in ids]
+        )
     finally:
         capture.close()
     return answers, FeatureStore(folder)
