@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medmllm_plugins.errors import OptionError
+from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
@@ -55,6 +56,8 @@ class ProbePredictions:
     Attributes:
         validation: (F, v) predicted classes of the validation fold.
         test: (F, t) predicted classes of the test fold.
+        validation_log_p: (F, v, K) float32, log probabilities of the classes in nats; NaN if the probe has none.
+        test_log_p: (F, t, K) float32, likewise.
         validation_loss: (F,) mean log loss on the validation fold, in nats.
         strength: (F,) chosen inverse L2 strength; NaN if the probe has none.
         gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN if unknown.
@@ -67,6 +70,8 @@ class ProbePredictions:
     sites: tuple[Site, ...]
     validation: Ints
     test: Ints
+    validation_log_p: npt.NDArray[np.float32]
+    test_log_p: npt.NDArray[np.float32]
     validation_loss: npt.NDArray[np.float64]
     strength: npt.NDArray[np.float64]
     gradient_norm: npt.NDArray[np.float64]
@@ -188,48 +193,78 @@ def _fit_sites(
         strengths=options.strengths,
         seed=options.seed,
     )
-    with fit_block(probe, data) as (fitted, predict):
+    with fit_block(probe, data) as block:
+        predicted, test_log_p = [], []
         # The test fold may be far larger than the others, so it is read in parts.
         at_once = max(1, BLOCK_BYTES // (4 * len(sites) * sites[0].width))
-        parts = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
-    predicted = np.concatenate(parts, axis=2)
-    figures = zip(_figures_by_layer(fitted), predicted, strict=True)
-    results = [_evaluate(layer_figures, layer_predicted, labels) for layer_figures, layer_predicted in figures]
-    return results, [warning for part in fitted for warning in part.warnings]
+        for start in range(0, len(test), at_once):
+            features = read(test[start : start + at_once])
+            predicted.append(block.predict(features))
+            test_log_p.append(block.log_p(features))
+        validation_log_p = block.log_p(data.validation)
+    results = [
+        _evaluate(*layer, labels)
+        for layer in zip(
+            _figures_by_layer(block.fitted),
+            np.concatenate(predicted, axis=2),
+            validation_log_p,
+            np.concatenate(test_log_p, axis=1),
+            strict=True,
+        )
+    ]
+    return results, [warning for part in block.fitted for warning in part.warnings]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedBlock:
+    """Fitted probes of the L layers of a block, one of each share of them, and the threads that apply them."""
+
+    fitted: Sequence[FittedProbe]
+    pool: ThreadPoolExecutor
+    classes: int
+
+    def predict(self, features: Tensor) -> npt.NDArray[np.int16]:
+        """Predict the classes of rows (L, T, D) after fitting on each label set, (L, P, T)."""
+        return self._apply(lambda part, rows: part.predict(rows), features).astype(np.int16)
+
+    def log_p(self, features: Tensor) -> npt.NDArray[np.float32]:
+        """Return log probabilities of the real labels' classes for rows (L, T, D), (L, T, K); NaN without any.
+
+        Raises:
+            PluginError: a plugin's probe returns another shape.
+        """
+        shape = (features.shape[1], self.classes)
+
+        def part_log_p(part: FittedProbe, rows: Tensor) -> Tensor:
+            log_p = rows.new_full((len(rows), *shape), math.nan) if part.log_p is None else part.log_p(rows)
+            if log_p.shape != (len(rows), *shape):
+                raise PluginError(
+                    f"Expected `log_p` of a FittedProbe to return the shape {(len(rows), *shape)}, (layers, rows, "
+                    f"classes), got {tuple(log_p.shape)}. Correct the plugin's probe."
+                )
+            return log_p
+
+        return self._apply(part_log_p, features).astype(np.float32)
+
+    def _apply(self, function: Callable[[FittedProbe, Tensor], Tensor], features: Tensor) -> npt.NDArray[Any]:
+        results = self.pool.map(function, self.fitted, torch.tensor_split(features, len(self.fitted)))
+        return np.concatenate([result.cpu().numpy() for result in results])
 
 
 @contextmanager
-def fit_block(
-    probe: Probe, data: ProbeData
-) -> Iterator[tuple[list[FittedProbe], Callable[[Tensor], npt.NDArray[np.int16]]]]:
+def fit_block(probe: Probe, data: ProbeData) -> Iterator[FittedBlock]:
     """Fit the layers of a block; on a CPU, each core fits a share of them.
 
     Matrix products this small gain little from several cores each, and decompositions become slower.
-
-    Yields:
-        The fitted probes of each share, and a function that predicts the classes of further rows, (L, T, D) to
-        (L, P, T), for all shares together.
     """
     layers, threads = len(data.train), torch.get_num_threads()
     shares = 1 if data.train.device.type != "cpu" else min(threads, layers)
-
-    def split(features: Tensor) -> tuple[Tensor, ...]:
-        return torch.tensor_split(features, shares)
-
-    parts = [
-        replace(data, train=train, validation=validation)
-        for train, validation in zip(split(data.train), split(data.validation), strict=True)
-    ]
+    folds = (torch.tensor_split(features, shares) for features in (data.train, data.validation))
+    parts = [replace(data, train=train, validation=validation) for train, validation in zip(*folds, strict=True)]
     torch.set_num_threads(1 if shares > 1 else threads)
     try:
         with ThreadPoolExecutor(shares, thread_name_prefix="medmllm-probes") as pool:
-            fitted = list(pool.map(probe, parts))
-
-            def predict(features: Tensor) -> npt.NDArray[np.int16]:
-                predicted = pool.map(lambda pair: pair[0].predict(pair[1]), zip(fitted, split(features), strict=True))
-                return np.concatenate([part.cpu().numpy().astype(np.int16) for part in predicted])
-
-            yield fitted, predict
+            yield FittedBlock(list(pool.map(probe, parts)), pool, data.classes)
     finally:
         torch.set_num_threads(threads)
 
@@ -240,6 +275,8 @@ class _SiteResult:
 
     validation: Ints
     test: Ints
+    validation_log_p: npt.NDArray[np.float32]
+    test_log_p: npt.NDArray[np.float32]
     validation_loss: float
     strength: float
     gradient_norm: float
@@ -260,7 +297,11 @@ def _figures_by_layer(fitted: Sequence[FittedProbe]) -> Iterator[tuple[Ints, flo
 
 
 def _evaluate(
-    figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.int16], labels: _LabelSets
+    figures: tuple[Ints, float, float, float],
+    predicted: npt.NDArray[np.int16],
+    validation_log_p: npt.NDArray[np.float32],
+    test_log_p: npt.NDArray[np.float32],
+    labels: _LabelSets,
 ) -> _SiteResult:
     """Compare a site's predictions of the test fold, (P, t), with the label sets."""
     real, real_and_control = 1, 1 + labels.control_tasks
@@ -272,7 +313,7 @@ def _evaluate(
     permuted = predicted[real_and_control:]
     permutation = balanced_accuracy(permuted, labels.test[real_and_control:]) if len(permuted) else np.empty(0)
     validation, loss, strength, norm = figures
-    return _SiteResult(validation, test, loss, strength, norm, control, permutation)
+    return _SiteResult(validation, test, validation_log_p, test_log_p, loss, strength, norm, control, permutation)
 
 
 def balanced_accuracy(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:

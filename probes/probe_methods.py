@@ -56,6 +56,8 @@ class FittedProbe:
         strength: (L,) float, the inverse L2 strength chosen for the real labels; ``None`` if the probe has none.
         gradient_norm: (L,) float, at the solution; ``None`` if unknown.
         warnings: one message for each fit that warned.
+        log_p: maps (L, T, D) float32 features to the log probabilities of the classes after fitting on the real labels,
+            (L, T, K) float32 in nats; ``None`` if the probe has no probabilities.
     """
 
     predict: Callable[[Tensor], Tensor]
@@ -64,6 +66,7 @@ class FittedProbe:
     strength: Tensor | None = None
     gradient_norm: Tensor | None = None
     warnings: tuple[str, ...] = ()
+    log_p: Callable[[Tensor], Tensor] | None = None
 
 
 Probe: TypeAlias = Callable[[ProbeData], FittedProbe]
@@ -101,6 +104,7 @@ def fit_linear(data: ProbeData) -> FittedProbe:
         validation_loss=losses.gather(-1, chosen[..., None])[:, 0, 0],
         strength=strengths[chosen[:, 0]],
         gradient_norm=best.gradient_norm[:, 0, 0],
+        log_p=lambda features: best.logits(space.coordinates(features))[:, 0, 0].log_softmax(-1),
     )
 
 
@@ -113,6 +117,7 @@ def fit_paper_mlp(data: ProbeData) -> FittedProbe:
         predict=lambda features: probes.logits(features).argmax(-1),
         validation=log_p.argmax(-1),
         validation_loss=-log_p.gather(-1, index).mean((1, 2)),
+        log_p=lambda features: probes.logits(features)[:, 0].log_softmax(-1),
     )
 
 

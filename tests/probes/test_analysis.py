@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import DataError, OptionError, PluginError
 from medmllm_plugins.metrics.intervals import resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
@@ -331,7 +331,13 @@ def nearest_centre(data: ProbeData) -> FittedProbe:
     return FittedProbe(predict, validation, validation_loss=(validation != data.validation_labels[0]).float().mean(-1))
 
 
-def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
+def transposed(data: ProbeData) -> FittedProbe:
+    """A plugin's probe with a fault: its log probabilities have the classes before the rows."""
+    return replace(nearest_centre(data), log_p=lambda features: torch.zeros(len(features), 3, features.shape[1]))
+
+
+@pytest.fixture
+def probe_plugin() -> Iterator[None]:
     from medmllm_plugins.plugins.hookspecs import hookimpl
     from medmllm_plugins.plugins.manager import get_manager
     from medmllm_plugins.plugins.specs import ProbeSpec
@@ -339,16 +345,51 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
     class Plugin:
         @hookimpl
         def medmllm_probes(self) -> list[ProbeSpec]:
-            return [ProbeSpec(name="centre", target=f"{__name__}:nearest_centre", summary="Nearest centre.")]
+            return [
+                ProbeSpec(name="centre", target=f"{__name__}:nearest_centre", summary="Nearest centre."),
+                ProbeSpec(name="transposed", target=f"{__name__}:transposed", summary="Faulty."),
+            ]
 
-    store, outcomes = make_store()
     plugin = Plugin()
     get_manager().pluggy.register(plugin, name="centre")
-    try:
-        result = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
-    finally:
-        get_manager().pluggy.unregister(plugin)
+    yield
+    get_manager().pluggy.unregister(plugin)
+
+
+@pytest.mark.usefixtures("probe_plugin")
+def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    options = Options(protocol="centre", permutations=2, controls=1)
+    result = analyse(store, outcomes, options)
     by_name = {(entry.layer, entry.pooling): entry for entry in result.points}
     assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].C is None
+    # It gives no log probabilities.
+    labelled = read_labelled_features(store)
+    fitted = fit_probes(store, labelled, options)
+    assert np.isnan(fitted.validation_log_p).all() and fitted.test_log_p.shape == (len(fitted.sites), 90, 3)
+    with pytest.raises(PluginError, match=r"return the shape \(\d, 90, 3\), .*got \(\d, 3, 90\)"):
+        fit_probes(store, labelled, replace(options, protocol="transposed"))
+
+
+def test_the_probe_of_a_plugin_that_is_not_installed() -> None:
     with pytest.raises(OptionError, match=r"\['linear', 'paper'\], got 'centre'"):
         Options(protocol="centre")
+
+
+def test_log_probabilities_are_those_of_scikit_learn(make_store: Callable[..., Any]) -> None:
+    store, _ = make_store(clear={"vision.00": 0.3})
+    labelled = read_labelled_features(store)
+    fitted = fit_probes(store, labelled, QUICK)
+    assert fitted.validation_log_p.dtype == fitted.test_log_p.dtype == np.float32
+    for index, site in enumerate(fitted.sites):
+        features = store.features(site.layer, site.pooling).astype(np.float64)
+        scaler = StandardScaler().fit(features[labelled.rows["train"]])
+        model = LogisticRegression(C=fitted.strength[index], tol=1e-8, max_iter=2000)
+        model.fit(scaler.transform(features[labelled.rows["train"]]), labelled.of("train"))
+        for fold, log_p in (("validation", fitted.validation_log_p[index]), ("test", fitted.test_log_p[index])):
+            expected = model.predict_proba(scaler.transform(features[labelled.rows[fold]]))
+            np.testing.assert_allclose(np.exp(log_p), expected, atol=2e-3)
+        true = fitted.validation_log_p[index][np.arange(60), labelled.of("validation")]
+        assert fitted.validation_loss[index] == pytest.approx(-true.mean(), rel=1e-5)
+        predicted = fitted.test_log_p[index][np.arange(90), fitted.test[index]]
+        np.testing.assert_allclose(predicted, fitted.test_log_p[index].max(1), atol=1e-5)
