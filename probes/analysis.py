@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import UNKNOWN
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -28,24 +27,20 @@ from medmllm_plugins.probes.chain import (
     LEVEL,
     MAJORITY,
     REFERENCE,
-    ChainSites,
     build_chain,
-    choose_sites,
-    site_name,
-    tied_with_best,
 )
+from medmllm_plugins.probes.chain_fits import fit_chain, site_name, tied_with_best
 from medmllm_plugins.probes.conclusion import Circumstances
 from medmllm_plugins.probes.curves import (
     BootstrapFigures,
     Figure,
     bootstrap_figures,
     curve_points,
-    permutation_p_values,
     site_p_values,
 )
-from medmllm_plugins.probes.diagnosis import answers_match_reference, diagnose
+from medmllm_plugins.probes.diagnosis import diagnose
 from medmllm_plugins.probes.feature_health import health, health_score
-from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, Refits, fit_probes, refit_probes
+from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes
 from medmllm_plugins.probes.labelled_features import (
     LabelledFeatures,
     count_shared_groups,
@@ -59,7 +54,14 @@ from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
-from medmllm_plugins.results.probe_records import CONTROL, MODULES, FeatureHealth, ProbeAnalysis, ProbePoint, SemanticMapping
+from medmllm_plugins.results.probe_records import (
+    CONTROL,
+    MODULES,
+    FeatureHealth,
+    ProbeAnalysis,
+    ProbePoint,
+    SemanticMapping,
+)
 
 
 def analyse(
@@ -86,27 +88,24 @@ def analyse(
     answers = answered_classes(store, labelled, outcomes)
     fitted = fit_probes(store, labelled, options, device)
     scores = ScoredFolds(store, labelled)
-    sites = choose_sites(fitted, labelled, scores.validation_hits)
-    refits = _refits(store, labelled, options, fitted, sites, device)
+    fits = fit_chain(store, labelled, options, fitted, scores.validation_hits, device)
     fit_seconds = time.perf_counter() - began
     recalibrations = Recalibrations(scores.validation_fold, len(labelled.labels), options.seed)
     mapping = _mapping(store, labelled, fitted, answers, scores, recalibrations, options.seed)
     classifiers = compared_classifiers(store, labelled, answers, scores, recalibrations, reference)
-    figures = bootstrap_figures(fitted, labelled, classifiers, seed=options.seed)
+    figures = bootstrap_figures(labelled, classifiers, fitted=fitted, seed=options.seed)
     repeats = _repeated_accuracies(store, labelled, options, device, fitted)
-    site_p = site_p_values(fitted, labelled, seed=options.seed)
-    classifier_p = permutation_p_values(
-        np.stack([entry.predicted for entry in classifiers.values()]), labelled, seed=options.seed
-    )
-    p_values = dict(zip(classifiers, map(float, classifier_p), strict=True))
-    points = curve_points(fitted, labelled, figures, site_p, repeats)
-    chain = build_chain(fitted, labelled, figures, sites, p_values, site_p, refits, repeats)
+    points = curve_points(fitted, labelled, figures, site_p_values(fitted, labelled, seed=options.seed), repeats)
+    chains = [
+        build_chain(labelled, fits, classifiers, with_reference=with_reference, seed=options.seed)
+        for with_reference in (True, False)
+    ]
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,
         unparsed_if_scored=unparsed_if_scored(answers, labelled.of("test"), scores.test),
         score_variation=score_variation(scores.test),
-        answers_know_something=p_values[ANSWER] <= LEVEL,
+        answers_know_something=chains[0].answer_p <= LEVEL,
         folds_differ=False,
     )
     best, tied = _best_point(points, fitted, labelled)
@@ -127,28 +126,13 @@ def analyse(
         tied=tied,
         health=_feature_health(fitted, figures, store.header.layers),
         mapping=mapping,
-        diagnosis=diagnose(chain, replace(circumstances, answers_match_reference=answers_match_reference(chain))),
-        diagnosis_without_reference=diagnose(chain.without_reference(), circumstances),
+        diagnosis=diagnose(chains[0], circumstances),
+        diagnosis_without_reference=diagnose(chains[1], circumstances),
         control_types=fitted.types,
         warnings=_warnings(labelled, fitted, points, options),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
     return replace(analysis, headline=headline(analysis))
-
-
-def _refits(
-    store: FeatureStore,
-    labelled: LabelledFeatures,
-    options: Options,
-    fitted: ProbePredictions,
-    sites: ChainSites,
-    device: torch.device | None,
-) -> Refits | None:
-    """Refit the probes that the verdicts rest on, unless whole divisions into folds are repeated anyway."""
-    if options.repeats or not options.refits:
-        return None
-    chosen = [fitted.sites[index] for index in sites.fitted]
-    return refit_probes(store, labelled, options, chosen, options.refits, device)
 
 
 def _best_point(

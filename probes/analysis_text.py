@@ -34,13 +34,17 @@ def headline(analysis: ProbeAnalysis) -> str:
     elif named is not None:
         sentences.append(f"{CONCLUSION_TITLES[named].capitalize()} ({named}): {diagnosis.of(named).why}")
     elif len(supported) > 1:
-        sentences.append(f"Several stages lose accuracy: {_format_losses(supported)}. No single one is the cause for certain.")
+        sentences.append(
+            f"Several stages lose accuracy: {_format_losses(supported)}. No single one is the cause for certain."
+        )
     elif supported:
         sentences.append(f"Accuracy is lost, but the cause is not certain: {_format_losses(supported)}.")
     else:
         sentences.append("No failure mode is supported.")
     sentences += diagnosis.reasons
-    others = [effect for effect in supported if effect.mode != named and not (named == HANDOVER and effect.mode == "mapping")]
+    others = [
+        effect for effect in supported if effect.mode != named and not (named == HANDOVER and effect.mode == "mapping")
+    ]
     if named is not None and others:
         sentences.append(f"Also supported: {_format_losses(others)}.")
     if diagnosis.undecided:

@@ -37,7 +37,6 @@ class Circumstances:
             parsed answer; NaN without such documents.
         score_variation: standard deviation over images of the differences between label scores, in nats, for the label
             that varies most; NaN without scores.
-        answers_match_reference: whether the answers are at least as accurate as an informative reference.
         answers_know_something: whether the answers pass their permutation test.
         folds_differ: whether train and test documents can be told apart so well that probes may not carry over.
     """
@@ -47,7 +46,6 @@ class Circumstances:
     relabelled_text: bool = False
     unparsed_if_scored: float = float("nan")
     score_variation: float = float("nan")
-    answers_match_reference: bool = False
     answers_know_something: bool = False
     folds_differ: bool = False
 
@@ -72,10 +70,19 @@ class _Draft:
     reasons: list[str] = field(default_factory=list)
 
 
-def conclude(diagnosis: Diagnosis, circumstances: Circumstances) -> dict[str, Any]:
-    """Return the fields ``named``, ``readable_until``, ``candidates`` and ``reasons`` of a diagnosis."""
+def conclude(
+    diagnosis: Diagnosis, circumstances: Circumstances, *, answers_match_reference: bool = False
+) -> dict[str, Any]:
+    """Return the fields ``named``, ``readable_until``, ``candidates`` and ``reasons`` of a diagnosis.
+
+    ``answers_match_reference``: whether the answers are at least as accurate as an informative reference.
+    """
     draft = _Draft()
-    mode = _largest(diagnosis, circumstances, draft)
+    if answers_match_reference and diagnosis.supported:
+        draft.reasons.append("The answers are at least as accurate as the reference classifier, so no mode is named.")
+        mode = None
+    else:
+        mode = _largest(diagnosis, circumstances, draft)
     if mode in ("vision", "connector"):
         draft.named = mode
     elif mode == "comprehension":
@@ -100,20 +107,21 @@ def _largest(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) 
     supported = diagnosis.supported
     if not supported:
         return None
-    if circumstances.answers_match_reference:
-        draft.reasons.append("The answers are at least as accurate as the reference classifier, so no mode is named.")
-        return None
     largest = max(supported, key=lambda effect: effect.probability)
     if largest.probability < CERTAIN:
         draft.reasons.append(
             "It is not certain which step loses most"
-            + (": the loss of the tower is not known." if diagnosis.effects[0].probability != diagnosis.effects[0].probability else ".")
+            + (
+                ": the loss of the tower is not known."
+                if diagnosis.effects[0].probability != diagnosis.effects[0].probability
+                else "."
+            )
         )
         return None
     if largest.mode == "vision" and circumstances.folds_differ:
         draft.reasons.append(
-            "Train and test documents differ so much that probes fitted on the one may fail on the other, so the vision "
-            "tower is not named."
+            "Train and test documents differ so much that probes fitted on the one may fail on the other, so the "
+            "vision tower is not named."
         )
         return None
     return largest.mode
@@ -164,9 +172,7 @@ def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft:
         _hand_over(site, (*IMAGE_SIDE, "llm", "llm -> answer"), circumstances, draft)
 
 
-def _hand_over(
-    site: str, candidates: tuple[Interface, ...], circumstances: Circumstances, draft: _Draft
-) -> None:
+def _hand_over(site: str, candidates: tuple[Interface, ...], circumstances: Circumstances, draft: _Draft) -> None:
     """Conclude that the class is readable up to a site and that nothing after it uses it."""
     draft.named = HANDOVER
     draft.readable_until = site
@@ -174,17 +180,18 @@ def _hand_over(
     text, marks = circumstances.text_anchor, circumstances.positive_control
     if text == "answered":
         draft.reasons.append(
-            "The LLM names the finding when it is given in words, so neither the LLM's reading of text nor the words of "
-            "the answer is at fault."
+            "The LLM names the finding when it is given in words, so neither the LLM's reading of text nor the words "
+            "of the answer is at fault."
         )
     elif text == "not answered":
         draft.reasons.append(
-            "The LLM also fails when the finding is given in words, so the LLM or the words of the answer may be at fault."
+            "The LLM also fails when the finding is given in words, so the LLM or the words of the answer may be at "
+            "fault."
         )
     if marks == "answered":
         draft.reasons.append("Marks drawn on the images are answered correctly, so image information arrives.")
     elif marks == "not answered":
         draft.reasons.append(
-            "Not even marks drawn on the images are answered correctly: no image information arrives in a form that the "
-            "LLM reads."
+            "Not even marks drawn on the images are answered correctly: no image information arrives in a form that "
+            "the LLM reads."
         )

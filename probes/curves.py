@@ -49,7 +49,7 @@ class Figure:
         return Figure(self.value - other.value, self.resampled - other.resampled)
 
     def shifted(self, deviations: Floats, value: float) -> Figure:
-        """Return the figure with another value, and deviations (R,) from further fits added to its resamples in turn."""
+        """Return the figure with another value, and deviations (R,) of further fits added to its resamples in turn."""
         added = np.resize(deviations, len(self.resampled))
         return Figure(value, self.resampled + added + (value - self.value))
 
@@ -84,40 +84,53 @@ class BootstrapFigures:
 
 
 def bootstrap_figures(
-    fitted: ProbePredictions,
     labelled: LabelledFeatures,
     classifiers: Mapping[str, Classifier],
     *,
+    fitted: ProbePredictions | None = None,
+    rows: Mapping[str, Floats] | None = None,
     seed: int = 0,
 ) -> BootstrapFigures:
-    """Resample the test fold's groups once for all figures, so that differences between them are paired."""
+    """Resample the test fold's groups once for all figures, so that differences between them are paired.
+
+    The same seed gives the same resamples. ``rows`` are further values of the documents, (t,) each, whose means are
+    taken under their names.
+    """
     truth, group = labelled.of("test"), labelled.groups_of("test")
-    log_frequencies = class_log_frequencies(labelled.of("train"), len(labelled.labels))
-    predicted = np.concatenate([fitted.test, *(entry.predicted[None] for entry in classifiers.values())])
-    correct = (predicted == truth).astype(np.float32)
-    bits = [information_of_probabilities(fitted.test_log_p, truth, log_frequencies)]
-    bits += [entry.bits[None] for entry in classifiers.values()]
-    rows = np.concatenate([correct, fitted.control, *bits]).astype(np.float32)
+    rows = rows or {}
+    sites = 0 if fitted is None else len(fitted.sites)
+    predicted = [entry.predicted[None] for entry in classifiers.values()]
+    values_by_document = [entry.bits[None] for entry in classifiers.values()] + [row[None] for row in rows.values()]
+    if fitted is not None:
+        log_frequencies = class_log_frequencies(labelled.of("train"), len(labelled.labels))
+        predicted.insert(0, fitted.test)
+        bits = information_of_probabilities(fitted.test_log_p, truth, log_frequencies)
+        values_by_document = [fitted.control, bits, *values_by_document]
+    correct = (np.concatenate(predicted) == truth).astype(np.float32)
+    stacked = np.concatenate([correct, *values_by_document]).astype(np.float32)
     present = np.unique(truth)
     classes = np.array([truth == number for number in present], dtype=np.float32)
-    sites, count = len(fitted.sites), len(correct)
 
     def evaluate(weights: Weights) -> dict[str, Floats]:
         drawn = weights.astype(np.float32)
-        means = (rows @ drawn / drawn.sum(0)).T
+        means = (stacked @ drawn / drawn.sum(0)).T.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             # A resample without a class has no recall of it; the mean is then over the classes it has.
             recalls = np.array([correct @ (drawn * members[:, None]) / (members @ drawn) for members in classes])
-        balanced = np.nanmean(recalls, axis=0).T
-        accuracy, control, information = np.split(means, (count, count + sites), axis=1)
-        by_name = {"probe": accuracy[:, :sites], "control": control}
-        by_name |= {"balanced": balanced[:, :sites], "bits": information[:, :sites]}
+        balanced = np.nanmean(recalls, axis=0).T.astype(np.float64)
+        accuracy, others = means[:, : len(correct)], iter(means[:, len(correct) :].T)
+        by_name: dict[str, Floats] = {}
+        if sites:
+            by_name = {"probe": accuracy[:, :sites], "balanced": balanced[:, :sites]}
+            by_name |= {name: np.stack([next(others) for _ in range(sites)], axis=1) for name in ("control", "bits")}
         for column, name in enumerate(classifiers, start=sites):
             by_name |= {name: accuracy[:, column], f"{name}:balanced": balanced[:, column]}
-            by_name[f"{name}:bits"] = information[:, column]
-        return {name: value.astype(np.float64) for name, value in by_name.items()}
+        names = [*(f"{name}:bits" for name in classifiers), *rows]
+        return by_name | {name: next(others) for name in names}
 
-    values, resampled = bootstrap(evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(rows) * (1 + len(present)))
+    values, resampled = bootstrap(
+        evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(stacked) * (1 + len(present))
+    )
     return BootstrapFigures(int(group.max()) + 1, values, resampled)
 
 

@@ -21,7 +21,6 @@ from typing import Final
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.intervals import SHARE, UNKNOWN, Estimate, estimate, simultaneous_bounds
 from medmllm_plugins.probes.chain import Chain, Evidence
 from medmllm_plugins.probes.conclusion import Circumstances, conclude
@@ -40,7 +39,7 @@ CERTAIN: Final = 0.95
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loss:
-    """The loss of one step. ``own`` is measured from the stage's own end, without credit; it bounds what is ruled out."""
+    """The loss of one step. ``own``, measured from the stage's own end without credit, bounds what is ruled out."""
 
     mode: Mode
     before: Evidence | None
@@ -61,13 +60,14 @@ def diagnose(chain: Chain, circumstances: Circumstances) -> Diagnosis:
         smallest_supported=MARGIN,
         smallest_of_interest=OF_INTEREST,
     )
-    return replace(diagnosis, **conclude(diagnosis, circumstances))
+    matched = answers_match_reference(chain)
+    return replace(diagnosis, **conclude(diagnosis, circumstances, answers_match_reference=matched))
 
 
 def _losses(chain: Chain) -> list[_Loss]:
     """Return the four losses in the order of the stages."""
     steps = [
-        _Loss(mode, before, after, bits_before - bits_after, end.accuracy - after.accuracy)
+        _Loss(mode, before, after, bits_before - bits_after, end.loss_to(after))
         for mode, before, after, bits_before, bits_after, end in zip(
             MODES[1:], chain.credited[:-1], chain.credited[1:], chain.bits[:-1], chain.bits[1:], chain.ends, strict=True
         )
@@ -110,7 +110,7 @@ def _judge(losses: Sequence[_Loss], chain: Chain) -> tuple[Effect, ...]:
     """Return one effect for each loss; the lower bounds of supported losses hold for all four at once."""
     groups = chain.groups
     figures = [
-        Figure(math.nan, np.full(1, math.nan)) if loss.before is None else loss.before.accuracy - loss.after.accuracy
+        Figure(math.nan, np.full(1, math.nan)) if loss.before is None else loss.before.loss_to(loss.after)
         for loss in losses
     ]
     known = [index for index, loss in enumerate(losses) if loss.before is not None]
@@ -219,9 +219,7 @@ def _stages(chain: Chain) -> tuple[StageInformation, ...]:
             bits=_difference(bits, chain.groups),
         )
 
-    reference = [] if chain.reference is None else [
-        stage("reference", chain.reference, UNKNOWN, chain.reference.bits)
-    ]
+    reference = [] if chain.reference is None else [stage("reference", chain.reference, UNKNOWN, chain.reference.bits)]
     owns = [share(end.accuracy) for end in chain.ends] + [share(chain.credited[3].accuracy)]
     names = ("vision", "connector", "llm", "answer")
     return (*reference, *(stage(*row) for row in zip(names, chain.credited, owns, chain.bits, strict=True)))

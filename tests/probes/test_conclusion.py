@@ -23,7 +23,7 @@ def diagnosis(*supported: str, largest: str | None = None, probability: float = 
         Effect(
             mode=mode,
             loss=LARGE if mode in supported else NONE,
-            probability=probability if mode == (largest or supported[-1:] and supported[-1]) else 0.0,
+            probability=probability if mode == (largest or (supported[-1:] and supported[-1])) else 0.0,
             verdict="supported" if mode in supported else "ruled out",
             before=f"before {mode}",
         )
@@ -61,7 +61,7 @@ def test_several_losses_have_no_invented_order() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_answers_as_good_as_the_reference_leave_nothing_to_name(mode: str) -> None:
-    assert conclude(diagnosis(mode), Circumstances(answers_match_reference=True))["named"] is None
+    assert conclude(diagnosis(mode), Circumstances(), answers_match_reference=True)["named"] is None
 
 
 def test_the_tower_is_not_named_where_train_and_test_differ() -> None:

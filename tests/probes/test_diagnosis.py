@@ -32,6 +32,14 @@ def perfect(outcomes: list[Outcome]) -> Reference:
     return Reference("perfect", Path(), {outcome.id: outcome.label for outcome in outcomes})
 
 
+def text_anchor(verdict: str) -> Anchors:
+    accuracy = Estimate(1.0, 0.9, 1.0) if verdict == "answered" else Estimate(0.3, 0.1, 0.5)
+    result = AnchorResult(
+        kind="text", n=9, groups=9, accuracy=accuracy, chance=1 / 3, parsed=1.0, recalls={}, verdict=verdict
+    )
+    return Anchors(results=(result,))
+
+
 PLANTED = {
     "vision": {"clear": dict.fromkeys(("vision.01", "connector", "llm.embed", "llm.00", "llm.norm"), WEAK)},
     "connector": {"clear": dict.fromkeys(("connector", "llm.embed", "llm.00", "llm.norm"), WEAK)},
@@ -44,7 +52,8 @@ NAMED = {mode: mode for mode in PLANTED} | {"mapping": HANDOVER}
 @pytest.mark.parametrize("mode", PLANTED)
 def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., Any], mode: str) -> None:
     store, outcomes = make_store((300, 120, 240), answers=wrong_often, **PLANTED[mode])
-    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    anchors = text_anchor("not answered" if mode == "comprehension" else "answered")
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
     assert result.diagnosis.named == NAMED[mode], result.diagnosis
     effect = result.diagnosis.of(mode)  # type: ignore[arg-type]
     assert effect.verdict == "supported" and effect.loss.low > 0 and effect.loss.value > 0.1
@@ -162,7 +171,7 @@ def test_exchanged_classes_are_a_fault_of_the_mapping_only_with_an_outside_ancho
     make_store: Callable[..., Any], anchored: bool, named: str
 ) -> None:
     store, outcomes = make_store((300, 200, 240), answers=lambda truth, _: (truth + 1) % 3)
-    anchors = Anchors(results=(text_anchor("answered"),)) if anchored else None
+    anchors = text_anchor("answered") if anchored else None
     result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
     assert result.mapping.kind == "permuted" and result.mapping.relabelling == (2, 0, 1)
     assert result.mapping.lens is not None
