@@ -126,6 +126,7 @@ def analyse(
         tied=tied,
         health=_feature_health(fitted, figures, store.header.layers),
         mapping=mapping,
+        anchors=anchors,
         diagnosis=diagnose(chains[0], circumstances),
         diagnosis_without_reference=diagnose(chains[1], circumstances),
         control_types=fitted.types,

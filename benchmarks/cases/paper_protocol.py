@@ -32,7 +32,7 @@ def together(data: Problem, epochs: int, device: torch.device) -> Tensor:
     # The recipe has nothing to choose on the validation fold.
     probe_data = ProbeData(train, test[:, :1], *labels, control_tasks=0, classes=CLASSES, strengths=(), seed=0)
     with fit_block(fit, probe_data) as block:
-        answers = torch.from_numpy(block.predict(test))[:, 0]
+        answers = torch.from_numpy(block.apply(lambda part, rows: part.predict(rows), test))[:, 0]
     return (answers == data.labels[2][0]).float().mean(-1)
 
 

@@ -16,7 +16,14 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
+from medmllm_plugins.results.probe_records import (
+    CONTROL,
+    PIXELS,
+    RANDOM_ENCODER,
+    RECALIBRATIONS,
+    REGIONS,
+    ProbeAnalysis,
+)
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, number, sequence
 
@@ -184,6 +191,7 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
         "p_values": any(known(point.p_holm) for point in layers),
         "random_encoder": any(point.layer.startswith(RANDOM_ENCODER) for point in points),
         "pixels": any(point.layer == PIXELS for point in points),
+        "regions": any(point.layer in REGIONS for point in points),
     }
     return {
         "chosen_layers": any(probing.options.get("layers") for probing in probings),

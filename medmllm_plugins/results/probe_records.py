@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_args
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
 Mode: TypeAlias = Literal["vision", "connector", "comprehension", "mapping"]
@@ -38,6 +39,11 @@ CONTROL: Final = "control"
 RANDOM_ENCODER: Final = "control.random_encoder."
 """Prefix of the layers of the vision tower with random weights."""
 PIXELS: Final = "control.pixels"
+BORDER: Final = "control.border"
+CORNERS: Final = "control.corners"
+CENTRE: Final = "control.centre"
+REGIONS: Final = (BORDER, CORNERS, CENTRE)
+"""Control features of parts of the image."""
 RECALIBRATIONS: Final[Mapping[str, str]] = {
     "scores": "highest label score, not the text",
     "relabelled": "classes relabelled",
@@ -337,6 +343,7 @@ class ProbeAnalysis(VersionedRecord):
         tied: sites of the model within one standard error of the highest accuracy on the validation fold, as
             ``layer (pooling)``, ``best`` included.
         mapping: the semantic mapping.
+        anchors: answers to the anchors; ``null`` where none were asked.
         points: the layer curves, control features included.
         control_types: number of types in the control task.
         warnings: what limits these results.
@@ -363,6 +370,7 @@ class ProbeAnalysis(VersionedRecord):
     best: ProbePoint
     tied: tuple[str, ...] = ()
     mapping: SemanticMapping | None = None
+    anchors: Anchors | None = None
     points: tuple[ProbePoint, ...]
     control_types: int
     warnings: tuple[str, ...]

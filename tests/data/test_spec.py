@@ -145,6 +145,7 @@ GOOD: dict[str, set[str]] = {
     "dimensions": set(),
     "overlaps": {"empty mapping"},
     "notes": {"empty list", "list"},
+    "findings": {"empty mapping"},
     "options": {"mapping", "mapping of lists", "mapping of mappings", "empty mapping"},
 }
 """For each key the values above that are right for it; all others have to be refused."""

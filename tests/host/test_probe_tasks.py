@@ -264,7 +264,8 @@ def test_poolings_on_request_and_the_floor_left_out(evaluate: Callable[..., Any]
     poolings = {layer.name: layer.poolings for layer in store.header.layers}
     assert poolings["vision.03"] == ("mean", "max") and poolings["connector"] == ("mean", "max")
     assert set(poolings["llm.03"]) == {"last", "mean", "max", "answer"}
-    assert [name for name in poolings if name.startswith("control")] == ["control.pixels"]
+    controls = [name for name in poolings if name.startswith("control")]
+    assert controls == ["control.pixels", "control.border", "control.corners", "control.centre"]
 
 
 def test_few_shot_examples_are_refused(evaluate: Callable[..., Any], tmp_path: Path) -> None:

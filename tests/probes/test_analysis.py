@@ -26,7 +26,7 @@ from medmllm_plugins.probes.curves import Classifier, bootstrap_figures, permuta
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
-from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
+from medmllm_plugins.probes.probe_options import Options, default_counts, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.results.probe_files import write_probes
 from medmllm_plugins.results.probe_records import PRINTED_METRICS, ProbeAnalysis
@@ -153,6 +153,9 @@ def test_other_options(make_store: Callable[..., Any], options: Options) -> None
     assert all(entry.C in [pytest.approx(value) for value in options.strengths] for entry in result.points)
     assert {name for name, _ in names if name.startswith("control.")} == {
         "control.pixels",
+        "control.border",
+        "control.corners",
+        "control.centre",
         "control.random_encoder.vision.01",
     }
     assert all(entry.width <= (options.width or 99) for entry in result.points)
@@ -294,6 +297,7 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
         ({"permutations": -1}, "`permutations`"),
         ({"repeats": -1}, r"`repeats` \(folds\)"),
         ({"width": -1}, "`width`"),
+        ({"refits": -1}, "`refits`"),
     ],
 )
 def test_options_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
@@ -310,8 +314,9 @@ def test_unknown_poolings_and_layers_list_what_there_is(make_store: Callable[...
 
 
 def test_the_mlp_is_not_refitted_as_often() -> None:
-    assert default_refits("linear") == (Options().permutations, Options().controls) == (20, 3)
-    assert default_refits("paper") == (0, 1)
+    options = Options()
+    assert default_counts("linear") == (options.permutations, options.controls, options.refits) == (20, 3, 20)
+    assert default_counts("paper") == (0, 1, 0)
 
 
 def test_strengths_from_text() -> None:
