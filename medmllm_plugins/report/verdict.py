@@ -226,7 +226,7 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
         candidates=probing.diagnosis.candidates if probing else (),
         reasons=probing.diagnosis.reasons if probing else (),
         undecided=tuple(probing.diagnosis.undecided) if probing else (),
-        unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.model),
+        unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.manifest.model),
     )
 
 
