@@ -353,6 +353,7 @@ class ProbeAnalysis(VersionedRecord):
             "named": self.diagnosis.named,
             **{f"verdict_{effect.mode}": effect.verdict for effect in self.diagnosis.effects},
             "best": f"{self.best.layer} ({self.best.pooling})",
+            "anchors": None if self.anchors is None else {"text": self.anchors.text, "positive": self.anchors.positive},
             "seconds": dict(self.seconds),
             "warnings": list(self.warnings),
             **self.printed_metrics(),
