@@ -22,7 +22,7 @@ from PIL import Image
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.control_features import control_features
 from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
@@ -198,7 +198,7 @@ class FaultBench:
         self._loaded, self._data, self._folder = loaded, data, folder
         self._question: Question = ask("closed_set", data.spec.modality, data.spec.classes)
         self._documents = {document.id: document for document in data.documents}
-        self._pixels: dict[str, Any] = {}
+        self._controls: dict[str, Any] = {}
         self.healthy, self._answers = self._evaluate(data.documents, HEALTHY, folder / "healthy", {})
 
     def trial(self, fault: Fault) -> Trial:
@@ -293,12 +293,12 @@ class FaultBench:
                 if fold == "test":
                     outcomes |= {document.id: _outcome(document, answer.text, question) for document, answer in pairs}
                 for document, image in zip(batch, images, strict=True):
-                    if document.id not in self._pixels:
-                        self._pixels[document.id] = pixels(image)
+                    if document.id not in self._controls:
+                        self._controls[document.id] = control_features(image)
                 recorder.keep(
                     [_feature_record(document, fold, answer, blank) for document, answer in pairs],
                     inputs,
-                    [self._pixels[document.id] for document in batch],
+                    [self._controls[document.id] for document in batch],
                     label_ids,
                 )
         return FeatureStore(folder), outcomes

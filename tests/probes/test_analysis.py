@@ -150,6 +150,9 @@ def test_other_options(make_store: Callable[..., Any], options: Options) -> None
     assert all(entry.C in [pytest.approx(value) for value in options.strengths] for entry in result.points)
     assert {name for name, _ in names if name.startswith("control.")} == {
         "control.pixels",
+        "control.border",
+        "control.corners",
+        "control.centre",
         "control.random_encoder.vision.01",
     }
     assert all(entry.width <= (options.width or 99) for entry in result.points)
