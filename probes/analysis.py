@@ -31,6 +31,7 @@ from medmllm_plugins.probes.mapping import semantic_mapping
 from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
+from medmllm_plugins.probes.shortcuts import shortcut_report
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
@@ -110,6 +111,7 @@ def analyse(
     )
     repeats = _repeated_accuracies(store, labelled, options, device, fitted)
     points = curve_points(fitted, labelled, accuracies, repeats, seed=options.seed)
+    shortcuts = shortcut_report(store, labelled, seed=options.seed)
     truth, scores_validation = labelled.of("validation"), scores.validation_accuracy
     analysis = ProbeAnalysis(
         task=store.header.task,
@@ -131,7 +133,8 @@ def analyse(
         diagnosis=diagnose(fitted, accuracies, truth, scores_validation),
         diagnosis_without_reference=diagnose(fitted, accuracies.without(REFERENCE), truth, scores_validation),
         control_types=fitted.types,
-        warnings=_warnings(labelled, fitted, points, options),
+        shortcuts=shortcuts,
+        warnings=(*_warnings(labelled, fitted, points, options), *shortcuts.warnings),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
     return replace(analysis, headline=_headline(analysis))
