@@ -154,10 +154,10 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
     run.require_sealed(f"{FEATURES}/{file_stem(task)}/")
     store = FeatureStore(run.folder / FEATURES / file_stem(task))
     store.check()
-    facts, model = run.manifest.tasks[task], run.manifest.model or {}
+    model = run.manifest.model
     for what, expected, actual in (
-        ("model", model.get("fingerprint"), store.header.model_fingerprint),
-        ("data set", facts.get("dataset_fingerprint"), store.header.dataset_fingerprint),
+        ("model", model and model.fingerprint, store.header.model_fingerprint),
+        ("data set", run.manifest.tasks[task].dataset_fingerprint, store.header.dataset_fingerprint),
     ):
         if expected != actual:
             raise DataError(

@@ -94,10 +94,10 @@ def _models(collection: RunCollection, results: Sequence[TaskResult]) -> tuple[C
     for subject in collection.models:
         if subject.number in numbers:
             model = subject.runs[0].model
-            spec = specs.get(str(model.get("name") or subject.runs[0].command.get("model") or ""))
-            details = [clean(model[key]) for key in ("dtype", "load_in") if model.get(key)]
-            if model.get("peft"):
-                details.append(f"adapter {cut(model['peft'], 40)}")
+            spec = specs.get(model.name or str(subject.runs[0].command.get("model") or ""))
+            details = [detail for detail in (model.dtype, model.load_in) if detail]
+            if model.peft:
+                details.append(f"adapter {cut(model.peft, 40)}")
             models.append(CitedName(subject.label, spec.citation if spec else "", details=tuple(details)))
     return tuple(models)
 
@@ -106,7 +106,7 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
     """Return the versions of each package that evaluated the models."""
     runs = list({id(result.run): result.run for result in results}.values())
     # Only the wrapper of this package notes the model that it loads, and it loads it with transformers.
-    loaded = [run for run in runs if run.model and not run.baseline]
+    loaded = [run for run in runs if run.manifest.model and not run.baseline]
     users = {"lmms-eval": runs, "medmllm-plugins": runs, **({"transformers": loaded} if loaded else {})}
     versions = {}
     for package, package_runs in users.items():
@@ -118,7 +118,9 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
 def _answer_facts(results: Sequence[TaskResult]) -> dict[str, Any]:
     """Return how models were asked and how their answers were scored, as the template names it."""
     of_models = [result for result in results if not result.subject.reference]
-    protocols = dict.fromkeys("findings" if result.multilabel else clean(result.protocol) for result in of_models)
+    protocols = dict.fromkeys(
+        "findings" if result.multilabel else result.task.settings.protocol for result in of_models
+    )
     decoding: dict[str, dict[str, None]] = {}
     for result in of_models:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
@@ -266,8 +268,8 @@ def dataset_citations(dataset: DatasetRuns) -> list[str]:
 
 def prompts(collection: RunCollection) -> list[tuple[str, str]]:
     """Return the whole prompt of each task, as the manifests have it."""
-    results = [result for result in collection.results() if result.metadata.get("prompt")]
-    return sorted({result.task.name: clean(result.metadata["prompt"]) for result in results}.items())
+    prompts_of = {result.task.name: result.task.entry.prompt for result in collection.results()}
+    return sorted((name, prompt) for name, prompt in prompts_of.items() if prompt)
 
 
 def command_line(run: RunFolder) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_args
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
 from medmllm_plugins.results.anchor_records import Anchors
+from medmllm_plugins.results.manifest import ProbeEntry
 from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
@@ -355,13 +356,13 @@ class ProbeAnalysis(VersionedRecord):
             metrics[f"fhs_{module}"] = None if curve is None else number(curve.score.value)
         return metrics | {f"lost_{effect.mode}": number(effect.loss.value) for effect in self.diagnosis.effects}
 
-    def manifest_entry(self) -> dict[str, Any]:
+    def manifest_entry(self) -> ProbeEntry:
         """Return what the run's manifest holds of the analysis."""
-        return {
-            "named": self.diagnosis.named,
-            **{f"verdict_{effect.mode}": effect.verdict for effect in self.diagnosis.effects},
-            "best": f"{self.best.layer} ({self.best.pooling})",
-            "seconds": dict(self.seconds),
-            "warnings": list(self.warnings),
-            **self.printed_metrics(),
-        }
+        return ProbeEntry(
+            named=self.diagnosis.named,
+            verdicts={effect.mode: effect.verdict for effect in self.diagnosis.effects},
+            best=f"{self.best.layer} ({self.best.pooling})",
+            printed={name: value for name, value in self.printed_metrics().items() if value is not None},
+            seconds=self.seconds,
+            warnings=self.warnings,
+        )

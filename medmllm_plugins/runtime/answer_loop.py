@@ -128,7 +128,7 @@ class AnswerLoop:
             prompt_noted = False
             for prepared, replies in self._batches(requests, recorder):
                 if not prompt_noted:
-                    self._run.task(task, {"prompt": self._loaded.render(prepared[0].question)})
+                    self._run.task(task, prompt=self._loaded.render(prepared[0].question))
                     prompt_noted = True
                 batch = [(item.request, reply) for item, reply in zip(prepared, replies, strict=True)]
                 for request, reply in batch:

@@ -254,7 +254,7 @@ def test_too_small_a_sample_is_told_and_the_answers_are_scored(
     evaluated = evaluate(tmp_path, tasks=[TASK], batch_size=8, limit=8)
     assert evaluated.values(TASK)["probe,none"] == "N/A" and "accuracy,none" in evaluated.values(TASK)
     assert any("no probes: " in message for message in warned)
-    assert "failed" in evaluated.manifest["tasks"][TASK]["probes"]
+    assert evaluated.manifest["tasks"][TASK]["probes"]["failed"]
 
 
 def test_poolings_on_request_and_the_floor_left_out(evaluate: Callable[..., Any], tmp_path: Path) -> None:

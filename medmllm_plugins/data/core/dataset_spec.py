@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.bounded_yaml import read_yaml_file
 from medmllm_plugins.utils.declared_model import DeclarationFault, DeclaredModel, Expected, few, read_declaration
+from medmllm_plugins.utils.json_values import clean
 
 Kind: TypeAlias = Literal["multiclass", "ordinal", "multilabel"]
 Classes: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -77,9 +78,9 @@ def _read_findings(raw: object) -> dict[str, tuple[str, ...]]:
 
 
 def _is_class_name(value: object) -> bool:
-    """Return whether a class or synonym may be called this: a line of text, or a whole number, as grades are."""
+    """Return whether a class or synonym may be called this: printable text, or a whole number, as grades are."""
     if isinstance(value, str):
-        return bool(value.strip()) and len(value.splitlines()) == 1 and len(value) <= 200
+        return bool(value.strip()) and clean(value) == value and len(value.splitlines()) == 1 and len(value) <= 200
     return type(value) is int and abs(value) < 10**9
 
 
