@@ -40,7 +40,8 @@ def inner_products(features: npt.NDArray[np.float32]) -> Floats:
     squares -= squares.mean(0)
     squares /= np.maximum(squares.std(0), 1e-6)  # a feature of two values with equal shares has a constant square
     products: Floats = (standardised @ standardised.T + squares @ squares.T).astype(np.float64)
-    return products * (len(products) / np.trace(products))
+    products *= len(products) / np.trace(products)
+    return products
 
 
 def cross_validated_weights(products: Floats, group: Ints, *, seed: int = 0) -> Floats:

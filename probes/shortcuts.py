@@ -179,7 +179,7 @@ def _draw_groups(labelled: LabelledFeatures, rows: Ints, generator: np.random.Ge
     """Return the rows of whole groups in random order, up to the limit."""
     names, index = np.unique(labelled.group[rows], return_inverse=True)
     rank = generator.permutation(len(names))[index]
-    limit = np.searchsorted(np.cumsum(np.bincount(rank)), MAX_DOCUMENTS, side="right")
+    limit = int(np.searchsorted(np.cumsum(np.bincount(rank)), MAX_DOCUMENTS, side="right"))
     drawn: Ints = np.sort(rows[rank < max(limit, min(2, len(names)))])
     return drawn
 
