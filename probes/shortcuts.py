@@ -248,7 +248,7 @@ def _warnings(report: ShortcutReport) -> list[str]:
     if shifted:
         clearest = max(shifted, key=lambda check: check.shift)
         warnings.append(
-            f"Train and test fold can be told apart by {_names(shifted)} (area under the ROC curve up to "
+            f"Train and test fold can be distinguished by {_names(shifted)} (area under the ROC curve up to "
             f"{clearest.shift:.2f} at {clearest.layer}; 0.50 is no difference). They may differ in source, device or "
             "processing."
         )

@@ -156,7 +156,7 @@ def test_a_shift_of_the_features_is_found_though_the_class_is_as_readable(make_s
     store.features = shifted
     report = shortcut_report(store, labelled)
     assert [check.layer for check in report.checks if check.shifted] == ["control.border"]
-    assert not report.folds_differ and len(report.warnings) == 1 and "told apart" in report.warnings[0]
+    assert not report.folds_differ and len(report.warnings) == 1 and "distinguished" in report.warnings[0]
 
 
 def test_a_store_without_tower_and_regions_is_tested_by_what_it_has(make_store: Callable[..., Any]) -> None:
