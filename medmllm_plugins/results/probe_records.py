@@ -11,6 +11,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.manifest import ProbeEntry
+from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
 Mode: TypeAlias = Literal["vision", "connector", "comprehension", "mapping"]
@@ -352,6 +353,7 @@ class ProbeAnalysis(VersionedRecord):
         anchors: answers to the anchors; ``null`` where none were asked.
         points: the layer curves, control features included.
         control_types: number of types in the control task.
+        shortcuts: shortcuts and nuisance; its warnings are among ``warnings`` too.
         warnings: what limits these results.
         seconds: wall time by step.
     """
@@ -379,6 +381,7 @@ class ProbeAnalysis(VersionedRecord):
     anchors: Anchors | None = None
     points: tuple[ProbePoint, ...]
     control_types: int
+    shortcuts: ShortcutReport | None = None
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
