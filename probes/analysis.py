@@ -19,6 +19,7 @@ from medmllm_plugins.probes.answer_evidence import (
     ScoredFolds,
     answered_classes,
     compared_classifiers,
+    renaming_corrects_text,
     score_variation,
     unparsed_if_scored,
 )
@@ -103,6 +104,7 @@ def analyse(
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,
+        relabelled_text=renaming_corrects_text(anchors, labelled.labels, mapping.relabelling),
         unparsed_if_scored=unparsed_if_scored(answers, labelled.of("test"), scores.test),
         score_variation=score_variation(scores.test),
         answers_know_something=chains[0].answer_p <= LEVEL,

@@ -21,6 +21,7 @@ from medmllm_plugins.probes.curves import Classifier
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.probes.output_recalibration import UNPARSED, Recalibrations, ValidationFold
 from medmllm_plugins.probes.reference_run import Reference
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore
 
 
@@ -136,3 +137,20 @@ def score_variation(scores: Floats | None) -> float:
     NaN without scores.
     """
     return math.nan if scores is None else float((scores - scores.mean(1, keepdims=True)).std(0).max())
+
+
+def renaming_corrects_text(anchors: Anchors | None, labels: Sequence[str], renaming: Sequence[int] | None) -> bool:
+    """Return whether renaming the answered classes makes at least half of the answers about each class correct.
+
+    That is of the answers to findings in words (text anchor). ``renaming`` gives the new class of each answered one,
+    (K,).
+    """
+    results = [] if anchors is None else [result for result in anchors.results if result.kind == "text"]
+    if not results or renaming is None or list(renaming) == list(range(len(labels))):
+        return False
+    for number, label in enumerate(labels):
+        counts = results[0].answered.get(label, {})
+        correct = sum(counts.get(labels[old], 0) for old, new in enumerate(renaming) if new == number)
+        if 2 * correct < max(1, sum(counts.values())):
+            return False
+    return True

@@ -30,6 +30,8 @@ SCORES: Final = "label scores"
 """The label that scores highest."""
 REFERENCE: Final = "reference"
 MAJORITY: Final = "most common class"
+_SIGNIFICANT: Final = 1.645
+"""Standard errors that a learning curve must rise by, one-sided at the level of 5%."""
 LEVEL: Final = 0.05
 """A site, or another classifier, whose p-value is above this counts as knowing nothing of the class."""
 
@@ -109,7 +111,7 @@ def build_chain(
     names = [site_name(site) for site in fits.sites]
     probes = {name: Classifier(*pair) for name, *pair in zip(names, fits.test, bits, strict=True)}
     everything = {**classifiers, **probes}
-    halves = {f"{name}:half": row for name, row in zip(names, fits.half, strict=True)}
+    halves = {} if fits.half is None else {f"{name}:half": row for name, row in zip(names, fits.half, strict=True)}
     figures = bootstrap_figures(labelled, everything, rows=halves, seed=seed)
     predicted = np.stack([entry.predicted for entry in classifiers.values()])
     p = dict(zip(classifiers, permutation_p_values(predicted, labelled, seed=seed), strict=True))
@@ -119,7 +121,8 @@ def build_chain(
         accuracy, balanced, information = (figures.figure(f"{name}{suffix}") for suffix in ("", ":balanced", ":bits"))
         extrapolated = accuracy
         if name in probes:
-            extrapolated = _extrapolated(accuracy, figures.figure(f"{name}:half"))
+            if halves:
+                extrapolated = _extrapolated(accuracy, figures.figure(f"{name}:half"))
             column = names.index(name)
             if len(fits.repeats):
                 divisions = np.array([accuracy.value, *fits.repeats[:, column]])
@@ -165,14 +168,14 @@ def build_chain(
 def _extrapolated(accuracy: Figure, half: Figure) -> Figure:
     """Extrapolate a learning curve from half of the train groups and all of them to infinitely many.
 
-    The distance to the limit is taken to fall as the square root of the number of documents. A curve that falls counts
-    as flat.
+    The distance to the limit is taken to fall as the square root of the number of documents. A curve that does not rise
+    significantly counts as flat.
     """
-    ahead = 1 / (math.sqrt(2) - 1)
-    if accuracy.value <= half.value:
+    rise = accuracy - half
+    if rise.value <= _SIGNIFICANT * float(rise.resampled.std()):
         return accuracy
-    resampled = accuracy.resampled + ahead * (accuracy.resampled - half.resampled)
-    return Figure(accuracy.value + ahead * (accuracy.value - half.value), resampled)
+    ahead = 1 / (math.sqrt(2) - 1)
+    return Figure(accuracy.value + ahead * rise.value, accuracy.resampled + ahead * rise.resampled)
 
 
 def _deviations(fits: ChainFits, truth: Ints, log_frequencies: Floats) -> tuple[Floats, Floats, Floats] | None:

@@ -18,7 +18,7 @@ import torch
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.probes.curves import site_p_values
 from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, Refits, Site, fit_probes, refit_probes
-from medmllm_plugins.probes.labelled_features import LabelledFeatures, resplit
+from medmllm_plugins.probes.labelled_features import LabelledFeatures, half_groups, resample_groups, resplit
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore
@@ -26,8 +26,6 @@ from medmllm_plugins.results.probe_records import CONTROL
 
 AFTER_ALL_SITES: Final = -1
 """In place of a site's index: the label that scores highest."""
-HALVES: Final = 6
-"""Random halves of the train groups that probes are fitted on for the learning curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +68,8 @@ class ChainFits:
         test: (S, t) predicted classes.
         test_log_p: (S, t, K) float32, log probabilities in nats; NaN if the probe has none.
         p_values: (S,) by permutation of the test labels, after Holm's correction for sites of the model.
-        half: (S, t) share of :data:`HALVES` probes, each fitted on half of the train groups, that are correct.
         refits: fits on resamples of the train groups; ``None`` for none.
+        half: (S, t) share of the probes fitted on half of the train groups that are correct; ``None`` for none.
         repeats: (R, S) accuracies on further divisions into folds; R may be 0.
     """
 
@@ -80,8 +78,8 @@ class ChainFits:
     test: Ints
     test_log_p: npt.NDArray[np.float32]
     p_values: Floats
-    half: Floats
     refits: Refits | None
+    half: Floats | None
     repeats: Floats
 
 
@@ -119,39 +117,29 @@ def fit_chain(
     def accuracies(divided: LabelledFeatures) -> Floats:
         refitted = fit_probes(store, divided, plain, device)
         rows = [refitted.index_of(site.layer, site.pooling) for site in sites]
-        hits: Floats = (refitted.test[rows] == divided.of("test")).astype(np.float64)
-        return hits
+        means: Floats = (refitted.test[rows] == divided.of("test")).mean(1)
+        return means
 
-    repeats = [
-        accuracies(resplit(labelled, store, options.seed + 1 + repeat)).mean(1) for repeat in range(options.repeats)
-    ]
-    refits = None
-    if options.refits and not options.repeats:
-        chain_sites = [full.sites[column] for column in columns]
-        refits = refit_probes(store, labelled, plain, chain_sites, options.refits, device)
+    repeats = [accuracies(resplit(labelled, store, options.seed + 1 + repeat)) for repeat in range(options.repeats)]
+    chain_sites = tuple(full.sites[column] for column in columns)
+    refits, half = None, None
+    if options.refits:
+        generator = np.random.default_rng((options.seed, 2))
+        train = labelled.of("train"), labelled.groups_of("train")
+        drawn = [draw(*train, options.refits, generator) for draw in (resample_groups, half_groups)]
+        both = refit_probes(store, labelled, plain, chain_sites, np.concatenate(drawn), device)
+        refits = Refits(chain_sites, both.test[: options.refits], both.test_log_p[: options.refits])
+        half = (both.test[options.refits :] == labelled.of("test")).mean(0)
     return ChainFits(
-        sites=tuple(full.sites[column] for column in columns),
+        sites=chain_sites,
         chosen=chosen.renumbered(chosen.indices.index),
         test=full.test[columns],
         test_log_p=full.test_log_p[columns],
         p_values=np.where(np.isnan(p_holm), p, p_holm)[columns],
-        half=np.mean([accuracies(_half(labelled, options.seed + half)) for half in range(HALVES)], axis=0),
         refits=refits,
+        half=half,
         repeats=np.array(repeats).reshape(options.repeats, len(sites)),
     )
-
-
-def _half(labelled: LabelledFeatures, seed: int) -> LabelledFeatures:
-    """Return the same documents with half of the train groups, of each class alike."""
-    generator = np.random.default_rng((seed, 7))
-    rows = labelled.rows["train"]
-    groups, first = np.unique(labelled.group[rows], return_index=True)
-    kept = np.zeros(len(groups), dtype=bool)
-    for number in range(len(labelled.labels)):
-        members = generator.permutation(np.flatnonzero(labelled.truth[rows][first] == number))
-        kept[members[: math.ceil(len(members) / 2)]] = True
-    half: Ints = rows[np.isin(labelled.group[rows], groups[kept])]
-    return replace(labelled, rows={**labelled.rows, "train": half})
 
 
 def one_standard_error(differences: Floats, group: Ints) -> Floats:

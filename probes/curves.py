@@ -105,7 +105,7 @@ def bootstrap_figures(
         log_frequencies = class_log_frequencies(labelled.of("train"), len(labelled.labels))
         predicted.insert(0, fitted.test)
         bits = information_of_probabilities(fitted.test_log_p, truth, log_frequencies)
-        values_by_document = [fitted.control, bits, *values_by_document]
+        values_by_document = [fitted.control.astype(np.float64), bits, *values_by_document]
     correct = (np.concatenate(predicted) == truth).astype(np.float32)
     stacked = np.concatenate([correct, *values_by_document]).astype(np.float32)
     present = np.unique(truth)

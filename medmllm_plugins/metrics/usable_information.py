@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from medmllm_plugins.metrics.classification import Floats, Ints
 
@@ -25,8 +26,10 @@ def class_log_frequencies(train: Ints, classes: int) -> Floats:
     return logs
 
 
-def information_of_probabilities(log_p: Floats, truth: Ints, log_frequencies: Floats) -> Floats:
-    """Return each document's contribution to the usable information of predicted probabilities.
+def information_of_probabilities(
+    log_p: Floats | npt.NDArray[np.float32], truth: Ints, log_frequencies: Floats
+) -> Floats:
+    """Return the contribution of each document to the usable information of predicted probabilities.
 
     The mean over documents is the usable information; NaN where a probability is unknown.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.probes.answer_evidence import renaming_corrects_text
 from medmllm_plugins.probes.conclusion import IMAGE_SIDE, Circumstances, conclude
 from medmllm_plugins.results.anchor_records import AnchorResult, Anchors
 from medmllm_plugins.results.probe_records import HANDOVER, MODES, Diagnosis, Effect
@@ -131,3 +133,22 @@ def test_answers_above_the_last_probe_are_reported() -> None:
     above = diagnosis(answers_over_probe=Estimate(0.1, 0.05, 0.15))
     assert "more accurate than the probe" in conclude(above, Circumstances())["reasons"][0]
     assert conclude(diagnosis(answers_over_probe=Estimate(0.1, -0.05, 0.25)), Circumstances())["reasons"] == ()
+
+
+@pytest.mark.parametrize(
+    ("answered", "renaming", "corrects"),
+    [
+        ({"a": {"b": 3}, "b": {"a": 2, "b": 1}}, (1, 0), True),
+        ({"a": {"b": 3}, "b": {"a": 1, "b": 2}}, (1, 0), False),
+        ({"a": {"a": 3}, "b": {"b": 3}}, (0, 1), False),  # nothing is renamed
+        ({"a": {"b": 3}, "b": {"": 3}}, (1, 0), False),
+        ({"a": {"b": 3}}, (1, 0), False),  # nothing was asked about b
+        ({"a": {"b": 3}, "b": {"a": 3}}, None, False),
+    ],
+)
+def test_whether_a_renaming_corrects_the_answers_to_findings_in_words(
+    answered: dict[str, dict[str, int]], renaming: tuple[int, int] | None, corrects: bool
+) -> None:
+    text = replace(anchor("text", "not answered"), answered=answered)
+    assert renaming_corrects_text(Anchors(results=(text,)), ("a", "b"), renaming) is corrects
+    assert not renaming_corrects_text(None, ("a", "b"), renaming)

@@ -28,6 +28,11 @@ def wrong_often(truth: int, generator: np.random.Generator) -> int:
     return truth if generator.random() < 0.1 else int(generator.integers(0, 3))
 
 
+def right_as_often_as_a_weak_probe(truth: int, generator: np.random.Generator) -> int:
+    """Right in about 60 of 100 cases."""
+    return truth if generator.random() < 0.4 else int(generator.integers(0, 3))
+
+
 def perfect(outcomes: list[Outcome]) -> Reference:
     return Reference("perfect", Path(), {outcome.id: outcome.label for outcome in outcomes})
 
@@ -51,7 +56,8 @@ NAMED = {mode: mode for mode in PLANTED} | {"mapping": HANDOVER}
 
 @pytest.mark.parametrize("mode", PLANTED)
 def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., Any], mode: str) -> None:
-    store, outcomes = make_store((300, 120, 240), answers=wrong_often, **PLANTED[mode])
+    answers = wrong_often if mode == "mapping" else right_as_often_as_a_weak_probe
+    store, outcomes = make_store((300, 120, 240), answers=answers, **PLANTED[mode])
     anchors = text_anchor("not answered" if mode == "comprehension" else "answered")
     result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
     assert result.diagnosis.named == NAMED[mode], result.diagnosis
@@ -136,7 +142,6 @@ def test_after_a_tower_of_unknown_quality_small_losses_are_not_attributed(make_s
     result = analyse(store, outcomes, QUICK)
     assert result.diagnosis.of("mapping").verdict == "supported" and result.diagnosis.named is None
     assert "the loss of the tower is not known" in result.headline and "Undecided: vision" in result.headline
-    assert analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis.named == "vision"
     # A tower that shows nearly all cannot have lost as much as the words do.
     store, outcomes = make_store((300, 120, 240), answers=wrong_often, name="good")
     assert analyse(store, outcomes, QUICK).diagnosis.named == HANDOVER
