@@ -240,12 +240,6 @@ def _warnings(
             f"Only {fitted.types} types of images occur in every fold, for {len(labelled.labels)} classes, so the "
             "control task is easier than the real one."
         )
-    narrow = sorted({point.width for point in points if point.part != CONTROL and point.width < options.width})
-    if narrow:
-        warnings.append(
-            f"Layers with fewer than {options.width} features (down to {narrow[0]}) are not projected, so not all "
-            "layers have the same width."
-        )
     if shared := count_shared_groups(labelled):
         warnings.append(
             f"{shared} of {len(labelled.rows['test'])} test documents share a group (patient, lesion, source) with "

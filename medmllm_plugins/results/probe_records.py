@@ -424,6 +424,7 @@ class ProbeAnalysis(VersionedRecord):
             named=self.diagnosis.named,
             verdicts={effect.mode: effect.verdict for effect in self.diagnosis.effects},
             best=f"{self.best.layer} ({self.best.pooling})",
+            anchors={} if self.anchors is None else {"text": self.anchors.text, "positive": self.anchors.positive},
             printed={name: value for name, value in self.printed_metrics().items() if value is not None},
             seconds=self.seconds,
             warnings=self.warnings,

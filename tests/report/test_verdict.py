@@ -85,13 +85,9 @@ def test_an_unread_hand_over_is_told_with_its_site_and_interfaces(tmp_path: Path
     (verdict,) = verdicts(part_of(folder))
     assert "can be read up to llm.norm (last), and nothing after it uses it" in verdict.sentence
     assert "may be at fault: vision -> connector, connector -> llm. Marks drawn on the images" in verdict.sentence
-<<<<<<< HEAD
     assert "12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information" in verdict.sentence
     write_report([folder.folder], tmp_path / "report.html")
     assert "<dd>unread hand-over<small>readable up to llm.norm (last)" in (tmp_path / "report.html").read_text("utf-8")
-=======
-    assert "12.0 points lost" in verdict.sentence
->>>>>>> lead
 
 
 def test_several_losses_have_no_invented_order(tmp_path: Path) -> None:
@@ -103,7 +99,6 @@ def test_several_losses_have_no_invented_order(tmp_path: Path) -> None:
 
     change(folder, support_another)
     (verdict,) = verdicts(part_of(folder))
-<<<<<<< HEAD
     assert verdict.diagnosis.named is None and "the data cannot tell which one is the cause" in verdict.sentence
     change(folder, lambda content: content["diagnosis"].update(named="mapping"))
     (verdict,) = verdicts(part_of(folder))
@@ -124,9 +119,6 @@ def test_what_is_ruled_out_and_what_is_undecided_are_told_apart(tmp_path: Path) 
         "It cannot decide about vision. Losses of 10.0 points or more are ruled out for connector" in verdict.sentence
     )
     assert verdict.to_dict()["ruled_out"] == ["connector", "comprehension", "mapping"]
-=======
-    assert verdict.named is None and "the data cannot tell which one is the cause" in verdict.sentence
->>>>>>> lead
 
 
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
