@@ -34,11 +34,11 @@ class FeatureSetCheck(Record):
         p_to_test: share of permutations of the test classes (by group) that are predicted as well.
         p_drop: one-sided p-value of the drop.
         shift: area under the ROC curve of test against train documents, cross-validated by group; the features are
-            centred by class, so that other shares of the classes do not count.
-        p_shift: share of permutations of fold membership (by group, refitted) that are told apart as well.
+            standardised by class, so that other shares of the classes do not count.
+        p_shift: share of permutations of fold membership (by group, refitted) that are predicted as well.
         readable: the folds in which the class can be read by at least the margin after Holm's correction; tested for
             border and corners alone.
-        shifted: whether train and test can be told apart by at least the margin after Holm's correction.
+        shifted: whether train and test are distinguished by at least the margin after Holm's correction.
         dropped: whether the class is read less well in the test fold, likewise.
     """
 
