@@ -28,6 +28,7 @@ from medmllm_plugins.probes.labelled_features import (
     resplit,
 )
 from medmllm_plugins.probes.mapping import semantic_mapping
+from medmllm_plugins.probes.nuisance import probe_nuisances
 from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, ValidationFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
@@ -111,7 +112,8 @@ def analyse(
     )
     repeats = _repeated_accuracies(store, labelled, options, device, fitted)
     points = curve_points(fitted, labelled, accuracies, repeats, seed=options.seed)
-    shortcuts = shortcut_report(store, labelled, seed=options.seed)
+    nuisances, left_out = probe_nuisances(store, labelled, fitted, options, device)
+    shortcuts = shortcut_report(store, labelled, nuisances=nuisances, left_out=left_out, seed=options.seed)
     truth, scores_validation = labelled.of("validation"), scores.validation_accuracy
     analysis = ProbeAnalysis(
         task=store.header.task,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,6 +37,7 @@ class NewTaskOptions:
     group: str | None = None
     fold: str | None = None
     fold_map: str = ""
+    attributes: str = ""
     classes: str = ""
     positive: str | None = None
     modality: str = ""
@@ -103,7 +104,14 @@ class _LabelSource(NamedTuple):
 
 
 def _labels_from_folders(options: NewTaskOptions, folder: Path, pattern: str | None) -> _LabelSource:
-    columns_given = (options.image_column, options.label_column, options.group, options.fold, options.fold_map)
+    columns_given = (
+        options.image_column,
+        options.label_column,
+        options.group,
+        options.fold,
+        options.fold_map,
+        options.attributes,
+    )
     if options.multilabel or any(columns_given):
         raise OptionError("Expected no columns and no --multilabel with --labels folders, got some.")
     depth, _ = dimensions(folder, pattern, None, None)
@@ -130,6 +138,10 @@ def _labels_from_table(
     for key in ("image", *named):
         if (column := getattr(chosen, key)) is not None:
             layout_options[f"{key}_column"] = column
+    if attributes := _attribute_columns(
+        rows, options.attributes, {chosen.image, chosen.label, chosen.group, chosen.fold}
+    ):
+        layout_options["attribute_columns"] = attributes
     if chosen.group is None and options.group != NO_COLUMN:
         notes.append("groups: none; give --group COLUMN if several images may be of one patient")
     cells, where = _cells(rows, chosen.label, chosen.ticks, options.multilabel, layout_options)
@@ -215,6 +227,15 @@ def _fold_names(text: str) -> dict[str, str]:
                 f"{', '.join(FOLDS)} and {LEFT_OUT}, got {shown(part)}."
             )
         names[cell] = fold
+    return names
+
+
+def _attribute_columns(rows: Sequence[Row], text: str, taken: Set[str | None]) -> list[str]:
+    """Read ``a,b``: columns beside those that are used."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    free = [column for column in rows[0] if column not in taken]
+    if len(set(names)) < len(names) or not set(names) <= set(free):
+        raise OptionError(f"Expected --attributes to be among the other columns {free}, each once, got {shown(text)}.")
     return names
 
 
