@@ -14,13 +14,12 @@ import torch
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.intervals import RESAMPLES, bootstrap, estimate
 from medmllm_plugins.probes.control_labels import permute_labels
-from medmllm_plugins.probes.curves import permutation_p_values
+from medmllm_plugins.probes.curves import site_p_values
 from medmllm_plugins.probes.fitting import ProbePredictions, balanced_accuracy, fit_probes
 from medmllm_plugins.probes.group_statistics import BalancedAccuracy, draw_groups, permutation_p_value
 from medmllm_plugins.probes.grouped_ridge import cross_validated_weights, inner_products, predict_classes
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.probes.probe_options import Options
-from medmllm_plugins.results.comparison import holm
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.probe_records import CONTROL
 from medmllm_plugins.results.shortcut_records import Nuisance, NuisancePoint, Stratum
@@ -125,10 +124,7 @@ def _points(
     """Fit a linear probe for the column at every site."""
     settings = replace(options, protocol="linear", permutations=0, controls=0, repeats=0)
     fitted = fit_probes(store, labelled, settings, device)
-    p = permutation_p_values(fitted.test, labelled, seed=options.seed)
-    own = [index for index, site in enumerate(fitted.sites) if site.part != CONTROL]
-    p_holm = np.full(len(p), np.nan)
-    p_holm[own] = holm([float(p[index]) for index in own])
+    p, p_holm = site_p_values(fitted, labelled, seed=options.seed)
     truth, group = labelled.of("test"), labelled.groups_of("test")
     return tuple(
         NuisancePoint(
