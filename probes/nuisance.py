@@ -110,7 +110,7 @@ def _class_from_column(
     test = by_value.of("test")
     return Nuisance(
         column=column,
-        counts={value: int(count) for value, count in sorted(Counter(values).items()) if value},
+        counts={str(value): int(count) for value, count in sorted(Counter(values).items()) if value},
         majority=float(np.bincount(test).max() / len(test)),
         chance=1 / len(kept),
         class_from_column=BalancedAccuracy.of(predicted[0], truth, group, seed).estimate(),
