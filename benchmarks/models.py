@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration, SiglipImageProcessorPil
 from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.control_features import control_features
 from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.models.base import Generation
 from medmllm_plugins.models.checkpoint import demo_folder
@@ -133,7 +133,7 @@ def answer(
         answers = loaded.generate(questions, pictures, watch=None if recorder is None else recorder.watch, **options)
         if recorder is not None:
             rows = [_row(document, generation) for document, generation in zip(batch, answers, strict=True)]
-            recorder.keep(rows, inputs, [pixels(picture) for picture in pictures], label_ids)
+            recorder.keep(rows, inputs, [control_features(picture) for picture in pictures], label_ids)
         if fold == "test":
             texts += [generation.text for generation in answers]
     return texts

@@ -32,6 +32,7 @@ from medmllm_plugins.probes.output_recalibration import UNPARSED, ScoredFold, Va
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
 from medmllm_plugins.results.probe_records import (
     CONTROL,
@@ -85,6 +86,7 @@ def analyse(
     options: Options | None = None,
     *,
     reference: Reference | None = None,
+    anchors: Anchors | None = None,
     device: torch.device | None = None,
 ) -> ProbeAnalysis:
     """Fit the probes of a task and diagnose where the model loses the class.
@@ -125,6 +127,7 @@ def analyse(
         best=max((point for point in points if point.part != CONTROL and point.read), key=lambda p: p.validation),
         health=_feature_health(fitted, accuracies, store.header.layers),
         mapping=_mapping(store, labelled, fitted, answers, scores, options.seed),
+        anchors=anchors,
         diagnosis=diagnose(fitted, accuracies, truth, scores_validation),
         diagnosis_without_reference=diagnose(fitted, accuracies.without(REFERENCE), truth, scores_validation),
         control_types=fitted.types,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,15 @@ from torch import Tensor
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
-from medmllm_plugins.probes.labelled_features import LabelledFeatures
-from medmllm_plugins.probes.probe_methods import FittedProbe, Probe, ProbeData, load_probe
+from medmllm_plugins.probes.labelled_features import LabelledFeatures, resample_groups
+from medmllm_plugins.probes.probe_methods import (
+    FittedProbe,
+    Probe,
+    ProbeData,
+    load_probe,
+    log_probabilities,
+    refit,
+)
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
@@ -35,6 +43,7 @@ BLOCK_BYTES = 64 * 2**20
 """Bytes of features in memory at a time; at least one layer."""
 
 _Matrix: TypeAlias = npt.NDArray[np.float32] | None
+_Fitted = TypeVar("_Fitted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,8 @@ class ProbePredictions:
     Attributes:
         validation: (F, v) predicted classes of the validation fold.
         test: (F, t) predicted classes of the test fold.
+        validation_log_p: (F, v, K) float32, log probabilities of the classes in nats; NaN if the probe has none.
+        test_log_p: (F, t, K) float32, likewise.
         validation_loss: (F,) mean log loss on the validation fold, in nats.
         strength: (F,) chosen inverse L2 strength; NaN if the probe has none.
         gradient_norm: (F,) at the solution, see :func:`medmllm_plugins.probes.logistic.solve`; NaN if unknown.
@@ -67,6 +78,8 @@ class ProbePredictions:
     sites: tuple[Site, ...]
     validation: Ints
     test: Ints
+    validation_log_p: npt.NDArray[np.float32]
+    test_log_p: npt.NDArray[np.float32]
     validation_loss: npt.NDArray[np.float64]
     strength: npt.NDArray[np.float64]
     gradient_norm: npt.NDArray[np.float64]
@@ -140,20 +153,19 @@ def fit_probes(
         DataError: features are not finite, or cannot be read.
     """
     sites = select_sites(store, options)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _default_device()
     labels = _make_label_sets(store, labelled, options)
     probe = load_probe(options.protocol)
     warnings: Counter[str] = Counter()
     results: dict[int, _SiteResult] = {}
     progress = Progress(f"{store.header.task}: fitting probes", len(sites), "sites")
     with progress:
-        rows_in_memory = len(labelled.rows["train"]) + len(labelled.rows["validation"])
-        for block in _blocks(sites, rows_in_memory):
-            block_sites = [sites[index] for index in block]
-            block_results, raised = _fit_sites(probe, block_sites, store, labelled, labels, options, device)
-            results |= zip(block, block_results, strict=True)
+        for indices in _blocks(sites, labelled):
+            features = _BlockFeatures(store, labelled, [sites[index] for index in indices], options, device)
+            block_results, raised = _fit_sites(probe, features, labels)
+            results |= zip(indices, block_results, strict=True)
             warnings.update(raised)
-            progress.update(len(block))
+            progress.update(len(indices))
     in_order = [results[index] for index in range(len(sites))]
     stacked: dict[str, Any] = {
         part.name: np.array([getattr(result, part.name) for result in in_order]) for part in fields(_SiteResult)
@@ -161,75 +173,152 @@ def fit_probes(
     return ProbePredictions(sites=sites, types=labels.types, warnings=warnings, **stacked)
 
 
-def _fit_sites(
-    probe: Probe,
-    sites: Sequence[Site],
+def _fit_sites(probe: Probe, features: _BlockFeatures, labels: _LabelSets) -> tuple[list[_SiteResult], list[str]]:
+    """Fit the sites of one block, and return their results and the warnings of the fits."""
+    data = features.probe_data(labels.train, labels.validation, control_tasks=labels.control_tasks)
+    log_p = partial(log_probabilities, classes=data.classes)
+    predicted, test_log_p = [], []
+    with fit_block(probe, data) as block:
+        for rows in features.test():
+            predicted.append(block.apply(lambda fitted, part: fitted.predict(part), rows).astype(np.int16))
+            test_log_p.append(block.apply(log_p, rows))
+        validation_log_p = block.apply(log_p, data.validation)
+    by_site = zip(
+        _figures_by_layer(block.fitted),
+        np.concatenate(predicted, axis=2),
+        validation_log_p,
+        np.concatenate(test_log_p, axis=1),
+        strict=True,
+    )
+    return [_evaluate(*site, labels) for site in by_site], [text for part in block.fitted for text in part.warnings]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refits:
+    """Predictions of probes of the real labels, fitted on R resamples of the train fold's groups at S sites.
+
+    Attributes:
+        sites: the sites.
+        test: (R, S, t) predicted classes of the test fold.
+        test_log_p: (R, S, t, K) float32, log probabilities of the classes in nats; NaN if the probe has none.
+    """
+
+    sites: tuple[Site, ...]
+    test: Ints
+    test_log_p: npt.NDArray[np.float32]
+
+
+def refit_probes(
     store: FeatureStore,
     labelled: LabelledFeatures,
-    labels: _LabelSets,
     options: Options,
-    device: torch.device,
-) -> tuple[list[_SiteResult], list[str]]:
-    """Fit the sites of one block, and return their results and the warnings of the fits."""
-    train, validation, test = (labelled.rows[fold] for fold in ("train", "validation", "test"))
-    projections = [_projection(store, site, train, options) for site in sites]
+    sites: Sequence[Site],
+    resamples: int,
+    device: torch.device | None = None,
+) -> Refits:
+    """Fit the probes of sites on resamples of the train fold, to see how much depends on its documents.
 
-    def read(rows: Ints) -> Tensor:
-        pairs = zip(sites, projections, strict=True)
-        return torch.from_numpy(np.stack([_features(store, site, rows, matrix) for site, matrix in pairs])).to(device)
+    Whole groups are drawn with replacement, see :func:`resample_groups`. The penalty is chosen on the validation fold
+    again in each resample, by the same rule. The seed is that of the options, so that all sites share the resamples.
 
-    data = ProbeData(
-        train=read(train),
-        validation=read(validation),
-        train_labels=torch.from_numpy(labels.train).to(device),
-        validation_labels=torch.from_numpy(labels.validation).to(device),
-        control_tasks=labels.control_tasks,
-        classes=len(labelled.labels),
-        strengths=options.strengths,
-        seed=options.seed,
-    )
-    with fit_block(probe, data) as (fitted, predict):
-        # The test fold may be far larger than the others, so it is read in parts.
-        at_once = max(1, BLOCK_BYTES // (4 * len(sites) * sites[0].width))
-        parts = [predict(read(test[start : start + at_once])) for start in range(0, len(test), at_once)]
-    predicted = np.concatenate(parts, axis=2)
-    figures = zip(_figures_by_layer(fitted), predicted, strict=True)
-    results = [_evaluate(layer_figures, layer_predicted, labels) for layer_figures, layer_predicted in figures]
-    return results, [warning for part in fitted for warning in part.warnings]
+    Args:
+        store: the features.
+        labelled: the documents.
+        options: protocol, grid, width and seed.
+        sites: S sites, such as those of :attr:`ProbePredictions.sites`.
+        resamples: R, at least 1.
+        device: a CUDA device if there is one, by default.
+
+    Raises:
+        DataError: features are not finite, or cannot be read.
+    """
+    device = device or _default_device()
+    probe = load_probe(options.protocol)
+    generator = np.random.default_rng((options.seed, 2))
+    drawn = resample_groups(labelled.of("train"), labelled.groups_of("train"), resamples, generator)
+    row_weights = torch.from_numpy(drawn).to(device)
+    documents = len(labelled.rows["test"])
+    test = np.empty((resamples, len(sites), documents), dtype=np.intp)
+    test_log_p = np.empty((*test.shape, len(labelled.labels)), dtype=np.float32)
+    for indices in _blocks(sites, labelled):
+        features = _BlockFeatures(store, labelled, [sites[index] for index in indices], options, device)
+        data = features.probe_data(labelled.of("train")[None], labelled.of("validation")[None], control_tasks=0)
+        start = 0
+        with fit_block(partial(refit, probe, row_weights=row_weights), data) as block:
+            for rows in features.test():
+                at = slice(start, start := start + rows.shape[1])
+                test[:, indices, at] = block.apply(lambda fitted, part: fitted.predict(part), rows).swapaxes(0, 1)
+                test_log_p[:, indices, at] = block.apply(lambda fitted, part: fitted.log_p(part), rows).swapaxes(0, 1)
+    return Refits(tuple(sites), test, test_log_p)
+
+
+class _BlockFeatures:
+    """Features of L sites of one width, as their probes take them."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        labelled: LabelledFeatures,
+        sites: Sequence[Site],
+        options: Options,
+        device: torch.device,
+    ) -> None:
+        self._store, self._labelled, self._options, self._device = store, labelled, options, device
+        train = labelled.rows["train"]
+        self._sites = [(site, _projection(store, site, train, options)) for site in sites]
+
+    def probe_data(self, train_labels: Ints, validation_labels: Ints, *, control_tasks: int) -> ProbeData:
+        """Return the features of the train and validation folds, with label sets (P, N) and (P, V)."""
+        rows = self._labelled.rows
+        return ProbeData(
+            train=self._read(rows["train"]),
+            validation=self._read(rows["validation"]),
+            train_labels=torch.from_numpy(train_labels).to(self._device),
+            validation_labels=torch.from_numpy(validation_labels).to(self._device),
+            control_tasks=control_tasks,
+            classes=len(self._labelled.labels),
+            strengths=self._options.strengths,
+            seed=self._options.seed,
+        )
+
+    def test(self) -> Iterator[Tensor]:
+        """Yield the features of the test fold in parts (L, T, D), because it may be far larger than the others."""
+        rows = self._labelled.rows["test"]
+        at_once = max(1, BLOCK_BYTES // (4 * len(self._sites) * self._sites[0][0].width))
+        for start in range(0, len(rows), at_once):
+            yield self._read(rows[start : start + at_once])
+
+    def _read(self, rows: Ints) -> Tensor:
+        features = [_features(self._store, site, rows, matrix) for site, matrix in self._sites]
+        return torch.from_numpy(np.stack(features)).to(self._device)
+
+
+class FittedBlock(Generic[_Fitted]):
+    """What was fitted to the L layers of a block, one for each share of them, and the threads that apply it."""
+
+    def __init__(self, fitted: Sequence[_Fitted], pool: ThreadPoolExecutor) -> None:
+        self.fitted, self._pool = fitted, pool
+
+    def apply(self, function: Callable[[_Fitted, Tensor], Tensor], features: Tensor) -> npt.NDArray[Any]:
+        """Apply a function of a share and its features to features (L, T, D), and return the results (L, ...)."""
+        results = self._pool.map(function, self.fitted, torch.tensor_split(features, len(self.fitted)))
+        return np.concatenate([result.cpu().numpy() for result in results])
 
 
 @contextmanager
-def fit_block(
-    probe: Probe, data: ProbeData
-) -> Iterator[tuple[list[FittedProbe], Callable[[Tensor], npt.NDArray[np.int16]]]]:
+def fit_block(fit: Callable[[ProbeData], _Fitted], data: ProbeData) -> Iterator[FittedBlock[_Fitted]]:
     """Fit the layers of a block; on a CPU, each core fits a share of them.
 
     Matrix products this small gain little from several cores each, and decompositions become slower.
-
-    Yields:
-        The fitted probes of each share, and a function that predicts the classes of further rows, (L, T, D) to
-        (L, P, T), for all shares together.
     """
     layers, threads = len(data.train), torch.get_num_threads()
     shares = 1 if data.train.device.type != "cpu" else min(threads, layers)
-
-    def split(features: Tensor) -> tuple[Tensor, ...]:
-        return torch.tensor_split(features, shares)
-
-    parts = [
-        replace(data, train=train, validation=validation)
-        for train, validation in zip(split(data.train), split(data.validation), strict=True)
-    ]
+    folds = (torch.tensor_split(features, shares) for features in (data.train, data.validation))
+    parts = [replace(data, train=train, validation=validation) for train, validation in zip(*folds, strict=True)]
     torch.set_num_threads(1 if shares > 1 else threads)
     try:
         with ThreadPoolExecutor(shares, thread_name_prefix="medmllm-probes") as pool:
-            fitted = list(pool.map(probe, parts))
-
-            def predict(features: Tensor) -> npt.NDArray[np.int16]:
-                predicted = pool.map(lambda pair: pair[0].predict(pair[1]), zip(fitted, split(features), strict=True))
-                return np.concatenate([part.cpu().numpy().astype(np.int16) for part in predicted])
-
-            yield fitted, predict
+            yield FittedBlock(list(pool.map(fit, parts)), pool)
     finally:
         torch.set_num_threads(threads)
 
@@ -240,6 +329,8 @@ class _SiteResult:
 
     validation: Ints
     test: Ints
+    validation_log_p: npt.NDArray[np.float32]
+    test_log_p: npt.NDArray[np.float32]
     validation_loss: float
     strength: float
     gradient_norm: float
@@ -260,7 +351,11 @@ def _figures_by_layer(fitted: Sequence[FittedProbe]) -> Iterator[tuple[Ints, flo
 
 
 def _evaluate(
-    figures: tuple[Ints, float, float, float], predicted: npt.NDArray[np.int16], labels: _LabelSets
+    figures: tuple[Ints, float, float, float],
+    predicted: npt.NDArray[np.int16],
+    validation_log_p: npt.NDArray[np.float32],
+    test_log_p: npt.NDArray[np.float32],
+    labels: _LabelSets,
 ) -> _SiteResult:
     """Compare a site's predictions of the test fold, (P, t), with the label sets."""
     real, real_and_control = 1, 1 + labels.control_tasks
@@ -272,7 +367,7 @@ def _evaluate(
     permuted = predicted[real_and_control:]
     permutation = balanced_accuracy(permuted, labels.test[real_and_control:]) if len(permuted) else np.empty(0)
     validation, loss, strength, norm = figures
-    return _SiteResult(validation, test, loss, strength, norm, control, permutation)
+    return _SiteResult(validation, test, validation_log_p, test_log_p, loss, strength, norm, control, permutation)
 
 
 def balanced_accuracy(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> npt.NDArray[np.float64]:
@@ -312,8 +407,13 @@ def _coarse_pixels(store: FeatureStore) -> npt.NDArray[np.float32]:
     return np.concatenate(parts).astype(np.float32)
 
 
-def _blocks(sites: Sequence[Site], rows: int) -> Iterator[list[int]]:
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _blocks(sites: Sequence[Site], labelled: LabelledFeatures) -> Iterator[list[int]]:
     """Yield indices of sites of one width, as many as fit into a block."""
+    rows = len(labelled.rows["train"]) + len(labelled.rows["validation"])
     by_width: dict[int, list[int]] = {}
     for index, site in enumerate(sites):
         by_width.setdefault(site.width, []).append(index)

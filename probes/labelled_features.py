@@ -91,6 +91,32 @@ def resplit(labelled: LabelledFeatures, store: FeatureStore, seed: int) -> Label
     return _check_folds(replace(labelled, rows=divided), str(store.folder))
 
 
+def resample_groups(truth: Ints, group: Ints, count: int, generator: np.random.Generator) -> Ints:
+    """Draw groups with replacement.
+
+    As many groups are drawn from those of each class as there are, so that no class is lost; a group with documents of
+    several classes counts as one of its rarest.
+
+    Args:
+        truth: (n,) classes.
+        group: (n,) groups, numbered from 0.
+        count: number of resamples, R.
+        generator: source of the draws.
+
+    Returns:
+        (R, n), how often each document occurs in each resample.
+    """
+    sizes = np.bincount(truth)
+    class_of_group = np.zeros(group.max() + 1, dtype=np.intp)
+    for number in np.argsort(-sizes, kind="stable"):
+        class_of_group[group[truth == number]] = number
+    drawn = np.empty((count, len(class_of_group)), dtype=np.intp)
+    for number in np.unique(class_of_group):
+        members = np.flatnonzero(class_of_group == number)
+        drawn[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=count)
+    return drawn[:, group]
+
+
 def _check_folds(labelled: LabelledFeatures, where: str) -> LabelledFeatures:
     classes = len(labelled.labels)
     for fold in FOLDS:

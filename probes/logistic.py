@@ -16,6 +16,7 @@ expression arrays", Biostatistics 5, 2004 (the row space); Nocedal and Wright, "
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +109,7 @@ def solve(
     strengths: Tensor,
     *,
     classes: int,
+    row_weights: Tensor | None = None,
     tolerance: float = 1e-4,
     most_steps: int = 300,
 ) -> Solution:
@@ -126,6 +128,8 @@ def solve(
         targets: int64 classes from 0 to K - 1 of the train rows: (P, N) for all layers alike, or (L, P, N).
         strengths: float, above 0: (G,) tried for every problem, or (L, P) one for each, and then G = 1.
         classes: K, at least 2.
+        row_weights: (P, N) finite and at least 0, how much each train row counts in each label set, scikit-learn's
+            ``sample_weight``; by default 1. A class counts as absent if all of its rows have weight 0.
         tolerance: of the norm above.
         most_steps: after which a problem is given up and reported as not converged.
 
@@ -146,13 +150,17 @@ def solve(
         targets.expand(layers, sets, rows)[:, :, None].expand(layers, sets, grid, rows).reshape(layers, problems, rows)
     )
     strength = strength.reshape(layers, problems)
+    if row_weights is not None:
+        row_weights = row_weights.to(device, torch.float32)
+        _check_row_weights(row_weights, sets=sets, rows=rows)
+        row_weights = row_weights.repeat_interleave(grid, 0)
     at_once = max(1, _CELLS[device_kind(targets)] // max(1, problems * classes * max(rows, rank)))
     parts = zip(
         *(torch.split(part, at_once) for part in (space.train, space.squares, targets, strength)),
         strict=True,
     )
     blocks = [
-        _solve(train, squares, _start(target, inverse, classes, rank), tolerance, most_steps)
+        _solve(train, squares, _start(target, inverse, row_weights, classes, rank), tolerance, most_steps)
         for train, squares, target, inverse in parts
     ]
     weights, intercepts, norm, steps = (torch.cat(part) for part in zip(*blocks, strict=True))
@@ -191,13 +199,25 @@ def _check_problems(targets: Tensor, strengths: Tensor, *, layers: int, rows: in
         raise OptionError(f"Expected argument `strengths` to be above 0, got {_described(strengths)}.")
 
 
+def _check_row_weights(row_weights: Tensor, *, sets: int, rows: int) -> None:
+    if row_weights.shape != (sets, rows) or not bool(((row_weights >= 0) & row_weights.isfinite()).all()):
+        raise OptionError(
+            f"Expected argument `row_weights` to hold ({sets}, {rows}) finite numbers of at least 0, got "
+            f"{_described(row_weights)}: give each train row one weight in each label set."
+        )
+    if not bool((row_weights.sum(1) > 0).all()):
+        raise OptionError("Expected argument `row_weights` to be above 0 for some rows of each label set, got only 0.")
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """The state of the problems of some layers, l layers with q problems each, and the step that led to it."""
 
     problem: Tensor  # (l, q) int64, the number of the problem
     target: Tensor  # (l, q, 1, N) int64
-    one_hot: Tensor  # (l, q, K, N), the same as zeros and ones
+    row_weights: Tensor | None  # (l, q, 1, N); None: all are 1
+    one_hot: Tensor  # (l, q, K, N), the target as zeros and ones, times the weights
+    total: Tensor  # (l, q), sum of the weights
     penalty: Tensor  # (l, q), the factor of half the squared weights where that of the loss is 1
     degrees: Tensor  # (l, q), classes that occur, less one, and at least 1
     weights: Tensor  # (l, q, K, r)
@@ -216,17 +236,25 @@ class _State:
     def pick(self, at: Tensor) -> _State:
         """Select the problems with the indices (l, q') of each layer."""
         layer = _column(at)
-        return _State(*(getattr(self, part.name)[layer, at] for part in fields(self)))
+        parts = (getattr(self, part.name) for part in fields(self))
+        picked: list[Any] = [None if part is None else part[layer, at] for part in parts]
+        return _State(*picked)
 
 
-def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State:
-    """Return zero weights and the best-fitting intercepts, for targets (l, q, N) int64 and strength (l, q) float32."""
+def _start(targets: Tensor, strength: Tensor, row_weights: Tensor | None, classes: int, rank: int) -> _State:
+    """Return zero weights and the best-fitting intercepts.
+
+    Targets are (l, q, N) int64, strength (l, q) and row weights (q, N) float32.
+    """
     layers, problems, _ = targets.shape
     one_hot = (targets[:, :, None] == torch.arange(classes, device=targets.device)[:, None]).to(strength.dtype)
+    if row_weights is not None:
+        row_weights = row_weights[:, None].expand(layers, problems, 1, -1)
+        one_hot *= row_weights
     counts = one_hot.sum(-1)
     occurs = counts > 0
     occurring = occurs.sum(-1)
-    intercepts = counts.clamp_min(1).log()
+    intercepts = counts.where(occurs, 1).log()
     intercepts = (intercepts - (intercepts.sum(-1) / occurring)[..., None]).where(occurs, _ABSENT)
     logits = intercepts[..., None].expand_as(one_hot).contiguous()
     nothing = torch.zeros_like(strength)
@@ -234,7 +262,9 @@ def _start(targets: Tensor, strength: Tensor, classes: int, rank: int) -> _State
     return _State(
         problem=torch.arange(problems, device=targets.device).expand(layers, problems),
         target=targets[:, :, None],
+        row_weights=row_weights,
         one_hot=one_hot,
+        total=counts.sum(-1),
         # For two classes scikit-learn fits one weight vector w. It is -w/2 and w/2 here, which has half its square.
         penalty=torch.where(occurring == 2, 2, 1) / strength,
         degrees=(occurring - 1).clamp_min(1),
@@ -305,19 +335,18 @@ def _evaluate(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Te
         The state with its norm; the gradient times the preconditioner, for the weights (l, q, K, r) and the intercepts
         (l, q, K); the gradient itself, likewise; the product of the two, (l, q).
     """
-    rows = train.shape[1]
     penalty = state.penalty[..., None, None]
-    residual = state.probability - state.one_hot
+    probability = _weighted(state.probability, state)
+    residual = probability - state.one_hot
     gradient = torch.addcmul(_times(residual, train), penalty, state.weights)
     intercept_gradient = residual.sum(-1)
     # Boehning's bound has 1/2 in place of this mean, which is far less where the rows are classified with confidence.
-    curvature = ((1 - _dot(state.probability, state.probability) / rows) / state.degrees).clamp_min(_MIN_CURVATURE)[
-        ..., None
-    ]
+    spread = 1 - _dot(probability, state.probability) / state.total
+    curvature = (spread / state.degrees).clamp_min(_MIN_CURVATURE)[..., None]
     scaled = gradient / torch.addcmul(penalty, curvature[..., None], squares[:, None, None])
-    scaled_intercept_gradient = intercept_gradient / (curvature * rows)
+    scaled_intercept_gradient = intercept_gradient / (curvature * state.total[..., None])
     square = _dot(gradient, scaled) + (intercept_gradient * scaled_intercept_gradient).sum(-1)
-    loss = -state.probability.gather(2, state.target).clamp_min(_TINY).log().sum((2, 3))
+    loss = -_weighted(state.probability.gather(2, state.target).clamp_min(_TINY).log(), state).sum((2, 3))
     objective = loss + state.penalty * _dot(state.weights, state.weights) / 2
     norm = (square / objective.clamp_min(_MIN_OBJECTIVE)).sqrt()
     return replace(state, norm=norm), scaled, scaled_intercept_gradient, gradient, intercept_gradient, square
@@ -331,9 +360,13 @@ def _line_search(train: Tensor, state: _State, is_open: Tensor) -> _State:
     move = _times(state.direction, train.mT) + state.intercept_direction[..., None]
     penalty_curvature = state.penalty * _dot(state.direction, state.direction)
     constant_slope = state.penalty * _dot(state.weights, state.direction) - _dot(state.one_hot, move)
-    weighted = state.probability * move
-    start = weighted.sum((2, 3)) + constant_slope
-    second = _dot(weighted, move) - weighted.sum(2).square().sum(-1) + penalty_curvature
+    counted = _weighted(move, state)
+    products = state.probability * counted
+    start = products.sum((2, 3)) + constant_slope
+    squares = products.sum(2).square()
+    if state.row_weights is not None:
+        squares = squares / state.row_weights[:, :, 0].clamp_min(_TINY)
+    second = _dot(products, move) - squares.sum(-1) + penalty_curvature
     goes = is_open & (start < 0)
     length = (-start / second.clamp_min(_TINY)).where(goes, 0)
     low, slope_low = torch.zeros_like(length), start
@@ -341,7 +374,7 @@ def _line_search(train: Tensor, state: _State, is_open: Tensor) -> _State:
     for search in range(_MAX_SEARCHES):
         logits = torch.addcmul(state.logits, length[..., None, None], move)
         probability = logits.softmax(2)
-        slope = _dot(probability, move) + constant_slope + length * penalty_curvature
+        slope = _dot(probability, counted) + constant_slope + length * penalty_curvature
         wide = goes & (slope.abs() > _SLOPE_FRACTION * start.abs())
         if search == _MAX_SEARCHES - 1 or not bool(wide.any()):
             break
@@ -363,6 +396,11 @@ def _line_search(train: Tensor, state: _State, is_open: Tensor) -> _State:
 
 def _solution(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state.weights, state.intercepts, state.norm, state.steps
+
+
+def _weighted(values: Tensor, state: _State) -> Tensor:
+    """Multiply (l, q, ..., N) by the weights of the rows."""
+    return values if state.row_weights is None else values * state.row_weights
 
 
 def _column(at: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.probes.logistic import solve
+from medmllm_plugins.probes.logistic import Solution, solve
 from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.row_space import RowSpace
 from medmllm_plugins.utils.import_by_name import import_by_name
@@ -56,6 +57,8 @@ class FittedProbe:
         strength: (L,) float, the inverse L2 strength chosen for the real labels; ``None`` if the probe has none.
         gradient_norm: (L,) float, at the solution; ``None`` if unknown.
         warnings: one message for each fit that warned.
+        log_p: maps (L, T, D) float32 features to the log probabilities of the classes after fitting on the real labels,
+            (L, T, K) float32 in nats; ``None`` if the probe has no probabilities.
     """
 
     predict: Callable[[Tensor], Tensor]
@@ -64,6 +67,7 @@ class FittedProbe:
     strength: Tensor | None = None
     gradient_norm: Tensor | None = None
     warnings: tuple[str, ...] = ()
+    log_p: Callable[[Tensor], Tensor] | None = None
 
 
 Probe: TypeAlias = Callable[[ProbeData], FittedProbe]
@@ -78,17 +82,11 @@ def fit_linear(data: ProbeData) -> FittedProbe:
     """
     real = 1 + data.control_tasks
     space = RowSpace(data.train)
-    held_out = space.coordinates(data.validation)
-    strengths = torch.tensor(data.strengths, dtype=torch.float32, device=data.train.device)
-    grid = solve(space, data.train_labels[:real], strengths, classes=data.classes)
-    log_p = grid.logits(held_out).log_softmax(-1)
-    index = data.validation_labels[None, :real, None, :, None].expand(*log_p.shape[:-1], 1)
-    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, 1 + control tasks, G)
-    chosen = losses.argmin(-1)
-    best = grid.choose(chosen)
+    chosen = _fit_and_choose(space, data, data.train_labels[:real], data.validation_labels[:real])
+    best = chosen.solution
     solutions = [best]
     if len(permuted := data.train_labels[real:]):
-        same = strengths[chosen[:, :1]].expand(-1, len(permuted))
+        same = chosen.strengths[:, :1].expand(-1, len(permuted))
         solutions.append(solve(space, permuted, same, classes=data.classes))
 
     def predict(features: Tensor) -> Tensor:
@@ -97,11 +95,34 @@ def fit_linear(data: ProbeData) -> FittedProbe:
 
     return FittedProbe(
         predict=predict,
-        validation=best.logits(held_out)[:, 0, 0].argmax(-1),
-        validation_loss=losses.gather(-1, chosen[..., None])[:, 0, 0],
-        strength=strengths[chosen[:, 0]],
+        validation=best.logits(space.coordinates(data.validation))[:, 0, 0].argmax(-1),
+        validation_loss=chosen.losses[:, 0],
+        strength=chosen.strengths[:, 0],
         gradient_norm=best.gradient_norm[:, 0, 0],
+        log_p=lambda features: best.logits(space.coordinates(features))[:, 0, 0].log_softmax(-1),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """Regressions of L layers and P label sets with the chosen strengths, (L, P), and log losses, (L, P) in nats."""
+
+    solution: Solution
+    strengths: Tensor
+    losses: Tensor
+
+
+def _fit_and_choose(
+    space: RowSpace, data: ProbeData, train: Tensor, validation: Tensor, row_weights: Tensor | None = None
+) -> _Chosen:
+    """Fit label sets (P, N) with every strength of the grid, and choose one for each by their validation labels."""
+    strengths = torch.tensor(data.strengths, dtype=torch.float32, device=data.train.device)
+    grid = solve(space, train, strengths, classes=data.classes, row_weights=row_weights)
+    log_p = grid.logits(space.coordinates(data.validation)).log_softmax(-1)
+    index = validation[None, :, None, :, None].expand(*log_p.shape[:-1], 1)
+    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, P, G)
+    chosen = losses.argmin(-1)
+    return _Chosen(grid.choose(chosen), strengths[chosen], losses.gather(-1, chosen[..., None])[..., 0])
 
 
 def fit_paper_mlp(data: ProbeData) -> FittedProbe:
@@ -113,7 +134,80 @@ def fit_paper_mlp(data: ProbeData) -> FittedProbe:
         predict=lambda features: probes.logits(features).argmax(-1),
         validation=log_p.argmax(-1),
         validation_loss=-log_p.gather(-1, index).mean((1, 2)),
+        log_p=lambda features: probes.logits(features)[:, 0].log_softmax(-1),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refitted:
+    """Probes of the real labels that were fitted on R resamples of the train rows.
+
+    Attributes:
+        predict: maps (L, T, D) float32 features to the predicted classes, (L, R, T) int64.
+        log_p: maps them to log probabilities, (L, R, T, K) float32 in nats; NaN if the probe has none.
+    """
+
+    predict: Callable[[Tensor], Tensor]
+    log_p: Callable[[Tensor], Tensor]
+
+
+def refit(probe: Probe, data: ProbeData, row_weights: Tensor) -> Refitted:
+    """Fit the real labels on resamples of the train rows, choosing the penalty again in each.
+
+    The linear probe takes the weights and keeps the centre and scale of all train rows. Any other probe is called once
+    for each resample, on repeated rows.
+
+    Args:
+        probe: the probe.
+        data: the layers; of the label sets only the first is used.
+        row_weights: (R, N) int64, how often each train row occurs in each resample.
+    """
+    count = len(row_weights)
+    train, validation = (labels[:1] for labels in (data.train_labels, data.validation_labels))
+    if probe is fit_linear:
+        space = RowSpace(data.train)
+        chosen = _fit_and_choose(space, data, train.expand(count, -1), validation.expand(count, -1), row_weights)
+
+        def log_p(features: Tensor) -> Tensor:
+            return chosen.solution.logits(space.coordinates(features))[:, :, 0].log_softmax(-1)
+
+        return Refitted(lambda features: log_p(features).argmax(-1), log_p)
+    fitted = []
+    for weights in row_weights:
+        rows = torch.arange(len(weights), device=weights.device).repeat_interleave(weights)
+        fitted.append(
+            probe(
+                replace(
+                    data,
+                    train=data.train[:, rows],
+                    train_labels=train[:, rows],
+                    validation_labels=validation,
+                    control_tasks=0,
+                )
+            )
+        )
+    return Refitted(
+        lambda features: torch.stack([refitted.predict(features)[:, 0] for refitted in fitted], dim=1),
+        lambda features: torch.stack([log_probabilities(refitted, features, data.classes) for refitted in fitted], 1),
+    )
+
+
+def log_probabilities(fitted: FittedProbe, features: Tensor, classes: int) -> Tensor:
+    """Return the log probabilities (L, T, K) of a probe for features (L, T, D); NaN if it has none.
+
+    Raises:
+        PluginError: a plugin's probe returns another shape.
+    """
+    shape = (*features.shape[:2], classes)
+    if fitted.log_p is None:
+        return features.new_full(shape, math.nan)
+    log_p = fitted.log_p(features)
+    if log_p.shape != shape:
+        raise PluginError(
+            f"Expected `log_p` of a FittedProbe to return the shape {shape}, (layers, rows, classes), got "
+            f"{tuple(log_p.shape)}. Correct the plugin's probe."
+        )
+    return log_p
 
 
 def load_probe(name: str) -> Probe:

@@ -12,6 +12,7 @@ from medmllm_plugins.probes.probe_methods import load_probe
 
 PERMUTATIONS: Final = 20
 CONTROLS: Final = 3
+REFITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class Options:
         permutations: number of refits on permuted labels; 0 for none.
         controls: number of control tasks; 0 for none.
         repeats: number of further random divisions into folds on which the curves are fitted again.
+        refits: number of resamples of the train fold on which the probes that the diagnosis rests on are fitted again,
+            so that its intervals contain the choice of train documents; 0 for none.
 
     Raises:
         OptionError: a value is out of range.
@@ -43,6 +46,7 @@ class Options:
     permutations: int = PERMUTATIONS
     controls: int = CONTROLS
     repeats: int = 0
+    refits: int = REFITS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,7 +55,7 @@ class Options:
             raise OptionError(
                 f"Expected argument `strengths` (grid) to be finite numbers above 0, got {list(self.strengths)}."
             )
-        for name in ("width", "permutations", "controls", "repeats", "seed"):
+        for name in ("width", "permutations", "controls", "repeats", "refits", "seed"):
             if (value := getattr(self, name)) < 0:
                 option = " (folds)" if name == "repeats" else ""
                 raise OptionError(f"Expected argument `{name}`{option} to be at least 0, got {value}.")
@@ -61,12 +65,12 @@ class Options:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def default_refits(protocol: str) -> tuple[int, int]:
-    """Return the default numbers of label permutations and control tasks.
+def default_counts(protocol: str) -> tuple[int, int, int]:
+    """Return the default numbers of label permutations, control tasks and refits.
 
     The paper's MLP, unlike the linear probe, cannot be fitted on many label sets in the time of one.
     """
-    return (0, 1) if protocol == "paper" else (PERMUTATIONS, CONTROLS)
+    return (0, 1, 0) if protocol == "paper" else (PERMUTATIONS, CONTROLS, REFITS)
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

@@ -37,10 +37,10 @@ def read_reference(folder: Path, dataset_fingerprint: str) -> Reference:
     """
     run = load_run(folder)
     for task, entry in run.manifest.tasks.items():
-        if entry.get("dataset_fingerprint") == dataset_fingerprint and task in run.outcomes:
+        if entry.dataset_fingerprint == dataset_fingerprint and task in run.outcomes:
             predicted = {outcome.id: outcome.predicted for outcome in run.outcomes[task]}
-            name = (run.manifest.model or {}).get("name")
-            return Reference(str(name or folder.name), folder, predicted)
+            name = run.manifest.model.name if run.manifest.model else ""
+            return Reference(name or folder.name, folder, predicted)
     raise DataError(
         f"{folder}: expected a run on the same data, got tasks {sorted(run.manifest.tasks)} on other data. Run "
         "`medmllm baseline TASK` on the probed data set."

@@ -20,7 +20,7 @@ from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
 from medmllm_plugins.probes.row_space import expect_alike, not_finite, standardise
 
 _SMALLEST_PROBABILITY = 1e-6
-"""Smaller probabilities count as this in the log loss, so that no single document decides."""
+"""Smaller probabilities count as this, so that no single document decides the log loss."""
 _ONE_AT_A_TIME = threading.Lock()
 """Warning filters belong to the whole process, so threads take turns at fitting."""
 
@@ -108,6 +108,12 @@ class SklearnProbe:
             return torch.from_numpy(np.array(predicted, dtype=np.int64)).to(features.device)
 
         real = [layer_fits[0] for layer_fits in fits]
+
+        def log_p(features: Tensor) -> Tensor:
+            layers = zip(real, scaled(features), strict=True)
+            by_layer = np.array([fit.log_p(rows, data.classes) for fit, rows in layers], dtype=np.float32)
+            return torch.from_numpy(by_layer).to(features.device)
+
         predicted = [fit.predict(rows) for fit, rows in zip(real, validation, strict=True)]
         only_c = all(set(settings) == {"C"} for settings in self._settings)
         return FittedProbe(
@@ -116,6 +122,7 @@ class SklearnProbe:
             validation_loss=torch.tensor([fit.loss for fit in real], dtype=torch.float64),
             strength=torch.tensor([float(fit.settings["C"]) for fit in real]) if only_c else None,
             warnings=tuple(fit.warning for layer_fits in fits for fit in layer_fits if fit.warning),
+            log_p=log_p,
         )
 
     def _fit_layer(self, train: Floats, validation: Floats, data: ProbeData) -> list[_Fit]:
@@ -154,7 +161,8 @@ class SklearnProbe:
             _call(estimator, "fit", train, labels)
         warning = f"{caught[0].category.__name__}: {' '.join(str(caught[0].message).split())[:200]}" if caught else ""
         if hasattr(estimator, "predict_proba"):
-            loss = _log_loss(estimator, validation, held_out_labels, present)
+            log_p = _log_p(estimator, validation, present, max(*present, *held_out_labels) + 1)
+            loss = float(-log_p[np.arange(len(validation)), held_out_labels].mean())
         else:
             loss = float((_predict(estimator, validation, present) != held_out_labels).mean())
         return _Fit(estimator, settings, present, loss, warning)
@@ -174,6 +182,15 @@ class _Fit:
         if self.estimator is None:
             return np.full(len(rows), self.classes[0])
         return _predict(self.estimator, rows, self.classes)
+
+    def log_p(self, rows: Floats, classes: int) -> Floats:
+        """Return log probabilities (n, K) in nats; NaN if the estimator has no probabilities."""
+        if self.estimator is None:
+            probabilities = np.arange(classes) == self.classes[0]
+            return np.tile(np.log(probabilities.clip(_SMALLEST_PROBABILITY)), (len(rows), 1))
+        if not hasattr(self.estimator, "predict_proba"):
+            return np.full((len(rows), classes), np.nan)
+        return _log_p(self.estimator, rows, self.classes, classes)
 
 
 def _call(estimator: Any, method: str, rows: Floats, *labels: Ints) -> Any:
@@ -198,16 +215,17 @@ def _predict(estimator: Any, rows: Floats, classes: Ints) -> Ints:
     return predicted.reshape(-1).astype(np.intp)
 
 
-def _log_loss(estimator: Any, rows: Floats, labels: Ints, classes: Ints) -> float:
-    """Return the mean log loss in nats; the columns of probabilities may be in any order of classes."""
+def _log_p(estimator: Any, rows: Floats, present: Ints, classes: int) -> Floats:
+    """Return log probabilities (n, K) in nats of an estimator of the present classes, with columns in any order."""
     probabilities = np.asarray(_call(estimator, "predict_proba", rows))
-    columns = np.asarray(getattr(estimator, "classes_", classes))
-    if probabilities.shape != (len(rows), len(classes)) or sorted(columns.tolist()) != classes.tolist():
+    columns = np.asarray(getattr(estimator, "classes_", present))
+    if probabilities.shape != (len(rows), len(present)) or sorted(columns.tolist()) != present.tolist():
         raise PluginError(
-            f"{shown(estimator)}: expected `predict_proba` to return shape ({len(rows)}, {len(classes)}) with a column "
-            f"for each of the classes {classes.tolist()}, got shape {probabilities.shape} for "
+            f"{shown(estimator)}: expected `predict_proba` to return shape ({len(rows)}, {len(present)}) with a column "
+            f"for each of the classes {present.tolist()}, got shape {probabilities.shape} for "
             f"{shown(columns.tolist())}. A probe needs a classifier with one output."
         )
-    # The probability of a class that the train fold lacks is 0.
-    true = np.where(labels[:, None] == columns, probabilities, 0).sum(1)
-    return float(-np.log(np.nan_to_num(true).clip(_SMALLEST_PROBABILITY, 1)).mean())
+    by_class = np.zeros((len(rows), classes))  # the probability of a class that the train fold lacks is 0
+    by_class[:, columns.astype(np.intp)] = np.nan_to_num(probabilities)
+    log_p: Floats = np.log(by_class.clip(_SMALLEST_PROBABILITY, 1))
+    return log_p

@@ -30,12 +30,12 @@ from benchmarks.models import (
 from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.control_features import control_features as image_controls
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.prompts.protocols import ask
-from medmllm_plugins.results.probe_records import PIXELS, RANDOM_ENCODER
+from medmllm_plugins.results.probe_records import RANDOM_ENCODER
 
 Site = tuple[str, str]
 """A layer and a pooling."""
@@ -109,11 +109,14 @@ def hidden_states(model: MeasuredModel, picture: Image) -> dict[Site, Tensor]:
 
 @torch.inference_mode()
 def control_features(model: MeasuredModel, network: Any, picture: Image) -> dict[Site, Tensor]:
-    """Return the control features of one image, (d,) each: shrunk pixels, and the stages of an untrained tower."""
+    """Return the control features of one image, (d,) each: pixels, regions, and the stages of an untrained tower."""
     values = model.loaded.prepare([QUESTION], [picture])["pixel_values"]
     states = _tower_states(network.get_image_features(pixel_values=values, output_hidden_states=True))
     random = {(f"{RANDOM_ENCODER}{name}", pooling): value.float().cpu() for (name, pooling), value in states.items()}
-    return {**random, (PIXELS, MEAN): torch.from_numpy(pixels(picture).astype(np.float32))}
+    own = {
+        (name, MEAN): torch.from_numpy(values.astype(np.float32)) for name, values in image_controls(picture).items()
+    }
+    return {**random, **own}
 
 
 def _tower_states(output: Any) -> dict[Site, Tensor]:

@@ -31,8 +31,8 @@ def together(data: Problem, epochs: int, device: torch.device) -> Tensor:
     labels = data.labels[0][:1].to(device), data.labels[2][:1, :1].to(device)
     # The recipe has nothing to choose on the validation fold.
     probe_data = ProbeData(train, test[:, :1], *labels, control_tasks=0, classes=CLASSES, strengths=(), seed=0)
-    with fit_block(fit, probe_data) as (_, predict):
-        answers = torch.from_numpy(predict(test))[:, 0]
+    with fit_block(fit, probe_data) as block:
+        answers = torch.from_numpy(block.apply(lambda part, rows: part.predict(rows), test))[:, 0]
     return (answers == data.labels[2][0]).float().mean(-1)
 
 

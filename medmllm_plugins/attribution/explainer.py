@@ -38,7 +38,6 @@ from medmllm_plugins.results.attribution_records import (
     ProcessLevel,
     TokenAttribution,
 )
-from medmllm_plugins.results.file_names import ATTRIBUTIONS
 from medmllm_plugins.utils.progress import Progress, duration, say_line
 
 logger = logging.getLogger(__name__)
@@ -288,13 +287,10 @@ def explain(
     store: AttributionStore,
     batch: int,
     say: Callable[[str], None] = say_line,
-) -> Mapping[str, Any]:
+) -> None:
     """Explain some documents of one task; see :class:`Explainer`.
 
     ``say`` receives a line with the expected time, once the first document is explained.
-
-    Returns:
-        Facts for the manifest.
 
     Raises:
         DataError: There is no document.
@@ -319,4 +315,3 @@ def explain(
         with Progress(f"{title}: maps of models with shuffled weights", None, "maps"):
             explainer.finish()
         store.note_finished(names)
-    return {"documents": len(items), "folder": f"{ATTRIBUTIONS}/{store.folder.name}"}

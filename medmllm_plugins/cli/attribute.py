@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -29,6 +29,7 @@ from medmllm_plugins.prompts.task_rows import TaskRows
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.attribution_files import write_table
 from medmllm_plugins.results.file_names import ATTRIBUTION_CHECKS, ATTRIBUTIONS, OUTCOMES, file_stem
+from medmllm_plugins.results.manifest import ModelEntry, TaskEntry
 from medmllm_plugins.results.outcome_files import RunResults, load_run, read_answers
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import take_out_of_seal, update_seal
@@ -82,19 +83,19 @@ def attribute(
     run.require_sealed(f"{ATTRIBUTIONS}/{file_stem(name)}/")
     settings = task_settings(name)
     options.check(TaskRows(settings, ()).classes)
-    _check_plain_input(name, run.manifest.tasks[name], settings)
+    entry = run.manifest.tasks[name]
+    _check_plain_input(name, entry, settings)
     data = load_dataset(settings.dataset, on_error=settings.on_error)
-    expected = run.manifest.tasks[name].get("dataset_fingerprint")
+    expected = entry.dataset_fingerprint
     if expected != data.fingerprint:
         raise DataError(f"{name}: expected the data of the run (fingerprint {expected}), got {data.fingerprint}.")
-    facts = run.manifest.model or {}
-    loaded = _load(facts, device)
+    model = run.manifest.model or ModelEntry(name="")
+    loaded = _load(model, device)
     items = _items(loaded, TaskContent(name, settings, data), _answers(run, name, ids))
     store = AttributionStore(folder / ATTRIBUTIONS / file_stem(name), options.to_dict(), "again", again=True)
     take_out_of_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/"])
     explain(loaded, options, items, store, batch_size)
-    model, labels = str(facts["name"]), TaskRows(settings, ()).classes
-    index = gather_index(store.folder, name, model, labels)
+    index = gather_index(store.folder, name, model.name, TaskRows(settings, ()).classes)
     write_table(folder / f"{file_stem(name)}{ATTRIBUTION_CHECKS}", index.summary)
     update_seal(folder, [f"{ATTRIBUTIONS}/{file_stem(name)}/", f"{file_stem(name)}{ATTRIBUTION_CHECKS}"])
     if json:
@@ -111,14 +112,14 @@ def _choose_task(tasks: Sequence[str], task: str | None) -> str:
     return str(task)
 
 
-def _check_plain_input(name: str, facts: Mapping[str, Any], settings: TaskSettings) -> None:
+def _check_plain_input(name: str, entry: TaskEntry, settings: TaskSettings) -> None:
     """Check that the run showed the model each document itself and nothing more."""
-    if (image := facts.get("image", settings.image)) != "shown":
+    if (image := entry.settings.image if entry.settings else settings.image) != "shown":
         raise OptionError(
             f"{name}: expected a run with image=shown, because control images cannot be explained, got {image}."
         )
-    if shots := facts.get("shots", 0):
-        raise OptionError(f"{name}: expected a run without few-shot examples, got --num_fewshot {shots}.")
+    if entry.shots:
+        raise OptionError(f"{name}: expected a run without few-shot examples, got --num_fewshot {entry.shots}.")
 
 
 def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, tuple[str, tuple[float, ...] | None]]:
@@ -135,21 +136,25 @@ def _answers(run: RunResults, name: str, ids: Sequence[str]) -> dict[str, tuple[
     return {document: known[document] for document in ids}
 
 
-def _load(facts: Mapping[str, Any], device: str | None) -> LoadedModel:
+def _load(model: ModelEntry, device: str | None) -> LoadedModel:
     """Load the model of the run as the run did."""
-    spec = get_manager().models().get(str(facts.get("name")))
+    spec = get_manager().models().get(model.name)
     if spec is None or spec.wrapper is not None:
-        raise OptionError(f"Expected a run of a model that this package or a plugin loads, got {facts.get('name')!r}.")
+        raise OptionError(f"Expected a run of a model that this package or a plugin loads, got {model.name!r}.")
     options = LoadOptions(
-        pretrained=str(facts["pretrained"]),
-        device=device or str(facts["device"]),
-        dtype=str(facts["dtype"]),
-        **{name: facts.get(name) for name in ("attn_implementation", "device_map", "load_in", "peft", "system")},
+        pretrained=str(model.pretrained),
+        device=device or str(model.device),
+        dtype=str(model.dtype),
+        attn_implementation=model.attn_implementation,
+        device_map=model.device_map,
+        load_in=model.load_in,
+        peft=model.peft,
+        system=model.system,
     )
     loaded = load_model(spec, options)
-    if loaded.fingerprint != facts["fingerprint"]:
+    if loaded.fingerprint != model.fingerprint:
         raise DataError(
-            f"{facts['pretrained']}: expected the weights of the run (fingerprint {facts['fingerprint']}), got "
+            f"{model.pretrained}: expected the weights of the run (fingerprint {model.fingerprint}), got "
             f"{loaded.fingerprint}."
         )
     return loaded

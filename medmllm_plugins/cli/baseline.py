@@ -20,6 +20,7 @@ from medmllm_plugins.reference.classifier import ReferenceClassifier
 from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
 from medmllm_plugins.reference.reference_methods import make_classifier
 from medmllm_plugins.results import scoring
+from medmllm_plugins.results.manifest import ModelEntry
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
 _USES: Final[dict[Fold, str]] = {"train": "learn from", "validation": "choose settings on", "test": "be tested on"}
@@ -65,11 +66,11 @@ def baseline(
             model.fit(folds["train"], folds["validation"])
         with run.stage("answer"):
             log_probabilities = model.log_probabilities(folds["test"])
-        run.model({"name": f"baseline {method}", "method": method})
+        run.model(ModelEntry(name=f"baseline {method}", method=method))
         run.folder_for(f"baseline-{method.replace(':', '-').replace('/', '-')}")
-        run.task(task, {"baseline": {"method": method, **model.facts()}})
+        run.task(task, baseline={"method": method, **model.facts()})
         for warning in _leaks(sets[task]):
-            run.task(task, {"leaks": warning})
+            run.task(task, leaks=warning)
             print(f"Warning: {warning}")
         _write(run, task, settings, folds["test"], log_probabilities)
     print(f"Details: {run.folder}")
@@ -130,9 +131,9 @@ def _write(
         )
     summary = scoring.score(outcomes, settings)
     folder = run.folder_for("baseline")
-    run.task(task, scoring.facts(settings, data, documents=len(rows.documents), questions=len(outcomes)))
+    run.task(task, **scoring.facts(settings, data, documents=len(rows.documents), questions=len(outcomes)))
     scoring.write(folder, task, summary, outcomes, {outcome.id: outcome.predicted or "" for outcome in outcomes}, data)
-    run.scored(task, {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"]})
+    run.scored(task, summary)
     print(f"{task}: {summary.headline()}")
 
 

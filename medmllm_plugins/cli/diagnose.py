@@ -14,7 +14,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.options import resolve_device
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.analysis_text import render
-from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
+from medmllm_plugins.probes.probe_options import Options, default_counts, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
 from medmllm_plugins.results.feature_store import FeatureStore
@@ -53,6 +53,9 @@ def diagnose(
     controls: Annotated[
         int | None, typer.Option(metavar="N", help="Draws of the control task (linear: 3; paper: 1).")
     ] = None,
+    refits: Annotated[
+        int | None, typer.Option(metavar="N", help="Refits on resampled train folds (linear: 20; paper: 0).")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random generators.")] = 0,
     reference: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="The run of a reference classifier (medmllm baseline).")
@@ -65,7 +68,7 @@ def diagnose(
 
     The features that the run recorded are read from its folder.
     """
-    default_permutations, default_controls = default_refits(protocol)
+    default_permutations, default_controls, default_refits = default_counts(protocol)
     options = Options(
         protocol=protocol,
         **({"strengths": parse_strengths(grid)} if grid else {}),
@@ -75,6 +78,7 @@ def diagnose(
         permutations=default_permutations if permutations is None else permutations,
         controls=default_controls if controls is None else controls,
         repeats=folds,
+        refits=default_refits if refits is None else refits,
         seed=seed,
     )
     folder = one_run(run_dir, holding="features")
@@ -150,10 +154,10 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
     run.require_sealed(f"{FEATURES}/{file_stem(task)}/")
     store = FeatureStore(run.folder / FEATURES / file_stem(task))
     store.check()
-    facts, model = run.manifest.tasks[task], run.manifest.model or {}
+    model = run.manifest.model
     for what, expected, actual in (
-        ("model", model.get("fingerprint"), store.header.model_fingerprint),
-        ("data set", facts.get("dataset_fingerprint"), store.header.dataset_fingerprint),
+        ("model", model and model.fingerprint, store.header.model_fingerprint),
+        ("data set", run.manifest.tasks[task].dataset_fingerprint, store.header.dataset_fingerprint),
     ):
         if expected != actual:
             raise DataError(

@@ -1,11 +1,11 @@
-"""What probes find without the model: in raw pixels, and behind a vision tower that was never trained."""
+"""What probes find without the model: in pixels, by region, and behind a vision tower that was never trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,32 +17,110 @@ from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.families.family import Family, stage_module
 from medmllm_plugins.reference.pixels import SLICE_SIDE, SLICES, downsample
-from medmllm_plugins.results.probe_records import RANDOM_ENCODER
+from medmllm_plugins.results.probe_records import BORDER, CENTRE, CORNERS, PIXELS, RANDOM_ENCODER, REGIONS
 
 if TYPE_CHECKING:
     from medmllm_plugins.data.readers.volumes import Volume
 
+Halves: TypeAlias = npt.NDArray[np.float16]
+
 SIDE = 32
+BORDER_SHARE: Final = 1 / 8
+"""Width of the border as a share of the image's height and width."""
+_BORDER_CELLS: Final = 16
+"""Cells along each side of the image that the border is divided into; it is two cells wide."""
+_CORNER_CELLS: Final = 8
+"""Cells along each side of a corner, which is a quarter of the image high and wide."""
+_CENTRE_CELLS: Final = 16
+"""Cells along each side of the centre, which is half of the image high and wide."""
 
 
-def pixels(shown: VisualInput) -> npt.NDArray[np.float16]:
-    """Return the raw-pixel control features: the picture shrunk to 32 x 32 in colour, 0 to 255, (3072,).
+def control_features(shown: VisualInput) -> dict[str, Halves]:
+    """Return the control features of one input by layer: ``control.pixels`` and those of three regions.
 
-    Of several pictures the mean; of a volume 16 slices of 16 x 16 grey values, (4096,).
+    ``control.pixels`` is the picture shrunk to 32 x 32 in colour, 0 to 255, (3072,); of several pictures the mean; of a
+    volume 16 slices of 16 x 16 grey values, (4096,).
+
+    The regions are the border (the outer eighth on each side), the corners (a quarter of the image high and wide each)
+    and the centre (half of it high and wide). Each is divided into cells, and each cell has five values, 0 to 255: the
+    means of red, green and blue, and the lowest and the highest value, so that a mark that is small beside its
+    cell is not averaged away. Border (560,), corners and centre (1280,). Of several pictures, and of the 16 slices of a
+    volume, the mean of means, the lowest and the highest value.
     """
     if isinstance(shown, Image.Image):
-        return downsample(shown, "RGB", SIDE).astype(np.float16)
-    if isinstance(shown, Sequence):
-        return np.asarray(np.mean([downsample(picture, "RGB", SIDE) for picture in shown], axis=0), dtype=np.float16)
-    return _slices(shown)
+        pictures, pixels = [shown], downsample(shown, "RGB", SIDE)
+    elif isinstance(shown, Sequence):
+        pictures = list(shown)
+        pixels = np.mean([downsample(picture, "RGB", SIDE) for picture in pictures], axis=0)
+    else:
+        pictures, pixels = _slices(shown)
+    regions = [_regions(picture.convert("RGB")) for picture in pictures]
+    features = {PIXELS: pixels}
+    for layer in REGIONS:
+        cells = np.array([region[layer] for region in regions])
+        parts = [cells[..., :3].mean(0), cells[..., 3:4].min(0), cells[..., 4:].max(0)]
+        features[layer] = np.concatenate(parts, axis=1).reshape(-1)
+    return {layer: values.astype(np.float16) for layer, values in features.items()}
 
 
-def _slices(volume: Volume) -> npt.NDArray[np.float16]:
+def _slices(volume: Volume) -> tuple[list[Image.Image], npt.NDArray[np.float32]]:
     from medmllm_plugins.data.readers.slices import slice_images
 
     images = slice_images(volume, SLICES)
     chosen = np.linspace(0, len(images) - 1, SLICES).round().astype(int)
-    return np.concatenate([downsample(images[index], "L", SLICE_SIDE) for index in chosen]).astype(np.float16)
+    return images, np.concatenate([downsample(images[index], "L", SLICE_SIDE) for index in chosen])
+
+
+def border_width(side: int) -> int:
+    """Return how many pixels of a side of an image, at either end, belong to the border."""
+    return max(1, round(BORDER_SHARE * side))
+
+
+def _regions(picture: Image.Image) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the cells of each region of a picture in mode RGB, five values a cell, (cells, 5)."""
+    (width, height), outer = picture.size, _BORDER_CELLS
+    left, top = border_width(width), border_width(height)
+    bottom = max(top + 1, height - top)
+    columns, rows = max(1, width // 4), max(1, height // 4)
+    boxes = {
+        BORDER: (
+            ((0, 0, width, top), outer, 2),
+            ((0, height - top, width, height), outer, 2),
+            ((0, top, left, bottom), 2, outer - 4),
+            ((width - left, top, width, bottom), 2, outer - 4),
+        ),
+        CORNERS: tuple(
+            ((x, y, x + columns, y + rows), _CORNER_CELLS, _CORNER_CELLS)
+            for y in (0, height - rows)
+            for x in (0, width - columns)
+        ),
+        CENTRE: (
+            (
+                (columns, rows, max(columns + 1, width - columns), max(rows + 1, height - rows)),
+                _CENTRE_CELLS,
+                _CENTRE_CELLS,
+            ),
+        ),
+    }
+    return {layer: np.concatenate([_cells(picture, *part) for part in parts]) for layer, parts in boxes.items()}
+
+
+def _cells(picture: Image.Image, box: tuple[int, int, int, int], columns: int, rows: int) -> npt.NDArray[np.float32]:
+    """Divide a box (left, top, right, bottom) into cells, and return their five values, (cells, 5)."""
+    # Of an image of few pixels, the box may begin beyond its end; cells then share the last pixels.
+    right, bottom = min(box[2], picture.width), min(box[3], picture.height)
+    region = picture.crop((min(box[0], right - 1), min(box[1], bottom - 1), right, bottom))
+    means = np.asarray(region.resize((columns, rows), Image.Resampling.BOX), dtype=np.float32).reshape(-1, 3)
+    grey = np.asarray(region.convert("L"))
+    for axis, count in enumerate((rows, columns)):
+        if grey.shape[axis] < count:
+            grey = grey.take(np.arange(count) * grey.shape[axis] // count, axis=axis)
+    starts = [np.arange(count) * side // count for count, side in zip((rows, columns), grey.shape, strict=True)]
+    extremes = [
+        function.reduceat(function.reduceat(grey, starts[0], axis=0), starts[1], axis=1).reshape(-1, 1)
+        for function in (np.minimum, np.maximum)
+    ]
+    return np.concatenate([means, *extremes], axis=1, dtype=np.float32)
 
 
 class _ConnectorDone(Exception):

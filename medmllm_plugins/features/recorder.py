@@ -20,7 +20,7 @@ from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.results.feature_store import LENS, Header, StoredLayer
-from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER
+from medmllm_plugins.results.probe_records import CONTROL, RANDOM_ENCODER
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ class FeatureRecorder:
         self,
         records: Sequence[Mapping[str, Any]],
         inputs: Mapping[str, Tensor],
-        pixels: Sequence[npt.NDArray[np.float16]],
+        controls: Sequence[Mapping[str, npt.NDArray[np.float16]]],
         verbalizers: Sequence[Sequence[int]],
     ) -> None:
         """Keep what :attr:`watch` recorded of a batch; it is written in the background.
 
-        ``pixels`` are those of :func:`medmllm_plugins.features.control_features.pixels`, ``verbalizers`` the token ids
-        of each label as the answer to the question.
+        ``controls`` are each document's :func:`medmllm_plugins.features.control_features.control_features`,
+        ``verbalizers`` the token ids of each label as the answer to the question.
 
         Raises:
             OSError: the features of an earlier batch could not be written.
@@ -72,15 +72,16 @@ class FeatureRecorder:
         activations = dict(self.watch.activations)
         if self._random is not None:
             activations |= self._random.features(inputs)
-        shrunk = np.stack(pixels)
+        extra = {layer: np.stack([features[layer] for features in controls]) for layer in controls[0]}
         if self._writer is None:
-            self._open(activations, shrunk.shape[1], lens)
+            self._open(activations, {layer: values.shape[1] for layer, values in extra.items()}, lens)
         assert self._writer is not None
         names, stacks, copied = stacked(activations)
-        extra = {f"{PIXELS}/{MEAN}": shrunk.astype(np.float32), LENS: logits.transpose(0, 1).cpu().numpy()}
-        self._writer.add(FeatureBatch(records, names, stacks, extra, copied))
+        arrays = {f"{layer}/{MEAN}": values.astype(np.float32) for layer, values in extra.items()}
+        arrays[LENS] = logits.transpose(0, 1).cpu().numpy()
+        self._writer.add(FeatureBatch(records, names, stacks, arrays, copied))
 
-    def _open(self, activations: Mapping[Site, Tensor], pixels: int, lens: tuple[str, ...]) -> None:
+    def _open(self, activations: Mapping[Site, Tensor], controls: Mapping[str, int], lens: tuple[str, ...]) -> None:
         """Begin the store, now that the widths are known."""
         part_of = {layer.name: layer.part for layer in self.watch.layers}
         poolings: dict[str, dict[str, int]] = {}
@@ -98,7 +99,7 @@ class FeatureRecorder:
             )
             for name in order
         ]
-        layers.append(StoredLayer(PIXELS, CONTROL, (MEAN,), (pixels,)))
+        layers += [StoredLayer(name, CONTROL, (MEAN,), (width,)) for name, width in controls.items()]
         write_header(self._folder, replace(self._header, layers=tuple(layers), lens=lens))
         self._writer = Writer(self._folder, self._rank)
 

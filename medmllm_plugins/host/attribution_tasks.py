@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from loguru import logger
@@ -17,6 +18,7 @@ from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.attribution_files import write_table
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.file_names import ATTRIBUTION_CHECKS, file_stem
+from medmllm_plugins.results.manifest import ExplanationEntry
 
 
 class AttributingTask(ClassificationTask):
@@ -71,7 +73,8 @@ class Attributing(InspectionTask[AttributionIndex]):
             if STOPPED in warning:  # some processes explained their documents, and this one did not
                 command_line.note_failure(f"{self.name}: {warning}")
         write_table(folder / f"{file_stem(self.name)}{ATTRIBUTION_CHECKS}", index.summary)
-        self.run.task(self.name, {"attributions": self._printed(index)})
+        printed = {name: value for name, value in self._printed(index).items() if value is not None}
+        self._note(printed=printed)
         logger.info(f"{self.name}: attributions in {store}\n{format_summary(index)}")
         return index
 
@@ -85,8 +88,13 @@ class Attributing(InspectionTask[AttributionIndex]):
         }
         return {**figures, "trusted": float(sum(row.trusted for row in result.summary))}
 
-    def _failure_facts(self, reason: str) -> dict[str, Any]:
-        return {"attributions_failed": reason}
+    def _note_failure(self, reason: str) -> None:
+        self._note(failed=reason)
+
+    def _note(self, **fields: Any) -> None:
+        """Set fields of the entry in the manifest, which has the number of documents already."""
+        entry = self.run.manifest.tasks[self.name].explanations or ExplanationEntry()
+        self.run.task(self.name, explanations=replace(entry, **fields))
 
 
 class SimpleAttributing(Attributing, SimpleClassification):

@@ -40,8 +40,8 @@ class InspectionTask(Classification, Generic[Result]):
         """Return the numbers that the host prints, by name."""
 
     @abstractmethod
-    def _failure_facts(self, reason: str) -> dict[str, Any]:
-        """Return what the manifest says of an analysis that failed."""
+    def _note_failure(self, reason: str) -> None:
+        """Say in the manifest that the analysis failed."""
 
     def _recorded(self, store: Path | None, noun: str) -> Path:
         """Return the folder that the model wrote to, or raise a DataError if it wrote to none."""
@@ -94,6 +94,6 @@ class InspectionTask(Classification, Generic[Result]):
             except DataError as error:
                 logger.warning(f"{self.name}: no {self.ANALYSIS}: {error}")
                 command_line.note_failure(f"{self.name}: no {self.ANALYSIS}: {error}")
-                self.run.task(self.name, self._failure_facts(str(error)))
+                self._note_failure(str(error))
                 self._analysed = (key, None)
         return self._analysed[1]

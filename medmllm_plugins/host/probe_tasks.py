@@ -15,6 +15,7 @@ from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.file_names import file_stem
+from medmllm_plugins.results.manifest import ProbeEntry
 from medmllm_plugins.results.probe_files import write_probes
 from medmllm_plugins.results.probe_records import LOST, PRINTED_METRICS, ProbeAnalysis
 
@@ -48,15 +49,15 @@ class Probing(InspectionTask[ProbeAnalysis]):
             reference = find_reference(folder, self.content.data.fingerprint)
             result = analysis.analyse(store, outcomes, reference=reference)
         write_probes(folder, file_stem(self.name), result)
-        self.run.task(self.name, {"probes": result.manifest_entry()})
+        self.run.task(self.name, probes=result.manifest_entry())
         logger.info(f"{self.name}: {result.headline}")
         return result
 
     def _printed(self, result: ProbeAnalysis) -> Mapping[str, float | str | None]:
         return result.printed_metrics()
 
-    def _failure_facts(self, reason: str) -> dict[str, Any]:
-        return {"probes": {"failed": reason}}
+    def _note_failure(self, reason: str) -> None:
+        self.run.task(self.name, probes=ProbeEntry(failed=reason))
 
 
 class SimpleProbing(Probing, SimpleClassification):

@@ -138,7 +138,7 @@ class Classification(ConfigurableTask):
             "questions": len(content.row_list),
             "shots": self._example_count,
         }
-        run.task(self.name, scoring.facts(content.settings, content.data, **counts))
+        run.task(self.name, **scoring.facts(content.settings, content.data, **counts))
         super().build_all_requests(**self._checked(kwargs))
 
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -257,8 +257,7 @@ class Classification(ConfigurableTask):
         folder = run.folder_for(self._model_name)
         scoring.write(folder, self.name, summary, outcomes, answers, self.content.data)
         warning = scoring.unreadable_warning(summary, settings.dataset, run.manifest.model)
-        facts = {"evaluated": summary.n, "metrics": summary.to_dict()["metrics"], "unreadable": warning}
-        run.scored(self.name, facts)
+        run.scored(self.name, summary, warning)
         if warning:
             logger.warning(f"{self.name}: {warning} Details: {folder}")
         else:

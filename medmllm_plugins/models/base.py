@@ -138,6 +138,14 @@ class LoadedModel(ABC):
             ModelError: a question or an image cannot be taken.
         """
 
+    def prepare_text(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """Make the model's input from B questions without an image: ``input_ids`` and ``attention_mask``, see above.
+
+        Raises:
+            ModelError: the model takes no question without an image.
+        """
+        raise ModelError(f"{type(self).__name__} takes no question without an image.")
+
     @abstractmethod
     def label_ids(self, question: Question, labels: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each label as the answer to ``question``.
@@ -181,10 +189,10 @@ class LoadedModel(ABC):
 
         Args:
             questions: one for each visual input.
-            images: 8-bit images, or what else the model takes.
+            images: 8-bit images, or what else the model takes; not read where ``inputs`` are given.
             max_new_tokens: the most tokens of an answer; 0 gives empty texts, where only scores are wanted.
             labels: answers to score for each question; ``None`` or empty for none.
-            inputs: what :meth:`prepare` returned for these questions, where it was called ahead.
+            inputs: what :meth:`prepare` or :meth:`prepare_text` returned for these questions.
             watch: observes the outputs of the stages.
 
         Raises:
@@ -210,14 +218,14 @@ class LoadedModel(ABC):
         scores = (
             [tuple(row) for row in score_labels(self.model, start, ids, prefix_length=prefix).tolist()]
             if ids
-            else [None] * len(images)
+            else [None] * len(questions)
         )
         rows = greedy(self.model, start, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
         texts = [
             str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             for row in rows
         ]
-        counts = [tuple(len(label) - prefix for label in labels) for labels in ids] if ids else [None] * len(images)
+        counts = [tuple(len(label) - prefix for label in labels) for labels in ids] if ids else [None] * len(questions)
         return [
             Generation(text, len(row), score, count)
             for text, row, score, count in zip(texts, rows, scores, counts, strict=True)

@@ -103,17 +103,32 @@ class ChatModel(LoadedModel):
             raise ModelError(f"Expected one question for each image, got {len(questions)} and {len(images)}.")
         shown = [_pictures(item) for item in images]
         texts = [self.render(question, len(several)) for question, several in zip(questions, shown, strict=True)]
-        bos = self._bos()
         if self.processor.chat_template is None:
             # Its processor writes placeholders and line end itself.
+            bos = self._bos()
             texts = [
                 text.replace(f"{self._slot * len(several)}{bos}", self._slot * len(several)).removesuffix("\n")
                 for text, several in zip(texts, shown, strict=True)
             ]
+        return self._processed(texts, images=shown)
+
+    def prepare_text(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """Make the input of B questions without an image.
+
+        Raises:
+            ModelError: a question cannot be taken; a model without chat template takes none at all without an image.
+        """
+        if self.processor.chat_template is None:
+            raise ModelError(f"{self.family.title} takes no question without an image.")
+        return self._processed([self.render(question, images=0) for question in questions])
+
+    def _processed(self, texts: list[str], **images: Any) -> dict[str, Tensor]:
+        """Return what the checkpoint's processor makes of prompts, on the model's device."""
+        bos = self._bos()
         with self._tokenizing:
             batch = self.processor(
                 text=texts,
-                images=shown,
+                **images,
                 padding=True,
                 return_tensors="pt",
                 # A template that writes the first token must not get it twice.

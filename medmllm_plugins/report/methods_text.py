@@ -16,7 +16,14 @@ from medmllm_plugins.report.run_collection import DatasetRuns, RunCollection, Ta
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text, texts
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, RECALIBRATIONS, ProbeAnalysis
+from medmllm_plugins.results.probe_records import (
+    CONTROL,
+    PIXELS,
+    RANDOM_ENCODER,
+    RECALIBRATIONS,
+    REGIONS,
+    ProbeAnalysis,
+)
 from medmllm_plugins.results.run_reader import RunFolder
 from medmllm_plugins.utils.json_values import clean, number, sequence
 
@@ -87,10 +94,10 @@ def _models(collection: RunCollection, results: Sequence[TaskResult]) -> tuple[C
     for subject in collection.models:
         if subject.number in numbers:
             model = subject.runs[0].model
-            spec = specs.get(str(model.get("name") or subject.runs[0].command.get("model") or ""))
-            details = [clean(model[key]) for key in ("dtype", "load_in") if model.get(key)]
-            if model.get("peft"):
-                details.append(f"adapter {cut(model['peft'], 40)}")
+            spec = specs.get(model.name or str(subject.runs[0].command.get("model") or ""))
+            details = [detail for detail in (model.dtype, model.load_in) if detail]
+            if model.peft:
+                details.append(f"adapter {cut(model.peft, 40)}")
             models.append(CitedName(subject.label, spec.citation if spec else "", details=tuple(details)))
     return tuple(models)
 
@@ -99,7 +106,7 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
     """Return the versions of each package that evaluated the models."""
     runs = list({id(result.run): result.run for result in results}.values())
     # Only the wrapper of this package notes the model that it loads, and it loads it with transformers.
-    loaded = [run for run in runs if run.model and not run.baseline]
+    loaded = [run for run in runs if run.manifest.model and not run.baseline]
     users = {"lmms-eval": runs, "medmllm-plugins": runs, **({"transformers": loaded} if loaded else {})}
     versions = {}
     for package, package_runs in users.items():
@@ -111,7 +118,9 @@ def _versions(results: Sequence[TaskResult]) -> dict[str, str]:
 def _answer_facts(results: Sequence[TaskResult]) -> dict[str, Any]:
     """Return how models were asked and how their answers were scored, as the template names it."""
     of_models = [result for result in results if not result.subject.reference]
-    protocols = dict.fromkeys("findings" if result.multilabel else clean(result.protocol) for result in of_models)
+    protocols = dict.fromkeys(
+        "findings" if result.multilabel else result.task.settings.protocol for result in of_models
+    )
     decoding: dict[str, dict[str, None]] = {}
     for result in of_models:
         decoding.setdefault(_sampling(result.run), {})[result.subject.label] = None
@@ -184,6 +193,7 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
         "p_values": any(known(point.p_holm) for point in layers),
         "random_encoder": any(point.layer.startswith(RANDOM_ENCODER) for point in points),
         "pixels": any(point.layer == PIXELS for point in points),
+        "regions": any(point.layer in REGIONS for point in points),
     }
     return {
         "chosen_layers": any(probing.options.get("layers") for probing in probings),
@@ -258,8 +268,8 @@ def dataset_citations(dataset: DatasetRuns) -> list[str]:
 
 def prompts(collection: RunCollection) -> list[tuple[str, str]]:
     """Return the whole prompt of each task, as the manifests have it."""
-    results = [result for result in collection.results() if result.metadata.get("prompt")]
-    return sorted({result.task.name: clean(result.metadata["prompt"]) for result in results}.items())
+    prompts_of = {result.task.name: result.task.entry.prompt for result in collection.results()}
+    return sorted((name, prompt) for name, prompt in prompts_of.items() if prompt)
 
 
 def command_line(run: RunFolder) -> str:

@@ -16,7 +16,7 @@ from medmllm_plugins.report.run_pairs import comparable_groups, mismatch
 from medmllm_plugins.report.task_identity import identity
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
-from medmllm_plugins.utils.json_values import clean, mapping, number, sequence
+from medmllm_plugins.utils.json_values import clean, number
 
 _QUESTION_FACTS: Final = (*("dataset_options", "protocol", "folds", "finding", "view", "order", "paraphrase", "shots"),)
 """Facts in which the questions of models may differ."""
@@ -65,7 +65,7 @@ def _folds(collection: RunCollection) -> str:
     """Return which data sets have no group in two folds, and of which the folds are unknown."""
     folds = [folds for run in collection.runs for folds in run.folds.values()]
     leaking = {record.dataset for record in folds if record.divided}
-    leaking |= {task.dataset for run in collection.runs for task in run.tasks if task.metadata.get("leaks")}
+    leaking |= {task.dataset for run in collection.runs for task in run.tasks if task.entry.leaks}
     checked = {record.dataset for record in folds}
     clear = [dataset.title for dataset in collection.datasets if dataset.name in checked - leaking]
     unknown = [dataset.title for dataset in collection.datasets if dataset.name not in checked]
@@ -128,7 +128,7 @@ def _leaks(collection: RunCollection) -> Iterator[str]:
         for folds in run.folds.values():
             if folds.divided:
                 yield note("divided_groups", data_set=folds.dataset, divided=folds.divided, exposed=folds.exposed)
-        yield from (clean(task.metadata["leaks"]) for task in run.tasks if task.metadata.get("leaks"))
+        yield from (task.entry.leaks for task in run.tasks if task.entry.leaks)
 
 
 def _warnings(collection: RunCollection) -> Iterator[str]:
@@ -169,20 +169,18 @@ def _run_warnings(run: RunFolder) -> Iterator[str]:
     limit = number(run.command.get("limit"))
     if known(limit):
         yield note("limited", run=cut(run.name, 60), limit=limit)
-    for warning in sequence(run.model.get("weight_warnings")):
-        yield f"{cut(run.model.get('name') or run.name, 60)}: {clean(warning)}"
+    for warning in run.model.weight_warnings:
+        yield f"{cut(run.model.name or run.name, 60)}: {warning}"
     for task in run.tasks:
         yield from _task_warnings(task)
 
 
 def _task_warnings(task: TaskRun) -> Iterator[str]:
-    metadata = task.metadata
-    if skipped := sequence(metadata.get("skipped")):
-        yield note("skipped_files", task=task.name, count=len(skipped))
-    for key in ("warnings", "notes"):
-        yield from (f"{task.dataset}: {clean(warning)}" for warning in sequence(metadata.get(key)))
-    for other, reason in mapping(metadata.get("overlaps")).items():
-        yield note("overlap", data_set=task.dataset, other=clean(other), reason=clean(reason))
+    if task.entry.skipped:
+        yield note("skipped_files", task=task.name, count=len(task.entry.skipped))
+    yield from (f"{task.dataset}: {warning}" for warning in (*task.entry.warnings, *task.entry.notes))
+    for other, reason in task.entry.overlaps.items():
+        yield note("overlap", data_set=task.dataset, other=other, reason=reason)
     if isinstance(task.summary, Summary):
         parsed = {row.label: row.parsed for row in task.summary.per_class if row.n >= MIN_DOCUMENTS}
         if parsed and max(parsed.values()) - min(parsed.values()) > UNEVEN:

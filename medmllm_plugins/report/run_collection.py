@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.catalogue import dataset_specs
@@ -40,19 +39,9 @@ class TaskResult:
         return {} if self.task.summary is None else self.task.summary.metrics
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The task's entry in the manifest."""
-        return self.task.metadata
-
-    @property
     def fingerprint(self) -> str:
         """Fingerprint of the data; empty if the manifest has none."""
-        return clean(self.metadata.get("dataset_fingerprint") or "")
-
-    @property
-    def protocol(self) -> str:
-        """How the classes are listed in the question."""
-        return str(self.metadata.get("protocol") or "closed_set")
+        return self.task.entry.dataset_fingerprint
 
     @property
     def multilabel(self) -> bool:
@@ -260,7 +249,7 @@ def _dataset_runs(name: str, results: list[TaskResult], spec: DatasetSpec | None
 
 def _rank(result: TaskResult) -> tuple[int, int, int, str]:
     """Sort the plain closed-set question first; among equal questions, the one with most documents."""
-    protocol = result.protocol
+    protocol = result.task.settings.protocol
     index = PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
     return (int(not result.task.plain), index, -len(result.task.outcomes), result.task.name)
 
@@ -269,15 +258,12 @@ def _neighbouring_references(runs: Sequence[RunFolder]) -> list[Path]:
     """Return the newest reference classifier next to the runs, for each data set that lacks one."""
     parents_of: dict[str, set[Path]] = defaultdict(set)
     covered = {
-        task.metadata.get("dataset_fingerprint")
-        for run in runs
-        if run.baseline and run.baseline != BLIND
-        for task in run.tasks
+        task.entry.dataset_fingerprint for run in runs if run.baseline and run.baseline != BLIND for task in run.tasks
     }
     for run in runs:
         for task in run.tasks:
-            fingerprint = task.metadata.get("dataset_fingerprint")
-            if isinstance(fingerprint, str) and fingerprint and fingerprint not in covered:
+            fingerprint = task.entry.dataset_fingerprint
+            if fingerprint and fingerprint not in covered:
                 parents_of[fingerprint].add(run.folder.resolve().parent)
     known_folders = {run.folder.resolve() for run in runs}
     references = {}

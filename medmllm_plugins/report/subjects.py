@@ -74,9 +74,9 @@ def group_subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, 
 def _key(run: RunFolder) -> tuple[str, ...]:
     """Return what identifies a model: its facts, and the arguments that change its answers."""
     arguments = _answer_arguments(run)
-    if not run.model:
+    if run.manifest.model is None:
         return (str(run.command.get("model") or run.name), str(run.command.get("model_args") or ""), *arguments)
-    return (*(str(run.model.get(name)) for name in _IDENTITY), *arguments)
+    return (*(str(getattr(run.model, name)) for name in _IDENTITY), *arguments)
 
 
 def _answer_arguments(run: RunFolder) -> list[str]:
@@ -105,12 +105,11 @@ def _labels(runs: Sequence[RunFolder]) -> list[str]:
 
 def _label_forms(run: RunFolder) -> tuple[str, str, str, str]:
     model = run.model
-    name = cut(model.get("name") or run.command.get("model") or run.name, 40)
-    size = cut(Path(str(model["pretrained"])).name, 30) if model.get("pretrained") else ""
-    if not model and run.command.get("model_args"):
+    name = cut(model.name or run.command.get("model") or run.name, 40)
+    size = cut(Path(model.pretrained).name, 30) if model.pretrained else ""
+    if run.manifest.model is None and run.command.get("model_args"):
         size = cut(run.command["model_args"], 40)
     plain = f"{name} ({size})" if size else name
-    options = [str(model[key]) for key in ("dtype", "load_in", "peft") if model.get(key)]
-    options += filter(None, _answer_arguments(run))
+    options = [option for option in (model.dtype, model.load_in, model.peft, *_answer_arguments(run)) if option]
     precise = f"{plain}, {cut(', '.join(options), 60)}" if options else plain
     return name, plain, precise, f"{plain}, {cut(run.name, 60)}"

@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Final
 
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 from medmllm_plugins.utils.json_values import number
 
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    "dataset_fingerprint": None,
-    "dataset_options": {},
-    "protocol": "closed_set",
-    "folds": ["test"],
-    "finding": None,
-    "view": None,
-    "order": "given",
-    "paraphrase": 0,
-    "image": "shown",
-}
-"""Keys of a manifest that decide what a task asks, with the values of a manifest that lacks them."""
+_SETTINGS: Final = ("dataset_options", "protocol", "folds", "finding", "view", "order", "paraphrase", "image")
+"""Settings that decide what a task asks."""
 
 
 def count_shots(run: RunFolder, task: TaskRun) -> int:
     """Return the number of solved examples before each question."""
-    value = task.metadata.get("shots")
-    shots = number(run.command.get("num_fewshot") if value is None else value)
+    shots = number(run.command.get("num_fewshot") if task.entry.shots is None else task.entry.shots)
     return max(0, int(shots)) if known(shots) else 0
 
 
 def identity(run: RunFolder, task: TaskRun) -> dict[str, str]:
-    """Return what a task asks about which data, as text by manifest key; equal text means equal facts."""
-    values = {name: task.metadata.get(name) for name in _DEFAULTS}
-    facts = {
-        name: json.dumps(_DEFAULTS[name] if value is None else value, sort_keys=True, default=str)
-        for name, value in values.items()
-    }
-    return {**facts, "shots": str(count_shots(run, task))}
+    """Return what a task asks about which data, as text by setting; equal text means equal settings."""
+    settings = task.settings.to_dict()
+    texts = {name: json.dumps(settings[name], sort_keys=True, default=str) for name in _SETTINGS}
+    return {"dataset_fingerprint": task.entry.dataset_fingerprint, **texts, "shots": str(count_shots(run, task))}
 
 
 def question(run: RunFolder, task: TaskRun, without: Collection[str] = ()) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
         named=probing.diagnosis.named if probing else None,
         proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
         undecided=tuple(probing.diagnosis.undecided) if probing else (),
-        unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.model),
+        unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.manifest.model),
     )
 
 

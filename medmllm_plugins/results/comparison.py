@@ -7,11 +7,10 @@ documents as independent, is reported as well where every group has one row, bec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, es
 from medmllm_plugins.metrics.outcome_arrays import Tables
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import unreadable_outcomes
+from medmllm_plugins.results.manifest import TaskEntry
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.utils.plain_text import text_table
 from medmllm_plugins.utils.record import Record
@@ -189,9 +189,9 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
             f"{sorted(second_run.outcomes)}."
         )
     for task in tasks:
-        metadata = [run.manifest.tasks[task] for run in (first_run, second_run)]
+        entries = [run.manifest.tasks[task] for run in (first_run, second_run)]
         for what in ("dataset_fingerprint", "folds_hash"):
-            if metadata[0].get(what) != metadata[1].get(what):
+            if getattr(entries[0], what) != getattr(entries[1], what):
                 raise DataError(
                     f"{task}: expected both runs on the same data, got another {what} in {first} than in {second}; "
                     "run both on the same files."
@@ -209,13 +209,14 @@ def compare_runs(first: Path, second: Path) -> tuple[list[Comparison], list[str]
     return compared, [*first_run.warnings, *second_run.warnings, *overlaps, *unread]
 
 
-def _overlaps(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = {str(task.get("dataset")) for task in tasks}
+def _overlaps(tasks: Sequence[TaskEntry]) -> list[str]:
+    by_name = [(task.settings.dataset, task.overlaps) for task in tasks if task.settings is not None]
+    names = {name for name, _ in by_name}
     return sorted(
         {
-            f"{task['dataset']} and {other} share images ({why}): their results are not independent."
-            for task in tasks
-            for other, why in (task.get("overlaps") or {}).items()
+            f"{name} and {other} share images ({why}): their results are not independent."
+            for name, overlaps in by_name
+            for other, why in overlaps.items()
             if other in names
         }
     )

@@ -10,7 +10,7 @@ from medmllm_plugins.errors import DataError, OptionError, shown
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.results.file_names import MANIFEST, METRICS
-from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.manifest import Manifest, TaskEntry
 from medmllm_plugins.results.metric_files import read_metrics
 from medmllm_plugins.results.outcome_files import AGAIN, UNSEALED
 from medmllm_plugins.results.recomputation import Classes, disagreements, format_differences, recompute
@@ -36,17 +36,17 @@ def of_folder(manifest: Manifest, seal: SealCheck) -> list[str]:
     return notes
 
 
-def is_complete(task: Mapping[str, Any], metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
+def is_complete(task: TaskEntry, metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
     """Return whether all answers are there that were scored, by a task's entry in the manifest and its metrics."""
-    evaluated, scored = task.get("evaluated"), metrics.get("n")
-    if isinstance(evaluated, int):
-        return len(outcomes) == evaluated
+    scored = metrics.get("n")
+    if task.evaluated is not None:
+        return len(outcomes) == task.evaluated
     return not isinstance(scored, int) or len(outcomes) >= scored
 
 
 def checked_summary(
     stem: str,
-    task: Mapping[str, Any],
+    task: TaskEntry,
     stored: Mapping[str, Any],
     outcomes: Sequence[Outcome],
     seal: SealCheck,

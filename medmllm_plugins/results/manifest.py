@@ -6,14 +6,196 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.prompts.task_settings import ALL, TaskDeclaration
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results.file_names import MANIFEST
 from medmllm_plugins.utils.atomic_files import write_whole
 from medmllm_plugins.utils.json_values import mapping
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
+
+_DEFAULTS: Final = TaskDeclaration(dataset="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsEntry(Record):
+    """The settings of a task, as :meth:`~medmllm_plugins.prompts.task_settings.TaskSettings.to_dict` returns them.
+
+    Settings that a manifest lacks have the defaults of a task's declaration.
+
+    Attributes:
+        dataset: name of the data set.
+        dataset_options: options of the data set, such as the size of its images.
+        protocol: how the classes are listed in the question.
+        folds: folds that are evaluated.
+        order: ``varied`` where each document is asked about with its options in several orders.
+        paraphrase: number of the wording; ``all`` where each document is asked about in every wording.
+        image: ``shown``, or ``blank`` or ``shuffled`` for a control.
+        on_error: what is done with files that cannot be read.
+        view: how volumes are shown; ``null`` for images.
+        finding: the finding of a multi-label set that is asked about, if it is only one.
+        features: options of the features that are recorded; ``null`` for a task without probes.
+        attributions: options of the attributions; ``null`` for a task without any.
+    """
+
+    dataset: str = ""
+    dataset_options: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str = _DEFAULTS.protocol
+    folds: tuple[str, ...] = _DEFAULTS.folds
+    order: str = _DEFAULTS.order
+    paraphrase: int | str = _DEFAULTS.paraphrase
+    image: str = _DEFAULTS.image
+    on_error: str = _DEFAULTS.on_error
+    view: Mapping[str, Any] | None = None
+    finding: str | None = None
+    features: Mapping[str, Any] | None = None
+    attributions: Mapping[str, Any] | None = None
+
+    @property
+    def varied(self) -> str:
+        """What varies between the questions about one document: ``"order"``, ``"wording"``, or nothing."""
+        if self.order == "varied":
+            return "order"
+        return "wording" if self.paraphrase == ALL else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeEntry(Record):
+    """The result of a task's probes in short; all of it is in ``TASK.probes.json``.
+
+    Attributes:
+        failed: why there are no probes; ``null`` where there are.
+        named: the failure mode that is named, if one is.
+        verdicts: the verdict on each failure mode.
+        best: the site whose probe is best on the validation fold.
+        printed: the figures that lmms-eval prints, by metric.
+        seconds: wall time by step.
+        warnings: what limits the results.
+    """
+
+    failed: str | None = None
+    named: str | None = None
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    best: str = ""
+    printed: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationEntry(Record):
+    """The attributions of a task in short; all of it is in ``attributions/TASK/index.json``.
+
+    Attributes:
+        failed: why there are no attributions; ``null`` where there are.
+        documents: documents that the first process explained.
+        printed: the figures that lmms-eval prints, by metric.
+    """
+
+    failed: str | None = None
+    documents: int = 0
+    printed: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEntry(Record):
+    """A task in the manifest: its settings, data, prompt and results. It is filled as the run proceeds.
+
+    Attributes:
+        settings: what is asked, and about which data; ``null`` for a task of lmms-eval itself.
+        labels: the classes in order; of a multi-label set the findings.
+        kind: ``multiclass``, ``ordinal`` or ``multilabel``; empty where it is not known.
+        positive: the class whose sensitivity is reported, if there is one.
+        orders: the order in which each variant of the question lists the classes, where that is what varies.
+        dataset_fingerprint: hash of all documents and their content; empty where it is not known.
+        folds_hash: hash of the folds; empty where it is not known.
+        counts: documents by fold and class.
+        documents: documents that are asked about.
+        questions: questions about them.
+        shots: solved examples before each question.
+        skipped: files that were left out.
+        warnings: what limits the data set.
+        notes: what its declaration says that a reader must know.
+        overlaps: data sets that share images with it, and why.
+        leaks: a warning about groups of documents in the train and the test fold; empty where there are none.
+        prompt: the first prompt, as the model got it; empty where it is not known.
+        predicted: answers that were not scored (``--predict_only``).
+        evaluated: answers that were scored; ``null`` before.
+        metrics: the metrics by name; ``null`` before they are computed.
+        unreadable: why the metrics say little, where too few answers could be read; else empty.
+        baseline: method of the reference classifier and how it was fitted; ``null`` for a model.
+        probes: result of the probes; ``null`` without any.
+        explanations: the attributions; ``null`` without any.
+    """
+
+    settings: SettingsEntry | None = None
+    labels: tuple[str, ...] = ()
+    kind: str = ""
+    positive: str | None = None
+    orders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dataset_fingerprint: str = ""
+    folds_hash: str = ""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    documents: int | None = None
+    questions: int | None = None
+    shots: int | None = None
+    skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    overlaps: Mapping[str, str] = field(default_factory=dict)
+    leaks: str = ""
+    prompt: str = ""
+    predicted: int | None = None
+    evaluated: int | None = None
+    metrics: Mapping[str, Estimate] | None = None
+    unreadable: str = ""
+    baseline: Mapping[str, Any] | None = None
+    probes: ProbeEntry | None = None
+    explanations: ExplanationEntry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry(Record):
+    """The model in the manifest.
+
+    Attributes:
+        name: name of the model, as ``--model`` takes it, or of the reference classifier.
+        pretrained: the checkpoint.
+        fingerprint: hash of its weights.
+        parameters: number of parameters.
+        device: where it was run.
+        dtype: type of its weights.
+        attn_implementation: implementation of attention.
+        device_map: how it was spread over devices.
+        load_in: how it was quantised while loading.
+        peft: the LoRA adapter that was merged.
+        system: the system prompt in place of the model's own.
+        weight_warnings: weights that look untrained.
+        max_length: tokens that it takes at most.
+        batch_size: questions answered together; ``auto`` where that was measured.
+        max_new_tokens: tokens of an answer at most.
+        method: method of a reference classifier.
+    """
+
+    name: str
+    pretrained: str | None = None
+    fingerprint: str | None = None
+    parameters: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    attn_implementation: str | None = None
+    device_map: str | None = None
+    load_in: str | None = None
+    peft: str | None = None
+    system: str | None = None
+    weight_warnings: tuple[str, ...] = ()
+    max_length: int | None = None
+    batch_size: int | str | None = None
+    max_new_tokens: int | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +248,8 @@ class Manifest(VersionedRecord):
         plugins: plugins in use.
         command: arguments of the command; ``null`` where lmms-eval was called from Python.
         seed: the seeds of lmms-eval.
-        model: name, checkpoint, fingerprint and options of the model; ``null`` before it is loaded.
-        tasks: settings, data set, prompt and metrics of each task, by name.
+        model: the model; ``null`` before it is loaded.
+        tasks: the tasks by name.
         stages: time and memory by stage.
         evaluations: earlier evaluations that share the folder.
         answers_of_an_earlier_start: answers that were taken from an earlier, interrupted start of this run.
@@ -82,8 +264,8 @@ class Manifest(VersionedRecord):
     plugins: Any = None
     command: Mapping[str, Any] | None = None
     seed: Any = None
-    model: Mapping[str, Any] | None = None
-    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model: ModelEntry | None = None
+    tasks: Mapping[str, TaskEntry] = field(default_factory=dict)
     stages: tuple[StageUsage, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     answers_of_an_earlier_start: int = 0

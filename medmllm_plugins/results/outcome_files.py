@@ -161,12 +161,12 @@ def load_run(folder: Path) -> RunResults:
     run = RunResults(folder, manifest, {}, seal=check_seal(folder))
     run.require_sealed(MANIFEST, *(f"{file_stem(task)}{OUTCOMES}" for task in manifest.tasks))
     warnings = _state(run)
-    for task, facts in manifest.tasks.items():
+    for task, entry in manifest.tasks.items():
         path = folder / f"{file_stem(task)}{OUTCOMES}"
         if path.is_file():
             metrics = _metrics(folder / f"{file_stem(task)}{METRICS}")
-            classes, count = Classes.of_task(facts, metrics), facts.get("evaluated")
-            outcomes = read_outcomes(path, classes, count if isinstance(count, int) else None)
+            classes = Classes.of_task(entry, metrics)
+            outcomes = read_outcomes(path, classes, entry.evaluated)
             run.outcomes[task] = outcomes
             warnings += _disagreements(path.with_name(f"{file_stem(task)}{METRICS}"), metrics, outcomes, classes)
     return replace(run, warnings=tuple(warnings))

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_args
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
+from medmllm_plugins.results.anchor_records import Anchors
+from medmllm_plugins.results.manifest import ProbeEntry
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
 Mode: TypeAlias = Literal["vision", "connector", "comprehension", "mapping"]
@@ -29,6 +31,11 @@ CONTROL: Final = "control"
 RANDOM_ENCODER: Final = "control.random_encoder."
 """Prefix of the layers of the vision tower with random weights."""
 PIXELS: Final = "control.pixels"
+BORDER: Final = "control.border"
+CORNERS: Final = "control.corners"
+CENTRE: Final = "control.centre"
+REGIONS: Final = (BORDER, CORNERS, CENTRE)
+"""Control features of parts of the image."""
 PROVEN: Final = ("permuted", "decoding")
 """Kinds of semantic mapping in which the label scores show that the LLM knew the class."""
 RECALIBRATIONS: Final[Mapping[str, str]] = {
@@ -281,6 +288,7 @@ class ProbeAnalysis(VersionedRecord):
         health: Feature Health Scores by module and pooling.
         best: the point whose probe is best on the validation fold; control features and unused layers do not compete.
         mapping: the semantic mapping.
+        anchors: answers to the anchors; ``null`` where none were asked.
         points: the layer curves, control features included.
         control_types: number of types in the control task.
         warnings: what limits these results.
@@ -306,6 +314,7 @@ class ProbeAnalysis(VersionedRecord):
     health: tuple[FeatureHealth, ...]
     best: ProbePoint
     mapping: SemanticMapping | None = None
+    anchors: Anchors | None = None
     points: tuple[ProbePoint, ...]
     control_types: int
     warnings: tuple[str, ...]
@@ -344,13 +353,13 @@ class ProbeAnalysis(VersionedRecord):
             metrics[f"fhs_{module}"] = None if curve is None else number(curve.score.value)
         return metrics | {f"lost_{effect.mode}": number(effect.loss.value) for effect in self.diagnosis.effects}
 
-    def manifest_entry(self) -> dict[str, Any]:
+    def manifest_entry(self) -> ProbeEntry:
         """Return what the run's manifest holds of the analysis."""
-        return {
-            "named": self.diagnosis.named,
-            **{f"verdict_{effect.mode}": effect.verdict for effect in self.diagnosis.effects},
-            "best": f"{self.best.layer} ({self.best.pooling})",
-            "seconds": dict(self.seconds),
-            "warnings": list(self.warnings),
-            **self.printed_metrics(),
-        }
+        return ProbeEntry(
+            named=self.diagnosis.named,
+            verdicts={effect.mode: effect.verdict for effect in self.diagnosis.effects},
+            best=f"{self.best.layer} ({self.best.pooling})",
+            printed={name: value for name, value in self.printed_metrics().items() if value is not None},
+            seconds=self.seconds,
+            warnings=self.warnings,
+        )

@@ -14,6 +14,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import METRICS_FORMAT, summarise
+from medmllm_plugins.results.manifest import TaskEntry
 
 YES_NO: Final = ("yes", "no")
 """Classes of a question about one finding."""
@@ -47,19 +48,17 @@ class Classes:
         return YES_NO if self.kind == "multilabel" else self.labels
 
     @classmethod
-    def of_task(cls, task: Mapping[str, Any], metrics: Mapping[str, Any]) -> Classes | None:
+    def of_task(cls, task: TaskEntry, metrics: Mapping[str, Any]) -> Classes | None:
         """Read them from what the manifest holds of a task, else from its metrics; ``None`` where neither has them."""
         variants = metrics.get("variants")
         parts = (
             [part for part in variants.values() if isinstance(part, Mapping)] if isinstance(variants, Mapping) else []
         )
         by_metrics = [metrics, *parts]
-        labels = _texts(task.get("labels")) or next(
-            (read for part in by_metrics if (read := _texts(part.get("labels")))), ()
-        )
+        labels = task.labels or next((read for part in by_metrics if (read := _texts(part.get("labels")))), ())
         if not labels:
             return None
-        kind = task.get("kind") or metrics.get("kind")
+        kind = task.kind or metrics.get("kind")
         if not kind:
             figures = [part.get("metrics") for part in by_metrics]
             kind = (
@@ -67,15 +66,9 @@ class Classes:
                 if any(isinstance(values, Mapping) and "kappa" in values for values in figures)
                 else "multiclass"
             )
-        positive = (
-            task["positive"] if "positive" in task else next((part.get("positive") for part in by_metrics[::-1]), None)
-        )
-        orders = task.get("orders")
-        by_variant = (
-            {str(name): _texts(order) for name, order in orders.items()} if isinstance(orders, Mapping) else None
-        )
-        varied = bool(parts) or task.get("order") == "varied" or task.get("paraphrase") == "all"
-        return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, by_variant)
+        positive = task.positive if task.labels else next((part.get("positive") for part in by_metrics[::-1]), None)
+        varied = bool(parts) or (task.settings is not None and task.settings.varied != "")
+        return cls(labels, str(kind), positive if isinstance(positive, str) else None, varied, task.orders or None)
 
 
 def recompute(outcomes: Sequence[Outcome], classes: Classes, *, resamples: int = RESAMPLES) -> AnySummary:

@@ -63,7 +63,7 @@ def one_run(folder: Path, *, holding: str = "") -> Path:
 def describe_run(folder: Path) -> str:
     """Return when a run was started, of which model and tasks, in a few words."""
     manifest = _manifest(folder)
-    name = (manifest.model or {}).get("name")
+    name = manifest.model.name if manifest.model else ""
     words = [(manifest.started or "no date")[:16].replace("T", " ")]
     words += [_cut(name)] if name else []
     words += [_cut(", ".join(manifest.tasks))] if manifest.tasks else []
@@ -82,7 +82,7 @@ def finished_baselines(parents: Iterable[Path], fingerprint: str, pattern: str =
     for path in {path for parent in parents for path in parent.glob(f"{pattern}/{MANIFEST}")}:
         manifest = _manifest(path.parent)  # of a run that is being written, or damaged: the user did not name it
         method = (manifest.command or {}).get("baseline")
-        same = any(facts.get("dataset_fingerprint") == fingerprint for facts in manifest.tasks.values())
+        same = any(entry.dataset_fingerprint == fingerprint for entry in manifest.tasks.values())
         if method and method != BLIND and same and manifest.finished:
             baselines.append((str(manifest.started), path.parent))
     return [folder for _, folder in sorted(baselines)]

@@ -33,7 +33,7 @@ from medmllm_plugins.results.file_names import (
     UNFINISHED,
     file_stem,
 )
-from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.manifest import Manifest, ModelEntry, SettingsEntry, TaskEntry
 from medmllm_plugins.results.metric_files import check_metrics_version
 from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
 from medmllm_plugins.results.probe_records import ProbeAnalysis
@@ -80,12 +80,12 @@ class TaskRun:
     """What a run folder holds of one task.
 
     Attributes:
-        metadata: the task's entry in the manifest.
+        entry: the task's entry in the manifest; an empty one where there is none.
         unparsed: answers from which no class was read, the most common first.
     """
 
     name: str
-    metadata: Mapping[str, Any]
+    entry: TaskEntry
     summary: AnySummary | None = None
     outcomes: tuple[Outcome, ...] = ()
     unparsed: tuple[Unparsed, ...] = ()
@@ -97,8 +97,8 @@ class TaskRun:
     @property
     def dataset(self) -> str:
         """Name of the data set; derived from the task's name where there is no manifest."""
-        if name := self.metadata.get("dataset"):
-            return clean(name)
+        if self.settings.dataset:
+            return self.settings.dataset
         bare = self.name.partition(":")[0]
         for prefix in ("med_cls_", "med_probe_", "med_attr_"):
             bare = bare.removeprefix(prefix)
@@ -118,16 +118,19 @@ class TaskRun:
         return labels or (self.probing.labels if self.probing else ())
 
     @property
+    def settings(self) -> SettingsEntry:
+        """The settings in the manifest; the defaults where there are none."""
+        return self.entry.settings or SettingsEntry()
+
+    @property
     def image(self) -> str:
         """``"shown"``, or the blind control."""
-        return str(self.metadata.get("image") or "shown")
+        return self.settings.image
 
     @property
     def varied(self) -> str:
         """What varies: ``"order"``, ``"wording"``, or nothing."""
-        if self.metadata.get("order") == "varied":
-            return "order"
-        return "wording" if self.metadata.get("paraphrase") == "all" else ""
+        return self.settings.varied
 
     @property
     def plain(self) -> bool:
@@ -162,9 +165,9 @@ class RunFolder:
         return clean(self.folder.resolve().name)
 
     @property
-    def model(self) -> Mapping[str, Any]:
-        """The manifest's entry on the model."""
-        return self.manifest.model or {}
+    def model(self) -> ModelEntry:
+        """The model; an entry without a name where the manifest has none."""
+        return self.manifest.model or ModelEntry(name="")
 
     @property
     def command(self) -> Mapping[str, Any]:
@@ -202,7 +205,7 @@ def read_run(folder: Path) -> RunFolder:
     missing += consistency.of_folder(manifest, seal)
     if not names:
         missing.append("The run has no task yet: it ended before its first question.")
-    tasks = tuple(_task(folder, name, manifest.tasks.get(name, {}), seal) for name in names)
+    tasks = tuple(_task(folder, name, manifest.tasks.get(name, TaskEntry()), seal) for name in names)
     folds = [path for path in sorted(folder.glob(f"*{FOLDS}")) if not consistency.left_out(path, folder, seal, missing)]
     return RunFolder(
         folder=folder,
@@ -238,15 +241,15 @@ def _tasks_in(folder: Path) -> list[str]:
     return sorted(stem.replace("+", ":") for stem in stems)
 
 
-def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck) -> TaskRun:
+def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun:
     missing: list[str] = []
     stem = file_stem(name)
     if Path(stem).name != stem or len(os.fsencode(stem)) > _LONGEST:
         missing.append("its name is not a valid file name, so its files were not read.")
-        return TaskRun(clean(name), metadata, missing=tuple(missing))
-    if metadata and not metadata.get("dataset"):
+        return TaskRun(clean(name), entry, missing=tuple(missing))
+    if entry != TaskEntry() and entry.settings is None:
         missing.append("not a task of this package; its figures are in the host's own results file.")
-        return TaskRun(clean(name), metadata, missing=tuple(missing))
+        return TaskRun(clean(name), entry, missing=tuple(missing))
     index = folder / ATTRIBUTIONS / stem / INDEX
     again = "`medmllm attribute RUN_DIR --ids ID` makes it again."
     index_is_out = consistency.left_out(index, folder, seal, missing, again)
@@ -254,22 +257,22 @@ def _task(folder: Path, name: str, metadata: Mapping[str, Any], seal: SealCheck)
     scored = any((folder / f"{stem}{suffix}").exists() for suffix in (METRICS, OUTCOMES, PROBES))
     if not scored and attributions is None:
         missing.insert(0, f"nothing of it is scored yet{_kept(folder)}.")
-        return TaskRun(clean(name), metadata, missing=tuple(missing))
+        return TaskRun(clean(name), entry, missing=tuple(missing))
     # A task that explains answers may leave no figures of them.
     notes: list[str] = [] if attributions is not None else missing
     stored = _metrics(folder / f"{stem}{METRICS}", notes)
-    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{OUTCOMES}", folder, metadata, seal, notes)
-    whole = whole and consistency.is_complete(metadata, stored, outcomes)
-    summary = consistency.checked_summary(stem, metadata, stored, outcomes if whole else (), seal, missing)
+    outcomes, answers, unparsed, whole = _outcomes(folder / f"{stem}{OUTCOMES}", folder, entry, seal, notes)
+    whole = whole and consistency.is_complete(entry, stored, outcomes)
+    summary = consistency.checked_summary(stem, entry, stored, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
     probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
     return TaskRun(
         name=clean(name),
-        metadata=metadata,
+        entry=entry,
         summary=summary,
         outcomes=outcomes,
         unparsed=unparsed,
-        probing=None if probes_are_out else _probing(probes, name, metadata, missing),
+        probing=None if probes_are_out else _probing(probes, name, entry, missing),
         attributions=attributions,
         missing=tuple(missing),
         answers=answers,
@@ -310,7 +313,7 @@ def _metrics(path: Path, missing: list[str]) -> Mapping[str, Any]:
 
 
 def _outcomes(
-    path: Path, folder: Path, metadata: Mapping[str, Any], seal: SealCheck, missing: list[str]
+    path: Path, folder: Path, entry: TaskEntry, seal: SealCheck, missing: list[str]
 ) -> tuple[tuple[Outcome, ...], dict[str, str], tuple[Unparsed, ...], bool]:
     """Return scored answers, their texts by id, the unparsed texts, and whether no line was left out.
 
@@ -320,7 +323,7 @@ def _outcomes(
         return (), {}, (), False
     outcomes: list[Outcome] = []
     answers: dict[str, str] = {}
-    checker = LineChecker(Classes.of_task(metadata, {}))
+    checker = LineChecker(Classes.of_task(entry, {}))
     bad: list[str] = []
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -342,23 +345,21 @@ def _outcomes(
         missing.append(f"{path.name} cannot be read ({clean(error)}).")
     if bad:
         missing.append(f"{quantity(len(bad), 'damaged line')} in {path.name} left out ({bad[0]}).")
-    evaluated = metadata.get("evaluated")
-    if outcomes and not bad and isinstance(evaluated, int) and evaluated != len(outcomes):
+    if outcomes and not bad and entry.evaluated not in (None, len(outcomes)):
         missing.append(
-            f"{path.name}: expected {evaluated:,} scored answers, as {MANIFEST} says, got {len(outcomes):,}."
+            f"{path.name}: expected {entry.evaluated:,} scored answers, as {MANIFEST} says, got {len(outcomes):,}."
         )
     texts = Counter((o.status, answers[o.id]) for o in outcomes if o.status != "parsed" and o.id in answers)
     unparsed = tuple(Unparsed(status, text, count) for (status, text), count in texts.most_common())
     return tuple(outcomes), answers, unparsed, not bad
 
 
-def _probing(path: Path, name: str, metadata: Mapping[str, Any], missing: list[str]) -> ProbeAnalysis | None:
-    failed = mapping(metadata.get("probes")).get("failed")
-    if failed:
-        missing.append(f"no probes: {clean(failed)}")
+def _probing(path: Path, name: str, entry: TaskEntry, missing: list[str]) -> ProbeAnalysis | None:
+    if entry.probes is not None and entry.probes.failed:
+        missing.append(f"no probes: {entry.probes.failed}")
         return None
     if not path.exists():
-        if metadata.get("features") or name.startswith("med_probe"):
+        if (entry.settings is not None and entry.settings.features is not None) or name.startswith("med_probe"):
             missing.append(f"no probes ({path.name}). If features were kept, `medmllm diagnose RUN_DIR` makes them.")
         return None
     try:

@@ -75,8 +75,10 @@ def _object(cls: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
 def _type(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        inner = _type(next(argument for argument in arguments if argument is not types.NoneType), definitions)
-        return inner if inner.get("type") == ["number", "null"] else {"anyOf": [inner, {"type": "null"}]}
+        inner = [_type(argument, definitions) for argument in arguments if argument is not types.NoneType]
+        if types.NoneType in arguments and inner[0].get("type") != ["number", "null"]:
+            inner.append({"type": "null"})
+        return {"anyOf": inner} if len(inner) > 1 else inner[0]
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple and arguments[-1] is Ellipsis:

@@ -15,6 +15,7 @@ from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import TaskSettings
 from medmllm_plugins.results.file_names import FOLDS, OUTCOMES, file_stem
+from medmllm_plugins.results.manifest import ModelEntry, SettingsEntry
 from medmllm_plugins.results.metric_files import write_metrics
 from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.recomputation import Classes, recompute
@@ -41,12 +42,12 @@ def score(outcomes: Sequence[Outcome], settings: TaskSettings) -> AnySummary:
     return recompute(outcomes, classes_of(settings))
 
 
-def unreadable_warning(summary: AnySummary, spec: DatasetSpec | None, model: Mapping[str, Any] | None) -> str:
+def unreadable_warning(summary: AnySummary, spec: DatasetSpec | None, model: ModelEntry | None) -> str:
     """Return the warning that replaces the headline where too few answers could be read; empty where enough were."""
     shortfall = unreadable(summary)
     if shortfall is None:
         return ""
-    is_demo = (model or {}).get("pretrained") == DEMO and (spec is None or spec.layout != "phantoms")
+    is_demo = model is not None and model.pretrained == DEMO and (spec is None or spec.layout != "phantoms")
     return shortfall.sentences(DEMO_NOTE if is_demo else "")
 
 
@@ -64,24 +65,24 @@ def classes_of(settings: TaskSettings) -> Classes:
 
 
 def facts(settings: TaskSettings, data: Dataset, *, documents: int, questions: int, shots: int = 0) -> dict[str, Any]:
-    """Return the manifest's entry of a task before it is answered: settings, data and number of rows."""
+    """Return the fields of a task's entry in the manifest that are known before it is answered."""
     classes = classes_of(settings)
     return {
-        **settings.to_dict(),
-        "labels": list(classes.labels),
+        "settings": SettingsEntry.from_dict(settings.to_dict()),
+        "labels": classes.labels,
         "kind": classes.kind,
         "positive": classes.positive,
-        **({"orders": {name: list(order) for name, order in classes.orders.items()}} if classes.orders else {}),
+        "orders": classes.orders or {},
         "dataset_fingerprint": data.fingerprint,
         "folds_hash": data.folds_hash,
         "counts": data.counts(),
         "documents": documents,
         "questions": questions,
         "shots": shots,
-        "skipped": list(data.skipped),
-        "warnings": list(data.warnings),
+        "skipped": data.skipped,
+        "warnings": data.warnings,
         "overlaps": dict(data.spec.overlaps),
-        "notes": list(data.spec.notes),
+        "notes": data.spec.notes,
     }
 
 

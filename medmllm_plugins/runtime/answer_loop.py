@@ -14,7 +14,7 @@ from PIL import Image
 
 from medmllm_plugins.data.core.image_controls import GREY
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.control_features import control_features
 from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.features.store import stored_ids
 from medmllm_plugins.models.base import FewShotPrompt, LoadedModel, Question, VisualInput
@@ -57,7 +57,7 @@ class PreparedRequest:
     """A request with its question and images read, as the model needs it.
 
     Attributes:
-        pixels: the small grey image that serves as control features; ``None`` where no features are recorded.
+        controls: the control features of the image by layer; ``None`` where no features are recorded.
     """
 
     request: TaskRequest
@@ -66,7 +66,7 @@ class PreparedRequest:
     max_new_tokens: int
     until: tuple[str, ...]
     labels: tuple[str, ...] | None
-    pixels: npt.NDArray[np.float16] | None
+    controls: Mapping[str, npt.NDArray[np.float16]] | None
 
 
 class AnswerLoop:
@@ -128,7 +128,7 @@ class AnswerLoop:
             prompt_noted = False
             for prepared, replies in self._batches(requests, recorder):
                 if not prompt_noted:
-                    self._run.task(task, {"prompt": self._loaded.render(prepared[0].question)})
+                    self._run.task(task, prompt=self._loaded.render(prepared[0].question))
                     prompt_noted = True
                 batch = [(item.request, reply) for item, reply in zip(prepared, replies, strict=True)]
                 for request, reply in batch:
@@ -207,7 +207,7 @@ class AnswerLoop:
             max_new_tokens=max_new_tokens,
             until=(until,) if isinstance(until, str) else tuple(until),
             labels=request.labels,
-            pixels=None if request.features is None else pixels(visual),
+            controls=None if request.features is None else control_features(visual),
         )
 
     def _question_and_visual(self, request: TaskRequest) -> tuple[Question, VisualInput]:
@@ -247,9 +247,9 @@ class AnswerLoop:
             replies.append(Reply(text, generation.scores, generation.label_tokens, blank, generation.tokens))
         if recorder is not None:
             labels = self._loaded.label_ids(first.question, first.request.row["answers"])
-            small = [item.pixels for item in batch if item.pixels is not None]
+            controls = [item.controls for item in batch if item.controls is not None]
             records = [_index_record(item.request.row, reply) for item, reply in zip(batch, replies, strict=True)]
-            recorder.keep(records, inputs, small, [ids[self._loaded.prefix_length :] for ids in labels])
+            recorder.keep(records, inputs, controls, [ids[self._loaded.prefix_length :] for ids in labels])
         return replies
 
     def _scores_without_content(self, item: PreparedRequest) -> tuple[float, ...] | None:

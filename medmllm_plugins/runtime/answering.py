@@ -8,6 +8,7 @@ from typing import Any
 from medmllm_plugins import __version__
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.results.manifest import ModelEntry
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.explaining import AttributionLoop
@@ -36,34 +37,37 @@ def answer_requests(
         answering = AnswerLoop(loaded, run, options)
         attribution = AttributionLoop(loaded, run, options, answering)
         attribution.check(requests)
-        facts = model_facts(loaded, load_options, options)
-        run.model(facts)
-        journal = run.open(options.model, deciding_facts(facts, loaded))
+        entry = model_entry(loaded, load_options, options)
+        run.model(entry)
+        journal = run.open(options.model, deciding_facts(entry, loaded))
         replies = answering.answer(requests, journal)
         attribution.explain(requests, replies)
         run.answered()
     return replies
 
 
-def model_facts(loaded: LoadedModel, load_options: LoadOptions, options: AnswerOptions) -> dict[str, Any]:
-    """Return what the manifest says of the model."""
-    return {
-        "name": options.model,
-        "pretrained": load_options.pretrained,
-        "fingerprint": loaded.fingerprint,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "device": str(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attn_implementation": loaded.model.config._attn_implementation,
-        **{name: getattr(load_options, name) for name in ("device_map", "load_in", "peft", "system")},
-        "weight_warnings": list(loaded.weight_warnings),
-        "max_length": loaded.max_length,
-        "batch_size": options.batch_size,
-        "max_new_tokens": options.max_new_tokens,
-    }
+def model_entry(loaded: LoadedModel, load_options: LoadOptions, options: AnswerOptions) -> ModelEntry:
+    """Return the model's entry in the manifest."""
+    return ModelEntry(
+        name=options.model,
+        pretrained=load_options.pretrained,
+        fingerprint=loaded.fingerprint,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        device=str(loaded.device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        attn_implementation=loaded.model.config._attn_implementation,
+        device_map=load_options.device_map,
+        load_in=load_options.load_in,
+        peft=load_options.peft,
+        system=load_options.system,
+        weight_warnings=tuple(loaded.weight_warnings),
+        max_length=loaded.max_length,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+    )
 
 
-def deciding_facts(facts: dict[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+def deciding_facts(entry: ModelEntry, loaded: LoadedModel) -> dict[str, Any]:
     """Return the facts that decide the answers, by which a run that was interrupted finds its journal."""
-    deciding = {key: value for key, value in facts.items() if key not in ("batch_size", "device")}
+    deciding = {key: value for key, value in entry.to_dict().items() if key not in ("batch_size", "device")}
     return {**deciding, "device": loaded.device.type, "version": __version__}

@@ -13,10 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import answering_name
 from medmllm_plugins.results.file_names import ATTRIBUTIONS, FEATURES, FOLDS, MANIFEST, RUNS, file_stem
-from medmllm_plugins.results.manifest import Evaluation, Manifest, StageUsage, write_manifest
+from medmllm_plugins.results.manifest import (
+    Evaluation,
+    Manifest,
+    ModelEntry,
+    StageUsage,
+    TaskEntry,
+    write_manifest,
+)
 from medmllm_plugins.results.seal import Entry, read_seal, update_seal, write_seal
 from medmllm_plugins.runtime.journal import Journal, hash_facts
 from medmllm_plugins.runtime.run_claim import claim_folder
@@ -107,7 +115,7 @@ class EvaluationRun:
         """Keep the entries of other tasks that the folder holds, in the manifest and in the seal."""
         assert self.folder is not None, "called before a folder was chosen"
         own = self.manifest.tasks
-        tasks = {name: facts for name, facts in earlier.tasks.items() if name not in own}
+        tasks = {name: entry for name, entry in earlier.tasks.items() if name not in own}
         if not tasks:
             return
         evaluations = list(earlier.evaluations)
@@ -122,9 +130,9 @@ class EvaluationRun:
         }
 
     @property
-    def _own_tasks(self) -> dict[str, Mapping[str, Any]]:
+    def _own_tasks(self) -> dict[str, TaskEntry]:
         """The manifest's entries about tasks of this run, not of an earlier one in the same folder."""
-        return {task: facts for task, facts in self.manifest.tasks.items() if task not in self._carried}
+        return {task: entry for task, entry in self.manifest.tasks.items() if task not in self._carried}
 
     def _is_own(self, name: str) -> bool:
         """Return whether a file of the run folder is written by this run, not by an earlier one."""
@@ -133,7 +141,7 @@ class EvaluationRun:
         parts = name.split("/")
         if len(parts) > 2 and parts[0] in (FEATURES, ATTRIBUTIONS):
             return parts[1] in stems
-        folds = {f"{facts.get('dataset')}{FOLDS}" for facts in own.values()}
+        folds = {f"{entry.settings.dataset}{FOLDS}" for entry in own.values() if entry.settings is not None}
         return name == MANIFEST or name in folds or any(name.startswith(f"{stem}.") for stem in stems)
 
     def open(self, model: str, facts: Mapping[str, Any]) -> Journal:
@@ -144,7 +152,7 @@ class EvaluationRun:
         ``facts`` decide the answers beside the tasks: the model, its options, this package's version.
         """
         if self._journal is None:
-            tasks = {answering_name(name): _deciding(task_facts) for name, task_facts in self.manifest.tasks.items()}
+            tasks = {answering_name(name): _deciding(entry) for name, entry in self.manifest.tasks.items()}
             # A secret among the facts enters the name as a part of what is hashed, and in no other way.
             self._journal = Journal(self._parent, hash_facts({**facts, "tasks": tasks}), self.rank)
             self._resumed = self._journal.run is not None
@@ -214,7 +222,7 @@ class EvaluationRun:
 
     def answered(self) -> None:
         """Note that all requests are answered, which finishes a run without a task of ours."""
-        if self._journal is not None and not any("dataset" in facts for facts in self._own_tasks.values()):
+        if self._journal is not None and all(entry.settings is None for entry in self._own_tasks.values()):
             self._finish()
 
     def predicted(self, name: str, count: int) -> None:
@@ -222,8 +230,8 @@ class EvaluationRun:
 
         It is not finished: its answers stay in the journal, for a run that scores them.
         """
-        self.task(name, {"predicted": count})
-        if all("predicted" in facts for facts in self._own_tasks.values() if "dataset" in facts):
+        self.task(name, predicted=count)
+        if all(entry.predicted is not None for entry in self._own_tasks.values() if entry.settings is not None):
             self.close()
 
     @contextmanager
@@ -235,12 +243,12 @@ class EvaluationRun:
             self.close()
             raise
 
-    def scored(self, name: str, facts: Mapping[str, Any]) -> None:
+    def scored(self, name: str, summary: AnySummary, unreadable: str = "") -> None:
         """Add a task's metrics to the manifest; after the last task the run is finished."""
-        self.task(name, facts)
+        self.task(name, evaluated=summary.n, metrics=summary.metrics, unreadable=unreadable)
         tasks = self.manifest.tasks
-        ours = {task for task, task_facts in tasks.items() if "dataset" in task_facts} | self.expected
-        if all("metrics" in tasks.get(task, {}) for task in ours):
+        ours = {task for task, entry in tasks.items() if entry.settings is not None} | self.expected
+        if all(task in tasks and tasks[task].metrics is not None for task in ours):
             self._finish()
 
     def _finish(self) -> None:
@@ -280,15 +288,15 @@ class EvaluationRun:
         journal = "" if self._journal is None else f" What was answered is kept in {self._journal.folder}."
         return f"medmllm: the run was interrupted.{journal} Start the same command again to continue."
 
-    def task(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Add facts about one task to the manifest."""
+    def task(self, name: str, **fields: Any) -> None:
+        """Set fields of a task's entry in the manifest, a :class:`~medmllm_plugins.results.manifest.TaskEntry`."""
         tasks = self.manifest.tasks
-        self.note(tasks={**tasks, name: {**tasks.get(name, {}), **facts}})
+        self.note(tasks={**tasks, name: replace(tasks.get(name, TaskEntry()), **fields)})
         self.write()
 
-    def model(self, facts: Mapping[str, Any]) -> None:
+    def model(self, entry: ModelEntry) -> None:
         """Note the model that answers."""
-        self.note(model=dict(facts))
+        self.note(model=entry)
         self.write()
 
     @contextmanager
@@ -330,11 +338,13 @@ class EvaluationRun:
                 update_seal(self.folder, [MANIFEST])
 
 
-def _deciding(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of a task that decide its answers.
+def _deciding(entry: TaskEntry) -> dict[str, Any]:
+    """Return the fields of a task's entry that decide its answers.
 
     How many documents are evaluated or explained is not among them, so that a run with wrong layers or methods is
     started again with others and finds its answers.
     """
-    deciding = ("dataset_fingerprint", "protocol", "order", "paraphrase", "image", "view", "features", "finding")
-    return {key: facts[key] for key in deciding if key in facts}
+    if entry.settings is None:
+        return {}
+    deciding = ("protocol", "order", "paraphrase", "image", "view", "features", "finding")
+    return {"dataset_fingerprint": entry.dataset_fingerprint, **{key: getattr(entry.settings, key) for key in deciding}}

@@ -12,6 +12,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.results.file_names import ATTRIBUTIONS
+from medmllm_plugins.results.manifest import ExplanationEntry
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
@@ -90,8 +91,8 @@ class AttributionLoop:
         if items:
             size = self._options.batch_size
             rows = size if isinstance(size, int) else ROWS_AT_AUTO
-            explained = explain(self._loaded, attributions, items, store, rows, self._log)
-            self._run.task(content.name, {"explained": explained})
+            explain(self._loaded, attributions, items, store, rows, self._log)
+            self._run.task(content.name, explanations=ExplanationEntry(documents=len(items)))
 
     def _store(self, content: TaskContent, attributions: AttributionOptions) -> AttributionStore:
         """Return the store of this process's attributions of a task."""

@@ -87,7 +87,7 @@ def _reason(
     """Say why a run may not write into a folder; empty where it may."""
     if earlier is None:
         return f"holds a {MANIFEST} that cannot be read"
-    scored = [task for task, facts in earlier.tasks.items() if "metrics" in facts]
+    scored = [task for task, entry in earlier.tasks.items() if entry.metrics is not None]
     if again := [task for task in scored if task in manifest.tasks]:
         return f"holds results of {again[0]} already"
     if scored and not _alike(earlier, manifest):

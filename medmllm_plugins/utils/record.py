@@ -138,8 +138,7 @@ def _read(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        inner = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _read(inner, value)
+        return None if value is None else _read_union(arguments, value)
     if origin is tuple:
         return _read_tuple(arguments, value)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -159,6 +158,16 @@ def _read(hint: Any, value: Any) -> Any:
         return _require(value, isinstance(value, bool))
     result = whole(value) if hint is int else number(value)
     return _require(result, result is not None and not math.isnan(result))
+
+
+def _read_union(arguments: tuple[Any, ...], value: Any) -> Any:
+    *others, last = (argument for argument in arguments if argument is not types.NoneType)
+    for argument in others:
+        try:
+            return _read(argument, value)
+        except _Unusable:
+            continue
+    return _read(last, value)
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -25,12 +25,13 @@ from PIL import Image
 from medmllm_plugins.data.core.documents import FOLDS, Document, Fold
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.control_features import control_features
 from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import Generation, LoadedModel
 from medmllm_plugins.probes.analysis import analyse
+from medmllm_plugins.probes.anchors import run_anchors
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_options import Options
@@ -51,6 +52,7 @@ from medmllm_plugins.probes.validation.selfcheck_report import Report, Trial, gr
 from medmllm_plugins.probes.validation.simulated_stages import Answers, SimulatedStages, Variant, diagnose_simulated
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, Header
 from medmllm_plugins.results.probe_records import MODES, Mode, ProbeAnalysis
 
@@ -106,6 +108,19 @@ def lossless_stages(seed: int) -> tuple[SimulatedStages, ...]:
     return tuple(replace(common, variant=variant, answers=answers) for variant, answers in variants)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """What the evaluation of a model leaves behind."""
+
+    store: FeatureStore
+    outcomes: Sequence[Outcome]
+    anchors: Anchors
+
+    def analyse(self, reference: Reference) -> ProbeAnalysis:
+        """Analyse it like any run."""
+        return analyse(self.store, self.outcomes, OPTIONS, reference=reference)
+
+
 class FaultBench:
     """A healthy model and a data set on which faults are planted and diagnosed."""
 
@@ -120,10 +135,15 @@ class FaultBench:
         self._loaded, self._data, self._folder = loaded, data, folder
         self._question: Question = ask("closed_set", data.spec.modality, data.spec.classes)
         self._documents = {document.id: document for document in data.documents}
+<<<<<<< HEAD
         self._image = functools.lru_cache(maxsize=2 * sum(SIZES.values()))(self._draw)
-        self._pixels: dict[str, Any] = {}
+        self._controls: dict[str, Any] = {}
         self._part = functools.lru_cache(maxsize=1)(self._healthy_part)
-        self.healthy, self._answers = self._evaluate(data.documents, (HEALTHY,), folder / "healthy", {})
+        self.healthy = self._evaluate(data.documents, (HEALTHY,), folder / "healthy", {})
+=======
+        self._controls: dict[str, Any] = {}
+        self.healthy, self._answers = self._evaluate(data.documents, HEALTHY, folder / "healthy", {})
+>>>>>>> main
 
     def trial(self, planned: Planned) -> Trial:
         """Break the model, evaluate and diagnose it, on documents chosen by the seed of the first fault.
@@ -134,17 +154,16 @@ class FaultBench:
         began = time.perf_counter()
         if isinstance(planned, SimulatedStages):
             return simulated_trial(planned)
-        part, reference = self._part(planned[0].seed)
+        healthy, reference = self._part(planned[0].seed)
         if planned[0].name == HEALTHY_KIND:
-            store, outcomes = part, [self._answers[name] for name in _test_ids(part)]
-            analysis = analyse(store, outcomes, OPTIONS, reference=reference)
+            analysis = healthy.analyse(reference)
         elif all(fault.name in WORD_FAULTS for fault in planned):
-            analysis = self._diagnose_words(planned, part, reference)
+            analysis = self._evaluate_words(planned, healthy.store).analyse(reference)
         else:
-            documents = [self._documents[str(name)] for name in part.index["document"]]
+            documents = [self._documents[str(name)] for name in healthy.store.index["document"]]
             with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-                store, answers = self._evaluate(documents, planned, Path(folder), _directions(part))
-                analysis = analyse(store, list(answers.values()), OPTIONS, reference=reference)
+                run = self._evaluate(documents, planned, Path(folder), _directions(healthy.store))
+                analysis = run.analyse(reference)
         return Trial(
             name=" + ".join(fault.name for fault in planned),
             group=group_of(planned),
@@ -156,16 +175,19 @@ class FaultBench:
             seconds=time.perf_counter() - began,
         )
 
-    def _healthy_part(self, seed: int) -> tuple[FeatureStore, Reference]:
-        """Return the healthy features of a seed's documents, and the reference classifier's answers to them."""
+    def _healthy_part(self, seed: int) -> tuple[_Run, Reference]:
+        """Return the healthy model's results on a seed's documents, and the reference classifier's answers."""
         chosen, others = self._choose(seed)
-        part = self.healthy.only(chosen)
-        return part, self._reference(part, others)
+        store = self.healthy.store.only(chosen)
+        test = set(store.index.loc[store.index["fold"].astype(str) == "test", "id"].astype(str))
+        outcomes = [outcome for outcome in self.healthy.outcomes if outcome.id in test]
+        anchors = self._anchors([self._documents[outcome.id] for outcome in outcomes])
+        return _Run(store, outcomes, anchors), self._reference(store, others)
 
     def _choose(self, seed: int) -> tuple[Ints, Ints]:
         """Choose rows of the healthy store for the trial, and other rows of its train fold; whole groups."""
         generator = np.random.default_rng((seed, 2))
-        index = self.healthy.index
+        index = self.healthy.store.index
         fold, group = index["fold"].astype(str).to_numpy(), index["group"].astype(str).to_numpy()
         chosen, others = [], np.empty(0, dtype=np.intp)
         for part in FOLDS:
@@ -186,10 +208,10 @@ class FaultBench:
     def _reference(self, store: FeatureStore, others: Ints) -> Reference:
         """Fit a probe on the healthy tower to other documents, and predict the trial's test documents."""
         names = set(store.index["id"].astype(str))
-        trial_rows = [row for row, name in enumerate(self.healthy.index["id"].astype(str)) if name in names]
-        folds = self.healthy.index["fold"].astype(str).to_numpy()
+        trial_rows = [row for row, name in enumerate(self.healthy.store.index["id"].astype(str)) if name in names]
+        folds = self.healthy.store.index["fold"].astype(str).to_numpy()
         held_out = [row for row in trial_rows if folds[row] != "train"]
-        part = self.healthy.only(np.array([*others, *held_out], dtype=np.intp))
+        part = self.healthy.store.only(np.array([*others, *held_out], dtype=np.intp))
         samples = read_labelled_features(part)
         fitted = fit_probes(part, samples, OPTIONS)
         tower = [index for index, site in enumerate(fitted.sites) if site.part == "vision"]
@@ -198,24 +220,23 @@ class FaultBench:
         predicted = [samples.labels[number] for number in fitted.test[best]]
         return Reference("a probe on the healthy tower", self._folder, dict(zip(ids, predicted, strict=True)))
 
-    def _diagnose_words(self, faults: Sequence[Fault], part: FeatureStore, reference: Reference) -> ProbeAnalysis:
-        """Diagnose faults of the words: they change label scores and answers, and no features."""
-        index = part.index
-        by_id = {str(name): row for row, name in zip(index.index, index["id"], strict=True)}
-        store = copy.copy(part)
-        store.index = index.copy()
-        outcomes = []
-        documents = [self._documents[str(name)] for name in index["document"]]
+    def _evaluate_words(self, faults: Sequence[Fault], healthy: FeatureStore) -> _Run:
+        """Evaluate faults of the words: they change label scores and answers, and no features."""
+        store = copy.copy(healthy)
+        store.index = healthy.index.copy()
+        row_of = {str(name): row for row, name in zip(store.index.index, store.index["id"], strict=True)}
+        documents = [self._documents[str(name)] for name in store.index["document"]]
+        outcomes: list[Outcome] = []
         with self._planted(faults, {}):
             blank = self._blank()
             for fold, batch in _batches([document for document in documents if document.fold != "train"]):
-                for document, answer in zip(batch, self._answer(fold, batch), strict=True):
+                for document, answer in zip(batch, self._answer(fold, batch, self._prepare(batch)), strict=True):
                     record = _feature_record(document, fold, answer, blank)
                     for column in ("answer", "scores", "blank"):
-                        store.index.at[by_id[document.id], column] = record[column]
+                        store.index.at[row_of[document.id], column] = record[column]
                     if fold == "test":
                         outcomes.append(_outcome(document, answer.text, self._question))
-        return analyse(store, outcomes, OPTIONS, reference=reference)
+            return _Run(store, outcomes, self._anchors(documents))
 
     def _evaluate(
         self,
@@ -223,37 +244,37 @@ class FaultBench:
         faults: Sequence[Fault],
         folder: Path,
         directions: Mapping[str, torch.Tensor],
-    ) -> tuple[FeatureStore, dict[str, Outcome]]:
-        """Record features of all documents, and return scored answers to the test fold by id."""
+    ) -> _Run:
+        """Record features of all documents, and score the answers to the test fold and to the anchors."""
         question, spec, loaded = self._question, self._data.spec, self._loaded
         header = Header("selfcheck", spec.name, tuple(spec.labels), self._data.fingerprint, "model", "", layers=())
-        outcomes: dict[str, Outcome] = {}
+        outcomes: list[Outcome] = []
         with self._planted(faults, directions):
-            example = loaded.prepare([question.text], [self._as_input(self._image(documents[0].id))])
+            example = loaded.prepare([question.text], self._shown(documents[:1]))
             with _recording(loaded, header, folder, example) as recorder:
                 label_ids = [ids[loaded.prefix_length :] for ids in loaded.label_ids(question.text, question.labels)]
                 blank = self._blank()
                 for fold, batch in _batches(documents):
                     inputs = self._prepare(batch)
                     answers = self._answer(fold, batch, inputs, recorder)
+                    pairs = list(zip(batch, answers, strict=True))
                     if fold == "test":
-                        outcomes |= {
-                            document.id: _outcome(document, answer.text, question)
-                            for document, answer in zip(batch, answers, strict=True)
-                        }
+                        outcomes += [_outcome(document, answer.text, question) for document, answer in pairs]
                     for document in batch:
-                        if document.id not in self._pixels:
-                            self._pixels[document.id] = pixels(self._image(document.id))
+                        if document.id not in self._controls:
+                            self._controls[document.id] = control_features(self._image(document.id))
                     recorder.keep(
-                        [
-                            _feature_record(document, fold, answer, blank)
-                            for document, answer in zip(batch, answers, strict=True)
-                        ],
+                        [_feature_record(document, fold, answer, blank) for document, answer in pairs],
                         inputs,
-                        [self._pixels[document.id] for document in batch],
+                        [self._controls[document.id] for document in batch],
                         label_ids,
                     )
-        return FeatureStore(folder), outcomes
+            return _Run(FeatureStore(folder), outcomes, self._anchors(documents))
+
+    def _anchors(self, documents: Sequence[Document]) -> Anchors:
+        """Ask the model, as it is at the moment, the anchors about documents of the test fold."""
+        test = [document for document in documents if document.fold == "test"]
+        return run_anchors(self._loaded, self._data, self._question, test, batch_size=BATCH)
 
     def _planted(self, faults: Sequence[Fault], directions: Mapping[str, torch.Tensor]) -> AbstractContextManager[None]:
         question = self._question
@@ -276,7 +297,7 @@ class FaultBench:
         self,
         fold: Fold,
         batch: Sequence[Document],
-        inputs: dict[str, torch.Tensor] | None = None,
+        inputs: dict[str, torch.Tensor],
         recorder: FeatureRecorder | None = None,
     ) -> list[Generation]:
         """Answer the question about documents of one fold; the labels of train documents are not scored."""
@@ -364,10 +385,6 @@ def _recording(
 def _outcome(document: Document, text: str, question: Question) -> Outcome:
     read = question.read(text)
     return Outcome(document.id, document.group, document.labels[0], read.label, read.status)
-
-
-def _test_ids(store: FeatureStore) -> list[str]:
-    return list(store.index.loc[store.index["fold"].astype(str) == "test", "id"].astype(str))
 
 
 def selfcheck(

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from medmllm_plugins.attribution.attribution_target import Target
 from medmllm_plugins.attribution.checks.check_summary import format_summary, summarise_checks
 from medmllm_plugins.attribution.checks.map_checks import (
     Removal,
@@ -34,11 +32,6 @@ from medmllm_plugins.results.attribution_records import (
 )
 
 torch.set_num_threads(1)
-
-QUESTION = "Is it benign?"
-LABELS = ("benign", "malignant tumour", "no")
-TARGET = Target.of_label("m", ("b", "m", "n"), LABELS)
-IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 
 
 def summarise(entries: Sequence[dict[str, Any]], cascades: Sequence[dict[str, Any]]) -> Any:

@@ -65,13 +65,10 @@ def test_run_folders_that_compare_takes(
     run = load_run(second)
     assert set(run.outcomes) == {"bright", "bright:order=varied"}
     assert len(run.outcomes["bright"]) == 8 and len(run.outcomes["bright:order=varied"]) == 16
-    task_facts = run.manifest.tasks["bright"]
-    assert task_facts["baseline"]["method"] == "pixels" and task_facts["baseline"]["trained_on"] == 24
-    assert (
-        task_facts["metrics"]["auroc"]["value"] == 1.0
-        and task_facts["dataset_fingerprint"]
-        and task_facts["folds_hash"]
-    )
+    entry = run.manifest.tasks["bright"]
+    assert entry.baseline is not None and entry.metrics is not None
+    assert entry.baseline["method"] == "pixels" and entry.baseline["trained_on"] == 24
+    assert entry.metrics["auroc"].value == 1.0 and entry.dataset_fingerprint and entry.folds_hash
     assert {path.name for path in second.iterdir()} >= {
         "manifest.json",
         "bright.metrics.json",
@@ -101,7 +98,7 @@ def test_a_leak_is_told(baseline: Callable[..., tuple[int, str, str]], tmp_path:
     table.write_text(table.read_text().replace(",p4,", ",p0,"))  # p0 trains, p4 is tested
     status, said, _ = baseline("bright")
     assert status == 0 and "Warning: bright: " in said and "share a group" in said
-    assert "share a group" in load_run(folder(said)).manifest.tasks["bright"]["leaks"]
+    assert "share a group" in load_run(folder(said)).manifest.tasks["bright"].leaks
 
 
 def test_no_fold_to_learn_from(baseline: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

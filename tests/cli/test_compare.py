@@ -18,7 +18,7 @@ from medmllm_plugins.results.seal import write_seal
 def run_folder(folder: Path, right: list[int], rows: list[Outcome] | None = None) -> Path:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(
-        json.dumps({"finished": "2026", "tasks": {"t": {"dataset": "d", "labels": ["a", "b"]}}})
+        json.dumps({"finished": "2026", "tasks": {"t": {"settings": {"dataset": "d"}, "labels": ["a", "b"]}}})
     )
     answers = ["b" if hit else "a" for hit in right]
     rows = rows or [Outcome(str(i), str(i // 2), "b", answer, "parsed") for i, answer in enumerate(answers)]

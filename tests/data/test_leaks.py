@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.image_files import picture
+from support.own_data import table_spec
 
 from medmllm_plugins.cli.leak_report import LeakReport, report_lines
-from medmllm_plugins.data.core.dataset_spec import parse_spec
 from medmllm_plugins.data.core.documents import Document, Fold
 from medmllm_plugins.data.core.leaks import expected_exposed, find_leaks, similar
 from medmllm_plugins.data.layouts.layout_registry import layout
@@ -26,16 +26,7 @@ def own(folder: Path, pictures: dict[str, Image.Image], rows: list[str]) -> Data
         image.save(folder / f"{name}.png")
     (folder / "t.csv").write_text("\n".join(["image,label,patient,fold", *rows]))
     columns = {"image_column": "image", "label_column": "label", "group_column": "patient", "fold_column": "fold"}
-    declared = {
-        "name": "own",
-        "title": "Own",
-        "layout": "table",
-        "folder": str(folder),
-        "modality": "image",
-        "classes": {"a": [], "b": []},
-        "options": {"labels": "t.csv", **columns},
-    }
-    return load_dataset(parse_spec(declared, "own"))
+    return load_dataset(table_spec(folder, {"labels": "t.csv", **columns}, ("a", "b")))
 
 
 def brighter(image: Image.Image) -> Image.Image:

@@ -145,6 +145,7 @@ GOOD: dict[str, set[str]] = {
     "dimensions": set(),
     "overlaps": {"empty mapping"},
     "notes": {"empty list", "list"},
+    "findings": {"empty mapping"},
     "options": {"mapping", "mapping of lists", "mapping of mappings", "empty mapping"},
 }
 """For each key the values above that are right for it; all others have to be refused."""
@@ -181,6 +182,7 @@ def test_every_wrong_type_of_every_option_of_a_table_is_our_error(tmp_path: Path
         ({None: [], "b": []}, "to be text, got None"),
         ({1: [], "1": []}, "that differ, got '1' twice"),
         ({"a": [True], "b": []}, "synonyms of class 'a' in `classes` to be text, got True"),
+        ({"a": [], "b\u202e": []}, "to be text, got"),
         ({"a": [["x"]], "b": []}, "synonyms of class 'a' in `classes` to be text"),
     ],
 )

@@ -13,8 +13,9 @@ import SimpleITK as sitk
 from PIL import Image
 from support.dicom_files import write_dicom, write_series
 from support.image_files import cut, picture, write_picture
+from support.own_data import table_spec
 
-from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import DataError
@@ -23,16 +24,7 @@ COLUMNS = {"labels": "labels.csv", "image_column": "file", "label_column": "labe
 
 
 def declare(folder: Path, options: Mapping[str, Any] = COLUMNS, **more: Any) -> DatasetSpec:
-    declared = {
-        "name": "own",
-        "title": "Own",
-        "layout": "table",
-        "folder": str(folder),
-        "modality": "image",
-        "classes": {"benign": [], "malignant": []},
-        "options": dict(options),
-    }
-    return parse_spec({**declared, **more}, "own.yaml")
+    return table_spec(folder, options, **more)
 
 
 def write_rows(folder: Path, rows: Sequence[str], header: str = "file,label") -> None:

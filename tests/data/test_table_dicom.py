@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.dicom_files import CT, MARKER, US, element, write_dicom, write_series
+from support.own_data import table_spec
 
-from medmllm_plugins.data.core.dataset_spec import DatasetSpec, parse_spec
+from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.layouts.user_table import size
 from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.errors import DataError
@@ -20,20 +21,8 @@ REPORT, PLAN, ECG = (f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("88.11", "48
 
 
 def declare(folder: Path, dimensions: int = 2, **options: Any) -> DatasetSpec:
-    classes: dict[str, list[str]] = {"benign": [], "malignant": []}
-    return parse_spec(
-        {
-            "name": "own",
-            "title": "Own",
-            "layout": "table",
-            "folder": str(folder),
-            "modality": "ultrasound image",
-            "dimensions": dimensions,
-            "classes": classes,
-            "options": {"labels": "labels.csv", "image_column": "image", "label_column": "label", **options},
-        },
-        "own",
-    )
+    options = {"labels": "labels.csv", "image_column": "image", "label_column": "label", **options}
+    return table_spec(folder, options, modality="ultrasound image", dimensions=dimensions)
 
 
 def write_rows(folder: Path, rows: list[str], header: str = "image,label") -> None:

@@ -15,7 +15,7 @@ from support.loading import ALL, load
 from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.data.readers.volumes import Volume
-from medmllm_plugins.features.control_features import pixels
+from medmllm_plugins.features.control_features import control_features
 from medmllm_plugins.features.recorder import FeatureRecorder
 from medmllm_plugins.models.base import Generation, LoadedModel
 from medmllm_plugins.models.formats import medm_vl
@@ -57,7 +57,9 @@ def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStor
             }
             for row, item in enumerate(answers)
         ]
-        capture.keep(records, inputs, [pixels(item) for item in shown], [entry[model.prefix_length :] for entry in ids])
+        capture.keep(
+            records, inputs, [control_features(item) for item in shown], [entry[model.prefix_length :] for entry in ids]
+        )
     finally:
         capture.close()
     return answers, FeatureStore(folder)

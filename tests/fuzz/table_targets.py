@@ -14,9 +14,10 @@ from fuzz.target import Files, Target
 from fuzz.trees import yaml_mutator
 from fuzz.volume_targets import VOXELS, nifti
 from support.image_files import picture
+from support.own_data import table_spec
 
 from medmllm_plugins.data.core.data_faults import Faults
-from medmllm_plugins.data.core.dataset_spec import parse_spec, read_spec
+from medmllm_plugins.data.core.dataset_spec import read_spec
 from medmllm_plugins.data.layouts.csv_rows import read_rows
 from medmllm_plugins.data.layouts.layout_registry import layout
 from medmllm_plugins.data.layouts.table_options import table_options
@@ -56,39 +57,9 @@ def _ppm(name: str) -> bytes:
     return buffer.getvalue()
 
 
-_SPEC: Final = parse_spec(
-    {
-        "name": "mine",
-        "title": "Mine",
-        "layout": "table",
-        "modality": "image",
-        "classes": {"benign": [], "malignant": []},
-        "options": {
-            "labels": "a.csv",
-            "image_column": "image",
-            "label_column": "label",
-            "group_column": "patient",
-            "fold_column": "split",
-        },
-    },
-    "fuzz",
-)
-_LISTED: Final = parse_spec(
-    {
-        "name": "listed",
-        "title": "Listed",
-        "layout": "table",
-        "modality": "image",
-        "classes": {"benign": [], "malignant": []},
-        "options": {
-            "labels": "a.csv",
-            "image_column": "image",
-            "label_column": "label",
-            "fold_files": {"train": "train.txt", "test": "test.txt"},
-        },
-    },
-    "fuzz",
-)
+_COLUMNS: Final = {"labels": "a.csv", "image_column": "image", "label_column": "label"}
+_SPEC: Final = table_spec(None, {**_COLUMNS, "group_column": "patient", "fold_column": "split"})
+_LISTED: Final = table_spec(None, {**_COLUMNS, "fold_files": {"train": "train.txt", "test": "test.txt"}})
 
 
 def _sets() -> dict[str, Files]:

@@ -281,7 +281,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(evaluate: Callable[..., Any]
     evaluated = evaluate(tmp_path, model="dummy", model_args="", tasks=["med_attr_demo"], limit=8)
     values = evaluated.values("med_attr_demo")
     assert values["deletion_gain,none"] == values["trusted,none"] == "N/A" and "accuracy,none" in values
-    assert "got none" in evaluated.manifest["tasks"]["med_attr_demo"]["attributions_failed"]
+    assert "got none" in evaluated.manifest["tasks"]["med_attr_demo"]["explanations"]["failed"]
 
 
 # -- a third party's method, as docs/plugins.md tells it ------------------------------------------------------------
@@ -394,6 +394,6 @@ def test_answers_are_scored_whatever_explaining_meets(
     task = "med_attr_demo:n=1"
     evaluated = evaluate(tmp_path, tasks=[task], limit=4, batch_size=4)
     assert evaluated.manifest["finished"] and evaluated.values(task)["deletion_gain,none"] == "N/A"
-    why = evaluated.manifest["tasks"][task]["attributions_failed"]
+    why = evaluated.manifest["tasks"][task]["explanations"]["failed"]
     assert "Process 0 stopped explaining: ValueError: nothing to be had here" in why
     assert any("no attributions: ValueError: nothing to be had here" in message for message in warned)

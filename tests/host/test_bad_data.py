@@ -159,7 +159,7 @@ def test_masks_that_cannot_be_read_are_left_out_and_listed(
     task = "med_attr_busi:n=1:method=layer_activation:layer=vision.0:on_error=skip"
     evaluated = evaluate(tmp_path / "attr", tasks=[task], batch_size=8)
     assert any("_mask.png" in path for path in evaluated.manifest["tasks"][task]["skipped"])
-    assert evaluated.manifest["tasks"][task]["explained"]["documents"] == 3
+    assert evaluated.manifest["tasks"][task]["explanations"]["documents"] == 3
     (index,) = evaluated.folder.glob("attributions/*/index.json")
     entries = json.loads(index.read_text(encoding="utf-8"))["entries"]
     sound = {entry["label"]: entry["checks"]["area"] is not None for entry in entries}

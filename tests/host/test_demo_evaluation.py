@@ -204,7 +204,8 @@ def test_manifest_tells_the_data(demo: Any) -> None:
     }
     assert facts["documents"] == sum(facts["counts"]["test"].values()) > facts["evaluated"]
     assert re.fullmatch(r"[0-9a-f]{64}", facts["dataset_fingerprint"])
-    assert (facts["dataset"], facts["protocol"], facts["folds"]) == ("demo", "closed_set", ["test"])
+    settings = facts["settings"]
+    assert (settings["dataset"], settings["protocol"], settings["folds"]) == ("demo", "closed_set", ["test"])
 
 
 def test_manifest_tells_time_and_memory_of_each_stage(demo: Any) -> None:
@@ -350,7 +351,7 @@ def test_a_task_loaded_beforehand_is_in_the_manifest_too(
     """The host takes task objects as well as names; such a task is there before the run is."""
     task = task_manager.load_task_or_group(TASK, "chat")[TASK]
     facts = evaluate(tmp_path, tasks=[task], limit=1).manifest["tasks"][TASK]
-    assert facts["dataset"] == "demo" and facts["documents"] == sum(facts["counts"]["test"].values())
+    assert facts["settings"]["dataset"] == "demo" and facts["documents"] == sum(facts["counts"]["test"].values())
 
 
 def test_nothing_of_a_failed_evaluation_is_in_the_next(

@@ -177,7 +177,7 @@ def test_a_plain_task_of_the_host_gets_plain_text(
     assert all("medmllm" in sample["filtered_resps"][0] for sample in both.samples("med_cls_demo"))
     # The manifest tells the prompt of each; the rest about a task only our own tasks know.
     assert "picture" in both.manifest["tasks"]["stranger"]["prompt"]
-    assert "counts" not in both.manifest["tasks"]["stranger"]
+    assert both.manifest["tasks"]["stranger"]["settings"] is None and not both.manifest["tasks"]["stranger"]["counts"]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

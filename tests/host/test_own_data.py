@@ -52,7 +52,7 @@ def test_by_name_with_arguments_and_by_path(own: Path, evaluate: Callable[..., A
     evaluated = evaluate(tmp_path / "out", tasks=["own_lesions", "own_lesions:protocol=letter"], task_manager=manager)
     for task in ("own_lesions", "own_lesions:protocol=letter"):
         assert len(evaluated.samples(task)) == 2  # of nine images of five patients
-    assert evaluated.manifest["tasks"]["own_lesions"]["dataset"] == "own_lesions"
+    assert evaluated.manifest["tasks"]["own_lesions"]["settings"]["dataset"] == "own_lesions"
     by_path = evaluate(tmp_path / "again", tasks=[str(own)], task_manager=manager)
     assert by_path.values("own_lesions") == evaluated.values("own_lesions")
 

@@ -472,3 +472,26 @@ def test_solved_examples_are_earlier_turns(load: Callable[..., ChatModel], kind:
     assert item.text == plain_answer(model, dict(inputs), 4)
     for ids, score in zip(model.label_ids(asked, LABELS), item.scores or (), strict=True):
         assert score == pytest.approx(log_p(model, dict(inputs), ids, kind), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TINY if kind != "paligemma"])
+def test_questions_without_an_image_are_answered_as_by_transformers(kind: str, load: Callable[..., ChatModel]) -> None:
+    model = load(kind)
+    # A question about an image first: nothing of it may be left.
+    model.generate(QUESTIONS[:1], [IMAGES[0]], max_new_tokens=2)
+    answers = model.generate(QUESTIONS, [], max_new_tokens=12, inputs=model.prepare_text(QUESTIONS))
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        turns = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        text = model.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        bos = model.tokenizer.bos_token or ""
+        ids = model.tokenizer(text, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos)))
+        if hasattr(model.model.model, "rope_deltas"):
+            model.model.model.rope_deltas = None
+        inputs = {name: ids[name] for name in ("input_ids", "attention_mask")}
+        assert not model.image_positions(inputs).any()
+        assert answer.text == plain_answer(model, inputs, 12)
+
+
+def test_a_model_without_chat_template_takes_no_question_without_an_image(load: Callable[..., ChatModel]) -> None:
+    with pytest.raises(ModelError, match="PaliGemma takes no question without an image"):
+        load("paligemma").prepare_text(QUESTIONS)

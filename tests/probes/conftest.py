@@ -27,6 +27,9 @@ LAYERS = (
     ("llm.norm", "llm", ("mean", "last"), 16, 2.5, True),
     ("control.random_encoder.vision.01", "control", ("mean",), 12, 0.2, True),
     ("control.pixels", "control", ("mean",), 20, 0.2, True),
+    ("control.border", "control", ("mean",), 10, 0.0, True),
+    ("control.corners", "control", ("mean",), 12, 0.0, True),
+    ("control.centre", "control", ("mean",), 14, 0.2, True),
 )
 """Name, part, poolings, width, how clearly the class stands there, and whether it is read."""
 

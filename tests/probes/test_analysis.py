@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.errors import DataError, OptionError, PluginError
 from medmllm_plugins.metrics.intervals import resampled_weights
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
@@ -26,7 +26,7 @@ from medmllm_plugins.probes.curves import bootstrap_accuracies, permutation_p_va
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
-from medmllm_plugins.probes.probe_options import Options, default_refits, parse_strengths
+from medmllm_plugins.probes.probe_options import Options, default_counts, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.results.probe_files import write_probes
 from medmllm_plugins.results.probe_records import PRINTED_METRICS, ProbeAnalysis
@@ -150,6 +150,9 @@ def test_other_options(make_store: Callable[..., Any], options: Options) -> None
     assert all(entry.C in [pytest.approx(value) for value in options.strengths] for entry in result.points)
     assert {name for name, _ in names if name.startswith("control.")} == {
         "control.pixels",
+        "control.border",
+        "control.corners",
+        "control.centre",
         "control.random_encoder.vision.01",
     }
     assert all(entry.width <= (options.width or 99) for entry in result.points)
@@ -291,6 +294,7 @@ def test_constant_features_are_no_better_than_chance(make_store: Callable[..., A
         ({"permutations": -1}, "`permutations`"),
         ({"repeats": -1}, r"`repeats` \(folds\)"),
         ({"width": -1}, "`width`"),
+        ({"refits": -1}, "`refits`"),
     ],
 )
 def test_options_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
@@ -307,8 +311,9 @@ def test_unknown_poolings_and_layers_list_what_there_is(make_store: Callable[...
 
 
 def test_the_mlp_is_not_refitted_as_often() -> None:
-    assert default_refits("linear") == (Options().permutations, Options().controls) == (20, 3)
-    assert default_refits("paper") == (0, 1)
+    options = Options()
+    assert default_counts("linear") == (options.permutations, options.controls, options.refits) == (20, 3, 20)
+    assert default_counts("paper") == (0, 1, 0)
 
 
 def test_strengths_from_text() -> None:
@@ -331,7 +336,13 @@ def nearest_centre(data: ProbeData) -> FittedProbe:
     return FittedProbe(predict, validation, validation_loss=(validation != data.validation_labels[0]).float().mean(-1))
 
 
-def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
+def transposed(data: ProbeData) -> FittedProbe:
+    """A plugin's probe with a fault: its log probabilities have the classes before the rows."""
+    return replace(nearest_centre(data), log_p=lambda features: torch.zeros(len(features), 3, features.shape[1]))
+
+
+@pytest.fixture
+def probe_plugin() -> Iterator[None]:
     from medmllm_plugins.plugins.hookspecs import hookimpl
     from medmllm_plugins.plugins.manager import get_manager
     from medmllm_plugins.plugins.specs import ProbeSpec
@@ -339,16 +350,51 @@ def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
     class Plugin:
         @hookimpl
         def medmllm_probes(self) -> list[ProbeSpec]:
-            return [ProbeSpec(name="centre", target=f"{__name__}:nearest_centre", summary="Nearest centre.")]
+            return [
+                ProbeSpec(name="centre", target=f"{__name__}:nearest_centre", summary="Nearest centre."),
+                ProbeSpec(name="transposed", target=f"{__name__}:transposed", summary="Faulty."),
+            ]
 
-    store, outcomes = make_store()
     plugin = Plugin()
     get_manager().pluggy.register(plugin, name="centre")
-    try:
-        result = analyse(store, outcomes, Options(protocol="centre", permutations=2, controls=1))
-    finally:
-        get_manager().pluggy.unregister(plugin)
+    yield
+    get_manager().pluggy.unregister(plugin)
+
+
+@pytest.mark.usefixtures("probe_plugin")
+def test_a_plugin_brings_a_probe(make_store: Callable[..., Any]) -> None:
+    store, outcomes = make_store()
+    options = Options(protocol="centre", permutations=2, controls=1)
+    result = analyse(store, outcomes, options)
     by_name = {(entry.layer, entry.pooling): entry for entry in result.points}
     assert by_name["connector", "mean"].accuracy.value > 0.9 and by_name["connector", "mean"].C is None
+    # It gives no log probabilities.
+    labelled = read_labelled_features(store)
+    fitted = fit_probes(store, labelled, options)
+    assert np.isnan(fitted.validation_log_p).all() and fitted.test_log_p.shape == (len(fitted.sites), 90, 3)
+    with pytest.raises(PluginError, match=r"return the shape \(\d, 90, 3\), .*got \(\d, 3, 90\)"):
+        fit_probes(store, labelled, replace(options, protocol="transposed"))
+
+
+def test_the_probe_of_a_plugin_that_is_not_installed() -> None:
     with pytest.raises(OptionError, match=r"\['linear', 'paper'\], got 'centre'"):
         Options(protocol="centre")
+
+
+def test_log_probabilities_are_those_of_scikit_learn(make_store: Callable[..., Any]) -> None:
+    store, _ = make_store(clear={"vision.00": 0.3})
+    labelled = read_labelled_features(store)
+    fitted = fit_probes(store, labelled, QUICK)
+    assert fitted.validation_log_p.dtype == fitted.test_log_p.dtype == np.float32
+    for index, site in enumerate(fitted.sites):
+        features = store.features(site.layer, site.pooling).astype(np.float64)
+        scaler = StandardScaler().fit(features[labelled.rows["train"]])
+        model = LogisticRegression(C=fitted.strength[index], tol=1e-8, max_iter=2000)
+        model.fit(scaler.transform(features[labelled.rows["train"]]), labelled.of("train"))
+        for fold, log_p in (("validation", fitted.validation_log_p[index]), ("test", fitted.test_log_p[index])):
+            expected = model.predict_proba(scaler.transform(features[labelled.rows[fold]]))
+            np.testing.assert_allclose(np.exp(log_p), expected, atol=2e-3)
+        true = fitted.validation_log_p[index][np.arange(60), labelled.of("validation")]
+        assert fitted.validation_loss[index] == pytest.approx(-true.mean(), rel=1e-5)
+        predicted = fitted.test_log_p[index][np.arange(90), fitted.test[index]]
+        np.testing.assert_allclose(predicted, fitted.test_log_p[index].max(1), atol=1e-5)

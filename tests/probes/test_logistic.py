@@ -48,14 +48,20 @@ def make(
     return features[:, :rows].contiguous(), features[:, rows:].contiguous(), truth[:rows]
 
 
-def reference(train: Tensor, held_out: Tensor, target: Tensor, strength: float) -> tuple[Array, Array, Array]:
+def reference(
+    train: Tensor, held_out: Tensor, target: Tensor, strength: float, row_weights: Tensor | None = None
+) -> tuple[Array, Array, Array]:
     """Probabilities on held-out rows, objective and classes of scikit-learn's solution."""
     scaler = StandardScaler().fit(train.double().numpy())
     rows = scaler.transform(train.double().numpy())
-    model = LogisticRegression(C=strength, tol=1e-8, max_iter=20_000).fit(rows, target.numpy())
-    log_p = model.predict_log_proba(rows)
-    at = np.searchsorted(model.classes_, target.numpy())
-    objective = -strength * log_p[np.arange(len(rows)), at].sum() + (model.coef_**2).sum() / 2
+    counted = np.ones(len(rows)) if row_weights is None else row_weights.numpy()
+    used = counted > 0
+    model = LogisticRegression(C=strength, tol=1e-8, max_iter=20_000)
+    model.fit(rows[used], target.numpy()[used], sample_weight=counted[used])
+    log_p = model.predict_log_proba(rows[used])
+    at = np.searchsorted(model.classes_, target.numpy()[used])
+    losses = -log_p[np.arange(len(log_p)), at]
+    objective = strength * (counted[used] * losses).sum() + (model.coef_**2).sum() / 2
     return model.predict_proba(scaler.transform(held_out.double().numpy())), objective, model.classes_
 
 
@@ -154,6 +160,38 @@ def test_labels_and_strengths_of_each_layer() -> None:
     )
     strengths = 10.0 ** torch.randint(-6, 1, (3, 2), generator=generator)
     check(train, held_out, targets, classes=3, grid=strengths)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(60, 200), (150, 40)])
+def test_row_weights_are_scikit_learns_sample_weights(rows: int, width: int) -> None:
+    train, held_out, truth = make(2, rows, width, 3)
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randint(rows, (2, rows), generator=generator)
+    counts = torch.stack([torch.bincount(indices, minlength=rows) for indices in drawn])  # some rows have weight 0
+    absent = torch.where(truth == 2, 0.0, 1.5)
+    weights = torch.stack([*counts, absent, 3 * torch.rand(rows, generator=generator)])
+    targets = torch.stack([truth, truth.roll(3), truth, truth])
+    space = RowSpace(train)
+    solution = solve(space, targets, GRID, classes=3, row_weights=weights)
+    assert bool(solution.converged.all()) and int(solution.steps.max()) < 150
+    chance = solution.logits(space.coordinates(held_out)).softmax(-1)
+    for layer, labels, point in np.ndindex(*solution.steps.shape):
+        expected = reference(train[layer], held_out[layer], targets[labels], float(GRID[point]), weights[labels])[0]
+        ours = chance[layer, labels, point].numpy()
+        np.testing.assert_allclose(ours[:, : expected.shape[1]], expected, atol=1e-3)
+        assert expected.shape[1] == 3 or bool((ours[:, 2] < 1e-6).all())
+
+
+def test_row_weights_of_one_and_repeated_rows_change_nothing() -> None:
+    train, _, truth = make(1, 50, 80, 3)
+    space = RowSpace(train)
+    plain = solve(space, truth[None], GRID, classes=3)
+    weighted = solve(space, truth[None], GRID, classes=3, row_weights=torch.ones(1, 50, dtype=torch.int64))
+    torch.testing.assert_close(weighted.weights, plain.weights)
+    # Doubling all weights is the same as doubling the inverse strength.
+    doubled = solve(space, truth[None], GRID, classes=3, row_weights=torch.full((1, 50), 2))
+    free = solve(space, truth[None], 2 * GRID, classes=3)
+    torch.testing.assert_close(doubled.weights, free.weights, atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(50, 120), (120, 30)])
@@ -283,6 +321,11 @@ def test_arguments_are_checked() -> None:
         solve(space, truth[None], GRID[None], classes=3)
     with pytest.raises(OptionError, match="`strengths` to be above 0"):
         solve(space, truth[None], torch.tensor([1.0, 0.0]), classes=3)
+    for weights in (torch.ones(2, 20), torch.full((1, 20), math.nan), torch.full((1, 20), -1.0)):
+        with pytest.raises(OptionError, match=r"`row_weights` to hold \(1, 20\) finite numbers of at least 0"):
+            solve(space, truth[None], GRID, classes=3, row_weights=weights)
+    with pytest.raises(OptionError, match="`row_weights` to be above 0 for some rows"):
+        solve(space, truth[None], GRID, classes=3, row_weights=torch.zeros(1, 20))
     solution = solve(space, truth[None], GRID, classes=3)
     with pytest.raises(OptionError, match="`coordinates` to have the shape"):
         solution.logits(held_out)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.probes import mlp
 from medmllm_plugins.probes.mlp import BATCH, DECAY, DROPOUT, HIDDEN, RATE, batches, fit_mlp, initial, rate
+from medmllm_plugins.probes.probe_methods import ProbeData, fit_paper_mlp
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,6 +184,22 @@ def test_features_that_are_not_finite_are_named() -> None:
         probes.logits(features)
     with pytest.raises(DataError, match="got nan in layer 1, row 5, column 2"):
         fit_mlp(features, truth[None], classes=3, seed=0)
+
+
+def test_log_probabilities_are_those_of_the_real_labels() -> None:
+    features, truth = make(2, 30, 8, 3)
+    labels = torch.stack([truth, truth.roll(1)])
+    data = ProbeData(
+        features[:, :20].contiguous(), features[:, 20:].contiguous(), labels[:, :20], labels[:, 20:], 1, 3, (), 0
+    )
+    fitted = fit_paper_mlp(data)
+    assert fitted.log_p is not None
+    log_p = fitted.log_p(data.validation)
+    expected = fit_mlp(data.train, labels[:1, :20], classes=3, seed=0).logits(data.validation)[:, 0].log_softmax(-1)
+    torch.testing.assert_close(log_p, expected, atol=1e-5, rtol=1e-5)
+    loss = torch.nn.functional.nll_loss(log_p.mT, truth[20:].expand(2, -1), reduction="none").mean(1)
+    torch.testing.assert_close(fitted.validation_loss, loss)
+    assert torch.equal(fitted.validation, log_p.argmax(-1))
 
 
 @pytest.mark.gpu

@@ -145,6 +145,26 @@ def test_without_probabilities_parameters_are_chosen_by_error_rate_and_the_first
     assert weak.strength is not None and weak.strength.tolist() == pytest.approx([1e-6, 1e-6])
 
 
+def test_log_probabilities_are_those_of_predict_proba(data: ProbeData) -> None:
+    fitted = SklearnProbe(LogisticRegression())(data)
+    assert fitted.log_p is not None
+    log_p = fitted.log_p(data.validation)
+    assert log_p.dtype == torch.float32
+    for layer in range(2):
+        train, validation = standardised(data, layer)
+        expected = LogisticRegression().fit(train, data.train_labels[0].numpy()).predict_log_proba(validation)
+        np.testing.assert_allclose(log_p[layer].numpy(), expected.clip(np.log(1e-6)), rtol=1e-4, atol=1e-5)
+    without = SklearnProbe(SVC())(data)
+    assert without.log_p is not None and bool(without.log_p(data.validation).isnan().all())
+    data.train_labels[0] = data.train_labels[0].clamp_max(1)
+    lacking = SklearnProbe(LogisticRegression())(data)
+    assert lacking.log_p is not None
+    torch.testing.assert_close(lacking.log_p(data.validation)[..., 2].unique(), torch.tensor([1e-6]).log())
+    data.train_labels[0] = 2
+    single = SklearnProbe(LogisticRegression())(data)
+    assert single.log_p is not None and bool((single.log_p(data.validation).argmax(-1) == 2).all())
+
+
 class Reversed(ClassifierMixin, BaseEstimator):
     """A logistic regression whose columns are in reverse order and whose predictions are floats in a column."""
 
@@ -164,6 +184,8 @@ def test_classes_may_come_in_any_order(data: ProbeData) -> None:
     usual, reverse = SklearnProbe(LogisticRegression())(data), SklearnProbe(Reversed())(data)
     assert torch.equal(reverse.predict(data.validation), usual.predict(data.validation))
     torch.testing.assert_close(reverse.validation_loss, usual.validation_loss)
+    assert reverse.log_p is not None and usual.log_p is not None
+    torch.testing.assert_close(reverse.log_p(data.validation), usual.log_p(data.validation))
 
 
 def test_label_sets_that_lack_classes(data: ProbeData) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
+from support.own_data import table_spec
 
-from medmllm_plugins.data.core.dataset_spec import parse_spec
 from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.data.loading.volume_view import View
@@ -40,17 +40,9 @@ def own(folder: Path, *, multilabel: bool = False, count: int = 60, noise: float
         rows.append(f"{index},{cell},{FOLDS[index // 2 % 10]}")
     (folder / "t.csv").write_text("\n".join(rows))
     options = {"labels": "t.csv", "image_column": "image", "fold_column": "fold"}
-    declared = {
-        "name": "own",
-        "title": "Own",
-        "layout": "table",
-        "folder": str(folder),
-        "modality": "image",
-        "kind": "multilabel" if multilabel else "multiclass",
-        "classes": {"left": [], "right": []} if multilabel else {"dark": [], "bright": []},
-        "options": options if multilabel else {**options, "label_column": "label"},
-    }
-    return load_dataset(parse_spec(declared, "own"))
+    if multilabel:
+        return load_dataset(table_spec(folder, options, ("left", "right"), kind="multilabel"))
+    return load_dataset(table_spec(folder, {**options, "label_column": "label"}, ("dark", "bright")))
 
 
 def fold(data: Dataset, name: Fold) -> LabelledImages:
@@ -107,25 +99,16 @@ def test_a_finding_that_the_train_fold_lacks_gets_its_share(tmp_path: Path) -> N
     table = tmp_path / "t.csv"
     head, *rows = table.read_text().splitlines()
     table.write_text("\n".join([head, *(",".join([*row.split(",")[:2], "0", row.split(",")[3]]) for row in rows)]))
-    data = load_dataset(own_spec(tmp_path))
+    data = load_dataset(
+        table_spec(
+            tmp_path,
+            {"labels": "t.csv", "image_column": "image", "fold_column": "fold"},
+            ("left", "right"),
+            kind="multilabel",
+        )
+    )
     predicted = fitted(PixelClassifier(), data)
     assert np.allclose(np.exp(predicted[:, 1, 0]), 0.5 / 37)
-
-
-def own_spec(folder: Path) -> Any:
-    return parse_spec(
-        {
-            "name": "own",
-            "title": "Own",
-            "layout": "table",
-            "folder": str(folder),
-            "modality": "image",
-            "kind": "multilabel",
-            "classes": {"left": [], "right": []},
-            "options": {"labels": "t.csv", "image_column": "image", "fold_column": "fold"},
-        },
-        "own",
-    )
 
 
 def test_a_large_train_fold_is_subsampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,15 +127,7 @@ def test_volumes_are_seen_as_slices(tmp_path: Path) -> None:
         rows.append(f"{index},{'ab'[index % 2]},{FOLDS[index // 2 % 10]}")
     (tmp_path / "t.csv").write_text("\n".join(rows))
     columns = {"labels": "t.csv", "image_column": "image", "label_column": "label", "fold_column": "fold"}
-    declared = {
-        "name": "v",
-        "title": "V",
-        "layout": "table",
-        "folder": str(tmp_path),
-        "modality": "CT",
-        "dimensions": 3,
-    }
-    data = load_dataset(parse_spec({**declared, "classes": {"a": [], "b": []}, "options": columns}, "v"))
+    data = load_dataset(table_spec(tmp_path, columns, ("a", "b"), modality="CT", dimensions=3))
     assert pixels(fold(data, "train")).shape == (12, 4096)
     assert (fitted(PixelClassifier(), data)[:, 0].argmax(1) == fold(data, "test").targets()[:, 0]).all()
 

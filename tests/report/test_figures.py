@@ -29,7 +29,7 @@ from medmllm_plugins.report.run_pairs import image_controls
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
-from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.manifest import Manifest, TaskEntry
 from medmllm_plugins.results.metric_files import read_metrics
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun
 from medmllm_plugins.utils.json_values import clean
@@ -151,7 +151,7 @@ def test_classes_keep_their_names_in_a_confusion_matrix(names: list[str]) -> Non
 
 def result_of(summary: AnySummary | None) -> TaskResult:
     """A task with these figures of its answers."""
-    task = TaskRun("med_cls_toy", {}, summary, (), (), None, None, ())
+    task = TaskRun("med_cls_toy", TaskEntry(), summary, (), (), None, None, ())
     run = RunFolder(Path("run"), Manifest(), (task,), {}, ())
     return TaskResult(Subject(0, "model-a", (run,)), run, task)
 

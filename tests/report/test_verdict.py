@@ -262,7 +262,7 @@ def test_advice_names_the_task_that_was_run(tmp_path: Path, tasks: list[str], ad
         folder.answers(task, outcomes())
     manifest = json.loads((folder.folder / "manifest.json").read_text())
     for task in tasks:
-        manifest["tasks"][task]["dataset"] = "hospct" if "hospct" in task else "toy"
+        manifest["tasks"][task]["settings"]["dataset"] = "hospct" if "hospct" in task else "toy"
     manifest["command"] = {"model": "medm_vl", "model_args": "pretrained=demo,api_key=secret"}
     (folder.folder / "manifest.json").write_text(json.dumps(manifest))
     missing = "\n".join(collect_notes(collect_runs([folder.folder])).missing)

@@ -96,7 +96,11 @@ def test_other_rows_or_labels_are_an_error():
 def run_folder(folder, tasks, fingerprint="f"):
     folder.mkdir()
     content = {
-        task: {"dataset": task, "dataset_fingerprint": fingerprint, "overlaps": {"breast": "same images"}}
+        task: {
+            "settings": {"dataset": task},
+            "dataset_fingerprint": fingerprint,
+            "overlaps": {"breast": "same images"},
+        }
         for task in tasks
     }
     (folder / "manifest.json").write_text(json.dumps({"tasks": content}))

@@ -15,6 +15,7 @@ from medmllm_plugins.metrics.multilabel import summarise_findings
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.manifest import SettingsEntry, TaskEntry
 from medmllm_plugins.results.recomputation import Classes, disagreements, recompute
 
 ORDERS = {f"order {turn}": LABELS for turn in range(2)}
@@ -38,7 +39,7 @@ KINDS = kinds()
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_of_an_evaluation_agree_with_their_answers(kind: str) -> None:
     rows, stored = KINDS[kind]
-    classes = Classes.of_task({}, stored)
+    classes = Classes.of_task(TaskEntry(), stored)
     assert classes is not None and classes.kind == ("multiclass" if kind == "varied" else kind)
     assert disagreements(stored, rows, classes) == []
     again = recompute(rows, classes, resamples=20).to_dict()
@@ -60,7 +61,7 @@ def test_an_edited_figure_is_named(kind: str, path: str) -> None:
     rows, original = KINDS[kind]
     stored = copy.deepcopy(original)
     EDITS[path](stored)
-    classes = Classes.of_task({}, original)
+    classes = Classes.of_task(TaskEntry(), original)
     assert classes is not None
     (difference,) = disagreements(stored, rows, classes)
     assert difference.startswith(f"{path} is ") and len(difference) < 400
@@ -68,8 +69,9 @@ def test_an_edited_figure_is_named(kind: str, path: str) -> None:
 
 def test_classes_of_the_manifest_come_first() -> None:
     rows, stored = KINDS["multiclass"]
-    facts = {"labels": list(LABELS), "kind": "ordinal", "positive": "benign", "order": "given", "paraphrase": 0}
-    assert Classes.of_task(facts, {"labels": ["x", "y"]}) == Classes(LABELS, "ordinal", "benign")
-    assert Classes.of_task({}, {}) is None and Classes.of_task({"labels": [1]}, {"variants": {"a": None}}) is None
+    entry = TaskEntry(settings=SettingsEntry(), labels=LABELS, kind="ordinal", positive="benign")
+    assert Classes.of_task(entry, {"labels": ["x", "y"]}) == Classes(LABELS, "ordinal", "benign")
+    assert Classes.of_task(TaskEntry(), {}) is None
+    assert Classes.of_task(TaskEntry.from_dict({"labels": "ab"}), {"variants": {"a": None}}) is None
     with pytest.raises(DataError):
         disagreements(stored, rows, Classes(("benign", "other")))

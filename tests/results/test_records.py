@@ -19,7 +19,14 @@ from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.results import schema
 from medmllm_plugins.results.attribution_records import AttributionIndex
-from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.manifest import (
+    Manifest,
+    ModelEntry,
+    SettingsEntry,
+    TaskEntry,
+    read_manifest,
+    write_manifest,
+)
 from medmllm_plugins.results.metric_files import read_metrics
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.results.probe_records import ProbeAnalysis, ProbePoint
@@ -105,3 +112,13 @@ def test_schemas_are_current(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "probes.schema.json").write_text("{}", "utf-8")
     assert schema.main(["--check", str(tmp_path)]) == 1
     assert "outdated: probes.schema.json. Run: python -m" in capsys.readouterr().out
+
+
+def test_an_entry_of_a_task_reads_as_it_was_written_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    settings = SettingsEntry(dataset="toy", paraphrase="all")
+    manifest = Manifest(model=ModelEntry(name="m", batch_size=4), tasks={"t": TaskEntry(settings=settings)})
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest and settings.varied == "wording"
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest.to_dict(), "tasks": {"t": 3}}))
+    with pytest.raises(DataError, match="damaged entries of tasks"):
+        read_manifest(tmp_path)

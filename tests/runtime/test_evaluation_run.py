@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from medmllm_plugins.results.manifest import ModelEntry, TaskEntry, read_manifest
 from medmllm_plugins.runtime import evaluation_run
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.run_session import RunSession
@@ -41,8 +43,8 @@ def test_nothing_is_written_before_open(everything: Callable[[], set[str]]) -> N
     run = EvaluationRun()
     run.arguments(Namespace(output_path="out", seed=[1]))
     with run.stage("data"):
-        run.task("t", {"counts": {}})
-    run.model({"name": "m"})
+        run.task("t", counts={})
+    run.model(ModelEntry(name="m"))
     run.write()
     assert everything() == set()
 
@@ -51,18 +53,18 @@ def test_open_writes_all_that_was_noted_before(tmp_path: Path) -> None:
     run = EvaluationRun(tmp_path / "a" / "b")
     run.arguments(Namespace(output_path="out", seed=[1, 2]))
     with run.stage("data"):
-        run.task("t", {"counts": {"test": {"benign": 3}}})
-    run.model({"name": "m"})
+        run.task("t", counts={"test": {"benign": 3}})
+    run.model(ModelEntry(name="m"))
     folder = run.folder_for("m")
     assert folder == tmp_path / "a" / "b"
     content = manifest(folder)
-    assert content["tasks"] == {"t": {"counts": {"test": {"benign": 3}}}}
-    assert content["model"] == {"name": "m"} and content["seed"] == [1, 2]
+    counted = TaskEntry(counts={"test": {"benign": 3}})
+    assert content["tasks"] == {"t": counted.to_dict()}
+    assert content["model"] == ModelEntry(name="m").to_dict() and content["seed"] == [1, 2]
     assert content == json.loads(json.dumps(run.manifest.to_dict()))
-    run.task("t", {"evaluated": 3})
-    run.task("u", {"evaluated": 4})
-    tasks = {"t": {"counts": {"test": {"benign": 3}}, "evaluated": 3}, "u": {"evaluated": 4}}
-    assert manifest(folder)["tasks"] == tasks
+    run.task("t", evaluated=3)
+    run.task("u", evaluated=4)
+    assert read_manifest(folder).tasks == {"t": replace(counted, evaluated=3), "u": TaskEntry(evaluated=4)}
 
 
 def test_the_first_folder_stays(tmp_path: Path, everything: Callable[[], set[str]]) -> None:
@@ -133,10 +135,10 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     run = EvaluationRun(tmp_path / "r")
     run.folder_for("m")
-    run.task("t", {"good": 1})
+    run.task("t", prompt="?")
     before = manifest(tmp_path / "r")
     with pytest.raises(TypeError):
-        run.task("t", {"bad": object()})
+        run.task("t", baseline={"bad": object()})
     assert manifest(tmp_path / "r") == before
     assert everything() == {"r", "r/manifest.json", "r/.lock"}
 
@@ -147,7 +149,7 @@ def test_the_manifest_is_replaced_and_not_overwritten(tmp_path: Path) -> None:
     run.folder_for("m")
     with (tmp_path / "manifest.json").open(encoding="utf-8") as reader:
         start = reader.read(10)
-        run.task("t", {"long": "x" * 100_000})
+        run.task("t", prompt="x" * 100_000)
         assert json.loads(start + reader.read())["tasks"] == {}
     assert "t" in manifest(tmp_path)["tasks"]  # type: ignore[operator]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json"]
@@ -165,7 +167,7 @@ def test_a_full_disk_leaves_the_old_manifest_and_no_draft(tmp_path: Path, monkey
         patch.setattr("os.replace", full)
         patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
-            run.task("t", {"more": 1})
+            run.task("t", prompt="?")
     assert manifest(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json"]
 
@@ -173,7 +175,7 @@ def test_a_full_disk_leaves_the_old_manifest_and_no_draft(tmp_path: Path, monkey
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     run = EvaluationRun(tmp_path)
     run.folder_for("m")
-    run.task("t", {"prompt": "Läsion → 良性"})
+    run.task("t", prompt="Läsion → 良性")
     assert "Läsion → 良性".encode() in (tmp_path / "manifest.json").read_bytes()
 
 
@@ -183,7 +185,7 @@ def test_a_session_starts_another_run_once_the_first_has_answers(tmp_path: Path)
     first.run_dir = tmp_path / "first"
     assert session.join("u") is first
     first.folder_for("m")
-    first.task("t", {"evaluated": 1})
+    first.task("t", evaluated=1)
     second = session.join("t")
     second.run_dir = tmp_path / "second"
     assert second is session.run is not first

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 from loguru import logger
 
+from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.summary import summarise
+from medmllm_plugins.results.manifest import ModelEntry, SettingsEntry
 from medmllm_plugins.results.outcome_files import load_run
 from medmllm_plugins.results.seal import check_seal
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.utils.locking import FolderLock
+
+SUMMARY = summarise([Outcome("1", "g", "a", "a", "parsed")], ["a", "b"], None, resamples=1)
 
 _open_runs: list[EvaluationRun] = []
 
@@ -56,8 +61,8 @@ def begun(folder: Path | None, task: str, model: str = "m", **command: Any) -> E
     """A run that has begun to answer."""
     run = new_run(folder)
     run.arguments(Namespace(output_path=None, seed=[1], tasks=task, **command))
-    run.task(task, {"dataset": "toy", "dataset_fingerprint": "f"})
-    run.model({"name": model, "fingerprint": model})
+    run.task(task, settings=SettingsEntry(dataset="toy"), dataset_fingerprint="f")
+    run.model(ModelEntry(name=model, fingerprint=model))
     run.open(model, {"model": model, "command": command})
     return run
 
@@ -66,7 +71,7 @@ def finished(folder: Path, task: str, model: str = "m", **command: Any) -> Path:
     run = begun(folder, task, model, **command)
     assert run.folder is not None
     (run.folder / f"{task}.metrics.json").write_text(json.dumps({"of": model}))
-    run.scored(task, {"metrics": {"accuracy": {"value": 0.5}}})
+    run.scored(task, SUMMARY)
     return run.folder
 
 
@@ -142,7 +147,7 @@ def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: 
     folders = []
     for _ in range(3):
         run = begun(None, "t")
-        run.scored("t", {"metrics": {}})
+        run.scored("t", SUMMARY)
         folders.append(run.folder)
     assert len(set(folders)) == 3
 
@@ -151,10 +156,10 @@ def test_a_folder_says_unfinished_until_it_is_sealed(tmp_path: Path, monkeypatch
     run = begun(tmp_path / "r", "t")
     assert run.folder is not None
     assert "not finished" in load_run(run.folder).warnings[0]
-    run.scored("t", {"metrics": {}})
+    run.scored("t", SUMMARY)
     assert load_run(run.folder).warnings == ()
-    run.task("t", {"later": 1})  # keeps its seal
-    assert manifest(run.folder)["tasks"]["t"]["later"] == 1 and load_run(run.folder).warnings == ()
+    run.task("t", prompt="later")  # keeps its seal
+    assert manifest(run.folder)["tasks"]["t"]["prompt"] == "later" and load_run(run.folder).warnings == ()
     (run.folder / "seal.json").unlink()
     assert "cannot be checked: expected seal.json" in load_run(run.folder).warnings[0]
 
@@ -182,9 +187,9 @@ def test_no_secret_of_a_command_reaches_a_file(tmp_path: Path) -> None:
 def test_answers_to_foreign_tasks_finish_a_run_too(tmp_path: Path) -> None:
     """Their scores are in the host's own files; ours holds no more than the manifest."""
     run = new_run(tmp_path / "r")
-    run.model({"name": "m"})
+    run.model(ModelEntry(name="m"))
     run.open("m", {"model": "m"})
-    run.task("mmmu", {"prompt": "?"})
+    run.task("mmmu", prompt="?")
     run.answered()
     assert load_run(tmp_path / "r").warnings == () and manifest(tmp_path / "r")["finished"]
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["manifest.json", "seal.json"]

@@ -12,6 +12,7 @@ import pytest
 
 from medmllm_plugins.host import command_line
 from medmllm_plugins.host.task_loading import new_session
+from medmllm_plugins.results.manifest import SettingsEntry
 from medmllm_plugins.runtime import signals
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.signals import Handlers, Interrupted, Terminated
@@ -125,8 +126,8 @@ def test_a_run_that_is_not_scored_lets_go_of_signals_and_folder(tmp_path: Path) 
     before = signal.getsignal(signal.SIGTERM)
     for end in ("predicted", "failed"):
         run = EvaluationRun(tmp_path / end)
-        run.task("a", {"dataset": "toy"})
-        run.task("b", {"dataset": "toy"})
+        run.task("a", settings=SettingsEntry(dataset="toy"))
+        run.task("b", settings=SettingsEntry(dataset="toy"))
         with run.guarded():
             folder = run.open("m", {"model": "m"}) and run.folder
         assert folder is not None

@@ -17,9 +17,11 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import summarise_variants
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.results.file_names import file_stem
+from medmllm_plugins.results.manifest import SettingsEntry
 from medmllm_plugins.results.metric_files import write_metrics
 from medmllm_plugins.results.outcome_files import write_outcomes
 from medmllm_plugins.results.seal import write_seal
+from medmllm_plugins.utils.record import field_types
 
 LABELS = ("benign", "malignant", "normal")
 
@@ -113,10 +115,10 @@ class Folder:
 
     def tell(self, task: str, **facts: Any) -> None:
         """Note facts of a task in the manifest."""
-        record = self.manifest["tasks"].setdefault(task, {})
-        record.update(
-            {"dataset": "toy", "protocol": "closed_set", "image": "shown", "dataset_fingerprint": "f1", **facts}
-        )
+        entry = self.manifest["tasks"].setdefault(task, {})
+        settings = {name: facts.pop(name) for name in field_types(SettingsEntry) if name in facts}
+        entry["settings"] = {"dataset": "toy", **entry.get("settings", {}), **settings}
+        entry.update({"dataset_fingerprint": "f1", **facts})
         self.write()
 
     def answers(

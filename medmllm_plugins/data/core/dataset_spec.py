@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.utils.bounded_yaml import read_yaml_file
 from medmllm_plugins.utils.declared_model import DeclarationFault, DeclaredModel, Expected, few, read_declaration
+from medmllm_plugins.utils.json_values import clean
 
 Kind: TypeAlias = Literal["multiclass", "ordinal", "multilabel"]
 Classes: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -57,14 +58,36 @@ def _read_classes(raw: object) -> dict[str, tuple[str, ...]]:
     return classes
 
 
+def _read_findings(raw: object) -> dict[str, tuple[str, ...]]:
+    """Return the wordings of each class as tuples of text."""
+    if not isinstance(raw, Mapping):
+        raise DeclarationFault(f"expected `findings` to map each class name to wordings, got {shown(raw)}.")
+    findings: dict[str, tuple[str, ...]] = {}
+    for label, wordings in raw.items():
+        listed = list(wordings) if isinstance(wordings, list | tuple) else []
+        if len(listed) < 2 or not all(isinstance(text, str) and _is_class_name(text) for text in listed):
+            raise DeclarationFault(
+                f"expected the `findings` of {shown(label)} to be at least two lines of text of at most 200 "
+                f"characters each, got {shown(wordings)}."
+            )
+        findings[str(label)] = tuple(listed)
+    texts = [" ".join(text.casefold().split()) for wordings in findings.values() for text in wordings]
+    if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:
+        raise DeclarationFault(f"expected wordings in `findings` that differ, got {shown(repeated[0])} twice.")
+    return findings
+
+
 def _is_class_name(value: object) -> bool:
-    """Return whether a class or synonym may be called this: a line of text, or a whole number, as grades are."""
+    """Return whether a class or synonym may be called this: printable text, or a whole number, as grades are."""
     if isinstance(value, str):
-        return bool(value.strip()) and len(value.splitlines()) == 1 and len(value) <= 200
+        return bool(value.strip()) and clean(value) == value and len(value.splitlines()) == 1 and len(value) <= 200
     return type(value) is int and abs(value) < 10**9
 
 
 Line: TypeAlias = Annotated[str, AfterValidator(_one_line), Expected("one line of text")]
+NO_FINDING: Final = "no finding"
+"""Key in ``findings`` of a multi-label set: wordings of an image on which none of the findings is seen."""
+_WORDINGS = {"type": "array", "items": {"type": "string", "maxLength": 200}, "minItems": 2}
 _SYNONYMS = {"anyOf": [{"type": "array", "items": {"type": ["string", "integer"]}}, {"type": "null"}]}
 
 
@@ -111,6 +134,14 @@ class DatasetSpec(DeclaredModel):
     """Other data sets with some of the same images, to the reason."""
     notes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Expected("a list of texts")] = ()
     """What a reader of the numbers has to know."""
+    findings: Annotated[
+        Mapping[str, tuple[str, ...]],
+        BeforeValidator(_read_findings),
+        WithJsonSchema({"type": "object", "additionalProperties": _WORDINGS}),
+    ] = {}
+    """What is seen on an image of each class, in words that name no class: shown in place of the image to find out
+    whether the model knows what the words mean. At least two wordings for every class; a multi-label set has further
+    ones under ``no finding``, of an image without any."""
     options: Annotated[Mapping[str, Any], Expected("a mapping with text as keys")] = {}
     """Further arguments of the layout."""
 
@@ -128,6 +159,12 @@ class DatasetSpec(DeclaredModel):
             raise DeclarationFault(
                 f"expected `positive` to be one of the classes, {few(map(shown, self.classes))}, got "
                 f"{shown(self.positive)}."
+            )
+        described = {*self.classes, NO_FINDING} if self.kind == "multilabel" else set(self.classes)
+        if self.findings and set(self.findings) != described:
+            raise DeclarationFault(
+                f"expected `findings` for each of {few(map(shown, sorted(described)))}, got "
+                f"{few(map(shown, sorted(self.findings)))}."
             )
         return self
 

@@ -1,10 +1,11 @@
-"""Control images: a blank image, or the image of another group."""
+"""Control images: a blank image, the image of another group, or an image with white squares drawn on it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 from PIL import Image
 
@@ -12,11 +13,50 @@ from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.errors import DataError
 
 GREY = (128, 128, 128)
+Mark: TypeAlias = tuple[float, float]
+"""Where a white square is drawn: its centre, from the left and from the top, as fractions of the image."""
+Box: TypeAlias = tuple[int, int, int, int]
+_SIDE: Final = 0.16
+"""Side of a square as a fraction of the image's shorter side."""
+_BORDER: Final = 0.03
+"""Width of its black border, likewise."""
 
 
 def blank(image: Image.Image) -> Image.Image:
     """Return a mid-grey image of the same size."""
     return Image.new("RGB", image.size, GREY)
+
+
+def mark_boxes(size: tuple[int, int], marks: Sequence[Mark]) -> list[tuple[Box, Box]]:
+    """Return the pixels of white squares with black borders on an image of (width, height) pixels.
+
+    The black border keeps a white square visible on a white background. Squares are moved to lie inside the image.
+
+    Returns:
+        For each mark the box with its border and the box of the white square, (left, top, right, bottom) each; right
+        and bottom are not part of the box.
+    """
+    shorter = min(size)
+    side, border = max(2, round(_SIDE * shorter)), max(1, round(_BORDER * shorter))
+    outer = min(side + 2 * border, shorter)
+    boxes = []
+    for mark in marks:
+        left, top = (
+            min(max(0, round(part * length - outer / 2)), length - outer)
+            for part, length in zip(mark, size, strict=True)
+        )
+        right, bottom = left + outer, top + outer
+        boxes.append(((left, top, right, bottom), (left + border, top + border, right - border, bottom - border)))
+    return boxes
+
+
+def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
+    """Return a copy of an RGB image with white squares drawn on it."""
+    marked = image.copy()
+    for outer, inner in mark_boxes(image.size, marks):
+        marked.paste((0, 0, 0), outer)
+        marked.paste((255, 255, 255), inner)
+    return marked
 
 
 def partners(documents: Sequence[Document]) -> dict[str, Document]:

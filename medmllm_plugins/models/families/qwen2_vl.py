@@ -31,6 +31,8 @@ class Qwen2VL(FlatFamily):
                 "placed like text; take them from the processor."
             )
         model.model.rope_deltas = None  # left from another batch it would be used for this one
+        if "pixel_values" not in inputs:  # the model keeps nothing of prompts without an image
+            return super().forward_prompt(model, inputs, **options)
         output = model(**inputs, **options)
         mask = inputs["attention_mask"]
         return output, mask.sum(-1) + model.model.rope_deltas.to(mask.device).view(-1)

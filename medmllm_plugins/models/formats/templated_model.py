@@ -59,7 +59,8 @@ class TemplatedModel(LoadedModel):
         self._image_token = int(model.config.image_token_id)
         self._processor = processor
         self._before = before
-        self._opening = [*([] if first_token is None else [first_token]), *encode_text(tokenizer, before)]
+        self._first = [] if first_token is None else [first_token]
+        self._opening = [*self._first, *encode_text(tokenizer, before)]
         self._files = files
 
     @abstractmethod
@@ -76,14 +77,23 @@ class TemplatedModel(LoadedModel):
             raise ModelError(f"Expected one image a question, got {len(questions)} and {len(images)}.")
         if not questions:
             raise ModelError("Expected at least one question and image, got none.")
-        pixels = self._pixels(images)
         opening = [*self._opening, *[self._image_token] * self.image_tokens]
         rows = [[*opening, *encode_text(self.tokenizer, self._after(single(question)))] for question in questions]
+        pixels = to_device(self._pixels(images), self.device, self.dtype)
+        return {**self._padded(rows), "pixel_values": pixels}
+
+    def prepare_text(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """Make the input of B questions without an image: the same prompt without image and line break after it."""
+        texts = [self._before + self._after(question).removeprefix("\n") for question in questions]
+        return self._padded([[*self._first, *encode_text(self.tokenizer, text)] for text in texts])
+
+    def _padded(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Return the tokens of the prompts, padded on the left."""
         longest = max(map(len, rows))
         self.check_length(longest, 0)
         ids = torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+        inputs = {"input_ids": ids, "attention_mask": mask}
         return {name: to_device(value, self.device, self.dtype) for name, value in inputs.items()}
 
     def _pixels(self, images: Sequence[VisualInput]) -> Tensor:

@@ -262,6 +262,6 @@ def _sensitivity_rows(
         counts = Counter((result.subject.number, what) for result, what, _ in rows)
         for index, (result, what, values) in enumerate(rows):
             if counts[result.subject.number, what] > 1:
-                more = result.protocol if attribute == "protocol" else result.task.name
+                more = result.task.settings.protocol if attribute == "protocol" else result.task.name
                 rows[index] = (result, f"{what}, {clean(more).replace('_', ' ')}", values)
     return rows

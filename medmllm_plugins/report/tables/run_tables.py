@@ -10,7 +10,7 @@ from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.tables.report_table import Table, Value, read_columns
 from medmllm_plugins.report.templating import texts
 from medmllm_plugins.results.run_reader import RunFolder
-from medmllm_plugins.utils.json_values import clean, mapping, number, whole
+from medmllm_plugins.utils.json_values import number
 
 
 def runs_table(collection: RunCollection) -> Table:
@@ -29,10 +29,10 @@ def _run_row(run: RunFolder, model: str) -> tuple[Value, ...]:
         ", ".join(task.name for task in run.tasks),
         _minute(manifest.started) or None,
         _minute(manifest.finished) or "not finished",
-        cut(run.model.get("fingerprint") or "", 13) or None,
-        number(run.model.get("parameters")),
-        clean(run.model.get("dtype") or "") or None,
-        clean(run.model.get("device") or "") or None,
+        cut(run.model.fingerprint or "", 13) or None,
+        number(run.model.parameters),
+        run.model.dtype or None,
+        run.model.device or None,
         math.fsum(stage.seconds for stage in manifest.stages if known(stage.seconds)),
         max((stage.process_peak_bytes / 1e6 for stage in manifest.stages), default=0) or None,
     )
@@ -44,12 +44,12 @@ def data_table(collection: RunCollection) -> Table:
     for dataset in collection.datasets:
         for result in sorted(dataset.results, key=lambda result: dataset.name not in result.run.folds):
             folds = result.run.folds.get(dataset.name)
-            by_class = mapping(result.metadata.get("counts")).items()
-            counts = folds.counts if folds else {name: _total(classes) for name, classes in by_class}
+            by_class = result.task.entry.counts.items()
+            counts = folds.counts if folds else {name: sum(classes.values()) for name, classes in by_class}
             row: tuple[Value, ...] = (
                 dataset.title,
                 result.fingerprint or None,
-                clean(result.metadata.get("folds_hash") or (folds.digest if folds else "")) or None,
+                result.task.entry.folds_hash or (folds.digest if folds else None),
                 *(counts.get(name) for name in ("train", "validation", "test")),
                 *((folds.groups, folds.divided, folds.exposed) if folds else (None, None, None)),
             )
@@ -61,7 +61,3 @@ def data_table(collection: RunCollection) -> Table:
 def _minute(timestamp: str | None) -> str:
     """Return date, hour and minute of a time stamp."""
     return (timestamp or "").replace("T", " ")[:16]
-
-
-def _total(counts: object) -> int:
-    return sum(whole(count) or 0 for count in mapping(counts).values())
