@@ -209,26 +209,6 @@ def round_weights(name: str, value: Tensor) -> None:
 
 
 @contextmanager
-def permute_gain(norm: nn.Module, seed: int, share: float) -> Iterator[None]:
-    """Exchange a random fraction of a norm's weights among each other.
-
-    Raises:
-        ModelError: the module has no vector of weights.
-    """
-    weight = getattr(norm, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 1:
-        raise ModelError(f"Expected {type(norm).__name__} to be a norm with a vector of weights, got none.")
-    original = weight.detach().clone()
-    try:
-        with torch.no_grad():
-            weight.copy_(original[ring(len(original), share, seed, "gain").to(original.device)])
-        yield
-    finally:
-        with torch.no_grad():
-            weight.copy_(original)
-
-
-@contextmanager
 def scale_steps(block: nn.Module, factor: float) -> Iterator[None]:
     """Multiply what a block adds to its input by a factor; 0 skips the block, whose keys and values are still kept."""
 

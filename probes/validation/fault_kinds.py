@@ -160,15 +160,15 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("llm",),
         {
             "attention_flat": (0.1, 0.03, 0.0, "factor on the attention logits of the LLM"),
-            "attention_sharp": (3.0, 10.0, 30.0, "factor on the attention logits of the LLM"),
-            "rope_base": (0.1, 0.01, 0.001, "factor on the base of the rotary position embeddings"),
-            "llm_blocks_skipped": (1.0, 2.0, 3.0, "first blocks of the LLM skipped"),
+            "attention_sharp": (10.0, 30.0, 100.0, "factor on the attention logits of the LLM"),
+            "rope_base": (1e-2, 1e-3, 1e-6, "factor on the base of the rotary position embeddings"),
+            "llm_blocks_skipped": (2.0, 4.0, 5.0, "first blocks of the LLM skipped"),
             "values_dropped": (0.25, 0.5, 0.75, "fraction of the features of keys and values set to zero"),
-            "llm_noise": (0.1, 0.2, 0.4, "Gaussian noise on all matrices of the LLM, in their standard deviations"),
+            "llm_noise": (0.5, 1.0, 1.5, "Gaussian noise on all matrices of the LLM, in their standard deviations"),
             "llm_low_rank": (
-                0.5,
-                1.0,
                 2.0,
+                5.0,
+                10.0,
                 "random matrix of rank 1 added to each matrix of the LLM, in spectral norms",
             ),
         },
@@ -178,8 +178,8 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("comprehension", "mapping"),
         ("llm", "llm -> answer"),
         {
-            "final_gain_permuted": (0.25, 0.5, 1.0, "fraction of the weights of the LLM's last norm permuted"),
-            "final_signs": (0.1, 0.25, 0.5, "fraction of the features after the last norm whose sign is changed"),
+            "final_permuted": (0.5, 0.8, 1.0, "fraction of the features after the LLM's last norm permuted"),
+            "final_signs": (0.3, 0.5, 0.7, "fraction of the features after the last norm whose sign is changed"),
         },
     ),
     # Held-out faults of form: no rule is tuned on them.
@@ -218,7 +218,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         "held-out form",
         ("comprehension", "mapping"),
         ("llm", "llm -> answer"),
-        {"final_rotated": (0.25, 0.5, 1.0, "fraction of the features after the LLM's last norm rotated")},
+        {"final_rotated": (0.5, 0.8, 1.0, "fraction of the features after the LLM's last norm rotated")},
     ),
     **_kinds(
         "preprocessing",

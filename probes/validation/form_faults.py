@@ -132,10 +132,6 @@ def _damage_llm(sites: FaultSites, fault: Fault) -> Contexts:
     ]
 
 
-def _permute_gain(sites: FaultSites, fault: Fault) -> Contexts:
-    return [edits.permute_gain(sites.llm_norm.module, fault.seed, fault.grade)]
-
-
 def _shift_positions(sites: FaultSites, fault: Fault) -> Contexts:
     batch = sites.batch
     return [batch.shifted_images(module, fault.grade) for module in edits.rotary_modules(sites.loaded)]
@@ -181,7 +177,7 @@ FORM_FAULTS: Final[Mapping[str, Planter]] = {
     "values_rotated": _rotate_values,
     "blocks_swapped": _swap_blocks,
     "steps_scaled": _scale_llm_steps,
-    "final_gain_permuted": _permute_gain,
+    "final_permuted": _final_features(edits.permute_features),
     "final_signs": _final_features(edits.flip_signs),
     "final_rotated": _final_features(edits.rotate),
 }

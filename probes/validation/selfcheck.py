@@ -135,15 +135,10 @@ class FaultBench:
         self._loaded, self._data, self._folder = loaded, data, folder
         self._question: Question = ask("closed_set", data.spec.modality, data.spec.classes)
         self._documents = {document.id: document for document in data.documents}
-<<<<<<< HEAD
         self._image = functools.lru_cache(maxsize=2 * sum(SIZES.values()))(self._draw)
         self._controls: dict[str, Any] = {}
         self._part = functools.lru_cache(maxsize=1)(self._healthy_part)
         self.healthy = self._evaluate(data.documents, (HEALTHY,), folder / "healthy", {})
-=======
-        self._controls: dict[str, Any] = {}
-        self.healthy, self._answers = self._evaluate(data.documents, HEALTHY, folder / "healthy", {})
->>>>>>> main
 
     def trial(self, planned: Planned) -> Trial:
         """Break the model, evaluate and diagnose it, on documents chosen by the seed of the first fault.

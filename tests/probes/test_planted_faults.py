@@ -60,7 +60,7 @@ ELSEWHERE = (
     "attention_windowed",
     "values_rotated",
     "blocks_swapped",
-    "final_gain_permuted",
+    "final_permuted",
 )
 EVERYWHERE = [
     pytest.param(kind, name, marks=[] if kind == "demo" or name in ELSEWHERE else pytest.mark.slow, id=f"{kind}-{name}")
