@@ -15,7 +15,10 @@ from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 SUFFIXES: Final = (PROBES, PROBE_CURVES, PROBE_EFFECTS)
 """Endings of all files that :func:`write_probes` writes."""
 CURVE_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
-EFFECT_COLUMNS: Final = ("mode", "loss", "low", "high", "verdict", "named", "before", "after", "why")
+EFFECT_COLUMNS: Final = (
+    *("mode", "loss", "low", "high", "balanced_loss", "bits_lost", "probability", "verdict", "named"),
+    *("before", "after", "why"),
+)
 
 
 def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]:
@@ -41,7 +44,7 @@ def curve_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the table of curves, with the columns :data:`CURVE_COLUMNS`."""
     for point in analysis.points:
         site = (point.layer, point.part, point.pooling, point.width, point.read)
-        for name in ("accuracy", "balanced", "corrected", "control", "selectivity"):
+        for name in ("accuracy", "balanced", "bits", "corrected", "control", "selectivity"):
             yield (*site, "test", name, *getattr(point, name).to_dict().values())
         for name in ("label_permutation", "label_permutation_high", "p", "p_holm"):
             yield (*site, "test", name, number(getattr(point, name)), None, None)
@@ -54,8 +57,9 @@ def effect_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the table of failure modes, with the columns :data:`EFFECT_COLUMNS`."""
     for effect in analysis.diagnosis.effects:
         named = effect.mode == analysis.diagnosis.named
+        losses = (number(effect.balanced_loss.value), number(effect.bits_lost.value), number(effect.probability))
         sites = (effect.before, effect.after, effect.why)
-        yield (effect.mode, *effect.loss.to_dict().values(), effect.verdict, named, *sites)
+        yield (effect.mode, *effect.loss.to_dict().values(), *losses, effect.verdict, named, *sites)
 
 
 def _lower_case(row: tuple[Any, ...]) -> tuple[Any, ...]:

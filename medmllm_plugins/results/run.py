@@ -130,7 +130,7 @@ class Run:
     def diagnosis(self) -> pd.DataFrame:
         """The four failure modes of each task, a row each."""
         rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in effect_rows(task.probing))
-        return _numeric(_frame("diagnosis", rows), "loss", "low", "high")
+        return _numeric(_frame("diagnosis", rows), "loss", "low", "high", "balanced_loss", "bits_lost", "probability")
 
     @cached_property
     def folds(self) -> pd.DataFrame:
