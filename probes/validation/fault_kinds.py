@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from medmllm_plugins.errors import OptionError, shown
-from medmllm_plugins.results.probe_records import MODES, Mode
+from medmllm_plugins.results.probe_records import MODES, Interface, Mode
 
-Interface: TypeAlias = Literal["image -> vision", "vision -> connector", "connector -> llm", "llm", "llm -> answer"]
-HANDOVER: Final = "unread hand-over"
 Strength: TypeAlias = Literal[1, 2, 3]
 FaultGroup: TypeAlias = Literal["healthy", "destroying", "form", "held-out form", "preprocessing", "harmless"]
 

@@ -44,7 +44,6 @@ from medmllm_plugins.probes.validation.fault_kinds import (
     STRENGTHS,
     Fault,
     FaultGroup,
-    Interface,
     names_of,
 )
 from medmllm_plugins.probes.validation.planted_faults import WORD_FAULTS, class_directions, plant_faults
@@ -54,7 +53,7 @@ from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, Header
-from medmllm_plugins.results.probe_records import MODES, Mode, ProbeAnalysis
+from medmllm_plugins.results.probe_records import MODES, Interface, Mode, ProbeAnalysis
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Number of documents in a trial, by fold."""
@@ -118,7 +117,7 @@ class _Run:
 
     def analyse(self, reference: Reference) -> ProbeAnalysis:
         """Analyse it like any run."""
-        return analyse(self.store, self.outcomes, OPTIONS, reference=reference)
+        return analyse(self.store, self.outcomes, OPTIONS, reference=reference, anchors=self.anchors)
 
 
 class FaultBench:

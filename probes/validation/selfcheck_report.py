@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from medmllm_plugins.probes.validation.fault_kinds import HANDOVER, Fault, FaultGroup, Interface
-from medmllm_plugins.results.probe_records import Diagnosis, Mode, ProbeAnalysis
+from medmllm_plugins.probes.validation.fault_kinds import Fault, FaultGroup
+from medmllm_plugins.results.probe_records import HANDOVER, Diagnosis, Interface, Mode, ProbeAnalysis
 from medmllm_plugins.utils.plain_text import text_table
 
 TrialGroup: TypeAlias = Literal[
@@ -84,7 +84,7 @@ def judge(modes: Collection[Mode], interfaces: Collection[Interface], diagnosis:
         supported = {effect.mode for effect in diagnosis.supported}
         return "correct" if len(modes) > 1 and supported and supported <= set(modes) else "undecided"
     if named == HANDOVER:
-        return "correct" if set(interfaces) & set(getattr(diagnosis, "candidates", ())) else "wrong"
+        return "correct" if set(interfaces) & set(diagnosis.candidates) else "wrong"
     return "correct" if named in modes else "wrong"
 
 
