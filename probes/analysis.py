@@ -52,6 +52,7 @@ from medmllm_plugins.probes.mapping import semantic_mapping
 from medmllm_plugins.probes.output_recalibration import Recalibrations, ScoredFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
+from medmllm_plugins.probes.shortcuts import shortcut_report
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
@@ -101,6 +102,7 @@ def analyse(
         build_chain(labelled, fits, classifiers, with_reference=with_reference, seed=options.seed)
         for with_reference in (True, False)
     ]
+    shortcuts = shortcut_report(store, labelled, seed=options.seed)
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,
@@ -108,7 +110,7 @@ def analyse(
         unparsed_if_scored=unparsed_if_scored(answers, labelled.of("test"), scores.test),
         score_variation=score_variation(scores.test),
         answers_know_something=chains[0].answer_p <= LEVEL,
-        folds_differ=False,
+        folds_differ=shortcuts.folds_differ,
     )
     best, tied = _best_point(points, fitted, labelled)
     analysis = ProbeAnalysis(
@@ -132,7 +134,8 @@ def analyse(
         diagnosis=diagnose(chains[0], circumstances),
         diagnosis_without_reference=diagnose(chains[1], circumstances),
         control_types=fitted.types,
-        warnings=_warnings(labelled, fitted, points, options),
+        shortcuts=shortcuts,
+        warnings=(*_warnings(labelled, fitted, points, options), *shortcuts.warnings),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
     return replace(analysis, headline=headline(analysis))
@@ -239,12 +242,6 @@ def _warnings(
         warnings.append(
             f"Only {fitted.types} types of images occur in every fold, for {len(labelled.labels)} classes, so the "
             "control task is easier than the real one."
-        )
-    narrow = sorted({point.width for point in points if point.part != CONTROL and point.width < options.width})
-    if narrow:
-        warnings.append(
-            f"Layers with fewer than {options.width} features (down to {narrow[0]}) are not projected, so not all "
-            "layers have the same width."
         )
     if shared := count_shared_groups(labelled):
         warnings.append(

@@ -16,6 +16,7 @@ from medmllm_plugins.results.probe_records import (
     Effect,
     ProbeAnalysis,
 )
+from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.plain_text import text_table
 
 
@@ -85,6 +86,7 @@ def render(analysis: ProbeAnalysis) -> str:
         f"  Semantic mapping: {'cannot tell' if analysis.mapping is None else analysis.mapping.kind}",
         "",
         *_curves(analysis),
+        *_shortcuts(analysis.shortcuts),
     ]
     lines += _repeats(analysis)
     lines += [f"  Warning: {warning}" for warning in analysis.warnings]
@@ -122,6 +124,18 @@ def _curves(analysis: ProbeAnalysis) -> list[str]:
             )
         )
     return [*_table(rows), f"  chance {_percent(analysis.chance)}%, most common class {_percent(analysis.majority)}%"]
+
+
+def _shortcuts(report: ShortcutReport | None) -> list[str]:
+    """Show what each set of features tells of class and fold."""
+    if report is None:
+        return []
+    rows = [("shortcuts", "class, within train (%)", "class, train to test (%)", "train against test (AUROC)")]
+    rows += [
+        (check.layer, _percent(check.within_train.value), _percent(check.to_test.value), f"{check.shift:.2f}")
+        for check in report.checks
+    ]
+    return ["", *_table(rows)]
 
 
 def _repeats(analysis: ProbeAnalysis) -> list[str]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +38,10 @@ LAST_LAYER = "llm.norm"
 _IMAGE_WIDTH = 64
 """Dimensions that images are projected to before they are divided into types."""
 _MAX_SPREAD = 10.0
-"""Before a random projection, no feature may vary more than this many times as much as the median feature."""
+"""No feature enters a probe with more than this many times the standard deviation of the median feature."""
 BLOCK_BYTES = 64 * 2**20
 """Bytes of features in memory at a time; at least one layer."""
 
-_Matrix: TypeAlias = npt.NDArray[np.float32] | None
 _Fitted = TypeVar("_Fitted")
 
 
@@ -120,7 +119,7 @@ def select_sites(store: FeatureStore, options: Options) -> tuple[Site, ...]:
         raise OptionError(f"Expected argument `layers` to be among {[layer.name for layer in layers]}, got {unknown}.")
     needed = stage_ends(layers)
     return tuple(
-        Site(layer.name, layer.part, pooling, min(width, options.width or width), layer.read)
+        Site(layer.name, layer.part, pooling, options.width or width, layer.read)
         for layer in layers
         for pooling, width in zip(layer.poolings, layer.widths, strict=True)
         if (layer.name, pooling) in needed
@@ -260,15 +259,16 @@ class _BlockFeatures:
         options: Options,
         device: torch.device,
     ) -> None:
-        self._store, self._labelled, self._options, self._device = store, labelled, options, device
-        train = labelled.rows["train"]
-        self._sites = [(site, _projection(store, site, train, options)) for site in sites]
+        self._store, self._sites, self._labelled, self._options, self._device = store, sites, labelled, options, device
+        train = [store.features(site.layer, site.pooling, labelled.rows["train"]) for site in sites]
+        self._transforms = [_transform(features, options) for features in train]
+        self._train = self._transformed(train)
 
     def probe_data(self, train_labels: Ints, validation_labels: Ints, *, control_tasks: int) -> ProbeData:
         """Return the features of the train and validation folds, with label sets (P, N) and (P, V)."""
         rows = self._labelled.rows
         return ProbeData(
-            train=self._read(rows["train"]),
+            train=self._train,
             validation=self._read(rows["validation"]),
             train_labels=torch.from_numpy(train_labels).to(self._device),
             validation_labels=torch.from_numpy(validation_labels).to(self._device),
@@ -281,13 +281,17 @@ class _BlockFeatures:
     def test(self) -> Iterator[Tensor]:
         """Yield the features of the test fold in parts (L, T, D), because it may be far larger than the others."""
         rows = self._labelled.rows["test"]
-        at_once = max(1, BLOCK_BYTES // (4 * len(self._sites) * self._sites[0][0].width))
+        at_once = max(1, BLOCK_BYTES // (4 * len(self._sites) * self._sites[0].width))
         for start in range(0, len(rows), at_once):
             yield self._read(rows[start : start + at_once])
 
     def _read(self, rows: Ints) -> Tensor:
-        features = [_features(self._store, site, rows, matrix) for site, matrix in self._sites]
-        return torch.from_numpy(np.stack(features)).to(self._device)
+        return self._transformed([self._store.features(site.layer, site.pooling, rows) for site in self._sites])
+
+    def _transformed(self, features: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+        pairs = zip(features, self._transforms, strict=True)
+        transformed = [rows * matrix if matrix.ndim == 1 else rows @ matrix for rows, matrix in pairs]
+        return torch.from_numpy(np.stack(transformed)).to(self._device)
 
 
 class FittedBlock(Generic[_Fitted]):
@@ -420,25 +424,24 @@ def _blocks(sites: Sequence[Site], labelled: LabelledFeatures) -> Iterator[list[
             yield indices[start : start + size]
 
 
-def _projection(store: FeatureStore, site: Site, train: Ints, options: Options) -> _Matrix:
-    """Return the random matrix, (D, d), that projects a wide layer; ``None`` for a layer that is used as it is.
+def _transform(train: npt.NDArray[np.float32], options: Options) -> npt.NDArray[np.float32]:
+    """Return factors (D,) of the features, or a random matrix (D, width) that projects them, for train rows (N, D).
 
     A few features of large models vary a thousand times as much as all others and would dominate every sum, so they are
     limited to :data:`_MAX_SPREAD` times the median. Otherwise nothing is standardised, because features that hardly
     vary are mostly noise.
     """
-    layer = store.layer(site.layer)
-    width = layer.widths[layer.poolings.index(site.pooling)]
-    if width <= site.width:
-        return None
-    # One projection for all layers of a width, so that they do not differ in the projection.
-    generator = np.random.default_rng((options.seed, width))
-    matrix = generator.standard_normal((width, site.width), dtype=np.float32) / np.float32(np.sqrt(site.width))
-    spread = _spread(store.features(site.layer, site.pooling, train))
+    spread = _spread(train)
     limit = _MAX_SPREAD * float(np.median(spread))
+    factors = np.ones(len(spread), dtype=np.float32)
     if limit > 0:
-        matrix *= np.minimum(1.0, limit / np.maximum(spread, limit))[:, None].astype(np.float32)
-    return matrix
+        factors = np.minimum(1.0, limit / np.maximum(spread, limit)).astype(np.float32)
+    if not options.width:
+        return factors
+    # One projection for all layers of a width, so that they do not differ in the projection.
+    generator = np.random.default_rng((options.seed, len(factors)))
+    matrix = generator.standard_normal((len(factors), options.width), dtype=np.float32)
+    return matrix / np.float32(np.sqrt(options.width)) * factors[:, None]
 
 
 def _spread(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -448,8 +451,3 @@ def _spread(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         total += ((features[start : start + 1000] - mean) ** 2).sum(0)
     deviations: npt.NDArray[np.float64] = np.sqrt(total / len(features))
     return deviations
-
-
-def _features(store: FeatureStore, site: Site, rows: Ints, matrix: _Matrix) -> npt.NDArray[np.float32]:
-    features = store.features(site.layer, site.pooling, rows)
-    return features if matrix is None else features @ matrix

@@ -1,7 +1,7 @@
 """Many multinomial logistic regressions at once: all layers, label sets and L2 strengths in a few matrix products.
 
-The objective of every problem is scikit-learn's ``LogisticRegression(C=...)`` after its ``StandardScaler``: the sum of
-log losses times C, plus half of the squared weights, with free intercepts. Two facts make many of them cheap. The
+The objective of every problem is scikit-learn's ``LogisticRegression(C=...)`` on the scaled rows: the sum of log
+losses times C, plus half of the squared weights, with free intercepts. Two facts make many of them cheap. The
 solution lies in the span of the train rows, so with N rows of D > N features the fit moves to N coordinates, once for
 each layer, and the penalty stays what it is. And in coordinates along the principal axes the curvature of the loss is
 nearly diagonal, whatever the labels, so one diagonal preconditioner serves each problem and conjugate gradients need
@@ -24,11 +24,10 @@ from torch import Tensor
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.probes.row_space import RowSpace, device_kind
 
-STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse strengths of the penalty, scikit-learn's ``C`` on standardised features, from stiff to free.
+STRENGTHS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+"""Inverse strengths of the penalty, scikit-learn's ``C`` on rows of squared norm 1 on average, from stiff to free.
 
-With some thousand features the sum of squares over a row is in the thousands, so the useful range lies far below
-scikit-learn's default of 1, which is the free end here: it separates the train rows almost perfectly.
+The stiff end is close to the class frequencies, the free end separates most train folds perfectly.
 """
 
 _ABSENT = -50.0
@@ -44,8 +43,8 @@ _OPEN_FRACTION = 0.75
 """Finished problems are dropped once the layer with most open ones has at most this fraction of its problems left."""
 _MIN_CURVATURE = 1e-6
 """Least mean curvature that the preconditioner reckons with."""
-_MIN_OBJECTIVE = 1e-12
-"""Objective below which there is nothing to gain: all rows are of one class."""
+_MIN_OBJECTIVE = 1e-3
+"""Least objective in nats a row to which the norm is relative; of a smaller one, float32 has too few digits."""
 _TINY = 1e-30
 """In place of a divisor of zero."""
 
@@ -115,13 +114,13 @@ def solve(
 ) -> Solution:
     """Fit multinomial logistic regressions for all layers, label sets and strengths.
 
-    Each equals scikit-learn's ``LogisticRegression(C=strength)`` on the standardised rows: with the classes that occur
-    in its labels, and with one weight vector where these are two. A class that does not occur gets a probability near
-    zero; where only one occurs it is always predicted.
+    Each equals scikit-learn's ``LogisticRegression(C=strength)`` on the centred and scaled rows: with the classes that
+    occur in its labels, and with one weight vector where these are two. A class that does not occur gets a probability
+    near zero; where only one occurs it is always predicted.
 
     The norm that decides when to stop is that of the gradient g in the metric of the mean curvature M, relative to the
-    objective F: sqrt(g^T M^-1 g / F). Half of its square is about the share of the objective that is still to be
-    gained, so the default of 1e-4 leaves about 1e-8 of it.
+    objective F, or to a thousandth of a nat a row if that is more: sqrt(g^T M^-1 g / F). Half of its square is about
+    the share of the objective that is still to be gained, so the default of 1e-4 leaves about 1e-8 of it.
 
     Args:
         space: the layers.
@@ -348,7 +347,7 @@ def _evaluate(train: Tensor, squares: Tensor, state: _State) -> tuple[_State, Te
     square = _dot(gradient, scaled) + (intercept_gradient * scaled_intercept_gradient).sum(-1)
     loss = -_weighted(state.probability.gather(2, state.target).clamp_min(_TINY).log(), state).sum((2, 3))
     objective = loss + state.penalty * _dot(state.weights, state.weights) / 2
-    norm = (square / objective.clamp_min(_MIN_OBJECTIVE)).sqrt()
+    norm = (square / objective.maximum(_MIN_OBJECTIVE * state.total)).sqrt()
     return replace(state, norm=norm), scaled, scaled_intercept_gradient, gradient, intercept_gradient, square
 
 

@@ -22,12 +22,13 @@ class Options:
     Attributes:
         protocol: ``"linear"``, multinomial logistic regression with the strength chosen on the validation fold;
             ``"paper"``, the two-layer MLP of arXiv:2604.08333; or the name of a plugin's probe.
-        strengths: grid of inverse L2 strengths, scikit-learn's ``C``; used by the linear protocol.
+        strengths: grid of inverse L2 strengths, scikit-learn's ``C`` for rows of squared norm 1 on average; used by the
+            linear protocol.
         poolings: which poolings to fit; empty for all in the store.
         layers: which layers to fit; empty for all in the store. The layers that the diagnosis needs and the control
             features are always fitted.
-        width: project the features of wider layers at random to this many dimensions, so that layers of different
-            width compare at equal capacity; 0 for no projection.
+        width: project the features of every layer at random to this many dimensions, so that a probe that depends on
+            the number of features has the same at each; the linear probe does not. 0 for no projection.
         permutations: number of refits on permuted labels; 0 for none.
         controls: number of control tasks; 0 for none.
         repeats: number of further random divisions into folds on which the curves are fitted again.

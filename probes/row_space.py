@@ -1,4 +1,4 @@
-"""Features of several layers, standardised and rotated to their principal axes, so that many fits share the work."""
+"""Features of several layers, scaled and rotated to their principal axes, so that many fits share the work."""
 
 from __future__ import annotations
 
@@ -40,15 +40,19 @@ def standardise(train: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor, Tenso
 class RowSpace:
     """Train features of several layers in coordinates along their principal axes.
 
-    Features are standardised per layer with the statistics of the train rows; a constant feature has scale 1 and
-    contributes nothing. With fewer rows than features the axes come from the N x N matrix of inner products, else from
-    the D x D one. Either is made and decomposed in float64: in float32 its rounding would exceed weak penalties.
+    Features are centred and divided by one number for each layer, so that the squared norm of a train row is 1 on
+    average. The coordinates, and all that is fitted on them, then depend only on inner products of the rows: a layer
+    has the same probe after a rotation, a change of scale, or a projection into more dimensions that keeps distances.
+    A layer of constant features has the scale 1.
+
+    With fewer rows than features the axes come from the N x N matrix of inner products, else from the D x D one. Either
+    is made and decomposed in float64: in float32 its rounding would exceed weak penalties.
 
     Attributes:
         mean: (L, D) float32, subtracted from features.
         basis: (L, D, r) float32, from centred features to coordinates, r = min(N, D); zero for axes left out.
         train: (L, N, r) float32, Z, the coordinates of the train rows. Z^T Z is diagonal.
-        squares: (L, r) float32, that diagonal, descending.
+        squares: (L, r) float32, that diagonal, descending; its sum is N.
     """
 
     mean: Tensor
@@ -57,7 +61,7 @@ class RowSpace:
     squares: Tensor
 
     def __init__(self, train: Tensor) -> None:
-        """Standardise and decompose.
+        """Centre, scale and decompose.
 
         Args:
             train: (L, N, D) float32 features of L layers of one width.
@@ -78,7 +82,13 @@ class RowSpace:
             self._decompose(train, slice(start, start + at_once))
 
     def _decompose(self, train: Tensor, at: slice) -> None:
-        mean, scale, exact = standardise(train[at], first=at.start)
+        exact = train[at].double()
+        scale = exact.var(1, correction=0).sum(-1).sqrt()[:, None, None]
+        if not bool(scale.isfinite().all()):
+            raise DataError(not_finite(train[at], first=at.start))
+        scale[scale == 0] = 1
+        self.mean[at] = exact.mean(1)
+        exact = (exact - self.mean[at, None].double()) / scale
         rows = exact.float()
         if exact.shape[1] < exact.shape[2]:
             squares, axes = torch.linalg.eigh(exact @ exact.mT)
@@ -94,12 +104,11 @@ class RowSpace:
         else:
             basis = (axes * used[:, None]).float()
             self.train[at] = rows @ basis
-        self.mean[at] = mean
-        self.basis[at] = basis / scale[..., None]
+        self.basis[at] = basis / scale
         self.squares[at] = squares
 
     def coordinates(self, features: Tensor) -> Tensor:
-        """Bring (L, M, D) further rows into the (L, M, r) coordinates of the train rows, with the same standardisation.
+        """Bring (L, M, D) further rows into the (L, M, r) coordinates, with the centre and scale of the train rows.
 
         Features and coordinates are float32 on the device of the train rows. What lies outside of the span of
         the train rows is lost, as it has no weight.

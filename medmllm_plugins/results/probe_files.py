@@ -15,6 +15,7 @@ from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 SUFFIXES: Final = (PROBES, PROBE_CURVES, PROBE_EFFECTS)
 """Endings of all files that :func:`write_probes` writes."""
 CURVE_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "metric", "value", "low", "high")
+SHORTCUT_COLUMNS: Final = ("kind", "name", "pooling", "value", "metric", "figure", "low", "high")
 EFFECT_COLUMNS: Final = (
     *("mode", "loss", "low", "high", "balanced_loss", "bits_lost", "probability", "verdict", "named"),
     *("before", "after", "why"),
@@ -60,6 +61,19 @@ def effect_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
         losses = (number(effect.balanced_loss.value), number(effect.bits_lost.value), number(effect.probability))
         sites = (effect.before, effect.after, effect.why)
         yield (effect.mode, *effect.loss.to_dict().values(), *losses, effect.verdict, named, *sites)
+
+
+def shortcut_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the table of shortcuts and nuisance, with the columns :data:`SHORTCUT_COLUMNS`."""
+    report = analysis.shortcuts
+    if report is None:
+        return
+    for check in report.checks:
+        site = ("features", check.layer, check.pooling, None)
+        for name in ("within_train", "to_test", "drop"):
+            yield (*site, name, *getattr(check, name).to_dict().values())
+        for name in ("shift", "p_within_train", "p_to_test", "p_drop", "p_shift"):
+            yield (*site, name, number(getattr(check, name)), None, None)
 
 
 def _lower_case(row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.manifest import ProbeEntry
+from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
 Mode: TypeAlias = Literal["vision", "connector", "comprehension", "mapping"]
@@ -347,6 +348,7 @@ class ProbeAnalysis(VersionedRecord):
         anchors: answers to the anchors; ``null`` where none were asked.
         points: the layer curves, control features included.
         control_types: number of types in the control task.
+        shortcuts: shortcuts and nuisance; its warnings are among ``warnings`` too.
         warnings: what limits these results.
         seconds: wall time by step.
     """
@@ -374,6 +376,7 @@ class ProbeAnalysis(VersionedRecord):
     anchors: Anchors | None = None
     points: tuple[ProbePoint, ...]
     control_types: int
+    shortcuts: ShortcutReport | None = None
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -416,6 +419,7 @@ class ProbeAnalysis(VersionedRecord):
             named=self.diagnosis.named,
             verdicts={effect.mode: effect.verdict for effect in self.diagnosis.effects},
             best=f"{self.best.layer} ({self.best.pooling})",
+            anchors={} if self.anchors is None else {"text": self.anchors.text, "positive": self.anchors.positive},
             printed={name: value for name, value in self.printed_metrics().items() if value is not None},
             seconds=self.seconds,
             warnings=self.warnings,

@@ -329,4 +329,4 @@ def test_warnings_reach_the_analysis(make_store: Callable[..., Any]) -> None:
     with plugin_with("unconverged"):
         analysis: ProbeAnalysis = analyse(store, outcomes, Options(protocol="unconverged", permutations=1, controls=1))
     (warning,) = analysis.warnings
-    assert warning.startswith("36 fits raised warnings. The most common (") and "ConvergenceWarning" in warning
+    assert warning.startswith("45 fits raised warnings. The most common (") and "ConvergenceWarning" in warning
