@@ -47,8 +47,9 @@ from medmllm_plugins.probes.validation.fault_kinds import (
     names_of,
 )
 from medmllm_plugins.probes.validation.planted_faults import WORD_FAULTS, class_directions, plant_faults
-from medmllm_plugins.probes.validation.selfcheck_report import Report, Trial, group_of, judge, judge_faults
+from medmllm_plugins.probes.validation.selfcheck_report import Judgement, Report, Trial, group_of, judge, judge_faults
 from medmllm_plugins.probes.validation.simulated_stages import Answers, SimulatedStages, Variant, diagnose_simulated
+from medmllm_plugins.probes.validation.tagged_images import tagged
 from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
 from medmllm_plugins.results.anchor_records import Anchors
@@ -70,8 +71,16 @@ WIDTHS: Final = ((96, 1024, 2048), (96, 2048, 1024), (1024, 1024, 96), (768, 96,
 BLANK: Final = Image.new("RGB", (64, 64), (128, 128, 128))
 
 
-Planned: TypeAlias = tuple[Fault, ...] | SimulatedStages
-"""What a trial is about: faults of a model, none of them if it is healthy, or stages that lose nothing."""
+@dataclass(frozen=True, slots=True)
+class TaggedImages:
+    """Images with a corner tag that tells the class, see :mod:`medmllm_plugins.probes.validation.tagged_images`."""
+
+    folds: tuple[Fold, ...]
+    seed: int
+
+
+Planned: TypeAlias = tuple[Fault, ...] | SimulatedStages | TaggedImages
+"""What a trial is about: faults of a model, stages that lose nothing, or images with a shortcut."""
 
 
 def trials_for_seed(seed: int) -> list[Planned]:
@@ -91,7 +100,8 @@ def trials_for_seed(seed: int) -> list[Planned]:
     for number in range(PAIRS_PER_SEED):
         pair = PAIRS[(PAIRS_PER_SEED * seed + number) % len(PAIRS)]
         planned.append(tuple(Fault(name, CLEAR_STRENGTHS[seed % 2], seed) for name in pair))
-    return planned + list(lossless_stages(seed))
+    tagged_folds: tuple[Fold, ...] = FOLDS if seed % 2 == 0 else ("train",)
+    return [*planned, *lossless_stages(seed), TaggedImages(tagged_folds, seed)]
 
 
 def lossless_stages(seed: int) -> tuple[SimulatedStages, ...]:
@@ -134,7 +144,7 @@ class FaultBench:
         self._loaded, self._data, self._folder = loaded, data, folder
         self._question: Question = ask("closed_set", data.spec.modality, data.spec.classes)
         self._documents = {document.id: document for document in data.documents}
-        self._image = functools.lru_cache(maxsize=2 * sum(SIZES.values()))(self._draw)
+        self._image: Callable[[str], Any] = functools.lru_cache(maxsize=2 * sum(SIZES.values()))(self._draw)
         self._controls: dict[str, Any] = {}
         self._part = functools.lru_cache(maxsize=1)(self._healthy_part)
         self.healthy = self._evaluate(data.documents, (HEALTHY,), folder / "healthy", {})
@@ -148,6 +158,8 @@ class FaultBench:
         began = time.perf_counter()
         if isinstance(planned, SimulatedStages):
             return simulated_trial(planned)
+        if isinstance(planned, TaggedImages):
+            return self._tagged_trial(planned)
         healthy, reference = self._part(planned[0].seed)
         if planned[0].name == HEALTHY_KIND:
             analysis = healthy.analyse(reference)
@@ -165,6 +177,28 @@ class FaultBench:
             faults=planned,
             judgement=judge_faults(planned, analysis.diagnosis),
             judgement_without_reference=judge_faults(planned, analysis.diagnosis_without_reference),
+            analysis=analysis,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _tagged_trial(self, planned: TaggedImages) -> Trial:
+        """Analyse the healthy model on images with a shortcut, of which the analysis must warn."""
+        began = time.perf_counter()
+        healthy, reference = self._part(planned.seed)
+        bench = copy.copy(self)
+        bench._data, bench._controls = tagged(self._data, planned.folds, seed=planned.seed), {}
+        bench._image = bench._draw
+        documents = [self._documents[str(name)] for name in healthy.store.index["document"]]
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            analysis = bench._evaluate(documents, (HEALTHY,), Path(folder), {}).analyse(reference)
+        warned = analysis.shortcuts is not None and bool(analysis.shortcuts.warnings)
+        judgement: Judgement = "correct" if warned else "wrong"
+        return Trial(
+            name=f"tag in {' and '.join(planned.folds)}",
+            group="tagged",
+            seed=planned.seed,
+            judgement=judgement,
+            judgement_without_reference=judgement,
             analysis=analysis,
             seconds=time.perf_counter() - began,
         )

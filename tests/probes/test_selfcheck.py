@@ -25,7 +25,13 @@ from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.probes.validation import selfcheck
 from medmllm_plugins.probes.validation.fault_kinds import HEALTHY, KINDS, PAIRS, STRENGTHS, Fault, names_of
-from medmllm_plugins.probes.validation.selfcheck import FaultBench, Planned, simulated_trial, trials_for_seed
+from medmllm_plugins.probes.validation.selfcheck import (
+    FaultBench,
+    Planned,
+    TaggedImages,
+    simulated_trial,
+    trials_for_seed,
+)
 from medmllm_plugins.probes.validation.selfcheck_report import (
     LIMITS,
     Judgement,
@@ -72,7 +78,7 @@ def test_a_seed_tries_every_mode_at_every_strength_and_every_group() -> None:
     for seed in range(3):
         planned = trials_for_seed(seed)
         assert planned[0] == (replace(HEALTHY, seed=seed),)
-        faults = [faults for faults in planned if not isinstance(faults, SimulatedStages)]
+        faults = [faults for faults in planned if isinstance(faults, tuple)]
         assert {fault.seed for some in faults for fault in some} == {seed}
         destroying = [fault for some in faults if len(some) == 1 for fault in some if fault.kind.group == "destroying"]
         assert Counter((fault.kind.modes[0], fault.strength) for fault in destroying) == Counter(
@@ -80,11 +86,12 @@ def test_a_seed_tries_every_mode_at_every_strength_and_every_group() -> None:
         )
         groups = {group_of(some) for some in faults}
         assert groups | {"lossless", "tagged"} == set(get_args(TrialGroup))
-        assert sum(isinstance(stages, SimulatedStages) for stages in planned) == 3
+        kinds = [type(some) for some in planned]
+        assert kinds.count(SimulatedStages) == 3 and kinds.count(TaggedImages) == 1
 
 
 def test_twenty_seeds_try_every_kind_and_every_pair() -> None:
-    faults = [some for seed in range(20) for some in trials_for_seed(seed) if not isinstance(some, SimulatedStages)]
+    faults = [some for seed in range(20) for some in trials_for_seed(seed) if isinstance(some, tuple)]
     single = {(some[0].name, some[0].strength) for some in faults if len(some) == 1}
     assert {name for name, _ in single} == set(KINDS)
     for group in ("form", "held-out form"):
@@ -248,6 +255,15 @@ def test_faults_of_the_words_leave_the_features_and_change_the_answers(trial_of:
     assert healthy.anchors is not None and broken.anchors is not None and broken.anchors != healthy.anchors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folds", [FOLDS, ("train",)])
+def test_a_tag_that_tells_the_class_is_warned_of(bench: FaultBench, folds: tuple[Any, ...]) -> None:
+    trial = bench.trial(TaggedImages(folds, 0))
+    assert trial.judgement == "correct" and trial.group == "tagged", trial.to_dict()
+    healthy = bench.trial((HEALTHY,)).analysis.shortcuts
+    assert healthy is not None and not healthy.warnings
+
+
 def test_a_seed_gives_the_same_again(bench: FaultBench, trial_of: Callable[[Planned], Trial]) -> None:
     planned = (Fault("labels_permuted", 3),)
     again, first = bench.trial(planned).to_dict(), trial_of(planned).to_dict()
@@ -306,4 +322,4 @@ def test_the_command_prints_and_its_status_is_the_verdict(
 def test_the_demo_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selfcheck", "--seeds", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["passed"] and set(record["groups"]) == set(get_args(TrialGroup)) - {"tagged"}
+    assert record["passed"] and set(record["groups"]) == set(get_args(TrialGroup))
