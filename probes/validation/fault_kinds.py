@@ -157,7 +157,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("comprehension",),
         ("llm",),
         {
-            "attention_flat": (0.1, 0.03, 0.0, "factor on the attention logits of the LLM"),
+            "attention_flat": (0.1, 0.03, 0.01, "factor on the attention logits of the LLM"),
             "attention_sharp": (10.0, 30.0, 100.0, "factor on the attention logits of the LLM"),
             "rope_base": (1e-2, 1e-3, 1e-6, "factor on the base of the rotary position embeddings"),
             "llm_blocks_skipped": (2.0, 4.0, 5.0, "first blocks of the LLM skipped"),
@@ -229,7 +229,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "image_window": (0.8, 0.5, 0.3, "share of the grey levels that a window in the middle keeps"),
             "image_cropped": (0.75, 0.5, 0.35, "share of the side that is kept around the centre, enlarged again"),
             "image_negative": (0.6, 0.8, 1.0, "weight of the negative"),
-            "image_normalised_twice": (0.7, 0.5, 0.3, "standard deviation of the second normalisation around its mean"),
+            "image_mean_twice": (0.15, 0.3, 0.5, "grey level subtracted, as a mean is that is subtracted twice"),
             "image_one_channel": (0.5, 0.2, 0.0, "factor on green and blue"),
             "image_rotated": (15.0, 45.0, 90.0, "degrees"),
             "image_tiled": (2.0, 3.0, 4.0, "copies of the image along each side"),

@@ -70,7 +70,7 @@ IMAGE_EDITS: Final[Mapping[str, Callable[[Image.Image, float, int], Image.Image]
     "image_flat": _of_levels(lambda levels, factor, _: 0.5 + (levels - 0.5) * factor),
     "image_window": _of_levels(lambda levels, share, _: (levels - 0.5) / share + 0.5),
     "image_negative": _of_levels(lambda levels, weight, _: (1 - weight) * levels + weight * (1 - levels)),
-    "image_normalised_twice": _of_levels(lambda levels, deviation, _: (levels - 0.5) / deviation),
+    "image_mean_twice": _of_levels(lambda levels, mean, _: levels - mean),
     "image_one_channel": _of_levels(lambda levels, factor, _: levels * np.array([1.0, factor, factor])),
     "image_noise": _of_levels(
         lambda levels, grey, seed: (

@@ -242,7 +242,11 @@ def test_no_model_is_diagnosed_wrongly_and_nothing_is_left_of_a_fault(
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in demo.model.modules()]
     trial = trial_of(planned)
     assert trial.judgement != "wrong" and trial.judgement_without_reference != "wrong", trial.to_dict()
-    assert trial.judgement == "correct" or trial.group != "destroying", trial.to_dict()
+    anchors = trial.analysis.anchors
+    # The words are named only if findings in words are answered, or if their answers are renamed in the same way.
+    spoken = anchors is not None and anchors.text == "answered"
+    must_be_named = trial.group == "destroying" and (spoken or trial.faults[0].name != "labels_permuted")
+    assert trial.judgement == "correct" or not must_be_named, trial.to_dict()
     assert all(torch.equal(value, before[name]) for name, value in demo.model.state_dict().items())
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in demo.model.modules()]
 
