@@ -8,8 +8,54 @@ from collections.abc import Sequence
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.fitting import LAST_LAYER
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
-from medmllm_plugins.results.probe_records import MODULES, TITLES, ProbeAnalysis
+from medmllm_plugins.results.probe_records import (
+    CONCLUSION_TITLES,
+    HANDOVER,
+    MODULES,
+    TITLES,
+    Effect,
+    ProbeAnalysis,
+)
+from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.plain_text import text_table
+
+
+def headline(analysis: ProbeAnalysis) -> str:
+    """Return the result in a few sentences."""
+    diagnosis, best = analysis.diagnosis, analysis.best
+    sentences = [
+        f"Answers {analysis.answer.percent()}, best probe {best.accuracy.percent()} at {best.layer} ({best.pooling})."
+    ]
+    supported, named = diagnosis.supported, diagnosis.named
+    if named == HANDOVER:
+        sentences.append(
+            f"The class can be read up to {diagnosis.readable_until}, and nothing after it uses it ({HANDOVER}). "
+            f"Interfaces that may be at fault: {', '.join(diagnosis.candidates)}."
+        )
+    elif named is not None:
+        sentences.append(f"{CONCLUSION_TITLES[named].capitalize()} ({named}): {diagnosis.of(named).why}")
+    elif len(supported) > 1:
+        sentences.append(
+            f"Several stages lose accuracy: {_format_losses(supported)}. No single one is the cause for certain."
+        )
+    elif supported:
+        sentences.append(f"Accuracy is lost, but the cause is not certain: {_format_losses(supported)}.")
+    else:
+        sentences.append("No failure mode is supported.")
+    sentences += diagnosis.reasons
+    others = [
+        effect for effect in supported if effect.mode != named and not (named == HANDOVER and effect.mode == "mapping")
+    ]
+    if named is not None and others:
+        sentences.append(f"Also supported: {_format_losses(others)}.")
+    if diagnosis.undecided:
+        sentences.append(f"Undecided: {', '.join(diagnosis.undecided)}.")
+    return " ".join(sentences)
+
+
+def _format_losses(effects: Sequence[Effect]) -> str:
+    """Return text such as "connector (7.1 points), mapping (53.0 points)"."""
+    return ", ".join(f"{effect.mode} ({100 * effect.loss.value:.1f} points)" for effect in effects)
 
 
 def render(analysis: ProbeAnalysis) -> str:
@@ -20,12 +66,14 @@ def render(analysis: ProbeAnalysis) -> str:
         f"  {analysis.headline}",
         "",
         *_table(
-            [("failure mode", "lost (points)", "95% CI", "verdict", "from", "to")]
+            [("failure mode", "lost (points)", "95% CI", "bits", "P(loses most)", "verdict", "from", "to")]
             + [
                 (
                     f"{effect.mode} ({TITLES[effect.mode]})",
                     _percent(effect.loss.value, signed=True),
                     _interval(effect.loss, signed=True),
+                    _bits(effect.bits_lost),
+                    "-" if math.isnan(effect.probability) else f"{effect.probability:.2f}",
                     effect.verdict,
                     effect.before,
                     effect.after,
@@ -38,6 +86,7 @@ def render(analysis: ProbeAnalysis) -> str:
         f"  Semantic mapping: {'cannot tell' if analysis.mapping is None else analysis.mapping.kind}",
         "",
         *_curves(analysis),
+        *_shortcuts(analysis.shortcuts),
     ]
     lines += _repeats(analysis)
     lines += [f"  Warning: {warning}" for warning in analysis.warnings]
@@ -56,7 +105,8 @@ def _profile(analysis: ProbeAnalysis) -> str:
 
 
 def _curves(analysis: ProbeAnalysis) -> list[str]:
-    rows = [("layer", "pooling", "accuracy (%)", "95% CI", "control task", "permuted labels", "p (Holm)", "")]
+    header = ("layer", "pooling", "accuracy (%)", "95% CI", "balanced", "bits", "control task", "permuted labels")
+    rows = [(*header, "p (Holm)", "")]
     for point in analysis.points:
         note = "" if point.read else "never read"
         rows.append(
@@ -65,6 +115,8 @@ def _curves(analysis: ProbeAnalysis) -> list[str]:
                 point.pooling,
                 _percent(point.accuracy.value),
                 _interval(point.accuracy),
+                _percent(point.balanced.value),
+                _bits(point.bits),
                 _percent(point.control.value),
                 _percent(point.label_permutation),
                 "" if math.isnan(point.p_holm) else f"{point.p_holm:.4f}",
@@ -72,6 +124,18 @@ def _curves(analysis: ProbeAnalysis) -> list[str]:
             )
         )
     return [*_table(rows), f"  chance {_percent(analysis.chance)}%, most common class {_percent(analysis.majority)}%"]
+
+
+def _shortcuts(report: ShortcutReport | None) -> list[str]:
+    """Show what each set of features tells of class and fold."""
+    if report is None:
+        return []
+    rows = [("shortcuts", "class, within train (%)", "class, train to test (%)", "train against test (AUROC)")]
+    rows += [
+        (check.layer, _percent(check.within_train.value), _percent(check.to_test.value), f"{check.shift:.2f}")
+        for check in report.checks
+    ]
+    return ["", *_table(rows)]
 
 
 def _repeats(analysis: ProbeAnalysis) -> list[str]:
@@ -92,6 +156,10 @@ def _repeats(analysis: ProbeAnalysis) -> list[str]:
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"  {line}" for line in text_table(rows)]
+
+
+def _bits(estimate: Estimate) -> str:
+    return "-" if math.isnan(estimate.value) else f"{estimate.value:.2f}"
 
 
 def _percent(value: float, *, signed: bool = False) -> str:

@@ -1,19 +1,14 @@
-"""Diagnose which of the four failure modes the evidence supports; docs/diagnosis.md explains the same rules.
-
-The four modes are those of "Lost in the Hype" (arXiv:2604.08333). Probes measure on held-out documents how much of the
-class each stage contains, and each mode is the accuracy lost from one stage to the next:
+"""Judge the four failure modes of "Lost in the Hype" (arXiv:2604.08333) by the accuracy lost from stage to stage.
 
 =============== ==================================================================================================
-vision          reference classifier minus the end of the vision tower
-connector       end of the vision tower minus the connector
+vision          reference classifier minus the vision tower
+connector       vision tower minus connector
 comprehension   connector minus the last token at the end of the LLM
-mapping         the latter, or the label that scores highest if it is correct more often, minus the answers
+mapping         the latter minus the answers
 =============== ==================================================================================================
 
-Tower and connector are measured by the mean over patches or tokens (or the class token, if that is better on the
-validation fold), the end of the LLM by the prompt's last token after the final norm. A stage cannot know more of the
-image than it receives. The tower is therefore credited with what any later stage still shows, and the end of the LLM
-with what the label that scores highest shows.
+:mod:`medmllm_plugins.probes.chain` says how each stage is measured, :mod:`medmllm_plugins.probes.conclusion` what is
+concluded from the losses, and docs/diagnosis.md explains both.
 """
 
 from __future__ import annotations
@@ -24,186 +19,226 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
-from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
-from medmllm_plugins.probes.curves import BootstrapAccuracies
-from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, Site
-from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
-from medmllm_plugins.results.probe_records import CONTROL, Diagnosis, Effect, Mode, Verdict
+from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.intervals import SHARE, UNKNOWN, Estimate, estimate, simultaneous_bounds
+from medmllm_plugins.probes.chain import Chain, Evidence
+from medmllm_plugins.probes.conclusion import Circumstances, conclude
+from medmllm_plugins.probes.curves import Figure
+from medmllm_plugins.results.probe_records import MODES, Diagnosis, Effect, Mode, StageInformation, Verdict
 
 MARGIN: Final = 0.03
-"""A loss is supported if it is at least this large and its interval lies above zero."""
-TOLERANCE: Final = 0.10
-"""A loss is ruled out if its whole interval lies below this."""
+"""Smallest loss of accuracy that can be supported."""
+OF_INTEREST: Final = 0.10
+"""Smallest loss of interest: a loss is ruled out if its whole interval lies below this."""
 MIN_GROUPS: Final = 20
 """With fewer groups in the test fold there is no verdict."""
-SHARE_OF_LARGEST: Final = 0.25
-"""The first supported loss that is at least this fraction of the largest is named. Stages after a broken one receive
-inputs that they were never trained on and often lose more than the broken stage."""
-SHARE_BEFORE: Final = 0.1
-"""Do not name a stage if supported upstream losses exceed this fraction of its own loss. For upstream losses that are
-merely possible the limit is SHARE_OF_LARGEST."""
-NOISE: Final = MARGIN / 2
-"""A smaller loss whose interval includes zero counts as none."""
-MAX_UNKNOWN_SHARE: Final = 0.5
-"""If the loss of the tower is unknown, it could be as large as the tower's distance from an accuracy of 1. Do not name
-a later stage if this is at least this fraction of its loss."""
-ANSWER: Final = "answer"
-SCORES: Final = "label scores"
-"""The label that scores highest."""
-REFERENCE: Final = "reference"
-MAJORITY: Final = "majority"
+CERTAIN: Final = 0.95
+"""A mode is named if this share of the resamples agrees that it loses most."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Accuracy:
-    """The name of a stage, its accuracy, and its accuracy on each bootstrap resample."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loss:
+    """The loss of one step. ``own``, measured from the stage's own end without credit, bounds what is ruled out."""
 
-    name: str
-    value: float
-    resampled: Floats
+    mode: Mode
+    before: Evidence | None
+    after: Evidence
+    bits: Figure | None
+    own: Figure | None
+    reason_unknown: str = ""
 
 
-def diagnose(
-    fitted: ProbePredictions, accuracies: BootstrapAccuracies, truth: Ints, scores_validation: float | None
-) -> Diagnosis:
-    """Judge the four failure modes.
-
-    ``accuracies`` include ``"answer"``, and ``"reference"`` if there is a reference. ``truth`` (v,) are the classes
-    of the validation fold, and ``scores_validation`` is the accuracy there of the label that scores highest;
-    ``None`` without scores.
-    """
-    on_validation = (fitted.validation == truth).mean(1)
-    stages = _stage_ends(fitted.sites)
-
-    def named(name: str) -> _Accuracy:
-        return _Accuracy(name, float(accuracies.values[name]), accuracies.resampled[name])
-
-    def best(indices: Sequence[int]) -> _Accuracy:
-        index = max(indices, key=lambda candidate: on_validation[candidate])
-        site = fitted.sites[index]
-        values, resampled = accuracies.values["probe"], accuracies.resampled["probe"]
-        return _Accuracy(f"{site.layer} ({site.pooling})", float(values[index]), resampled[:, index])
-
-    tower, connector, understood = (best(indices) for indices in stages)
-    all_ends = [index for indices in stages for index in indices]
-    shown = best(all_ends)
-    if scores_validation is not None:
-        # Chosen on the validation fold, because a choice on the test fold would be biased upwards.
-        if scores_validation > on_validation[fitted.index_of(LAST_LAYER, LAST)]:
-            understood = named(SCORES)
-        if scores_validation > max(on_validation[index] for index in all_ends):
-            shown = named(SCORES)
-    control = best([index for index, site in enumerate(fitted.sites) if site.part == CONTROL])
-    reference = named(REFERENCE) if REFERENCE in accuracies.values else None
-    informative = reference is not None and _is_informative(reference, (control, named(MAJORITY)), accuracies)
-    effects = (
-        _vision_effect(reference, informative, shown, control, accuracies),
-        _effect("connector", tower, connector, accuracies),
-        _effect("comprehension", connector, understood, accuracies),
-        _effect("mapping", understood, named(ANSWER), accuracies),
+def diagnose(chain: Chain, circumstances: Circumstances) -> Diagnosis:
+    """Judge the four failure modes and draw the conclusion."""
+    losses = _losses(chain)
+    effects = _judge(losses, chain)
+    diagnosis = Diagnosis(
+        effects=effects,
+        stages=_stages(chain),
+        answers_over_probe=_difference(chain.credited[3].accuracy - chain.ends[2].accuracy, chain.groups),
+        smallest_supported=MARGIN,
+        smallest_of_interest=OF_INTEREST,
     )
-    return Diagnosis(effects, attribute_loss_to_stage(effects, 0.0 if informative else 1 - shown.value))
+    matched = answers_match_reference(chain)
+    return replace(diagnosis, **conclude(diagnosis, circumstances, answers_match_reference=matched))
 
 
-def _stage_ends(sites: Sequence[Site]) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of the sites at the ends of tower, connector and LLM, which are always fitted."""
-    tower = [index for index, site in enumerate(sites) if site.part == "vision" and site.read]
-    last_layer = sites[tower[-1]].layer
-    vision = [index for index in tower if sites[index].layer == last_layer and sites[index].pooling in (MEAN, CLS)]
-    connector = [index for index, site in enumerate(sites) if site.part == "connector" and site.pooling == MEAN]
-    llm = [index for index, site in enumerate(sites) if (site.layer, site.pooling) == (LAST_LAYER, LAST)]
-    return vision, connector, llm
+def _losses(chain: Chain) -> list[_Loss]:
+    """Return the four losses in the order of the stages."""
+    steps = [
+        _Loss(mode, before, after, bits_before - bits_after, end.loss_to(after))
+        for mode, before, after, bits_before, bits_after, end in zip(
+            MODES[1:], chain.credited[:-1], chain.credited[1:], chain.bits[:-1], chain.bits[1:], chain.ends, strict=True
+        )
+    ]
+    tower, reference = chain.credited[0], chain.reference
+    if reference is not None:
+        bits = reference.bits - chain.bits[0]
+        return [_Loss("vision", reference, tower, bits, None), *steps]
+    if tower.accuracy.value < chain.control.accuracy.value:
+        return [_Loss("vision", chain.control, tower, chain.control.bits - chain.bits[0], None), *steps]
+    why = (
+        "the accuracy of an ordinary classifier on these data is unknown. Run one with `medmllm baseline TASK`, then "
+        "`medmllm diagnose RUN_DIR --reference BASELINE_DIR`."
+    )
+    return [_Loss("vision", None, tower, None, None, why), *steps]
 
 
-def _is_informative(reference: _Accuracy, controls: Sequence[_Accuracy], accuracies: BootstrapAccuracies) -> bool:
-    """Return whether a reference is better than the controls; otherwise it cannot rule out a loss."""
+def is_informative(reference: Evidence, chain: Chain) -> bool:
+    """Return whether a reference is better than the control features and the most common class.
+
+    One that is not cannot rule out a loss, and the answers cannot be measured by it.
+    """
     gains = [
-        accuracies.estimate(reference.value - control.value, reference.resampled - control.resampled)
-        for control in controls
+        _difference(reference.accuracy - other.accuracy, chain.groups) for other in (chain.control, chain.majority)
     ]
     return all(gain.value >= MARGIN and gain.low > 0 for gain in gains)
 
 
-def _vision_effect(
-    reference: _Accuracy | None,
-    informative: bool,
-    shown: _Accuracy,
-    control: _Accuracy,
-    accuracies: BootstrapAccuracies,
-) -> Effect:
-    """Compare the tower with the reference, or without one with the best control features."""
-    if reference is not None:
-        effect = _effect("vision", reference, shown, accuracies)
-        if informative or effect.verdict != "not supported":
-            return effect
-        why = (
-            f"{_points(effect.loss)}. The reference ({reference.value:.1%}) is no better than {control.name} "
-            f"({control.value:.1%}) or the most common class, so it cannot rule out a loss. Use a better one: "
-            "`medmllm baseline TASK --method timm:resnet50`."
-        )
-        return replace(effect, verdict="cannot tell", why=why)
-    gain = accuracies.estimate(shown.value - control.value, shown.resampled - control.resampled)
-    if accuracies.groups >= MIN_GROUPS and gain.high < MARGIN:
-        loss = accuracies.estimate(control.value - shown.value, control.resampled - shown.resampled)
-        why = f"the tower is no better than {control.name}, which does not use it (difference {_points(gain)})."
-        return Effect("vision", loss, "supported", why, control.name, shown.name)
-    why = (
-        "the accuracy of an ordinary classifier on these data is unknown. Run one with `medmllm baseline TASK`, then "
-        f"`medmllm diagnose RUN_DIR --reference BASELINE_DIR`. The tower minus {control.name} is {_points(gain)}."
+def answers_match_reference(chain: Chain) -> bool:
+    """Return whether the answers are at least as accurate as a reference that is informative."""
+    reference = chain.reference
+    return (
+        reference is not None
+        and is_informative(reference, chain)
+        and chain.credited[3].accuracy.value >= reference.accuracy.value
     )
-    return Effect("vision", UNKNOWN, "cannot tell", why, control.name, shown.name)
 
 
-def _effect(mode: Mode, before: _Accuracy, after: _Accuracy, accuracies: BootstrapAccuracies) -> Effect:
-    loss = accuracies.estimate(before.value - after.value, before.resampled - after.resampled)
-    verdict, why = judge_loss(loss)
-    if accuracies.groups < MIN_GROUPS:
-        verdict, why = "cannot tell", f"the test fold has {accuracies.groups} groups; at least {MIN_GROUPS} are needed."
-    elif before.name == after.name:
-        why = f"{after.name} is the best stage itself, so nothing is lost."
-    return Effect(mode, loss, verdict, why, before.name, after.name)
+def _judge(losses: Sequence[_Loss], chain: Chain) -> tuple[Effect, ...]:
+    """Return one effect for each loss; the lower bounds of supported losses hold for all four at once."""
+    groups = chain.groups
+    figures = [
+        Figure(math.nan, np.full(1, math.nan)) if loss.before is None else loss.before.loss_to(loss.after)
+        for loss in losses
+    ]
+    lows = np.full(len(losses), -math.inf)
+    if groups >= MIN_GROUPS:
+        known = [index for index, loss in enumerate(losses) if loss.before is not None]
+        limits = [loss.before.limit - loss.after.limit for loss in losses if loss.before is not None]
+        # What learning curves may explain is not supported, whether they rise significantly or not.
+        lows[known] = np.minimum(
+            _lower_bounds([figures[index] for index in known], groups), _lower_bounds(limits, groups)
+        )
+    probabilities = _probabilities(figures, 1 - chain.credited[0].accuracy.value, groups)
+    return tuple(
+        _effect(loss, figure, float(low), probability, chain)
+        for loss, figure, low, probability in zip(losses, figures, lows, probabilities, strict=True)
+    )
 
 
-def judge_loss(loss: Estimate) -> tuple[Verdict, str]:
-    """Return the verdict on a loss of accuracy, and the reason."""
-    if np.isnan(loss.low):
-        return "cannot tell", "there are too few groups for an interval."
-    if loss.low > 0 and loss.value >= MARGIN:
-        return "supported", f"a loss of {_points(loss)}; the interval lies above zero."
-    if loss.high < TOLERANCE:
-        return "not supported", f"a loss of {_points(loss)}; {100 * TOLERANCE:.0f} points or more are ruled out."
-    return "cannot tell", f"a loss of {_points(loss)}; the interval is too wide. More documents would narrow it."
+def _lower_bounds(figures: Sequence[Figure], groups: int) -> Floats:
+    """Return the lower bounds, (M,), that hold for all figures at once."""
+    values, resampled = np.array([figure.value for figure in figures]), [figure.resampled for figure in figures]
+    return simultaneous_bounds(values, np.stack(resampled, axis=1), groups=groups).low
 
 
-def attribute_loss_to_stage(effects: Sequence[Effect], unknown_loss: float) -> Mode | None:
-    """Return the failure mode that the losses are attributed to, or ``None``.
+def _probabilities(figures: Sequence[Figure], unknown: float, groups: int) -> list[float]:
+    """Return for each loss the share of resamples in which it is the largest and at least :data:`MARGIN`.
+
+    A loss of the tower that is not known may be as large as ``unknown``, the tower's distance from an accuracy of 1.
+    Resamples of few groups vary too little, so their deviations are enlarged as Student's t is wider than the normal
+    distribution.
+    """
+    if groups < 2:
+        return [math.nan] * len(figures)
+    wider = float(stdtrit(groups - 1, CERTAIN) / ndtri(CERTAIN)) * math.sqrt(groups / (groups - 1))
+    resamples = max(len(figure.resampled) for figure in figures)
+    drawn = [
+        np.full(resamples, unknown)
+        if math.isnan(figure.value)
+        else figure.value + wider * (figure.resampled - figure.resampled.mean())
+        for figure in figures
+    ]
+    stacked = np.stack(drawn)
+    largest = stacked.max(0)
+    return [
+        math.nan if math.isnan(figure.value) else float(((row >= largest) & (row >= MARGIN)).mean())
+        for figure, row in zip(figures, stacked, strict=True)
+    ]
+
+
+def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: float, chain: Chain) -> Effect:
+    if loss.before is None:
+        return Effect(mode=loss.mode, loss=UNKNOWN, why=loss.reason_unknown, after=loss.after.name)
+    interval = _difference(figure, chain.groups)
+    if loss.own is not None and not math.isnan(interval.high):
+        # Where a later stage shows as much on the validation fold, the credited loss is exactly 0. How certain that is
+        # follows from the stage's own end.
+        interval = replace(interval, high=max(interval.high, _difference(loss.own, chain.groups).high))
+    verdict, why = judge_loss(interval, simultaneous_low, chain.groups)
+    if loss.mode == "vision" and verdict == "ruled out":
+        if not is_informative(loss.before, chain):
+            verdict, why = "cannot tell", _weak_reference(loss.before, chain)
+    elif loss.before is loss.after and verdict == "ruled out":
+        why = f"{loss.after.name} shows as much as any earlier stage, so nothing is lost. {why}"
+    return Effect(
+        mode=loss.mode,
+        loss=interval,
+        balanced_loss=_difference(loss.before.balanced - loss.after.balanced, chain.groups),
+        bits_lost=UNKNOWN if loss.bits is None else _difference(loss.bits, chain.groups),
+        probability=probability,
+        verdict=verdict,
+        why=why,
+        before=loss.before.name,
+        after=loss.after.name,
+    )
+
+
+def judge_loss(loss: Estimate, simultaneous_low: float, groups: int) -> tuple[Verdict, str]:
+    """Return the verdict on a loss of accuracy, and the reason.
 
     Args:
-        effects: one for each mode, in the order of the stages.
-        unknown_loss: the largest loss of the tower that could have gone undetected.
+        loss: the loss with its own 95% interval.
+        simultaneous_low: lower bound that holds for all losses at once.
+        groups: number of groups in the test fold.
     """
-    supported = [effect for effect in effects if effect.verdict == "supported"]
-    if not supported:
-        return None
-    # A tower that is no better than the control features may still exceed them slightly.
-    losses = {effect.mode: 0.0 if math.isnan(effect.loss.value) else max(0.0, effect.loss.value) for effect in effects}
-    largest = max(losses[effect.mode] for effect in supported)
-    first = next(effect for effect in supported if losses[effect.mode] >= SHARE_OF_LARGEST * largest)
-    upstream = effects[: effects.index(first)]
-    certain = sum(losses[effect.mode] for effect in upstream if effect.verdict == "supported")
-    possible = sum(losses[effect.mode] for effect in upstream if losses[effect.mode] >= NOISE or effect.loss.low > 0)
-    loss = losses[first.mode]
-    ambiguous = (
-        certain >= SHARE_BEFORE * loss
-        or possible >= SHARE_OF_LARGEST * loss
-        or unknown_loss >= MAX_UNKNOWN_SHARE * loss
+    if groups < MIN_GROUPS:
+        return "cannot tell", f"the test fold has {groups} groups; at least {MIN_GROUPS} are needed."
+    if simultaneous_low > 0 and loss.value >= MARGIN:
+        return "supported", f"a loss of {points(loss)}."
+    if loss.high < OF_INTEREST:
+        return "ruled out", f"a loss of {points(loss)}; {100 * OF_INTEREST:.0f} points or more are ruled out."
+    return "cannot tell", f"a loss of {points(loss)}; the interval is too wide. More documents would narrow it."
+
+
+def _weak_reference(reference: Evidence, chain: Chain) -> str:
+    return (
+        f"the reference ({reference.accuracy.value:.1%}) is no better than {chain.control.name} "
+        f"({chain.control.accuracy.value:.1%}) or the most common class, so it cannot rule out a loss. Use a better "
+        "one: `medmllm baseline TASK --method timm:resnet50`."
     )
-    return None if upstream and ambiguous else first.mode
 
 
-def _points(difference: Estimate) -> str:
+def _stages(chain: Chain) -> tuple[StageInformation, ...]:
+    """Return what is known of the class at the end of each stage."""
+
+    def share(figure: Figure) -> Estimate:
+        return estimate(figure.value, figure.resampled, groups=chain.groups, bounds=SHARE)
+
+    def stage(name: str, evidence: Evidence, own: Estimate, bits: Figure) -> StageInformation:
+        return StageInformation(
+            stage=name,  # type: ignore[arg-type]
+            source=evidence.name,
+            own=own,
+            accuracy=share(evidence.accuracy),
+            balanced=share(evidence.balanced),
+            bits=_difference(bits, chain.groups),
+        )
+
+    reference = [] if chain.reference is None else [stage("reference", chain.reference, UNKNOWN, chain.reference.bits)]
+    owns = [share(end.accuracy) for end in chain.ends] + [share(chain.credited[3].accuracy)]
+    names = ("vision", "connector", "llm", "answer")
+    return (*reference, *(stage(*row) for row in zip(names, chain.credited, owns, chain.bits, strict=True)))
+
+
+def _difference(figure: Figure, groups: int) -> Estimate:
+    return estimate(figure.value, figure.resampled, groups=groups)
+
+
+def points(difference: Estimate) -> str:
     """Format a difference of accuracies in points, with its interval."""
     if math.isnan(difference.low):
         return f"{100 * difference.value:+.1f} points"

@@ -18,7 +18,7 @@ from torch import Tensor
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.probes.control_labels import draw_control_labels, image_types, permute_labels
-from medmllm_plugins.probes.labelled_features import LabelledFeatures, resample_groups
+from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.probes.probe_methods import (
     FittedProbe,
     Probe,
@@ -212,20 +212,19 @@ def refit_probes(
     labelled: LabelledFeatures,
     options: Options,
     sites: Sequence[Site],
-    resamples: int,
+    drawn: Ints,
     device: torch.device | None = None,
 ) -> Refits:
-    """Fit the probes of sites on resamples of the train fold, to see how much depends on its documents.
+    """Fit the probes of sites on resamples or parts of the train fold, to see how much depends on its documents.
 
-    Whole groups are drawn with replacement, see :func:`resample_groups`. The penalty is chosen on the validation fold
-    again in each resample, by the same rule. The seed is that of the options, so that all sites share the resamples.
+    The penalty is chosen on the validation fold again each time, by the same rule.
 
     Args:
         store: the features.
         labelled: the documents.
         options: protocol, grid, width and seed.
         sites: S sites, such as those of :attr:`ProbePredictions.sites`.
-        resamples: R, at least 1.
+        drawn: (R, N) how often each train document was drawn, see :func:`resample_groups` and :func:`half_groups`.
         device: a CUDA device if there is one, by default.
 
     Raises:
@@ -233,11 +232,9 @@ def refit_probes(
     """
     device = device or _default_device()
     probe = load_probe(options.protocol)
-    generator = np.random.default_rng((options.seed, 2))
-    drawn = resample_groups(labelled.of("train"), labelled.groups_of("train"), resamples, generator)
     row_weights = torch.from_numpy(drawn).to(device)
     documents = len(labelled.rows["test"])
-    test = np.empty((resamples, len(sites), documents), dtype=np.intp)
+    test = np.empty((len(drawn), len(sites), documents), dtype=np.intp)
     test_log_p = np.empty((*test.shape, len(labelled.labels)), dtype=np.float32)
     for indices in _blocks(sites, labelled):
         features = _BlockFeatures(store, labelled, [sites[index] for index in indices], options, device)

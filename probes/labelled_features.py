@@ -106,15 +106,34 @@ def resample_groups(truth: Ints, group: Ints, count: int, generator: np.random.G
     Returns:
         (R, n), how often each document occurs in each resample.
     """
-    sizes = np.bincount(truth)
-    class_of_group = np.zeros(group.max() + 1, dtype=np.intp)
-    for number in np.argsort(-sizes, kind="stable"):
-        class_of_group[group[truth == number]] = number
+    class_of_group = _class_of_group(truth, group)
     drawn = np.empty((count, len(class_of_group)), dtype=np.intp)
     for number in np.unique(class_of_group):
         members = np.flatnonzero(class_of_group == number)
         drawn[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=count)
     return drawn[:, group]
+
+
+def half_groups(truth: Ints, group: Ints, count: int, generator: np.random.Generator) -> Ints:
+    """Draw half of the groups of each class, the larger half of odd numbers, without replacement.
+
+    Arguments and result are those of :func:`resample_groups`.
+    """
+    class_of_group = _class_of_group(truth, group)
+    drawn = np.zeros((count, len(class_of_group)), dtype=np.intp)
+    for number in np.unique(class_of_group):
+        members = np.flatnonzero(class_of_group == number)
+        for half in drawn:
+            half[generator.permutation(members)[: -(-len(members) // 2)]] = 1
+    return drawn[:, group]
+
+
+def _class_of_group(truth: Ints, group: Ints) -> Ints:
+    """Return the class of each group; of several classes, the one that is rarest among all documents."""
+    classes: Ints = np.zeros(group.max() + 1, dtype=np.intp)
+    for number in np.argsort(-np.bincount(truth), kind="stable"):
+        classes[group[truth == number]] = number
+    return classes
 
 
 def _check_folds(labelled: LabelledFeatures, where: str) -> LabelledFeatures:

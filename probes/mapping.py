@@ -51,6 +51,7 @@ def semantic_mapping(
     test: ScoredFold,
     classes: int,
     *,
+    fitted: Recalibrations | None = None,
     lens_layers: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -62,6 +63,7 @@ def semantic_mapping(
         validation: the validation fold, on which recalibrations are fitted.
         test: the test fold, on which all figures are computed.
         classes: K, at least 2.
+        fitted: the recalibrations, where they have been fitted on ``validation`` before.
         lens_layers: names of the layers of ``test.lens``.
         resamples: bootstrap resamples of the test fold's groups.
         seed: seed of resamples, sign flips and the parts of the validation fold.
@@ -71,7 +73,7 @@ def semantic_mapping(
         DataError: an array has another shape, type or range than :class:`ValidationFold` and :class:`ScoredFold` say.
     """
     _check(validation, test, classes)
-    fitted = Recalibrations(validation, classes, seed)
+    fitted = fitted or Recalibrations(validation, classes, seed)
     recalibrated = fitted.apply(test)
     groups, group = np.unique(test.group, return_inverse=True)
     rows = _document_figures(test, fitted.most_common, recalibrated)

@@ -9,6 +9,7 @@ Before Use", ICML 2021 (scores less those of a content-free input).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -241,6 +242,17 @@ class Recalibrations:
         if test.scores is not None and self._affine is not None:
             answers["affine"] = self._affine.predict(affine_features(test.scores)).astype(np.intp)
         return answers
+
+    def affine_log_p(self, scores: Floats) -> Floats:
+        """Return log probabilities of the classes, (n, K), by the affine map of label scores (n, K); NaN without one.
+
+        A class that the validation fold lacks has the smallest probability that counts.
+        """
+        log_p = np.full(scores.shape, np.nan if self._affine is None else math.log(_MIN_PROBABILITY))
+        if self._affine is not None:
+            probability = self._affine.predict_proba(affine_features(scores))
+            log_p[:, self._affine.classes_] = np.log(np.maximum(probability, _MIN_PROBABILITY))
+        return log_p
 
 
 def _regression(strength: float) -> Pipeline:

@@ -17,8 +17,10 @@ from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.probe_options import Options, default_counts, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
+from medmllm_plugins.results.anchor_files import read_anchors
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore
-from medmllm_plugins.results.file_names import FEATURES, OUTCOMES, file_stem
+from medmllm_plugins.results.file_names import FEATURES, OUTCOMES, PROBES, file_stem
 from medmllm_plugins.results.outcome_files import RunResults, load_run
 from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
 from medmllm_plugins.results.run_folders import one_run
@@ -95,7 +97,14 @@ def diagnose(
     for name in task or recorded:
         store = open_store(run, name)
         reference_answers = _reference(folder, reference_run, store)
-        analysis = analyse(store, _outcomes(run, name), options, reference=reference_answers, device=torch_device)
+        analysis = analyse(
+            store,
+            _outcomes(run, name),
+            options,
+            reference=reference_answers,
+            anchors=_anchors(run, name),
+            device=torch_device,
+        )
         write_probes(target, file_stem(name), analysis)
         analyses.append(analysis)
         if target.resolve() == folder.resolve():
@@ -165,6 +174,16 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
                 f"those of another ({actual[:12]}…). Do not mix run folders; run the task again."
             )
     return store
+
+
+def _anchors(run: RunResults, task: str) -> Anchors | None:
+    """Return the anchors of a task as the run scored them; without them, with a warning, where their file changed."""
+    try:
+        run.require_sealed(f"{file_stem(task)}{PROBES}")
+        return read_anchors(run.folder, file_stem(task))
+    except DataError as error:
+        print_error(f"Warning: the anchors of {task} are left out: {error}")
+        return None
 
 
 def _reference(folder: Path, reference: Path | None, store: FeatureStore) -> Reference | None:

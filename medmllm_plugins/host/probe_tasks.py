@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from loguru import logger
@@ -11,9 +12,12 @@ from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
+from medmllm_plugins.probes.anchors import SWITCHED_OFF, score_anchors
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
+from medmllm_plugins.results.anchor_files import write_anchors
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.manifest import ProbeEntry
 from medmllm_plugins.results.probe_files import write_probes
@@ -44,14 +48,26 @@ class Probing(InspectionTask[ProbeAnalysis]):
     def _analyse(self, outcomes: Sequence[Outcome], model: str) -> ProbeAnalysis:
         """Fit the probes."""
         folder = self.run.folder_for(model)
+        anchors = self._anchors(folder)
         store = self._recorded(self.run.keep_features(self.name), "features of the model's stages")
         with self.run.stage(f"probe {self.name}"):
             reference = find_reference(folder, self.content.data.fingerprint)
-            result = analysis.analyse(store, outcomes, reference=reference)
+            result = analysis.analyse(store, outcomes, reference=reference, anchors=anchors)
         write_probes(folder, file_stem(self.name), result)
         self.run.task(self.name, probes=result.manifest_entry())
         logger.info(f"{self.name}: {result.headline}")
         return result
+
+    def _anchors(self, folder: Path) -> Anchors:
+        """Score the anchors and write their answers into the run folder."""
+        if not self.content.settings.anchors:
+            return Anchors(not_run=dict.fromkeys(("text", "positive"), SWITCHED_OFF))
+        answers, not_run = self.run.anchor_answers(self.name)
+        if not answers:
+            return Anchors(not_run={**dict.fromkeys(("text", "positive"), "the model was not asked"), **not_run})
+        items = self.content.anchors()
+        write_anchors(folder, file_stem(self.name), items, answers)
+        return score_anchors(items, answers, not_run)
 
     def _printed(self, result: ProbeAnalysis) -> Mapping[str, float | str | None]:
         return result.printed_metrics()

@@ -139,7 +139,10 @@ class Classification(ConfigurableTask):
             "shots": self._example_count,
         }
         run.task(self.name, **scoring.facts(content.settings, content.data, **counts))
-        super().build_all_requests(**self._checked(kwargs))
+        checked = self._checked(kwargs)
+        offset, limit = checked.get("offset") or 0, checked.get("limit")
+        content.evaluated = range(len(content.row_list))[offset:][:limit]
+        super().build_all_requests(**checked)
 
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Check what the host asks of the requests, also where it was called from Python."""

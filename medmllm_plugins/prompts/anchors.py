@@ -21,12 +21,11 @@ from medmllm_plugins.data.core.image_controls import Mark, mixed
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.prompts.protocols import YES_NO, Question, ask
 from medmllm_plugins.prompts.task_rows import correct_answer
+from medmllm_plugins.prompts.task_settings import ANCHORS
 
 MarkKind: TypeAlias = Literal["presence", "position", "count"]
 AnchorKind: TypeAlias = Literal["text", "presence", "position", "count"]
 MARK_KINDS: Final[tuple[MarkKind, ...]] = get_args(MarkKind)
-DOCUMENTS: Final = 48
-"""Documents of the test fold on whose images squares are drawn, by default."""
 
 _LEADS: Final[dict[MarkKind, str]] = {
     "presence": "Is there a white square in {where}?",
@@ -121,7 +120,7 @@ def mark_anchors(
     *,
     finding: str | None = None,
     paraphrase: int = 0,
-    count: int = DOCUMENTS,
+    count: int = ANCHORS,
     seed: int = 0,
 ) -> list[AnchorItem]:
     """Return the positive controls: each kind of question about each of at most ``count`` documents.

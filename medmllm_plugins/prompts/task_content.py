@@ -16,7 +16,9 @@ from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.core.image_controls import blank, partners
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.loading.few_shot import FewShotExamples
+from medmllm_plugins.data.loading.volume_view import draw_marks_on_volume
 from medmllm_plugins.errors import DataError, OptionError
+from medmllm_plugins.prompts.anchors import AnchorItem, check_findings, mark_anchors, text_anchors
 from medmllm_plugins.prompts.protocols import Question
 from medmllm_plugins.prompts.task_rows import TaskRows, correct_answer
 from medmllm_plugins.prompts.task_settings import TaskSettings
@@ -33,14 +35,17 @@ class TaskContent:
 
     Attributes:
         predict_only: whether answers are collected without scoring them.
+        evaluated: which of the rows are evaluated, on all processes together.
     """
 
     def __init__(self, name: str, settings: TaskSettings, data: Dataset) -> None:
         self.name, self.settings, self.data = name, settings, data
         self.predict_only = False
         documents = data.select(settings.folds)
+        check_findings(settings.dataset)
         self.rows = TaskRows(settings, documents)
         self.row_list = list(self.rows)
+        self.evaluated = range(len(self.row_list))
         self._documents = {document.id: document for document in documents}
         self._partners = partners(documents) if settings.image == "shuffled" else {}
         self._examples: dict[str, FewShotExamples] = {}
@@ -73,6 +78,28 @@ class TaskContent:
     def document_images(self, document: Document) -> list[Image.Image]:
         """Return the RGB images of a document; the slices of a volume."""
         return self.settings.view.pictures(self.data, document)
+
+    def anchors(self) -> list[AnchorItem]:
+        """Return the anchors of a task with one question: in words, and about squares on images of the test fold."""
+        settings = self.settings
+        if not settings.anchors:
+            return []
+        rows = [row for row in map(self.row_list.__getitem__, self.evaluated) if row["fold"] == "test"]
+        documents = list({row["document"]: self.document(row) for row in rows}.values())
+        paraphrase = int(settings.paraphrase)
+        marks = mark_anchors(
+            documents, settings.dataset, finding=settings.finding, paraphrase=paraphrase, count=settings.anchors
+        )
+        return [*text_anchors(settings.dataset, self.question(self.row_list[0])), *marks]
+
+    def anchor_images(self, item: AnchorItem) -> list[Image.Image]:
+        """Return the RGB images of an anchor, with squares drawn on them; none for one in words."""
+        return [] if item.document is None else self.settings.view.pictures(self.data, item.document, item.marks)
+
+    def anchor_volume(self, item: AnchorItem) -> Volume:
+        """Return the volume of an anchor's document with squares drawn on its slices."""
+        assert item.document is not None, "an anchor in words has no volume"
+        return draw_marks_on_volume(self.data.volume(item.document), item.marks)
 
     def volume(self, row: Row) -> Volume:
         """Return the volume of a row, for models that read volumes.

@@ -24,7 +24,7 @@ from medmllm_plugins.report.run_pairs import (
 )
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.probe_records import PROVEN, Effect, ProbeAnalysis
+from medmllm_plugins.results.probe_records import Effect, Interface, ProbeAnalysis
 from medmllm_plugins.results.scoring import unreadable_warning
 from medmllm_plugins.utils.json_values import clean
 
@@ -79,7 +79,9 @@ class Verdict:
 
     Attributes:
         probed: the task whose probes it is based on; empty without probes.
-        proven: for a named semantic mapping, whether the scores show that the wording is at fault.
+        readable_until: for an unread hand-over, the last site at which the class can be read.
+        candidates: for an unread hand-over, the interfaces that may be at fault.
+        reasons: what the conclusion rests on, a sentence each.
     """
 
     subject: Subject
@@ -93,7 +95,9 @@ class Verdict:
     probe_task: str
     supported: tuple[Effect, ...]
     named: str | None
-    proven: bool
+    readable_until: str
+    candidates: tuple[Interface, ...]
+    reasons: tuple[str, ...]
     undecided: tuple[str, ...]
     unread: str = ""
 
@@ -140,6 +144,9 @@ class Verdict:
             "reference_not_compared": apart if reference.name and not reference.compared else None,
             "probed": self.probed,
             "named": self.named,
+            "readable_until": self.readable_until,
+            "candidates": list(self.candidates),
+            "reasons": list(self.reasons),
             "supported": [effect.mode for effect in self.supported],
             "undecided": list(self.undecided),
         }
@@ -215,7 +222,9 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
         probe_task=inspection_task(result.task.name.partition(":")[0], "probe"),
         supported=tuple(probing.diagnosis.supported) if probing else (),
         named=probing.diagnosis.named if probing else None,
-        proven=bool(probing and probing.mapping and probing.mapping.kind in PROVEN),
+        readable_until=probing.diagnosis.readable_until if probing else "",
+        candidates=probing.diagnosis.candidates if probing else (),
+        reasons=probing.diagnosis.reasons if probing else (),
         undecided=tuple(probing.diagnosis.undecided) if probing else (),
         unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.manifest.model),
     )

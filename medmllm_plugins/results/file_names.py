@@ -20,6 +20,7 @@ OUTCOMES: Final = ".outcomes.jsonl"
 PROBES: Final = ".probes.json"
 PROBE_CURVES: Final = ".probes.csv"
 PROBE_EFFECTS: Final = ".diagnosis.csv"
+ANCHORS: Final = ".anchors.csv"
 ATTRIBUTION_CHECKS: Final = ".attributions.csv"
 FOLDS: Final = ".folds.json"
 

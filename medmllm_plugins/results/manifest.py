@@ -38,6 +38,7 @@ class SettingsEntry(Record):
         view: how volumes are shown; ``null`` for images.
         finding: the finding of a multi-label set that is asked about, if it is only one.
         features: options of the features that are recorded; ``null`` for a task without probes.
+        anchors: documents of the positive control; ``null`` for a task without probes, 0 where no anchors are asked.
         attributions: options of the attributions; ``null`` for a task without any.
     """
 
@@ -52,6 +53,7 @@ class SettingsEntry(Record):
     view: Mapping[str, Any] | None = None
     finding: str | None = None
     features: Mapping[str, Any] | None = None
+    anchors: int | None = None
     attributions: Mapping[str, Any] | None = None
 
     @property
@@ -71,6 +73,7 @@ class ProbeEntry(Record):
         named: the failure mode that is named, if one is.
         verdicts: the verdict on each failure mode.
         best: the site whose probe is best on the validation fold.
+        anchors: verdicts of the ``text`` anchor and the ``positive`` control.
         printed: the figures that lmms-eval prints, by metric.
         seconds: wall time by step.
         warnings: what limits the results.
@@ -80,6 +83,7 @@ class ProbeEntry(Record):
     named: str | None = None
     verdicts: Mapping[str, str] = field(default_factory=dict)
     best: str = ""
+    anchors: Mapping[str, str] = field(default_factory=dict)
     printed: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_args
@@ -10,10 +11,15 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.manifest import ProbeEntry
+from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
 Mode: TypeAlias = Literal["vision", "connector", "comprehension", "mapping"]
-Verdict: TypeAlias = Literal["supported", "not supported", "cannot tell"]
+Verdict: TypeAlias = Literal["supported", "ruled out", "cannot tell"]
+Conclusion: TypeAlias = Literal["vision", "connector", "comprehension", "mapping", "unread hand-over"]
+"""What a diagnosis can name: a failure mode, or that a stage's output holds the class but nothing after it uses it."""
+Interface: TypeAlias = Literal["image -> vision", "vision -> connector", "connector -> llm", "llm", "llm -> answer"]
+Stage: TypeAlias = Literal["reference", "vision", "connector", "llm", "answer"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 """The four failure modes of "Lost in the Hype" (arXiv:2604.08333), in the order in which an image passes the stages."""
 TITLES: Final[Mapping[str, str]] = {
@@ -22,6 +28,10 @@ TITLES: Final[Mapping[str, str]] = {
     "comprehension": "comprehension deficit in LLM reasoning",
     "mapping": "misalignment of semantic mapping",
 }
+HANDOVER: Final = "unread hand-over"
+INTERFACES: Final[tuple[Interface, ...]] = get_args(Interface)
+"""Where one part hands the class over to the next, in order; ``llm`` stands for the LLM's own layers."""
+CONCLUSION_TITLES: Final[Mapping[str, str]] = {**TITLES, HANDOVER: "readable, but not used"}
 MODULES: Final = ("vision", "connector", "llm")
 LOST: Final = tuple(f"lost_{mode}" for mode in MODES)
 PRINTED_METRICS: Final = ("probe", *(f"fhs_{module}" for module in MODULES), *LOST)
@@ -36,8 +46,6 @@ CORNERS: Final = "control.corners"
 CENTRE: Final = "control.centre"
 REGIONS: Final = (BORDER, CORNERS, CENTRE)
 """Control features of parts of the image."""
-PROVEN: Final = ("permuted", "decoding")
-"""Kinds of semantic mapping in which the label scores show that the LLM knew the class."""
 RECALIBRATIONS: Final[Mapping[str, str]] = {
     "scores": "highest label score, not the text",
     "relabelled": "classes relabelled",
@@ -61,6 +69,8 @@ class ProbePoint(Record):
         read: whether the LLM reads this layer; false for layers of the tower after the one it takes.
         accuracy: accuracy of the probe.
         balanced: mean recall over the classes.
+        bits: usable information about the class (V-information, Xu et al. 2020), in bits per document: by how much the
+            probe's log loss is lower than that of the train fold's class frequencies; NaN without probabilities.
         corrected: balanced accuracy above chance, ``(b - 1/K) / (1 - 1/K)``: 0 is chance, 1 is perfect.
         control: accuracy on the control task, mean over its drawings; NaN without any.
         selectivity: ``accuracy - control``.
@@ -81,6 +91,7 @@ class ProbePoint(Record):
     read: bool = True
     accuracy: Estimate
     balanced: Estimate
+    bits: Estimate = UNKNOWN
     corrected: Estimate
     control: Estimate
     selectivity: Estimate
@@ -99,14 +110,41 @@ class ProbePoint(Record):
         return self.layer, self.pooling
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInformation(Record):
+    """What is known of the class at the end of one stage, on the test fold.
+
+    A stage is credited with what any later stage, the label scores or the answers show, so accuracy and usable
+    information never rise from one stage to the next.
+
+    Attributes:
+        stage: ``reference``, ``vision``, ``connector``, ``llm`` or ``answer``.
+        source: what shows it: a site, ``label scores``, ``answer`` or ``most common class``.
+        own: accuracy of the probe at the stage's own end; NaN for the reference.
+        accuracy: credited accuracy.
+        balanced: balanced accuracy of the same source.
+        bits: usable information about the class, in bits per document; NaN where there are no probabilities.
+    """
+
+    stage: Stage
+    source: str
+    own: Estimate = UNKNOWN
+    accuracy: Estimate
+    balanced: Estimate = UNKNOWN
+    bits: Estimate = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Effect(Record):
     """One failure mode.
 
     Attributes:
         mode: ``vision``, ``connector``, ``comprehension`` or ``mapping``.
-        loss: accuracy lost at this stage; NaN where it cannot be known.
-        verdict: ``supported``, ``not supported`` or ``cannot tell``.
+        loss: accuracy lost at this step; NaN where it cannot be known.
+        balanced_loss: balanced accuracy lost.
+        bits_lost: usable information lost, in bits per document.
+        probability: share of resamples in which this step loses most of all, and at least the smallest supported loss.
+        verdict: ``supported``, ``ruled out`` or ``cannot tell``.
         why: the reason in one sentence.
         before: what the stage before was measured by: a site, ``reference`` or control features.
         after: what this stage was measured by; ``answer`` for the answers.
@@ -114,30 +152,46 @@ class Effect(Record):
 
     mode: Mode
     loss: Estimate
+    balanced_loss: Estimate = UNKNOWN
+    bits_lost: Estimate = UNKNOWN
+    probability: float = math.nan
     verdict: Verdict = "cannot tell"
     why: str = ""
     before: str = ""
     after: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis(Record):
-    """The verdicts on all four failure modes.
+    """The verdicts on all four failure modes, and the conclusion.
 
     Attributes:
         effects: one for each mode, in the order in which an image passes the stages.
-        named: the mode that the losses are attributed to first; ``null`` where none is supported, or where an earlier
-            stage may be the cause as well.
+        stages: what is known of the class at the end of each stage.
+        named: the conclusion: the failure mode that loses most, or ``unread hand-over``; ``null`` where the evidence
+            supports none or does not single one out.
+        readable_until: for an unread hand-over, the last site at which the class can be read.
+        candidates: for an unread hand-over, the interfaces that may be broken.
+        reasons: what the conclusion rests on, a sentence each.
+        answers_over_probe: accuracy of the answers minus that of the probe on the last token at the end of the LLM.
+        smallest_supported: smallest loss of accuracy that can be supported.
+        smallest_of_interest: smallest loss of interest: a loss is ruled out if it is certainly below.
     """
 
     effects: tuple[Effect, ...]
-    named: Mode | None = None
+    stages: tuple[StageInformation, ...] = ()
+    named: Conclusion | None = None
+    readable_until: str = ""
+    candidates: tuple[Interface, ...] = ()
+    reasons: tuple[str, ...] = ()
+    answers_over_probe: Estimate = UNKNOWN
+    smallest_supported: float = math.nan
+    smallest_of_interest: float = math.nan
 
     @property
     def supported(self) -> tuple[Effect, ...]:
-        """The effects that the evidence supports, the named one first."""
-        effects = [effect for effect in self.effects if effect.verdict == "supported"]
-        return tuple(sorted(effects, key=lambda effect: effect.mode != self.named))
+        """The effects that the evidence supports, in the order of the stages."""
+        return tuple(effect for effect in self.effects if effect.verdict == "supported")
 
     @property
     def undecided(self) -> tuple[Mode, ...]:
@@ -286,11 +340,15 @@ class ProbeAnalysis(VersionedRecord):
         diagnosis: the four failure modes.
         diagnosis_without_reference: the same as it would be without the reference classifier.
         health: Feature Health Scores by module and pooling.
-        best: the point whose probe is best on the validation fold; control features and unused layers do not compete.
+        best: the point whose probe is best on the validation fold, the last of those within one standard error; control
+            features and unused layers do not compete.
+        tied: sites of the model within one standard error of the highest accuracy on the validation fold, as
+            ``layer (pooling)``, ``best`` included.
         mapping: the semantic mapping.
         anchors: answers to the anchors; ``null`` where none were asked.
         points: the layer curves, control features included.
         control_types: number of types in the control task.
+        shortcuts: shortcuts and nuisance; its warnings are among ``warnings`` too.
         warnings: what limits these results.
         seconds: wall time by step.
     """
@@ -313,10 +371,12 @@ class ProbeAnalysis(VersionedRecord):
     diagnosis_without_reference: Diagnosis
     health: tuple[FeatureHealth, ...]
     best: ProbePoint
+    tied: tuple[str, ...] = ()
     mapping: SemanticMapping | None = None
     anchors: Anchors | None = None
     points: tuple[ProbePoint, ...]
     control_types: int
+    shortcuts: ShortcutReport | None = None
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -359,6 +419,7 @@ class ProbeAnalysis(VersionedRecord):
             named=self.diagnosis.named,
             verdicts={effect.mode: effect.verdict for effect in self.diagnosis.effects},
             best=f"{self.best.layer} ({self.best.pooling})",
+            anchors={} if self.anchors is None else {"text": self.anchors.text, "positive": self.anchors.positive},
             printed={name: value for name, value in self.printed_metrics().items() if value is not None},
             seconds=self.seconds,
             warnings=self.warnings,

@@ -20,7 +20,14 @@ from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import tables
-from medmllm_plugins.results.probe_files import CURVE_COLUMNS, EFFECT_COLUMNS, curve_rows, effect_rows
+from medmllm_plugins.results.probe_files import (
+    CURVE_COLUMNS,
+    EFFECT_COLUMNS,
+    SHORTCUT_COLUMNS,
+    curve_rows,
+    effect_rows,
+    shortcut_rows,
+)
 from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.run_reader import TaskRun, read_run
@@ -41,6 +48,7 @@ FRAME_COLUMNS: Final = {
     "metrics": ("task", "source", "metric", "value", "low", "high"),
     "probes": ("task", *CURVE_COLUMNS),
     "diagnosis": ("task", *EFFECT_COLUMNS),
+    "shortcuts": ("task", *SHORTCUT_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
 }  # fmt: skip
@@ -130,7 +138,13 @@ class Run:
     def diagnosis(self) -> pd.DataFrame:
         """The four failure modes of each task, a row each."""
         rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in effect_rows(task.probing))
-        return _numeric(_frame("diagnosis", rows), "loss", "low", "high")
+        return _numeric(_frame("diagnosis", rows), "loss", "low", "high", "balanced_loss", "bits_lost", "probability")
+
+    @cached_property
+    def shortcuts(self) -> pd.DataFrame:
+        """What gives the class away beside the finding, a row for each figure."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in shortcut_rows(task.probing))
+        return _numeric(_frame("shortcuts", rows), "figure", "low", "high")
 
     @cached_property
     def folds(self) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.results.file_names import (
+    ANCHORS,
     ATTRIBUTION_CHECKS,
     ATTRIBUTIONS,
     FEATURES,
@@ -39,7 +40,7 @@ _READ: Final = (METRICS, OUTCOMES, PROBES, FOLDS, f"/{INDEX}", MANIFEST)
 """Ends of the names of files that readers take figures from."""
 _ENDS: Final = (
     METRICS, OUTCOMES, FOLDS, PROBES, MANIFEST, ".metrics.csv", ".per_class.csv", ".confusion.csv",
-    ".label_scores.csv", ".per_finding.csv", ".variants.csv", PROBE_CURVES, PROBE_EFFECTS, ATTRIBUTION_CHECKS,
+    ".label_scores.csv", ".per_finding.csv", ".variants.csv", PROBE_CURVES, PROBE_EFFECTS, ANCHORS, ATTRIBUTION_CHECKS,
 )  # fmt: skip
 """Ends of the names of all files that a run writes beside the two folders."""
 _FOLDERS: Final = (FEATURES, ATTRIBUTIONS)

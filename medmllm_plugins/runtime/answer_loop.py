@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ class AnswerLoop:
             return self._answer_batch(batch, inputs, recorder)
 
         prepare_ahead = self._loaded.device.type != "cpu"
-        batches = Batches(size, self.prepare, _workload, prepare, answer, ahead=prepare_ahead)
+        batches = Batches(size, self.prepare, lambda item: workload(item.visual), prepare, answer, ahead=prepare_ahead)
         for group in groups.values():
             for _, prepared, replies in batches.run(group):
                 yield prepared, replies
@@ -192,20 +193,13 @@ class AnswerLoop:
             ModelError: the model takes other images than the request has.
         """
         question, visual = self._question_and_visual(request)
-        until = request.generation.get("until") or ()
-        max_new_tokens = 0
-        if request.needs == "answer":
-            max_new_tokens = (
-                self._options.max_new_tokens
-                or self._loaded.max_new_tokens
-                or int(request.generation.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
-            )
+        is_answered = request.needs == "answer"
         return PreparedRequest(
             request=request,
             question=question,
             visual=visual,
-            max_new_tokens=max_new_tokens,
-            until=(until,) if isinstance(until, str) else tuple(until),
+            max_new_tokens=longest_answer(request, self._loaded, self._options) if is_answered else 0,
+            until=stop_words(request),
             labels=request.labels,
             controls=None if request.features is None else control_features(visual),
         )
@@ -242,13 +236,13 @@ class AnswerLoop:
         )
         replies = []
         for item, generation in zip(batch, generations, strict=True):
-            text = _cut(generation.text, item.until)
+            text = cut(generation.text, item.until)
             blank = None if item.request.content is None else self._scores_without_content(item)
             replies.append(Reply(text, generation.scores, generation.label_tokens, blank, generation.tokens))
         if recorder is not None:
             labels = self._loaded.label_ids(first.question, first.request.row["answers"])
             controls = [item.controls for item in batch if item.controls is not None]
-            records = [_index_record(item.request.row, reply) for item, reply in zip(batch, replies, strict=True)]
+            records = [_index_record(item.request, reply) for item, reply in zip(batch, replies, strict=True)]
             recorder.keep(records, inputs, controls, [ids[self._loaded.prefix_length :] for ids in labels])
         return replies
 
@@ -291,27 +285,44 @@ class _JournalWriter:
         self.flush()
 
 
-def _index_record(row: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
+def _index_record(request: TaskRequest, reply: Reply) -> dict[str, Any]:
     """Return the entry of a document in the index of a feature store."""
+    row, content = request.row, request.content
     record = {name: row[name] for name in ("id", "document", "group", "fold", "label")}
+    attributes = dict(content.document(row).attributes) if content is not None else {}
     lists = {"scores": reply.scores, "blank": reply.blank_scores, "label_tokens": reply.label_tokens}
     return {
         **record,
         "answer": reply.text,
+        "attributes": json.dumps(attributes, ensure_ascii=False),
         **{name: None if values is None else list(values) for name, values in lists.items()},
     }
 
 
-def _cut(text: str, until: Sequence[str]) -> str:
+def longest_answer(request: TaskRequest, loaded: LoadedModel, options: AnswerOptions) -> int:
+    """Return the most tokens that the answer to a request may have."""
+    return (
+        options.max_new_tokens
+        or loaded.max_new_tokens
+        or int(request.generation.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+    )
+
+
+def stop_words(request: TaskRequest) -> tuple[str, ...]:
+    """Return the texts at which an answer to a request ends."""
+    until = request.generation.get("until") or ()
+    return (until,) if isinstance(until, str) else tuple(until)
+
+
+def cut(text: str, until: Sequence[str]) -> str:
     """Return a text up to the first stop word, without blanks around it."""
     for stop in until:
         text = text.split(stop)[0] if stop else text
     return text.strip()
 
 
-def _workload(item: PreparedRequest) -> float:
+def workload(visual: VisualInput) -> float:
     """Return how much there is to compute: pixels, or the voxels of a volume."""
-    visual = item.visual
     if isinstance(visual, Image.Image):
         return float(visual.width * visual.height)
     if isinstance(visual, list | tuple):

@@ -9,6 +9,7 @@ from medmllm_plugins import __version__
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.results.manifest import ModelEntry
+from medmllm_plugins.runtime.anchor_loop import AnchorLoop
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.explaining import AttributionLoop
@@ -23,7 +24,7 @@ def answer_requests(
     run: EvaluationRun,
     options: AnswerOptions,
 ) -> dict[RequestKey, Reply]:
-    """Answer requests, and explain some of the answers where tasks ask for it.
+    """Answer requests, ask anchors and explain some of the answers where tasks want it.
 
     ``load`` returns the model, loaded if it is not yet; ``load_options`` go to the manifest. The run is opened
     here.
@@ -41,6 +42,7 @@ def answer_requests(
         run.model(entry)
         journal = run.open(options.model, deciding_facts(entry, loaded))
         replies = answering.answer(requests, journal)
+        AnchorLoop(loaded, run, options).answer(requests, journal)
         attribution.explain(requests, replies)
         run.answered()
     return replies

@@ -48,6 +48,8 @@ class EvaluationRun:
         rank: of this process; the first alone writes.
         expected: tasks that are to be scored, beside those that the manifest names.
         manifest: content of ``manifest.json``.
+        anchors: by task, the names of its anchors' answers in the journal by the anchor's id, and why there is no
+            anchor of some kind.
     """
 
     def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
@@ -63,6 +65,7 @@ class EvaluationRun:
         self.output_path: str | None = None
         self.rank = int(os.environ.get("RANK") or 0)
         self.expected: frozenset[str] = frozenset()
+        self.anchors: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
         self._journal: Journal | None = None
         self._resumed = False
         self._lock: FolderLock | None = None
@@ -160,6 +163,15 @@ class EvaluationRun:
                 remove_drafts(self._journal.folder, _BELOW)
         self.folder_for(model)
         return self._journal
+
+    def anchor_answers(self, task: str) -> tuple[dict[str, str], Mapping[str, str]]:
+        """Return the text of the answers to a task's anchors by their id, and why there is no anchor of some kind.
+
+        Both are empty where none were asked, as where a cache served all answers.
+        """
+        names, not_run = self.anchors.get(task, ({}, {}))
+        replies = {} if self._journal is None or not names else self._journal.read_again()
+        return {item: replies[name].text for item, name in names.items() if name in replies}, not_run
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

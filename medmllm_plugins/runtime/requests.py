@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from medmllm_plugins.prompts.anchors import AnchorItem
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
 from medmllm_plugins.prompts.task_content import Row, TaskContent
@@ -92,14 +93,28 @@ class TaskRequest:
     def stored_name(self) -> str:
         """Return the name of the answer in the journal: a hash of question, document and settings.
 
-        The attribution options are left out, see :meth:`medmllm_plugins.runtime.evaluation_run.EvaluationRun.open`.
+        Options of attributions and anchors are left out, see
+        :meth:`medmllm_plugins.runtime.evaluation_run.EvaluationRun.open`.
         """
         metadata = {} if self.content is None else self.content.metadata
-        settings = {key: value for key, value in metadata.items() if key != "attributions"}
+        settings = {key: value for key, value in metadata.items() if key not in ("attributions", "anchors")}
         parts = (
             answering_name(self.task), self.split, self.index, self.repeat, sorted(self.generation.items()), settings
         )  # fmt: skip
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return _hash(parts)
+
+    def anchor_name(self, item: AnchorItem) -> str:
+        """Return the name of the answer to an anchor of this request's task in the journal."""
+        assert self.content is not None, "only tasks of this package have anchors"
+        shown = "" if item.document is None else self.content.data.fingerprint
+        parts = (
+            answering_name(self.task), item.id, item.question.text, item.marks, shown, sorted(self.generation.items())
+        )  # fmt: skip
+        return _hash(parts)
+
+
+def _hash(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def by_task(requests: Sequence[TaskRequest]) -> dict[str, list[TaskRequest]]:

@@ -224,6 +224,84 @@ def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
     assert not list((tmp_path / "medmllm_runs").glob(".unfinished/*"))
 
 
+def test_anchors_are_asked_in_the_same_run(probed: Any, evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    from medmllm_plugins.data.core.image_controls import draw_marks
+    from medmllm_plugins.data.loading.catalogue import dataset_specs
+    from medmllm_plugins.data.loading.dataset import load_dataset
+    from medmllm_plugins.models.formats.medm_vl import load
+    from medmllm_plugins.models.options import LoadOptions
+    from medmllm_plugins.prompts.anchors import mark_anchors
+
+    record = json.loads((probed.folder / f"{TASK}.probes.json").read_text(encoding="utf-8"))["anchors"]
+    table = pd.read_csv(probed.folder / f"{TASK}.anchors.csv", keep_default_na=False)
+    tested = pd.DataFrame(store_of(probed.folder).index).query("fold == 'test'")
+    count = min(48, len(tested))
+    counts = {"text": 20, "presence": count, "position": count, "count": count}
+    assert {result["kind"]: result["n"] for result in record["results"]} == counts and record["not_run"] == {}
+    assert table["kind"].value_counts().to_dict() == counts
+    for result in record["results"]:
+        rows = table[table["kind"] == result["kind"]]
+        assert result["accuracy"]["value"] == pytest.approx((rows["label"] == rows["predicted"]).mean())
+        assert result["parsed"] == pytest.approx((rows["status"] == "parsed").mean())
+    assert set(table["document"]) - {""} <= set(tested["document"].astype(str)), "only what was evaluated is shown"
+    entry = probed.manifest["tasks"][TASK]["probes"]["anchors"]
+    assert set(entry) == {"text", "positive"} and "not run" not in entry.values()
+    # The answers are those of the model called plainly.
+    model, data = load(LoadOptions("demo", device="cpu")), load_dataset(dataset_specs()["demo"])
+    documents = {document.id: document for document in data.documents}
+    chosen = [documents[name] for name in tested["document"].astype(str)]
+    items = mark_anchors(chosen, data.spec)
+    for item in items[::17]:
+        assert item.document is not None
+        image = draw_marks(data.image(item.document), item.marks)
+        (answer,) = model.generate([item.question.text], [image], max_new_tokens=64)
+        (row,) = table[(table["kind"] == item.kind) & (table["document"] == item.document.id)].to_dict("records")
+        assert (row["question"], row["label"], row["answer"]) == (item.question.text, item.label, answer.text.strip())
+    # They change nothing of the task, and can be left out.
+    without = evaluate(tmp_path, tasks=[f"{TASK}:anchors=0"], batch_size=16, limit=PROBE_LIMIT)
+    stem = f"{TASK}+anchors=0"
+    assert (without.folder / f"{stem}.outcomes.jsonl").read_text() == (
+        probed.folder / f"{TASK}.outcomes.jsonl"
+    ).read_text()
+    assert not (without.folder / f"{stem}.anchors.csv").exists()
+    left_out = json.loads((without.folder / f"{stem}.probes.json").read_text(encoding="utf-8"))["anchors"]
+    assert left_out == {"results": [], "not_run": dict.fromkeys(("text", "positive"), "switched off (anchors=0)")}
+
+
+def test_anchors_of_a_broken_run_are_those_of_a_whole_one(
+    probed: Any, evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = LoadedModel.generate
+    asked: list[str] = []
+
+    def failing(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["max_new_tokens"] and "watch" not in kwargs:
+            asked.extend(questions)
+            if len(asked) > 60:
+                raise KeyboardInterrupt
+        return generate(self, questions, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LoadedModel, "generate", failing)
+        evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=PROBE_LIMIT)
+    done = sum(text.startswith("Findings") for text in asked)
+    assert done == 20 and any(text.startswith("Is there a white square") for text in asked[:-16])
+    asked.clear()
+
+    def counting(self: LoadedModel, questions: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["max_new_tokens"]:
+            asked.extend(questions)
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "generate", counting)
+    again = evaluate(tmp_path, tasks=[TASK], batch_size=16, limit=PROBE_LIMIT)
+    assert not any(text.startswith("Findings") for text in asked) and asked
+    for name in (f"{TASK}.anchors.csv", f"{TASK}.outcomes.jsonl"):
+        assert (again.folder / name).read_text() == (probed.folder / name).read_text()
+    records = [json.loads((run.folder / f"{TASK}.probes.json").read_text()) for run in (probed, again)]
+    assert records[0]["anchors"] == records[1]["anchors"]
+
+
 def test_a_model_of_the_hosts_gets_what_text_allows(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:

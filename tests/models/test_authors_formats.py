@@ -106,6 +106,11 @@ def test_the_first_llava_format(
     for question, image, answer in zip(QUESTIONS, IMAGES, result, strict=True):
         (alone,) = loaded.generate([question], [image], max_new_tokens=4, labels=LABELS)
         assert alone.text == answer.text and alone.scores == pytest.approx(answer.scores, abs=1e-4)
+    in_words = loaded.generate(QUESTIONS, [], max_new_tokens=4, inputs=loaded.prepare_text(QUESTIONS))
+    for question, answer in zip(QUESTIONS, in_words, strict=True):
+        prompt = torch.tensor([words(before + behind.removeprefix("\n").format(question))["input_ids"]])
+        out = llm.generate(prompt, do_sample=False, max_new_tokens=4, eos_token_id=loaded.eos_token_ids[0])
+        assert answer.text == words.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["hulumed_qwen2", "hulumed_qwen3"])

@@ -112,6 +112,11 @@ def test_scores_are_those_of_the_authors_arithmetic(tmp_path: Path, form: str) -
             assert score == pytest.approx(expected, abs=1e-3)
         (alone,) = loaded.generate([question], [item], max_new_tokens=5, labels=LABELS)
         assert alone.text == answer.text and alone.scores == pytest.approx(answer.scores, abs=1e-4)
+    in_words = loaded.generate(QUESTIONS, [], max_new_tokens=5, inputs=loaded.prepare_text(QUESTIONS))
+    for question, answer in zip(QUESTIONS, in_words, strict=True):
+        prompt = torch.tensor([words(f"{medm_vl.SYSTEM} USER: {question} ASSISTANT:")["input_ids"]])
+        out = llm.generate(prompt, do_sample=False, max_new_tokens=5, eos_token_id=loaded.eos_token_ids[0])
+        assert answer.text == words.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def test_the_two_models_name_each_other(tmp_path: Path) -> None:

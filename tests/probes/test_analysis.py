@@ -22,7 +22,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.analysis_text import render
-from medmllm_plugins.probes.curves import bootstrap_accuracies, permutation_p_values
+from medmllm_plugins.probes.curves import Classifier, bootstrap_figures, permutation_p_values
 from medmllm_plugins.probes.fitting import fit_probes
 from medmllm_plugins.probes.labelled_features import read_labelled_features
 from medmllm_plugins.probes.probe_methods import FittedProbe, ProbeData
@@ -103,8 +103,10 @@ def test_bands_are_those_of_a_plain_loop_over_groups(make_store: Callable[..., A
     )
     samples = read_labelled_features(store)
     fitted = fit_probes(store, samples, QUICK)
-    hits = np.array([outcome.predicted == outcome.label for outcome in outcomes], dtype=np.float64)
-    resamples = bootstrap_accuracies(fitted, samples, {"answer": hits})
+    answers = np.array([samples.labels.index(str(outcome.predicted)) for outcome in outcomes])
+    hits = answers == samples.of("test")
+    bits = np.random.default_rng(0).normal(size=len(answers))
+    resamples = bootstrap_figures(samples, {"answer": Classifier(answers, bits)}, fitted=fitted)
     group = samples.groups_of("test")
     (weights,) = resampled_weights(resamples.groups, 2000, 0, at_once=2000)
     right = fitted.test[3] == samples.of("test")
@@ -112,6 +114,7 @@ def test_bands_are_those_of_a_plain_loop_over_groups(make_store: Callable[..., A
         repeated = np.repeat(np.arange(len(group)), weights[group, turn].astype(int))
         assert resamples.resampled["probe"][turn, 3] == pytest.approx(right[repeated].mean(), abs=1e-5)
         assert resamples.resampled["answer"][turn] == pytest.approx(hits[repeated].mean(), abs=1e-5)
+        assert resamples.resampled["answer:bits"][turn] == pytest.approx(bits[repeated].mean(), abs=1e-5)
         recalls = [right[repeated][samples.of("test")[repeated] == k].mean() for k in range(3)]
         assert resamples.resampled["balanced"][turn, 3] == pytest.approx(np.mean(recalls), abs=1e-5)
 

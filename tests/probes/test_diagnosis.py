@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import pytest
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.probes.analysis import MAPPING_CAVEAT, analyse
-from medmllm_plugins.probes.diagnosis import attribute_loss_to_stage, judge_loss
+from medmllm_plugins.probes.analysis import analyse
+from medmllm_plugins.probes.diagnosis import judge_loss
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
-from medmllm_plugins.results.probe_records import MODES, Effect
+from medmllm_plugins.results.anchor_records import AnchorResult, Anchors
+from medmllm_plugins.results.probe_records import HANDOVER
 
 QUICK = Options(permutations=5, controls=2)
 WEAK = 0.25
@@ -27,8 +28,21 @@ def wrong_often(truth: int, generator: np.random.Generator) -> int:
     return truth if generator.random() < 0.1 else int(generator.integers(0, 3))
 
 
+def right_as_often_as_a_weak_probe(truth: int, generator: np.random.Generator) -> int:
+    """Right in about 60 of 100 cases."""
+    return truth if generator.random() < 0.4 else int(generator.integers(0, 3))
+
+
 def perfect(outcomes: list[Outcome]) -> Reference:
     return Reference("perfect", Path(), {outcome.id: outcome.label for outcome in outcomes})
+
+
+def text_anchor(verdict: str) -> Anchors:
+    accuracy = Estimate(1.0, 0.9, 1.0) if verdict == "answered" else Estimate(0.3, 0.1, 0.5)
+    result = AnchorResult(
+        kind="text", n=9, groups=9, accuracy=accuracy, chance=1 / 3, parsed=1.0, recalls={}, verdict=verdict
+    )
+    return Anchors(results=(result,))
 
 
 PLANTED = {
@@ -37,16 +51,20 @@ PLANTED = {
     "comprehension": {"clear": {"llm.norm/last": WEAK, "llm.00/last": WEAK}},
     "mapping": {},
 }
+NAMED = {mode: mode for mode in PLANTED} | {"mapping": HANDOVER}
 
 
 @pytest.mark.parametrize("mode", PLANTED)
 def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., Any], mode: str) -> None:
-    store, outcomes = make_store((300, 120, 240), answers=wrong_often, **PLANTED[mode])
-    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert result.diagnosis.named == mode
+    answers = wrong_often if mode == "mapping" else right_as_often_as_a_weak_probe
+    store, outcomes = make_store((300, 120, 240), answers=answers, **PLANTED[mode])
+    anchors = text_anchor("not answered" if mode == "comprehension" else "answered")
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
+    assert result.diagnosis.named == NAMED[mode], result.diagnosis
     effect = result.diagnosis.of(mode)  # type: ignore[arg-type]
     assert effect.verdict == "supported" and effect.loss.low > 0 and effect.loss.value > 0.1
-    assert mode in result.headline
+    assert effect.bits_lost.low > 0 and effect.probability >= 0.95
+    assert NAMED[mode] in result.headline
     for earlier in result.diagnosis.effects[: result.diagnosis.effects.index(effect)]:
         assert earlier.verdict != "supported"
 
@@ -55,10 +73,12 @@ def test_a_healthy_model_is_called_healthy(make_store: Callable[..., Any]) -> No
     store, outcomes = make_store((300, 120, 240))
     result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
     assert result.diagnosis.named is None
-    assert {entry.verdict for entry in result.diagnosis.effects} == {"not supported"}
+    assert {entry.verdict for entry in result.diagnosis.effects} == {"ruled out"}
 
 
-def test_without_a_reference_the_tower_is_compared_with_the_control_features(make_store: Callable[..., Any]) -> None:
+def test_without_a_reference_the_tower_is_compared_with_better_control_features(
+    make_store: Callable[..., Any],
+) -> None:
     store, outcomes = make_store((300, 120, 240))
     vision = analyse(store, outcomes, QUICK).diagnosis.of("vision")
     assert vision.verdict == "cannot tell" and np.isnan(vision.loss.value) and "--reference" in vision.why
@@ -69,6 +89,29 @@ def test_without_a_reference_the_tower_is_compared_with_the_control_features(mak
     result = analyse(store, outcomes, QUICK).diagnosis
     assert result.of("vision").verdict == "supported" and result.named == "vision"
     assert result.of("vision").before == "control.pixels (mean)"
+
+
+def test_no_stage_knows_less_than_a_later_one(make_store: Callable[..., Any]) -> None:
+    """A tower whose probe is poor is credited with what the connector, the LLM and the answers show."""
+    store, outcomes = make_store((300, 120, 240), clear={"vision.01": WEAK})
+    diagnosis = analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis
+    vision, connector, llm, answer = diagnosis.stages[1:]
+    assert vision.own.value < 0.7 < 0.95 < vision.accuracy.value and vision.source != "vision.01 (mean)"
+    for before, after in itertools.pairwise((vision, connector, llm, answer)):
+        assert before.accuracy.value >= after.accuracy.value and before.bits.value >= after.bits.value
+    assert diagnosis.named is None and diagnosis.of("vision").verdict == "ruled out"
+
+
+def test_answers_that_match_the_reference_leave_no_mode_to_name(make_store: Callable[..., Any]) -> None:
+    """Right in 90 of 100 cases, while the tower shows nearly all: a loss, but the reference is no better."""
+    store, outcomes = make_store(
+        (300, 120, 240), answers=lambda truth, generator: truth if generator.random() < 0.85 else (truth + 1) % 3
+    )
+    as_good = {outcome.id: outcome.predicted for outcome in outcomes}
+    diagnosis = analyse(store, outcomes, QUICK, reference=Reference("as good", Path(), as_good)).diagnosis
+    assert diagnosis.of("mapping").verdict == "supported" and diagnosis.named is None
+    assert "at least as accurate as the reference" in diagnosis.reasons[0]
+    assert analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis.named == HANDOVER
 
 
 def answered_alike(outcomes: list[Outcome], label: str | None) -> list[Outcome]:
@@ -83,7 +126,7 @@ def test_broken_text_with_good_scores_is_a_fault_of_the_mapping(make_store: Call
     comprehension, mapping = (result.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
     assert comprehension.verdict != "supported" and comprehension.after == mapping.before == "label scores"
     assert result.diagnosis.named == "mapping" and mapping.loss.value > 0.9
-    assert result.mapping.kind == "decoding" and MAPPING_CAVEAT not in result.headline
+    assert result.mapping.kind == "decoding" and "the text of the answer names no class" in result.headline
 
 
 def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[..., Any]) -> None:
@@ -98,56 +141,10 @@ def test_after_a_tower_of_unknown_quality_small_losses_are_not_attributed(make_s
     store, outcomes = make_store((300, 120, 240), clear=poor, answers=wrong_often)
     result = analyse(store, outcomes, QUICK)
     assert result.diagnosis.of("mapping").verdict == "supported" and result.diagnosis.named is None
-    assert "an earlier stage may be the cause: mapping (" in result.headline
-    assert "Undecided: vision" in result.headline
-    assert analyse(store, outcomes, QUICK, reference=perfect(outcomes)).diagnosis.named == "vision"
+    assert "the loss of the tower is not known" in result.headline and "Undecided: vision" in result.headline
     # A tower that shows nearly all cannot have lost as much as the words do.
     store, outcomes = make_store((300, 120, 240), answers=wrong_often, name="good")
-    assert analyse(store, outcomes, QUICK).diagnosis.named == "mapping"
-
-
-def effects_of(*losses: tuple[float, float, float]) -> list[Effect]:
-    pairs = zip(MODES, losses, strict=True)
-    return [Effect(mode, Estimate(*loss), judge_loss(Estimate(*loss))[0], "", "", "") for mode, loss in pairs]
-
-
-NONE = (0.0, -0.01, 0.01)
-
-
-@pytest.mark.parametrize(
-    ("losses", "unknown", "named"),
-    [
-        ([NONE, NONE, NONE, (0.05, 0.02, 0.08)], 0.0, "mapping"),
-        ([(0.009, -0.005, 0.02), (0.006, -0.01, 0.02), NONE, (0.038, 0.02, 0.06)], 0.0, "mapping"),  # noise before it
-        ([(0.028, -0.001, 0.05), (0.019, 0.0, 0.04), NONE, (0.09, 0.05, 0.13)], 0.0, None),  # more than noise
-        ([(0.02, 0.01, 0.03), NONE, NONE, (0.07, 0.05, 0.09)], 0.0, None),  # small, but sure
-        ([(0.08, 0.05, 0.11), NONE, NONE, (0.30, 0.25, 0.35)], 0.0, "vision"),  # what follows loses more
-        ([NONE, (0.07, 0.04, 0.10), NONE, (0.53, 0.48, 0.58)], 0.0, None),  # too small to be all, too large for nothing
-        ([NONE, (0.04, 0.02, 0.06), NONE, (0.53, 0.48, 0.58)], 0.0, "mapping"),
-        ([(math.nan,) * 3, NONE, NONE, (0.30, 0.25, 0.35)], 0.10, "mapping"),
-        ([(math.nan,) * 3, NONE, NONE, (0.30, 0.25, 0.35)], 0.15, None),
-        ([NONE, NONE, NONE, NONE], 0.0, None),
-    ],
-)
-def test_which_stage_the_losses_are_attributed_to(
-    losses: list[tuple[float, float, float]], unknown: float, named: str | None
-) -> None:
-    assert attribute_loss_to_stage(effects_of(*losses), unknown) == named
-
-
-def test_a_tower_slightly_better_than_the_control_features_is_still_named() -> None:
-    gain = Estimate(-0.01, -0.02, 0.0)  # what the floors reach less what the tower does
-    vision = Effect("vision", gain, "supported", "", "", "")
-    assert attribute_loss_to_stage([vision, *effects_of(NONE, NONE, NONE, NONE)[1:]], 0.6) == "vision"
-
-
-@pytest.mark.parametrize(("answers", "caveat"), [(lambda truth, _: (truth + 1) % 3, False), (wrong_often, True)])
-def test_the_caveat_is_added_unless_the_scores_exclude_it(
-    make_store: Callable[..., Any], answers: Callable[..., int], caveat: bool
-) -> None:
-    store, outcomes = make_store((300, 120, 240), answers=answers)
-    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
-    assert result.diagnosis.named == "mapping" and (MAPPING_CAVEAT in result.headline) is caveat
+    assert analyse(store, outcomes, QUICK).diagnosis.named == HANDOVER
 
 
 def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
@@ -159,24 +156,30 @@ def test_few_groups_cannot_tell(make_store: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "verdict"),
+    ("loss", "simultaneous_low", "verdict"),
     [
-        ((0.10, 0.05, 0.15), "supported"),
-        ((0.02, 0.01, 0.03), "not supported"),
-        ((0.05, -0.01, 0.11), "cannot tell"),
-        ((0.05, -0.01, 0.09), "not supported"),
-        ((-0.30, -0.40, -0.20), "not supported"),
-        ((0.05, float("nan"), float("nan")), "cannot tell"),
+        ((0.10, 0.05, 0.15), 0.03, "supported"),
+        ((0.10, 0.02, 0.18), -0.01, "cannot tell"),  # only the interval of this loss alone lies above zero
+        ((0.02, 0.01, 0.03), 0.005, "ruled out"),
+        ((0.05, -0.01, 0.11), -0.02, "cannot tell"),
+        ((0.05, -0.01, 0.09), -0.02, "ruled out"),
+        ((-0.30, -0.40, -0.20), -0.5, "ruled out"),
     ],
 )
-def test_the_rules_of_a_verdict(loss: tuple[float, float, float], verdict: str) -> None:
-    assert judge_loss(Estimate(*loss))[0] == verdict
+def test_the_rules_of_a_verdict(loss: tuple[float, float, float], simultaneous_low: float, verdict: str) -> None:
+    assert judge_loss(Estimate(*loss), simultaneous_low, 50)[0] == verdict
+    assert judge_loss(Estimate(*loss), simultaneous_low, 19)[0] == "cannot tell"
 
 
-def test_the_mapping_is_that_of_the_last_token(make_store: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("anchored", "named"), [(True, "mapping"), (False, HANDOVER)])
+def test_exchanged_classes_are_a_fault_of_the_mapping_only_with_an_outside_anchor(
+    make_store: Callable[..., Any], anchored: bool, named: str
+) -> None:
     store, outcomes = make_store((300, 200, 240), answers=lambda truth, _: (truth + 1) % 3)
-    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes))
+    anchors = text_anchor("answered") if anchored else None
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
     assert result.mapping.kind == "permuted" and result.mapping.relabelling == (2, 0, 1)
     assert result.mapping.lens is not None
     assert [entry.value for entry in result.mapping.lens] == [pytest.approx(1 / 3, abs=0.12), 1.0]
-    assert result.diagnosis.named == "mapping"
+    assert result.diagnosis.named == named
+    assert bool(result.diagnosis.candidates) is not anchored

@@ -18,7 +18,12 @@ from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import ProbeSpec
 from medmllm_plugins.probes import fitting
 from medmllm_plugins.probes.fitting import Site, fit_probes, refit_probes, select_sites
-from medmllm_plugins.probes.labelled_features import LabelledFeatures, read_labelled_features, resample_groups
+from medmllm_plugins.probes.labelled_features import (
+    LabelledFeatures,
+    half_groups,
+    read_labelled_features,
+    resample_groups,
+)
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.sklearn_probe import SklearnProbe
 from medmllm_plugins.results.feature_store import FeatureStore
@@ -50,7 +55,7 @@ def test_linear_refits_are_scikit_learns_with_sample_weights(make_store: Callabl
     store, _ = make_store(clear={"vision.00": 0.3, "llm.00": 0.2})
     labelled = read_labelled_features(store)
     sites = some_sites(store)
-    refits = refit_probes(store, labelled, OPTIONS, sites, RESAMPLES)
+    refits = refit_probes(store, labelled, OPTIONS, sites, drawn(labelled))
     assert refits.sites == tuple(sites) and refits.test_log_p.dtype == np.float32
     assert refits.test.shape == (RESAMPLES, 3, 90) and refits.test_log_p.shape == (RESAMPLES, 3, 90, 3)
     truth = labelled.of("validation")
@@ -71,7 +76,7 @@ def test_linear_refits_are_scikit_learns_with_sample_weights(make_store: Callabl
             chosen = refits.test_log_p[resample, index][np.arange(90), refits.test[resample, index]]
             np.testing.assert_allclose(chosen, refits.test_log_p[resample, index].max(1), atol=1e-5)
     assert len({tuple(row) for row in refits.test[:, 1].tolist()}) == RESAMPLES
-    np.testing.assert_array_equal(refit_probes(store, labelled, OPTIONS, sites, RESAMPLES).test, refits.test)
+    np.testing.assert_array_equal(refit_probes(store, labelled, OPTIONS, sites, drawn(labelled)).test, refits.test)
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ def test_other_probes_are_fitted_on_repeated_rows(
     labelled = read_labelled_features(store)
     sites = some_sites(store)
     options = Options(protocol="neighbours", permutations=0, controls=0)
-    refits = refit_probes(store, labelled, options, sites, RESAMPLES)
+    refits = refit_probes(store, labelled, options, sites, drawn(labelled))
     for resample, weights in enumerate(drawn(labelled)):
         repeated = np.repeat(np.arange(len(weights)), weights)
         for index, site in enumerate(sites):
@@ -115,8 +120,9 @@ def test_refits_that_draw_every_group_once_are_the_fit(
     store, _ = make_store()
     labelled = read_labelled_features(store)
     fitted = fit_probes(store, labelled, OPTIONS)
-    monkeypatch.setattr(fitting, "resample_groups", lambda truth, *_: np.ones((2, len(truth)), dtype=np.intp))
-    refits = refit_probes(store, labelled, OPTIONS, fitted.sites, 2)
+    refits = refit_probes(
+        store, labelled, OPTIONS, fitted.sites, np.ones((2, len(labelled.rows["train"])), dtype=np.intp)
+    )
     for resample in range(2):
         np.testing.assert_allclose(np.exp(refits.test_log_p[resample]), np.exp(fitted.test_log_p), atol=1e-4)
 
@@ -125,10 +131,23 @@ def test_the_papers_probe_is_refitted_too(make_store: Callable[..., Any]) -> Non
     store, _ = make_store((30, 12, 18))
     labelled = read_labelled_features(store)
     site = next(site for site in select_sites(store, OPTIONS) if site.layer == "connector")
-    refits = refit_probes(store, labelled, Options(protocol="paper", controls=0, permutations=0), [site], 2)
+    refits = refit_probes(
+        store, labelled, Options(protocol="paper", controls=0, permutations=0), [site], drawn(labelled)[:2]
+    )
     np.testing.assert_allclose(np.exp(refits.test_log_p).sum(-1), 1, atol=1e-5)
     assert not np.array_equal(refits.test_log_p[0], refits.test_log_p[1])
     np.testing.assert_array_equal(refits.test, refits.test_log_p.argmax(-1))
+
+
+def test_halves_are_whole_groups_and_half_of_each_class() -> None:
+    truth = np.repeat([0, 0, 0, 0, 1, 1, 1, 2], 3)
+    group = np.repeat(np.arange(8), 3)
+    halves = half_groups(truth, group, 50, np.random.default_rng(0))
+    assert set(halves.ravel().tolist()) == {0, 1}
+    np.testing.assert_array_equal(halves, halves[:, ::3].repeat(3, axis=1))
+    for number, kept in ((0, 6), (1, 6), (2, 3)):  # of odd numbers the larger half
+        assert set(halves[:, truth == number].sum(1)) == {kept}
+    assert len({tuple(half) for half in halves.tolist()}) > 10
 
 
 def test_resamples_keep_groups_together_and_every_class() -> None:

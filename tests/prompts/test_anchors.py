@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -26,7 +27,8 @@ from medmllm_plugins.prompts.anchors import (
 from medmllm_plugins.prompts.protocols import ask, ask_finding
 
 SETS = dataset_specs()
-DESCRIBED = [name for name, spec in SETS.items() if spec.findings]
+FEWEST = {2: 8, 3: 4, 4: 3}
+"""Wordings of each class that a verdict needs, by number of classes; with more than four as with four."""
 CLASSES = {"benign": ["fibroadenoma"], "malignant": [], "normal": []}
 FINDINGS = {
     "benign": ["a black oval", "an oval lump"],
@@ -45,11 +47,16 @@ def documents(count: int) -> list[Document]:
     return [Document(f"d{n}", f"{n}.png", labels[n % 4 % 3], f"g{n // 2}", "test") for n in range(count)]
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_wordings_name_no_class_and_differ(name: str) -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_wordings_of_built_in_sets_name_no_class_and_differ(name: str) -> None:
     spec = SETS[name]
     wordings = [text for texts in spec.findings.values() for text in texts]
-    assert min(map(len, spec.findings.values())) >= 2
+    classes = 2 if spec.kind == "multilabel" else len(spec.classes)
+    assert min(map(len, spec.findings.values())) >= FEWEST[min(classes, 4)]
+    for label, texts in spec.findings.items():
+        # Sides of the body are not to be described in other words.
+        words = set(re.findall(r"[a-z]{5,}", label.lower())) - {"right"}
+        assert not [text for text in texts if words & set(re.findall(r"[a-z]+", text.lower()))]
     assert len({text.casefold() for text in wordings}) == len(wordings)
     for finding in spec.labels if spec.kind == "multilabel" else (None,):
         question = (

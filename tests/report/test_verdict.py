@@ -73,19 +73,31 @@ def test_a_difference_whose_interval_includes_zero_is_not_clear(tmp_path: Path) 
     assert "No reference classifier was run." in verdict.sentence
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("permuted", False), ("missing", True), ("biased", True)])
-def test_what_probes_cannot_tell_from_the_words_is_said(tmp_path: Path, kind: str, expected: bool) -> None:
+def test_an_unread_hand_over_is_told_with_its_site_and_interfaces(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
-    change(folder, lambda content: content["mapping"].update(kind=kind))
+    conclusion = {
+        "named": "unread hand-over",
+        "readable_until": "llm.norm (last)",
+        "candidates": ["vision -> connector", "connector -> llm"],
+        "reasons": ["Marks drawn on the images are answered correctly, so image information arrives."],
+    }
+    change(folder, lambda content: content["diagnosis"].update(conclusion))
     (verdict,) = verdicts(part_of(folder))
-    assert ("Probes cannot distinguish this from an earlier stage" in verdict.sentence) is expected
+    assert "can be read up to llm.norm (last), and nothing after it uses it" in verdict.sentence
+    assert "may be at fault: vision -> connector, connector -> llm. Marks drawn on the images" in verdict.sentence
+    assert "12.0 points lost" in verdict.sentence
 
 
-def test_a_loss_without_a_named_stage_may_come_from_an_earlier_one(tmp_path: Path) -> None:
+def test_several_losses_have_no_invented_order(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
-    change(folder, lambda content: content["diagnosis"].update(named=None))
+
+    def support_another(content: dict[str, Any]) -> None:
+        content["diagnosis"]["named"] = None
+        content["diagnosis"]["effects"][1]["verdict"] = "supported"
+
+    change(folder, support_another)
     (verdict,) = verdicts(part_of(folder))
-    assert verdict.named is None and "An earlier stage may be the cause." in verdict.sentence
+    assert verdict.named is None and "the data cannot tell which one is the cause" in verdict.sentence
 
 
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:

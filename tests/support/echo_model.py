@@ -82,7 +82,7 @@ def content_of(rows: list[dict[str, Any]]) -> Any:
     return SimpleNamespace(
         row_list=rows,
         metadata={},
-        settings=SimpleNamespace(features=None, attributions=None),
+        settings=SimpleNamespace(features=None, attributions=None, anchors=0),
         predict_only=False,
         read_answer=lambda row, text: SimpleNamespace(status="parsed"),
     )

@@ -304,7 +304,7 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
     modes = ("vision", "connector", "comprehension", "mapping")
     effects = [
         {"mode": mode, "loss": estimate(0.12 if mode == named else 0.01),
-         "verdict": "supported" if mode == named else "not supported", "why": "because.", "before": "a", "after": "b"}
+         "verdict": "supported" if mode == named else "ruled out", "why": "because.", "before": "a", "after": "b"}
         for mode in modes
     ]  # fmt: skip
     reading = {name: estimate(0.1) for name in ("accuracy", "gain", "over_answers", "over_constant", "short_of_probe")}

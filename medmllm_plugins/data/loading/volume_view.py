@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from medmllm_plugins.data.core.documents import Document
+from medmllm_plugins.data.core.image_controls import Mark, draw_marks, mark_boxes
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import OptionError
+
+if TYPE_CHECKING:
+    from medmllm_plugins.data.readers.volumes import Volume
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -38,16 +44,31 @@ class View:
         if self.plane not in PLANES:
             raise OptionError(f"Expected argument `plane` to be one of {list(PLANES)}, got {self.plane!r}.")
 
-    def pictures(self, data: Dataset, document: Document) -> list[Image.Image]:
+    def pictures(self, data: Dataset, document: Document, marks: Sequence[Mark] = ()) -> list[Image.Image]:
         """Return the pictures of a document, mode ``RGB``: one, or one for each slice.
+
+        White squares are drawn on the image, or on each slice, where ``marks`` say.
 
         Raises:
             DataError: the image or volume can no longer be read, or its unit does not go with the window.
         """
         if data.spec.dimensions == 2:
-            return [data.image(document)]
+            return [draw_marks(data.image(document), marks)]
         from medmllm_plugins.data.readers.picture_options import montage
         from medmllm_plugins.data.readers.slices import slice_images
 
-        pictures = slice_images(data.volume(document), self.slices, window=self.window, plane=self.plane)
+        slices = slice_images(data.volume(document), self.slices, window=self.window, plane=self.plane)
+        pictures = [draw_marks(picture, marks) for picture in slices]
         return [montage(pictures)] if self.montage else pictures
+
+
+def draw_marks_on_volume(volume: Volume, marks: Sequence[Mark]) -> Volume:
+    """Return a copy of a volume with white squares on each slice along its first axis, as the array holds them."""
+    from medmllm_plugins.data.readers.intensity_windows import window_bounds
+
+    black, white = window_bounds(volume.voxels, None, volume.unit)
+    voxels = volume.voxels.copy()
+    for outer, inner in mark_boxes((voxels.shape[2], voxels.shape[1]), marks):
+        for (left, top, right, bottom), value in ((outer, black), (inner, white)):
+            voxels[:, top:bottom, left:right] = value
+    return replace(volume, voxels=voxels)

@@ -14,7 +14,7 @@ def diagnosis_table(dataset: DatasetRuns) -> Table:
     rows: list[Row] = []
     for result, probing in dataset.probed():
         for effect in probing.diagnosis.effects:
-            verdict = f"{effect.verdict} (named)" if effect.mode == probing.diagnosis.named else effect.verdict
+            verdict = f"{effect.verdict} (loses most)" if effect.mode == probing.diagnosis.named else effect.verdict
             mode = f"{effect.mode}: {TITLES[effect.mode]}"
             rows.append((result.subject, (mode, effect.loss, verdict, effect.before, effect.after, effect.why)))
     return model_table(dataset, "diagnosis", rows)

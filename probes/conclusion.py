@@ -1,0 +1,197 @@
+"""The conclusion of a diagnosis: which failure mode is named, and where only a hand-over can be named.
+
+A mode is named if its step loses most of the accuracy in at least 95% of the resamples. Probes are fitted anew at each
+stage, so they adapt to any form in which a stage passes the class on; the next stage does not. Where the class is
+readable up to the end of a stage and the answers do not show it, the fault may therefore lie in any interface before
+the answers, and the conclusion is an unread hand-over. Evidence from outside the probes narrows it down: findings given
+in words instead of the image (text anchor), marks drawn on the images (positive control), the text of the answers, and
+relabellings fitted on the validation fold.
+
+All rules are in this module; docs/diagnosis.md explains them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from medmllm_plugins.results.anchor_records import Anchors
+from medmllm_plugins.results.probe_records import HANDOVER, Diagnosis, Interface, Mode
+
+CERTAIN: Final = 0.95
+"""A mode is named if at least this share of the resamples agrees that its step loses most."""
+SAME_FOR_ALL_IMAGES: Final = 0.05
+"""Nats. If the label scores vary less than this over the images, the LLM does not use the image."""
+IMAGE_SIDE: Final[tuple[Interface, ...]] = ("image -> vision", "vision -> connector", "connector -> llm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """Evidence from outside the probes.
+
+    Attributes:
+        mapping_kind: kind of semantic mapping, see :mod:`medmllm_plugins.probes.mapping`.
+        anchors: results of text anchor and positive control; ``None`` if they were not run.
+        relabelled_text: whether the relabelling that recovers the answers also corrects the answers to the text anchor.
+        unparsed_if_scored: of the documents whose scores are correct and whose answer is not, the share without a
+            parsed answer; NaN without such documents.
+        score_variation: standard deviation over images of the differences between label scores, in nats, for the label
+            that varies most; NaN without scores.
+        answers_know_something: whether the answers pass their permutation test.
+        folds_differ: whether train and test documents can be told apart so well that probes may not carry over.
+    """
+
+    mapping_kind: str = "cannot tell"
+    anchors: Anchors | None = None
+    relabelled_text: bool = False
+    unparsed_if_scored: float = float("nan")
+    score_variation: float = float("nan")
+    answers_know_something: bool = False
+    folds_differ: bool = False
+
+    @property
+    def text_anchor(self) -> str:
+        """Verdict of the text anchor: ``answered``, ``not answered``, ``cannot tell`` or ``not run``."""
+        return "not run" if self.anchors is None else self.anchors.text
+
+    @property
+    def positive_control(self) -> str:
+        """Verdict of the positive control, likewise."""
+        return "not run" if self.anchors is None else self.anchors.positive
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A conclusion in the making."""
+
+    named: str | None = None
+    readable_until: str = ""
+    candidates: tuple[Interface, ...] = ()
+    reasons: list[str] = field(default_factory=list)
+
+
+def conclude(
+    diagnosis: Diagnosis, circumstances: Circumstances, *, answers_match_reference: bool = False
+) -> dict[str, Any]:
+    """Return the fields ``named``, ``readable_until``, ``candidates`` and ``reasons`` of a diagnosis.
+
+    ``answers_match_reference``: whether the answers are at least as accurate as an informative reference.
+    """
+    draft = _Draft()
+    if answers_match_reference and diagnosis.supported:
+        draft.reasons.append("The answers are at least as accurate as the reference classifier, so no mode is named.")
+        mode = None
+    else:
+        mode = _largest(diagnosis, circumstances, draft)
+    if mode in ("vision", "connector"):
+        draft.named = mode
+    elif mode == "comprehension":
+        _conclude_comprehension(diagnosis, circumstances, draft)
+    elif mode == "mapping":
+        _conclude_mapping(diagnosis, circumstances, draft)
+    if diagnosis.answers_over_probe.low > 0:
+        draft.reasons.append(
+            "The answers are more accurate than the probe on the last token of the LLM: the words express more than "
+            "this probe reads, the other direction of the paper's fourth mode."
+        )
+    return {
+        "named": draft.named,
+        "readable_until": draft.readable_until,
+        "candidates": draft.candidates,
+        "reasons": tuple(draft.reasons),
+    }
+
+
+def _largest(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) -> Mode | None:
+    """Return the mode whose step loses most beyond doubt; ``None`` otherwise, with the reason."""
+    supported = diagnosis.supported
+    if not supported:
+        return None
+    largest = max(supported, key=lambda effect: effect.probability)
+    if largest.probability < CERTAIN:
+        draft.reasons.append(
+            "It is not certain which step loses most"
+            + (
+                ": the loss of the tower is not known."
+                if diagnosis.effects[0].probability != diagnosis.effects[0].probability
+                else "."
+            )
+        )
+        return None
+    if largest.mode == "vision" and circumstances.folds_differ:
+        draft.reasons.append(
+            "Train and test documents differ so much that probes fitted on the one may fail on the other, so the "
+            "vision tower is not named."
+        )
+        return None
+    return largest.mode
+
+
+def _conclude_comprehension(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) -> None:
+    """Name the LLM where it fails on the finding in words, works for other images, or ignores the image."""
+    if circumstances.text_anchor == "not answered":
+        draft.named = "comprehension"
+        draft.reasons.append("The LLM also fails when the finding is given in words.")
+    elif circumstances.score_variation < SAME_FOR_ALL_IMAGES:
+        draft.named = "comprehension"
+        draft.reasons.append("The label scores are the same for all images: the LLM does not use the image.")
+    elif circumstances.answers_know_something and diagnosis.of("mapping").verdict != "supported":
+        draft.named = "comprehension"
+        draft.reasons.append(
+            "The answers show all that is left at the end of the LLM, so for some documents every stage reads the form "
+            "that it receives; the loss is inside the LLM."
+        )
+    else:
+        _hand_over(diagnosis.of("comprehension").before, (*IMAGE_SIDE, "llm"), circumstances, draft)
+
+
+def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) -> None:
+    """Name the semantic mapping only where evidence from outside the probes supports it."""
+    kind, text = circumstances.mapping_kind, circumstances.text_anchor
+    site = diagnosis.of("mapping").before
+    if kind == "decoding":
+        if circumstances.unparsed_if_scored >= 0.5:
+            draft.named = "mapping"
+            draft.reasons.append("The label that scores highest is correct, and the text of the answer names no class.")
+        else:
+            _hand_over(site, ("llm -> answer",), circumstances, draft)
+            draft.reasons.append("The label that scores highest is correct, the generated text names another class.")
+    elif kind == "permuted" and (text == "answered" or circumstances.relabelled_text):
+        draft.named = "mapping"
+        draft.reasons.append(
+            "Renaming the answered classes, fitted on the validation fold, recovers the accuracy, and "
+            + (
+                "the LLM names the finding correctly when it is given in words."
+                if text == "answered"
+                else "the same renaming corrects the answers to findings given in words."
+            )
+        )
+    elif text == "answered":
+        _hand_over(site, IMAGE_SIDE, circumstances, draft)
+    else:
+        _hand_over(site, (*IMAGE_SIDE, "llm", "llm -> answer"), circumstances, draft)
+
+
+def _hand_over(site: str, candidates: tuple[Interface, ...], circumstances: Circumstances, draft: _Draft) -> None:
+    """Conclude that the class is readable up to a site and that nothing after it uses it."""
+    draft.named = HANDOVER
+    draft.readable_until = site
+    draft.candidates = candidates
+    text, marks = circumstances.text_anchor, circumstances.positive_control
+    if text == "answered":
+        draft.reasons.append(
+            "The LLM names the finding when it is given in words, so neither the LLM's reading of text nor the words "
+            "of the answer is at fault."
+        )
+    elif text == "not answered":
+        draft.reasons.append(
+            "The LLM also fails when the finding is given in words, so the LLM or the words of the answer may be at "
+            "fault."
+        )
+    if marks == "answered":
+        draft.reasons.append("Marks drawn on the images are answered correctly, so image information arrives.")
+    elif marks == "not answered":
+        draft.reasons.append(
+            "Not even marks drawn on the images are answered correctly: no image information arrives in a form that "
+            "the LLM reads."
+        )
