@@ -49,6 +49,7 @@ from medmllm_plugins.probes.labelled_features import (
     resplit,
 )
 from medmllm_plugins.probes.mapping import semantic_mapping
+from medmllm_plugins.probes.nuisance import probe_nuisances
 from medmllm_plugins.probes.output_recalibration import Recalibrations, ScoredFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
@@ -102,7 +103,8 @@ def analyse(
         build_chain(labelled, fits, classifiers, with_reference=with_reference, seed=options.seed)
         for with_reference in (True, False)
     ]
-    shortcuts = shortcut_report(store, labelled, seed=options.seed)
+    nuisances, left_out = probe_nuisances(store, labelled, fitted, options, device)
+    shortcuts = shortcut_report(store, labelled, nuisances=nuisances, left_out=left_out, seed=options.seed)
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,
