@@ -32,6 +32,8 @@ class Circumstances:
     Attributes:
         mapping_kind: kind of semantic mapping, see :mod:`medmllm_plugins.probes.mapping`.
         anchors: results of text anchor and positive control; ``None`` if they were not run.
+        relabelling_complete: whether the relabelling leaves no loss of interest between the probe and the answers, with
+            at least three classes.
         relabelled_text: whether the relabelling that recovers the answers also corrects the answers to the text anchor.
         unparsed_if_scored: of the documents whose scores are correct and whose answer is not, the share without a
             parsed answer; NaN without such documents.
@@ -43,6 +45,7 @@ class Circumstances:
 
     mapping_kind: str = "cannot tell"
     anchors: Anchors | None = None
+    relabelling_complete: bool = False
     relabelled_text: bool = False
     unparsed_if_scored: float = float("nan")
     score_variation: float = float("nan")
@@ -156,7 +159,9 @@ def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft:
         else:
             _hand_over(site, ("llm -> answer",), circumstances, draft)
             draft.reasons.append("The label that scores highest is correct, the generated text names another class.")
-    elif kind == "permuted" and (text == "answered" or circumstances.relabelled_text):
+    elif kind == "permuted" and (
+        circumstances.relabelled_text or (text == "answered" and circumstances.relabelling_complete)
+    ):
         draft.named = "mapping"
         draft.reasons.append(
             "Renaming the answered classes, fitted on the validation fold, recovers the accuracy, and "
