@@ -50,6 +50,7 @@ from medmllm_plugins.probes.labelled_features import (
     resplit,
 )
 from medmllm_plugins.probes.mapping import semantic_mapping
+from medmllm_plugins.probes.nuisance import probe_nuisances
 from medmllm_plugins.probes.output_recalibration import Recalibrations, ScoredFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
@@ -101,7 +102,8 @@ def analyse(
     repeats = _repeated_accuracies(store, labelled, options, device, fitted)
     points = curve_points(fitted, labelled, figures, site_p, repeats)
     chain = build_chain(labelled, fits, classifiers, seed=options.seed)
-    shortcuts = shortcut_report(store, labelled, seed=options.seed)
+    nuisances, left_out = probe_nuisances(store, labelled, fitted, options, device)
+    shortcuts = shortcut_report(store, labelled, nuisances=nuisances, left_out=left_out, seed=options.seed)
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,
