@@ -1,6 +1,6 @@
 """The conclusion of a diagnosis: which failure mode is named, and where only a hand-over can be named.
 
-A mode is named if its step loses most of the accuracy in at least 95% of the resamples. Probes are fitted anew at each
+A mode is named if its step loses most of the accuracy in at least 95% of the resamples. New probes are fitted at each
 stage, so they adapt to any form in which a stage passes the class on; the next stage does not. Where the class is
 readable up to the end of a stage and the answers do not show it, the fault may therefore lie in any interface before
 the answers, and the conclusion is an unread hand-over. Evidence from outside the probes narrows it down: findings given
@@ -40,7 +40,7 @@ class Circumstances:
         score_variation: standard deviation over images of the differences between label scores, in nats, for the label
             that varies most; NaN without scores.
         answers_know_something: whether the answers pass their permutation test.
-        folds_differ: whether train and test documents can be told apart so well that probes may not carry over.
+        folds_differ: whether train and test documents can be distinguished so well that probes may not carry over.
     """
 
     mapping_kind: str = "cannot tell"
