@@ -101,7 +101,6 @@ def build_chain(
     fits: ChainFits,
     classifiers: Mapping[str, Classifier],
     *,
-    with_reference: bool = True,
     seed: int = 0,
 ) -> Chain:
     """Measure the chain on the test fold.
@@ -110,7 +109,6 @@ def build_chain(
         labelled: the documents.
         fits: the probes at the chosen sites.
         classifiers: ``answer``, ``most common class`` and, where they exist, ``label scores`` and ``reference``.
-        with_reference: whether a reference is used.
         seed: of resamples and permutations.
     """
     truth = labelled.of("test")
@@ -160,7 +158,7 @@ def build_chain(
     understood, connector, tower = credited[1:]
     tower_end, connector_end, llm_end = (evidence(names[index]) for index in fits.chosen.ends)
     return Chain(
-        reference=evidence(REFERENCE) if with_reference and REFERENCE in classifiers else None,
+        reference=evidence(REFERENCE) if REFERENCE in classifiers else None,
         ends=(tower_end, connector_end, llm_end),
         credited=(tower, connector, understood, answer),
         bits=(information[3], information[2], information[1], information[0]),

@@ -19,7 +19,7 @@ CURVE_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "me
 SHORTCUT_COLUMNS: Final = ("kind", "name", "pooling", "value", "metric", "figure", "low", "high")
 EFFECT_COLUMNS: Final = (
     *("mode", "loss", "low", "high", "balanced_loss", "bits_lost", "probability", "verdict", "named"),
-    *("before", "after", "why"),
+    *("before", "after", "why", "conclusion"),
 )
 
 
@@ -60,7 +60,7 @@ def effect_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
     for effect in analysis.diagnosis.effects:
         named = effect.mode == analysis.diagnosis.named
         losses = (number(effect.balanced_loss.value), number(effect.bits_lost.value), number(effect.probability))
-        sites = (effect.before, effect.after, effect.why)
+        sites = (effect.before, effect.after, effect.why, analysis.diagnosis.named)
         yield (effect.mode, *effect.loss.to_dict().values(), *losses, effect.verdict, named, *sites)
 
 
