@@ -82,10 +82,12 @@ def test_an_unread_hand_over_is_told_with_its_site_and_interfaces(tmp_path: Path
         "reasons": ["Marks drawn on the images are answered correctly, so image information arrives."],
     }
     change(folder, lambda content: content["diagnosis"].update(conclusion))
+    change(folder, lambda content: content["diagnosis"]["effects"][3].update(before="llm.norm (last)"))
     (verdict,) = verdicts(part_of(folder))
     assert "can be read up to llm.norm (last), and nothing after it uses it" in verdict.sentence
     assert "may be at fault: vision -> connector, connector -> llm. Marks drawn on the images" in verdict.sentence
-    assert "12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information" in verdict.sentence
+    assert "uses it (12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information)." in verdict.sentence
+    assert "semantic mapping" not in verdict.sentence
     write_report([folder.folder], tmp_path / "report.html")
     assert "<dd>unread hand-over<small>readable up to llm.norm (last)" in (tmp_path / "report.html").read_text("utf-8")
 
