@@ -123,6 +123,14 @@ def test_what_is_ruled_out_and_what_is_undecided_are_told_apart(tmp_path: Path) 
     assert verdict.to_dict()["ruled_out"] == ["connector", "comprehension", "mapping"]
 
 
+def test_anchors_that_are_not_answered_are_noted(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+    assert "anchor" not in " ".join(collect_notes(collect_runs([folder.folder])).warnings)
+    change(folder, lambda content: [item.update(verdict="not answered") for item in content["anchors"]["results"]])
+    notes = " ".join(collect_notes(collect_runs([folder.folder])).warnings)
+    assert "does not name findings that are given in words (text anchor)" in notes and "(positive control)" in notes
+
+
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
     (path,) = folder.folder.glob("*.probes.json")
     content = json.loads(path.read_text(encoding="utf-8"))
