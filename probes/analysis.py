@@ -19,6 +19,7 @@ from medmllm_plugins.probes.answer_evidence import (
     ScoredFolds,
     answered_classes,
     compared_classifiers,
+    relabelling_is_complete,
     renaming_corrects_text,
     score_variation,
     unparsed_if_scored,
@@ -49,6 +50,7 @@ from medmllm_plugins.probes.labelled_features import (
     resplit,
 )
 from medmllm_plugins.probes.mapping import semantic_mapping
+from medmllm_plugins.probes.nuisance import probe_nuisances
 from medmllm_plugins.probes.output_recalibration import Recalibrations, ScoredFold
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
@@ -90,26 +92,26 @@ def analyse(
     answers = answered_classes(store, labelled, outcomes)
     fitted = fit_probes(store, labelled, options, device)
     scores = ScoredFolds(store, labelled)
-    fits = fit_chain(store, labelled, options, fitted, scores.validation_hits, device)
+    site_p = site_p_values(fitted, labelled, seed=options.seed)
+    fits = fit_chain(store, labelled, options, fitted, site_p, scores.validation_hits, device)
     fit_seconds = time.perf_counter() - began
     recalibrations = Recalibrations(scores.validation_fold, len(labelled.labels), options.seed)
     mapping = _mapping(store, labelled, fitted, answers, scores, recalibrations, options.seed)
     classifiers = compared_classifiers(store, labelled, answers, scores, recalibrations, reference)
     figures = bootstrap_figures(labelled, classifiers, fitted=fitted, seed=options.seed)
     repeats = _repeated_accuracies(store, labelled, options, device, fitted)
-    points = curve_points(fitted, labelled, figures, site_p_values(fitted, labelled, seed=options.seed), repeats)
-    chains = [
-        build_chain(labelled, fits, classifiers, with_reference=with_reference, seed=options.seed)
-        for with_reference in (True, False)
-    ]
-    shortcuts = shortcut_report(store, labelled, seed=options.seed)
+    points = curve_points(fitted, labelled, figures, site_p, repeats)
+    chain = build_chain(labelled, fits, classifiers, seed=options.seed)
+    nuisances, left_out = probe_nuisances(store, labelled, fitted, options, device)
+    shortcuts = shortcut_report(store, labelled, nuisances=nuisances, left_out=left_out, seed=options.seed)
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,
+        relabelling_complete=relabelling_is_complete(mapping),
         relabelled_text=renaming_corrects_text(anchors, labelled.labels, mapping.relabelling),
         unparsed_if_scored=unparsed_if_scored(answers, labelled.of("test"), scores.test),
         score_variation=score_variation(scores.test),
-        answers_know_something=chains[0].answer_p <= LEVEL,
+        answers_know_something=chain.answer_p <= LEVEL,
         folds_differ=shortcuts.folds_differ,
     )
     best, tied = _best_point(points, fitted, labelled)
@@ -131,8 +133,8 @@ def analyse(
         health=_feature_health(fitted, figures, store.header.layers),
         mapping=mapping,
         anchors=anchors,
-        diagnosis=diagnose(chains[0], circumstances),
-        diagnosis_without_reference=diagnose(chains[1], circumstances),
+        diagnosis=diagnose(chain, circumstances),
+        diagnosis_without_reference=diagnose(replace(chain, reference=None), circumstances),
         control_types=fitted.types,
         shortcuts=shortcuts,
         warnings=(*_warnings(labelled, fitted, points, options), *shortcuts.warnings),

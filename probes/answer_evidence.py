@@ -18,11 +18,13 @@ from medmllm_plugins.metrics.usable_information import (
 )
 from medmllm_plugins.probes.chain import ANSWER, MAJORITY, REFERENCE, SCORES
 from medmllm_plugins.probes.curves import Classifier
+from medmllm_plugins.probes.diagnosis import OF_INTEREST
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.probes.output_recalibration import UNPARSED, Recalibrations, ValidationFold
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.probe_records import SemanticMapping
 
 
 class ScoredFolds:
@@ -154,3 +156,13 @@ def renaming_corrects_text(anchors: Anchors | None, labels: Sequence[str], renam
         if 2 * correct < max(1, sum(counts.values())):
             return False
     return True
+
+
+def relabelling_is_complete(mapping: SemanticMapping) -> bool:
+    """Return whether the relabelled answers certainly fall less than a loss of interest short of the probe.
+
+    A stage that hands over another form may exchange some classes for others by chance, but hardly all of three or more
+    consistently. Two classes are exchanged by chance easily, so they never suffice.
+    """
+    reading = mapping.readings.get("relabelled")
+    return len(mapping.agreement) > 2 and reading is not None and reading.short_of_probe.high < OF_INTEREST

@@ -32,6 +32,9 @@ REFERENCE: Final = "reference"
 MAJORITY: Final = "most common class"
 _SIGNIFICANT: Final = 1.645
 """Standard errors that a learning curve must rise by, one-sided at the level of 5%."""
+_AHEAD: Final = 1 / (math.sqrt(2) - 1)
+"""How far the limit lies beyond the accuracy with all train groups, in multiples of the rise from half of them, if the
+distance to the limit falls as the square root of the number of documents."""
 LEVEL: Final = 0.05
 """A site, or another classifier, whose p-value is above this counts as knowing nothing of the class."""
 
@@ -43,25 +46,30 @@ class Evidence:
     Attributes:
         name: a site's name, ``answer``, ``label scores``, ``reference`` or ``most common class``.
         accuracy: the accuracy.
-        extrapolated: for a probe, the accuracy that its learning curve points to; the same as ``accuracy`` for others.
+        limit: for a probe, the accuracy that its learning curve points to; the same as ``accuracy`` for others.
+        rising: whether the learning curve rises significantly.
         balanced: balanced accuracy.
         bits: usable information, in bits per document.
     """
 
     name: str
     accuracy: Figure
-    extrapolated: Figure
+    limit: Figure
+    rising: bool
     balanced: Figure
     bits: Figure
 
     def loss_to(self, after: Evidence) -> Figure:
         """Return the accuracy lost from here to later evidence, as far as learning curves do not explain it.
 
-        A probe of a wider layer needs more documents to become as good. The loss is therefore the smaller of the
-        difference in accuracy and the difference in extrapolated accuracy, on each resample.
+        A probe of a wider layer needs more documents to become as good. Where a learning curve rises significantly, the
+        loss is therefore the smaller of the difference in accuracy and the difference of the limits, on each resample.
         """
-        plain, extrapolated = self.accuracy - after.accuracy, self.extrapolated - after.extrapolated
-        return Figure(min(plain.value, extrapolated.value), np.minimum(plain.resampled, extrapolated.resampled))
+        plain = self.accuracy - after.accuracy
+        if not (self.rising or after.rising):
+            return plain
+        limit = (self.limit if self.rising else self.accuracy) - (after.limit if after.rising else after.accuracy)
+        return Figure(min(plain.value, limit.value), np.minimum(plain.resampled, limit.resampled))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +101,6 @@ def build_chain(
     fits: ChainFits,
     classifiers: Mapping[str, Classifier],
     *,
-    with_reference: bool = True,
     seed: int = 0,
 ) -> Chain:
     """Measure the chain on the test fold.
@@ -102,7 +109,6 @@ def build_chain(
         labelled: the documents.
         fits: the probes at the chosen sites.
         classifiers: ``answer``, ``most common class`` and, where they exist, ``label scores`` and ``reference``.
-        with_reference: whether a reference is used.
         seed: of resamples and permutations.
     """
     truth = labelled.of("test")
@@ -119,25 +125,23 @@ def build_chain(
 
     def evidence(name: str) -> Evidence:
         accuracy, balanced, information = (figures.figure(f"{name}{suffix}") for suffix in ("", ":balanced", ":bits"))
-        extrapolated = accuracy
+        limit, rising = accuracy, False
         if name in probes:
-            if halves:
-                extrapolated = _extrapolated(accuracy, figures.figure(f"{name}:half"))
             column = names.index(name)
+            if halves:
+                rise = accuracy - figures.figure(f"{name}:half")
+                limit = Figure(accuracy.value + _AHEAD * rise.value, accuracy.resampled + _AHEAD * rise.resampled)
+                rising = rise.value > _SIGNIFICANT * float(rise.resampled.std())
             if len(fits.repeats):
                 divisions = np.array([accuracy.value, *fits.repeats[:, column]])
-                changes = _centred(divisions)
-                extrapolated = extrapolated.shifted(
-                    changes, extrapolated.value + float(divisions.mean()) - accuracy.value
-                )
-                accuracy = accuracy.shifted(changes, float(divisions.mean()))
+                change, shift = _centred(divisions), float(divisions.mean()) - accuracy.value
+                accuracy, limit = (figure.shifted(change, figure.value + shift) for figure in (accuracy, limit))
             elif deviations is not None:
                 change, balanced_change, bits_change = (array[:, column] for array in deviations)
-                extrapolated = extrapolated.shifted(change, extrapolated.value)
-                accuracy = accuracy.shifted(change, accuracy.value)
+                accuracy, limit = (figure.shifted(change, figure.value) for figure in (accuracy, limit))
                 balanced = balanced.shifted(balanced_change, balanced.value)
                 information = information.shifted(bits_change, information.value)
-        return Evidence(name, accuracy, extrapolated, balanced, information)
+        return Evidence(name, accuracy, limit, rising, balanced, information)
 
     majority, answer = evidence(MAJORITY), evidence(ANSWER)
 
@@ -154,7 +158,7 @@ def build_chain(
     understood, connector, tower = credited[1:]
     tower_end, connector_end, llm_end = (evidence(names[index]) for index in fits.chosen.ends)
     return Chain(
-        reference=evidence(REFERENCE) if with_reference and REFERENCE in classifiers else None,
+        reference=evidence(REFERENCE) if REFERENCE in classifiers else None,
         ends=(tower_end, connector_end, llm_end),
         credited=(tower, connector, understood, answer),
         bits=(information[3], information[2], information[1], information[0]),
@@ -163,19 +167,6 @@ def build_chain(
         groups=figures.groups,
         answer_p=float(p[ANSWER]),
     )
-
-
-def _extrapolated(accuracy: Figure, half: Figure) -> Figure:
-    """Extrapolate a learning curve from half of the train groups and all of them to infinitely many.
-
-    The distance to the limit is taken to fall as the square root of the number of documents. A curve that does not rise
-    significantly counts as flat.
-    """
-    rise = accuracy - half
-    if rise.value <= _SIGNIFICANT * float(rise.resampled.std()):
-        return accuracy
-    ahead = 1 / (math.sqrt(2) - 1)
-    return Figure(accuracy.value + ahead * rise.value, accuracy.resampled + ahead * rise.resampled)
 
 
 def _deviations(fits: ChainFits, truth: Ints, log_frequencies: Floats) -> tuple[Floats, Floats, Floats] | None:

@@ -93,6 +93,7 @@ def fit_chain(
     labelled: LabelledFeatures,
     options: Options,
     fitted: ProbePredictions,
+    site_p: tuple[Floats, Floats],
     scored: Floats | None,
     device: torch.device | None,
 ) -> ChainFits:
@@ -103,6 +104,7 @@ def fit_chain(
         labelled: the documents.
         options: how probes are fitted.
         fitted: the probes of all sites.
+        site_p: their p-values, see :func:`~medmllm_plugins.probes.curves.site_p_values`.
         scored: (v,) 1 where the label that scores highest is correct; ``None`` without scores.
         device: where to fit.
     """
@@ -112,7 +114,7 @@ def fit_chain(
     plain = replace(options, width=0, layers=layers, poolings=(), permutations=0, controls=0, repeats=0)
     full = fit_probes(store, labelled, plain, device) if options.width else fitted
     columns = [full.index_of(site.layer, site.pooling) for site in sites]
-    p, p_holm = site_p_values(full, labelled, seed=options.seed)
+    p, p_holm = site_p_values(full, labelled, seed=options.seed) if options.width else site_p
 
     def accuracies(divided: LabelledFeatures) -> Floats:
         refitted = fit_probes(store, divided, plain, device)

@@ -1,6 +1,6 @@
 """The conclusion of a diagnosis: which failure mode is named, and where only a hand-over can be named.
 
-A mode is named if its step loses most of the accuracy in at least 95% of the resamples. Probes are fitted anew at each
+A mode is named if its step loses most of the accuracy in at least 95% of the resamples. New probes are fitted at each
 stage, so they adapt to any form in which a stage passes the class on; the next stage does not. Where the class is
 readable up to the end of a stage and the answers do not show it, the fault may therefore lie in any interface before
 the answers, and the conclusion is an unread hand-over. Evidence from outside the probes narrows it down: findings given
@@ -32,17 +32,20 @@ class Circumstances:
     Attributes:
         mapping_kind: kind of semantic mapping, see :mod:`medmllm_plugins.probes.mapping`.
         anchors: results of text anchor and positive control; ``None`` if they were not run.
+        relabelling_complete: whether the relabelling leaves no loss of interest between the probe and the answers, with
+            at least three classes.
         relabelled_text: whether the relabelling that recovers the answers also corrects the answers to the text anchor.
         unparsed_if_scored: of the documents whose scores are correct and whose answer is not, the share without a
             parsed answer; NaN without such documents.
         score_variation: standard deviation over images of the differences between label scores, in nats, for the label
             that varies most; NaN without scores.
         answers_know_something: whether the answers pass their permutation test.
-        folds_differ: whether train and test documents can be told apart so well that probes may not carry over.
+        folds_differ: whether train and test documents can be distinguished so well that probes may not carry over.
     """
 
     mapping_kind: str = "cannot tell"
     anchors: Anchors | None = None
+    relabelling_complete: bool = False
     relabelled_text: bool = False
     unparsed_if_scored: float = float("nan")
     score_variation: float = float("nan")
@@ -156,7 +159,9 @@ def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft:
         else:
             _hand_over(site, ("llm -> answer",), circumstances, draft)
             draft.reasons.append("The label that scores highest is correct, the generated text names another class.")
-    elif kind == "permuted" and (text == "answered" or circumstances.relabelled_text):
+    elif kind == "permuted" and (
+        circumstances.relabelled_text or (text == "answered" and circumstances.relabelling_complete)
+    ):
         draft.named = "mapping"
         draft.reasons.append(
             "Renaming the answered classes, fitted on the validation fold, recovers the accuracy, and "

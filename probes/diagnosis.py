@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.intervals import SHARE, UNKNOWN, Estimate, estimate, simultaneous_bounds
 from medmllm_plugins.probes.chain import Chain, Evidence
 from medmllm_plugins.probes.conclusion import Circumstances, conclude
@@ -113,17 +114,25 @@ def _judge(losses: Sequence[_Loss], chain: Chain) -> tuple[Effect, ...]:
         Figure(math.nan, np.full(1, math.nan)) if loss.before is None else loss.before.loss_to(loss.after)
         for loss in losses
     ]
-    known = [index for index, loss in enumerate(losses) if loss.before is not None]
     lows = np.full(len(losses), -math.inf)
     if groups >= MIN_GROUPS:
-        stacked = np.stack([figures[index].resampled for index in known], axis=1)
-        values = np.array([figures[index].value for index in known])
-        lows[known] = simultaneous_bounds(values, stacked, groups=groups).low
+        known = [index for index, loss in enumerate(losses) if loss.before is not None]
+        limits = [loss.before.limit - loss.after.limit for loss in losses if loss.before is not None]
+        # What learning curves may explain is not supported, whether they rise significantly or not.
+        lows[known] = np.minimum(
+            _lower_bounds([figures[index] for index in known], groups), _lower_bounds(limits, groups)
+        )
     probabilities = _probabilities(figures, 1 - chain.credited[0].accuracy.value, groups)
     return tuple(
         _effect(loss, figure, float(low), probability, chain)
         for loss, figure, low, probability in zip(losses, figures, lows, probabilities, strict=True)
     )
+
+
+def _lower_bounds(figures: Sequence[Figure], groups: int) -> Floats:
+    """Return the lower bounds, (M,), that hold for all figures at once."""
+    values, resampled = np.array([figure.value for figure in figures]), [figure.resampled for figure in figures]
+    return simultaneous_bounds(values, np.stack(resampled, axis=1), groups=groups).low
 
 
 def _probabilities(figures: Sequence[Figure], unknown: float, groups: int) -> list[float]:

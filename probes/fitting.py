@@ -143,8 +143,8 @@ def fit_probes(
 ) -> ProbePredictions:
     """Fit a probe at every site to the real labels, the control tasks and permuted labels.
 
-    The penalty is chosen by log loss on the validation fold, for the real labels and for each control task separately;
-    probes of permuted labels take that of the real ones. The test fold is used once, at the end.
+    The penalty is chosen on the validation fold, for the real labels and for each control task separately; probes of
+    permuted labels take that of the real ones. The test fold is used once, at the end.
 
     The device is a CUDA device if there is one, by default.
 
@@ -276,6 +276,7 @@ class _BlockFeatures:
             classes=len(self._labelled.labels),
             strengths=self._options.strengths,
             seed=self._options.seed,
+            validation_groups=torch.from_numpy(self._labelled.groups_of("validation")).to(self._device),
         )
 
     def test(self) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.probes.logistic import Solution, solve
 from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.row_space import RowSpace
+from medmllm_plugins.probes.strength_selection import choose_strength
 from medmllm_plugins.utils.import_by_name import import_by_name
 
 
@@ -32,6 +33,8 @@ class ProbeData:
         control_tasks: number of label sets that are control tasks.
         classes: number of classes, K.
         strengths: inverse L2 strengths to choose from, for probes that have one.
+        validation_groups: (V,) int64 groups of the validation rows, such as patients, numbered from 0; by default each
+            row is a group of its own.
     """
 
     train: Tensor
@@ -42,6 +45,7 @@ class ProbeData:
     classes: int
     strengths: tuple[float, ...]
     seed: int
+    validation_groups: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +81,9 @@ Probe: TypeAlias = Callable[[ProbeData], FittedProbe]
 def fit_linear(data: ProbeData) -> FittedProbe:
     """Fit multinomial logistic regressions, with the L2 strength chosen by log loss on the validation fold.
 
-    The strength is chosen for the real labels and for each control task separately; permuted labels take the strength
-    of the real ones.
+    The most regularised within one standard error of the lowest loss is chosen, see
+    :func:`~medmllm_plugins.probes.strength_selection.choose_strength`, for the real labels and for each control task
+    separately; permuted labels take the strength of the real ones.
     """
     real = 1 + data.control_tasks
     space = RowSpace(data.train)
@@ -116,13 +121,19 @@ def _fit_and_choose(
     space: RowSpace, data: ProbeData, train: Tensor, validation: Tensor, row_weights: Tensor | None = None
 ) -> _Chosen:
     """Fit label sets (P, N) with every strength of the grid, and choose one for each by their validation labels."""
-    strengths = torch.tensor(data.strengths, dtype=torch.float32, device=data.train.device)
+    device = data.train.device
+    strengths = torch.tensor(sorted(data.strengths), dtype=torch.float32, device=device)
     grid = solve(space, train, strengths, classes=data.classes, row_weights=row_weights)
     log_p = grid.logits(space.coordinates(data.validation)).log_softmax(-1)
-    index = validation[None, :, None, :, None].expand(*log_p.shape[:-1], 1)
-    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)  # (L, P, G)
-    chosen = losses.argmin(-1)
-    return _Chosen(grid.choose(chosen), strengths[chosen], losses.gather(-1, chosen[..., None])[..., 0])
+    group = (
+        torch.arange(validation.shape[1], device=device) if data.validation_groups is None else data.validation_groups
+    )
+    members = torch.nn.functional.one_hot(train, data.classes).float()
+    frequencies = members.sum(1) if row_weights is None else (members * row_weights[..., None]).sum(1)
+    chosen = choose_strength(log_p, validation, group, frequencies)
+    layer, label_set = torch.arange(len(chosen), device=device)[:, None], torch.arange(len(train), device=device)
+    losses = -log_p[layer, label_set, chosen].gather(-1, validation[None, ..., None].expand(len(chosen), -1, -1, 1))
+    return _Chosen(grid.choose(chosen), strengths[chosen], losses.mean((2, 3)))
 
 
 def fit_paper_mlp(data: ProbeData) -> FittedProbe:

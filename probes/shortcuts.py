@@ -10,18 +10,25 @@ Source: Lopez-Paz and Oquab, "Revisiting classifier two-sample tests", ICLR 2017
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr
 
-from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.classification import Ints
+from medmllm_plugins.metrics.intervals import Estimate, estimate
 from medmllm_plugins.probes.control_labels import permute_labels
 from medmllm_plugins.probes.fitting import balanced_accuracy
+from medmllm_plugins.probes.group_statistics import (
+    BalancedAccuracy,
+    draw_groups,
+    one_sided_p_value,
+    permutation_p_value,
+)
 from medmllm_plugins.probes.grouped_ridge import (
     auroc,
     cross_validated_weights,
@@ -40,6 +47,8 @@ from medmllm_plugins.results.shortcut_records import (
     LEVEL,
     SHIFT_MARGIN,
     FeatureSetCheck,
+    MaskedPoint,
+    Nuisance,
     ShortcutReport,
 )
 
@@ -49,16 +58,38 @@ PERMUTATIONS: Final = 999
 _OUTSIDE: Final = (BORDER, CORNERS)
 
 
-def shortcut_report(store: FeatureStore, labelled: LabelledFeatures, *, seed: int = 0) -> ShortcutReport:
-    """Test the control features and the end of the tower.
+def shortcut_report(
+    store: FeatureStore,
+    labelled: LabelledFeatures,
+    *,
+    nuisances: Sequence[Nuisance] = (),
+    left_out: Mapping[str, str] = MappingProxyType({}),
+    masked: Sequence[MaskedPoint] = (),
+    seed: int = 0,
+) -> ShortcutReport:
+    """Test the control features and the end of the tower, and judge them together with what is known of the rest.
+
+    Args:
+        store: the features.
+        labelled: their classes, groups and folds.
+        nuisances: see :func:`medmllm_plugins.probes.nuisance.probe_nuisances`.
+        left_out: likewise.
+        masked: see :func:`medmllm_plugins.probes.masked_border.masked_points`.
+        seed: draws documents and permutations.
 
     Raises:
         DataError: features are not finite, or cannot be read.
     """
     folds = _Folds.draw(labelled, seed)
     checks = [folds.check(store, layer, pooling, seed) for layer, pooling in _feature_sets(store)]
-    report = ShortcutReport(chance=1 / len(labelled.labels), checks=tuple(checks))
-    report = replace(report, checks=_judge(report))
+    report = ShortcutReport(
+        chance=1 / len(labelled.labels),
+        checks=tuple(checks),
+        masked=tuple(masked),
+        nuisances=tuple(nuisances),
+        left_out=dict(left_out),
+    )
+    report = _judge(report)
     return replace(report, warnings=tuple(_warnings(report)))
 
 
@@ -97,8 +128,8 @@ class _Folds:
     def draw(cls, labelled: LabelledFeatures, seed: int) -> _Folds:
         """Draw documents and permutations."""
         generator = np.random.default_rng((seed, 3))
-        train = _draw_groups(labelled, labelled.rows["train"], generator)
-        test = _draw_groups(labelled, labelled.rows["test"], generator)
+        train = draw_groups(labelled.group, labelled.rows["train"], MAX_DOCUMENTS, generator)
+        test = draw_groups(labelled.group, labelled.rows["test"], MAX_DOCUMENTS, generator)
         both = np.concatenate([train, test])
 
         def permuted(labels: Ints, rows: Ints) -> Ints:
@@ -129,7 +160,7 @@ class _Folds:
         residual = inner_products(_without_class(features, self.truth[both]))
         shift = auroc(cross_validated_weights(residual, self.group[both], seed=seed), self.membership)
         figures = [
-            _Balanced.of(predicted, self.truth[members], self.group[members], seed + number)
+            BalancedAccuracy.of(predicted, self.truth[members], self.group[members], seed + number)
             for number, (predicted, members) in enumerate(((within[0], self.train), (to_test[0], self.test)))
         ]
         drop = figures[0].value - figures[1].value
@@ -141,47 +172,12 @@ class _Folds:
             within_train=figures[0].estimate(),
             to_test=figures[1].estimate(),
             drop=estimate(drop, difference, groups=groups),
-            p_within_train=_p_value(balanced_accuracy(within, self.train_labels)),
-            p_to_test=_p_value(balanced_accuracy(np.broadcast_to(to_test, self.test_labels.shape), self.test_labels)),
-            p_drop=_one_sided(drop, difference, groups),
+            p_within_train=permutation_p_value(balanced_accuracy(within, self.train_labels)),
+            p_to_test=permutation_p_value(balanced_accuracy(to_test, self.test_labels)),
+            p_drop=one_sided_p_value(drop, difference, groups),
             shift=float(shift[0]),
-            p_shift=_p_value(shift),
+            p_shift=permutation_p_value(shift),
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Balanced:
-    """A balanced accuracy, and its values on bootstrap resamples of the groups, (B,)."""
-
-    value: float
-    resampled: Floats
-    groups: int
-
-    @classmethod
-    def of(cls, predicted: Ints, truth: Ints, group: Ints, seed: int) -> _Balanced:
-        members = np.eye(int(truth.max()) + 1)[truth].T
-        members = members[members.any(1)]
-        correct = members * (predicted == truth)
-
-        def evaluate(weights: Weights) -> dict[str, Floats]:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return {"balanced": np.nanmean((correct @ weights) / (members @ weights), axis=0)}
-
-        index = np.unique(group, return_inverse=True)[1]
-        values, resampled = bootstrap(evaluate, index, resamples=RESAMPLES, seed=seed, cells=2 * len(truth))
-        return cls(float(values["balanced"]), resampled["balanced"], int(index.max()) + 1)
-
-    def estimate(self) -> Estimate:
-        return estimate(self.value, self.resampled, groups=self.groups, bounds=SHARE)
-
-
-def _draw_groups(labelled: LabelledFeatures, rows: Ints, generator: np.random.Generator) -> Ints:
-    """Return the rows of whole groups in random order, up to the limit."""
-    names, index = np.unique(labelled.group[rows], return_inverse=True)
-    rank = generator.permutation(len(names))[index]
-    limit = int(np.searchsorted(np.cumsum(np.bincount(rank)), MAX_DOCUMENTS, side="right"))
-    drawn: Ints = np.sort(rows[rank < max(limit, min(2, len(names)))])
-    return drawn
 
 
 def _without_class(features: npt.NDArray[np.float32], truth: Ints) -> npt.NDArray[np.float32]:
@@ -194,40 +190,41 @@ def _without_class(features: npt.NDArray[np.float32], truth: Ints) -> npt.NDArra
     return residual
 
 
-def _p_value(statistics: Floats) -> float:
-    """Return the share of permutations that are as high as the first; rounding must not make an equal one lower."""
-    return float((statistics >= statistics[0] - 1e-9).mean())
-
-
-def _one_sided(value: float, resampled: Floats, groups: int) -> float:
-    """Return the p-value of a difference above 0, by its standard error over the resamples and Student's t."""
-    error = float(np.nanstd(resampled))
-    if groups < 2 or error == 0:
-        return 1.0
-    return float(stdtr(groups - 1, -value / error))
-
-
-def _judge(report: ShortcutReport) -> tuple[FeatureSetCheck, ...]:
+def _judge(report: ShortcutReport) -> ShortcutReport:
     """Apply the margins, and Holm's correction over all tests."""
     tests: dict[tuple[str, str], float] = {}
     for check in report.checks:
         tests |= {(check.layer, "shift"): check.p_shift, (check.layer, "drop"): check.p_drop}
         if check.layer in _OUTSIDE:
             tests |= {(check.layer, "train"): check.p_within_train, (check.layer, "test"): check.p_to_test}
+    tests |= {("column", nuisance.column): nuisance.p for nuisance in report.nuisances}
     significant = {name for name, p in zip(tests, holm(list(tests.values())), strict=True) if p <= LEVEL}
-    return tuple(
+
+    def readable(check: FeatureSetCheck, fold: str, accuracy: Estimate) -> bool:
+        return (check.layer, fold) in significant and report.above_chance(accuracy.value) >= CLASS_MARGIN
+
+    checks = tuple(
         replace(
             check,
             readable=tuple(
                 fold
                 for fold, accuracy in (("train", check.within_train), ("test", check.to_test))
-                if (check.layer, fold) in significant and report.above_chance(accuracy.value) >= CLASS_MARGIN
+                if readable(check, fold, accuracy)
             ),
             shifted=(check.layer, "shift") in significant and check.shift >= SHIFT_MARGIN,
             dropped=(check.layer, "drop") in significant and check.drop.value >= DROP_MARGIN * (1 - report.chance),
         )
         for check in report.checks
     )
+    nuisances = tuple(
+        replace(
+            nuisance,
+            explains_class=("column", nuisance.column) in significant
+            and report.above_chance(nuisance.class_from_column.value) >= CLASS_MARGIN,
+        )
+        for nuisance in report.nuisances
+    )
+    return replace(report, checks=checks, nuisances=nuisances)
 
 
 def _warnings(report: ShortcutReport) -> list[str]:
@@ -261,11 +258,24 @@ def _warnings(report: ShortcutReport) -> list[str]:
             f"{largest.to_test.value:.1%} in the test fold ({_names(dropped)}). Losses on the test fold may come from "
             "this difference and not from the model."
         )
+    for nuisance in report.nuisances:
+        if nuisance.explains_class:
+            warnings.append(
+                f"The column {nuisance.column!r} alone predicts the class with a balanced accuracy of "
+                f"{nuisance.class_from_column.percent()} (chance {report.chance:.1%}). Among images with the same "
+                f"value, the best probe is {_points(nuisance.within)} better than the most common class."
+            )
     return warnings
 
 
 def _percents(check: FeatureSetCheck) -> str:
     return f"{check.within_train.value:.1%} within the train fold, {check.to_test.value:.1%} in the test fold"
+
+
+def _points(difference: Estimate) -> str:
+    if math.isnan(difference.low):
+        return f"{100 * difference.value:.1f} points"
+    return f"{100 * difference.value:.1f} points (95% CI {100 * difference.low:.1f} to {100 * difference.high:.1f})"
 
 
 def _names(checks: Sequence[FeatureSetCheck]) -> str:

@@ -19,9 +19,12 @@ from medmllm_plugins.data.layouts.table_options import FOLDERS, SEPARATOR
 from medmllm_plugins.data.layouts.user_files import list_files
 from medmllm_plugins.data.loading.column_guess import NO_COLUMN, TICKS, columns, dimensions
 from medmllm_plugins.errors import DataError, OptionError, shown
+from medmllm_plugins.utils.declared_model import few
 
 MAX_CLASSES: Final = 50
 """More classes than that are taken for a mistake, such as a column of identifiers."""
+MAX_ATTRIBUTE_VALUES: Final = 20
+"""Columns with more values than that cannot be compared with the class."""
 _SEPARATORS = (SEPARATOR, ";", ",")
 
 
@@ -37,6 +40,7 @@ class NewTaskOptions:
     group: str | None = None
     fold: str | None = None
     fold_map: str = ""
+    attributes: str = ""
     classes: str = ""
     positive: str | None = None
     modality: str = ""
@@ -103,7 +107,14 @@ class _LabelSource(NamedTuple):
 
 
 def _labels_from_folders(options: NewTaskOptions, folder: Path, pattern: str | None) -> _LabelSource:
-    columns_given = (options.image_column, options.label_column, options.group, options.fold, options.fold_map)
+    columns_given = (
+        options.image_column,
+        options.label_column,
+        options.group,
+        options.fold,
+        options.fold_map,
+        options.attributes,
+    )
     if options.multilabel or any(columns_given):
         raise OptionError("Expected no columns and no --multilabel with --labels folders, got some.")
     depth, _ = dimensions(folder, pattern, None, None)
@@ -130,6 +141,13 @@ def _labels_from_table(
     for key in ("image", *named):
         if (column := getattr(chosen, key)) is not None:
             layout_options[f"{key}_column"] = column
+    taken = {chosen.image, chosen.label, chosen.group, chosen.fold, *chosen.ticks}
+    free = [column for column in rows[0] if column not in taken]
+    if attributes := _attribute_columns(free, options.attributes):
+        layout_options["attribute_columns"] = attributes
+    elif testable := [column for column in free if 2 <= len({row[column] for row in rows}) <= MAX_ATTRIBUTE_VALUES]:
+        names = ",".join(testable)
+        notes.append(f"further columns: not used; --attributes {names} lets med_probe compare them with the class")
     if chosen.group is None and options.group != NO_COLUMN:
         notes.append("groups: none; give --group COLUMN if several images may be of one patient")
     cells, where = _cells(rows, chosen.label, chosen.ticks, options.multilabel, layout_options)
@@ -215,6 +233,16 @@ def _fold_names(text: str) -> dict[str, str]:
                 f"{', '.join(FOLDS)} and {LEFT_OUT}, got {shown(part)}."
             )
         names[cell] = fold
+    return names
+
+
+def _attribute_columns(free: Sequence[str], text: str) -> list[str]:
+    """Read ``a,b``: columns that have no other use."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    if len(set(names)) < len(names) or not set(names) <= set(free):
+        raise OptionError(
+            f"Expected --attributes to be among the columns {few(map(shown, free), 5)}, each once, got {shown(text)}."
+        )
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,17 +21,25 @@ app = new_app()
 
 @app.command(epilog="Example: medmllm selfcheck --seeds 2")
 def selfcheck(
-    seeds: Annotated[int, typer.Option(metavar="N", help="Rounds of 13 trials each.")] = 20,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Rounds of 37 trials each.")] = 20,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every trial's analysis to a new file of JSON lines.")
+    ] = None,
     json: JsonFlag = False,
 ) -> int:
     """Check that the diagnosis finds faults planted in the demo.
 
-    Every stage is broken in turn. The exit status is 1 if the diagnosis is wrong too often.
+    Every stage is broken in turn, in ways that destroy the class and in ways that only change its form. Healthy and
+    harmlessly edited models and simulated stages without loss must cause no alarm. The exit status is 1 if the
+    diagnosis is wrong too often.
     """
     if seeds < 1:
         raise OptionError(f"Expected argument `seeds` to be at least 1, got {seeds}.")
+    if output is not None and output.exists():
+        raise OptionError(f"{output}: expected a new file for argument `output`, got one that exists.")
     model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
-    report = run_selfcheck(model, load_dataset(dataset_specs()["demo"]), seeds=range(seeds), say=print_error)
+    data = load_dataset(dataset_specs()["demo"])
+    report = run_selfcheck(model, data, seeds=range(seeds), say=print_error, output=output)
     if json:
         print_json(report.to_dict())
     else:

@@ -62,6 +62,10 @@ def new(
             help="The meaning of other values in that column: train, validation, test, or none to leave them out.",
         ),
     ] = "",
+    attributes: Annotated[
+        str,
+        typer.Option(metavar="COLUMN,…", help="Further columns, such as the scanner, that `med_probe` tests."),
+    ] = "",
     classes: Annotated[
         str,
         typer.Option(metavar="A,B,C", help="The classes in order; 0=normal,1=pneumonia renames those of the table."),

@@ -89,6 +89,6 @@ def shards(folder: Path, rank: int) -> Iterator[str]:
 
 def index_rows(records: Sequence[Mapping[str, Any]], *, rank: int, shard: str, checksum: str) -> pd.DataFrame:
     """Return a part of the index: the metadata of each document, and where its features are."""
-    table = pd.DataFrame(list(records))
+    table = pd.DataFrame([{"attributes": "{}", **record} for record in records])
     table["rank"], table["shard"], table["row"], table["sha256"] = rank, shard, np.arange(len(table)), checksum
     return table[list(COLUMNS)]

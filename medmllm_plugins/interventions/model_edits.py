@@ -21,6 +21,9 @@ from medmllm_plugins.models.base import LoadedModel
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 """Maps a module's output to its replacement."""
+Hide: TypeAlias = Callable[[int, int], Tensor | None]
+"""Takes the number of the first key and how many keys there are, and returns which keys to hide from each new token of
+each document, (B or 1, new, keys) bool; ``None`` to hide nothing."""
 Change: TypeAlias = Callable[[str, Tensor], None]
 """Changes a named matrix in place."""
 LogitEdits: TypeAlias = Mapping[tuple[int, ...], tuple[list[int], list[int], float]]
@@ -273,26 +276,78 @@ class BatchTracker:
 
         return edit
 
-    @contextmanager
-    def blinded(self, layer: nn.Module, number: int, seed: int, share: float) -> Iterator[None]:
-        """Mask the image tokens of a fraction of the documents from all other tokens in a layer."""
+    def by_document(self, rows: Callable[[], list[int]], edit: Edit, *, flat: bool, skipped: int = 0) -> Edit:
+        """Edit the rows of each document apart, as (…, rows, d).
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        ``flat`` tells that a stage returns the rows of all documents in one list, and not by tile; the first
+        ``skipped`` rows of a tile, its class tokens, stay as they are.
+        """
+
+        def edit_tiles(output: Tensor) -> Tensor:
+            patches = output.flatten(1, -2)
+            edited = torch.cat([patches[:, :skipped], edit(patches[:, skipped:])], dim=1)
+            return edited.reshape(output.shape)
+
+        def edit_list(output: Tensor) -> Tensor:
+            return torch.cat([edit(part) for part in self._parts(output, rows())])
+
+        return edit_list if flat else edit_tiles
+
+    def text_to_images(self, seed: int, share: float) -> Hide:
+        """Hide the image tokens of a fraction of the documents from all other tokens."""
+
+        def hide(offset: int, length: int) -> Tensor | None:
             chosen = self._chosen(seed, share)
             if not any(chosen):
                 return None
+            seen = self.image[:, None, offset : offset + length]
+            return ~self.image[:, -self.new :, None] & seen & torch.tensor(chosen, device=seen.device)[:, None, None]
+
+        return hide
+
+    def some_images(self, seed: int, share: float) -> Hide:
+        """Hide a random fraction of the image tokens from all other tokens, the same of every document."""
+
+        def hide(offset: int, length: int) -> Tensor:
+            rank = self.image.cumsum(1)
+            draws = torch.rand(int(rank.max()) + 1, generator=seeded_generator(seed, "hidden tokens"))
+            dropped = self.image & (draws.to(rank.device)[rank] < share)
+            queries, keys = self._positions(offset, length)
+            return dropped[:, None, offset : offset + length] & (queries != keys)
+
+        return hide
+
+    def outside_window(self, width: int) -> Hide:
+        """Hide all tokens but the last ``width`` from each token."""
+
+        def hide(offset: int, length: int) -> Tensor:
+            queries, keys = self._positions(offset, length)
+            return (queries - keys >= width)[None]
+
+        return hide
+
+    def _positions(self, offset: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the new tokens, (new, 1), and of the keys, (length,), in the sequence."""
+        numbers = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return numbers[-self.new :, None], torch.arange(offset, offset + length, device=self.ids.device)
+
+    @contextmanager
+    def masked(self, layer: nn.Module, number: int, hide: Hide) -> Iterator[None]:
+        """Mask keys from queries in a layer of the LLM."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
             cache = _cache(kwargs)
             # A layer with a window keeps the last keys only.
             length, offset = (self.new, 0) if cache is None else cache.get_mask_sizes(self.new, number)
+            hid = hide(offset, length)
+            if hid is None:
+                return None
             mask = kwargs.get("attention_mask")
             if mask is None:  # left out by transformers where it would be a plain triangle
-                keys = torch.arange(offset, offset + length, device=hidden.device)
-                ours = torch.arange(self.ids.shape[1], device=hidden.device)[-self.new :]
+                queries, keys = self._positions(offset, length)
                 mask = hidden.new_zeros(1, 1, self.new, length)
-                mask = mask.masked_fill(keys > ours[:, None], torch.finfo(hidden.dtype).min)
-            seen = self.image[:, None, offset : offset + length]
-            hid = ~self.image[:, -self.new :, None] & seen & torch.tensor(chosen, device=seen.device)[:, None, None]
+                mask = mask.masked_fill(keys > queries, torch.finfo(hidden.dtype).min)
             if mask.dim() != 4 or mask.shape[-2:] != hid.shape[-2:]:
                 raise ModelError(
                     f"Expected an attention mask that ends in {tuple(hid.shape[-2:])}, got {tuple(mask.shape)}. This "
@@ -303,6 +358,23 @@ class BatchTracker:
             return args, {**kwargs, "attention_mask": mask}
 
         handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def shifted_images(self, rotary: nn.Module, steps: float) -> Iterator[None]:
+        """Add a number to the positions of image tokens, where a module computes their rotary embeddings."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            positions: Tensor = args[1] if len(args) > 1 else kwargs["position_ids"]
+            shifted = positions + int(steps) * self.image[:, -self.new :].to(positions)
+            if len(args) > 1:
+                return (args[0], shifted, *args[2:]), kwargs
+            return args, {**kwargs, "position_ids": shifted}
+
+        handle = rotary.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             yield
         finally:

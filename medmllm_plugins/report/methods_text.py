@@ -187,6 +187,7 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
     maps = [probing.mapping for probing in probings if probing.mapping is not None]
     recalibrations = {name for record in maps for name in record.readings}
     widths = {number(probing.options.get("width")) for probing in probings}
+    kinds = {result.kind for probing in probings if probing.anchors for result in probing.anchors.results}
     controls = {
         "control_task": any(known(point.control) for point in layers),
         "label_permutation": any(known(point.label_permutation) for point in layers),
@@ -205,6 +206,7 @@ def _probe_facts(probings: Sequence[ProbeAnalysis]) -> dict[str, Any]:
         "controls": [name for name, used in controls.items() if used],
         "health": any(probing.health for probing in probings),
         "modes": any(probing.diagnosis.effects for probing in probings),
+        "anchors": list(dict.fromkeys("text" if kind == "text" else "marks" for kind in sorted(kinds, reverse=True))),
         "mapped": bool(maps),
         "recalibrations": [name for name in RECALIBRATIONS if name in recalibrations],
         "lens": any(record.lens for record in maps),

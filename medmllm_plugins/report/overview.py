@@ -53,7 +53,7 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         return f"{ranked[0].sentence} {text('verdict.txt.jinja', 'not_ranked', verdicts=unread)}"
     references = [verdict.reference for verdict in ranked]
     obstacles = {(reference.name, reference.obstacle): reference for reference in references if reference.obstacle}
-    supported = [effect.mode for verdict in ranked for effect in verdict.supported]
+    supported = [effect.mode for verdict in ranked for effect in verdict.diagnosis.supported]
     return text(
         "verdict.txt.jinja",
         "overview",

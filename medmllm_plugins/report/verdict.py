@@ -24,7 +24,7 @@ from medmllm_plugins.report.run_pairs import (
 )
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text
-from medmllm_plugins.results.probe_records import Effect, Interface, ProbeAnalysis
+from medmllm_plugins.results.probe_records import Diagnosis, ProbeAnalysis
 from medmllm_plugins.results.scoring import unreadable_warning
 from medmllm_plugins.utils.json_values import clean
 
@@ -79,9 +79,7 @@ class Verdict:
 
     Attributes:
         probed: the task whose probes it is based on; empty without probes.
-        readable_until: for an unread hand-over, the last site at which the class can be read.
-        candidates: for an unread hand-over, the interfaces that may be at fault.
-        reasons: what the conclusion rests on, a sentence each.
+        diagnosis: its diagnosis; one without effects if there are no probes.
     """
 
     subject: Subject
@@ -93,12 +91,7 @@ class Verdict:
     reference: BaselineComparison
     probed: str
     probe_task: str
-    supported: tuple[Effect, ...]
-    named: str | None
-    readable_until: str
-    candidates: tuple[Interface, ...]
-    reasons: tuple[str, ...]
-    undecided: tuple[str, ...]
+    diagnosis: Diagnosis
     unread: str = ""
 
     @property
@@ -143,12 +136,13 @@ class Verdict:
             **(compared if reference.compared else {}),
             "reference_not_compared": apart if reference.name and not reference.compared else None,
             "probed": self.probed,
-            "named": self.named,
-            "readable_until": self.readable_until,
-            "candidates": list(self.candidates),
-            "reasons": list(self.reasons),
-            "supported": [effect.mode for effect in self.supported],
-            "undecided": list(self.undecided),
+            "named": self.diagnosis.named,
+            "readable_until": self.diagnosis.readable_until,
+            "candidates": list(self.diagnosis.candidates),
+            "reasons": list(self.diagnosis.reasons),
+            "supported": [effect.mode for effect in self.diagnosis.supported],
+            "undecided": list(self.diagnosis.undecided),
+            "ruled_out": list(self.diagnosis.ruled_out),
         }
 
 
@@ -220,12 +214,7 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
         ),
         probed=probed,
         probe_task=inspection_task(result.task.name.partition(":")[0], "probe"),
-        supported=tuple(probing.diagnosis.supported) if probing else (),
-        named=probing.diagnosis.named if probing else None,
-        readable_until=probing.diagnosis.readable_until if probing else "",
-        candidates=probing.diagnosis.candidates if probing else (),
-        reasons=probing.diagnosis.reasons if probing else (),
-        undecided=tuple(probing.diagnosis.undecided) if probing else (),
+        diagnosis=probing.diagnosis if probing else Diagnosis(effects=()),
         unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.manifest.model),
     )
 

@@ -30,11 +30,12 @@ SEAL: Final = "seal.json"
 LENS: Final = "lens"
 """The tensor of a shard that holds the labels' logits after each block of the LLM, (n, layers, K) float32."""
 COLUMNS: Final = (
-    "id", "document", "group", "fold", "label", "answer", "scores", "blank", "label_tokens", "rank", "shard", "row",
-    "sha256",
+    "id", "document", "group", "fold", "label", "answer", "scores", "blank", "label_tokens", "attributes", "rank",
+    "shard", "row", "sha256",
 )  # fmt: skip
-"""Columns of the index. ``scores``, ``blank`` and ``label_tokens`` are lists, one number a label, or missing; ``shard``
-is a file and ``sha256`` its checksum; ``row`` is the document's row in it."""
+"""Columns of the index. ``scores``, ``blank`` and ``label_tokens`` are lists, one number a label, or missing;
+``attributes`` is a JSON object of further columns of the data; ``shard`` is a file and ``sha256`` its checksum; ``row``
+is the document's row in it."""
 
 
 @dataclass(frozen=True, slots=True)

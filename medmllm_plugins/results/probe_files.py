@@ -10,6 +10,7 @@ from typing import Any, Final
 from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.results.file_names import PROBE_CURVES, PROBE_EFFECTS, PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.shortcut_records import Nuisance
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
 SUFFIXES: Final = (PROBES, PROBE_CURVES, PROBE_EFFECTS)
@@ -18,7 +19,7 @@ CURVE_COLUMNS: Final = ("layer", "part", "pooling", "width", "read", "fold", "me
 SHORTCUT_COLUMNS: Final = ("kind", "name", "pooling", "value", "metric", "figure", "low", "high")
 EFFECT_COLUMNS: Final = (
     *("mode", "loss", "low", "high", "balanced_loss", "bits_lost", "probability", "verdict", "named"),
-    *("before", "after", "why"),
+    *("before", "after", "why", "conclusion"),
 )
 
 
@@ -59,7 +60,7 @@ def effect_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
     for effect in analysis.diagnosis.effects:
         named = effect.mode == analysis.diagnosis.named
         losses = (number(effect.balanced_loss.value), number(effect.bits_lost.value), number(effect.probability))
-        sites = (effect.before, effect.after, effect.why)
+        sites = (effect.before, effect.after, effect.why, analysis.diagnosis.named)
         yield (effect.mode, *effect.loss.to_dict().values(), *losses, effect.verdict, named, *sites)
 
 
@@ -74,6 +75,27 @@ def shortcut_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
             yield (*site, name, *getattr(check, name).to_dict().values())
         for name in ("shift", "p_within_train", "p_to_test", "p_drop", "p_shift"):
             yield (*site, name, number(getattr(check, name)), None, None)
+    for masked in report.masked:
+        for name in ("shown", "masked", "drop"):
+            yield ("masked", masked.layer, masked.pooling, None, name, *getattr(masked, name).to_dict().values())
+    for nuisance in report.nuisances:
+        yield from _nuisance_rows(nuisance)
+
+
+def _nuisance_rows(nuisance: Nuisance) -> Iterator[tuple[Any, ...]]:
+    column = ("nuisance", nuisance.column, None, None)
+    for name in ("class_from_column", "within"):
+        yield (*column, name, *getattr(nuisance, name).to_dict().values())
+    for name in ("majority", "chance", "p"):
+        yield (*column, name, number(getattr(nuisance, name)), None, None)
+    for point in nuisance.points:
+        site = ("nuisance", nuisance.column, point.pooling, point.layer)
+        yield (*site, "balanced", *point.balanced.to_dict().values())
+        yield (*site, "p", number(point.p), None, None)
+        yield (*site, "p_holm", number(point.p_holm), None, None)
+    for stratum in nuisance.strata:
+        for name in ("n", "probe", "majority"):
+            yield ("stratum", nuisance.column, None, stratum.value, name, getattr(stratum, name), None, None)
 
 
 def _lower_case(row: tuple[Any, ...]) -> tuple[Any, ...]:

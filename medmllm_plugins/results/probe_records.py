@@ -198,6 +198,11 @@ class Diagnosis(Record):
         """The modes whose verdict is ``cannot tell``."""
         return tuple(effect.mode for effect in self.effects if effect.verdict == "cannot tell")
 
+    @property
+    def ruled_out(self) -> tuple[Mode, ...]:
+        """The modes whose verdict is ``ruled out``."""
+        return tuple(effect.mode for effect in self.effects if effect.verdict == "ruled out")
+
     def of(self, mode: Mode) -> Effect:
         """Return the effect of one mode."""
         return next(effect for effect in self.effects if effect.mode == mode)

@@ -48,6 +48,8 @@ FRAME_COLUMNS: Final = {
     "metrics": ("task", "source", "metric", "value", "low", "high"),
     "probes": ("task", *CURVE_COLUMNS),
     "diagnosis": ("task", *EFFECT_COLUMNS),
+    "stages": ("task", "stage", "source", "metric", "value", "low", "high"),
+    "anchors": ("task", "kind", "n", "groups", "accuracy", "low", "high", "chance", "parsed", "verdict"),
     "shortcuts": ("task", *SHORTCUT_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
@@ -139,6 +141,30 @@ class Run:
         """The four failure modes of each task, a row each."""
         rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in effect_rows(task.probing))
         return _numeric(_frame("diagnosis", rows), "loss", "low", "high", "balanced_loss", "bits_lost", "probability")
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        """What is known of the class at the end of each stage, a row for each task, stage and metric."""
+        rows = (
+            (task.name, stage.stage, stage.source, name, *getattr(stage, name).to_dict().values())
+            for task in self._run.tasks
+            for stage in (task.probing.diagnosis.stages if task.probing else ())
+            for name in ("own", "accuracy", "balanced", "bits")
+        )
+        return _numeric(_frame("stages", rows), "value", "low", "high")
+
+    @cached_property
+    def anchors(self) -> pd.DataFrame:
+        """The answers to the anchors, a row for each task and kind."""
+        rows = (
+            (
+                *(task.name, anchor.kind, anchor.n, anchor.groups, *anchor.accuracy.to_dict().values()),
+                *(anchor.chance, anchor.parsed, anchor.verdict),
+            )
+            for task in self._run.tasks
+            for anchor in (task.probing.anchors.results if task.probing and task.probing.anchors else ())
+        )
+        return _numeric(_frame("anchors", rows), "accuracy", "low", "high")
 
     @cached_property
     def shortcuts(self) -> pd.DataFrame:

@@ -105,7 +105,7 @@ class Stratum(Record):
         value: the value.
         n: documents.
         probe: accuracy of the best class probe.
-        majority: share of the stratum's most common class.
+        majority: share of the class that is most common with this value in the train fold.
     """
 
     value: str
@@ -128,8 +128,8 @@ class Nuisance(Record):
         explains_class: whether the column predicts the class by at least the margin after Holm's correction.
         points: the probes for this column at all layers.
         strata: test documents by value.
-        within: accuracy of the best class probe minus that of the most common class of each value, over the documents
-            of all values.
+        within: accuracy of the best class probe minus that of the class that is most common with each value in the
+            train fold, over the test documents of all values.
     """
 
     column: str

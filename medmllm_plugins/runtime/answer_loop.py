@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ class AnswerLoop:
         if recorder is not None:
             labels = self._loaded.label_ids(first.question, first.request.row["answers"])
             controls = [item.controls for item in batch if item.controls is not None]
-            records = [_index_record(item.request.row, reply) for item, reply in zip(batch, replies, strict=True)]
+            records = [_index_record(item.request, reply) for item, reply in zip(batch, replies, strict=True)]
             recorder.keep(records, inputs, controls, [ids[self._loaded.prefix_length :] for ids in labels])
         return replies
 
@@ -284,13 +285,16 @@ class _JournalWriter:
         self.flush()
 
 
-def _index_record(row: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
+def _index_record(request: TaskRequest, reply: Reply) -> dict[str, Any]:
     """Return the entry of a document in the index of a feature store."""
+    row, content = request.row, request.content
     record = {name: row[name] for name in ("id", "document", "group", "fold", "label")}
+    attributes = dict(content.document(row).attributes) if content is not None else {}
     lists = {"scores": reply.scores, "blank": reply.blank_scores, "label_tokens": reply.label_tokens}
     return {
         **record,
         "answer": reply.text,
+        "attributes": json.dumps(attributes, ensure_ascii=False),
         **{name: None if values is None else list(values) for name, values in lists.items()},
     }
 

@@ -17,6 +17,7 @@ from support.image_files import snapshot, write_picture
 
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.cli.doctor import examine, merge_missing_sets
+from medmllm_plugins.data.loading.dataset import load_dataset
 from medmllm_plugins.host.task_index import add_tasks
 from medmllm_plugins.plugins.manager import get_manager, reset
 from medmllm_plugins.prompts.task_names import task_settings
@@ -318,3 +319,20 @@ def test_folders_that_look_like_folds_are_named(medmllm: Medmllm, tmp_path: Path
         write_picture(tmp_path / "set" / fold / label / f"{index}.png", key=f"fold {index}")
     status, said, _ = medmllm("task", "new", "own", "--images", tmp_path / "set", "--labels", "folders")
     assert status == 0 and "folds: the folders 'test', 'train' look like folds and are not used" in said
+
+
+def test_further_columns_are_offered_and_declared(
+    medmllm: Medmllm, images: Path, tmp_path: Path, own_tasks: Path
+) -> None:
+    rows = [(f"{index}.png", "ab"[index % 2], "fm"[index // 2 % 2], index) for index in range(8)]
+    labels = table(tmp_path / "own.csv", rows, ("file", "label", "sex", "age"))
+    words = ("task", "new", "own", "--images", images, "--labels", labels)
+    status, output, _ = medmllm(*words)
+    assert status == 0 and "further columns: not used; --attributes sex,age lets med_probe" in output
+    status, output, _ = medmllm(*words, "--attributes", "sex", "--overwrite")
+    assert status == 0 and "further columns" not in output
+    spec = task_settings("own").dataset
+    assert spec.options["attribute_columns"] == ["sex"]
+    assert {document.attributes for document in load_dataset(spec).documents} == {(("sex", "f"),), (("sex", "m"),)}
+    status, _, errors = medmllm(*words, "--attributes", "sex,label", "--overwrite")
+    assert status != 0 and "Expected --attributes to be among the columns" in errors

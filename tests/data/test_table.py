@@ -15,6 +15,7 @@ from support.dicom_files import write_dicom, write_series
 from support.image_files import cut, picture, write_picture
 from support.own_data import table_spec
 
+from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
@@ -424,3 +425,25 @@ def test_options_that_do_not_go(tmp_path: Path, options: Any, more: Any, expecte
     write_rows(tmp_path, six(tmp_path))
     with pytest.raises(DataError, match=expected):
         load_dataset(declare(tmp_path, options, **more))
+
+
+def test_further_columns_travel_with_the_documents(tmp_path: Path) -> None:
+    rows = [f"{row},{'A' if index < 3 else ''},f" for index, row in enumerate(six(tmp_path))]
+    write_rows(tmp_path, rows, "file,label,scanner,sex")
+    plain = load_dataset(declare(tmp_path))
+    data = load_dataset(declare(tmp_path, {**COLUMNS, "attribute_columns": ["scanner", "sex"]}))
+    assert all(document.attributes == () for document in plain.documents)
+    result = by_id(data)
+    assert result["images/0"].attributes == (("scanner", "A"), ("sex", "f"))
+    assert result["images/5"].attributes == (("scanner", ""), ("sex", "f"))  # an empty cell is no fault
+    assert data.fingerprint == plain.fingerprint
+    path = tmp_path / "folds.json"
+    path.write_text(fold_manifest.to_json("own", data.fingerprint, data.documents))
+    assert fold_manifest.read(path)[1] == data.documents
+
+
+@pytest.mark.parametrize("columns", ["label", ["scanner", "scanner"], ["none such"]])
+def test_further_columns_must_be_there_and_have_no_other_use(tmp_path: Path, columns: Any) -> None:
+    write_rows(tmp_path, [f"{row},A" for row in six(tmp_path)], "file,label,scanner")
+    with pytest.raises(DataError, match=r"a column of its own for each purpose|none such"):
+        load_dataset(declare(tmp_path, {**COLUMNS, "attribute_columns": columns}))

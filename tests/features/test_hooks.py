@@ -235,11 +235,12 @@ def test_a_stage_that_is_passed_twice_is_an_error(model: ChatModel, hook: Callab
 
 def test_an_llm_that_ignores_the_image_reads_the_tower_all_the_same(tmp_path: Path) -> None:
     """And where the connector hands nothing over, no single layer can be blamed."""
-    from medmllm_plugins.probes.validation.planted_faults import Fault, plant_fault
+    from medmllm_plugins.probes.validation.fault_kinds import Fault
+    from medmllm_plugins.probes.validation.planted_faults import plant_faults
 
     model = ChatModel(open_native(LoadOptions(str(write_family("llava", tmp_path / "llava")), device="cpu")))
     inputs = model.prepare(QUESTIONS[:1], IMAGES[:1])
-    with plant_fault(model, Fault("blind", "comprehension", 3)):
+    with plant_faults(model, Fault("blind", 3)):
         assert unused_layers(model, inputs) == UNREAD["llava"]
     connector = model.model.get_submodule(model.family.connector)
     handle = connector.register_forward_hook(lambda _, __, output: output * 0)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from support.scaling import scaled
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
+from support.linear_probe import one_standard_error, scaled
 
 from medmllm_plugins.errors import DataError, OptionError, PluginError
 from medmllm_plugins.metrics.intervals import resampled_weights
@@ -49,20 +49,24 @@ def test_accuracies_are_those_of_scikit_learn(make_store: Callable[..., Any]) ->
         assert point.corrected.value == pytest.approx((point.balanced.value - 1 / 3) / (1 - 1 / 3))
 
 
-def test_the_strength_is_the_one_that_validates_best(make_store: Callable[..., Any]) -> None:
+def test_the_strength_is_chosen_by_the_one_standard_error_rule(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store(clear={"vision.00": 0.3})
     result = analyse(store, outcomes, QUICK)
     samples = read_labelled_features(store)
-    point = result.points[0]
-    features = store.features("vision.00", "mean").astype(np.float64)
     train, validation = samples.rows["train"], samples.rows["validation"]
-    losses = []
-    for strength in QUICK.strengths:
-        model = LogisticRegression(C=strength, tol=1e-8, max_iter=2000)
-        model.fit(scaled(features[train], features[train]), samples.of("train"))
-        log_p = model.predict_log_proba(scaled(features[train], features[validation]))
-        losses.append(-log_p[np.arange(len(validation)), samples.of("validation")].mean())
-    assert pytest.approx(QUICK.strengths[int(np.argmin(losses))]) == point.C
+    truth, group = samples.of("validation"), samples.groups_of("validation")
+    stiffer = 0
+    for point in result.points[:6]:
+        features = store.features(point.layer, point.pooling).astype(np.float64)
+        probabilities = []
+        for strength in QUICK.strengths:
+            model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
+            model.fit(scaled(features[train], features[train]), samples.of("train"))
+            probabilities.append(model.predict_proba(scaled(features[train], features[validation])))
+        chosen = one_standard_error(probabilities, truth, group, samples.of("train"))
+        assert pytest.approx(QUICK.strengths[chosen]) == point.C
+        stiffer += chosen < int(np.argmin([log_loss(truth, table) for table in probabilities]))
+    assert stiffer > 0
 
 
 def test_controls_separate_features_with_and_without_the_class(make_store: Callable[..., Any]) -> None:

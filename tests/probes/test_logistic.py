@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
-from support.scaling import scaled
+from support.linear_probe import scaled
 from torch import Tensor
 
 from medmllm_plugins.errors import DataError, OptionError

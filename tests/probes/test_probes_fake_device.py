@@ -20,7 +20,8 @@ from medmllm_plugins.probes import fitting, probe_methods
 from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.mlp import fit_mlp
 from medmllm_plugins.probes.probe_options import Options
-from medmllm_plugins.probes.validation.planted_faults import KINDS, Fault, class_directions, plant_fault
+from medmllm_plugins.probes.validation.fault_kinds import KINDS, Fault
+from medmllm_plugins.probes.validation.planted_faults import class_directions, plant_faults
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]
@@ -76,13 +77,10 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
     directions = {"connector": class_directions(hooks.activations["connector", "mean"].double(), ["a", "b", "c"])}
     hooks.close()
     by_fault = {}
-    for mode, names in KINDS.items():
-        for name in names:
-            with plant_fault(
-                model, Fault(name, mode, 2, 0), directions=directions, question=QUESTIONS[0], labels=LABELS
-            ):
-                answers = model.generate(QUESTIONS, images, max_new_tokens=3, labels=LABELS)
-            by_fault[name] = ([answer.text for answer in answers], [answer.scores for answer in answers])
+    for name in KINDS:
+        with plant_faults(model, Fault(name, 2), directions=directions, question=QUESTIONS[0], labels=LABELS):
+            answers = model.generate(QUESTIONS, images, max_new_tokens=3, labels=LABELS)
+        by_fault[name] = ([answer.text for answer in answers], [answer.scores for answer in answers])
     return by_fault
 
 
@@ -91,7 +89,7 @@ def every_fault(model: LoadedModel) -> dict[str, tuple[list[str], list[Any]]]:
 def test_faults_are_planted_where_the_model_stands(kind: str, tmp_path: Path) -> None:
     model = load(kind, tmp_path / "model")
     here, there = on_both_devices(model, lambda _: every_fault(model))
-    assert len(here) == sum(map(len, KINDS.values()))
+    assert len(here) == len(KINDS)
     for name, (texts, scores) in here.items():
         assert there[name][0] == texts, name
         np.testing.assert_allclose(there[name][1], scores, rtol=0, atol=1e-3, err_msg=name)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
-from support.scaling import scaled
+from support.linear_probe import one_standard_error, scaled
 
 from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
@@ -69,8 +68,10 @@ def test_linear_refits_are_scikit_learns_with_sample_weights(make_store: Callabl
                 )
                 for strength in OPTIONS.strengths
             ]
-            losses = [log_loss(truth, model.predict_proba(validation), labels=range(3)) for model in models]
-            expected = models[int(np.argmin(losses))].predict_proba(test)
+            tables = [model.predict_proba(validation) for model in models]
+            groups = labelled.groups_of("validation")
+            chosen_model = models[one_standard_error(tables, truth, groups, labelled.of("train"), weights)]
+            expected = chosen_model.predict_proba(test)
             np.testing.assert_allclose(np.exp(refits.test_log_p[resample, index]), expected, atol=2e-3)
             chosen = refits.test_log_p[resample, index][np.arange(90), refits.test[resample, index]]
             np.testing.assert_allclose(chosen, refits.test_log_p[resample, index].max(1), atol=1e-5)

@@ -1,8 +1,8 @@
 """The diagnosis tried on other makes than the demo's, which its rules and the planted faults' grades were set on.
 
-Two seeds of each; the figures of docs/diagnosis.md are of twenty, in some forty minutes:
+One seed of each; the figures of docs/diagnosis.md are of five:
 
-    MEDMLLM_SELFCHECK_SEEDS=20 pytest -m slow -s tests/probes/test_selfcheck_families.py
+    MEDMLLM_SELFCHECK_SEEDS=5 pytest -m slow -s tests/probes/test_selfcheck_families.py
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.probes.validation import selfcheck
-from medmllm_plugins.probes.validation.selfcheck import CLEAR_STRENGTHS, FaultBench, Report, faults_for_seed
+from medmllm_plugins.probes.validation.selfcheck import FaultBench, trials_for_seed
+from medmllm_plugins.probes.validation.selfcheck_report import Report
+from medmllm_plugins.probes.validation.simulated_stages import SimulatedStages
 
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
-SEEDS = range(int(os.environ.get("MEDMLLM_SELFCHECK_SEEDS", "2")))
+SEEDS = range(int(os.environ.get("MEDMLLM_SELFCHECK_SEEDS", "1")))
 TRAIN = 700
 """Train documents that the model is asked about: those of a trial, and those of the reference."""
 
@@ -49,15 +51,13 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfcheck, "SIZES", {"train": 320, "validation": 160, "test": 280})
         bench = FaultBench(chat, some_phantoms(), tmp_path_factory.mktemp("bench"))
-        result = Report(tuple(bench.trial(fault) for seed in SEEDS for fault in faults_for_seed(seed)))
+        planned = [trial for seed in SEEDS for trial in trials_for_seed(seed)]
+        # Simulated stages need no model.
+        result = Report(tuple(bench.trial(trial) for trial in planned if not isinstance(trial, SimulatedStages)))
     print(f"\n{request.param}\n{result.render()}")
     return result
 
 
 def test_the_diagnosis_is_as_good_as_promised(report: Report) -> None:
-    healthy = [trial for trial in report.trials if trial.fault.mode == "none"]
-    firm = [trial for trial in report.trials if trial.fault.mode != "none" and trial.fault.strength in CLEAR_STRENGTHS]
-    assert (len(healthy), len(firm), len(report.trials)) == (len(SEEDS), 8 * len(SEEDS), 13 * len(SEEDS))
-    assert report.passed, [
-        trial.to_dict() for trial in report.trials if not trial.correct or trial.misattributed_without_reference
-    ]
+    assert len(report.trials) == 34 * len(SEEDS)
+    assert report.passed, report.render()

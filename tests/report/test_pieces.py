@@ -324,7 +324,7 @@ def test_methods_name_the_controls_and_readings_that_there_are(tmp_path: Path) -
         "last token of the prompt,",
         "blank image",
         "Kuhn",
-        "Zhao",
+        "Zhao TZ",
         "logit lens",
     ):
         assert said not in part

@@ -85,7 +85,9 @@ def test_an_unread_hand_over_is_told_with_its_site_and_interfaces(tmp_path: Path
     (verdict,) = verdicts(part_of(folder))
     assert "can be read up to llm.norm (last), and nothing after it uses it" in verdict.sentence
     assert "may be at fault: vision -> connector, connector -> llm. Marks drawn on the images" in verdict.sentence
-    assert "12.0 points lost" in verdict.sentence
+    assert "12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information" in verdict.sentence
+    write_report([folder.folder], tmp_path / "report.html")
+    assert "<dd>unread hand-over<small>readable up to llm.norm (last)" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_several_losses_have_no_invented_order(tmp_path: Path) -> None:
@@ -97,7 +99,26 @@ def test_several_losses_have_no_invented_order(tmp_path: Path) -> None:
 
     change(folder, support_another)
     (verdict,) = verdicts(part_of(folder))
-    assert verdict.named is None and "the data cannot tell which one is the cause" in verdict.sentence
+    assert verdict.diagnosis.named is None and "the data cannot tell which one is the cause" in verdict.sentence
+    change(folder, lambda content: content["diagnosis"].update(named="mapping"))
+    (verdict,) = verdicts(part_of(folder))
+    assert "Most is lost at the step mapping (probability 0.97)." in verdict.sentence
+
+
+def test_what_is_ruled_out_and_what_is_undecided_are_told_apart(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named=None)
+
+    def leave_open(content: dict[str, Any]) -> None:
+        content["diagnosis"]["effects"][0]["verdict"] = "cannot tell"
+        content["diagnosis"]["reasons"] = ["The answers are more accurate than the probe on the last token of the LLM."]
+
+    change(folder, leave_open)
+    (verdict,) = verdicts(part_of(folder))
+    assert "supports none of the four failure modes. The answers are more accurate than the probe" in verdict.sentence
+    assert (
+        "It cannot decide about vision. Losses of 10.0 points or more are ruled out for connector" in verdict.sentence
+    )
+    assert verdict.to_dict()["ruled_out"] == ["connector", "comprehension", "mapping"]
 
 
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:
@@ -111,7 +132,8 @@ def test_the_supported_mode_is_named_with_its_loss(tmp_path: Path) -> None:
     Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy", named="mapping")
     (part,) = collect_runs([tmp_path / "model"]).datasets
     (verdict,) = verdicts(part)
-    assert [item.mode for item in verdict.supported] == ["mapping"] and verdict.named == "mapping"
+    diagnosis = verdict.diagnosis
+    assert [item.mode for item in diagnosis.supported] == ["mapping"] and diagnosis.named == "mapping"
     assert "supports misalignment of semantic mapping (12.0 points lost" in verdict.sentence
     assert overview(part, [verdict], []) == verdict.sentence
 

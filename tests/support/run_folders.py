@@ -285,8 +285,10 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
     def point(layer: str, part: str, pooling: str, value: float, **more: Any) -> dict[str, Any]:
         return {
             "layer": layer, "part": part, "pooling": pooling, "width": 64, "read": True, "accuracy": estimate(value),
-            "balanced": estimate(value - 0.02), "corrected": estimate(value - 0.3), "control": estimate(0.4),
-            "selectivity": estimate(value - 0.4), "label_permutation": 0.33, "label_permutation_high": 0.41,
+            "balanced": estimate(value - 0.02), "bits": estimate(value),
+            "corrected": estimate(value - 0.3), "control": estimate(0.4),
+            "selectivity": estimate(value - 0.4),
+            "label_permutation": 0.33, "label_permutation_high": 0.41,
             "p": 0.0001, "p_holm": 0.002, "validation": value, "C": 0.1, "gradient_norm": 1e-5, "repeats": [], **more,
         }  # fmt: skip
 
@@ -304,9 +306,31 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
     modes = ("vision", "connector", "comprehension", "mapping")
     effects = [
         {"mode": mode, "loss": estimate(0.12 if mode == named else 0.01),
-         "verdict": "supported" if mode == named else "ruled out", "why": "because.", "before": "a", "after": "b"}
+         "verdict": "supported" if mode == named else "ruled out", "why": "because.", "before": "a", "after": "b",
+         "balanced_loss": estimate(0.1), "bits_lost": estimate(0.3), "probability": 0.97 if mode == named else 0.01}
         for mode in modes
     ]  # fmt: skip
+    stages = [
+        {"stage": stage, "source": source, "own": estimate(0.7), "accuracy": estimate(0.8), "balanced": estimate(0.75),
+         "bits": estimate(1.2)}
+        for stage, source in (("vision", "vision.05 (mean)"), ("answer", "answer"))
+    ]  # fmt: skip
+    anchors = [
+        {"kind": kind, "n": 40, "groups": 8, "accuracy": estimate(0.9), "chance": 0.5, "parsed": 1.0,
+         "recalls": {"yes": 1.0, "no": 0.8}, "verdict": "answered"}
+        for kind in ("text", "presence")
+    ]  # fmt: skip
+    check = {
+        "layer": "control.border", "pooling": "mean", "within_train": estimate(0.6), "to_test": estimate(0.5),
+        "drop": estimate(0.1), "p_within_train": 0.001, "p_to_test": 0.01, "p_drop": 0.2, "shift": 0.7,
+        "p_shift": 0.001, "readable": ["train", "test"], "shifted": True, "dropped": False,
+    }  # fmt: skip
+    nuisance = {
+        "column": "scanner", "counts": {"A": 30, "B": 20}, "majority": 0.6, "chance": 0.5, "p": 0.01,
+        "class_from_column": estimate(0.6), "explains_class": True, "within": estimate(0.2),
+        "points": [{"layer": "connector", "part": "connector", "pooling": "mean", "balanced": estimate(0.9)}],
+    }  # fmt: skip
+    masked = {"layer": "answer", "pooling": "", "shown": estimate(0.7), "masked": estimate(0.5), "drop": estimate(0.2)}
     reading = {name: estimate(0.1) for name in ("accuracy", "gain", "over_answers", "over_constant", "short_of_probe")}
     return {
         "medmllm_probes": 1,
@@ -322,7 +346,15 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
         "answer": estimate(0.7),
         "reference": None,
         "reference_name": "",
-        "diagnosis": {"named": named, "effects": effects},
+        "diagnosis": {
+            "named": named,
+            "effects": effects,
+            "stages": stages,
+            "smallest_supported": 0.03,
+            "smallest_of_interest": 0.1,
+        },
+        "anchors": {"results": anchors},
+        "shortcuts": {"chance": 1 / 3, "checks": [check], "nuisances": [nuisance], "masked": [masked]},
         "health": [
             {"module": module, "pooling": pooling, "score": estimate(0.8)}
             for module, pooling in (("vision", "mean"), ("connector", "mean"), ("llm", "mean"), ("llm", "last"))

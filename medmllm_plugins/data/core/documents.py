@@ -21,6 +21,7 @@ class Document:
         group: what must stay on one side of a split (patient, lesion or source figure).
         fold: ``"train"``, ``"validation"`` or ``"test"``; all documents of a group share it, except where a published
             split divides groups (:mod:`medmllm_plugins.data.core.leaks` finds those).
+        attributes: further columns of the data that the user named, such as the scanner, and the text of each.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Document:
     label: str | tuple[str, ...]
     group: str
     fold: Fold
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:

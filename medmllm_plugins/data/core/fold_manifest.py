@@ -13,7 +13,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Document
 from medmllm_plugins.errors import DataError, one_line, shown
 from medmllm_plugins.utils.record import VersionedRecord
 
-_COLUMNS: Final = ("id", "image", "label", "group", "fold")
+_COLUMNS: Final = ("id", "image", "label", "group", "fold", "attributes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,10 @@ def folds_hash(documents: Iterable[Document]) -> str:
 def to_json(name: str, fingerprint: str, documents: Sequence[Document]) -> str:
     """Return a manifest as JSON text, one document a line, in the order of their ids."""
     rows = [
-        json.dumps([document.id, document.image, document.label, document.group, document.fold], ensure_ascii=False)
+        json.dumps(
+            [document.id, document.image, document.label, document.group, document.fold, dict(document.attributes)],
+            ensure_ascii=False,
+        )
         for document in sorted(documents, key=lambda document: document.id)
     ]
     head = {
@@ -82,8 +85,15 @@ def read(path: Path) -> tuple[dict[str, Any], tuple[Document, ...]]:
         if content[FoldManifest.FORMAT] != FoldManifest.VERSION:
             raise ValueError(f"version {content[FoldManifest.FORMAT]!r}")
         documents = tuple(
-            Document(identifier, image, tuple(label) if isinstance(label, list) else label, group, fold)
-            for identifier, image, label, group, fold in content["documents"]
+            Document(
+                identifier,
+                image,
+                tuple(label) if isinstance(label, list) else label,
+                group,
+                fold,
+                tuple((str(column), str(text)) for column, text in dict(attributes).items()),
+            )
+            for identifier, image, label, group, fold, attributes in content["documents"]
         )
         if unknown := {document.fold for document in documents} - set(FOLDS):
             raise ValueError(f"folds {sorted(unknown)}")

@@ -34,6 +34,7 @@ class Entry:
         id: its path below the set's folder without the ending.
         source: its group before near-duplicates are joined.
         fold: its fold if the table has one.
+        attributes: further columns and their text.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Entry:
     label: Label
     source: str
     fold: Fold | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -112,9 +114,12 @@ class _TableReader:
         self._table = next((path for path in tables if path.exists()), tables[0])
         ticks = _ticked_columns(spec, options) if spec.kind == "multilabel" and options.label_column is None else {}
         columns = (options.image_column, options.label_column, options.group_column, options.fold_column, *ticks)
-        self._columns = [column for column in columns if column]
+        self._columns = [column for column in (*columns, *options.attribute_columns) if column]
         # A multi-label cell without text is an image without findings.
-        self._may_be_empty = options.label_column if spec.kind == "multilabel" else None
+        self._may_be_empty = {
+            *options.attribute_columns,
+            *([options.label_column] if spec.kind == "multilabel" else []),
+        }
         self._read_label = _label_reader(spec, options)
         self._fold_lists = _fold_lists(options, files, faults)
         self._entries: dict[Path, Entry] = {}
@@ -133,7 +138,7 @@ class _TableReader:
 
     def _read_row(self, line: int, row: Row) -> None:
         where, cell = f"{self._table}, line {line}", row[self._image_column]
-        empty = [column for column in self._columns if not row[column] and column != self._may_be_empty]
+        empty = [column for column in self._columns if not row[column] and column not in self._may_be_empty]
         if empty:
             self._faults.file(f"{where}: expected text in every column used, got none in {', '.join(map(repr, empty))}")
             return
@@ -157,7 +162,8 @@ class _TableReader:
         identifier = _identifier(path, self._files)
         group_column = self._options.group_column
         source = row[group_column] if group_column else _source(self._options, path, identifier, self._faults)
-        self._entries.setdefault(path, Entry(path, identifier, label, source, cast(Fold | None, fold)))
+        attributes = tuple((column, row[column]) for column in self._options.attribute_columns)
+        self._entries.setdefault(path, Entry(path, identifier, label, source, cast(Fold | None, fold), attributes))
 
     def _fold(self, path: Path, row: Row) -> str | None:
         """Return the fold of a row, ``None`` if the table has none, or :data:`LEFT_OUT` for a row that is not used."""

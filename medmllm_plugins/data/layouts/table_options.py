@@ -60,6 +60,8 @@ class TableOptions(DeclaredModel):
     group_pattern: OptionText | None = None
     """In place of a group column, a regular expression whose match in the file's name, or its first group, is the
     group."""
+    attribute_columns: Annotated[tuple[OptionText, ...], BeforeValidator(_as_tuple), Expected("a list of texts")] = ()
+    """Further columns, such as the scanner, that `med_probe` compares with the class. Cells may be empty."""
     fold_column: OptionText | None = None
     """The column of folds, in the words of :data:`medmllm_plugins.data.core.fold_names.FOLD_NAMES`."""
     fold_names: Annotated[Mapping[str, OptionText], BeforeValidator(_text_keys), Expected("a mapping to text")] = {}
@@ -107,7 +109,13 @@ def table_options(spec: DatasetSpec) -> TableOptions:
 
 
 def _column_fault(spec: DatasetSpec, options: TableOptions) -> str:
-    columns = (options.image_column, options.label_column, options.group_column, options.fold_column)
+    columns = (
+        options.image_column,
+        options.label_column,
+        options.group_column,
+        options.fold_column,
+        *options.attribute_columns,
+    )
     if options.labels == (FOLDERS,):
         if spec.kind == "multilabel":
             return "a folder is one class; expected a table for a multi-label set."

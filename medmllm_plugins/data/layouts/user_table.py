@@ -55,7 +55,7 @@ class Table(FileLayout):
         listed = [entry for entry in listed if entry.path in facts]
         groups = joined_groups([entry.source for entry in listed], [facts[entry.path] for entry in listed])
         documents = [
-            Document(id=entry.id, image=relative(entry.path, folder), label=entry.label, group=group, fold=fold)
+            Document(entry.id, relative(entry.path, folder), entry.label, group, fold, entry.attributes)
             for entry, group, fold in zip(listed, groups, _folds(listed, groups), strict=True)
         ]
         frame = table_options(spec).frame if spec.dimensions == 2 else ""

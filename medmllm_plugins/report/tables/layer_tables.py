@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.report.display_names import CHECKS
+from medmllm_plugins.report.formatting import cut, percent
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.tables.report_table import Column, Row, Table, model_table, read_columns
 from medmllm_plugins.results.probe_records import RECALIBRATIONS, TITLES
@@ -16,8 +17,31 @@ def diagnosis_table(dataset: DatasetRuns) -> Table:
         for effect in probing.diagnosis.effects:
             verdict = f"{effect.verdict} (loses most)" if effect.mode == probing.diagnosis.named else effect.verdict
             mode = f"{effect.mode}: {TITLES[effect.mode]}"
-            rows.append((result.subject, (mode, effect.loss, verdict, effect.before, effect.after, effect.why)))
+            losses = (effect.loss, effect.balanced_loss, effect.bits_lost, effect.probability)
+            rows.append((result.subject, (mode, *losses, verdict, effect.before, effect.after, effect.why)))
     return model_table(dataset, "diagnosis", rows)
+
+
+def stages_table(dataset: DatasetRuns) -> Table:
+    """Tabulate what is known of the class at the end of each stage."""
+    rows: list[Row] = []
+    for result, probing in dataset.probed():
+        for stage in probing.diagnosis.stages:
+            figures = (stage.own, stage.accuracy, stage.balanced, stage.bits)
+            rows.append((result.subject, (stage.stage, stage.source, *figures)))
+    return model_table(dataset, "stages", rows)
+
+
+def anchors_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the answers to the anchors: the finding in words, and squares drawn on the images."""
+    rows: list[Row] = []
+    for result, probing in dataset.probed():
+        for anchor in probing.anchors.results if probing.anchors else ():
+            recalls = ", ".join(f"{cut(label, 40)} {percent(recall)}" for label, recall in anchor.recalls.items())
+            counts = (anchor.kind, anchor.n, anchor.groups)
+            shares = (anchor.accuracy, anchor.chance, anchor.parsed)
+            rows.append((result.subject, (*counts, *shares, recalls, anchor.verdict)))
+    return model_table(dataset, "anchors", rows)
 
 
 def modes_table(dataset: DatasetRuns) -> Table:
@@ -27,7 +51,7 @@ def modes_table(dataset: DatasetRuns) -> Table:
         Column("Best probe", "probe", "share"),
         *(Column(f"Loss: {mode}", f"lost_{mode}", "difference") for mode in TITLES),
         Column("Supported", "supported"),
-        Column("Named", "named"),
+        Column("Conclusion", "named"),
         Column("Semantic mapping", "mapping"),
     )
     rows: list[Row] = []
@@ -61,7 +85,8 @@ def curves_table(dataset: DatasetRuns) -> Table:
         for point in probing.points:
             site = (point.layer, point.pooling, point.width, "yes" if point.read else "no")
             controls = (point.control, point.selectivity, point.label_permutation, point.label_permutation_high)
-            rows.append((result.subject, (*site, point.accuracy, point.balanced, *controls, point.p_holm)))
+            figures = (point.accuracy, point.balanced, point.bits)
+            rows.append((result.subject, (*site, *figures, *controls, point.p_holm)))
     return model_table(dataset, "curves", rows)
 
 

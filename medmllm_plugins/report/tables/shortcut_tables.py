@@ -1,0 +1,51 @@
+"""Tables of shortcuts: the class read from parts of the image, folds that differ, and other columns of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medmllm_plugins.report.run_collection import DatasetRuns
+from medmllm_plugins.report.subjects import Subject
+from medmllm_plugins.report.tables.report_table import Row, Table, model_table
+from medmllm_plugins.results.shortcut_records import ShortcutReport
+
+
+def _reports(dataset: DatasetRuns) -> Iterator[tuple[Subject, ShortcutReport]]:
+    for result, probing in dataset.probed():
+        if probing.shortcuts is not None:
+            yield result.subject, probing.shortcuts
+
+
+def shortcuts_table(dataset: DatasetRuns) -> Table:
+    """Tabulate what each set of features tells of class and fold."""
+    rows: list[Row] = []
+    for subject, report in _reports(dataset):
+        for check in report.checks:
+            warned = [f"class readable ({' and '.join(check.readable)})"] if check.readable else []
+            warned += ["folds differ"] if check.shifted else []
+            warned += ["class read less well in the test fold"] if check.dropped else []
+            figures = (check.within_train, check.to_test, check.drop, check.p_drop, check.shift, check.p_shift)
+            rows.append((subject, (check.layer, check.pooling, *figures, ", ".join(warned) or None)))
+    return model_table(dataset, "shortcuts", rows)
+
+
+def masked_table(dataset: DatasetRuns) -> Table:
+    """Tabulate accuracies on the whole images and with the border masked."""
+    rows: list[Row] = [
+        (subject, (point.layer, point.pooling, point.shown, point.masked, point.drop))
+        for subject, report in _reports(dataset)
+        for point in report.masked
+    ]
+    return model_table(dataset, "masked", rows)
+
+
+def nuisances_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the other columns of the data: what they tell of the class, and where a model shows them."""
+    rows: list[Row] = []
+    for subject, report in _reports(dataset):
+        for column in report.nuisances:
+            best = max(column.points, key=lambda point: point.balanced.value, default=None)
+            site = (f"{best.layer} ({best.pooling})", best.balanced) if best else (None, None)
+            facts = (column.column, len(column.counts), column.class_from_column, column.p)
+            rows.append((subject, (*facts, *site, column.chance, column.within)))
+    return model_table(dataset, "nuisances", rows)

@@ -1,0 +1,100 @@
+"""Where faults are planted: the parts of a model by the names of :mod:`medmllm_plugins.models.stages`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.interventions.model_edits import BatchTracker, track_batch
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.families.family import stage_module
+from medmllm_plugins.models.stages import Layer, layers_of
+
+
+class FaultSites:
+    """The parts of a model that faults edit, and one tracker of its batches for all faults."""
+
+    def __init__(self, loaded: LoadedModel, stack: ExitStack) -> None:
+        """``stack`` removes the tracker's hooks when it closes."""
+        self.loaded = loaded
+        self._stack = stack
+        self._layers = layers_of(loaded)
+
+    @cached_property
+    def batch(self) -> BatchTracker:
+        """The current batch; edits that ask for it must be entered afterwards."""
+        return self._stack.enter_context(track_batch(self.loaded))
+
+    @cached_property
+    def tower(self) -> list[nn.Module]:
+        """The vision blocks that the connector reads."""
+        return vision_blocks_read(self.loaded)
+
+    @cached_property
+    def tower_end(self) -> Layer:
+        """The last layer of the tower that the connector reads: its norm, or a block where blocks are chosen."""
+        if _layers_chosen(self.loaded) is None:
+            return [layer for layer in self._layers if layer.part == "vision"][-1]
+        return next(layer for layer in self._layers if layer.module is self.tower[-1])
+
+    @cached_property
+    def connectors(self) -> list[Layer]:
+        """The connector and modules of its class: Qwen3-VL's tower has further ones for deeper layers of the LLM."""
+        (first,) = (layer for layer in self._layers if layer.name == "connector")
+        kind = type(first.module)
+        if kind.__module__.startswith("torch."):  # many modules are an nn.Linear
+            return [first]
+        others = [module for module in self.loaded.model.modules() if type(module) is kind and module != first.module]
+        return [first, *(Layer("connector", "connector", module, self.loaded.family) for module in others)]
+
+    @cached_property
+    def llm_blocks(self) -> list[nn.Module]:
+        """The blocks of the LLM."""
+        return [layer.module for layer in self._layers if layer.part == "llm" and _is_block(layer.name)]
+
+    @cached_property
+    def llm_norm(self) -> Layer:
+        """The norm after them."""
+        return self._layers[-1]
+
+    @property
+    def head(self) -> nn.Module:
+        """The module that returns the logits."""
+        return stage_module(self.loaded.model, self.loaded.family.head)
+
+    def check_masks(self) -> None:
+        """Check that the attention takes a mask for each pair of tokens.
+
+        Raises:
+            ModelError: it does not.
+        """
+        text: Any = self.loaded.model.config.get_text_config()
+        kind = text._attn_implementation
+        if kind not in ("eager", "sdpa"):
+            raise ModelError(
+                f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, got "
+                f"{kind!r}. Load it with attn_implementation=sdpa."
+            )
+
+
+def vision_blocks_read(loaded: LoadedModel) -> list[nn.Module]:
+    """Return the vision blocks up to the last one that the connector reads; LLaVA may not use the last ones."""
+    blocks = [layer.module for layer in layers_of(loaded) if layer.part == "vision" and _is_block(layer.name)]
+    read = _layers_chosen(loaded)
+    if read is None:
+        return blocks
+    # The patch embeddings are hidden state 0.
+    numbers = list(read) if isinstance(read, list | tuple) else [read]
+    return blocks[: max(int(number) if number >= 0 else len(blocks) + 1 + int(number) for number in numbers)]
+
+
+def _layers_chosen(loaded: LoadedModel) -> Any:
+    return getattr(loaded.model.config, "vision_feature_layer", None)
+
+
+def _is_block(name: str) -> bool:
+    return name.rpartition(".")[2].isdigit()
