@@ -9,17 +9,14 @@ from typing import Any, Final
 
 import torch
 import transformers as hf
+from phantom_training import PATCH, SIDE, example_texts, initialise
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.layouts import phantoms
 from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.prompts.wording import closed_set
 
-PATCH = 8
-SIDE = phantoms.SIZE // PATCH
-"""Patches along each side of an image."""
 MERGE = 2
 """Side, in patches, of the block that becomes one token of the language model."""
 WINDOW = 4
@@ -28,11 +25,11 @@ TOWER_WIDTH = 64
 TOWER_DEPTH = 4
 LLM_WIDTH = 96
 HEADS = 4
-VOCABULARY = 420
+VOCABULARY = 640
 
 
 def write_tokenizer(special: Sequence[str], end: str, roles: str, **named: str) -> Any:
-    """Train a byte-level BPE tokenizer in which each word of the task's question is one token.
+    """Train a byte-level BPE tokenizer in which nearly each word of the questions and answers is one token.
 
     Args:
         special: special tokens of the family, including ``end``; padding is added.
@@ -51,8 +48,7 @@ def write_tokenizer(special: Sequence[str], end: str, roles: str, **named: str) 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # Labels without a leading blank too, because an answer starts with one.
-    base.train_from_iterator([closed_set(spec.modality, spec.labels), roles, *spec.labels] * 8, trainer)
+    base.train_from_iterator([*example_texts(spec, ""), roles] * 8, trainer)
     base.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in all_special])
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=base, pad_token="<pad>", eos_token=end, extra_special_tokens=named
@@ -260,18 +256,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 
 
 def start(model: nn.Module, recipe: Recipe) -> None:
-    """Initialise the matrices again: the usual std of 0.02 is for widths of thousands, and too small here."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and not name.endswith("lm_head"):
-            factor = 1.0
-            if not isinstance(module, nn.Linear):
-                factor = 4.0  # 1 suits photographs, which vary several times as much as a phantom
-            elif name.rsplit(".", 1)[-1] in ("proj", "o_proj", "out_proj", "down_proj", "fc2"):
-                factor = 0.5  # blocks add little to the residual stream at first
-            nn.init.normal_(module.weight, std=factor * module.weight[0].numel() ** -0.5)
-        if isinstance(module, nn.Embedding):
-            # Tied to the output, so their std also sets the confidence of the first answers.
-            nn.init.normal_(module.weight, std=LLM_WIDTH**-0.5)
+    """Initialise the matrices again, see :func:`phantom_training.initialise`."""
+    initialise(model, LLM_WIDTH)
     if recipe.connector is not None:
         for value in model.get_submodule(recipe.connector).parameters():
             if value.dim() == 2:  # Gemma 3's projection is zero before it is trained

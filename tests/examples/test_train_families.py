@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from support.phantom_images import phantom_images
+from support.phantom_images import phantom_dataset, phantom_images
 from support.trained_families import KINDS, train_families, trained_family
 
 from medmllm_plugins.data.loading.catalogue import dataset_specs
@@ -25,6 +25,8 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.probes.anchors import run_anchors
+from medmllm_plugins.prompts.protocols import ask as ask_question
 from medmllm_plugins.prompts.wording import closed_set
 
 pytestmark = pytest.mark.slow
@@ -83,6 +85,14 @@ def test_answers_about_a_blank_image_are_no_better_than_chance(
     assert set(answers) <= set(SPEC.labels)
     most = max(Counter(labels).values()) / len(labels)
     assert share_right(answers, labels) <= most + 3 * (most * (1 - most) / len(labels)) ** 0.5
+
+
+def test_both_kinds_of_anchor_are_answered(chat: ChatModel) -> None:
+    data = phantom_dataset()
+    anchors = run_anchors(chat, data, ask_question("closed_set", SPEC.modality, SPEC.classes), data.select(["test"]))
+    print({result.kind: (round(result.accuracy.value, 3), result.verdict) for result in anchors.results})
+    assert (anchors.text, anchors.positive) == ("answered", "answered")
+    assert min(result.accuracy.value for result in anchors.results) >= 0.75
 
 
 @contextmanager

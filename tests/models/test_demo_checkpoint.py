@@ -6,13 +6,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from support.phantom_images import phantom_images
+from support.phantom_images import phantom_dataset, phantom_images
 
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.models.base import Generation
@@ -20,6 +21,8 @@ from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.tokens import encode_text
+from medmllm_plugins.probes.anchors import run_anchors
+from medmllm_plugins.prompts.protocols import ask as ask_question
 from medmllm_plugins.prompts.wording import closed_set
 
 torch.set_num_threads(1)
@@ -105,6 +108,24 @@ def test_the_answer_comes_from_the_image(demo: MedMVL) -> None:
     blank = IMAGES[0].point(lambda _: 128)
     given = demo.generate([closed_set(SPEC.modality, SPEC.labels)] * 2, [blank] * 2, max_new_tokens=8)
     assert given[0].text.strip() == given[1].text.strip() == "no finding"
+
+
+def test_both_kinds_of_anchor_are_answered(demo: MedMVL) -> None:
+    data = phantom_dataset()
+    anchors = run_anchors(demo, data, ask_question("closed_set", SPEC.modality, SPEC.classes), data.select(["test"]))
+    accuracies = {result.kind: result.accuracy.value for result in anchors.results}
+    assert (anchors.text, anchors.positive) == ("answered", "answered")
+    assert min(accuracies[kind] for kind in ("text", "presence", "position")) >= 0.9
+    assert accuracies["count"] >= 0.6  # chance is a third
+
+
+def test_wordings_that_training_did_not_see_are_answered(demo: MedMVL) -> None:
+    held_out = {label: texts[3:] for label, texts in SPEC.findings.items()}
+    spec = SPEC.model_copy(update={"findings": held_out})
+    data = replace(phantom_dataset(), spec=spec)
+    (result,) = run_anchors(demo, data, ask_question("closed_set", SPEC.modality, SPEC.classes), ()).results
+    assert result.kind == "text" and result.n == 8
+    assert result.accuracy.value >= 0.75  # chance is 0.25
 
 
 def test_prompt_is_short(demo: MedMVL) -> None:
