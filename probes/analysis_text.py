@@ -102,8 +102,8 @@ def _anchors(anchors: Anchors | None) -> list[str]:
         return []
     rows = [("anchor", "prompts", "accuracy (%)", "95% CI", "chance (%)", "parsed (%)", "verdict")]
     for result in anchors.results:
-        shares = (_percent(result.accuracy.value), _interval(result.accuracy))
-        shares += (_percent(result.chance), _percent(result.parsed))
+        accuracy, interval = _percent(result.accuracy.value), _interval(result.accuracy)
+        shares = (accuracy, interval, _percent(result.chance), _percent(result.parsed))
         rows.append((result.kind, str(result.n), *shares, result.verdict))
     reasons = [f"  No {kind} anchor: {reason}" for kind, reason in anchors.not_run.items()]
     return [*(_table(rows) if anchors.results else ()), *reasons, ""]
