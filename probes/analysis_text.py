@@ -102,9 +102,9 @@ def _anchors(anchors: Anchors | None) -> list[str]:
         return []
     rows = [("anchor", "prompts", "accuracy (%)", "95% CI", "chance (%)", "parsed (%)", "verdict")]
     for result in anchors.results:
-        accuracy, chance, parsed = map(_percent, (result.accuracy.value, result.chance, result.parsed))
-        interval = _interval(result.accuracy)
-        rows.append((result.kind, str(result.n), accuracy, interval, chance, parsed, result.verdict))
+        accuracy, interval = _percent(result.accuracy.value), _interval(result.accuracy)
+        shares = (accuracy, interval, _percent(result.chance), _percent(result.parsed))
+        rows.append((result.kind, str(result.n), *shares, result.verdict))
     reasons = [f"  No {kind} anchor: {reason}" for kind, reason in anchors.not_run.items()]
     return [*(_table(rows) if anchors.results else ()), *reasons, ""]
 
