@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.fitting import LAST_LAYER
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
+from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.probe_records import (
     CONCLUSION_TITLES,
     HANDOVER,
@@ -85,6 +86,7 @@ def render(analysis: ProbeAnalysis) -> str:
         f"  Feature Health: {_profile(analysis)}",
         f"  Semantic mapping: {'cannot tell' if analysis.mapping is None else analysis.mapping.kind}",
         "",
+        *_anchors(analysis.anchors),
         *_curves(analysis),
         *_shortcuts(analysis.shortcuts),
     ]
@@ -92,6 +94,19 @@ def render(analysis: ProbeAnalysis) -> str:
     lines += [f"  Warning: {warning}" for warning in analysis.warnings]
     lines.append("  A probe shows that a class can be read from a layer, not that the model uses it.")
     return "\n".join(lines)
+
+
+def _anchors(anchors: Anchors | None) -> list[str]:
+    """Show the answers to findings in words and to squares drawn on the images."""
+    if anchors is None:
+        return []
+    rows = [("anchor", "prompts", "accuracy (%)", "95% CI", "chance (%)", "parsed (%)", "verdict")]
+    for result in anchors.results:
+        accuracy, interval = _percent(result.accuracy.value), _interval(result.accuracy)
+        shares = (accuracy, interval, _percent(result.chance), _percent(result.parsed))
+        rows.append((result.kind, str(result.n), *shares, result.verdict))
+    reasons = [f"  No {kind} anchor: {reason}" for kind, reason in anchors.not_run.items()]
+    return [*(_table(rows) if anchors.results else ()), *reasons, ""]
 
 
 def _profile(analysis: ProbeAnalysis) -> str:

@@ -47,7 +47,6 @@ from medmllm_plugins.results.shortcut_records import (
     LEVEL,
     SHIFT_MARGIN,
     FeatureSetCheck,
-    MaskedPoint,
     Nuisance,
     ShortcutReport,
 )
@@ -64,7 +63,6 @@ def shortcut_report(
     *,
     nuisances: Sequence[Nuisance] = (),
     left_out: Mapping[str, str] = MappingProxyType({}),
-    masked: Sequence[MaskedPoint] = (),
     seed: int = 0,
 ) -> ShortcutReport:
     """Test the control features and the end of the tower, and judge them together with what is known of the rest.
@@ -74,7 +72,6 @@ def shortcut_report(
         labelled: their classes, groups and folds.
         nuisances: see :func:`medmllm_plugins.probes.nuisance.probe_nuisances`.
         left_out: likewise.
-        masked: see :func:`medmllm_plugins.probes.masked_border.masked_points`.
         seed: draws documents and permutations.
 
     Raises:
@@ -85,7 +82,6 @@ def shortcut_report(
     report = ShortcutReport(
         chance=1 / len(labelled.labels),
         checks=tuple(checks),
-        masked=tuple(masked),
         nuisances=tuple(nuisances),
         left_out=dict(left_out),
     )

@@ -2,7 +2,7 @@
 
 Documents of one group (a patient, a lesion, a source figure) are not independent, so groups are drawn with replacement
 and each brings all of its documents. Sources: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-13 (percentile interval); Field and Welsh, "Bootstrapping clustered data", J. R. Stat. Soc. B 69, 2007 (clusters).
+10 (bias) and 13; Field and Welsh, "Bootstrapping clustered data", J. R. Stat. Soc. B 69, 2007 (clusters).
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("sensitivity", "specificity", "auroc", "auprc", "exact_match"), SHARE),
     **dict.fromkeys(("mcc", "kappa"), (-1.0, 1.0)),
 }
-"""Lowest and highest value of metrics that have them; calibration errors and differences have percentile intervals."""
+"""Lowest and highest value of metrics that have Wilson's interval."""
+RANGES: Final[Mapping[str, tuple[float, float]]] = {"ece": SHARE, "brier": (0.0, 2.0), "spread": (0.0, 0.5)}
+"""Lowest and highest value of further metrics."""
 _NO_VARIANCE: Final = 1e-12
+_LARGEST_BIAS: Final = 1 / (math.sqrt(2) - 1)
+"""Bias of a sum of absolute changes that are noise alone, in units of its change by resampling."""
 RESAMPLES = 2000
 _CELLS = 200_000
 """Numbers in one array of resampled weights, 0.8 MB: they stay near the processor, which is fastest."""
@@ -154,44 +158,141 @@ def bootstrap(
     return values, {name: np.concatenate([parts[index][name] for index in sorted(parts)]) for name in values}
 
 
-def estimate(value: float, resampled: Floats, *, groups: int, bounds: tuple[float, float] | None = None) -> Estimate:
+def estimate(
+    value: float,
+    resampled: Floats,
+    *,
+    groups: float,
+    bounds: tuple[float, float] | None = None,
+    inflation: float = 1.0,
+) -> Estimate:
     """Put an interval around a metric.
 
-    Without ``bounds`` it is a percentile interval, which suits differences. Near the end of its range a metric such as
-    an accuracy varies little or not at all over the resamples, and percentile intervals are far too narrow. With
-    ``bounds`` the interval is Wilson's, for the sample size at which a proportion would vary as much as the metric does
-    over the resamples, with quantiles of Student's t for the number of groups. If the metric does not vary, the sample
-    size is the number of groups. docs/diagnosis.md has the coverage of both in simulations.
+    Near the end of its range a metric such as an accuracy varies little or not at all over the resamples. With
+    ``bounds`` the interval is therefore Wilson's, for the sample size at which a proportion would vary as much as the
+    metric does over the resamples. If the metric does not vary, the sample size is the number of groups.
+
+    Without ``bounds`` the interval is the value plus and minus multiples of its standard error, and extended by its
+    possible bias. Sums of absolute changes, as in the Feature Health Score or a calibration error, are biased by the
+    noise of the sample; on the resamples, by that of the resample as well. The bias of the value is one to
+    1 / (sqrt(2) - 1) times the difference between the two: one if true changes outweigh the noise, the latter if there
+    are none.
+
+    Both use quantiles of Student's t. docs/diagnosis.md has their coverage in simulations.
 
     Sources: Wilson, "Probable inference, the law of succession, and statistical inference", 1927; Korn and Graubard,
-    "Confidence intervals for proportions with small expected number of positive counts", 1998 (effective sample size).
+    "Confidence intervals for proportions with small expected number of positive counts", 1998 (effective sample size);
+    Efron and Tibshirani, chapter 10 (bias).
 
     Args:
         value: the metric on all documents.
         resampled: (B,) float64, the metric on each resample; resamples on which it is not defined (NaN) are left out,
             so the interval is conditional on its being defined.
-        groups: number of groups the metric rests on. With fewer than two there is nothing to resample, and the ends
-            are NaN rather than equal to the value, which would feign certainty.
+        groups: number of groups the metric rests on, see :func:`effective_groups`. With one there is nothing to
+            resample, and the ends are NaN rather than equal to the value, which would feign certainty.
         bounds: lowest and highest value that the metric can take.
+        inflation: factor of the variance, see :func:`size_inflation`.
     """
     defined = resampled[~np.isnan(resampled)]
-    if groups < 2 or math.isnan(value) or not defined.size:
+    if groups <= 1 or math.isnan(value) or not defined.size:
         return Estimate(float(value), math.nan, math.nan)
-    tail = (1 - LEVEL) / 2
+    variance = inflation * float(defined.var()) * _resampling_factor(groups)
+    t = _quantile_of_t(groups, 1 - (1 - LEVEL) / 2)
     if bounds is None:
-        low, high = np.quantile(defined, [tail, 1 - tail])
-        return Estimate(float(value), float(low), float(high))
+        bias = float(defined.mean()) - value
+        centres = (value - bias, value - _LARGEST_BIAS * bias)
+        margin = t * math.sqrt(variance)
+        return Estimate(float(value), min(value, *centres) - margin, max(value, *centres) + margin)
     width = bounds[1] - bounds[0]
     share = min(1.0, max(0.0, (value - bounds[0]) / width))
-    # Resamples of G groups vary by (G - 1) / G of what samples of G groups do.
-    variance = float(defined.var()) / width**2 * groups / (groups - 1)
+    variance /= width**2
     size = share * (1 - share) / variance if variance > _NO_VARIANCE and 0 < share < 1 else float(groups)
-    t = float(stdtrit(groups - 1, 1 - tail))
     centre = (share + t**2 / (2 * size)) / (1 + t**2 / size)
     half = t * math.sqrt(share * (1 - share) / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
     # Rounding must not push an end past the value at the end of the range.
     low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
     return Estimate(float(value), bounds[0] + width * low, bounds[0] + width * high)
+
+
+def paired_difference(first: Estimate, second: Estimate, resampled: tuple[Floats, Floats]) -> Estimate:
+    """Return the difference of two shares of the same documents, first minus second, with its interval.
+
+    The interval combines the distances from each share to the ends of its own interval, with the correlation of the two
+    over the resamples; so it has a width where the two never or always differ in the same way. Correlations above zero
+    are lowered by what half a document that only one side has correct changes.
+
+    Sources: Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
+    data", 1998, method 10; Zou and Donner, "Construction of confidence limits about effect measures", 2008.
+
+    Args:
+        first: a share, such as an accuracy, with the interval of :func:`estimate`.
+        second: another one.
+        resampled: both on the same resamples, (B,) each.
+    """
+    difference = first.value - second.value
+    if math.isnan(first.low) or math.isnan(second.low):
+        return Estimate(difference, math.nan, math.nan)
+    defined = ~np.isnan(resampled[0] + resampled[1])
+    deviations = [values[defined] - values[defined].mean() for values in resampled]
+    variances = [float((values**2).mean()) for values in deviations]
+    correlation = 0.0
+    if min(variances) > _NO_VARIANCE:
+        correlation = float((deviations[0] * deviations[1]).mean()) / math.sqrt(variances[0] * variances[1])
+        spreads = [share.value * (1 - share.value) for share in (first, second)]
+        # Half a document over the product of the standard deviations; the effective size is spread over variance.
+        documents = min(spread / variance for spread, variance in zip(spreads, variances, strict=True))
+        half = 0.5 / (documents * math.sqrt(spreads[0] * spreads[1])) if min(spreads) > 0 else math.inf
+        correlation = correlation if correlation < 0 else max(0.0, correlation - half)
+
+    def distance(one_end: float, other_end: float) -> float:
+        return math.sqrt(max(0.0, one_end**2 + other_end**2 - 2 * correlation * one_end * other_end))
+
+    below = distance(first.value - first.low, second.high - second.value)
+    above = distance(first.high - first.value, second.value - second.low)
+    return Estimate(difference, difference - below, difference + above)
+
+
+def size_inflation(rows: Floats, group: Ints) -> Floats:
+    """Return by how much variances of means are to be enlarged where groups are of unequal size.
+
+    The variance of a mean over the resamples depends on the sizes of the few groups that contain the rarer outcome: if
+    they happen to be small, it is too low. Here the correlation within groups is estimated from all groups, weighted by
+    their degrees of freedom, and the variance follows from it and from the sizes of all groups. The larger of the two
+    variances is used. With groups of equal size they are equal.
+
+    Source: Fleiss and Cuzick, "The reliability of dichotomous judgments: unequal numbers of judges per subject", 1979.
+
+    Args:
+        rows: (..., n) values of the documents, such as 1 for a correct answer and 0 for a wrong one.
+        group: (n,) index of each document's group.
+
+    Returns:
+        (...) float64, at least 1.
+    """
+    _, group = np.unique(group, return_inverse=True)
+    sizes = np.bincount(group).astype(np.float64)
+    n, groups = sizes.sum(), len(sizes)
+    means = rows.mean(-1, keepdims=True)
+    deviations = rows - means
+    flat = deviations.reshape(-1, len(group))
+    sums = np.array([np.bincount(group, row, groups) for row in flat]).reshape(*rows.shape[:-1], groups)
+    variance = (deviations**2).mean(-1)
+    between = (sums**2).sum(-1) / n**2
+    varies = (variance > _NO_VARIANCE) & (between > _NO_VARIANCE)
+    spread = np.where(varies, variance, 1.0)
+    correlation = ((sums**2 / sizes).sum(-1) / spread - groups) / max(n - groups, 1.0)
+    expected = spread * (1 + correlation * ((sizes**2).sum() / n - 1)) / n
+    inflation: Floats = np.where(varies, np.maximum(1.0, expected / np.where(varies, between, 1.0)), 1.0)
+    return inflation
+
+
+def _resampling_factor(groups: float) -> float:
+    """Return by what to multiply a variance over resamples of G groups, which is (G - 1) / G of that of samples."""
+    return groups / max(groups - 1, 1.0)
+
+
+def _quantile_of_t(groups: float, probability: float) -> float:
+    return float(stdtrit(max(groups - 1, 1.0), probability))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,9 +322,9 @@ def simultaneous_bounds(values: Floats, resampled: Floats, *, groups: float) -> 
     Args:
         values: (M,) figures on all documents.
         resampled: (B, M) the same on the same B resamples of groups, without NaN.
-        groups: number of groups, see :func:`effective_groups`. With fewer than two the bounds are NaN.
+        groups: number of groups, see :func:`effective_groups`. With one the bounds are NaN.
     """
-    if groups < 2:
+    if groups <= 1:
         unknown = np.full(len(values), math.nan)
         return SimultaneousBounds(unknown, unknown, math.nan)
     deviations = resampled - resampled.mean(0)
@@ -234,8 +335,8 @@ def simultaneous_bounds(values: Floats, resampled: Floats, *, groups: float) -> 
         return SimultaneousBounds(values, values, 0.0)
     # Both directions are pooled, so that the bounds of negated figures are the negated bounds.
     largest = np.concatenate([scaled.max(1), -scaled.min(1)])
-    critical = float(stdtrit(groups - 1, ndtr(np.quantile(largest, LEVEL))))
-    margin = critical * errors * math.sqrt(groups / (groups - 1))
+    critical = _quantile_of_t(groups, float(ndtr(np.quantile(largest, LEVEL))))
+    margin = critical * errors * math.sqrt(_resampling_factor(groups))
     return SimultaneousBounds(values - margin, values + margin, critical)
 
 
@@ -252,15 +353,18 @@ def effective_groups(group: Ints) -> float:
 
 
 def estimate_metrics(
-    values: Mapping[str, Floats], resampled: Mapping[str, Floats], *, groups: int
+    values: Mapping[str, Floats], resampled: Mapping[str, Floats], *, groups: float, inflation: float = 1.0
 ) -> dict[str, Estimate]:
     """Return metrics with their intervals, from what :func:`bootstrap` returns."""
     return {
-        name: estimate(float(values[name]), resampled[name], groups=groups, bounds=metric_bounds(name))
+        name: estimate_metric(name, float(values[name]), resampled[name], groups=groups, inflation=inflation)
         for name in values
     }
 
 
-def metric_bounds(name: str) -> tuple[float, float] | None:
-    """Return the lowest and highest value of a metric by its name, such as ``auroc`` or ``busi:sum:auroc``."""
-    return BOUNDS.get(name.rpartition(":")[2])
+def estimate_metric(name: str, value: float, resampled: Floats, *, groups: float, inflation: float) -> Estimate:
+    """Return a metric with its interval, by its name, such as ``auroc`` or ``busi:sum:auroc``; see :func:`estimate`."""
+    metric = name.rpartition(":")[2]
+    interval = estimate(value, resampled, groups=groups, bounds=BOUNDS.get(metric), inflation=inflation)
+    low, high = np.clip([interval.low, interval.high], *RANGES.get(metric, (-math.inf, math.inf)))
+    return Estimate(interval.value, float(low), float(high))

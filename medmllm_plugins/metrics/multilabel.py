@@ -12,7 +12,14 @@ import numpy as np
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate_metrics
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate_metrics,
+    size_inflation,
+)
 from medmllm_plugins.metrics.outcome_arrays import Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
@@ -154,6 +161,7 @@ class _Evaluator:
         parts: the questions about each of them.
         n_documents: documents.
         group: (n,) index of each document's group.
+        inflation: factor of variances, from the questions that were answered correctly.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], findings: Sequence[str]) -> None:
@@ -173,7 +181,9 @@ class _Evaluator:
             _FindingEvaluator([outcomes[index] for index in questions[name]], rows[questions[name]])
             for name in self.findings
         ]
-        wrong = rows[[outcome.label != outcome.predicted for outcome in outcomes]]
+        is_wrong = np.array([outcome.label != outcome.predicted for outcome in outcomes])
+        self.inflation = float(size_inflation(1.0 - is_wrong, self.group[rows]))
+        wrong = rows[is_wrong]
         self._all_correct: Floats = np.where(np.bincount(wrong, minlength=len(row_of)) == 0, 1.0, 0.0)
 
     def __call__(self, weights: Weights) -> dict[str, Floats]:
@@ -217,8 +227,9 @@ def summarise_findings(
     ordered = sorted(outcomes, key=lambda outcome: outcome.id)
     evaluator = _Evaluator(ordered, findings)
     values, resampled = bootstrap(evaluator, evaluator.group, resamples=resamples, seed=seed)
-    n_groups = int(np.unique(evaluator.group).size)
-    estimates = estimate_metrics(values, resampled, groups=n_groups)
+    estimates = estimate_metrics(
+        values, resampled, groups=effective_groups(evaluator.group), inflation=evaluator.inflation
+    )
     per_finding = tuple(
         FindingSummary(
             finding=name,
@@ -234,7 +245,7 @@ def summarise_findings(
         labels=tuple(evaluator.findings),
         n=len(ordered),
         n_documents=evaluator.n_documents,
-        n_groups=n_groups,
+        n_groups=int(np.unique(evaluator.group).size),
         metrics={name: estimates[name] for name in ("accuracy", *_MACRO, "parsed") if name in estimates},
         exact_match=estimates["exact_match"],
         findings_in_means=sum(0 < finding.positives < finding.n for finding in per_finding),

@@ -11,7 +11,14 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate_metrics
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate_metrics,
+    size_inflation,
+)
 from medmllm_plugins.metrics.outcome_arrays import OVERALL, Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.ranking import MacroRanking
@@ -65,7 +72,12 @@ class VariantsSummary(VersionedRecord):
 
 
 class _Evaluator:
-    """The answers of all variants, evaluated under any weights of the documents."""
+    """The answers of all variants, evaluated under any weights of the documents.
+
+    Attributes:
+        group: (n,) index of each document's group.
+        inflation: factor of variances, from the documents' mean accuracies.
+    """
 
     def __init__(self, by_variant: Mapping[str, Sequence[Outcome]], labels: Sequence[str]) -> None:
         """Arrange the outcomes; those of each variant are in the order of their documents."""
@@ -84,6 +96,7 @@ class _Evaluator:
         matrices = [score_matrix(rows) for rows in by_variant.values()]
         is_ranked = np.unique(truth).size > 1
         self._rankings = [MacroRanking(scores, truth) for scores in matrices if scores is not None and is_ranked]
+        self.inflation = float(size_inflation((answers == truth).mean(0), self.group))
         self._differs = (answers != answers[0]).any(0).astype(np.float64)
 
     def __call__(self, weights: Weights) -> dict[str, Floats]:
@@ -128,11 +141,11 @@ def summarise_variants(
     evaluator = _Evaluator(by_variant, labels)
     cells = len(labels) ** 2
     values, resampled = bootstrap(evaluator, evaluator.group, resamples=resamples, seed=seed, cells=cells)
-    n_groups = int(np.unique(evaluator.group).size)
+    groups = effective_groups(evaluator.group)
     return VariantsSummary(
         n=len(outcomes),
-        n_groups=n_groups,
-        metrics=estimate_metrics(values, resampled, groups=n_groups),
+        n_groups=int(np.unique(evaluator.group).size),
+        metrics=estimate_metrics(values, resampled, groups=groups, inflation=evaluator.inflation),
         variants={
             name: summarise(rows, labels, positive, kind=kind, resamples=resamples, seed=seed)
             for name, rows in by_variant.items()

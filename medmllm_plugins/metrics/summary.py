@@ -15,7 +15,17 @@ from medmllm_plugins.metrics import classification
 from medmllm_plugins.metrics.calibration import Bin, Calibration
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
 from medmllm_plugins.metrics.guessing import baselines, majority_class
-from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate, metric_bounds
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    SHARE,
+    UNKNOWN,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate,
+    estimate_metric,
+    size_inflation,
+)
 from medmllm_plugins.metrics.label_scores import LabelScores, forms
 from medmllm_plugins.metrics.outcome_arrays import OVERALL, SCORED, Distinct, Tables, score_matrix
 from medmllm_plugins.metrics.outcomes import STATUSES, UNPARSED, Outcome
@@ -24,7 +34,7 @@ from medmllm_plugins.metrics.validation import check_options, check_outcomes
 from medmllm_plugins.utils.record import Record, VersionedRecord
 
 METRICS_FORMAT: Final = "medmllm_metrics"
-INTERVAL: Final = "95%, cluster bootstrap over groups; Wilson's for shares, percentiles for others"
+INTERVAL: Final = "95%, cluster bootstrap over groups; Wilson's for shares, Student's t for others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +164,8 @@ class _Evaluator:
         self._ranking = MacroRanking(scores, self.truth) if scores is not None and is_ranked else None
         self.calibration = Calibration(scores, self.truth) if scores is not None and is_ranked else None
         by_form = {name: matrix.argmax(1).astype(np.intp) for name, matrix in forms(outcomes).items() if is_ranked}
+        self._answers = {"": self.answer, "sum": self.answer, **by_form}
+        self._classes = classes
         # Documents that are alike in all that is counted are taken together.
         self._kinds = Distinct(self.truth, self.answer, *by_form.values())
         truth = self._kinds.of(self.truth)
@@ -182,6 +194,29 @@ class _Evaluator:
     def n_groups(self, rows: NDArray[np.bool_] | None = None) -> int:
         """Return the number of groups of some documents, all of them by default."""
         return int(np.unique(self.group if rows is None else self.group[rows]).size)
+
+    def share(
+        self, value: Floats, resampled: Floats, documents: NDArray[np.bool_], other: int | None = None
+    ) -> Estimate:
+        """Return the share of correct answers, or of those that do not name ``other``, with its interval."""
+        group = self.group[documents]
+        if not group.size:
+            return UNKNOWN
+        hits = self.answer == self.truth if other is None else (self.answer != other) & (self.answer < self._classes)
+        return estimate(
+            float(value),
+            resampled,
+            groups=effective_groups(group),
+            bounds=SHARE,
+            inflation=float(size_inflation(hits[documents].astype(np.float64), group)),
+        )
+
+    def inflation(self, name: str) -> float:
+        """Return by how much the variance of a metric of all documents is to be enlarged, by the shares it rests on."""
+        hits = self._answers["sum" if name in SCORED else name.rpartition(":")[0]] == self.truth
+        if name == "parsed":
+            hits = self.answer < self._classes
+        return float(size_inflation(hits.astype(np.float64), self.group))
 
 
 def summarise(
@@ -222,10 +257,11 @@ def summarise(
     evaluator = _Evaluator(ordered, labels, kind)
     cells = len(labels) * (len(labels) + 1)
     values, resampled = bootstrap(evaluator, evaluator.group, resamples=resamples, seed=seed, cells=cells)
-    n_groups = evaluator.n_groups()
+    groups = effective_groups(evaluator.group)
 
-    def overall(name: str, groups: int = n_groups) -> Estimate:
-        return estimate(float(values[name]), resampled[name], groups=groups, bounds=metric_bounds(name))
+    def overall(name: str) -> Estimate:
+        value, inflation = float(values[name]), evaluator.inflation(name)
+        return estimate_metric(name, value, resampled[name], groups=groups, inflation=inflation)
 
     counts = evaluator.counts()
     per_class = _per_class(evaluator, labels, counts, values, resampled)
@@ -236,9 +272,11 @@ def summarise(
         labels=labels,
         positive=positive,
         n=len(ordered),
-        n_groups=n_groups,
+        n_groups=evaluator.n_groups(),
         metrics={name: overall(name) for name in evaluator.metrics if name in values},
-        accuracy_on_parsed=overall("accuracy_on_parsed", evaluator.n_groups(evaluator.answer < len(labels))),
+        accuracy_on_parsed=evaluator.share(
+            values["accuracy_on_parsed"], resampled["accuracy_on_parsed"], evaluator.answer < len(labels)
+        ),
         sensitivity=None if chosen is None else chosen.sensitivity,
         specificity=None if chosen is None else chosen.specificity,
         baselines=baselines(support),
@@ -262,19 +300,18 @@ def _per_class(
 ) -> tuple[ClassSummary, ...]:
     precision, f1 = classification.precision(counts), classification.f1(counts)
 
-    def of_class(name: str, k: int, groups: int) -> Estimate:
-        return estimate(float(values[name][k]), resampled[name][:, k], groups=groups, bounds=SHARE)
-
     summaries = []
     for k, label in enumerate(labels):
-        groups = evaluator.n_groups(evaluator.truth == k)
+        members = evaluator.truth == k
+        recall, others = (values[name][k] for name in ("sensitivity", "specificity"))
+        recalls, others_resampled = (resampled[name][:, k] for name in ("sensitivity", "specificity"))
         summaries.append(
             ClassSummary(
                 label=label,
                 n=int(counts[k].sum()),
-                n_groups=groups,
-                sensitivity=of_class("sensitivity", k, groups),
-                specificity=of_class("specificity", k, evaluator.n_groups(evaluator.truth != k)),
+                n_groups=evaluator.n_groups(members),
+                sensitivity=evaluator.share(recall, recalls, members),
+                specificity=evaluator.share(others, others_resampled, ~members, other=k),
                 precision=float(precision[k]),
                 f1=float(f1[k]),
                 parsed=float(counts[k, : len(labels)].sum() / counts[k].sum()) if counts[k].any() else math.nan,

@@ -12,7 +12,7 @@ from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import Difference, comparable_groups
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.report.verdict import Verdict, reference_verdict
-from medmllm_plugins.results.probe_records import TITLES
+from medmllm_plugins.results.probe_records import HANDOVER, TITLES
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 _MAX_NAMED: Final = 3
@@ -53,7 +53,8 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         return f"{ranked[0].sentence} {text('verdict.txt.jinja', 'not_ranked', verdicts=unread)}"
     references = [verdict.reference for verdict in ranked]
     obstacles = {(reference.name, reference.obstacle): reference for reference in references if reference.obstacle}
-    supported = [effect.mode for verdict in ranked for effect in verdict.diagnosis.supported]
+    supported: list[str] = [effect.mode for verdict in ranked for effect in verdict.diagnosis.charged]
+    supported += [HANDOVER for verdict in ranked if verdict.diagnosis.named == HANDOVER]
     return text(
         "verdict.txt.jinja",
         "overview",
@@ -62,7 +63,7 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         groups=_groups(ranked, pairs),
         references=references,
         obstacles=obstacles.values(),
-        modes=[(mode, supported.count(mode)) for mode in TITLES if mode in supported],
+        modes=[(mode, supported.count(mode)) for mode in (*TITLES, HANDOVER) if mode in supported],
     )
 
 

@@ -189,6 +189,11 @@ def _task_warnings(task: TaskRun) -> Iterator[str]:
             yield note("uneven_parsing", task=task.name, low=cut(low, 40), high=cut(high, 40), shares=shares)
     if task.probing is not None:
         yield from (f"{task.name}: {warning}" for warning in task.probing.warnings)
+        anchors = task.probing.anchors
+        if anchors is not None and anchors.text == "not answered":
+            yield note("text_not_answered", task=task.name)
+        if anchors is not None and anchors.positive == "not answered":
+            yield note("marks_not_answered", task=task.name)
     if task.attributions is not None:
         yield from (f"{task.name}: {warning}" for warning in task.attributions.warnings)
         for summary in task.attributions.summary:

@@ -10,8 +10,18 @@ from typing import TypeAlias
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, UNKNOWN, Estimate, bootstrap, known
-from medmllm_plugins.metrics.intervals import estimate as interval_around
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    SHARE,
+    UNKNOWN,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate,
+    known,
+    paired_difference,
+    size_inflation,
+)
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 
@@ -54,12 +64,17 @@ def paired_differences(pairs: Mapping[str, Pair]) -> dict[str, PairedDifference]
     differences: dict[str, PairedDifference] = {}
     for shared, names in batches.items():
         group_of = pairs[names[0]][2]
-        groups, group = np.unique([group_of[key] for key in shared], return_inverse=True)
-        rows: Floats = np.array([[pairs[name][0][key] - pairs[name][1][key] for key in shared] for name in names])
-        values, resampled = _resample(rows, group.astype(np.intp))
+        _, group = np.unique([group_of[key] for key in shared], return_inverse=True)
+        rows: Floats = np.array([[side[key] for key in shared] for name in names for side in pairs[name][:2]])
+        values, resampled = _resample(rows, group)
+        shares = [
+            estimate(float(value), column, groups=effective_groups(group), bounds=SHARE, inflation=float(inflation))
+            for value, column, inflation in zip(values, resampled.T, size_inflation(rows, group), strict=True)
+        ]
         for index, name in enumerate(names):
-            difference = interval_around(float(values[index]), resampled[:, index], groups=len(groups))
-            differences[name] = difference, float(np.mean([pairs[name][1][key] for key in shared])), len(shared)
+            former, latter = shares[2 * index : 2 * index + 2]
+            difference = paired_difference(former, latter, (resampled[:, 2 * index], resampled[:, 2 * index + 1]))
+            differences[name] = difference, latter.value, len(shared)
     return differences
 
 

@@ -16,7 +16,16 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights, balanced_accuracy
-from medmllm_plugins.metrics.intervals import RESAMPLES, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    SHARE,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate,
+    paired_difference,
+    size_inflation,
+)
 from medmllm_plugins.metrics.outcome_arrays import Tables
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import unreadable_outcomes
@@ -40,7 +49,7 @@ class Comparison(Record):
     Attributes:
         n: rows compared.
         n_groups: groups they fall into.
-        accuracy: second minus first, with a paired, clustered bootstrap interval.
+        accuracy: second minus first, with a paired interval clustered by group.
         balanced: the same for balanced accuracy.
         p: of the accuracy difference, two-sided, by flipping the sign of whole groups' differences.
         p_holm: ``p`` corrected for the number of tasks compared (Holm 1979).
@@ -145,25 +154,34 @@ def compare(
         np.array([index.get(run[name].predicted or "", len(labels)) for name in ids], dtype=np.intp)
         for run in (first_by_id, second_by_id)
     ]
-    right = [(answer == truth).astype(np.float64) for answer in answers]
+    correct = np.array([(answer == truth).astype(np.float64) for answer in answers])
     tables = [Tables(truth, answer, len(labels)) for answer in answers]
-    difference = right[1] - right[0]
+    difference = correct[1] - correct[0]
 
     def evaluate(weights: Weights) -> dict[str, Floats]:
-        balanced = [balanced_accuracy(table(weights)) for table in tables]
-        return {"accuracy": difference @ weights / weights.sum(0), "balanced": balanced[1] - balanced[0]}
+        balanced = np.array([balanced_accuracy(table(weights)) for table in tables])
+        return {"accuracy": (correct @ weights / weights.sum(0)).T, "balanced": balanced.T}
 
-    values, drawn = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=len(labels) ** 2)
+    values, resampled = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=len(labels) ** 2)
+    inflations = size_inflation(correct, group)
+
+    def second_minus_first(name: str) -> Estimate:
+        first, second = (
+            estimate(float(value), column, groups=effective_groups(group), bounds=SHARE, inflation=float(inflation))
+            for value, column, inflation in zip(values[name], resampled[name].T, inflations, strict=True)
+        )
+        return paired_difference(second, first, (resampled[name][:, 1], resampled[name][:, 0]))
+
     p = sign_flip(np.bincount(group, difference, len(groups)).astype(np.float64), seed)
     discordant = int((difference < 0).sum()), int((difference > 0).sum())
     return Comparison(
         task=task,
         n=len(ids),
         n_groups=len(groups),
-        first=float(right[0].mean()),
-        second=float(right[1].mean()),
-        accuracy=estimate(float(values["accuracy"]), drawn["accuracy"], groups=len(groups)),
-        balanced=estimate(float(values["balanced"]), drawn["balanced"], groups=len(groups)),
+        first=float(correct[0].mean()),
+        second=float(correct[1].mean()),
+        accuracy=second_minus_first("accuracy"),
+        balanced=second_minus_first("balanced"),
         p=p,
         p_holm=p,
         p_mcnemar=mcnemar(*discordant) if len(groups) == len(ids) else math.nan,

@@ -75,9 +75,6 @@ def shortcut_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
             yield (*site, name, *getattr(check, name).to_dict().values())
         for name in ("shift", "p_within_train", "p_to_test", "p_drop", "p_shift"):
             yield (*site, name, number(getattr(check, name)), None, None)
-    for masked in report.masked:
-        for name in ("shown", "masked", "drop"):
-            yield ("masked", masked.layer, masked.pooling, None, name, *getattr(masked, name).to_dict().values())
     for nuisance in report.nuisances:
         yield from _nuisance_rows(nuisance)
 

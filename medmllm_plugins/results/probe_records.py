@@ -194,6 +194,12 @@ class Diagnosis(Record):
         return tuple(effect for effect in self.effects if effect.verdict == "supported")
 
     @property
+    def charged(self) -> tuple[Effect, ...]:
+        """The supported effects that stand for their mode; the loss of an unread hand-over may have other causes."""
+        unread = self.readable_until if self.named == HANDOVER else None
+        return tuple(effect for effect in self.supported if effect.before != unread)
+
+    @property
     def undecided(self) -> tuple[Mode, ...]:
         """The modes whose verdict is ``cannot tell``."""
         return tuple(effect.mode for effect in self.effects if effect.verdict == "cannot tell")

@@ -58,25 +58,6 @@ class FeatureSetCheck(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedPoint(Record):
-    """Accuracy on the same test documents as they are and with the border masked.
-
-    Attributes:
-        layer: the layer, or ``answer``.
-        pooling: its pooling; empty for the answers.
-        shown: accuracy on the images as they are.
-        masked: accuracy with the border masked.
-        drop: ``shown - masked``, paired by document.
-    """
-
-    layer: str
-    pooling: str
-    shown: Estimate
-    masked: Estimate
-    drop: Estimate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NuisancePoint(Record):
     """The probe of one site for a nuisance column, on the test fold.
 
@@ -151,7 +132,6 @@ class ShortcutReport(Record):
     Attributes:
         chance: ``1 / K``.
         checks: each set of features that was tested.
-        masked: accuracies with the border masked; empty if no masked images were recorded.
         nuisances: each column of the data that was tested.
         left_out: columns that were not tested, with the reason.
         warnings: plain sentences; empty if there is nothing to warn of.
@@ -159,7 +139,6 @@ class ShortcutReport(Record):
 
     chance: float
     checks: tuple[FeatureSetCheck, ...]
-    masked: tuple[MaskedPoint, ...] = ()
     nuisances: tuple[Nuisance, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -4,9 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from medmllm_plugins.metrics import intervals
-from medmllm_plugins.metrics.intervals import Estimate, bootstrap, estimate, resampled_weights
+from medmllm_plugins.metrics.intervals import (
+    Estimate,
+    bootstrap,
+    estimate,
+    paired_difference,
+    resampled_weights,
+    size_inflation,
+)
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.summary import summarise
 
@@ -77,9 +85,59 @@ def test_weights_follow_the_multinomial_distribution():
     assert (weights == 0).mean() == pytest.approx((1 - 1 / 20) ** 20, abs=0.005)
 
 
-def test_percentiles_leave_undefined_resamples_out():
+def test_undefined_resamples_are_left_out():
     values = np.array([math.nan, *np.linspace(0, 1, 101)])
-    assert estimate(0.5, values, groups=9) == Estimate(0.5, pytest.approx(0.025), pytest.approx(0.975))
+    margin = stats.t.ppf(0.975, 8) * values[1:].std() * math.sqrt(9 / 8)
+    assert estimate(0.5, values, groups=9) == Estimate(0.5, pytest.approx(0.5 - margin), pytest.approx(0.5 + margin))
+
+
+def test_intervals_cover_the_bias_of_sums_of_absolute_changes():
+    """The bias of sums of absolute changes is one to 2.4 times their change by resampling; the value stays inside."""
+    resampled = 0.5 + 0.1 + 1e-3 * np.random.default_rng(0).normal(size=5000)
+    interval = estimate(0.5, resampled, groups=1000)
+    assert (interval.low, interval.high) == pytest.approx((0.5 - 0.1 / (math.sqrt(2) - 1), 0.5), abs=0.003)
+
+
+def test_paired_difference_is_newcombes_method_10():
+    """Of 50 pairs 45 are correct in both, 3 in the first, 1 in the second; Newcombe's formula written out."""
+    first, second = np.repeat([1.0, 1.0, 0.0, 0.0], [45, 3, 1, 1]), np.repeat([1.0, 0.0, 1.0, 0.0], [45, 3, 1, 1])
+    weights = next(resampled_weights(50, 40_000, 0, at_once=40_000))
+    resampled = first @ weights / 50, second @ weights / 50
+    shares = [estimate(drawn.mean().round(2), drawn, groups=50, bounds=(0, 1)) for drawn in resampled]
+    result = paired_difference(*shares, resampled)
+    phi = (45 * 1 - 3 * 1 - 25) / math.sqrt(48 * 2 * 46 * 4)
+    t, ends = stats.t.ppf(0.975, 49), []
+    for share in (48 / 50, 46 / 50):
+        size = 50 * 49 / 50  # the variance is that of groups, with G - 1
+        centre, half = share + t**2 / (2 * size), t * math.sqrt(share * (1 - share) / size + t**2 / (4 * size**2))
+        ends.append((share - (centre - half) / (1 + t**2 / size), (centre + half) / (1 + t**2 / size) - share))
+    (a_low, a_high), (b_low, b_high) = ends
+    assert result.value == pytest.approx(0.04)
+    assert result.low == pytest.approx(0.04 - math.sqrt(a_low**2 + b_high**2 - 2 * phi * a_low * b_high), abs=0.002)
+    assert result.high == pytest.approx(0.04 + math.sqrt(a_high**2 + b_low**2 - 2 * phi * a_high * b_low), abs=0.002)
+
+
+def test_classifiers_that_always_agree_have_a_difference_of_zero_with_a_width():
+    correct = np.repeat([1.0, 0.0], [20, 20])
+    drawn = correct @ next(resampled_weights(40, 2000, 0, at_once=2000)) / 40
+    share = estimate(0.5, drawn, groups=40, bounds=(0, 1))
+    same = paired_difference(share, share, (drawn, drawn))
+    assert same.value == 0 and -0.1 < same.low < -0.02 and same.high == pytest.approx(-same.low)
+    perfect = estimate(1.0, np.ones(2000), groups=40, bounds=(0, 1))
+    assert paired_difference(perfect, perfect, (np.ones(2000), np.ones(2000))).low < -0.02
+
+
+def test_variances_are_enlarged_only_where_sizes_differ():
+    generator = np.random.default_rng(0)
+    rows = (generator.random((3, 120)) < 0.8).astype(np.float64)
+    assert size_inflation(rows, np.repeat(np.arange(40), 3)) == pytest.approx(np.ones(3))
+    assert size_inflation(np.ones((1, 6)), np.array([0, 0, 0, 0, 1, 2])).tolist() == [1.0]
+    # Two of 20 groups are wrong, both of size 1, so that the variance over resamples is far too low.
+    group = np.repeat(np.arange(20), [1] * 10 + [5] * 10)
+    wrong = np.isin(group, [0, 1]).astype(np.float64)
+    spread, n = wrong.mean() * (1 - wrong.mean()), 60
+    observed = (np.bincount(group, wrong - wrong.mean()) ** 2).sum() / n**2
+    assert size_inflation(wrong, group) == pytest.approx(spread * (260 / n) / n / observed, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +179,6 @@ def test_intervals_cover_the_truth_under_clustering_where_naive_ones_do_not():
         for name, members in (("by_group", np.repeat(np.arange(groups), size)), ("naive", np.arange(groups * size))):
             result = summarise(scored(right, members), ["no", "yes"], None, resamples=200).metrics["accuracy"]
             covered[name] += result.low <= 0.7 <= result.high
-    # Under 95 % coverage the count is binomial with standard deviation 3.1; the percentile interval runs a bit short.
+    # Under 95 % coverage the count is binomial with standard deviation 3.1; the intervals run a bit short.
     assert covered["by_group"] / repeats >= 0.90
     assert covered["naive"] / repeats <= 0.85

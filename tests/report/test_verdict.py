@@ -82,10 +82,12 @@ def test_an_unread_hand_over_is_told_with_its_site_and_interfaces(tmp_path: Path
         "reasons": ["Marks drawn on the images are answered correctly, so image information arrives."],
     }
     change(folder, lambda content: content["diagnosis"].update(conclusion))
+    change(folder, lambda content: content["diagnosis"]["effects"][3].update(before="llm.norm (last)"))
     (verdict,) = verdicts(part_of(folder))
     assert "can be read up to llm.norm (last), and nothing after it uses it" in verdict.sentence
     assert "may be at fault: vision -> connector, connector -> llm. Marks drawn on the images" in verdict.sentence
-    assert "12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information" in verdict.sentence
+    assert "uses it (12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information)." in verdict.sentence
+    assert "semantic mapping" not in verdict.sentence
     write_report([folder.folder], tmp_path / "report.html")
     assert "<dd>unread hand-over<small>readable up to llm.norm (last)" in (tmp_path / "report.html").read_text("utf-8")
 
@@ -119,6 +121,14 @@ def test_what_is_ruled_out_and_what_is_undecided_are_told_apart(tmp_path: Path) 
         "It cannot decide about vision. Losses of 10.0 points or more are ruled out for connector" in verdict.sentence
     )
     assert verdict.to_dict()["ruled_out"] == ["connector", "comprehension", "mapping"]
+
+
+def test_anchors_that_are_not_answered_are_noted(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "model").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+    assert "anchor" not in " ".join(collect_notes(collect_runs([folder.folder])).warnings)
+    change(folder, lambda content: [item.update(verdict="not answered") for item in content["anchors"]["results"]])
+    notes = " ".join(collect_notes(collect_runs([folder.folder])).warnings)
+    assert "does not name findings that are given in words (text anchor)" in notes and "(positive control)" in notes
 
 
 def change(folder: Folder, how: Callable[[dict[str, Any]], None]) -> None:

@@ -330,7 +330,6 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
         "class_from_column": estimate(0.6), "explains_class": True, "within": estimate(0.2),
         "points": [{"layer": "connector", "part": "connector", "pooling": "mean", "balanced": estimate(0.9)}],
     }  # fmt: skip
-    masked = {"layer": "answer", "pooling": "", "shown": estimate(0.7), "masked": estimate(0.5), "drop": estimate(0.2)}
     reading = {name: estimate(0.1) for name in ("accuracy", "gain", "over_answers", "over_constant", "short_of_probe")}
     return {
         "medmllm_probes": 1,
@@ -354,7 +353,7 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
             "smallest_of_interest": 0.1,
         },
         "anchors": {"results": anchors},
-        "shortcuts": {"chance": 1 / 3, "checks": [check], "nuisances": [nuisance], "masked": [masked]},
+        "shortcuts": {"chance": 1 / 3, "checks": [check], "nuisances": [nuisance]},
         "health": [
             {"module": module, "pooling": pooling, "score": estimate(0.8)}
             for module, pooling in (("vision", "mean"), ("connector", "mean"), ("llm", "mean"), ("llm", "last"))

@@ -29,16 +29,6 @@ def shortcuts_table(dataset: DatasetRuns) -> Table:
     return model_table(dataset, "shortcuts", rows)
 
 
-def masked_table(dataset: DatasetRuns) -> Table:
-    """Tabulate accuracies on the whole images and with the border masked."""
-    rows: list[Row] = [
-        (subject, (point.layer, point.pooling, point.shown, point.masked, point.drop))
-        for subject, report in _reports(dataset)
-        for point in report.masked
-    ]
-    return model_table(dataset, "masked", rows)
-
-
 def nuisances_table(dataset: DatasetRuns) -> Table:
     """Tabulate the other columns of the data: what they tell of the class, and where a model shows them."""
     rows: list[Row] = []
