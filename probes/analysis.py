@@ -252,7 +252,8 @@ def _warnings(
         )
     unconverged = [point for point in points if point.gradient_norm is not None and not point.gradient_norm < 1e-2]
     if unconverged:
-        warnings.append(f"{len(unconverged)} probes did not converge, for example at {unconverged[0].layer}.")
+        fits = "1 probe" if len(unconverged) == 1 else f"{len(unconverged)} probes"
+        warnings.append(f"{fits} did not converge, for example at {unconverged[0].layer}.")
     if fitted.warnings:
         message, count = max(fitted.warnings.items(), key=lambda item: item[1])
         total = sum(fitted.warnings.values())

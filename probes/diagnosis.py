@@ -171,7 +171,8 @@ def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: f
         if not is_informative(loss.before, chain):
             verdict, why = "cannot tell", _weak_reference(loss.before, chain)
     elif loss.before is loss.after and verdict == "ruled out":
-        why = f"{loss.after.name} shows as much as any earlier stage, so nothing is lost. {why}"
+        least = f"{100 * OF_INTEREST:.0f}"
+        why = f"{loss.after.name} shows as much as any earlier stage; {least} points or more are ruled out."
     return Effect(
         mode=loss.mode,
         loss=interval,

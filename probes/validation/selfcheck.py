@@ -59,7 +59,7 @@ from medmllm_plugins.results.probe_records import Interface, Mode, ProbeAnalysis
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Number of documents in a trial, by fold."""
 BATCH: Final = 40
-OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1)
+OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1, refits=10)
 """The verdicts use only the ends of the stages."""
 CLEAR_STRENGTHS: Final = (2, 3)
 """Strengths at which the diagnosis must name a fault that destroys the class."""

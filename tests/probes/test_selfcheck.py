@@ -322,7 +322,7 @@ def test_the_command_prints_and_its_status_is_the_verdict(
     assert "expected a new file for argument `output`" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_demo_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selfcheck", "--seeds", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

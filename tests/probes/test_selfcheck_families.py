@@ -2,7 +2,7 @@
 
 One seed of each; the figures of docs/diagnosis.md are of five:
 
-    MEDMLLM_SELFCHECK_SEEDS=5 pytest -m slow -s tests/probes/test_selfcheck_families.py
+    MEDMLLM_SELFCHECK_SEEDS=5 pytest -m exhaustive -s tests/probes/test_selfcheck_families.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medmllm_plugins.probes.validation.selfcheck import FaultBench, trials_for_s
 from medmllm_plugins.probes.validation.selfcheck_report import Report
 from medmllm_plugins.probes.validation.simulated_stages import SimulatedStages
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 torch.set_num_threads(1)
 SEEDS = range(int(os.environ.get("MEDMLLM_SELFCHECK_SEEDS", "1")))
 TRAIN = 700
