@@ -83,6 +83,7 @@ class Chain:
         bits: the usable information of these four; it never rises either.
         control: the best control features.
         groups: number of groups in the test fold.
+        effective_groups: number of groups of equal size that vary as much.
         answer_p: p-value of the answers by permutation of the test labels.
     """
 
@@ -93,6 +94,7 @@ class Chain:
     control: Evidence
     majority: Evidence
     groups: int
+    effective_groups: float
     answer_p: float
 
 
@@ -165,6 +167,7 @@ def build_chain(
         control=shown(fits.chosen.control),
         majority=majority,
         groups=figures.groups,
+        effective_groups=figures.effective_groups,
         answer_p=float(p[ANSWER]),
     )
 

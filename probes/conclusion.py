@@ -172,7 +172,10 @@ def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft:
             )
         )
     elif text == "answered":
-        _hand_over(site, IMAGE_SIDE, circumstances, draft)
+        # Marks show that the LLM reads image tokens at all; a preference for some labels can hide from a clear finding.
+        llm: tuple[Interface, ...] = () if circumstances.positive_control == "answered" else ("llm",)
+        words: tuple[Interface, ...] = ("llm -> answer",) if kind == "biased" else ()
+        _hand_over(site, (*IMAGE_SIDE, *llm, *words), circumstances, draft)
     else:
         _hand_over(site, (*IMAGE_SIDE, "llm", "llm -> answer"), circumstances, draft)
 
@@ -185,8 +188,7 @@ def _hand_over(site: str, candidates: tuple[Interface, ...], circumstances: Circ
     text, marks = circumstances.text_anchor, circumstances.positive_control
     if text == "answered":
         draft.reasons.append(
-            "The LLM names the finding when it is given in words, so neither the LLM's reading of text nor the words "
-            "of the answer is at fault."
+            "The LLM names the finding when it is given in words, so it knows the finding and the words of the answer."
         )
     elif text == "not answered":
         draft.reasons.append(

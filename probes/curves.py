@@ -10,7 +10,15 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    SHARE,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate,
+    size_inflation,
+)
 from medmllm_plugins.metrics.usable_information import class_log_frequencies, information_of_probabilities
 from medmllm_plugins.probes.control_labels import permute_labels
 from medmllm_plugins.probes.fitting import ProbePredictions, balanced_accuracy
@@ -39,10 +47,15 @@ class Classifier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Figure:
-    """A figure on the test fold, and on each of B bootstrap resamples of its groups, (B,)."""
+    """A figure on the test fold, and on each of B bootstrap resamples of its groups, (B,).
+
+    ``inflation`` is how much the variance of a share is to be enlarged where groups are of unequal size, see
+    :func:`~medmllm_plugins.metrics.intervals.size_inflation`.
+    """
 
     value: float
     resampled: Floats
+    inflation: float = 1.0
 
     def __sub__(self, other: Figure) -> Figure:
         """Return the paired difference."""
@@ -51,7 +64,7 @@ class Figure:
     def shifted(self, deviations: Floats, value: float) -> Figure:
         """Return the figure with another value, and deviations (R,) of further fits added to its resamples in turn."""
         added = np.resize(deviations, len(self.resampled))
-        return Figure(value, self.resampled + added + (value - self.value))
+        return Figure(value, self.resampled + added + (value - self.value), self.inflation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,27 +73,34 @@ class BootstrapFigures:
 
     Attributes:
         groups: number of groups.
+        effective_groups: number of groups of equal size that vary as much.
         values: by name: ``"probe"`` (accuracy), ``"control"``, ``"balanced"`` and ``"bits"`` of the F sites, (F,), and
             for each classifier ``NAME``, ``NAME:balanced`` and ``NAME:bits``, ().
         resampled: the same on each resample: (B, F) or (B,).
+        inflation: of accuracies and balanced accuracies, by the same names.
     """
 
     groups: int
+    effective_groups: float
     values: Mapping[str, Floats]
     resampled: Mapping[str, Floats]
+    inflation: Mapping[str, Floats]
 
     def figure(self, name: str, site: int | None = None) -> Figure:
         """Return one figure, of a classifier or of a site."""
         value, resampled = self.values[name], self.resampled[name]
-        return Figure(float(value), resampled) if site is None else Figure(float(value[site]), resampled[:, site])
+        inflation = self.inflation.get(name, np.ones_like(value))
+        if site is None:
+            return Figure(float(value), resampled, float(inflation))
+        return Figure(float(value[site]), resampled[:, site], float(inflation[site]))
 
     def difference(self, figure: Figure) -> Estimate:
         """Return a difference or score with its interval."""
-        return estimate(figure.value, figure.resampled, groups=self.groups)
+        return estimate(figure.value, figure.resampled, groups=self.effective_groups)
 
     def share(self, figure: Figure) -> Estimate:
         """Return an accuracy with its interval, which differs from that of differences; see ``metrics/intervals``."""
-        return estimate(figure.value, figure.resampled, groups=self.groups, bounds=SHARE)
+        return share_estimate(figure, self.effective_groups)
 
 
 def bootstrap_figures(
@@ -131,7 +151,17 @@ def bootstrap_figures(
     values, resampled = bootstrap(
         evaluate, group, resamples=RESAMPLES, seed=seed, cells=len(stacked) * (1 + len(present))
     )
-    return BootstrapFigures(int(group.max()) + 1, values, resampled)
+    by_row = size_inflation(correct, group)
+    inflation = dict(zip(classifiers, by_row[sites:], strict=True)) | ({"probe": by_row[:sites]} if sites else {})
+    inflation |= {f"{name}:balanced": inflation[name] for name in classifiers}
+    if sites:
+        inflation["balanced"] = inflation["probe"]
+    return BootstrapFigures(int(group.max()) + 1, effective_groups(group), values, resampled, inflation)
+
+
+def share_estimate(figure: Figure, groups: float) -> Estimate:
+    """Return an accuracy or another share with its interval."""
+    return estimate(figure.value, figure.resampled, groups=groups, bounds=SHARE, inflation=figure.inflation)
 
 
 def curve_points(

@@ -22,10 +22,10 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.intervals import SHARE, UNKNOWN, Estimate, estimate, simultaneous_bounds
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, estimate, paired_difference, simultaneous_bounds
 from medmllm_plugins.probes.chain import Chain, Evidence
 from medmllm_plugins.probes.conclusion import Circumstances, conclude
-from medmllm_plugins.probes.curves import Figure
+from medmllm_plugins.probes.curves import Figure, share_estimate
 from medmllm_plugins.results.probe_records import MODES, Diagnosis, Effect, Mode, StageInformation, Verdict
 
 MARGIN: Final = 0.03
@@ -57,7 +57,7 @@ def diagnose(chain: Chain, circumstances: Circumstances) -> Diagnosis:
     diagnosis = Diagnosis(
         effects=effects,
         stages=_stages(chain),
-        answers_over_probe=_difference(chain.credited[3].accuracy - chain.ends[2].accuracy, chain.groups),
+        answers_over_probe=_difference(chain.credited[3].accuracy - chain.ends[2].accuracy, chain.effective_groups),
         smallest_supported=MARGIN,
         smallest_of_interest=OF_INTEREST,
     )
@@ -92,7 +92,8 @@ def is_informative(reference: Evidence, chain: Chain) -> bool:
     One that is not cannot rule out a loss, and the answers cannot be measured by it.
     """
     gains = [
-        _difference(reference.accuracy - other.accuracy, chain.groups) for other in (chain.control, chain.majority)
+        _difference(reference.accuracy - other.accuracy, chain.effective_groups)
+        for other in (chain.control, chain.majority)
     ]
     return all(gain.value >= MARGIN and gain.low > 0 for gain in gains)
 
@@ -120,7 +121,8 @@ def _judge(losses: Sequence[_Loss], chain: Chain) -> tuple[Effect, ...]:
         limits = [loss.before.limit - loss.after.limit for loss in losses if loss.before is not None]
         # What learning curves may explain is not supported, whether they rise significantly or not.
         lows[known] = np.minimum(
-            _lower_bounds([figures[index] for index in known], groups), _lower_bounds(limits, groups)
+            _lower_bounds([figures[index] for index in known], chain.effective_groups),
+            _lower_bounds(limits, chain.effective_groups),
         )
     probabilities = _probabilities(figures, 1 - chain.credited[0].accuracy.value, groups)
     return tuple(
@@ -129,7 +131,7 @@ def _judge(losses: Sequence[_Loss], chain: Chain) -> tuple[Effect, ...]:
     )
 
 
-def _lower_bounds(figures: Sequence[Figure], groups: int) -> Floats:
+def _lower_bounds(figures: Sequence[Figure], groups: float) -> Floats:
     """Return the lower bounds, (M,), that hold for all figures at once."""
     values, resampled = np.array([figure.value for figure in figures]), [figure.resampled for figure in figures]
     return simultaneous_bounds(values, np.stack(resampled, axis=1), groups=groups).low
@@ -163,11 +165,7 @@ def _probabilities(figures: Sequence[Figure], unknown: float, groups: int) -> li
 def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: float, chain: Chain) -> Effect:
     if loss.before is None:
         return Effect(mode=loss.mode, loss=UNKNOWN, why=loss.reason_unknown, after=loss.after.name)
-    interval = _difference(figure, chain.groups)
-    if loss.own is not None and not math.isnan(interval.high):
-        # Where a later stage shows as much on the validation fold, the credited loss is exactly 0. How certain that is
-        # follows from the stage's own end.
-        interval = replace(interval, high=max(interval.high, _difference(loss.own, chain.groups).high))
+    interval = _loss_interval(figure, loss, chain.effective_groups)
     verdict, why = judge_loss(interval, simultaneous_low, chain.groups)
     if loss.mode == "vision" and verdict == "ruled out":
         if not is_informative(loss.before, chain):
@@ -177,14 +175,29 @@ def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: f
     return Effect(
         mode=loss.mode,
         loss=interval,
-        balanced_loss=_difference(loss.before.balanced - loss.after.balanced, chain.groups),
-        bits_lost=UNKNOWN if loss.bits is None else _difference(loss.bits, chain.groups),
+        balanced_loss=_difference(loss.before.balanced - loss.after.balanced, chain.effective_groups),
+        bits_lost=UNKNOWN if loss.bits is None else _difference(loss.bits, chain.effective_groups),
         probability=probability,
         verdict=verdict,
         why=why,
         before=loss.before.name,
         after=loss.after.name,
     )
+
+
+def _loss_interval(figure: Figure, loss: _Loss, groups: float) -> Estimate:
+    """Return a loss with its interval.
+
+    It covers that of the resampled loss and that of a paired difference of shares, which has a width also where the two
+    agree on all documents. Where a later stage is credited, the loss is exactly 0; how certain that is follows from the
+    stage's own end.
+    """
+    assert loss.before is not None
+    shares = [share_estimate(evidence.accuracy, groups) for evidence in (loss.before, loss.after)]
+    resampled = loss.before.accuracy.resampled, loss.after.accuracy.resampled
+    intervals = [_difference(figure, groups), paired_difference(shares[0], shares[1], resampled)]
+    ends = [*intervals] if loss.own is None else [*intervals, _difference(loss.own, groups)]
+    return Estimate(figure.value, min(part.low for part in intervals), max(part.high for part in ends))
 
 
 def judge_loss(loss: Estimate, simultaneous_low: float, groups: int) -> tuple[Verdict, str]:
@@ -216,7 +229,7 @@ def _stages(chain: Chain) -> tuple[StageInformation, ...]:
     """Return what is known of the class at the end of each stage."""
 
     def share(figure: Figure) -> Estimate:
-        return estimate(figure.value, figure.resampled, groups=chain.groups, bounds=SHARE)
+        return share_estimate(figure, chain.effective_groups)
 
     def stage(name: str, evidence: Evidence, own: Estimate, bits: Figure) -> StageInformation:
         return StageInformation(
@@ -225,7 +238,7 @@ def _stages(chain: Chain) -> tuple[StageInformation, ...]:
             own=own,
             accuracy=share(evidence.accuracy),
             balanced=share(evidence.balanced),
-            bits=_difference(bits, chain.groups),
+            bits=_difference(bits, chain.effective_groups),
         )
 
     reference = [] if chain.reference is None else [stage("reference", chain.reference, UNKNOWN, chain.reference.bits)]
@@ -234,7 +247,7 @@ def _stages(chain: Chain) -> tuple[StageInformation, ...]:
     return (*reference, *(stage(*row) for row in zip(names, chain.credited, owns, chain.bits, strict=True)))
 
 
-def _difference(figure: Figure, groups: int) -> Estimate:
+def _difference(figure: Figure, groups: float) -> Estimate:
     return estimate(figure.value, figure.resampled, groups=groups)
 
 

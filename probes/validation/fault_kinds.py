@@ -1,6 +1,6 @@
 """The kinds of planted faults: what each breaks, how strongly, and which diagnoses of it are right.
 
-- *Destroying* faults remove the class from their own stage: no linear probe fitted after it finds the class.
+- *Destroying* faults remove the class from their own stage: no linear probe fitted there or at a later site finds it.
 - Faults of *form* leave the class readable after their stage, and hand it on in a form that the next stage never
   learned. Probes that are fitted at each stage lose nothing there.
 - *Held-out* faults of form use other mechanisms. Rules and grades of the diagnosis are not tuned on them.
@@ -78,12 +78,6 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("connector",),
         ("vision -> connector",),
         {
-            "directions_removed": (
-                0.1,
-                0.4,
-                1.0,
-                "fraction of documents whose connector output loses the directions that separate the classes",
-            ),
             "connector_blur": (8.0, 20.0, 40.0, "as tower_blur, after the connector"),
             "connector_lost": (0.1, 0.3, 0.6, "as tower_lost, for the connector"),
         },
@@ -103,8 +97,9 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             ),
         },
     ),
+    # Faults of form.
     **_kinds(
-        "destroying",
+        "form",
         ("mapping",),
         ("llm -> answer",),
         {
@@ -118,7 +113,19 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "label_bias": (4.0, 8.0, 10.0, "logit of the token that distinguishes one label raised, in nats"),
         },
     ),
-    # Faults of form.
+    **_kinds(
+        "form",
+        ("connector",),
+        ("connector -> llm",),
+        {
+            "directions_removed": (
+                0.1,
+                0.4,
+                1.0,
+                "fraction of documents whose connector output loses the directions that separate the classes",
+            ),
+        },
+    ),
     **_kinds(
         "form",
         ("vision",),
@@ -318,5 +325,7 @@ def all_faults(seed: int = 0, names: Sequence[str] | None = None) -> tuple[Fault
     return tuple(Fault(name, strength, seed) for name in names or list(KINDS)[1:] for strength in STRENGTHS)
 
 
-DESTROYING: Final[Mapping[Mode, tuple[str, ...]]] = {mode: names_of("destroying", mode) for mode in MODES}
-"""Names of the destroying faults by mode."""
+DESTROYING: Final[Mapping[Mode, tuple[str, ...]]] = {
+    mode: names for mode in MODES if (names := names_of("destroying", mode))
+}
+"""Names of the destroying faults by mode. The mapping has none: other words leave the class in the features."""

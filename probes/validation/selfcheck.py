@@ -54,7 +54,7 @@ from medmllm_plugins.prompts.feature_options import MEAN, FeatureOptions
 from medmllm_plugins.prompts.protocols import Question, ask
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, Header
-from medmllm_plugins.results.probe_records import MODES, Interface, Mode, ProbeAnalysis
+from medmllm_plugins.results.probe_records import Interface, Mode, ProbeAnalysis
 
 SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 """Number of documents in a trial, by fold."""
@@ -63,7 +63,7 @@ OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1)
 """The verdicts use only the ends of the stages."""
 CLEAR_STRENGTHS: Final = (2, 3)
 """Strengths at which the diagnosis must name a fault that destroys the class."""
-OTHERS: Final[Mapping[FaultGroup, int]] = {"form": 8, "held-out form": 4, "preprocessing": 3, "harmless": 2}
+OTHERS: Final[Mapping[FaultGroup, int]] = {"form": 11, "held-out form": 4, "preprocessing": 3, "harmless": 2}
 """Number of trials with faults of further groups for each seed."""
 PAIRS_PER_SEED: Final = 3
 WIDTHS: Final = ((96, 1024, 2048), (96, 2048, 1024), (1024, 1024, 96), (768, 96, 2048), (96, 96, 4096))
@@ -90,8 +90,7 @@ def trials_for_seed(seed: int) -> list[Planned]:
     stages. Kinds and strengths come in turn.
     """
     planned: list[Planned] = [(replace(HEALTHY, seed=seed),)]
-    for mode in MODES:
-        kinds = DESTROYING[mode]
+    for kinds in DESTROYING.values():
         planned += [(Fault(kinds[(seed + strength) % len(kinds)], strength, seed),) for strength in STRENGTHS]
     for group, count in OTHERS.items():
         names = names_of(group)

@@ -40,6 +40,7 @@ from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.formats.medm_vl_config import read_config
 from medmllm_plugins.prompts.wording import closed_set
 from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.probe_records import PIXELS
 
 QUICK = ["capture", "duplicates", "generation", "label_scoring", "paper_protocol", "probe_fit"]
 """Those that take a moment; the others run with ``python -m benchmarks NAME --quick``."""
@@ -64,7 +65,7 @@ def test_captured_features_are_in_the_store(tmp_path: Path) -> None:
     facts = sides.check((texts, folder), sides.baseline()) or {}
     store = FeatureStore(folder)
     assert len(store) == 18 and facts["bytes_a_document"] > 2 * 3072
-    assert (facts["layers"], facts["sites"]) == (17, 25)
+    assert (facts["layers"], facts["sites"]) == (20, 28)
     assert list(store.index["answer"]) == texts and len(set(texts)) > 1
 
 
@@ -98,8 +99,8 @@ def test_hidden_states_by_hand_are_those_recorded(tmp_path: Path) -> None:
     for (layer, pooling), value in states.items():
         features = store.features(layer, pooling, np.array([3]))[0]
         np.testing.assert_allclose(features, value.numpy(), rtol=2e-3, atol=2e-3 * float(value.abs().max()))
-    pixels = store.features(diagnosis.PIXELS, "mean", np.array([3]))[0]
-    np.testing.assert_array_equal(controls[diagnosis.PIXELS, "mean"], pixels)
+    pixels = store.features(PIXELS, "mean", np.array([3]))[0]
+    np.testing.assert_array_equal(controls[PIXELS, "mean"], pixels)
     norm = controls[f"{diagnosis.RANDOM_ENCODER}vision.norm", "mean"]
     assert not torch.allclose(norm, states["vision.norm", "mean"], atol=0.1)
     scored = store.index.groupby("fold", observed=True)["scores"].apply(lambda scores: scores.notna().all())

@@ -102,7 +102,10 @@ def test_answers_that_fall_short_of_the_llm_do_not_show_that_it_reads_the_form()
     ("circumstances", "named", "candidates"),
     [
         ({}, HANDOVER, ALL),
-        ({"mapping_kind": "missing", "anchors": anchors(text="answered")}, HANDOVER, IMAGE_SIDE),
+        ({"mapping_kind": "missing", "anchors": anchors("answered", "answered")}, HANDOVER, IMAGE_SIDE),
+        ({"mapping_kind": "missing", "anchors": anchors("answered", "not answered")}, HANDOVER, (*IMAGE_SIDE, "llm")),
+        ({"mapping_kind": "missing", "anchors": anchors("answered", "cannot tell")}, HANDOVER, (*IMAGE_SIDE, "llm")),
+        ({"mapping_kind": "biased", "anchors": anchors()}, HANDOVER, (*IMAGE_SIDE, "llm -> answer")),
         ({"mapping_kind": "missing", "anchors": anchors(text="not answered")}, HANDOVER, ALL),
         ({"mapping_kind": "biased", "anchors": anchors(text="cannot tell")}, HANDOVER, ALL),
         ({"mapping_kind": "permuted"}, HANDOVER, ALL),

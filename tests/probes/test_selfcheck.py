@@ -24,7 +24,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.probes.validation import selfcheck
-from medmllm_plugins.probes.validation.fault_kinds import HEALTHY, KINDS, PAIRS, STRENGTHS, Fault, names_of
+from medmllm_plugins.probes.validation.fault_kinds import DESTROYING, HEALTHY, KINDS, PAIRS, STRENGTHS, Fault, names_of
 from medmllm_plugins.probes.validation.selfcheck import (
     FaultBench,
     Planned,
@@ -82,7 +82,7 @@ def test_a_seed_tries_every_mode_at_every_strength_and_every_group() -> None:
         assert {fault.seed for some in faults for fault in some} == {seed}
         destroying = [fault for some in faults if len(some) == 1 for fault in some if fault.kind.group == "destroying"]
         assert Counter((fault.kind.modes[0], fault.strength) for fault in destroying) == Counter(
-            (mode, strength) for mode in MODES for strength in STRENGTHS
+            (mode, strength) for mode in DESTROYING for strength in STRENGTHS
         )
         groups = {group_of(some) for some in faults}
         assert groups | {"lossless", "tagged"} == set(get_args(TrialGroup))
