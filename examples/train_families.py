@@ -26,7 +26,7 @@ sees.
 
 On one core of 2024, training takes about three and a half minutes for Qwen2.5-VL and four and a half for Gemma 3, with
 seed 0. Accuracy on the 480 images of the test fold is 92% and 95% (chance is 25%); linear probes on the tower, on the
-connector and on the last token of the prompt reach 91% and 94%. Of the anchors, both answer all findings in words and at
+connector and on the last token of the prompt reach 91% and 94%. Both answer all findings in words and at
 least 95% of the questions about white squares. The seed fixes everything except the order in which a machine sums
 floats, so another machine gets different weights of similar accuracy.
 """
