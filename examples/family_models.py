@@ -240,7 +240,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         patches=_windowed(),
         tower="model.visual",
         connector=None,
-        steps=(450, 120),
+        steps=(400, 250),
         rate=0.008,
     ),
     "gemma3": Recipe(
@@ -249,7 +249,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         patches=torch.arange(SIDE**2),
         tower="model.vision_tower",
         connector="model.multi_modal_projector",
-        steps=(400, 120),
+        steps=(450, 350),
         rate=0.01,
     ),
 }

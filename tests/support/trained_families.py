@@ -32,7 +32,7 @@ def trained_family(kind: str, parent_folder: Path) -> Path:
     Args:
         kind: one of :data:`KINDS`.
         parent_folder: a folder that lives as long as the session, such as ``tmp_path_factory.getbasetemp()``; that of
-            the first who asks counts. Training takes about two minutes on one core.
+            the first who asks counts. Training takes about four minutes on one core.
     """
     if kind not in _TRAINED:
         folder = parent_folder / f"trained-{kind}"
