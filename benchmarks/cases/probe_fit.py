@@ -83,8 +83,8 @@ def at_once(data: Problem, device: torch.device) -> Tensor:
         rows, held_out, tested = (part[start : start + block].to(device).float() for part in data.features)
         labels = train.to(device), validation.to(device)
         probe_data = ProbeData(rows, held_out, *labels, CONTROLS, CLASSES, STRENGTHS, seed=0)
-        with fit_block(fit_linear, probe_data) as block:
-            correct.append(torch.from_numpy(block.apply(lambda part, rows: part.predict(rows), tested)) == test)
+        with fit_block(fit_linear, probe_data) as fitted:
+            correct.append(torch.from_numpy(fitted.apply(lambda part, rows: part.predict(rows), tested)) == test)
     return torch.cat(correct).float().mean(-1)
 
 
