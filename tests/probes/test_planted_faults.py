@@ -68,6 +68,7 @@ EVERYWHERE = [
     for name in EVERY
 ]
 BY_SHARE = ("tower_lost", "directions_removed", "connector_lost", "blind")
+BY_TOKENS = ("attention_windowed", "tokens_hidden")
 # They share beginnings, one is the beginning of another, and they differ in length.
 LABELS = ("benign", "malignant tumour", "benign tumour", "no", "malignant")
 QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.", "Is it no mass?")
@@ -210,7 +211,8 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
     if KINDS[name].group == "destroying":
         # Of few documents the weakest fault may choose none.
         assert changes[0] <= changes[1] <= changes[2] and changes[0] < changes[2], changes
-    assert min(changes) > 0 or name in BY_SHARE or (name == "attention_windowed" and changes[2] > 0)
+    # Of few image tokens a small fraction may be none.
+    assert min(changes) > 0 or name in BY_SHARE or (name in BY_TOKENS and changes[2] > 0)
     with pytest.raises(ZeroDivisionError), context(model, fault):
         model.prefill(inputs)
         raise ZeroDivisionError
