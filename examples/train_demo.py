@@ -17,6 +17,10 @@ of them classification; the second and the third come three times:
 The weights that are written are a mean of those after the last two rounds (stochastic weight averaging: Izmailov et al.
 2018, arXiv 1803.05407), which answers more questions correctly than either.
 
+The weights in the package were trained in these stages round by round, with slightly other numbers of steps (450, 400
+and 400 of the second stage, 240, 300 and 300 of the third) and more questions about the number of squares in the last
+round.
+
 The phantom patients are in no fold of the data set. The seed fixes everything except the order in which a machine sums
 floats, so another machine gets different weights of similar accuracy.
 """
