@@ -2,8 +2,8 @@
 
 Each set of features is given to regularised least squares (:mod:`medmllm_plugins.probes.grouped_ridge`), which answers
 three questions: can the class be read within the train fold, cross-validated by group; can it be read in the test fold,
-fitted on the train fold; and can test documents be told from train documents (the classifier two-sample test). All
-p-values of a report are corrected together.
+fitted on the train fold; and can test documents be distinguished from train documents (the classifier two-sample test).
+All p-values of a report are corrected together.
 
 Source: Lopez-Paz and Oquab, "Revisiting classifier two-sample tests", ICLR 2017.
 """

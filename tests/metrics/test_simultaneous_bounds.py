@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy import stats
+from support.interval_simulations import correct_answers
 
 from medmllm_plugins.metrics.intervals import effective_groups, resampled_weights, simultaneous_bounds
 
@@ -22,18 +23,7 @@ def stages(
     ``sizes`` are documents per group, (trials, groups). Correct answers of a stage correlate by ``icc`` within a group,
     and those of stages of equal accuracy by ``rho`` within a document.
     """
-
-    def levels(*shape: int) -> npt.NDArray[np.float32]:
-        own = generator.random((*shape, len(accuracies)), dtype=np.float32)
-        shared = generator.random((*shape, 1), dtype=np.float32)
-        copied = generator.random(own.shape, dtype=np.float32) < math.sqrt(rho)
-        return np.where(copied, shared, own)
-
-    shape = (*sizes.shape, int(sizes.max()))
-    copies_group = generator.random((*shape, 1), dtype=np.float32) < math.sqrt(icc)
-    correct = np.where(copies_group, levels(*sizes.shape, 1), levels(*shape)) < np.array(accuracies, dtype=np.float32)
-    present = np.arange(shape[-1]) < sizes[..., None]
-    return (correct & present[..., None]).sum(2)
+    return correct_answers(generator, sizes, accuracies, icc, rho).sum(2)
 
 
 def false_losses(groups: int, icc: float, rho: float, accuracy: float, *, trials: int, unequal: bool = False) -> float:
