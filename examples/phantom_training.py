@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.core.image_controls import Mark, draw_marks, mark_boxes
 from medmllm_plugins.data.layouts import phantoms
-from medmllm_plugins.prompts.anchors import MARK_KINDS, MarkKind, mark_question, place_marks, text_anchors
+from medmllm_plugins.prompts.anchor_prompts import MARK_KINDS, MarkKind, mark_question, place_marks, text_anchors
 from medmllm_plugins.prompts.protocols import Question, ask
 from medmllm_plugins.prompts.wording import PARAPHRASES
 

@@ -1,6 +1,6 @@
 """Ask a model the anchors and score its answers.
 
-:mod:`medmllm_plugins.prompts.anchors` makes the questions; docs/diagnosis.md says what an answer shows.
+:mod:`medmllm_plugins.prompts.anchor_prompts` makes the questions; docs/diagnosis.md says what an answer shows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.metrics.classification import Floats, Weights
 from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.prompts.anchors import MARK_KINDS, AnchorItem, AnchorKind, mark_anchors, text_anchors
+from medmllm_plugins.prompts.anchor_prompts import MARK_KINDS, AnchorItem, AnchorKind, mark_anchors, text_anchors
 from medmllm_plugins.prompts.protocols import Question
 from medmllm_plugins.results.anchor_records import AnchorResult, Anchors, AnchorVerdict
 

@@ -131,7 +131,7 @@ def _largest(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) 
 
 
 def _conclude_comprehension(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) -> None:
-    """Name the LLM where it fails on the finding in words, works for other images, or ignores the image."""
+    """Conclude that the LLM fails on the finding in words, works for other images, or ignores the image."""
     if circumstances.text_anchor == "not answered":
         draft.named = "comprehension"
         draft.reasons.append("The LLM also fails when the finding is given in words.")
@@ -149,7 +149,7 @@ def _conclude_comprehension(diagnosis: Diagnosis, circumstances: Circumstances, 
 
 
 def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) -> None:
-    """Name the semantic mapping only where evidence from outside the probes supports it."""
+    """Conclude a faulty semantic mapping only where evidence from outside the probes supports it."""
     kind, text = circumstances.mapping_kind, circumstances.text_anchor
     site = diagnosis.of("mapping").before
     if kind == "decoding":

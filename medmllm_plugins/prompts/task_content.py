@@ -18,7 +18,7 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.loading.few_shot import FewShotExamples
 from medmllm_plugins.data.loading.volume_view import draw_marks_on_volume
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.prompts.anchors import AnchorItem, check_findings, mark_anchors, text_anchors
+from medmllm_plugins.prompts.anchor_prompts import AnchorItem, check_findings, mark_anchors, text_anchors
 from medmllm_plugins.prompts.protocols import Question
 from medmllm_plugins.prompts.task_rows import TaskRows, correct_answer
 from medmllm_plugins.prompts.task_settings import TaskSettings

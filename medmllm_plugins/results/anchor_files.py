@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.prompts.anchors import AnchorItem
+from medmllm_plugins.prompts.anchor_prompts import AnchorItem
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.file_names import ANCHORS, PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis

@@ -10,7 +10,7 @@ from loguru import logger
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.probes.anchors import NO_WORDINGS
-from medmllm_plugins.prompts.anchors import AnchorItem
+from medmllm_plugins.prompts.anchor_prompts import AnchorItem
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.runtime.answer_loop import AnswerOptions, cut, longest_answer, stop_words, workload
 from medmllm_plugins.runtime.batches import Batches, BatchSize

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from medmllm_plugins.prompts.anchors import AnchorItem
+from medmllm_plugins.prompts.anchor_prompts import AnchorItem
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
 from medmllm_plugins.prompts.task_content import Row, TaskContent

@@ -230,7 +230,7 @@ def test_anchors_are_asked_in_the_same_run(probed: Any, evaluate: Callable[..., 
     from medmllm_plugins.data.loading.dataset import load_dataset
     from medmllm_plugins.models.formats.medm_vl import load
     from medmllm_plugins.models.options import LoadOptions
-    from medmllm_plugins.prompts.anchors import mark_anchors
+    from medmllm_plugins.prompts.anchor_prompts import mark_anchors
 
     record = json.loads((probed.folder / f"{TASK}.probes.json").read_text(encoding="utf-8"))["anchors"]
     table = pd.read_csv(probed.folder / f"{TASK}.anchors.csv", keep_default_na=False)

@@ -15,7 +15,7 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import Generation, LoadedModel
 from medmllm_plugins.probes.anchors import NO_WORDINGS, run_anchors, score_anchors
-from medmllm_plugins.prompts.anchors import AnchorItem, mark_anchors, text_anchors
+from medmllm_plugins.prompts.anchor_prompts import AnchorItem, mark_anchors, text_anchors
 from medmllm_plugins.prompts.protocols import ask
 from medmllm_plugins.results.anchor_records import AnchorResult, Anchors
 

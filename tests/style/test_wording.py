@@ -67,7 +67,9 @@ NO_VERB = set(
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if "tasks" not in path.relative_to(PACKAGE).parts[:1])
+    # In a checkout `probes` is a symbolic link, which rglob does not follow; in an installed package it is a folder.
+    paths = {*PACKAGE.rglob("*.py"), *(PACKAGE / "probes").rglob("*.py")}
+    return sorted(path for path in paths if "tasks" not in path.relative_to(PACKAGE).parts[:1])
 
 
 @cache

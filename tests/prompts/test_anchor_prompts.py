@@ -16,7 +16,7 @@ from medmllm_plugins.data.core.documents import Document
 from medmllm_plugins.data.core.image_controls import draw_marks, mark_boxes
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.prompts.anchors import (
+from medmllm_plugins.prompts.anchor_prompts import (
     MARK_KINDS,
     MarkKind,
     mark_anchors,
