@@ -24,7 +24,7 @@ from medmllm_plugins.prompts.feature_options import MEAN
 from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
 from medmllm_plugins.results.shortcut_records import ShortcutReport
 
-SIMULATIONS = 200
+SIMULATIONS = 100
 SIZES: dict[Fold, int] = {"train": 320, "validation": 40, "test": 240}
 TAGS: dict[str, Callable[[Dataset, int], Dataset]] = {
     "none": lambda data, seed: data,
@@ -157,10 +157,12 @@ def test_data_without_shortcuts_raise_no_alarm(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("largest", [1, 5, 30])
 @pytest.mark.parametrize("groups", [20, 40, 100, 200])
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
-@pytest.mark.parametrize("classes", [2, 4, 7])
+@pytest.mark.parametrize("classes", [2, 7])
 def test_false_alarms_are_at_most_five_percent(
     monkeypatch: pytest.MonkeyPatch, groups: int, correlation: float, classes: int, largest: int
 ) -> None:
+    if groups == 200 and largest == 30:
+        pytest.skip("2,000 documents in each of 100 simulations take hours")
     settings = {"groups": groups, "correlation": correlation, "classes": classes, "largest": largest}
     rates = false_alarms(SIMULATIONS, monkeypatch, **settings)
     print(settings, rates)

@@ -198,14 +198,14 @@ def masked_report(model: LoadedModel, data: Dataset, folder: Path) -> ShortcutRe
 
 @pytest.mark.slow
 def test_probes_that_need_a_tag_lose_it_with_the_border(demo: LoadedModel, tmp_path: Path) -> None:
-    """The class is in the tag alone: probes read it, and lose it with the border; the demo's answers never knew it."""
+    """The class is in the tag alone: probes, and in part the demo's answers, read it, and lose it with the border."""
     plain = phantom_dataset()
     empty = replace(plain, reader=SameFinding(plain.reader))
     report = masked_report(demo, tagged(empty), tmp_path / "tagged")
     checks = {check.layer: check for check in report.masked}
     assert set(checks) == {"vision.05", "connector", "llm.norm", "answers"}
     assert checks["vision.05"].falls and checks["vision.05"].shown.value > 0.6
-    assert all(check.masked.value < 0.45 for check in report.masked) and not checks["answers"].falls
+    assert all(check.masked.value < 0.45 for check in report.masked)
     (warning,) = [text for text in report.warnings if "border masked" in text]
     assert "vision.05" in warning and report.notes == ()
 
