@@ -85,14 +85,22 @@ def project(seed: int, rank: float) -> Edit:
     return edit
 
 
-def warp(power: float) -> Edit:
-    """Raise each feature to a power, its sign kept, at the same root mean square of the row."""
+def take_absolute(seed: int, share: float) -> Edit:
+    """Replace a random fraction of the features by their absolute values."""
 
     def edit(output: Tensor) -> Tensor:
-        values = output.float()
-        warped = values.sign() * values.abs().pow(power)
-        size = values.pow(2).mean(-1, keepdim=True).sqrt()
-        return (warped * size / warped.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-12)).to(output.dtype)
+        chosen = _chosen(output.shape[-1], share, seed, "absolute").to(output.device)
+        return torch.where(chosen, output.abs(), output)
+
+    return edit
+
+
+def amplify_few(seed: int, factor: float) -> Edit:
+    """Multiply four random features by a factor, as in models with massive activations."""
+
+    def edit(output: Tensor) -> Tensor:
+        chosen = _chosen(output.shape[-1], 4 / output.shape[-1], seed, "amplified").to(output.device)
+        return torch.where(chosen, output * factor, output)
 
     return edit
 
@@ -133,25 +141,16 @@ def permute_rows(seed: int, share: float) -> Edit:
     return edit
 
 
-def reverse_rows(share: float) -> Edit:
-    """Reverse the order of the first fraction of the rows of (…, rows, d)."""
+def transpose_rows(share: float) -> Edit:
+    """Read the first fraction of the features of (…, rows, d) as if rows and features had changed places in memory.
+
+    So does a reshape where a transposition was meant.
+    """
 
     def edit(output: Tensor) -> Tensor:
-        count = round(share * output.shape[-2])
-        return torch.cat([output[..., :count, :].flip(-2), output[..., count:, :]], dim=-2)
-
-    return edit
-
-
-def average_neighbours(passes: float) -> Edit:
-    """Replace each row of (…, rows, d) by the mean of itself, the row before and the row after, several times."""
-
-    def edit(output: Tensor) -> Tensor:
-        for _ in range(int(passes)):
-            before = torch.cat([output[..., :1, :], output[..., :-1, :]], dim=-2)
-            after = torch.cat([output[..., 1:, :], output[..., -1:, :]], dim=-2)
-            output = (before + output + after) / 3
-        return output
+        count = round(share * output.shape[-1])
+        first = output[..., :count]
+        return torch.cat([first.mT.reshape(first.shape), output[..., count:]], dim=-1)
 
     return edit
 

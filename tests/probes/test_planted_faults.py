@@ -53,7 +53,7 @@ ELSEWHERE = (
     *(names[0] for names in DESTROYING.values()),
     "tower_patches_permuted",
     "tower_signs",
-    "tokens_reversed",
+    "tokens_transposed",
     "attention_flat",
     "rope_base",
     "positions_shifted",
