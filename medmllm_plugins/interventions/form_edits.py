@@ -287,17 +287,31 @@ def rotary_modules(loaded: LoadedModel) -> list[nn.Module]:
 
 
 @contextmanager
-def swap_blocks(blocks: nn.ModuleList, first: int, second: int) -> Iterator[None]:
-    """Run two blocks of a list in each other's place."""
+def exchange_weights(first: nn.Module, second: nn.Module) -> Iterator[None]:
+    """Let two blocks of the same layout work with each other's weights.
 
-    def swap() -> None:
-        blocks[first], blocks[second] = blocks[second], blocks[first]
+    The blocks themselves stay where they are, because each may have its own attention mask and place in the cache.
 
-    swap()
+    Raises:
+        ModelError: their weights have other names or shapes.
+    """
+    pairs = list(zip(first.named_parameters(), second.named_parameters(), strict=False))
+    shapes = [{name: tensor.shape for name, tensor in block.named_parameters()} for block in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"Expected two blocks with weights of the same names and shapes, got {type(first).__name__} and "
+            f"{type(second).__name__} with different ones. Exchange blocks of one kind."
+        )
+
+    def exchange() -> None:
+        for (_, weight), (_, other) in pairs:
+            weight.data, other.data = other.data, weight.data
+
+    exchange()
     try:
         yield
     finally:
-        swap()
+        exchange()
 
 
 def attention_parts(block: nn.Module, *names: str) -> list[nn.Module]:

@@ -218,7 +218,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "attention_windowed": (64.0, 32.0, 16.0, "last tokens that each token attends to"),
             "values_rotated": (0.25, 0.5, 1.0, "fraction of the heads whose values are rotated"),
             "keys_permuted": (0.25, 0.5, 1.0, "fraction of the features of the keys permuted"),
-            "blocks_swapped": (1.0, 2.0, 3.0, "distance between two blocks of the LLM that change places"),
+            "blocks_swapped": (1.0, 2.0, 3.0, "distance between two blocks of the LLM that exchange their weights"),
         },
     ),
     **_kinds(

@@ -123,7 +123,7 @@ def _swap_blocks(sites: FaultSites, fault: Fault) -> Contexts:
     family = sites.loaded.family
     blocks = cast(nn.ModuleList, stage_module(sites.loaded.model, family.llm_blocks))
     second = min(int(fault.grade), len(blocks) - 1)
-    return [edits.swap_blocks(blocks, 0, second)]
+    return [edits.exchange_weights(blocks[0], blocks[second])]
 
 
 def _noise_llm(sites: FaultSites, fault: Fault) -> Contexts:
