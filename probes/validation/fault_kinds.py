@@ -61,8 +61,8 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("vision",),
         ("image -> vision",),
         {
-            "tower_noise": (0.5, 1.0, 2.0, "Gaussian noise on all matrices of the vision blocks, in their deviations"),
-            "tower_reset": (0.25, 0.5, 1.0, "fraction of the weights of the vision blocks reinitialised"),
+            "tower_noise": (0.5, 1.5, 3.0, "Gaussian noise on all matrices of the vision blocks, in their deviations"),
+            "tower_reset": (0.25, 0.75, 1.0, "fraction of the weights of the vision blocks reinitialised"),
             "tower_blur": (
                 1.0,
                 1.5,
