@@ -78,7 +78,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("connector",),
         ("vision -> connector",),
         {
-            "connector_blur": (8.0, 20.0, 40.0, "as tower_blur, after the connector"),
+            "connector_blur": (8.0, 30.0, 60.0, "as tower_blur, after the connector"),
             "connector_lost": (0.1, 0.3, 0.6, "as tower_lost, for the connector"),
         },
     ),
