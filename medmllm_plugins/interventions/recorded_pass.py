@@ -40,7 +40,8 @@ class RecordedPass:
 
     Attributes:
         inputs: the model's input.
-        start: the state after the prompts, as :func:`~medmllm_plugins.models.generation.prefill` returns it.
+        start: the state after the prompts, as :func:`~medmllm_plugins.models.generation.prefill` returns it. Resumed
+            passes take keys and values from its cache, so answer from a copy.
         states: states by site, one tensor for each module of the site in the model's own layout with the feature axis
             last: one for most sites; a connector may have several modules.
     """
@@ -63,18 +64,28 @@ class RecordedPass:
         self._connectors = connectors_of(loaded)
         self._tower = tower_end(loaded)
         self._in_tuples: dict[nn.Module, bool] = {}
-        # Connectors are recorded in any case: what is resumed deeper takes their outputs from here.
-        self.states: dict[str, tuple[Tensor, ...]] = {}
         with ExitStack() as stack:
             for module in self._blocks():
                 stack.enter_context(self._noting(module))
+            # Connectors are recorded in any case: what is resumed deeper takes their outputs from here.
             recorded = {
-                site: [stack.enter_context(_recording(layer)) for layer in self.layers_at(site)]
+                site: [stack.enter_context(recording(layer)) for layer in self.layers_at(site)]
                 for site in dict.fromkeys([*sites, CONNECTOR])
             }
             with torch.no_grad():
                 self.start = loaded.prefill(inputs)
-        self.states = {site: tuple(states[0] for states in by_module) for site, by_module in recorded.items()}
+        self.states: dict[str, tuple[Tensor, ...]] = {
+            site: tuple(states[0] for states in by_module) for site, by_module in recorded.items()
+        }
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._loaded.model
+
+    def moved(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Move states of another model to the device and type of this one."""
+        return tuple(state.to(device=self.model.device, dtype=self.model.dtype) for state in states)
 
     def layers_at(self, site: str) -> list[Layer]:
         """Return the layers that a site consists of.
@@ -93,58 +104,69 @@ class RecordedPass:
         return [layer]
 
     @torch.no_grad()
-    def resume(self, site: str, states: tuple[Tensor, ...]) -> Prefill:
+    def resume(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None) -> Prefill:
         """Return the state after the prompts where a site holds other states than it held.
 
         Args:
             site: a site.
             states: one tensor for each of its modules, of the shapes in :attr:`states`.
+            connectors: outputs of the connectors, where a model adds some of them behind the site (Qwen3-VL); those of
+                the clean pass by default.
 
         Raises:
             OptionError: the shapes differ.
         """
-        layers = self.layers_at(site)
         shapes = [tuple(state.shape) for state in states]
         if site in self.states and shapes != (own := [tuple(state.shape) for state in self.states[site]]):
             raise OptionError(
                 f"{site}: expected states of the shapes {own}, got {shapes}. Both models need the same prompt and as "
                 "many image tokens: give them images of one size."
             )
+        with self.holding(site, states, connectors or self.states[CONNECTOR]):
+            start = self._loaded.prefill(self.inputs)
+        # The keys and values of the blocks that were not computed are those of the clean pass.
+        count = len(self._skipped_llm_blocks(site))
+        start.cache.layers[:count] = [copy.copy(layer) for layer in self.start.cache.layers[:count]]
+        return start
+
+    @contextmanager
+    def holding(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...]) -> Iterator[None]:
+        """Let a site hold states while the context is open, and compute nothing before it.
+
+        Connectors hand on ``connectors``, unless the site comes before them; none are needed where no image is read.
+
+        In a pass that extends a cache, blocks that are not computed extend it too, by keys and values that nothing
+        reads, so that all blocks agree on the length of the sequence.
+        """
+        skipped = self._skipped_llm_blocks(site)
         with ExitStack() as stack:
-            for layer, state in zip(layers, states, strict=True):
-                if site not in (EMBED, TOWER_END, CONNECTOR) and is_block(layer):
-                    stack.enter_context(self._returning(layer.module, state))
+            for layer, state in zip(self.layers_at(site), states, strict=True):
+                if layer.module in skipped:
+                    stack.enter_context(self._returning(layer.module, state, skipped.index(layer.module)))
                 else:
                     stack.enter_context(changed(layer, _constant(state)))
-            skipped = self._before(site)
-            for module in skipped:
-                stack.enter_context(self._returning(module, None))
+            for index, module in enumerate(skipped):
+                if module not in [layer.module for layer in self.layers_at(site)]:
+                    stack.enter_context(self._returning(module, None, index))
+            if site != TOWER_END:
+                for layer in self._layers.values():
+                    if layer.part == "vision" and is_block(layer):
+                        stack.enter_context(self._returning(layer.module, None, None))
             if site not in (TOWER_END, CONNECTOR):
-                for layer, state in zip(self._connectors, self.states[CONNECTOR], strict=True):
+                for layer, state in zip(self._connectors, connectors, strict=False):
                     stack.enter_context(replaced_forward(layer.module, _constant(layer.from_rows(state))))
-            start = self._loaded.prefill(self.inputs)
-        self._complete(start.cache, site)
-        return start
+            yield
+
+    def _skipped_llm_blocks(self, site: str) -> list[nn.Module]:
+        """Return the blocks of the LLM whose output nothing reads where a site is given, its own among them."""
+        blocks = [name for name, layer in self._layers.items() if layer.part == "llm" and is_block(layer)]
+        if site in (TOWER_END, CONNECTOR, EMBED):
+            return []
+        names = blocks[: blocks.index(site) + 1] if site in blocks else blocks
+        return [self._layers[name].module for name in names]
 
     def _blocks(self) -> list[nn.Module]:
         return [layer.module for layer in self._layers.values() if is_block(layer)]
-
-    def _before(self, site: str) -> list[nn.Module]:
-        """Return the blocks whose outputs nothing reads where a site is given: those of the tower, and of the LLM."""
-        names = list(self._layers)
-        end = names.index(self._tower.name if site == TOWER_END else site)
-        if site == TOWER_END:
-            return []
-        blocks = [name for name in names[:end] if is_block(self._layers[name])]
-        return [self._layers[name].module for name in blocks]
-
-    def _complete(self, cache: DynamicCache, site: str) -> None:
-        """Give a cache the clean pass's keys and values of the blocks that were not computed."""
-        blocks = [name for name, layer in self._layers.items() if layer.part == "llm" and is_block(layer)]
-        if site in (TOWER_END, CONNECTOR, EMBED):
-            return
-        count = len(blocks) if site not in blocks else blocks.index(site) + 1
-        cache.layers[:count] = [copy.copy(layer) for layer in self.start.cache.layers[:count]]
 
     @contextmanager
     def _noting(self, module: nn.Module) -> Iterator[None]:
@@ -160,20 +182,31 @@ class RecordedPass:
             handle.remove()
 
     @contextmanager
-    def _returning(self, module: nn.Module, state: Tensor | None) -> Iterator[None]:
-        """Let a block return a state, or what it is given, and compute nothing."""
+    def _returning(self, module: nn.Module, state: Tensor | None, index: int | None) -> Iterator[None]:
+        """Let a block return a state, or what it is given, and compute nothing; ``index`` is its place in the cache."""
         in_tuple = self._in_tuples[module]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            output = state if state is not None else (args[0] if args else kwargs["hidden_states"])
+            given = args[0] if args else kwargs["hidden_states"]
+            cache = next((kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None), None)
+            if index is not None and cache is not None:
+                _extend(cache, index, given.shape[1])
+            output = given if state is None else state
             return (output,) if in_tuple else output
 
         with replaced_forward(module, forward):
             yield
 
 
+def _extend(cache: DynamicCache, index: int, count: int) -> None:
+    """Extend a layer of a cache by ``count`` positions, if it holds any; their keys and values are never read."""
+    layer: Any = cache.layers[index]
+    if layer.get_seq_length():
+        layer.update(*(part[..., -1:, :].expand(-1, -1, count, -1) for part in (layer.keys, layer.values)))
+
+
 @contextmanager
-def _recording(layer: Layer) -> Iterator[list[Tensor]]:
+def recording(layer: Layer) -> Iterator[list[Tensor]]:
     """Record what a layer holds while the context is open."""
     states: list[Tensor] = []
 
