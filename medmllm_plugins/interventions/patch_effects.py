@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, cast
 
 import numpy as np
 from scipy.special import logsumexp
 
 from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
-from medmllm_plugins.interventions.twin_patching import Answers, PatchedAnswer, PatchSite
+from medmllm_plugins.interventions.twin_patching import Answers, PatchedAnswer, PatchSite, Tokens
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import (
     RESAMPLES,
@@ -53,60 +54,19 @@ def twin_effects(
         seed: of the bootstrap resamples.
     """
     _, group = np.unique(group, return_inverse=True)
-    groups = effective_groups(group)
-    rows: dict[tuple[Direction, PatchSite | None], tuple[Floats, Floats, float]] = {}
     directions: tuple[tuple[Direction, Answers], ...] = (("restore", worse), ("break", better))
-    for direction, answers in directions:
-        for site, given in answers.items():
-            rows[direction, site] = _per_document(given, truth, read)
-    stacked = np.stack([row for hits, odds, _ in rows.values() for row in (hits, odds)])
-    values, resampled = bootstrap(
-        lambda weights: {"": (stacked @ weights / weights.sum(0)).T},
-        group.astype(np.intp),
-        resamples=RESAMPLES,
-        seed=seed,
-        cells=len(stacked),
-    )
-    column = {key: 2 * number for number, key in enumerate(rows)}
-
-    def figure(direction: Direction, site: PatchSite | None, offset: int) -> tuple[float, Floats]:
-        index = column[direction, site] + offset
-        return float(values[""][index]), resampled[""][:, index]
-
-    def share(direction: Direction, site: PatchSite | None) -> Estimate:
-        value, drawn = figure(direction, site, 0)
-        return estimate(value, drawn, groups=groups, bounds=SHARE)
-
-    def effect(direction: Direction, site: PatchSite, offset: int) -> Estimate:
-        own, other = (figure(name, None, offset) for name in _ends(direction))
-        patched = figure(direction, site, offset)
-        whole, drawn_whole = other[0] - own[0], other[1] - own[1]
-        # Fieller's problem: where the difference itself may be 0, resamples of a ratio say nothing.
-        ratio = (patched[0] - own[0]) / whole if whole else math.nan
-        with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = np.where(np.sign(drawn_whole) == np.sign(whole), (patched[1] - own[1]) / drawn_whole, np.nan)
-        return estimate(ratio, drawn, groups=groups)
-
-    points = tuple(
-        PatchPoint(
-            layer=site.layer,
-            tokens=site.tokens,
-            direction=direction,
-            accuracy=share(direction, site),
-            effect=effect(direction, site, 0),
-            log_odds_effect=effect(direction, site, 1),
-            parsed=rows[direction, site][2],
-        )
+    rows = {
+        (direction, site): _per_document(site_answers, truth, read)
         for direction, answers in directions
-        for site in answers
-        if site is not None
-    )
-    own = share("restore", None), share("break", None)
-    difference = paired_difference(own[1], own[0], (figure("break", None, 0)[1], figure("restore", None, 0)[1]))
+        for site, site_answers in answers.items()
+    }
+    figures = _Figures(rows, group.astype(np.intp), seed)
+    points = tuple(figures.point(direction, site) for direction, site in rows if site is not None)
+    difference = figures.difference()
     firsts: dict[str, str] = {"restore": "", "break": ""}
     stages: tuple[str, ...] = ()
     if difference.value >= MARGIN and difference.low > 0:
-        for direction, _ in directions:
+        for direction in firsts:
             firsts[direction] = next(
                 (_name(point) for point in points if point.direction == direction and _counts(point)), ""
             )
@@ -116,8 +76,8 @@ def twin_effects(
         better=names[1],
         n=len(truth),
         groups=len(np.unique(group)),
-        worse_accuracy=own[0],
-        better_accuracy=own[1],
+        worse_accuracy=figures.accuracy("restore", None),
+        better_accuracy=figures.accuracy("break", None),
         difference=difference,
         points=points,
         first_restoring=firsts["restore"],
@@ -126,22 +86,84 @@ def twin_effects(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Answers to n documents: hits (n,), log-odds of the correct label (n,) in nats, and the share that was parsed."""
+
+    hits: Floats
+    odds: Floats
+    parsed: float
+
+
+_Key: TypeAlias = tuple[Direction, PatchSite | None]
+
+
+class _Figures:
+    """Accuracies and mean log-odds with their bootstrap resamples, all on the same ones."""
+
+    def __init__(self, rows: Mapping[_Key, _Row], group: Ints, seed: int) -> None:
+        self._rows, self._groups = rows, effective_groups(group)
+        self._column = {key: 2 * number for number, key in enumerate(rows)}
+        stacked = np.stack([part for row in rows.values() for part in (row.hits, row.odds)])
+        values, resampled = bootstrap(
+            lambda weights: {"": (stacked @ weights / weights.sum(0)).T},
+            group,
+            resamples=RESAMPLES,
+            seed=seed,
+            cells=len(stacked),
+        )
+        self._values, self._resampled = values[""], resampled[""]
+
+    def accuracy(self, direction: Direction, site: PatchSite | None) -> Estimate:
+        """Return an accuracy."""
+        value, drawn = self._figure((direction, site), 0)
+        return estimate(value, drawn, groups=self._groups, bounds=SHARE)
+
+    def difference(self) -> Estimate:
+        """Return the accuracy of the better model minus that of the worse one."""
+        drawn = self._figure(("break", None), 0)[1], self._figure(("restore", None), 0)[1]
+        return paired_difference(self.accuracy("break", None), self.accuracy("restore", None), drawn)
+
+    def point(self, direction: Direction, site: PatchSite) -> PatchPoint:
+        """Return the effects of one site."""
+        return PatchPoint(
+            layer=site.layer,
+            tokens=site.tokens,
+            direction=direction,
+            accuracy=self.accuracy(direction, site),
+            effect=self._effect(direction, site, 0),
+            log_odds_effect=self._effect(direction, site, 1),
+            parsed=self._rows[direction, site].parsed,
+        )
+
+    def _figure(self, key: _Key, offset: int) -> tuple[float, Floats]:
+        index = self._column[key] + offset
+        return float(self._values[index]), self._resampled[:, index]
+
+    def _effect(self, direction: Direction, site: PatchSite, offset: int) -> Estimate:
+        own, other = (self._figure((name, None), offset) for name in _ends(direction))
+        patched = self._figure((direction, site), offset)
+        whole, drawn_whole = other[0] - own[0], other[1] - own[1]
+        ratio = (patched[0] - own[0]) / whole if whole else math.nan
+        # Resamples in which the models do not differ, or the other way round, say nothing of a share.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = np.where(np.sign(drawn_whole) == np.sign(whole), (patched[1] - own[1]) / drawn_whole, np.nan)
+        return estimate(ratio, drawn, groups=self._groups)
+
+
 def _ends(direction: Direction) -> tuple[Direction, Direction]:
     """Return the directions under which the model's own answers stand, and those of the other model."""
     return ("restore", "break") if direction == "restore" else ("break", "restore")
 
 
-def _per_document(
-    answers: Sequence[PatchedAnswer], truth: Ints, read: Callable[[str], int]
-) -> tuple[Floats, Floats, float]:
-    """Return hits (n,), log-odds of the correct label (n,) in nats, and the share of parsed answers."""
+def _per_document(answers: Sequence[PatchedAnswer], truth: Ints, read: Callable[[str], int]) -> _Row:
     classes = np.array([read(answer.text) for answer in answers])
     scores = np.array([answer.scores for answer in answers], dtype=np.float64)
-    rows = np.arange(len(truth))
+    documents = np.arange(len(truth))
     others = scores.copy()
-    others[rows, truth] = -np.inf
-    odds: Floats = scores[rows, truth] - logsumexp(others, axis=1)
-    return (classes == truth).astype(np.float64), odds, float((classes >= 0).mean())
+    others[documents, truth] = -np.inf
+    odds: Floats = scores[documents, truth] - logsumexp(others, axis=1)
+    return _Row((classes == truth).astype(np.float64), odds, float((classes >= 0).mean()))
 
 
 def _counts(point: PatchPoint) -> bool:
@@ -149,7 +171,7 @@ def _counts(point: PatchPoint) -> bool:
 
 
 def _name(point: PatchPoint) -> str:
-    return PatchSite(point.layer, point.tokens).name  # type: ignore[arg-type]
+    return PatchSite(point.layer, cast(Tokens, point.tokens)).name
 
 
 def _stages(sites: Collection[str]) -> tuple[str, ...]:

@@ -187,11 +187,11 @@ class RecordedPass:
         in_tuple = self._in_tuples[module]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            given = args[0] if args else kwargs["hidden_states"]
+            entering = args[0] if args else kwargs["hidden_states"]
             cache = next((kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None), None)
             if index is not None and cache is not None:
-                _extend(cache, index, given.shape[1])
-            output = given if state is None else state
+                _extend(cache, index, entering.shape[1])
+            output = entering if state is None else state
             return (output,) if in_tuple else output
 
         with replaced_forward(module, forward):
