@@ -49,6 +49,7 @@ from medmllm_plugins.probes.labelled_features import (
     resplit,
 )
 from medmllm_plugins.probes.mapping import semantic_mapping
+from medmllm_plugins.probes.masked_border import masked_probes
 from medmllm_plugins.probes.nuisance import probe_nuisances
 from medmllm_plugins.probes.output_recalibration import Recalibrations, ScoredFold
 from medmllm_plugins.probes.probe_options import Options
@@ -65,6 +66,7 @@ from medmllm_plugins.results.probe_records import (
     ProbePoint,
     SemanticMapping,
 )
+from medmllm_plugins.results.shortcut_records import MaskedCheck
 
 
 def analyse(
@@ -74,11 +76,14 @@ def analyse(
     *,
     reference: Reference | None = None,
     anchors: Anchors | None = None,
+    masked: MaskedCheck | None = None,
     device: torch.device | None = None,
 ) -> ProbeAnalysis:
     """Fit the probes of a task and diagnose where the model loses the class.
 
-    The device is a CUDA device if there is one, by default.
+    ``masked`` compares the answers about images with and without border, see
+    :func:`~medmllm_plugins.probes.masked_border.masked_answers`. The device is a CUDA device if there is
+    one, by default.
 
     Raises:
         DataError: the folds are too small, features are damaged or not finite, or features and answers belong to
@@ -101,8 +106,10 @@ def analyse(
     repeats = _repeated_accuracies(store, labelled, options, device, fitted)
     points = curve_points(fitted, labelled, figures, site_p, repeats)
     chain = build_chain(labelled, fits, classifiers, seed=options.seed)
-    nuisances, left_out = probe_nuisances(store, labelled, fitted, options, device)
-    shortcuts = shortcut_report(store, labelled, nuisances=nuisances, left_out=left_out, seed=options.seed)
+    nuisances = probe_nuisances(store, labelled, fitted, options, device)
+    ends = [fits.sites[index] for index in fits.chosen.ends]
+    masked_checks = [*masked_probes(store, labelled, options, ends, device), *([] if masked is None else [masked])]
+    shortcuts = shortcut_report(store, labelled, masked=masked_checks, nuisances=nuisances, seed=options.seed)
     circumstances = Circumstances(
         mapping_kind=mapping.kind,
         anchors=anchors,

@@ -142,7 +142,7 @@ def _curves(analysis: ProbeAnalysis) -> list[str]:
 
 
 def _shortcuts(report: ShortcutReport | None) -> list[str]:
-    """Show what each set of features tells of class and fold."""
+    """Show what features, other columns of the data, and masked images tell of class and fold."""
     if report is None:
         return []
     rows = [("shortcuts", "class, within train (%)", "class, train to test (%)", "train against test (AUROC)")]
@@ -150,7 +150,46 @@ def _shortcuts(report: ShortcutReport | None) -> list[str]:
         (check.layer, _percent(check.within_train.value), _percent(check.to_test.value), f"{check.shift:.2f}")
         for check in report.checks
     ]
+    return ["", *_table(rows), *_masked(report), *_columns(report), *(f"  Note: {note}" for note in report.notes)]
+
+
+def _masked(report: ShortcutReport) -> list[str]:
+    """Show the accuracies with the border of the images masked."""
+    if not report.masked:
+        return []
+    rows = [("border masked", "pooling", "documents", "shown (%)", "masked (%)", "drop (points)", "95% CI")]
+    rows += [
+        (
+            check.layer,
+            check.pooling,
+            str(check.n),
+            _percent(check.shown.value),
+            _percent(check.masked.value),
+            _percent(check.drop.value, signed=True),
+            _interval(check.drop, signed=True),
+        )
+        for check in report.masked
+    ]
     return ["", *_table(rows)]
+
+
+def _columns(report: ShortcutReport) -> list[str]:
+    """Show what other columns of the data tell of the class, and where they can be read best."""
+    rows = [("column", "values", "class from column (%)", "95% CI", "p", "most readable at", "balanced (%)")]
+    for column in report.nuisances:
+        best = max(column.points, key=lambda point: point.balanced.value, default=None)
+        site = ("-", "-") if best is None else (f"{best.layer} ({best.pooling})", _percent(best.balanced.value))
+        values = str(len(column.counts)) if column.counts else "numbers"
+        rows.append((column.column, values, *_share(column.class_from_column, column.p), *site))
+    together = report.columns_together
+    if together is not None:
+        rows.append(("all together", "-", *_share(together.class_from_columns, together.p), "-", "-"))
+    reasons = [f"  Column {column!r} is left out: {reason}." for column, reason in report.left_out.items()]
+    return ["", *(_table(rows) if len(rows) > 1 else ()), *reasons] if len(rows) > 1 or reasons else []
+
+
+def _share(accuracy: Estimate, p: float) -> tuple[str, str, str]:
+    return _percent(accuracy.value), _interval(accuracy), f"{p:.4f}"
 
 
 def _repeats(analysis: ProbeAnalysis) -> list[str]:

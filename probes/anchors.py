@@ -16,7 +16,7 @@ from medmllm_plugins.data.core.image_controls import draw_marks
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.metrics.classification import Floats, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, effective_groups, estimate
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.prompts.anchor_prompts import MARK_KINDS, AnchorItem, AnchorKind, mark_anchors, text_anchors
 from medmllm_plugins.prompts.protocols import Question
@@ -90,7 +90,8 @@ def _accuracy(correct: Floats, group: Sequence[str], seed: int) -> tuple[Estimat
         return {"accuracy": correct @ weights / weights.sum(axis=0)}
 
     values, resampled = bootstrap(evaluate, index, resamples=RESAMPLES, seed=seed)
-    return estimate(float(values["accuracy"]), resampled["accuracy"], groups=len(names), bounds=SHARE), len(names)
+    groups = effective_groups(index)
+    return estimate(float(values["accuracy"]), resampled["accuracy"], groups=groups, bounds=SHARE), len(names)
 
 
 def run_anchors(

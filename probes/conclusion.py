@@ -152,16 +152,15 @@ def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft:
     """Conclude a faulty semantic mapping only where evidence from outside the probes supports it."""
     kind, text = circumstances.mapping_kind, circumstances.text_anchor
     site = diagnosis.of("mapping").before
+    works = text == circumstances.positive_control == "answered"
     if kind == "decoding":
-        if circumstances.unparsed_if_scored >= 0.5:
+        if works and circumstances.unparsed_if_scored >= 0.5:
             draft.named = "mapping"
             draft.reasons.append("The label that scores highest is correct, and the text of the answer names no class.")
         else:
-            _hand_over(site, ("llm -> answer",), circumstances, draft)
-            draft.reasons.append("The label that scores highest is correct, the generated text names another class.")
-    elif kind == "permuted" and (
-        circumstances.relabelled_text or (text == "answered" and circumstances.relabelling_complete)
-    ):
+            _hand_over(site, _candidates_of_decoding(circumstances), circumstances, draft)
+            draft.reasons.append("The label that scores highest is correct, the generated text is not.")
+    elif kind == "permuted" and (circumstances.relabelled_text or (works and circumstances.relabelling_complete)):
         draft.named = "mapping"
         draft.reasons.append(
             "Renaming the answered classes, fitted on the validation fold, recovers the accuracy, and "
@@ -178,6 +177,18 @@ def _conclude_mapping(diagnosis: Diagnosis, circumstances: Circumstances, draft:
         _hand_over(site, (*IMAGE_SIDE, *llm, *words), circumstances, draft)
     else:
         _hand_over(site, (*IMAGE_SIDE, "llm", "llm -> answer"), circumstances, draft)
+
+
+def _candidates_of_decoding(circumstances: Circumstances) -> tuple[Interface, ...]:
+    """Return where the fault may lie if the label scores are correct and the generated text is not.
+
+    A broken LLM may generate text that means nothing while its scores are still correct. So may one that receives an
+    image in another form.
+    """
+    if circumstances.text_anchor == "not answered":
+        return ("llm", "llm -> answer")
+    image_arrives = circumstances.text_anchor == circumstances.positive_control == "answered"
+    return ("llm -> answer",) if image_arrives else (*IMAGE_SIDE, "llm", "llm -> answer")
 
 
 def _hand_over(site: str, candidates: tuple[Interface, ...], circumstances: Circumstances, draft: _Draft) -> None:

@@ -8,16 +8,22 @@ import numpy as np
 from scipy.special import stdtr
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights
-from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, effective_groups, estimate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BalancedAccuracy:
-    """A balanced accuracy, and its values on bootstrap resamples of the groups, (B,)."""
+    """A balanced accuracy.
+
+    Attributes:
+        value: of all documents.
+        resampled: (B,) of bootstrap resamples of the groups.
+        groups: number of groups of equal size that vary as much.
+    """
 
     value: float
     resampled: Floats
-    groups: int
+    groups: float
 
     @classmethod
     def of(cls, predicted: Ints, truth: Ints, group: Ints, seed: int) -> BalancedAccuracy:
@@ -32,7 +38,7 @@ class BalancedAccuracy:
 
         index = np.unique(group, return_inverse=True)[1]
         values, resampled = bootstrap(evaluate, index, resamples=RESAMPLES, seed=seed, cells=2 * len(truth))
-        return cls(float(values["balanced"]), resampled["balanced"], int(index.max()) + 1)
+        return cls(float(values["balanced"]), resampled["balanced"], effective_groups(index))
 
     def estimate(self) -> Estimate:
         """Return the value with its interval."""
@@ -53,9 +59,9 @@ def permutation_p_value(statistics: Floats) -> float:
     return float((statistics >= statistics[0] - 1e-9).mean())
 
 
-def one_sided_p_value(value: float, resampled: Floats, groups: int) -> float:
+def one_sided_p_value(value: float, resampled: Floats, groups: float) -> float:
     """Return the p-value of a difference above 0, by its standard error over the resamples and Student's t."""
     error = float(np.nanstd(resampled))
-    if groups < 2 or error == 0:
+    if groups <= 1 or error == 0:
         return 1.0
     return float(stdtr(groups - 1, -value / error))

@@ -11,9 +11,8 @@ Source: Lopez-Paz and Oquab, "Revisiting classifier two-sample tests", ICLR 2017
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -37,6 +36,7 @@ from medmllm_plugins.probes.grouped_ridge import (
     transfer_weights,
 )
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
+from medmllm_plugins.probes.nuisance import NO_COLUMNS, Nuisances
 from medmllm_plugins.prompts.feature_options import MEAN
 from medmllm_plugins.results.comparison import holm
 from medmllm_plugins.results.feature_store import FeatureStore
@@ -47,7 +47,7 @@ from medmllm_plugins.results.shortcut_records import (
     LEVEL,
     SHIFT_MARGIN,
     FeatureSetCheck,
-    Nuisance,
+    MaskedCheck,
     ShortcutReport,
 )
 
@@ -61,8 +61,8 @@ def shortcut_report(
     store: FeatureStore,
     labelled: LabelledFeatures,
     *,
-    nuisances: Sequence[Nuisance] = (),
-    left_out: Mapping[str, str] = MappingProxyType({}),
+    masked: Sequence[MaskedCheck] = (),
+    nuisances: Nuisances = NO_COLUMNS,
     seed: int = 0,
 ) -> ShortcutReport:
     """Test the control features and the end of the tower, and judge them together with what is known of the rest.
@@ -70,8 +70,8 @@ def shortcut_report(
     Args:
         store: the features.
         labelled: their classes, groups and folds.
+        masked: see :mod:`medmllm_plugins.probes.masked_border`.
         nuisances: see :func:`medmllm_plugins.probes.nuisance.probe_nuisances`.
-        left_out: likewise.
         seed: draws documents and permutations.
 
     Raises:
@@ -82,11 +82,13 @@ def shortcut_report(
     report = ShortcutReport(
         chance=1 / len(labelled.labels),
         checks=tuple(checks),
-        nuisances=tuple(nuisances),
-        left_out=dict(left_out),
+        masked=tuple(masked),
+        nuisances=nuisances.columns,
+        columns_together=nuisances.together,
+        left_out=nuisances.left_out,
     )
     report = _judge(report)
-    return replace(report, warnings=tuple(_warnings(report)))
+    return replace(report, warnings=tuple(_warnings(report)), notes=tuple(_notes(report)))
 
 
 def _feature_sets(store: FeatureStore) -> list[tuple[str, str]]:
@@ -108,7 +110,7 @@ class _Folds:
         classes: number of classes.
         train_labels: (1 + P, n) the classes of the train documents, then permuted.
         test_labels: (1 + P, t) likewise of the test documents.
-        membership: (1 + P, n + t) ones for test documents, zeros for train documents, then permuted.
+        membership: (1 + P, n + t) ones for test documents, zeros for train documents, then permuted within classes.
     """
 
     train: Ints
@@ -140,7 +142,7 @@ class _Folds:
             len(labelled.labels),
             permuted(labelled.truth[train], train),
             permuted(labelled.truth[test], test),
-            permuted((np.arange(len(both)) >= len(train)).astype(np.intp), both),
+            _permuted_within_classes(both, len(train), labelled, generator),
         )
 
     def check(self, store: FeatureStore, layer: str, pooling: str, seed: int) -> FeatureSetCheck:
@@ -176,6 +178,32 @@ class _Folds:
         )
 
 
+def _permuted_within_classes(
+    both: Ints, train: int, labelled: LabelledFeatures, generator: np.random.Generator
+) -> Ints:
+    """Return the membership in the test fold of all documents, and permutations of it, (1 + P, n + t).
+
+    Groups of one class and size exchange their fold: folds are often stratified by class, so that other exchanges could
+    never have come about.
+
+    Args:
+        both: (n + t,) rows of the store; those of the train fold come first.
+        train: number of these, n.
+        labelled: classes and groups.
+        generator: source of the random orders.
+    """
+    membership = (np.arange(len(both)) >= train).astype(np.intp)
+    names, group = np.unique(labelled.group[both], return_inverse=True)
+    counts = np.zeros((len(names), len(labelled.labels)), dtype=np.intp)
+    np.add.at(counts, (group, labelled.truth[both]), 1)
+    class_of_document = counts.argmax(1)[group]
+    permuted = np.tile(membership, (1 + PERMUTATIONS, 1))
+    for number in np.unique(class_of_document):
+        members = np.flatnonzero(class_of_document == number)
+        permuted[1:, members] = permute_labels(membership[members], group[members], PERMUTATIONS, generator)
+    return permuted
+
+
 def _without_class(features: npt.NDArray[np.float32], truth: Ints) -> npt.NDArray[np.float32]:
     """Standardise features within each class, so that other shares of the classes do not tell the folds apart."""
     residual = np.zeros_like(features)
@@ -194,6 +222,9 @@ def _judge(report: ShortcutReport) -> ShortcutReport:
         if check.layer in _OUTSIDE:
             tests |= {(check.layer, "train"): check.p_within_train, (check.layer, "test"): check.p_to_test}
     tests |= {("column", nuisance.column): nuisance.p for nuisance in report.nuisances}
+    together = report.columns_together
+    if together is not None:
+        tests["columns", "together"] = together.p
     significant = {name for name, p in zip(tests, holm(list(tests.values())), strict=True) if p <= LEVEL}
 
     def readable(check: FeatureSetCheck, fold: str, accuracy: Estimate) -> bool:
@@ -212,15 +243,17 @@ def _judge(report: ShortcutReport) -> ShortcutReport:
         )
         for check in report.checks
     )
+
+    def explains(kind: str, name: str, accuracy: Estimate) -> bool:
+        return (kind, name) in significant and report.above_chance(accuracy.value) >= CLASS_MARGIN
+
     nuisances = tuple(
-        replace(
-            nuisance,
-            explains_class=("column", nuisance.column) in significant
-            and report.above_chance(nuisance.class_from_column.value) >= CLASS_MARGIN,
-        )
+        replace(nuisance, explains_class=explains("column", nuisance.column, nuisance.class_from_column))
         for nuisance in report.nuisances
     )
-    return replace(report, checks=checks, nuisances=nuisances)
+    if together is not None:
+        together = replace(together, explains_class=explains("columns", "together", together.class_from_columns))
+    return replace(report, checks=checks, nuisances=nuisances, columns_together=together)
 
 
 def _warnings(report: ShortcutReport) -> list[str]:
@@ -237,13 +270,18 @@ def _warnings(report: ShortcutReport) -> list[str]:
             f"(chance {report.chance:.1%}{beside}). Look for marks, text or frames there: a model or probe may use "
             "them in place of the finding."
         )
+    if _border_is_readable(report) and (falls := _falls(report)):
+        warnings.append(
+            f"The border of the images tells the class, and with the border masked accuracy falls: {falls}. "
+            "Probes and model lose what the border tells; if a finding reaches into the border, they lose that, too."
+        )
     shifted = [check for check in report.checks if check.shifted]
     if shifted:
         clearest = max(shifted, key=lambda check: check.shift)
         warnings.append(
             f"Train and test fold can be distinguished by {_names(shifted)} (area under the ROC curve up to "
             f"{clearest.shift:.2f} at {clearest.layer}; 0.50 is no difference). They may differ in source, device or "
-            "processing."
+            "processing, or the model was trained on one of them."
         )
     dropped = [check for check in report.checks if check.dropped]
     if dropped:
@@ -258,10 +296,47 @@ def _warnings(report: ShortcutReport) -> list[str]:
         if nuisance.explains_class:
             warnings.append(
                 f"The column {nuisance.column!r} alone predicts the class with a balanced accuracy of "
-                f"{nuisance.class_from_column.percent()} (chance {report.chance:.1%}). Among images with the same "
-                f"value, the best probe is {_points(nuisance.within)} better than the most common class."
+                f"{nuisance.class_from_column.percent()} (chance {report.chance:.1%})."
+                + (
+                    f" Among images with the same value, the best probe is {_points(nuisance.within)} better than the "
+                    "most common class."
+                    if nuisance.strata
+                    else ""
+                )
             )
+    together = report.columns_together
+    if together is not None and together.explains_class:
+        warnings.append(
+            f"Together, the columns {', '.join(map(repr, together.columns))} predict the class with a balanced "
+            f"accuracy of {together.class_from_columns.percent()} (chance {report.chance:.1%}), without the image."
+        )
     return warnings
+
+
+def _notes(report: ShortcutReport) -> list[str]:
+    """Return sentences about drops of accuracy that need not come from a shortcut."""
+    falls = _falls(report)
+    if not falls or _border_is_readable(report):
+        return []
+    return [
+        f"With the border of the images masked, accuracy falls: {falls}. The class cannot be read from the border "
+        "alone, so this is no evidence of a shortcut: the model may not cope with changed images, or need the whole "
+        "finding."
+    ]
+
+
+def _border_is_readable(report: ShortcutReport) -> bool:
+    border = report.check(BORDER)
+    return border is not None and bool(border.readable)
+
+
+def _falls(report: ShortcutReport) -> str:
+    """Return text such as "connector 90.0% to 55.0%, by 35.0 points (95% CI 25.1 to 44.0)"; empty if none falls."""
+    return "; ".join(
+        f"{check.layer} {check.shown.value:.1%} to {check.masked.value:.1%}, by {_points(check.drop)}"
+        for check in report.masked
+        if check.falls
+    )
 
 
 def _percents(check: FeatureSetCheck) -> str:

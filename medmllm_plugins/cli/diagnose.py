@@ -17,12 +17,11 @@ from medmllm_plugins.probes.analysis_text import render
 from medmllm_plugins.probes.probe_options import Options, default_counts, parse_strengths
 from medmllm_plugins.probes.reference_run import Reference, find_reference, read_reference
 from medmllm_plugins.prompts.task_names import probing_command
-from medmllm_plugins.results.anchor_files import read_anchors
-from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, OUTCOMES, PROBES, file_stem
 from medmllm_plugins.results.outcome_files import RunResults, load_run
-from medmllm_plugins.results.probe_files import SUFFIXES, write_probes
+from medmllm_plugins.results.probe_files import SUFFIXES, read_probes, write_probes
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.seal import update_seal
 
@@ -97,12 +96,14 @@ def diagnose(
     for name in task or recorded:
         store = open_store(run, name)
         reference_answers = _reference(folder, reference_run, store)
+        earlier = _earlier_analysis(run, name)
         analysis = analyse(
             store,
             _outcomes(run, name),
             options,
             reference=reference_answers,
-            anchors=_anchors(run, name),
+            anchors=None if earlier is None else earlier.anchors,
+            masked=None if earlier is None or earlier.shortcuts is None else earlier.shortcuts.masked_answers,
             device=torch_device,
         )
         write_probes(target, file_stem(name), analysis)
@@ -176,13 +177,13 @@ def open_store(run: RunResults, task: str) -> FeatureStore:
     return store
 
 
-def _anchors(run: RunResults, task: str) -> Anchors | None:
-    """Return the anchors of a task as the run scored them; without them, with a warning, where their file changed."""
+def _earlier_analysis(run: RunResults, task: str) -> ProbeAnalysis | None:
+    """Return the analysis that the run wrote; none, with a warning, where its file changed."""
     try:
         run.require_sealed(f"{file_stem(task)}{PROBES}")
-        return read_anchors(run.folder, file_stem(task))
+        return read_probes(run.folder, file_stem(task))
     except DataError as error:
-        print_error(f"Warning: the anchors of {task} are left out: {error}")
+        print_error(f"Warning: the anchors and the answers about masked images of {task} are left out: {error}")
         return None
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from medmllm_plugins.data.core.image_controls import border_width
 from medmllm_plugins.features.hooks import ActivationHooks, Site
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.families.family import Family, stage_module
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 Halves: TypeAlias = npt.NDArray[np.float16]
 
 SIDE = 32
-BORDER_SHARE: Final = 1 / 8
-"""Width of the border as a share of the image's height and width."""
 _BORDER_CELLS: Final = 16
 """Cells along each side of the image that the border is divided into; it is two cells wide."""
 _CORNER_CELLS: Final = 8
@@ -69,11 +68,6 @@ def _slices(volume: Volume) -> tuple[list[Image.Image], npt.NDArray[np.float32]]
     images = slice_images(volume, SLICES)
     chosen = np.linspace(0, len(images) - 1, SLICES).round().astype(int)
     return images, np.concatenate([downsample(images[index], "L", SLICE_SIDE) for index in chosen])
-
-
-def border_width(side: int) -> int:
-    """Return how many pixels of a side of an image, at either end, belong to the border."""
-    return max(1, round(BORDER_SHARE * side))
 
 
 def _regions(picture: Image.Image) -> dict[str, npt.NDArray[np.float32]]:

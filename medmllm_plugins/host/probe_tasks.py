@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,11 +14,13 @@ from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, S
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.anchors import SWITCHED_OFF, score_anchors
+from medmllm_plugins.probes.masked_border import masked_answers
 from medmllm_plugins.probes.reference_run import find_reference
 from medmllm_plugins.prompts.task_content import Row
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.anchor_files import write_anchors
 from medmllm_plugins.results.anchor_records import Anchors
+from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.manifest import ProbeEntry
 from medmllm_plugins.results.probe_files import write_probes
@@ -49,14 +52,28 @@ class Probing(InspectionTask[ProbeAnalysis]):
         """Fit the probes."""
         folder = self.run.folder_for(model)
         anchors = self._anchors(folder)
-        store = self._recorded(self.run.keep_features(self.name), "features of the model's stages")
+        store = FeatureStore(self._recorded(self.run.keep_features(self.name), "features of the model's stages"))
         with self.run.stage(f"probe {self.name}"):
             reference = find_reference(folder, self.content.data.fingerprint)
-            result = analysis.analyse(store, outcomes, reference=reference, anchors=anchors)
+            result = analysis.analyse(
+                store,
+                outcomes,
+                reference=reference,
+                anchors=anchors,
+                masked=masked_answers(store, outcomes, self._read),
+            )
         write_probes(folder, file_stem(self.name), result)
         self.run.task(self.name, probes=result.manifest_entry())
         logger.info(f"{self.name}: {result.headline}")
         return result
+
+    def _read(self, document: str, answer: str) -> str | None:
+        """Read the class out of the answer to a document's question."""
+        return self.content.read_answer(self._row_of_document[document], answer).label
+
+    @cached_property
+    def _row_of_document(self) -> dict[str, Row]:
+        return {row["document"]: row for row in self.content.row_list}
 
     def _anchors(self, folder: Path) -> Anchors:
         """Score the anchors and write their answers into the run folder."""

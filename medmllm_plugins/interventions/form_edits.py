@@ -85,14 +85,22 @@ def project(seed: int, rank: float) -> Edit:
     return edit
 
 
-def warp(power: float) -> Edit:
-    """Raise each feature to a power, its sign kept, at the same root mean square of the row."""
+def take_absolute(seed: int, share: float) -> Edit:
+    """Replace a random fraction of the features by their absolute values."""
 
     def edit(output: Tensor) -> Tensor:
-        values = output.float()
-        warped = values.sign() * values.abs().pow(power)
-        size = values.pow(2).mean(-1, keepdim=True).sqrt()
-        return (warped * size / warped.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-12)).to(output.dtype)
+        chosen = _chosen(output.shape[-1], share, seed, "absolute").to(output.device)
+        return torch.where(chosen, output.abs(), output)
+
+    return edit
+
+
+def amplify_few(seed: int, factor: float) -> Edit:
+    """Multiply four random features by a factor, as in models with massive activations."""
+
+    def edit(output: Tensor) -> Tensor:
+        chosen = _chosen(output.shape[-1], 4 / output.shape[-1], seed, "amplified").to(output.device)
+        return torch.where(chosen, output * factor, output)
 
     return edit
 
@@ -133,25 +141,16 @@ def permute_rows(seed: int, share: float) -> Edit:
     return edit
 
 
-def reverse_rows(share: float) -> Edit:
-    """Reverse the order of the first fraction of the rows of (…, rows, d)."""
+def transpose_rows(share: float) -> Edit:
+    """Read the first fraction of the features of (…, rows, d) as if rows and features had changed places in memory.
+
+    So does a reshape where a transposition was meant.
+    """
 
     def edit(output: Tensor) -> Tensor:
-        count = round(share * output.shape[-2])
-        return torch.cat([output[..., :count, :].flip(-2), output[..., count:, :]], dim=-2)
-
-    return edit
-
-
-def average_neighbours(passes: float) -> Edit:
-    """Replace each row of (…, rows, d) by the mean of itself, the row before and the row after, several times."""
-
-    def edit(output: Tensor) -> Tensor:
-        for _ in range(int(passes)):
-            before = torch.cat([output[..., :1, :], output[..., :-1, :]], dim=-2)
-            after = torch.cat([output[..., 1:, :], output[..., -1:, :]], dim=-2)
-            output = (before + output + after) / 3
-        return output
+        count = round(share * output.shape[-1])
+        first = output[..., :count]
+        return torch.cat([first.mT.reshape(first.shape), output[..., count:]], dim=-1)
 
     return edit
 
@@ -288,17 +287,31 @@ def rotary_modules(loaded: LoadedModel) -> list[nn.Module]:
 
 
 @contextmanager
-def swap_blocks(blocks: nn.ModuleList, first: int, second: int) -> Iterator[None]:
-    """Run two blocks of a list in each other's place."""
+def exchange_weights(first: nn.Module, second: nn.Module) -> Iterator[None]:
+    """Let two blocks of the same layout work with each other's weights.
 
-    def swap() -> None:
-        blocks[first], blocks[second] = blocks[second], blocks[first]
+    The blocks themselves stay where they are, because each may have its own attention mask and place in the cache.
 
-    swap()
+    Raises:
+        ModelError: their weights have other names or shapes.
+    """
+    pairs = list(zip(first.named_parameters(), second.named_parameters(), strict=False))
+    shapes = [{name: tensor.shape for name, tensor in block.named_parameters()} for block in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"Expected two blocks with weights of the same names and shapes, got {type(first).__name__} and "
+            f"{type(second).__name__} with different ones. Exchange blocks of one kind."
+        )
+
+    def exchange() -> None:
+        for (_, weight), (_, other) in pairs:
+            weight.data, other.data = other.data, weight.data
+
+    exchange()
     try:
         yield
     finally:
-        swap()
+        exchange()
 
 
 def attention_parts(block: nn.Module, *names: str) -> list[nn.Module]:

@@ -128,7 +128,7 @@ def mark_anchors(
     Documents are sampled evenly from the classes, or of a multi-label set from those with and without ``finding``. The
     correct answers of each kind are balanced, also within each class.
     """
-    chosen = _sample(documents, finding, count, seed)
+    chosen = sample_documents(documents, finding, count, seed)
     items = []
     for number, kind in enumerate(MARK_KINDS):
         question = mark_question(kind, spec, paraphrase)
@@ -163,7 +163,7 @@ def place_marks(kind: MarkKind, label: str, generator: random.Random) -> tuple[M
     )
 
 
-def _sample(documents: Sequence[Document], finding: str | None, count: int, seed: int) -> list[Document]:
+def sample_documents(documents: Sequence[Document], finding: str | None, count: int, seed: int = 0) -> list[Document]:
     """Return at most ``count`` documents, evenly from the classes, each group once before any comes again.
 
     They are sorted by class, so that labels dealt in turn are balanced within each class.

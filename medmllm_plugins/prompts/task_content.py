@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,19 @@ from loguru import logger
 from PIL import Image
 
 from medmllm_plugins.answers.parsing import Answer
-from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.data.core.image_controls import blank, partners
+from medmllm_plugins.data.core.documents import MASKED, Document
+from medmllm_plugins.data.core.image_controls import blank, draw_marks, mask_border, partners
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.loading.few_shot import FewShotExamples
-from medmllm_plugins.data.loading.volume_view import draw_marks_on_volume
+from medmllm_plugins.data.loading.volume_view import draw_marks_on_volume, mask_border_of_volume
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.prompts.anchor_prompts import AnchorItem, check_findings, mark_anchors, text_anchors
+from medmllm_plugins.prompts.anchor_prompts import (
+    AnchorItem,
+    check_findings,
+    mark_anchors,
+    sample_documents,
+    text_anchors,
+)
 from medmllm_plugins.prompts.protocols import Question
 from medmllm_plugins.prompts.task_rows import TaskRows, correct_answer
 from medmllm_plugins.prompts.task_settings import TaskSettings
@@ -70,6 +77,8 @@ class TaskContent:
     def images(self, row: Row) -> list[Image.Image]:
         """Return the RGB images of a row's document, or of the control shown in its place."""
         document = self.document(row)
+        if row["fold"] == MASKED:
+            return self.settings.view.pictures(self.data, document, mask_border)
         if self.settings.image == "shuffled":
             return self.document_images(self._partners[document.id])
         images = self.document_images(document)
@@ -84,17 +93,41 @@ class TaskContent:
         settings = self.settings
         if not settings.anchors:
             return []
-        rows = [row for row in map(self.row_list.__getitem__, self.evaluated) if row["fold"] == "test"]
-        documents = list({row["document"]: self.document(row) for row in rows}.values())
+        documents = [self.document(self.row_list[index]) for index in self._tested]
         paraphrase = int(settings.paraphrase)
         marks = mark_anchors(
             documents, settings.dataset, finding=settings.finding, paraphrase=paraphrase, count=settings.anchors
         )
         return [*text_anchors(settings.dataset, self.question(self.row_list[0])), *marks]
 
+    @property
+    def _tested(self) -> list[int]:
+        """Indices of the evaluated rows of the test fold, for tasks with one question about each document."""
+        return [index for index in self.evaluated if self.row_list[index]["fold"] == "test"]
+
+    @cached_property
+    def masked_rows(self) -> dict[int, Row]:
+        """Rows of the test fold that are shown once more with the border masked, by index in :attr:`row_list`.
+
+        They have an ``id`` of their own, and the fold :data:`~medmllm_plugins.data.core.documents.MASKED`. At most
+        ``settings.masked`` documents are sampled evenly from the classes, each group once before any comes again.
+        """
+        settings = self.settings
+        if not settings.masked or settings.image != "shown":
+            return {}
+        index_of = {self.row_list[index]["document"]: index for index in self._tested}
+        documents = [self._documents[name] for name in index_of]
+        rows: dict[int, Row] = {}
+        for document in sample_documents(documents, settings.finding, settings.masked):
+            row = self.row_list[index_of[document.id]]
+            rows[index_of[document.id]] = {**row, "id": f"{row['id']} | {MASKED}", "fold": MASKED}
+        return rows
+
     def anchor_images(self, item: AnchorItem) -> list[Image.Image]:
         """Return the RGB images of an anchor, with squares drawn on them; none for one in words."""
-        return [] if item.document is None else self.settings.view.pictures(self.data, item.document, item.marks)
+        if item.document is None:
+            return []
+        return self.settings.view.pictures(self.data, item.document, partial(draw_marks, marks=item.marks))
 
     def anchor_volume(self, item: AnchorItem) -> Volume:
         """Return the volume of an anchor's document with squares drawn on its slices."""
@@ -113,7 +146,8 @@ class TaskContent:
                 f"{self.name}: expected a 3D data set with image=shown, since the model reads volumes, got "
                 f"{self.settings.dataset.dimensions}D and image={self.settings.image}. Choose another task."
             )
-        return self.data.volume(self.document(row))
+        volume = self.data.volume(self.document(row))
+        return mask_border_of_volume(volume) if row["fold"] == MASKED else volume
 
     def examples(self, row: Row, count: int) -> list[tuple[Document, str]]:
         """Return few-shot examples for a row: documents of the train fold with their correct answers.

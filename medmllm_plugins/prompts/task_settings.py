@@ -26,6 +26,8 @@ Purpose = Literal["classify", "probe", "attribute"]
 ALL: Final = "all"
 ANCHORS: Final = 48
 """Documents of the test fold on whose images squares are drawn for the positive control, by default."""
+MASKED_DOCUMENTS: Final = 100
+"""Documents of the test fold that are shown once more with the border masked, by default."""
 _ATTRIBUTION: Final = AttributionOptions()
 """The defaults of what attribution tasks explain."""
 
@@ -131,6 +133,8 @@ class TaskDeclaration(DeclaredModel):
     """Probing tasks: whether to record control features of a randomly initialised vision tower."""
     anchors: WholeNumber = ANCHORS
     """Probing tasks: documents of the positive control; 0 asks no anchors at all."""
+    masked: WholeNumber = MASKED_DOCUMENTS
+    """Probing tasks: documents that are shown once more with the border masked; 0 for none."""
     finding: Text = ""
     """Probing and attribution tasks on a multi-label set: the finding that is asked about."""
     n: WholeNumber = _ATTRIBUTION.n
@@ -152,9 +156,9 @@ ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name !
 _PLAIN: Final = ("protocol", "folds", "order", "paraphrase", "image", "on_error")
 _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
-_PROBING: Final = ("pool", "random_encoder", "anchors", "finding")
+_PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
-AFTERWARDS: Final = ("anchors", *(name for name in _ATTRIBUTING if name != "finding"))
+AFTERWARDS: Final = ("anchors", "masked", *(name for name in _ATTRIBUTING if name != "finding"))
 """Arguments that say what is made of answers or asked after them, and decide nothing about the answers themselves."""
 _INSPECTION: Final[Mapping[Purpose, tuple[str, tuple[str, ...]]]] = {
     "probe": ("med_probe", _PROBING),
@@ -171,6 +175,7 @@ class TaskSettings:
         dataset: the data set's declaration, its options changed by arguments.
         finding: the finding of a multi-label set that is asked about, if it is only one.
         anchors: documents of the positive control; 0 where no anchors are asked.
+        masked: documents that are shown once more with the border masked.
     """
 
     dataset: DatasetSpec
@@ -184,13 +189,15 @@ class TaskSettings:
     finding: str | None = None
     features: FeatureOptions | None = None
     anchors: int = 0
+    masked: int = 0
     attributions: AttributionOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as in the manifest; they are part of the response cache's key."""
         inspection: dict[str, Any] = {}
         if self.features is not None:
-            inspection = {"features": self.features.to_dict(), "anchors": self.anchors, "finding": self.finding}
+            inspection = {"features": self.features.to_dict(), "finding": self.finding}
+            inspection |= {"anchors": self.anchors, "masked": self.masked}
         if self.attributions is not None:
             inspection = {"attributions": self.attributions.to_dict(), "finding": self.finding}
         return {
@@ -275,7 +282,14 @@ def _probing(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSettin
         raise OptionError("Probes are fitted on the train fold and tested on the test fold: leave `folds` out.")
     finding = _check_one_question(settings, declaration, "Probes need", "a probe is of one finding")
     features = FeatureOptions(extra=declaration.pool, random_encoder=declaration.random_encoder == "on")
-    return dataclasses.replace(settings, folds=FOLDS, finding=finding, features=features, anchors=declaration.anchors)
+    return dataclasses.replace(
+        settings,
+        folds=FOLDS,
+        finding=finding,
+        features=features,
+        anchors=declaration.anchors,
+        masked=declaration.masked,
+    )
 
 
 def _attributing(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSettings:

@@ -48,6 +48,7 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "stages": layer_tables.stages_table,
     "anchors": layer_tables.anchors_table,
     "shortcuts": shortcut_tables.shortcuts_table,
+    "masked": shortcut_tables.masked_table,
     "nuisances": shortcut_tables.nuisances_table,
     "health": layer_tables.health_table,
     "curves": layer_tables.curves_table,

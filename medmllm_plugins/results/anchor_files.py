@@ -1,17 +1,13 @@
-"""The answers to anchors as a table, and the anchors of a run."""
+"""The answers to anchors as a table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from medmllm_plugins.errors import DataError
 from medmllm_plugins.prompts.anchor_prompts import AnchorItem
-from medmllm_plugins.results.anchor_records import Anchors
-from medmllm_plugins.results.file_names import ANCHORS, PROBES
-from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.file_names import ANCHORS
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
 COLUMNS: Final = ("kind", "document", "group", "question", "label", "predicted", "status", "answer")
@@ -31,18 +27,3 @@ def write_anchors(folder: Path, stem: str, items: Sequence[AnchorItem], answers:
             asked = (item.kind, document, item.group, item.question.text, item.label)
             rows.append((*asked, reading.label or "", reading.status, answers[item.id]))
     write_whole(folder / f"{stem}{ANCHORS}", csv_text(COLUMNS, rows))
-
-
-def read_anchors(folder: Path, stem: str) -> Anchors | None:
-    """Return the anchors in a task's ``TASK.probes.json``; ``None`` where it holds none.
-
-    Raises:
-        DataError: the file is damaged, or of a newer version.
-    """
-    path = folder / f"{stem}{PROBES}"
-    try:
-        return ProbeAnalysis.from_dict(json.loads(path.read_text(encoding="utf-8"))).anchors
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{path}: expected the results of probes, got {error}. Run the task again.") from error

@@ -39,6 +39,7 @@ class SettingsEntry(Record):
         finding: the finding of a multi-label set that is asked about, if it is only one.
         features: options of the features that are recorded; ``null`` for a task without probes.
         anchors: documents of the positive control; ``null`` for a task without probes, 0 where no anchors are asked.
+        masked: documents shown once more with the border masked, likewise.
         attributions: options of the attributions; ``null`` for a task without any.
     """
 
@@ -54,6 +55,7 @@ class SettingsEntry(Record):
     finding: str | None = None
     features: Mapping[str, Any] | None = None
     anchors: int | None = None
+    masked: int | None = None
     attributions: Mapping[str, Any] | None = None
 
     @property

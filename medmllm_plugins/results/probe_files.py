@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.results.file_names import PROBE_CURVES, PROBE_EFFECTS, PROBES
 from medmllm_plugins.results.probe_records import ProbeAnalysis
@@ -42,6 +43,21 @@ def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]
     return [folder / f"{stem}{suffix}" for suffix in texts]
 
 
+def read_probes(folder: Path, stem: str) -> ProbeAnalysis | None:
+    """Return the analysis in a task's ``TASK.probes.json``; ``None`` where there is no file.
+
+    Raises:
+        DataError: the file is damaged, or of a newer version.
+    """
+    path = folder / f"{stem}{PROBES}"
+    try:
+        return ProbeAnalysis.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{path}: expected the results of probes, got {error}. Run the task again.") from error
+
+
 def curve_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the table of curves, with the columns :data:`CURVE_COLUMNS`."""
     for point in analysis.points:
@@ -75,6 +91,13 @@ def shortcut_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
             yield (*site, name, *getattr(check, name).to_dict().values())
         for name in ("shift", "p_within_train", "p_to_test", "p_drop", "p_shift"):
             yield (*site, name, number(getattr(check, name)), None, None)
+    for masked in report.masked:
+        for name in ("shown", "masked", "drop"):
+            yield ("masked", masked.layer, masked.pooling, None, name, *getattr(masked, name).to_dict().values())
+    if report.columns_together is not None:
+        together = ("nuisance", "all columns", None, None)
+        yield (*together, "class_from_columns", *report.columns_together.class_from_columns.to_dict().values())
+        yield (*together, "p", number(report.columns_together.p), None, None)
     for nuisance in report.nuisances:
         yield from _nuisance_rows(nuisance)
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medmllm_plugins.data.core.documents import FOLDS
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.results.attribution_files import read_map
 from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
@@ -249,6 +250,7 @@ class Run:
                 f"{describe(differing)}. Copy the run folder again, or run the task again."
             )
         store = FeatureStore(folder)
+        store = store.only(np.flatnonzero(store.index["fold"].isin(FOLDS)))
         columns = ["id", "document", "group", "fold", "label", "answer"]
         return store.features(layer, pooling), store.index[columns].copy()
 

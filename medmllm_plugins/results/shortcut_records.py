@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +19,11 @@ SHIFT_MARGIN: Final = 0.60
 DROP_MARGIN: Final = 0.10
 """Least drop of balanced accuracy from the train fold to the test fold at which the folds count as different, as a
 share of the way from chance to 100%."""
+
+MASKED_MARGIN: Final = 0.10
+"""Least drop of accuracy that is reported where the border is masked."""
+ANSWERS: Final = "answers"
+"""In place of a layer: the model's answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,34 @@ class FeatureSetCheck(Record):
     readable: tuple[str, ...] = ()
     shifted: bool = False
     dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedCheck(Record):
+    """Accuracy on the same test documents with the border of their images shown and masked.
+
+    Attributes:
+        layer: the end of a stage, whose probe was fitted on unmasked images; ``answers`` for the model's answers.
+        pooling: its pooling; ``""`` for answers.
+        n: documents, sampled evenly from the classes.
+        groups: their groups.
+        shown: accuracy on the images as they are.
+        masked: accuracy on the masked images.
+        drop: ``shown - masked``, paired.
+    """
+
+    layer: str
+    pooling: str
+    n: int
+    groups: int
+    shown: Estimate
+    masked: Estimate
+    drop: Estimate
+
+    @property
+    def falls(self) -> bool:
+        """Whether accuracy falls by at least the margin, and the interval lies above zero."""
+        return self.drop.low > 0 and self.drop.value >= MASKED_MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +135,14 @@ class Nuisance(Record):
 
     Attributes:
         column: its name.
-        counts: documents by value, over all folds.
-        majority: share of the most common value in the test fold.
-        chance: 1 divided by the number of values.
+        counts: documents by value, over all folds; empty for a column of numbers.
+        majority: share of the most common value in the test fold; NaN for numbers.
+        chance: 1 divided by the number of values that are probed for; NaN where none are.
         class_from_column: balanced accuracy of the class predicted from this column alone, cross-validated by group.
         p: share of permutations of the classes (by group, refitted) that are predicted as well.
         explains_class: whether the column predicts the class by at least the margin after Holm's correction.
-        points: the probes for this column at all layers.
-        strata: test documents by value.
+        points: the probes for this column at all layers; empty for numbers and for too few groups with each value.
+        strata: test documents by value, likewise.
         within: accuracy of the best class probe minus that of the class that is most common with each value in the
             train fold, over the test documents of all values.
     """
@@ -116,7 +150,7 @@ class Nuisance(Record):
     column: str
     counts: Mapping[str, int]
     majority: float
-    chance: float
+    chance: float = math.nan
     class_from_column: Estimate
     p: float
     explains_class: bool = False
@@ -126,22 +160,45 @@ class Nuisance(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnsTogether(Record):
+    """All columns of the data beside the class, categories as indicators and numbers as they are.
+
+    Attributes:
+        columns: their names.
+        class_from_columns: balanced accuracy of the class predicted from all of them, cross-validated by group.
+        p: share of permutations of the classes (by group, refitted) that are predicted as well.
+        explains_class: whether they predict the class by at least the margin after Holm's correction.
+    """
+
+    columns: tuple[str, ...]
+    class_from_columns: Estimate
+    p: float
+    explains_class: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShortcutReport(Record):
     """Shortcuts and nuisance of one probed task; docs/diagnosis.md explains the tests.
 
     Attributes:
         chance: ``1 / K``.
         checks: each set of features that was tested.
+        masked: the ends of the stages and the answers with the border masked; empty where no masked images were shown.
         nuisances: each column of the data that was tested.
+        columns_together: all of these together; ``None`` for fewer than two.
         left_out: columns that were not tested, with the reason.
         warnings: plain sentences; empty if there is nothing to warn of.
+        notes: plain sentences about figures that are no evidence of a shortcut.
     """
 
     chance: float
     checks: tuple[FeatureSetCheck, ...]
+    masked: tuple[MaskedCheck, ...] = ()
     nuisances: tuple[Nuisance, ...] = ()
+    columns_together: ColumnsTogether | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def folds_differ(self) -> bool:
@@ -150,6 +207,11 @@ class ShortcutReport(Record):
         Losses of accuracy on the test fold then need not be losses of the model.
         """
         return any(check.dropped for check in self.checks)
+
+    @property
+    def masked_answers(self) -> MaskedCheck | None:
+        """The answers with the border masked; ``None`` where no masked images were shown."""
+        return next((check for check in self.masked if check.layer == ANSWERS), None)
 
     def check(self, layer: str) -> FeatureSetCheck | None:
         """Return the check of one layer; ``None`` where there is none."""

@@ -25,7 +25,7 @@ from medmllm_plugins.runtime.batches import AUTO, Batches, BatchSize
 from medmllm_plugins.runtime.chat_messages import read_messages
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Journal, Reply
-from medmllm_plugins.runtime.requests import Needs, RequestKey, TaskRequest, by_task
+from medmllm_plugins.runtime.requests import Needs, RequestKey, TaskRequest, by_task, masked_requests
 from medmllm_plugins.utils.progress import Progress
 
 DEFAULT_NEW_TOKENS: Final = 64
@@ -78,7 +78,7 @@ class AnswerLoop:
         self._blank_scores: dict[tuple[Question, tuple[str, ...]], tuple[float, ...] | None] = {}
 
     def answer(self, requests: Sequence[TaskRequest], journal: Journal) -> dict[RequestKey, Reply]:
-        """Answer all requests that the journal does not hold.
+        """Answer all requests that the journal does not hold, and those about masked images that they bring with them.
 
         The new answers are added to the journal. Clones of a request are answered once.
 
@@ -86,6 +86,7 @@ class AnswerLoop:
             ModelError: a request has not exactly one image, or is too long for the model.
         """
         unique = {request.key: request for request in requests}
+        unique |= {request.key: request for request in masked_requests(tuple(unique.values()))}
         answers = self._stored_answers(unique, journal)
         if answers:
             self._run.note(answers_of_an_earlier_start=len(answers))
@@ -167,10 +168,11 @@ class AnswerLoop:
     def _batches(
         self, requests: Sequence[TaskRequest], recorder: FeatureRecorder | None
     ) -> Iterator[tuple[list[PreparedRequest], list[Reply]]]:
-        """Answer in batches with one generation setting and one set of labels; see :class:`Batches`."""
-        groups: dict[tuple[str, Needs, tuple[str, ...] | None], list[TaskRequest]] = {}
+        """Answer in batches of one split, generation setting and set of labels; see :class:`Batches`."""
+        groups: dict[tuple[str, str, Needs, tuple[str, ...] | None], list[TaskRequest]] = {}
         for request in requests:
-            kind = (repr(sorted(request.generation.items())), request.needs, request.labels)
+            # Masked images share no batch with others, so that with and without them all answers are the same.
+            kind = (request.split, repr(sorted(request.generation.items())), request.needs, request.labels)
             groups.setdefault(kind, []).append(request)
         size = BatchSize(self._options.batch_size, self._options.max_batch_size)
 

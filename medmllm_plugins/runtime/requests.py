@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from medmllm_plugins.data.core.documents import MASKED
 from medmllm_plugins.prompts.anchor_prompts import AnchorItem
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
@@ -29,7 +30,7 @@ class TaskRequest:
         split: the split of its data set.
         index: the row's index in the split.
         generation: generation settings, such as ``max_new_tokens`` and ``until``.
-        rows: all rows of the split; read one at a time, since rows of other packages' tasks hold images.
+        rows: all rows of the split by index; read one at a time, since rows of other packages' tasks hold images.
         to_messages: makes the chat turns of a row.
         content: the content of a task of this package; ``None`` for any other task, which gets plain text.
     """
@@ -39,7 +40,7 @@ class TaskRequest:
     index: int
     repeat: int
     generation: Mapping[str, Any]
-    rows: Sequence[Row]
+    rows: Sequence[Row] | Mapping[int, Row]
     to_messages: Callable[[Row], Messages]
     content: TaskContent | None
 
@@ -93,11 +94,11 @@ class TaskRequest:
     def stored_name(self) -> str:
         """Return the name of the answer in the journal: a hash of question, document and settings.
 
-        Options of attributions and anchors are left out, see
+        Options of attributions, anchors and masked borders are left out, see
         :meth:`medmllm_plugins.runtime.evaluation_run.EvaluationRun.open`.
         """
         metadata = {} if self.content is None else self.content.metadata
-        settings = {key: value for key, value in metadata.items() if key not in ("attributions", "anchors")}
+        settings = {key: value for key, value in metadata.items() if key not in ("attributions", "anchors", "masked")}
         parts = (
             answering_name(self.task), self.split, self.index, self.repeat, sorted(self.generation.items()), settings
         )  # fmt: skip
@@ -115,6 +116,16 @@ class TaskRequest:
 
 def _hash(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def masked_requests(requests: Iterable[TaskRequest]) -> Iterator[TaskRequest]:
+    """Yield the requests about the same documents with the border of their images masked, where the task wants some."""
+    for request in requests:
+        if request.content is None or request.repeat or request.content.predict_only:
+            continue
+        rows = request.content.masked_rows
+        if request.index in rows:
+            yield replace(request, split=f"{request.split} {MASKED}", rows=rows)
 
 
 def by_task(requests: Sequence[TaskRequest]) -> dict[str, list[TaskRequest]]:

@@ -90,8 +90,8 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "blind": (0.1, 0.4, 1.0, "fraction of documents whose image only image tokens attend to, in every layer"),
             "text_blur": (
                 0.9,
-                1.25,
                 1.5,
+                2.0,
                 "after every layer of the LLM, one random vector for each document added to the prompt after the last "
                 "image token, in root mean squares of each position",
             ),
@@ -135,8 +135,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "tower_permuted": (0.5, 0.8, 1.0, "fraction of the tower's features permuted"),
             "tower_rotated": (0.5, 0.8, 1.0, "fraction of the tower's features rotated"),
             "tower_offset": (3.0, 10.0, 20.0, "constant vector added, in root mean squares of each patch"),
-            "tower_scaled": (0.1, 0.03, 0.01, "factor on the tower's output"),
-            "tower_patches_permuted": (0.25, 0.5, 1.0, "fraction of the patches permuted in space"),
+            "tower_scaled": (0.01, 0.003, 0.001, "factor on the tower's output"),
             "tower_blocks_skipped": (2.0, 3.0, 4.0, "last blocks of the tower skipped"),
         },
     ),
@@ -149,7 +148,6 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "connector_permuted": (0.5, 0.8, 1.0, "fraction of the connector's features permuted"),
             "connector_rotated": (0.5, 0.8, 1.0, "fraction of the connector's features rotated"),
             "connector_offset": (3.0, 10.0, 30.0, "constant vector added, in root mean squares of each token"),
-            "connector_scaled": (0.1, 0.03, 0.01, "factor on the connector's output"),
             "connector_projected": (8.0, 3.0, 2.0, "dimensions of a random subspace that the output is projected to"),
         },
     ),
@@ -193,8 +191,8 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("vision",),
         ("vision -> connector",),
         {
-            "tower_neighbours": (2.0, 8.0, 32.0, "times that each patch is averaged with its neighbours"),
-            "tower_warped": (2.0, 3.0, 5.0, "power of each of the tower's features, sign kept"),
+            "tower_amplified": (10.0, 30.0, 100.0, "factor on four of the tower's features"),
+            "tower_absolute": (0.25, 0.5, 1.0, "fraction of the tower's features whose absolute value is taken"),
         },
     ),
     **_kinds(
@@ -202,9 +200,14 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("connector",),
         ("connector -> llm",),
         {
-            "tokens_reversed": (0.5, 0.75, 1.0, "fraction of the image tokens whose order is reversed"),
+            "tokens_transposed": (0.25, 0.5, 1.0, "fraction of the connector's features that are read transposed"),
             "tokens_reflected": (1.5, 2.0, 3.0, "multiple of the mean over the image tokens subtracted from each"),
-            "connector_warped": (2.0, 3.0, 5.0, "power of each of the connector's features, sign kept"),
+            "connector_absolute": (
+                0.25,
+                0.5,
+                1.0,
+                "fraction of the connector's features whose absolute value is taken",
+            ),
         },
     ),
     **_kinds(
@@ -212,11 +215,10 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("comprehension",),
         ("llm",),
         {
-            "positions_shifted": (64.0, 256.0, 1024.0, "added to the positions of image tokens"),
             "attention_windowed": (64.0, 32.0, 16.0, "last tokens that each token attends to"),
             "values_rotated": (0.25, 0.5, 1.0, "fraction of the heads whose values are rotated"),
-            "blocks_swapped": (1.0, 2.0, 3.0, "distance between two blocks of the LLM that change places"),
-            "steps_scaled": (0.7, 0.5, 2.0, "factor on what each block of the LLM adds"),
+            "keys_permuted": (0.25, 0.5, 1.0, "fraction of the features of the keys permuted"),
+            "blocks_swapped": (1.0, 2.0, 3.0, "distance between two blocks of the LLM that exchange their weights"),
         },
     ),
     **_kinds(
@@ -252,6 +254,10 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "llm_slight_noise": (0.005, 0.01, 0.02, "as llm_noise"),
             "rounded_weights": (0.0, 0.0, 0.0, "all matrices rounded to bfloat16"),
             "connector_amplified": (3.0, 10.0, 30.0, "factor on the connector's output"),
+            "connector_scaled": (0.1, 0.03, 0.01, "factor on the connector's output"),
+            "tower_patches_permuted": (0.25, 0.5, 1.0, "fraction of the patches permuted in space"),
+            "positions_shifted": (64.0, 256.0, 1024.0, "added to the positions of image tokens"),
+            "steps_scaled": (0.7, 0.5, 2.0, "factor on what each block of the LLM adds"),
             "tokens_hidden": (0.25, 0.5, 0.5, "fraction of the image tokens that no other token attends to"),
             "image_noise": (1.0, 2.0, 3.0, "standard deviation of noise on the grey levels"),
         },
@@ -306,7 +312,7 @@ PAIRS: Final[tuple[tuple[str, str], ...]] = (
     ("connector_signs", "labels_permuted"),
     ("tower_lost", "attention_flat"),
     ("tower_permuted", "connector_rotated"),
-    ("connector_scaled", "llm_blocks_skipped"),
+    ("connector_offset", "llm_blocks_skipped"),
     ("connector_lost", "final_signs"),
     ("image_dark", "label_bias"),
 )

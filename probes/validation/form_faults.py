@@ -98,6 +98,14 @@ def _drop_values(sites: FaultSites, fault: Fault) -> Contexts:
     ]
 
 
+def _permute_keys(sites: FaultSites, fault: Fault) -> Contexts:
+    return [
+        edit_output(module, edits.permute_features(fault.seed, fault.grade))
+        for block in sites.llm_blocks
+        for module in edits.attention_parts(block, "k_proj")
+    ]
+
+
 def _rotate_values(sites: FaultSites, fault: Fault) -> Contexts:
     contexts: Contexts = []
     for block in sites.llm_blocks:
@@ -115,7 +123,7 @@ def _swap_blocks(sites: FaultSites, fault: Fault) -> Contexts:
     family = sites.loaded.family
     blocks = cast(nn.ModuleList, stage_module(sites.loaded.model, family.llm_blocks))
     second = min(int(fault.grade), len(blocks) - 1)
-    return [edits.swap_blocks(blocks, 0, second)]
+    return [edits.exchange_weights(blocks[0], blocks[second])]
 
 
 def _noise_llm(sites: FaultSites, fault: Fault) -> Contexts:
@@ -152,8 +160,8 @@ FORM_FAULTS: Final[Mapping[str, Planter]] = {
     "tower_scaled": _tower_features(lambda _, factor: edits.scale(factor)),
     "tower_patches_permuted": _tower_rows(edits.permute_rows),
     "tower_blocks_skipped": _skip_last_vision_blocks,
-    "tower_neighbours": _tower_rows(lambda _, passes: edits.average_neighbours(passes)),
-    "tower_warped": _tower_features(lambda _, power: edits.warp(power)),
+    "tower_amplified": _tower_features(edits.amplify_few),
+    "tower_absolute": _tower_features(edits.take_absolute),
     "connector_signs": _connector_features(edits.flip_signs),
     "connector_permuted": _connector_features(edits.permute_features),
     "connector_rotated": _connector_features(edits.rotate),
@@ -162,8 +170,8 @@ FORM_FAULTS: Final[Mapping[str, Planter]] = {
     "connector_amplified": _connector_features(lambda _, factor: edits.scale(factor)),
     "connector_projected": _connector_features(edits.project),
     "connector_reset": _reset_connector,
-    "connector_warped": _connector_features(lambda _, power: edits.warp(power)),
-    "tokens_reversed": _connector_rows(lambda _, share: edits.reverse_rows(share)),
+    "connector_absolute": _connector_features(edits.take_absolute),
+    "tokens_transposed": _connector_rows(lambda _, share: edits.transpose_rows(share)),
     "tokens_reflected": _connector_rows(lambda _, grade: edits.reflect_mean(grade)),
     "attention_flat": _scale_attention,
     "attention_sharp": _scale_attention,
@@ -174,6 +182,7 @@ FORM_FAULTS: Final[Mapping[str, Planter]] = {
     "llm_low_rank": _damage_llm,
     "positions_shifted": _shift_positions,
     "attention_windowed": _narrow_attention,
+    "keys_permuted": _permute_keys,
     "values_rotated": _rotate_values,
     "blocks_swapped": _swap_blocks,
     "steps_scaled": _scale_llm_steps,

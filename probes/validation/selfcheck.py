@@ -44,6 +44,7 @@ from medmllm_plugins.probes.validation.fault_kinds import (
     STRENGTHS,
     Fault,
     FaultGroup,
+    Strength,
     names_of,
 )
 from medmllm_plugins.probes.validation.planted_faults import WORD_FAULTS, class_directions, plant_faults
@@ -61,11 +62,11 @@ SIZES: Final[dict[Fold, int]] = {"train": 400, "validation": 160, "test": 320}
 BATCH: Final = 40
 OPTIONS: Final = Options(layers=("connector",), permutations=1, controls=1, refits=10)
 """The verdicts use only the ends of the stages."""
-CLEAR_STRENGTHS: Final = (2, 3)
+CLEAR_STRENGTHS: Final[tuple[Strength, ...]] = (2, 3)
 """Strengths at which the diagnosis must name a fault that destroys the class."""
-OTHERS: Final[Mapping[FaultGroup, int]] = {"form": 11, "held-out form": 4, "preprocessing": 3, "harmless": 2}
+OTHERS: Final[Mapping[FaultGroup, int]] = {"form": 8, "held-out form": 4, "preprocessing": 2, "harmless": 2}
 """Number of trials with faults of further groups for each seed."""
-PAIRS_PER_SEED: Final = 3
+PAIRS_PER_SEED: Final = 2
 WIDTHS: Final = ((96, 1024, 2048), (96, 2048, 1024), (1024, 1024, 96), (768, 96, 2048), (96, 96, 4096))
 """Widths of the simulated stages."""
 BLANK: Final = Image.new("RGB", (64, 64), (128, 128, 128))
@@ -86,12 +87,13 @@ Planned: TypeAlias = tuple[Fault, ...] | SimulatedStages | TaggedImages
 def trials_for_seed(seed: int) -> list[Planned]:
     """Return the trials of one seed.
 
-    They are the healthy model, each failure mode at each strength, some kinds of every other group, and simulated
-    stages. Kinds and strengths come in turn.
+    They are the healthy model, a mild fault of one failure mode, a clear and a heavy one of each, some kinds of every
+    other group, images with a shortcut, and simulated stages. Kinds and strengths come in turn.
     """
     planned: list[Planned] = [(replace(HEALTHY, seed=seed),)]
-    for kinds in DESTROYING.values():
-        planned += [(Fault(kinds[(seed + strength) % len(kinds)], strength, seed),) for strength in STRENGTHS]
+    for number, kinds in enumerate(DESTROYING.values()):
+        strengths = STRENGTHS if number == seed % len(DESTROYING) else CLEAR_STRENGTHS
+        planned += [(Fault(kinds[(seed + strength) % len(kinds)], strength, seed),) for strength in strengths]
     for group, count in OTHERS.items():
         names = names_of(group)
         chosen = [names[(count * seed + number) % len(names)] for number in range(count)]
@@ -123,6 +125,11 @@ class _Run:
     store: FeatureStore
     outcomes: Sequence[Outcome]
     anchors: Anchors
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers."""
+        return float(np.mean([outcome.predicted == outcome.label for outcome in self.outcomes]))
 
     def analyse(self, reference: Reference) -> ProbeAnalysis:
         """Analyse it like any run."""
@@ -160,15 +167,14 @@ class FaultBench:
         if isinstance(planned, TaggedImages):
             return self._tagged_trial(planned)
         healthy, reference = self._part(planned[0].seed)
-        if planned[0].name == HEALTHY_KIND:
-            analysis = healthy.analyse(reference)
-        elif all(fault.name in WORD_FAULTS for fault in planned):
-            analysis = self._evaluate_words(planned, healthy.store).analyse(reference)
-        else:
-            documents = [self._documents[str(name)] for name in healthy.store.index["document"]]
-            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+        run = healthy
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            if all(fault.name in WORD_FAULTS for fault in planned):
+                run = self._evaluate_words(planned, healthy.store)
+            elif planned[0].name != HEALTHY_KIND:
+                documents = [self._documents[str(name)] for name in healthy.store.index["document"]]
                 run = self._evaluate(documents, planned, Path(folder), _directions(healthy.store))
-                analysis = run.analyse(reference)
+            analysis = run.analyse(reference)
         return Trial(
             name=" + ".join(fault.name for fault in planned),
             group=group_of(planned),
@@ -177,6 +183,7 @@ class FaultBench:
             judgement=judge_faults(planned, analysis.diagnosis),
             judgement_without_reference=judge_faults(planned, analysis.diagnosis_without_reference),
             analysis=analysis,
+            cost=healthy.accuracy - run.accuracy,
             seconds=time.perf_counter() - began,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ LIMITS: Final[Mapping[TrialGroup, tuple[float, float]]] = {
 """By group, the smallest share of correct and the largest share of wrong diagnoses that pass."""
 WITHOUT_REFERENCE: Final = 0.05
 """The largest share of all trials that may be diagnosed wrongly without a reference classifier."""
+COSTLY: Final = 0.20
+"""Faults that cost the answers at least this accuracy are also counted on their own: a diagnosis should detect them."""
 
 
 def group_of(faults: Sequence[Fault]) -> TrialGroup:
@@ -101,6 +104,8 @@ class Trial:
         judgement_without_reference: whether it would be without a reference classifier, which faults of the tower can
             hardly be detected without.
         analysis: the analysis.
+        cost: accuracy of the healthy model's answers to the same documents minus that of these answers; NaN without a
+            healthy model.
         seconds: wall time.
     """
 
@@ -111,6 +116,7 @@ class Trial:
     judgement: Judgement
     judgement_without_reference: Judgement
     analysis: ProbeAnalysis
+    cost: float = math.nan
     seconds: float = 0.0
 
     @property
@@ -141,6 +147,7 @@ class Trial:
             "interfaces": sorted({interface for fault in self.faults for interface in fault.kind.interfaces}),
             "judgement": self.judgement,
             "judgement_without_reference": self.judgement_without_reference,
+            "cost": None if math.isnan(self.cost) else round(self.cost, 4),
             "seconds": round(self.seconds, 2),
             "analysis": analysis,
         }
@@ -156,9 +163,11 @@ class Report:
 
     trials: tuple[Trial, ...]
 
-    def counts(self, group: TrialGroup) -> Counter[Judgement]:
-        """Count the judgements of a group."""
-        return Counter(trial.judgement for trial in self.trials if trial.group == group)
+    def counts(self, group: TrialGroup, *, costly: bool = False) -> Counter[Judgement]:
+        """Count the judgements of a group, or of its trials that cost at least :data:`COSTLY`."""
+        return Counter(
+            trial.judgement for trial in self.trials if trial.group == group and (not costly or trial.cost >= COSTLY)
+        )
 
     def keeps_limits(self, group: TrialGroup) -> bool:
         """Return whether a group keeps its limits; one without trials does."""
@@ -186,6 +195,9 @@ class Report:
             "groups": {
                 group: {
                     **{judgement: self.counts(group)[judgement] for judgement in get_args(Judgement)},
+                    "costly": {
+                        judgement: self.counts(group, costly=True)[judgement] for judgement in get_args(Judgement)
+                    },
                     "least_correct": LIMITS[group][0],
                     "most_wrong": LIMITS[group][1],
                     "kept": self.keeps_limits(group),
@@ -212,8 +224,15 @@ class Report:
                 least_correct, most_wrong = LIMITS[group]
                 required = f"at least {least_correct:.0%} correct, " if least_correct else ""
                 judged = ", ".join(f"{counts[judgement]} {judgement}" for judgement in get_args(Judgement))
+                costly = self.counts(group, costly=True)
+                detected = (
+                    ""
+                    if not costly
+                    else f"; of the {costly.total()} that cost {100 * COSTLY:.0f} points or more, "
+                    f"{costly['correct']} correct"
+                )
                 lines.append(
-                    f"{group}: {judged} (required: {required}at most {most_wrong:.0%} wrong)"
+                    f"{group}: {judged} (required: {required}at most {most_wrong:.0%} wrong){detected}"
                     f"{'' if self.keeps_limits(group) else '  <- NOT KEPT'}"
                 )
         lines.append(

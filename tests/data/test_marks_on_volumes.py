@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,11 +59,12 @@ def test_every_slice_that_is_shown_has_the_squares(plane: str) -> None:
     data = OneVolume(volume("HU"))
     document = Document("d", "d", "a", "g", "test")
     view = View(slices=4, montage=False, plane=plane)
-    pictures = view.pictures(data, document, MARKS)  # type: ignore[arg-type]
+    marked = partial(draw_marks, marks=MARKS)
+    pictures = view.pictures(data, document, marked)  # type: ignore[arg-type]
     plain = slice_images(data.shown, 4, plane=plane)
     assert [picture.tobytes() for picture in pictures] == [draw_marks(item, MARKS).tobytes() for item in plain]
     assert all(picture.tobytes() != item.tobytes() for picture, item in zip(pictures, plain, strict=True))
-    (whole,) = View(slices=4, plane=plane).pictures(data, document, MARKS)  # type: ignore[arg-type]
+    (whole,) = View(slices=4, plane=plane).pictures(data, document, marked)  # type: ignore[arg-type]
     (left, top, _, _) = mark_boxes(plain[0].size, MARKS)[0][1]
     width, height = plain[0].size
     for corner in ((0, 0), (width, 0), (0, height), (width, height)):

@@ -436,7 +436,11 @@ def test_further_columns_travel_with_the_documents(tmp_path: Path) -> None:
     result = by_id(data)
     assert result["images/0"].attributes == (("scanner", "A"), ("sex", "f"))
     assert result["images/5"].attributes == (("scanner", ""), ("sex", "f"))  # an empty cell is no fault
-    assert data.fingerprint == plain.fingerprint
+    fingerprints = {plain.fingerprint, data.fingerprint}
+    write_rows(tmp_path, [row.replace(",A,", ",B,") for row in rows], "file,label,scanner,sex")
+    fingerprints.add(load_dataset(declare(tmp_path, {**COLUMNS, "attribute_columns": ["scanner", "sex"]})).fingerprint)
+    assert len(fingerprints) == 3  # a run whose columns changed takes nothing from an earlier one
+    assert load_dataset(declare(tmp_path)).fingerprint == plain.fingerprint
     path = tmp_path / "folds.json"
     path.write_text(fold_manifest.to_json("own", data.fingerprint, data.documents))
     assert fold_manifest.read(path)[1] == data.documents

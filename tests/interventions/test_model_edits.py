@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.interventions import form_edits
 from medmllm_plugins.interventions.model_edits import (
     Change,
     add_noise,
@@ -94,3 +95,36 @@ def test_random_numbers_depend_on_the_whole_key() -> None:
     random = [torch.rand(3, generator=seeded_generator(*key)) for key in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
     assert torch.equal(random[0], random[1])
     assert not torch.equal(random[0], random[2]) and not torch.equal(random[0], random[3])
+
+
+def test_two_blocks_work_with_each_others_weights_and_get_theirs_back() -> None:
+    torch.manual_seed(0)
+    first, second, other = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+    inputs = torch.randn(5, 4)
+    outputs, before = [first(inputs), second(inputs)], [state(first), state(second)]
+    with form_edits.exchange_weights(first, second):
+        assert torch.equal(first(inputs), outputs[1]) and torch.equal(second(inputs), outputs[0])
+    for block, was in zip((first, second), before, strict=True):
+        assert all(torch.equal(value, was[name]) for name, value in state(block).items())
+    with pytest.raises(ModelError, match="the same names and shapes"), form_edits.exchange_weights(first, other):
+        pass
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_transposed_rows_are_those_of_a_reshape_in_place_of_a_transposition(share: float) -> None:
+    rows = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)
+    edited, count = form_edits.transpose_rows(share)(rows), round(share * 4)
+    for document, before in zip(edited, rows, strict=True):
+        numbers = [float(before[row, column]) for column in range(count) for row in range(3)]
+        assert document[:, :count].flatten().tolist() == numbers
+        assert torch.equal(document[:, count:], before[:, count:])
+
+
+def test_single_features_are_amplified_and_lose_their_sign() -> None:
+    features = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    ratio = (form_edits.amplify_few(0, 30.0)(features) / features).round()
+    assert sorted(ratio[0].tolist()) == [1.0] * 36 + [30.0] * 4 and bool((ratio == ratio[:1]).all())
+    absolute = form_edits.take_absolute(0, 0.25)(features)
+    changed = (absolute != features).any(0)
+    assert torch.equal(absolute.abs(), features.abs()) and 0 < int(changed.sum()) <= 10
+    assert bool((absolute[:, changed] >= 0).all())

@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tiny_families import write_family
 
 from medmllm_plugins.features.store import write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
+from medmllm_plugins.models.native import open_native
+from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
 
 LABELS = ("benign", "malignant", "normal")
@@ -110,3 +116,23 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[FeatureStore, list[Outcome
         return FeatureStore(folder), outcomes
 
     return make
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]:
+    """Return a function that loads the demo or a tiny model of another family, once each."""
+    made: dict[tuple[str, str], LoadedModel] = {}
+    folders: dict[str, Path] = {}
+
+    def loaded(kind: str, attention: str = "sdpa") -> LoadedModel:
+        if (kind, attention) not in made:
+            if kind == "demo":
+                made[kind, attention] = load_medm_vl(LoadOptions("demo", device="cpu", attn_implementation=attention))
+            else:
+                if kind not in folders:
+                    folders[kind] = write_family(kind, tmp_path_factory.mktemp(kind))
+                options = LoadOptions(str(folders[kind]), device="cpu", attn_implementation=attention)
+                made[kind, attention] = ChatModel(open_native(options))
+        return made[kind, attention]
+
+    return loaded

@@ -114,13 +114,35 @@ def test_answers_that_fall_short_of_the_llm_do_not_show_that_it_reads_the_form()
             "mapping",
             (),
         ),
+        (
+            # Another form of the image may exchange classes consistently too; then marks arrive no better.
+            {"mapping_kind": "permuted", "anchors": anchors(marks="not answered"), "relabelling_complete": True},
+            HANDOVER,
+            (*IMAGE_SIDE, "llm"),
+        ),
         ({"mapping_kind": "permuted", "anchors": anchors(text="answered")}, HANDOVER, IMAGE_SIDE),
         ({"mapping_kind": "permuted", "relabelling_complete": True}, HANDOVER, ALL),
         ({"mapping_kind": "permuted", "anchors": anchors(text="not answered")}, HANDOVER, ALL),
         ({"mapping_kind": "permuted", "anchors": anchors("not answered"), "relabelled_text": True}, "mapping", ()),
-        ({"mapping_kind": "decoding", "unparsed_if_scored": 0.9}, "mapping", ()),
-        ({"mapping_kind": "decoding", "unparsed_if_scored": 0.1}, HANDOVER, ("llm -> answer",)),
-        ({"mapping_kind": "decoding", "unparsed_if_scored": math.nan}, HANDOVER, ("llm -> answer",)),
+        ({"mapping_kind": "decoding", "unparsed_if_scored": 0.9, "anchors": anchors()}, "mapping", ()),
+        ({"mapping_kind": "decoding", "unparsed_if_scored": 0.1, "anchors": anchors()}, HANDOVER, ("llm -> answer",)),
+        (
+            {"mapping_kind": "decoding", "unparsed_if_scored": math.nan, "anchors": anchors()},
+            HANDOVER,
+            ("llm -> answer",),
+        ),
+        ({"mapping_kind": "decoding", "unparsed_if_scored": 0.9}, HANDOVER, ALL),
+        (
+            {"mapping_kind": "decoding", "unparsed_if_scored": 0.9, "anchors": anchors(marks="cannot tell")},
+            HANDOVER,
+            ALL,
+        ),
+        (
+            # The text of a broken LLM means nothing either.
+            {"mapping_kind": "decoding", "unparsed_if_scored": 0.9, "anchors": anchors(text="not answered")},
+            HANDOVER,
+            ("llm", "llm -> answer"),
+        ),
     ],
 )
 def test_the_mapping_is_named_only_with_evidence_from_outside_the_probes(

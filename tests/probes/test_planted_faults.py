@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,31 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.planted_faults import (
+    LABELS,
+    QUESTIONS,
+    attention_scalings,
+    before,
+    broken_mode,
+    context,
+    hooks,
+    own,
+    pictures,
+    recorded_layers,
+    run,
+)
 from support.tiny_families import FAMILIES as TINY
 from support.tiny_families import write_family
 from torch import Tensor
 
 from medmllm_plugins.data.layouts.phantoms import LABELS as FINDINGS
 from medmllm_plugins.data.layouts.phantoms import phantom
-from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models import generation
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.probes.validation.fault_kinds import (
     DESTROYING,
     HEALTHY,
@@ -38,8 +48,8 @@ from medmllm_plugins.probes.validation.fault_kinds import (
     all_faults,
     names_of,
 )
-from medmllm_plugins.probes.validation.fault_sites import FaultSites, vision_blocks_read
-from medmllm_plugins.probes.validation.image_faults import IMAGE_EDITS, edit_image
+from medmllm_plugins.probes.validation.fault_sites import vision_blocks_read
+from medmllm_plugins.probes.validation.image_faults import IMAGE_EDITS
 from medmllm_plugins.probes.validation.planted_faults import class_directions, plant_faults
 from medmllm_plugins.prompts.wording import closed_set
 
@@ -53,7 +63,7 @@ ELSEWHERE = (
     *(names[0] for names in DESTROYING.values()),
     "tower_patches_permuted",
     "tower_signs",
-    "tokens_reversed",
+    "tokens_transposed",
     "attention_flat",
     "rope_base",
     "positions_shifted",
@@ -69,113 +79,6 @@ EVERYWHERE = [
 ]
 BY_SHARE = ("tower_lost", "directions_removed", "connector_lost", "blind")
 BY_TOKENS = ("attention_windowed", "tokens_hidden")
-# They share beginnings, one is the beginning of another, and they differ in length.
-LABELS = ("benign", "malignant tumour", "benign tumour", "no", "malignant")
-QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.", "Is it no mass?")
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]:
-    made: dict[tuple[str, str], LoadedModel] = {}
-    folders: dict[str, Path] = {}
-
-    def loaded(kind: str, attention: str = "sdpa") -> LoadedModel:
-        if (kind, attention) not in made:
-            if kind == "demo":
-                made[kind, attention] = load_medm_vl(LoadOptions("demo", device="cpu", attn_implementation=attention))
-            else:
-                if kind not in folders:
-                    folders[kind] = write_family(kind, tmp_path_factory.mktemp(kind))
-                options = LoadOptions(str(folders[kind]), device="cpu", attn_implementation=attention)
-                made[kind, attention] = ChatModel(open_native(options))
-        return made[kind, attention]
-
-    return loaded
-
-
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-
-
-def pictures(count: int) -> list[Image.Image]:
-    return [picture(seed) for seed in range(count)]
-
-
-def context(model: LoadedModel, fault: Fault) -> Any:
-    """A fault with all it needs: as directions some that the tiny models' connectors vary in."""
-    width = int(model.model.config.get_text_config().hidden_size)
-    directions = {"connector": torch.eye(width)[:3]}
-    return plant_faults(model, fault, directions=directions, question=QUESTIONS[0], labels=LABELS)
-
-
-@contextmanager
-def recorded_layers(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
-    """What every layer returns while prompts go through."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: Any, _inputs: Any, output: Tensor) -> None:
-            seen[name] = output
-
-        return hook
-
-    def entering(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["llm.embed"] = args[0] if args else kwargs["hidden_states"]
-
-    handles = [
-        traced.module.register_forward_pre_hook(entering, with_kwargs=True)
-        if traced.enters
-        else traced.module.register_forward_hook(keep(traced.name))
-        for traced in layers_of(model)
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run(model: LoadedModel, fault: Fault, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    with context(model, fault), recorded_layers(model) as seen:
-        seen["logits"] = model.prefill(inputs).logits
-    return seen
-
-
-def hooks(model: LoadedModel) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.model.modules())
-
-
-def attention_scalings(model: LoadedModel) -> list[float]:
-    return [module.scaling for module in model.model.modules() if isinstance(getattr(module, "scaling", None), float)]
-
-
-def broken_mode(name: str) -> str:
-    """The mode of a kind's stage; harmless edits have none, and their names begin with the stage."""
-    kind = KINDS[name]
-    starts = {"tower": "vision", "rounde": "vision", "connec": "connector", "llm": "comprehension"}
-    return (
-        kind.modes[0]
-        if kind.modes
-        else next((mode for start, mode in starts.items() if name.startswith(start)), "comprehension")
-    )
-
-
-def own(model: LoadedModel, mode: str, group: str = "destroying") -> str:
-    """The layer at the end of a fault's own stage."""
-    last = f"vision.{len(vision_blocks_read(model)) - 1:02d}"
-    if group in ("form", "held-out form"):
-        with ExitStack() as stack:
-            last = FaultSites(model, stack).tower_end.name
-    return {"vision": last, "connector": "connector", "comprehension": "llm.norm", "mapping": "scores"}[mode]
-
-
-def before(model: LoadedModel, mode: str) -> list[str]:
-    names = [traced.name for traced in layers_of(model)]
-    if mode == "vision":
-        return []
-    if mode == "connector":
-        return [name for name in names if name.startswith("vision")]
-    return names if mode == "mapping" else [name for name in names if not name.startswith("llm.")] + ["llm.embed"]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERYWHERE)
@@ -195,7 +98,7 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
         return seen
 
     original = {key: value.clone() for key, value in model.model.state_dict().items()}
-    healthy, at, changes = observe(HEALTHY), own(model, mode, KINDS[name].group), []
+    healthy, at, changes = observe(HEALTHY), own(model, mode, name), []
     scalings = attention_scalings(model)
     count = hooks(model)  # transformers leaves some of its own at the first call
     for strength in STRENGTHS:
@@ -474,98 +377,3 @@ def test_two_faults_act_one_after_the_other(load: Callable[..., LoadedModel]) ->
     added = logits - first["logits"]
     assert torch.equal(added.ne(0).sum(1), torch.ones(12)) or float(added.abs().max()) == 0  # it may come later
     assert float(added.max()) in (0.0, pytest.approx(bias.grade, rel=1e-5))
-
-
-@pytest.mark.parametrize("name", sorted(IMAGE_EDITS))
-def test_faults_of_the_preprocessing_edit_the_image_that_is_prepared(
-    load: Callable[..., LoadedModel], name: str
-) -> None:
-    model, image = load("demo"), Image.fromarray(phantom(3).image)
-    healthy = model.prepare(QUESTIONS[:1], [image])["pixel_values"]
-    sizes = []
-    for strength in STRENGTHS:
-        fault = Fault(name, strength)
-        edited = edit_image(image, fault)
-        assert edited.size == image.size and edited.mode == "RGB"
-        with plant_faults(model, fault):
-            prepared = model.prepare(QUESTIONS[:1], [image])["pixel_values"]
-        assert torch.equal(prepared, model.prepare(QUESTIONS[:1], [edited])["pixel_values"])
-        sizes.append(float((prepared - healthy).abs().mean()))
-    assert min(sizes) > 0 and (name in ("image_rotated", "image_tiled") or sizes == sorted(sizes)), sizes
-    assert torch.equal(model.prepare(QUESTIONS[:1], [image])["pixel_values"], healthy)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("tower_signs", "tower_permuted", "tower_rotated", "tower_scaled", "tower_patches_permuted"),
-        *("connector_signs", "connector_permuted", "connector_rotated", "connector_scaled"),
-        *("final_signs", "final_permuted", "final_rotated"),
-    ],
-)
-def test_linear_faults_of_form_can_be_undone_by_a_linear_map(load: Callable[..., LoadedModel], name: str) -> None:
-    """What the stage holds is still there, up to rounding."""
-    model = load("demo")
-    inputs = model.prepare([QUESTIONS[0]] * 8, pictures(8))
-    with ExitStack() as stack:
-        end = FaultSites(model, stack).tower_end.name
-    at = {"tower": end, "connector": "connector", "final": "llm.norm"}[name.partition("_")[0]]
-    healthy = run(model, HEALTHY, inputs)[at].flatten(0, 1)
-    broken = run(model, Fault(name, 3, seed=1), inputs)[at].flatten(0, 1)
-    if name == "tower_patches_permuted":
-        healthy, broken = (rows.reshape(8, 64, -1).sum(1) for rows in (healthy, broken))
-    solution = torch.linalg.lstsq(broken.double(), healthy.double(), driver="gelsd").solution
-    torch.testing.assert_close(broken.double() @ solution, healthy.double(), atol=1e-3, rtol=1e-3)
-    assert not torch.allclose(broken, healthy, atol=1e-3) or name == "tower_patches_permuted"
-
-
-def test_what_a_fault_needs_and_was_not_given(load: Callable[..., LoadedModel]) -> None:
-    model = load("demo")
-    removed, bias = Fault("directions_removed"), Fault("label_bias")
-    for incomplete in (None, {}, {"connector": torch.ones(3)}):
-        with (
-            pytest.raises(OptionError, match="directions_removed needs"),
-            plant_faults(model, removed, directions=incomplete),
-        ):
-            pass
-    for labels in ((), ("benign",)):
-        with (
-            pytest.raises(OptionError, match="at least two `labels`"),
-            plant_faults(model, bias, question="?", labels=labels),
-        ):
-            pass
-    inputs, narrow = model.prepare(QUESTIONS[:1], pictures(1)), {"connector": torch.eye(3)}
-    model.prefill(inputs)
-    count = hooks(model)
-    with (
-        pytest.raises(ModelError, match="Expected directions as wide"),
-        plant_faults(model, removed, directions=narrow),
-    ):
-        model.prefill(inputs)
-    permuted, nested = replace(bias, name="labels_permuted"), ("no", "no finding")
-    with (
-        pytest.raises(OptionError, match="differ at some token"),
-        plant_faults(model, permuted, question="?", labels=nested),
-    ):
-        pass
-    with pytest.raises(OptionError, match="at least two of them different"):
-        class_directions(torch.ones(2, 3), ["a", "a"])
-    assert hooks(model) == count
-
-
-def test_caches_and_attention_that_a_fault_cannot_work_with(
-    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = load("demo")
-    inputs = model.prepare(QUESTIONS[:1], pictures(1))
-    start = model.prefill(inputs)
-    count = hooks(model)
-    with context(model, Fault("blind", 3)):
-        with pytest.raises(ModelError, match="a cache from before the edit"):
-            generation.greedy(model.model, start, max_new_tokens=2, eos_token_ids=())
-        with pytest.raises(ModelError, match="with `input_ids`"):
-            model.model(inputs_embeds=torch.zeros(1, 2, 128))
-    monkeypatch.setattr(model.model.config.get_text_config(), "_attn_implementation", "flash_attention_2")
-    with pytest.raises(ModelError, match="got 'flash_attention_2'"), context(model, Fault("blind")):
-        pass
-    assert hooks(model) == count

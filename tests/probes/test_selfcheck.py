@@ -82,7 +82,7 @@ def test_a_seed_tries_every_mode_at_every_strength_and_every_group() -> None:
         assert {fault.seed for some in faults for fault in some} == {seed}
         destroying = [fault for some in faults if len(some) == 1 for fault in some if fault.kind.group == "destroying"]
         assert Counter((fault.kind.modes[0], fault.strength) for fault in destroying) == Counter(
-            (mode, strength) for mode in DESTROYING for strength in STRENGTHS
+            [(mode, strength) for mode in DESTROYING for strength in (2, 3)] + [(list(DESTROYING)[seed], 1)]
         )
         groups = {group_of(some) for some in faults}
         assert groups | {"lossless", "tagged"} == set(get_args(TrialGroup))
@@ -132,7 +132,7 @@ def test_an_unread_hand_over_does_not_name_a_stage_that_lost_the_class() -> None
 def test_groups_are_those_of_the_faults() -> None:
     assert group_of((HEALTHY,)) == "healthy"
     assert [group_of((Fault("blind", strength),)) for strength in STRENGTHS] == ["mild destroying"] + ["destroying"] * 2
-    assert group_of((Fault("tower_signs"),)) == "form" and group_of((Fault("tower_warped"),)) == "held-out form"
+    assert group_of((Fault("tower_signs"),)) == "form" and group_of((Fault("tower_absolute"),)) == "held-out form"
     assert group_of((Fault("tower_lost"), Fault("blind"))) == "pair"
 
 
@@ -141,8 +141,9 @@ def test_the_figures_are_those_counted_by_hand(analysis: ProbeAnalysis) -> None:
         (
             *counted(analysis, "healthy", "correct", 19),
             *counted(analysis, "healthy", "wrong"),
-            *counted(analysis, "destroying", "correct", 19),
-            *counted(analysis, "destroying", "undecided"),
+            *counted(analysis, "destroying", "correct", 17),
+            *[replace(trial, cost=cost) for cost in (0.2, 0.9) for trial in counted(analysis, "destroying", "correct")],
+            *[replace(trial, cost=0.19) for trial in counted(analysis, "destroying", "undecided")],
             *counted(analysis, "form", "undecided", 3),
         )
     )
@@ -153,12 +154,14 @@ def test_the_figures_are_those_counted_by_hand(analysis: ProbeAnalysis) -> None:
         "correct": 19,
         "undecided": 1,
         "wrong": 0,
+        "costly": {"correct": 2, "undecided": 0, "wrong": 0},
         "least_correct": 0.95,
         "most_wrong": 0.05,
         "kept": True,
     }
     lines = report.render().splitlines()
-    assert "destroying: 19 correct, 1 undecided, 0 wrong (required: at least 95% correct, at most 5% wrong)" in lines
+    judged = "destroying: 19 correct, 1 undecided, 0 wrong (required: at least 95% correct, at most 5% wrong)"
+    assert f"{judged}; of the 2 that cost 20 points or more, 2 correct" in lines
     assert lines[-1] == "passed"
 
 

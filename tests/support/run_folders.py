@@ -330,6 +330,12 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
         "class_from_column": estimate(0.6), "explains_class": True, "within": estimate(0.2),
         "points": [{"layer": "connector", "part": "connector", "pooling": "mean", "balanced": estimate(0.9)}],
     }  # fmt: skip
+    masked = [
+        {"layer": layer, "pooling": pooling, "n": 100, "groups": 80, "shown": estimate(0.8), "masked": estimate(0.55),
+         "drop": estimate(0.25)}
+        for layer, pooling in (("connector", "mean"), ("answers", ""))
+    ]  # fmt: skip
+    together = {"columns": ["scanner", "age"], "class_from_columns": estimate(0.65), "p": 0.02, "explains_class": False}
     reading = {name: estimate(0.1) for name in ("accuracy", "gain", "over_answers", "over_constant", "short_of_probe")}
     return {
         "medmllm_probes": 1,
@@ -353,7 +359,15 @@ def probes(task: str, *, layers: int = 6, named: str | None = "connector", seed:
             "smallest_of_interest": 0.1,
         },
         "anchors": {"results": anchors},
-        "shortcuts": {"chance": 1 / 3, "checks": [check], "nuisances": [nuisance]},
+        "shortcuts": {
+            "chance": 1 / 3,
+            "checks": [check],
+            "masked": masked,
+            "nuisances": [nuisance],
+            "columns_together": together,
+            "left_out": {"site": "expected at least two values"},
+            "notes": ["A note."],
+        },
         "health": [
             {"module": module, "pooling": pooling, "score": estimate(0.8)}
             for module, pooling in (("vision", "mean"), ("connector", "mean"), ("llm", "mean"), ("llm", "last"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 Fold = Literal["train", "validation", "test"]
 FOLDS: tuple[Fold, ...] = get_args(Fold)
+MASKED: Final = "masked"
+"""In place of a fold: documents of the test fold that are shown once more, with the border of their images masked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
-"""Control images: a blank image, the image of another group, or an image with white squares drawn on it."""
+"""Control images: a blank one, that of another group, one with white squares on it, or one without its border."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.data.core.documents import Document
@@ -16,6 +18,8 @@ GREY = (128, 128, 128)
 Mark: TypeAlias = tuple[float, float]
 """Where a white square is drawn: its centre, from the left and from the top, as fractions of the image."""
 Box: TypeAlias = tuple[int, int, int, int]
+BORDER_SHARE: Final = 1 / 8
+"""Width of the border as a share of the image's height and width."""
 _SIDE: Final = 0.16
 """Side of a square as a fraction of the image's shorter side."""
 _BORDER: Final = 0.03
@@ -57,6 +61,37 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
         marked.paste((0, 0, 0), outer)
         marked.paste((255, 255, 255), inner)
     return marked
+
+
+def border_width(side: int) -> int:
+    """Return how many pixels of a side of an image, at either end, belong to the border."""
+    return max(1, round(BORDER_SHARE * side))
+
+
+def mask_border(image: Image.Image) -> Image.Image:
+    """Return a copy of an image whose border mirrors the part inside it, see :func:`mask_border_of_array`."""
+    return Image.fromarray(mask_border_of_array(np.asarray(image), axes=(0, 1)), mode=image.mode)
+
+
+def mask_border_of_array(values: npt.NDArray[Any], *, axes: tuple[int, int]) -> npt.NDArray[Any]:
+    """Return a copy whose border mirrors the part inside it, so that nothing of the border is left.
+
+    A mirrored border continues the tissue beside it and its grey levels. A grey or black frame would be a sharp edge
+    that few images have, and the accuracy that it costs would be taken for information in the border. Where nothing
+    lies inside the border, the middle row or column is repeated.
+
+    Args:
+        values: array of any shape.
+        axes: height and width of the images in it.
+    """
+    for axis in axes:
+        side = values.shape[axis]
+        border = border_width(side)
+        inside = np.arange(border, side - border) if side > 2 * border else np.array([side // 2])
+        before = min(border, int(inside[0]))
+        positions = np.pad(inside, (before, side - before - len(inside)), mode="reflect")
+        values = values.take(positions, axis=axis)
+    return values
 
 
 def partners(documents: Sequence[Document]) -> dict[str, Document]:

@@ -40,8 +40,8 @@ class Dataset:
 
     Attributes:
         documents: all documents, sorted by id.
-        fingerprint: SHA-256, in hexadecimal, over ids, labels, groups, folds and contents (of generated sets, the
-            pixels); it changes when any of them does, and not with the place of the folder.
+        fingerprint: SHA-256, in hexadecimal, over ids, labels, groups, folds, contents (of generated sets, the pixels)
+            and declared further columns; it changes when any of them does, and not with the place of the folder.
         folder: the data set's folder; of generated sets an empty path.
         skipped: faults of the files that were left out, with ``on_error="skip"``.
         warnings: sentences on what is doubtful about labels and folds of a user's own set. One on files that have the
@@ -191,7 +191,9 @@ def _fingerprint(spec: DatasetSpec, folder: Path, documents: tuple[Document, ...
     digest = hashlib.sha256()
     for document, content in zip(documents, contents, strict=True):
         # repr quotes and escapes, so that no two rows read alike.
-        digest.update(repr((document.id, document.labels, document.group, document.fold, content)).encode())
+        facts = (document.id, document.labels, document.group, document.fold, content)
+        # A set without further columns has the fingerprint of its images and labels alone.
+        digest.update(repr((*facts, document.attributes) if document.attributes else facts).encode())
     return digest.hexdigest()
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from medmllm_plugins.data.core.documents import Document
-from medmllm_plugins.data.core.image_controls import Mark, draw_marks, mark_boxes
+from medmllm_plugins.data.core.image_controls import Mark, mark_boxes, mask_border_of_array
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import OptionError
 
@@ -44,21 +44,24 @@ class View:
         if self.plane not in PLANES:
             raise OptionError(f"Expected argument `plane` to be one of {list(PLANES)}, got {self.plane!r}.")
 
-    def pictures(self, data: Dataset, document: Document, marks: Sequence[Mark] = ()) -> list[Image.Image]:
+    def pictures(
+        self, data: Dataset, document: Document, change: Callable[[Image.Image], Image.Image] | None = None
+    ) -> list[Image.Image]:
         """Return the pictures of a document, mode ``RGB``: one, or one for each slice.
 
-        White squares are drawn on the image, or on each slice, where ``marks`` say.
+        ``change`` is applied to the image, or to each slice before they are put together.
 
         Raises:
             DataError: the image or volume can no longer be read, or its unit does not go with the window.
         """
         if data.spec.dimensions == 2:
-            return [draw_marks(data.image(document), marks)]
+            image = data.image(document)
+            return [image if change is None else change(image)]
         from medmllm_plugins.data.readers.picture_options import montage
         from medmllm_plugins.data.readers.slices import slice_images
 
         slices = slice_images(data.volume(document), self.slices, window=self.window, plane=self.plane)
-        pictures = [draw_marks(picture, marks) for picture in slices]
+        pictures = list(slices) if change is None else [change(picture) for picture in slices]
         return [montage(pictures)] if self.montage else pictures
 
 
@@ -72,3 +75,8 @@ def draw_marks_on_volume(volume: Volume, marks: Sequence[Mark]) -> Volume:
         for (left, top, right, bottom), value in ((outer, black), (inner, white)):
             voxels[:, top:bottom, left:right] = value
     return replace(volume, voxels=voxels)
+
+
+def mask_border_of_volume(volume: Volume) -> Volume:
+    """Return a copy of a volume with the border of each slice along its first axis masked."""
+    return replace(volume, voxels=mask_border_of_array(volume.voxels, axes=(1, 2)))

@@ -29,6 +29,16 @@ def shortcuts_table(dataset: DatasetRuns) -> Table:
     return model_table(dataset, "shortcuts", rows)
 
 
+def masked_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the accuracies of the stages' ends and of the answers with the border of the images masked."""
+    rows: list[Row] = [
+        (subject, (check.layer, check.pooling or None, check.n, check.shown, check.masked, check.drop))
+        for subject, report in _reports(dataset)
+        for check in report.masked
+    ]
+    return model_table(dataset, "masked", rows)
+
+
 def nuisances_table(dataset: DatasetRuns) -> Table:
     """Tabulate the other columns of the data: what they tell of the class, and where a model shows them."""
     rows: list[Row] = []
@@ -36,6 +46,9 @@ def nuisances_table(dataset: DatasetRuns) -> Table:
         for column in report.nuisances:
             best = max(column.points, key=lambda point: point.balanced.value, default=None)
             site = (f"{best.layer} ({best.pooling})", best.balanced) if best else (None, None)
-            facts = (column.column, len(column.counts), column.class_from_column, column.p)
+            facts = (column.column, len(column.counts) or None, column.class_from_column, column.p)
             rows.append((subject, (*facts, *site, column.chance, column.within)))
+        if (together := report.columns_together) is not None:
+            facts = ("all together", None, together.class_from_columns, together.p)
+            rows.append((subject, (*facts, None, None, None, None)))
     return model_table(dataset, "nuisances", rows)
