@@ -35,13 +35,12 @@ from medmllm_plugins.probes.chain_fits import fit_chain, site_name, tied_with_be
 from medmllm_plugins.probes.conclusion import Circumstances
 from medmllm_plugins.probes.curves import (
     BootstrapFigures,
-    Figure,
     bootstrap_figures,
     curve_points,
     site_p_values,
 )
 from medmllm_plugins.probes.diagnosis import diagnose
-from medmllm_plugins.probes.feature_health import health, health_score
+from medmllm_plugins.probes.feature_health import health, health_estimate
 from medmllm_plugins.probes.fitting import LAST_LAYER, ProbePredictions, fit_probes
 from medmllm_plugins.probes.labelled_features import (
     LabelledFeatures,
@@ -191,14 +190,19 @@ def _feature_health(
         ]
         if not sites or min(sites) < 0:
             continue
-        resampled = health_score(np.clip(figures.resampled["probe"][:, sites], 0, 1))
-        parts = health(np.clip(figures.values["probe"][sites], 0, 1))
+        accuracies = np.clip(figures.values["probe"][sites], 0, 1)
+        parts = health(accuracies)
         curves.append(
             FeatureHealth(
                 module=module,
                 pooling=pooling,
                 layers=tuple(fitted.sites[index].layer for index in sites),
-                score=figures.difference(Figure(parts.score, resampled)),
+                score=health_estimate(
+                    accuracies,
+                    np.clip(figures.resampled["probe"][:, sites], 0, 1),
+                    inflation=figures.inflation["probe"][sites],
+                    groups=figures.effective_groups,
+                ),
                 growth=parts.growth,
                 volatility=parts.volatility,
                 p_start=parts.p_start,

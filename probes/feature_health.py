@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.classification import Floats
+from medmllm_plugins.metrics.intervals import LEVEL, SHARE, Estimate, estimate, paired_difference
 from medmllm_plugins.utils.record import Record
 
 DECAY = 0.2
@@ -61,10 +63,61 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
         DataError: there is no layer, or an accuracy is outside 0 to 1.
         OptionError: ``decay`` is negative or not finite.
     """
-    _, growth, volatility, end = _parts(accuracies, decay)
-    undefined = np.isnan(np.asarray(accuracies)).any(-1)
-    score: Floats = np.where((end == 0) & ~undefined, 0.0, end * (1 + growth) * volatility)
-    return score
+    return _score(_checked(accuracies, decay), decay)
+
+
+def health_estimate(accuracies: Floats, resampled: Floats, *, inflation: Floats, groups: float) -> Estimate:
+    """Score one curve, with its 95% interval.
+
+    Noise adds changes between layers and lowers the minimum, so the score is biased. The bias depends on how much of
+    the observed curve is noise, so it is computed for two curves from the same deviations: the observed one, and a
+    straight line between its ends. The interval extends from the lowest to the highest of the observed score and the
+    two corrected ones.
+
+    A curve near 100% hardly varies over the resamples. Both sides are therefore at least as long as what Wilson's
+    interval of the last accuracy and Newcombe's interval of its difference to the first one change the score.
+    docs/diagnosis.md has the coverage in simulations.
+
+    Args:
+        accuracies: (n,) float64 between 0 and 1, layers in order.
+        resampled: (B, n) the same on B resamples of groups.
+        inflation: (n,) factors of the variances, see :func:`~medmllm_plugins.metrics.intervals.size_inflation`.
+        groups: number of groups, see :func:`~medmllm_plugins.metrics.intervals.effective_groups`.
+
+    Returns:
+        The ends are NaN with one group, and where an accuracy is 0.
+    """
+    curve, value = np.asarray(accuracies, dtype=np.float64), float(health_score(accuracies))
+    first, last = (
+        estimate(float(curve[layer]), resampled[:, layer], groups=groups, bounds=SHARE, inflation=inflation[layer])
+        for layer in (0, -1)
+    )
+    if len(curve) == 1:
+        return last
+    if groups <= 1 or math.isnan(value) or curve.min() == 0:
+        return Estimate(value, math.nan, math.nan)
+    deviations = (resampled - resampled.mean(0)) * math.sqrt(groups / (groups - 1) * float(np.median(inflation)))
+    centres, errors = [value], []
+    for centre in (curve, np.linspace(curve[0], curve[-1], len(curve))):
+        scores = _score(centre + deviations, DECAY)
+        scores = scores[~np.isnan(scores)]
+        centres.append(value - float(scores.mean() - _score(centre, DECAY)))
+        errors.append(float(scores.std()))
+    _, growth, volatility, end = _parts(curve, DECAY)
+    # By how much the score changes with the last accuracy if the others change in proportion, and if they do not.
+    slope, slope_of_gain = float((1 + growth) * volatility), float(volatility * end / curve[0])
+    gain = paired_difference(last, first, (resampled[:, -1], resampled[:, 0]))
+    t = float(stdtrit(groups - 1, 1 - (1 - LEVEL) / 2))
+    margin = t * max(errors)
+    plain = t * float(deviations[:, -1].std()), t * float((deviations[:, -1] - deviations[:, 0]).std())
+
+    def distance(of_last: float, of_gain: float) -> float:
+        excess = max(0.0, of_last**2 - plain[0] ** 2), max(0.0, of_gain**2 - plain[1] ** 2)
+        return math.sqrt(margin**2 + slope**2 * excess[0] + slope_of_gain**2 * excess[1])
+
+    below = distance(last.value - last.low, gain.value - gain.low)
+    above = distance(last.high - last.value, gain.high - gain.value)
+    return Estimate(value, min(centres) - below, max(centres) + above)
 
 
 def health(accuracies: Floats, decay: float = DECAY) -> Health:
@@ -80,9 +133,9 @@ def health(accuracies: Floats, decay: float = DECAY) -> Health:
             f"Expected `accuracies` of one curve, shape (n,), got shape {curve.shape}. Score several at once with "
             "`health_score`."
         )
-    low, growth, volatility, end = _parts(curve, decay)
+    low, growth, volatility, end = _parts(_checked(curve, decay), decay)
     return Health(
-        score=float(health_score(curve, decay)),
+        score=float(_score(curve, decay)),
         growth=float(growth),
         volatility=float(volatility),
         p_start=float(curve[0]),
@@ -91,8 +144,7 @@ def health(accuracies: Floats, decay: float = DECAY) -> Health:
     )
 
 
-def _parts(accuracies: Floats, decay: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return P_min, growth, volatility and P_end, each (...); growth is NaN where it is unbounded."""
+def _checked(accuracies: Floats, decay: float) -> Floats:
     curves = np.asarray(accuracies, dtype=np.float64)
     if curves.ndim == 0 or curves.shape[-1] == 0:
         raise DataError(
@@ -106,6 +158,17 @@ def _parts(accuracies: Floats, decay: float) -> tuple[Floats, Floats, Floats, Fl
         )
     if not (math.isfinite(decay) and decay >= 0):
         raise OptionError(f"Expected `decay` to be at least 0, got {decay!r}. The paper uses {DECAY}.")
+    return curves
+
+
+def _score(curves: Floats, decay: float) -> Floats:
+    _, growth, volatility, end = _parts(curves, decay)
+    score: Floats = np.where((end == 0) & ~np.isnan(curves).any(-1), 0.0, end * (1 + growth) * volatility)
+    return score
+
+
+def _parts(curves: Floats, decay: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return P_min, growth, volatility and P_end, each (...); growth is NaN where it is unbounded."""
     # Unlike nanmin, min propagates NaN.
     start, low, end = curves[..., 0], curves.min(-1), curves[..., -1]
     change = np.abs(np.diff(curves, axis=-1)).sum(-1)

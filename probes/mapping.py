@@ -18,7 +18,15 @@ import numpy as np
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import RESAMPLES, SHARE, Estimate, bootstrap, estimate
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    SHARE,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate,
+    size_inflation,
+)
 from medmllm_plugins.probes.output_recalibration import (
     UNPARSED,
     Recalibrations,
@@ -85,9 +93,14 @@ def semantic_mapping(
         seed=seed,
         cells=len(stacked),
     )
+    inflations = size_inflation(stacked, group)
     estimates = {
         name: estimate(
-            float(values[""][row]), resampled[""][:, row], groups=len(groups), bounds=SHARE if _is_share(name) else None
+            float(values[""][row]),
+            resampled[""][:, row],
+            groups=effective_groups(group),
+            bounds=SHARE if _is_share(name) else None,
+            inflation=float(inflations[row]) if _is_share(name) else 1.0,
         )
         for row, name in enumerate(rows)
     }

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.stages import replaced_forward
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 """Maps a module's output to its replacement."""
@@ -82,9 +83,11 @@ def reset_weights(seed: int, block: int, grade: float, spread: float) -> Change:
 
 @contextmanager
 def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
-    """Replace a module's output; other hooks see the new one."""
+    """Replace a module's output; hooks see the new one, and contexts that are opened later replace it in turn."""
+    usual = module.forward
 
-    def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor:
+    def edited(*args: Any, **kwargs: Any) -> Tensor:
+        output = usual(*args, **kwargs)
         if not isinstance(output, Tensor):
             raise ModelError(
                 f"Expected {type(module).__name__} to return a tensor, got {type(output).__name__}. This version of "
@@ -92,11 +95,8 @@ def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
             )
         return edit(output)
 
-    handle = module.register_forward_hook(hook, prepend=True)
-    try:
+    with replaced_forward(module, edited):
         yield
-    finally:
-        handle.remove()
 
 
 class _TokenLayer(DynamicLayer):  # type: ignore[no-untyped-call]

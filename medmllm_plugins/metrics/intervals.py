@@ -353,11 +353,21 @@ def effective_groups(group: Ints) -> float:
 
 
 def estimate_metrics(
-    values: Mapping[str, Floats], resampled: Mapping[str, Floats], *, groups: float, inflation: float = 1.0
+    values: Mapping[str, Floats],
+    resampled: Mapping[str, Floats],
+    *,
+    groups: float,
+    inflation: float,
+    inflation_of: Mapping[str, float],
 ) -> dict[str, Estimate]:
-    """Return metrics with their intervals, from what :func:`bootstrap` returns."""
+    """Return metrics with their intervals, from what :func:`bootstrap` returns.
+
+    ``inflation_of`` has the factors of the variances that differ from ``inflation``, by metric.
+    """
     return {
-        name: estimate_metric(name, float(values[name]), resampled[name], groups=groups, inflation=inflation)
+        name: estimate_metric(
+            name, float(values[name]), resampled[name], groups=groups, inflation=inflation_of.get(name, inflation)
+        )
         for name in values
     }
 

@@ -133,7 +133,7 @@ class _FindingEvaluator:
         self._tables = Tables(self.truth, answer, 2, rows=rows)
         scores = score_matrix(outcomes)
         # Only yes is ranked: no has the same AUROC, and its average precision is of no interest.
-        self._ranking = None if scores is None else MacroRanking(scores, self.truth, only=0, rows=rows)
+        self.ranking = None if scores is None else MacroRanking(scores, self.truth, only=0, rows=rows)
 
     def __call__(self, weights: Weights) -> dict[str, Floats]:
         """Return metrics under document weights (n, B): (B,) each, NaN unless yes and no both occur."""
@@ -147,8 +147,8 @@ class _FindingEvaluator:
             "mcc": classification.matthews(counts),
             "parsed": classification.parsed_share(counts),
         }
-        if self._ranking is not None:
-            values["auroc"], values["auprc"] = self._ranking(weights)
+        if self.ranking is not None:
+            values["auroc"], values["auprc"] = self.ranking(weights)
         defined = {name: value if name == "parsed" else np.where(both, value, np.nan) for name, value in values.items()}
         return {**defined, "correct": counts[:, 0, 0] + counts[:, 1, 1], "questions": counts.sum((-2, -1))}
 
@@ -162,6 +162,7 @@ class _Evaluator:
         n_documents: documents.
         group: (n,) index of each document's group.
         inflation: factor of variances, from the questions that were answered correctly.
+        inflation_of: those of AUROCs.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], findings: Sequence[str]) -> None:
@@ -183,6 +184,13 @@ class _Evaluator:
         ]
         is_wrong = np.array([outcome.label != outcome.predicted for outcome in outcomes])
         self.inflation = float(size_inflation(1.0 - is_wrong, self.group[rows]))
+        self.inflation_of = {
+            f"{index}:auroc": part.ranking.inflation(self.group[rows[questions[name]]])
+            for index, (name, part) in enumerate(zip(self.findings, self.parts, strict=True))
+            if part.ranking is not None
+        }
+        if self.inflation_of:
+            self.inflation_of["auroc"] = float(np.mean(list(self.inflation_of.values())))
         wrong = rows[is_wrong]
         self._all_correct: Floats = np.where(np.bincount(wrong, minlength=len(row_of)) == 0, 1.0, 0.0)
 
@@ -228,7 +236,11 @@ def summarise_findings(
     evaluator = _Evaluator(ordered, findings)
     values, resampled = bootstrap(evaluator, evaluator.group, resamples=resamples, seed=seed)
     estimates = estimate_metrics(
-        values, resampled, groups=effective_groups(evaluator.group), inflation=evaluator.inflation
+        values,
+        resampled,
+        groups=effective_groups(evaluator.group),
+        inflation=evaluator.inflation,
+        inflation_of=evaluator.inflation_of,
     )
     per_finding = tuple(
         FindingSummary(

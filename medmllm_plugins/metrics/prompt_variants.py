@@ -77,6 +77,7 @@ class _Evaluator:
     Attributes:
         group: (n,) index of each document's group.
         inflation: factor of variances, from the documents' mean accuracies.
+        inflation_of: that of the AUROC.
     """
 
     def __init__(self, by_variant: Mapping[str, Sequence[Outcome]], labels: Sequence[str]) -> None:
@@ -97,6 +98,8 @@ class _Evaluator:
         is_ranked = np.unique(truth).size > 1
         self._rankings = [MacroRanking(scores, truth) for scores in matrices if scores is not None and is_ranked]
         self.inflation = float(size_inflation((answers == truth).mean(0), self.group))
+        factors = [ranking.inflation(self.group) for ranking in self._rankings]
+        self.inflation_of = {"auroc": float(np.mean(factors))} if factors else {}
         self._differs = (answers != answers[0]).any(0).astype(np.float64)
 
     def __call__(self, weights: Weights) -> dict[str, Floats]:
@@ -145,7 +148,9 @@ def summarise_variants(
     return VariantsSummary(
         n=len(outcomes),
         n_groups=int(np.unique(evaluator.group).size),
-        metrics=estimate_metrics(values, resampled, groups=groups, inflation=evaluator.inflation),
+        metrics=estimate_metrics(
+            values, resampled, groups=groups, inflation=evaluator.inflation, inflation_of=evaluator.inflation_of
+        ),
         variants={
             name: summarise(rows, labels, positive, kind=kind, resamples=resamples, seed=seed)
             for name, rows in by_variant.items()

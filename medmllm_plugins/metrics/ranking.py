@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, owens_t
+from scipy.stats import rankdata
 
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights, ratio
 
@@ -86,6 +90,56 @@ class WeightedRanking:
         return area, ratio(precision, positives)
 
 
+def auroc_variances(score: Floats, positive: NDArray[np.bool_], group: Ints) -> tuple[float, float]:
+    """Return the variance of an AUROC that the documents show, and the one to be expected from all of their scores.
+
+    Near 1 the observed variance rests on the few documents that are ranked wrongly, and is too low in most samples. The
+    expected one is that of normal scores with the same AUROC, whose correlation within groups is that of the scores'
+    ranks within their class; all documents contribute to it.
+
+    Sources: Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53, 1997 (observed); Hanley
+    and McNeil, "The meaning and use of the area under a ROC curve", 1982 (variance from pairs of documents); Owen,
+    "Tables for computing bivariate normal probabilities", 1956 (of normal scores).
+
+    Args:
+        score: (m,) float64.
+        positive: (m,) bool; both classes occur.
+        group: (m,) index of each document's group.
+
+    Returns:
+        Both are 0 where all pairs are ranked correctly, or all wrongly.
+    """
+    group = np.unique(group, return_inverse=True)[1]
+    placement, normal = np.empty(len(score)), np.empty(len(score))
+    for members in (positive, ~positive):
+        others = np.sort(score[~members])
+        below = np.searchsorted(others, score[members], "left") + np.searchsorted(others, score[members], "right")
+        placement[members] = below / (2 * len(others))
+        normal[members] = ndtri((rankdata(score[members]) - 0.5) / members.sum())
+    placement[~positive] = 1 - placement[~positive]
+    positives, negatives = np.bincount(group, positive), np.bincount(group, ~positive)
+    n_positive, n_negative = int(positives.sum()), int(negatives.sum())
+    area = float(placement[positive].mean())
+    if area in (0.0, 1.0):
+        return 0.0, 0.0
+    influence = (placement - area) / np.where(positive, n_positive, n_negative)
+    observed = float((np.bincount(group, influence) ** 2).sum())
+    spread, sizes = float((normal**2).mean()), positives + negatives
+    between = float((np.bincount(group, normal) ** 2 / sizes).sum())
+    within = (between / spread - len(sizes)) / max(len(score) - len(sizes), 1) if spread > 0 else 0.0
+    correlation = min(1.0, max(0.0, within))
+
+    def covariance(shared: float) -> float:
+        """Return that of two comparisons whose differences of scores correlate by ``shared``."""
+        return area - 2 * float(owens_t(ndtri(area), math.sqrt((1 - shared) / (1 + shared)))) - area**2
+
+    pairs = (positives * (positives - 1)).sum() / n_positive**2 + (negatives * (negatives - 1)).sum() / n_negative**2
+    mixed = (positives * negatives).sum() / (n_positive * n_negative)
+    independent = (area * (1 - area) + (len(score) - 2) * covariance(0.5)) / (n_positive * n_negative)
+    expected = independent + pairs * covariance(correlation / 2) + 2 * mixed * covariance(-correlation / 2)
+    return observed, float(expected)
+
+
 def _sums_before(weights: Weights) -> Weights:
     """Return cumulative sums along rows, (B, m) to (B, m + 1), the first of them 0."""
     sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=weights.dtype)
@@ -112,6 +166,7 @@ class MacroRanking:
         odds = log_odds(scores)
         ranked = np.unique(truth) if only is None else [only]
         self._rankings = [WeightedRanking(odds[:, k], truth == k, rows=rows) for k in ranked]
+        self._scores = [(odds[:, k], truth == k) for k in ranked]
 
     def __call__(self, weights: Weights) -> tuple[Floats, Floats]:
         """Compute AUROC and average precision for weights of shape (n, B); (B,) float64 each.
@@ -123,6 +178,20 @@ class MacroRanking:
         )
         defined = ~np.isnan(areas)
         return _mean(areas, defined), _mean(precisions, defined)
+
+    def inflation(self, group: Ints) -> float:
+        """Return by how much the variance of the AUROC is to be enlarged, at least 1; see :func:`auroc_variances`.
+
+        Args:
+            group: (n,) index of each document's group.
+        """
+        variances = [
+            auroc_variances(score, positive, group)
+            for score, positive in self._scores
+            if positive.any() and not positive.all()
+        ]
+        observed = sum(variance for variance, _ in variances)
+        return sum(map(max, variances)) / observed if observed > 0 else 1.0
 
 
 def _mean(values: Floats, defined: NDArray[np.bool_]) -> Floats:

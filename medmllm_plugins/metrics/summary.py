@@ -213,6 +213,8 @@ class _Evaluator:
 
     def inflation(self, name: str) -> float:
         """Return by how much the variance of a metric of all documents is to be enlarged, by the shares it rests on."""
+        if name in ("auroc", "sum:auroc") and self._ranking is not None:
+            return self._ranking.inflation(self.group)
         hits = self._answers["sum" if name in SCORED else name.rpartition(":")[0]] == self.truth
         if name == "parsed":
             hits = self.answer < self._classes

@@ -50,12 +50,12 @@ def prefill(model: Any, family: Family, inputs: Mapping[str, Tensor]) -> Prefill
     """
     cache = DynamicCache(config=model.config)
     output, next_position = family.forward_prompt(
-        model, inputs, **_cache_option(model, cache), use_cache=True, logits_to_keep=1
+        model, inputs, **cache_option(model, cache), use_cache=True, logits_to_keep=1
     )
     return Prefill(output.logits[:, -1].float(), cache, inputs["attention_mask"], next_position)
 
 
-def _cache_option(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
+def cache_option(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
     """Return the cache under the name that the model's class has for it: transformers 5.24 renamed the argument."""
     kind: Any = type(model)
     return {_cache_argument(kind): cache}
@@ -98,7 +98,7 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=position[:, None],
-            **_cache_option(model, cache),
+            **cache_option(model, cache),
             use_cache=True,
         )
         logits, position = out.logits[:, -1].float(), position + 1
@@ -112,7 +112,7 @@ def first_token(model: Any, start: Prefill) -> None:
         input_ids=start.logits.argmax(-1)[:, None],
         attention_mask=torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
         position_ids=start.next_position[:, None],
-        **_cache_option(model, _branch(start.cache)),
+        **cache_option(model, branch_cache(start.cache)),
         use_cache=True,
     )
 
@@ -152,7 +152,7 @@ def _takes_masks(model: Any, start: Prefill, longest: int) -> bool:
     return all(start.attention_mask.shape[1] + longest <= window for window in windows)
 
 
-def _branch(cache: DynamicCache) -> DynamicCache:
+def branch_cache(cache: DynamicCache) -> DynamicCache:
     """Return a cache that can grow on its own; keys and values are shared, since growing makes new tensors."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
@@ -219,7 +219,7 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
             input_ids=tokens[chosen].to(device),
             attention_mask=mask,
             position_ids=start.next_position[:, None] + depth[chosen].to(device),
-            **_cache_option(model, _branch(start.cache)),
+            **cache_option(model, branch_cache(start.cache)),
             use_cache=True,
         )
         logits = torch.cat([logits, out.logits.float()], dim=1)
@@ -260,7 +260,7 @@ def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
             input_ids=targets[:, :-1],
             attention_mask=mask,
             position_ids=start.next_position.repeat_interleave(repeats)[:, None] + offsets,
-            **_cache_option(model, cache),
+            **cache_option(model, cache),
             use_cache=True,
         ).logits.float()
         later = logits.gather(2, targets[:, 1:, None]).squeeze(2) - logits.logsumexp(-1)

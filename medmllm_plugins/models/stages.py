@@ -77,6 +77,61 @@ def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
     return (*layers, Layer("llm.norm", "llm", stage_module(model, family.llm_norm), family))
 
 
+def vision_blocks_read(loaded: LoadedModel) -> list[nn.Module]:
+    """Return the vision blocks up to the last one that the connector reads; LLaVA may not use the last ones."""
+    blocks = [layer.module for layer in layers_of(loaded) if layer.part == "vision" and is_block(layer)]
+    read = _vision_layers_chosen(loaded)
+    if read is None:
+        return blocks
+    # The patch embeddings are hidden state 0.
+    numbers = list(read) if isinstance(read, list | tuple) else [read]
+    return blocks[: max(int(number) if number >= 0 else len(blocks) + 1 + int(number) for number in numbers)]
+
+
+def tower_end(loaded: LoadedModel) -> Layer:
+    """Return the last layer of the tower that the connector reads: its norm, or a block where blocks are chosen."""
+    layers = layers_of(loaded)
+    if _vision_layers_chosen(loaded) is None:
+        return [layer for layer in layers if layer.part == "vision"][-1]
+    last = vision_blocks_read(loaded)[-1]
+    return next(layer for layer in layers if layer.module is last)
+
+
+def connectors_of(loaded: LoadedModel) -> list[Layer]:
+    """Return the connector and modules of its class: Qwen3-VL's tower has further ones for deeper layers of the LLM."""
+    (first,) = (layer for layer in layers_of(loaded) if layer.name == "connector")
+    kind = type(first.module)
+    if kind.__module__.startswith("torch."):  # many modules are an nn.Linear
+        return [first]
+    others = [module for module in loaded.model.modules() if type(module) is kind and module != first.module]
+    return [first, *(Layer("connector", "connector", module, loaded.family) for module in others)]
+
+
+def is_block(layer: Layer) -> bool:
+    """Return whether a layer is a block of the tower or the LLM."""
+    return layer.name.rpartition(".")[2].isdigit()
+
+
+def _vision_layers_chosen(loaded: LoadedModel) -> Any:
+    return getattr(loaded.model.config, "vision_feature_layer", None)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else while the context is open.
+
+    Not by a hook: LLaVA takes its layer from states that transformers' own hooks record before ours would run.
+    """
+    own = module.__dict__.get("forward")  # accelerate sets one on a module that is spread over devices
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 @contextmanager
 def changed(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace what a layer holds, or read it, while the context is open.
@@ -86,9 +141,7 @@ def changed(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     Raises:
         ModelError: the module returns no tensor, or is called without one.
     """
-    module = layer.module
-    own = module.__dict__.get("forward")  # accelerate sets one on a module that is spread over devices
-    usual = module.forward
+    usual = layer.module.forward
 
     def replaced(output: object) -> Tensor:
         return layer.from_rows(change(layer.rows(output)))
@@ -102,14 +155,8 @@ def changed(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         output = usual(*args, **kwargs)
         return (replaced(output), *output[1:]) if isinstance(output, tuple) else replaced(output)
 
-    # Not by a hook: LLaVA takes its layer from states that transformers' own hooks recorded before ours would run.
-    module.forward = entering if layer.enters else leaving
-    try:
+    with replaced_forward(layer.module, entering if layer.enters else leaving):
         yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def _modules(model: nn.Module, name: str) -> list[nn.Module]:

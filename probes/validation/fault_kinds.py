@@ -61,8 +61,8 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("vision",),
         ("image -> vision",),
         {
-            "tower_noise": (0.5, 1.0, 2.0, "Gaussian noise on all matrices of the vision blocks, in their deviations"),
-            "tower_reset": (0.25, 0.5, 1.0, "fraction of the weights of the vision blocks reinitialised"),
+            "tower_noise": (0.5, 1.5, 3.0, "Gaussian noise on all matrices of the vision blocks, in their deviations"),
+            "tower_reset": (0.25, 0.75, 1.0, "fraction of the weights of the vision blocks reinitialised"),
             "tower_blur": (
                 1.0,
                 1.5,
@@ -78,7 +78,7 @@ KINDS: Final[Mapping[str, FaultKind]] = {
         ("connector",),
         ("vision -> connector",),
         {
-            "connector_blur": (8.0, 20.0, 40.0, "as tower_blur, after the connector"),
+            "connector_blur": (8.0, 30.0, 60.0, "as tower_blur, after the connector"),
             "connector_lost": (0.1, 0.3, 0.6, "as tower_lost, for the connector"),
         },
     ),

@@ -12,7 +12,14 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.model_edits import BatchTracker, track_batch
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.families.family import stage_module
-from medmllm_plugins.models.stages import Layer, layers_of
+from medmllm_plugins.models.stages import (
+    Layer,
+    connectors_of,
+    is_block,
+    layers_of,
+    tower_end,
+    vision_blocks_read,
+)
 
 
 class FaultSites:
@@ -37,24 +44,17 @@ class FaultSites:
     @cached_property
     def tower_end(self) -> Layer:
         """The last layer of the tower that the connector reads: its norm, or a block where blocks are chosen."""
-        if _layers_chosen(self.loaded) is None:
-            return [layer for layer in self._layers if layer.part == "vision"][-1]
-        return next(layer for layer in self._layers if layer.module is self.tower[-1])
+        return tower_end(self.loaded)
 
     @cached_property
     def connectors(self) -> list[Layer]:
         """The connector and modules of its class: Qwen3-VL's tower has further ones for deeper layers of the LLM."""
-        (first,) = (layer for layer in self._layers if layer.name == "connector")
-        kind = type(first.module)
-        if kind.__module__.startswith("torch."):  # many modules are an nn.Linear
-            return [first]
-        others = [module for module in self.loaded.model.modules() if type(module) is kind and module != first.module]
-        return [first, *(Layer("connector", "connector", module, self.loaded.family) for module in others)]
+        return connectors_of(self.loaded)
 
     @cached_property
     def llm_blocks(self) -> list[nn.Module]:
         """The blocks of the LLM."""
-        return [layer.module for layer in self._layers if layer.part == "llm" and _is_block(layer.name)]
+        return [layer.module for layer in self._layers if layer.part == "llm" and is_block(layer)]
 
     @cached_property
     def llm_norm(self) -> Layer:
@@ -79,22 +79,3 @@ class FaultSites:
                 f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, got "
                 f"{kind!r}. Load it with attn_implementation=sdpa."
             )
-
-
-def vision_blocks_read(loaded: LoadedModel) -> list[nn.Module]:
-    """Return the vision blocks up to the last one that the connector reads; LLaVA may not use the last ones."""
-    blocks = [layer.module for layer in layers_of(loaded) if layer.part == "vision" and _is_block(layer.name)]
-    read = _layers_chosen(loaded)
-    if read is None:
-        return blocks
-    # The patch embeddings are hidden state 0.
-    numbers = list(read) if isinstance(read, list | tuple) else [read]
-    return blocks[: max(int(number) if number >= 0 else len(blocks) + 1 + int(number) for number in numbers)]
-
-
-def _layers_chosen(loaded: LoadedModel) -> Any:
-    return getattr(loaded.model.config, "vision_feature_layer", None)
-
-
-def _is_block(name: str) -> bool:
-    return name.rpartition(".")[2].isdigit()

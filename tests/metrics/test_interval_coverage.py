@@ -1,4 +1,6 @@
-"""Coverage of intervals and error rates of tests, in simulations with known truth; docs/diagnosis.md has the tables.
+"""Coverage of intervals and error rates of tests, in simulations with known truth.
+
+The tables of docs/statistics.md come from test_calibration_table.py.
 
 Shares of 1,000 simulations have a standard error of 0.7 points at 95%. Where few documents differ, few results are
 possible, and coverage above 97% cannot be avoided.
@@ -17,8 +19,6 @@ from support.interval_simulations import (
     trials_of,
 )
 
-SIZES = ("1", "3", "1 to 9")
-GROUPS = (20, 40, 100, 200)
 RISING = tuple(np.linspace(0.35, 0.85, 12))
 
 
@@ -54,68 +54,16 @@ def test_classifiers_that_always_agree_differ_by_zero() -> None:
     assert difference_coverage(20, (0.55, 0.5), 0.8, 1.0, "3", trials=400) >= 0.91
 
 
-@pytest.mark.parametrize(("groups", "auroc", "icc", "sizes"), [(40, 0.8, 0.8, "3"), (100, 0.95, 0.0, "1 to 9")])
+@pytest.mark.parametrize(("groups", "auroc", "icc", "sizes"), [(40, 0.8, 0.8, "3"), (20, 0.95, 0.8, "1 to 9")])
 def test_intervals_contain_the_auroc(groups: int, auroc: float, icc: float, sizes: str) -> None:
     assert 0.91 <= auroc_coverage(groups, auroc, icc, sizes, trials=300) <= 0.985
 
 
 def test_intervals_contain_the_feature_health_score() -> None:
     assert health_coverage(100, RISING, 0.0, 0.9, "3", trials=300) >= 0.91
+    assert health_coverage(20, np.linspace(0.9, 0.97, 24).tolist(), 0.8, 0.9, "1 to 9", trials=300) >= 0.91
 
 
 def test_a_loss_as_large_as_the_smallest_of_interest_is_seldom_ruled_out() -> None:
     ruled_out = [result.high < 0.1 for result in differences(40, (0.9, 0.8), 0.8, 0.5, "3", trials=400)]
     assert np.mean(ruled_out) < 0.05
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("icc", [0.0, 0.3, 0.8])
-@pytest.mark.parametrize("accuracy", [0.5, 0.8, 0.9, 0.95, 0.98])
-@pytest.mark.parametrize("groups", GROUPS)
-def test_coverage_of_accuracies(groups: int, accuracy: float, icc: float, sizes: str) -> None:
-    assert accuracy_coverage(groups, accuracy, icc, sizes, trials=1000) >= 0.91
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("icc", [0.0, 0.8])
-@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("accuracies", [(0.5, 0.5), (0.8, 0.8), (0.95, 0.95), (0.8, 0.5), (0.9, 0.8), (0.98, 0.95)])
-@pytest.mark.parametrize("groups", GROUPS)
-def test_coverage_of_differences(
-    groups: int, accuracies: tuple[float, float], icc: float, rho: float, sizes: str
-) -> None:
-    assert difference_coverage(groups, accuracies, icc, rho, sizes, trials=1000) >= 0.905
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(("icc", "clustered"), [(0.0, False), (0.8, False), (0.8, True)])
-@pytest.mark.parametrize("auroc", [0.5, 0.8, 0.95, 0.98])
-@pytest.mark.parametrize("groups", GROUPS)
-def test_coverage_of_aurocs(groups: int, auroc: float, icc: float, clustered: bool, sizes: str) -> None:
-    assert auroc_coverage(groups, auroc, icc, sizes, trials=500, clustered=clustered) >= 0.87
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", ["3", "1 to 9"])
-@pytest.mark.parametrize("icc", [0.0, 0.8])
-@pytest.mark.parametrize("layers", [6, 24])
-@pytest.mark.parametrize("ends", [(0.35, 0.85), (0.8, 0.8), (0.9, 0.97)])
-@pytest.mark.parametrize("groups", GROUPS)
-def test_coverage_of_feature_health_scores(
-    groups: int, ends: tuple[float, float], layers: int, icc: float, sizes: str
-) -> None:
-    assert health_coverage(groups, np.linspace(*ends, layers).tolist(), icc, 0.9, sizes, trials=500) >= 0.8
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", ["3", "1 to 9"])
-@pytest.mark.parametrize("icc", [0.0, 0.8])
-@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("accuracies", [(0.6, 0.5), (0.9, 0.8), (0.98, 0.88)])
-@pytest.mark.parametrize("groups", GROUPS)
-def test_level_of_ruling_out(groups: int, accuracies: tuple[float, float], icc: float, rho: float, sizes: str) -> None:
-    results = differences(groups, accuracies, icc, rho, sizes, trials=1000)
-    assert np.mean([result.high < accuracies[0] - accuracies[1] for result in results]) < 0.06

@@ -1,13 +1,16 @@
 """The weighted AUROC equals scikit-learn's, ties and absent classes included."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
+from scipy.stats import multivariate_normal, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medmllm_plugins.metrics.ranking import MacroRanking, WeightedRanking, log_odds
+from medmllm_plugins.metrics.ranking import MacroRanking, WeightedRanking, auroc_variances, log_odds
 
 
 @settings(max_examples=100)
@@ -102,3 +105,49 @@ def test_rows_say_where_the_weights_of_documents_stand(ties):
     for b in range(6):  # whole numbers and floats are the same weights
         expected = roc_auc_score(truth, scores[:, 1] - scores[:, 0], sample_weight=weights[rows, b])
         assert result[0][b] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_observed_variance_of_independent_documents_is_that_of_delong():
+    generator = np.random.default_rng(0)
+    positive = np.repeat([True, False], [30, 50])
+    score = np.round(generator.normal(size=80) + positive, 1)
+    wins = (score[:30, None] > score[30:]) + 0.5 * (score[:30, None] == score[30:])
+    expected = wins.mean(1).var() / 30 + wins.mean(0).var() / 50
+    assert auroc_variances(score, positive, np.arange(80))[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("area", [0.5, 0.8, 0.98])
+def test_the_expected_variance_of_independent_documents_is_that_of_normal_scores(area):
+    """Of each pair of comparisons that share a document, the probability that both are won is bivariate normal."""
+    shift = norm.ppf(area) * math.sqrt(2)
+    score = np.concatenate([norm.ppf((np.arange(200) + 0.5) / 200) + shift, norm.ppf((np.arange(300) + 0.5) / 300)])
+    positive = np.arange(500) < 200
+    observed_area = roc_auc_score(positive, score)
+    both = multivariate_normal.cdf(norm.ppf([observed_area] * 2), cov=[[1, 0.5], [0.5, 1]])
+    spread = observed_area * (1 - observed_area)
+    expected = (spread + 498 * (both - observed_area**2)) / (200 * 300)
+    assert auroc_variances(score, positive, np.arange(500))[1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_expected_variance_is_that_of_simulations_with_correlated_scores(mixed):
+    generator, areas, variances = np.random.default_rng(1), [], []
+    group = np.repeat(np.arange(60), generator.integers(1, 10, 60))
+    for _ in range(1500):
+        positive = generator.random(len(group)) < 0.5 if mixed else (generator.random(60) < 0.5)[group]
+        noise = math.sqrt(0.7) * generator.normal(size=60)[group] + math.sqrt(0.3) * generator.normal(size=len(group))
+        score = 2.0 * positive + noise
+        areas.append(roc_auc_score(positive, score))
+        variances.append(auroc_variances(score, positive, group))
+    # 1,500 simulations have a standard error of 4%; correlations within classes of few groups are a bit too low.
+    assert np.mean(variances, axis=0) == pytest.approx([np.var(areas)] * 2, rel=0.15)
+
+
+def test_the_inflation_of_an_auroc_is_one_where_everything_is_ranked_correctly():
+    scores, truth = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), np.array([0, 0, 1, 1])
+    assert MacroRanking(scores, truth).inflation(np.arange(4)) == 1.0
+    observed, expected = auroc_variances(
+        np.array([0.1, 0.7, 0.6, 0.9]), np.array([False, False, True, True]), np.arange(4)
+    )
+    shuffled = np.array([[0.0, 0.1], [0.0, 0.7], [0.0, 0.6], [0.0, 0.9]])
+    assert MacroRanking(shuffled, truth).inflation(np.arange(4)) == pytest.approx(max(1, expected / observed))

@@ -17,6 +17,7 @@ from support.score_interval import score_interval
 
 from medmllm_plugins.errors import DataError, OptionError
 from medmllm_plugins.metrics.outcomes import STATUSES, Outcome
+from medmllm_plugins.metrics.ranking import auroc_variances
 from medmllm_plugins.metrics.summary import summarise
 from medmllm_plugins.results.metric_files import write_metrics
 
@@ -186,9 +187,16 @@ def test_intervals_equal_a_bootstrap_written_out():
         shares = [outcome.predicted == outcome.label for outcome in outcomes]
         if name == "parsed":
             shares = [outcome.predicted is not None for outcome in outcomes]
+        inflation = written_out_inflation(shares, [outcome.group for outcome in outcomes])
         if name == "auroc":
-            shares = [LABELS[int(np.argmax(outcome.scores))] == outcome.label for outcome in outcomes]
-        enlarged = np.array(resampled) * math.sqrt(written_out_inflation(shares, [o.group for o in outcomes]))
+            probability = softmax([outcome.scores for outcome in outcomes], axis=1)
+            group = np.array([names.index(outcome.group) for outcome in outcomes])
+            variances = [
+                auroc_variances(column, np.array([outcome.label == label for outcome in outcomes]), group)
+                for label, column in zip(LABELS, probability.T, strict=True)
+            ]
+            inflation = sum(max(pair) for pair in variances) / sum(observed for observed, _ in variances)
+        enlarged = np.array(resampled) * math.sqrt(inflation)
         ends = score_interval(metric.value, enlarged, groups, low=-1.0 if name == "mcc" else 0.0)
         assert (metric.low, metric.high) == pytest.approx(ends), name
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.probes.feature_health import Health, health, health_score
+from medmllm_plugins.metrics.intervals import SHARE, estimate
+from medmllm_plugins.probes.feature_health import Health, health, health_estimate, health_score
 
 # Away from 0, where the growth is defined for every curve.
 CURVES = arrays(np.float64, st.integers(1, 12), elements=st.floats(0.01, 1.0))
@@ -176,3 +177,54 @@ def test_score_of_a_curve_that_never_falls(curve):
     start, end = rising[0], rising[-1]
     expected = end * (1 + math.log(end / start)) * math.exp(-0.2 * (1 - start / end))
     assert score(*rising) == pytest.approx(expected)
+
+
+def resampled_curve(curve, error, correlation, resamples=20_000):
+    """Return the curve with normal deviations, (B, n), of one standard error and correlation for all layers."""
+    noise = np.random.default_rng(0).normal(size=(resamples, len(curve) + 1))
+    noise -= noise.mean(0)
+    return curve + error * (np.sqrt(correlation) * noise[:, :1] + np.sqrt(1 - correlation) * noise[:, 1:])
+
+
+def interval_of(curve, resampled, groups):
+    return health_estimate(np.array(curve), resampled, inflation=np.ones(len(curve)), groups=groups)
+
+
+def test_the_interval_of_a_rising_curve_is_that_of_the_delta_method():
+    curve, error, groups = np.linspace(0.3, 0.8, 4), 0.004, 400
+    start, end = curve[0], curve[-1]
+    # Every change is much larger than its error, so score = end (1 + ln(end / start)) exp(-0.2 (end - start) / end).
+    penalty, growth = math.exp(-0.2 * (end - start) / end), 1 + math.log(end / start)
+    by_end = penalty * (growth + 1 - 0.2 * growth * start / end)
+    by_start = penalty * (-end / start + 0.2 * growth)
+    expected = 1.966 * error * math.hypot(by_end, by_start) * math.sqrt(400 / 399)
+    result = interval_of(curve, resampled_curve(curve, error, 0.0), groups)
+    assert result.value - result.low == pytest.approx(expected, rel=0.05)
+    assert result.high - result.value == pytest.approx(expected, rel=0.05)
+
+
+def test_the_interval_covers_the_changes_that_are_noise_alone():
+    """Of a flat curve the changes are noise, so the score of a curve without them is within the interval."""
+    flat, error = np.full(40, 0.8), 0.01
+    observed = resampled_curve(flat, error, 0.0, 50)[0]
+    noise = 39 * error * 2 / math.sqrt(math.pi)  # mean absolute difference of two normal deviations
+    result = interval_of(observed, resampled_curve(observed, error, 0.0), 400)
+    assert result.value < 0.8 * math.exp(-0.2 * 0.8 * noise / 0.8) + 0.06
+    assert result.low < result.value and result.high > observed[-1]
+
+
+def test_a_curve_that_never_varies_has_an_interval_with_a_width():
+    result = interval_of(np.ones(5), np.ones((50, 5)), 40)
+    assert result.value == 1 and 0.7 < result.low < 0.92 and 1.05 < result.high < 1.3
+
+
+def test_the_interval_of_one_layer_is_that_of_its_accuracy():
+    resampled = resampled_curve(np.array([0.9]), 0.02, 0.0)
+    expected = estimate(0.9, resampled[:, 0], groups=30, bounds=SHARE)
+    assert interval_of([0.9], resampled, 30) == expected
+
+
+@pytest.mark.parametrize(("curve", "groups"), [((0.5, 0.6), 1), ((0.0, 0.6), 30), ((0.5, 0.0), 30)])
+def test_no_interval_with_one_group_or_an_accuracy_of_zero(curve, groups):
+    result = interval_of(curve, np.tile(curve, (9, 1)), groups)
+    assert math.isnan(result.low) and math.isnan(result.high)

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from support.score_interval import score_interval
 
 from medmllm_plugins.errors import DataError
-from medmllm_plugins.metrics.intervals import Estimate, resampled_weights
+from medmllm_plugins.metrics.intervals import Estimate, resampled_weights, size_inflation
 from medmllm_plugins.probes import output_recalibration
 from medmllm_plugins.probes.mapping import MARGIN, Recalibration, kind_of, semantic_mapping
 from medmllm_plugins.probes.output_recalibration import (
@@ -175,14 +175,19 @@ def test_intervals_are_those_of_a_plain_paired_bootstrap_by_group():
         quantities["score_gap"].append(rate(test.scores[rows].argmax(1), truth) - rate(answers, truth))
         quantities["probe_only"].append(((probe == truth) & (answers != truth)).mean())
         quantities["lens"].append(rate(test.lens[0, rows].argmax(1), truth))
+    right, left = test.answers == test.truth, test.probe == test.truth
+    hits = {"answer": right, "probe_only": left & ~right, "lens": test.lens[0].argmax(1) == test.truth}
+    groups = 40**2 / (np.bincount(group) ** 2).sum()
     for name, values in quantities.items():
         record = {"lens": result.lens[0], "score_gap": result.readings["scores"].gain}.get(name) or getattr(
             result, name
         )
-        if name in ("answer", "probe_only", "lens"):
-            ends = score_interval(record.value, values, 20)
+        if name in hits:
+            enlarged = np.array(values) * np.sqrt(size_inflation(hits[name].astype(float), group))
+            ends = score_interval(record.value, enlarged, groups)
         else:
-            bias, margin = np.mean(values) - record.value, stats.t.ppf(0.975, 19) * np.std(values) * np.sqrt(20 / 19)
+            error = np.std(values) * np.sqrt(groups / (groups - 1))
+            bias, margin = np.mean(values) - record.value, stats.t.ppf(0.975, groups - 1) * error
             centres = record.value, record.value - bias, record.value - bias / (np.sqrt(2) - 1)
             ends = min(centres) - margin, max(centres) + margin
         assert (record.low, record.high) == pytest.approx(ends)

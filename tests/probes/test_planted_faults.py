@@ -37,6 +37,7 @@ from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.stages import vision_blocks_read
 from medmllm_plugins.probes.validation.fault_kinds import (
     DESTROYING,
     HEALTHY,
@@ -48,7 +49,6 @@ from medmllm_plugins.probes.validation.fault_kinds import (
     all_faults,
     names_of,
 )
-from medmllm_plugins.probes.validation.fault_sites import vision_blocks_read
 from medmllm_plugins.probes.validation.image_faults import IMAGE_EDITS
 from medmllm_plugins.probes.validation.planted_faults import class_directions, plant_faults
 from medmllm_plugins.prompts.wording import closed_set

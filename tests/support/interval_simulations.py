@@ -19,16 +19,21 @@ from medmllm_plugins.metrics.intervals import (
     resampled_weights,
     size_inflation,
 )
-from medmllm_plugins.metrics.ranking import WeightedRanking
-from medmllm_plugins.probes.feature_health import health_score
+from medmllm_plugins.metrics.ranking import WeightedRanking, auroc_variances
+from medmllm_plugins.probes.curves import permutation_p_values
+from medmllm_plugins.probes.feature_health import health_estimate, health_score
+from medmllm_plugins.probes.labelled_features import LabelledFeatures
 
 Array = npt.NDArray[np.float64]
 RESAMPLES = 400
 
 
 def group_sizes(generator: np.random.Generator, trials: int, groups: int, sizes: str) -> npt.NDArray[np.int64]:
-    """Return documents per group, (trials, groups): all ``"1"`` or ``"3"``, or drawn from ``"1 to 9"``."""
-    return generator.integers(1, 10, (trials, groups)) if " to " in sizes else np.full((trials, groups), int(sizes))
+    """Return documents per group, (trials, groups): all ``"1"`` or ``"3"``, or drawn from ``"1 to 9"`` or so."""
+    low, _, high = sizes.partition(" to ")
+    return (
+        generator.integers(int(low), int(high) + 1, (trials, groups)) if high else np.full((trials, groups), int(sizes))
+    )
 
 
 def correct_answers(
@@ -92,7 +97,7 @@ def contains(interval: Estimate, truth: float) -> bool:
 
 def accuracy_coverage(groups: int, accuracy: float, icc: float, sizes: str, trials: int) -> float:
     """Return how often the interval of an accuracy contains it."""
-    seed = [1, round(1000 * accuracy)]
+    seed = [11, round(1000 * accuracy)]
     return float(
         np.mean(
             [contains(shares(*trial)[0], accuracy) for trial in trials_of(seed, trials, groups, sizes, [accuracy], icc)]
@@ -104,7 +109,7 @@ def differences(
     groups: int, accuracies: tuple[float, float], icc: float, rho: float, sizes: str, trials: int
 ) -> Iterator[Estimate]:
     """Yield the estimated differences of two accuracies, first minus second."""
-    seed = [2, *(round(1000 * accuracy) for accuracy in accuracies)]
+    seed = [12, *(round(1000 * accuracy) for accuracy in accuracies)]
     for rows, group, resampled in trials_of(seed, trials, groups, sizes, accuracies, icc, rho):
         yield paired_difference(*shares(rows, group, resampled), (resampled[0], resampled[1]))
 
@@ -127,7 +132,7 @@ def auroc_coverage(
     Scores are normal, with correlation ``icc`` within groups; a share ``positive`` of documents, or of groups where
     ``clustered``, is positive.
     """
-    generator = np.random.default_rng([3, groups, round(1000 * auroc), round(10 * icc), len(sizes), clustered])
+    generator = np.random.default_rng([13, groups, round(1000 * auroc), round(10 * icc), len(sizes), clustered])
     weights = next(resampled_weights(groups, RESAMPLES, trials, at_once=RESAMPLES))
     shift, covered, defined = float(ndtri(auroc)) * math.sqrt(2), 0, 0
     for counts in group_sizes(generator, trials, groups, sizes):
@@ -138,10 +143,11 @@ def auroc_coverage(
         if is_positive.all() or not is_positive.any():
             continue
         scores = shift * is_positive + noise
-        rank, hits = WeightedRanking(scores, is_positive), (scores > shift / 2) == is_positive
+        rank = WeightedRanking(scores, is_positive)
         value = float(rank(np.ones((n, 1), dtype=np.int64))[0][0])
         resampled = rank(np.asfortranarray(weights[group]))[0]
-        inflation = float(size_inflation(hits.astype(np.float64), group))
+        observed, expected = auroc_variances(scores, is_positive, group)
+        inflation = max(1.0, expected / observed) if observed > 0 else 1.0
         interval = estimate_metric("auroc", value, resampled, groups=effective_groups(group), inflation=inflation)
         covered, defined = covered + contains(interval, auroc), defined + 1
     return covered / defined
@@ -150,9 +156,38 @@ def auroc_coverage(
 def health_coverage(groups: int, curve: Sequence[float], icc: float, rho: float, sizes: str, trials: int) -> float:
     """Return how often the interval of a Feature Health Score contains that of the true curve."""
     truth = float(health_score(np.array(curve)))
-    seed = [4, len(curve), round(1000 * curve[0])]
+    seed = [14, len(curve), round(1000 * curve[0])]
     covered = 0
     for rows, group, resampled in trials_of(seed, trials, groups, sizes, curve, icc, rho):
-        value = float(health_score(rows.mean(1)))
-        covered += contains(estimate(value, health_score(resampled.T), groups=effective_groups(group)), truth)
+        interval = health_estimate(
+            rows.mean(1), resampled.T, inflation=size_inflation(rows, group), groups=effective_groups(group)
+        )
+        covered += contains(interval, truth)
     return covered / trials
+
+
+def permutation_rejections(
+    groups: int, sizes: str, icc: tuple[float, float], frequencies: Sequence[float], trials: int
+) -> float:
+    """Return how often permuted labels reject at the 5% level where predictions and labels are independent.
+
+    ``icc`` are the correlations within groups of the labels and of the predictions; ``frequencies`` those of the
+    classes in both.
+    """
+    generator = np.random.default_rng([5, groups, len(sizes), *(round(10 * value) for value in icc), len(frequencies)])
+    rejected = 0
+    for trial, counts in enumerate(group_sizes(generator, trials, groups, sizes)):
+        group = np.repeat(np.arange(groups), counts)
+        labels, predictions = (
+            np.where(
+                generator.random(len(group)) < math.sqrt(correlation),
+                generator.choice(len(frequencies), groups, p=frequencies)[group],
+                generator.choice(len(frequencies), len(group), p=frequencies),
+            )
+            for correlation in icc
+        )
+        documents = LabelledFeatures(
+            tuple(map(str, range(len(frequencies)))), labels, group, {"test": np.arange(len(group))}
+        )
+        rejected += bool(permutation_p_values(predictions[None], documents, seed=trial, permutations=199)[0] <= 0.05)
+    return rejected / trials

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.models.stages import layers_of, vision_blocks_read
 from medmllm_plugins.probes.validation.fault_kinds import (
     KINDS,
     Fault,
 )
-from medmllm_plugins.probes.validation.fault_sites import FaultSites, vision_blocks_read
+from medmllm_plugins.probes.validation.fault_sites import FaultSites
 from medmllm_plugins.probes.validation.form_faults import FORM_FAULTS
 from medmllm_plugins.probes.validation.planted_faults import plant_faults
 

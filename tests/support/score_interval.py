@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 
 def score_interval(
-    value: float, resampled: Sequence[float], groups: int, low: float = 0.0, high: float = 1.0
+    value: float, resampled: Sequence[float], groups: float, low: float = 0.0, high: float = 1.0
 ) -> tuple[float, float]:
     """Return the parameters at which ``value`` is just as far off as Student's t allows at 95%."""
     share = (value - low) / (high - low)

@@ -1,0 +1,72 @@
+"""Two models as one: all that is computed up to a site comes from one of them, all after it from the other."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from medmllm_plugins.interventions.recorded_pass import CONNECTOR, RecordedPass, recording
+from medmllm_plugins.models.generation import Prefill, cache_option
+
+
+class PairedCache(DynamicCache):
+    """The cache of one model, and that of the other one, which goes through the same changes."""
+
+    def __init__(self, own: DynamicCache, other: DynamicCache) -> None:
+        super().__init__()
+        self.layers = [copy.copy(layer) for layer in own.layers]
+        self.other = DynamicCache()
+        self.other.layers = [copy.copy(layer) for layer in other.layers]
+
+    def __copy__(self) -> PairedCache:
+        return PairedCache(self, self.other)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows of both."""
+        super().batch_select_indices(indices)
+        self.other.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat the rows of both."""
+        super().batch_repeat_interleave(repeats)
+        self.other.batch_repeat_interleave(repeats)
+
+
+class HybridModel:
+    """A model that :mod:`medmllm_plugins.models.generation` can continue prompts with.
+
+    Every token goes through the lower model up to the site, and from there on through the upper one.
+    """
+
+    def __init__(self, upper: RecordedPass, lower: RecordedPass, site: str) -> None:
+        """``upper`` and ``lower`` are passes of two models over the same prompts."""
+        self._upper, self._lower, self._site = upper, lower, site
+        self.config = upper.model.config
+        self.dtype = upper.model.dtype
+
+    def prefill(self) -> Prefill:
+        """Return the state after the prompts."""
+        states = self._upper.moved(self._lower.states[self._site])
+        start = self._upper.resume(self._site, states, self._upper.moved(self._lower.states[CONNECTOR]))
+        return replace(start, cache=PairedCache(start.cache, self._lower.start.cache))
+
+    @torch.no_grad()
+    def forward(self, *, cache: PairedCache, **inputs: Any) -> Any:
+        """Run further tokens through both models, as one model would be called."""
+        device = self._lower.model.device
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        with ExitStack() as stack:
+            recorded = [stack.enter_context(recording(layer)) for layer in self._lower.layers_at(self._site)]
+            self._lower.model(**moved, **cache_option(self._lower.model, cache.other))
+        states = self._upper.moved(tuple(parts[0] for parts in recorded))
+        # No image comes after the prompt, so no connector is called.
+        with self._upper.holding(self._site, states, ()):
+            return self._upper.model(**inputs, **cache_option(self._upper.model, cache))
+
+    __call__ = forward

@@ -1,0 +1,190 @@
+"""The effects of patching, with clustered intervals, and the stage that they point to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, cast
+
+import numpy as np
+from scipy.special import logsumexp
+
+from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
+from medmllm_plugins.interventions.twin_patching import Answers, PatchedAnswer, PatchSite, Tokens
+from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.intervals import (
+    RESAMPLES,
+    SHARE,
+    Estimate,
+    bootstrap,
+    effective_groups,
+    estimate,
+    paired_difference,
+)
+from medmllm_plugins.results.patch_records import Direction, PatchPoint, TwinPatching
+
+MARGIN: Final = 0.03
+"""Smallest difference between two models that is analysed."""
+HALF: Final = 0.5
+"""Share of the difference that a site must restore or break to count."""
+_WORDS: Final = "mapping"
+
+
+def twin_effects(
+    worse: Answers,
+    better: Answers,
+    truth: Ints,
+    group: Ints,
+    read: Callable[[str], int],
+    *,
+    names: tuple[str, str],
+    seed: int = 0,
+) -> TwinPatching:
+    """Measure how much of the difference between two models each site restores and breaks.
+
+    Args:
+        worse: answers of the model that answers worse, with the states of the other one at each site; its own under
+            ``None``.
+        better: answers of the better model, likewise with the states of the worse one.
+        truth: (n,) classes.
+        group: (n,) groups of the documents.
+        read: returns the class of an answer's text, -1 for none.
+        names: names of the two models, the worse one first.
+        seed: of the bootstrap resamples.
+    """
+    _, group = np.unique(group, return_inverse=True)
+    directions: tuple[tuple[Direction, Answers], ...] = (("restore", worse), ("break", better))
+    rows = {
+        (direction, site): _per_document(site_answers, truth, read)
+        for direction, answers in directions
+        for site, site_answers in answers.items()
+    }
+    figures = _Figures(rows, group.astype(np.intp), seed)
+    points = tuple(figures.point(direction, site) for direction, site in rows if site is not None)
+    difference = figures.difference()
+    firsts: dict[str, str] = {"restore": "", "break": ""}
+    stages: tuple[str, ...] = ()
+    if difference.value >= MARGIN and difference.low > 0:
+        for direction in firsts:
+            firsts[direction] = next(
+                (_name(point) for point in points if point.direction == direction and _counts(point)), ""
+            )
+        stages = _stages(firsts.values())
+    return TwinPatching(
+        worse=names[0],
+        better=names[1],
+        n=len(truth),
+        groups=len(np.unique(group)),
+        worse_accuracy=figures.accuracy("restore", None),
+        better_accuracy=figures.accuracy("break", None),
+        difference=difference,
+        points=points,
+        first_restoring=firsts["restore"],
+        first_breaking=firsts["break"],
+        stages=stages,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Answers to n documents: hits (n,), log-odds of the correct label (n,) in nats, and the share that was parsed."""
+
+    hits: Floats
+    odds: Floats
+    parsed: float
+
+
+_Key: TypeAlias = tuple[Direction, PatchSite | None]
+
+
+class _Figures:
+    """Accuracies and mean log-odds with their bootstrap resamples, all on the same ones."""
+
+    def __init__(self, rows: Mapping[_Key, _Row], group: Ints, seed: int) -> None:
+        self._rows, self._groups = rows, effective_groups(group)
+        self._column = {key: 2 * number for number, key in enumerate(rows)}
+        stacked = np.stack([part for row in rows.values() for part in (row.hits, row.odds)])
+        values, resampled = bootstrap(
+            lambda weights: {"": (stacked @ weights / weights.sum(0)).T},
+            group,
+            resamples=RESAMPLES,
+            seed=seed,
+            cells=len(stacked),
+        )
+        self._values, self._resampled = values[""], resampled[""]
+
+    def accuracy(self, direction: Direction, site: PatchSite | None) -> Estimate:
+        """Return an accuracy."""
+        value, drawn = self._figure((direction, site), 0)
+        return estimate(value, drawn, groups=self._groups, bounds=SHARE)
+
+    def difference(self) -> Estimate:
+        """Return the accuracy of the better model minus that of the worse one."""
+        drawn = self._figure(("break", None), 0)[1], self._figure(("restore", None), 0)[1]
+        return paired_difference(self.accuracy("break", None), self.accuracy("restore", None), drawn)
+
+    def point(self, direction: Direction, site: PatchSite) -> PatchPoint:
+        """Return the effects of one site."""
+        return PatchPoint(
+            layer=site.layer,
+            tokens=site.tokens,
+            direction=direction,
+            accuracy=self.accuracy(direction, site),
+            effect=self._effect(direction, site, 0),
+            log_odds_effect=self._effect(direction, site, 1),
+            parsed=self._rows[direction, site].parsed,
+        )
+
+    def _figure(self, key: _Key, offset: int) -> tuple[float, Floats]:
+        index = self._column[key] + offset
+        return float(self._values[index]), self._resampled[:, index]
+
+    def _effect(self, direction: Direction, site: PatchSite, offset: int) -> Estimate:
+        own, other = (self._figure((name, None), offset) for name in _ends(direction))
+        patched = self._figure((direction, site), offset)
+        whole, drawn_whole = other[0] - own[0], other[1] - own[1]
+        ratio = (patched[0] - own[0]) / whole if whole else math.nan
+        # Resamples in which the models do not differ, or the other way round, say nothing of a share.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = np.where(np.sign(drawn_whole) == np.sign(whole), (patched[1] - own[1]) / drawn_whole, np.nan)
+        return estimate(ratio, drawn, groups=self._groups)
+
+
+def _ends(direction: Direction) -> tuple[Direction, Direction]:
+    """Return the directions under which the model's own answers stand, and those of the other model."""
+    return ("restore", "break") if direction == "restore" else ("break", "restore")
+
+
+def _per_document(answers: Sequence[PatchedAnswer], truth: Ints, read: Callable[[str], int]) -> _Row:
+    classes = np.array([read(answer.text) for answer in answers])
+    scores = np.array([answer.scores for answer in answers], dtype=np.float64)
+    documents = np.arange(len(truth))
+    others = scores.copy()
+    others[documents, truth] = -np.inf
+    odds: Floats = scores[documents, truth] - logsumexp(others, axis=1)
+    return _Row((classes == truth).astype(np.float64), odds, float((classes >= 0).mean()))
+
+
+def _counts(point: PatchPoint) -> bool:
+    return point.effect.value >= HALF and point.effect.low > 0
+
+
+def _name(point: PatchPoint) -> str:
+    return PatchSite(point.layer, cast(Tokens, point.tokens)).name
+
+
+def _stages(sites: Collection[str]) -> tuple[str, ...]:
+    """Return the failure modes of the first restoring and the first breaking site, in the order of the stages."""
+    modes = {stage_of(site) for site in sites}
+    return tuple(mode for mode in ("vision", "connector", "comprehension", _WORDS) if mode in modes)
+
+
+def stage_of(site: str) -> str:
+    """Return the failure mode of the stage that ends at a site; without a site it is the mapping.
+
+    States put in after the final norm restore all that the LLM computes, so what they do not restore lies in the words.
+    """
+    if not site:
+        return _WORDS
+    return {TOWER_END: "vision", CONNECTOR: "connector"}.get(site, "comprehension")

@@ -1,0 +1,222 @@
+"""Record the states of one clean pass, and resume passes from other states at one site.
+
+Where a state is put in after a block of the LLM, nothing before that block is computed again: tower and connector and
+the blocks below hand on what was recorded. The model's own code runs in between, so that masks, positions and image
+features that are added to deeper layers (Qwen3-VL) are its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from medmllm_plugins.errors import OptionError
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.generation import Prefill
+from medmllm_plugins.models.stages import (
+    EMBED,
+    Layer,
+    changed,
+    connectors_of,
+    is_block,
+    layers_of,
+    replaced_forward,
+    tower_end,
+)
+
+TOWER_END: Final = "vision"
+"""Name of the site at the end of the tower, whichever layer the connector reads."""
+CONNECTOR: Final = "connector"
+
+
+class RecordedPass:
+    """The states of a batch of prompts with their images, recorded in one clean pass.
+
+    Attributes:
+        inputs: the model's input.
+        start: the state after the prompts, as :func:`~medmllm_plugins.models.generation.prefill` returns it. Resumed
+            passes take keys and values from its cache, so answer from a copy.
+        states: states by site, one tensor for each module of the site in the model's own layout with the feature axis
+            last: one for most sites; a connector may have several modules.
+    """
+
+    def __init__(self, loaded: LoadedModel, inputs: Mapping[str, Tensor], sites: Collection[str]) -> None:
+        """Run the clean pass and record the states of some sites.
+
+        Args:
+            loaded: the model.
+            inputs: what its ``prepare`` returned.
+            sites: ``vision`` (the end of the tower), ``connector``, ``llm.embed``, blocks such as ``llm.03``, and
+                ``llm.norm``.
+
+        Raises:
+            OptionError: the model has no such site.
+        """
+        self.inputs = inputs
+        self._loaded = loaded
+        self._layers = {layer.name: layer for layer in layers_of(loaded)}
+        self._connectors = connectors_of(loaded)
+        self._tower = tower_end(loaded)
+        self._in_tuples: dict[nn.Module, bool] = {}
+        with ExitStack() as stack:
+            for module in self._blocks():
+                stack.enter_context(self._noting(module))
+            # Connectors are recorded in any case: what is resumed deeper takes their outputs from here.
+            recorded = {
+                site: [stack.enter_context(recording(layer)) for layer in self.layers_at(site)]
+                for site in dict.fromkeys([*sites, CONNECTOR])
+            }
+            with torch.no_grad():
+                self.start = loaded.prefill(inputs)
+        self.states: dict[str, tuple[Tensor, ...]] = {
+            site: tuple(states[0] for states in by_module) for site, by_module in recorded.items()
+        }
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._loaded.model
+
+    def moved(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Move states of another model to the device and type of this one."""
+        return tuple(state.to(device=self.model.device, dtype=self.model.dtype) for state in states)
+
+    def layers_at(self, site: str) -> list[Layer]:
+        """Return the layers that a site consists of.
+
+        Raises:
+            OptionError: the model has no such site.
+        """
+        if site == CONNECTOR:
+            return self._connectors
+        if site == TOWER_END:
+            return [self._tower]
+        layer = self._layers.get(site)
+        if layer is None or layer.part != "llm":
+            llm = [name for name, known in self._layers.items() if known.part == "llm"]
+            raise OptionError(f"Expected a site among {[TOWER_END, CONNECTOR, *llm]}, got {site!r}.")
+        return [layer]
+
+    @torch.no_grad()
+    def resume(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None) -> Prefill:
+        """Return the state after the prompts where a site holds other states than it held.
+
+        Args:
+            site: a site.
+            states: one tensor for each of its modules, of the shapes in :attr:`states`.
+            connectors: outputs of the connectors, where a model adds some of them behind the site (Qwen3-VL); those of
+                the clean pass by default.
+
+        Raises:
+            OptionError: the shapes differ.
+        """
+        shapes = [tuple(state.shape) for state in states]
+        if site in self.states and shapes != (own := [tuple(state.shape) for state in self.states[site]]):
+            raise OptionError(
+                f"{site}: expected states of the shapes {own}, got {shapes}. Both models need the same prompt and as "
+                "many image tokens: give them images of one size."
+            )
+        with self.holding(site, states, connectors or self.states[CONNECTOR]):
+            start = self._loaded.prefill(self.inputs)
+        # The keys and values of the blocks that were not computed are those of the clean pass.
+        count = len(self._skipped_llm_blocks(site))
+        start.cache.layers[:count] = [copy.copy(layer) for layer in self.start.cache.layers[:count]]
+        return start
+
+    @contextmanager
+    def holding(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...]) -> Iterator[None]:
+        """Let a site hold states while the context is open, and compute nothing before it.
+
+        Connectors hand on ``connectors``, unless the site comes before them; none are needed where no image is read.
+
+        In a pass that extends a cache, blocks that are not computed extend it too, by keys and values that nothing
+        reads, so that all blocks agree on the length of the sequence.
+        """
+        skipped = self._skipped_llm_blocks(site)
+        with ExitStack() as stack:
+            for layer, state in zip(self.layers_at(site), states, strict=True):
+                if layer.module in skipped:
+                    stack.enter_context(self._returning(layer.module, state, skipped.index(layer.module)))
+                else:
+                    stack.enter_context(changed(layer, _constant(state)))
+            for index, module in enumerate(skipped):
+                if module not in [layer.module for layer in self.layers_at(site)]:
+                    stack.enter_context(self._returning(module, None, index))
+            if site != TOWER_END:
+                for layer in self._layers.values():
+                    if layer.part == "vision" and is_block(layer):
+                        stack.enter_context(self._returning(layer.module, None, None))
+            if site not in (TOWER_END, CONNECTOR):
+                for layer, state in zip(self._connectors, connectors, strict=False):
+                    stack.enter_context(replaced_forward(layer.module, _constant(layer.from_rows(state))))
+            yield
+
+    def _skipped_llm_blocks(self, site: str) -> list[nn.Module]:
+        """Return the blocks of the LLM whose output nothing reads where a site is given, its own among them."""
+        blocks = [name for name, layer in self._layers.items() if layer.part == "llm" and is_block(layer)]
+        if site in (TOWER_END, CONNECTOR, EMBED):
+            return []
+        names = blocks[: blocks.index(site) + 1] if site in blocks else blocks
+        return [self._layers[name].module for name in names]
+
+    def _blocks(self) -> list[nn.Module]:
+        return [layer.module for layer in self._layers.values() if is_block(layer)]
+
+    @contextmanager
+    def _noting(self, module: nn.Module) -> Iterator[None]:
+        """Note whether a block returns a tuple."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._in_tuples[module] = isinstance(output, tuple)
+
+        handle = module.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _returning(self, module: nn.Module, state: Tensor | None, index: int | None) -> Iterator[None]:
+        """Let a block return a state, or what it is given, and compute nothing; ``index`` is its place in the cache."""
+        in_tuple = self._in_tuples[module]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            entering = args[0] if args else kwargs["hidden_states"]
+            cache = next((kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None), None)
+            if index is not None and cache is not None:
+                _extend(cache, index, entering.shape[1])
+            output = entering if state is None else state
+            return (output,) if in_tuple else output
+
+        with replaced_forward(module, forward):
+            yield
+
+
+def _extend(cache: DynamicCache, index: int, count: int) -> None:
+    """Extend a layer of a cache by ``count`` positions, if it holds any; their keys and values are never read."""
+    layer: Any = cache.layers[index]
+    if layer.get_seq_length():
+        layer.update(*(part[..., -1:, :].expand(-1, -1, count, -1) for part in (layer.keys, layer.values)))
+
+
+@contextmanager
+def recording(layer: Layer) -> Iterator[list[Tensor]]:
+    """Record what a layer holds while the context is open."""
+    states: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
+        states.append(output.detach())
+        return output
+
+    with changed(layer, keep):
+        yield states
+
+
+def _constant(output: Any) -> Any:
+    return lambda *_args, **_kwargs: output

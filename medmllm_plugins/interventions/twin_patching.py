@@ -1,0 +1,164 @@
+"""Twin patching: put the states of one model into a run of another on the same documents, site by site.
+
+Two checkpoints of one architecture answer the same questions. Where the states of the better one restore the answers
+of the other, all that comes before is no longer needed to explain the difference; where they do not, the difference
+lies behind. Putting the worse one's states into the better one shows where the answers break.
+
+Sources: Zhang and Nanda, "Towards best practices of activation patching", arXiv 2309.16042; Geiger et al., "Causal
+abstractions of neural networks", arXiv 2106.02997.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from medmllm_plugins.errors import ModelError
+from medmllm_plugins.interventions.hybrid_model import HybridModel
+from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
+from medmllm_plugins.models.base import LoadedModel, VisualInput
+from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
+from medmllm_plugins.models.stages import EMBED, is_block, layers_of
+
+Tokens: TypeAlias = Literal["all", "image", "last"]
+TOKENS: Final[tuple[Tokens, ...]] = get_args(Tokens)
+IMAGE_SITES: Final = (TOWER_END, CONNECTOR)
+"""Sites that hold image tokens only."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSite:
+    """A layer, and the tokens whose states are put in there; tower and connector have image tokens only."""
+
+    layer: str
+    tokens: Tokens = "all"
+
+    @property
+    def name(self) -> str:
+        """Text such as ``llm.03 (image)``."""
+        return self.layer if self.layer in IMAGE_SITES else f"{self.layer} ({self.tokens})"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchedAnswer:
+    """A model's answer to one document.
+
+    Attributes:
+        text: the generated text.
+        scores: log p(label | prompt, image) of each label, in nats.
+    """
+
+    text: str
+    scores: tuple[float, ...]
+
+
+Answers: TypeAlias = Mapping[PatchSite | None, list[PatchedAnswer]]
+"""Answers by site; ``None`` stands for the model as it is."""
+
+
+def patch_sites(loaded: LoadedModel, *, every: int = 1) -> tuple[PatchSite, ...]:
+    """Return the sites in the order in which an image passes them.
+
+    They are the end of the tower, the connector, the input of the LLM, every ``every``-th block and the last one, each
+    with image tokens, the last token, and all, and all tokens after the final norm.
+    """
+    blocks = [layer.name for layer in layers_of(loaded) if layer.part == "llm" and is_block(layer)]
+    chosen = [name for index, name in enumerate(blocks) if (index + 1) % every == 0 or name == blocks[-1]]
+    inner = [PatchSite(layer, tokens) for layer in [EMBED, *chosen] for tokens in TOKENS]
+    return (PatchSite(TOWER_END), PatchSite(CONNECTOR), *inner, PatchSite("llm.norm"))
+
+
+def patch_twins(
+    recipient: LoadedModel,
+    donor: LoadedModel,
+    question: str,
+    images: Sequence[VisualInput],
+    labels: Sequence[str],
+    sites: Sequence[PatchSite],
+    *,
+    max_new_tokens: int = 16,
+) -> tuple[Answers, Answers]:
+    """Answer one question about a batch of documents, with the states of each model put into the other.
+
+    Where the states of all tokens are put in, those of the answer's tokens are too: everything up to the site is
+    computed by the other model. Image tokens and the last token are those of the prompt.
+
+    Args:
+        recipient: the model to be restored.
+        donor: the model that restores it.
+        question: the question.
+        images: one visual input a document.
+        labels: the labels to score.
+        sites: where states are put in.
+        max_new_tokens: the most tokens of an answer.
+
+    Returns:
+        The answers of the recipient with the donor's states, and those of the donor with the recipient's.
+
+    Raises:
+        ModelError: the two models do not see the same tokens.
+    """
+    twins, questions = (recipient, donor), [question] * len(images)
+    inputs = [twin.prepare(questions, images) for twin in twins]
+    _check_same_tokens(inputs[0], inputs[1])
+    layers = list(dict.fromkeys(site.layer for site in sites))
+    passes = [RecordedPass(twin, own, layers) for twin, own in zip(twins, inputs, strict=True)]
+    results: list[dict[PatchSite | None, list[PatchedAnswer]]] = []
+    for twin, own, other in zip(twins, passes, reversed(passes), strict=True):
+        label_ids = [twin.label_ids(question, labels)] * len(images)
+        answers: dict[PatchSite | None, list[PatchedAnswer]] = {}
+        for site in sites:
+            if site.tokens == "all" and site.layer not in IMAGE_SITES:
+                hybrid = HybridModel(own, other, site.layer)
+                answers[site] = _answers(twin, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
+            else:
+                start = own.resume(site.layer, _mixed(site, own, other, twin.image_positions(own.inputs)))
+                answers[site] = _answers(twin, twin.model, start, label_ids, max_new_tokens)
+        # Answering extends the cache, which the other direction starts from.
+        clean = replace(own.start, cache=branch_cache(own.start.cache))
+        answers[None] = _answers(twin, twin.model, clean, label_ids, max_new_tokens)
+        results.append(answers)
+    return results[0], results[1]
+
+
+def _mixed(site: PatchSite, own: RecordedPass, other: RecordedPass, image: Tensor) -> tuple[Tensor, ...]:
+    """Return the states of a site in which the chosen tokens are those of the other model."""
+    theirs = own.moved(other.states[site.layer])
+    if site.layer in IMAGE_SITES:
+        return theirs
+    chosen = image
+    if site.tokens == "last":
+        chosen = torch.zeros_like(image)
+        chosen[:, -1] = True
+    pairs = zip(own.states[site.layer], theirs, strict=True)
+    return tuple(torch.where(chosen[:, :, None].to(mine.device), their, mine) for mine, their in pairs)
+
+
+@torch.no_grad()
+def _answers(
+    loaded: LoadedModel, model: Any, start: Prefill, label_ids: list[list[list[int]]], max_new_tokens: int
+) -> list[PatchedAnswer]:
+    scores = score_labels(model, start, label_ids, prefix_length=loaded.prefix_length).tolist()
+    rows = greedy(model, start, max_new_tokens=max_new_tokens, eos_token_ids=loaded.eos_token_ids)
+    decode = loaded.tokenizer.decode
+    texts = [str(decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows]
+    return [PatchedAnswer(text, tuple(row)) for text, row in zip(texts, scores, strict=True)]
+
+
+def _check_same_tokens(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    """Check that both models see the same prompt and as many image tokens.
+
+    Raises:
+        ModelError: they do not.
+    """
+    shapes = [tuple(inputs["input_ids"].shape) for inputs in (first, second)]
+    if shapes[0] != shapes[1] or not torch.equal(first["input_ids"].cpu(), second["input_ids"].cpu()):
+        raise ModelError(
+            f"Expected both models to see the same tokens, got prompts of the shapes {shapes[0]} and {shapes[1]}"
+            f"{'' if shapes[0] != shapes[1] else ' with different tokens'}. Twins need one architecture, tokenizer and "
+            "prompt template, and images of one size; check min_pixels, max_pixels and system prompts."
+        )

@@ -1,0 +1,85 @@
+"""A hybrid of two models equals one model that is put together from their modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.tiny_families import write_family
+from torch import nn
+
+from medmllm_plugins.interventions.hybrid_model import HybridModel
+from medmllm_plugins.interventions.recorded_pass import RecordedPass
+from medmllm_plugins.models import generation
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.families.family import stage_module
+from medmllm_plugins.models.native import open_native
+from medmllm_plugins.models.options import LoadOptions
+
+torch.set_num_threads(1)
+QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.", "Is it no mass?")
+LABELS = ("benign", "malignant tumour", "no")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LoadedModel, LoadedModel]]:
+    """Return a function that makes two models of a family with different weights."""
+    models: dict[str, tuple[LoadedModel, LoadedModel]] = {}
+
+    def loaded(kind: str) -> tuple[LoadedModel, LoadedModel]:
+        if kind not in models:
+            folders: list[Path] = [write_family(kind, tmp_path_factory.mktemp(kind), seed) for seed in (0, 1)]
+            first, second = (ChatModel(open_native(LoadOptions(str(folder), device="cpu"))) for folder in folders)
+            models[kind] = first, second
+        return models[kind]
+
+    return loaded
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    parent, _, last = name.rpartition(".")
+    setattr(stage_module(model, parent), last, module)
+
+
+@pytest.mark.parametrize("site", ["llm.embed", "llm.00", "llm.01", "llm.norm"])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "llava", "internvl"])
+def test_a_hybrid_equals_a_model_put_together_from_two(
+    pair: Callable[[str], tuple[LoadedModel, LoadedModel]], kind: str, site: str
+) -> None:
+    upper, lower = pair(kind)
+    family = upper.family
+    made = copy.copy(upper)
+    made.model = copy.deepcopy(upper.model)
+    donor = copy.deepcopy(lower.model)
+    every = len(list(stage_module(donor, family.llm_blocks).children()))
+    blocks = {"llm.embed": 0, "llm.00": 1, "llm.01": 2, "llm.norm": every}[site]
+    names = [family.tower, family.connector, family.embed]
+    names += [f"{family.llm_blocks}.{index}" for index in range(blocks)]
+    names += [family.llm_norm] if site == "llm.norm" else []
+    for name in names:
+        put(made.model, name, stage_module(donor, name))
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)) for seed in range(3)
+    ]
+    inputs = upper.prepare(list(QUESTIONS), [[image] if upper.shows == "images" else image for image in images])
+    ids = [upper.label_ids(question, LABELS) for question in QUESTIONS]
+    passes = [RecordedPass(model, inputs, [site]) for model in (upper, lower)]
+    hybrid = HybridModel(passes[0], passes[1], site)
+    start, expected = hybrid.prefill(), made.prefill(inputs)
+    torch.testing.assert_close(start.logits, expected.logits, atol=3e-4, rtol=1e-4)
+    scores = [generation.score_labels(*pair_of, ids) for pair_of in ((hybrid, start), (made.model, expected))]
+    torch.testing.assert_close(scores[0], scores[1], atol=3e-4, rtol=1e-4)
+    texts = [
+        generation.greedy(*pair_of, max_new_tokens=6, eos_token_ids=made.eos_token_ids)
+        for pair_of in ((hybrid, start), (made.model, expected))
+    ]
+    assert texts[0] == texts[1] and any(texts[0])
+    own = upper.prefill(inputs)
+    assert not torch.allclose(own.logits, expected.logits, atol=1e-2)

@@ -1,0 +1,131 @@
+"""The tables of docs/statistics.md: ``pytest -m exhaustive -s tests/metrics/test_calibration_table.py`` prints them.
+
+Every cell is a simulation with known truth, on seeds that no rule was chosen with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+from support.interval_simulations import (
+    accuracy_coverage,
+    auroc_coverage,
+    difference_coverage,
+    differences,
+    health_coverage,
+    permutation_rejections,
+)
+
+pytestmark = pytest.mark.exhaustive
+
+GROUPS = (20, 40, 100, 200)
+CORRELATED = [("1", 0.0), ("3", 0.0), ("3", 0.3), ("3", 0.8), ("1 to 9", 0.0), ("1 to 9", 0.3), ("1 to 9", 0.8)]
+ENDS = [(0.35, 0.85), (0.8, 0.8), (0.9, 0.97), (0.97, 0.9), (0.98, 0.98)]
+LAYERS = (6, 24)
+PAIRS = [(0.5, 0.5), (0.8, 0.8), (0.95, 0.95), (0.8, 0.5), (0.9, 0.8), (0.98, 0.95)]
+
+Row = tuple[Sequence[str | int | float], Sequence[Callable[[], float]]]
+
+
+def table(header: str, rows: Iterable[Row]) -> list[float]:
+    """Print a table in Markdown, row by row, and return the shares."""
+    print(f"\n| {header} |\n|{' --- |' * (header.count('|') + 1)}", flush=True)
+    shares = []
+    for setting, cells in rows:
+        values = [cell() for cell in cells]
+        print("| " + " | ".join([*map(str, setting), *(f"{value:.1%}" for value in values)]) + " |", flush=True)
+        shares += values
+    return shares
+
+
+def test_accuracies() -> None:
+    accuracies = (0.5, 0.8, 0.9, 0.95, 0.98)
+    rows: list[Row] = [
+        ((groups, sizes, icc), [partial(accuracy_coverage, groups, p, icc, sizes, 500) for p in accuracies])
+        for groups in GROUPS
+        for sizes, icc in CORRELATED
+    ]
+    assert min(table("groups | documents per group | ICC | 50% | 80% | 90% | 95% | 98%", rows)) >= 0.91
+
+
+def test_differences() -> None:
+    rows: list[Row] = [
+        (
+            (groups, sizes, icc, rho),
+            [partial(difference_coverage, groups, pair, icc, rho, sizes, 250) for pair in PAIRS],
+        )
+        for groups in GROUPS
+        for sizes, icc in [("1", 0.0), ("3", 0.8), ("1 to 9", 0.8)]
+        for rho in (0.0, 0.5, 0.9)
+    ]
+    pairs = " | ".join(f"{first:.0%}, {second:.0%}" for first, second in PAIRS)
+    assert min(table(f"groups | documents per group | ICC | correlation of the two | {pairs}", rows)) >= 0.90
+
+
+def test_aurocs() -> None:
+    aurocs = (0.5, 0.8, 0.95, 0.98)
+    rows: list[Row] = [
+        (
+            (groups, sizes, icc, labels),
+            [partial(auroc_coverage, groups, a, icc, sizes, 250, clustered=labels == "of groups") for a in aurocs],
+        )
+        for groups in GROUPS
+        for sizes, icc, labels in [
+            ("1", 0.0, "of documents"),
+            *((sizes, icc, "of documents") for sizes in ("3", "1 to 9") for icc in (0.0, 0.8)),
+            *((sizes, 0.8, "of groups") for sizes in ("3", "1 to 9")),
+        ]
+    ]
+    assert min(table("groups | documents per group | ICC | labels | 50% | 80% | 95% | 98%", rows)) >= 0.90
+
+
+def test_feature_health_scores() -> None:
+    rows: list[Row] = [
+        (
+            (groups, sizes, icc, layers),
+            [
+                partial(health_coverage, groups, np.linspace(*ends, layers).tolist(), icc, 0.9, sizes, 250)
+                for ends in ENDS
+            ],
+        )
+        for groups in GROUPS
+        for sizes, icc in [("3", 0.0), ("3", 0.8), ("1 to 9", 0.0), ("1 to 9", 0.8)]
+        for layers in LAYERS
+    ]
+    ends = " | ".join(f"{start:.0%} to {end:.0%}" for start, end in ENDS)
+    assert min(table(f"groups | documents per group | ICC | layers | {ends}", rows)) >= 0.90
+
+
+def test_permutations_of_labels() -> None:
+    correlations = [(0.0, 0.0), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0)]
+    rows: list[Row] = [
+        (
+            (groups, sizes, classes),
+            [partial(permutation_rejections, groups, sizes, icc, frequencies, 1000) for icc in correlations],
+        )
+        for groups in (20, 100)
+        for sizes in ("3", "1 to 9")
+        for classes, frequencies in [("50%, 50%", (0.5, 0.5)), ("15%, 35%, 50%", (0.15, 0.35, 0.5))]
+    ]
+    pairs = " | ".join(f"{labels:g}, {predictions:g}" for labels, predictions in correlations)
+    # 1,000 trials have a standard error of 0.7 points.
+    assert max(table(f"groups | documents per group | classes | ICC of labels, of predictions: {pairs}", rows)) <= 0.07
+
+
+def test_equivalence() -> None:
+    def ruled_out(groups: int, pair: tuple[float, float], icc: float, rho: float, sizes: str) -> float:
+        results = differences(groups, pair, icc, rho, sizes, 250)
+        return float(np.mean([result.high < pair[0] - pair[1] for result in results]))
+
+    pairs = [(0.6, 0.5), (0.9, 0.8), (0.98, 0.88)]
+    rows: list[Row] = [
+        ((groups, sizes, icc, rho), [partial(ruled_out, groups, pair, icc, rho, sizes) for pair in pairs])
+        for groups in GROUPS
+        for sizes, icc in [("3", 0.0), ("1 to 9", 0.8)]
+        for rho in (0.0, 0.9)
+    ]
+    header = "groups | documents per group | ICC | correlation of the two | 60%, 50% | 90%, 80% | 98%, 88%"
+    assert max(table(header, rows)) < 0.06
