@@ -33,7 +33,7 @@ MARGIN: Final = 0.03
 OF_INTEREST: Final = 0.10
 """Smallest loss of interest: a loss is ruled out if its whole interval lies below this."""
 MIN_GROUPS: Final = 20
-"""With fewer groups in the test fold there is no verdict."""
+"""With fewer groups in the test fold there is no verdict. Groups of unequal sizes count as fewer equal ones."""
 CERTAIN: Final = 0.95
 """A mode is named if this share of the resamples agrees that it loses most."""
 
@@ -110,13 +110,13 @@ def answers_match_reference(chain: Chain) -> bool:
 
 def _judge(losses: Sequence[_Loss], chain: Chain) -> tuple[Effect, ...]:
     """Return one effect for each loss; the lower bounds of supported losses hold for all four at once."""
-    groups = chain.groups
+    groups = chain.effective_groups
     figures = [
         Figure(math.nan, np.full(1, math.nan)) if loss.before is None else loss.before.loss_to(loss.after)
         for loss in losses
     ]
     lows = np.full(len(losses), -math.inf)
-    if groups >= MIN_GROUPS:
+    if round(groups) >= MIN_GROUPS:
         known = [index for index, loss in enumerate(losses) if loss.before is not None]
         limits = [loss.before.limit - loss.after.limit for loss in losses if loss.before is not None]
         # What learning curves may explain is not supported, whether they rise significantly or not.
@@ -137,7 +137,7 @@ def _lower_bounds(figures: Sequence[Figure], groups: float) -> Floats:
     return simultaneous_bounds(values, np.stack(resampled, axis=1), groups=groups).low
 
 
-def _probabilities(figures: Sequence[Figure], unknown: float, groups: int) -> list[float]:
+def _probabilities(figures: Sequence[Figure], unknown: float, groups: float) -> list[float]:
     """Return for each loss the share of resamples in which it is the largest and at least :data:`MARGIN`.
 
     A loss of the tower that is not known may be as large as ``unknown``, the tower's distance from an accuracy of 1.
@@ -166,7 +166,7 @@ def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: f
     if loss.before is None:
         return Effect(mode=loss.mode, loss=UNKNOWN, why=loss.reason_unknown, after=loss.after.name)
     interval = _loss_interval(figure, loss, chain.effective_groups)
-    verdict, why = judge_loss(interval, simultaneous_low, chain.groups)
+    verdict, why = judge_loss(interval, simultaneous_low, chain.effective_groups)
     if loss.mode == "vision" and verdict == "ruled out":
         if not is_informative(loss.before, chain):
             verdict, why = "cannot tell", _weak_reference(loss.before, chain)
@@ -201,16 +201,16 @@ def _loss_interval(figure: Figure, loss: _Loss, groups: float) -> Estimate:
     return Estimate(figure.value, min(part.low for part in intervals), max(part.high for part in ends))
 
 
-def judge_loss(loss: Estimate, simultaneous_low: float, groups: int) -> tuple[Verdict, str]:
+def judge_loss(loss: Estimate, simultaneous_low: float, groups: float) -> tuple[Verdict, str]:
     """Return the verdict on a loss of accuracy, and the reason.
 
     Args:
         loss: the loss with its own 95% interval.
         simultaneous_low: lower bound that holds for all losses at once.
-        groups: number of groups in the test fold.
+        groups: number of groups in the test fold; of unequal sizes, the number of equal ones that vary as much.
     """
-    if groups < MIN_GROUPS:
-        return "cannot tell", f"the test fold has {groups} groups; at least {MIN_GROUPS} are needed."
+    if round(groups) < MIN_GROUPS:
+        return "cannot tell", f"the test fold counts as {groups:.0f} groups; at least {MIN_GROUPS} are needed."
     if simultaneous_low > 0 and loss.value >= MARGIN:
         return "supported", f"a loss of {points(loss)}."
     if loss.high < OF_INTEREST:

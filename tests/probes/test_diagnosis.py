@@ -37,12 +37,14 @@ def perfect(outcomes: list[Outcome]) -> Reference:
     return Reference("perfect", Path(), {outcome.id: outcome.label for outcome in outcomes})
 
 
-def text_anchor(verdict: str) -> Anchors:
+def anchors(verdict: str) -> Anchors:
+    """Return a text anchor and a positive control with the same verdict."""
     accuracy = Estimate(1.0, 0.9, 1.0) if verdict == "answered" else Estimate(0.3, 0.1, 0.5)
-    result = AnchorResult(
-        kind="text", n=9, groups=9, accuracy=accuracy, chance=1 / 3, parsed=1.0, recalls={}, verdict=verdict
-    )
-    return Anchors(results=(result,))
+    results = [
+        AnchorResult(kind=kind, n=9, groups=9, accuracy=accuracy, chance=1 / 3, parsed=1.0, recalls={}, verdict=verdict)
+        for kind in ("text", "presence")
+    ]
+    return Anchors(results=tuple(results))
 
 
 PLANTED = {
@@ -58,8 +60,8 @@ NAMED = {mode: mode for mode in PLANTED} | {"mapping": HANDOVER}
 def test_the_stage_where_the_class_is_lost_is_named(make_store: Callable[..., Any], mode: str) -> None:
     answers = wrong_often if mode == "mapping" else right_as_often_as_a_weak_probe
     store, outcomes = make_store((300, 120, 240), answers=answers, **PLANTED[mode])
-    anchors = text_anchor("not answered" if mode == "comprehension" else "answered")
-    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
+    outside = anchors("not answered" if mode == "comprehension" else "answered")
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=outside)
     assert result.diagnosis.named == NAMED[mode], result.diagnosis
     effect = result.diagnosis.of(mode)  # type: ignore[arg-type]
     assert effect.verdict == "supported" and effect.loss.low > 0 and effect.loss.value > 0.1
@@ -120,13 +122,19 @@ def answered_alike(outcomes: list[Outcome], label: str | None) -> list[Outcome]:
     return [Outcome(entry.id, entry.group, entry.label, label, status) for entry in outcomes]
 
 
-def test_broken_text_with_good_scores_is_a_fault_of_the_mapping(make_store: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("verdict", "named"), [("answered", "mapping"), ("not answered", HANDOVER)])
+def test_broken_text_with_good_scores_is_a_fault_of_the_mapping_if_the_anchors_are_answered(
+    make_store: Callable[..., Any], verdict: str, named: str
+) -> None:
     store, outcomes = make_store((45, 120, 240), clear={"llm.norm/last": 0.5})  # the scores beat the probe
-    result = analyse(store, answered_alike(outcomes, None), QUICK, reference=perfect(outcomes))
+    result = analyse(
+        store, answered_alike(outcomes, None), QUICK, reference=perfect(outcomes), anchors=anchors(verdict)
+    )
     comprehension, mapping = (result.diagnosis.of(mode) for mode in ("comprehension", "mapping"))
     assert comprehension.verdict != "supported" and comprehension.after == mapping.before == "label scores"
-    assert result.diagnosis.named == "mapping" and mapping.loss.value > 0.9
-    assert result.mapping.kind == "decoding" and "the text of the answer names no class" in result.headline
+    assert result.diagnosis.named == named and mapping.loss.value > 0.9
+    assert result.mapping.kind == "decoding"
+    assert ("the text of the answer names no class" in result.headline) is (named == "mapping")
 
 
 def test_a_reference_that_knows_nothing_rules_nothing_out(make_store: Callable[..., Any]) -> None:
@@ -176,8 +184,8 @@ def test_exchanged_classes_are_a_fault_of_the_mapping_only_with_an_outside_ancho
     make_store: Callable[..., Any], anchored: bool, named: str
 ) -> None:
     store, outcomes = make_store((300, 200, 240), answers=lambda truth, _: (truth + 1) % 3)
-    anchors = text_anchor("answered") if anchored else None
-    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=anchors)
+    outside = anchors("answered") if anchored else None
+    result = analyse(store, outcomes, QUICK, reference=perfect(outcomes), anchors=outside)
     assert result.mapping.kind == "permuted" and result.mapping.relabelling == (2, 0, 1)
     assert result.mapping.lens is not None
     assert [entry.value for entry in result.mapping.lens] == [pytest.approx(1 / 3, abs=0.12), 1.0]
