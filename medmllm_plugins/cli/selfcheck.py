@@ -21,7 +21,7 @@ app = new_app()
 
 @app.command(epilog="Example: medmllm selfcheck --seeds 2")
 def selfcheck(
-    seeds: Annotated[int, typer.Option(metavar="N", help="Rounds of 37 trials each.")] = 20,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Rounds of 21 trials each.")] = 20,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every trial's analysis to a new file of JSON lines.")
     ] = None,

@@ -198,7 +198,7 @@ def test_blindness_holds_where_a_window_has_passed_the_image(tmp_path: Path) -> 
             input_ids=token,
             attention_mask=torch.cat([start.attention_mask, torch.ones_like(token)], dim=1),
             position_ids=start.next_position[:, None],
-            **generation._cache_option(model.model, start.cache),
+            **generation.cache_option(model.model, start.cache),
             use_cache=True,
         ).logits[:, -1]
         whole = dict(inputs)
@@ -316,7 +316,7 @@ def test_labels_that_share_beginnings_change_places_where_they_part(load: Callab
                 input_ids=token,
                 attention_mask=torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long),
                 position_ids=start.next_position[:, None],
-                **generation._cache_option(model.model, start.cache),
+                **generation.cache_option(model.model, start.cache),
                 use_cache=True,
             ).logits[0, -1]
         if fault == HEALTHY:

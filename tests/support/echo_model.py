@@ -84,6 +84,7 @@ def content_of(rows: list[dict[str, Any]]) -> Any:
         metadata={},
         settings=SimpleNamespace(features=None, attributions=None, anchors=0),
         predict_only=False,
+        masked_rows={},
         read_answer=lambda row, text: SimpleNamespace(status="parsed"),
     )
 
