@@ -67,13 +67,20 @@ def diagnose(chain: Chain, circumstances: Circumstances) -> Diagnosis:
 
 def _losses(chain: Chain) -> list[_Loss]:
     """Return the four losses in the order of the stages."""
+    # What is credited was chosen on the validation fold, where a later site may look as good as a stage's own end.
+    # Where the own end shows more on the test fold, the step that leads to it has not lost that.
+    *stages, answer = chain.credited
+    shown = [
+        end if end.accuracy.value > credited.accuracy.value else credited
+        for end, credited in zip(chain.ends, stages, strict=True)
+    ]
     steps = [
         _Loss(mode, before, after, bits_before - bits_after, end.loss_to(after))
         for mode, before, after, bits_before, bits_after, end in zip(
-            MODES[1:], chain.credited[:-1], chain.credited[1:], chain.bits[:-1], chain.bits[1:], chain.ends, strict=True
+            MODES[1:], stages, [*shown[1:], answer], chain.bits[:-1], chain.bits[1:], chain.ends, strict=True
         )
     ]
-    tower, reference = chain.credited[0], chain.reference
+    tower, reference = shown[0], chain.reference
     if reference is not None:
         bits = reference.bits - chain.bits[0]
         return [_Loss("vision", reference, tower, bits, None), *steps]

@@ -13,7 +13,10 @@ import pytest
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes.analysis import analyse
-from medmllm_plugins.probes.diagnosis import judge_loss
+from medmllm_plugins.probes.chain import Chain, Evidence
+from medmllm_plugins.probes.conclusion import Circumstances
+from medmllm_plugins.probes.curves import Figure
+from medmllm_plugins.probes.diagnosis import diagnose, judge_loss
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.results.anchor_records import AnchorResult, Anchors
@@ -191,3 +194,26 @@ def test_exchanged_classes_are_a_fault_of_the_mapping_only_with_an_outside_ancho
     assert [entry.value for entry in result.mapping.lens] == [pytest.approx(1 / 3, abs=0.12), 1.0]
     assert result.diagnosis.named == named
     assert bool(result.diagnosis.candidates) is not anchored
+
+
+def test_a_step_is_not_charged_with_what_the_end_of_its_stage_shows() -> None:
+    """A tie on the validation fold credits the tower with the answers, which know less on the test fold."""
+
+    def evidence(name: str, accuracy: float) -> Evidence:
+        figure = Figure(accuracy, accuracy + np.linspace(-0.01, 0.01, 200))
+        return Evidence(name, figure, figure, False, figure, figure)
+
+    answer, tower = evidence("answer", 0.836), evidence("vision.03 (mean)", 0.889)
+    chain = Chain(
+        reference=evidence("reference", 0.911),
+        ends=(tower, evidence("connector (mean)", 0.825), evidence("llm.norm (last)", 0.821)),
+        credited=(answer, answer, answer, answer),
+        bits=(answer.bits,) * 4,
+        control=evidence("control.pixels (mean)", 0.4),
+        majority=evidence("most common class", 0.3),
+        groups=80,
+        effective_groups=80.0,
+        answer_p=0.001,
+    )
+    vision = diagnose(chain, Circumstances()).of("vision")
+    assert vision.after == "vision.03 (mean)" and vision.loss.value == pytest.approx(0.022)
