@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from medmllm_plugins.errors import DataError, one_line, shown
@@ -276,7 +277,10 @@ def read_index_part(path: Path) -> pd.DataFrame:
         DataError: the file is damaged.
     """
     try:
-        part = pd.read_parquet(path)
+        table = pq.read_table(path)
+        # pyarrow reads text that is no UTF-8, and raises only where it is used; its full check finds it here.
+        table.validate(full=True)
+        part: pd.DataFrame = table.to_pandas()
         if missing := sorted(set(COLUMNS) - set(part.columns)):
             raise ValueError(f"columns {missing} are missing")
     # What pyarrow and pandas raise of damaged files and of damaged notes about columns in them.

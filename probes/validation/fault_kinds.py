@@ -90,8 +90,8 @@ KINDS: Final[Mapping[str, FaultKind]] = {
             "blind": (0.1, 0.4, 1.0, "fraction of documents whose image only image tokens attend to, in every layer"),
             "text_blur": (
                 0.9,
-                1.5,
                 2.0,
+                3.0,
                 "after every layer of the LLM, one random vector for each document added to the prompt after the last "
                 "image token, in root mean squares of each position",
             ),

@@ -164,7 +164,8 @@ def test_a_command_that_is_stopped_while_probes_are_fitted_goes_on(tmp_path: Pat
         assert text.count("Start the same command again to continue.") == 1
         assert "Traceback" not in text
     text = finish(start(tmp_path, *words))
-    assert "200 of 200 answers are there from an earlier start" in text
+    # 200 documents, and 100 of them with a masked border.
+    assert "300 of 300 answers are there from an earlier start" in text
     (folder,) = (tmp_path / "out" / RUNS).iterdir()
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     assert manifest["finished"] and (folder / f"{TASK}.probes.json").is_file() and not check_seal(folder).differing
