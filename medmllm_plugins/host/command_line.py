@@ -21,7 +21,7 @@ from medmllm_plugins.errors import MedMLLMError, PluginError, one_line
 from medmllm_plugins.plugins.manager import get_manager
 
 MAIN_MODULE: Final = "lmms_eval.__main__"
-TASK_PREFIXES: Final = ("med_cls", "med_probe", "med_attr")
+TASK_PREFIXES: Final = ("med_cls", "med_probe", "med_attr", "med_patch")
 """Beginnings of our tasks' names: a misspelt one is known by them too."""
 LONGEST: Final = 300
 """Characters of anybody else's message."""

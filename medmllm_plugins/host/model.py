@@ -11,16 +11,16 @@ from loguru import logger
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope
-from medmllm_plugins.host.model_arguments import local_device, merged, run_folder
+from medmllm_plugins.host.model_arguments import local_device, merged, run_folder, twin_options
 from medmllm_plugins.host.task_dataset import TaskDataset
 from medmllm_plugins.host.task_loading import new_session
-from medmllm_plugins.host.task_requests import check_settings, read_request
+from medmllm_plugins.host.task_requests import check_settings, check_twin, read_request
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.runtime.answer_loop import AnswerOptions
-from medmllm_plugins.runtime.answering import answer_requests
+from medmllm_plugins.runtime.answering import Twin, answer_requests
 from medmllm_plugins.runtime.batches import AUTO, LARGEST, BatchSize, positive
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
@@ -40,6 +40,9 @@ class MedicalMLLM(lmms):
         max_batch_size: the largest batch that ``"auto"`` tries; the host's ``--max_batch_size``.
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
+        twin: a second checkpoint of the same architecture, whose states med_patch tasks put in. It is loaded like the
+            first, but neither quantised nor with its adapter.
+        twin_peft: a LoRA adapter of the twin.
         loading: the other fields of :class:`~medmllm_plugins.models.options.LoadOptions`, such as ``dtype``. Any other
             argument is an error that lists the known ones.
 
@@ -61,11 +64,13 @@ class MedicalMLLM(lmms):
         max_batch_size: int | str = LARGEST,
         max_new_tokens: int | None = None,
         run_dir: str | None = None,
+        twin: str | None = None,
+        twin_peft: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__()
         if unknown := sorted(set(loading) - set(LoadOptions.__slots__)):
-            own = ("batch_size", "max_batch_size", "max_new_tokens", "run_dir")
+            own = ("batch_size", "max_batch_size", "max_new_tokens", "run_dir", "twin", "twin_peft")
             known = ", ".join(sorted({*LoadOptions.__slots__, *own}))
             raise OptionError(f"{self.spec.name}: expected model arguments among {known}, got {unknown}.")
         if pretrained is None:
@@ -82,7 +87,9 @@ class MedicalMLLM(lmms):
         texts = {name: str(loading[name]) for name in ("peft", "trust_remote_code") if loading.get(name) is not None}
         self.options = LoadOptions(**{**loading, **texts, "pretrained": str(pretrained)})
         self.options.check()
+        self.twin_options = twin_options(self.options, twin, twin_peft)
         self._loaded: LoadedModel | None = None
+        self._loaded_twin: LoadedModel | None = None
         self._own_session: RunSession | None = None
 
     @classmethod
@@ -106,11 +113,22 @@ class MedicalMLLM(lmms):
     def load(self, run: EvaluationRun) -> LoadedModel:
         """Return the model itself, loaded at the first call; ``run`` notes how long that takes."""
         if self._loaded is None:
-            with run.stage("load", self.device):
-                self._loaded = load_model(self.spec, self.options)
-            for warning in self._loaded.weight_warnings:
-                logger.warning(f"{self.spec.name}: {warning}; its answers may be meaningless.")
+            self._loaded = self._load(run, self.options)
         return self._loaded
+
+    def _load_twin(self, run: EvaluationRun) -> LoadedModel:
+        """Return the twin, likewise."""
+        assert self.twin_options is not None, "called where a twin is named"
+        if self._loaded_twin is None:
+            self._loaded_twin = self._load(run, self.twin_options)
+        return self._loaded_twin
+
+    def _load(self, run: EvaluationRun, options: LoadOptions) -> LoadedModel:
+        with run.stage("load", self.device):
+            loaded = load_model(self.spec, options)
+        for warning in loaded.weight_warnings:
+            logger.warning(f"{options.pretrained}: {warning}; its answers may be meaningless.")
+        return loaded
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer the requests of any mix of tasks, greedily.
@@ -123,6 +141,8 @@ class MedicalMLLM(lmms):
         """
         parsed = [read_request(request, self.task_dict) for request in requests]
         check_settings(parsed, self.spec.name)  # before the weights are loaded
+        twin = None if self.twin_options is None else Twin(self._load_twin, self.twin_options)
+        check_twin(parsed, twin)
         options = AnswerOptions(
             model=self.spec.name,
             device=self.device,
@@ -135,7 +155,7 @@ class MedicalMLLM(lmms):
         replies: dict[RequestKey, Reply] = {}
         for session, group in self._by_session(parsed):
             session.run.run_dir = self.run_dir
-            replies |= answer_requests(self.load, self.options, group, session.run, options)
+            replies |= answer_requests(self.load, self.options, group, session.run, options, twin)
         return [_result(request, replies[request.key]) for request in parsed]
 
     def _by_session(self, requests: Sequence[TaskRequest]) -> list[tuple[RunSession, list[TaskRequest]]]:
@@ -155,7 +175,7 @@ class MedicalMLLM(lmms):
         for data in self.task_dict.values():
             if isinstance(data, TaskDataset):  # where all answers were cached, nothing else names the folder
                 data.session.run.run_dir = self.run_dir
-        self._loaded = None
+        self._loaded = self._loaded_twin = None
         super().clean()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medmllm_plugins.errors import OptionError, shown
 from medmllm_plugins.host.flags import parse_pairs
+from medmllm_plugins.models.options import LoadOptions
 
 
 def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +47,24 @@ def run_folder(run_dir: str | None) -> str | None:
     if not str(run_dir) or any(folder.exists() and not folder.is_dir() for folder in (path, *path.parents)):
         raise OptionError(f"Expected argument `run_dir` to be a folder or a path to make one at, got {run_dir!r}.")
     return str(path)
+
+
+def twin_options(options: LoadOptions, twin: str | None, peft: str | None) -> LoadOptions | None:
+    """Return how the twin of a model is loaded; ``None`` without one.
+
+    It is on the same device and of the same type; adapter and quantisation are those of the model alone.
+
+    Raises:
+        OptionError: an adapter is named without a twin.
+    """
+    if twin is None:
+        if peft is not None:
+            raise OptionError("Expected `twin_peft` together with `twin`, got it alone. Add twin=CHECKPOINT.")
+        return None
+    # The code of another checkpoint than the one that was trusted must not run.
+    trusted = options.trust_remote_code if str(twin) == options.pretrained else None
+    adapter = None if peft is None else str(peft)
+    return replace(options, pretrained=str(twin), peft=adapter, load_in=None, trust_remote_code=trusted)
 
 
 def local_device(device: str) -> str:

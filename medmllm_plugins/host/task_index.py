@@ -27,6 +27,7 @@ _CLASSES = {
     "classify": ("tasks", "ClassificationTask"),
     "probe": ("probe_tasks", "ProbingTask"),
     "attribute": ("attribution_tasks", "AttributingTask"),
+    "patch": ("patch_tasks", "PatchingTask"),
 }
 _DEEPEST = 5
 """How deep groups in groups are followed; a group may hold itself."""
@@ -78,7 +79,7 @@ def _add_declared(index: Index) -> None:
 
 
 def _add_derived(index: Index) -> None:
-    """Add the probing and attributing tasks of the YAML files that only ask."""
+    """Add the tasks that look inside the model, for the YAML files that only ask."""
     from medmllm_plugins.prompts.task_names import derived_tasks
 
     for name, derived in derived_tasks().items():

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmms_eval.api.instance import Instance
+from loguru import logger
 
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host.flags import check_generation
 from medmllm_plugins.host.task_dataset import TaskDataset
+from medmllm_plugins.runtime.answering import Twin
+from medmllm_plugins.runtime.patch_loop import NO_TWIN
 from medmllm_plugins.runtime.requests import TaskRequest
 
 
@@ -45,3 +49,16 @@ def check_settings(requests: Iterable[TaskRequest], model: str) -> None:
         if kind not in checked:
             checked.add(kind)
             check_generation(request.generation, f"{request.task}, {model}", ours=request.content is not None)
+
+
+def check_twin(requests: Iterable[TaskRequest], twin: Twin | None) -> None:
+    """Check that tasks that put states of a twin in have one, before a model is loaded.
+
+    Raises:
+        OptionError: one has none.
+    """
+    task = next((request.task for request in requests if request.patching is not None), None)
+    if task is not None and twin is None:
+        raise OptionError(NO_TWIN.format(task=task))
+    if task is None and twin is not None:
+        logger.warning(f"twin={twin.options.pretrained} is not loaded: only med_patch tasks use a twin.")

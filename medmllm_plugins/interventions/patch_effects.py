@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
-from medmllm_plugins.interventions.twin_patching import Answers, PatchedAnswer, PatchSite, Tokens
+from medmllm_plugins.interventions.twin_patching import CONNECTOR_ALONE, Answers, PatchedAnswer, PatchSite
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import (
     RESAMPLES,
@@ -22,12 +23,20 @@ from medmllm_plugins.metrics.intervals import (
     estimate,
     paired_difference,
 )
-from medmllm_plugins.results.patch_records import Direction, PatchPoint, TwinPatching
+from medmllm_plugins.prompts.patch_options import Tokens
+from medmllm_plugins.results.patch_records import (
+    Direction,
+    ModuleCombination,
+    ModuleShare,
+    PatchPoint,
+    TwinPatching,
+)
 
 MARGIN: Final = 0.03
 """Smallest difference between two models that is analysed."""
 HALF: Final = 0.5
 """Share of the difference that a site must restore or break to count."""
+MODULES: Final = ("vision", "connector", "llm")
 _WORDS: Final = "mapping"
 
 
@@ -68,7 +77,8 @@ def twin_effects(
     if difference.value >= MARGIN and difference.low > 0:
         for direction in firsts:
             firsts[direction] = next(
-                (_name(point) for point in points if point.direction == direction and _counts(point)), ""
+                (_name(point) for point in points if point.direction == direction and _counts(point)),
+                "",
             )
         stages = _stages(firsts.values())
     return TwinPatching(
@@ -83,6 +93,8 @@ def twin_effects(
         first_restoring=firsts["restore"],
         first_breaking=firsts["break"],
         stages=stages,
+        combinations=figures.combinations(names),
+        shares=figures.shares(),
     )
 
 
@@ -136,6 +148,53 @@ class _Figures:
             parsed=self._rows[direction, site].parsed,
         )
 
+    def combinations(self, names: tuple[str, str]) -> tuple[ModuleCombination, ...]:
+        """Return the answers of all combinations of modules; none where not all of them are known."""
+        if not self._has_all_modules():
+            return ()
+        combinations = []
+        for taken in itertools.product((False, True), repeat=len(MODULES)):
+            key = _COMBINATIONS[taken]
+            value, drawn = self._figure(key, 1)
+            combinations.append(
+                ModuleCombination(
+                    **dict(zip(MODULES, (names[better] for better in taken), strict=True)),
+                    accuracy=self.accuracy(*key),
+                    log_odds=estimate(value, drawn, groups=self._groups),
+                )
+            )
+        return tuple(combinations)
+
+    def shares(self) -> tuple[ModuleShare, ...]:
+        """Return the Shapley value of each module; none where not all combinations are known."""
+        if not self._has_all_modules():
+            return ()
+        return tuple(
+            ModuleShare(module=name, accuracy=self._shapley(index, 0), log_odds=self._shapley(index, 1))
+            for index, name in enumerate(MODULES)
+        )
+
+    def _has_all_modules(self) -> bool:
+        return all(key in self._column for key in _COMBINATIONS.values())
+
+    def _shapley(self, module: int, offset: int) -> Estimate:
+        """Return the mean gain by one module of the better model, over the orders in which all three can be exchanged.
+
+        The gain beside s other exchanged modules stands in s! (2 - s)! of the 3! orders (Shapley, 1953).
+        """
+        value, drawn = 0.0, np.zeros(len(self._resampled))
+        for taken, key in _COMBINATIONS.items():
+            if taken[module]:
+                without = _COMBINATIONS[tuple(index != module and other for index, other in enumerate(taken))]
+                others = sum(taken) - 1
+                weight = (
+                    math.factorial(others) * math.factorial(len(MODULES) - 1 - others) / math.factorial(len(MODULES))
+                )
+                (high, drawn_high), (low, drawn_low) = self._figure(key, offset), self._figure(without, offset)
+                value += weight * (high - low)
+                drawn = drawn + weight * (drawn_high - drawn_low)
+        return estimate(value, drawn, groups=self._groups)
+
     def _figure(self, key: _Key, offset: int) -> tuple[float, Floats]:
         index = self._column[key] + offset
         return float(self._values[index]), self._resampled[:, index]
@@ -144,11 +203,27 @@ class _Figures:
         own, other = (self._figure((name, None), offset) for name in _ends(direction))
         patched = self._figure((direction, site), offset)
         whole, drawn_whole = other[0] - own[0], other[1] - own[1]
-        ratio = (patched[0] - own[0]) / whole if whole else math.nan
+        ratio = (patched[0] - own[0]) / whole + 0.0 if whole else math.nan  # no negative zero
         # Resamples in which the models do not differ, or the other way round, say nothing of a share.
         with np.errstate(divide="ignore", invalid="ignore"):
             drawn = np.where(np.sign(drawn_whole) == np.sign(whole), (patched[1] - own[1]) / drawn_whole, np.nan)
         return estimate(ratio, drawn, groups=self._groups)
+
+
+_COMBINATIONS: Final[Mapping[tuple[bool, ...], _Key]] = {
+    (False, False, False): ("restore", None),
+    (True, False, False): ("restore", PatchSite(TOWER_END)),
+    (False, True, False): ("restore", PatchSite(CONNECTOR_ALONE)),
+    (True, True, False): ("restore", PatchSite(CONNECTOR)),
+    (False, False, True): ("break", PatchSite(CONNECTOR)),
+    (True, False, True): ("break", PatchSite(CONNECTOR_ALONE)),
+    (False, True, True): ("break", PatchSite(TOWER_END)),
+    (True, True, True): ("break", None),
+}
+"""Whether tower, connector and LLM are those of the better model, to the answers in which they are.
+
+An exchanged module is a patch of all that it computes, so that most combinations are sites of patching.
+"""
 
 
 def _ends(direction: Direction) -> tuple[Direction, Direction]:
@@ -167,7 +242,8 @@ def _per_document(answers: Sequence[PatchedAnswer], truth: Ints, read: Callable[
 
 
 def _counts(point: PatchPoint) -> bool:
-    return point.effect.value >= HALF and point.effect.low > 0
+    """Return whether a point may be the first; the connector alone is beside the way of an image, not on it."""
+    return point.layer != CONNECTOR_ALONE and point.effect.value >= HALF and point.effect.low > 0
 
 
 def _name(point: PatchPoint) -> str:

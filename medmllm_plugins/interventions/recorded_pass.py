@@ -27,7 +27,7 @@ from medmllm_plugins.models.stages import (
     is_block,
     layers_of,
     replaced_forward,
-    tower_end,
+    tower_ends,
 )
 
 TOWER_END: Final = "vision"
@@ -52,8 +52,8 @@ class RecordedPass:
         Args:
             loaded: the model.
             inputs: what its ``prepare`` returned.
-            sites: ``vision`` (the end of the tower), ``connector``, ``llm.embed``, blocks such as ``llm.03``, and
-                ``llm.norm``.
+            sites: ``vision`` (all layers of the tower that connectors read), ``connector``, ``llm.embed``, blocks such
+                as ``llm.03``, and ``llm.norm``.
 
         Raises:
             OptionError: the model has no such site.
@@ -62,7 +62,7 @@ class RecordedPass:
         self._loaded = loaded
         self._layers = {layer.name: layer for layer in layers_of(loaded)}
         self._connectors = connectors_of(loaded)
-        self._tower = tower_end(loaded)
+        self._tower_ends = tower_ends(loaded)
         self._in_tuples: dict[nn.Module, bool] = {}
         with ExitStack() as stack:
             for module in self._blocks():
@@ -96,7 +96,7 @@ class RecordedPass:
         if site == CONNECTOR:
             return self._connectors
         if site == TOWER_END:
-            return [self._tower]
+            return self._tower_ends
         layer = self._layers.get(site)
         if layer is None or layer.part != "llm":
             llm = [name for name, known in self._layers.items() if known.part == "llm"]
@@ -128,6 +128,18 @@ class RecordedPass:
         count = len(self._skipped_llm_blocks(site))
         start.cache.layers[:count] = [copy.copy(layer) for layer in self.start.cache.layers[:count]]
         return start
+
+    @torch.no_grad()
+    def connected(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what the connectors make of other states at the end of the tower.
+
+        Raises:
+            OptionError: the shapes differ.
+        """
+        with ExitStack() as stack:
+            recorded = [stack.enter_context(recording(layer)) for layer in self._connectors]
+            self.resume(TOWER_END, states)
+        return tuple(parts[0] for parts in recorded)
 
     @contextmanager
     def holding(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...]) -> Iterator[None]:

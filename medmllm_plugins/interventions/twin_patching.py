@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END, Re
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
 from medmllm_plugins.models.stages import EMBED, is_block, layers_of
+from medmllm_plugins.prompts.patch_options import BLOCKS, TOKENS, Tokens
 
-Tokens: TypeAlias = Literal["all", "image", "last"]
-TOKENS: Final[tuple[Tokens, ...]] = get_args(Tokens)
-IMAGE_SITES: Final = (TOWER_END, CONNECTOR)
+CONNECTOR_ALONE: Final = "connector alone"
+"""Name of the site that exchanges the connector and nothing before it: it reads the recipient's own tower."""
+IMAGE_SITES: Final = (TOWER_END, CONNECTOR_ALONE, CONNECTOR)
 """Sites that hold image tokens only."""
 
 
@@ -60,16 +61,18 @@ Answers: TypeAlias = Mapping[PatchSite | None, list[PatchedAnswer]]
 """Answers by site; ``None`` stands for the model as it is."""
 
 
-def patch_sites(loaded: LoadedModel, *, every: int = 1) -> tuple[PatchSite, ...]:
+def patch_sites(loaded: LoadedModel, *, every: int = 0, tokens: Sequence[Tokens] = TOKENS) -> tuple[PatchSite, ...]:
     """Return the sites in the order in which an image passes them.
 
-    They are the end of the tower, the connector, the input of the LLM, every ``every``-th block and the last one, each
-    with image tokens, the last token, and all, and all tokens after the final norm.
+    They are the end of the tower, the connector alone, both together, the input of the LLM, every ``every``-th block
+    and the last one, each with all of ``tokens``, and all tokens after the final norm. With 0 about
+    :data:`~medmllm_plugins.prompts.patch_options.BLOCKS` blocks are taken.
     """
     blocks = [layer.name for layer in layers_of(loaded) if layer.part == "llm" and is_block(layer)]
+    every = every or max(1, round(len(blocks) / BLOCKS))
     chosen = [name for index, name in enumerate(blocks) if (index + 1) % every == 0 or name == blocks[-1]]
-    inner = [PatchSite(layer, tokens) for layer in [EMBED, *chosen] for tokens in TOKENS]
-    return (PatchSite(TOWER_END), PatchSite(CONNECTOR), *inner, PatchSite("llm.norm"))
+    inner = [PatchSite(layer, some) for layer in [EMBED, *chosen] for some in tokens]
+    return (*map(PatchSite, IMAGE_SITES), *inner, PatchSite("llm.norm"))
 
 
 def patch_twins(
@@ -104,15 +107,18 @@ def patch_twins(
     """
     twins, questions = (recipient, donor), [question] * len(images)
     inputs = [twin.prepare(questions, images) for twin in twins]
-    _check_same_tokens(inputs[0], inputs[1])
-    layers = list(dict.fromkeys(site.layer for site in sites))
+    check_same_tokens(inputs[0], inputs[1])
+    layers = {TOWER_END, *(site.layer for site in sites)} - {CONNECTOR_ALONE}
     passes = [RecordedPass(twin, own, layers) for twin, own in zip(twins, inputs, strict=True)]
     results: list[dict[PatchSite | None, list[PatchedAnswer]]] = []
     for twin, own, other in zip(twins, passes, reversed(passes), strict=True):
         label_ids = [twin.label_ids(question, labels)] * len(images)
         answers: dict[PatchSite | None, list[PatchedAnswer]] = {}
         for site in sites:
-            if site.tokens == "all" and site.layer not in IMAGE_SITES:
+            if site.layer == CONNECTOR_ALONE:
+                start = own.resume(CONNECTOR, own.moved(other.connected(other.moved(own.states[TOWER_END]))))
+                answers[site] = _answers(twin, twin.model, start, label_ids, max_new_tokens)
+            elif site.tokens == "all" and site.layer not in IMAGE_SITES:
                 hybrid = HybridModel(own, other, site.layer)
                 answers[site] = _answers(twin, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
             else:
@@ -149,8 +155,8 @@ def _answers(
     return [PatchedAnswer(text, tuple(row)) for text, row in zip(texts, scores, strict=True)]
 
 
-def _check_same_tokens(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    """Check that both models see the same prompt and as many image tokens.
+def check_same_tokens(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    """Check that both models see the same prompt and as many image tokens, by what their ``prepare`` returned.
 
     Raises:
         ModelError: they do not.

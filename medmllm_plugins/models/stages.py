@@ -79,22 +79,27 @@ def layers_of(loaded: LoadedModel) -> tuple[Layer, ...]:
 
 def vision_blocks_read(loaded: LoadedModel) -> list[nn.Module]:
     """Return the vision blocks up to the last one that the connector reads; LLaVA may not use the last ones."""
-    blocks = [layer.module for layer in layers_of(loaded) if layer.part == "vision" and is_block(layer)]
-    read = _vision_layers_chosen(loaded)
-    if read is None:
-        return blocks
-    # The patch embeddings are hidden state 0.
-    numbers = list(read) if isinstance(read, list | tuple) else [read]
-    return blocks[: max(int(number) if number >= 0 else len(blocks) + 1 + int(number) for number in numbers)]
+    blocks = _vision_blocks(loaded)
+    numbers = _vision_layers_chosen(loaded)
+    return [layer.module for layer in (blocks if numbers is None else blocks[: max(numbers)])]
 
 
 def tower_end(loaded: LoadedModel) -> Layer:
     """Return the last layer of the tower that the connector reads: its norm, or a block where blocks are chosen."""
-    layers = layers_of(loaded)
-    if _vision_layers_chosen(loaded) is None:
-        return [layer for layer in layers if layer.part == "vision"][-1]
-    last = vision_blocks_read(loaded)[-1]
-    return next(layer for layer in layers if layer.module is last)
+    return tower_ends(loaded)[-1]
+
+
+def tower_ends(loaded: LoadedModel) -> list[Layer]:
+    """Return all layers of the tower that connectors read, the last one last.
+
+    Most models have one. LLaVA may read several blocks, and Qwen3-VL has further connectors that read earlier blocks.
+    """
+    blocks, numbers = _vision_blocks(loaded), _vision_layers_chosen(loaded)
+    if numbers is not None:
+        return [blocks[number - 1] for number in sorted(set(numbers)) if number]
+    end = [layer for layer in layers_of(loaded) if layer.part == "vision"][-1]
+    beside = [blocks[number] for number in sorted(loaded.family.vision_blocks_beside(loaded.model))]
+    return [*(layer for layer in beside if layer.module is not end.module), end]
 
 
 def connectors_of(loaded: LoadedModel) -> list[Layer]:
@@ -112,8 +117,21 @@ def is_block(layer: Layer) -> bool:
     return layer.name.rpartition(".")[2].isdigit()
 
 
-def _vision_layers_chosen(loaded: LoadedModel) -> Any:
-    return getattr(loaded.model.config, "vision_feature_layer", None)
+def _vision_blocks(loaded: LoadedModel) -> list[Layer]:
+    return [layer for layer in layers_of(loaded) if layer.part == "vision" and is_block(layer)]
+
+
+def _vision_layers_chosen(loaded: LoadedModel) -> list[int] | None:
+    """Return the hidden states of the tower that the connector reads where they are chosen, as LLaVA does.
+
+    The patch embeddings are hidden state 0, so that block n gives hidden state n + 1.
+    """
+    read = getattr(loaded.model.config, "vision_feature_layer", None)
+    if read is None:
+        return None
+    count = len(_vision_blocks(loaded))
+    numbers = [int(number) for number in (read if isinstance(read, list | tuple) else [read])]
+    return [number if number >= 0 else count + 1 + number for number in numbers]
 
 
 @contextmanager

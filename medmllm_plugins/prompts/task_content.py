@@ -123,6 +123,20 @@ class TaskContent:
             rows[index_of[document.id]] = {**row, "id": f"{row['id']} | {MASKED}", "fold": MASKED}
         return rows
 
+    @cached_property
+    def patched_rows(self) -> tuple[int, ...]:
+        """Indices in :attr:`row_list` of the rows into which states of another model are put.
+
+        ``settings.patching.n`` documents of each class are sampled, each group once before any comes again.
+        """
+        options = self.settings.patching
+        if options is None:
+            return ()
+        index_of = {self.row_list[index]["document"]: index for index in self._tested}
+        documents = [self._documents[name] for name in index_of]
+        count = options.n * len(self.question(self.row_list[0]).classes)
+        return tuple(index_of[item.id] for item in sample_documents(documents, self.settings.finding, count))
+
     def anchor_images(self, item: AnchorItem) -> list[Image.Image]:
         """Return the RGB images of an anchor, with squares drawn on them; none for one in words."""
         if item.document is None:

@@ -1,9 +1,10 @@
 """Names of tasks: those that data-set declarations give, and the arguments that may follow a name.
 
 A declared data set ``X`` gives the tasks ``med_cls_X``, ``med_cls_X_letter`` and ``med_cls_X_open`` without a YAML file
-of its own, and the same with ``med_probe_``, which probe a model's stages, and with ``med_attr_``, which explain its
-answers. A task ``T`` that a YAML file gives and that asks only, as those of ``medmllm task new``, gives ``med_probe_T``
-and ``med_attr_T`` likewise. Every task of this package takes arguments behind its name: ``med_cls_X:order=varied``.
+of its own. The same names with ``med_probe_`` probe a model's stages, with ``med_attr_`` explain its answers, and with
+``med_patch_`` put states of another model in. A task ``T`` that a YAML file gives and that asks only, as those of
+``medmllm task new``, gives ``med_probe_T``, ``med_attr_T`` and ``med_patch_T`` likewise. Every task of this package
+takes arguments behind its name: ``med_cls_X:order=varied``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from medmllm_plugins.prompts.task_settings import AFTERWARDS, ARGUMENTS, Purpose
 from medmllm_plugins.utils.suggestions import did_you_mean
 
 CLASSIFY: Final = "med_cls_"
-PREFIXES: Final[Mapping[str, Purpose]] = {CLASSIFY: "classify", "med_probe_": "probe", "med_attr_": "attribute"}
+PREFIXES: Final[Mapping[str, Purpose]] = {
+    CLASSIFY: "classify",
+    "med_probe_": "probe",
+    "med_attr_": "attribute",
+    "med_patch_": "patch",
+}
 """Beginning of a task's name to what it is for."""
 SUFFIXES: Final[Mapping[str, Protocol]] = {"": "closed_set", "_letter": "letter", "_open": "open"}
 """Ending of a task's name to its protocol."""
@@ -54,7 +60,7 @@ def declared_tasks() -> dict[str, DeclaredTask]:
 
 @dataclass(frozen=True, slots=True)
 class DerivedTask:
-    """A probing or attributing task, derived from the task ``base`` of a YAML file that only asks."""
+    """A probing, attributing or patching task, derived from the task ``base`` of a YAML file that only asks."""
 
     base: str
     path: Path
@@ -62,7 +68,7 @@ class DerivedTask:
 
 
 def derived_tasks() -> dict[str, DerivedTask]:
-    """Return the probing and attributing tasks of YAML files that only ask, by name; declared ones have precedence."""
+    """Return by name what looks inside a model, for YAML files that only ask; declared tasks have precedence."""
     declared, entries = declared_tasks(), get_manager().tasks()
     tasks: dict[str, DerivedTask] = {}
     for base, entry in entries.items():
@@ -134,7 +140,7 @@ def no_such_task(base: str) -> str:
 
 
 def answering_task(name: str) -> str:
-    """Return the task that only asks, for one that probes or explains; of any other name the name itself.
+    """Return the task that only asks, for one that looks inside the model; of any other name the name itself.
 
     The name is without arguments. It need not be known here, since reports are read on other machines.
     """
@@ -148,7 +154,7 @@ def answering_task(name: str) -> str:
 
 
 def inspection_task(name: str, purpose: Purpose) -> str:
-    """Return the task that probes or explains what another task asks, both without arguments."""
+    """Return the task of another purpose that asks what a task asks, both without arguments."""
     base = answering_task(name)
     prefix = next(prefix for prefix, its_purpose in PREFIXES.items() if its_purpose == purpose)
     return f"{prefix}{base.removeprefix(CLASSIFY)}"

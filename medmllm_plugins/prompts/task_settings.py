@@ -17,12 +17,13 @@ from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError, shown
 from medmllm_plugins.prompts.attribution_options import AttributionOptions, Baseline
 from medmllm_plugins.prompts.feature_options import EXTRA, FeatureOptions
+from medmllm_plugins.prompts.patch_options import TOKENS, PatchOptions, Tokens
 from medmllm_plugins.prompts.protocols import YES_NO, Protocol
 from medmllm_plugins.prompts.wording import PARAPHRASES
 from medmllm_plugins.utils.declared_model import DeclaredModel, Expected, read_declaration
 from medmllm_plugins.utils.suggestions import did_you_mean
 
-Purpose = Literal["classify", "probe", "attribute"]
+Purpose = Literal["classify", "probe", "attribute", "patch"]
 ALL: Final = "all"
 ANCHORS: Final = 48
 """Documents of the test fold on whose images squares are drawn for the positive control, by default."""
@@ -30,6 +31,8 @@ MASKED_DOCUMENTS: Final = 100
 """Documents of the test fold that are shown once more with the border masked, by default."""
 _ATTRIBUTION: Final = AttributionOptions()
 """The defaults of what attribution tasks explain."""
+_PATCHING: Final = PatchOptions()
+"""The defaults of where patching tasks put states in."""
 
 
 # Values behind a task's name are text, so these types also read "9" as a number and "train+test" as a list.
@@ -136,9 +139,9 @@ class TaskDeclaration(DeclaredModel):
     masked: WholeNumber = MASKED_DOCUMENTS
     """Probing tasks: documents that are shown once more with the border masked; 0 for none."""
     finding: Text = ""
-    """Probing and attribution tasks on a multi-label set: the finding that is asked about."""
+    """All tasks but med_cls on a multi-label set: the finding that is asked about."""
     n: WholeNumber = _ATTRIBUTION.n
-    """Attribution tasks: documents of each class."""
+    """Attribution and patching tasks: documents of each class; 25 by default where states are patched."""
     method: Names = _ATTRIBUTION.methods
     """Attribution tasks: methods."""
     layer: Names = _ATTRIBUTION.layers
@@ -149,6 +152,15 @@ class TaskDeclaration(DeclaredModel):
     """Attribution tasks: the image that the document is compared with."""
     steps: WholeNumber = _ATTRIBUTION.steps
     """Attribution tasks: points on the path of methods that integrate."""
+    every: WholeNumber = _PATCHING.every
+    """Patching tasks: patch after every k-th block of the LLM; 0 for about eight blocks."""
+    tokens: Annotated[
+        tuple[Tokens, ...],
+        BeforeValidator(_some_of(TOKENS)),
+        Expected(f"some of {list(TOKENS)}, joined by + in a name"),
+        _list_schema(*TOKENS),
+    ] = _PATCHING.tokens
+    """Patching tasks: the tokens whose states are put in at a block."""
 
 
 ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name != "dataset")
@@ -158,13 +170,18 @@ _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
 _PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
-AFTERWARDS: Final = ("anchors", "masked", *(name for name in _ATTRIBUTING if name != "finding"))
+_PATCHED: Final = ("n", "every", "tokens", "finding")
+AFTERWARDS: Final = (
+    *("anchors", "masked"),
+    *(name for name in dict.fromkeys((*_ATTRIBUTING, *_PATCHED)) if name != "finding"),
+)
 """Arguments that say what is made of answers or asked after them, and decide nothing about the answers themselves."""
 _INSPECTION: Final[Mapping[Purpose, tuple[str, tuple[str, ...]]]] = {
     "probe": ("med_probe", _PROBING),
     "attribute": ("med_attr", _ATTRIBUTING),
+    "patch": ("med_patch", _PATCHED),
 }
-"""Purpose of tasks that record model internals, to the prefix of their names and the arguments that only they take."""
+"""Purpose of tasks that look inside the model, to the prefix of their names and the arguments that only they take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +208,7 @@ class TaskSettings:
     anchors: int = 0
     masked: int = 0
     attributions: AttributionOptions | None = None
+    patching: PatchOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as in the manifest; they are part of the response cache's key."""
@@ -200,6 +218,8 @@ class TaskSettings:
             inspection |= {"anchors": self.anchors, "masked": self.masked}
         if self.attributions is not None:
             inspection = {"attributions": self.attributions.to_dict(), "finding": self.finding}
+        if self.patching is not None:
+            inspection = {"patching": self.patching.to_dict(), "finding": self.finding}
         return {
             "dataset": self.dataset.name,
             "dataset_options": dict(self.dataset.options),
@@ -214,7 +234,8 @@ def read_settings(task: object, metadata: object, *, purpose: Purpose = "classif
     """Check ``metadata.medmllm`` of a task.
 
     ``metadata`` is that of the task's YAML file; see :class:`TaskDeclaration` for the keys of its ``medmllm``. A
-    probing task evaluates all folds and records features; an attribution task explains answers.
+    probing task evaluates all folds and records features; an attribution task explains answers, a patching task puts
+    the states of another model in.
 
     Raises:
         OptionError: a key or a value is wrong, or no data set has that name.
@@ -245,15 +266,14 @@ def _settings(declaration: TaskDeclaration, task: str, purpose: Purpose) -> Task
     )
     _check_together(settings, view, options)
     _check_purpose(set(values), purpose)
-    if purpose == "probe":
-        return _probing(settings, declaration)
-    return _attributing(settings, declaration) if purpose == "attribute" else settings
+    by_purpose = {"probe": _probing, "attribute": _attributing, "patch": _patching}
+    return by_purpose[purpose](settings, declaration) if purpose in by_purpose else settings
 
 
 def _check_purpose(names: set[str], purpose: Purpose) -> None:
     """Refuse arguments that only tasks of another purpose take."""
     allowed = _INSPECTION[purpose][1] if purpose in _INSPECTION else ()
-    if foreign := sorted(names & {*_PROBING, *_ATTRIBUTING} - set(allowed)):
+    if foreign := sorted(names & {*_PROBING, *_ATTRIBUTING, *_PATCHED} - set(allowed)):
         where = " and ".join(prefix for prefix, known in _INSPECTION.values() if set(foreign) & set(known))
         raise OptionError(f"{foreign} apply to {where} tasks only.")
 
@@ -307,6 +327,16 @@ def _attributing(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSe
     )
     options.check(tuple(YES_NO) if settings.dataset.kind == "multilabel" else settings.dataset.labels)
     return dataclasses.replace(settings, finding=finding, attributions=options)
+
+
+def _patching(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSettings:
+    """Return the settings of a task that patches: one question a document."""
+    if settings.folds != ("test",):
+        raise OptionError("States are patched on documents of the test fold: leave `folds` out.")
+    finding = _check_one_question(settings, declaration, "Patching needs", "patching is of one finding")
+    n = declaration.n if "n" in declaration.model_fields_set else _PATCHING.n
+    options = PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens)
+    return dataclasses.replace(settings, finding=finding, patching=options)
 
 
 def _check_one_question(settings: TaskSettings, declaration: TaskDeclaration, who: str, why: str) -> str | None:

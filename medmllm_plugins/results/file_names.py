@@ -22,6 +22,9 @@ PROBE_CURVES: Final = ".probes.csv"
 PROBE_EFFECTS: Final = ".diagnosis.csv"
 ANCHORS: Final = ".anchors.csv"
 ATTRIBUTION_CHECKS: Final = ".attributions.csv"
+PATCHING: Final = ".patching.json"
+PATCHING_POINTS: Final = ".patching.csv"
+PATCHED_ANSWERS: Final = ".patched_answers.csv"
 FOLDS: Final = ".folds.json"
 
 

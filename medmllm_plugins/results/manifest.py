@@ -41,6 +41,7 @@ class SettingsEntry(Record):
         anchors: documents of the positive control; ``null`` for a task without probes, 0 where no anchors are asked.
         masked: documents shown once more with the border masked, likewise.
         attributions: options of the attributions; ``null`` for a task without any.
+        patching: which states of a twin are put in, and for which documents; ``null`` for a task without patching.
     """
 
     dataset: str = ""
@@ -57,6 +58,7 @@ class SettingsEntry(Record):
     anchors: int | None = None
     masked: int | None = None
     attributions: Mapping[str, Any] | None = None
+    patching: Mapping[str, Any] | None = None
 
     @property
     def varied(self) -> str:
@@ -107,6 +109,21 @@ class ExplanationEntry(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PatchEntry(Record):
+    """The result of a task's twin patching in short; all of it is in ``TASK.patching.json``.
+
+    Attributes:
+        failed: why there is none; ``null`` where there is.
+        headline: the result in two or three sentences.
+        printed: the figures that lmms-eval prints, by metric.
+    """
+
+    failed: str | None = None
+    headline: str = ""
+    printed: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEntry(Record):
     """A task in the manifest: its settings, data, prompt and results. It is filled as the run proceeds.
 
@@ -135,6 +152,7 @@ class TaskEntry(Record):
         baseline: method of the reference classifier and how it was fitted; ``null`` for a model.
         probes: result of the probes; ``null`` without any.
         explanations: the attributions; ``null`` without any.
+        patching: result of twin patching; ``null`` without any.
     """
 
     settings: SettingsEntry | None = None
@@ -161,6 +179,7 @@ class TaskEntry(Record):
     baseline: Mapping[str, Any] | None = None
     probes: ProbeEntry | None = None
     explanations: ExplanationEntry | None = None
+    patching: PatchEntry | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +197,9 @@ class ModelEntry(Record):
         device_map: how it was spread over devices.
         load_in: how it was quantised while loading.
         peft: the LoRA adapter that was merged.
+        twin: the checkpoint that patching tasks take states from.
+        twin_peft: the LoRA adapter that was merged into it.
+        twin_fingerprint: hash of its weights.
         system: the system prompt in place of the model's own.
         weight_warnings: weights that look untrained.
         max_length: tokens that it takes at most.
@@ -196,6 +218,9 @@ class ModelEntry(Record):
     device_map: str | None = None
     load_in: str | None = None
     peft: str | None = None
+    twin: str | None = None
+    twin_peft: str | None = None
+    twin_fingerprint: str | None = None
     system: str | None = None
     weight_warnings: tuple[str, ...] = ()
     max_length: int | None = None

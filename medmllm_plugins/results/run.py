@@ -21,6 +21,7 @@ from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import tables
+from medmllm_plugins.results.patch_files import POINT_COLUMNS, point_rows
 from medmllm_plugins.results.probe_files import (
     CURVE_COLUMNS,
     EFFECT_COLUMNS,
@@ -52,6 +53,7 @@ FRAME_COLUMNS: Final = {
     "stages": ("task", "stage", "source", "metric", "value", "low", "high"),
     "anchors": ("task", "kind", "n", "groups", "accuracy", "low", "high", "chance", "parsed", "verdict"),
     "shortcuts": ("task", *SHORTCUT_COLUMNS),
+    "patching": ("task", *POINT_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
 }  # fmt: skip
@@ -172,6 +174,12 @@ class Run:
         """What gives the class away beside the finding, a row for each figure."""
         rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in shortcut_rows(task.probing))
         return _numeric(_frame("shortcuts", rows), "figure", "low", "high")
+
+    @cached_property
+    def patching(self) -> pd.DataFrame:
+        """What the states of a twin restore and break, and each module's share, a row for each figure."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.patching for row in point_rows(task.patching))
+        return _numeric(_frame("patching", rows), "value", "low", "high")
 
     @cached_property
     def folds(self) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.prompt_variants import VariantsSummary
 from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.metrics.summary import Summary
+from medmllm_plugins.prompts.task_names import PREFIXES
 from medmllm_plugins.redaction import shareable_manifest
 from medmllm_plugins.results import consistency
 from medmllm_plugins.results.attribution_files import read_attributions
@@ -29,6 +30,7 @@ from medmllm_plugins.results.file_names import (
     MANIFEST,
     METRICS,
     OUTCOMES,
+    PATCHING,
     PROBES,
     UNFINISHED,
     file_stem,
@@ -36,6 +38,7 @@ from medmllm_plugins.results.file_names import (
 from medmllm_plugins.results.manifest import Manifest, ModelEntry, SettingsEntry, TaskEntry
 from medmllm_plugins.results.metric_files import check_metrics_version
 from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
+from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
 from medmllm_plugins.results.seal import SealCheck, check_seal
@@ -91,6 +94,7 @@ class TaskRun:
     unparsed: tuple[Unparsed, ...] = ()
     probing: ProbeAnalysis | None = None
     attributions: AttributionIndex | None = None
+    patching: TwinPatching | None = None
     missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,7 +104,7 @@ class TaskRun:
         if self.settings.dataset:
             return self.settings.dataset
         bare = self.name.partition(":")[0]
-        for prefix in ("med_cls_", "med_probe_", "med_attr_"):
+        for prefix in PREFIXES:
             bare = bare.removeprefix(prefix)
         return clean(bare.removesuffix("_letter").removesuffix("_open"))
 
@@ -266,6 +270,8 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
     summary = consistency.checked_summary(stem, entry, stored, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
     probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
+    patching = folder / f"{stem}{PATCHING}"
+    patching_is_out = consistency.left_out(patching, folder, seal, missing)
     return TaskRun(
         name=clean(name),
         entry=entry,
@@ -274,6 +280,7 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
         unparsed=unparsed,
         probing=None if probes_are_out else _probing(probes, name, entry, missing),
         attributions=attributions,
+        patching=None if patching_is_out else _patching(patching, name, entry, missing),
         missing=tuple(missing),
         answers=answers,
     )
@@ -366,6 +373,22 @@ def _probing(path: Path, name: str, entry: TaskEntry, missing: list[str]) -> Pro
         read = _json(path, missing)
         return None if read is None else ProbeAnalysis.from_dict(read)
     except (DataError, TypeError, ValueError, IndexError, KeyError) as error:
+        missing.append(f"{path.name} cannot be used: {clean(error)}.")
+        return None
+
+
+def _patching(path: Path, name: str, entry: TaskEntry, missing: list[str]) -> TwinPatching | None:
+    if entry.patching is not None and entry.patching.failed:
+        missing.append(f"no twin patching: {entry.patching.failed}")
+        return None
+    if not path.exists():
+        if name.startswith("med_patch"):
+            missing.append(f"no twin patching ({path.name}). {AGAIN}")
+        return None
+    try:
+        read = _json(path, missing)
+        return None if read is None else TwinPatching.from_dict(read)
+    except (DataError, TypeError, ValueError) as error:
         missing.append(f"{path.name} cannot be used: {clean(error)}.")
         return None
 

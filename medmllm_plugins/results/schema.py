@@ -21,6 +21,7 @@ from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.feature_store import Header
 from medmllm_plugins.results.manifest import Manifest
+from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.utils.record import Record, VersionedRecord, field_types
 
@@ -32,6 +33,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "metrics_variants": VariantsSummary,
     "probes": ProbeAnalysis,
     "attributions": AttributionIndex,
+    "patching": TwinPatching,
     "folds": FoldManifest,
     "feature_store": Header,
 }

@@ -1,8 +1,9 @@
-"""Answer a run's requests from end to end: load the model, open the run, answer, explain."""
+"""Answer a run's requests from end to end: load the model, open the run, answer, patch, explain."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medmllm_plugins import __version__
@@ -14,7 +15,21 @@ from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.explaining import AttributionLoop
 from medmllm_plugins.runtime.journal import Reply
+from medmllm_plugins.runtime.patch_loop import PatchLoop
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """The second checkpoint of patching tasks.
+
+    Attributes:
+        load: returns it, loaded if it is not yet.
+        options: how it is loaded.
+    """
+
+    load: Callable[[EvaluationRun], LoadedModel]
+    options: LoadOptions
 
 
 def answer_requests(
@@ -23,14 +38,15 @@ def answer_requests(
     requests: Sequence[TaskRequest],
     run: EvaluationRun,
     options: AnswerOptions,
+    twin: Twin | None = None,
 ) -> dict[RequestKey, Reply]:
-    """Answer requests, ask anchors and explain some of the answers where tasks want it.
+    """Answer requests; ask anchors, put states of a twin in, and explain some of the answers where tasks want it.
 
     ``load`` returns the model, loaded if it is not yet; ``load_options`` go to the manifest. The run is opened
     here.
 
     Raises:
-        OptionError: a task asks for attributions that the model cannot give.
+        OptionError: a task asks for attributions that the model cannot give, or for states of a twin without one.
         ModelError: the model cannot take a request.
     """
     with run.guarded():
@@ -38,11 +54,21 @@ def answer_requests(
         answering = AnswerLoop(loaded, run, options)
         attribution = AttributionLoop(loaded, run, options, answering)
         attribution.check(requests)
+        patching = PatchLoop(loaded, None if twin is None else twin.load, run, options, answering)
+        patching.check(requests)
         entry = model_entry(loaded, load_options, options)
+        if twin is not None and any(request.patching is not None for request in requests):
+            entry = replace(
+                entry,
+                twin=twin.options.pretrained,
+                twin_peft=twin.options.peft,
+                twin_fingerprint=twin.load(run).fingerprint,
+            )
         run.model(entry)
         journal = run.open(options.model, deciding_facts(entry, loaded))
         replies = answering.answer(requests, journal)
         AnchorLoop(loaded, run, options).answer(requests, journal)
+        patching.patch(requests, journal)
         attribution.explain(requests, replies)
         run.answered()
     return replies
@@ -71,5 +97,6 @@ def model_entry(loaded: LoadedModel, load_options: LoadOptions, options: AnswerO
 
 def deciding_facts(entry: ModelEntry, loaded: LoadedModel) -> dict[str, Any]:
     """Return the facts that decide the answers, by which a run that was interrupted finds its journal."""
-    deciding = {key: value for key, value in entry.to_dict().items() if key not in ("batch_size", "device")}
+    beside = ("batch_size", "device", "twin", "twin_peft", "twin_fingerprint")
+    deciding = {key: value for key, value in entry.to_dict().items() if key not in beside}
     return {**deciding, "device": loaded.device.type, "version": __version__}

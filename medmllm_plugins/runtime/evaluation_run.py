@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medmllm_plugins.metrics.readability import AnySummary
 from medmllm_plugins.plugins.manager import get_manager
@@ -26,13 +26,14 @@ from medmllm_plugins.results.manifest import (
     write_manifest,
 )
 from medmllm_plugins.results.seal import Entry, read_seal, update_seal, write_seal
-from medmllm_plugins.runtime.journal import Journal, hash_facts
+from medmllm_plugins.runtime.journal import Journal, Reply, hash_facts
 from medmllm_plugins.runtime.run_claim import claim_folder
 from medmllm_plugins.runtime.signals import Handlers
 from medmllm_plugins.utils.atomic_files import remove_drafts
 from medmllm_plugins.utils.environment import package_versions, peak_memory_bytes
 from medmllm_plugins.utils.locking import FolderLock
 
+Key = TypeVar("Key")
 _BELOW = (FEATURES, ATTRIBUTIONS)
 _COMMAND = ("model", "model_args", "tasks", "batch_size", "limit", "num_fewshot", "gen_kwargs", "use_cache")
 
@@ -50,6 +51,8 @@ class EvaluationRun:
         manifest: content of ``manifest.json``.
         anchors: by task, the names of its anchors' answers in the journal by the anchor's id, and why there is no
             anchor of some kind.
+        patched: by task, the names of patched answers in the journal by what they are, and why some are missing;
+            empty if none is.
     """
 
     def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
@@ -66,6 +69,7 @@ class EvaluationRun:
         self.rank = int(os.environ.get("RANK") or 0)
         self.expected: frozenset[str] = frozenset()
         self.anchors: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+        self.patched: dict[str, tuple[Mapping[Any, str], str]] = {}
         self._journal: Journal | None = None
         self._resumed = False
         self._lock: FolderLock | None = None
@@ -170,8 +174,12 @@ class EvaluationRun:
         Both are empty where none were asked, as where a cache served all answers.
         """
         names, not_run = self.anchors.get(task, ({}, {}))
+        return {item: reply.text for item, reply in self.replies(names).items()}, not_run
+
+    def replies(self, names: Mapping[Key, str]) -> dict[Key, Reply]:
+        """Return the answers of all processes by the keys of their ``names`` in the journal, where there is one."""
         replies = {} if self._journal is None or not names else self._journal.read_again()
-        return {item: replies[name].text for item, name in names.items() if name in replies}, not_run
+        return {key: replies[name] for key, name in names.items() if name in replies}
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

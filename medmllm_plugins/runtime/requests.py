@@ -12,12 +12,15 @@ from medmllm_plugins.data.core.documents import MASKED
 from medmllm_plugins.prompts.anchor_prompts import AnchorItem
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
 from medmllm_plugins.prompts.feature_options import FeatureOptions
+from medmllm_plugins.prompts.patch_options import PatchOptions
 from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_names import answering_name
 
 RequestKey = tuple[str, str, int, int]
 """Task, split, row index and repeat: equal for the clones with which the host pads the requests of a rank."""
 Needs = Literal["features", "scores", "answer"]
+_AFTERWARDS = ("attributions", "patching", "anchors", "masked")
+"""Settings that decide nothing about the answers themselves."""
 Messages = Sequence[Mapping[str, Any]]
 """Turns of a chat, each with ``role`` and ``content``."""
 
@@ -67,6 +70,13 @@ class TaskRequest:
         return self.content.settings.attributions
 
     @property
+    def patching(self) -> PatchOptions | None:
+        """Return where the task puts states of a twin in; ``None`` for nowhere, as without scoring."""
+        if self.content is None or self.content.predict_only:
+            return None
+        return self.content.settings.patching
+
+    @property
     def needs(self) -> Needs:
         """Return which outputs the document needs.
 
@@ -94,11 +104,11 @@ class TaskRequest:
     def stored_name(self) -> str:
         """Return the name of the answer in the journal: a hash of question, document and settings.
 
-        Options of attributions, anchors and masked borders are left out, see
+        Options of attributions, patching, anchors and masked borders are left out, see
         :meth:`medmllm_plugins.runtime.evaluation_run.EvaluationRun.open`.
         """
         metadata = {} if self.content is None else self.content.metadata
-        settings = {key: value for key, value in metadata.items() if key not in ("attributions", "anchors", "masked")}
+        settings = {key: value for key, value in metadata.items() if key not in _AFTERWARDS}
         parts = (
             answering_name(self.task), self.split, self.index, self.repeat, sorted(self.generation.items()), settings
         )  # fmt: skip

@@ -202,9 +202,10 @@ def test_the_tables_of_tasks_are_complete() -> None:
     assert all(named[name] == spec.folder for name, spec in specs.items() if spec.folder)
     assert len(dataset_specs()) - len(specs) == 18
     arguments = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows("tasks.md", "| argument |"))))
-    # Those of med_attr stand on its own page.
-    attribution = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows("attribution.md", "| argument |"))))
-    assert arguments | attribution == set(ARGUMENTS)
+    # Those of med_attr and med_patch stand on their own pages.
+    for page in ("attribution.md", "patching.md"):
+        arguments |= set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows(page, "| argument |"))))
+    assert arguments == set(ARGUMENTS)
 
 
 def test_the_windows_are_those_there_are() -> None:

@@ -15,7 +15,7 @@ from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.specs import ModelSpec, TaskFolder
 
 PACKAGE = Path(medmllm_plugins.__file__).parent
-PREFIXES = ("med_attr", "med_cls", "med_probe")
+PREFIXES = ("med_attr", "med_cls", "med_patch", "med_probe")
 FILES = {f"{prefix}{ending}" for prefix in PREFIXES for ending in ("", "_medmnist")}
 DATASETS = [path.stem for path in (PACKAGE / "tasks" / "datasets").glob("*.yaml")]
 OURS = FILES | {

@@ -63,10 +63,16 @@ def test_all_shipped_task_files_load_with_the_hosts_own_loader() -> None:
 def test_declared_tasks_load_with_the_hosts_own_loader() -> None:
     """Its listing reads the file that stands behind each name."""
     from medmllm_plugins.host.attribution_tasks import AttributingTask
+    from medmllm_plugins.host.patch_tasks import PatchingTask
     from medmllm_plugins.host.probe_tasks import ProbingTask
     from medmllm_plugins.host.tasks import ClassificationTask
 
-    classes = {"med_attr": AttributingTask, "med_probe": ProbingTask, "med_cls": ClassificationTask}
+    classes = {
+        "med_attr": AttributingTask,
+        "med_patch": PatchingTask,
+        "med_probe": ProbingTask,
+        "med_cls": ClassificationTask,
+    }
     index = plain_index()
     for name in OURS - FILES:
         assert load_yaml_config(index.task_index[name]["yaml_path"], mode="simple")["classes"]

@@ -15,12 +15,14 @@ from torch import nn
 
 from medmllm_plugins.interventions.hybrid_model import HybridModel
 from medmllm_plugins.interventions.recorded_pass import RecordedPass
+from medmllm_plugins.interventions.twin_patching import CONNECTOR_ALONE, PatchSite, patch_twins
 from medmllm_plugins.models import generation
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.stages import connectors_of
 
 torch.set_num_threads(1)
 QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.", "Is it no mass?")
@@ -83,3 +85,28 @@ def test_a_hybrid_equals_a_model_put_together_from_two(
     assert texts[0] == texts[1] and any(texts[0])
     own = upper.prefill(inputs)
     assert not torch.allclose(own.logits, expected.logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "llava", "internvl"])
+def test_another_connector_alone_equals_a_model_with_that_module(
+    pair: Callable[[str], tuple[LoadedModel, LoadedModel]], kind: str
+) -> None:
+    recipient, donor = pair(kind)
+    made = copy.copy(recipient)
+    made.model = copy.deepcopy(recipient.model)
+    other = copy.copy(donor)
+    other.model = copy.deepcopy(donor.model)
+    # Qwen3-VL has several.
+    for own, theirs in zip(connectors_of(made), connectors_of(other), strict=True):
+        own.module.load_state_dict(theirs.module.state_dict())
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)) for seed in range(3)
+    ]
+    visuals = [[image] if recipient.shows == "images" else image for image in images]
+    site = PatchSite(CONNECTOR_ALONE)
+    answers, _ = patch_twins(recipient, donor, QUESTIONS[1], visuals, LABELS, [site], max_new_tokens=6)
+    expected = made.generate([QUESTIONS[1]] * 3, visuals, max_new_tokens=6, labels=LABELS)
+    assert [answer.text for answer in answers[site]] == [generation.text for generation in expected]
+    scores = [np.array([item.scores for item in some]) for some in (answers[site], answers[None], expected)]
+    np.testing.assert_allclose(scores[0], scores[2], atol=3e-4)
+    assert not np.allclose(scores[1], scores[2], atol=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -76,6 +77,42 @@ def test_stages_follow_from_the_first_sites_that_restore_and_break(
     worse: dict[PatchSite | None, int], better: dict[PatchSite | None, int], stages: tuple[str, ...]
 ) -> None:
     assert effects(worse, better).stages == stages
+
+
+ALONE = PatchSite("connector alone")
+
+
+def test_shares_are_shapley_values_of_all_orders() -> None:
+    # Hits by the modules that are exchanged (tower, connector, LLM), made up so that modules interact.
+    hits = {"": 10, "t": 14, "c": 20, "l": 12, "tc": 40, "tl": 18, "cl": 30, "tcl": 70}
+    worse = {VISION: hits["t"], ALONE: hits["c"], CONNECTOR: hits["tc"], None: hits[""]}
+    better = {VISION: hits["cl"], ALONE: hits["tl"], CONNECTOR: hits["l"], None: hits["tcl"]}
+    result = effects(worse, better)
+    expected = dict.fromkeys("tcl", 0.0)
+    for order in itertools.permutations("tcl"):
+        exchanged = ""
+        for module in order:
+            more = "".join(sorted(exchanged + module, key="tcl".index))
+            expected[module] += (hits[more] - hits[exchanged]) / 80 / 6
+            exchanged = more
+    assert [share.module for share in result.shares] == ["vision", "connector", "llm"]
+    assert [share.accuracy.value for share in result.shares] == pytest.approx(list(expected.values()))
+    assert sum(share.accuracy.value for share in result.shares) == pytest.approx(result.difference.value)
+    assert all(share.accuracy.low < share.accuracy.value < share.accuracy.high for share in result.shares)
+    by_modules = {(each.vision, each.connector, each.llm): each.accuracy.value for each in result.combinations}
+    assert len(by_modules) == 8 and by_modules["better", "worse", "worse"] == 14 / 80
+    assert by_modules["worse", "better", "better"] == 30 / 80 and by_modules["worse", "better", "worse"] == 20 / 80
+
+
+def test_no_shares_without_all_combinations() -> None:
+    result = effects({VISION: 20, None: 20}, {VISION: 60, None: 60})
+    assert result.shares == result.combinations == ()
+
+
+def test_the_connector_alone_is_no_first_site() -> None:
+    # It restores all, as where the worse model's own tower is read by a repaired connector.
+    result = effects({VISION: 20, ALONE: 60, CONNECTOR: 60, None: 20}, {VISION: 60, ALONE: 20, CONNECTOR: 20, None: 60})
+    assert (result.first_restoring, result.first_breaking) == ("connector", "connector")
 
 
 def test_log_odds_are_those_of_the_correct_label_against_all_others() -> None:

@@ -21,7 +21,7 @@ from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.generation import Prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import connectors_of, layers_of, tower_end
+from medmllm_plugins.models.stages import connectors_of, layers_of, tower_ends
 
 torch.set_num_threads(1)
 QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.")
@@ -61,7 +61,7 @@ def outputs(model: LoadedModel, start: Prefill) -> tuple[Tensor, Tensor, list[li
 def whole_pass(model: LoadedModel, inputs: dict[str, Tensor], site: str, states: tuple[Tensor, ...]) -> Prefill:
     """Run the whole model with plain hooks that replace the outputs of a site's modules."""
     layers = {layer.name: layer for layer in layers_of(model)}
-    modules = {TOWER_END: [tower_end(model)], CONNECTOR: connectors_of(model)}.get(site) or [layers[site]]
+    modules = {TOWER_END: tower_ends(model), CONNECTOR: connectors_of(model)}.get(site) or [layers[site]]
     handles = []
     for layer, state in zip(modules, states, strict=True):
         native = layer.from_rows(state)

@@ -128,7 +128,9 @@ def test_every_data_set_gives_its_tasks() -> None:
     tasks = declared_tasks()
     assert {"med_cls_demo", "med_cls_demo_letter", "med_cls_demo_open", "med_cls_busi"} <= set(tasks)
     for name, task in tasks.items():
-        prefix = {"classify": "med_cls", "probe": "med_probe", "attribute": "med_attr"}[task.purpose]
+        prefix = {"classify": "med_cls", "probe": "med_probe", "attribute": "med_attr", "patch": "med_patch"}[
+            task.purpose
+        ]
         assert name.startswith(f"{prefix}_{task.dataset}")
         if task.purpose != "classify":
             continue

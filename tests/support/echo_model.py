@@ -82,7 +82,7 @@ def content_of(rows: list[dict[str, Any]]) -> Any:
     return SimpleNamespace(
         row_list=rows,
         metadata={},
-        settings=SimpleNamespace(features=None, attributions=None, anchors=0),
+        settings=SimpleNamespace(features=None, attributions=None, patching=None, anchors=0),
         predict_only=False,
         masked_rows={},
         read_answer=lambda row, text: SimpleNamespace(status="parsed"),

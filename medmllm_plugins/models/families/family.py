@@ -114,6 +114,10 @@ class Family:
         names = (name for name, _ in stage_module(model, self.tower).named_parameters())
         return int(any(name.endswith(("class_embedding", "cls_token")) for name in names))
 
+    def vision_blocks_beside(self, model: Any) -> tuple[int, ...]:
+        """Return the numbers of the vision blocks that connectors read beside the end of the tower; none by default."""
+        return ()
+
     def rows_per_document(self, model: Any, stage: ImageStage, inputs: Inputs) -> list[int]:
         """Return how many entries of a stage's first output axis belong to each of B documents.
 

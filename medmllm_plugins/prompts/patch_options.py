@@ -1,0 +1,47 @@
+"""Options of the patching that a task asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from medmllm_plugins.errors import OptionError
+
+Tokens: TypeAlias = Literal["all", "image", "last"]
+TOKENS: Final[tuple[Tokens, ...]] = get_args(Tokens)
+BLOCKS: Final = 8
+"""About how many blocks of the LLM are patched where a task does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchOptions:
+    """Which documents to patch, and where.
+
+    Attributes:
+        n: documents of each class, drawn from the test fold.
+        every: patch after every ``every``-th block of the LLM and the last one; 0 for about :data:`BLOCKS` blocks.
+        tokens: the tokens whose states are put in at a block: ``all``, ``image`` or ``last``.
+
+    Raises:
+        OptionError: a value is none of these.
+    """
+
+    n: int = 25
+    every: int = 0
+    tokens: tuple[Tokens, ...] = TOKENS
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise OptionError(f"Expected `n` to be at least 1, got {self.n}.")
+        if not self.tokens or not set(self.tokens) <= set(TOKENS):
+            raise OptionError(f"Expected `tokens` to be some of {list(TOKENS)}, got {list(self.tokens)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {**asdict(self), "tokens": list(self.tokens)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PatchOptions:
+        """Read what :meth:`to_dict` returned."""
+        return cls(**{**values, "tokens": tuple(values["tokens"])})

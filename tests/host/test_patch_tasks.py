@@ -1,0 +1,170 @@
+"""med_patch tasks through the host: a checkpoint with a broken module, and the demo as its twin."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from host.conftest import Evaluated
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from medmllm_plugins import Run
+from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.runtime import patch_loop
+
+TASK = "med_patch_demo:n=8:every=3:tokens=last+all"
+SITES = ["vision", "connector alone", "connector", *(f"llm.{n:02d}" for n in (2, 5)), "llm.embed", "llm.norm"]
+SETTINGS: dict[str, Any] = {"tasks": [TASK], "batch_size": 16}
+
+
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with the sign of half of the connector's outputs changed."""
+    folder = tmp_path_factory.mktemp("broken") / "demo"
+    shutil.copytree(demo_folder(), folder)
+    weights = load_file(folder / "model.safetensors")
+    (weight, bias) = sorted(name for name in weights if "connector" in name)[-2:][::-1]
+    for name in (weight, bias):
+        weights[name][::2] *= -1
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def patched(evaluate: Callable[..., Evaluated], broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The broken model, patched with the healthy one."""
+    arguments = f"pretrained={broken},twin=demo,device=cpu"
+    return evaluate(tmp_path_factory.mktemp("patched"), model_args=arguments, **SETTINGS)
+
+
+def test_the_host_prints_the_gain_by_the_twin_and_by_each_module(patched: Evaluated) -> None:
+    values = patched.values(TASK)
+    assert set(values) == {
+        f"{name},none" for name in ("accuracy", "balanced", "twin_gain", "gain_vision", "gain_connector", "gain_llm")
+    }
+    gains = [values[f"gain_{module},none"] for module in ("vision", "connector", "llm")]
+    assert sum(gains) == pytest.approx(values["twin_gain,none"])
+    assert values["gain_connector,none"] > 0.9 * values["twin_gain,none"] > 0.3
+
+
+def test_the_broken_stage_is_named(patched: Evaluated) -> None:
+    record = json.loads((patched.folder / f"{TASK.replace(':', '+')}.patching.json").read_text("utf-8"))
+    assert (record["worse"], record["better"], record["stages"]) == ("model", "twin", ["connector"])
+    assert (record["first_restoring"], record["first_breaking"]) == ("connector", "connector")
+    assert record["checkpoints"]["twin"] == "demo" and record["n"] == 32
+    entry = patched.manifest["tasks"][TASK]["patching"]
+    assert entry["headline"] == record["headline"] and "the difference lies in the connector" in entry["headline"]
+    assert patched.manifest["model"]["twin_fingerprint"] not in (None, patched.manifest["model"]["fingerprint"])
+    assert patched.manifest["finished"]
+
+
+def test_frames_agree_with_the_table_of_answers(patched: Evaluated) -> None:
+    run = Run(patched.folder)
+    assert not run.notes
+    answers = pd.read_csv(patched.folder / f"{TASK.replace(':', '+')}.patched_answers.csv", keep_default_na=False)
+    answers["hit"] = answers["predicted"] == answers["label"]
+    by_hand = answers.groupby(["recipient", "layer", "tokens"])["hit"].mean()
+    sites = run.patching.query("kind == 'site' and metric == 'accuracy'")
+    assert set(sites["layer"]) == set(SITES)
+    for row in sites.itertuples():
+        recipient = {"restore": "model", "break": "twin"}[row.direction]
+        assert by_hand[recipient, row.layer, row.tokens] == pytest.approx(row.value)
+    own = {name: by_hand[name, "", ""] for name in ("model", "twin")}
+    share = run.patching.query("kind == 'share' and metric == 'accuracy'")["value"].sum()
+    assert share == pytest.approx(own["twin"] - own["model"])
+    combinations = run.patching.query("kind == 'combination' and metric == 'accuracy'")
+    assert len(combinations) == 8
+    mixed = combinations.query("vision == 'model' and connector == 'twin' and llm == 'model'")["value"].item()
+    assert mixed == pytest.approx(by_hand["model", "connector alone", "all"])
+    # The documents are a balanced sample of the test fold, a group each where there are enough.
+    asked = answers.query("recipient == 'model' and layer == ''")
+    assert asked["label"].value_counts().tolist() == [8] * 4 and asked["document"].is_unique
+
+
+def test_the_models_own_answers_are_those_of_the_run(patched: Evaluated) -> None:
+    answers = pd.read_csv(patched.folder / f"{TASK.replace(':', '+')}.patched_answers.csv", keep_default_na=False)
+    own = answers.query("recipient == 'model' and layer == ''").set_index("document")["answer"]
+    outcomes = Run(patched.folder).outcomes.set_index("document")["answer"]
+    assert (outcomes.loc[own.index] == own).all()
+
+
+def test_patching_that_was_stopped_goes_on(
+    evaluate: Callable[..., Evaluated],
+    patched: Evaluated,
+    broken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = patch_loop._patch_batch, []
+
+    def stopping(*arguments: Any) -> Any:
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(patch_loop, "_patch_batch", stopping)
+    arguments = f"pretrained={broken},twin=demo,device=cpu"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, model_args=arguments, **SETTINGS)
+    again = evaluate(tmp_path, model_args=arguments, **SETTINGS)
+    assert calls == [16, 16, 16]
+    for suffix in ("patching.json", "patched_answers.csv"):
+        name = f"{TASK.replace(':', '+')}.{suffix}"
+        assert (again.folder / name).read_text("utf-8") == (patched.folder / name).read_text("utf-8")
+
+
+def test_a_failure_while_patching_costs_no_answers(
+    evaluate: Callable[..., Evaluated], broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(patch_loop, "_patch_batch", failing)
+    run = evaluate(tmp_path, model_args=f"pretrained={broken},twin=demo,device=cpu", limit=24, **SETTINGS)
+    values = run.values(TASK)
+    assert values["twin_gain,none"] == "N/A" and isinstance(values["accuracy,none"], float)
+    assert "a kernel failed" in run.manifest["tasks"][TASK]["patching"]["failed"]
+    with pytest.warns(UserWarning, match="no twin patching: .*a kernel failed"):
+        assert Run(run.folder).patching.empty
+
+
+def test_without_a_twin_nothing_is_loaded(evaluate: Callable[..., Evaluated], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="expected a second checkpoint to take states from, got none"):
+        evaluate(tmp_path, **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_twin_of_another_tokenizer_is_refused_before_the_answers(
+    evaluate: Callable[..., Evaluated], patched: Evaluated, broken: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(broken, other)
+    path = other / "tokenizer.json"
+    tokens = json.loads(path.read_text("utf-8"))
+    used = Tokenizer.from_file(str(path)).encode(patched.manifest["tasks"][TASK]["prompt"]).ids[-12:-10]
+    vocabulary = tokens["model"]["vocab"]
+    first, second = (name for name, number in vocabulary.items() if number in used)
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(tokens), "utf-8")
+    with pytest.raises(ModelError, match="Expected both models to see the same tokens"):
+        evaluate(tmp_path / "out", model_args=f"pretrained=demo,twin={other},device=cpu", **SETTINGS)
+
+
+def test_a_twin_that_is_the_model_itself_has_nothing_to_restore(
+    evaluate: Callable[..., Evaluated], tmp_path: Path
+) -> None:
+    run = evaluate(tmp_path, model_args="pretrained=demo,twin=demo,device=cpu", tasks=["med_patch_demo:n=2:every=6"])
+    record = json.loads(next(run.folder.glob("*.patching.json")).read_text("utf-8"))
+    assert record["stages"] == [] and "do not differ clearly enough" in record["headline"]
+    values = run.values("med_patch_demo:n=2:every=6")
+    assert values["twin_gain,none"] == 0 and np.isfinite(record["worse_accuracy"]["value"])
+    assert {share["accuracy"]["value"] for share in record["shares"]} == {0}
