@@ -23,8 +23,8 @@ def headline(result: TwinPatching) -> str:
     if result.worse == "twin":
         model, twin = twin, model
     sentences = [
-        f"The model answers {model.value:.1%} of {result.n} documents correctly, its twin {twin.value:.1%} "
-        f"(difference {_points(result.difference)})."
+        f"The model answers {model.value:.1%} of {result.n} documents correctly, its twin {twin.value:.1%}: "
+        f"a difference of {_points(result.difference)}."
     ]
     if not result.stages:
         return f"{sentences[0]} The two do not differ clearly enough to be patched."
@@ -48,4 +48,5 @@ def _bracket(result: TwinPatching) -> str:
 
 
 def _points(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.1f} points, 95% CI {100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+    value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.1f} points (95% CI {low:.1f} to {high:.1f})"

@@ -14,7 +14,7 @@ from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.run_pairs import ImageControl, image_controls, model_differences
 from medmllm_plugins.report.subjects import Subject
-from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables, shortcut_tables
+from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables, patch_tables, shortcut_tables
 from medmllm_plugins.report.tables.report_table import Table
 from medmllm_plugins.report.verdict import Verdict, verdicts
 
@@ -50,6 +50,8 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "shortcuts": shortcut_tables.shortcuts_table,
     "masked": shortcut_tables.masked_table,
     "nuisances": shortcut_tables.nuisances_table,
+    "twins": patch_tables.twins_table,
+    "patches": patch_tables.patches_table,
     "health": layer_tables.health_table,
     "curves": layer_tables.curves_table,
     "mapping": layer_tables.mapping_table,

@@ -18,11 +18,13 @@ from tokenizers import Tokenizer
 from medmllm_plugins import Run
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.report.run_collection import collect_runs
+from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.runtime import patch_loop
 
-TASK = "med_patch_demo:n=8:every=3:tokens=last+all"
+TASK = "med_patch_demo:n=4:every=3:tokens=last+all"
 SITES = ["vision", "connector alone", "connector", *(f"llm.{n:02d}" for n in (2, 5)), "llm.embed", "llm.norm"]
-SETTINGS: dict[str, Any] = {"tasks": [TASK], "batch_size": 16}
+SETTINGS: dict[str, Any] = {"tasks": [TASK], "batch_size": 8, "limit": 96}
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +61,7 @@ def test_the_broken_stage_is_named(patched: Evaluated) -> None:
     record = json.loads((patched.folder / f"{TASK.replace(':', '+')}.patching.json").read_text("utf-8"))
     assert (record["worse"], record["better"], record["stages"]) == ("model", "twin", ["connector"])
     assert (record["first_restoring"], record["first_breaking"]) == ("connector", "connector")
-    assert record["checkpoints"]["twin"] == "demo" and record["n"] == 32
+    assert record["checkpoints"]["twin"] == "demo" and record["n"] == 16
     entry = patched.manifest["tasks"][TASK]["patching"]
     assert entry["headline"] == record["headline"] and "the difference lies in the connector" in entry["headline"]
     assert patched.manifest["model"]["twin_fingerprint"] not in (None, patched.manifest["model"]["fingerprint"])
@@ -86,7 +88,7 @@ def test_frames_agree_with_the_table_of_answers(patched: Evaluated) -> None:
     assert mixed == pytest.approx(by_hand["model", "connector alone", "all"])
     # The documents are a balanced sample of the test fold, a group each where there are enough.
     asked = answers.query("recipient == 'model' and layer == ''")
-    assert asked["label"].value_counts().tolist() == [8] * 4 and asked["document"].is_unique
+    assert asked["label"].value_counts().tolist() == [4] * 4 and asked["document"].is_unique
 
 
 def test_the_models_own_answers_are_those_of_the_run(patched: Evaluated) -> None:
@@ -116,7 +118,7 @@ def test_patching_that_was_stopped_goes_on(
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path, model_args=arguments, **SETTINGS)
     again = evaluate(tmp_path, model_args=arguments, **SETTINGS)
-    assert calls == [16, 16, 16]
+    assert calls == [8, 8, 8]
     for suffix in ("patching.json", "patched_answers.csv"):
         name = f"{TASK.replace(':', '+')}.{suffix}"
         assert (again.folder / name).read_text("utf-8") == (patched.folder / name).read_text("utf-8")
@@ -129,7 +131,7 @@ def test_a_failure_while_patching_costs_no_answers(
         raise RuntimeError("a kernel failed")
 
     monkeypatch.setattr(patch_loop, "_patch_batch", failing)
-    run = evaluate(tmp_path, model_args=f"pretrained={broken},twin=demo,device=cpu", limit=24, **SETTINGS)
+    run = evaluate(tmp_path, model_args=f"pretrained={broken},twin=demo,device=cpu", **SETTINGS)
     values = run.values(TASK)
     assert values["twin_gain,none"] == "N/A" and isinstance(values["accuracy,none"], float)
     assert "a kernel failed" in run.manifest["tasks"][TASK]["patching"]["failed"]
@@ -162,9 +164,22 @@ def test_a_twin_of_another_tokenizer_is_refused_before_the_answers(
 def test_a_twin_that_is_the_model_itself_has_nothing_to_restore(
     evaluate: Callable[..., Evaluated], tmp_path: Path
 ) -> None:
-    run = evaluate(tmp_path, model_args="pretrained=demo,twin=demo,device=cpu", tasks=["med_patch_demo:n=2:every=6"])
+    settings = {**SETTINGS, "tasks": ["med_patch_demo:n=2:every=6"]}
+    run = evaluate(tmp_path, model_args="pretrained=demo,twin=demo,device=cpu", **settings)
     record = json.loads(next(run.folder.glob("*.patching.json")).read_text("utf-8"))
     assert record["stages"] == [] and "do not differ clearly enough" in record["headline"]
     values = run.values("med_patch_demo:n=2:every=6")
     assert values["twin_gain,none"] == 0 and np.isfinite(record["worse_accuracy"]["value"])
     assert {share["accuracy"]["value"] for share in record["shares"]} == {0}
+
+
+def test_the_report_shows_where_the_checkpoints_differ(patched: Evaluated) -> None:
+    (dataset,) = collect_runs([patched.folder]).datasets
+    section = build_section(dataset)
+    (twins,) = section.tables["twins"].to_dict()["rows"]
+    assert (twins["first_breaking"], twins["first_restoring"], twins["stages"]) == (*["connector"] * 2, "connector")
+    assert twins["accuracy"]["value"] < 0.5 < twins["twin_accuracy"]["value"] and twins["better"] == "twin"
+    assert twins["share_connector"]["value"] == pytest.approx(twins["difference"]["value"])
+    rows = section.tables["patches"].to_dict()["rows"]
+    effects = {(row["layer"], row["tokens"]): row["restored_effect"]["value"] for row in rows}
+    assert effects["vision", "all"] == 0 and effects["connector", "all"] == pytest.approx(1)

@@ -1,0 +1,41 @@
+"""Tables of twin patching: where states of another checkpoint change the answers, and each module's share."""
+
+from __future__ import annotations
+
+from medmllm_plugins.report.run_collection import DatasetRuns
+from medmllm_plugins.report.tables.report_table import Row, Table, Value, model_table
+from medmllm_plugins.results.patch_records import PatchPoint
+
+
+def twins_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the difference between each model and its twin, where it arises, and the share of each module."""
+    rows: list[Row] = []
+    for result, patching in dataset.patched():
+        shares = {share.module: share.accuracy for share in patching.shares}
+        own, other = patching.worse_accuracy, patching.better_accuracy
+        if patching.worse == "twin":
+            own, other = other, own
+        values: tuple[Value, ...] = (
+            *(patching.checkpoints.get("twin"), patching.n, patching.groups, own, other, patching.better),
+            *(patching.difference, patching.first_breaking or "nowhere", patching.first_restoring or "nowhere"),
+            *(" and ".join(patching.stages) or "none", *(shares.get(name) for name in ("vision", "connector", "llm"))),
+        )
+        rows.append((result.subject, values))
+    return model_table(dataset, "twins", rows)
+
+
+def patches_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the effect of each site in both directions."""
+    rows: list[Row] = []
+    for result, patching in dataset.patched():
+        by_site: dict[tuple[str, str], dict[str, PatchPoint]] = {}
+        for point in patching.points:
+            by_site.setdefault((point.layer, point.tokens), {})[point.direction] = point
+        for (layer, tokens), points in by_site.items():
+            restoring, breaking = points.get("restore"), points.get("break")
+            values: list[Value] = [layer, tokens]
+            for one_way in (restoring, breaking):
+                values += [None] * 3 if one_way is None else [one_way.accuracy, one_way.effect, one_way.log_odds_effect]
+            parsed = [point.parsed for point in points.values()]
+            rows.append((result.subject, (*values, min(parsed))))
+    return model_table(dataset, "patches", rows)
